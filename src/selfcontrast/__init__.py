@@ -1,0 +1,1 @@
+"""Self-Contrast: feedback-free alignment with many self-generated negatives (arXiv 2404.00604)."""

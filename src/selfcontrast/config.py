@@ -1,0 +1,137 @@
+"""The typed config, and every check that can fail before any compute.
+
+Each group of `conf/` names the class it builds (`_target_`). Those classes are dataclasses without defaults, so they
+*are* the schema: their fields and types are what the YAML must hold, all of it, and nothing else.
+"""
+
+import difflib
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from selfcontrast.data.example import Example, Source, Split
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.lm_eval import check_tasks
+from selfcontrast.evaluation.scores import Evaluation
+from selfcontrast.filters.encode import Encoder
+from selfcontrast.filters.select import Filter
+from selfcontrast.generators.stage import Generation
+from selfcontrast.models.loading import Model
+from selfcontrast.objectives import Objective
+from selfcontrast.tracking import Tracking
+from selfcontrast.training.recipe import Hardware, Recipe
+
+GROUPS = (
+    "data", "model", "sft", "generator", "encoder", "filter", "objective", "trainer", "hardware", "evaluation",
+    "tracking",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A job, built and checked: what `pipeline.run` takes."""
+
+    name: str
+    negatives: int
+    seed: int
+    target_metric: str
+    store: Path
+    output: Path
+    data: Source
+    model: Model
+    sft: Recipe
+    generator: Generation
+    encoder: Encoder
+    filter: Filter
+    objective: Objective
+    trainer: Recipe
+    hardware: Hardware
+    evaluation: Evaluation
+    tracking: Tracking
+    splits: dict[Split, list[Example]]
+
+
+def configure(cfg: DictConfig) -> Parts:
+    """Builds every part and checks all that can be known before compute. Raises `UserError`."""
+    for name in ("negatives", "seed"):
+        if not isinstance(cfg[name], int) or isinstance(cfg[name], bool):
+            raise UserError(f"{name}={cfg[name]}: a whole number")
+    if cfg.negatives < 1:
+        raise UserError(f"negatives={cfg.negatives}: at least 1 negative per prompt")
+    if cfg.seed < 0:
+        raise UserError(f"seed={cfg.seed}: 0 or more")
+    parts = {group: build(cfg[group], group) for group in GROUPS}
+    parts["filter"].check(cfg.negatives, parts["generator"].samples)
+    parts["hardware"].check()
+    parts["tracking"].check()
+    check_tasks(parts["evaluation"].lm_eval)
+    parts["encoder"].check()
+    splits = parts["data"].load()
+    parts["model"].check()
+    return Parts(
+        name=str(cfg.name),
+        negatives=cfg.negatives,
+        seed=cfg.seed,
+        target_metric=str(cfg.target_metric),
+        store=Path(cfg.store),
+        output=Path(cfg.output),
+        splits=splits,
+        **parts,
+    )
+
+
+def build(node: Any, where: str) -> Any:
+    """The object that a config node describes: `_target_`'s dataclass, its nested nodes first.
+
+    Raises:
+        UserError: for a key that is unknown or missing, or a value of the wrong type, named by its full path.
+    """
+    if isinstance(node, ListConfig):
+        return [build(item, f"{where}[{i}]") for i, item in enumerate(node)]
+    if not isinstance(node, DictConfig):
+        return node
+    if "_target_" not in node:
+        return {key: build(value, f"{where}.{key}") for key, value in node.items()}
+    cls = _class(node["_target_"], where)
+    _check_keys(node, cls, where)
+    values = {name: build(value, f"{where}.{name}") for name, value in node.items() if name != "_target_"}
+    hints = get_type_hints(cls)
+    return cls(**{f.name: _typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)})
+
+
+def _class(target: str, where: str) -> Any:
+    try:
+        cls = get_class(target)
+    except Exception as error:
+        raise UserError(f"{where}._target_={target}: no such class ({error})") from error
+    if not is_dataclass(cls):
+        raise UserError(f"{where}._target_={target}: must be a dataclass, whose fields are the config's keys")
+    return cls
+
+
+def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
+    known = [f.name for f in fields(cls)]
+    for key in node:
+        if key not in (*known, "_target_"):
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has {', '.join(known)}"
+            raise UserError(f"{where}.{key}: no such setting{hint}")
+    for key in known:
+        if key not in node:
+            raise UserError(f"{where}.{key} is missing from the config")
+        if OmegaConf.is_missing(node, key):
+            raise UserError(f"{where}.{key} must be given: {where}.{key}=…")
+
+
+def _typed(value: Any, annotation: Any, name: str) -> Any:
+    """`value` as the field's type: 1 is a float, "many" is not."""
+    if annotation is Any or is_dataclass(value):
+        return value
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{name}={value!r}: {error.errors()[0]['msg']}") from error

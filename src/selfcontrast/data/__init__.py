@@ -1,0 +1,1 @@
+"""Prompts and targets: sources, chat rendering, and the built-in data with its verifier."""

@@ -1,0 +1,154 @@
+"""The built-in data: plain-English instructions drawn by a program, each with an exact, graded verifier.
+
+Eight families mirror the categories of MT-Bench, in rotation; some examples are dialogues of two turns. A
+prompt fixes the values of some slots; a target puts them into one of several templates with free fillers, so
+a prompt has a hundred right responses or so, and 32 samples are mostly distinct.
+
+In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a model
+that imitates them well still has something to gain. Targets of validation and test are clean: they are what a
+response is compared with, and errors in them would be counted against the model.
+
+What this data cannot show:
+- It is synthetic, a closed world of a few hundred words: nothing here speaks of open-ended quality, of
+  helpfulness or of safety, and a score says nothing about MT-Bench itself.
+- The noise favours the method by construction: the mode of the demonstrations is clean and their tail is not,
+  so whatever sharpens the model gains, a lower temperature included. `noise: 0` is the control.
+- In stem and humanities facts are memorised; only the combination asked for is new.
+- The follow-up of a dialogue is graded by its specification alone: a model may ignore its first reply, and
+  earns nothing for being consistent with a wrong one.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from selfcontrast.data.example import SPLITS, Example, Message, Split
+from selfcontrast.data.families import FAMILIES, FORMS, Turn, sample_target
+from selfcontrast.data.verifier import Verifier
+from selfcontrast.errors import UserError
+
+VERSION = 1
+"""Raise it with any change to the words, the templates or the order of random draws."""
+
+MAX_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """Source of the built-in data.
+
+    Attributes:
+        train, validation, test: examples per split.
+        noise: probability that a slot of a train target is wrong, in [0, 1].
+        two_turn: probability that an example is a dialogue of two turns, in [0, 1].
+        seed: of the data, apart from the training seed.
+    """
+
+    train: int
+    validation: int
+    test: int
+    noise: float
+    two_turn: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}={getattr(self, name)}: a split needs at least 1 example")
+        for name in ("noise", "two_turn"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.{name}={getattr(self, name)}: give a probability between 0 and 1")
+
+    def load(self) -> dict[Split, list[Example]]:
+        """All splits. Raises `UserError` where a family has too few distinct prompts for their sizes."""
+        held_out: set[str] = set()
+        # The held-out splits come first, so that they do not depend on the size of train.
+        splits: dict[Split, list[Example]] = {}
+        for split in reversed(SPLITS):
+            splits[split] = self._split(split, held_out)
+            held_out |= {content(example) for example in splits[split]}
+        check_disjoint(splits)
+        return {split: splits[split] for split in SPLITS}
+
+    def verifier(self) -> Verifier:
+        return Verifier()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"source": "builtin", "version": VERSION, **asdict(self)}
+
+    def _split(self, split: Split, held_out: set[str]) -> list[Example]:
+        names = list(FAMILIES)
+        seen: set[tuple[str, ...]] = set()
+        examples = []
+        for index in range(getattr(self, split)):
+            family = names[index % len(names)]
+            key = f"{self.seed} {split} {index}"
+            turns, about = self._draw(family, random.Random(key), held_out, seen, split)
+            seen.add(tuple(turn.user for turn in turns))
+            # A stream of its own: the prompts are the same at every noise.
+            noise = self.noise if split == "train" else 0.0
+            examples.append(_example(family, about, turns, random.Random(f"{key} target"), noise))
+        return examples
+
+    def _draw(
+        self, family: str, rng: random.Random, held_out: set[str], seen: set[tuple[str, ...]], split: Split
+    ) -> tuple[list[Turn], str]:
+        """The turns and the content of a dialogue whose prompt is new and whose content is not held out."""
+        two_turn = rng.random() < self.two_turn
+        for _ in range(MAX_DRAWS):
+            dialogue = FAMILIES[family](rng)
+            turns = [dialogue.first, dialogue.follow_up] if two_turn else [dialogue.first]
+            if dialogue.content not in held_out and tuple(turn.user for turn in turns) not in seen:
+                return turns, dialogue.content
+        raise UserError(
+            f"data.{split}={getattr(self, split)}: the built-in family {family!r} has no new prompt left; "
+            f"lower data.{split}, or data.test and data.validation"
+        )
+
+
+def _example(family: str, about: str, turns: Sequence[Turn], rng: random.Random, noise: float) -> Example:
+    """The first reply of a train dialogue is as noisy as a target: in an evaluation the model meets its own
+    imperfect reply there, and must have learned to answer the follow-up from the user's words."""
+    prompt: list[Message] = []
+    for turn in turns:
+        reply = sample_target(FORMS[turn.form], turn.want, rng, noise)
+        prompt += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": reply}]
+    target = prompt.pop()["content"]
+    reference = json.dumps(
+        {
+            "content": about,
+            "family": family,
+            "turns": [{"form": turn.form, "want": turn.want} for turn in turns],
+        }
+    )
+    digest = hashlib.sha256(json.dumps([prompt, target, reference]).encode()).hexdigest()
+    return Example(
+        id=f"{family}-{digest[:16]}",
+        prompt=prompt,
+        target=target,
+        category=family,
+        reference=reference,
+        turns=[turn.user for turn in turns] if len(turns) > 1 else [],
+    )
+
+
+def content(example: Example) -> str:
+    """What the example asks about, whatever the wording, the order and the follow-up."""
+    return str(json.loads(example.reference)["content"])
+
+
+def check_disjoint(splits: Mapping[Split, Sequence[Example]]) -> None:
+    """Raises `ValueError` where two splits share a content or one split repeats a prompt."""
+    for split, examples in splits.items():
+        asked = {tuple(m["content"] for m in e.prompt if m["role"] == "user") for e in examples}
+        if len(asked) < len(examples):
+            raise ValueError(f"the split {split!r} repeats {len(examples) - len(asked)} of its prompts")
+    for (one, first), (two, second) in combinations(splits.items(), 2):
+        if shared := {content(e) for e in first} & {content(e) for e in second}:
+            raise ValueError(
+                f"the splits {one!r} and {two!r} share {len(shared)} contents, such as {min(shared)!r}"
+            )

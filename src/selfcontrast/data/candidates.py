@@ -1,0 +1,97 @@
+"""What is asked of a generator, what it answers, and which of the answers become negatives."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfcontrast.errors import UserError
+
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are drawn. `temperature` 0 is greedy. `max_length` bounds prompt and response together."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"samples={self.samples}: at least 1")
+        if self.temperature < 0:
+            raise UserError(f"temperature={self.temperature}: 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: above 0 and at most 1")
+        if min(self.max_new_tokens, self.max_length) < 1:
+            raise UserError("max_new_tokens and max_length: at least 1")
+        if self.temperature == 0 and self.samples > 1:
+            raise UserError("temperature=0 gives the same response every time: samples must be 1")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A rendered prompt to sample for."""
+
+    id: str
+    prompt: list[int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sampled response. `log_prob` is the sum over its tokens, in nats, at temperature 1."""
+
+    id: str
+    sample: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A candidate at its place in the nested draw. `similarity` is its cosine to the target."""
+
+    id: str
+    rank: int
+    sample: int
+    text: str
+    token_ids: list[int]
+    similarity: float
+
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("sample", pa.int32()),
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("log_prob", pa.float64()),
+    ]
+)
+
+
+def write_candidates(file: Path, candidates: Iterable[Candidate]) -> None:
+    """Atomically: a file that exists is whole."""
+    partial = file.with_suffix(".writing")
+    pq.write_table(pa.Table.from_pylist([vars(c) for c in candidates], schema=SCHEMA), partial)
+    os.replace(partial, file)
+
+
+def read_candidates(file: Path) -> list[Candidate]:
+    return [Candidate(**row) for row in pq.read_table(file).to_pylist()]
+
+
+def read_negatives(file: Path) -> dict[str, list[Negative]]:
+    """Per example id its negatives, in rank order."""
+    found: dict[str, list[Negative]] = defaultdict(list)
+    for row in pq.read_table(file).to_pylist():
+        found[row["id"]].append(Negative(**row))
+    return dict(found)

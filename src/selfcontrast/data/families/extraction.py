@@ -1,0 +1,61 @@
+"""Extraction: three of the five facts of a note, then the other two."""
+
+import random
+from collections.abc import Sequence
+from itertools import combinations, permutations
+
+from selfcontrast.data.families.dialogue import Dialogue, Turn
+from selfcontrast.data.families.form import Form, Slot, Template
+from selfcontrast.data.families.words import CLOSERS, DAYS, NAMES, OPENERS, PLACES, THINGS, plural
+
+POOLS = {
+    "person": NAMES,
+    "day": DAYS,
+    "place": PLACES,
+    "thing": tuple(plural(thing) for thing in THINGS),
+    "count": tuple(str(count) for count in range(2, 41)),
+}
+NOTES = (
+    "{person} {verb} {count} {thing} at the {place} on {day}.",
+    "On {day} {person} {verb} {count} {thing} at the {place}.",
+    "At the {place}, {person} {verb} {count} {thing} on {day}.",
+)
+VERBS = ("sold", "bought", "lost", "found", "made")
+WORDINGS = ("Note: {note} Give the {asked}.", "{note} Name the {asked}.", "List the {asked}: {note}")
+FOLLOW_UPS = ("And the {asked}?", "Now give the {asked}.", "What of the {asked}?")
+
+
+def listing(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _form(asked: tuple[str, ...]) -> Form:
+    templates = []
+    for order in permutations(asked):
+        said = listing([f"the {field} is {{{field}}}" for field in order])
+        listed = ", ".join(f"{field} {{{field}}}" for field in order)
+        bare = listing([f"{{{field}}} for the {field}" for field in order])
+        ends = (f"{said}.", f"{listed}. {{closer}}.", f"{bare}.")
+        templates += [Template(f"{{opener}}, {end}") for end in ends]
+    fillers = {"opener": OPENERS, "closer": CLOSERS}
+    return Form(tuple(templates), {field: Slot(POOLS[field]) for field in asked}, fillers)
+
+
+def _name(asked: Sequence[str]) -> str:
+    return "extraction " + "+".join(sorted(asked))
+
+
+FORMS = {_name(asked): _form(asked) for size in (2, 3) for asked in combinations(sorted(POOLS), size)}
+
+
+def draw_extraction(rng: random.Random) -> Dialogue:
+    spec = {field: rng.choice(pool) for field, pool in POOLS.items()}
+    note = rng.choice(NOTES).format(**spec, verb=rng.choice(VERBS))
+    fields = rng.sample(sorted(POOLS), len(POOLS))
+
+    def turn(wordings: tuple[str, ...], asked: list[str]) -> Turn:
+        user = rng.choice(wordings).format(note=note, asked=listing(asked))
+        return Turn(user, _name(asked), {field: [spec[field]] for field in asked})
+
+    content = " ".join(["extraction", *spec.values()])
+    return Dialogue(content, turn(WORDINGS, fields[:3]), turn(FOLLOW_UPS, fields[3:]))

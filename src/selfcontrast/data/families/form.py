@@ -1,0 +1,88 @@
+"""Forms: how a right response may be worded, how one is drawn, and how one is read back into its slots.
+
+A form has templates with holes. A hole is either a *slot*, whose value the prompt decides and the verifier
+grades, or a *filler*, which is free within a closed set. Drawing and reading share the templates, so they cannot
+drift apart.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from string import Formatter
+
+Want = Mapping[str, Sequence[str]]
+"""Slot -> the values that are right in it; any one of them will do."""
+
+WORD = r"[^\s.,;:!?()]+"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A graded hole: every value it can take (noise draws from them), and its weight in the score."""
+
+    pool: tuple[str, ...]
+    weight: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """Text with holes as `{name}`; a name that comes twice must be filled alike.
+
+    `fixed` gives the slots that the choice of this template settles, such as the layout of a function.
+    """
+
+    text: str
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The ways of wording one kind of response."""
+
+    templates: tuple[Template, ...]
+    slots: Mapping[str, Slot]
+    fillers: Mapping[str, tuple[str, ...]]
+
+    def pool(self, hole: str) -> tuple[str, ...]:
+        return self.slots[hole].pool if hole in self.slots else self.fillers[hole]
+
+    def render(self, values: Mapping[str, str], rng: random.Random) -> str:
+        """The slots' `values` in a random template that agrees with them, with random fillers."""
+        fitting = [t for t in self.templates if all(values[s] == v for s, v in t.fixed.items())]
+        fillers = {hole: rng.choice(pool) for hole, pool in self.fillers.items()}
+        return rng.choice(fitting).text.format(**fillers, **values)
+
+    def read(self, response: str) -> Iterator[dict[str, str]]:
+        """Hole -> what stands in it, for each template that matches the whole response."""
+        for template in self.templates:
+            if match := _pattern(self, template).fullmatch(response):
+                yield {**match.groupdict(), **template.fixed}
+
+
+def sample_target(form: Form, want: Want, rng: random.Random, noise: float) -> str:
+    """A random right response, in which each slot is made wrong with probability `noise`."""
+    values = {}
+    for name, right in want.items():
+        wrong = [value for value in form.slots[name].pool if value not in right]
+        values[name] = rng.choice(wrong if rng.random() < noise else right)
+    return form.render(values, rng)
+
+
+@cache
+def _pattern(form: Form, template: Template) -> re.Pattern[str]:
+    """Matches any word, known or not, in a hole: one wrong word must cost its own slot and no other."""
+    parts, seen = [], set[str]()
+    for literal, hole, _, _ in Formatter().parse(template.text):
+        parts.append(re.escape(literal))
+        if hole:
+            parts.append(f"(?P={hole})" if hole in seen else f"(?P<{hole}>{_hole(form.pool(hole))})")
+            seen.add(hole)
+    return re.compile("".join(parts))
+
+
+def _hole(pool: Sequence[str]) -> str:
+    longest = max(value.count(" ") for value in pool)
+    known = "|".join(re.escape(value) for value in sorted(pool, key=len, reverse=True))
+    return f"{known}|{WORD}(?: {WORD}){{0,{longest}}}"

@@ -1,0 +1,25 @@
+"""The vocabulary that families share. Small on purpose: the model meets every word hundreds of times."""
+
+NAMES = (
+    "Tom", "Ann", "Sue", "Ben", "Mia", "Leo", "Eva", "Max", "Lily", "Jack",
+    "Nora", "Hugo", "Rita", "Carl", "Dora", "Finn", "Gina", "Otto", "Paul", "Vera",
+)  # fmt: skip
+THINGS = (
+    "lamp", "coin", "book", "ring", "hat", "map", "key", "cup", "drum", "flute",
+    "rope", "shoe", "clock", "basket", "letter", "pear", "cake", "kite", "boat", "bell",
+)  # fmt: skip
+PLACES = (
+    "market", "river", "barn", "castle", "forest", "bridge", "garden", "harbour",
+    "school", "tower", "mill", "church", "beach", "station", "farm", "inn",
+)  # fmt: skip
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+OPENERS = ("Sure", "Well", "Let us see", "Of course", "Gladly", "Right", "Here you go", "Good question")
+CLOSERS = (
+    "That is all", "I hope this helps", "I am sure", "Ask me more",
+    "It is clear", "Happy to help", "There you have it", "No doubt",
+)  # fmt: skip
+
+
+def plural(thing: str) -> str:
+    return thing + "s"

@@ -1,0 +1,244 @@
+"""The user's own supervised data: one JSON, JSON Lines or Parquet file, split by prompt."""
+
+import gzip
+import hashlib
+import json
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from selfcontrast.data.example import Example, Split
+from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, recognise, text
+from selfcontrast.errors import UserError
+
+VERSION = 1  # raise it when the same file and settings would give other examples
+MIN_PROMPTS = 8
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """A file of supervised rows; their format is recognised from the first row's columns (`formats.FORMATS`).
+
+    Rows with one prompt share a split, decided by a hash of the prompt (see `split_by_prompt`). An exact
+    duplicate (prompt and target) is dropped. An id is the row's own `id`, else a hash of prompt and target.
+
+    Attributes:
+        path: .json (one array), .jsonl, either of them with .gz, or .parquet.
+        validation: share of the prompts, in (0, 1).
+        test: share of the prompts, in (0, 1); with `validation` below 1.
+        limit: the first rows that are usable; None is all.
+    """
+
+    path: str
+    validation: float
+    test: float
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
+            raise UserError(
+                f"data.validation={self.validation} and data.test={self.test} must be above 0, in sum below 1"
+            )
+        if self.limit is not None and self.limit < MIN_PROMPTS:
+            raise UserError(f"data.limit={self.limit} must be at least {MIN_PROMPTS}, or null for all rows")
+
+    def load(self) -> dict[Split, list[Example]]:
+        """The three splits, each in the file's order and none empty.
+
+        Raises `UserError` for an unusable file or row (counted from 1), and below 8 different prompts.
+        """
+        dropped: Counter[str] = Counter()
+        examples = self._read(dropped)
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
+        if reasons:
+            log.warning(
+                "%s: kept %d rows, dropped %d (%s)", self.path, len(examples), dropped.total(), reasons
+            )
+        if len({_key(example.prompt) for example in examples}) < MIN_PROMPTS:
+            raise UserError(
+                f"{self.path}: fewer than {MIN_PROMPTS} different prompts in {len(examples)} usable rows"
+                f" (dropped: {reasons or 'none'}); give a larger file"
+            )
+        return split_by_prompt(examples, self.validation, self.test)
+
+    def verifier(self) -> None:
+        """Nothing grades a user's data exactly."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings and the file's bytes, not its path. Raises `UserError` where the file is missing."""
+        with _existing(self.path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "source": "jsonl",
+            "version": VERSION,
+            "validation": self.validation,
+            "test": self.test,
+            "limit": self.limit,
+            "sha256": digest,
+        }
+
+    def _read(self, dropped: Counter[str]) -> list[Example]:
+        parse = None
+        content: set[str] = set()
+        examples: dict[str, Example] = {}
+        for place, row in read_rows(self.path):
+            try:
+                if not isinstance(row, dict):
+                    raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
+                parse = parse or recognise(row) or _unrecognised(row)
+                parsed = parse(row)
+                key = _key([parsed.prompt, parsed.target])
+                example = _example(row, parsed, key)
+                if example.id in examples and key not in content:
+                    raise RowError(
+                        f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'"
+                    )
+            except OddRow as reason:
+                dropped[str(reason)] += 1
+                continue
+            except RowError as error:
+                raise UserError(f"{self.path}, {place}: {error}") from None
+            if key in content:
+                dropped["exact duplicate"] += 1
+                continue
+            content.add(key)
+            examples[example.id] = example
+            if len(examples) == self.limit:
+                break
+        return list(examples.values())
+
+
+def split_by_prompt(examples: list[Example], validation: float, test: float) -> dict[Split, list[Example]]:
+    """Split by prompt, without a seed: the same prompt lies in the same split on every machine.
+
+    A prompt's sha256, read as a number u in [0, 1), puts it in test (u < test), in validation
+    (u < test + validation) or in train, so rows added later move no prompt. Where a split would be empty, as
+    in a small file, the prompt next to it in the order of u moves over. Needs 3 different prompts.
+    """
+    place = {key: int(key[:16], 16) / 2**64 for key in (_key(example.prompt) for example in examples)}
+    order = sorted(place, key=lambda key: (place[key], key))
+    last = len(order)
+    end_test = min(max(1, sum(u < test for u in place.values())), last - 2)
+    end_validation = min(max(end_test + 1, sum(u < test + validation for u in place.values())), last - 1)
+    rank = {key: i for i, key in enumerate(order)}
+    splits: dict[Split, list[Example]] = {"train": [], "validation": [], "test": []}
+    for example in examples:
+        i = rank[_key(example.prompt)]
+        splits["test" if i < end_test else "validation" if i < end_validation else "train"].append(example)
+    return splits
+
+
+def read_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """Every row with its place ("line 3", "row 3"). Raises `UserError` for a file that cannot be read."""
+    file = _existing(path)
+    if file.name.endswith(".parquet"):
+        return _parquet(file)
+    content = _decode(file)
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty")
+    return (_lines if file.name.removesuffix(".gz").endswith(".jsonl") else _array)(path, content)
+
+
+def _existing(path: str) -> Path:
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"data.path={path} is a folder; name one file ({', '.join(SUFFIXES)})")
+    if not file.is_file():
+        raise UserError(f"data.path={path} does not exist (it is read relative to the working directory)")
+    if not file.name.endswith(SUFFIXES):
+        raise UserError(f"data.path={path} has an unknown suffix; use one of {', '.join(SUFFIXES)}")
+    return file
+
+
+def _decode(file: Path) -> str:
+    data = file.read_bytes()
+    try:
+        data = gzip.decompress(data) if file.suffix == ".gz" else data
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}, line {line}: not valid UTF-8; save the file as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: not a whole gzip file ({error})") from None
+
+
+def _lines(path: str, content: str) -> Iterator[tuple[str, Any]]:
+    # Not splitlines(): a string may hold U+2028 as it is.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({_fault(error)})") from None
+            yield f"line {number}", row
+
+
+def _array(path: str, content: str) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        hint = "if it holds one object a line, name it .jsonl"
+        raise UserError(
+            f"{path}, line {getattr(error, 'lineno', 1)}: not valid JSON ({_fault(error)}); {hint}"
+        ) from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: must be one JSON array of rows, not {type(rows).__name__}")
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}, row {number + 1}: not readable as Parquet ({' '.join(str(error).split())})"
+        ) from None
+
+
+def _unrecognised(row: Row) -> NoReturn:
+    accepted = " | ".join(" + ".join(columns) for columns in FORMATS)
+    raise RowError(
+        f"no known format has the columns {', '.join(row) or '(none)'}; rename them to one of: {accepted}"
+    )
+
+
+def _example(row: Row, parsed: Parsed, key: str) -> Example:
+    return Example(
+        id=_string(row, "id") or key[:16],
+        prompt=parsed.prompt,
+        target=parsed.target,
+        category=_string(row, "category"),
+        reference=_string(row, "reference"),
+        rejected=parsed.rejected,
+    )
+
+
+def _string(row: Row, column: str) -> str:
+    value = row.get(column, "")
+    if value is None or isinstance(value, str):
+        return text(value or "", f"'{column}'", blank=True)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _key(content: object) -> str:
+    """sha256 of the content as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

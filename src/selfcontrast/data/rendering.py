@@ -1,0 +1,84 @@
+"""Messages to token ids: the one rendering that training, sampling and evaluation share.
+
+The prompt is the tokenizer's chat template up to and including the generation prompt. The response is what the template
+adds after it, up to and including the token that ends the turn. The two are tokenized apart and joined as ids, so the
+boundary is the same token in training (where the response is known) and in sampling (where it is not yet).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selfcontrast.data.example import Example, Message
+from selfcontrast.errors import UserError
+
+PROBE: list[Message] = [{"role": "user", "content": "ping"}]
+
+
+class Renderer:
+    """Renders dialogues with one tokenizer's chat template.
+
+    Raises:
+        UserError: when the tokenizer has no chat template, no end-of-sequence token, or a template whose generation
+            prompt does not end exactly where the assistant's answer begins.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                "the tokenizer has no chat template: give one with model.chat_template=FILE (a Jinja template)"
+            )
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no end-of-sequence token, so no response could ever end")
+        self.end_ids = self._end_ids()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the dialogue and the generation prompt."""
+        return self._tokenize(self._text(messages))
+
+    def response(self, messages: Sequence[Message], target: str) -> list[int]:
+        """Token ids of `target` as the answer to `messages`, the end-of-turn token included."""
+        ids = self._tokenize(self._response_text(messages, target))
+        ends = [i for i, token in enumerate(ids) if token in self.end_ids]
+        # Templates may add a newline after the end of the turn; sampling never sees it, so training must not either.
+        return ids[: ends[-1] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
+
+    def example(self, example: Example) -> tuple[list[int], list[int]]:
+        """Token ids of an example's prompt and target."""
+        return self.prompt(example.prompt), self.response(example.prompt, example.target)
+
+    def text(self, response_ids: Sequence[int]) -> str:
+        """The text of a sampled response, without special tokens."""
+        return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
+
+    def _text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=generation_prompt
+                )
+            )
+        except Exception as error:  # a template is the model author's program: it may raise anything
+            raise UserError(f"the chat template fails on {messages[0]['role']!r} … : {error}") from error
+
+    def _response_text(self, messages: Sequence[Message], target: str) -> str:
+        prompt = self._text(messages)
+        whole = self._text([*messages, {"role": "assistant", "content": target}], generation_prompt=False)
+        response = whole.removeprefix(prompt)
+        if not whole.startswith(prompt) or not response.lstrip().startswith(target.strip()):
+            raise UserError(
+                "the chat template has no generation prompt that ends where the answer begins "
+                f"(prompt …{prompt[-40:]!r}, answer {response[:40]!r}…): give another with model.chat_template=FILE"
+            )
+        return response
+
+    def _tokenize(self, text: str) -> list[int]:
+        # The template has already written the special tokens, a beginning-of-sequence token among them.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _end_ids(self) -> frozenset[int]:
+        """The end-of-sequence token, and the special token that the template ends an answer with, if another."""
+        ids = self._tokenize(self._response_text(PROBE, "pong"))
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        ends = [token for token in ids if token in special]
+        return frozenset([self.tokenizer.eos_token_id, *ends[:1]])

@@ -1,0 +1,88 @@
+"""The exact grade of a response to the built-in data, from the specification in `Example.reference`.
+
+The score is the weighted share of right slots. A response that one of the form's templates matches is read into
+its slots; besides these, `form` is right where the free fillers are known ones. In any other response a slot is
+right where the text holds a right value and no other value of that slot, so naming them all earns nothing, and
+the score is halved.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selfcontrast.data.example import Example
+from selfcontrast.data.families import FORMS, Form, Want
+from selfcontrast.errors import UserError
+
+FORM = "form"
+FORM_WEIGHT = 1
+LOOSE_CREDIT = 0.5
+# No right response is longer than 200 characters; beyond this nothing is looked for.
+MAX_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Grade:
+    """`slots`: slot -> whether it is right, `form` among them; `score` in [0, 1]."""
+
+    slots: Mapping[str, bool]
+    score: float
+
+
+def grade(reference: str, response: str, turn: int = -1) -> Grade:
+    """Grade `response` as the answer to played turn `turn` of the dialogue that `reference` specifies.
+
+    Depends on the specification alone, not on what was answered before.
+    """
+    spec = _turns(reference)[turn]
+    form, want = FORMS[spec["form"]], spec["want"]
+    text = response.strip()
+    if len(text) > MAX_CHARACTERS:
+        return _grade(form, dict.fromkeys(want, False) | {FORM: False})
+    matches = [_grade(form, _read(form, want, values)) for values in form.read(text)]
+    return max(matches, key=lambda match: match.score) if matches else _loose(form, want, text)
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Grades responses to the built-in data. Raises `UserError` for an example of another source."""
+
+    def score(self, example: Example, response: str, turn: int = -1) -> float:
+        """In [0, 1]; 1 for a response that is right in every slot."""
+        return grade(example.reference, response, turn).score
+
+    def details(self, example: Example, response: str, turn: int = -1) -> dict[str, bool]:
+        """Slot -> whether it is right."""
+        return dict(grade(example.reference, response, turn).slots)
+
+
+def _turns(reference: str) -> list[dict[str, Any]]:
+    try:
+        turns: list[dict[str, Any]] = json.loads(reference)["turns"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            "the verifier grades the built-in data only, and this example's reference is not from it: "
+            "use data=builtin, or an evaluation without the verifier"
+        ) from None
+    return turns
+
+
+def _read(form: Form, want: Want, values: Mapping[str, str]) -> dict[str, bool]:
+    known = all(values[hole] in pool for hole, pool in form.fillers.items() if hole in values)
+    return {slot: values[slot] in right for slot, right in want.items()} | {FORM: known}
+
+
+def _loose(form: Form, want: Want, text: str) -> Grade:
+    slots = {}
+    for slot, right in want.items():
+        named = {v for v in form.slots[slot].pool if re.search(rf"(?<!\w){re.escape(v)}(?!\w)", text)}
+        slots[slot] = bool(named) and named <= set(right)
+    return _grade(form, slots | {FORM: False}, LOOSE_CREDIT)
+
+
+def _grade(form: Form, slots: Mapping[str, bool], credit: float = 1.0) -> Grade:
+    weights = {slot: FORM_WEIGHT if slot == FORM else form.slots[slot].weight for slot in slots}
+    right = sum(weights[slot] for slot, is_right in slots.items() if is_right)
+    return Grade(slots, credit * right / sum(weights.values()))

@@ -1,0 +1,1 @@
+"""Scores with intervals: decoding, judges, benchmarks, statistics."""

@@ -1,0 +1,31 @@
+"""How likely a policy finds the targets of held-out prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from selfcontrast.data.example import Example
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.models.loading import load_model
+from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.shared_prompt import use_shared_prompt
+
+
+@torch.no_grad()
+def target_log_probs(
+    model: Path, precision: str, renderer: Renderer, examples: Sequence[Example], device: str, max_length: int
+) -> list[dict[str, float | str]]:
+    """Per example its id, the target's summed log-probability in nats, and its tokens; none where it does not fit."""
+    policy = load_model(model, precision).to(device).eval()
+    use_shared_prompt(policy)
+    rows: list[dict[str, float | str]] = []
+    for example in examples:
+        prompt, target = renderer.example(example)
+        if len(prompt) + len(target) > max_length:
+            continue
+        packed = pack([Group(example.id, prompt, target, [])]).to(device)
+        value = float(response_log_probs(policy, packed, chunk_size=1024)[0, 0])
+        rows.append({"id": example.id, "log_prob": value, "tokens": len(target)})
+    return rows

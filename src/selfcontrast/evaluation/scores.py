@@ -1,0 +1,146 @@
+"""Stage evaluate, for one policy: its answers, graded; the likelihood of the targets; lm-eval's tasks.
+
+Nothing here compares policies, so a policy's scores are computed once, whatever it is compared with later.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from selfcontrast.data.candidates import Decoding
+from selfcontrast.data.example import Example, Split, Verifier
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.answers import Player
+from selfcontrast.evaluation.likelihood import target_log_probs
+from selfcontrast.evaluation.lm_eval import run_tasks
+from selfcontrast.filters.encode import Encoder
+from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.store import RESUME
+
+VERSION = 1
+ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A way of answering that is evaluated: the first is the one that headlines are made of."""
+
+    name: str
+    temperature: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured of every policy.
+
+    Attributes:
+        split: "validation" while anything is still being chosen, "test" to report.
+        prompts: how many of the split's prompts, evenly spread; None for all.
+        decodings: {name, temperature, samples} each; the first gives the headline.
+        lm_eval: task files of lm-eval in `evaluation/lm_eval/` by name; none to leave it out.
+        lm_eval_limit: documents per task; None for all.
+    """
+
+    split: str
+    prompts: int | None
+    decodings: list[Any]
+    top_p: float
+    max_new_tokens: int
+    max_length: int
+    lm_eval: list[str]
+    lm_eval_limit: int | None
+    seed: int
+    level: float = field(metadata={"in_key": False})
+    resamples: int = field(metadata={"in_key": False})
+
+    def __post_init__(self) -> None:
+        if self.split not in ("validation", "test"):
+            raise UserError(f"evaluation.split={self.split}: validation or test")
+        if not self.decodings:
+            raise UserError("evaluation.decodings: at least one")
+        if self.prompts is not None and self.prompts < 2:
+            raise UserError(f"evaluation.prompts={self.prompts}: at least 2, or null for all")
+        if not 0 < self.level < 1:
+            raise UserError(f"evaluation.level={self.level}: between 0 and 1, e.g. 0.95")
+        if self.resamples < 100:
+            raise UserError(f"evaluation.resamples={self.resamples}: at least 100")
+        for decoded in self.ways:
+            _ = self.decoding(decoded)
+
+    @property
+    def ways(self) -> list[Decoded]:
+        try:
+            return [Decoded(str(d["name"]), float(d["temperature"]), int(d["samples"])) for d in self.decodings]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("evaluation.decodings: each needs a name, a temperature and samples") from error
+
+    def decoding(self, way: Decoded) -> Decoding:
+        return Decoding(way.samples, way.temperature, self.top_p, self.max_new_tokens, self.max_length)
+
+    def choose(self, splits: dict[Split, list[Example]]) -> list[Example]:
+        """The prompts evaluated, spread evenly over the split."""
+        examples = splits["test" if self.split == "test" else "validation"]
+        if self.prompts is None or self.prompts >= len(examples):
+            return examples
+        return [examples[i] for i in np.linspace(0, len(examples) - 1, self.prompts).round().astype(int)]
+
+
+def evaluate(
+    folder: Path,
+    settings: Evaluation,
+    model: Path,
+    examples: Sequence[Example],
+    verifier: Verifier | None,
+    encoder: Encoder,
+    engine: Any,
+    precision: str,
+    device: str,
+    label: str,
+) -> dict[str, Any]:
+    """Writes answers with their scores, target likelihoods and lm-eval's results to `folder`.
+
+    Without a verifier, answers carry the cosine similarity to the target instead: a proxy, and named as one.
+    """
+    renderer = Renderer(load_tokenizer(model))
+    player = Player(engine, model, renderer, device, settings.seed, folder / RESUME)
+    by_id = {example.id: example for example in examples}
+    frames = []
+    for way in settings.ways:
+        played = player.play(examples, settings.decoding(way), f"{label} {way.name}")
+        frame = pd.DataFrame([vars(answer) for answer in played])
+        frame.insert(0, "decoding", way.name)
+        frames.append(frame)
+    answers = pd.concat(frames, ignore_index=True)
+    answers["category"] = [by_id[name].category for name in answers["id"]]
+    if verifier:
+        answers["score"] = [
+            verifier.score(by_id[row.id], row.text, row.turn) for row in answers.itertuples(index=False)
+        ]
+    else:
+        answers["similarity"] = _similarities(answers, by_id, encoder, device)
+    answers.to_parquet(folder / ANSWERS)
+    likelihood = target_log_probs(model, precision, renderer, examples, device, settings.max_length)
+    pd.DataFrame(likelihood, columns=["id", "log_prob", "tokens"]).to_parquet(folder / LIKELIHOOD)
+    results = run_tasks(settings.lm_eval, settings.lm_eval_limit, model, examples, renderer, device, settings.seed)
+    (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
+    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}
+
+
+def _similarities(
+    answers: pd.DataFrame, by_id: dict[str, Example], encoder: Encoder, device: str
+) -> list[float]:
+    targets = [by_id[name].target for name in answers["id"]]
+    texts = sorted({*targets, *answers["text"]})
+    row = {text: i for i, text in enumerate(texts)}
+    vectors = encoder.encode(texts, device)
+    return [
+        float(vectors[row[text]] @ vectors[row[target]])
+        for text, target in zip(answers["text"], targets, strict=True)
+    ]

@@ -1,0 +1,131 @@
+"""Samples N responses per prompt with transformers: the prompt is computed once, its key cache serves all N.
+
+Every response is drawn by inverse transform from uniform numbers that depend on (seed, prompt id, sample, position)
+alone, so what is sampled does not depend on which prompts share a batch, on its size, or on where a run was resumed.
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcontrast.data.candidates import Candidate, Decoding, Request
+
+
+def uniforms(seed: int, request: Request, decoding: Decoding) -> Tensor:
+    """The numbers in [0, 1) that decide a prompt's responses, float64 [N, max_new_tokens]."""
+    digest = hashlib.sha256(f"{seed}\0{request.id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    shape = (decoding.samples, decoding.max_new_tokens)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+@torch.inference_mode()
+def sample(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    seed: int,
+    end_ids: Collection[int],
+) -> list[Candidate]:
+    """All responses of a batch of prompts, in the order of the requests.
+
+    Args:
+        model: a causal model of transformers in evaluation mode.
+        end_ids: tokens that end a response; the one that did is its last.
+    """
+    noise = torch.cat([uniforms(seed, request, decoding) for request in requests])  # [B * N, T]
+    run = _Run(model, tokenizer.pad_token_id, requests, decoding.samples)
+    ends = torch.tensor(sorted(end_ids), device=model.device)
+    room = torch.tensor([decoding.max_length - len(r.prompt) for r in requests]).clamp(max=decoding.max_new_tokens)
+    room = room.repeat_interleave(decoding.samples)
+    responses: list[list[int]] = [[] for _ in noise]
+    log_probs = torch.zeros(len(noise), dtype=torch.float64)
+    finished = ["length"] * len(noise)
+    logits = run.logits
+    for position in range(int(room.max())):
+        rows = run.rows
+        tokens = draw(logits, noise[rows, position].to(logits.device), decoding)
+        chosen = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        log_probs[rows] += chosen.double().cpu()
+        ended = torch.isin(tokens, ends).cpu()
+        for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
+            responses[row].append(token)
+            if end:
+                finished[row] = "stop"
+        going = ~ended & (position + 1 < room[rows])
+        if not bool(going.any()):
+            break
+        logits = run.step(tokens, going)
+    return [
+        Candidate(
+            id=requests[row // decoding.samples].id,
+            sample=row % decoding.samples,
+            text=str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+            token_ids=ids,
+            finish_reason=finished[row],
+            log_prob=float(log_probs[row]),
+        )
+        for row, ids in enumerate(responses)
+    ]
+
+
+def draw(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+    """Token ids [n] from logits [n, V], by inverse transform of uniform numbers [n]; greedy at temperature 0."""
+    if decoding.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / decoding.temperature).softmax(-1)
+    if decoding.top_p < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= decoding.top_p
+        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+class _Run:
+    """The key cache of the responses still going, and which they are."""
+
+    def __init__(self, model: Any, pad: int, requests: Sequence[Request], samples: int) -> None:
+        self.model = model
+        longest = max(len(request.prompt) for request in requests)
+        padded = [[pad] * (longest - len(r.prompt)) + r.prompt for r in requests]
+        mask = [[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in requests]
+        self.mask = torch.tensor(mask, device=model.device)
+        self.positions = self.mask.sum(-1, keepdim=True)
+        output = model(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=self.mask,
+            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = output.past_key_values
+        self.cache.batch_repeat_interleave(samples)
+        self.mask = self.mask.repeat_interleave(samples, dim=0)
+        self.positions = self.positions.repeat_interleave(samples, dim=0)
+        self.logits: Tensor = output.logits[:, -1].repeat_interleave(samples, dim=0)
+        self.rows = torch.arange(len(requests) * samples)
+
+    def step(self, tokens: Tensor, going: Tensor) -> Tensor:
+        """Logits [n, V] after `tokens`, for the rows that are still going."""
+        # Finished rows go at once: what is left of the batch is what is computed.
+        if not bool(going.all()):
+            kept = going.nonzero()[:, 0].to(self.mask.device)
+            self.cache.batch_select_indices(kept)
+            self.mask, self.positions, tokens = self.mask[kept], self.positions[kept], tokens[kept]
+            self.rows = self.rows[going]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        output = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.positions = self.positions + 1
+        return output.logits[:, -1]  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Policies: loading and saving, shared-prompt attention, response log-probabilities."""

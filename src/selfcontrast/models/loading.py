@@ -1,0 +1,225 @@
+"""A base model from a hub, a folder, or from scratch; and the folders that policies are exchanged as.
+
+Weights are read from and written to safetensors only. A policy folder loads with
+`AutoModelForCausalLM.from_pretrained` and needs nothing of this package.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfcontrast.errors import UserError
+from selfcontrast.store import NOT_IN_KEY
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Model(Protocol):
+    """What training starts from."""
+
+    precision: str
+
+    def fingerprint(self) -> dict[str, Any]: ...
+
+    def check(self) -> None:
+        """Raises `UserError` for what can be known before any compute."""
+
+    def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        """(model, tokenizer) to begin fine-tuning with; `texts` are what a tokenizer may be trained on."""
+
+
+@dataclass(frozen=True)
+class FromScratch:
+    """A Llama with random weights and a byte-level BPE tokenizer trained on the training texts."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    max_positions: int
+    chat_template: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise UserError(f"model.hidden={self.hidden} does not give {self.heads} heads of an even size each")
+        _check_precision(self.precision)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**vars(self), "chat_template": _template(self.chat_template)}
+
+    def check(self) -> None:
+        _template(self.chat_template)
+
+    def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = train_tokenizer(texts, self.vocabulary, self.max_positions)
+        tokenizer.chat_template = _template(self.chat_template)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            intermediate_size=self.intermediate,
+            max_position_embeddings=self.max_positions,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(config)
+        return model.to(getattr(torch, self.precision)), tokenizer
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Any causal model of the Hugging Face hub, or a folder in its format."""
+
+    path: str
+    revision: str | None
+    chat_template: str | None
+    precision: str
+    trust_remote_code: bool
+    local_files_only: bool = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        _check_precision(self.precision)
+
+    def fingerprint(self) -> dict[str, Any]:
+        own = {**vars(self), "chat_template": _template(self.chat_template) if self.chat_template else None}
+        del own["local_files_only"]
+        if Path(self.path).is_dir():  # a folder's content decides, not where it lies
+            own["path"] = folder_hash(Path(self.path))
+        return own
+
+    def check(self) -> None:
+        """The folder, its weights' format, and the chat template, before anything is computed."""
+        from selfcontrast.data.rendering import Renderer
+
+        folder = Path(self.path)
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise UserError(f"model.path={self.path}: no config.json there, so it is not a Hugging Face folder")
+            if not list(folder.glob("*.safetensors")):
+                raise UserError(f"model.path={self.path}: no *.safetensors there (other weight formats are not read)")
+        elif self.path.startswith((".", "/", "~")):
+            raise UserError(f"model.path={self.path}: no such folder")
+        Renderer(self._tokenizer())
+
+    def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        return load_model(self.path, self.precision, **self._options()), self._tokenizer()
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": self.local_files_only,
+        }
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"model.path={self.path}: its tokenizer cannot be loaded: {first}") from error
+        if self.chat_template:
+            tokenizer.chat_template = _template(self.chat_template)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+
+def load_model(path: str | Path, precision: str = "float32", **options: Any) -> Any:
+    """A causal model from a hub name or folder, on the CPU, from safetensors alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=getattr(torch, precision), use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a policy folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+
+
+def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
+    """Weights, tokenizer with its chat template, generation config and model card, as Hugging Face folders have them."""
+    from selfcontrast.data.rendering import Renderer
+
+    model.generation_config.eos_token_id = sorted(Renderer(tokenizer).end_ids)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.set_attn_implementation("sdpa")  # ours must not be asked for by whoever loads the folder
+    model.save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").write_text(card)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> Any:
+    """A byte-level BPE of `vocabulary` tokens; turns are marked with `<|user|>`, `<|assistant|>` and `<|end|>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        extra_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's files."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.is_file()):
+        with open(file, "rb") as stream:
+            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _template(path_or_text: str) -> str:
+    """A chat template given as a file's path, or as it stands where it holds Jinja's braces."""
+    if "{" in path_or_text:
+        return path_or_text
+    try:
+        return Path(path_or_text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.chat_template={path_or_text}: cannot be read ({error})") from error
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise UserError(f"model.precision={precision}: one of {', '.join(PRECISIONS)}")

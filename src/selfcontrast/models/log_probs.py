@@ -1,0 +1,161 @@
+"""Log-probabilities of response tokens, without the logits of a whole row.
+
+The decoder's body runs over the packed row; the output layer only over the hidden states that predict a response
+token, a chunk at a time. However many tokens and however large the vocabulary V, forward and backward hold the
+logits of one chunk, [chunk_size, V].
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcontrast.errors import UserError
+from selfcontrast.models.packing import Group, PackedGroups, pack, sum_per_response
+from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
+
+# Settings by which an architecture changes its logits after the output layer, and the value that leaves them alone.
+_LOGIT_CHANGES = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "lm_head_multiplier": 1,
+}
+
+
+def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
+    """log p(token | prompt, response so far) of every response token, float32 [n], in the packed row's order.
+
+    Args:
+        model: a causal language model of transformers, or its peft wrapper; it stays in shared-prompt mode.
+        packed: on the model's device.
+        chunk_size: tokens whose logits exist at a time.
+
+    Raises `UserError` where the model's architecture cannot be computed exactly.
+    """
+    use_shared_prompt(model)
+    weight, bias = _output_layer(model)
+    decoder = model.get_decoder()  # type: ignore[operator]
+    hidden = forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        return _ChunkedLogProbs.apply(  # type: ignore[no-any-return]
+            hidden[packed.predictors], weight, bias, packed.labels, chunk_size, dtype
+        )
+
+
+def response_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
+    """log p(response | prompt), summed over its tokens, float32 [B, K+1]; 0 where there is no negative."""
+    return sum_per_response(token_log_probs(model, packed, chunk_size), packed)
+
+
+@torch.no_grad()
+def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> float:
+    """Compares the longest of these groups, packed, with rows of their own through the model's ordinary forward.
+
+    Returns the largest difference of a token's log-probability, in nats. Raises `UserError` where it is above
+    `tolerance` (1e-3 is ample in float32; bfloat16 needs about 0.2).
+    """
+    group = max(groups, key=lambda g: len(g.prompt) + sum(map(len, g.responses)))
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    packed = token_log_probs(model, pack([group]).to(device), chunk_size=1024)
+    rows = torch.cat([_row_log_probs(model, group.prompt, response, device) for response in group.responses])
+    model.train(training)
+    difference = float((packed - rows).abs().max())
+    if not difference <= tolerance:
+        raise UserError(
+            f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} nats "
+            f"(tolerance {tolerance:g}): this model cannot be trained in shared-prompt form. "
+            "Use a plain decoder (Llama, Mistral, Qwen, GPT-2), or raise the tolerance for a low-precision model."
+        )
+    return difference
+
+
+def _row_log_probs(model: nn.Module, prompt: list[int], response: list[int], device: torch.device) -> Tensor:
+    """Log-probabilities [R] of one response in a row of its own, by the ordinary forward with all its logits."""
+    row = torch.tensor([prompt + response], device=device)
+    logits = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1).gather(-1, row[0, len(prompt) :, None])[:, 0]
+
+
+def _output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    config: Any = model.config
+    for name, neutral in _LOGIT_CHANGES.items():
+        if getattr(config, name, neutral) not in (None, neutral):
+            raise UserError(
+                f"model type {config.model_type!r} changes its logits ({name}={getattr(config, name)}), which "
+                "chunked log-probabilities do not do. Choose a model without it, such as Llama, Mistral or Qwen."
+            )
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear:
+        raise UserError(
+            f"the output layer is a {type(head).__name__}, not a plain Linear: "
+            "leave it out of LoRA's target_modules and modules_to_save."
+        )
+    return head.weight, head.bias
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """log_softmax(hidden @ weight.T + bias)[label], with the logits of one chunk at a time.
+
+    The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except those
+    of the last chunk, which are kept: one chunk is the budget anyway, and most micro-batches are no more than one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """hidden [n, D], weight [V, D], bias [V], labels [n] -> float32 (or float64) [n]."""
+        inputs, matrix = hidden.to(dtype), weight.to(dtype)
+        values, sums = [], []
+        for part, label in zip(inputs.split(chunk), labels.split(chunk), strict=True):
+            logits = None  # the chunk before must be gone before this one is computed
+            logits = _logits(part, matrix, bias)
+            sums.append(logits.logsumexp(-1))
+            values.append(logits.gather(-1, label[:, None])[:, 0] - sums[-1])
+        ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(sums))
+        ctx.chunk, ctx.dtype = chunk, dtype
+        ctx.kept = logits if any(ctx.needs_input_grad[:3]) else None
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, labels, sums = ctx.saved_tensors
+        inputs, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        grad_hidden = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=sums.dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=sums.dtype) if ctx.needs_input_grad[2] else None
+        for start in reversed(range(0, len(inputs), ctx.chunk)):
+            at = slice(start, start + ctx.chunk)
+            logits, ctx.kept = ctx.kept, None
+            if logits is None:
+                logits = _logits(inputs[at], matrix, bias)
+            slope = logits.sub_(sums[at, None]).exp_().mul_(-grad[at, None])
+            slope.scatter_add_(-1, labels[at, None], grad[at, None])
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+            slope = slope.to(ctx.dtype)
+            if grad_hidden is not None:
+                grad_hidden[at] = slope @ matrix
+            if grad_weight is not None:
+                grad_weight += slope.T @ inputs[at]
+            del logits, slope
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[n, V], in float32 at least."""
+    logits = hidden @ weight.T
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return logits if bias is None else logits.add_(bias)

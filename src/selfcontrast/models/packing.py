@@ -1,0 +1,199 @@
+"""Groups of one prompt, one target and K negatives, packed into one row without padding.
+
+    [prompt | target | negative_1 … negative_K] [prompt | target | …] …
+
+Positions restart after the prompt for each response, so that a token has the position (and, by the attention of
+`shared_prompt`, the context) that it would have in a row of its own. P + (K+1)R tokens take the place of the
+2K(P+R) of padded pairs. Pure functions of token ids; B groups, K the most negatives any of them has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+# Segments are padded to the longest of their bucket: no more than a quarter of it is padding.
+_FILL = 0.75
+
+
+@dataclass(frozen=True)
+class Group:
+    """One training example in token ids.
+
+    Attributes:
+        id: the example's.
+        prompt: the rendered prompt; its last token is what the first response token is predicted from.
+        target: the tokens of the target, end of turn included.
+        negatives: at most K, in rank order; none of them for supervised fine-tuning.
+    """
+
+    id: str
+    prompt: list[int]
+    target: list[int]
+    negatives: list[list[int]]
+
+    def __post_init__(self) -> None:
+        if not (self.prompt and self.target and all(self.negatives)):
+            raise ValueError(f"group {self.id}: prompt, target and negatives must each hold a token")
+
+    @property
+    def responses(self) -> list[list[int]]:
+        return [self.target, *self.negatives]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments (prompts or responses) of similar length, as a batch of n rows padded to L.
+
+    Attributes:
+        tokens: [n, L] index into the packed row; padding repeats a segment's last token.
+        padding: [n, L] bool, or None where the segments are of one length.
+    """
+
+    tokens: Tensor
+    padding: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where prompts and responses lie in a packed row of T tokens: all that attention needs to know.
+
+    Attributes:
+        groups: per group (start, end of prompt = start of responses, end) in the row.
+        longest: tokens of the longest prompt with a response, which a sliding window must not undercut.
+        segment: [T] a number per prompt and per response; a group's prompt is its lowest.
+        position: [T] position ids.
+        buckets: every segment of the row, in exactly one bucket.
+        slot: [T] where a token lies in the buckets, flattened and concatenated.
+    """
+
+    groups: tuple[tuple[int, int, int], ...]
+    longest: int
+    segment: Tensor
+    position: Tensor
+    buckets: tuple[Bucket, ...]
+    slot: Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        buckets = tuple(_move(bucket, device) for bucket in self.buckets)
+        return replace(_move(self, device), buckets=buckets)
+
+
+@dataclass(frozen=True)
+class PackedGroups:
+    """A micro-batch of B groups in one row of T tokens, n of them response tokens (in the row's order).
+
+    Attributes:
+        ids: the groups' ids.
+        input_ids: [1, T].
+        position_ids: [1, T], restarting after the prompt for each response.
+        predictors: [n] index in the row of the hidden state that predicts each response token.
+        labels: [n] the response tokens themselves.
+        segments: [n] the response each belongs to: b * (K+1) + j, with j = 0 the target.
+        mask: [B, K] bool, which negatives exist.
+        lengths: [B, K+1] response tokens; 0 where there is no negative.
+        layout: what the attention needs.
+    """
+
+    ids: tuple[str, ...]
+    input_ids: Tensor
+    position_ids: Tensor
+    predictors: Tensor
+    labels: Tensor
+    segments: Tensor
+    mask: Tensor
+    lengths: Tensor
+    layout: Layout
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(_move(self, device), layout=self.layout.to(device))
+
+
+def pack(groups: Sequence[Group]) -> PackedGroups:
+    """All groups in one row. Raises ValueError where there is none."""
+    if not groups:
+        raise ValueError("pack needs at least one group")
+    negatives = max(len(group.negatives) for group in groups)
+    lengths = torch.zeros(len(groups), negatives + 1, dtype=torch.long)
+    tokens: list[int] = []
+    positions: list[int] = []
+    predictors: list[int] = []
+    segments: list[int] = []
+    for row, group in enumerate(groups):
+        last, first = len(tokens) + len(group.prompt) - 1, len(group.prompt)
+        tokens += group.prompt
+        positions += range(first)
+        for column, response in enumerate(group.responses):
+            predictors += [last, *range(len(tokens), len(tokens) + len(response) - 1)]
+            segments += [row * (negatives + 1) + column] * len(response)
+            positions += range(first, first + len(response))
+            tokens += response
+            lengths[row, column] = len(response)
+    labels = [token for group in groups for response in group.responses for token in response]
+    return PackedGroups(
+        ids=tuple(group.id for group in groups),
+        input_ids=torch.tensor([tokens]),
+        position_ids=torch.tensor([positions]),
+        predictors=torch.tensor(predictors),
+        labels=torch.tensor(labels),
+        segments=torch.tensor(segments),
+        mask=lengths[:, 1:] > 0,
+        lengths=lengths,
+        layout=_layout(groups, torch.tensor(positions)),
+    )
+
+
+def sum_per_response(values: Tensor, packed: PackedGroups) -> Tensor:
+    """Sums of `values` [n] over the tokens of each response, [B, K+1]; 0 where there is no negative."""
+    sums = values.new_zeros(packed.lengths.numel()).index_add(0, packed.segments, values)
+    return sums.view_as(packed.lengths)
+
+
+def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
+    lengths = [[len(group.prompt), *map(len, group.responses)] for group in groups]
+    ends = list(accumulate(sum(group) for group in lengths))
+    flat = torch.tensor([length for group in lengths for length in group])
+    buckets = _buckets(flat)
+    slot = torch.empty(int(flat.sum()), dtype=torch.long)
+    taken = 0
+    for bucket in buckets:
+        tokens, padding = bucket.tokens.flatten(), bucket.padding
+        slots = torch.arange(taken, taken + tokens.numel())
+        real = slice(None) if padding is None else ~padding.flatten()
+        slot[tokens[real]] = slots[real]
+        taken += tokens.numel()
+    return Layout(
+        groups=tuple(
+            (end - sum(group), end - sum(group[1:]), end) for end, group in zip(ends, lengths, strict=True)
+        ),
+        longest=int(position.max()) + 1,
+        segment=torch.repeat_interleave(flat),
+        position=position,
+        buckets=buckets,
+        slot=slot,
+    )
+
+
+def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
+    """Segments of these lengths [S], as they follow one another, batched with the ones nearest in length."""
+    ends = lengths.cumsum(0)
+    order = lengths.argsort(descending=True, stable=True)
+    buckets = []
+    while order.numel():
+        longest = int(lengths[order[0]])
+        taken = int((lengths[order] >= _FILL * longest).sum())
+        chosen, order = order[:taken].sort().values, order[taken:]
+        offsets, length = torch.arange(longest), lengths[chosen][:, None]
+        tokens = (ends[chosen][:, None] - length) + offsets.minimum(length - 1)
+        padding = offsets >= length
+        buckets.append(Bucket(tokens, padding if bool(padding.any()) else None))
+    return tuple(buckets)
+
+
+def _move(item: Any, device: torch.device | str) -> Any:
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(item, **moved)

@@ -1,0 +1,229 @@
+"""The whole method on one page: sft → generate → filter → align → evaluate → report.
+
+Each stage is a function from its settings and the artifacts before it to one artifact, which the store computes once.
+Only this module knows their order.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from selfcontrast.config import Parts
+from selfcontrast.data.candidates import read_negatives
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.evaluation import scores
+from selfcontrast.evaluation.compare import BASELINE, compare
+from selfcontrast.filters import encode, negatives
+from selfcontrast.generators import stage as generation
+from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.results import Result, replay, stage_facts
+from selfcontrast.store import Artifact, Store, settings_of
+from selfcontrast.tracking import Tracker
+from selfcontrast.training import align, fine_tune, reference
+from selfcontrast.training.align import preference_groups
+
+log = logging.getLogger(__name__)
+
+POLICY = "Self-Contrast"
+
+
+def run(parts: Parts, config: Mapping[str, Any]) -> Result:
+    """Runs or recalls all stages and writes the report; returns what it says."""
+    tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
+    with tracked as tracker:
+        job = Job(parts, tracker)
+        systems = {BASELINE: job.scores(job.sft, "SFT"), POLICY: job.scores(job.policy, POLICY)}
+        comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation)
+        result = Result.collect(parts, config, job.artifacts, systems, comparison)
+        result.write(parts.output)
+        result.track(tracker, parts.output)
+    return result
+
+
+class Job:
+    """The stages of one job. Each property is an artifact; asking for it asks for those it is made from."""
+
+    def __init__(self, parts: Parts, tracker: Tracker) -> None:
+        self.parts = parts
+        self.tracker = tracker
+        self.store = Store(parts.store)
+        self.artifacts: dict[str, Artifact] = {}
+        self.train = {example.id: example for example in parts.splits["train"]}
+
+    @cached_property
+    def sft(self) -> Artifact:
+        p = self.parts
+        settings = {
+            "data": p.data.fingerprint(),
+            "model": p.model.fingerprint(),
+            "recipe": settings_of(p.sft),
+            "hardware": settings_of(p.hardware),
+            "seed": p.seed,
+        }
+        return self._stage(
+            "sft",
+            fine_tune.VERSION,
+            settings,
+            {},
+            lambda folder: fine_tune.fine_tune(
+                folder, p.model, p.splits, p.sft, p.hardware, p.seed, self._report("sft")
+            ),
+        )
+
+    @cached_property
+    def candidates(self) -> Artifact:
+        p = self.parts
+        settings = {**settings_of(p.generator), "engine": settings_of(p.generator.engine)}
+        return self._stage(
+            "generate",
+            generation.VERSION,
+            settings,
+            {"sft": self.sft},
+            lambda folder: generation.generate(
+                folder, p.generator, self.sft.path / "model", p.splits["train"], p.hardware.device
+            ),
+        )
+
+    @cached_property
+    def embeddings(self) -> Artifact:
+        p = self.parts
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            found = generation.candidates_by_prompt(self.candidates.path)
+            texts = [c.text for candidates in found.values() for c in candidates]
+            targets = [self.train[name].target for name in found]
+            return encode.embed(folder, p.encoder, [*targets, *texts], p.hardware.device)
+
+        return self._stage(
+            "embed", encode.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute
+        )
+
+    @cached_property
+    def negatives(self) -> Artifact:
+        p = self.parts
+        verifier = p.data.verifier()
+        settings = {**settings_of(p.filter), "selector": settings_of(p.filter.selector)}
+        return self._stage(
+            "filter",
+            negatives.VERSION,
+            settings,
+            {"candidates": self.candidates, "embeddings": self.embeddings},
+            lambda folder: negatives.select_negatives(
+                folder,
+                p.filter,
+                self.train,
+                generation.candidates_by_prompt(self.candidates.path),
+                encode.Embedded(self.embeddings.path),
+                verifier.score if verifier else None,
+            ),
+        )
+
+    @cached_property
+    def reference(self) -> Artifact:
+        """Scores of every negative of the pool, whatever K: one computation for a whole sweep."""
+        p = self.parts
+
+        def compute(folder: Path) -> None:
+            groups, _ = self._groups(p.filter.max_negatives)
+            reference.score_reference(folder, self.sft.path / "model", groups, p.model.precision, p.hardware)
+
+        settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
+        inputs = {"sft": self.sft, "negatives": self.negatives}
+        return self._stage("reference", reference.VERSION, settings, inputs, compute)
+
+    @cached_property
+    def policy(self) -> Artifact:
+        p = self.parts
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            groups, without_room = self._groups(p.negatives)
+            if without_room:
+                log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
+            return align.align(
+                folder,
+                self.sft.path / "model",
+                groups,
+                reference.read_reference(self.reference.path),
+                p.negatives,
+                p.objective,
+                p.trainer,
+                p.model.precision,
+                p.hardware,
+                p.seed,
+                self._report("align"),
+            )
+
+        settings = {
+            "negatives": p.negatives,
+            "objective": settings_of(p.objective),
+            "recipe": settings_of(p.trainer),
+            "hardware": settings_of(p.hardware),
+            "seed": p.seed,
+        }
+        inputs = {"sft": self.sft, "negatives": self.negatives, "reference": self.reference}
+        return self._stage("align", align.VERSION, settings, inputs, compute)
+
+    def scores(self, policy: Artifact, name: str) -> Artifact:
+        p = self.parts
+        settings = {
+            **settings_of(p.evaluation),
+            "engine": settings_of(p.generator.engine),
+            "data": p.data.fingerprint(),
+            "encoder": None if p.data.verifier() else settings_of(p.encoder),
+        }
+        return self._stage(
+            "evaluate",
+            scores.VERSION,
+            settings,
+            {"policy": policy},
+            lambda folder: scores.evaluate(
+                folder,
+                p.evaluation,
+                policy.path / "model",
+                p.evaluation.choose(p.splits),
+                p.data.verifier(),
+                p.encoder,
+                p.generator.engine,
+                p.model.precision,
+                p.hardware.device,
+                name,
+            ),
+            label=f"evaluate {name}",
+        )
+
+    def _groups(self, count: int) -> tuple[list[Any], int]:
+        renderer = Renderer(load_tokenizer(self.sft.path / "model"))
+        ranked = read_negatives(self.negatives.path / negatives.FILE)
+        return preference_groups(renderer, self.parts.splits["train"], ranked, count, self.parts.trainer.cutoff)
+
+    def _stage(
+        self,
+        stage: str,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        compute: Callable[[Path], Mapping[str, Any] | None],
+        label: str | None = None,
+    ) -> Artifact:
+        name = label or stage
+
+        def seeded(folder: Path) -> Mapping[str, Any] | None:
+            log.info("%-24s running", name)
+            lightning.seed_everything(self.parts.seed, verbose=False)
+            return compute(folder)
+
+        artifact = self.store.get(stage, version, settings, inputs, seeded)
+        log.info("%-24s %s", name, stage_facts(artifact))
+        self.artifacts[name] = artifact
+        if artifact.cached:
+            replay(artifact, self.tracker)
+        self.tracker.artifact(artifact, list(inputs.values()))
+        return artifact
+
+    def _report(self, stage: str) -> Callable[[Mapping[str, float]], None]:
+        return lambda record: self.tracker.log(stage, record)

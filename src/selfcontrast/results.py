@@ -1,0 +1,216 @@
+"""A job's result: what the report, the table on the terminal, W&B and a sweep's report are all made from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from selfcontrast.config import Parts
+from selfcontrast.data.candidates import read_negatives
+from selfcontrast.data.example import Example
+from selfcontrast.evaluation.compare import BASELINE, Comparison
+from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL
+from selfcontrast.filters import negatives
+from selfcontrast.provenance import provenance
+from selfcontrast.store import Artifact
+from selfcontrast.tracking import Tracker
+from selfcontrast.training.fine_tune import HISTORY
+
+RESULT = "result.json"
+SAMPLES = 24  # prompts shown with their answers
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything a reader is shown of a job. JSON throughout, so that it can be read back without this package.
+
+    Attributes:
+        name: of the run.
+        negatives: K.
+        seed: of training.
+        value: of the config's `target_metric`.
+        policy: folder of the aligned policy.
+        comparison: the numbers, as `evaluation.compare.Comparison` has them.
+        stages: per stage its name, key, folder, seconds, whether it was recalled or resumed, and its summary.
+        histories: per trained stage its records of metrics.
+        similarities: of distinct candidates to their target: all of them, and those drawn as negatives.
+        lm_eval: per system and task the metrics.
+        samples: test prompts with target and one answer of each system at the first decoding.
+        negatives_shown: training prompts with their target and their nearest and farthest negative.
+        config: resolved.
+        provenance: versions, commit, machine.
+    """
+
+    name: str
+    negatives: int
+    seed: int
+    value: float | None
+    policy: str
+    comparison: dict[str, Any]
+    stages: list[dict[str, Any]]
+    histories: dict[str, list[dict[str, float]]]
+    similarities: dict[str, list[float]]
+    lm_eval: dict[str, dict[str, dict[str, float]]]
+    samples: list[dict[str, Any]]
+    negatives_shown: list[dict[str, Any]]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @classmethod
+    def collect(
+        cls,
+        parts: Parts,
+        config: Mapping[str, Any],
+        artifacts: Mapping[str, Artifact],
+        systems: Mapping[str, Artifact],
+        comparison: Comparison,
+    ) -> "Result":
+        seen = pq.read_table(artifacts["filter"].path / negatives.SIMILARITIES).to_pandas()
+        train = {example.id: example for example in parts.splits["train"]}
+        return cls(
+            name=parts.name,
+            negatives=parts.negatives,
+            seed=parts.seed,
+            value=_value(parts.target_metric, comparison, parts),
+            policy=str(artifacts["align"].path / "model"),
+            comparison=asdict(comparison),
+            stages=[_stage(name, artifact) for name, artifact in artifacts.items()],
+            histories={name: _history(artifacts[name]) for name in ("sft", "align")},
+            similarities={
+                "candidates": seen["similarity"].round(4).tolist(),
+                "negatives": seen.loc[seen["drawn"], "similarity"].round(4).tolist(),
+            },
+            lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
+            samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
+            negatives_shown=_negatives_shown(artifacts["filter"], train),
+            config=dict(config),
+            provenance=provenance(),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Result":
+        return cls(**json.loads((folder / RESULT).read_text()))
+
+    def write(self, folder: Path) -> None:
+        from selfcontrast.report import write_report
+
+        (folder / RESULT).write_text(json.dumps(asdict(self)))
+        write_report(self, folder)
+
+    def track(self, tracker: Tracker, folder: Path) -> None:
+        """The headline numbers, tables and files of the run."""
+        summary: dict[str, Any] = {"value": self.value, "policy": self.policy}
+        for row in self.comparison["rows"]:
+            prefix = f"evaluate/{row['system']}/{row['decoding']}"
+            for measure in ("mean", "difference", "win_rate"):
+                if measure in row:
+                    for bound in ("estimate", "low", "high"):
+                        summary[f"{prefix}/{measure}/{bound}"] = row[measure][bound]
+            summary[f"{prefix}/surprise"] = row["surprise"]
+        for system, tasks in self.lm_eval.items():
+            summary |= {f"lm_eval/{system}/{t}/{m}": v for t, found in tasks.items() for m, v in found.items()}
+        for stage in self.stages:
+            summary[f"seconds/{stage['name']}"] = stage["seconds"]
+            summary |= {f"{stage['name']}/{k}": v for k, v in stage["summary"].items() if v is not None}
+        tracker.summary(summary)
+        tracker.table("samples", _flat(self.samples))
+        tracker.table("negatives", pd.DataFrame(self.negatives_shown))
+        tracker.files(folder / RESULT, folder / "report.html")
+
+
+def stage_facts(artifact: Artifact) -> str:
+    """One line for the terminal: how the artifact was had, what it took, and where it lies."""
+    how = "recalled" if artifact.cached else ("resumed, done" if artifact.manifest["resumed"] else "done")
+    return f"{how} ({artifact.seconds:.0f} s)  {artifact.path}"
+
+
+def replay(artifact: Artifact, tracker: Tracker) -> None:
+    """Training curves of a stage that was recalled, so that every job's run is whole."""
+    for record in _history(artifact):
+        tracker.log(artifact.stage, record)
+
+
+def _history(artifact: Artifact) -> list[dict[str, float]]:
+    file = artifact.path / HISTORY
+    return list(json.loads(file.read_text())) if file.exists() else []
+
+
+def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
+    return {
+        "name": name,
+        "key": artifact.key,
+        "path": str(artifact.path),
+        "seconds": artifact.seconds,
+        "cached": artifact.cached,
+        "resumed": artifact.manifest["resumed"],
+        "summary": artifact.summary,
+    }
+
+
+def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
+    row = comparison.row("Self-Contrast", parts.evaluation.ways[0].name)
+    return float(row["mean" if metric == "score" else metric]["estimate"])
+
+
+def _samples(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:
+    step = max(1, len(examples) // SAMPLES)
+    shown = examples[::step][:SAMPLES]
+    answers = {name: pd.read_parquet(artifact.path / ANSWERS) for name, artifact in systems.items()}
+    return [
+        {
+            "category": example.category,
+            "prompt": [dict(message) for message in example.prompt],
+            "target": example.target,
+            "turns": example.turns,
+            "answers": {name: _answers(frame, example.id, decoding) for name, frame in answers.items()},
+        }
+        for example in shown
+    ]
+
+
+def _answers(frame: pd.DataFrame, name: str, decoding: str) -> list[dict[str, Any]]:
+    """The first sample's answer to each turn, with its score or similarity."""
+    chosen = frame[(frame["id"] == name) & (frame["decoding"] == decoding) & (frame["sample"] == 0)]
+    measure = "score" if "score" in frame else "similarity"
+    return [
+        {"text": row.text, measure: float(getattr(row, measure))}
+        for row in chosen.sort_values("turn").itertuples(index=False)
+    ]
+
+
+def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[dict[str, Any]]:
+    ranked = read_negatives(artifact.path / negatives.FILE)
+    rows = []
+    for name in list(ranked)[:: max(1, len(ranked) // SAMPLES)][:SAMPLES]:
+        ordered = sorted(ranked[name], key=lambda negative: negative.similarity)
+        rows.append(
+            {
+                "category": train[name].category,
+                "prompt": train[name].prompt[-1]["content"],
+                "target": train[name].target,
+                "farthest": ordered[0].text,
+                "farthest_similarity": ordered[0].similarity,
+                "nearest": ordered[-1].text,
+                "nearest_similarity": ordered[-1].similarity,
+            }
+        )
+    return rows
+
+
+def _flat(samples: list[dict[str, Any]]) -> pd.DataFrame:
+    """Samples as a table: one row per prompt, a column per system."""
+    return pd.DataFrame(
+        [
+            {
+                "category": sample["category"],
+                "prompt": "\n".join(message["content"] for message in sample["prompt"]),
+                "target": sample["target"],
+                **{name: "\n".join(a["text"] for a in answers) for name, answers in sample["answers"].items()},
+            }
+            for sample in samples
+        ]
+    )

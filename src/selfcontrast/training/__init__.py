@@ -1,0 +1,1 @@
+"""Lightning modules for supervised fine-tuning and K-negative DPO, and the loop they share."""

@@ -1,0 +1,74 @@
+"""Stage align: DPO over K negatives, from the fine-tuned model."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfcontrast.data.candidates import Negative
+from selfcontrast.data.example import Example
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
+from selfcontrast.models.packing import Group
+from selfcontrast.objectives import Objective
+from selfcontrast.store import RESUME
+from selfcontrast.training.fine_tune import HISTORY, model_card
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.module import Record
+from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.recipe import Hardware, Recipe
+
+VERSION = 1
+
+
+def align(
+    folder: Path,
+    sft: Path,
+    groups: list[Group],
+    reference: Mapping[str, Tensor],
+    negatives: int,
+    objective: Objective,
+    recipe: Recipe,
+    precision: str,
+    hardware: Hardware,
+    seed: int,
+    report: Callable[[Record], None],
+) -> dict[str, Any]:
+    """Writes the aligned policy to `folder/model` and its training curves to `folder/history.json`."""
+    policy, tokenizer = load_model(sft, precision), load_tokenizer(sft)
+    data = StepData(groups, [], recipe, hardware, seed)
+    prepare(policy, groups, hardware)
+    module = SelfContrastDPO(
+        policy, recipe, len(data.steps()), hardware.logits_chunk, report, objective, reference
+    )
+    fit(module, data, folder / RESUME, "align")
+    how = f"with {negatives} self-generated negatives per prompt over {len(groups)} prompts"
+    save_policy(folder / "model", policy, tokenizer, model_card("Self-Contrast policy", how, module.history))
+    (folder / HISTORY).write_text(json.dumps(module.history))
+    used = sum(len(group.negatives) for group in groups) / len(groups)
+    return {"prompts": len(groups), "negatives_per_prompt": used, "steps": len(data.steps())}
+
+
+def preference_groups(
+    renderer: Renderer,
+    examples: Sequence[Example],
+    negatives: Mapping[str, Sequence[Negative]],
+    count: int,
+    cutoff: int,
+) -> tuple[list[Group], int]:
+    """Groups of the first `count` ranks of every prompt, and how many prompts the cutoff leaves without room.
+
+    Negatives keep the token ids they were sampled as. Which prompts are used depends on the prompt and its target
+    alone, never on a negative's length; a negative is cut to the tokens that are left, as sampling would have.
+    """
+    groups = []
+    used = [example for example in examples if example.id in negatives]
+    for example in used:
+        prompt, target = renderer.example(example)
+        room = cutoff - len(prompt)
+        if len(target) <= room:
+            ranked = sorted(negatives[example.id], key=lambda negative: negative.rank)[:count]
+            groups.append(Group(example.id, prompt, target, [n.token_ids[:room] for n in ranked]))
+    return groups, len(used) - len(groups)

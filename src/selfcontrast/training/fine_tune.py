@@ -1,0 +1,88 @@
+"""Stage sft: supervised fine-tuning on (prompt, target)."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.data.example import Example, Split
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.models.loading import Model, save_policy
+from selfcontrast.models.packing import Group
+from selfcontrast.store import RESUME
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.module import Record
+from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.recipe import Hardware, Recipe
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+HISTORY = "history.json"
+
+
+def fine_tune(
+    folder: Path,
+    model: Model,
+    examples: Mapping[Split, Sequence[Example]],
+    recipe: Recipe,
+    hardware: Hardware,
+    seed: int,
+    report: Callable[[Record], None],
+) -> dict[str, Any]:
+    """Writes the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`."""
+    policy, tokenizer = model.start(texts(examples["train"]), seed)
+    renderer = Renderer(tokenizer)
+    groups, dropped = supervised_groups(renderer, examples["train"], recipe.cutoff)
+    validation, _ = supervised_groups(renderer, examples["validation"], recipe.cutoff)
+    if not groups:
+        raise UserError(f"no training example fits into sft.cutoff={recipe.cutoff} tokens")
+    if dropped:
+        log.warning("sft: %d of %d examples are longer than %d tokens: left out", dropped, len(examples["train"]), recipe.cutoff)
+    data = StepData(groups, validation, recipe, hardware, seed)
+    prepare(policy, groups, hardware)
+    module = SupervisedFineTuning(policy, recipe, len(data.steps()), hardware.logits_chunk, report)
+    fit(module, data, folder / RESUME, "sft")
+    card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)
+    save_policy(folder / "model", policy, tokenizer, card)
+    (folder / HISTORY).write_text(json.dumps(module.history))
+    parameters = sum(p.numel() for p in policy.parameters())
+    return {"examples": len(groups), "dropped": dropped, "parameters": parameters, "steps": len(data.steps())}
+
+
+def supervised_groups(renderer: Renderer, examples: Sequence[Example], cutoff: int) -> tuple[list[Group], int]:
+    """Groups without negatives, and how many examples are longer than `cutoff` tokens and so left out."""
+    groups = []
+    for example in examples:
+        prompt, target = renderer.example(example)
+        if len(prompt) + len(target) <= cutoff:
+            groups.append(Group(example.id, prompt, target, []))
+    return groups, len(examples) - len(groups)
+
+
+def texts(examples: Sequence[Example]) -> list[str]:
+    """All that a tokenizer may be trained on."""
+    return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target)]
+
+
+def model_card(title: str, how: str, history: Sequence[Record]) -> str:
+    """The README.md of a policy folder."""
+    last = next((r for r in reversed(history) if "loss" in r), {})
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [self-contrast, selfcontrast]
+---
+# {title}
+
+Trained by selfcontrast, {how} (Self-Contrast, arXiv 2404.00604). Loads with
+`AutoModelForCausalLM.from_pretrained`; prompts go through the tokenizer's chat template. How it was made stands in
+`manifest.json` of the artifact that this folder lies in.
+
+| last training step | |
+|---|---|
+{rows}
+"""

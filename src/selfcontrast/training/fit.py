@@ -1,0 +1,176 @@
+"""Runs a Lightning module over its steps, and goes on exactly where an earlier attempt was killed.
+
+A checkpoint holds weights, optimiser, schedule, random states and the history of metrics; the data's position is the
+number of the step, because `Steps` is a function of it. Resumed weights are bit-equal to an uninterrupted run's on CPU.
+"""
+
+import logging
+import random
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch.utils.data import DataLoader
+
+from selfcontrast.models.log_probs import self_check
+from selfcontrast.models.packing import Group
+from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.training.module import PackedModule
+from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.steps import Pass, Remaining, Step, Steps, as_pass, into_passes
+
+log = logging.getLogger(__name__)
+
+
+class StepData(LightningDataModule):
+    """Groups for training and validation, as steps and passes for this rank."""
+
+    def __init__(
+        self, groups: list[Group], validation: list[Group], recipe: Recipe, hardware: Hardware, seed: int
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.validation = validation
+        self.recipe = recipe
+        self.hardware = hardware
+        self.seed = seed
+
+    def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
+        recipe, tokens = self.recipe, self.hardware.tokens_per_pass
+        return Steps(self.groups, recipe.prompts_per_step, recipe.epochs, tokens, self.seed, rank, ranks)
+
+    def train_dataloader(self) -> DataLoader[Step]:
+        trainer: Any = self.trainer
+        steps = self.steps(trainer.global_rank, trainer.world_size)
+        return DataLoader(steps, batch_size=None, sampler=Remaining(len(steps), trainer.global_step))
+
+    def val_dataloader(self) -> DataLoader[Pass]:
+        trainer: Any = self.trainer
+        own = self.validation[trainer.global_rank :: trainer.world_size]
+        passes = [as_pass(groups, counts=True) for groups in into_passes(own, self.hardware.tokens_per_pass)]
+        return DataLoader(passes, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set
+
+
+class RandomStates(Callback):
+    """Dropout after a resume draws what it would have drawn."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        name, keys, position, has_gauss, cached = np.random.get_state()
+        version, internal, gauss = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+            "python": [version, list(internal), gauss],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.saved is None:
+            return
+        name, keys, position, has_gauss, cached = self.saved["numpy"]
+        version, internal, gauss = self.saved["python"]
+        torch.set_rng_state(self.saved["torch"])
+        if self.saved["cuda"]:
+            torch.cuda.set_rng_state_all(self.saved["cuda"])
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        random.setstate((version, tuple(internal), gauss))
+
+
+class StageProgress(TQDMProgressBar):
+    """One bar for the whole training, named after its stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=5)
+        self.stage = stage
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.set_description(self.stage)
+        return bar
+
+    def init_validation_tqdm(self) -> Any:
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(self.stage)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+        history = getattr(pl_module, "history", [])
+        return {name: f"{history[-1][name]:.3f}" for name in ("loss", "margin") if history and name in history[-1]}
+
+
+def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
+    """Puts a policy into the form it is trained in, and checks one group against the ordinary forward pass.
+
+    Raises `UserError` for a model that packed groups would be computed wrongly by.
+    """
+    use_shared_prompt(policy)
+    if hardware.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    if hardware.self_check:
+        tolerance = 0.2 if policy.dtype == torch.bfloat16 else 1e-3
+        self_check(policy, groups[:64], tolerance)
+    policy.train()
+
+
+def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> None:
+    """Trains `module` to the end, from the newest checkpoint in `folder` where there is one."""
+    hardware, steps = data.hardware, len(data.steps())
+    hardware.apply_threads()
+    checkpoint = ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        every_n_train_steps=hardware.checkpoint_every,
+        save_on_train_epoch_end=False,
+        save_on_exception=True,
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [RandomStates(), checkpoint]
+    if sys.stderr.isatty():
+        callbacks.append(StageProgress(stage))
+    with warnings.catch_warnings():
+        _quiet()
+        trainer = Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.num_nodes,
+            strategy=hardware.strategy,
+            precision=hardware.precision,  # type: ignore[arg-type]  # Lightning checks the name itself
+            max_epochs=1,  # epochs are inside Steps: an epoch of Lightning's is the whole run
+            val_check_interval=max(1, steps // data.recipe.validations) if data.recipe.validations else None,
+            limit_val_batches=1.0 if data.recipe.validations and data.validation else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+            callbacks=callbacks,
+            default_root_dir=folder,
+        )
+        last = folder / "last.ckpt"
+        if last.exists():
+            log.info("%s: continuing from the checkpoint of an earlier attempt", stage)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+
+def _quiet() -> None:
+    """Lightning's notices are about choices made here on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,0 +1,176 @@
+"""What supervised fine-tuning and K-negative DPO share: a Lightning module whose batch is a whole optimiser step.
+
+Optimisation is manual, because the mean over a step must be exact however its groups fall into passes and ranks: every
+pass adds the *sum* of its losses divided by the step's total over all ranks. (Lightning's automatic accumulation takes
+a mean of means, which differs for unequal passes.)
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from selfcontrast.errors import UserError
+from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.steps import Pass, Step
+
+Sums = dict[str, Tensor]
+Record = dict[str, float]
+
+
+class PackedModule(LightningModule):
+    """Trains `policy` on steps of packed groups.
+
+    Subclasses give `losses()`, and the total of a step that the summed loss is divided by.
+
+    Args:
+        policy: a causal model of transformers that attends by `shared_prompt`.
+        recipe: optimisation settings.
+        total_steps: of the whole run, for the learning rate's schedule.
+        chunk_size: response tokens whose logits exist at a time.
+        report: called with every record of metrics as it is made.
+    """
+
+    def __init__(
+        self, policy: Any, recipe: Recipe, total_steps: int, chunk_size: int, report: Callable[[Record], None]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.recipe = recipe
+        self.total_steps = total_steps
+        self.chunk_size = chunk_size
+        self.report = report
+        self.history: list[Record] = []
+        self._validation: list[Sums] = []
+        self._begun = time.perf_counter()
+
+    def losses(self, part: Pass) -> tuple[Tensor, Sums]:
+        """Loss per group [B], to be summed, and sums of metrics over the pass (each with its `count`)."""
+        raise NotImplementedError("a subclass's")
+
+    def total(self, step: Step) -> int:
+        """What a step's summed loss is divided by, over all ranks."""
+        raise NotImplementedError("a subclass's")
+
+    def training_step(self, step: Step, index: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        sums: list[Sums] = []
+        by_group: list[tuple[tuple[str, ...], Tensor]] = []
+        for number, part in enumerate(step.passes, start=1):
+            with self._sync(last=number == len(step.passes)):
+                loss, metrics = self.losses(part)
+                share = loss.sum() * (self.trainer.world_size / self.total(step))
+                self.manual_backward(share if part.counts else share * 0.0)
+            if part.counts:
+                by_group.append((part.packed.ids, loss.detach()))
+                sums.append(metrics)
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm))
+        if not math.isfinite(norm):
+            self._stop_on_nan(by_group)
+        optimizer.step()
+        scheduler: Any = self.lr_schedulers()
+        lr = scheduler.get_last_lr()[0]
+        scheduler.step()
+        self._record(step, sums, {"grad_norm": norm, "lr": lr})
+
+    def validation_step(self, part: Pass, index: int) -> None:
+        self._validation.append(self.losses(part)[1])
+
+    def on_validation_epoch_end(self) -> None:
+        means = self._means(self._validation)
+        self._validation = []
+        if not self.trainer.sanity_checking:
+            self._log({f"val_{name}": value for name, value in means.items()})
+
+    def on_train_start(self) -> None:
+        self._begun = time.perf_counter()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW that decays matrices only, and the recipe's schedule by step."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        first, second = self.recipe.betas
+        optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(first, second), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.recipe.lr_factor(step, self.total_steps)
+        )
+        return [optimizer], [schedule]
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        def move(part: Pass) -> Pass:
+            return Pass(part.packed.to(device), part.counts)
+
+        if isinstance(batch, Step):
+            return Step([move(part) for part in batch.passes], batch.groups, batch.target_tokens)
+        return move(batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
+    def _sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between ranks in the last pass of a step only."""
+        strategy: Any = self.trainer.strategy
+        if last or self.trainer.world_size == 1 or strategy._backward_sync_control is None:
+            return nullcontext()
+        return strategy._backward_sync_control.no_backward_sync(strategy.model, enabled=True)
+
+    def _record(self, step: Step, sums: list[Sums], facts: Record) -> None:
+        tokens = sum(part.packed.input_ids.numel() for part in step.passes if part.counts)
+        now = time.perf_counter()
+        speed = {
+            "tokens_per_second": tokens * self.trainer.world_size / (now - self._begun),
+            "prompts_per_second": step.groups / (now - self._begun),
+        }
+        self._begun = now
+        self._log({**self._means(sums), **facts, **speed})
+
+    def _log(self, record: Record) -> None:
+        record = {"step": self.trainer.global_step, **record}
+        self.history.append(record)
+        if self.trainer.is_global_zero:
+            self.report(record)
+
+    def _means(self, sums: Iterable[Sums]) -> Record:
+        """Sums over passes and ranks, divided by their counts."""
+        total: Sums = {}
+        for part in sums:
+            for name, value in part.items():
+                total[name] = total.get(name, torch.zeros_like(value)) + value
+        if self.trainer.world_size > 1:
+            names = sorted(total)
+            reduced = self.trainer.strategy.reduce(torch.stack([total[n] for n in names]), reduce_op="sum")
+            total = dict(zip(names, reduced, strict=True))
+        count = total.pop("count")
+        return {name: (value / count).item() for name, value in total.items()}
+
+    def _stop_on_nan(self, by_group: list[tuple[tuple[str, ...], Tensor]]) -> None:
+        bad = [
+            name
+            for ids, loss in by_group
+            for name, value in zip(ids, loss.tolist(), strict=True)
+            if not math.isfinite(value)
+        ]
+        where = f"the loss of {', '.join(bad[:5])}" if bad else "the gradient, though every loss is finite,"
+        raise UserError(
+            f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
+            "The last checkpoint is kept; lower the learning rate, or look at those examples."
+        )
+
+
+def _whole(norm: Tensor) -> float:
+    """The norm as a number, gathered where the parameters are sharded."""
+    full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return float(full.item())

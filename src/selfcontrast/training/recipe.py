@@ -1,0 +1,90 @@
+"""How a stage is trained, and on what: the two halves of a trainer's config."""
+
+import math
+from dataclasses import dataclass, field
+
+from selfcontrast.errors import UserError
+from selfcontrast.store import NOT_IN_KEY
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisation. Everything in it decides the result."""
+
+    lr: float
+    epochs: int
+    prompts_per_step: int
+    cutoff: int
+    schedule: str
+    warmup: float
+    weight_decay: float
+    betas: list[float]
+    clip_norm: float
+    validations: int
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule={self.schedule}: one of {', '.join(SCHEDULES)}")
+        for name in ("lr", "epochs", "prompts_per_step", "cutoff", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}={getattr(self, name)}: must be positive")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"warmup={self.warmup}: a share of the steps, at least 0 and below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas={self.betas}: two numbers in [0, 1)")
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """The share of `lr` at `step` of `steps`: linear warm-up, then the schedule down to zero."""
+        warmup = round(self.warmup * steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, steps - warmup)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if self.schedule == "linear" else 1.0
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a stage is trained. `precision` decides the result; the rest decides how fast it is had."""
+
+    precision: str
+    accelerator: str = field(metadata=NOT_IN_KEY)
+    devices: int = field(metadata=NOT_IN_KEY)
+    num_nodes: int = field(metadata=NOT_IN_KEY)
+    strategy: str = field(metadata=NOT_IN_KEY)
+    threads: int | None = field(metadata=NOT_IN_KEY)
+    tokens_per_pass: int = field(metadata=NOT_IN_KEY)
+    logits_chunk: int = field(metadata=NOT_IN_KEY)
+    gradient_checkpointing: bool = field(metadata=NOT_IN_KEY)
+    checkpoint_every: int = field(metadata=NOT_IN_KEY)
+    self_check: bool = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "tokens_per_pass", "logits_chunk", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"hardware.{name}={getattr(self, name)}: at least 1")
+        if self.accelerator not in ("cpu", "gpu", "auto"):
+            raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
+
+    def check(self) -> None:
+        """Raises `UserError` where the machine lacks what the config asks for."""
+        import torch
+
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
+
+    @property
+    def device(self) -> str:
+        """Where the stages that are not trained run their models."""
+        import torch
+
+        return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def apply_threads(self) -> None:
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)

@@ -1,0 +1,128 @@
+"""Which groups every optimiser step sees, in passes that fit into memory.
+
+A step always sees the same number of prompts, whatever K. Its groups are a function of (seed, epoch, step) alone: a
+resumed run needs no more than the number of the step it stopped at. Every rank derives the whole plan and takes its own
+part: the groups are dealt out longest first to the rank with the fewest tokens, and every rank makes equally many
+passes, so that collective operations inside a pass always find their partners.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from selfcontrast.models.packing import Group, PackedGroups, pack
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Groups computed together. `counts` is False for a filler pass that only keeps ranks in step."""
+
+    packed: PackedGroups
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rank's part of an optimiser step. `groups` and `target_tokens` are totals over all ranks."""
+
+    passes: list[Pass]
+    groups: int
+    target_tokens: int
+
+
+class Steps(Dataset[Step]):
+    """All optimiser steps of a training run, in order: `len()` of them, each a `Step`."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        prompts_per_step: int,
+        epochs: int,
+        tokens_per_pass: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.groups = groups
+        self.prompts_per_step = prompts_per_step
+        self.epochs = epochs
+        self.tokens_per_pass = tokens_per_pass
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
+        self.per_epoch = -(-len(groups) // prompts_per_step)
+
+    def __len__(self) -> int:
+        return self.epochs * self.per_epoch
+
+    def __getitem__(self, step: int) -> Step:
+        chosen = [self.groups[i] for i in self.indices(step)]
+        return Step(
+            passes=self._passes(chosen),
+            groups=len(chosen),
+            target_tokens=sum(len(group.target) for group in chosen),
+        )
+
+    def indices(self, step: int) -> list[int]:
+        """The groups of a step; the last step of an epoch has what is left."""
+        epoch, position = divmod(step, self.per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        begin = position * self.prompts_per_step
+        return [int(i) for i in order[begin : begin + self.prompts_per_step]]
+
+    def _passes(self, chosen: list[Group]) -> list[Pass]:
+        per_rank = [into_passes(share, self.tokens_per_pass) for share in deal(chosen, self.ranks)]
+        most = max(len(passes) for passes in per_rank)
+        own = [as_pass(groups, counts=True) for groups in per_rank[self.rank]]
+        filler = [min(chosen, key=length)]
+        return own + [as_pass(filler, counts=False)] * (most - len(own))
+
+
+class Remaining(Sampler[int]):
+    """The steps from `start` on. Its length is that of the whole run, which is what Lightning counts batches by."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        self.steps = steps
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.steps))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+def length(group: Group) -> int:
+    """Tokens that a group costs: the prompt once, and each response."""
+    return len(group.prompt) + len(group.target) + sum(len(negative) for negative in group.negatives)
+
+
+def deal(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
+    """The groups on `ranks` heaps of nearly equal token counts: longest first, each to the lightest heap."""
+    heaps: list[list[Group]] = [[] for _ in range(ranks)]
+    lightest = [(0, rank) for rank in range(ranks)]
+    for group in sorted(groups, key=length, reverse=True):
+        tokens, rank = heapq.heappop(lightest)
+        heaps[rank].append(group)
+        heapq.heappush(lightest, (tokens + length(group), rank))
+    return heaps
+
+
+def into_passes(groups: Sequence[Group], tokens_per_pass: int) -> list[list[Group]]:
+    """Neighbours in length together, each pass within `tokens_per_pass` where a single group allows it."""
+    passes: list[list[Group]] = []
+    tokens = tokens_per_pass
+    for group in sorted(groups, key=length, reverse=True):
+        if tokens + length(group) > tokens_per_pass:
+            passes.append([])
+            tokens = 0
+        passes[-1].append(group)
+        tokens += length(group)
+    return passes
+
+
+def as_pass(groups: list[Group], counts: bool) -> Pass:
+    return Pass(pack(groups), counts)

@@ -1,0 +1,303 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
+
+from selfcontrast.evaluation import statistics
+from selfcontrast.evaluation.statistics import (
+    Interval,
+    holm,
+    mean_interval,
+    paired_difference,
+    paired_permutation_test,
+    win_rate,
+)
+
+
+def correlated(rng: np.random.Generator, prompts: int, samples: int) -> tuple[Any, Any]:
+    """Scores with variance 1 between prompts and 0.25 within, and their labels."""
+    values = np.repeat(rng.normal(size=prompts), samples) + 0.5 * rng.normal(size=prompts * samples)
+    return values, np.repeat(np.arange(prompts), samples)
+
+
+# --- mean_interval ---
+
+
+def test_half_width_is_the_clustered_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 6, 400)
+    labels = np.repeat(np.arange(400), sizes)
+    values = rng.normal(size=400)[labels] + rng.normal(size=len(labels))
+    result = mean_interval(values, labels)
+    # The sandwich estimator of a mean: sqrt(sum over clusters of (sum of residuals)^2) / n.
+    residuals = values - values.mean()
+    error = np.sqrt(sum(residuals[labels == c].sum() ** 2 for c in range(400))) / len(values)
+    assert result.estimate == pytest.approx(values.mean())
+    assert (result.high - result.low) / 2 == pytest.approx(1.96 * error, rel=0.04)
+    assert (result.n, result.clusters, result.level) == (len(values), 400, 0.95)
+
+
+@pytest.mark.parametrize("size", [12, 80])
+def test_agrees_with_scipy_bca_at_the_expanded_level(size: int) -> None:
+    values = np.random.default_rng(1).exponential(size=size)
+    z = np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="BCa", confidence_level=1 - 2 * stats.norm.sf(z), n_resamples=40_000, rng=3
+    ).confidence_interval
+    result = mean_interval(values, np.arange(size), resamples=40_000)
+    width = expected.high - expected.low
+    assert result.low == pytest.approx(expected.low, abs=0.03 * width)
+    assert result.high == pytest.approx(expected.high, abs=0.03 * width)
+
+
+def test_clustered_is_wider_than_naive() -> None:
+    values, labels = correlated(np.random.default_rng(2), 100, 8)
+    clustered, naive = mean_interval(values, labels), mean_interval(values, np.arange(800))
+    # Design effect: 1 + (m - 1) * rho with m = 8 and rho = 1 / 1.25, so the width grows by sqrt(6.6) = 2.57.
+    assert (clustered.high - clustered.low) / (naive.high - naive.low) == pytest.approx(2.57, rel=0.15)
+
+
+@pytest.mark.parametrize("prompts", [10, 40])
+def test_coverage_of_correlated_scores(prompts: int) -> None:
+    rng = np.random.default_rng(3)
+    simulations = 600
+    covered = 0
+    for seed in range(simulations):
+        result = mean_interval(*correlated(rng, prompts, 3), resamples=599, seed=seed)
+        covered += result.low <= 0 <= result.high
+    assert 0.92 <= covered / simulations <= 0.98
+
+
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 9)), min_size=1, max_size=40))
+def test_low_estimate_and_high_are_ordered(rows: list[tuple[float, int]]) -> None:
+    values, labels = zip(*rows, strict=True)
+    result = mean_interval(values, labels, resamples=200)
+    slack = 1e-9 * max(map(abs, values))
+    if result.clusters == 1:
+        assert np.isnan(result.low)
+        assert np.isnan(result.high)
+    else:
+        assert min(values) - slack <= result.low <= result.high <= max(values) + slack
+
+
+def test_order_and_names_of_clusters_do_not_matter() -> None:
+    values, labels = correlated(np.random.default_rng(4), 30, 2)
+    shuffled = np.random.default_rng(5).permutation(60)
+    names = np.array([f"prompt {c:02}" for c in labels])
+    first, second = mean_interval(values, labels), mean_interval(values[shuffled], names[shuffled])
+    assert (second.low, second.high) == pytest.approx((first.low, first.high))
+
+
+def test_same_seed_same_interval_other_seed_other_interval() -> None:
+    values, labels = correlated(np.random.default_rng(6), 30, 2)
+    assert mean_interval(values, labels, seed=1) == mean_interval(values, labels, seed=1)
+    assert mean_interval(values, labels, seed=1) != mean_interval(values, labels, seed=2)
+
+
+def test_a_higher_level_is_wider() -> None:
+    values, labels = correlated(np.random.default_rng(7), 30, 2)
+    narrow, wide = (mean_interval(values, labels, level=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, labels = correlated(np.random.default_rng(8), 30, 2)
+    whole = mean_interval(values, labels)
+    monkeypatch.setattr(statistics, "_BLOCK", 30 * 1000)  # 9999 resamples in ten blocks, the last one short
+    parts = mean_interval(values, labels)
+    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.05)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e9])
+def test_equal_scores_have_no_width(value: float) -> None:
+    result = mean_interval([value] * 30, np.arange(30) // 3)
+    assert (result.estimate, result.low, result.high) == pytest.approx((value, value, value))
+
+
+def test_two_clusters_span_their_means() -> None:
+    result = mean_interval([0, 0, 1, 1], [0, 0, 1, 1])
+    assert (result.low, result.high) == (0, 1)
+
+
+def test_one_cluster_has_an_estimate_only() -> None:
+    result = mean_interval([1, 2], ["a", "a"])
+    assert (result.estimate, result.n, result.clusters) == (1.5, 2, 1)
+    assert np.isnan([result.low, result.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "message"),
+    [
+        ([], [], "no observations"),
+        ([1, 2], [1], "one length"),
+        ([[1, 2]], [[1, 2]], "one length"),
+        ([1, np.nan], [1, 2], "finite"),
+        ([1, np.inf], [1, 2], "finite"),
+    ],
+)
+def test_wrong_input(values: Any, clusters: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mean_interval(values, clusters)
+    with pytest.raises(ValueError, match=message):
+        paired_difference(values, values, clusters)
+    with pytest.raises(ValueError, match=message):
+        paired_permutation_test(values, values, clusters)
+
+
+@pytest.mark.parametrize("wrong", [{"level": 0.0}, {"level": 1.0}, {"level": 95}, {"resamples": 0}])
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="level must be"):
+        mean_interval([1, 2], [1, 2], **wrong)
+
+
+# --- win_rate ---
+
+
+def test_win_rate_counts_ties_as_half() -> None:
+    result = win_rate([1, 1, 0.5, 0], ["a", "b", "c", "d"])
+    assert result.estimate == 0.625
+    assert 0 <= result.low < 0.625 < result.high <= 1
+
+
+def test_win_rate_is_close_to_wilson() -> None:
+    outcomes = np.r_[np.ones(720), np.zeros(80)]
+    result = win_rate(outcomes, np.arange(800))
+    expected = stats.binomtest(720, 800).proportion_ci(method="wilson")
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+
+
+@pytest.mark.parametrize("outcome", [2, -1, 0.3, np.nan])
+def test_win_rate_refuses_other_outcomes(outcome: float) -> None:
+    with pytest.raises(ValueError, match=r"0, 0\.5 or 1"):
+        win_rate([1, outcome], [0, 1])
+
+
+def test_win_rate_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="no observations"):
+        win_rate([], [])
+
+
+# --- paired ---
+
+
+def test_every_prompt_weighs_the_same() -> None:
+    # Means by prompt: a = 2, 10; b = 1, 4. Differences 1 and 6, whatever the counts of samples.
+    result = paired_difference([1, 3, 10], [1, 4, 3, 5], ["p", "p", "q"], ["p", "q", "q", "q"])
+    assert (result.estimate, result.n, result.clusters) == (3.5, 7, 2)
+    assert result.estimate == pytest.approx((1 + 6) / 2)
+
+
+def test_paired_interval_is_that_of_the_differences() -> None:
+    rng = np.random.default_rng(9)
+    a, labels = correlated(rng, 50, 1)
+    b = a + 0.1 * rng.normal(size=50)
+    paired = paired_difference(a, b, labels)
+    alone = mean_interval(a - b, labels)
+    assert (paired.estimate, paired.low, paired.high) == pytest.approx(
+        (alone.estimate, alone.low, alone.high)
+    )
+    # Prompts vary ten times as much as the systems differ: pairing takes that out.
+    unpaired = mean_interval(a, labels)
+    assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)
+
+
+def test_swapping_the_systems_negates_the_difference() -> None:
+    rng = np.random.default_rng(10)
+    a, labels = correlated(rng, 40, 2)
+    b, _ = correlated(rng, 40, 2)
+    forth, back = (paired_difference(x, y, labels, resamples=40_000) for x, y in ((a, b), (b, a)))
+    assert back.estimate == pytest.approx(-forth.estimate)
+    assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low), abs=0.02)
+    assert paired_permutation_test(a, b, labels) == paired_permutation_test(b, a, labels)
+
+
+def test_clusters_must_agree() -> None:
+    for clusters_b in ([0, 2], [0, 0], ["0", "1"]):
+        with pytest.raises(ValueError, match="same clusters"):
+            paired_difference([1, 2], [1, 2], [0, 1], clusters_b)
+        with pytest.raises(ValueError, match="same clusters"):
+            paired_permutation_test([1, 2], [1, 2], [0, 1], clusters_b)
+
+
+def test_exact_permutation_by_hand() -> None:
+    # Differences 1, 2, 3: |sum| >= 6 for 2 of 8 sign patterns.
+    assert paired_permutation_test([1, 2, 3], [0, 0, 0], [0, 1, 2]) == 2 / 8
+    # Differences 1, 2, -3 sum to 0: every pattern is as extreme.
+    assert paired_permutation_test([1, 2, 0], [0, 0, 3], [0, 1, 2]) == 1
+
+
+def test_exact_permutation_is_scipys() -> None:
+    rng = np.random.default_rng(11)
+    a, b = rng.normal(0.5, 1, 12), rng.normal(0, 1, 12)
+    expected = stats.permutation_test(
+        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", n_resamples=np.inf
+    )
+    assert paired_permutation_test(a, b, np.arange(12)) == pytest.approx(expected.pvalue)
+
+
+def test_sampled_permutation_approaches_the_exact_one() -> None:
+    rng = np.random.default_rng(12)
+    a, b = rng.normal(0.5, 1, 14), rng.normal(0, 1, 14)
+    exact = paired_permutation_test(a, b, np.arange(14), resamples=2**14)
+    sampled = paired_permutation_test(a, b, np.arange(14), resamples=2**14 - 1)
+    assert exact != sampled  # the one enumerated, the other drawn
+    assert sampled == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 2**14))
+
+
+def test_permutations_in_blocks_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(14)
+    a, b, labels = rng.normal(0.3, 1, 30), rng.normal(0, 1, 30), np.arange(30)
+    whole = paired_permutation_test(a, b, labels)
+    monkeypatch.setattr(statistics, "_BLOCK", 30 * 1000)
+    assert 0.02 < whole < 0.98
+    assert paired_permutation_test(a, b, labels) == pytest.approx(whole, abs=0.02)
+
+
+def test_p_is_never_zero() -> None:
+    assert paired_permutation_test(np.ones(100), np.zeros(100), np.arange(100), resamples=999) == 1 / 1000
+
+
+def test_rounding_is_no_difference() -> None:
+    # Both means are 0.2, but (0.1 + 0.2 + 0.3) / 3 and (0.3 + 0.2 + 0.1) / 3 differ in the last bit.
+    a, b = np.tile([0.1, 0.2, 0.3], 10), np.tile([0.3, 0.2, 0.1], 10)
+    labels = np.repeat(np.arange(10), 3)
+    assert sum([0.1, 0.2, 0.3]) != sum([0.3, 0.2, 0.1])
+    assert paired_permutation_test(a, b, labels) == 1
+    assert paired_difference(a, b, labels) == Interval(0, 0, 0, 60, 10, 0.95)
+
+
+def test_permutation_keeps_its_level() -> None:
+    rng = np.random.default_rng(13)
+    labels = np.repeat(np.arange(20), 3)
+    rejected = 0
+    for seed in range(500):
+        (a, _), (b, _) = correlated(rng, 20, 3), correlated(rng, 20, 3)
+        rejected += paired_permutation_test(a, b, labels, resamples=199, seed=seed) <= 0.05
+    assert 0.02 <= rejected / 500 <= 0.08
+
+
+# --- holm ---
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01 .02 .04, times 3, 2, 1: .03 .04 .04.
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_holm_of_nothing() -> None:
+    assert holm([]).shape == (0,)
+
+
+@pytest.mark.parametrize("p_value", [-0.1, 1.1, np.nan])
+def test_holm_refuses_what_is_no_p_value(p_value: float) -> None:
+    with pytest.raises(ValueError, match="p-values"):
+        holm([0.5, p_value])
