@@ -121,10 +121,10 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
             hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has {', '.join(known)}"
             raise UserError(f"{where}.{key}: no such setting{hint}")
     for key in known:
+        if OmegaConf.is_missing(node, key):  # first, because `in` is False for "???"
+            raise UserError(f"{where}.{key} must be given: {where}.{key}=…")
         if key not in node:
             raise UserError(f"{where}.{key} is missing from the config")
-        if OmegaConf.is_missing(node, key):
-            raise UserError(f"{where}.{key} must be given: {where}.{key}=…")
 
 
 def _typed(value: Any, annotation: Any, name: str) -> Any:

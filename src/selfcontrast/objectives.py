@@ -1,9 +1,9 @@
 """Preference losses over one target and K negatives: an aggregation over K, and a pairwise core.
 
-Pure functions of s_plus [B], s_minus [B, K] (the rewards r(y) = beta (log p_policy(y|x) - log p_reference(y|x))
-of target and negatives), mask [B, K] (which negatives exist) and, where they are taken, weights [B, K]. They return
-one loss per group, [B], so that the caller can divide by the groups of the whole optimiser step. What stands in a
-masked column, be it inf or nan, changes nothing and gets a gradient of exactly zero.
+Pure functions of s_plus [B], s_minus [B, K], mask [B, K] and, where they are taken, weights [B, K]: the
+rewards r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, and which negatives
+exist. They return one loss per group, [B], so that the caller can divide by the groups of the whole optimiser
+step. What stands in a masked column, be it inf or nan, changes nothing and gets a gradient of exactly zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,14 +75,14 @@ def hardest(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor
 
 
 def softmax(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215) = InfoNCA, one positive (arXiv 2402.05369)."""
+    """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
     exponents = _real(s_minus, mask) - s_plus[:, None] + _real(weights, mask).log()
     return torch.cat([torch.zeros_like(s_plus)[:, None], exponents], -1).logsumexp(-1)
 
 
 def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-    """-sum_k log(e^s_k / sum_{l>=k} e^s_l), the target first, then the negatives in the order of their columns,
-    which must be best (most similar) first. DPO's appendix (arXiv 2305.18290)."""
+    """-sum_k log(e^s_k / sum_{l>=k} e^s_l), the target first, then the negatives by column, which must be in
+    order, best (most similar) first. DPO's appendix (arXiv 2305.18290)."""
     scores = torch.cat([s_plus[:, None], _real(s_minus, mask)], -1)
     exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
     follows = exists.new_ones(exists.shape[1], exists.shape[1]).triu()
@@ -148,44 +148,30 @@ class Objective:
     rank_weights: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        for problem, found in self._problems().items():
-            if found:
-                raise UserError(f"objective: {problem}")
+        self._check(
+            self.aggregation in get_args(Aggregation), "aggregation", f"one of {get_args(Aggregation)}"
+        )
+        self._check(self.core in get_args(CoreName), "core", f"one of {get_args(CoreName)}")
+        self._check(self.beta > 0, "beta", "above 0")
+        self._check(0 <= self.label_smoothing < 0.5, "label_smoothing", "in [0, 0.5)")
+        self._check(self.margin >= 0, "margin", "at least 0")
+        self._check(self.nll_weight >= 0, "nll_weight", "at least 0")
+        self._check(all(w > 0 for w in self.rank_weights or ()), "rank_weights", "above 0, each of them")
+        if self.aggregation in ("softmax", "plackett_luce", "nca"):
+            self._check(self.core == "sigmoid", "core", f"sigmoid, which {self.aggregation} is defined with")
+            self._check(not self.label_smoothing, "label_smoothing", f"0: {self.aggregation} has none")
+        if self.core not in ("sigmoid", "robust"):
+            self._check(not self.label_smoothing, "label_smoothing", f"0: core {self.core} has none")
+        if self.core == "simpo":
+            self._check(self.length_normalised, "length_normalised", "true: simpo's rewards are per token")
+        else:
+            self._check(not self.margin, "margin", f"0: core {self.core} has none, simpo has")
+        if self.aggregation in ("plackett_luce", "hardest"):
+            self._check(self.rank_weights is None, "rank_weights", f"null: {self.aggregation} takes none")
 
-    def _problems(self) -> dict[str, bool]:
-        set_objective = self.aggregation in ("softmax", "plackett_luce", "nca")
-        unordered = self.aggregation not in ("plackett_luce", "hardest")
-        return {
-            f"aggregation must be one of {', '.join(get_args(Aggregation))}, not {self.aggregation!r}": (
-                self.aggregation not in get_args(Aggregation)
-            ),
-            f"core must be one of {', '.join(get_args(CoreName))}, not {self.core!r}": (
-                self.core not in get_args(CoreName)
-            ),
-            f"aggregation {self.aggregation} has the sigmoid built in: set core=sigmoid and label_smoothing=0": (
-                set_objective and (self.core != "sigmoid" or self.label_smoothing != 0)
-            ),
-            f"beta must be above 0, not {self.beta}": not self.beta > 0,
-            f"label_smoothing must be in [0, 0.5), not {self.label_smoothing}": not 0
-            <= self.label_smoothing
-            < 0.5,
-            f"core {self.core} has no label smoothing: set label_smoothing=0, or core=sigmoid or robust": (
-                self.label_smoothing != 0 and self.core not in ("sigmoid", "robust")
-            ),
-            f"margin must be at least 0, not {self.margin}": not self.margin >= 0,
-            f"core {self.core} has no margin: set margin=0, or core=simpo": self.margin != 0
-            and self.core != "simpo",
-            "core simpo is defined on rewards per token: set length_normalised=true": (
-                self.core == "simpo" and not self.length_normalised
-            ),
-            f"nll_weight must be at least 0, not {self.nll_weight}": not self.nll_weight >= 0,
-            f"aggregation {self.aggregation} takes no rank_weights: set rank_weights=null": (
-                self.rank_weights is not None and not unordered
-            ),
-            f"rank_weights must all be above 0, not {self.rank_weights}": (
-                self.rank_weights is not None and not all(weight > 0 for weight in self.rank_weights)
-            ),
-        }
+    def _check(self, fine: bool, name: str, must_be: str) -> None:
+        if not fine:
+            raise UserError(f"objective.{name}={getattr(self, name)} must be {must_be}")
 
     @property
     def needs_reference(self) -> bool:
@@ -249,8 +235,8 @@ class Objective:
             return torch.ones_like(s_minus)
         if len(self.rank_weights) < s_minus.shape[1]:
             raise UserError(
-                f"objective.rank_weights holds {len(self.rank_weights)} weights for {s_minus.shape[1]} negatives: "
-                "give one per negative, or null."
+                f"objective.rank_weights holds {len(self.rank_weights)} weights, and there are "
+                f"{s_minus.shape[1]} negatives: give one each, or null."
             )
         weights = s_minus.new_tensor(list(self.rank_weights)[: s_minus.shape[1]])
         return weights.expand_as(s_minus)

@@ -15,6 +15,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.evaluation.compare import BASELINE, Comparison
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL
 from selfcontrast.filters import negatives
+from selfcontrast.filters.select import Selector
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import Tracker
@@ -37,7 +38,8 @@ class Result:
         comparison: the numbers, as `evaluation.compare.Comparison` has them.
         stages: per stage its name, key, folder, seconds, whether it was recalled or resumed, and its summary.
         histories: per trained stage its records of metrics.
-        similarities: of distinct candidates to their target: all of them, and those drawn as negatives.
+        similarities: of distinct candidates to their target: all of them, those drawn as negatives, and per prompt
+            that the selector took anything from the highest it kept ("cuts").
         lm_eval: per system and task the metrics.
         samples: test prompts with target and one answer of each system at the first decoding.
         negatives_shown: training prompts with their target and their nearest and farthest negative.
@@ -83,6 +85,7 @@ class Result:
             similarities={
                 "candidates": seen["similarity"].round(4).tolist(),
                 "negatives": seen.loc[seen["drawn"], "similarity"].round(4).tolist(),
+                "cuts": _cuts(seen, parts.filter.selector),
             },
             lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
             samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
@@ -132,6 +135,12 @@ def replay(artifact: Artifact, tracker: Tracker) -> None:
     """Training curves of a stage that was recalled, so that every job's run is whole."""
     for record in _history(artifact):
         tracker.log(artifact.stage, record)
+
+
+def _cuts(seen: pd.DataFrame, selector: Selector) -> list[float]:
+    found = [group["similarity"].to_numpy() for _, group in seen.groupby("id", sort=False)]
+    kept = [(near, selector.keep(near)) for near in found]
+    return [round(float(near[own].max()), 4) for near, own in kept if 0 < len(own) < len(near)]
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:

@@ -27,6 +27,7 @@ from selfcontrast.provenance import provenance
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+IDENTITY = ("stage", "version", "settings", "inputs")  # what of a manifest the key is a hash of
 RESUME = "resume"  # a stage's own state inside its working folder; never published
 
 # Metadata of a dataclass field that cannot change a stage's result (batch sizes, devices, workers).
@@ -90,13 +91,14 @@ class Store:
             "settings": json.loads(canonical(settings)),
             "inputs": {role: artifact.key for role, artifact in inputs.items()},
         }
-        key = hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]
+        key = _key(identity)
         final = self.root / stage / key
         with self._locked(stage, key):
             if found := self._read(final, cached=True):
                 return found
             partial = final.with_suffix(".partial")
             partial.mkdir(parents=True, exist_ok=True)
+            _clear(partial)
             begun, resumed = time.perf_counter(), (partial / RESUME).exists()
             summary = compute(partial) or {}
             shutil.rmtree(partial / RESUME, ignore_errors=True)
@@ -147,16 +149,20 @@ class Store:
 
 
 def canonical(value: Any) -> str:
-    """One text per JSON value, whatever the order of its keys. Raises TypeError for anything JSON cannot hold."""
+    """One text per JSON value, whatever the order of its keys. Raises TypeError or ValueError for any other value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def verify(folder: Path) -> str | None:
     """What is wrong with a published folder: missing, foreign or changed files; None where all is well."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files, key = manifest["files"], _key({name: manifest[name] for name in IDENTITY})
+        _ = manifest["summary"], manifest["seconds"], manifest["resumed"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable manifest ({type(error).__name__})"
+    if key != folder.name:
+        return "its manifest is another artifact's"
     present = {str(f.relative_to(folder)) for f in _files(folder)}
     if missing := sorted(files.keys() - present):
         return f"{missing[0]} is missing"
@@ -164,6 +170,17 @@ def verify(folder: Path) -> str | None:
         return f"{foreign[0]} does not belong there"
     changed = [name for name, expected in sorted(files.items()) if _checksum(folder / name) != expected]
     return f"{changed[0]} has changed since it was written" if changed else None
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]
+
+
+def _clear(partial: Path) -> None:
+    """Leaves of an earlier attempt what it kept for this one: nothing else of it may be published."""
+    for left in partial.iterdir():
+        if left.name != RESUME:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -95,8 +95,10 @@ class WandbTracking:
             raise UserError(f"tracking.mode={self.mode}: one of {', '.join(MODES)}")
 
     def check(self) -> None:
+        if self.resolved_mode() not in MODES:
+            raise UserError(f"WANDB_MODE={self.resolved_mode()}: one of {', '.join(MODES[1:])}")
         if self.resolved_mode() == "online" and not _has_key() and "WANDB_SWEEP_ID" not in os.environ:
-            raise UserError("tracking.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or use offline")
+            raise UserError("W&B's mode online needs a key: set WANDB_API_KEY or run `wandb login`, or use offline")
 
     def resolved_mode(self) -> str:
         if mode := os.environ.get("WANDB_MODE"):
@@ -174,8 +176,12 @@ class _WandbRun:
         self.run.summary.update(dict(values))
 
     def files(self, *paths: Path) -> None:
+        import wandb
+
+        report = wandb.Artifact(name=f"report-{self.run.id}", type="report")
         for path in paths:
-            self.run.save(str(path), base_path=str(path.parent), policy="now")
+            report.add_file(str(path))
+        self.run.log_artifact(report)
 
 
 def _has_key() -> bool:

@@ -4,9 +4,9 @@ Eight families mirror the categories of MT-Bench, in rotation; some examples are
 prompt fixes the values of some slots; a target puts them into one of several templates with free fillers, so
 a prompt has a hundred right responses or so, and 32 samples are mostly distinct.
 
-In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a model
-that imitates them well still has something to gain. Targets of validation and test are clean: they are what a
-response is compared with, and errors in them would be counted against the model.
+In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a
+model that imitates them well still has something to gain. Targets of validation and test are clean: they are
+what a response is compared with, and errors in them would be counted against the model.
 
 What this data cannot show:
 - It is synthetic, a closed world of a few hundred words: nothing here speaks of open-ended quality, of
@@ -56,9 +56,9 @@ class Builtin:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in SPLITS:
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}={getattr(self, name)}: a split needs at least 1 example")
+        for split in SPLITS:
+            if getattr(self, split) < 1:
+                raise UserError(f"data.{split}={getattr(self, split)}: a split needs at least 1 example")
         for name in ("noise", "two_turn"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name}={getattr(self, name)}: give a probability between 0 and 1")

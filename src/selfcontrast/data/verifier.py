@@ -1,9 +1,9 @@
 """The exact grade of a response to the built-in data, from the specification in `Example.reference`.
 
-The score is the weighted share of right slots. A response that one of the form's templates matches is read into
-its slots; besides these, `form` is right where the free fillers are known ones. In any other response a slot is
-right where the text holds a right value and no other value of that slot, so naming them all earns nothing, and
-the score is halved.
+The score is the weighted share of right slots. A response that one of the form's templates matches is read
+into its slots; besides these, `form` is right where the free fillers are known ones. In any other response a
+slot is right where the text holds a right value and no other value of that slot, so naming them all earns
+nothing, and the score is halved.
 """
 
 import json

@@ -42,6 +42,7 @@ class FromScratch:
     heads: int
     intermediate: int
     max_positions: int
+    init_std: float
     chat_template: str
     precision: str
 
@@ -70,6 +71,7 @@ class FromScratch:
             num_key_value_heads=self.heads,
             intermediate_size=self.intermediate,
             max_position_embeddings=self.max_positions,
+            initializer_range=self.init_std,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

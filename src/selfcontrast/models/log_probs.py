@@ -1,8 +1,8 @@
 """Log-probabilities of response tokens, without the logits of a whole row.
 
-The decoder's body runs over the packed row; the output layer only over the hidden states that predict a response
-token, a chunk at a time. However many tokens and however large the vocabulary V, forward and backward hold the
-logits of one chunk, [chunk_size, V].
+The decoder's body runs over the packed row; the output layer only over the hidden states that predict a
+response token, a chunk at a time. However many tokens and however large the vocabulary V, forward and
+backward hold the logits of one chunk, [chunk_size, V].
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,8 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.packing import Group, PackedGroups, pack, sum_per_response
 from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
 
-# Settings by which an architecture changes its logits after the output layer, and the value that leaves them alone.
-_LOGIT_CHANGES = {
-    "final_logit_softcapping": None,
-    "logit_scale": 1,
-    "logits_scaling": 1,
-    "lm_head_multiplier": 1,
-}
+# Settings by which an architecture changes its logits after the output layer, unless they are None or 1.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
@@ -40,10 +35,12 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
     hidden = forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    states = hidden[packed.predictors]
     with torch.autocast(device, enabled=False):
-        return _ChunkedLogProbs.apply(  # type: ignore[no-any-return]
-            hidden[packed.predictors], weight, bias, packed.labels, chunk_size, dtype
+        values: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
+            states, weight, bias, packed.labels, chunk_size, dtype
         )
+    return values
 
 
 def response_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
@@ -53,7 +50,7 @@ def response_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) 
 
 @torch.no_grad()
 def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> float:
-    """Compares the longest of these groups, packed, with rows of their own through the model's ordinary forward.
+    """Compares the longest of these groups, packed, with rows of their own through the model's plain forward.
 
     Returns the largest difference of a token's log-probability, in nats. Raises `UserError` where it is above
     `tolerance` (1e-3 is ample in float32; bfloat16 needs about 0.2).
@@ -66,29 +63,29 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     rows = torch.cat([_row_log_probs(model, group.prompt, response, device) for response in group.responses])
     model.train(training)
     difference = float((packed - rows).abs().max())
-    if not difference <= tolerance:
+    if not difference <= tolerance:  # not `>`: nan must stop the run too
         raise UserError(
-            f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} nats "
-            f"(tolerance {tolerance:g}): this model cannot be trained in shared-prompt form. "
-            "Use a plain decoder (Llama, Mistral, Qwen, GPT-2), or raise the tolerance for a low-precision model."
+            f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} "
+            f"nats (tolerance {tolerance:g}): this model cannot be trained in shared-prompt form. "
+            "Use a plain decoder (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
         )
     return difference
 
 
 def _row_log_probs(model: nn.Module, prompt: list[int], response: list[int], device: torch.device) -> Tensor:
-    """Log-probabilities [R] of one response in a row of its own, by the ordinary forward with all its logits."""
+    """Log-probabilities [R] of one response in a row of its own, by the plain forward."""
     row = torch.tensor([prompt + response], device=device)
-    logits = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logits: Tensor = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits.float().log_softmax(-1).gather(-1, row[0, len(prompt) :, None])[:, 0]
 
 
 def _output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
     config: Any = model.config
-    for name, neutral in _LOGIT_CHANGES.items():
-        if getattr(config, name, neutral) not in (None, neutral):
+    for name in _LOGIT_CHANGES:
+        if getattr(config, name, None) not in (None, 1):
             raise UserError(
-                f"model type {config.model_type!r} changes its logits ({name}={getattr(config, name)}), which "
-                "chunked log-probabilities do not do. Choose a model without it, such as Llama, Mistral or Qwen."
+                f"model type {config.model_type!r} changes its logits ({name}={getattr(config, name)}), and "
+                "chunked log-probabilities do not. Choose one that does not: Llama, Mistral, Qwen, GPT-2."
             )
     head = model.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear:
@@ -102,8 +99,8 @@ def _output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
 class _ChunkedLogProbs(torch.autograd.Function):
     """log_softmax(hidden @ weight.T + bias)[label], with the logits of one chunk at a time.
 
-    The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except those
-    of the last chunk, which are kept: one chunk is the budget anyway, and most micro-batches are no more than one.
+    The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except
+    those of the last chunk, which are kept: one chunk is the budget anyway, and often all there is.
     """
 
     @staticmethod
@@ -113,19 +110,21 @@ class _ChunkedLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        chunk: int,
+        chunk_size: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        """hidden [n, D], weight [V, D], bias [V], labels [n] -> float32 (or float64) [n]."""
+        """hidden [n, D], weight [V, D], bias [V], labels [n] -> [n], float32 (float64 from float64)."""
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         values, sums = [], []
-        for part, label in zip(inputs.split(chunk), labels.split(chunk), strict=True):
-            logits = None  # the chunk before must be gone before this one is computed
-            logits = _logits(part, matrix, bias)
+        logits = None
+        for start in range(0, len(inputs), chunk_size):
+            at = slice(start, start + chunk_size)
+            logits = None  # the chunk before must be gone before the next is there
+            logits = _logits(inputs[at], matrix, bias)
             sums.append(logits.logsumexp(-1))
-            values.append(logits.gather(-1, label[:, None])[:, 0] - sums[-1])
+            values.append(logits.gather(-1, labels[at, None])[:, 0] - sums[-1])
         ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(sums))
-        ctx.chunk, ctx.dtype = chunk, dtype
+        ctx.chunk_size, ctx.dtype = chunk_size, dtype
         ctx.kept = logits if any(ctx.needs_input_grad[:3]) else None
         return torch.cat(values)
 
@@ -133,11 +132,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, sums = ctx.saved_tensors
         inputs, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        grad_hidden = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=sums.dtype) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias, dtype=sums.dtype) if ctx.needs_input_grad[2] else None
-        for start in reversed(range(0, len(inputs), ctx.chunk)):
-            at = slice(start, start + ctx.chunk)
+        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(inputs) if to_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=sums.dtype) if to_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=sums.dtype) if to_bias else None
+        for start in reversed(range(0, len(inputs), ctx.chunk_size)):
+            at = slice(start, start + ctx.chunk_size)
             logits, ctx.kept = ctx.kept, None
             if logits is None:
                 logits = _logits(inputs[at], matrix, bias)

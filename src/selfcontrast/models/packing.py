@@ -2,15 +2,15 @@
 
     [prompt | target | negative_1 … negative_K] [prompt | target | …] …
 
-Positions restart after the prompt for each response, so that a token has the position (and, by the attention of
-`shared_prompt`, the context) that it would have in a row of its own. P + (K+1)R tokens take the place of the
-2K(P+R) of padded pairs. Pure functions of token ids; B groups, K the most negatives any of them has.
+Positions restart after the prompt for each response, so that a token has the position (and, by the attention
+of `shared_prompt`, the context) that it would have in a row of its own. P + (K+1)R tokens take the place of
+the 2K(P+R) of padded pairs. Pure functions of token ids; B groups, K the most negatives any of them has.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ class Layout:
     """Where prompts and responses lie in a packed row of T tokens: all that attention needs to know.
 
     Attributes:
-        groups: per group (start, end of prompt = start of responses, end) in the row.
+        groups: per group (start, end of prompt = start of responses, end) in the row. A group without
+            negatives has nothing to share: it counts as all prompt.
         longest: tokens of the longest prompt with a response, which a sliding window must not undercut.
         segment: [T] a number per prompt and per response; a group's prompt is its lowest.
         position: [T] position ids.
@@ -77,7 +78,12 @@ class Layout:
     buckets: tuple[Bucket, ...]
     slot: Tensor
 
-    def to(self, device: torch.device | str) -> Self:
+    @property
+    def sharing(self) -> tuple[tuple[int, int, int], ...]:
+        """The groups whose responses lie apart from their prompt."""
+        return tuple(group for group in self.groups if group[1] < group[2])
+
+    def to(self, device: torch.device | str) -> "Layout":
         buckets = tuple(_move(bucket, device) for bucket in self.buckets)
         return replace(_move(self, device), buckets=buckets)
 
@@ -108,7 +114,7 @@ class PackedGroups:
     lengths: Tensor
     layout: Layout
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "PackedGroups":
         return replace(_move(self, device), layout=self.layout.to(device))
 
 
@@ -153,7 +159,13 @@ def sum_per_response(values: Tensor, packed: PackedGroups) -> Tensor:
 
 
 def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
-    lengths = [[len(group.prompt), *map(len, group.responses)] for group in groups]
+    # A target alone needs no sharing: with its prompt it is one causal segment.
+    lengths = [
+        [len(group.prompt), *map(len, group.responses)]
+        if group.negatives
+        else [len(group.prompt) + len(group.target)]
+        for group in groups
+    ]
     ends = list(accumulate(sum(group) for group in lengths))
     flat = torch.tensor([length for group in lengths for length in group])
     buckets = _buckets(flat)
@@ -193,7 +205,10 @@ def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
     return tuple(buckets)
 
 
-def _move(item: Any, device: torch.device | str) -> Any:
-    values = {field.name: getattr(item, field.name) for field in fields(item)}
-    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+_Item = TypeVar("_Item", Bucket, Layout, PackedGroups)
+
+
+def _move(item: _Item, device: torch.device | str) -> _Item:
+    values: dict[str, Any] = {field.name: getattr(item, field.name) for field in fields(item)}
+    moved: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(item, **moved)

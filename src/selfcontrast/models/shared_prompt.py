@@ -3,19 +3,18 @@
 An attention function for transformers' `AttentionInterface`, so any decoder that uses that interface works
 unchanged: its linears, norms and MLPs run over the packed row, without padding.
 
-The layout travels as a keyword argument of the decoder's forward, which transformers hands down to every attention
-call. Gradient checkpointing binds those arguments to the layer it will recompute; a context variable would be gone
-by the time the backward pass recomputes it. For the same reason a model stays in this mode once it is set: without
-a layout, it is transformers' own SDPA attention.
+The layout travels as a keyword argument of the decoder's forward, which transformers hands down to every
+attention call. Gradient checkpointing binds those arguments to the layer that it will recompute; a context
+variable would be gone by the time the backward pass does. For the same reason a model stays in this mode once
+it is set: without a layout, it is transformers' own SDPA attention.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -62,8 +61,8 @@ def check_supported(model: nn.Module) -> None:
     for reason, found in reasons.items():
         if found:
             raise UserError(
-                f"model type {config.model_type!r} has {reason}: shared-prompt training cannot compute it exactly. "
-                "Choose a plain decoder such as Llama, Mistral, Qwen or GPT-2."
+                f"model type {config.model_type!r} has {reason}: shared-prompt training cannot compute that "
+                "exactly. Choose a plain decoder such as Llama, Mistral, Qwen or GPT-2."
             )
 
 
@@ -96,21 +95,20 @@ def _attention(
     """query [1, H, T, d], key and value [1, H or fewer, T, d] -> [1, T, H, d], as transformers wants it."""
     if shared_prompt is None:
         kwargs |= {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
     for keyword, reason in _REFUSED.items():
         if kwargs.get(keyword) is not None:
-            raise UserError(
-                f"{type(module).__name__} has {reason}, which shared-prompt training cannot compute."
-            )
+            raise UserError(f"{type(module).__name__} has {reason}: choose a plain decoder, such as Llama.")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     repeats = query.shape[1] // key.shape[1]
-    rows = [x[0].transpose(0, 1) for x in (query, _repeat(key, repeats), _repeat(value, repeats))]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, _repeat(key, repeats), _repeat(value, repeats)))
     window = sliding_window if sliding_window and sliding_window < shared_prompt.longest else None
-    if query.device.type == "cpu" and not dropout and not window and query.shape[-1] == value.shape[-1]:
-        return _Blocks.apply(*rows, shared_prompt, scaling)[None], None
-    return _masked(*rows, shared_prompt, scaling, dropout, window)[None], None
+    if query.device.type == "cpu" and not dropout and not window and q.shape[-1] == v.shape[-1]:
+        return _Blocks.apply(q, k, v, shared_prompt, scaling)[None], None  # type: ignore[no-untyped-call]
+    return _masked(q, k, v, shared_prompt, scaling, dropout, window)[None], None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -147,15 +145,15 @@ def _masked(
 class _Blocks(torch.autograd.Function):
     """Attention in blocks that hold nothing masked, by the CPU's flash kernel, which returns the log-sum-exp.
 
-    Every segment (prompt or response) attends to itself causally, in buckets of similar length; the responses of a
-    group, side by side, attend to the whole prompt. The two are merged by their log-sum-exps. In the backward pass
-    each block is given the *merged* output and log-sum-exp: the kernel rebuilds the probabilities as
-    exp(score - log-sum-exp), so that its gradients are this block's share of the exact ones.
+    Every segment (prompt or response) attends to itself causally, in buckets of similar length; the responses
+    of a group, side by side, attend to the whole prompt. The two are merged by their log-sum-exps. In the
+    backward pass each block is given the *merged* output and log-sum-exp: the kernel rebuilds the
+    probabilities as exp(score - log-sum-exp), so that its gradients are this block's share of the exact ones.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None
     ) -> Tensor:
         """[T, H, d] -> [T, H, d]."""
         outputs, sums = [], []
@@ -165,7 +163,7 @@ class _Blocks(torch.autograd.Function):
             outputs.append(output.transpose(1, 2).flatten(0, 1))
             sums.append(lse.transpose(1, 2).flatten(0, 1))
         output, lse = torch.cat(outputs)[layout.slot], torch.cat(sums)[layout.slot]
-        for start, boundary, end in layout.groups:
+        for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
             other, other_lse = _flash(
                 _row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale
@@ -176,11 +174,11 @@ class _Blocks(torch.autograd.Function):
             own.lerp_(other, share.to(own.dtype))
             lse[responses] = torch.logaddexp(own_lse, other_lse)
         ctx.save_for_backward(query, key, value, output, lse)
-        ctx.layout, ctx.scale = layout, scale  # type: ignore[attr-defined]
+        ctx.layout, ctx.scale = layout, scale
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         layout, scale = ctx.layout, ctx.scale
         parts: list[tuple[Tensor, ...]] = []
@@ -192,7 +190,7 @@ class _Blocks(torch.autograd.Function):
             found = _flash_backward(*blocks, sums, 0.0, True, scale=scale)
             parts.append(tuple(x.transpose(1, 2).flatten(0, 1) for x in found))
         totals = [torch.cat(part)[layout.slot] for part in zip(*parts, strict=True)]
-        for start, boundary, end in layout.groups:
+        for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
             taken = (responses, responses, prompt, prompt, responses)
             blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), taken, strict=True)]

@@ -1,4 +1,4 @@
-"""Extraction: three of the five facts of a note, then the other two."""
+"""Extraction: two of the five facts of a note, then a third."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ POOLS = {
     "day": DAYS,
     "place": PLACES,
     "thing": tuple(plural(thing) for thing in THINGS),
-    "count": tuple(str(count) for count in range(2, 41)),
+    "count": tuple(str(count) for count in range(2, 13)),
 }
 NOTES = (
     "{person} {verb} {count} {thing} at the {place} on {day}.",
@@ -26,7 +26,7 @@ FOLLOW_UPS = ("And the {asked}?", "Now give the {asked}.", "What of the {asked}?
 
 
 def listing(parts: Sequence[str]) -> str:
-    return ", ".join(parts[:-1]) + " and " + parts[-1]
+    return " and ".join(parts)
 
 
 def _form(asked: tuple[str, ...]) -> Form:
@@ -45,7 +45,7 @@ def _name(asked: Sequence[str]) -> str:
     return "extraction " + "+".join(sorted(asked))
 
 
-FORMS = {_name(asked): _form(asked) for size in (2, 3) for asked in combinations(sorted(POOLS), size)}
+FORMS = {_name(asked): _form(asked) for size in (1, 2) for asked in combinations(sorted(POOLS), size)}
 
 
 def draw_extraction(rng: random.Random) -> Dialogue:
@@ -58,4 +58,4 @@ def draw_extraction(rng: random.Random) -> Dialogue:
         return Turn(user, _name(asked), {field: [spec[field]] for field in asked})
 
     content = " ".join(["extraction", *spec.values()])
-    return Dialogue(content, turn(WORDINGS, fields[:3]), turn(FOLLOW_UPS, fields[3:]))
+    return Dialogue(content, turn(WORDINGS, fields[:2]), turn(FOLLOW_UPS, fields[2:3]))

@@ -1,7 +1,7 @@
 """STEM and humanities: two of five facts about an invented mineral or town, then a third.
 
-A fact can only be known if it was seen, so what is held out is the *pair* asked for, not the fact: each fact of
-a held-out question occurs in training in other pairs, and as the follow-up to other pairs.
+A fact can only be known if it was seen, so what is held out is the *pair* asked for, not the fact: each fact
+of a held-out question occurs in training in other pairs, and as the follow-up to other pairs.
 """
 
 import random

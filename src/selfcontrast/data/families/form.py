@@ -1,8 +1,8 @@
 """Forms: how a right response may be worded, how one is drawn, and how one is read back into its slots.
 
 A form has templates with holes. A hole is either a *slot*, whose value the prompt decides and the verifier
-grades, or a *filler*, which is free within a closed set. Drawing and reading share the templates, so they cannot
-drift apart.
+grades, or a *filler*, which is free within a closed set. Drawing and reading share the templates, so they
+cannot drift apart.
 """
 
 import random

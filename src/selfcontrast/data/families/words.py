@@ -1,17 +1,8 @@
 """The vocabulary that families share. Small on purpose: the model meets every word hundreds of times."""
 
-NAMES = (
-    "Tom", "Ann", "Sue", "Ben", "Mia", "Leo", "Eva", "Max", "Lily", "Jack",
-    "Nora", "Hugo", "Rita", "Carl", "Dora", "Finn", "Gina", "Otto", "Paul", "Vera",
-)  # fmt: skip
-THINGS = (
-    "lamp", "coin", "book", "ring", "hat", "map", "key", "cup", "drum", "flute",
-    "rope", "shoe", "clock", "basket", "letter", "pear", "cake", "kite", "boat", "bell",
-)  # fmt: skip
-PLACES = (
-    "market", "river", "barn", "castle", "forest", "bridge", "garden", "harbour",
-    "school", "tower", "mill", "church", "beach", "station", "farm", "inn",
-)  # fmt: skip
+NAMES = ("Tom", "Ann", "Sue", "Ben", "Mia", "Leo", "Eva", "Max", "Lily", "Jack", "Nora", "Hugo")
+THINGS = ("lamp", "coin", "book", "ring", "hat", "map", "key", "cup", "drum", "rope", "boat", "bell")
+PLACES = ("market", "river", "barn", "castle", "forest", "bridge", "garden", "harbour")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 OPENERS = ("Sure", "Well", "Let us see", "Of course", "Gladly", "Right", "Here you go", "Good question")

@@ -1,0 +1,183 @@
+"""The figures of one run, each from its `Result`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfcontrast.report.style import COLOURS, dot, styled
+from selfcontrast.report.text import number, percent
+from selfcontrast.report.verdict import BASELINE, PROXY
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+Records = Sequence[dict[str, float]]
+POINTS = 300  # of a curve, at most: what a page's width can show
+
+
+def axis_label(measure: str) -> str:
+    return "mean score (0 to 1)" if measure == "score" else PROXY
+
+
+def colour_of(system: str) -> str:
+    return COLOURS["sft" if system == BASELINE else "policy"]
+
+
+@styled()
+def systems(result: "Result", title: bool = False) -> Figure:
+    """Every system's mean with its interval, by decoding. With `title` the figure can stand alone."""
+    rows = result.comparison["rows"]
+    decodings = list(dict.fromkeys(row["decoding"] for row in rows))
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    figure = Figure(figsize=(7.2, 0.9 + 0.66 * len(decodings) + (0.35 if title else 0)), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        at = decodings.index(row["decoding"]) + _offset(names, row["system"], 0.34)
+        first = row["decoding"] == decodings[0]
+        dot(axes, row["mean"], at, colour_of(row["system"]), label=row["system"] if first else None)
+        _beside(axes, row["mean"], at, number(row["mean"]["estimate"]))
+    _categorical(axes, decodings)
+    axes.set_xlabel(axis_label(result.comparison["measure"]))
+    axes.margins(x=0.12)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
+    if title:
+        prompts, level = rows[0]["mean"]["clusters"], rows[0]["mean"]["level"]
+        words = f"Self-Contrast, K = {result.negatives}: {prompts} prompts, {percent(level, 0)} intervals"
+        figure.suptitle(words, x=0.01, ha="left", fontsize=10.5)
+    return figure
+
+
+@styled()
+def categories(result: "Result") -> Figure | None:
+    """Means by category at the first decoding; None where the data has no categories."""
+    rows = result.comparison["categories"]
+    if not rows:
+        return None
+    found = list(dict.fromkeys(row["category"] for row in rows))
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    figure = Figure(figsize=(7.2, 0.9 + 0.46 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        at = found.index(row["category"]) + _offset(names, row["system"], 0.34)
+        first = row["category"] == found[0]
+        dot(axes, row["mean"], at, colour_of(row["system"]), label=row["system"] if first else None)
+    _categorical(axes, found)
+    axes.set_xlabel(axis_label(result.comparison["measure"]))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
+    return figure
+
+
+@styled()
+def fine_tuning(records: Records) -> Figure | None:
+    """Loss and gradient norm of the supervised stage."""
+    if not records:
+        return None
+    figure = Figure(figsize=(7.2, 2.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, records, "loss", COLOURS["policy"], "training")
+    _curve(left, records, "val_loss", COLOURS["negative"], "validation", marker="o")
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:g}")
+    left.set_title("loss (nats per token, log scale)")
+    left.legend()
+    _curve(right, records, "grad_norm", COLOURS["muted"])
+    right.set_title("gradient norm, before clipping")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+    return figure
+
+
+@styled()
+def aligning(records: Records) -> Figure | None:
+    """What preference training did: six small multiples over its steps."""
+    if not records:
+        return None
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    for at, (name, title, colour) in enumerate(
+        [
+            ("loss", "loss", "policy"),
+            ("margin", "margin of rewards", "policy"),
+            ("accuracy", "accuracy", "policy"),
+            ("chosen_reward", "rewards", "policy"),
+            ("chosen_log_prob_change", "log-prob. change of the target", "policy"),
+            ("grad_norm", "gradient norm", "muted"),
+        ]
+    ):
+        _curve(axes[at], records, name, COLOURS[colour], "target" if name == "chosen_reward" else None)
+        axes[at].set_title(title)
+    _curve(axes[3], records, "rejected_reward", COLOURS["negative"], "negatives")
+    axes[3].legend()
+    for one in axes[[1, 3, 4]]:
+        one.axhline(0, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
+    axes[2].axhline(0.5, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
+    for one in axes[3:]:
+        one.set_xlabel("step")
+    return figure
+
+
+@styled()
+def similarities(result: "Result") -> Figure | None:
+    """Candidates and negatives by similarity to their target, and where the filter cuts."""
+    candidates = result.similarities["candidates"]
+    if not candidates:
+        return None
+    figure = Figure(figsize=(7.2, 2.5), layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(min(0.0, *candidates), 1.0, 51).tolist()
+    axes.hist(candidates, edges, color=COLOURS["rule"], label="distinct candidates")
+    drawn = result.similarities["negatives"]
+    axes.hist(drawn, edges, color=COLOURS["negative"], alpha=0.6, label="drawn as negatives")
+    if cuts := result.similarities.get("cuts"):
+        low, middle, high = np.quantile(cuts, [0.1, 0.5, 0.9]).tolist()
+        axes.axvspan(low, high, color=COLOURS["ink"], alpha=0.07, linewidth=0)
+        label = "the cut (median; shade: 80% of prompts)"
+        axes.axvline(middle, color=COLOURS["ink"], linewidth=1.2, label=label)
+    axes.set_xlabel("cosine similarity to the target's embedding")
+    axes.set_ylabel("candidates")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def _offset(names: list[str], name: str, width: float) -> float:
+    return width * (names.index(name) - (len(names) - 1) / 2)
+
+
+def _categorical(axes: Axes, names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
+    axes.spines["left"].set_visible(False)
+
+
+def _beside(axes: Axes, value: dict[str, Any], at: float, text: str) -> None:
+    """A number right of its interval."""
+    edge = np.nanmax([value["estimate"], value["high"] if value["high"] is not None else np.nan])
+    axes.annotate(
+        text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"]
+    )
+
+
+def _curve(
+    axes: Axes, records: Records, name: str, colour: str, label: str | None = None, marker: str | None = None
+) -> None:
+    """One metric over steps: its own points faint where there are many, their moving mean strong."""
+    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    if not points:
+        return
+    steps, values = np.array(points, dtype=float).T
+    if marker or len(points) < 30:
+        axes.plot(steps, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=4)
+        return
+    every = -(-len(points) // POINTS)
+    window = max(5, min(25, len(points) // 12))
+    kernel = np.ones(window)
+    smooth = np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+    axes.plot(steps[::every], values[::every], color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(steps[::every], smooth[::every], color=colour, linewidth=1.7, label=label)

@@ -1,0 +1,132 @@
+"""A run's `report.html`: one file that needs no network, with its figures inside."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from selfcontrast.report import figures, text
+from selfcontrast.report.style import inline, save
+from selfcontrast.report.verdict import BASELINE, PROXY, judge, measure_name
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+FILTERS = (
+    "number", "interval", "percent", "percent_interval", "p_value", "count", "duration", "place", "had",
+)  # fmt: skip
+
+
+def _share(value: float) -> str:
+    return text.percent(value, 2)
+
+
+FACTS = {  # of the filter's summary: what each is called, and how it is written
+    "prompts": ("prompts sampled for", text.count),
+    "prompts_used": ("prompts used", text.count),
+    "prompts_dropped": ("prompts dropped (too few negatives)", text.count),
+    "candidates": ("responses sampled", text.count),
+    "distinct_per_prompt": ("distinct candidates per prompt", text.count),
+    "duplicate_share": ("repeated responses", _share),
+    "empty_share": ("empty responses", _share),
+    "copies_of_target_share": ("copies of the target", _share),
+    "similarity_candidates": ("mean similarity to the target, candidates", text.number),
+    "similarity_negatives": ("mean similarity to the target, negatives drawn", text.number),
+    "score_candidates": ("mean score, candidates", text.number),
+    "score_negatives": ("mean score, negatives drawn", text.number),
+    "false_negatives_before": ("perfect answers among candidates", _share),
+    "false_negatives_after": ("perfect answers among negatives (false negatives)", _share),
+    "tokens_candidates": ("tokens per candidate", text.count),
+    "tokens_negatives": ("tokens per negative", text.count),
+}
+
+
+def write_report(result: "Result", folder: Path) -> None:
+    """Writes `report.html`, and `figure.svg` and `figure.png` of the comparison, to `folder`."""
+    save(figures.systems(result, title=True), folder)
+    page = render("page.html.jinja", **_content(result, folder))
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of this package, everything put into it escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("selfcontrast.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals.update(BASELINE=BASELINE, PROXY=PROXY, now=f"{datetime.now():%Y-%m-%d %H:%M}")
+    environment.filters.update({name: getattr(text, name) for name in FILTERS})
+    return environment.get_template(template).render(**content)
+
+
+def _content(result: "Result", folder: Path) -> dict[str, Any]:
+    rows = result.comparison["rows"]
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    stages = {stage["name"]: stage for stage in result.stages}
+    return {
+        "result": result,
+        "verdict": judge(result),
+        "measure": measure_name(result),
+        "proxy": result.comparison["measure"] != "score",
+        "rows": sorted(rows, key=lambda row: names.index(row["system"])),
+        "names": names,
+        "decoding": rows[0]["decoding"],
+        "level": rows[0]["mean"]["level"],
+        "prompts": rows[0]["mean"]["clusters"],
+        "align": stages["align"]["summary"] if "align" in stages else {},
+        "facts": filter_facts(stages["filter"]["summary"]) if "filter" in stages else [],
+        "share": result.config.get("filter", {}).get("selector", {}).get("share"),
+        "lm_eval": lm_eval_rows(result.lm_eval),
+        "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
+        "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
+        "folder": folder,
+        **_figures(result),
+    }
+
+
+def _figures(result: "Result") -> dict[str, Markup | None]:
+    drawn: list[tuple[str, Figure | None, str]] = [
+        ("systems", figures.systems(result), "Means with intervals, by decoding"),
+        ("categories", figures.categories(result), "Means with intervals, by category"),
+        (
+            "fine_tuning",
+            figures.fine_tuning(result.histories.get("sft", [])),
+            "Curves of supervised fine-tuning",
+        ),
+        ("aligning", figures.aligning(result.histories.get("align", [])), "Curves of preference training"),
+        ("similarities", figures.similarities(result), "Histogram of similarity to the target"),
+    ]
+    return {
+        f"figure_{name}": inline(figure, name, label) if figure else None for name, figure, label in drawn
+    }
+
+
+def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the filter did, in words; what it could not measure is left out."""
+    known = dict(summary)
+    if known.get("candidates"):
+        distinct = known["distinct_per_prompt"] * known["prompts"] / known["candidates"]
+        known["duplicate_share"] = max(
+            0.0, 1 - distinct - known["empty_share"] - known["copies_of_target_share"]
+        )
+    return [(words, write(known[key])) for key, (words, write) in FACTS.items() if known.get(key) is not None]
+
+
+def lm_eval_rows(
+    found: dict[str, dict[str, dict[str, float]]],
+) -> list[tuple[str, str, Sequence[float | None]]]:
+    """Task, metric, and its value per system in the order of `found`."""
+    keys = dict.fromkeys(
+        (task, metric) for tasks in found.values() for task, m in tasks.items() for metric in m
+    )
+    return [
+        (task, metric, [tasks.get(task, {}).get(metric) for tasks in found.values()]) for task, metric in keys
+    ]

@@ -1,0 +1,105 @@
+"""How figures look, and how they get into a page: SVG with real text, in colours of the theme."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfcontrast.report.text import bounded
+
+# Light theme. On the page each colour becomes the CSS variable of its name, which the dark theme redefines.
+COLOURS = {
+    "ink": "#1f2531",
+    "muted": "#667085",
+    "rule": "#d8dce5",
+    "sft": "#8a7a5c",
+    "policy": "#1b6ca8",
+    "negative": "#c4532f",
+    "target": "#3f7d4e",
+}
+STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["rule"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOURS["rule"],
+    "ytick.color": COLOURS["rule"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "legend.frameon": False,
+    "legend.labelcolor": COLOURS["ink"],
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "lines.solid_capstyle": "round",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib in this package's style; also a decorator."""
+    with rc_context(STYLE):
+        yield
+
+
+def inline(figure: Figure, name: str, label: str) -> Markup:
+    """The figure as an SVG element for HTML.
+
+    Args:
+        name: prefix of its ids, which must be unique on the page.
+        label: what a screen reader says.
+    """
+    buffer = StringIO()
+    with rc_context({**STYLE, "svg.hashsalt": name, "svg.id": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def save(figure: Figure, folder: Path) -> list[Path]:
+    """`figure.svg` and `figure.png`, to stand alone: on white, readable anywhere."""
+    files = [folder / "figure.svg", folder / "figure.png"]
+    for file in files:
+        with styled():
+            metadata = {"Date": None} if file.suffix == ".svg" else None
+            figure.savefig(file, dpi=200, facecolor="white", metadata=metadata)
+    return files
+
+
+def dot(
+    axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **how: Any
+) -> None:
+    """An estimate with its interval, if that is known, along x; along y where `vertical`."""
+    if bounded(value):
+        ends = [value["low"], value["high"]]
+        axes.plot(
+            *([at, at], ends) if vertical else (ends, [at, at]), color=colour, linewidth=2.2, alpha=0.55
+        )
+    point = ([at], [value["estimate"]]) if vertical else ([value["estimate"]], [at])
+    axes.plot(*point, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=3, **how)

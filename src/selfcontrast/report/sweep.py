@@ -1,0 +1,199 @@
+"""The jobs of a sweep, read back from their folders, as one table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+
+from selfcontrast.report import text
+from selfcontrast.report.verdict import BASELINE, direction, measure_name
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+# Of the config: what tells jobs apart without being a variant of the method.
+OWN_COLUMNS = ("negatives", "seed", "name", "output", "store", "tracking")
+
+
+HEADS = ("difference from SFT", "wins", "p", "used", "align")  # of `numbers`, after the measure's own name
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished job. `variant` names the settings, other than K and the seed, in which jobs differ."""
+
+    folder: str
+    variant: str
+    result: "Result"
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return next(row for row in self.result.comparison["rows"] if row["system"] == BASELINE)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The policy's at the first decoding."""
+        rows = self.result.comparison["rows"]
+        return next(r for r in rows if r["system"] != BASELINE and r["decoding"] == self.base["decoding"])
+
+    @property
+    def align(self) -> dict[str, Any]:
+        unknown = {"seconds": float("nan"), "summary": {}}
+        return next((stage for stage in self.result.stages if stage["name"] == "align"), unknown)
+
+    @property
+    def used(self) -> float:
+        """Negatives per prompt that training saw: fewer than K where prompts had no more."""
+        return float(self.align["summary"].get("negatives_per_prompt", float("nan")))
+
+    @property
+    def outcome(self) -> str:
+        return direction(self.row)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A job that left no readable result."""
+
+    folder: str
+    overrides: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Attributes:
+    folder: of the sweep.
+    jobs: those that finished, by variant, K and seed.
+    missing: those that did not.
+    """
+
+    folder: Path
+    jobs: list[Job]
+    missing: list[Missing]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(job.variant for job in self.jobs))
+
+    @property
+    def measure(self) -> str:
+        return measure_name(self.jobs[0].result)
+
+    @property
+    def proxy(self) -> bool:
+        return bool(self.jobs[0].result.comparison["measure"] != "score")
+
+    @property
+    def decoding(self) -> str:
+        return str(self.jobs[0].base["decoding"])
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({job.result.seed for job in self.jobs})
+
+    def by_k(self, variant: str) -> Iterator[tuple[int, list[Job]]]:
+        """K and its jobs, one per seed, in the order of K."""
+        own = [job for job in self.jobs if job.variant == variant]
+        for k in sorted({job.result.negatives for job in own}):
+            yield k, [job for job in own if job.result.negatives == k]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Every job below `folder`: a folder that holds a result, or Hydra's record of a job that left none."""
+    from selfcontrast.results import RESULT, Result  # imports torch
+
+    begun = {path.parent for path in folder.rglob(".hydra") if path.is_dir()}
+    begun |= {path.parent for path in folder.rglob(RESULT)}
+    found: dict[str, Result] = {}
+    missing = []
+    for own in sorted(begun, key=_natural):
+        name = str(own.relative_to(folder))
+        try:
+            found[name] = Result.read(own)
+        except (OSError, ValueError, TypeError):
+            missing.append(Missing(name, _overrides(own)))
+    names = variants({name: result.config for name, result in found.items()})
+    jobs = [Job(name, names[name], result) for name, result in found.items()]
+    jobs.sort(key=lambda job: (job.variant, job.result.negatives, job.result.seed))
+    return Sweep(folder, jobs, missing)
+
+
+def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Per job the settings in which the jobs differ: "objective.beta=0.1, sft.lr=0.002"; "" for none."""
+    flat = {name: dict(_flatten(config)) for name, config in configs.items()}
+    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
+    differ = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
+    return {
+        name: ", ".join(f"{key}={settings[key]}" for key in differ if key in settings)
+        for name, settings in flat.items()
+    }
+
+
+def frame(sweep: Sweep) -> pd.DataFrame:
+    """One row per job: what `results.csv` holds."""
+    rows = []
+    for job in sweep.jobs:
+        row: dict[str, Any] = {"job": job.folder, "variant": job.variant, "negatives": job.result.negatives}
+        row |= {"seed": job.result.seed, "decoding": job.base["decoding"]}
+        row |= _bounds(job.result.comparison["measure"], job.row["mean"]) | _bounds("sft", job.base["mean"])
+        row |= _bounds("difference", job.row["difference"]) | _bounds("win_rate", job.row["win_rate"])
+        row |= {"p_value": job.row["p_value"], "surprise": job.row["surprise"], "tokens": job.row["tokens"]}
+        row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
+        row |= {"align_seconds": job.align["seconds"], "policy": job.result.policy}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def mean(jobs: Sequence[Job], base: bool = False) -> float:
+    """Of the policy's estimates over jobs; of the fine-tuned model's with `base`."""
+    return sum(float((job.base if base else job.row)["mean"]["estimate"]) for job in jobs) / len(jobs)
+
+
+def numbers(jobs: Sequence[Job]) -> list[str]:
+    """As `HEADS`: one job's with its intervals; the means over several seeds with their range."""
+    if len(jobs) == 1:
+        row = jobs[0].row
+        shown = [text.interval(row["mean"]), text.interval(row["difference"], signed=True)]
+        shown += [text.percent(row["win_rate"]["estimate"]), text.p_value(row["p_value"])]
+    else:
+        wins = sum(job.row["win_rate"]["estimate"] for job in jobs) / len(jobs)
+        shown = [_range(jobs, "mean"), _range(jobs, "difference", signed=True), text.percent(wins), text.NONE]
+    used = sum(job.used for job in jobs) / len(jobs)
+    seconds = sum(job.align["seconds"] for job in jobs) / len(jobs)
+    return [*shown, text.number(used, 1), text.duration(seconds)]
+
+
+def _range(jobs: Sequence[Job], name: str, signed: bool = False) -> str:
+    values = [float(job.row[name]["estimate"]) for job in jobs]
+    found = (sum(values) / len(values), min(values), max(values))
+    middle, low, high = (text.number(value, signed=signed) for value in found)
+    return f"{middle} ({low} to {high})"
+
+
+def _bounds(name: str, value: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value["estimate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if prefix == "" and key in OWN_COLUMNS:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif key != "_target_":
+            yield f"{prefix}{key}", value
+
+
+def _overrides(job: Path) -> str:
+    try:
+        return " ".join(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or [])
+    except (OSError, yaml.YAMLError):
+        return ""
+
+
+def _natural(path: Path) -> tuple[int, int, str]:
+    """Job 10 after job 9."""
+    return (0, int(path.name), "") if path.name.isdigit() else (1, 0, str(path))

@@ -1,0 +1,128 @@
+"""A sweep's files: score against K as a figure, a page that needs no network, and a table of numbers."""
+
+import math
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfcontrast.report import text
+from selfcontrast.report.figures import axis_label
+from selfcontrast.report.page import render
+from selfcontrast.report.style import COLOURS, dot, inline, save, styled
+from selfcontrast.report.sweep import HEADS, Job, Sweep, frame, mean, numbers
+from selfcontrast.report.verdict import BASELINE, sharpest_control
+
+SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
+OUTCOMES = {
+    "better": "Clear gain over",
+    "worse": "Clear loss against",
+    "level": "No significant difference from",
+}
+
+
+def write_sweep(sweep: Sweep) -> None:
+    """Writes `report.html`, `figure.svg`, `figure.png` and `results.csv` to the sweep's folder."""
+    save(figure(sweep), sweep.folder)
+    frame(sweep).to_csv(sweep.folder / "results.csv", index=False)
+    rows = [[job.folder, job.variant or text.NONE, *_label(job), *numbers([job])] for job in sweep.jobs]
+    page = render(
+        "sweep.html.jinja",
+        sweep=sweep,
+        folder=sweep.folder,
+        headline=headline(sweep),
+        sentence=sentence(sweep),
+        figure=inline(figure(sweep), "sweep", f"{sweep.measure} against K"),
+        level=sweep.jobs[0].row["mean"]["level"],
+        heads=["job", "variant", "K", "seed", sweep.measure, *HEADS],
+        rows=rows,
+    )
+    (sweep.folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def headline(sweep: Sweep) -> str:
+    """The finding's size in a few words: first and last K, no trend claimed."""
+    groups = list(sweep.by_k(sweep.variants[0]))
+    ends = dict.fromkeys(f"{text.number(mean(jobs))} at K={k}" for k, jobs in (groups[0], groups[-1]))
+    where = f" ({sweep.variants[0]})" if len(sweep.variants) > 1 else ""
+    sft = text.number(mean(sweep.jobs, base=True))
+    return f"{sweep.measure.capitalize()}{where}: {', '.join(ends)}; SFT {sft}"
+
+
+def sentence(sweep: Sweep) -> str:
+    """At which K the policy differs clearly from the fine-tuned model, and what the best K has."""
+    best = max(sweep.jobs, key=lambda job: float(job.row["mean"]["estimate"]))
+    parts = []
+    for outcome, words in OUTCOMES.items():
+        if own := [_name(sweep, job) for job in sweep.jobs if job.outcome == outcome]:
+            parts.append(f"{words} SFT at {', '.join(own)}.")
+    difference = text.interval(best.row["difference"], signed=True)
+    parts.append(
+        f"Highest: {_name(sweep, best)} with {text.interval(best.row['mean'])}, {difference} from SFT."
+    )
+    if control := sharpest_control(best.result.comparison["rows"]):
+        alone = text.number(control["mean"]["estimate"])
+        parts.append(f"SFT's {control['decoding']} decoding alone gives {alone}.")
+    return " ".join(parts)
+
+
+@styled()
+def figure(sweep: Sweep) -> Figure:
+    """Score against K on a log2 axis, over the level of the fine-tuned model and of its sharper decoding."""
+    drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes = drawn.subplots()
+    _levels(axes, sweep)
+    for at, variant in enumerate(sweep.variants):
+        side_by_side = 2 ** (0.1 * (at - (len(sweep.variants) - 1) / 2))
+        _series(axes, sweep, variant, SERIES[at % len(SERIES)], side_by_side)
+    ks = sorted({job.result.negatives for job in sweep.jobs})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(ks[0] / 1.25, ks[-1] * 1.25)
+    axes.set_xlabel("K: negatives per prompt")
+    axes.set_ylabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
+    axes.grid(axis="x", visible=False)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+    return drawn
+
+
+def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float) -> None:
+    groups = list(sweep.by_k(variant))
+    where = [k * side_by_side for k, _ in groups]
+    label = "Self-Contrast" + (f", {variant}" if variant else "")
+    look: Any = {"color": colour, "marker": "o", "markeredgewidth": 0}
+    axes.plot(where, [mean(jobs) for _, jobs in groups], linewidth=1.2, label=label, markersize=6.5, **look)
+    for at, (_, jobs) in zip(where, groups, strict=True):
+        if len(jobs) == 1:
+            dot(axes, jobs[0].row["mean"], at, colour, vertical=True)
+        else:
+            seeds = [job.row["mean"]["estimate"] for job in jobs]
+            axes.plot([at] * len(seeds), seeds, linestyle="", alpha=0.45, markersize=4, **look)
+
+
+def _levels(axes: Axes, sweep: Sweep) -> None:
+    """SFT as it is and at its best sharper decoding: means over jobs of its estimates and bounds."""
+    rows = [row for job in sweep.jobs for row in job.result.comparison["rows"] if row["system"] == BASELINE]
+    control = sharpest_control(sweep.jobs[0].result.comparison["rows"])
+    decodings = [sweep.decoding, *([control["decoding"]] if control else [])]
+    for decoding, line in zip(decodings, ("-", "--"), strict=False):
+        own = [row["mean"] for row in rows if row["decoding"] == decoding]
+        middle, low, high = (
+            sum(value[bound] for value in own) / len(own) for bound in ("estimate", "low", "high")
+        )
+        axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}")
+        if math.isfinite(low) and math.isfinite(high):
+            axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)
+
+
+def _label(job: Job) -> list[str]:
+    return [str(job.result.negatives), str(job.result.seed)]
+
+
+def _name(sweep: Sweep, job: Job) -> str:
+    """K, with what else is needed to tell the job from its neighbours."""
+    variant = job.variant if len(sweep.variants) > 1 else ""
+    seed = f"seed {job.result.seed}" if len(sweep.seeds) > 1 else ""
+    more = ", ".join(part for part in (variant, seed) if part)
+    return f"K={job.result.negatives}" + (f" ({more})" if more else "")

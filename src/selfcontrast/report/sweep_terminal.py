@@ -1,0 +1,74 @@
+"""The last thing a sweep prints: score against K as a table and a plot, and where the figure lies."""
+
+from collections.abc import Sequence
+
+from selfcontrast.report import text
+from selfcontrast.report.sweep import HEADS, Job, Sweep, mean, numbers
+from selfcontrast.report.sweep_page import headline, sentence
+from selfcontrast.report.terminal import columns, say, show
+from selfcontrast.report.verdict import PROXY
+
+PLOT = 60  # characters
+
+
+def print_sweep(sweep: Sweep) -> None:
+    """Prints to stdout the table, the plot, the jobs without a result, and paths."""
+    say("")
+    if sweep.jobs:
+        _print_jobs(sweep)
+    for job in sweep.missing:
+        say(f"no result: job {job.folder}{f' ({job.overrides})' if job.overrides else ''}", "bold")
+    if sweep.jobs:
+        say("")
+        for name in ("figure.png", "report.html", "results.csv"):
+            say(f"{name.split('.')[0]:<8} {text.place(sweep.folder / name)}", wrap=False)
+
+
+def _print_jobs(sweep: Sweep) -> None:
+    jobs = f"{len(sweep.jobs)} job{'s' if len(sweep.jobs) > 1 else ''}"
+    say(f"{sweep.measure} against K at {sweep.decoding}, {jobs}", "bold")
+    if sweep.proxy:
+        say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
+    several, varied = len(sweep.seeds) > 1, len(sweep.variants) > 1
+    names = [*(["variant"] if varied else []), "K", *(["seeds"] if several else [])]
+    table = columns(*names, sweep.measure.split()[0], *HEADS, left=1)
+    for variant in sweep.variants:
+        for k, own in sweep.by_k(variant):
+            cells = [*([variant] if varied else []), str(k), *([str(len(own))] if several else [])]
+            table.add_row(*cells, *numbers(own))
+    show(table)
+    say("")
+    if several:
+        say("Means over seeds, with lowest and highest seed in place of intervals.", "italic")
+    for line in plot(sweep):
+        say(line, wrap=False)
+    say("")
+    say(f"{headline(sweep)}. {sentence(sweep)}")
+
+
+def plot(sweep: Sweep) -> list[str]:
+    """The figure in characters: per K its interval and estimate, and SFT as a vertical line."""
+    groups = [(k, jobs) for variant in sweep.variants for k, jobs in sweep.by_k(variant)]
+    sft, spans = mean(sweep.jobs, base=True), [_span(jobs) for _, jobs in groups]
+    low, high = min(sft, *(span[0] for span in spans)), max(sft, *(span[1] for span in spans))
+
+    def column(value: float) -> int:
+        return round((value - low) / ((high - low) or 1) * (PLOT - 1))
+
+    lines = []
+    for (k, jobs), (left, right) in zip(groups, spans, strict=True):
+        cells = [" "] * PLOT
+        cells[column(left) : column(right) + 1] = "─" * (column(right) - column(left) + 1)
+        cells[column(sft)] = "│" if cells[column(sft)] == " " else "┼"
+        cells[column(mean(jobs))] = "●"
+        lines.append(f"{f'K={k}':>6}  {''.join(cells).rstrip()}")
+    return [*lines, " " * (8 + column(sft)) + "│", " " * (7 + column(sft)) + f"SFT {text.number(sft)}"]
+
+
+def _span(jobs: Sequence[Job]) -> tuple[float, float]:
+    """The interval of one job; the range over several seeds."""
+    own = jobs[0].row["mean"]
+    if len(jobs) == 1 and text.bounded(own):
+        return own["low"], own["high"]
+    values = [float(job.row["mean"]["estimate"]) for job in jobs]
+    return min(values), max(values)

@@ -1,0 +1,98 @@
+"""The last thing a run prints: what came out, what it took, and where it lies."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from selfcontrast.report.text import duration, had, interval, p_value, percent, place
+from selfcontrast.report.verdict import BASELINE, PROXY, judge, measure_name
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of what must not be cut
+
+
+def print_result(result: "Result", folder: Path) -> None:
+    """Prints to stdout a table of all systems and decodings, the verdict, timings, and paths."""
+    level = percent(result.comparison["rows"][0]["mean"]["level"], 0)
+    say("")
+    say(f"{result.name}: {measure_name(result)}, mean [{level} interval]", "bold")
+    if result.comparison["measure"] != "score":
+        say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
+    show(_comparison(result))
+    verdict = judge(result)
+    say("")
+    say(f"{verdict.headline}. {verdict.text}")
+    say("")
+    show(_timings(result))
+    say("")
+    for name, path in _places(result, folder):
+        say(f"{name:<8} {place(path)}", wrap=False)
+
+
+def say(text: str, style: str = "", wrap: bool = True) -> None:
+    """A paragraph; paths stay whole, whatever the width."""
+    _console(WIDEST if wrap else WHOLE).print(text, style=style, soft_wrap=not wrap)
+
+
+def show(table: Table) -> None:
+    """A table whose numbers are never cut: where the terminal is narrower, it is the terminal that wraps."""
+    console = _console(WHOLE)
+    console.print(table, width=console.measure(table).maximum)
+
+
+def _console(widest: int) -> Console:
+    """To the stdout of now, as wide as the terminal but at most `widest`; `WHOLE` is wider than any line."""
+    plain = Console(highlight=False, markup=False, emoji=False)
+    plain.width = WHOLE if widest == WHOLE else min(plain.width, widest)
+    return plain
+
+
+def columns(*heads: str, left: int = 1) -> Table:
+    """An empty table: the first `left` columns hold words, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
+    for at, head in enumerate(heads):
+        table.add_column(head, justify="left" if at < left else "right", no_wrap=True)
+    return table
+
+
+def _comparison(result: "Result") -> Table:
+    """SFT at each decoding first, since its sharper decodings are the control; then the policies."""
+    rows = result.comparison["rows"]
+    table = columns("", "at", "mean", "difference from SFT", "wins", "p", left=2)
+    for system in sorted({row["system"] for row in rows}, key=lambda name: (name != BASELINE, name)):
+        own = [row for row in rows if row["system"] == system]
+        for row in own:
+            table.add_row(*_cells(row, first=row is own[0]), end_section=row is own[-1])
+    return table
+
+
+def _cells(row: dict[str, Any], first: bool) -> list[str]:
+    name = row["system"] if first else ""
+    if row["system"] == BASELINE:
+        return [name, row["decoding"], interval(row["mean"]), "" if first else "sharpness control", "", ""]
+    difference = interval(row["difference"], signed=True)
+    wins = percent(row["win_rate"]["estimate"])
+    return [name, row["decoding"], interval(row["mean"]), difference, wins, p_value(row["p_value"])]
+
+
+def _timings(result: "Result") -> Table:
+    table = columns("stage", "", "took", left=2)
+    for stage in result.stages:
+        table.add_row(stage["name"], had(stage), duration(stage["seconds"]))
+    fresh = sum(stage["seconds"] for stage in result.stages if not stage["cached"])
+    table.add_row("this run", "", duration(fresh), style="bold")
+    return table
+
+
+def _places(result: "Result", folder: Path) -> list[tuple[str, Path]]:
+    return [
+        ("report", folder / "report.html"),
+        ("figure", folder / "figure.png"),
+        ("results", folder / "result.json"),
+        ("policy", Path(result.policy)),
+    ]

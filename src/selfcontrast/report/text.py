@@ -1,0 +1,90 @@
+"""Numbers as a reader sees them: the same in the terminal, on the page and in a figure."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """`value` with fixed digits; a dash where there is none. Zero has no sign."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return (
+        text[1:] if signed and float(text) == 0 else text.replace("-0." + "0" * digits, "0." + "0" * digits)
+    )
+
+
+def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
+    """An estimate and its interval: "0.781 [0.762, 0.800]"; "0.781 [–]" where one prompt allows none."""
+    if value is None:
+        return NONE
+    if not bounded(value):
+        return f"{number(value['estimate'], signed=signed)} [{NONE}]"
+    low, high = (number(value[bound], signed=signed) for bound in ("low", "high"))
+    return f"{number(value['estimate'], signed=signed)} [{low}, {high}]"
+
+
+def bounded(value: Mapping[str, Any]) -> bool:
+    """Whether both ends of an interval are known."""
+    return all(value[bound] is not None and math.isfinite(value[bound]) for bound in ("low", "high"))
+
+
+def p_value(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def p_equals(value: float | None) -> str:
+    """For a sentence: "p = 0.012", "p < 0.001"."""
+    text = p_value(value)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
+
+
+def percent_interval(value: Mapping[str, Any] | None) -> str:
+    """As `interval`, in percent: "53.1% [51.0, 55.2]"."""
+    if value is None:
+        return NONE
+    if not bounded(value):
+        return f"{percent(value['estimate'])} [{NONE}]"
+    return f"{percent(value['estimate'])} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
+def count(value: float | None) -> str:
+    """12345.0 as "12,345"; a fraction keeps two digits."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """ "0.3 s", "45 s", "3 min 45 s", "2 h 05 min"."""
+    if not math.isfinite(seconds):
+        return NONE
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def place(path: str | Path) -> str:
+    """A path as the reader would type it: relative where it lies below the working directory."""
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def had(stage: Mapping[str, Any]) -> str:
+    """How a stage's artifact was had."""
+    return "recalled" if stage["cached"] else ("resumed" if stage["resumed"] else "done")

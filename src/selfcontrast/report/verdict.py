@@ -1,0 +1,110 @@
+"""What a run shows, in one or two plain sentences made from its numbers, whichever way they fall."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfcontrast.report.text import bounded, interval, number, p_equals
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+BASELINE = "SFT"
+PROXY = "similarity to the target's embedding: a proxy, not quality"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes:
+    headline: the finding in a few words.
+    sentence: the same with its numbers.
+    control: what sharper sampling alone does to the fine-tuned model; empty where it was not measured.
+    """
+
+    headline: str
+    sentence: str
+    control: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(part for part in (self.sentence, self.control) if part)
+
+
+def measure_name(result: "Result") -> str:
+    """What the numbers are. A similarity never goes by the name of a score."""
+    return "score" if result.comparison["measure"] == "score" else "similarity (proxy)"
+
+
+def judge(result: "Result") -> Verdict:
+    """The verdict at the first decoding, and against the fine-tuned model's sharper decodings."""
+    rows = result.comparison["rows"]
+    base = next(row for row in rows if row["system"] == BASELINE)
+    policy = next(row for row in rows if row["system"] != BASELINE and row["decoding"] == base["decoding"])
+    control = sharpest_control(rows)
+    proxy = result.comparison["measure"] != "score"
+    outcome = direction(policy)
+    headline = {
+        "better": "Better than SFT",
+        "worse": "Worse than SFT",
+        "level": "No clear difference from SFT",
+    }[outcome]
+    if proxy:
+        headline = {
+            "better": "Closer to the targets than SFT",
+            "worse": "Farther from the targets than SFT",
+        }.get(outcome, headline)
+    if outcome == "better" and control and _mean(control) >= _mean(policy):
+        headline += ", but no more than sharper sampling gives"
+    if proxy:
+        headline += " (by a proxy)"
+    return Verdict(
+        headline, _sentence(result, base, policy, outcome), _control(base, policy, control, outcome)
+    )
+
+
+def direction(row: Row) -> str:
+    """better, worse or level: a difference counts where its interval excludes 0 and the test agrees."""
+    difference, p = row["difference"], row["p_value"]
+    clear = bounded(difference) and difference["low"] * difference["high"] > 0
+    if not clear or p is None or not p < 1 - difference["level"]:
+        return "level"
+    return "better" if difference["estimate"] > 0 else "worse"
+
+
+def sharpest_control(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The fine-tuned model's best row among the decodings sharper than the first."""
+    own = [row for row in rows if row["system"] == BASELINE]
+    sharper = [row for row in own[1:] if row["temperature"] < own[0]["temperature"]]
+    return max(sharper, key=_mean, default=None)
+
+
+def _sentence(result: "Result", base: Row, policy: Row, outcome: str) -> str:
+    scored = result.comparison["measure"] == "score"
+    unit = "scores" if scored else "has an embedding similarity to the target (a proxy, not quality) of"
+    ends = {"better": "a clear gain", "worse": "a clear loss", "level": "no significant difference"}
+    return (
+        f"At {base['decoding']} {policy['system']} (K={result.negatives}) {unit} {interval(policy['mean'])} "
+        f"against SFT's {interval(base['mean'])}: difference {interval(policy['difference'], signed=True)}, "
+        f"{p_equals(policy['p_value'])}, n = {policy['difference']['clusters']} prompts: {ends[outcome]}."
+    )
+
+
+def _control(base: Row, policy: Row, control: Row | None, outcome: str) -> str:
+    if control is None:
+        return ""
+    given = f"SFT's {control['decoding']} decoding alone gives {number(_mean(control))}"
+    gain, sharper = _mean(policy) - _mean(base), _mean(control) - _mean(base)
+    if sharper <= 0:
+        return f"{given}: sharper sampling does not help SFT" + (
+            ", so it does not explain the gain." if outcome == "better" else "."
+        )
+    if outcome != "better":
+        return f"{given}: sharper sampling helps ({number(sharper, signed=True)}), this training does not."
+    if sharper >= gain:
+        return f"{given}: sharper sampling explains as much as the whole gain."
+    return f"{given}: sharper sampling explains at most {100 * sharper / gain:.0f}% of the gain."
+
+
+def _mean(row: Row) -> float:
+    return float(row["mean"]["estimate"])

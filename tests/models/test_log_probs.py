@@ -1,0 +1,189 @@
+"""Chunked log-probabilities against a plain log-softmax, and the check at the start of a run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
+
+from selfcontrast.errors import UserError
+from selfcontrast.models.log_probs import _ChunkedLogProbs, response_log_probs, self_check, token_log_probs
+from selfcontrast.models.packing import Group, pack
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+GROUPS = [Group("a", [1, 2, 3], [4, 5], [[6], [7, 8, 9]]), Group("b", [1], [2], [[3, 4]])]
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, **changes))
+
+
+def draw(
+    tokens: int, width: int, vocabulary: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(vocabulary, width, dtype=dtype)
+    bias, labels = torch.randn(vocabulary, dtype=dtype), torch.randint(vocabulary, (tokens,))
+    return hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), labels
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 10, 100])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_values_and_gradients_equal_log_softmax(chunk_size: int, with_bias: bool) -> None:
+    hidden, weight, drawn, labels = draw(10, 5, 13, torch.float64)
+    inputs = (hidden, weight, drawn) if with_bias else (hidden, weight)
+    bias = drawn if with_bias else None
+    found = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64)
+    logits = nn.functional.linear(hidden, weight, bias)
+    expected = torch.stack([logits[i].log_softmax(-1)[label] for i, label in enumerate(labels.tolist())])
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(10, dtype=torch.float64)
+    # twice: what is kept of the last chunk serves one backward pass, the second recomputes it
+    for _ in range(2):
+        for one, other in zip(
+            torch.autograd.grad(found, inputs, upstream, retain_graph=True),
+            torch.autograd.grad(expected, inputs, upstream, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other)
+
+
+def test_gradient_against_finite_differences() -> None:
+    hidden, weight, bias, labels = draw(5, 3, 7, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: _ChunkedLogProbs.apply(*inputs, labels, 2, torch.float64), (hidden, weight, bias)
+    )
+
+
+def test_a_frozen_output_layer_gets_no_gradient() -> None:
+    hidden, weight, bias, labels = draw(4, 3, 7, torch.float32)
+    weight.requires_grad_(False)
+    _ChunkedLogProbs.apply(hidden, weight, bias, labels, 3, torch.float32).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.0]])
+    found = _ChunkedLogProbs.apply(hidden, weight, None, torch.tensor([0, 0]), 1, torch.float32)
+    found.sum().backward()
+    assert found.tolist() == [0.0, -2e4]
+    assert hidden.grad is not None
+    assert hidden.grad.flatten().tolist() == [0.0, 2.0]
+
+
+def test_bfloat16_in_float32_out() -> None:
+    hidden, weight, _, labels = draw(64, 32, 50, torch.bfloat16)
+    found = _ChunkedLogProbs.apply(hidden, weight, None, labels, 16, torch.bfloat16)
+    assert found.dtype == torch.float32
+    exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    # a logit of up to 32 is rounded to 8 bits: half of 2^-7 of it at most, in label and normaliser
+    assert float((found.double() - exact).detach().abs().max()) < 2 * 32 * 2**-8
+    found.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.bfloat16
+
+
+def test_no_tensor_is_larger_than_the_logits_of_a_chunk() -> None:
+    tokens, vocabulary, chunk = 64, 1000, 8
+    hidden, weight, _, labels = draw(tokens, 4, vocabulary, torch.float32)
+    peak = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            output = func(*args, **(kwargs or {}))
+            for x in output if isinstance(output, tuple) else (output,):
+                if isinstance(x, Tensor):
+                    peak = max(peak, x.numel())
+            return output
+
+    with Watch():
+        _ChunkedLogProbs.apply(hidden, weight, None, labels, chunk, torch.float32).sum().backward()
+    assert peak == chunk * vocabulary
+
+
+def test_token_and_response_log_probs_of_a_model() -> None:
+    model = llama()
+    packed = pack(GROUPS)
+    tokens = token_log_probs(model, packed, 4)
+    assert tokens.shape == (9,)
+    sums = response_log_probs(model, packed, 4)
+    logits = model(input_ids=torch.tensor([[1, 2, 3, 7, 8, 9]])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(sums[0, 2], logits[2, 7] + logits[3, 8] + logits[4, 9])
+    assert sums[1, 2] == 0
+    torch.testing.assert_close(sums.sum(), tokens.sum())
+
+
+def test_tied_embeddings_and_an_output_bias() -> None:
+    for model in (llama(tie_word_embeddings=True), PhiForCausalLM(PhiConfig(**SHAPE))):
+        if model.lm_head.bias is not None:
+            nn.init.normal_(model.lm_head.bias)
+        assert self_check(model, GROUPS, 1e-4) <= 1e-4
+        response_log_probs(model, pack(GROUPS), 4)[:, 0].sum().backward()
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        for group in GROUPS:
+            row = torch.tensor([group.prompt + group.target])
+            logits = model(input_ids=row).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
+            logits.gather(-1, row[0, len(group.prompt) :, None]).sum().backward()
+        for one, parameter in zip(found, model.parameters(), strict=True):
+            torch.testing.assert_close(one, parameter.grad)
+
+
+def test_self_check_passes_and_restores_the_mode() -> None:
+    model = llama().train()
+    assert self_check(model, GROUPS, 1e-4) <= 1e-4
+    assert model.training
+
+
+def test_self_check_stops_a_model_that_differs() -> None:
+    class Shifted(LlamaForCausalLM):
+        """Its packed rows go through `model`; its plain forward adds to one logit."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            output.logits[..., 4] += 1.0
+            return output
+
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="group a differ by"):
+        self_check(Shifted(LlamaConfig(**SHAPE)), GROUPS, 1e-4)
+
+
+def test_self_check_stops_on_nan() -> None:
+    model = llama()
+    nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(UserError, match="nan"):
+        self_check(model, GROUPS, 1e-4)
+
+
+def test_scaled_logits_are_refused_by_name() -> None:
+    model = CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.0625, pad_token_id=0))
+    with pytest.raises(UserError, match=r"cohere.*logit_scale=0\.0625"):
+        token_log_probs(model, pack(GROUPS), 4)
+
+
+def test_an_output_layer_that_is_not_linear_is_refused() -> None:
+    model = llama()
+    model.lm_head = nn.Sequential(model.lm_head)
+    with pytest.raises(UserError, match="Sequential"):
+        token_log_probs(model, pack(GROUPS), 4)

@@ -1,0 +1,114 @@
+"""Packing against a plain loop over tokens."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcontrast.models.packing import Group, pack, sum_per_response
+
+TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=12)
+GROUPS = st.lists(
+    st.builds(Group, st.text(max_size=3), TOKENS, TOKENS, st.lists(TOKENS, max_size=4)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def test_a_row_by_hand() -> None:
+    packed = pack([Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])])
+    assert packed.ids == ("a", "b")
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3, 0, 1]]
+    assert packed.labels.tolist() == [3, 4, 5, 6, 7, 9]
+    assert packed.predictors.tolist() == [1, 2, 1, 1, 5, 7]
+    assert packed.segments.tolist() == [0, 0, 1, 2, 2, 3]
+    assert packed.lengths.tolist() == [[2, 1, 2], [1, 0, 0]]
+    assert packed.mask.tolist() == [[True, True], [False, False]]
+
+
+@given(GROUPS)
+def test_each_response_reads_as_a_row_of_its_own(groups: list[Group]) -> None:
+    packed = pack(groups)
+    columns = packed.mask.shape[1] + 1
+    for row, group in enumerate(groups):
+        for column, response in enumerate(group.responses):
+            at = packed.segments == row * columns + column
+            assert packed.labels[at].tolist() == response
+            predictors = packed.predictors[at]
+            assert packed.input_ids[0, predictors].tolist() == [group.prompt[-1], *response[:-1]]
+            first = len(group.prompt) - 1
+            assert packed.position_ids[0, predictors].tolist() == [*range(first, first + len(response))]
+    assert len(packed.labels) == sum(len(response) for group in groups for response in group.responses)
+
+
+@given(GROUPS)
+def test_every_token_lies_once_in_the_buckets(groups: list[Group]) -> None:
+    packed = pack(groups)
+    layout = packed.layout
+    flat = torch.cat([bucket.tokens.flatten() for bucket in layout.buckets])
+    row = torch.arange(packed.input_ids.shape[1])
+    assert torch.equal(flat[layout.slot], row)
+    assert len(layout.slot.unique()) == len(row)
+    real = torch.cat([_real(bucket.tokens, bucket.padding) for bucket in layout.buckets])
+    assert torch.equal(real.sort().values, row)
+
+
+@given(GROUPS)
+def test_a_row_of_a_bucket_is_one_segment_and_mostly_real(groups: list[Group]) -> None:
+    layout = pack(groups).layout
+    for bucket in layout.buckets:
+        segments = layout.segment[bucket.tokens]
+        assert (segments == segments[:, :1]).all()
+        padding = (
+            torch.zeros_like(bucket.tokens, dtype=torch.bool) if bucket.padding is None else bucket.padding
+        )
+        assert (padding.float().mean(-1) <= 0.25).all()
+        for tokens, pads in zip(bucket.tokens, padding, strict=True):
+            kept = tokens[~pads]
+            assert torch.equal(kept, torch.arange(int(kept[0]), int(kept[0]) + len(kept)))
+            assert not pads[: len(kept)].any()
+
+
+def _real(tokens: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    return tokens.flatten() if padding is None else tokens[~padding]
+
+
+@given(GROUPS)
+def test_sums_per_response(groups: list[Group]) -> None:
+    packed = pack(groups)
+    values = torch.arange(len(packed.labels), dtype=torch.float64) + 1
+    expected = torch.zeros(packed.lengths.shape, dtype=torch.float64)
+    token = iter(values.tolist())
+    for row, group in enumerate(groups):
+        for column, response in enumerate(group.responses):
+            expected[row, column] = sum(next(token) for _ in response)
+    assert torch.equal(sum_per_response(values, packed), expected)
+
+
+def test_groups_without_negatives_share_nothing() -> None:
+    layout = pack([Group("a", [1, 2], [3], []), Group("b", [4], [5], [[6]])]).layout
+    assert layout.sharing == ((3, 4, 6),)
+    assert layout.segment.tolist() == [0, 0, 0, 1, 2, 3]
+    assert layout.longest == 3
+
+
+def test_to_moves_every_tensor() -> None:
+    packed = pack([Group("a", [1, 2], [3], [[4, 5], [6]])]).to("meta")
+    layout = packed.layout
+    bucketed = [t for bucket in layout.buckets for t in (bucket.tokens, bucket.padding) if t is not None]
+    for tensor in (packed.input_ids, packed.mask, packed.lengths, layout.slot, layout.segment, *bucketed):
+        assert tensor.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "negatives"), [([], [1], []), ([1], [], []), ([1], [1], [[1], []])]
+)
+def test_empty_parts_are_refused(prompt: list[int], target: list[int], negatives: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="group x"):
+        Group("x", prompt, target, negatives)
+
+
+def test_no_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        pack([])

@@ -1,0 +1,226 @@
+"""Packed groups against padded rows, through transformers' ordinary attention: values and gradients."""
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from selfcontrast.errors import UserError
+from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.shared_prompt import check_supported, forward_packed, use_shared_prompt
+
+VOCABULARY = 61
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "mistral": MistralConfig(**SHAPE, sliding_window=4096),
+    "mistral with a window shorter than the rows": MistralConfig(**SHAPE, sliding_window=5),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=16),
+    "gpt2": GPT2Config(**GPT2, **NO_DROPOUT),
+}
+
+
+def tiny(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    return model
+
+
+def ragged(seed: int, negatives: tuple[int, ...] = (3, 0, 5, 1)) -> list[Group]:
+    draw = random.Random(seed)
+
+    def tokens(longest: int) -> list[int]:
+        return [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest))]
+
+    return [Group(str(k), tokens(12), tokens(9), [tokens(20) for _ in range(k)]) for k in negatives]
+
+
+def padded(model: nn.Module, groups: list[Group]) -> Tensor:
+    """[B, K+1]: one padded row per response, all the logits, the model's own attention."""
+    responses = [(b, j, g.prompt, r) for b, g in enumerate(groups) for j, r in enumerate(g.responses)]
+    longest = max(len(prompt) + len(response) for _, _, prompt, response in responses)
+    ids = torch.zeros(len(responses), longest, dtype=torch.long)
+    attended = torch.zeros_like(ids)
+    for row, (_, _, prompt, response) in enumerate(responses):
+        ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+        attended[row, : len(prompt) + len(response)] = 1
+    log_probs = model(input_ids=ids, attention_mask=attended).logits.log_softmax(-1)
+    columns = max(len(group.responses) for group in groups)
+    sums = [[log_probs.new_zeros(()) for _ in range(columns)] for _ in groups]
+    for row, (b, j, prompt, response) in enumerate(responses):
+        for place, token in enumerate(response):
+            sums[b][j] = sums[b][j] + log_probs[row, len(prompt) + place - 1, token]
+    return torch.stack([torch.stack(line) for line in sums])
+
+
+def gradients(model: nn.Module, log_probs: Tensor) -> Tensor:
+    weights = torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(1)).to(log_probs)
+    model.zero_grad()
+    (weights * log_probs).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).detach().norm() / expected.detach().norm())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_equal_padded_rows(name: str, checkpointing: bool) -> None:
+    plain, model = tiny(CONFIGS[name]).train(), tiny(CONFIGS[name]).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+    for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
+        found = response_log_probs(model, pack(groups), chunk_size=16)
+        expected = padded(plain, groups)
+        assert relative(found, expected) <= 1e-5
+        assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-5
+
+
+def test_gradients_equal_padded_rows_to_the_last_bits_in_float64() -> None:
+    # GPT-2: the norms of the Llama family compute in float32 whatever the model's type.
+    config, groups = CONFIGS["gpt2"], ragged(3)
+    plain, model = tiny(config, torch.float64), tiny(config, torch.float64)
+    found, expected = response_log_probs(model, pack(groups), chunk_size=7), padded(plain, groups)
+    assert relative(found, expected) <= 1e-13
+    assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-12
+
+
+def test_autocast_is_as_close_as_bfloat16_allows() -> None:
+    plain, model, groups = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"]), ragged(4)
+    exact = gradients(plain, padded(plain, groups))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = response_log_probs(model, pack(groups), chunk_size=16)
+        rounded = padded(plain, groups)
+    assert found.dtype == torch.float32
+    error = relative(gradients(model, found), exact)
+    assert error <= 1.5 * relative(gradients(plain, rounded.float()), exact)
+
+
+def test_responses_do_not_see_one_another() -> None:
+    model = tiny(CONFIGS["llama"])
+    one = response_log_probs(model, pack([Group("a", [1, 2, 3], [4, 5], [[6, 7], [8]])]), 16)
+    other = response_log_probs(model, pack([Group("a", [1, 2, 3], [4, 5], [[9, 9, 9], [8]])]), 16)
+    torch.testing.assert_close(one[:, [0, 2]], other[:, [0, 2]])
+    assert not torch.allclose(one[:, 1], other[:, 1])
+
+
+def test_attention_dropout_is_applied_in_training_and_only_there() -> None:
+    model = tiny(GPT2Config(**GPT2, embd_pdrop=0.0, attn_pdrop=0.5, resid_pdrop=0.0))
+    packed = pack(ragged(5, (1,)))
+    model.train()
+    torch.manual_seed(0)
+    dropped = [response_log_probs(model, packed, 64).detach() for _ in range(200)]
+    model.eval()
+    whole = response_log_probs(model, packed, 64).detach()
+    assert torch.equal(whole, response_log_probs(model, packed, 64))
+    assert not torch.allclose(dropped[0], dropped[1])
+    # the same distribution as dropout in rows of their own: the means of 200 draws agree within their noise
+    model.train()
+    rows = [
+        padded(model, ragged(5, (1,))).detach() for _ in range(200)
+    ]  # without a layout: ordinary attention
+    first, second = torch.stack(dropped), torch.stack(rows)
+    noise = (first.var(0) + second.var(0)).div(200).sqrt()
+    assert ((first.mean(0) - second.mean(0)).abs() <= 5 * noise + 1e-6).all()
+
+
+def test_without_a_layout_the_model_is_its_old_self() -> None:
+    plain, model, groups = tiny(CONFIGS["mistral"]), tiny(CONFIGS["mistral"]), ragged(6)
+    use_shared_prompt(model)
+    torch.testing.assert_close(padded(model, groups), padded(plain, groups))
+    prompt = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    settings: dict[str, Any] = {
+        "attention_mask": mask,
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
+    assert torch.equal(model.generate(prompt, **settings), plain.generate(prompt, **settings))  # type: ignore[operator]
+
+
+def test_nothing_as_large_as_the_row_squared_is_built() -> None:
+    model = tiny(CONFIGS["llama"])
+    use_shared_prompt(model)
+    packed = pack([Group("a", [1] * 20, [2] * 20, [[3] * 20] * 30)])  # T = 640
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            output = func(*args, **(kwargs or {}))
+            for x in output if isinstance(output, tuple) else (output,):
+                largest = max(largest, x.numel() if isinstance(x, Tensor) else 0)
+            return output
+
+    with Watch():
+        forward_packed(model.model, packed.input_ids, packed.position_ids, packed.layout)  # type: ignore[arg-type]
+    assert 640 * 32 <= largest < 640 * 640
+
+
+def test_the_mode_is_not_saved_with_the_model() -> None:
+    model = tiny(CONFIGS["llama"])
+    use_shared_prompt(model)
+    assert "shared_prompt" not in model.config.to_json_string()  # type: ignore[union-attr,operator]
+
+
+BLOOM = BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)
+SINKS = GptOssConfig(**SHAPE, head_dim=8, num_local_experts=2, num_experts_per_tok=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (Gemma2Config(**SHAPE, head_dim=8), "soft-capped"),
+        (SINKS, "attention sinks"),
+        (BLOOM, "AttentionInterface"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused_by_name(config: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"{config.model_type}.*{reason}"):
+        use_shared_prompt(tiny(config))
+
+
+def test_an_encoder_is_refused_by_name() -> None:
+    shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": VOCABULARY}
+    with pytest.raises(UserError, match=r"bart.*an encoder"):
+        check_supported(BartForConditionalGeneration(BartConfig(**shape, bos_token_id=0, eos_token_id=2)))

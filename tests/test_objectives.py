@@ -1,0 +1,369 @@
+"""Each objective against a plain loop in float64, and the properties that hold for any margins."""
+
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from datasets import Dataset
+from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from selfcontrast.errors import UserError
+from selfcontrast.objectives import Aggregation, CoreName, Objective
+
+CONF = Path(__file__).parents[1] / "conf" / "objective"
+BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
+SET = ("softmax", "plackett_luce", "nca")
+CHOICES = [
+    (a, c) for a in get_args(Aggregation) for c in get_args(CoreName) if a not in SET or c == "sigmoid"
+]
+UNORDERED = [choice for choice in CHOICES if choice[0] != "plackett_luce"]
+
+
+def objective(aggregation: Any = "mean_of_pairs", core: Any = "sigmoid", **changes: Any) -> Objective:
+    smoothed = core in ("sigmoid", "robust") and aggregation not in SET
+    values: dict[str, Any] = {
+        "beta": BETA,
+        "label_smoothing": SMOOTHING if smoothed else 0.0,
+        "margin": GAMMA if core == "simpo" else 0.0,
+        "nll_weight": 0.0,
+        "length_normalised": core == "simpo",
+        "rank_weights": None,
+    }
+    return Objective(aggregation=aggregation, core=core, **(values | changes))
+
+
+# ---- the independent implementation: scalars and loops
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def slow_core(name: str, margin: float) -> float:
+    match name:
+        case "sigmoid":
+            return -(1 - SMOOTHING) * log_sigmoid(margin) - SMOOTHING * log_sigmoid(-margin)
+        case "robust":
+            flipped = (1 - SMOOTHING) * log_sigmoid(margin) - SMOOTHING * log_sigmoid(-margin)
+            return -flipped / (1 - 2 * SMOOTHING)
+        case "ipo":
+            return (margin / BETA - 1 / (2 * BETA)) ** 2
+        case "hinge":
+            return max(0.0, 1 - margin)
+        case _:
+            return -log_sigmoid(margin - GAMMA)
+
+
+def slow_loss(aggregation: str, core: str, s: float, rejected: list[float]) -> float:
+    k = len(rejected)
+    match aggregation:
+        case "mean_of_pairs":
+            return sum(slow_core(core, s - r) for r in rejected) / k if k else 0.0
+        case "mean_margin":
+            return slow_core(core, s - sum(rejected) / k) if k else 0.0
+        case "hardest":
+            return max((slow_core(core, s - r) for r in rejected), default=0.0)
+        case "softmax":
+            return math.log(1 + sum(math.exp(r - s) for r in rejected))
+        case "plackett_luce":
+            ranking = [s, *rejected]
+            terms = [math.log(sum(math.exp(x) for x in ranking[i:])) - ranking[i] for i in range(k + 1)]
+            return sum(terms)
+        case _:
+            return -log_sigmoid(s) - sum(log_sigmoid(-x) for x in [s, *rejected]) / (k + 1)
+
+
+def slow(
+    aggregation: str, core: str, policy: list[float], reference: list[float], lengths: list[int], count: int
+) -> float:
+    """One group: `count` negatives exist; the rest of the columns are padding."""
+    rewards = []
+    for p, r, n in zip(policy, reference, lengths, strict=True):
+        rewards.append(BETA * p / n if core == "simpo" else BETA * (p - r))
+    return slow_loss(aggregation, core, rewards[0], rewards[1 : count + 1])
+
+
+def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> tuple[Tensor, ...]:
+    torch.manual_seed(seed)
+    policy = -10 * torch.rand(len(counts), k + 1, dtype=torch.float64)
+    reference = policy + torch.randn_like(policy)
+    mask = torch.arange(k) < torch.tensor(counts)[:, None]
+    lengths = torch.randint(1, 9, policy.shape)
+    lengths[:, 1:][~mask] = 0
+    return policy, reference, lengths, mask
+
+
+@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
+def test_equals_a_plain_loop(aggregation: str, core: str) -> None:
+    policy, reference, lengths, mask = batch(0)
+    found = objective(aggregation, core)(policy, reference, lengths, mask).loss
+    expected = [
+        slow(aggregation, core, p, r, [max(1, n) for n in length], sum(m))
+        for p, r, length, m in zip(
+            policy.tolist(), reference.tolist(), lengths.tolist(), mask.tolist(), strict=True
+        )
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
+@pytest.mark.parametrize("rubbish", [math.inf, -math.inf, math.nan])
+def test_masked_columns_change_nothing_and_get_no_gradient(
+    aggregation: str, core: str, rubbish: float
+) -> None:
+    policy, reference, lengths, mask = batch(1)
+    clean = objective(aggregation, core)(policy, reference, lengths, mask).loss
+    policy[:, 1:][~mask] = rubbish
+    policy.requires_grad_()
+    found = objective(aggregation, core)(policy, reference, lengths, mask)
+    assert torch.equal(found.loss, clean)
+    found.loss.sum().backward()
+    assert policy.grad is not None
+    assert policy.grad.isfinite().all()
+    assert (policy.grad[:, 1:][~mask] == 0).all()
+    assert (found.margin[~mask] == 0).all()
+    assert (found.rejected_reward[~mask] == 0).all()
+
+
+@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
+def test_gradient_against_finite_differences(aggregation: str, core: str) -> None:
+    policy, reference, lengths, mask = batch(2)
+    policy.requires_grad_()
+    chosen = objective(aggregation, core, nll_weight=0.3)
+    assert torch.autograd.gradcheck(lambda p: chosen(p, reference, lengths, mask).loss, (policy,))
+
+
+@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_extreme_margins_stay_finite_in_float32(aggregation: str, core: str, extreme: float) -> None:
+    policy = torch.tensor([[extreme, 0.0, 1.0]], requires_grad=True)
+    chosen = objective(aggregation, core, beta=1.0)
+    loss = chosen(policy, torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1, 2, dtype=torch.bool)).loss
+    loss.sum().backward()
+    assert policy.grad is not None
+    assert loss.isfinite().all()
+    assert policy.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("aggregation", "core"), UNORDERED)
+@given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
+def test_the_order_of_negatives_is_nothing(aggregation: str, core: str, order: list[int], seed: int) -> None:
+    policy, reference, lengths, mask = batch(seed)
+    columns = [0, *(1 + i for i in order)]
+    chosen = objective(aggregation, core)
+    one = chosen(policy, reference, lengths, mask).loss
+    other = chosen(policy[:, columns], reference[:, columns], lengths[:, columns], mask[:, order]).loss
+    torch.testing.assert_close(one, other)
+
+
+def test_plackett_luce_prefers_its_ranking() -> None:
+    def loss(rejected: list[float]) -> float:
+        policy = torch.tensor([[3.0, *rejected]])
+        mask = torch.ones(1, 2, dtype=torch.bool)
+        return float(objective("plackett_luce")(policy, torch.zeros(1, 3), torch.ones(1, 3), mask).loss)
+
+    assert loss([2.0, 1.0]) < loss([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "aggregation", ["mean_of_pairs", "mean_margin", "hardest", "softmax", "plackett_luce"]
+)
+def test_one_negative_is_dpo(aggregation: str) -> None:
+    policy, reference, lengths, mask = batch(3, (1, 1, 1), 1)
+    found = objective(aggregation, label_smoothing=0.0)(policy, reference, lengths, mask).loss
+    ratio = policy - reference
+    expected = [-log_sigmoid(BETA * float(row[0] - row[1])) for row in ratio]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@given(st.integers(0, 1000))
+def test_copies_of_one_negative_are_one_negative(seed: int) -> None:
+    policy, reference, lengths, _ = batch(seed, (1,), 1)
+    copies, one = [0, 1, 1, 1], torch.ones(1, 1, dtype=torch.bool)
+    for aggregation, core in CHOICES:
+        if aggregation not in SET:
+            chosen = objective(aggregation, core)
+            single = chosen(policy, reference, lengths, one).loss
+            many = chosen(policy[:, copies], reference[:, copies], lengths[:, copies], one.expand(1, 3)).loss
+            torch.testing.assert_close(single, many)
+
+
+@pytest.mark.parametrize("aggregation", ["mean_of_pairs", "mean_margin", "softmax", "nca"])
+def test_a_whole_weight_is_as_many_negatives(aggregation: str) -> None:
+    policy, reference, lengths, _ = batch(4, (2,), 2)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    weighted = objective(aggregation, rank_weights=[2.0, 1.0])(policy, reference, lengths, mask).loss
+    columns = [0, 1, 1, 2]
+    repeated = objective(aggregation)(
+        policy[:, columns], reference[:, columns], lengths[:, columns], torch.ones(1, 3, dtype=torch.bool)
+    ).loss
+    if aggregation == "nca":  # its share 1/(K+1) counts negatives, not weights
+        rewards = BETA * (policy - reference)[0]
+        repeated = -torch.nn.functional.logsigmoid(rewards[:1]) + (
+            (repeated + torch.nn.functional.logsigmoid(rewards[:1])) * 4 / 3
+        )
+    torch.testing.assert_close(weighted, repeated)
+
+
+def test_weights_for_fewer_negatives_than_there_are() -> None:
+    with pytest.raises(UserError, match=r"2 weights.*4 negatives"):
+        objective(rank_weights=[1.0, 1.0])(*batch(0))
+
+
+def test_nll_and_length_normalisation_by_hand() -> None:
+    policy, reference = torch.tensor([[-6.0, -8.0]]), torch.tensor([[-4.0, -4.0]])
+    lengths, mask = torch.tensor([[2, 4]]), torch.ones(1, 1, dtype=torch.bool)
+    chosen = objective(label_smoothing=0.0, length_normalised=True, nll_weight=0.25, beta=2.0)
+    found = chosen(policy, reference, lengths, mask)
+    # rewards per token: 2 * (-2/2) = -2 and 2 * (-4/4) = -2; NLL per token of the target: 6/2 = 3
+    assert found.chosen_reward.tolist() == [-2.0]
+    assert found.rejected_reward.tolist() == [[-2.0]]
+    assert found.margin.tolist() == [[0.0]]
+    torch.testing.assert_close(found.loss, torch.tensor([math.log(2) + 0.75]))
+
+
+def test_simpo_needs_no_reference() -> None:
+    policy, reference, lengths, mask = batch(5)
+    chosen = objective("mean_of_pairs", "simpo")
+    assert not chosen.needs_reference
+    assert objective().needs_reference
+    nothing = chosen(policy, torch.full_like(reference, math.nan), lengths, mask).loss
+    assert torch.equal(nothing, chosen(policy, reference, lengths, mask).loss)
+
+
+# ---- TRL's own trainer, on one rejected response per prompt
+
+
+class Against:
+    """A DPOTrainer of TRL with a reference that differs from its policy, and one batch of it."""
+
+    def __init__(self, folder: Path) -> None:
+        trl = pytest.importorskip("trl")
+        rows = {
+            "prompt": ["1 2 3", "4 5", "6"],
+            "chosen": [" 7 8 9", " 10", " 11 12"],
+            "rejected": [" 13", " 14 15 16", " 17 18 19 20"],
+        }
+        self.policy, reference = _model(0), _model(1)
+        self.trainer = trl.DPOTrainer(
+            model=self.policy,
+            ref_model=reference,
+            args=trl.DPOConfig(
+                output_dir=str(folder),
+                beta=BETA,
+                label_smoothing=SMOOTHING,
+                loss_type=["robust"],
+                per_device_train_batch_size=3,
+                bf16=False,
+                use_cpu=True,
+                gradient_checkpointing=False,
+                report_to=[],
+            ),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=_tokenizer(),
+        )
+        self.inputs = next(iter(self.trainer.get_train_dataloader()))
+        batch = self.inputs["input_ids"], self.inputs["attention_mask"], self.inputs["completion_mask"]
+        self.policy_logps, self.lengths = _row_log_probs(self.policy, *batch)
+        self.reference_logps, _ = _row_log_probs(reference, *batch)
+
+    def losses(self, loss_type: str, chosen: Objective) -> tuple[float, float]:
+        """(TRL's, ours)"""
+        self.trainer.loss_types = [loss_type]
+        theirs = self.trainer.compute_loss(self.policy, dict(self.inputs))
+        mask = torch.ones(3, 1, dtype=torch.bool)
+        ours = chosen(self.policy_logps, self.reference_logps, self.lengths, mask).loss.mean()
+        return float(theirs), float(ours)
+
+
+def _model(seed: int) -> Any:
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "initializer_range": 0.3}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2))
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, 32)}}, unk_token="<eos>")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def _row_log_probs(model: Any, ids: Tensor, attended: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, 2] sums over the response's tokens, and their count; TRL stacks all chosen, then all rejected."""
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=attended).logits[:, :-1]
+    tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * response[:, 1:]
+    return tokens.sum(-1).view(2, -1).T, response[:, 1:].sum(-1).view(2, -1).T
+
+
+@pytest.fixture(scope="module")
+def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> Against:
+    return Against(tmp_path_factory.mktemp("trl"))
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "chosen"),
+    [
+        ("sigmoid", objective(label_smoothing=0.0)),
+        ("robust", objective(core="robust")),
+        ("ipo", objective(core="ipo", length_normalised=True)),
+        ("hinge", objective(core="hinge")),
+        ("nca_pair", objective("nca")),
+    ],
+)
+def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: Objective) -> None:
+    theirs, ours = trl_trainer.losses(loss_type, chosen)
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"aggregation": "mean"}, "aggregation=mean"),
+        ({"core": "dpo"}, "core=dpo"),
+        ({"beta": 0.0}, "beta=0.0"),
+        ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ({"nll_weight": -1.0}, "nll_weight=-1.0"),
+        ({"margin": -1.0}, "margin=-1.0"),
+        ({"margin": 1.0}, "margin=1.0"),
+        ({"aggregation": "softmax", "core": "ipo"}, "core=ipo must be sigmoid"),
+        ({"aggregation": "nca", "label_smoothing": 0.1}, "label_smoothing=0.1 must be 0"),
+        ({"core": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 must be 0"),
+        ({"core": "simpo", "length_normalised": False}, "length_normalised=False must be true"),
+        ({"aggregation": "hardest", "rank_weights": [1.0]}, "must be null"),
+        ({"rank_weights": [1.0, 0.0]}, "above 0"),
+    ],
+)
+def test_settings_without_effect_or_out_of_range_are_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        objective(**changes)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_builds_and_says_everything(file: Path) -> None:
+    config = OmegaConf.load(file)
+    built = instantiate(config)
+    assert isinstance(built, Objective)
+    assert set(config) == {"_target_", *Objective.__dataclass_fields__}
+    assert all(" # " in line for line in file.read_text().splitlines() if line[0] not in "#_")
+
+
+def test_the_default_is_the_papers() -> None:
+    built = instantiate(OmegaConf.load(CONF / "self_contrast.yaml"))
+    assert (built.aggregation, built.core, built.beta, built.label_smoothing) == (
+        "mean_of_pairs",
+        "sigmoid",
+        0.1,
+        0,
+    )
