@@ -23,9 +23,7 @@ from selfcontrast.objectives import Aggregation, CoreName, Objective
 CONF = Path(__file__).parents[1] / "conf" / "objective"
 BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
 SET = ("softmax", "plackett_luce", "nca")
-CHOICES = [
-    (a, c) for a in get_args(Aggregation) for c in get_args(CoreName) if a not in SET or c == "sigmoid"
-]
+CHOICES = [(a, c) for a in get_args(Aggregation) for c in get_args(CoreName) if a not in SET or c == "sigmoid"]
 UNORDERED = [choice for choice in CHOICES if choice[0] != "plackett_luce"]
 
 
@@ -109,18 +107,14 @@ def test_equals_a_plain_loop(aggregation: str, core: str) -> None:
     found = objective(aggregation, core)(policy, reference, lengths, mask).loss
     expected = [
         slow(aggregation, core, p, r, [max(1, n) for n in length], sum(m))
-        for p, r, length, m in zip(
-            policy.tolist(), reference.tolist(), lengths.tolist(), mask.tolist(), strict=True
-        )
+        for p, r, length, m in zip(policy.tolist(), reference.tolist(), lengths.tolist(), mask.tolist(), strict=True)
     ]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("aggregation", "core"), CHOICES)
 @pytest.mark.parametrize("rubbish", [math.inf, -math.inf, math.nan])
-def test_masked_columns_change_nothing_and_get_no_gradient(
-    aggregation: str, core: str, rubbish: float
-) -> None:
+def test_masked_columns_change_nothing_and_get_no_gradient(aggregation: str, core: str, rubbish: float) -> None:
     policy, reference, lengths, mask = batch(1)
     clean = objective(aggregation, core)(policy, reference, lengths, mask).loss
     policy[:, 1:][~mask] = rubbish
@@ -175,9 +169,7 @@ def test_plackett_luce_prefers_its_ranking() -> None:
     assert loss([2.0, 1.0]) < loss([1.0, 2.0])
 
 
-@pytest.mark.parametrize(
-    "aggregation", ["mean_of_pairs", "mean_margin", "hardest", "softmax", "plackett_luce"]
-)
+@pytest.mark.parametrize("aggregation", ["mean_of_pairs", "mean_margin", "hardest", "softmax", "plackett_luce"])
 def test_one_negative_is_dpo(aggregation: str) -> None:
     policy, reference, lengths, mask = batch(3, (1, 1, 1), 1)
     found = objective(aggregation, label_smoothing=0.0)(policy, reference, lengths, mask).loss
@@ -283,7 +275,7 @@ class Against:
         theirs = self.trainer.compute_loss(self.policy, dict(self.inputs))
         mask = torch.ones(3, 1, dtype=torch.bool)
         ours = chosen(self.policy_logps, self.reference_logps, self.lengths, mask).loss.mean()
-        return float(theirs), float(ours)
+        return float(theirs.detach()), float(ours)
 
 
 def _model(seed: int) -> Any:

@@ -29,6 +29,7 @@ GROUPS = (
     "data", "model", "sft", "generator", "encoder", "filter", "objective", "trainer", "hardware", "evaluation",
     "tracking",
 )  # fmt: skip
+TARGET_METRICS = ("score", "difference", "win_rate")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def configure(cfg: DictConfig) -> Parts:
         raise UserError(f"negatives={cfg.negatives}: at least 1 negative per prompt")
     if cfg.seed < 0:
         raise UserError(f"seed={cfg.seed}: 0 or more")
+    if cfg.target_metric not in TARGET_METRICS:
+        raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     parts = {group: build(cfg[group], group) for group in GROUPS}
     parts["filter"].check(cfg.negatives, parts["generator"].samples)
     parts["hardware"].check()
@@ -95,10 +98,10 @@ def build(node: Any, where: str) -> Any:
     if not isinstance(node, DictConfig):
         return node
     if "_target_" not in node:
-        return {key: build(value, f"{where}.{key}") for key, value in node.items()}
+        return {str(key): build(value, f"{where}.{key!s}") for key, value in node.items()}
     cls = _class(node["_target_"], where)
     _check_keys(node, cls, where)
-    values = {name: build(value, f"{where}.{name}") for name, value in node.items() if name != "_target_"}
+    values = {str(name): build(value, f"{where}.{name!s}") for name, value in node.items() if name != "_target_"}
     hints = get_type_hints(cls)
     return cls(**{f.name: _typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)})
 
@@ -107,7 +110,7 @@ def _class(target: str, where: str) -> Any:
     try:
         cls = get_class(target)
     except Exception as error:
-        raise UserError(f"{where}._target_={target}: no such class ({error})") from error
+        raise UserError(f"{where}._target_={target}: no such class ({str(error).splitlines()[0]})") from error
     if not is_dataclass(cls):
         raise UserError(f"{where}._target_={target}: must be a dataclass, whose fields are the config's keys")
     return cls
@@ -115,9 +118,9 @@ def _class(target: str, where: str) -> Any:
 
 def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
     known = [f.name for f in fields(cls)]
-    for key in node:
+    for key in map(str, node):
         if key not in (*known, "_target_"):
-            close = difflib.get_close_matches(str(key), known, n=1)
+            close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has {', '.join(known)}"
             raise UserError(f"{where}.{key}: no such setting{hint}")
     for key in known:

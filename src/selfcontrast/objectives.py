@@ -148,9 +148,7 @@ class Objective:
     rank_weights: Sequence[float] | None
 
     def __post_init__(self) -> None:
-        self._check(
-            self.aggregation in get_args(Aggregation), "aggregation", f"one of {get_args(Aggregation)}"
-        )
+        self._check(self.aggregation in get_args(Aggregation), "aggregation", f"one of {get_args(Aggregation)}")
         self._check(self.core in get_args(CoreName), "core", f"one of {get_args(CoreName)}")
         self._check(self.beta > 0, "beta", "above 0")
         self._check(0 <= self.label_smoothing < 0.5, "label_smoothing", "in [0, 0.5)")
@@ -178,9 +176,7 @@ class Objective:
         """Whether reference log-probabilities are used at all."""
         return self.core != "simpo"
 
-    def __call__(
-        self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor
-    ) -> ObjectiveOutput:
+    def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
         """One loss per group.
 
         Args:

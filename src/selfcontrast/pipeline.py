@@ -99,9 +99,7 @@ class Job:
             targets = [self.train[name].target for name in found]
             return encode.embed(folder, p.encoder, [*targets, *texts], p.hardware.device)
 
-        return self._stage(
-            "embed", encode.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute
-        )
+        return self._stage("embed", encode.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute)
 
     @cached_property
     def negatives(self) -> Artifact:

@@ -8,7 +8,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("selfcontrast", "torch", "transformers", "lightning", "sentence-transformers", "hydra-core", "wandb", "lm-eval")
+PACKAGES = (
+    "selfcontrast",
+    "torch",
+    "transformers",
+    "lightning",
+    "sentence-transformers",
+    "hydra-core",
+    "wandb",
+    "lm-eval",
+)
 
 
 @cache

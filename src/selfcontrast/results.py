@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from selfcontrast.config import Parts
 from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
-from selfcontrast.evaluation.compare import BASELINE, Comparison
+from selfcontrast.evaluation.compare import Comparison
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL
 from selfcontrast.filters import negatives
 from selfcontrast.filters.select import Selector

@@ -157,7 +157,7 @@ def verify(folder: Path) -> str | None:
     """What is wrong with a published folder: missing, foreign or changed files; None where all is well."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files, key = manifest["files"], _key({name: manifest[name] for name in IDENTITY})
+        files, key = dict(manifest["files"]), _key({name: manifest[name] for name in IDENTITY})
         _ = manifest["summary"], manifest["seconds"], manifest["resumed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"unreadable manifest ({type(error).__name__})"

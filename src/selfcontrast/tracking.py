@@ -95,7 +95,7 @@ class WandbTracking:
             raise UserError(f"tracking.mode={self.mode}: one of {', '.join(MODES)}")
 
     def check(self) -> None:
-        if self.resolved_mode() not in MODES:
+        if self.resolved_mode() not in MODES[1:]:
             raise UserError(f"WANDB_MODE={self.resolved_mode()}: one of {', '.join(MODES[1:])}")
         if self.resolved_mode() == "online" and not _has_key() and "WANDB_SWEEP_ID" not in os.environ:
             raise UserError("W&B's mode online needs a key: set WANDB_API_KEY or run `wandb login`, or use offline")

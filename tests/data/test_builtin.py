@@ -90,9 +90,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": "1"}
-    there = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     here = json.dumps([e.to_dict() for split in Builtin(**small).load().values() for e in split])
     assert there.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
@@ -136,9 +134,7 @@ def test_reasoning_targets_follow_from_the_prompt() -> None:
         above, below = {a for a, _ in pairs}, {b for _, b in pairs}
         extreme = re.findall(r"\w+est\b", users(example)[-1])[-1]
         (answer,) = above - below if extreme in most else below - above
-        assert (
-            f"{answer} is the {extreme}" in example.target or f"the {extreme} is {answer}" in example.target
-        )
+        assert f"{answer} is the {extreme}" in example.target or f"the {extreme} is {answer}" in example.target
 
 
 def test_math_targets_are_true_and_use_the_numbers_of_the_prompt() -> None:
@@ -178,12 +174,7 @@ def test_no_value_of_a_slot_stands_inside_another() -> None:
     for form in FORMS.values():
         for slot in form.slots.values():
             assert len(set(slot.pool)) == len(slot.pool)
-            inside = [
-                (a, b)
-                for a in slot.pool
-                for b in slot.pool
-                if a != b and re.search(rf"\b{re.escape(a)}\b", b)
-            ]
+            inside = [(a, b) for a in slot.pool for b in slot.pool if a != b and re.search(rf"\b{re.escape(a)}\b", b)]
             assert inside == []
 
 

@@ -59,9 +59,7 @@ def pairs(count: int) -> list[Row]:
 def parse_one(tmp_path: Path, row: Row) -> Example:
     """The example of one row, in a file padded with seven others of the same format."""
     rows = [row] + [{**row, **_vary(row, i)} for i in range(7)]
-    found = [
-        e for e in examples(write(tmp_path / "one.jsonl", rows)) if "padding" not in e.prompt[-1]["content"]
-    ]
+    found = [e for e in examples(write(tmp_path / "one.jsonl", rows)) if "padding" not in e.prompt[-1]["content"]]
     assert len(found) == 1
     return found[0]
 
@@ -84,9 +82,7 @@ CONTAINERS = [".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet"]
 def test_chinese_and_emoji_survive_every_container(tmp_path: Path, suffix: str) -> None:
     rows = [{"prompt": f"第{i}个问题？\u2028🙂", "completion": f"答案 {i} 👩‍🚀"} for i in range(9)]
     found = examples(write(tmp_path / f"data{suffix}", rows))
-    assert {(e.prompt[0]["content"], e.target) for e in found} == {
-        (r["prompt"], r["completion"]) for r in rows
-    }
+    assert {(e.prompt[0]["content"], e.target) for e in found} == {(r["prompt"], r["completion"]) for r in rows}
 
 
 def test_chat_rows_of_both_dialects_agree(tmp_path: Path) -> None:
@@ -127,9 +123,7 @@ def test_a_chat_that_ends_with_the_user_takes_chosen_and_rejected(tmp_path: Path
 
 
 @pytest.mark.parametrize("column", ["output", "response"])
-@pytest.mark.parametrize(
-    ("extra", "content"), [("", "Add."), ("  ", "Add."), (None, "Add."), ("1 2", "Add.\n\n1 2")]
-)
+@pytest.mark.parametrize(("extra", "content"), [("", "Add."), ("  ", "Add."), (None, "Add."), ("1 2", "Add.\n\n1 2")])
 def test_alpaca_joins_a_filled_input(tmp_path: Path, column: str, extra: str | None, content: str) -> None:
     example = parse_one(tmp_path, {"instruction": "Add.", "input": extra, column: "3"})
     assert (example.prompt, example.target) == ([user(content)], "3")
@@ -211,9 +205,7 @@ def test_optional_columns_are_carried_over_as_text(tmp_path: Path) -> None:
 
 
 # Blank text is an error, and surrogates are not text; both have their own tests.
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
-    lambda text: text.strip()
-)
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda text: text.strip())
 dialogues = st.lists(words, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0)
 # What hh-rlhf's own form can express: no speaker marks inside a turn, no blanks around it.
 plain = words.map(str.strip).filter(lambda text: "Human:" not in text and "Assistant:" not in text)
@@ -226,9 +218,7 @@ def messages(turns: list[str]) -> list[Message]:
 WRITERS: dict[str, Callable[[list[str]], Row]] = {
     "messages": lambda turns: {"messages": messages(turns)},
     "conversations": lambda turns: {
-        "conversations": [
-            {"from": "gpt" if i % 2 else "human", "value": turn} for i, turn in enumerate(turns)
-        ]
+        "conversations": [{"from": "gpt" if i % 2 else "human", "value": turn} for i, turn in enumerate(turns)]
     },
     "alpaca": lambda turns: {
         "instruction": turns[-2],

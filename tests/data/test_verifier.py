@@ -20,9 +20,7 @@ def reference(form: str, **want: list[str]) -> str:
     return json.dumps({"content": "", "family": form, "turns": [{"form": form, "want": want}]})
 
 
-STORY = reference(
-    "writing", hero=["Tom"], thing=["lamp"], place=["river"], end=["All was lost", "Everyone cried"]
-)
+STORY = reference("writing", hero=["Tom"], thing=["lamp"], place=["river"], end=["All was lost", "Everyone cried"])
 SUM = reference("math", a=["12"], op=["plus"], b=["7"], c=["19"], things=["pears"])
 CODE = reference("coding", layout=["def"], op1=["+"], n1=["3"], op2=["*"], n2=["5"])
 RELAY = reference(

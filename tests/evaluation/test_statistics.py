@@ -197,9 +197,7 @@ def test_paired_interval_is_that_of_the_differences() -> None:
     b = a + 0.1 * rng.normal(size=50)
     paired = paired_difference(a, b, labels)
     alone = mean_interval(a - b, labels)
-    assert (paired.estimate, paired.low, paired.high) == pytest.approx(
-        (alone.estimate, alone.low, alone.high)
-    )
+    assert (paired.estimate, paired.low, paired.high) == pytest.approx((alone.estimate, alone.low, alone.high))
     # Prompts vary ten times as much as the systems differ: pairing takes that out.
     unpaired = mean_interval(a, labels)
     assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)

@@ -35,9 +35,7 @@ def llama(**changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**SHAPE, **changes))
 
 
-def draw(
-    tokens: int, width: int, vocabulary: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     hidden, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(vocabulary, width, dtype=dtype)
     bias, labels = torch.randn(vocabulary, dtype=dtype), torch.randint(vocabulary, (tokens,))

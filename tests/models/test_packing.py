@@ -60,9 +60,7 @@ def test_a_row_of_a_bucket_is_one_segment_and_mostly_real(groups: list[Group]) -
     for bucket in layout.buckets:
         segments = layout.segment[bucket.tokens]
         assert (segments == segments[:, :1]).all()
-        padding = (
-            torch.zeros_like(bucket.tokens, dtype=torch.bool) if bucket.padding is None else bucket.padding
-        )
+        padding = torch.zeros_like(bucket.tokens, dtype=torch.bool) if bucket.padding is None else bucket.padding
         assert (padding.float().mean(-1) <= 0.25).all()
         for tokens, pads in zip(bucket.tokens, padding, strict=True):
             kept = tokens[~pads]
@@ -101,9 +99,7 @@ def test_to_moves_every_tensor() -> None:
         assert tensor.device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    ("prompt", "target", "negatives"), [([], [1], []), ([1], [], []), ([1], [1], [[1], []])]
-)
+@pytest.mark.parametrize(("prompt", "target", "negatives"), [([], [1], []), ([1], [], []), ([1], [1], [[1], []])])
 def test_empty_parts_are_refused(prompt: list[int], target: list[int], negatives: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="group x"):
         Group("x", prompt, target, negatives)

@@ -155,9 +155,7 @@ def test_attention_dropout_is_applied_in_training_and_only_there() -> None:
     assert not torch.allclose(dropped[0], dropped[1])
     # the same distribution as dropout in rows of their own: the means of 200 draws agree within their noise
     model.train()
-    rows = [
-        padded(model, ragged(5, (1,))).detach() for _ in range(200)
-    ]  # without a layout: ordinary attention
+    rows = [padded(model, ragged(5, (1,))).detach() for _ in range(200)]  # without a layout: ordinary attention
     first, second = torch.stack(dropped), torch.stack(rows)
     noise = (first.var(0) + second.var(0)).div(200).sqrt()
     assert ((first.mean(0) - second.mean(0)).abs() <= 5 * noise + 1e-6).all()

@@ -149,6 +149,4 @@ def check_disjoint(splits: Mapping[Split, Sequence[Example]]) -> None:
             raise ValueError(f"the split {split!r} repeats {len(examples) - len(asked)} of its prompts")
     for (one, first), (two, second) in combinations(splits.items(), 2):
         if shared := {content(e) for e in first} & {content(e) for e in second}:
-            raise ValueError(
-                f"the splits {one!r} and {two!r} share {len(shared)} contents, such as {min(shared)!r}"
-            )
+            raise ValueError(f"the splits {one!r} and {two!r} share {len(shared)} contents, such as {min(shared)!r}")

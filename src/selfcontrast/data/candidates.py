@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from selfcontrast.errors import UserError
 
+
 @dataclass(frozen=True)
 class Decoding:
     """How responses are drawn. `temperature` 0 is greedy. `max_length` bounds prompt and response together."""

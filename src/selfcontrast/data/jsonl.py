@@ -58,9 +58,7 @@ class Jsonl:
         examples = self._read(dropped)
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
         if reasons:
-            log.warning(
-                "%s: kept %d rows, dropped %d (%s)", self.path, len(examples), dropped.total(), reasons
-            )
+            log.warning("%s: kept %d rows, dropped %d (%s)", self.path, len(examples), dropped.total(), reasons)
         if len({_key(example.prompt) for example in examples}) < MIN_PROMPTS:
             raise UserError(
                 f"{self.path}: fewer than {MIN_PROMPTS} different prompts in {len(examples)} usable rows"
@@ -97,9 +95,7 @@ class Jsonl:
                 key = _key([parsed.prompt, parsed.target])
                 example = _example(row, parsed, key)
                 if example.id in examples and key not in content:
-                    raise RowError(
-                        f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'"
-                    )
+                    raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
             except OddRow as reason:
                 dropped[str(reason)] += 1
                 continue
@@ -209,16 +205,12 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
                     number += 1
                     yield f"row {number}", row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}, row {number + 1}: not readable as Parquet ({' '.join(str(error).split())})"
-        ) from None
+        raise UserError(f"{file}, row {number + 1}: not readable as Parquet ({' '.join(str(error).split())})") from None
 
 
 def _unrecognised(row: Row) -> NoReturn:
     accepted = " | ".join(" + ".join(columns) for columns in FORMATS)
-    raise RowError(
-        f"no known format has the columns {', '.join(row) or '(none)'}; rename them to one of: {accepted}"
-    )
+    raise RowError(f"no known format has the columns {', '.join(row) or '(none)'}; rename them to one of: {accepted}")
 
 
 def _example(row: Row, parsed: Parsed, key: str) -> Example:

@@ -41,9 +41,7 @@ class Player:
         """
         single = [(e.id, list(e.prompt)) for e in examples if not e.turns]
         answers = [
-            _answer(c, name, 0, c.sample)
-            for name, found in self._ask(single, decoding, label).items()
-            for c in found
+            _answer(c, name, 0, c.sample) for name, found in self._ask(single, decoding, label).items() for c in found
         ]
         dialogues = [e for e in examples if e.turns]
         history: dict[tuple[str, int], list[Message]] = {
@@ -58,9 +56,9 @@ class Player:
                     so_far.append({"role": "user", "content": turns[name][turn]})
                     prompts.append((f"{name}#{sample}#{turn}", list(so_far)))
             for key, found in self._ask(prompts, one, f"{label} turn {turn + 1}").items():
-                name, sample, _ = key.rsplit("#", 2)
-                answers.append(_answer(found[0], name, turn, int(sample)))
-                history[name, int(sample)].append({"role": "assistant", "content": found[0].text})
+                name, number, _ = key.rsplit("#", 2)
+                answers.append(_answer(found[0], name, turn, int(number)))
+                history[name, int(number)].append({"role": "assistant", "content": found[0].text})
         return answers
 
     def _ask(
@@ -74,7 +72,13 @@ class Player:
         }
         if fitting:
             found |= self.engine.generate(
-                self.model, fitting, decoding, self.seed, self.device, self.shards / label.replace(" ", "-"), label
+                self.model,
+                fitting,
+                decoding,
+                self.seed,
+                self.device,
+                self.shards / label.replace(" ", "-"),
+                label,
             )
         return found
 

@@ -9,7 +9,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
-from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference, paired_permutation_test, win_rate
+from selfcontrast.evaluation.statistics import (
+    Interval,
+    mean_interval,
+    paired_difference,
+    paired_permutation_test,
+    win_rate,
+)
 
 BASELINE = "SFT"
 
@@ -40,17 +46,26 @@ def compare(systems: Mapping[str, Path], settings: Evaluation) -> Comparison:
     answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = "score" if "score" in answers[BASELINE] else "similarity"
-    options = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
+    options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
     rows = []
     for way in settings.ways:
         base = _dialogues(answers[BASELINE], way.name, measure)
         for name in systems:
             own = _dialogues(answers[name], way.name, measure)
-            row = {"system": name, "decoding": way.name, "temperature": way.temperature, **_absolute(own, options)}
+            row = {
+                "system": name,
+                "decoding": way.name,
+                "temperature": way.temperature,
+                **_absolute(own, options),
+            }
             rows.append(row | (_relative(own, base, options) if name != BASELINE else {}))
     first = settings.ways[0].name
     categories = [
-        {"system": name, "category": category, "mean": asdict(mean_interval(part["value"], part["id"], **options))}
+        {
+            "system": name,
+            "category": category,
+            "mean": asdict(mean_interval(part["value"], part["id"], **options)),
+        }
         for name in systems
         for category, part in _dialogues(answers[name], first, measure).groupby("category")
         if category
@@ -64,7 +79,10 @@ def _dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFra
     chosen = answers[answers["decoding"] == decoding]
     grouped = chosen.groupby(["id", "sample"], sort=True)
     return grouped.agg(
-        value=(measure, "mean"), category=("category", "first"), tokens=("tokens", "sum"), log_prob=("log_prob", "sum")
+        value=(measure, "mean"),
+        category=("category", "first"),
+        tokens=("tokens", "sum"),
+        log_prob=("log_prob", "sum"),
     ).reset_index()
 
 

@@ -120,9 +120,8 @@ def evaluate(
     answers = pd.concat(frames, ignore_index=True)
     answers["category"] = [by_id[name].category for name in answers["id"]]
     if verifier:
-        answers["score"] = [
-            verifier.score(by_id[row.id], row.text, row.turn) for row in answers.itertuples(index=False)
-        ]
+        columns = zip(answers["id"], answers["text"], answers["turn"], strict=True)
+        answers["score"] = [verifier.score(by_id[name], text, int(turn)) for name, text, turn in columns]
     else:
         answers["similarity"] = _similarities(answers, by_id, encoder, device)
     answers.to_parquet(folder / ANSWERS)
@@ -133,14 +132,11 @@ def evaluate(
     return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}
 
 
-def _similarities(
-    answers: pd.DataFrame, by_id: dict[str, Example], encoder: Encoder, device: str
-) -> list[float]:
+def _similarities(answers: pd.DataFrame, by_id: dict[str, Example], encoder: Encoder, device: str) -> list[float]:
     targets = [by_id[name].target for name in answers["id"]]
     texts = sorted({*targets, *answers["text"]})
     row = {text: i for i, text in enumerate(texts)}
     vectors = encoder.encode(texts, device)
     return [
-        float(vectors[row[text]] @ vectors[row[target]])
-        for text, target in zip(answers["text"], targets, strict=True)
+        float(vectors[row[text]] @ vectors[row[target]]) for text, target in zip(answers["text"], targets, strict=True)
     ]

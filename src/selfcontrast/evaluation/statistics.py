@@ -79,9 +79,7 @@ def paired_difference(
     ValueError where the two systems do not have the same clusters.
     """
     difference = _differences(a, b, clusters, clusters_b)
-    result = mean_interval(
-        difference, np.arange(len(difference)), level=level, resamples=resamples, seed=seed
-    )
+    result = mean_interval(difference, np.arange(len(difference)), level=level, resamples=resamples, seed=seed)
     return Interval(result.estimate, result.low, result.high, np.size(a) + np.size(b), result.clusters, level)
 
 

@@ -97,9 +97,11 @@ class Embedded:
 
     def __getitem__(self, texts: Sequence[str]) -> Embeddings:
         """[n, d]. Raises KeyError for a text that was not embedded."""
-        return self._vectors[[self._row[text] for text in texts]]
+        vectors: Embeddings = self._vectors[[self._row[text] for text in texts]]
+        return vectors
 
 
 def similarity(embedded: Embedded, target: str, texts: Sequence[str]) -> NDArray[np.float32]:
     """Cosine similarity of each text to the target [n], in [-1, 1]."""
-    return embedded[texts] @ embedded[[target]][0]
+    cosines: NDArray[np.float32] = embedded[texts] @ embedded[[target]][0]
+    return cosines

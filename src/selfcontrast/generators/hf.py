@@ -18,6 +18,7 @@ from selfcontrast.store import NOT_IN_KEY
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class HFGenerator:
     """Shards of prompts of similar length, each written as soon as it is sampled; a resumed run skips those."""

@@ -164,7 +164,7 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
-    """Weights, tokenizer with its chat template, generation config and model card, as Hugging Face folders have them."""
+    """Weights, tokenizer with its chat template, generation config and model card: a Hugging Face folder."""
     from selfcontrast.data.rendering import Renderer
 
     model.generation_config.eos_token_id = sorted(Renderer(tokenizer).end_ids)

@@ -18,6 +18,9 @@ from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
 # Settings by which an architecture changes its logits after the output layer, unless they are None or 1.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
+# Logits that a CPU sums at a time: 2 MiB of float32, about a core's cache.
+_CACHED = 2**19
+
 
 def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
     """log p(token | prompt, response so far) of every response token, float32 [n], in the packed row's order.
@@ -121,7 +124,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             at = slice(start, start + chunk_size)
             logits = None  # the chunk before must be gone before the next is there
             logits = _logits(inputs[at], matrix, bias)
-            sums.append(logits.logsumexp(-1))
+            sums.append(_logsumexp(logits))
             values.append(logits.gather(-1, labels[at, None])[:, 0] - sums[-1])
         ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(sums))
         ctx.chunk_size, ctx.dtype = chunk_size, dtype
@@ -149,13 +152,27 @@ class _ChunkedLogProbs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[at] = slope @ matrix
             if grad_weight is not None:
-                grad_weight += slope.T @ inputs[at]
+                grad_weight += _product(slope.T, inputs[at])
             del logits, slope
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[n, V], in float32 at least."""
-    logits = hidden @ weight.T
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logits = _product(hidden, weight.T)
     return logits if bias is None else logits.add_(bias)
+
+
+def _logsumexp(logits: Tensor) -> Tensor:
+    """[n, V] -> [n]. On a CPU in blocks that stay in its cache: more than twice as fast, and without a temporary
+    as large as the logits."""
+    rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    return torch.cat([block.logsumexp(-1) for block in logits.split(rows)])
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 at least. On a GPU the sums of low-precision products are never rounded; a CPU has no
+    such product, and rounds each once, to the type of its factors."""
+    if a.dtype not in (torch.bfloat16, torch.float16):
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()

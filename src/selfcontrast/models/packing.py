@@ -161,9 +161,7 @@ def sum_per_response(values: Tensor, packed: PackedGroups) -> Tensor:
 def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
     # A target alone needs no sharing: with its prompt it is one causal segment.
     lengths = [
-        [len(group.prompt), *map(len, group.responses)]
-        if group.negatives
-        else [len(group.prompt) + len(group.target)]
+        [len(group.prompt), *map(len, group.responses)] if group.negatives else [len(group.prompt) + len(group.target)]
         for group in groups
     ]
     ends = list(accumulate(sum(group) for group in lengths))
@@ -178,9 +176,7 @@ def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
         slot[tokens[real]] = slots[real]
         taken += tokens.numel()
     return Layout(
-        groups=tuple(
-            (end - sum(group), end - sum(group[1:]), end) for end, group in zip(ends, lengths, strict=True)
-        ),
+        groups=tuple((end - sum(group), end - sum(group[1:]), end) for end, group in zip(ends, lengths, strict=True)),
         longest=int(position.max()) + 1,
         segment=torch.repeat_interleave(flat),
         position=position,

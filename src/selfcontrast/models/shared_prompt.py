@@ -152,9 +152,7 @@ class _Blocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
         """[T, H, d] -> [T, H, d]."""
         outputs, sums = [], []
         for bucket in layout.buckets:
@@ -165,9 +163,7 @@ class _Blocks(torch.autograd.Function):
         output, lse = torch.cat(outputs)[layout.slot], torch.cat(sums)[layout.slot]
         for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
-            other, other_lse = _flash(
-                _row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale
-            )
+            other, other_lse = _flash(_row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale)
             own, own_lse = output[responses], lse[responses]
             other, other_lse = other[0].transpose(0, 1), other_lse[0].transpose(0, 1)
             share = torch.sigmoid(other_lse - own_lse)[..., None]

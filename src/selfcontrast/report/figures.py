@@ -159,9 +159,7 @@ def _categorical(axes: Axes, names: list[str]) -> None:
 def _beside(axes: Axes, value: dict[str, Any], at: float, text: str) -> None:
     """A number right of its interval."""
     edge = np.nanmax([value["estimate"], value["high"] if value["high"] is not None else np.nan])
-    axes.annotate(
-        text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"]
-    )
+    axes.annotate(text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"])
 
 
 def _curve(

@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 
-class SweepReport(Callback):  # type: ignore[misc]
+class SweepReport(Callback):
     """Remembers the folder of the sweep that this process runs."""
 
     folder: ClassVar[Path | None] = None

@@ -104,9 +104,7 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
         ("aligning", figures.aligning(result.histories.get("align", [])), "Curves of preference training"),
         ("similarities", figures.similarities(result), "Histogram of similarity to the target"),
     ]
-    return {
-        f"figure_{name}": inline(figure, name, label) if figure else None for name, figure, label in drawn
-    }
+    return {f"figure_{name}": inline(figure, name, label) if figure else None for name, figure, label in drawn}
 
 
 def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -114,9 +112,7 @@ def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     known = dict(summary)
     if known.get("candidates"):
         distinct = known["distinct_per_prompt"] * known["prompts"] / known["candidates"]
-        known["duplicate_share"] = max(
-            0.0, 1 - distinct - known["empty_share"] - known["copies_of_target_share"]
-        )
+        known["duplicate_share"] = max(0.0, 1 - distinct - known["empty_share"] - known["copies_of_target_share"])
     return [(words, write(known[key])) for key, (words, write) in FACTS.items() if known.get(key) is not None]
 
 
@@ -124,9 +120,5 @@ def lm_eval_rows(
     found: dict[str, dict[str, dict[str, float]]],
 ) -> list[tuple[str, str, Sequence[float | None]]]:
     """Task, metric, and its value per system in the order of `found`."""
-    keys = dict.fromkeys(
-        (task, metric) for tasks in found.values() for task, m in tasks.items() for metric in m
-    )
-    return [
-        (task, metric, [tasks.get(task, {}).get(metric) for tasks in found.values()]) for task, metric in keys
-    ]
+    keys = dict.fromkeys((task, metric) for tasks in found.values() for task, m in tasks.items() for metric in m)
+    return [(task, metric, [tasks.get(task, {}).get(metric) for tasks in found.values()]) for task, metric in keys]

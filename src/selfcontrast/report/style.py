@@ -92,14 +92,10 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     return files
 
 
-def dot(
-    axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **how: Any
-) -> None:
+def dot(axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **how: Any) -> None:
     """An estimate with its interval, if that is known, along x; along y where `vertical`."""
     if bounded(value):
         ends = [value["low"], value["high"]]
-        axes.plot(
-            *([at, at], ends) if vertical else (ends, [at, at]), color=colour, linewidth=2.2, alpha=0.55
-        )
+        axes.plot(*([at, at], ends) if vertical else (ends, [at, at]), color=colour, linewidth=2.2, alpha=0.55)
     point = ([at], [value["estimate"]]) if vertical else ([value["estimate"]], [at])
     axes.plot(*point, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=3, **how)

@@ -1,6 +1,6 @@
 """The jobs of a sweep, read back from their folders, as one table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def read_sweep(folder: Path) -> Sweep:
         try:
             found[name] = Result.read(own)
         except (OSError, ValueError, TypeError):
-            missing.append(Missing(name, _overrides(own)))
+            missing.append(Missing(name, _own_overrides(own, begun)))
     names = variants({name: result.config for name, result in found.items()})
     jobs = [Job(name, names[name], result) for name, result in found.items()]
     jobs.sort(key=lambda job: (job.variant, job.result.negatives, job.result.seed))
@@ -187,11 +187,18 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _overrides(job: Path) -> str:
+def _own_overrides(job: Path, jobs: Collection[Path]) -> str:
+    """What the job was told on the command line and not every other job was: "negatives=99"."""
+    told = {own: _overrides(own) for own in jobs}
+    common = set.intersection(*map(set, told.values())) if len(told) > 1 else set()
+    return " ".join(override for override in told[job] if override not in common)
+
+
+def _overrides(job: Path) -> list[str]:
     try:
-        return " ".join(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or [])
+        return list(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or [])
     except (OSError, yaml.YAMLError):
-        return ""
+        return []
 
 
 def _natural(path: Path) -> tuple[int, int, str]:

@@ -1,6 +1,7 @@
 """A sweep's files: score against K as a figure, a page that needs no network, and a table of numbers."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -25,7 +26,10 @@ def write_sweep(sweep: Sweep) -> None:
     """Writes `report.html`, `figure.svg`, `figure.png` and `results.csv` to the sweep's folder."""
     save(figure(sweep), sweep.folder)
     frame(sweep).to_csv(sweep.folder / "results.csv", index=False)
-    rows = [[job.folder, job.variant or text.NONE, *_label(job), *numbers([job])] for job in sweep.jobs]
+    rows = [
+        [job.folder, job.variant or text.NONE, job.result.negatives, job.result.seed, *numbers([job])]
+        for job in sweep.jobs
+    ]
     page = render(
         "sweep.html.jinja",
         sweep=sweep,
@@ -51,16 +55,17 @@ def headline(sweep: Sweep) -> str:
 
 def sentence(sweep: Sweep) -> str:
     """At which K the policy differs clearly from the fine-tuned model, and what the best K has."""
-    best = max(sweep.jobs, key=lambda job: float(job.row["mean"]["estimate"]))
+    groups = [jobs for variant in sweep.variants for _, jobs in sweep.by_k(variant)]
     parts = []
     for outcome, words in OUTCOMES.items():
-        if own := [_name(sweep, job) for job in sweep.jobs if job.outcome == outcome]:
-            parts.append(f"{words} SFT at {', '.join(own)}.")
-    difference = text.interval(best.row["difference"], signed=True)
-    parts.append(
-        f"Highest: {_name(sweep, best)} with {text.interval(best.row['mean'])}, {difference} from SFT."
-    )
-    if control := sharpest_control(best.result.comparison["rows"]):
+        found = [(jobs, sum(job.outcome == outcome for job in jobs)) for jobs in groups]
+        named = [_name(sweep, jobs) + _share(sweep, jobs, n) for jobs, n in found if n]
+        if named:
+            parts.append(f"{words} SFT at {', '.join(named)}.")
+    best = max(groups, key=mean)
+    score, difference, *_ = numbers(best)
+    parts.append(f"Highest: {_name(sweep, best)} with {score}, {difference} from SFT.")
+    if control := sharpest_control(best[0].result.comparison["rows"]):
         alone = text.number(control["mean"]["estimate"])
         parts.append(f"SFT's {control['decoding']} decoding alone gives {alone}.")
     return " ".join(parts)
@@ -108,21 +113,17 @@ def _levels(axes: Axes, sweep: Sweep) -> None:
     decodings = [sweep.decoding, *([control["decoding"]] if control else [])]
     for decoding, line in zip(decodings, ("-", "--"), strict=False):
         own = [row["mean"] for row in rows if row["decoding"] == decoding]
-        middle, low, high = (
-            sum(value[bound] for value in own) / len(own) for bound in ("estimate", "low", "high")
-        )
+        middle, low, high = (sum(value[bound] for value in own) / len(own) for bound in ("estimate", "low", "high"))
         axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}")
         if math.isfinite(low) and math.isfinite(high):
             axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)
 
 
-def _label(job: Job) -> list[str]:
-    return [str(job.result.negatives), str(job.result.seed)]
+def _name(sweep: Sweep, jobs: Sequence[Job]) -> str:
+    """K, with the variant where there are several."""
+    variant = f" ({jobs[0].variant})" if len(sweep.variants) > 1 else ""
+    return f"K={jobs[0].result.negatives}{variant}"
 
 
-def _name(sweep: Sweep, job: Job) -> str:
-    """K, with what else is needed to tell the job from its neighbours."""
-    variant = job.variant if len(sweep.variants) > 1 else ""
-    seed = f"seed {job.result.seed}" if len(sweep.seeds) > 1 else ""
-    more = ", ".join(part for part in (variant, seed) if part)
-    return f"K={job.result.negatives}" + (f" ({more})" if more else "")
+def _share(sweep: Sweep, jobs: Sequence[Job], count: int) -> str:
+    return f" ({count} of {len(jobs)} seeds)" if len(sweep.seeds) > 1 else ""

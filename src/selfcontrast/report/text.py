@@ -13,9 +13,7 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return (
-        text[1:] if signed and float(text) == 0 else text.replace("-0." + "0" * digits, "0." + "0" * digits)
-    )
+    return text[1:] if signed and float(text) == 0 else text.replace("-0." + "0" * digits, "0." + "0" * digits)
 
 
 def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:

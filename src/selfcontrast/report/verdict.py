@@ -58,9 +58,7 @@ def judge(result: "Result") -> Verdict:
         headline += ", but no more than sharper sampling gives"
     if proxy:
         headline += " (by a proxy)"
-    return Verdict(
-        headline, _sentence(result, base, policy, outcome), _control(base, policy, control, outcome)
-    )
+    return Verdict(headline, _sentence(result, base, policy, outcome), _control(base, policy, control, outcome))
 
 
 def direction(row: Row) -> str:

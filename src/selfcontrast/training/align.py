@@ -40,9 +40,7 @@ def align(
     policy, tokenizer = load_model(sft, precision), load_tokenizer(sft)
     data = StepData(groups, [], recipe, hardware, seed)
     prepare(policy, groups, hardware)
-    module = SelfContrastDPO(
-        policy, recipe, len(data.steps()), hardware.logits_chunk, report, objective, reference
-    )
+    module = SelfContrastDPO(policy, recipe, len(data.steps()), hardware.logits_chunk, report, objective, reference)
     fit(module, data, folder / RESUME, "align")
     how = f"with {negatives} self-generated negatives per prompt over {len(groups)} prompts"
     save_policy(folder / "model", policy, tokenizer, model_card("Self-Contrast policy", how, module.history))

@@ -40,7 +40,12 @@ def fine_tune(
     if not groups:
         raise UserError(f"no training example fits into sft.cutoff={recipe.cutoff} tokens")
     if dropped:
-        log.warning("sft: %d of %d examples are longer than %d tokens: left out", dropped, len(examples["train"]), recipe.cutoff)
+        log.warning(
+            "sft: %d of %d examples are longer than %d tokens: left out",
+            dropped,
+            len(examples["train"]),
+            recipe.cutoff,
+        )
     data = StepData(groups, validation, recipe, hardware, seed)
     prepare(policy, groups, hardware)
     module = SupervisedFineTuning(policy, recipe, len(data.steps()), hardware.logits_chunk, report)

@@ -2,9 +2,12 @@
 
 A checkpoint holds weights, optimiser, schedule, random states and the history of metrics; the data's position is the
 number of the step, because `Steps` is a function of it. Resumed weights are bit-equal to an uninterrupted run's on CPU.
+Checkpoints are written between steps alone: one made in the middle of a step, as an exception leaves it, would hold
+random states that the step has already drawn from.
 """
 
 import logging
+import os
 import random
 import sys
 import warnings
@@ -14,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader
 
 from selfcontrast.models.log_probs import self_check
@@ -47,13 +50,15 @@ class StepData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer
         steps = self.steps(trainer.global_rank, trainer.world_size)
-        return DataLoader(steps, batch_size=None, sampler=Remaining(len(steps), trainer.global_step))
+        sampler = Remaining(len(steps), trainer.global_step)
+        return DataLoader(steps, batch_size=None, sampler=sampler, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[Pass]:
         trainer: Any = self.trainer
         own = self.validation[trainer.global_rank :: trainer.world_size]
         passes = [as_pass(groups, counts=True) for groups in into_passes(own, self.hardware.tokens_per_pass)]
-        return DataLoader(passes, batch_size=None)  # type: ignore[arg-type]  # a list is a map-style data set
+        # A generator of its own: a loader's iterator else draws from the global one, and so from training's dropout.
+        return DataLoader(passes, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 class RandomStates(Callback):
@@ -68,7 +73,13 @@ class RandomStates(Callback):
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+            "numpy": [
+                str(name),
+                torch.from_numpy(np.asarray(keys).astype(np.int64)),
+                position,
+                has_gauss,
+                cached,
+            ],
             "python": [version, list(internal), gauss],
         }
 
@@ -85,6 +96,24 @@ class RandomStates(Callback):
             torch.cuda.set_rng_state_all(self.saved["cuda"])
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
         random.setstate((version, tuple(internal), gauss))
+
+
+class Checkpoints(Callback):
+    """Writes the newest state to `file`, atomically, every so many steps.
+
+    At the start of the next step, not at the end of this one: then the validation that follows a step is in it too.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file = file
+        self.every = every
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step and trainer.global_step % self.every == 0:
+            partial = self.file.with_suffix(".writing")
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                os.replace(partial, self.file)
 
 
 class StageProgress(TQDMProgressBar):
@@ -108,7 +137,9 @@ class StageProgress(TQDMProgressBar):
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(self.stage)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         history = getattr(pl_module, "history", [])
         return {name: f"{history[-1][name]:.3f}" for name in ("loss", "margin") if history and name in history[-1]}
 
@@ -131,16 +162,8 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> None:
     """Trains `module` to the end, from the newest checkpoint in `folder` where there is one."""
     hardware, steps = data.hardware, len(data.steps())
     hardware.apply_threads()
-    checkpoint = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        every_n_train_steps=hardware.checkpoint_every,
-        save_on_train_epoch_end=False,
-        save_on_exception=True,
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [RandomStates(), checkpoint]
+    last = folder / "last.ckpt"
+    callbacks: list[Callback] = [RandomStates(), Checkpoints(last, hardware.checkpoint_every)]
     if sys.stderr.isatty():
         callbacks.append(StageProgress(stage))
     with warnings.catch_warnings():
@@ -150,19 +173,19 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> None:
             devices=hardware.devices,
             num_nodes=hardware.num_nodes,
             strategy=hardware.strategy,
-            precision=hardware.precision,  # type: ignore[arg-type]  # Lightning checks the name itself
+            precision=hardware.precision,
             max_epochs=1,  # epochs are inside Steps: an epoch of Lightning's is the whole run
             val_check_interval=max(1, steps // data.recipe.validations) if data.recipe.validations else None,
             limit_val_batches=1.0 if data.recipe.validations and data.validation else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             logger=False,
+            enable_checkpointing=False,  # `Checkpoints` does it
             enable_model_summary=False,
             enable_progress_bar=sys.stderr.isatty(),
             callbacks=callbacks,
             default_root_dir=folder,
         )
-        last = folder / "last.ckpt"
         if last.exists():
             log.info("%s: continuing from the checkpoint of an earlier attempt", stage)
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)

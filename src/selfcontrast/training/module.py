@@ -123,9 +123,10 @@ class PackedModule(LightningModule):
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between ranks in the last pass of a step only."""
         strategy: Any = self.trainer.strategy
-        if last or self.trainer.world_size == 1 or strategy._backward_sync_control is None:
+        if last or self.trainer.world_size == 1:
             return nullcontext()
-        return strategy._backward_sync_control.no_backward_sync(strategy.model, enabled=True)
+        blocked: AbstractContextManager[Any] = strategy.block_backward_sync()
+        return blocked
 
     def _record(self, step: Step, sums: list[Sums], facts: Record) -> None:
         tokens = sum(part.packed.input_ids.numel() for part in step.passes if part.counts)

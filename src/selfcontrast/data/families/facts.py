@@ -51,9 +51,7 @@ class World:
         templates = []
         for order in permutations(asked):
             for clauses in product(*(self.attributes[name].clauses for name in order)):
-                told = " and ".join(
-                    clause.format(f"{{{name}}}") for name, clause in zip(order, clauses, strict=True)
-                )
+                told = " and ".join(clause.format(f"{{{name}}}") for name, clause in zip(order, clauses, strict=True))
                 templates += [f"{{opener}}, {{entity}} {told}.", f"{{entity}} {told}. {{closer}}."]
                 templates += [f"{{opener}}, {{entity}} {told}. {{closer}}."]
         slots = {"entity": Slot(tuple(self.facts))} | {

@@ -1,0 +1,81 @@
+"""Whole jobs in seconds, through the real command in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 300  # seconds; a whole tiny job takes about 15
+
+# Every stage in seconds. Generation has 8 shards and alignment 32 steps, so that both can be killed half-way.
+TINY_ANYWHERE = (
+    "max_length=128",
+    "sft.epochs=1",
+    "sft.validations=1",
+    "generator.prompts=16",
+    "generator.samples=6",
+    "generator.max_new_tokens=32",
+    "generator.engine.shard=2",
+    "filter.max_negatives=4",
+    "filter.on_shortage=refill",
+    "negatives=2",
+    "trainer.epochs=4",
+    "trainer.prompts_per_step=2",
+    "hardware.threads=1",
+    "hardware.checkpoint_every=2",
+    "evaluation.prompts=16",
+    "evaluation.decodings=[{name: 'T=1', temperature: 1, samples: 2},{name: greedy, temperature: 0, samples: 1}]",
+    "evaluation.max_new_tokens=32",
+    "evaluation.resamples=200",
+    "evaluation.lm_eval=[]",
+)
+TINY_MODEL = (
+    "model.vocabulary=400",
+    "model.hidden=64",
+    "model.heads=2",
+    "model.layers=2",
+    "model.intermediate=128",
+)
+TINY = ("data.train=240", "data.test=48", "data.validation=24", *TINY_MODEL, *TINY_ANYWHERE)
+
+
+def start_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Starts `train.py` in `cwd`, which gets the store and the run's folder `out`, leading a process group."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
+    own = {"SELFCONTRAST_STORE": str(cwd / "store"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    folder = [] if any(o.startswith(("hydra.", "-")) for o in overrides) else [f"hydra.run.dir={cwd / 'out'}"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *folder, *overrides],
+        cwd=cwd,
+        env={**kept, **own, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `train.py` to its end."""
+    with start_train(*overrides, cwd=cwd, env=env) as process:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run's result.json."""
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+def stages(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result's stages by name."""
+    return {stage["name"]: stage for stage in result["stages"]}

@@ -1,0 +1,153 @@
+"""A small result, written by hand."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcontrast.results import RESULT, Result
+
+Rows = dict[str, dict[str, float]]
+
+
+def interval(estimate: float, half: float) -> dict[str, Any]:
+    bounds = {"low": estimate - half, "high": estimate + half}
+    return {"estimate": estimate, **bounds, "n": 40, "clusters": 20, "level": 0.95}
+
+
+def rows(sft: float, policy: float, control: float, half: float, p: float) -> list[dict[str, Any]]:
+    """Two decodings of two systems; every mean's interval is 0.05 to each side, every difference's `half`."""
+    found = []
+    for name, temperature, levels in [("T=1", 1.0, (sft, policy)), ("T=0.7", 0.7, (control, control))]:
+        for system, level in zip(("SFT", "Self-Contrast"), levels, strict=True):
+            row = {
+                "system": system,
+                "decoding": name,
+                "temperature": temperature,
+                "mean": interval(level, 0.05),
+            }
+            row |= {"surprise": 17.25, "tokens": 23.5}
+            if system != "SFT":
+                row |= {"difference": interval(level - levels[0], half), "p_value": p}
+                row |= {"win_rate": interval(0.5 + (level - levels[0]) / 2, 0.03)}
+            found.append(row)
+    return found
+
+
+def stage(name: str, seconds: float, summary: dict[str, Any], cached: bool = False) -> dict[str, Any]:
+    where = {"key": "0f", "path": f"store/{name}/0f"}
+    return {"name": name, "seconds": seconds, "cached": cached, "resumed": False, "summary": summary, **where}
+
+
+FILTERED = {
+    "prompts": 50,
+    "prompts_used": 49,
+    "prompts_dropped": 1,
+    "candidates": 400,
+    "distinct_per_prompt": 7.0,
+    "empty_share": 0.02,
+    "copies_of_target_share": 0.005,
+    "false_negatives_before": 0.123,
+    "false_negatives_after": 0.045,
+}
+VALIDATION = {"step": 59, "val_loss": 0.1}
+LM_EVAL = {"SFT": {"target_choice": {"acc": 0.911}}, "Self-Contrast": {"target_choice": {"acc": 0.922}}}
+SAMPLES = [
+    {
+        "category": "<i>maths</i>",
+        "prompt": [{"role": "user", "content": "What is 2 < 3?"}],
+        "target": "True & so on.",
+        "turns": [],
+        "answers": {
+            "SFT": [{"text": "<script>alert(1)</script>", "score": 0.25}],
+            "Self-Contrast": [{"text": "Yes.", "score": 1.0}],
+        },
+    },
+    {
+        "category": "",
+        "prompt": [{"role": "user", "content": "First."}],
+        "target": "Last target.",
+        "turns": ["Turn one asks.", "Turn two asks."],
+        "answers": {"SFT": [{"text": "One.", "score": 0.5}], "Self-Contrast": []},
+    },
+]
+
+
+def build(
+    sft: float = 0.6,
+    policy: float = 0.7,
+    control: float = 0.65,
+    half: float = 0.04,
+    p: float = 0.002,
+    k: int = 4,
+    seed: int = 1,
+    config: dict[str, Any] | None = None,
+) -> Result:
+    return Result(
+        name=f"self-contrast K={k} s{seed}",
+        negatives=k,
+        seed=seed,
+        value=policy,
+        policy="store/align/0f/model",
+        comparison={
+            "measure": "score",
+            "rows": rows(sft, policy, control, half, p),
+            "categories": [
+                {"system": system, "category": "<b>bold</b>", "mean": interval(0.5, 0.1)}
+                for system in ("SFT", "Self-Contrast")
+            ],
+            "likelihood": [{"system": "SFT", "log_prob_per_token": interval(-0.875, 0.01)}],
+        },
+        stages=[
+            stage("sft", 225.0, {}, cached=True),
+            stage("filter", 3.0, FILTERED),
+            stage("align", 61.0, {"prompts": 49, "negatives_per_prompt": k - 0.5}),
+        ],
+        histories={
+            "sft": [*({"step": i, "loss": 2 / i, "grad_norm": 1.0} for i in range(1, 60)), VALIDATION],
+            "align": [{"step": 1, "loss": 0.69, "margin": 0.0, "accuracy": 0.5, "chosen_reward": 0.0}],
+        },
+        similarities={"candidates": [0.1, 0.4, 0.9], "negatives": [0.1, 0.4], "cuts": [0.45]},
+        lm_eval=LM_EVAL,
+        samples=SAMPLES,
+        negatives_shown=[],
+        config={"negatives": k, "seed": seed, **(config or {"note": "a: <script>b</script>"})},
+        provenance={"python": "3.11.7", "packages": {"torch": "2.13.0"}, "commit": "abc123"},
+    )
+
+
+@pytest.fixture
+def make() -> Callable[..., Result]:
+    return build
+
+
+@pytest.fixture
+def proxy() -> Result:
+    """A result where no verifier graded."""
+    scored = build()
+    return replace(scored, comparison={**scored.comparison, "measure": "similarity"}, samples=[])
+
+
+@pytest.fixture
+def unbounded() -> Result:
+    """A result over one prompt, whose intervals are unknown."""
+    scored = json.loads(json.dumps(asdict(build())))
+    for row in scored["comparison"]["rows"]:
+        for name in ("mean", "difference", "win_rate"):
+            if name in row:
+                row[name] |= {"low": float("nan"), "high": float("nan")}
+    return Result(**scored)
+
+
+@pytest.fixture
+def write() -> Callable[[Path, Result], None]:
+    """Writes a result as a job leaves it."""
+
+    def put(folder: Path, result: Result) -> None:
+        folder.mkdir(parents=True)
+        (folder / RESULT).write_text(json.dumps(asdict(result)))
+
+    return put

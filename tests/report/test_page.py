@@ -1,0 +1,130 @@
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.report import write_report
+from selfcontrast.report.page import filter_facts
+from selfcontrast.results import Result
+
+
+class Page(HTMLParser):
+    """What a browser would load, run and show."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.shown = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.shown += data
+
+
+def page(result: Result, folder: Path) -> tuple[str, Page]:
+    write_report(result, folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
+    html, seen = page(make(), tmp_path)
+    assert not re.findall(r"https?://|//[a-z]+\.", html)
+    assert "@import" not in html
+    assert all(link.startswith("#") for link in seen.links)
+    assert "script" not in seen.tags
+    assert "link" not in seen.tags
+
+
+def test_what_models_and_data_say_is_text(make: Callable[..., Result], tmp_path: Path) -> None:
+    _, seen = page(make(), tmp_path)
+    assert "<script>alert(1)</script>" in seen.shown
+    assert "<script>b</script>" in seen.shown  # of the config
+    assert "<i>maths</i>" in seen.shown
+    assert "<b>bold</b>" in seen.shown  # of a category in a figure
+    assert "True & so on." in seen.shown
+
+
+def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tmp_path: Path) -> None:
+    _, seen = page(make(), tmp_path)
+    means = ["0.600 [0.550, 0.650]", "0.700 [0.650, 0.750]", "0.650 [0.600, 0.700]"]
+    relative = ["+0.100 [+0.060, +0.140]", "0.002", "55.0% [52.0, 58.0]"]
+    described = ["17.2", "23.5", "-0.875 [-0.885, -0.865]", "0.911", "0.922"]
+    filtered = ["12.30%", "4.50%", "10.00%"]  # the last: repeated, 1 - 350/400 - 0.02 - 0.005
+    made = ["3 min 45 s", "recalled", "1 min 04 s", "abc123", "2.13.0"]
+    for expected in means + relative + described + filtered + made:
+        assert expected in seen.shown, expected
+
+
+def test_dialogues_show_each_turn_with_its_answer(make: Callable[..., Result], tmp_path: Path) -> None:
+    _, seen = page(make(), tmp_path)
+    order = [seen.shown.index(words) for words in ("Turn one asks.", "One.", "Turn two asks.", "Last target.")]
+    assert order == sorted(order)
+
+
+def test_ids_are_unique(make: Callable[..., Result], tmp_path: Path) -> None:
+    _, seen = page(make(), tmp_path)
+    assert len(seen.ids) == len(set(seen.ids)) > 0
+
+
+def test_every_reference_inside_a_figure_has_its_place(make: Callable[..., Result], tmp_path: Path) -> None:
+    html, seen = page(make(), tmp_path)
+    used = {link[1:] for link in seen.links} | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert used
+    assert used <= set(seen.ids)
+
+
+def test_a_proxy_is_labelled_wherever_it_is_shown(proxy: Result, tmp_path: Path) -> None:
+    html, seen = page(proxy, tmp_path)
+    assert "similarity to the target's embedding: a proxy, not quality" in seen.shown
+    head = html[html.index("<thead>") : html.index("</thead>")]
+    assert "similarity (proxy)" in head
+    assert "score (0 to 1)" not in seen.shown
+
+
+def test_unknown_intervals_are_shown_as_such(unbounded: Result, tmp_path: Path) -> None:
+    _, seen = page(unbounded, tmp_path)
+    assert "0.700 [–]" in seen.shown
+    assert "nan" not in seen.shown.lower()
+
+
+def test_what_was_not_measured_is_left_out(make: Callable[..., Result], tmp_path: Path) -> None:
+    full = make()
+    bare = replace(
+        full,
+        comparison={**full.comparison, "categories": []},
+        histories={"sft": [], "align": []},
+        similarities={"candidates": [], "negatives": []},
+        lm_eval={},
+        samples=[],
+    )
+    _, seen = page(bare, tmp_path)
+    assert "By category" not in seen.shown
+    assert "Answers" not in seen.shown
+    assert seen.tags.count("svg") == 1
+
+
+def test_the_figure_also_stands_alone(make: Callable[..., Result], tmp_path: Path) -> None:
+    write_report(make(), tmp_path)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "Self-Contrast, K = 4: 20 prompts, 95% intervals" in svg
+    assert "var(--" not in svg
+
+
+@pytest.mark.parametrize("missing", ["false_negatives_before", "score_candidates"])
+def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
+    known = {"prompts": 2, "candidates": 10, "distinct_per_prompt": 4.0, "empty_share": 0.0, missing: None}
+    facts = dict(filter_facts({**known, "copies_of_target_share": 0.1}))
+    assert facts["repeated responses"] == "10.00%"  # 10 responses, 8 distinct, 1 copy of the target
+    assert not any("perfect" in words or "score" in words for words in facts)

@@ -1,0 +1,143 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from selfcontrast.report.sweep import numbers, read_sweep, variants
+from selfcontrast.report.sweep_page import headline, sentence, write_sweep
+from selfcontrast.report.sweep_terminal import plot, print_sweep
+from selfcontrast.results import Result
+
+Make = Callable[..., Result]
+Write = Callable[[Path, Result], None]
+
+
+def failed(folder: Path, *overrides: str) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+
+
+@pytest.fixture
+def folder(make: Make, write: Write, tmp_path: Path) -> Path:
+    """Jobs 0, 1, 2 and 10, of which 1 failed; in another order than their K."""
+    write(tmp_path / "0", make(policy=0.7, k=4))
+    write(tmp_path / "2", make(policy=0.65, half=0.1, p=0.4, k=1))
+    write(tmp_path / "10", make(policy=0.5, k=16))
+    for job, k in (("0", 4), ("1", 99), ("2", 1), ("10", 16)):
+        failed(tmp_path / job, "trainer.epochs=1", f"negatives={k}")
+    return tmp_path
+
+
+def test_jobs_by_k_and_the_missing_by_name(folder: Path) -> None:
+    sweep = read_sweep(folder)
+    assert [(job.folder, job.result.negatives) for job in sweep.jobs] == [("2", 1), ("0", 4), ("10", 16)]
+    assert [(job.folder, job.overrides) for job in sweep.missing] == [("1", "negatives=99")]
+    assert [job.outcome for job in sweep.jobs] == ["level", "better", "worse"]
+
+
+def test_a_result_cut_off_in_writing_is_missing(folder: Path) -> None:
+    (folder / "0" / "result.json").write_text('{"name": "half')
+    assert [job.folder for job in read_sweep(folder).missing] == ["0", "1"]
+
+
+def test_files(folder: Path) -> None:
+    write_sweep(read_sweep(folder))
+    table = pd.read_csv(folder / "results.csv")
+    assert table["negatives"].tolist() == [1, 4, 16]
+    assert table["score"].tolist() == pytest.approx([0.65, 0.7, 0.5])
+    assert table["difference_low"].tolist() == pytest.approx([-0.05, 0.06, -0.14])
+    assert table["negatives_per_prompt"].tolist() == [0.5, 3.5, 15.5]
+    page = (folder / "report.html").read_text()
+    for expected in ("0.700 [0.650, 0.750]", "+0.100 [+0.060, +0.140]", "negatives=99", "1 min 01 s", "15.5"):
+        assert expected in page, expected
+    assert "://" not in page
+    assert (folder / "figure.png").stat().st_size > 0
+    assert "K: negatives per prompt" in (folder / "figure.svg").read_text()
+
+
+def test_words(folder: Path) -> None:
+    sweep = read_sweep(folder)
+    assert headline(sweep) == "Score: 0.650 at K=1, 0.500 at K=16; SFT 0.600"
+    assert "Clear gain over SFT at K=4." in sentence(sweep)
+    assert "Clear loss against SFT at K=16." in sentence(sweep)
+    assert "No significant difference from SFT at K=1." in sentence(sweep)
+    assert "Highest: K=4 with 0.700" in sentence(sweep)
+
+
+def test_printed_in_80_columns(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_sweep(read_sweep(folder))
+    out = capsys.readouterr().out
+    assert "4  0.700 [0.650, 0.750] +0.100 [+0.060, +0.140] 55.0% 0.002  3.5 1 min 01 s" in out
+    assert "no result: job 1 (negatives=99)" in out
+    assert "figure   figure.png" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_nothing_finished_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed(tmp_path / "0", "negatives=99")
+    print_sweep(read_sweep(tmp_path))
+    assert capsys.readouterr().out.split() == ["no", "result:", "job", "0", "(negatives=99)"]
+
+
+def test_several_seeds_give_their_mean_and_range(make: Make, write: Write, tmp_path: Path) -> None:
+    for seed, policy in ((1, 0.7), (2, 0.8), (3, 0.6)):
+        write(tmp_path / str(seed), make(policy=policy, seed=seed))
+    sweep = read_sweep(tmp_path)
+    [(k, jobs)] = sweep.by_k("")
+    assert (k, len(jobs)) == (4, 3)
+    assert numbers(jobs)[:2] == ["0.700 (0.600 to 0.800)", "+0.100 (0.000 to +0.200)"]
+    assert "Clear gain over SFT at K=4 (2 of 3 seeds)." in sentence(sweep)
+    assert "Highest: K=4 with 0.700 (0.600 to 0.800)" in sentence(sweep)
+    write_sweep(sweep)
+    assert "seeds" in (tmp_path / "report.html").read_text()
+
+
+def test_other_settings_make_variants() -> None:
+    def config(beta: float, k: int) -> dict[str, object]:
+        return {"negatives": k, "seed": k, "output": str(k), "objective": {"beta": beta, "core": "ipo"}}
+
+    found = variants({"0": config(0.1, 1), "1": config(0.5, 1), "2": config(0.5, 8)})
+    assert found == {"0": "objective.beta=0.1", "1": "objective.beta=0.5", "2": "objective.beta=0.5"}
+    assert set(variants({"0": config(0.1, 1), "1": config(0.1, 8)}).values()) == {""}
+
+
+def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Path) -> None:
+    for job, beta in enumerate((0.1, 0.5)):
+        write(tmp_path / str(job), make(config={"objective": {"beta": beta}}))
+    sweep = read_sweep(tmp_path)
+    write_sweep(sweep)
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "Self-Contrast, objective.beta=0.1" in svg
+    assert "Self-Contrast, objective.beta=0.5" in svg
+    assert "K=4 (objective.beta=0.5)" in sentence(sweep)
+
+
+def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
+    """Means 0.65, 0.7, 0.5 and SFT's 0.6 between the outermost ends, 0.45 and 0.75, in 60 characters."""
+    lines = plot(read_sweep(folder))
+    assert [line.index("●") - 8 for line in lines[:3]] == [39, 49, 10]  # 59 * (x - 0.45) / 0.3, rounded
+    assert {line.find("│") - 8 for line in lines if "│" in line} <= {29, 30}
+
+
+def test_unknown_intervals_do_not_stop_it(unbounded: Result, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "0", unbounded)
+    sweep = read_sweep(tmp_path)
+    write_sweep(sweep)
+    assert math.isnan(pd.read_csv(tmp_path / "results.csv")["score_low"].item())
+    assert plot(sweep)
+
+
+def test_a_proxy_is_labelled(proxy: Result, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "0", proxy)
+    sweep = read_sweep(tmp_path)
+    write_sweep(sweep)
+    assert "a proxy, not quality" in (tmp_path / "figure.svg").read_text()
+    assert "similarity (proxy)" in (tmp_path / "report.html").read_text()
+    print_sweep(sweep)
+    assert "similarity (proxy) against K" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.report import print_result
+from selfcontrast.results import Result
+
+MARKS = ("0.600 [", "sharpness control", "+0.1")  # of the lines looked for
+
+
+def printed(result: Result, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    print_result(result, folder)
+    return capsys.readouterr().out
+
+
+def test_all_numbers_in_80_columns(
+    make: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = printed(make(), Path("outputs/now"), capsys)
+    table = out[: out.index("Better than SFT")].splitlines()
+    assert max(map(len, out.splitlines())) <= 80
+    sft, control, policy = (next(line for line in table if text in line) for text in MARKS)
+    assert sft.split()[:2] == ["SFT", "T=1"]
+    assert "0.650 [0.600, 0.700]" in control
+    assert policy.split() == (
+        ["Self-Contrast", "T=1", "0.700", "[0.650,", "0.750]", "+0.100", "[+0.060,", "+0.140]", "55.0%", "0.002"]
+    )
+
+
+def test_numbers_stay_whole_in_a_narrow_terminal(
+    make: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    out = printed(make(), Path("outputs/now"), capsys)
+    assert "0.700 [0.650, 0.750] +0.100 [+0.060, +0.140] 55.0% 0.002" in out
+    assert "…" not in out
+
+
+def test_a_pipe_gets_plain_text(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+    result = make()
+    object.__setattr__(result, "name", "[bold]K=4[/bold] :smile:")
+    out = printed(result, Path("outputs/now"), capsys)
+    assert "\x1b" not in out
+    assert "[bold]K=4[/bold] :smile:" in out
+
+
+def test_paths_are_relative_below_the_working_directory(
+    make: Callable[..., Result],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = printed(make(), tmp_path / "outputs" / ("long" * 30), capsys)
+    assert f"report   outputs/{'long' * 30}/report.html\n" in out
+    assert "policy   store/align/0f/model\n" in out
+    assert printed(make(), Path("/elsewhere"), capsys).count("/elsewhere/report.html") == 1
+
+
+def test_timings(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.split() for line in printed(make(), Path("x"), capsys).splitlines()]
+    assert ["sft", "recalled", "3", "min", "45", "s"] in lines
+    assert ["align", "done", "1", "min", "01", "s"] in lines
+    assert ["this", "run", "1", "min", "04", "s"] in lines  # filter and align
+
+
+def test_a_proxy_is_labelled(proxy: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(proxy, Path("x"), capsys)
+    assert "similarity (proxy), mean" in out
+    assert "a proxy, not quality" in " ".join(out.split())
+
+
+def test_unknown_intervals(unbounded: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(unbounded, Path("x"), capsys)
+    assert "0.700 [–]" in out
+    assert "nan" not in out

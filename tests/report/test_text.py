@@ -1,0 +1,40 @@
+import math
+
+import pytest
+
+from selfcontrast.report import text
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "expected"),
+    [(0.7814, False, "0.781"), (0.04, True, "+0.040"), (-0.04, True, "-0.040"), (-0.00001, True, "0.000"),
+     (-0.00001, False, "0.000"), (-10.0, False, "-10.000"), (math.nan, False, "–"), (None, False, "–")],
+)  # fmt: skip
+def test_number(value: float | None, signed: bool, expected: str) -> None:
+    assert text.number(value, signed=signed) == expected
+
+
+def test_interval_says_when_its_ends_are_unknown() -> None:
+    assert text.interval({"estimate": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
+    assert text.interval({"estimate": 0.5, "low": math.nan, "high": math.nan}) == "0.500 [–]"
+    assert text.interval(None) == "–"
+
+
+@pytest.mark.parametrize(("p", "cell", "words"), [(0.0002, "<0.001", "p < 0.001"), (0.0321, "0.032", "p = 0.032")])
+def test_p_value(p: float, cell: str, words: str) -> None:
+    assert (text.p_value(p), text.p_equals(p)) == (cell, words)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.34, "0.3 s"),
+        (9.97, "10 s"),
+        (59.7, "1 min 00 s"),
+        (225, "3 min 45 s"),
+        (7500, "2 h 05 min"),
+        (math.nan, "–"),
+    ],
+)
+def test_duration(seconds: float, expected: str) -> None:
+    assert text.duration(seconds) == expected

@@ -1,0 +1,63 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from selfcontrast.report.verdict import judge
+from selfcontrast.results import Result
+
+Make = Callable[..., Result]
+
+
+def test_better_and_how_much_of_it_sharper_sampling_gives(make: Make) -> None:
+    verdict = judge(make(sft=0.6, policy=0.7, control=0.65))
+    assert verdict.headline == "Better than SFT"
+    assert verdict.sentence == (
+        "At T=1 Self-Contrast (K=4) scores 0.700 [0.650, 0.750] against SFT's 0.600 [0.550, 0.650]: "
+        "difference +0.100 [+0.060, +0.140], p = 0.002, n = 20 prompts: a clear gain."
+    )
+    assert "T=0.7 decoding alone gives 0.650" in verdict.control
+    assert "at most 50% of the gain" in verdict.control
+
+
+def test_a_gain_that_sharper_sampling_gives_too_is_not_sold_as_one(make: Make) -> None:
+    verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
+    assert verdict.headline == "Better than SFT, but no more than sharper sampling gives"
+    assert "explains as much as the whole gain" in verdict.control
+
+
+def test_a_gain_without_help_from_sharpness(make: Make) -> None:
+    assert "does not explain the gain" in judge(make(sft=0.6, policy=0.7, control=0.55)).control
+
+
+def test_worse(make: Make) -> None:
+    verdict = judge(make(sft=0.7, policy=0.6, control=0.8))
+    assert verdict.headline == "Worse than SFT"
+    assert "-0.100 [-0.140, -0.060]" in verdict.sentence
+    assert verdict.sentence.endswith("a clear loss.")
+    assert "this training does not" in verdict.control
+
+
+@pytest.mark.parametrize(("half", "p"), [(0.2, 0.3), (0.2, 0.001), (0.04, 0.3)])
+def test_a_difference_needs_both_its_interval_and_its_test(make: Make, half: float, p: float) -> None:
+    verdict = judge(make(half=half, p=p))
+    assert verdict.headline == "No clear difference from SFT"
+    assert verdict.sentence.endswith("no significant difference.")
+
+
+def test_unknown_intervals_decide_nothing(unbounded: Result) -> None:
+    assert judge(unbounded).headline == "No clear difference from SFT"
+    assert "0.700 [–]" in judge(unbounded).sentence
+
+
+def test_a_proxy_is_called_one(proxy: Result) -> None:
+    verdict = judge(proxy)
+    assert verdict.headline == "Closer to the targets than SFT (by a proxy)"
+    assert "a proxy, not quality" in verdict.sentence
+    assert "score" not in verdict.text
+
+
+def test_one_decoding_alone_has_no_control(make: Make) -> None:
+    result = make()
+    only = replace(result, comparison={**result.comparison, "rows": result.comparison["rows"][:2]})
+    assert judge(only).control == ""

@@ -1,0 +1,340 @@
+"""The config as the user meets it: all of `conf` builds, and every mistake is one line before any compute.
+
+Most mistakes go through `configure` in this process; some through the real command.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from jobs import ROOT, TINY, run_train
+from selfcontrast.config import GROUPS, build, configure
+from selfcontrast.errors import UserError
+
+CONF = ROOT / "conf"
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+GIVEN = {("data", "jsonl"): "data.path=data.jsonl", ("model", "hf"): "model.path=folder"}  # the ??? of conf
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "SELFCONTRAST_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
+    """Every node that names a class, the nested ones too."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield where, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from nodes(node[key], f"{where}.{key}")
+
+
+# --- what is in conf
+
+
+def test_every_folder_of_conf_is_a_group_that_is_built() -> None:
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "experiment"} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_builds(group: str, option: str) -> None:
+    overrides = [f"{group}={option}", *([GIVEN[group, option]] if (group, option) in GIVEN else [])]
+    node = composed(*overrides)[group]
+    part = build(node, group)
+    assert type(part) is get_class(node["_target_"])
+    for where, inner in nodes(node, group):
+        assert set(inner) - {"_target_"} == {f.name for f in fields(get_class(inner["_target_"]))}, where
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_starts_with_a_comment_that_says_what_it_is(group: str, option: str) -> None:
+    assert (CONF / group / f"{option}.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_no_number_in_conf_is_read_as_a_text(file: Path) -> None:
+    """YAML 1.1 reads 1e-5 as a text: it must be written 1.0e-5."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from texts(item)
+        elif isinstance(value, str):
+            yield value
+
+    for text in texts(yaml.safe_load(file.read_text())):
+        with pytest.raises(ValueError):
+            float(text)
+
+
+def test_the_defaults_list_names_the_options_of_each_group() -> None:
+    lines = {
+        line.split(":")[0].strip(" -"): line.split("#")[1]
+        for line in (CONF / "config.yaml").read_text().split("negatives:")[0].splitlines()
+        if line.startswith("  - ") and "#" in line
+    }
+    for group, option in OPTIONS:
+        assert option in lines[group] or "…" in lines[group], f"{group}={option}"
+
+
+def test_what_must_be_given_is_asked_for_by_its_key() -> None:
+    for (group, option), given in GIVEN.items():
+        key = given.split("=")[0]
+        with pytest.raises(UserError, match=f"^{key} must be given: {key}=…$"):
+            build(composed(f"{group}={option}")[group], group)
+
+
+# --- mistakes
+
+
+@cache
+def tiny() -> str:
+    """The tiny job's config as YAML, composed once."""
+    return OmegaConf.to_yaml(composed(*TINY))
+
+
+def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
+    """The line that the tiny job's config with these values is refused with."""
+    cfg = choose or OmegaConf.create(tiny())
+    cfg.merge_with_dotlist(list(overrides))
+    with pytest.raises(UserError) as caught:
+        configure(cfg)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("data.trian", "data.train"),
+        ("model.hiden", "model.hidden"),
+        ("sft.learning_rate", None),
+        ("sft.lrr", "sft.lr"),
+        ("generator.sample", "generator.samples"),
+        ("generator.engine.row", "generator.engine.rows"),
+        ("encoder.pth", "encoder.path"),
+        ("filter.max_negative", "filter.max_negatives"),
+        ("filter.selector.shares", "filter.selector.share"),
+        ("objective.betta", "objective.beta"),
+        ("trainer.epoch", "trainer.epochs"),
+        ("hardware.thread", "hardware.threads"),
+        ("evaluation.prompt", "evaluation.prompts"),
+        ("tracking.projekt", "tracking.project"),
+    ],
+)
+def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
+    said = mistake(f"{misspelt}=1")
+    assert said.startswith(f"{misspelt}: no such setting; ")
+    assert (f"did you mean {meant}?" if meant else "it has lr, epochs, ") in said
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("negatives=0", "negatives=0: at least 1 negative per prompt"),
+        ("negatives=-1", "negatives=-1: at least 1 negative per prompt"),
+        ("negatives=many", "negatives=many: a whole number"),
+        ("negatives=2.5", "negatives=2.5: a whole number"),
+        ("negatives=true", "negatives=True: a whole number"),
+        ("negatives=null", "negatives=None: a whole number"),
+        ("negatives=5", "negatives=5 is more than filter.max_negatives=4: raise that, or lower K"),
+        ("seed=-1", "seed=-1: 0 or more"),
+        (
+            "filter.max_negatives=5",  # of 6 samples, 0.75 keeps 4
+            "filter.max_negatives=5 is impossible: of generator.samples=6 the filter keeps 4 at most. "
+            "Sample more, keep more, or ask for fewer",
+        ),
+    ],
+)
+def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
+    assert mistake(override) == line
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("sft.lr=fast", ["sft.lr='fast'", "number"]),
+        ("sft.epochs=1.5", ["sft.epochs=1.5", "integer"]),
+        ("trainer.betas=0.9", ["trainer.betas=0.9", "list"]),
+        ("sft.lr=-1", ["lr=-1", "positive"]),
+        ("model.hidden=63", ["model.hidden=63"]),
+        ("model.precision=int4", ["model.precision=int4", "float32, bfloat16"]),
+        ("generator.temperature=0", ["generator.temperature=0"]),
+        ("filter.selector.share=0", ["filter.selector.share=0"]),
+        ("filter.selector.share=1.5", ["filter.selector.share=1.5"]),
+        (
+            "filter.selector._target_=selfcontrast.filters.select.Nearest",
+            ["filter.selector._target_=", "Nearest"],
+        ),
+        ("filter.selector._target_=nowhere.Selector", ["filter.selector._target_=", "nowhere"]),
+        ("filter.selector._target_=os.system", ["filter.selector._target_=os.system"]),
+        ("objective.core=cubic", ["cubic", "sigmoid"]),
+        ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
+        ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
+        ("evaluation.lm_eval=[mmlu]", ["evaluation.lm_eval=mmlu", "target_choice"]),
+        ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),
+        ("evaluation.decodings=[7]", ["evaluation.decodings", "name", "temperature", "samples"]),
+        ("evaluation.decodings=[{name: a, samples: 1}]", ["evaluation.decodings", "temperature"]),
+        ("evaluation.decodings=[{name: a, temperature: hot, samples: 1}]", ["evaluation.decodings"]),
+        (
+            "evaluation.decodings=[{name: a, temperature: 0, samples: 4}]",
+            ["temperature=0", "samples must be 1"],
+        ),
+        ("tracking.mode=cloud", ["tracking.mode=cloud", "offline"]),
+        ("tracking.mode=online", ["online needs a key", "WANDB_API_KEY"]),
+        ("encoder.path=./nowhere", ["encoder.path=./nowhere", "no such folder"]),
+        ("target_metric=elegance", ["target_metric=elegance", "score"]),
+    ],
+)
+def test_values_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, override: str, parts: list[str]
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # the developer's own key
+    said = mistake(override)
+    assert [part for part in parts if part not in said] == []
+
+
+def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "cloud")
+    assert mistake() == "WANDB_MODE=cloud: one of online, offline, disabled"
+
+
+ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("data.jsonl", "", ["data.jsonl", "the file is empty"]),
+        (
+            "data.jsonl",
+            '{"prompt": "a", "completion": "b"}\n{"prompt": \n',
+            ["data.jsonl, line 2", "not valid JSON"],
+        ),
+        ("data.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": 7, "completion": "b"}', ["line 2"]),
+        ("data.jsonl", '{"question": "a"}', ["data.jsonl, line 1", "question", "prompt + completion"]),
+        ("data.json", '[{"prompt": "a",\n "completion" "b"}]', ["data.json, line 2", "not valid JSON"]),
+        ("data.parquet", "PAR1 no", ["data.parquet", "Parquet"]),
+        ("data.csv", "prompt,completion", ["data.csv", ".jsonl"]),
+        ("data.jsonl", json.dumps(ROWS[0]), ["data.jsonl", "fewer than 8"]),
+    ],
+)
+def test_a_data_file_that_cannot_be_used(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
+    (tmp_path / name).write_text(content)
+    said = mistake(choose=composed("data=jsonl", f"data.path={tmp_path / name}"))
+    assert [part for part in parts if part not in said] == []
+
+
+def test_a_data_file_that_is_not_there() -> None:
+    assert mistake(choose=composed("data=jsonl")) == "data.path must be given: data.path=…"
+    assert "data.path=none.jsonl does not exist" in mistake("data.path=none.jsonl", choose=composed("data=jsonl"))
+
+
+# --- models
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like a model's, with a tokenizer without a chat template."""
+    from selfcontrast.models.loading import train_tokenizer
+
+    folder = tmp_path / "model"
+    train_tokenizer(["a few words"], 270, 64).save_pretrained(str(folder))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def model_mistake(*overrides: str) -> str:
+    return mistake("data.train=64", "data.test=16", "data.validation=16", *overrides, choose=composed("model=hf"))
+
+
+def test_a_model_folder_that_is_not_there_or_not_one(tmp_path: Path) -> None:
+    assert model_mistake() == "model.path must be given: model.path=…"
+    assert model_mistake("model.path=./none") == "model.path=./none: no such folder"
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in model_mistake(f"model.path={tmp_path / 'empty'}")
+
+
+def test_a_model_folder_without_safe_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "no *.safetensors" in model_mistake(f"model.path={folder}")
+
+
+def test_a_model_without_a_chat_template(folder: Path) -> None:
+    said = model_mistake(f"model.path={folder}")
+    assert "no chat template" in said
+    assert "model.chat_template=FILE" in said
+
+
+def test_a_chat_template_without_a_generation_prompt_or_with_a_mistake(folder: Path, tmp_path: Path) -> None:
+    def said(template: str) -> str:
+        (tmp_path / "template.jinja").write_text(template)
+        return model_mistake(f"model.path={folder}", f"model.chat_template={tmp_path / 'template.jinja'}")
+
+    turns = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    assert "no generation prompt" in said(turns)
+    assert "chat template" in said("{% for m in messages %}")
+    assert "chat template" in said("{{ raise_exception('system first') }}")
+    assert "none.jinja" in model_mistake(f"model.path={folder}", "model.chat_template=none.jinja")
+
+
+# --- the real command
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("+sft.lrr=1",), "error: sft.lrr: no such setting; did you mean sft.lr?"),
+        (("negatives=0",), "error: negatives=0: at least 1 negative per prompt"),
+        (("data=jsonl", "data.path=none.jsonl"), "error: data.path=none.jsonl does not exist"),
+        (("sft.lrr=1",), "error: Could not override 'sft.lrr'"),
+        (("sft.lr=[",), "error: "),
+        (("model=gpt5",), "error: In 'config': Could not find 'model/gpt5'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(tmp_path: Path, overrides: tuple[str, ...], line: str) -> None:
+    ended = run_train(*overrides, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(line)
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_wrong_flag_is_hydras_own_and_exit_code_2(tmp_path: Path) -> None:
+    assert run_train("--nonsense", cwd=tmp_path).returncode == 2
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+    ended = run_train("negatives=0", cwd=tmp_path, env={"HYDRA_FULL_ERROR": "1"})
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "UserError: negatives=0" in ended.stderr
+
+
+def test_help_and_the_whole_config(tmp_path: Path) -> None:
+    shown = run_train("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert max(map(len, shown.stdout.splitlines())) <= 130
+    assert all(f"{group}: " in shown.stdout for group in GROUPS)
+    job = run_train("--cfg", "job", cwd=tmp_path)
+    config = yaml.safe_load(job.stdout)
+    assert set(GROUPS) | {"negatives", "seed", "store", "output"} <= config.keys()
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,305 @@
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcontrast.generators.hf import HFGenerator
+from selfcontrast.store import MANIFEST, NOT_IN_KEY, RESUME, Artifact, Store, canonical, settings_of, verify
+from selfcontrast.training.recipe import Hardware
+
+fork = multiprocessing.get_context("fork")
+
+Scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+Texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+Json = st.recursive(
+    Scalars | Texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(Texts, inner, max_size=3),
+    max_leaves=8,
+)
+Settings = st.dictionaries(Texts, Json, max_size=4)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def write(text: str = "content") -> Callable[[Path], dict[str, Any]]:
+    def compute(folder: Path) -> dict[str, Any]:
+        (folder / "sub").mkdir(exist_ok=True)
+        (folder / "sub" / "file.txt").write_text(text)
+        return {"length": len(text)}
+
+    return compute
+
+
+def never(folder: Path) -> None:
+    raise AssertionError(f"computed again: {folder}")
+
+
+def reordered(value: Any) -> Any:
+    """Equal JSON, with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {key: reordered(value[key]) for key in reversed(value)}
+    return [reordered(item) for item in value] if isinstance(value, list) else value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of JSON values, which unlike Python's tells 1, 1.0 and True apart, and 0.0 from -0.0."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and repr(a) == repr(b)
+
+
+# --- keys
+
+
+@given(Settings)
+def test_the_text_of_settings_does_not_depend_on_their_order_and_can_be_read_back(
+    settings: dict[str, Any],
+) -> None:
+    assert canonical(settings) == canonical(reordered(settings))
+    assert same(json.loads(canonical(settings)), settings)
+
+
+@given(Settings, Settings)
+def test_different_settings_have_different_texts(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert (canonical(a) == canonical(b)) == same(a, b)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x"), b"x"])
+def test_settings_that_json_cannot_hold_are_refused(store: Store, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        store.get("stage", 1, {"value": value}, {}, never)
+
+
+def test_the_key_depends_on_stage_version_settings_and_inputs_and_on_nothing_else(store: Store, tmp_path: Path) -> None:
+    a, b = store.get("input", 1, {"n": 1}, {}, write()), store.get("input", 1, {"n": 2}, {}, write())
+    base = store.get("stage", 1, {"x": 1, "y": 2}, {"role": a}, write())
+    others = [
+        store.get("other", 1, {"x": 1, "y": 2}, {"role": a}, write()),
+        store.get("stage", 2, {"x": 1, "y": 2}, {"role": a}, write()),
+        store.get("stage", 1, {"x": 1, "y": 3}, {"role": a}, write()),
+        store.get("stage", 1, {"x": 1, "y": 2}, {"role": b}, write()),
+        store.get("stage", 1, {"x": 1, "y": 2}, {"another": a}, write()),
+        store.get("stage", 1, {"x": 1, "y": 2}, {}, write()),
+    ]
+    assert len({artifact.key for artifact in [a, b, base, *others]}) == 9
+    assert store.get("stage", 1, {"y": 2, "x": 1}, {"role": a}, never).key == base.key
+    elsewhere = Store(tmp_path / "elsewhere")
+    moved = elsewhere.get("input", 1, {"n": 1}, {}, write("other content"))
+    assert elsewhere.get("stage", 1, {"x": 1, "y": 2}, {"role": moved}, write()).key == base.key
+
+
+@dataclass(frozen=True)
+class Part:
+    share: float
+    workers: int = field(metadata=NOT_IN_KEY)
+
+
+@dataclass(frozen=True)
+class SamePart:
+    share: float
+    workers: int = field(metadata=NOT_IN_KEY)
+
+
+def test_settings_of_a_part_are_its_class_and_the_fields_that_decide_its_result() -> None:
+    assert settings_of(Part(0.5, workers=1)) == {"class": f"{__name__}.Part", "share": 0.5}
+    assert settings_of(Part(0.5, workers=1)) == settings_of(Part(0.5, workers=8))
+    assert settings_of(Part(0.5, workers=1)) != settings_of(Part(0.6, workers=1))
+    assert settings_of(Part(0.5, workers=1)) != settings_of(SamePart(0.5, workers=1))
+
+
+@pytest.mark.parametrize(("part", "deciding"), [(HFGenerator, {"precision"}), (Hardware, {"precision"})])
+def test_what_only_makes_a_stage_faster_is_in_no_key(part: Any, deciding: set[str]) -> None:
+    assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
+
+
+# --- computing and recalling
+
+
+def test_an_artifact_is_computed_once_and_recalled_with_all_it_holds(store: Store) -> None:
+    first = store.get("stage", 1, {"x": 1}, {}, write("four"))
+    second = store.get("stage", 1, {"x": 1}, {}, never)
+    assert (first.cached, second.cached) == (False, True)
+    assert first == second
+    assert second.path == store.root / "stage" / second.key
+    assert (second.path / "sub" / "file.txt").read_text() == "four"
+    assert second.summary == {"length": 4}
+    assert second.seconds >= 0
+    assert not second.manifest["resumed"]
+
+
+def test_the_manifest_says_what_an_artifact_was_made_from(store: Store) -> None:
+    a = store.get("input", 1, {}, {}, write())
+    manifest = json.loads(
+        (store.get("stage", 3, {"b": [1, 2], "a": None}, {"role": a}, write()).path / MANIFEST).read_text()
+    )
+    assert manifest["stage"] == "stage"
+    assert manifest["version"] == 3
+    assert manifest["settings"] == {"a": None, "b": [1, 2]}
+    assert manifest["inputs"] == {"role": a.key}
+    assert list(manifest["files"]) == ["sub/file.txt"]
+    assert {"python", "packages", "commit", "platform", "processor"} <= manifest["provenance"].keys()
+
+
+def test_no_secret_of_the_environment_or_the_command_line_is_in_a_manifest(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "planted-secret")
+    monkeypatch.setattr("sys.argv", ["train.py", "token=planted-secret"])
+    artifact = store.get("stage", 1, {}, {}, write())
+    assert "planted-secret" not in (artifact.path / MANIFEST).read_text()
+
+
+# --- an attempt that fails
+
+
+def test_an_exception_publishes_nothing_and_keeps_what_can_be_resumed(store: Store) -> None:
+    def fails(folder: Path) -> None:
+        (folder / RESUME).mkdir()
+        (folder / RESUME / "shard").write_text("done")
+        (folder / "leftover.txt").write_text("half")
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        store.get("stage", 1, {}, {}, fails)
+    (partial,) = (store.root / "stage").iterdir()
+    assert partial.suffix == ".partial"
+
+    def goes_on(folder: Path) -> Mapping[str, Any]:
+        assert (folder / RESUME / "shard").read_text() == "done"
+        return write()(folder)
+
+    artifact = store.get("stage", 1, {}, {}, goes_on)
+    assert artifact.manifest["resumed"]
+    assert [f.name for f in sorted(artifact.path.rglob("*")) if f.is_file()] == [MANIFEST, "file.txt"]
+    assert list((store.root / "stage").iterdir()) == [artifact.path]
+
+
+def test_an_attempt_that_kept_nothing_is_not_called_resumed(store: Store) -> None:
+    with pytest.raises(AssertionError):
+        store.get("stage", 1, {}, {}, never)
+    assert not store.get("stage", 1, {}, {}, write()).manifest["resumed"]
+
+
+def _hang(root: Path) -> None:
+    def compute(folder: Path) -> None:
+        (folder / RESUME).mkdir()
+        (folder / RESUME / "shard").write_text("done")
+        time.sleep(600)
+
+    Store(root).get("stage", 1, {}, {}, compute)
+
+
+@pytest.fixture
+def hanging(store: Store) -> Iterator[Any]:
+    """A process that is in the middle of computing the artifact, and holds its lock."""
+    process = fork.Process(target=_hang, args=(store.root,))
+    process.start()
+    while not list(store.root.glob("stage/*.partial/resume/shard")):
+        assert process.is_alive()
+        time.sleep(0.01)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_killed_computation_publishes_nothing_and_frees_its_lock(store: Store, hanging: Any) -> None:
+    os.kill(hanging.pid, signal.SIGKILL)
+    hanging.join()
+    assert not list(store.root.glob(f"stage/*/{MANIFEST}"))
+    artifact = store.get("stage", 1, {}, {}, write())
+    assert artifact.manifest["resumed"]
+    assert not artifact.cached
+
+
+def test_one_that_waits_for_a_computation_goes_on_when_its_owner_is_killed(store: Store, hanging: Any) -> None:
+    waiting = fork.Process(target=_count, args=(store.root, 0))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()  # behind the lock
+    os.kill(hanging.pid, signal.SIGKILL)
+    waiting.join(60)
+    assert waiting.exitcode == 0
+    assert store.get("stage", 1, {}, {}, never).cached
+
+
+def _count(root: Path, number: int) -> None:
+    def compute(folder: Path) -> Mapping[str, Any]:
+        (root / f"computed-{number}").touch()
+        time.sleep(0.3)
+        return write()(folder)
+
+    artifact = Store(root).get("stage", 1, {}, {}, compute)
+    assert (artifact.path / "sub" / "file.txt").read_text() == "content"
+
+
+def test_six_processes_that_want_one_artifact_compute_it_once(store: Store) -> None:
+    store.root.mkdir()
+    processes = [fork.Process(target=_count, args=(store.root, number)) for number in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert len(list(store.root.glob("computed-*"))) == 1
+
+
+def test_different_artifacts_do_not_wait_for_each_other(store: Store, hanging: Any) -> None:
+    assert not store.get("stage", 2, {}, {}, write()).cached
+    assert hanging.is_alive()
+
+
+# --- damage
+
+
+def edit(manifest: Path, **values: Any) -> None:
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **values}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Artifact], object], str]] = {
+    "changed": (lambda a: (a.path / "sub/file.txt").write_text("Content"), "sub/file.txt has changed"),
+    "truncated": (lambda a: os.truncate(a.path / "sub/file.txt", 3), "sub/file.txt has changed"),
+    "missing": (lambda a: (a.path / "sub/file.txt").unlink(), "sub/file.txt is missing"),
+    "foreign": (lambda a: (a.path / "extra").write_text(""), "extra does not belong there"),
+    "no manifest": (lambda a: (a.path / MANIFEST).unlink(), "unreadable manifest"),
+    "cut manifest": (lambda a: os.truncate(a.path / MANIFEST, 40), "unreadable manifest"),
+    "empty manifest": (lambda a: (a.path / MANIFEST).write_text("{}"), "unreadable manifest"),
+    "odd manifest": (lambda a: (a.path / MANIFEST).write_text("[]"), "unreadable manifest"),
+    "odd files": (lambda a: edit(a.path / MANIFEST, files=["sub/file.txt"]), "unreadable manifest"),
+    "other settings": (
+        lambda a: edit(a.path / MANIFEST, settings={"x": 2}),
+        "its manifest is another artifact's",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_artifact_is_noticed_and_computed_again(
+    store: Store, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    damage, said = DAMAGES[kind]
+    artifact = store.get("stage", 1, {"x": 1}, {}, write())
+    assert verify(artifact.path) is None
+    damage(artifact)
+    assert said in str(verify(artifact.path))
+    with caplog.at_level(logging.WARNING):
+        again = store.get("stage", 1, {"x": 1}, {}, write())
+    assert said in caplog.text
+    assert not again.cached
+    assert verify(again.path) is None
+    assert store.get("stage", 1, {"x": 1}, {}, never).cached

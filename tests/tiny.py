@@ -1,0 +1,130 @@
+"""Models, tokenizers and settings small enough for any test, made without a network."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from selfcontrast.data.example import Example
+from selfcontrast.models.loading import save_policy, train_tokenizer
+from selfcontrast.models.packing import Group
+from selfcontrast.training.recipe import Hardware, Recipe
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE: str = yaml.safe_load((ROOT / "conf/model/tiny_llama.yaml").read_text())["chat_template"]
+CORPUS = ["the cat sat on the mat", "what is the name of the cat?", "a dog and a cat", "Paris is in France"]
+VOCABULARY = 300
+
+HARDWARE = Hardware(
+    precision="32-true",
+    accelerator="cpu",
+    devices=1,
+    num_nodes=1,
+    strategy="auto",
+    threads=1,
+    tokens_per_pass=64,
+    logits_chunk=7,
+    gradient_checkpointing=False,
+    checkpoint_every=100,
+    self_check=False,
+)
+
+RECIPE = Recipe(
+    lr=1e-2,
+    epochs=2,
+    prompts_per_step=4,
+    cutoff=64,
+    schedule="cosine",
+    warmup=0.25,
+    weight_decay=0.1,
+    betas=[0.9, 0.95],
+    clip_norm=1.0,
+    validations=0,
+)
+
+
+@cache
+def _trained() -> Any:
+    return train_tokenizer(CORPUS, VOCABULARY, max_length=128)
+
+
+def tokenizer(template: str = TEMPLATE) -> Any:
+    """A byte-level BPE of about `VOCABULARY` tokens, with special tokens for the turns."""
+    from copy import deepcopy
+
+    own = deepcopy(_trained())
+    own.chat_template = template
+    return own
+
+
+def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2) -> LlamaForCausalLM:
+    """Two layers of width 32; `spread` is the weights' standard deviation, wide enough for peaked predictions."""
+    config = LlamaConfig(
+        vocab_size=vocabulary or len(_trained()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=spread,
+        bos_token_id=None,
+        eos_token_id=_trained().eos_token_id,
+        pad_token_id=_trained().pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2(dropout: float, seed: int = 0) -> GPT2LMHeadModel:
+    """A GPT-2 with dropout everywhere, on attention too."""
+    config = GPT2Config(
+        vocab_size=50,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        attn_pdrop=dropout,
+        embd_pdrop=dropout,
+        resid_pdrop=dropout,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config)
+
+
+def policy_folder(folder: Path, seed: int = 0) -> Path:
+    """A policy as the stages exchange them."""
+    save_policy(folder, llama(seed), tokenizer(), "# a card\n")
+    return folder
+
+
+def groups(count: int, negatives: int = 0, seed: int = 0, vocabulary: int = 50) -> list[Group]:
+    """Groups of random tokens, of uneven lengths."""
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [int(i) for i in rng.integers(1, vocabulary, rng.integers(low, high))]
+
+    return [Group(f"g{i}", ids(3, 9), ids(2, 8), [ids(1, 9) for _ in range(negatives)]) for i in range(count)]
+
+
+def example(name: str, question: str, target: str, **more: Any) -> Example:
+    return Example(name, [{"role": "user", "content": question}], target, **more)
+
+
+def hardware(**changes: Any) -> Hardware:
+    return replace(HARDWARE, **changes)
+
+
+def recipe(**changes: Any) -> Recipe:
+    return replace(RECIPE, **changes)
