@@ -4,10 +4,10 @@
     python benchmarks/train_step.py --shapes 64,64,16 --rounds 9
     python benchmarks/train_step.py --lengths harmless-base_test.jsonl.gz   # as long as real dialogues
 
-Everything runs in one process, in turns, on copies of one random Llama: each round measures every contender once,
-and ratios are medians over the rounds, so that a busy machine slows all alike. A step is the forward and backward
-pass of one prompt with its target and K negatives, in float32 on a CPU, without the optimiser (which costs all of
-them the same); reference log-probabilities are precomputed for all. The contenders:
+Everything runs in one process, in turns, on copies of one random Llama: each round measures every contender
+once, and ratios are medians over the rounds, so that a busy machine slows all alike. A step is the forward and
+backward pass of one prompt with its target and K negatives, in float32 on a CPU, without the optimiser (which
+costs all of them the same); reference log-probabilities are precomputed for all. The contenders:
 
 - ours: packed groups, chunked log-probabilities.
 - pairs: 2K padded rows, the model's own SDPA attention, logits of every position (what most trainers do).
@@ -17,8 +17,8 @@ them the same); reference log-probabilities are precomputed for all. The contend
   prompt's and the padding's too, and it collects entropy and accuracy besides: a GPU would treat it better.
 
 The bound is the ratio of token counts, pairs' over ours: 2K(P+R) / (P+(K+1)R), without padding. Memory is the
-highest resident memory during a step beyond what was there before it (gradients included). `error` is the relative
-difference of a contender's gradient from that of the pairs.
+highest resident memory during a step beyond what was there before it (gradients included). `error` is the
+relative difference of a contender's gradient from that of the pairs.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from selfcontrast.objectives import Objective
 
 GRID = "64,64,1 64,64,4 64,64,16 256,64,16 128,128,16"
 BETA = 0.1
-OBJECTIVE = Objective("mean_of_pairs", "sigmoid", BETA, 0.0, 0.0, 0.0, length_normalised=False, rank_weights=None)
+OBJECTIVE = Objective("mean_of_pairs", "sigmoid", BETA, 0.0, 0.0, 0.0, False, None)  # the paper's
 CHARACTERS_PER_TOKEN = 4
 
 
@@ -152,7 +152,8 @@ def _trl_rows(group: Group) -> list[dict[str, str]]:
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """The words are the numbers of the tokens; 0 is the end of text."""
-    tokenizer = Tokenizer(WordLevel({"<eos>": 0, **{str(i): i for i in range(1, vocabulary)}}, unk_token="<eos>"))
+    words = {"<eos>": 0, **{str(i): i for i in range(1, vocabulary)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<eos>"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
@@ -167,7 +168,8 @@ def random_group(lengths: tuple[int, int, list[int]], vocabulary: int, draw: ran
         return [draw.randrange(1, vocabulary) for _ in range(count)]
 
     prompt, target, negatives = lengths
-    return Group("0", tokens(prompt), [*tokens(target - 1), 0], [[*tokens(negative - 1), 0] for negative in negatives])
+    responses = [[*tokens(count - 1), 0] for count in (target, *negatives)]
+    return Group("0", tokens(prompt), responses[0], responses[1:])
 
 
 def dialogue_lengths(

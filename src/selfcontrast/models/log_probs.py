@@ -38,7 +38,7 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
     hidden = forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    states = hidden[packed.predictors]
+    states = hidden.index_select(0, packed.predictors)
     with torch.autocast(device, enabled=False):
         values: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
             states, weight, bias, packed.labels, chunk_size, dtype
@@ -137,8 +137,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         inputs, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(inputs) if to_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=sums.dtype) if to_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=sums.dtype) if to_bias else None
+        grad_weight = grad_bias = None
         for start in reversed(range(0, len(inputs), ctx.chunk_size)):
             at = slice(start, start + ctx.chunk_size)
             logits, ctx.kept = ctx.kept, None
@@ -146,13 +145,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 logits = _logits(inputs[at], matrix, bias)
             slope = logits.sub_(sums[at, None]).exp_().mul_(-grad[at, None])
             slope.scatter_add_(-1, labels[at, None], grad[at, None])
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
+            if to_bias:
+                grad_bias = _added(grad_bias, slope.sum(0))
             slope = slope.to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden[at] = slope @ matrix
-            if grad_weight is not None:
-                grad_weight += _product(slope.T, inputs[at])
+            if to_weight:
+                grad_weight = _added(grad_weight, _product(slope.T, inputs[at]))
             del logits, slope
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
@@ -167,7 +166,13 @@ def _logsumexp(logits: Tensor) -> Tensor:
     """[n, V] -> [n]. On a CPU in blocks that stay in its cache: more than twice as fast, and without a temporary
     as large as the logits."""
     rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    return torch.cat([block.logsumexp(-1) for block in logits.split(rows)])
+    blocks = torch.split(logits, rows)
+    return torch.cat([block.logsumexp(-1) for block in blocks])
+
+
+def _added(total: Tensor | None, term: Tensor) -> Tensor:
+    """In place; the first term is the total itself, which spares zeros as large as the output layer."""
+    return term if total is None else total.add_(term)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

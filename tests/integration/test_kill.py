@@ -1,0 +1,55 @@
+"""`kill -9` during sampling and again during training; then the same command goes on and ends with the same numbers."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from conftest import Finished
+from jobs import TIMEOUT, TINY, read_result, run_train, stages, start_train
+from selfcontrast.store import MANIFEST
+
+
+def kill_when(folder: Path, pattern: str) -> None:
+    """Starts the tiny job in `folder`, and kills all its processes once a file in the store matches."""
+    with start_train(*TINY, cwd=folder) as job:
+        try:
+            end = time.monotonic() + TIMEOUT
+            while not any((folder / "store").glob(pattern)):
+                assert job.poll() is None, f"the job ended before there was a {pattern}"
+                assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
+                time.sleep(0.002)
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+
+
+def published(folder: Path) -> set[str]:
+    return {manifest.parts[-3] for manifest in (folder / "store").glob(f"*/*/{MANIFEST}")}
+
+
+def test_a_job_killed_while_sampling_and_while_training_ends_as_if_it_had_not_been(
+    finished: Finished, tmp_path: Path
+) -> None:
+    kill_when(tmp_path, "generate/*.partial/resume/**/*.parquet")
+    assert "generate" not in published(tmp_path)
+    (sampling,) = (tmp_path / "store").glob("generate/*.partial")
+    shards = {file.name: file.stat().st_mtime_ns for file in sampling.rglob("*.parquet")}
+    assert 1 <= len(shards) < 8
+
+    kill_when(tmp_path, "align/*.partial/resume/last.ckpt")
+    assert "align" not in published(tmp_path)
+    assert {"sft", "generate", "embed", "filter", "reference"} <= published(tmp_path)
+
+    last = run_train(*TINY, cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    result = read_result(tmp_path / "out")
+    assert not list((tmp_path / "store").rglob("*.partial"))
+    assert {n for n, s in stages(result).items() if not s["cached"]} == {"align", "evaluate Self-Contrast"}
+    assert {n for n, s in stages(result).items() if s["resumed"]} == {"generate", "align"}
+    for part in ("comparison", "value", "similarities", "samples", "negatives_shown"):
+        assert result[part] == finished.result[part], part
+    losses, uninterrupted = (
+        [(record["step"], record["loss"]) for record in r["histories"]["align"]] for r in (result, finished.result)
+    )
+    assert losses == uninterrupted

@@ -1,0 +1,265 @@
+"""Whole jobs through `python train.py`: what comes out, what is recalled, and the user's own data and models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from conftest import SECRET, Finished
+from jobs import TINY, TINY_ANYWHERE, TINY_MODEL, read_result, run_train, stages
+from wandb_files import OfflineRun
+
+STAGES = ["sft", "generate", "embed", "filter", "reference", "align", "evaluate SFT", "evaluate Self-Contrast"]
+SHARED = ["sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
+
+# Nothing of ours can be imported: -I leaves the working directory out, and the finder refuses the installed package.
+LOAD = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "selfcontrast":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = sys.argv[1]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+messages = [{"role": "user", "content": "Name a fruit."}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+out = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+assert out.shape[1] > prompt["input_ids"].shape[1]
+print(model.dtype, model.config.model_type)
+"""
+
+
+def load_alone(folder: str) -> str:
+    """Generates with a policy folder in a process without this package; what it prints."""
+    command = [sys.executable, "-I", "-c", LOAD, folder]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+def written(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+# --- what comes out
+
+
+def test_a_job_runs_every_stage_and_leaves_report_results_and_policy(finished: Finished) -> None:
+    out, result = finished.folder / "out", finished.result
+    assert sorted(stages(result)) == sorted(STAGES)
+    assert not any(stage["cached"] or stage["resumed"] for stage in result["stages"])
+    assert (out / "report.html").stat().st_size > 10_000
+    assert (result["negatives"], result["config"]["max_length"]) == (2, 128)
+    assert {(row["system"], row["decoding"]) for row in result["comparison"]["rows"]} == {
+        (system, decoding) for system in ("SFT", "Self-Contrast") for decoding in ("T=1", "greedy")
+    }
+    assert stages(result)["align"]["summary"] == {"negatives_per_prompt": 2.0, **counts(result)}
+    for told in ("report.html", "result.json", result["policy"]):
+        assert told in finished.stdout
+
+
+def counts(result: dict[str, Any]) -> dict[str, int]:
+    """Prompts and steps of align: 4 epochs of steps of 2 prompts."""
+    prompts = stages(result)["align"]["summary"]["prompts"]
+    assert 8 <= prompts <= 16
+    return {"prompts": prompts, "steps": -(-prompts // 2) * 4}
+
+
+def test_the_value_is_the_target_metric_of_the_first_decoding(finished: Finished) -> None:
+    answers = pd.read_parquet(Path(stages(finished.result)["evaluate Self-Contrast"]["path"]) / "answers.parquet")
+    first = answers[answers["decoding"] == "T=1"]
+    by_dialogue = first.groupby(["id", "sample"])["score"].mean()
+    assert finished.result["value"] == pytest.approx(by_dialogue.groupby("id").mean().mean())
+
+
+def test_the_policy_loads_without_this_package(finished: Finished) -> None:
+    assert load_alone(finished.result["policy"]) == "torch.float32 llama"
+    assert (Path(finished.result["policy"]) / "README.md").is_file()
+
+
+def test_a_policy_is_not_the_model_it_started_from(finished: Finished) -> None:
+    sft = Path(stages(finished.result)["sft"]["path"]) / "model" / "model.safetensors"
+    assert sft.read_bytes() != (Path(finished.result["policy"]) / "model.safetensors").read_bytes()
+
+
+def test_the_key_of_wandb_is_in_no_file(finished: Finished) -> None:
+    files = written(finished.folder)
+    assert len(files) > 40
+    assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+# --- W&B
+
+
+@pytest.fixture(scope="module")
+def run(finished: Finished) -> OfflineRun:
+    (file,) = (finished.folder / "out").rglob("*.wandb")
+    return OfflineRun(file)
+
+
+def test_wandb_has_the_config_and_that_the_run_ended_well(run: OfflineRun, finished: Finished) -> None:
+    assert run.exit_code == 0
+    assert {k: v for k, v in run.config.items() if k != "_wandb"} == finished.result["config"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "align"])
+def test_wandb_has_the_training_curves(run: OfflineRun, finished: Finished, stage: str) -> None:
+    history = finished.result["histories"][stage]
+    logged = [record["loss"] for record in history if "loss" in record]
+    assert len(logged) > 1
+    assert run.series(f"{stage}/loss") == pytest.approx(logged)
+    assert run.series(f"{stage}/step") == [record["step"] for record in history]
+
+
+def test_wandb_has_the_headline_numbers(run: OfflineRun, finished: Finished) -> None:
+    rows = finished.result["comparison"]["rows"]
+    for row in rows:
+        prefix = f"evaluate/{row['system']}/{row['decoding']}"
+        assert run.summary[f"{prefix}/mean/estimate"] == pytest.approx(row["mean"]["estimate"])
+    assert run.summary["evaluate/Self-Contrast/T=1/win_rate/low"] == pytest.approx(
+        next(row for row in rows if "win_rate" in row)["win_rate"]["low"]
+    )
+    assert run.summary["value"] == pytest.approx(finished.result["value"])
+
+
+def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, finished: Finished) -> None:
+    (samples,) = run.series("tables/samples.nrows")
+    assert samples == len(finished.result["samples"])
+    assert run.series("tables/negatives.nrows") == [len(finished.result["negatives_shown"])]
+    mirrored = {artifact.name: list(artifact.aliases) for artifact in run.artifacts}
+    for stage in finished.result["stages"]:
+        assert stage["key"] in mirrored[f"{stage['name'].split()[0]}-{stage['key']}"]
+    assert any(artifact.type == "report" for artifact in run.artifacts)
+
+
+# --- recalling
+
+
+def test_the_same_command_again_recalls_every_stage_and_gives_equal_numbers(finished: Finished, tmp_path: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in written(finished.folder / "store")}
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    again = run_train(*TINY, cwd=tmp_path, env=store)
+    assert again.returncode == 0, again.stderr
+    result = read_result(tmp_path / "out")
+    assert all(stage["cached"] for stage in result["stages"])
+    assert {n: s["key"] for n, s in stages(result).items()} == {n: s["key"] for n, s in stages(finished.result).items()}
+    for part in ("value", "comparison", "histories", "samples", "negatives_shown", "similarities", "policy"):
+        assert result[part] == finished.result[part]
+    after = {file: file.stat().st_mtime_ns for file in written(finished.folder / "store")}
+    assert {f: t for f, t in after.items() if f.suffix != ".lock"} == {
+        f: t for f, t in before.items() if f.suffix != ".lock"
+    }
+
+
+def test_a_sweep_over_negatives_shares_all_that_k_does_not_decide(finished: Finished, tmp_path: Path) -> None:
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    settings = [setting for setting in TINY if not setting.startswith("negatives=")]
+    ended = run_train("-m", *settings, "negatives=1,3", "hydra.sweep.dir=sweep", cwd=tmp_path, env=store)
+    assert ended.returncode == 0, ended.stderr
+    jobs = [read_result(tmp_path / "sweep" / number) for number in ("0", "1")]
+    assert [job["negatives"] for job in jobs] == [1, 3]
+    keys = {name: stage["key"] for name, stage in stages(finished.result).items()}
+    for job in jobs:
+        assert {name for name, stage in stages(job).items() if stage["cached"]} == set(SHARED)
+        assert {name for name, stage in stages(job).items() if stage["key"] == keys[name]} == set(SHARED)
+        aligned = stages(job)["align"]["summary"]
+        assert aligned == {"negatives_per_prompt": float(job["negatives"]), **counts(finished.result)}
+    negatives = pd.read_parquet(Path(stages(jobs[0])["filter"]["path"]) / "negatives.parquet")
+    for _, ranked in negatives.groupby("id"):
+        assert sorted(ranked["rank"]) == [0, 1, 2, 3]  # one pool, of which K takes its first ranks
+    runs = {OfflineRun(file).config["negatives"] for file in (tmp_path / "sweep").rglob("*.wandb")}
+    assert runs == {1, 3}
+
+
+# --- the user's own data and models
+
+QUESTIONS = [f"What is {a} plus {b}?" for a in range(8) for b in range(8)]
+ANSWERS = [f"{a} plus {b} makes {a + b}, as every child knows." for a in range(8) for b in range(8)]
+USERS = ("data=jsonl", *TINY_ANYWHERE, "trainer.epochs=1", "sft.prompts_per_step=8")
+
+
+def finish(folder: Path, *overrides: str) -> dict[str, Any]:
+    ended = run_train(*USERS, *overrides, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    result = read_result(folder / "out")
+    assert result["comparison"]["measure"] == "similarity"  # there is no verifier: a proxy, and called one
+    assert sorted(stages(result)) == sorted(STAGES)
+    assert all(-1 <= row["mean"]["estimate"] <= 1 for row in result["comparison"]["rows"])
+    return result
+
+
+def test_alpaca_rows_in_json_with_lm_eval(tmp_path: Path) -> None:
+    rows = [{"instruction": q, "input": "", "output": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    tasks = ("evaluation.lm_eval=[target_choice]", "evaluation.lm_eval_limit=8")
+    result = finish(tmp_path, "data.path=alpaca.json", *TINY_MODEL, *tasks)
+    for system in ("SFT", "Self-Contrast"):
+        accuracy = result["lm_eval"][system]["target_choice"]["acc"]
+        assert accuracy * 8 == pytest.approx(round(accuracy * 8))
+        assert 0 <= accuracy <= 1
+    assert {sample["target"] for sample in result["samples"]} <= set(ANSWERS)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with random weights, its tokenizer and a chat template, as someone else would have saved them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from selfcontrast.models.loading import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([*QUESTIONS, *ANSWERS], 320, 256)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=256,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def test_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, model_folder: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = finish(tmp_path, "data.path=chat.jsonl", "model=hf", f"model.path={model_folder}")
+    policy = Path(result["policy"])
+    assert json.loads((policy / "config.json").read_text())["dtype"] == "float32"
+    assert (policy / "chat_template.jinja").read_text() == (model_folder / "chat_template.jinja").read_text()
+
+
+def test_prompt_and_completion_in_parquet_with_a_folder_in_bfloat16(tmp_path: Path, model_folder: Path) -> None:
+    frame = pd.DataFrame({"prompt": QUESTIONS, "completion": ANSWERS})
+    frame.to_parquet(tmp_path / "data.parquet")
+    bfloat16 = ("model.precision=bfloat16", "sft.lr=1e-3")
+    result = finish(tmp_path, "data.path=data.parquet", "model=hf", f"model.path={model_folder}", *bfloat16)
+    assert load_alone(result["policy"]) == "torch.bfloat16 llama"
