@@ -7,9 +7,9 @@ Each group of `conf/` names the class it builds (`_target_`). Those classes are 
 import difflib
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
@@ -108,10 +108,10 @@ def build(node: Any, where: str) -> Any:
 
 def _class(target: str, where: str) -> Any:
     try:
-        cls = get_class(target)
-    except Exception as error:
-        raise UserError(f"{where}._target_={target}: no such class ({str(error).splitlines()[0]})") from error
-    if not is_dataclass(cls):
+        cls = resolve_name(str(target))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}._target_={target}: no such class ({error})") from error
+    if not (isinstance(cls, type) and is_dataclass(cls)):
         raise UserError(f"{where}._target_={target}: must be a dataclass, whose fields are the config's keys")
     return cls
 

@@ -1,23 +1,8 @@
 """One finished job, which the tests of whole jobs share."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from jobs import TINY, read_result, run_train
-
-SECRET = "0123456789abcdef" * 2 + "planted0"  # as long as a key of W&B's
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A tiny built-in job that has run in a folder of its own, with a planted key and W&B offline."""
-
-    folder: Path
-    result: dict[str, Any]
-    stdout: str
+from jobs import SECRET, TINY, Finished, read_result, run_train
 
 
 @pytest.fixture(scope="session")

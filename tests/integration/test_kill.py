@@ -5,8 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from conftest import Finished
-from jobs import TIMEOUT, TINY, read_result, run_train, stages, start_train
+from jobs import TIMEOUT, TINY, Finished, read_result, run_train, stages, start_train
 from selfcontrast.store import MANIFEST
 
 

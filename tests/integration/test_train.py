@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from conftest import SECRET, Finished
-from jobs import TINY, TINY_ANYWHERE, TINY_MODEL, read_result, run_train, stages
+from jobs import SECRET, TINY, TINY_ANYWHERE, TINY_MODEL, Finished, read_result, run_train, stages
 from wandb_files import OfflineRun
 
 STAGES = ["sft", "generate", "embed", "filter", "reference", "align", "evaluate SFT", "evaluate Self-Contrast"]
@@ -64,8 +63,9 @@ def test_a_job_runs_every_stage_and_leaves_report_results_and_policy(finished: F
         (system, decoding) for system in ("SFT", "Self-Contrast") for decoding in ("T=1", "greedy")
     }
     assert stages(result)["align"]["summary"] == {"negatives_per_prompt": 2.0, **counts(result)}
-    for told in ("report.html", "result.json", result["policy"]):
-        assert told in finished.stdout
+    policy = Path(result["policy"]).relative_to(finished.folder)
+    for told in (Path("out/report.html"), Path("out/result.json"), policy):
+        assert str(told) in finished.stdout
 
 
 def counts(result: dict[str, Any]) -> dict[str, int]:

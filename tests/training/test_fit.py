@@ -1,18 +1,21 @@
 """The run over its steps: exact resumption, exact accumulation, the optimiser's settings."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
 
+from selfcontrast.errors import UserError
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SupervisedFineTuning
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.steps import Pass, Step
-from tiny import gpt2, groups, hardware, recipe
+from tiny import gpt2, groups, hardware, llama, recipe
 
 SPEEDS = {"tokens_per_second", "prompts_per_second"}
 TRAIN, VALIDATION = groups(10), groups(3, seed=1)
@@ -45,15 +48,16 @@ def trained(
     folder: Path,
     how: Recipe,
     kill_at: tuple[str, int] | None = None,
-    dropout: float = 0.1,
+    policy: Any = None,
+    report: Callable[[Record], None] = lambda record: None,
     **machine: Any,
 ) -> tuple[dict[str, Tensor], list[Record]]:
     """Weights and history (less speeds) after a run, which goes on from what lies in `folder`."""
-    policy = gpt2(dropout)
+    policy = policy or gpt2(0.1)
     own = hardware(**machine)
     data = StepData(TRAIN, VALIDATION, how, own, seed=3)
     prepare(policy, TRAIN, own)
-    module = Killed(policy, how, len(data.steps()), own.logits_chunk, lambda record: None)
+    module = Killed(policy, how, len(data.steps()), own.logits_chunk, report)
     module.kill_at = kill_at or ("", -1)
     if kill_at:
         torch.manual_seed(7)
@@ -85,3 +89,124 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=every)
     assert history == whole[1]
     assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
+
+
+def test_a_run_killed_when_all_steps_are_done_only_finishes(
+    tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]]
+) -> None:
+    trained(tmp_path, recipe(validations=3), ("validation", 6), checkpoint_every=5)
+    weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=5)
+    assert history == whole[1]
+    assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
+
+
+def test_the_resumed_run_takes_only_the_steps_after_its_checkpoint(tmp_path: Path) -> None:
+    trained(tmp_path, recipe(), ("end", 6), checkpoint_every=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    taken: list[Record] = []
+    _, history = trained(tmp_path, recipe(), report=taken.append, checkpoint_every=2)
+    assert [record["step"] for record in taken] == [5, 6]
+    assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_validation_does_not_change_training(tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]]) -> None:
+    weights, history = trained(tmp_path, recipe())
+    assert history == [record for record in whole[1] if "loss" in record]
+    assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
+
+
+def test_validations_are_spread_over_the_run(whole: tuple[dict[str, Tensor], list[Record]]) -> None:
+    assert [record["step"] for record in whole[1] if "val_loss" in record] == [2, 4, 6]
+
+
+def test_dropout_is_on_in_training(tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]]) -> None:
+    _, history = trained(tmp_path, recipe(), policy=gpt2(0.0))
+    assert history[0]["loss"] != next(r for r in whole[1] if "loss" in r)["loss"]
+
+
+def test_how_a_step_falls_into_passes_does_not_change_it(tmp_path: Path) -> None:
+    # No biases: a key's has a gradient of zero, of which Adam would make rounding as large as any other update.
+    small, _ = trained(tmp_path / "small", recipe(), policy=llama(), tokens_per_pass=1)
+    large, _ = trained(tmp_path / "large", recipe(), policy=llama(), tokens_per_pass=10**6)
+    start = llama().state_dict()
+    assert min(float((large[name] - start[name]).abs().max()) for name in start) > 1e-2
+    for name, value in large.items():
+        torch.testing.assert_close(small[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_an_unusable_loss_names_its_group_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    class Poisoned(SupervisedFineTuning):
+        def losses(self, part: Pass) -> Any:
+            loss, sums = super().losses(part)
+            if (
+                self.trainer.global_step == 3
+                and (bad := part.packed.ids.index(name) if name in part.packed.ids else -1) >= 0
+            ):
+                loss = loss * torch.where(torch.arange(len(loss)) == bad, torch.nan, 1.0)
+            return loss, sums
+
+    policy, own = gpt2(0.1), hardware(checkpoint_every=2)
+    data = StepData(TRAIN, [], recipe(), own, seed=3)
+    name = TRAIN[data.steps().indices(3)[1]].id
+    prepare(policy, TRAIN, own)
+    module = Poisoned(policy, recipe(), len(data.steps()), own.logits_chunk, lambda record: None)
+    with pytest.raises(UserError, match=rf"step 3: the loss of {name} is NaN"):
+        fit(module, data, tmp_path, "test")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert all(bool(value.isfinite().all()) for value in policy.state_dict().values())
+
+
+def test_the_cosine_is_transformers_with_a_warm_up_one_step_ahead() -> None:
+    """transformers' first step has a learning rate of 0, and so is lost; ours reaches the peak one step earlier."""
+    how, steps, warmup = recipe(warmup=0.2), 20, 4
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    theirs = []
+    for _ in range(steps):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = [how.lr_factor(step, steps) for step in range(steps)]
+    assert ours[: warmup - 1] == pytest.approx(theirs[1:warmup])
+    assert ours[warmup - 1] == 1
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])
+
+
+def test_linear_and_constant_schedules_by_hand() -> None:
+    linear, constant = recipe(schedule="linear", warmup=0.2), recipe(schedule="constant", warmup=0.0)
+    assert [linear.lr_factor(step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1, 1, 0.5, 0.125])
+    assert [constant.lr_factor(step, 3) for step in range(3)] == [1, 1, 1]
+
+
+def test_the_learning_rate_used_is_the_schedules(whole: tuple[dict[str, Tensor], list[Record]]) -> None:
+    used = [record["lr"] for record in whole[1] if "lr" in record]
+    assert used == pytest.approx([1e-2 * recipe().lr_factor(step, 6) for step in range(6)])
+
+
+def test_weight_decay_shrinks_matrices_and_nothing_else() -> None:
+    module = SupervisedFineTuning(gpt2(0.0), recipe(weight_decay=0.5), 6, 7, lambda record: None)
+    (optimizer,), _ = module.configure_optimizers()
+    before = {name: value.detach().clone() for name, value in module.policy.named_parameters()}
+    for parameter in module.policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    lr = optimizer.param_groups[0]["lr"]
+    optimizer.step()
+    for name, value in module.policy.named_parameters():
+        factor = 1 - lr * 0.5 if value.ndim >= 2 else 1.0
+        torch.testing.assert_close(value.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"schedule": "square"}, {"lr": 0.0}, {"epochs": 0}, {"warmup": 1.0}, {"betas": [0.9]}, {"clip_norm": -1.0}],
+    ids=str,
+)
+def test_a_recipe_that_cannot_be(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(setting))):
+        recipe(**setting)
+
+
+@pytest.mark.parametrize("setting", [{"devices": 0}, {"tokens_per_pass": 0}, {"accelerator": "tpu"}], ids=str)
+def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(setting))):
+        hardware(**setting)

@@ -93,6 +93,6 @@ def read_candidates(file: Path) -> list[Candidate]:
 def read_negatives(file: Path) -> dict[str, list[Negative]]:
     """Per example id its negatives, in rank order."""
     found: dict[str, list[Negative]] = defaultdict(list)
-    for row in pq.read_table(file).to_pylist():
+    for row in pq.read_table(file).sort_by("rank").to_pylist():
         found[row["id"]].append(Negative(**row))
     return dict(found)

@@ -1,7 +1,7 @@
 """Messages to token ids: the one rendering that training, sampling and evaluation share.
 
 The prompt is the tokenizer's chat template up to and including the generation prompt. The response is what the template
-adds after it, up to and including the token that ends the turn. The two are tokenized apart and joined as ids, so the
+adds after it, up to and including the token that ends the turn. The prompt's ids never depend on the response, so the
 boundary is the same token in training (where the response is known) and in sampling (where it is not yet).
 """
 
@@ -38,10 +38,14 @@ class Renderer:
 
     def response(self, messages: Sequence[Message], target: str) -> list[int]:
         """Token ids of `target` as the answer to `messages`, the end-of-turn token included."""
-        ids = self._tokenize(self._response_text(messages, target))
+        prompt, response = self._text(messages), self._response_text(messages, target)
+        before, whole = self._tokenize(prompt), self._tokenize(prompt + response)
+        # As the continuation of the prompt, which is what a model writes: apart from it, a tokenizer such as Llama's
+        # would take the first word for the beginning of a text. Where the two merge into one token, apart it must be.
+        ids = whole[len(before) :] if whole[: len(before)] == before else self._tokenize(response)
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
         # Templates may add a newline after the end of the turn; sampling never sees it, so training must not either.
-        return ids[: ends[-1] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
+        return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
         """Token ids of an example's prompt and target."""

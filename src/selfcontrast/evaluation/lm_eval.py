@@ -8,6 +8,8 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +82,16 @@ def _evaluate(configs: list[dict[str, Any]], model: Path, tokenizer: Any, device
     datasets.disable_progress_bars()
     # The query is rendered already, special tokens and all.
     lm = HFLM(pretrained=str(model), tokenizer=tokenizer, device=device, batch_size=32, add_bos_token=False)
-    found = simple_evaluate(
-        model=lm,
-        tasks=configs,
-        bootstrap_iters=0,
-        log_samples=False,
-        random_seed=None,  # it would reseed the whole process
-        numpy_random_seed=None,
-        torch_random_seed=None,
-    )
+    with redirect_stderr(StringIO()):  # bars that no setting turns off; errors are raised, not printed
+        found = simple_evaluate(
+            model=lm,
+            tasks=configs,
+            bootstrap_iters=0,
+            log_samples=False,
+            random_seed=None,  # it would reseed the whole process
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
     return dict(found["results"])
 
 

@@ -1,0 +1,201 @@
+"""The boundary between prompt and response, on the templates that models come with."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcontrast.data.example import Example, Message
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from tiny import TEMPLATE, tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+# No generation prompt, no system role: the answer follows the instruction's closing bracket.
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('only user and assistant roles') }}{% endif %}{% endfor %}"
+)
+# Ends an answer with no special token at all.
+PLAIN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TEMPLATES = {"builtin": TEMPLATE, "chatml": CHATML, "zephyr": ZEPHYR, "inst": INST, "plain": PLAIN}
+# What each writes after the prompt for the answer "Paris", and what ends it.
+ANSWERS = {
+    "builtin": ("Paris", "<|end|>"),
+    "chatml": ("Paris", "<|im_end|>"),
+    "zephyr": ("Paris", "<|end|>"),
+    "inst": (" Paris", "<|end|>"),
+    "plain": ("Paris\n\n", "<|end|>"),
+}
+QUESTION: list[Message] = [{"role": "user", "content": "Where is it?"}]
+TALK: list[Message] = [*QUESTION, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "Why?"}]
+
+
+def own_tokenizer(template: str) -> Any:
+    own = tokenizer(template)
+    own.add_tokens(["<|im_start|>", "<|im_end|>", "<s>"], special_tokens=True)
+    own.bos_token = "<s>"
+    return own
+
+
+RENDERERS = {name: Renderer(own_tokenizer(template)) for name, template in TEMPLATES.items()}
+
+
+@pytest.fixture(params=TEMPLATES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("messages", [QUESTION, TALK], ids=["question", "dialogue"])
+def test_prompt_and_response_are_the_templates_own_text(name: str, messages: list[Message]) -> None:
+    renderer = RENDERERS[name]
+    prompt, response = renderer.prompt(messages), renderer.response(messages, "Paris")
+    generation = renderer.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert renderer.tokenizer.decode(prompt) == generation
+    text, end = ANSWERS[name]
+    assert renderer.tokenizer.decode(response) == text + end
+    # Training's row is what sampling would end with, and what the template makes of the whole dialogue.
+    answered = [*messages, {"role": "assistant", "content": "Paris"}]
+    whole = renderer.tokenizer.apply_chat_template(answered, tokenize=False)
+    assert (whole + end).startswith(renderer.tokenizer.decode([*prompt, *response]))
+    assert (prompt, response) == renderer.example(Example("a", messages, "Paris"))
+
+
+def test_a_system_message_is_rendered_where_the_template_has_one() -> None:
+    messages: list[Message] = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    for name in ("builtin", "chatml", "zephyr", "plain"):
+        assert "Be brief." in RENDERERS[name].tokenizer.decode(RENDERERS[name].prompt(messages))
+    with pytest.raises(UserError, match="only user and assistant roles"):
+        RENDERERS["inst"].prompt(messages)
+
+
+def test_the_prompt_has_its_beginning_of_sequence_once() -> None:
+    renderer = RENDERERS["inst"]
+    assert renderer.prompt(TALK).count(renderer.tokenizer.bos_token_id) == 1
+
+
+def test_what_ends_a_response(name: str) -> None:
+    renderer = RENDERERS[name]
+    ids = renderer.tokenizer.convert_tokens_to_ids
+    assert renderer.end_ids == {ids("<|end|>"), ids(ANSWERS[name][1])}
+
+
+@given(target=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_a_response_ends_once_and_reads_back(target: str) -> None:
+    for renderer in RENDERERS.values():
+        ids = renderer.response(QUESTION, target)
+        assert ids[-1] in renderer.end_ids
+        assert not renderer.end_ids & set(ids[:-1])
+        assert renderer.text(ids) == target.strip()
+
+
+@given(targets=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=2))
+def test_the_prompt_does_not_depend_on_the_target(targets: list[str]) -> None:
+    for renderer in RENDERERS.values():
+        (one, _), (other, _) = (renderer.example(Example("a", TALK, target)) for target in targets)
+        assert one == other == renderer.prompt(TALK)
+
+
+@pytest.mark.parametrize("target", ["", " ", "\n", "é ü 你好 🙂‍↕️", "a\u200bb", "<|user|>", "{{ messages }}"])
+def test_odd_targets(name: str, target: str) -> None:
+    renderer = RENDERERS[name]
+    ids = renderer.response(QUESTION, target)
+    assert ids[-1] in renderer.end_ids
+    assert renderer.text(ids) == ("" if target == "<|user|>" else target.strip())
+
+
+def test_a_target_that_holds_the_end_of_turn_ends_there(name: str) -> None:
+    """As sampling would: nothing is ever learnt after the first token that ends a response."""
+    renderer = RENDERERS[name]
+    ids = renderer.response(QUESTION, "one<|end|>two")
+    assert ids[-1] == renderer.tokenizer.eos_token_id
+    assert renderer.text(ids) == "one"
+
+
+def test_a_template_with_two_ends_stops_at_the_first() -> None:
+    renderer = Renderer(own_tokenizer(CHATML.replace("<|im_end|>\n", "<|im_end|>\n<|end|>")))
+    assert renderer.tokenizer.decode(renderer.response(QUESTION, "Paris")) == "Paris<|im_end|>"
+
+
+def merging_tokenizer() -> Any:
+    """Merges whatever it saw often, over any boundary: `assistant: yes` is one token."""
+    from tokenizers import Tokenizer, models, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], vocab_size=200, show_progress=False)
+    bpe.train_from_iterator(["assistant: yes", "assistant: no", "user: yes\n\n"] * 9, trainer)
+    own = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", clean_up_tokenization_spaces=False)
+    own.chat_template = PLAIN
+    return own
+
+
+def test_tokens_never_merge_across_the_boundary() -> None:
+    own = merging_tokenizer()
+    assert own.convert_ids_to_tokens(own("assistant: yes")["input_ids"]) == ["assistant: yes"]
+    renderer = Renderer(own)
+    messages: list[Message] = [{"role": "user", "content": "yes"}]
+    prompt, response = renderer.prompt(messages), renderer.response(messages, "yes")
+    assert own.convert_ids_to_tokens(prompt)[-1] == "assistant: "
+    assert "".join(own.convert_ids_to_tokens(response)) == "yes\n\n<|end|>"
+
+
+def sentencepiece_tokenizer(scheme: str) -> Any:
+    """Marks the beginning of words as Llama's does: `first` marks that of a text, too."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    bpe.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], vocab_size=99, show_progress=False)
+    bpe.train_from_iterator(["user: Paris\n\nassistant: Paris\n"], trainer)
+    own = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", clean_up_tokenization_spaces=False)
+    own.chat_template = PLAIN.replace("assistant: {%", "assistant:\n{%").replace("{{ m.role }}: ", "{{ m.role }}:\n")
+    return own
+
+
+@pytest.mark.parametrize("scheme", ["first", "never"])
+def test_a_response_is_tokenized_as_the_continuation_it_is(scheme: str) -> None:
+    own = sentencepiece_tokenizer(scheme)
+    renderer = Renderer(own)
+    prompt, response = renderer.prompt(QUESTION), renderer.response(QUESTION, "Paris")
+    whole = own.apply_chat_template(
+        [*QUESTION, {"role": "assistant", "content": "Paris"}], tokenize=True, return_dict=False
+    )
+    assert [*prompt, *response] == [*whole, own.eos_token_id]
+    assert "▁" not in "".join(own.convert_ids_to_tokens(response))
+
+
+@pytest.mark.parametrize("template", [CHATML.partition("{% if")[0], "{{ messages[-1].content }}"], ids=["no", "none"])
+def test_a_template_without_a_generation_prompt_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match=r"no generation prompt .*model\.chat_template=FILE"):
+        Renderer(own_tokenizer(template))
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ messages[9].content }}{{ 1 / 0 }}"])
+def test_a_template_that_fails_is_a_users_mistake(template: str) -> None:
+    with pytest.raises(UserError, match="the chat template fails on"):
+        Renderer(own_tokenizer(template))
+
+
+def test_a_tokenizer_without_a_template_or_an_end() -> None:
+    own = tokenizer()
+    own.chat_template = None
+    with pytest.raises(UserError, match=r"no chat template: give one with model\.chat_template=FILE"):
+        Renderer(own)
+    own.chat_template, own.eos_token = TEMPLATE, None
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        Renderer(own)

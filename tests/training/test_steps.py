@@ -1,0 +1,89 @@
+"""Which groups a step sees, and how they are dealt to ranks and passes."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcontrast.models.packing import Group
+from selfcontrast.training.steps import Remaining, Step, Steps, deal, into_passes, length
+from tiny import groups
+
+COUNTS = st.integers(1, 30)
+SEEDS = st.integers(0, 1000)
+
+
+def ids_of(step: Step) -> list[str]:
+    return [name for part in step.passes if part.counts for name in part.packed.ids]
+
+
+@given(count=COUNTS, per_step=st.integers(1, 12), epochs=st.integers(1, 3), seed=SEEDS)
+def test_every_epoch_sees_every_group_once(count: int, per_step: int, epochs: int, seed: int) -> None:
+    steps = Steps(groups(count), per_step, epochs, 50, seed)
+    assert len(steps) == epochs * steps.per_epoch
+    for epoch in range(epochs):
+        seen = [steps.indices(epoch * steps.per_epoch + i) for i in range(steps.per_epoch)]
+        assert sorted(i for step in seen for i in step) == list(range(count))
+        assert all(len(step) == per_step for step in seen[:-1])
+
+
+def test_a_step_is_a_function_of_seed_epoch_and_step() -> None:
+    own, same = (Steps(groups(40), 8, 2, 50, seed=1) for _ in range(2))
+    backwards = [same.indices(step) for step in reversed(range(10))]
+    assert [own.indices(step) for step in range(10)] == backwards[::-1]
+    other = Steps(groups(40), 8, 2, 50, seed=2)
+    assert own.indices(0) != other.indices(0)
+    assert own.indices(0) != own.indices(5)  # the next epoch's first step
+    for changed in (Steps(groups(40, negatives=3), 8, 2, 9, seed=1), Steps(groups(40), 8, 2, 50, 1, 1, 3)):
+        assert [changed.indices(step) for step in range(10)] == [own.indices(step) for step in range(10)]
+
+
+@given(count=COUNTS, budget=st.integers(1, 120), negatives=st.integers(0, 3), seed=SEEDS)
+def test_passes_lose_nothing_and_keep_to_their_tokens(count: int, budget: int, negatives: int, seed: int) -> None:
+    own = groups(count, negatives, seed)
+    passes = into_passes(own, budget)
+    assert Counter(g.id for part in passes for g in part) == Counter(g.id for g in own)
+    assert all(len(part) == 1 or sum(map(length, part)) <= budget for part in passes)
+
+
+def test_a_groups_length_is_the_prompt_once_and_each_response() -> None:
+    assert length(Group("a", [1, 2], [3], [[4, 5, 6], [7]])) == 2 + 1 + 3 + 1
+
+
+def test_dealing_is_longest_first_to_the_lightest() -> None:
+    named = {n: Group(str(n), [1] * (n - 1), [1], []) for n in (9, 7, 6, 5, 2)}
+    heaps = [[length(g) for g in heap] for heap in deal([named[n] for n in (2, 5, 6, 7, 9)], 2)]
+    assert heaps == [[9, 5, 2], [7, 6]] or heaps == [[9, 5], [7, 6, 2]]
+
+
+@given(count=COUNTS, ranks=st.integers(1, 5), per_step=st.integers(1, 12), budget=st.integers(1, 80), seed=SEEDS)
+def test_ranks_share_a_step(count: int, ranks: int, per_step: int, budget: int, seed: int) -> None:
+    own = groups(count, negatives=1)
+    by_rank = [Steps(own, per_step, 1, budget, seed, rank, ranks) for rank in range(ranks)]
+    named = {group.id: group for group in own}
+    for number in range(len(by_rank[0])):
+        parts = [steps[number] for steps in by_rank]
+        whole = [own[i] for i in by_rank[0].indices(number)]
+        assert len({len(step.passes) for step in parts}) == 1
+        assert all(step.passes for step in parts)
+        assert sorted(name for step in parts for name in ids_of(step)) == sorted(g.id for g in whole)
+        assert {step.groups for step in parts} == {len(whole)}
+        assert {step.target_tokens for step in parts} == {sum(len(g.target) for g in whole)}
+        for part in (part for step in parts for part in step.passes):
+            tokens = sum(length(named[name]) for name in part.packed.ids)
+            assert part.packed.input_ids.numel() == tokens
+            assert len(part.packed.ids) == 1 or tokens <= budget
+
+
+def test_a_rank_without_groups_makes_filler_passes_only() -> None:
+    lonely = Steps(groups(1), 4, 1, 50, seed=0, rank=1, ranks=2)[0]
+    assert [part.counts for part in lonely.passes] == [False]
+    assert (lonely.groups, ids_of(lonely)) == (1, [])
+
+
+@pytest.mark.parametrize(("start", "left"), [(0, [0, 1, 2, 3]), (3, [3]), (4, [])])
+def test_what_remains_of_a_run(start: int, left: list[int]) -> None:
+    remaining = Remaining(4, start)
+    assert list(remaining) == left
+    assert len(remaining) == 4
