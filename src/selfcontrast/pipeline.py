@@ -139,14 +139,19 @@ class Job:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            groups, without_room = self._groups(p.negatives)
+            drawn, without_room = self._groups(p.negatives)
             if without_room:
                 log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
+            groups, scored = align.nearest_first(
+                drawn,
+                read_negatives(self.negatives.path / negatives.FILE),
+                reference.read_reference(self.reference.path),
+            )
             return align.align(
                 folder,
                 self.sft.path / "model",
                 groups,
-                reference.read_reference(self.reference.path),
+                scored,
                 p.negatives,
                 p.objective,
                 p.trainer,

@@ -10,13 +10,9 @@ import pytest
 from jobs import ROOT, TINY, run_train
 from tiny import policy_folder
 
-COMMANDS = sorted(
-    {
-        match.strip()
-        for document in (ROOT / "README.md", ROOT / "conf" / "config.yaml", ROOT / "conf" / "data" / "jsonl.yaml")
-        for match in re.findall(r"python train\.py((?: [^\s#]+)*?)(?=\s{2,}|\s*$|\s+#|`)", document.read_text(), re.MULTILINE)
-    }
-)
+DOCUMENTS = ("README.md", "conf/config.yaml", "conf/data/jsonl.yaml")
+COMMAND = re.compile(r"python train\.py((?: [^\s#]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
+COMMANDS = sorted({found.strip() for name in DOCUMENTS for found in COMMAND.findall((ROOT / name).read_text())})
 
 
 @pytest.fixture(scope="module")

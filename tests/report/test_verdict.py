@@ -61,3 +61,9 @@ def test_one_decoding_alone_has_no_control(make: Make) -> None:
     result = make()
     only = replace(result, comparison={**result.comparison, "rows": result.comparison["rows"][:2]})
     assert judge(only).control == ""
+
+
+def test_a_control_within_the_interval_of_sft_is_not_said_to_help(make: Make) -> None:
+    """SFT's mean reaches 0.05 to each side."""
+    assert "does not clearly help" in judge(make(sft=0.6, policy=0.6, control=0.64, half=0.2, p=0.5)).control
+    assert "sharper sampling helps (+0.060)" in judge(make(sft=0.6, policy=0.6, control=0.66, half=0.2, p=0.5)).control

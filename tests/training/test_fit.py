@@ -206,7 +206,9 @@ def test_a_recipe_that_cannot_be(setting: dict[str, Any]) -> None:
         recipe(**setting)
 
 
-@pytest.mark.parametrize("setting", [{"devices": 0}, {"tokens_per_pass": 0}, {"accelerator": "tpu"}], ids=str)
+@pytest.mark.parametrize(
+    "setting", [{"devices": 0}, {"tokens_per_pass": 0}, {"accelerator": "tpu"}, {"precision": "16-mixed"}], ids=str
+)
 def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
         hardware(**setting)

@@ -37,15 +37,16 @@ def run_tasks(
     model: Path,
     examples: Sequence[Example],
     renderer: Renderer,
+    max_length: int,
     device: str,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """Per task its metrics, as plain numbers."""
-    if not tasks:
-        return {}
+    """Per task its metrics, as plain numbers, and how many `documents` they are over."""
     import yaml
 
-    documents = choice_documents(examples[:limit], renderer, seed)
+    documents = choice_documents(examples[:limit], renderer, max_length, seed)
+    if not tasks or not documents:
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "documents.jsonl"
         file.write_text("\n".join(json.dumps(document) for document in documents))
@@ -53,18 +54,27 @@ def run_tasks(
         for config in configs:
             config["dataset_kwargs"] = {"data_files": {"test": str(file)}, "cache_dir": folder}
         results = _evaluate(configs, model, renderer.tokenizer, device)
-    return {task: _numbers(metrics) for task, metrics in results.items()}
+    return {task: {**_numbers(metrics), "documents": len(documents)} for task, metrics in results.items()}
 
 
-def choice_documents(examples: Sequence[Example], renderer: Renderer, seed: int) -> list[dict[str, Any]]:
-    """Which of four responses belongs to the prompt: its target, or targets of other prompts (of its category)."""
+def choice_documents(
+    examples: Sequence[Example], renderer: Renderer, max_length: int, seed: int
+) -> list[dict[str, Any]]:
+    """Which of four responses belongs to the prompt: its target, or targets of other prompts (of its category).
+
+    A document whose query and choices do not fit into `max_length` tokens is left out: lm-eval would cut it silently.
+    """
     rng = np.random.default_rng(seed)
+    lengths = {e.target: len(renderer.response(e.prompt, e.target)) for e in examples}
     documents = []
     for example in examples:
-        others = [e.target for e in examples if e.category == example.category and e.target != example.target]
-        pool = sorted(set(others)) or sorted({e.target for e in examples} - {example.target})
-        picked = rng.permutation(len(pool))[:DISTRACTORS]
-        choices = [example.target, *(pool[i] for i in picked)]
+        room = max_length - len(renderer.prompt(example.prompt))
+        others = [e for e in examples if e.target != example.target and lengths[e.target] <= room]
+        alike = {e.target for e in others if e.category == example.category}
+        pool = sorted(alike or {e.target for e in others})
+        if lengths[example.target] > room or not pool:
+            continue
+        choices = [example.target, *(pool[i] for i in rng.permutation(len(pool))[:DISTRACTORS])]
         order = rng.permutation(len(choices))
         query = renderer.tokenizer.decode(renderer.prompt(example.prompt))
         gold = int(np.flatnonzero(order == 0)[0])

@@ -23,7 +23,7 @@ from selfcontrast.filters.encode import Encoder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
-VERSION = 1
+VERSION = 2
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
 
 
@@ -127,7 +127,16 @@ def evaluate(
     answers.to_parquet(folder / ANSWERS)
     likelihood = target_log_probs(model, precision, renderer, examples, device, settings.max_length)
     pd.DataFrame(likelihood, columns=["id", "log_prob", "tokens"]).to_parquet(folder / LIKELIHOOD)
-    results = run_tasks(settings.lm_eval, settings.lm_eval_limit, model, examples, renderer, device, settings.seed)
+    results = run_tasks(
+        settings.lm_eval,
+        settings.lm_eval_limit,
+        model,
+        examples,
+        renderer,
+        settings.max_length,
+        device,
+        settings.seed,
+    )
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
     return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}
 

@@ -54,24 +54,30 @@ class HFGenerator:
         shards.mkdir(parents=True, exist_ok=True)
         by_length = sorted(requests, key=lambda request: (len(request.prompt), request.id))
         parts = [by_length[i : i + self.shard] for i in range(0, len(by_length), self.shard)]
+        files = [shards / f"{_digest(part)}.parquet" for part in parts]
+        recalled = sum(len(part) for part, file in zip(parts, files, strict=True) if file.exists())
         tokenizer = load_tokenizer(model)
         ends = Renderer(tokenizer).end_ids
         policy = None
         found: dict[str, list[Candidate]] = defaultdict(list)
-        with tqdm(total=len(requests) * decoding.samples, desc=label, unit="response", disable=None) as bar:
-            for part in parts:
-                file = shards / f"{_digest(part)}.parquet"
+        with tqdm(
+            total=len(requests) * decoding.samples,
+            initial=recalled * decoding.samples,  # in no rate: nothing was computed for them
+            desc=label,
+            unit="response",
+            disable=None,
+        ) as bar:
+            for part, file in zip(parts, files, strict=True):
                 if file.exists():
                     candidates = read_candidates(file)
-                    bar.initial += len(part) * decoding.samples
                 else:
                     policy = policy or load_model(model, self.precision).to(device).eval()
                     batches = _batches(part, max(1, self.rows // decoding.samples))
                     candidates = [c for b in batches for c in sample(policy, tokenizer, b, decoding, seed, ends)]
                     write_candidates(file, candidates)
+                    bar.update(len(part) * decoding.samples)
                 for candidate in candidates:
                     found[candidate.id].append(candidate)
-                bar.update(len(part) * decoding.samples)
         return {request.id: found[request.id] for request in requests}
 
 

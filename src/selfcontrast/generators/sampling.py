@@ -77,7 +77,7 @@ def draw(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
     """Token ids [n] from logits [n, V], by inverse transform of uniform numbers [n]; greedy at temperature 0."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits.float() / decoding.temperature).softmax(-1)
+    probabilities = (logits / decoding.temperature).softmax(-1)
     if decoding.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= decoding.top_p
@@ -108,7 +108,7 @@ class _Run:
         self.cache.batch_repeat_interleave(samples)
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
-        self.logits: Tensor = output.logits[:, -1].repeat_interleave(samples, dim=0)
+        self.logits: Tensor = output.logits[:, -1].float().repeat_interleave(samples, dim=0)
         self.rows = torch.arange(len(requests) * samples)
 
     def step(self, tokens: Tensor, going: Tensor) -> Tensor:
@@ -128,4 +128,4 @@ class _Run:
             use_cache=True,
         )
         self.positions = self.positions + 1
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        return output.logits[:, -1].float()  # type: ignore[no-any-return]

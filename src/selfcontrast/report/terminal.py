@@ -86,6 +86,8 @@ def _timings(result: "Result") -> Table:
         table.add_row(stage["name"], had(stage), duration(stage["seconds"]))
     fresh = sum(stage["seconds"] for stage in result.stages if not stage["cached"])
     table.add_row("this run", "", duration(fresh), style="bold")
+    if peak := result.provenance.get("peak_memory_gib"):
+        table.add_row("peak memory", "", f"{peak:.1f} GiB")
     return table
 
 

@@ -98,6 +98,8 @@ def _control(base: Row, policy: Row, control: Row | None, outcome: str) -> str:
             ", so it does not explain the gain." if outcome == "better" else "."
         )
     if outcome != "better":
+        if bounded(base["mean"]) and _mean(control) <= base["mean"]["high"]:
+            return f"{given}: sharper sampling does not clearly help SFT either."
         return f"{given}: sharper sampling helps ({number(sharper, signed=True)}), this training does not."
     if sharper >= gain:
         return f"{given}: sharper sampling explains as much as the whole gain."

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from selfcontrast.data.candidates import Negative
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
@@ -20,7 +22,7 @@ from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.recipe import Hardware, Recipe
 
-VERSION = 1
+VERSION = 2
 
 
 def align(
@@ -60,6 +62,7 @@ def preference_groups(
 
     Negatives keep the token ids they were sampled as. Which prompts are used depends on the prompt and its target
     alone, never on a negative's length; a negative is cut to the tokens that are left, as sampling would have.
+    Raises `UserError` where no prompt has room.
     """
     groups = []
     used = [example for example in examples if example.id in negatives]
@@ -69,4 +72,22 @@ def preference_groups(
         if len(target) <= room:
             ranked = sorted(negatives[example.id], key=lambda negative: negative.rank)[:count]
             groups.append(Group(example.id, prompt, target, [n.token_ids[:room] for n in ranked]))
+    if not groups:
+        raise UserError(f"no prompt and target fit into trainer.cutoff={cutoff} tokens: raise it")
     return groups, len(used) - len(groups)
+
+
+def nearest_first(
+    groups: Sequence[Group], negatives: Mapping[str, Sequence[Negative]], reference: Mapping[str, Tensor]
+) -> tuple[list[Group], dict[str, Tensor]]:
+    """Groups, and their reference scores [1 + K], with the negatives most similar to the target first.
+
+    The nested draw is in random order. Plackett-Luce ranks by similarity, and weights by rank mean nothing without it.
+    """
+    ordered, scores = [], {}
+    for group in groups:
+        ranked = sorted(negatives[group.id], key=lambda negative: negative.rank)[: len(group.negatives)]
+        order = sorted(range(len(ranked)), key=lambda rank: -ranked[rank].similarity)
+        ordered.append(replace(group, negatives=[group.negatives[rank] for rank in order]))
+        scores[group.id] = reference[group.id][[0, *(1 + rank for rank in order)]]
+    return ordered, scores

@@ -1,12 +1,15 @@
 """How a stage is trained, and on what: the two halves of a trainer's config."""
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 
 SCHEDULES = ("cosine", "linear", "constant")
+# Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.precision.
+ARITHMETICS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Hardware:
         for name in ("devices", "num_nodes", "tokens_per_pass", "logits_chunk", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"hardware.{name}={getattr(self, name)}: at least 1")
+        if self.precision not in ARITHMETICS:
+            raise UserError(f"hardware.precision={self.precision}: one of {', '.join(ARITHMETICS)}")
         if self.accelerator not in ("cpu", "gpu", "auto"):
             raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
 
@@ -82,6 +87,12 @@ class Hardware:
         import torch
 
         return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What Lightning runs a training step in."""
+        import torch
+
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     def apply_threads(self) -> None:
         import torch

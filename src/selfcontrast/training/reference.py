@@ -25,7 +25,10 @@ FILE = "reference.parquet"
 
 @torch.no_grad()
 def score_reference(folder: Path, model: Path, groups: Sequence[Group], precision: str, hardware: Hardware) -> None:
-    """Writes per group the log-probability of every response token, target first, to `folder/reference.parquet`."""
+    """Writes per group the log-probability of every response token, target first, to `folder/reference.parquet`.
+
+    In the arithmetic of training, so that its margins start at zero.
+    """
     hardware.apply_threads()
     policy = load_model(model, precision).to(hardware.device).eval()
     use_shared_prompt(policy)
@@ -34,7 +37,8 @@ def score_reference(folder: Path, model: Path, groups: Sequence[Group], precisio
     with tqdm(total=len(groups), desc="reference", unit="prompt", disable=None) as bar:
         for share in into_passes(groups, hardware.tokens_per_pass):
             packed = as_pass(share, counts=True).packed.to(hardware.device)
-            values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
+            with hardware.autocast():
+                values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
             for group in share:
                 ids.append(group.id)
                 scores.append([[next(values) for _ in response] for response in group.responses])

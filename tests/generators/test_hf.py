@@ -1,0 +1,148 @@
+"""Shards of candidates, and the stage that writes them all."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcontrast.data.candidates import Candidate, Decoding, Request, read_candidates
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.generators.hf import HFGenerator, with_room
+from selfcontrast.generators.stage import FILE, Generation, candidates_by_prompt, choose, generate
+from tiny import example, policy_folder, tokenizer
+
+RENDERER = Renderer(tokenizer())
+EXAMPLES = [example(f"e{i}", "the cat " * (1 + i % 4), "a cat") for i in range(9)]
+REQUESTS = [Request(e.id, RENDERER.prompt(e.prompt)) for e in EXAMPLES]
+DECODING = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=5, max_length=64)
+
+
+def settings(engine: Any, **changes: Any) -> Generation:
+    fine: dict[str, Any] = {
+        "prompts": None,
+        "samples": 3,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 5,
+        "max_length": 64,
+        "seed": 0,
+    }
+    return Generation(**{**fine, **changes}, engine=engine)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+def generated(policy: Path, shards: Path, rows: int = 6, shard: int = 3) -> dict[str, list[Candidate]]:
+    return HFGenerator("float32", rows, shard).generate(policy, REQUESTS, DECODING, 0, "cpu", shards, "test")
+
+
+def tokens(found: dict[str, list[Candidate]]) -> dict[str, list[list[int]]]:
+    return {name: [c.token_ids for c in candidates] for name, candidates in found.items()}
+
+
+@pytest.mark.parametrize(("rows", "shard"), [(1, 1), (7, 4), (1000, 1000)])
+def test_batch_and_shard_size_change_nothing(policy: Path, tmp_path: Path, rows: int, shard: int) -> None:
+    expected = generated(policy, tmp_path / "a")
+    assert list(expected) == [request.id for request in REQUESTS]
+    assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in expected.values())
+    assert tokens(generated(policy, tmp_path / "b", rows, shard)) == tokens(expected)
+
+
+def test_finished_shards_are_not_sampled_again(policy: Path, tmp_path: Path) -> None:
+    expected = generated(policy, tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert [len(read_candidates(file)) for file in files] == [9, 9, 9]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    files[1].unlink()
+    (tmp_path / f"{files[1].stem}.writing").write_bytes(b"half a sha")
+    assert generated(policy, tmp_path) == expected
+    after = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert sorted(after) == files
+    assert [file for file in files if after[file] != before[file]] == [files[1]]
+
+
+def test_nothing_is_loaded_where_all_shards_are_there(policy: Path, tmp_path: Path) -> None:
+    expected = generated(policy, tmp_path / "shards")
+    bare = policy_folder(tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    assert generated(bare, tmp_path / "shards") == expected
+
+
+def test_another_shard_size_takes_no_shard_for_another(policy: Path, tmp_path: Path) -> None:
+    expected = generated(policy, tmp_path, shard=3)
+    assert tokens(generated(policy, tmp_path, shard=2)) == tokens(expected)
+
+
+def test_the_artifact_of_an_interrupted_run_is_the_same_to_the_byte(policy: Path, tmp_path: Path) -> None:
+    class Interrupted(HFGenerator):
+        def generate(self, *args: Any) -> dict[str, list[Candidate]]:
+            super().generate(*args)
+            raise KeyboardInterrupt
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    summary = generate(whole, settings(HFGenerator("float32", 6, 3)), policy, EXAMPLES, "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        generate(broken, settings(Interrupted("float32", 6, 3)), policy, EXAMPLES, "cpu")
+    shards = sorted((broken / "resume/shards").iterdir())
+    shards[0].unlink()
+    assert generate(broken, settings(HFGenerator("float32", 9, 3)), policy, EXAMPLES, "cpu") == summary
+    assert (whole / FILE).read_bytes() == (broken / FILE).read_bytes()
+
+
+def test_the_stage_counts_what_it_wrote(policy: Path, tmp_path: Path) -> None:
+    long = example("long", "the cat " * 40, "a cat")
+    summary = generate(tmp_path, settings(HFGenerator("float32", 6, 3)), policy, [*EXAMPLES, long], "cpu")
+    found = candidates_by_prompt(tmp_path)
+    every = [c for candidates in found.values() for c in candidates]
+    assert list(found) == [e.id for e in EXAMPLES]
+    assert summary == {
+        "prompts": 9,
+        "prompts_without_room": 1,
+        "responses": 27,
+        "tokens": sum(len(c.token_ids) for c in every),
+        "tokens_per_response": pytest.approx(sum(len(c.token_ids) for c in every) / 27),
+        "cut_share": pytest.approx(sum(c.finish_reason == "length" for c in every) / 27),
+    }
+    json.dumps(summary)
+
+
+def test_prompts_that_are_all_too_long_are_a_users_mistake(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generator\.max_length=4 tokens: raise it"):
+        generate(tmp_path, settings(HFGenerator("float32", 6, 3), max_length=4), policy, EXAMPLES, "cpu")
+
+
+def test_what_has_room(caplog: pytest.LogCaptureFixture) -> None:
+    three = [Request(str(n), [1] * n) for n in (3, 4, 5)]
+    decoding = Decoding(1, 1.0, 1.0, 5, 5)
+    with caplog.at_level(logging.WARNING):
+        assert with_room(three[:2], decoding) == three[:2]
+        assert not caplog.messages
+        assert with_room(three, decoding) == three[:2]
+    assert "1 of 3 prompts" in caplog.messages[0]
+
+
+def test_fewer_prompts_are_a_subset_of_more_in_their_own_order() -> None:
+    sizes = {count: [e.id for e in choose(EXAMPLES, count, seed=4)] for count in (1, 3, 8)}
+    assert [len(chosen) for chosen in sizes.values()] == [1, 3, 8]
+    assert set(sizes[1]) < set(sizes[3]) < set(sizes[8])
+    assert all(chosen == sorted(chosen) for chosen in sizes.values())
+    assert choose(EXAMPLES, None, 0) == choose(EXAMPLES, 99, 0) == EXAMPLES
+    assert [e.id for e in choose(EXAMPLES, 3, seed=5)] != sizes[3]
+
+
+@pytest.mark.parametrize("wrong", [{"prompts": 0}, {"temperature": 0.0}, {"samples": 0}, {"top_p": 2.0}], ids=str)
+def test_a_generation_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        settings(None, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [("int8", 1, 1), ("float32", 0, 1), ("float32", 1, 0)], ids=str)
+def test_an_engine_that_cannot_be(wrong: tuple[str, int, int]) -> None:
+    with pytest.raises(UserError, match=r"generator\.engine\."):
+        HFGenerator(*wrong)

@@ -1,0 +1,190 @@
+"""Sampling: independent of the batch, true to the model, and of the right distribution."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from selfcontrast.data.candidates import Candidate, Decoding, Request
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.generators.sampling import draw, sample, uniforms
+from tiny import llama, tokenizer
+
+TOKENIZER = tokenizer()
+ENDS = Renderer(TOKENIZER).end_ids
+QUESTIONS = ["cat", "what is the name of the cat?", "Paris", "a dog and a cat sat on the mat in France", "the"]
+REQUESTS = [
+    Request(f"q{i}", Renderer(TOKENIZER).prompt([{"role": "user", "content": text}]))
+    for i, text in enumerate(QUESTIONS)
+]
+FREE = Decoding(samples=4, temperature=1.0, top_p=1.0, max_new_tokens=12, max_length=128)
+GREEDY = Decoding(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=12, max_length=128)
+
+
+def ending_llama() -> Any:
+    """A tiny Llama that ends its turn about once in six tokens, whatever it reads."""
+    model = llama()
+
+    def favour(module: Any, inputs: Any, output: Any) -> Any:
+        output.logits[..., TOKENIZER.eos_token_id] = output.logits.logsumexp(-1) - np.log(5)
+        return output
+
+    model.register_forward_hook(favour)
+    return model
+
+
+MODEL = ending_llama()
+
+
+def sampled(requests: Sequence[Request], decoding: Decoding, seed: int = 0) -> list[Candidate]:
+    return sample(MODEL, TOKENIZER, requests, decoding, seed, ENDS)
+
+
+@pytest.fixture(scope="module")
+def together() -> list[Candidate]:
+    return sampled(REQUESTS, FREE)
+
+
+def test_candidates_come_in_order_and_are_different(together: list[Candidate]) -> None:
+    assert [(c.id, c.sample) for c in together] == [(f"q{i}", s) for i in range(5) for s in range(4)]
+    assert len({tuple(c.token_ids) for c in together}) > 12
+
+
+@pytest.mark.parametrize("batches", [[[0], [1], [2], [3], [4]], [[3, 0], [4, 2, 1]], [[4, 3, 2, 1, 0]]], ids=str)
+def test_a_prompts_responses_do_not_depend_on_its_batch(together: list[Candidate], batches: list[list[int]]) -> None:
+    apart = {(c.id, c.sample): c for batch in batches for c in sampled([REQUESTS[i] for i in batch], FREE)}
+    for expected in together:
+        found = apart[expected.id, expected.sample]
+        assert (found.token_ids, found.text, found.finish_reason) == (
+            expected.token_ids,
+            expected.text,
+            expected.finish_reason,
+        )
+        assert found.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+
+
+def test_another_seed_or_another_id_draws_other_responses(together: list[Candidate]) -> None:
+    ids = [c.token_ids for c in together[:4]]
+    assert [c.token_ids for c in sampled(REQUESTS[:1], FREE, seed=1)] != ids
+    assert [c.token_ids for c in sampled([Request("other", REQUESTS[0].prompt)], FREE)] != ids
+
+
+def test_fewer_samples_are_the_first_of_more(together: list[Candidate]) -> None:
+    two = sampled(REQUESTS, Decoding(**{**vars(FREE), "samples": 2}))
+    assert [c.token_ids for c in two] == [c.token_ids for c in together if c.sample < 2]
+
+
+def test_uniform_numbers_are_float64_in_the_unit_interval() -> None:
+    numbers = uniforms(0, REQUESTS[0], Decoding(100, 1.0, 1.0, 100, 100))
+    assert (numbers.shape, numbers.dtype) == ((100, 100), torch.float64)
+    assert stats.kstest(numbers.flatten().numpy(), "uniform").pvalue > 1e-3
+    assert 0 <= float(numbers.min()) <= float(numbers.max()) < 1
+
+
+@pytest.mark.parametrize("decoding", [FREE, GREEDY, Decoding(3, 0.7, 0.8, 12, 128)], ids=["free", "greedy", "sharp"])
+def test_log_prob_is_a_forward_passes_at_temperature_one(decoding: Decoding) -> None:
+    prompts = {request.id: request.prompt for request in REQUESTS}
+    for candidate in sampled(REQUESTS, decoding):
+        row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
+        with torch.no_grad():
+            log_probs = MODEL(row).logits[0].log_softmax(-1)
+        start = len(prompts[candidate.id]) - 1
+        expected = sum(float(log_probs[start + i, token]) for i, token in enumerate(candidate.token_ids))
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-4)
+
+
+def test_log_prob_is_float32_in_a_bfloat16_model() -> None:
+    """A sum of bfloat16 log-probabilities would be off by percents; rounding of the logits themselves is not."""
+    model = llama().bfloat16()
+    (found,) = sample(model, TOKENIZER, REQUESTS[:1], GREEDY, 0, ENDS)
+    row = REQUESTS[0].prompt + found.token_ids
+    with torch.no_grad():
+        log_probs = model(torch.tensor([row])).logits[0].float().log_softmax(-1)
+    start = len(REQUESTS[0].prompt) - 1
+    expected = sum(float(log_probs[start + i, token]) for i, token in enumerate(found.token_ids))
+    assert found.log_prob == pytest.approx(expected, rel=2e-3)
+
+
+def test_greedy_is_transformers_own() -> None:
+    for candidate, request in zip(sampled(REQUESTS, GREEDY), REQUESTS, strict=True):
+        row = torch.tensor([request.prompt])
+        expected = MODEL.generate(
+            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=12, eos_token_id=sorted(ENDS)
+        )
+        assert candidate.token_ids == expected[0, len(request.prompt) :].tolist()
+
+
+def test_a_response_ends_at_its_first_end_or_at_its_room(together: list[Candidate]) -> None:
+    assert {c.finish_reason for c in together} == {"stop", "length"}
+    for candidate in together:
+        ended = [token in ENDS for token in candidate.token_ids]
+        assert not any(ended[:-1])
+        assert (candidate.finish_reason == "stop") == ended[-1]
+        assert candidate.finish_reason == "stop" or len(candidate.token_ids) == 12
+        assert candidate.text == TOKENIZER.decode(candidate.token_ids, skip_special_tokens=True).strip()
+
+
+def test_max_length_bounds_prompt_and_response_together(together: list[Candidate]) -> None:
+    lengths = sorted(len(request.prompt) for request in REQUESTS)
+    bound = lengths[-1] + 1  # the longest prompt has room for a single token
+    for short, free in zip(sampled(REQUESTS, Decoding(4, 1.0, 1.0, 12, bound)), together, strict=True):
+        prompt = next(request.prompt for request in REQUESTS if request.id == short.id)
+        room = min(12, bound - len(prompt))
+        assert short.token_ids == free.token_ids[:room]
+        assert short.finish_reason == ("stop" if short.token_ids[-1] in ENDS else "length")
+
+
+def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    plain = MODEL.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rows.append(len(kwargs["input_ids"]))
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(MODEL, "forward", counted)
+    candidates = sampled(REQUESTS, FREE)
+    # The prompts once, not once per sample; then, for token t + 1, the responses that have not ended by token t.
+    longest = max(len(c.token_ids) for c in candidates)
+    assert rows == [5, *(sum(len(c.token_ids) > t for c in candidates) for t in range(1, longest))]
+
+
+LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.5, -3.0, 0.5])
+
+
+def drawn(decoding: Decoding, count: int = 50_000) -> Tensor:
+    numbers = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return draw(LOGITS.expand(count, -1), numbers, decoding).bincount(minlength=len(LOGITS))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    counts = drawn(Decoding(1, temperature, 1.0, 1, 1))
+    expected = (LOGITS.double() / temperature).softmax(-1) * counts.sum()
+    assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
+    probabilities = LOGITS.double().softmax(-1)
+    # Two reach 0.6724, six 0.9972.
+    assert probabilities.sort(descending=True).values.cumsum(0)[[1, 5]].tolist() == pytest.approx(
+        [0.6724, 0.9972], abs=1e-4
+    )
+    for top_p, support in ((0.4, [0]), (0.67, [0, 4]), (0.68, [0, 2, 4]), (0.99, [0, 1, 2, 3, 4, 6])):
+        counts = drawn(Decoding(1, 1.0, top_p, 1, 1))
+        assert counts.nonzero()[:, 0].tolist() == support
+        inside = probabilities[support] / probabilities[support].sum()
+        if len(support) > 1:
+            assert stats.chisquare(counts[support].numpy(), (inside * counts.sum()).numpy()).pvalue > 1e-3
+
+
+def test_draw_at_the_ends_of_the_interval_has_a_probability() -> None:
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).expand(2, -1)
+    for top_p in (1.0, 0.9):
+        assert draw(logits, ends, Decoding(1, 1.0, top_p, 1, 1)).tolist() == [1, 3]
+    assert draw(logits, ends, Decoding(1, 0.0, 1.0, 1, 1)).tolist() == [3, 3]

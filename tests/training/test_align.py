@@ -1,0 +1,100 @@
+"""Which groups K-negative training sees, and the policy that comes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfcontrast.data.candidates import Negative
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.models.packing import Group
+from selfcontrast.objectives import Objective
+from selfcontrast.training.align import align, nearest_first, preference_groups
+from selfcontrast.training.fine_tune import HISTORY
+from selfcontrast.training.module import Record
+from selfcontrast.training.reference import read_reference, score_reference
+from tiny import TEMPLATE, example, hardware, llama, policy_folder, recipe, tokenizer
+
+RENDERER = Renderer(tokenizer())
+EXAMPLES = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(5)]
+NEGATIVES = {
+    e.id: [Negative(e.id, rank, rank, "", [10 + rank] * (3 + 9 * rank), 0.5) for rank in (2, 0, 3, 1)]
+    for e in EXAMPLES
+    if e.id != "e3"
+}
+OBJECTIVE = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+
+
+def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:
+    for count in (1, 2, 4):
+        groups, without_room = preference_groups(RENDERER, EXAMPLES, NEGATIVES, count, cutoff=200)
+        assert ([g.id for g in groups], without_room) == (["e0", "e1", "e2", "e4"], 0)
+        for group, one in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
+            assert (group.prompt, group.target) == RENDERER.example(one)
+            assert group.negatives == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
+
+
+def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
+    sizes = {e.id: [len(ids) for ids in RENDERER.example(e)] for e in EXAMPLES}
+    cutoff = sum(sizes["e2"])  # e2 fits exactly, e4 does not
+    used = []
+    for count in (1, 4):
+        groups, without_room = preference_groups(RENDERER, EXAMPLES, NEGATIVES, count, cutoff)
+        assert without_room == 1
+        assert all(len(g.prompt) + max(map(len, g.responses)) <= cutoff for g in groups)
+        for group in groups:
+            room = cutoff - len(group.prompt)
+            assert list(map(len, group.negatives)) == [min(3 + 9 * rank, room) for rank in range(count)]
+        used.append([(g.id, g.prompt, g.target) for g in groups])
+    assert used[0] == used[1]
+    assert [name for name, _, _ in used[0]] == ["e0", "e1", "e2"]
+
+
+def test_a_cutoff_that_nothing_fits_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"trainer\.cutoff=5"):
+        preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=5)
+
+
+def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path) -> None:
+    sft = policy_folder(tmp_path / "sft")
+    groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=100)
+    pool, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 4, cutoff=100)
+    own, how = hardware(self_check=True), recipe(epochs=4, prompts_per_step=2)
+    (tmp_path / "align").mkdir()
+    score_reference(tmp_path, sft, pool, "float32", own)
+    told: list[Record] = []
+    summary = align(
+        tmp_path / "align",
+        sft,
+        groups,
+        read_reference(tmp_path),
+        2,
+        OBJECTIVE,
+        how,
+        "float32",
+        own,
+        seed=0,
+        report=told.append,
+    )
+    assert summary == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8}
+    history = json.loads((tmp_path / "align" / HISTORY).read_text())
+    assert history == told
+    assert history[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert history[-1]["margin"] > 0.1
+    assert {record["negatives"] for record in history} == {2.0}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "align/model")
+    assert AutoTokenizer.from_pretrained(tmp_path / "align/model").chat_template == TEMPLATE
+    assert not torch.equal(model.lm_head.weight, llama().lm_head.weight)
+    assert "Self-Contrast policy" in (tmp_path / "align/model/README.md").read_text()
+
+
+def test_nearest_first_orders_negatives_and_their_scores_alike() -> None:
+    ranked = [Negative("a", rank, rank, "", [10 + rank], near) for rank, near in enumerate((0.2, 0.9, 0.5, 0.7))]
+    group = Group("a", [1], [2], [[10], [11], [12]])  # K = 3: the fourth rank is not used
+    scores = torch.tensor([-1.0, -10.0, -11.0, -12.0, -13.0])
+    groups, reference = nearest_first([group], {"a": ranked[::-1]}, {"a": scores})
+    assert groups[0].negatives == [[11], [12], [10]]
+    assert reference["a"].tolist() == [-1.0, -11.0, -12.0, -10.0]

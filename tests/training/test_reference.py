@@ -1,0 +1,61 @@
+"""Reference scores: what a plain forward pass says, stored per group."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from selfcontrast.models.loading import load_model
+from selfcontrast.models.packing import Group
+from selfcontrast.objectives import Objective
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.module import Record
+from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.reference import FILE, read_reference, score_reference
+from tiny import groups, hardware, llama, policy_folder, recipe
+
+GROUPS = groups(7, negatives=3)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+def plain(group: Group, response: list[int]) -> list[float]:
+    """Log-probabilities of a response's tokens by a row of its own."""
+    with torch.no_grad():
+        logits = llama()(torch.tensor([group.prompt + response])).logits[0].log_softmax(-1)
+    return [float(logits[len(group.prompt) - 1 + i, token]) for i, token in enumerate(response)]
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 10**6])
+def test_scores_are_a_plain_forwards(tmp_path: Path, policy: Path, tokens_per_pass: int) -> None:
+    score_reference(tmp_path, policy, GROUPS, "float32", hardware(tokens_per_pass=tokens_per_pass))
+    rows = {row["id"]: row["log_probs"] for row in pq.read_table(tmp_path / FILE).to_pylist()}
+    summed = read_reference(tmp_path)
+    assert rows.keys() == summed.keys() == {group.id for group in GROUPS}
+    for group in GROUPS:
+        expected = [plain(group, response) for response in group.responses]
+        for found, one in zip(rows[group.id], expected, strict=True):
+            assert found == pytest.approx(one, abs=1e-4)
+        assert summed[group.id].tolist() == pytest.approx([sum(one) for one in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "precision"), [("float32", "32-true"), ("float32", "bf16-mixed"), ("bfloat16", "32-true")]
+)
+def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weights: str, precision: str) -> None:
+    """Policy and reference are the same weights, and must be computed in the same arithmetic."""
+    own = hardware(precision=precision)
+    score_reference(tmp_path, policy, GROUPS, weights, own)
+    how = recipe(prompts_per_step=7, epochs=1)
+    objective = Objective("mean_of_pairs", "sigmoid", 1.0, 0.0, 0.0, 0.0, False, None)
+    records: list[Record] = []
+    data, model = StepData(GROUPS, [], how, own, 0), load_model(policy, weights)
+    prepare(model, GROUPS, own)
+    module = SelfContrastDPO(model, how, 1, 7, records.append, objective, read_reference(tmp_path))
+    fit(module, data, tmp_path, "test")
+    assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-4)
