@@ -4,18 +4,34 @@ python train.py --help
 """
 
 import os
+import re
 import sys
+from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.errors import UserError
 
+CONF = Path(__file__).parent / "conf"
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # what the user asked for, before main() sets it
+
 
 def job(cfg: DictConfig) -> float | None:
     """One job. Returns the config's `target_metric`, which is what a sweeper optimises."""
+    try:
+        return run_job(cfg)
+    except (UserError, OmegaConfBaseException) as error:
+        if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # in a sweep the later jobs still run, and Hydra says which one failed
+        sys.exit(one_line(error))  # an exception would make Hydra print a line of its own
+
+
+def run_job(cfg: DictConfig) -> float | None:
     import transformers
 
     from selfcontrast.config import configure
@@ -32,20 +48,29 @@ def job(cfg: DictConfig) -> float | None:
     return result.value
 
 
+def one_line(error: Exception) -> str:
+    """The error without a traceback, for what a user can mend."""
+    if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
+        key, group = unknown.groups()
+        part = f" -p {group}" if (CONF / group).is_dir() else ""
+        return f"error: {key}: no such setting; python train.py --cfg job{part} shows them all"
+    return "error: " + " ".join(str(error).split("\n    full_key")[0].split())
+
+
 def main() -> None:
-    """Hydra around `job`, with one line instead of a traceback for what a user can mend."""
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    """Hydra around `job`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars, of any library, in a log file
+    if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
+        sys.exit("error: -m under WANDB_RUN_ID would give several jobs one W&B run: unset it, or leave out -m")
     try:
         hydra.main(version_base="1.3", config_path="conf", config_name="config")(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if full_error:
+        if FULL_ERROR:
             raise
-        text = " ".join(str(error).split("\n    full_key")[0].split())
-        sys.exit(f"error: {text}")
+        sys.exit(one_line(error))
     except KeyboardInterrupt:
         sys.exit("interrupted: finished stages are kept; the same command goes on from there")
     finally:

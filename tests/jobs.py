@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -77,8 +78,8 @@ def run_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None) 
     with start_train(*overrides, cwd=cwd, env=env) as process:
         try:
             out, err = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        except BaseException:  # a timeout, or Ctrl-C, which does not reach another process group
+            os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -71,6 +71,9 @@ class Evaluation:
             raise UserError(f"evaluation.level={self.level}: between 0 and 1, e.g. 0.95")
         if self.resamples < 100:
             raise UserError(f"evaluation.resamples={self.resamples}: at least 100")
+        names = [way.name for way in self.ways]
+        if len(set(names)) < len(names):
+            raise UserError(f"evaluation.decodings: {', '.join(names)}: each needs a name of its own")
         for decoded in self.ways:
             _ = self.decoding(decoded)
 

@@ -90,7 +90,7 @@ class Filter:
             raise UserError(
                 f"negatives={negatives} is more than filter.max_negatives={self.max_negatives}: raise that, or lower K"
             )
-        most = self.selector.most(samples)
+        most = samples if self.on_shortage == "refill" else self.selector.most(samples)
         if self.max_negatives > most:
             raise UserError(
                 f"filter.max_negatives={self.max_negatives} is impossible: of generator.samples={samples} the filter "
