@@ -112,9 +112,7 @@ class WandbTracking:
         import wandb
 
         mode = self.resolved_mode()
-        # A context manager finishes the run: in a multirun all jobs share this process, and a run that is left open
-        # would silently be handed to the next job. An exception in the job marks the run as failed.
-        with wandb.init(
+        run = wandb.init(
             project=self.project,
             entity=self.entity,
             group=self.group,
@@ -126,9 +124,17 @@ class WandbTracking:
             mode=mode,  # type: ignore[arg-type]
             save_code=False,
             settings=wandb.Settings(silent=True),
-        ) as run:
+        )
+        # Finished whatever happens: in a multirun all jobs share this process, and a run that is left open would
+        # silently be handed to the next job. (W&B's own context manager prints a traceback besides.)
+        try:
             yield _WandbRun(run, self.upload)
-            offline = Path(run.dir).parent
+        except BaseException as error:
+            run.summary["error"] = f"{type(error).__name__}: {error}"
+            run.finish(exit_code=1)
+            raise
+        offline = Path(run.dir).parent
+        run.finish()
         if mode == "offline":
             log.info("W&B      offline; to upload this run: wandb sync %s", _relative(offline))
 

@@ -2,25 +2,50 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from jobs import TIMEOUT, TINY, Finished, read_result, run_train, stages, start_train
 from selfcontrast.store import MANIFEST
+
+
+def wait_for(job: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    """Until a file in the store matches."""
+    end = time.monotonic() + TIMEOUT
+    while not any((folder / "store").glob(pattern)):
+        assert job.poll() is None, f"the job ended before there was a {pattern}"
+        assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
+        time.sleep(0.002)
 
 
 def kill_when(folder: Path, pattern: str) -> None:
     """Starts the tiny job in `folder`, and kills all its processes once a file in the store matches."""
     with start_train(*TINY, cwd=folder) as job:
         try:
-            end = time.monotonic() + TIMEOUT
-            while not any((folder / "store").glob(pattern)):
-                assert job.poll() is None, f"the job ended before there was a {pattern}"
-                assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
-                time.sleep(0.002)
+            wait_for(job, folder, pattern)
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_polite_signal_ends_a_job_politely(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+    with start_train(*TINY, "sft.epochs=200", cwd=tmp_path) as job:
+        try:
+            wait_for(job, tmp_path, "sft/*.partial/resume/last.ckpt")
+            job.send_signal(sent)
+            _, said = job.communicate(timeout=TIMEOUT)
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == code, said
+    assert "Traceback" not in said
+    assert "sft" not in published(tmp_path)
+    if sent == signal.SIGINT:
+        assert said.strip().splitlines()[-1].startswith("interrupted: ")
 
 
 def published(folder: Path) -> set[str]:

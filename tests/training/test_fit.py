@@ -1,5 +1,6 @@
 """The run over its steps: exact resumption, exact accumulation, the optimiser's settings."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ SPEEDS = {"tokens_per_second", "prompts_per_second"}
 TRAIN, VALIDATION = groups(10), groups(3, seed=1)
 
 
+class Kill(Exception):
+    pass
+
+
 class Killed(SupervisedFineTuning):
-    """Ends the process's training as an exception would, within one step: before, amid or after its update."""
+    """Ends its training by an exception: before, amid or after the update of a step, or in a validation."""
 
     kill_at: tuple[str, int] = ("", -1)
 
@@ -41,7 +46,7 @@ class Killed(SupervisedFineTuning):
 
     def _maybe(self, where: str) -> None:
         if (where, self.trainer.global_step) == self.kill_at:
-            raise SystemExit(where)
+            raise Kill
 
 
 def trained(
@@ -61,7 +66,7 @@ def trained(
     module.kill_at = kill_at or ("", -1)
     if kill_at:
         torch.manual_seed(7)
-        with pytest.raises(SystemExit):
+        with pytest.raises(Kill):
             fit(module, data, folder, "test")
     else:
         torch.manual_seed(7 if not (folder / "last.ckpt").exists() else 8)
@@ -132,6 +137,39 @@ def test_how_a_step_falls_into_passes_does_not_change_it(tmp_path: Path) -> None
     assert min(float((large[name] - start[name]).abs().max()) for name in start) > 1e-2
     for name, value in large.items():
         torch.testing.assert_close(small[name], value, atol=1e-6, rtol=1e-5)
+
+
+class Told:
+    """A report that other processes can be given: the last one's records lie in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.records: list[Record] = []
+
+    def __call__(self, record: Record) -> None:
+        self.records.append({name: value for name, value in record.items() if name not in SPEEDS})
+        self.file.write_text(json.dumps(self.records))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
+    """Steps of three groups, and of one; a validation of one: ranks have unequal parts, and nothing at times."""
+    how, train, validation = recipe(prompts_per_step=3, validations=2), groups(7), groups(1, seed=1)
+    found = []
+    for ranks in (1, 2):
+        own = hardware(devices=ranks, strategy="ddp_spawn" if ranks > 1 else "auto", tokens_per_pass=20)
+        policy, told = llama(), Told(tmp_path / f"{ranks}.json")
+        data = StepData(train, validation, how, own, seed=3)
+        prepare(policy, train, own)
+        module = SupervisedFineTuning(policy, how, len(data.steps()), own.logits_chunk, told)
+        fit(module, data, tmp_path / str(ranks), "test")
+        found.append((policy.state_dict(), json.loads(told.file.read_text())))
+    (alone, records), (shared, same_records) = found
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, atol=1e-5, rtol=1e-4)
+    assert len(records) == len(same_records) == 6 + 2
+    for record, same in zip(records, same_records, strict=True):
+        assert same == pytest.approx(record, abs=1e-4)
 
 
 def test_an_unusable_loss_names_its_group_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def _evaluate(configs: list[dict[str, Any]], model: Path, tokenizer: Any, device
     import datasets
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     datasets.disable_progress_bars()
     # The query is rendered already, special tokens and all.
@@ -96,6 +97,7 @@ def _evaluate(configs: list[dict[str, Any]], model: Path, tokenizer: Any, device
         found = simple_evaluate(
             model=lm,
             tasks=configs,
+            task_manager=TaskManager(include_defaults=False),  # else it reads the thousands of files it comes with
             bootstrap_iters=0,
             log_samples=False,
             random_seed=None,  # it would reseed the whole process

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from selfcontrast.models.log_probs import self_check
@@ -25,7 +26,7 @@ from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.module import PackedModule
 from selfcontrast.training.recipe import Hardware, Recipe
-from selfcontrast.training.steps import Pass, Remaining, Step, Steps, as_pass, into_passes
+from selfcontrast.training.steps import Pass, Remaining, Step, Steps, rank_passes
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class StepData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Pass]:
         trainer: Any = self.trainer
-        own = self.validation[trainer.global_rank :: trainer.world_size]
-        passes = [as_pass(groups, counts=True) for groups in into_passes(own, self.hardware.tokens_per_pass)]
+        tokens, rank, ranks = self.hardware.tokens_per_pass, trainer.global_rank, trainer.world_size
+        passes = rank_passes(self.validation, tokens, rank, ranks) if self.validation else []
         # A generator of its own: a loader's iterator else draws from the global one, and so from training's dropout.
         return DataLoader(passes, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
@@ -188,7 +189,14 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> None:
         )
         if last.exists():
             log.info("%s: continuing from the checkpoint of an earlier attempt", stage)
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        except SIGTERMException:
+            sys.exit(143)  # Lightning's own code is 0, which a scheduler takes for success
+        except SystemExit as stop:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit, whose reason nobody could tell
+                raise KeyboardInterrupt from stop
+            raise
 
 
 def _quiet() -> None:

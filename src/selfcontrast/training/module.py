@@ -68,9 +68,9 @@ class PackedModule(LightningModule):
                 loss, metrics = self.losses(part)
                 share = loss.sum() * (self.trainer.world_size / self.total(step))
                 self.manual_backward(share if part.counts else share * 0.0)
+            sums.append(_counted(metrics, part))
             if part.counts:
                 by_group.append((part.packed.ids, loss.detach()))
-                sums.append(metrics)
         norm = _whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm))
         if not math.isfinite(norm):
             self._stop_on_nan(by_group)
@@ -81,7 +81,7 @@ class PackedModule(LightningModule):
         self._record(step, sums, {"grad_norm": norm, "lr": lr})
 
     def validation_step(self, part: Pass, index: int) -> None:
-        self._validation.append(self.losses(part)[1])
+        self._validation.append(_counted(self.losses(part)[1], part))
 
     def on_validation_epoch_end(self) -> None:
         means = self._means(self._validation)
@@ -169,6 +169,11 @@ class PackedModule(LightningModule):
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
             "The last checkpoint is kept; lower the learning rate, or look at those examples."
         )
+
+
+def _counted(metrics: Sums, part: Pass) -> Sums:
+    """Nothing of a filler pass; but zeros, because every rank must have something to add up."""
+    return metrics if part.counts else {name: torch.zeros_like(value) for name, value in metrics.items()}
 
 
 def _whole(norm: Tensor) -> float:

@@ -61,7 +61,7 @@ class Steps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         chosen = [self.groups[i] for i in self.indices(step)]
         return Step(
-            passes=self._passes(chosen),
+            passes=rank_passes(chosen, self.tokens_per_pass, self.rank, self.ranks),
             groups=len(chosen),
             target_tokens=sum(len(group.target) for group in chosen),
         )
@@ -72,13 +72,6 @@ class Steps(Dataset[Step]):
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         begin = position * self.prompts_per_step
         return [int(i) for i in order[begin : begin + self.prompts_per_step]]
-
-    def _passes(self, chosen: list[Group]) -> list[Pass]:
-        per_rank = [into_passes(share, self.tokens_per_pass) for share in deal(chosen, self.ranks)]
-        most = max(len(passes) for passes in per_rank)
-        own = [as_pass(groups, counts=True) for groups in per_rank[self.rank]]
-        filler = [min(chosen, key=length)]
-        return own + [as_pass(filler, counts=False)] * (most - len(own))
 
 
 class Remaining(Sampler[int]):
@@ -109,6 +102,15 @@ def deal(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
         heaps[rank].append(group)
         heapq.heappush(lightest, (tokens + length(group), rank))
     return heaps
+
+
+def rank_passes(groups: Sequence[Group], tokens_per_pass: int, rank: int, ranks: int) -> list[Pass]:
+    """One rank's part of the groups, filled up to as many passes as the other ranks make."""
+    per_rank = [into_passes(share, tokens_per_pass) for share in deal(groups, ranks)]
+    most = max(len(passes) for passes in per_rank)
+    own = [as_pass(share, counts=True) for share in per_rank[rank]]
+    filler = [min(groups, key=length)]
+    return own + [as_pass(filler, counts=False)] * (most - len(own))
 
 
 def into_passes(groups: Sequence[Group], tokens_per_pass: int) -> list[list[Group]]:

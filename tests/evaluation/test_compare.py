@@ -1,0 +1,120 @@
+"""Policies side by side, on a frame small enough to do by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from selfcontrast.evaluation.compare import BASELINE, Comparison, compare
+from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
+
+# Scores per prompt: two samples each, of one turn or (c) two.
+SFT = {"a": [[0.0], [0.5]], "b": [[1.0], [0.0]], "c": [[0.2, 0.6], [1.0, 0.0]]}
+OWN = {"a": [[1.0], [0.5]], "b": [[0.0], [0.5]], "c": [[0.5, 0.5], [0.5, 0.5]]}
+CATEGORY = {"a": "x", "b": "", "c": "y"}
+SETTINGS = Evaluation(
+    split="test",
+    prompts=None,
+    decodings=[{"name": "T=1", "temperature": 1.0, "samples": 2}, {"name": "T=0.5", "temperature": 0.5, "samples": 2}],
+    top_p=1.0,
+    max_new_tokens=1,
+    max_length=1,
+    lm_eval=[],
+    lm_eval_limit=None,
+    seed=0,
+    level=0.9,
+    resamples=200,
+)
+
+
+def write(
+    folder: Path, scores: dict[str, list[list[float]]], measure: str, likelihood: list[tuple[float, int]]
+) -> Path:
+    rows: list[dict[str, Any]] = [
+        {
+            "decoding": way,
+            "id": name,
+            "sample": sample,
+            "turn": turn,
+            "tokens": 3,
+            "log_prob": -1.5,
+            "category": CATEGORY[name],
+            measure: score * factor,
+        }
+        for way, factor in (("T=1", 1.0), ("T=0.5", 0.5))
+        for name, samples in scores.items()
+        for sample, turns in enumerate(samples)
+        for turn, score in enumerate(turns)
+    ]
+    folder.mkdir()
+    shuffled = rows if "sft" in folder.name else rows[::-1]  # rows pair up by prompt and sample, not by place
+    pd.DataFrame(shuffled).to_parquet(folder / ANSWERS)
+    frame = pd.DataFrame([("a", *likelihood[0]), ("b", *likelihood[1])], columns=["id", "log_prob", "tokens"])
+    frame.to_parquet(folder / LIKELIHOOD)
+    return folder
+
+
+@pytest.fixture(params=["score", "similarity"])
+def measure(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, measure: str) -> Comparison:
+    systems = {
+        BASELINE: write(tmp_path / "sft", SFT, measure, [(-4.0, 2), (-3.0, 1)]),
+        "own": write(tmp_path / "own", OWN, measure, [(-2.0, 2), (-1.0, 1)]),
+    }
+    return compare(systems, SETTINGS)
+
+
+def test_the_measure_is_named(comparison: Comparison, measure: str) -> None:
+    assert comparison.measure == measure
+    assert [(r["system"], r["decoding"], r["temperature"]) for r in comparison.rows] == [
+        (BASELINE, "T=1", 1.0),
+        ("own", "T=1", 1.0),
+        (BASELINE, "T=0.5", 0.5),
+        ("own", "T=0.5", 0.5),
+    ]
+
+
+def test_means_are_over_dialogues(comparison: Comparison) -> None:
+    """A dialogue's score is the mean of its turns: SFT 0, 0.5 | 1, 0 | 0.4, 0.5; own 1, 0.5 | 0, 0.5 | 0.5, 0.5."""
+    for way, factor in (("T=1", 1.0), ("T=0.5", 0.5)):
+        sft, own = comparison.row(BASELINE, way), comparison.row("own", way)
+        assert sft["mean"]["estimate"] == pytest.approx(factor * 2.4 / 6)
+        assert own["mean"]["estimate"] == pytest.approx(factor * 3.0 / 6)
+        assert (own["mean"]["n"], own["mean"]["clusters"], own["mean"]["level"]) == (6, 3, 0.9)
+        assert own["mean"]["low"] <= own["mean"]["estimate"] <= own["mean"]["high"]
+
+
+def test_the_difference_is_paired_by_prompt(comparison: Comparison) -> None:
+    """By prompt 0.5, -0.25 and 0.05, in sum 0.3. Of the sign patterns' sums, 0.8, 0.7, 0.3 and 0.2 up to sign,
+    all but the last reach it: six of eight."""
+    own = comparison.row("own", "T=1")
+    assert own["difference"]["estimate"] == pytest.approx((0.5 - 0.25 + 0.05) / 3)
+    assert own["p_value"] == pytest.approx(6 / 8)
+    assert "difference" not in comparison.row(BASELINE, "T=1")
+
+
+def test_wins_are_by_prompt_and_sample_with_ties_as_halves(comparison: Comparison) -> None:
+    """own against SFT: win, tie | loss, win | win, tie."""
+    assert comparison.row("own", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
+
+
+def test_surprise_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
+    own = comparison.row("own", "T=1")
+    assert own["surprise"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
+    assert own["tokens"] == pytest.approx((4 * 3 + 2 * 6) / 6)
+
+
+def test_categories_are_of_the_first_decoding_and_named(comparison: Comparison) -> None:
+    means = {(c["system"], c["category"]): c["mean"]["estimate"] for c in comparison.categories}
+    expected = {(BASELINE, "x"): 0.25, (BASELINE, "y"): 0.45, ("own", "x"): 0.75, ("own", "y"): 0.5}
+    assert means == pytest.approx(expected)
+
+
+def test_likelihood_is_per_token(comparison: Comparison) -> None:
+    found = {row["system"]: row["log_prob_per_token"]["estimate"] for row in comparison.likelihood}
+    assert found == pytest.approx({BASELINE: (-2 - 3) / 2, "own": (-1 - 1) / 2})
