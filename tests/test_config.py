@@ -158,8 +158,8 @@ def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
         ("negatives=5", "negatives=5 is more than filter.max_negatives=4: raise that, or lower K"),
         ("seed=-1", "seed=-1: 0 or more"),
         (
-            "filter.max_negatives=5",  # of 6 samples, 0.75 keeps 4
-            "filter.max_negatives=5 is impossible: of generator.samples=6 the filter keeps 4 at most. "
+            "filter.max_negatives=7",  # refill may use all 6 samples
+            "filter.max_negatives=7 is impossible: of generator.samples=6 the filter keeps 6 at most. "
             "Sample more, keep more, or ask for fewer",
         ),
     ],
@@ -188,6 +188,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("filter.selector._target_=os.system", ["filter.selector._target_=os.system"]),
         ("objective.core=cubic", ["cubic", "sigmoid"]),
         ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
+        ("hardware.devices=2", ["hardware.devices=2", "one device"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
         ("evaluation.lm_eval=[mmlu]", ["evaluation.lm_eval=mmlu", "target_choice"]),
         ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),
@@ -305,7 +306,7 @@ def test_a_chat_template_without_a_generation_prompt_or_with_a_mistake(folder: P
     [
         (("+sft.lrr=1",), "error: sft.lrr: no such setting; did you mean sft.lr?"),
         (("data=jsonl", "data.path=none.jsonl"), "error: data.path=none.jsonl does not exist"),
-        (("sft.lrr=1",), "error: Could not override 'sft.lrr'"),
+        (("sft.lrr=1",), "error: sft.lrr: no such setting; python train.py --cfg job -p sft shows them all"),
         (("sft.lr=[",), "error: "),
         (("model=gpt5",), "error: In 'config': Could not find 'model/gpt5'"),
     ],

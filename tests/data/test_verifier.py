@@ -21,7 +21,7 @@ def reference(form: str, **want: list[str]) -> str:
 
 
 STORY = reference("writing", hero=["Tom"], thing=["lamp"], place=["river"], end=["All was lost", "Everyone cried"])
-SUM = reference("math", a=["12"], op=["plus"], b=["7"], c=["19"], things=["pears"])
+SUM = reference("math", a=["12"], op=["plus"], b=["7"], c=["19"], things=["rings"])
 CODE = reference("coding", layout=["def"], op1=["+"], n1=["3"], op2=["*"], n2=["5"])
 RELAY = reference(
     "roleplay", opening=["Ahoy"], name=["Tom"], thing=["lamp"], place=["river"], closing=["Arrr", "Sail on"]
@@ -44,11 +44,11 @@ RELAY = reference(
         (STORY, "Tomcat, lamplight", 0),
         (STORY, "Once brave Tom found a red lamp by the river. Everyone cried. Really.", 8 / 9 / 2),
         # Weights 2, 2, 2, 6 for the result, 2, and 1: 15 in all.
-        (SUM, "Sure, 12 plus 7 is 19 pears.", 1),
-        (SUM, "Sure, 12 plus 7 is 18 pears.", 9 / 15),
-        (SUM, "Sure, 12 plus 8 is 19 pears.", 13 / 15),
+        (SUM, "Sure, 12 plus 7 is 19 rings.", 1),
+        (SUM, "Sure, 12 plus 7 is 18 rings.", 9 / 15),
+        (SUM, "Sure, 12 plus 8 is 19 rings.", 13 / 15),
         (SUM, "19", 6 / 15 / 2),
-        (SUM, "18 19 20 pears", 2 / 15 / 2),
+        (SUM, "18 19 20 rings", 2 / 15 / 2),
         (CODE, "def f(x):\n    return (x + 3) * 5", 1),
         (CODE, "def f(x):\n    y = x + 3\n    return y * 5", 1),
         (CODE, "f = lambda x: (x + 3) * 5", 9 / 11),
@@ -59,7 +59,7 @@ RELAY = reference(
         (RELAY, "Howdy! Tom, the old lamp is by the river. Sail on!", 9 / 11),
         (SUM, "", 0),
         (SUM, "   \n", 0),
-        (SUM, "Sure, 12 plus 7 is 19 pears." + " 19" * 200, 0),
+        (SUM, "Sure, 12 plus 7 is 19 rings." + " 19" * 200, 0),
     ],
 )
 def test_scores_worked_out_by_hand(spec: str, response: str, score: float) -> None:
@@ -68,7 +68,7 @@ def test_scores_worked_out_by_hand(spec: str, response: str, score: float) -> No
 
 def test_details_name_the_slot_that_is_wrong() -> None:
     example = Example(id="0", prompt=[], target="", reference=SUM)
-    details = VERIFIER.details(example, "Sure, 12 plus 7 is 18 pears.")
+    details = VERIFIER.details(example, "Sure, 12 plus 7 is 18 rings.")
     assert details == {"a": True, "op": True, "b": True, "c": False, "things": True, "form": True}
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
@@ -73,6 +73,7 @@ def test_coverage_of_correlated_scores(prompts: int) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 9)), min_size=1, max_size=40))
+@example([(0.0, 0), (2.4431947998322144e-177, 1)])  # whose squares underflow
 def test_low_estimate_and_high_are_ordered(rows: list[tuple[float, int]]) -> None:
     values, labels = zip(*rows, strict=True)
     result = mean_interval(values, labels, resamples=200)

@@ -180,6 +180,7 @@ def _bca(estimate: float, drawn: Floats, leave_one_out: Floats, z: float) -> Flo
     below = (np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
     bias = stats.norm.ppf(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
     away = leave_one_out.mean() - leave_one_out
+    away = away / max(np.abs(away).max(), np.finfo(np.float64).tiny)  # a ratio: scale it, or tiny values underflow
     acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
     shifted = bias + z * np.array([-1.0, 1.0])
     # Past a zero denominator the formula would turn round; the quantile there is the end of the range.

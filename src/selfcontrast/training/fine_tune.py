@@ -19,7 +19,7 @@ from selfcontrast.training.recipe import Hardware, Recipe
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 HISTORY = "history.json"
 
 

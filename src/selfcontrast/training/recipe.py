@@ -78,6 +78,11 @@ class Hardware:
         """Raises `UserError` where the machine lacks what the config asks for."""
         import torch
 
+        if self.devices * self.num_nodes > 1:
+            raise UserError(
+                f"hardware.devices={self.devices}, hardware.num_nodes={self.num_nodes}: "
+                "training runs on one device so far; set both to 1"
+            )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
 
