@@ -1,8 +1,8 @@
 """Messages to token ids: the one rendering that training, sampling and evaluation share.
 
 The prompt is the tokenizer's chat template up to and including the generation prompt. The response is what the template
-adds after it, up to and including the token that ends the turn. The prompt's ids never depend on the response, so the
-boundary is the same token in training (where the response is known) and in sampling (where it is not yet).
+adds after it, up to and including the token that ends the turn, tokenized as the prompt's continuation. No token spans
+the two, so the boundary is the same in training (where the response is known) and in sampling (where it is not yet).
 """
 
 from collections.abc import Sequence
