@@ -7,6 +7,7 @@ a mean of means, which differs for unequal passes.)
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,7 +24,7 @@ Sums = dict[str, Tensor]
 Record = dict[str, float]
 
 
-class PackedModule(LightningModule):
+class PackedModule(LightningModule, ABC):
     """Trains `policy` on steps of packed groups.
 
     Subclasses give `losses()`, and the total of a step that the summed loss is divided by.
@@ -50,13 +51,13 @@ class PackedModule(LightningModule):
         self._validation: list[Sums] = []
         self._begun = time.perf_counter()
 
+    @abstractmethod
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
         """Loss per group [B], to be summed, and sums of metrics over the pass (each with its `count`)."""
-        raise NotImplementedError("a subclass's")
 
+    @abstractmethod
     def total(self, step: Step) -> int:
         """What a step's summed loss is divided by, over all ranks."""
-        raise NotImplementedError("a subclass's")
 
     def training_step(self, step: Step, index: int) -> None:
         optimizer: Any = self.optimizers()
