@@ -70,6 +70,8 @@ def start_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test runner in the background ignores Ctrl-C, and what it starts would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
