@@ -11,7 +11,7 @@ from jobs import ROOT, TINY, run_train
 from tiny import policy_folder
 
 DOCUMENTS = ("README.md", "conf/config.yaml", "conf/data/jsonl.yaml")
-COMMAND = re.compile(r"python train\.py((?: [^\s#]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
+COMMAND = re.compile(r"python train\.py((?: [^\s#`]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
 COMMANDS = sorted({found.strip() for name in DOCUMENTS for found in COMMAND.findall((ROOT / name).read_text())})
 
 
