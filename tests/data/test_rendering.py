@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from selfcontrast.data.example import Example, Message
@@ -95,6 +95,8 @@ def test_what_ends_a_response(name: str) -> None:
 @given(target=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_a_response_ends_once_and_reads_back(target: str) -> None:
     for renderer in RENDERERS.values():
+        # A text that spells a special token is read as one: the docstring of Renderer says so.
+        assume(not any(str(token) in target for token in renderer.tokenizer.added_tokens_decoder.values()))
         ids = renderer.response(QUESTION, target)
         assert ids[-1] in renderer.end_ids
         assert not renderer.end_ids & set(ids[:-1])

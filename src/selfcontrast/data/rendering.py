@@ -17,6 +17,8 @@ PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 class Renderer:
     """Renders dialogues with one tokenizer's chat template.
 
+    A text that spells one of the tokenizer's special tokens is read as that token, as with every chat template.
+
     Raises:
         UserError: when the tokenizer has no chat template, no end-of-sequence token, or a template whose generation
             prompt does not end exactly where the assistant's answer begins.
