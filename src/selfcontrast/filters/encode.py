@@ -1,5 +1,6 @@
 """Texts to embeddings: every distinct text once, stored, so that another selector costs nothing."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -60,8 +61,6 @@ class SentenceEncoder:
             model_kwargs={"use_safetensors": True},
         )
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
-        import sys
-
         vectors: Any = model.encode(  # sorts by length itself
             [self.prefix + text for text in texts],
             batch_size=self.batch_size,
