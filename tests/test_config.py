@@ -51,7 +51,9 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def test_every_folder_of_conf_is_a_group_that_is_built() -> None:
-    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "experiment"} == set(GROUPS)
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "experiment", "backend"} == set(
+        GROUPS
+    )
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -129,7 +131,7 @@ def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
         ("sft.learning_rate", None),
         ("sft.lrr", "sft.lr"),
         ("generator.sample", "generator.samples"),
-        ("generator.engine.row", "generator.engine.rows"),
+        ("generator.backend.row", "generator.backend.rows"),
         ("encoder.pth", "encoder.path"),
         ("filter.max_negative", "filter.max_negatives"),
         ("filter.selector.shares", "filter.selector.share"),

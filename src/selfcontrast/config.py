@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from selfcontrast.data.example import Example, Source, Split
+from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval import check_tasks
 from selfcontrast.evaluation.scores import Evaluation
@@ -27,7 +28,7 @@ from selfcontrast.training.recipe import Hardware, Recipe
 
 GROUPS = (
     "data", "model", "sft", "generator", "encoder", "filter", "objective", "trainer", "hardware", "evaluation",
-    "tracking",
+    "engine", "tracking",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 
@@ -52,6 +53,7 @@ class Parts:
     trainer: Recipe
     hardware: Hardware
     evaluation: Evaluation
+    engine: Engine
     tracking: Tracking
     splits: dict[Split, list[Example]]
 
@@ -70,7 +72,10 @@ def configure(cfg: DictConfig) -> Parts:
     parts = {group: build(cfg[group], group) for group in GROUPS}
     parts["filter"].check(cfg.negatives, parts["generator"].samples)
     parts["hardware"].check()
+    parts["engine"].check()
     parts["tracking"].check()
+    parts["generator"].backend.check()
+    parts["evaluation"].backend.check()
     check_tasks(parts["evaluation"].lm_eval)
     parts["encoder"].check()
     splits = parts["data"].load()

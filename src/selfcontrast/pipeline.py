@@ -20,6 +20,7 @@ from selfcontrast.evaluation import scores
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.filters import encode, negatives
 from selfcontrast.generators import stage as generation
+from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.results import Result, replay, stage_facts
 from selfcontrast.store import Artifact, Store, settings_of
@@ -78,14 +79,18 @@ class Job:
     @cached_property
     def candidates(self) -> Artifact:
         p = self.parts
-        settings = {**settings_of(p.generator), "engine": settings_of(p.generator.engine)}
+        settings = {**settings_of(p.generator), "backend": settings_of(p.generator.backend)}
         return self._stage(
             "generate",
             generation.VERSION,
             settings,
             {"sft": self.sft},
             lambda folder: generation.generate(
-                folder, p.generator, self.sft.path / "model", p.splits["train"], p.hardware.device
+                folder,
+                p.generator,
+                Responder(p.generator.backend, p.engine, p.hardware.device),
+                self.sft.path / "model",
+                p.splits["train"],
             ),
         )
 
@@ -94,10 +99,10 @@ class Job:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            found = generation.candidates_by_prompt(self.candidates.path)
-            texts = [c.text for candidates in found.values() for c in candidates]
-            targets = [self.train[name].target for name in found]
-            return encode.embed(folder, p.encoder, [*targets, *texts], p.hardware.device)
+            texts: list[str] = []
+            for name, candidates in generation.candidates_by_prompt(self.candidates.path):
+                texts += [self.train[name].target, *(c.text for c in candidates)]
+            return encode.embed(folder, p.encoder, p.engine, texts, p.hardware.device)
 
         return self._stage("embed", encode.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute)
 
@@ -115,7 +120,7 @@ class Job:
                 folder,
                 p.filter,
                 self.train,
-                generation.candidates_by_prompt(self.candidates.path),
+                dict(generation.candidates_by_prompt(self.candidates.path)),
                 encode.Embedded(self.embeddings.path),
                 verifier.score if verifier else None,
             ),
@@ -175,7 +180,7 @@ class Job:
         p = self.parts
         settings = {
             **settings_of(p.evaluation),
-            "engine": settings_of(p.generator.engine),
+            "backend": settings_of(p.evaluation.backend),
             "data": p.data.fingerprint(),
             "encoder": None if p.data.verifier() else settings_of(p.encoder),
         }
@@ -191,7 +196,7 @@ class Job:
                 p.evaluation.choose(p.splits),
                 p.data.verifier(),
                 p.encoder,
-                p.generator.engine,
+                Responder(p.evaluation.backend, p.engine, p.hardware.device),
                 p.model.precision,
                 p.hardware.device,
                 name,

@@ -1,6 +1,5 @@
 """Candidates and negatives as files, and which decodings there can be."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from selfcontrast.data.candidates import (
     Candidate,
     Decoding,
     Negative,
+    candidates_table,
     read_candidates,
     read_negatives,
-    write_candidates,
 )
+from selfcontrast.engines.work import write_table
 from selfcontrast.errors import UserError
 
 CANDIDATES = [
@@ -26,19 +26,9 @@ CANDIDATES = [
 
 
 def test_candidates_read_back_as_they_were(tmp_path: Path) -> None:
-    write_candidates(tmp_path / "c.parquet", CANDIDATES)
-    assert read_candidates(tmp_path / "c.parquet") == CANDIDATES
-    write_candidates(tmp_path / "none.parquet", [])
-    assert read_candidates(tmp_path / "none.parquet") == []
-
-
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    file = tmp_path / "c.parquet"
-    write_candidates(file, CANDIDATES)
-    ids: Any = "not ids"
-    with pytest.raises(pa.ArrowInvalid):
-        write_candidates(file, [replace(CANDIDATES[0], token_ids=ids)])
-    assert read_candidates(file) == CANDIDATES
+    for name, candidates in {"some": CANDIDATES, "none": []}.items():
+        write_table(tmp_path / f"{name}.parquet", candidates_table(candidates))
+        assert read_candidates(tmp_path / f"{name}.parquet") == candidates
 
 
 def test_negatives_come_by_prompt_in_rank_order(tmp_path: Path) -> None:

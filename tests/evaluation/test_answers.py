@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Message
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
 from selfcontrast.evaluation.answers import Answer, Player
-from selfcontrast.generators.hf import HFGenerator
+from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.hf import HF
 from tiny import example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -22,22 +25,15 @@ LONGER = example("l#0#1", "unused", "a dog", turns=["the", "cat", "sat"])
 
 @dataclass
 class Recording:
-    """An engine that says what it was asked, one word per request, and remembers it all."""
+    """A responder that says what it was asked, one word per request, and remembers it all."""
 
     asked: list[tuple[str, Decoding, list[Request]]] = field(default_factory=list)
 
-    def generate(
-        self,
-        model: Path,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int,
-        device: str,
-        shards: Path,
-        label: str,
+    def answers(
+        self, model: Path, requests: Sequence[Request], decoding: Decoding, seed: int, folder: Path, label: str
     ) -> dict[str, list[Candidate]]:
         assert all(len(request.prompt) < decoding.max_length for request in requests)
-        self.asked.append((shards.name, decoding, list(requests)))
+        self.asked.append((folder.name, decoding, list(requests)))
         return {
             request.id: [
                 Candidate(request.id, s, f"reply to {request.id} {s}", [1, 2], "stop", -1.0 - s)
@@ -47,20 +43,20 @@ class Recording:
         }
 
 
-def player(engine: object, model: Path = Path("none"), shards: Path = Path("shards")) -> Player:
-    return Player(engine, model, RENDERER, "cpu", 0, shards)
+def player(responder: Any, model: Path = Path("none"), shards: Path = Path("shards")) -> Player:
+    return Player(responder, model, RENDERER, 0, shards)
 
 
 def test_a_single_prompt_is_answered_as_it_stands() -> None:
-    engine = Recording()
-    answers = player(engine).play([SINGLE], DECODING, "SFT T=1")
-    assert engine.asked == [("SFT-T=1", DECODING, [Request("s#1", RENDERER.prompt(SINGLE.prompt))])]
+    recording = Recording()
+    answers = player(recording).play([SINGLE], DECODING, "SFT T=1")
+    assert recording.asked == [("SFT-T=1", DECODING, [Request("s#1", RENDERER.prompt(SINGLE.prompt))])]
     assert answers == [Answer("s#1", s, 0, f"reply to s#1 {s}", 2, -1.0 - s) for s in range(2)]
 
 
 def test_each_sample_of_a_dialogue_goes_on_from_its_own_replies() -> None:
-    engine = Recording()
-    answers = player(engine).play([SINGLE, DIALOGUE, LONGER], DECODING, "x")
+    recording = Recording()
+    answers = player(recording).play([SINGLE, DIALOGUE, LONGER], DECODING, "x")
     assert [(a.id, a.sample, a.turn) for a in answers if a.id != "s#1"] == [
         (e.id, sample, turn)
         for turn in range(3)
@@ -68,9 +64,9 @@ def test_each_sample_of_a_dialogue_goes_on_from_its_own_replies() -> None:
         if turn < len(e.turns)
         for sample in (0, 1)
     ]
-    asked = {request.id: request.prompt for _, _, requests in engine.asked[1:] for request in requests}
-    assert {decoding.samples for _, decoding, _ in engine.asked[1:]} == {1}
-    assert len({folder for folder, _, _ in engine.asked}) == 4  # no turn finds another's shards
+    asked = {request.id: request.prompt for _, _, requests in recording.asked[1:] for request in requests}
+    assert {decoding.samples for _, decoding, _ in recording.asked[1:]} == {1}
+    assert len({folder for folder, _, _ in recording.asked}) == 4  # no turn finds another's shards
     for one in (DIALOGUE, LONGER):
         for sample in range(2):
             said: list[Message] = []
@@ -94,18 +90,18 @@ def test_a_prompt_without_room_gets_an_empty_answer() -> None:
 
 
 def test_nobody_is_asked_where_nothing_fits() -> None:
-    engine = Recording()
-    player(engine).play([example("long", "the cat " * 99, "a cat")], DECODING, "x")
-    assert engine.asked == []
+    recording = Recording()
+    player(recording).play([example("long", "the cat " * 99, "a cat")], DECODING, "x")
+    assert recording.asked == []
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_real_policy_plays(tmp_path: Path, temperature: float) -> None:
     model = policy_folder(tmp_path / "policy")
     decoding = Decoding(1 if temperature == 0 else 2, temperature, 1.0, 5, 120)
-    engine = HFGenerator("float32", 3, 2)
-    first = player(engine, model, tmp_path / "a").play([SINGLE, DIALOGUE], decoding, "x")
+    responder = Responder(HF("float32", 3), Local(2, 1), "cpu")
+    first = player(responder, model, tmp_path / "a").play([SINGLE, DIALOGUE], decoding, "x")
     assert len(first) == 3 * decoding.samples
     assert all(1 <= answer.tokens <= 5 and answer.log_prob < 0 for answer in first)
-    again = player(engine, model, tmp_path / "a").play([SINGLE, DIALOGUE], decoding, "x")  # from its shards
+    again = player(responder, model, tmp_path / "a").play([SINGLE, DIALOGUE], decoding, "x")  # from its shards
     assert again == first

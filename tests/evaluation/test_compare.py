@@ -25,6 +25,7 @@ SETTINGS = Evaluation(
     seed=0,
     level=0.9,
     resamples=200,
+    backend=None,
 )
 
 

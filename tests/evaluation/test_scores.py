@@ -1,7 +1,8 @@
 """One policy's evaluation, from answers to files, on a real policy of random weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 
 from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.likelihood import target_log_probs
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, evaluate
-from selfcontrast.filters.encode import Embeddings
-from selfcontrast.generators.hf import HFGenerator
+from selfcontrast.filters.encode import Embeddings, Encode
+from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.hf import HF
 from tiny import example, llama, policy_folder, tokenizer
 
 EXAMPLES = [
@@ -41,6 +44,7 @@ def settings(**changes: Any) -> Evaluation:
         "seed": 0,
         "level": 0.95,
         "resamples": 100,
+        "backend": HF("float32", 4),
     }
     return Evaluation(**{**fine, **changes})
 
@@ -59,7 +63,11 @@ class Directions:
 
     def check(self) -> None: ...
 
-    def encode(self, texts: Sequence[str], device: str) -> Embeddings:
+    @contextmanager
+    def open(self, device: str) -> Iterator[Encode]:
+        yield self.encode
+
+    def encode(self, texts: Sequence[str]) -> Embeddings:
         assert len(set(texts)) == len(texts)
         angles = np.array([sum(text.encode()) % 100 for text in texts], dtype=np.float32)
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -71,8 +79,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(folder: Path, policy: Path, verifier: Verifier | None) -> dict[str, Any]:
-    engine = HFGenerator("float32", 4, 2)
-    return evaluate(folder, settings(), policy, EXAMPLES, verifier, Directions(), engine, "float32", "cpu", "SFT")
+    responder = Responder(HF("float32", 4), Local(2, 1), "cpu")
+    return evaluate(folder, settings(), policy, EXAMPLES, verifier, Directions(), responder, "float32", "cpu", "SFT")
 
 
 def test_answers_are_graded_by_the_verifier(tmp_path: Path, policy: Path) -> None:
@@ -103,7 +111,7 @@ def test_without_a_verifier_answers_carry_their_similarity_to_the_target(tmp_pat
     for row in answers.to_dict("records"):
         if row["text"] == targets[row["id"]]:
             continue
-        text, target = Directions().encode([row["text"], targets[row["id"]]], "cpu")
+        text, target = Directions().encode([row["text"], targets[row["id"]]])
         assert row["similarity"] == pytest.approx(float(text @ target), abs=1e-6)
 
 

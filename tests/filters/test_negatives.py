@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
 
 from selfcontrast.data.candidates import Candidate, read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.encode import EMBEDDINGS, TEXTS, Embedded
+from selfcontrast.filters.encode import Embedded
 from selfcontrast.filters.negatives import FILE, SIMILARITIES, select_negatives
 from selfcontrast.filters.select import Filter, LeastSimilar
 from tiny import example
@@ -35,8 +34,8 @@ CANDIDATES = {
 @pytest.fixture
 def embedded(tmp_path: Path) -> Embedded:
     vectors = np.array([[near, np.sqrt(1 - near**2)] for near in NEAR.values()], dtype=np.float32)
-    pq.write_table(pa.table({"text": list(NEAR)}), tmp_path / TEXTS)
-    save_file({"embeddings": vectors}, tmp_path / EMBEDDINGS)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 2)
+    pq.write_table(pa.table({"text": list(NEAR), "embedding": column}), tmp_path / "embeddings-00000.parquet")
     return Embedded(tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request, read_candidates
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.generators.hf import HFGenerator, with_room
+from selfcontrast.generators.backend import Responder, Sampler, with_room
+from selfcontrast.generators.hf import HF
 from selfcontrast.generators.stage import FILE, Generation, candidates_by_prompt, choose, generate
 from tiny import example, policy_folder, tokenizer
 
@@ -20,7 +24,7 @@ REQUESTS = [Request(e.id, RENDERER.prompt(e.prompt)) for e in EXAMPLES]
 DECODING = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=5, max_length=64)
 
 
-def settings(engine: Any, **changes: Any) -> Generation:
+def settings(**changes: Any) -> Generation:
     fine: dict[str, Any] = {
         "prompts": None,
         "samples": 3,
@@ -30,7 +34,7 @@ def settings(engine: Any, **changes: Any) -> Generation:
         "max_length": 64,
         "seed": 0,
     }
-    return Generation(**{**fine, **changes}, engine=engine)
+    return Generation(**{**fine, **changes}, backend=HF("float32", 6))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,12 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
+def responder(rows: int = 6, shard: int = 3) -> Responder:
+    return Responder(HF("float32", rows), Local(shard, 1), "cpu")
+
+
 def generated(policy: Path, shards: Path, rows: int = 6, shard: int = 3) -> dict[str, list[Candidate]]:
-    return HFGenerator("float32", rows, shard).generate(policy, REQUESTS, DECODING, 0, "cpu", shards, "test")
+    return responder(rows, shard).answers(policy, REQUESTS, DECODING, 0, shards, "test")
 
 
 def tokens(found: dict[str, list[Candidate]]) -> dict[str, list[list[int]]]:
@@ -60,10 +68,11 @@ def test_finished_shards_are_not_sampled_again(policy: Path, tmp_path: Path) -> 
     assert [len(read_candidates(file)) for file in files] == [9, 9, 9]
     before = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
-    (tmp_path / f"{files[1].stem}.writing").write_bytes(b"half a sha")
+    half = tmp_path / f"{files[1].stem}.1.writing"
+    half.write_bytes(b"half a sha")
     assert generated(policy, tmp_path) == expected
     after = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    assert sorted(after) == files
+    assert sorted(after) == sorted([*files, half])
     assert [file for file in files if after[file] != before[file]] == [files[1]]
 
 
@@ -80,27 +89,39 @@ def test_another_shard_size_takes_no_shard_for_another(policy: Path, tmp_path: P
 
 
 def test_the_artifact_of_an_interrupted_run_is_the_same_to_the_byte(policy: Path, tmp_path: Path) -> None:
-    class Interrupted(HFGenerator):
-        def generate(self, *args: Any) -> dict[str, list[Candidate]]:
-            super().generate(*args)
-            raise KeyboardInterrupt
+    class Interrupted(HF):
+        """Ends after its second shard."""
+
+        @contextmanager
+        def open(self, model: Path, device: str) -> Iterator[Sampler]:
+            shards = iter(range(2))
+            with super().open(model, device) as sample:
+
+                def sampler(*asked: Any) -> list[Candidate]:
+                    if next(shards, None) is None:
+                        raise KeyboardInterrupt
+                    return sample(*asked)
+
+                yield sampler
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    summary = generate(whole, settings(HFGenerator("float32", 6, 3)), policy, EXAMPLES, "cpu")
+    for folder in (whole, broken):
+        folder.mkdir()
+    summary = generate(whole, settings(), responder(), policy, EXAMPLES)
+    interrupted = Responder(Interrupted("float32", 6), Local(3, 1), "cpu")
     with pytest.raises(KeyboardInterrupt):
-        generate(broken, settings(Interrupted("float32", 6, 3)), policy, EXAMPLES, "cpu")
-    shards = sorted((broken / "resume/shards").iterdir())
-    shards[0].unlink()
-    assert generate(broken, settings(HFGenerator("float32", 6, 3)), policy, EXAMPLES, "cpu") == summary
+        generate(broken, settings(), interrupted, policy, EXAMPLES)
+    assert len(list((broken / "resume/shards").iterdir())) == 2
+    assert generate(broken, settings(), responder(), policy, EXAMPLES) == summary
     assert (whole / FILE).read_bytes() == (broken / FILE).read_bytes()
 
 
 def test_the_stage_counts_what_it_wrote(policy: Path, tmp_path: Path) -> None:
     long = example("long", "the cat " * 40, "a cat")
-    summary = generate(tmp_path, settings(HFGenerator("float32", 6, 3)), policy, [*EXAMPLES, long], "cpu")
-    found = candidates_by_prompt(tmp_path)
+    summary = generate(tmp_path, settings(), responder(), policy, [*EXAMPLES, long])
+    found = dict(candidates_by_prompt(tmp_path))
     every = [c for candidates in found.values() for c in candidates]
-    assert list(found) == [e.id for e in EXAMPLES]
+    assert list(found) == [e.id for e in sorted(EXAMPLES, key=lambda e: (len(e.prompt[0]["content"]), e.id))]
     assert summary == {
         "prompts": 9,
         "prompts_without_room": 1,
@@ -114,7 +135,7 @@ def test_the_stage_counts_what_it_wrote(policy: Path, tmp_path: Path) -> None:
 
 def test_prompts_that_are_all_too_long_are_a_users_mistake(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"generator\.max_length=4 tokens: raise it"):
-        generate(tmp_path, settings(HFGenerator("float32", 6, 3), max_length=4), policy, EXAMPLES, "cpu")
+        generate(tmp_path, settings(max_length=4), responder(), policy, EXAMPLES)
 
 
 def test_what_has_room(caplog: pytest.LogCaptureFixture) -> None:
@@ -139,10 +160,10 @@ def test_fewer_prompts_are_a_subset_of_more_in_their_own_order() -> None:
 @pytest.mark.parametrize("wrong", [{"prompts": 0}, {"temperature": 0.0}, {"samples": 0}, {"top_p": 2.0}], ids=str)
 def test_a_generation_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
-        settings(None, **wrong)
+        settings(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [("int8", 1, 1), ("float32", 0, 1), ("float32", 1, 0)], ids=str)
-def test_an_engine_that_cannot_be(wrong: tuple[str, int, int]) -> None:
-    with pytest.raises(UserError, match=r"generator\.engine\."):
-        HFGenerator(*wrong)
+@pytest.mark.parametrize("wrong", [("int8", 1), ("float32", 0)], ids=str)
+def test_a_backend_that_cannot_be(wrong: tuple[str, int]) -> None:
+    with pytest.raises(UserError, match=r"backend\."):
+        HF(*wrong)

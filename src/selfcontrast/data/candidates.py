@@ -1,6 +1,5 @@
 """What is asked of a generator, what it answers, and which of the answers become negatives."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -79,11 +78,8 @@ SCHEMA = pa.schema(
 )
 
 
-def write_candidates(file: Path, candidates: Iterable[Candidate]) -> None:
-    """Atomically: a file that exists is whole."""
-    partial = file.with_suffix(".writing")
-    pq.write_table(pa.Table.from_pylist([vars(c) for c in candidates], schema=SCHEMA), partial)
-    os.replace(partial, file)
+def candidates_table(candidates: Iterable[Candidate]) -> pa.Table:
+    return pa.Table.from_pylist([vars(c) for c in candidates], schema=SCHEMA)
 
 
 def read_candidates(file: Path) -> list[Candidate]:

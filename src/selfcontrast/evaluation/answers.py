@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.generators.backend import Responder
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Player:
-    """An engine with a policy: what answers."""
+    """A policy, and what draws its answers."""
 
-    engine: Any
+    responder: Responder
     model: Path
     renderer: Renderer
-    device: str
     seed: int
     shards: Path
 
@@ -71,15 +70,8 @@ class Player:
             for request in requests
         }
         if fitting:
-            found |= self.engine.generate(
-                self.model,
-                fitting,
-                decoding,
-                self.seed,
-                self.device,
-                self.shards / label.replace(" ", "-"),
-                label,
-            )
+            folder = self.shards / label.replace(" ", "-")
+            found |= self.responder.answers(self.model, fitting, decoding, self.seed, folder, label)
         return found
 
 

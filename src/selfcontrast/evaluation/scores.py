@@ -20,6 +20,7 @@ from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.likelihood import target_log_probs
 from selfcontrast.evaluation.lm_eval import run_tasks
 from selfcontrast.filters.encode import Encoder
+from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
@@ -46,6 +47,7 @@ class Evaluation:
         decodings: {name, temperature, samples} each; the first gives the headline.
         lm_eval: task files of lm-eval in `evaluation/lm_eval/` by name; none to leave it out.
         lm_eval_limit: documents per task; None for all.
+        backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
     """
 
     split: str
@@ -59,6 +61,7 @@ class Evaluation:
     seed: int
     level: float = field(metadata={"in_key": False})
     resamples: int = field(metadata={"in_key": False})
+    backend: Any = field()
 
     def __post_init__(self) -> None:
         if self.split not in ("validation", "test"):
@@ -102,7 +105,7 @@ def evaluate(
     examples: Sequence[Example],
     verifier: Verifier | None,
     encoder: Encoder,
-    engine: Any,
+    responder: Responder,
     precision: str,
     device: str,
     label: str,
@@ -112,7 +115,7 @@ def evaluate(
     Without a verifier, answers carry the cosine similarity to the target instead: a proxy, and named as one.
     """
     renderer = Renderer(load_tokenizer(model))
-    player = Player(engine, model, renderer, device, settings.seed, folder / RESUME)
+    player = Player(responder, model, renderer, settings.seed, folder / RESUME)
     by_id = {example.id: example for example in examples}
     frames = []
     for way in settings.ways:
@@ -148,7 +151,8 @@ def _similarities(answers: pd.DataFrame, by_id: dict[str, Example], encoder: Enc
     targets = [by_id[name].target for name in answers["id"]]
     texts = sorted({*targets, *answers["text"]})
     row = {text: i for i, text in enumerate(texts)}
-    vectors = encoder.encode(texts, device)
+    with encoder.open(device) as encode:
+        vectors = encode(texts)
     return [
         float(vectors[row[text]] @ vectors[row[target]]) for text, target in zip(answers["text"], targets, strict=True)
     ]

@@ -1,7 +1,9 @@
 """Texts to embeddings: every distinct text once, stored, so that another selector costs nothing."""
 
-import sys
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,16 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
+from selfcontrast.engines.work import Engine, Shard, Worker
 from selfcontrast.errors import UserError
-from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.store import NOT_IN_KEY, RESUME
 
-VERSION = 1
+VERSION = 2
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
-TEXTS, EMBEDDINGS = "texts.parquet", "embeddings.safetensors"
 
 Embeddings = NDArray[np.float32]
+Encode = Callable[[Sequence[str]], Embeddings]
+"""Vectors [n, d] of n texts."""
 
 
 class Encoder(Protocol):
@@ -30,8 +33,8 @@ class Encoder(Protocol):
         """Raises `UserError` where the model is known to be missing."""
         ...
 
-    def encode(self, texts: Sequence[str], device: str) -> Embeddings:
-        """[n, d], with a progress bar."""
+    def open(self, device: str) -> AbstractContextManager[Encode]:
+        """Loads the model, and frees it in the end."""
         ...
 
 
@@ -50,7 +53,8 @@ class SentenceEncoder:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
             raise UserError(f"encoder.path={self.path}: no such folder")
 
-    def encode(self, texts: Sequence[str], device: str) -> Embeddings:
+    @contextmanager
+    def open(self, device: str) -> Iterator[Encode]:
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(
@@ -61,13 +65,34 @@ class SentenceEncoder:
             model_kwargs={"use_safetensors": True},
         )
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
-        vectors: Any = model.encode(  # sorts by length itself
-            [self.prefix + text for text in texts],
-            batch_size=self.batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=sys.stderr.isatty(),
-        )
-        return np.asarray(vectors, dtype=np.float32)
+
+        def encode(texts: Sequence[str]) -> Embeddings:
+            vectors: Any = model.encode(  # sorts by length itself
+                [self.prefix + text for text in texts],
+                batch_size=self.batch_size,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+            return np.asarray(vectors, dtype=np.float32)
+
+        yield encode
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The task of embedding texts."""
+
+    encoder: Encoder
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Worker]:
+        with self.encoder.open(device) as encode:
+            yield lambda texts: _table(texts, encode(texts))
+
+
+def _table(texts: Sequence[str], vectors: Embeddings) -> pa.Table:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return pa.table({"text": pa.array(texts), "embedding": column})
 
 
 def builtin_folder() -> Path:
@@ -78,26 +103,43 @@ def builtin_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def embed(folder: Path, encoder: Encoder, texts: Sequence[str], device: str) -> dict[str, Any]:
-    """Writes the distinct texts and their embeddings, row by row, to `folder`."""
-    unique = sorted(set(texts))
-    vectors = encoder.encode(unique, device)
-    pq.write_table(pa.table({"text": unique}), folder / TEXTS)
-    save_file({"embeddings": vectors}, folder / EMBEDDINGS)
-    return {"texts": len(texts), "distinct": len(unique), "dimensions": int(vectors.shape[1])}
+def embed(folder: Path, encoder: Encoder, engine: Engine, texts: Sequence[str], device: str) -> dict[str, Any]:
+    """Writes the distinct texts and their embeddings to `folder`, those of similar length together."""
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    size = engine.texts_per_shard
+    parts = [unique[i : i + size] for i in range(0, len(unique), size)]
+    shards = [Shard(folder / RESUME / f"{_digest(part)}.parquet", part, len(part)) for part in parts]
+    engine.run(Encoding(encoder), shards, device, "embed", "text")
+    for number, shard in enumerate(shards):
+        os.link(shard.file, folder / f"embeddings-{number:05}.parquet")  # not moved: a kill must lose no shard
+    width = pq.read_schema(shards[0].file).field("embedding").type.list_size
+    return {"texts": len(texts), "distinct": len(unique), "dimensions": width}
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
 
 
 class Embedded:
     """Embeddings read back from a folder, by text."""
 
     def __init__(self, folder: Path) -> None:
-        self._row = {text: row for row, text in enumerate(pq.read_table(folder / TEXTS)["text"].to_pylist())}
-        self._vectors = load_file(folder / EMBEDDINGS)["embeddings"]
+        tables = [pq.read_table(file) for file in sorted(folder.glob("embeddings-*.parquet"))]
+        texts = (text for table in tables for text in table["text"].to_pylist())
+        self._row = {text: row for row, text in enumerate(texts)}
+        self._vectors = np.concatenate([_vectors(table) for table in tables])
 
     def __getitem__(self, texts: Sequence[str]) -> Embeddings:
         """[n, d]. Raises KeyError for a text that was not embedded."""
         vectors: Embeddings = self._vectors[[self._row[text] for text in texts]]
         return vectors
+
+
+def _vectors(table: pa.Table) -> Embeddings:
+    """[n, d]"""
+    column = table["embedding"].combine_chunks()
+    vectors: Embeddings = column.flatten().to_numpy().reshape(len(column), -1)
+    return vectors
 
 
 def similarity(embedded: Embedded, target: str, texts: Sequence[str]) -> NDArray[np.float32]:

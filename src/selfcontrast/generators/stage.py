@@ -1,31 +1,34 @@
 """Stage generate: N candidates for each training prompt, from the fine-tuned model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from selfcontrast.data.candidates import Candidate, Decoding, Request, read_candidates, write_candidates
+from selfcontrast.data.candidates import SCHEMA, Candidate, Decoding, Request
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.generators.hf import with_room
+from selfcontrast.generators.backend import Responder, with_room
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
-VERSION = 1
+VERSION = 2
 FILE = "candidates.parquet"
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What is sampled, and the engine that does it.
+    """What is sampled, and the backend that does it.
 
     Attributes:
         prompts: how many training prompts, drawn with `seed`; None for all.
-        engine: e.g. `selfcontrast.generators.hf.HFGenerator`.
+        backend: a `selfcontrast.generators.backend.Backend`.
     """
 
     prompts: int | None
@@ -35,7 +38,7 @@ class Generation:
     max_new_tokens: int
     max_length: int
     seed: int
-    engine: Any = field()
+    backend: Any = field()
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.prompts < 1:
@@ -50,27 +53,39 @@ class Generation:
 
 
 def generate(
-    folder: Path, settings: Generation, model: Path, examples: Sequence[Example], device: str
+    folder: Path, settings: Generation, responder: Responder, model: Path, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """Writes all candidates to `folder/candidates.parquet`; finished shards survive a crash."""
+    """Writes all candidates to `folder/candidates.parquet`, a prompt's together; finished shards survive a crash."""
     renderer = Renderer(load_tokenizer(model))
     chosen = choose(examples, settings.prompts, settings.seed)
     requests = with_room((Request(e.id, renderer.prompt(e.prompt)) for e in chosen), settings.decoding)
     if not requests:
         raise UserError(f"every prompt is longer than generator.max_length={settings.max_length} tokens: raise it")
-    found = settings.engine.generate(
-        model, requests, settings.decoding, settings.seed, device, folder / RESUME / "shards", "generate"
-    )
-    candidates = [candidate for candidates in found.values() for candidate in candidates]
-    write_candidates(folder / FILE, candidates)
-    lengths = [len(candidate.token_ids) for candidate in candidates]
+    shards = folder / RESUME / "shards"
+    files = responder.sample(model, requests, settings.decoding, settings.seed, shards, "generate")
     return {
         "prompts": len(requests),
         "prompts_without_room": len(chosen) - len(requests),
-        "responses": len(candidates),
-        "tokens": sum(lengths),
-        "tokens_per_response": float(np.mean(lengths)),
-        "cut_share": float(np.mean([c.finish_reason == "length" for c in candidates])),
+        **_join(files, folder / FILE),
+    }
+
+
+def _join(shards: Sequence[Path], file: Path) -> dict[str, Any]:
+    """All shards in one file, one at a time in memory; returns the counts."""
+    responses = tokens = cut = 0
+    with pq.ParquetWriter(file, SCHEMA) as writer:
+        for shard in shards:
+            table = pq.read_table(shard, schema=SCHEMA)
+            writer.write_table(table)
+            responses += table.num_rows
+            tokens += pc.sum(pc.list_value_length(table["token_ids"])).as_py() or 0
+            cut += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
+    per_response = max(1, responses)
+    return {
+        "responses": responses,
+        "tokens": tokens,
+        "tokens_per_response": tokens / per_response,
+        "cut_share": cut / per_response,
     }
 
 
@@ -82,9 +97,9 @@ def choose(examples: Sequence[Example], count: int | None, seed: int) -> list[Ex
     return [examples[i] for i in sorted(drawn)]
 
 
-def candidates_by_prompt(folder: Path) -> dict[str, list[Candidate]]:
-    """Per example id its candidates, in order of sampling."""
-    found: dict[str, list[Candidate]] = {}
-    for candidate in read_candidates(folder / FILE):
-        found.setdefault(candidate.id, []).append(candidate)
-    return found
+def candidates_by_prompt(folder: Path) -> Iterator[tuple[str, list[Candidate]]]:
+    """Example id and its candidates in order of sampling, one prompt after another: never all in memory."""
+    with pq.ParquetFile(folder / FILE) as file:
+        rows = (Candidate(**row) for batch in file.iter_batches() for row in batch.to_pylist())
+        for name, candidates in groupby(rows, key=lambda candidate: candidate.id):
+            yield name, list(candidates)

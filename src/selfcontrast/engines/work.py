@@ -1,0 +1,53 @@
+"""Work in shards: each becomes a file that is written whole, so that what is done is never done again.
+
+A *task* says how a shard's items become a table; an *engine* says where. Neither changes what comes out.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Worker = Callable[[Sequence[Any]], pa.Table]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Items to be worked on together, and the Parquet file that the result goes to. `weight` is for the bar."""
+
+    file: Path
+    items: Sequence[Any]
+    weight: int
+
+
+class Task(Protocol):
+    """What is done with a shard. It and the items can be pickled: an engine may send them to another process."""
+
+    def open(self, device: str) -> AbstractContextManager[Worker]:
+        """Loads what is expensive, once for many shards, and gives it back at the end."""
+
+
+class Engine(Protocol):
+    """Where tasks run."""
+
+    prompts_per_shard: int
+    texts_per_shard: int
+
+    def check(self) -> None:
+        """Raises `UserError` for what can be known before any compute."""
+
+    def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
+        """Writes the file of every shard that has none yet, with a progress bar of this label."""
+
+
+def write_table(file: Path, table: pa.Table) -> None:
+    """Atomically: a file that exists is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.writing")
+    pq.write_table(table, partial)
+    os.replace(partial, file)

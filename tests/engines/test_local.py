@@ -1,0 +1,73 @@
+"""Shards in this process: written whole, once each, by a worker that is opened only where there is work."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selfcontrast.engines.local import Local
+from selfcontrast.engines.work import Shard, Worker, write_table
+from selfcontrast.errors import UserError
+
+
+@dataclass
+class Doubling:
+    """Doubles numbers; fails at 13; remembers what happened."""
+
+    events: list[object] = field(default_factory=list)
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Worker]:
+        def work(items: Sequence[int]) -> pa.Table:
+            self.events.append(list(items))
+            if 13 in items:
+                raise RuntimeError("13")
+            return pa.table({"double": [2 * item for item in items]})
+
+        self.events.append(f"open on {device}")
+        try:
+            yield work
+        finally:
+            self.events.append("close")
+
+
+def shards(folder: Path, *items: list[int]) -> list[Shard]:
+    return [Shard(folder / f"{i}.parquet", own, len(own)) for i, own in enumerate(items)]
+
+
+def test_every_shard_becomes_a_file_by_one_worker(tmp_path: Path) -> None:
+    task, work = Doubling(), shards(tmp_path / "new", [1, 2], [3])
+    Local(1, 1).run(task, work, "cpu", "double", "number")
+    assert task.events == ["open on cpu", [1, 2], [3], "close"]
+    assert [pq.read_table(shard.file)["double"].to_pylist() for shard in work] == [[2, 4], [6]]
+    Local(1, 1).run(task, work, "cpu", "double", "number")
+    assert len(task.events) == 4
+
+
+def test_what_was_done_before_a_failure_is_not_done_again(tmp_path: Path) -> None:
+    task = Doubling()
+    with pytest.raises(RuntimeError):
+        Local(1, 1).run(task, shards(tmp_path, [1], [13], [3]), "cpu", "double", "number")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0.parquet"]
+    assert task.events[-1] == "close"
+    again = Doubling()
+    Local(1, 1).run(again, shards(tmp_path, [1], [2], [3]), "cpu", "double", "number")
+    assert again.events == ["open on cpu", [2], [3], "close"]
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "table.parquet"
+    write_table(file, pa.table({"a": [1]}))
+    with pytest.raises(pa.ArrowNotImplementedError):
+        write_table(file, pa.table({"a": pa.array([{}], pa.struct([]))}))  # Parquet has no empty struct
+    assert pq.read_table(file)["a"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("wrong", [{"prompts_per_shard": 0}, {"texts_per_shard": 0}], ids=str)
+def test_an_engine_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Local(**{"prompts_per_shard": 1, "texts_per_shard": 1, **wrong})
