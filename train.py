@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import end_when_told
 
 CONF = Path(__file__).parent / "conf"
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # what the user asked for, before main() sets it
@@ -44,6 +45,8 @@ def run_job(cfg: DictConfig) -> float | None:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     result = run(parts, {str(key): value for key, value in config.items()})
+    if result is None:  # another node of the job has it
+        return None
     print_result(result, parts.output)
     return result.value
 
@@ -65,6 +68,7 @@ def main() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars, of any library, in a log file
     if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
         sys.exit("error: -m under WANDB_RUN_ID would give several jobs one W&B run: unset it, or leave out -m")
+    end_when_told()
     try:
         hydra.main(version_base="1.3", config_path="conf", config_name="config")(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:

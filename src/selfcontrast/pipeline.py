@@ -24,17 +24,21 @@ from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.results import Result, replay, stage_facts
 from selfcontrast.store import Artifact, Store, settings_of
-from selfcontrast.tracking import Tracker
+from selfcontrast.tracking import Tracker, Untracked
 from selfcontrast.training import align, fine_tune, reference
 from selfcontrast.training.align import preference_groups
+from selfcontrast.training.nodes import Compute, Decisions, this_node
 
 log = logging.getLogger(__name__)
 
 POLICY = "Self-Contrast"
 
 
-def run(parts: Parts, config: Mapping[str, Any]) -> Result:
-    """Runs or recalls all stages and writes the report; returns what it says."""
+def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
+    """Runs or recalls all stages and writes the report; returns what it says, on the first node of the job."""
+    if this_node(parts.hardware.num_nodes).rank > 0:
+        _ = Job(parts, Untracked()).policy
+        return None
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
@@ -53,6 +57,7 @@ class Job:
         self.parts = parts
         self.tracker = tracker
         self.store = Store(parts.store)
+        self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
         self.train = {example.id: example for example in parts.splits["train"]}
 
@@ -74,6 +79,7 @@ class Job:
             lambda folder: fine_tune.fine_tune(
                 folder, p.model, p.splits, p.sft, p.hardware, p.seed, self._report("sft")
             ),
+            trained=True,
         )
 
     @cached_property
@@ -174,7 +180,7 @@ class Job:
             "seed": p.seed,
         }
         inputs = {"sft": self.sft, "negatives": self.negatives, "reference": self.reference}
-        return self._stage("align", align.VERSION, settings, inputs, compute)
+        return self._stage("align", align.VERSION, settings, inputs, compute, trained=True)
 
     def scores(self, policy: Artifact, name: str) -> Artifact:
         p = self.parts
@@ -215,8 +221,9 @@ class Job:
         version: int,
         settings: Mapping[str, Any],
         inputs: Mapping[str, Artifact],
-        compute: Callable[[Path], Mapping[str, Any] | None],
+        compute: Compute,
         label: str | None = None,
+        trained: bool = False,
     ) -> Artifact:
         name = label or stage
 
@@ -225,7 +232,10 @@ class Job:
             lightning.seed_everything(self.parts.seed, verbose=False)
             return compute(folder)
 
-        artifact = self.store.get(stage, version, settings, inputs, seeded)
+        def get(computed: Compute) -> Artifact:
+            return self.store.get(stage, version, settings, inputs, computed)
+
+        artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
         log.info("%-24s %s", name, stage_facts(artifact))
         self.artifacts[name] = artifact
         if artifact.cached:

@@ -43,7 +43,8 @@ def align(
     data = StepData(groups, [], recipe, hardware, seed)
     prepare(policy, groups, hardware)
     module = SelfContrastDPO(policy, recipe, len(data.steps()), hardware.logits_chunk, report, objective, reference)
-    fit(module, data, folder / RESUME, "align")
+    if not fit(module, data, folder / RESUME, "align"):
+        return {}
     how = f"with {negatives} self-generated negatives per prompt over {len(groups)} prompts"
     save_policy(folder / "model", policy, tokenizer, model_card("Self-Contrast policy", how, module.history))
     (folder / HISTORY).write_text(json.dumps(module.history))

@@ -49,7 +49,8 @@ def fine_tune(
     data = StepData(groups, validation, recipe, hardware, seed)
     prepare(policy, groups, hardware)
     module = SupervisedFineTuning(policy, recipe, len(data.steps()), hardware.logits_chunk, report)
-    fit(module, data, folder / RESUME, "sft")
+    if not fit(module, data, folder / RESUME, "sft"):
+        return {}
     card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)
     save_policy(folder / "model", policy, tokenizer, card)
     (folder / HISTORY).write_text(json.dumps(module.history))

@@ -8,25 +8,27 @@ random states that the step has already drawn from.
 
 import logging
 import os
-import random
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress
 from selfcontrast.training.module import PackedModule
+from selfcontrast.training.nodes import this_node
+from selfcontrast.training.ranks import Ranks
 from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.sharding import strategy, whole_weights
 from selfcontrast.training.steps import Pass, Remaining, Step, Steps, rank_passes
 
 log = logging.getLogger(__name__)
@@ -63,87 +65,6 @@ class StepData(LightningDataModule):
         return DataLoader(passes, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
-class RandomStates(Callback):
-    """Dropout after a resume draws what it would have drawn."""
-
-    def __init__(self) -> None:
-        self.saved: dict[str, Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, cached = np.random.get_state()
-        version, internal, gauss = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [
-                str(name),
-                torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                position,
-                has_gauss,
-                cached,
-            ],
-            "python": [version, list(internal), gauss],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.saved = state_dict
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.saved is None:
-            return
-        name, keys, position, has_gauss, cached = self.saved["numpy"]
-        version, internal, gauss = self.saved["python"]
-        torch.set_rng_state(self.saved["torch"])
-        if self.saved["cuda"]:
-            torch.cuda.set_rng_state_all(self.saved["cuda"])
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        random.setstate((version, tuple(internal), gauss))
-
-
-class Checkpoints(Callback):
-    """Writes the newest state to `file`, atomically, every so many steps.
-
-    At the start of the next step, not at the end of this one: then the validation that follows a step is in it too.
-    """
-
-    def __init__(self, file: Path, every: int) -> None:
-        self.file = file
-        self.every = every
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step and trainer.global_step % self.every == 0:
-            partial = self.file.with_suffix(".writing")
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                os.replace(partial, self.file)
-
-
-class StageProgress(TQDMProgressBar):
-    """One bar for the whole training, named after its stage."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__(refresh_rate=5)
-        self.stage = stage
-
-    def init_train_tqdm(self) -> Any:
-        bar = super().init_train_tqdm()
-        bar.set_description(self.stage)
-        return bar
-
-    def init_validation_tqdm(self) -> Any:
-        return Tqdm(disable=True)  # made disabled: one that is disabled later has already drawn itself
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(self.stage)
-
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        history = getattr(pl_module, "history", [])
-        return {name: f"{history[-1][name]:.3f}" for name in ("loss", "margin") if history and name in history[-1]}
-
-
 def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     """Puts a policy into the form it is trained in, and checks one group against the ordinary forward pass.
 
@@ -158,21 +79,37 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     policy.train()
 
 
-def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> None:
-    """Trains `module` to the end, from the newest checkpoint in `folder` where there is one."""
+def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
+    """Trains `module` to the end, from the newest checkpoint in `folder` where there is one.
+
+    Returns whether this process is to go on with the trained policy: on the first node alone.
+    """
+    hardware = data.hardware
+    node = this_node(hardware.num_nodes)
+    if hardware.devices * hardware.num_nodes == 1:
+        train(module, data, folder, stage)
+    else:
+        Ranks(node, hardware.devices, data.seed).run(train, module, data, folder, stage)
+    return node.rank == 0
+
+
+def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Mapping[str, Tensor]:
+    """One rank's part of it. Returns the policy's weights, whole on the first rank."""
     hardware, steps = data.hardware, len(data.steps())
     hardware.apply_threads()
     last = folder / "last.ckpt"
-    callbacks: list[Callback] = [RandomStates(), Checkpoints(last, hardware.checkpoint_every)]
-    if sys.stderr.isatty():
-        callbacks.append(StageProgress(stage))
+    ranks = hardware.devices * hardware.num_nodes
+    rank = int(os.environ["RANK"]) if ranks > 1 else 0
+    bar = rank == 0 and sys.stderr.isatty()
+    callbacks: list[Callback] = [RandomStates(rank), Checkpoints(last, hardware.checkpoint_every)]
     with warnings.catch_warnings():
         _quiet()
         trainer = Trainer(
             accelerator=hardware.accelerator,
             devices=hardware.devices,
             num_nodes=hardware.num_nodes,
-            strategy=hardware.strategy,
+            strategy=strategy(hardware),
+            plugins=[TorchElasticEnvironment()] if ranks > 1 else None,
             precision=hardware.precision,
             max_epochs=1,  # epochs are inside Steps: an epoch of Lightning's is the whole run
             val_check_interval=max(1, steps // data.recipe.validations) if data.recipe.validations else None,
@@ -182,20 +119,19 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> None:
             logger=False,
             enable_checkpointing=False,  # `Checkpoints` does it
             enable_model_summary=False,
-            enable_progress_bar=sys.stderr.isatty(),
-            callbacks=callbacks,
+            enable_progress_bar=bar,
+            callbacks=[*callbacks, StageProgress(stage)] if bar else callbacks,
             default_root_dir=folder,
         )
-        if last.exists():
+        if last.exists() and rank == 0:
             log.info("%s: continuing from the checkpoint of an earlier attempt", stage)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        except SIGTERMException:
-            sys.exit(143)  # Lightning's own code is 0, which a scheduler takes for success
         except SystemExit as stop:
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit, whose reason nobody could tell
                 raise KeyboardInterrupt from stop
             raise
+    return whole_weights(module.policy)
 
 
 def _quiet() -> None:

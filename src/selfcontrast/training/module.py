@@ -13,11 +13,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from selfcontrast.errors import UserError
 from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.sharding import shard
 from selfcontrast.training.steps import Pass, Step
 
 Sums = dict[str, Tensor]
@@ -50,6 +54,11 @@ class PackedModule(LightningModule, ABC):
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._begun = time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Shards the policy, where the strategy asks for it."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self, self.policy, self.device_mesh["data_parallel"], forward="losses")
 
     @abstractmethod
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
@@ -124,7 +133,9 @@ class PackedModule(LightningModule, ABC):
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between ranks in the last pass of a step only."""
         strategy: Any = self.trainer.strategy
-        if last or self.trainer.world_size == 1:
+        if isinstance(self, FSDPModule):
+            self.set_requires_gradient_sync(last)
+        if last or not isinstance(strategy, DDPStrategy):
             return nullcontext()
         blocked: AbstractContextManager[Any] = strategy.block_backward_sync()
         return blocked
@@ -165,6 +176,10 @@ class PackedModule(LightningModule, ABC):
             for name, value in zip(ids, loss.tolist(), strict=True)
             if not math.isfinite(value)
         ]
+        if dist.is_initialized():  # every rank names the same groups, whichever had them
+            every: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(every, bad)
+            bad = [name for own in every for name in own]
         where = f"the loss of {', '.join(bad[:5])}" if bad else "the gradient, though every loss is finite,"
         raise UserError(
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "

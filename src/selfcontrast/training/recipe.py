@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 
+STRATEGIES = ("ddp", "fsdp2")
 SCHEDULES = ("cosine", "linear", "constant")
 # Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.precision.
 ARITHMETICS = ("32-true", "bf16-mixed")
@@ -71,6 +72,8 @@ class Hardware:
                 raise UserError(f"hardware.{name}={getattr(self, name)}: at least 1")
         if self.precision not in ARITHMETICS:
             raise UserError(f"hardware.precision={self.precision}: one of {', '.join(ARITHMETICS)}")
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"hardware.strategy={self.strategy}: one of {', '.join(STRATEGIES)}")
         if self.accelerator not in ("cpu", "gpu", "auto"):
             raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
 
@@ -78,13 +81,10 @@ class Hardware:
         """Raises `UserError` where the machine lacks what the config asks for."""
         import torch
 
-        if self.devices * self.num_nodes > 1:
-            raise UserError(
-                f"hardware.devices={self.devices}, hardware.num_nodes={self.num_nodes}: "
-                "training runs on one device so far; set both to 1"
-            )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
+        if self.device == "cuda" and self.devices > torch.cuda.device_count():
+            raise UserError(f"hardware.devices={self.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
 
     @property
     def device(self) -> str:

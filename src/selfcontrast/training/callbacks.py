@@ -1,0 +1,123 @@
+"""What watches over a training run: exact random states, checkpoints between steps, one progress bar."""
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from selfcontrast.training.signals import Postponed
+
+
+class RandomStates(Callback):
+    """Dropout after a resume draws what it would have drawn, on every rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.saved: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        own = _random_states()
+        if not dist.is_initialized():
+            return {"ranks": [own]}
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, own)
+        return {"ranks": every}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rank < len(self.saved):  # more ranks than there were go on from their seeds
+            _restore_random_states(self.saved[self.rank])
+
+
+def _random_states() -> dict[str, Any]:
+    """In plain containers and tensors, as `weights_only` loading demands."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    name, keys, position, has_gauss, cached = states["numpy"]
+    version, internal, gauss = states["python"]
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state(states["cuda"][0])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate((version, tuple(internal), gauss))
+
+
+class Checkpoints(Callback):
+    """Writes the newest state to `file`, atomically, every so many steps, and when a signal is about to end the job.
+
+    At the start of the next step, not at the end of this one: then the validation that follows a step is in it too.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file = file
+        self.every = every
+        self.signals = Postponed()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.__enter__()  # here, because Lightning has set its own handlers just before
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        # All ranks save, or none: a signal reaches them at different moments.
+        ending = trainer.strategy.reduce_boolean_decision(self.signals.noted is not None, all=False)
+        if trainer.global_step and (ending or trainer.global_step % self.every == 0):
+            self._save(trainer)
+        if ending:
+            self.signals.noted = self.signals.noted or signal.SIGTERM
+            self.signals.deliver()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.deliver()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.signals.__exit__(None, None, None)
+
+    def _save(self, trainer: Trainer) -> None:
+        partial = self.file.with_suffix(".writing")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.file)
+
+
+class StageProgress(TQDMProgressBar):
+    """One bar for the whole training, named after its stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=5)
+        self.stage = stage
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.set_description(self.stage)
+        return bar
+
+    def init_validation_tqdm(self) -> Any:
+        return Tqdm(disable=True)  # made disabled: one that is disabled later has already drawn itself
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(self.stage)
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        history = getattr(pl_module, "history", [])
+        return {name: f"{history[-1][name]:.3f}" for name in ("loss", "margin") if history and name in history[-1]}

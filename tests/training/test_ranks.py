@@ -1,0 +1,101 @@
+"""Several processes train one policy: how they resume, fail, and end when they are told to."""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from selfcontrast.errors import UserError
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.module import Record
+from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.steps import Pass
+from tiny import gpt2, groups, hardware, recipe
+
+TRAIN = groups(8)
+STEPS = 150  # enough to be told to end in the middle of
+HOW = recipe(epochs=STEPS // 2)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Poisoned(SupervisedFineTuning):
+    """From step 3 on the loss of one group is not a number."""
+
+    def losses(self, part: Pass) -> Any:
+        loss, sums = super().losses(part)
+        if self.trainer.global_step >= 3 and "g5" in part.packed.ids:
+            bad = part.packed.ids.index("g5")
+            loss = loss * torch.where(torch.arange(len(loss)) == bad, torch.nan, 1.0)
+        return loss, sums
+
+
+class Sharded(SupervisedFineTuning):
+    """Stops with what is there of its parameters."""
+
+    def losses(self, part: Pass) -> Any:
+        layer = self.policy.transformer.h[0].mlp.c_fc.weight
+        assert isinstance(layer, DTensor)
+        raise UserError(f"shard of {layer.to_local().numel()}")
+
+
+def trained(
+    folder: Path,
+    report: Callable[[Record], None] = lambda record: None,
+    kind: type[SupervisedFineTuning] = SupervisedFineTuning,
+    **machine: Any,
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Weights and losses of two ranks with dropout, which go on from what lies in `folder`."""
+    policy, own = gpt2(0.1), hardware(**{"devices": 2, "checkpoint_every": 2, **machine})
+    data = StepData(TRAIN, [], HOW, own, seed=3)
+    prepare(policy, TRAIN, own)
+    module = kind(policy, HOW, len(data.steps()), own.logits_chunk, report)
+    fit(module, data, folder, "test")
+    return policy.state_dict(), [record["loss"] for record in module.history]
+
+
+def test_a_training_that_is_told_to_end_saves_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """In shards, the harder case: replicas save what one process saves."""
+    strategy = "fsdp2"
+    weights, losses = trained(tmp_path / "whole", strategy=strategy)
+    assert len(losses) == STEPS
+
+    class Ended(Exception):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    def tell(record: Record) -> None:
+        if record["step"] == 3:
+            threading.Timer(0, signal.raise_signal, [signal.SIGTERM]).start()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended):
+            trained(tmp_path / "ended", tell, strategy=strategy, checkpoint_every=STEPS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]
+    assert 3 <= saved < STEPS
+    taken: list[Record] = []
+    same_weights, same_losses = trained(tmp_path / "ended", taken.append, strategy=strategy)
+    assert [record["step"] for record in taken] == list(range(saved + 1, STEPS + 1))
+    assert same_losses == losses
+    assert all(torch.equal(same_weights[name], value) for name, value in weights.items())
+
+
+def test_the_group_that_is_not_a_number_is_named_whichever_rank_has_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step \d: the loss of g5 is NaN"):
+        trained(tmp_path, kind=Poisoned)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_rank_holds_half_of_a_layer_of_16_times_64(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shard of 512"):
+        trained(tmp_path, kind=Sharded, strategy="fsdp2")
