@@ -47,6 +47,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
         result = Result.collect(parts, config, job.artifacts, systems, comparison)
         result.write(parts.output)
         result.track(tracker, parts.output)
+    job.decisions.finish()
     return result
 
 

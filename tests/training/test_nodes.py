@@ -32,7 +32,14 @@ def test_a_node_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_node_of_slurms(monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = {"NTASKS": "2", "NTASKS_PER_NODE": "1", "JOB_NAME": "paper", "NODEID": "1", "NODELIST": "gpu[07-08]", "JOB_ID": "12345"}
+    slurm = {
+        "NTASKS": "2",
+        "NTASKS_PER_NODE": "1",
+        "JOB_NAME": "paper",
+        "NODEID": "1",
+        "NODELIST": "gpu[07-08]",
+        "JOB_ID": "12345",
+    }
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     node = this_node(2)
@@ -64,6 +71,8 @@ def test_nodes_compute_together_and_one_publishes(tmp_path: Path) -> None:
             return Store(tmp_path).get("sft", 1, {}, {}, computed)
 
         found[rank] += [decisions.together(name, compute, get) for name in ("computed", "recalled")]
+        if rank == 0:
+            decisions.finish()
 
     threads = [threading.Thread(target=node, args=[rank]) for rank in (0, 1)]
     for thread in threads:

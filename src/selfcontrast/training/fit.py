@@ -128,7 +128,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         except SystemExit as stop:
-            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit, whose reason nobody could tell
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes an exit with code 1 of it
                 raise KeyboardInterrupt from stop
             raise
     return whole_weights(module.policy)

@@ -57,6 +57,7 @@ class Decisions:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._store: TCPStore | None = None
+        self._told_so_far = 0
 
     def together(self, name: str, compute: Compute, get: Callable[[Compute], Artifact]) -> Artifact:
         """The artifact that `get` finds or computes: where it is not there yet, all nodes compute it together.
@@ -80,14 +81,24 @@ class Decisions:
             self._tell(name, "")
         return artifact
 
+    def finish(self) -> None:
+        """On the first node: waits until the others know every decision, which they ask this process for."""
+        for number in range(1, self._told_so_far + 1):
+            for rank in range(1, self.node.count):
+                self._connected().wait([f"{rank} knows {number}"])
+
     def _tell(self, name: str, decision: str) -> None:
         if self.node.count > 1:
+            self._told_so_far += 1
             self._connected().set(name, decision)
 
     def _told(self, name: str) -> str:
         """Waits for it."""
         try:
-            return str(self._connected().get(name).decode())
+            decision = str(self._connected().get(name).decode())
+            self._told_so_far += 1
+            self._connected().set(f"{self.node.rank} knows {self._told_so_far}", "")
+            return decision
         except DistNetworkError as error:
             raise UserError("the first node has ended: its own output says why") from error
 
