@@ -33,10 +33,12 @@ HARDWARE = Hardware(
     logits_chunk=7,
     gradient_checkpointing=False,
     checkpoint_every=100,
+    peak_tflops=None,
     self_check=False,
 )
 
 RECIPE = Recipe(
+    optimizer="adamw",
     lr=1e-2,
     epochs=2,
     prompts_per_step=4,

@@ -21,14 +21,15 @@ from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
 from selfcontrast.generators.stage import Generation
+from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model
 from selfcontrast.objectives import Objective
 from selfcontrast.tracking import Tracking
 from selfcontrast.training.recipe import Hardware, Recipe
 
 GROUPS = (
-    "data", "model", "sft", "generator", "encoder", "filter", "objective", "trainer", "hardware", "evaluation",
-    "engine", "tracking",
+    "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",
+    "evaluation", "engine", "tracking",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 
@@ -50,6 +51,7 @@ class Parts:
     encoder: Encoder
     filter: Filter
     objective: Objective
+    adapter: Adapter
     trainer: Recipe
     hardware: Hardware
     evaluation: Evaluation
@@ -71,6 +73,8 @@ def configure(cfg: DictConfig) -> Parts:
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     parts = {group: build(cfg[group], group) for group in GROUPS}
     parts["filter"].check(cfg.negatives, parts["generator"].samples)
+    parts["sft"].check("sft")
+    parts["trainer"].check("trainer")
     parts["hardware"].check()
     parts["engine"].check()
     parts["tracking"].check()
@@ -80,6 +84,7 @@ def configure(cfg: DictConfig) -> Parts:
     parts["encoder"].check()
     splits = parts["data"].load()
     parts["model"].check()
+    parts["adapter"].check(parts["model"])
     return Parts(
         name=str(cfg.name),
         negatives=cfg.negatives,

@@ -68,6 +68,7 @@ class Job:
         settings = {
             "data": p.data.fingerprint(),
             "model": p.model.fingerprint(),
+            "adapter": settings_of(p.adapter.at("sft")),
             "recipe": settings_of(p.sft),
             "hardware": settings_of(p.hardware),
             "seed": p.seed,
@@ -78,7 +79,14 @@ class Job:
             settings,
             {},
             lambda folder: fine_tune.fine_tune(
-                folder, p.model, p.splits, p.sft, p.hardware, p.seed, self._report("sft")
+                folder,
+                p.model,
+                p.splits,
+                p.adapter.at("sft"),
+                p.sft,
+                p.hardware,
+                p.seed,
+                self._report("sft"),
             ),
             trained=True,
         )
@@ -166,6 +174,7 @@ class Job:
                 scored,
                 p.negatives,
                 p.objective,
+                p.adapter.at("align"),
                 p.trainer,
                 p.model.precision,
                 p.hardware,
@@ -176,6 +185,7 @@ class Job:
         settings = {
             "negatives": p.negatives,
             "objective": settings_of(p.objective),
+            "adapter": settings_of(p.adapter.at("align")),
             "recipe": settings_of(p.trainer),
             "hardware": settings_of(p.hardware),
             "seed": p.seed,

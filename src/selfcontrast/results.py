@@ -1,8 +1,6 @@
 """A job's result: what the report, the table on the terminal, W&B and a sweep's report are all made from."""
 
 import json
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from selfcontrast.filters.select import Selector
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import Tracker
+from selfcontrast.training.costs import peak_memory
 from selfcontrast.training.fine_tune import HISTORY
 
 RESULT = "result.json"
@@ -93,7 +92,7 @@ class Result:
             samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
             negatives_shown=_negatives_shown(artifacts["filter"], train),
             config=dict(config),
-            provenance={**provenance(), "peak_memory_gib": _peak_memory()},
+            provenance={**provenance(), "peak_memory_gib": peak_memory()},
         )
 
     @classmethod
@@ -165,12 +164,6 @@ def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
     row = comparison.row("Self-Contrast", parts.evaluation.ways[0].name)
     return float(row["mean" if metric == "score" else metric]["estimate"])
-
-
-def _peak_memory() -> float:
-    """The most memory that this process has held, in GiB (Linux and macOS count in different units)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 2)
 
 
 def _samples(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:

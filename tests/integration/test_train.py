@@ -62,7 +62,8 @@ def test_a_job_runs_every_stage_and_leaves_report_results_and_policy(finished: F
     assert {(row["system"], row["decoding"]) for row in result["comparison"]["rows"]} == {
         (system, decoding) for system in ("SFT", "Self-Contrast") for decoding in ("T=1", "greedy")
     }
-    assert stages(result)["align"]["summary"] == {"negatives_per_prompt": 2.0, **counts(result)}
+    summary = stages(result)["align"]["summary"]
+    assert {"negatives_per_prompt": 2.0, **counts(result)}.items() <= summary.items()
     policy = Path(result["policy"]).relative_to(finished.folder)
     for told in (Path("out/report.html"), Path("out/result.json"), policy):
         assert str(told) in finished.stdout

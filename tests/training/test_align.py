@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfcontrast.data.candidates import Negative
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.models.adapters import LoRA, NoAdapter
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
 from selfcontrast.training.align import align, nearest_first, preference_groups
@@ -73,13 +74,15 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path) -> None:
         read_reference(tmp_path),
         2,
         OBJECTIVE,
+        NoAdapter(),
         how,
         "float32",
         own,
         seed=0,
         report=told.append,
     )
-    assert summary == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8}
+    counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps")}
+    assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8}
     history = json.loads((tmp_path / "align" / HISTORY).read_text())
     assert history == told
     assert history[0]["margin"] == pytest.approx(0, abs=1e-4)

@@ -48,7 +48,7 @@ def dpo(policy: Any, reference: dict[str, Tensor], objective: Objective = OBJECT
 
 
 def means(sums: Sums) -> dict[str, float]:
-    return {name: float(value / sums["count"]) for name, value in sums.items() if name != "count"}
+    return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
 def assert_same_gradients(one: Any, other: Any) -> None:

@@ -28,6 +28,9 @@ class Model(Protocol):
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""
 
+    def skeleton(self) -> Any:
+        """The model's modules without weights, on torch's meta device."""
+
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         """(model, tokenizer) to begin fine-tuning with; `texts` are what a tokenizer may be trained on."""
 
@@ -57,14 +60,30 @@ class FromScratch:
     def check(self) -> None:
         _template(self.chat_template)
 
+    def skeleton(self) -> Any:
+        import torch
+        from transformers import LlamaForCausalLM
+
+        with torch.device("meta"):
+            return LlamaForCausalLM(self._config(self.vocabulary, None, None))
+
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
         tokenizer = train_tokenizer(texts, self.vocabulary, self.max_positions)
         tokenizer.chat_template = _template(self.chat_template)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
+        config = self._config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(config)
+        return model.to(getattr(torch, self.precision)), tokenizer
+
+    def _config(self, vocabulary: int, end: int | None, padding: int | None) -> Any:
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=vocabulary,
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
@@ -74,13 +93,9 @@ class FromScratch:
             initializer_range=self.init_std,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end,
+            pad_token_id=padding,
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = LlamaForCausalLM(config)
-        return model.to(getattr(torch, self.precision)), tokenizer
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,18 @@ class Pretrained:
         elif self.path.startswith((".", "/", "~")):
             raise UserError(f"model.path={self.path}: no such folder")
         Renderer(self._tokenizer())
+
+    def skeleton(self) -> Any:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            config = AutoConfig.from_pretrained(self.path, **self._options())
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"model.path={self.path}: its config cannot be loaded: {first}") from error
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         return load_model(self.path, self.precision, **self._options()), self._tokenizer()

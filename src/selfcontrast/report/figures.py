@@ -1,20 +1,20 @@
 """The figures of one run, each from its `Result`."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from selfcontrast.report.style import COLOURS, dot, styled
 from selfcontrast.report.text import number, percent
+from selfcontrast.report.training import Records, ends, mean_of, ranks
 from selfcontrast.report.verdict import BASELINE, PROXY
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
 
-Records = Sequence[dict[str, float]]
 POINTS = 300  # of a curve, at most: what a page's width can show
 
 
@@ -117,6 +117,30 @@ def aligning(records: Records) -> Figure | None:
     axes[2].axhline(0.5, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
     for one in axes[3:]:
         one.set_xlabel("step")
+    return figure
+
+
+@styled()
+def by_rank(records: Records) -> Figure | None:
+    """Accuracy and margin against each negative, by its rank of similarity to the target; None for one negative."""
+    count = ranks(records)
+    if count < 2:
+        return None
+    figure = Figure(figsize=(7.2, 2.3), layout="constrained")
+    places = list(range(1, count + 1))
+    titles = {"accuracy": "accuracy", "margin": "margin of rewards"}
+    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        series = zip(("first", "last"), ends(records), ("muted", "policy"), strict=True)
+        for words, share, colour in series:
+            values = [mean_of(share, f"{name}_rank_{place}") for place in places]
+            heights = [np.nan if value is None else value for value in values]
+            label = f"{words} tenth of the steps" if name == "accuracy" else None
+            axes.plot(places, heights, color=COLOURS[colour], marker="o", markersize=4, linewidth=1.4, label=label)
+        axes.axhline(0.5 if name == "accuracy" else 0, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_title(title)
+        axes.set_xlabel("negative, most similar first")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 

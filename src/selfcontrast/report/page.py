@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from selfcontrast.report import figures, text
 from selfcontrast.report.style import inline, save
+from selfcontrast.report.training import throughput
 from selfcontrast.report.verdict import BASELINE, PROXY, judge, measure_name
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "level": rows[0]["mean"]["level"],
         "prompts": rows[0]["mean"]["clusters"],
         "align": stages["align"]["summary"] if "align" in stages else {},
+        "throughput": {name: throughput(records) for name, records in result.histories.items()},
         "facts": filter_facts(stages["filter"]["summary"]) if "filter" in stages else [],
         "share": result.config.get("filter", {}).get("selector", {}).get("share"),
         "lm_eval": lm_eval_rows(result.lm_eval),
@@ -102,6 +104,7 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
             "Curves of supervised fine-tuning",
         ),
         ("aligning", figures.aligning(result.histories.get("align", [])), "Curves of preference training"),
+        ("by_rank", figures.by_rank(result.histories.get("align", [])), "Accuracy and margin by rank of similarity"),
         ("similarities", figures.similarities(result), "Histogram of similarity to the target"),
     ]
     return {f"figure_{name}": inline(figure, name, label) if figure else None for name, figure, label in drawn}

@@ -1,6 +1,7 @@
 """Stage align: DPO over K negatives, from the fine-tuned model."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,21 @@ from selfcontrast.data.candidates import Negative
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
+from selfcontrast.training.displacement import Displacement
 from selfcontrast.training.fine_tune import HISTORY, model_card
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.recipe import Hardware, Recipe
 
-VERSION = 2
+log = logging.getLogger(__name__)
+
+VERSION = 3
 
 
 def align(
@@ -32,6 +37,7 @@ def align(
     reference: Mapping[str, Tensor],
     negatives: int,
     objective: Objective,
+    adapter: Adapter,
     recipe: Recipe,
     precision: str,
     hardware: Hardware,
@@ -39,17 +45,32 @@ def align(
     report: Callable[[Record], None],
 ) -> dict[str, Any]:
     """Writes the aligned policy to `folder/model` and its training curves to `folder/history.json`."""
-    policy, tokenizer = load_model(sft, precision), load_tokenizer(sft)
+    policy, tokenizer = adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
     data = StepData(groups, [], recipe, hardware, seed)
     prepare(policy, groups, hardware)
-    module = SelfContrastDPO(policy, recipe, len(data.steps()), hardware.logits_chunk, report, objective, reference)
+    chunk, peak = hardware.logits_chunk, hardware.peak_tflops
+    module = SelfContrastDPO(policy, recipe, len(data.steps()), chunk, report, objective, reference, peak)
     if not fit(module, data, folder / RESUME, "align"):
         return {}
     how = f"with {negatives} self-generated negatives per prompt over {len(groups)} prompts"
-    save_policy(folder / "model", policy, tokenizer, model_card("Self-Contrast policy", how, module.history))
+    save_policy(
+        folder / "model", adapter.merge(policy), tokenizer, model_card("Self-Contrast policy", how, module.history)
+    )
     (folder / HISTORY).write_text(json.dumps(module.history))
-    used = sum(len(group.negatives) for group in groups) / len(groups)
-    return {"prompts": len(groups), "negatives_per_prompt": used, "steps": len(data.steps())}
+    displacement = Displacement.of(module.history)
+    if displacement.clear:
+        log.warning(
+            "align: likelihood displacement: targets ended %.2f nats per response less likely than to the model "
+            "before; see the report, objective.nll_weight and objective=nca",
+            -displacement.change,
+        )
+    return {
+        "prompts": len(groups),
+        "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
+        "steps": len(data.steps()),
+        "target_log_prob_change": displacement.change,
+        "displaced": displacement.clear,
+    }
 
 
 def preference_groups(

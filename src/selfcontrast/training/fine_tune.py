@@ -9,6 +9,7 @@ from typing import Any
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.store import RESUME
@@ -19,7 +20,7 @@ from selfcontrast.training.recipe import Hardware, Recipe
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 HISTORY = "history.json"
 
 
@@ -27,6 +28,7 @@ def fine_tune(
     folder: Path,
     model: Model,
     examples: Mapping[Split, Sequence[Example]],
+    adapter: Adapter,
     recipe: Recipe,
     hardware: Hardware,
     seed: int,
@@ -34,6 +36,7 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Writes the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`."""
     policy, tokenizer = model.start(texts(examples["train"]), seed)
+    parameters = sum(p.numel() for p in policy.parameters())
     renderer = Renderer(tokenizer)
     groups, dropped = supervised_groups(renderer, examples["train"], recipe.cutoff)
     validation, _ = supervised_groups(renderer, examples["validation"], recipe.cutoff)
@@ -47,14 +50,15 @@ def fine_tune(
             recipe.cutoff,
         )
     data = StepData(groups, validation, recipe, hardware, seed)
+    policy = adapter.wrap(policy, seed)
     prepare(policy, groups, hardware)
-    module = SupervisedFineTuning(policy, recipe, len(data.steps()), hardware.logits_chunk, report)
+    chunk, peak = hardware.logits_chunk, hardware.peak_tflops
+    module = SupervisedFineTuning(policy, recipe, len(data.steps()), chunk, report, peak)
     if not fit(module, data, folder / RESUME, "sft"):
         return {}
     card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)
-    save_policy(folder / "model", policy, tokenizer, card)
+    save_policy(folder / "model", adapter.merge(policy), tokenizer, card)
     (folder / HISTORY).write_text(json.dumps(module.history))
-    parameters = sum(p.numel() for p in policy.parameters())
     return {"examples": len(groups), "dropped": dropped, "parameters": parameters, "steps": len(data.steps())}
 
 

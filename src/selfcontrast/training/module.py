@@ -5,6 +5,7 @@ pass adds the *sum* of its losses divided by the step's total over all ranks. (L
 a mean of means, which differs for unequal passes.)
 """
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -20,11 +21,12 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from selfcontrast.errors import UserError
+from selfcontrast.training.costs import Cost, peak_memory
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.sharding import shard
 from selfcontrast.training.steps import Pass, Step
 
-Sums = dict[str, Tensor]
+Sums = dict[str, Tensor]  # per metric [2]: a sum, and how many values it is over
 Record = dict[str, float]
 
 
@@ -39,10 +41,17 @@ class PackedModule(LightningModule, ABC):
         total_steps: of the whole run, for the learning rate's schedule.
         chunk_size: response tokens whose logits exist at a time.
         report: called with every record of metrics as it is made.
+        peak_tflops: of one device, where the share of it that is reached is wanted.
     """
 
     def __init__(
-        self, policy: Any, recipe: Recipe, total_steps: int, chunk_size: int, report: Callable[[Record], None]
+        self,
+        policy: Any,
+        recipe: Recipe,
+        total_steps: int,
+        chunk_size: int,
+        report: Callable[[Record], None],
+        peak_tflops: float | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -51,6 +60,8 @@ class PackedModule(LightningModule, ABC):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.report = report
+        self.peak_tflops = peak_tflops
+        self.cost = Cost.of(policy)
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._begun = time.perf_counter()
@@ -62,7 +73,7 @@ class PackedModule(LightningModule, ABC):
 
     @abstractmethod
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
-        """Loss per group [B], to be summed, and sums of metrics over the pass (each with its `count`)."""
+        """Loss per group [B], to be summed, and the metrics' sums over the pass, the same metrics in every pass."""
 
     @abstractmethod
     def total(self, step: Step) -> int:
@@ -100,6 +111,8 @@ class PackedModule(LightningModule, ABC):
             self._log({f"val_{name}": value for name, value in means.items()})
 
     def on_train_start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self._begun = time.perf_counter()
 
     def configure_optimizers(self) -> Any:
@@ -109,8 +122,7 @@ class PackedModule(LightningModule, ABC):
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.recipe.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        first, second = self.recipe.betas
-        optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(first, second), fused=True)
+        optimizer = adamw([group for group in groups if group["params"]], self.recipe)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.recipe.lr_factor(step, self.total_steps)
         )
@@ -125,10 +137,17 @@ class PackedModule(LightningModule, ABC):
         return move(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Without frozen weights, which the next attempt starts from anyway."""
+        for name in self._frozen():
+            checkpoint["state_dict"].pop(name, None)
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.strict_loading = not self._frozen()
         self.history = checkpoint["history"]
+
+    def _frozen(self) -> list[str]:
+        return [name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad]
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between ranks in the last pass of a step only."""
@@ -141,14 +160,20 @@ class PackedModule(LightningModule, ABC):
         return blocked
 
     def _record(self, step: Step, sums: list[Sums], facts: Record) -> None:
-        tokens = sum(part.packed.input_ids.numel() for part in step.passes if part.counts)
+        own = [part.packed for part in step.passes if part.counts]
+        flops = float(sum(self.cost.flops(packed) for packed in own))
+        means = self._means(sums)  # before the clock is read: it waits for the device
         now = time.perf_counter()
-        speed = {
-            "tokens_per_second": tokens * self.trainer.world_size / (now - self._begun),
-            "prompts_per_second": step.groups / (now - self._begun),
+        seconds, self._begun = now - self._begun, now
+        costs = {
+            "tokens_per_second": sum(p.input_ids.numel() for p in own) * self.trainer.world_size / seconds,
+            "prompts_per_second": step.groups / seconds,
+            "tflops": flops / seconds / 1e12,  # of this device
+            "peak_memory_gib": peak_memory(self.device),
         }
-        self._begun = now
-        self._log({**self._means(sums), **facts, **speed})
+        if self.peak_tflops is not None:
+            costs["mfu"] = costs["tflops"] / self.peak_tflops
+        self._log({**means, **facts, **costs})
 
     def _log(self, record: Record) -> None:
         record = {"step": self.trainer.global_step, **record}
@@ -157,17 +182,13 @@ class PackedModule(LightningModule, ABC):
             self.report(record)
 
     def _means(self, sums: Iterable[Sums]) -> Record:
-        """Sums over passes and ranks, divided by their counts."""
-        total: Sums = {}
-        for part in sums:
-            for name, value in part.items():
-                total[name] = total.get(name, torch.zeros_like(value)) + value
+        """Of each metric its sum over passes and ranks, divided by its count; nothing of what was not there."""
+        parts = list(sums)
+        names = sorted(parts[0])
+        total = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).sum(0)
         if self.trainer.world_size > 1:
-            names = sorted(total)
-            reduced = self.trainer.strategy.reduce(torch.stack([total[n] for n in names]), reduce_op="sum")
-            total = dict(zip(names, reduced, strict=True))
-        count = total.pop("count")
-        return {name: (value / count).item() for name, value in total.items()}
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        return {name: value / count for name, (value, count) in zip(names, total.tolist(), strict=True) if count}
 
     def _stop_on_nan(self, by_group: list[tuple[tuple[str, ...], Tensor]]) -> None:
         bad = [
@@ -185,6 +206,21 @@ class PackedModule(LightningModule, ABC):
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
             "The last checkpoint is kept; lower the learning rate, or look at those examples."
         )
+
+
+def adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over parameter groups, with both moments in 32 bits, or in 8 by blocks (arXiv 2110.02861).
+
+    bitsandbytes keeps the moments of tensors of fewer than 4096 numbers in 32 bits.
+    """
+    first, second = recipe.betas
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(first, second), fused=True)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that is not used here
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=recipe.lr, betas=(first, second))
+    return optimizer
 
 
 def _counted(metrics: Sums, part: Pass) -> Sums:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from selfcontrast.models.log_probs import response_log_probs
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, ObjectiveOutput
 from selfcontrast.training.module import PackedModule, Record, Sums
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.steps import Pass, Step
@@ -19,7 +19,7 @@ class SupervisedFineTuning(PackedModule):
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
         log_probs = response_log_probs(self.policy, part.packed, self.chunk_size)[:, 0]
         tokens = part.packed.lengths[:, 0].sum().to(log_probs.dtype)
-        return -log_probs, {"loss": -log_probs.detach().sum(), "count": tokens}
+        return -log_probs, {"loss": torch.stack([-log_probs.detach().sum(), tokens])}
 
     def total(self, step: Step) -> int:
         return step.target_tokens
@@ -42,10 +42,12 @@ class SelfContrastDPO(PackedModule):
         report: Callable[[Record], None],
         objective: Objective,
         reference: Mapping[str, Tensor],
+        peak_tflops: float | None = None,
     ) -> None:
-        super().__init__(policy, recipe, total_steps, chunk_size, report)
+        super().__init__(policy, recipe, total_steps, chunk_size, report, peak_tflops)
         self.objective = objective
         self.reference = reference
+        self.ranks = max((len(scores) - 1 for scores in reference.values()), default=0)  # the most negatives of any
 
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
         packed = part.packed
@@ -66,25 +68,54 @@ class SelfContrastDPO(PackedModule):
             out[row, : len(scores)] = scores
         return out
 
-    def _metrics(self, out: Any, policy: Tensor, reference: Tensor, part: Pass) -> Sums:
+    def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, part: Pass) -> Sums:
+        """What is watched, in nats: means over groups, and over each group's own negatives first.
+
+        `*_rank_j` is of each group's j-th negative, the most similar first, over the groups that have one.
+
+        `kl_reference_policy_on_negatives` estimates KL(reference || policy) per response by the k1 estimator, the
+        mean of log p_reference(y) - log p_policy(y) over y ~ reference. Its samples are the negatives, which the
+        reference did sample, but which a filter chose and training pushes down: it is biased, and fresh samples
+        would mostly give less.
+        """
         mask, lengths = part.packed.mask, part.packed.lengths
-        negatives = mask.sum(dim=1).clamp(min=1)
-
-        def over_negatives(values: Tensor) -> Tensor:
-            """Mean over each group's own negatives [B, K] -> [B], then the sum over groups."""
-            return (values.masked_fill(~mask, 0.0).sum(dim=1) / negatives).sum()
-
-        per_token = policy / lengths.clamp(min=1)
+        per_token, change = policy / lengths.clamp(min=1), policy - reference
+        accuracy = (out.margin > 0).to(policy.dtype)
         return {
-            "loss": out.loss.sum(),
-            "chosen_reward": out.chosen_reward.sum(),
-            "rejected_reward": over_negatives(out.rejected_reward),
-            "margin": over_negatives(out.margin),
-            "accuracy": over_negatives((out.margin > 0).to(policy.dtype)),
-            "chosen_log_prob": policy[:, 0].sum(),
-            "chosen_log_prob_per_token": per_token[:, 0].sum(),
-            "rejected_log_prob_per_token": over_negatives(per_token[:, 1:]),
-            "chosen_log_prob_change": (policy[:, 0] - reference[:, 0]).sum(),
-            "negatives": negatives.to(policy.dtype).sum(),
-            "count": torch.tensor(float(len(part.packed.ids)), device=policy.device),
+            "loss": _sum(out.loss),
+            "chosen_reward": _sum(out.chosen_reward),
+            "rejected_reward": _sum_of_means(out.rejected_reward, mask),
+            "margin": _sum_of_means(out.margin, mask),
+            "accuracy": _sum_of_means(accuracy, mask),
+            "chosen_log_prob": _sum(policy[:, 0]),
+            "chosen_log_prob_per_token": _sum(per_token[:, 0]),
+            "rejected_log_prob_per_token": _sum_of_means(per_token[:, 1:], mask),
+            "chosen_log_prob_change": _sum(change[:, 0]),
+            "kl_reference_policy_on_negatives": _sum_of_means(-change[:, 1:], mask),
+            "negatives": _sum(mask.sum(dim=1)),
+            **_by_rank("accuracy", accuracy, mask, self.ranks),
+            **_by_rank("margin", out.margin, mask, self.ranks),
         }
+
+
+def _sum(values: Tensor) -> Tensor:
+    """[B] -> [2]: the sum over groups, and their number."""
+    return torch.stack([values.sum().float(), values.new_tensor(len(values), dtype=torch.float32)])
+
+
+def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:
+    """[B, K] -> [2]: the sum over groups of the mean over a group's own negatives, and the groups that have any."""
+    negatives = mask.sum(dim=1)
+    means = values.masked_fill(~mask, 0.0).sum(dim=1) / negatives.clamp(min=1)
+    return torch.stack([means.sum().float(), (negatives > 0).sum().float()])
+
+
+def _by_rank(name: str, values: Tensor, mask: Tensor, ranks: int) -> Sums:
+    """[B, K] -> per rank [2]: the sum over the groups that have a negative of this rank, and their number.
+
+    All of the run's ranks, also those that this pass has none of: every pass has the same metrics.
+    """
+    sums = values.new_zeros(ranks, 2, dtype=torch.float32)
+    sums[: mask.shape[1], 0] = values.masked_fill(~mask, 0.0).sum(dim=0).float()
+    sums[: mask.shape[1], 1] = mask.sum(dim=0).float()
+    return {f"{name}_rank_{rank}": row for rank, row in enumerate(sums, start=1)}

@@ -3,10 +3,12 @@
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 
+OPTIMIZERS = ("adamw", "adamw_8bit")
 STRATEGIES = ("ddp", "fsdp2")
 SCHEDULES = ("cosine", "linear", "constant")
 # Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.precision.
@@ -17,6 +19,7 @@ ARITHMETICS = ("32-true", "bf16-mixed")
 class Recipe:
     """Optimisation. Everything in it decides the result."""
 
+    optimizer: str
     lr: float
     epochs: int
     prompts_per_step: int
@@ -29,6 +32,8 @@ class Recipe:
     validations: int
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer={self.optimizer}: one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule={self.schedule}: one of {', '.join(SCHEDULES)}")
         for name in ("lr", "epochs", "prompts_per_step", "cutoff", "clip_norm"):
@@ -38,6 +43,14 @@ class Recipe:
             raise UserError(f"warmup={self.warmup}: a share of the steps, at least 0 and below 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas={self.betas}: two numbers in [0, 1)")
+
+    def check(self, name: str) -> None:
+        """Raises `UserError` where what the recipe called `name` in the config needs is not installed."""
+        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"{name}.optimizer=adamw_8bit needs bitsandbytes: pip install 'selfcontrast[8bit]', "
+                f"or use {name}.optimizer=adamw"
+            )
 
     def lr_factor(self, step: int, steps: int) -> float:
         """The share of `lr` at `step` of `steps`: linear warm-up, then the schedule down to zero."""
@@ -64,12 +77,15 @@ class Hardware:
     logits_chunk: int = field(metadata=NOT_IN_KEY)
     gradient_checkpointing: bool = field(metadata=NOT_IN_KEY)
     checkpoint_every: int = field(metadata=NOT_IN_KEY)
+    peak_tflops: float | None = field(metadata=NOT_IN_KEY)
     self_check: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "tokens_per_pass", "logits_chunk", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"hardware.{name}={getattr(self, name)}: at least 1")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise UserError(f"hardware.peak_tflops={self.peak_tflops}: positive, or null where it is not known")
         if self.precision not in ARITHMETICS:
             raise UserError(f"hardware.precision={self.precision}: one of {', '.join(ARITHMETICS)}")
         if self.strategy not in STRATEGIES:

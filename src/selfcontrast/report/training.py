@@ -1,0 +1,47 @@
+"""What the page says of a training beside its curves, from its records of metrics."""
+
+import statistics
+from collections.abc import Sequence
+
+from selfcontrast.report.text import count, number, percent
+
+Records = Sequence[dict[str, float]]
+TENTH = 10
+
+
+def ranks(records: Records) -> int:
+    """The most negatives that any prompt was trained with."""
+    names = {name for record in records for name in record if name.startswith("accuracy_rank_")}
+    return len(names)
+
+
+def mean_of(records: Records, name: str) -> float | None:
+    """Over the records that have this metric; None where none has."""
+    values = [record[name] for record in records if record.get(name) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def ends(records: Records) -> tuple[Records, Records]:
+    """The first and the last tenth of the steps, at least one each."""
+    size = -(-len(records) // TENTH)
+    return records[:size], records[-size:]
+
+
+def throughput(records: Records) -> str:
+    """One line: medians over steps, and the peak of memory. Empty where nothing was measured."""
+    said = []
+    for name, unit in (("tokens_per_second", "tokens/s"), ("prompts_per_second", "prompts/s")):
+        if (value := _median(records, name)) is not None:
+            said.append(f"{count(float(f'{value:.3g}'))} {unit}")
+    if (speed := _median(records, "tflops")) is not None:
+        share = _median(records, "mfu")
+        told = f" ({percent(share)} of its peak)" if share is not None else ""
+        said.append(f"{speed:.3g} TFLOP/s of model FLOPs per device{told}")
+    if peaks := [r["peak_memory_gib"] for r in records if "peak_memory_gib" in r]:
+        said.append(f"peak memory {number(max(peaks), 1)} GiB")
+    return ", ".join(said)
+
+
+def _median(records: Records, name: str) -> float | None:
+    values = [record[name] for record in records if name in record]
+    return statistics.median(values) if values else None

@@ -1,0 +1,58 @@
+"""What a training step costs: floating-point operations by formula, and memory."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcontrast.models.packing import PackedGroups
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The model FLOPs of a training step (arXiv 2204.02311, appendix B), which count nothing that is recomputed.
+
+    A matrix costs 2 FLOPs per weight and token forward, 2 backward for the gradient of its input, and 2 for its own
+    where it is trained: the 6 N of full training, and 4 N beside LoRA's adapters. Embeddings are looked up and cost
+    nothing; the output layer runs over the response tokens alone. A mixture of experts is counted as if every expert
+    were used, and a sliding window as if it were as long as the row.
+
+    Attributes:
+        body: FLOPs per token of the row, of all matrices but embeddings and the output layer.
+        head: FLOPs per response token.
+        attention: FLOPs per pair of a token and one that it attends to, 12 times layers, heads and their width.
+    """
+
+    body: int
+    head: int
+    attention: int
+
+    @classmethod
+    def of(cls, policy: Any) -> "Cost":
+        output = policy.get_output_embeddings().weight
+        apart = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)} | {id(output)}
+        body = sum(_per_token(p) for p in policy.parameters() if p.ndim >= 2 and id(p) not in apart)
+        config = policy.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        attention = 12 * config.num_hidden_layers * config.num_attention_heads * width
+        return cls(body, _per_token(output), attention)
+
+    def flops(self, packed: PackedGroups) -> Tensor:
+        """Of one forward and backward pass, float64 []. A token attends to as many as its position says, and itself."""
+        pairs = (packed.position_ids + 1).sum().double()
+        return self.body * packed.input_ids.numel() + self.head * packed.labels.numel() + self.attention * pairs
+
+
+def _per_token(matrix: nn.Parameter) -> int:
+    return (6 if matrix.requires_grad else 4) * matrix.numel()
+
+
+def peak_memory(device: torch.device | None = None) -> float:
+    """GiB: the most that tensors have taken of this GPU, or else the most that this process has ever held."""
+    if device is not None and device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 3)  # Linux counts in KiB, macOS in bytes
