@@ -1,21 +1,53 @@
 """Losses and metrics of the two trainings, against transformers' own loss and a loss written out."""
 
+import copy
 import math
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean as mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import Objective
-from selfcontrast.training.module import Sums
+from selfcontrast.training.module import Sums, _counted
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.steps import Pass, Step
-from tiny import groups, llama, recipe
+from tiny import ROOT, gpt2, groups, llama, recipe
 
+OBJECTIVES = sorted((ROOT / "conf/objective").glob("*.yaml"))
+SHAPE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
+MODELS = {
+    "llama": LlamaConfig(**SHAPE),
+    "mistral, its window shorter than the rows": MistralConfig(**SHAPE, sliding_window=5),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=16),
+    "gpt2": gpt2(0.0).config,
+}
 OBJECTIVE = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+
+
+def tiny(model: str, seed: int) -> Any:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(MODELS[model]))
 
 
 def as_step(own: list[Group]) -> Step:
@@ -90,6 +122,38 @@ def test_dpo_is_the_papers_loss_on_logits(negatives: int) -> None:
     assert_same_gradients(policy, plain)
 
 
+def padded_sums(model: Any, group: Group) -> Tensor:
+    """[K + 1] by transformers' own attention, over padded rows."""
+    rows = [(group.prompt, response) for response in group.responses]
+    batch = padded(rows)
+    labels = batch.pop("labels")[:, 1:]
+    logits = model(**batch).logits[:, :-1].log_softmax(-1)
+    return (logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels >= 0)).sum(-1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("file", OBJECTIVES, ids=lambda file: file.stem)
+def test_gradients_of_every_objective_equal_padded_rows(file: Path, model: str) -> None:
+    objective = instantiate(OmegaConf.load(file))
+    own = [*ragged([3, 1, 4, 2], seed=3)]
+    policy, plain, before = tiny(model, 1), tiny(model, 1), tiny(model, 2)
+    with torch.no_grad():
+        stored = {g.id: padded_sums(before, g) for g in own}
+    module = dpo(policy, stored, objective)
+    losses, _ = module.losses(Pass(pack(own), True))
+    for group, found in zip(own, losses, strict=True):
+        count = len(group.negatives)
+        lengths = torch.tensor([[len(response) for response in group.responses]])
+        sums, mask = padded_sums(plain, group)[None], torch.ones(1, count, dtype=torch.bool)
+        expected = objective(sums, stored[group.id][None], lengths, mask).loss[0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+        (expected / len(own)).backward()
+    (losses.sum() / len(own)).backward()
+    one, other = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (policy, plain))
+    assert float(other.norm()) > 1e-2
+    assert float((one - other).norm() / other.norm()) <= 1e-5
+
+
 def test_metrics_by_hand() -> None:
     """Two groups, the second with one negative only; the reference is chosen, so every number is known."""
     own = [Group("a", [1, 2], [3, 4], [[5], [6, 7, 8]]), Group("b", [9], [10, 11, 12, 13], [[14, 15]])]
@@ -112,10 +176,82 @@ def test_metrics_by_hand() -> None:
             "chosen_log_prob_per_token": (a[0] / 2 + b[0] / 4) / 2,
             "rejected_log_prob_per_token": ((a[1] / 1 + a[2] / 3) / 2 + b[1] / 2) / 2,
             "chosen_log_prob_change": (1 - 1) / 2,
+            "kl_reference_policy_on_negatives": ((2 - 3) / 2 + 4) / 2,
             "negatives": (2 + 1) / 2,
+            "accuracy_rank_1": 1.0,
+            "accuracy_rank_2": 0.0,  # of group a alone
+            "margin_rank_1": 0.1 * ((1 + 2) + (-1 + 4)) / 2,
+            "margin_rank_2": 0.1 * (1 - 3),
         },
         abs=1e-5,
     )
+
+
+def ragged(counts: list[int], seed: int = 0) -> list[Group]:
+    """Groups with these numbers of negatives."""
+    drawn = groups(len(counts), negatives=max(counts), seed=seed)
+    return [replace(group, negatives=group.negatives[:count]) for group, count in zip(drawn, counts, strict=True)]
+
+
+def test_metrics_over_ragged_passes_equal_a_plain_loop() -> None:
+    """Three passes of groups with 1 to 4 negatives, one of them a filler that must not count."""
+    parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
+    own = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
+    filler = [replace(g, id=f"2{g.id}") for g in parts[2]]
+    policy, before = llama(1), llama(2)
+    with torch.no_grad():
+        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in [*own, *filler]}
+        now = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in own}
+    module = dpo(policy, stored)
+    module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    passes = [Pass(pack(own[:2]), True), Pass(pack(own[2:]), True), Pass(pack(filler), False)]
+    found = module._means([_counted(module.losses(part)[1], part) for part in passes])
+
+    lists: dict[str, list[float]] = defaultdict(list)
+    for g in own:
+        before_, after = stored[g.id].tolist(), now[g.id]
+        rewards = [0.1 * (a - b) for a, b in zip(after, before_, strict=True)]
+        margins = [rewards[0] - r for r in rewards[1:]]
+        lists["loss"].append(mean([math.log1p(math.exp(-m)) for m in margins]))
+        lists["chosen_reward"].append(rewards[0])
+        lists["rejected_reward"].append(mean(rewards[1:]))
+        lists["margin"].append(mean(margins))
+        lists["accuracy"].append(mean([float(m > 0) for m in margins]))
+        lists["chosen_log_prob"].append(after[0])
+        lists["chosen_log_prob_per_token"].append(after[0] / len(g.target))
+        lists["rejected_log_prob_per_token"].append(
+            mean([p / len(n) for p, n in zip(after[1:], g.negatives, strict=True)])
+        )
+        lists["chosen_log_prob_change"].append(after[0] - before_[0])
+        lists["kl_reference_policy_on_negatives"].append(
+            mean([b - a for a, b in zip(after[1:], before_[1:], strict=True)])
+        )
+        lists["negatives"].append(len(g.negatives))
+        for rank, margin in enumerate(margins, start=1):
+            lists[f"margin_rank_{rank}"].append(margin)
+            lists[f"accuracy_rank_{rank}"].append(float(margin > 0))
+    assert {name: len(values) for name, values in lists.items() if "rank_" in name} == {
+        f"{name}_rank_{rank}": count
+        for name in ("margin", "accuracy")
+        for rank, count in enumerate((5, 3, 2, 1), start=1)
+    }
+    assert found == pytest.approx({name: mean(values) for name, values in lists.items()}, abs=1e-4)
+
+
+def test_the_kl_estimate_is_that_of_the_exact_divergence() -> None:
+    """Responses of one token, every token of the vocabulary once, weighted by the reference's probability."""
+    own, policy, before = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
+    with torch.no_grad():
+        p, q = (model(torch.tensor([own.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, before))
+        exact = float((q.exp() * (q - p)).sum())
+        tokens = torch.multinomial(q.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = replace(own, negatives=[[token] for token in tokens.tolist()])
+    stored = {"a": torch.cat([q[[2]], q[tokens]])}
+    with torch.no_grad():
+        found = means(dpo(policy, stored).losses(Pass(pack([drawn]), True))[1])["kl_reference_policy_on_negatives"]
+    noise = float((q - p)[tokens].std() / 4000**0.5)
+    assert exact > 4 * noise
+    assert found == pytest.approx(exact, abs=4 * noise)
 
 
 def test_the_reference_may_hold_more_ranks_than_are_used() -> None:
