@@ -11,6 +11,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from selfcontrast.data.example import Example
+from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.training.recipe import Hardware, Recipe
@@ -51,6 +52,8 @@ RECIPE = Recipe(
     validations=0,
 )
 
+LORA = LoRA(rank=4, alpha=8.0, dropout=0.1, target_modules="all-linear", stages=["align"])
+
 
 @cache
 def _trained() -> Any:
@@ -86,11 +89,11 @@ def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2) -> 
     return LlamaForCausalLM(config).eval()
 
 
-def gpt2(dropout: float, seed: int = 0) -> GPT2LMHeadModel:
+def gpt2(dropout: float, seed: int = 0, width: int = 16) -> GPT2LMHeadModel:
     """A GPT-2 with dropout everywhere, on attention too."""
     config = GPT2Config(
         vocab_size=50,
-        n_embd=16,
+        n_embd=width,
         n_layer=2,
         n_head=2,
         n_positions=64,
@@ -130,3 +133,7 @@ def hardware(**changes: Any) -> Hardware:
 
 def recipe(**changes: Any) -> Recipe:
     return replace(RECIPE, **changes)
+
+
+def lora(**changes: Any) -> LoRA:
+    return replace(LORA, **changes)

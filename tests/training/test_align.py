@@ -1,23 +1,26 @@
 """Which groups K-negative training sees, and the policy that comes of it."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfcontrast.data.candidates import Negative
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.models.adapters import LoRA, NoAdapter
+from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
 from selfcontrast.training.align import align, nearest_first, preference_groups
 from selfcontrast.training.fine_tune import HISTORY
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import read_reference, score_reference
-from tiny import TEMPLATE, example, hardware, llama, policy_folder, recipe, tokenizer
+from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, tokenizer
 
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(5)]
@@ -59,39 +62,82 @@ def test_a_cutoff_that_nothing_fits_is_a_users_mistake() -> None:
         preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=5)
 
 
-def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path) -> None:
-    sft = policy_folder(tmp_path / "sft")
+def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[dict[str, Any], list[Record]]:
+    """The stage's summary, and what it told while it trained: 8 steps of 2 prompts."""
     groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=100)
     pool, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 4, cutoff=100)
-    own, how = hardware(self_check=True), recipe(epochs=4, prompts_per_step=2)
-    (tmp_path / "align").mkdir()
-    score_reference(tmp_path, sft, pool, "float32", own)
+    own, how = hardware(self_check=True), recipe(**{"epochs": 4, "prompts_per_step": 2, **changes})
+    folder.mkdir()
+    score_reference(folder.parent, sft, pool, "float32", own)
     told: list[Record] = []
     summary = align(
-        tmp_path / "align",
+        folder,
         sft,
         groups,
-        read_reference(tmp_path),
+        read_reference(folder.parent),
         2,
         OBJECTIVE,
-        NoAdapter(),
+        adapter,
         how,
         "float32",
         own,
         seed=0,
         report=told.append,
     )
+    return summary, told
+
+
+@pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA"])
+def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Adapter) -> None:
+    sft = policy_folder(tmp_path / "sft")
+    summary, told = aligned(tmp_path / "align", sft, adapter)
     counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps")}
     assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8}
     history = json.loads((tmp_path / "align" / HISTORY).read_text())
     assert history == told
-    assert history[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert history[-1]["margin"] > 0.1
     assert {record["negatives"] for record in history} == {2.0}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "align/model")
     assert AutoTokenizer.from_pretrained(tmp_path / "align/model").chat_template == TEMPLATE
-    assert not torch.equal(model.lm_head.weight, llama().lm_head.weight)
+    before, after = llama().model.layers[0].mlp, model.model.layers[0].mlp
+    assert not torch.equal(after.up_proj.weight, before.up_proj.weight)
     assert "Self-Contrast policy" in (tmp_path / "align/model/README.md").read_text()
+
+
+def test_the_first_loss_is_that_of_a_policy_that_is_its_reference(tmp_path: Path) -> None:
+    """log 2, whatever the negatives. With LoRA the stored scores are those of the model below the adapters."""
+    sft = policy_folder(tmp_path / "sft")
+    for adapter in (NoAdapter(), lora(dropout=0.0)):
+        _, told = aligned(tmp_path / type(adapter).__name__, sft, adapter)
+        assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert told[0]["margin"] == pytest.approx(0, abs=1e-4)
+
+
+def test_lora_changes_nothing_but_the_layers_it_adapts(tmp_path: Path) -> None:
+    aligned(tmp_path / "align", policy_folder(tmp_path / "sft"), lora(target_modules=["v_proj"]))
+    before, after = (load_file(tmp_path / stage / "model.safetensors") for stage in ("sft", "align/model"))
+    assert after.keys() == before.keys()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.v_proj.weight" for layer in (0, 1)}
+    written = {file.name for file in (tmp_path / "align/model").iterdir()}
+    assert written == {file.name for file in (tmp_path / "sft").iterdir()}
+    assert "lora" not in (tmp_path / "align/model/config.json").read_text().lower()
+
+
+def test_targets_that_become_less_likely_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A rate at which a model forgets all it knew, and one at which nothing moves."""
+    sft = policy_folder(tmp_path / "sft")
+    summary, told = aligned(tmp_path / "align", sft, NoAdapter(), lr=1.0, epochs=8)
+    assert summary["displaced"]
+    assert summary["target_log_prob_change"] == pytest.approx(
+        sum(record["chosen_log_prob_change"] for record in told[-5:]) / 5
+    )
+    warnings = [record.message for record in caplog.records if "displacement" in record.message]
+    assert len(warnings) == 1
+    assert f"{-summary['target_log_prob_change']:.2f} nats" in warnings[0]
+    caplog.clear()
+    assert not aligned(tmp_path / "again", sft, NoAdapter(), lr=1e-9)[0]["displaced"]
+    assert not caplog.records
 
 
 def test_nearest_first_orders_negatives_and_their_scores_alike() -> None:

@@ -1,6 +1,8 @@
 """The run over its steps: exact resumption, exact accumulation, the optimiser's settings."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from selfcontrast.errors import UserError
+from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.steps import Pass, Step
-from tiny import gpt2, groups, hardware, llama, recipe
+from tiny import gpt2, groups, hardware, llama, lora, recipe
 
 SPEEDS = {"tokens_per_second", "prompts_per_second", "tflops", "mfu", "peak_memory_gib"}  # differ from run to run
 TRAIN, VALIDATION = groups(10), groups(3, seed=1)
@@ -108,6 +111,75 @@ def test_a_run_killed_when_all_steps_are_done_only_finishes(
     assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
 
 
+ELSEWISE: dict[str, tuple[Any, Recipe]] = {
+    "LoRA": (lambda: lora(dropout=0.3).wrap(gpt2(0.1), seed=0), recipe()),
+    "8-bit": (lambda: gpt2(0.1, width=64), recipe(optimizer="adamw_8bit")),  # wide enough for its blocks of 4096
+}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("kind", ELSEWISE)
+def test_a_killed_run_with_adapters_or_8_bit_moments_ends_as_if_it_had_not_been(
+    tmp_path: Path, kind: str, every: int
+) -> None:
+    policy, how = ELSEWISE[kind]
+    whole, records = trained(tmp_path / "whole", how, policy=policy())
+    trained(tmp_path, how, ("forward", 3), policy=policy(), checkpoint_every=every)
+    weights, history = trained(tmp_path, how, policy=policy(), checkpoint_every=every)
+    assert history == records
+    assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(weights[name], value) for name, value in whole.items())
+    start = policy().state_dict()
+    assert any(not torch.equal(start[name], value) for name, value in whole.items())
+
+
+def test_a_checkpoint_holds_no_frozen_weight(tmp_path: Path) -> None:
+    policy = lora().wrap(llama(), seed=0)
+    trained(tmp_path, recipe(), ("end", 4), policy=policy, checkpoint_every=2)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    trainable = {f"policy.{name}" for name, p in policy.named_parameters() if p.requires_grad}
+    assert saved["state_dict"].keys() == trainable
+    assert len(trainable) == 2 * 2 * 7  # A and B of seven layers in two blocks
+
+
+def test_lora_trains_adapters_alone(tmp_path: Path) -> None:
+    weights, _ = trained(tmp_path, recipe(), policy=lora().wrap(llama(), seed=0))
+    start = lora().wrap(llama(), seed=0).state_dict()
+    changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
+    assert changed == {name for name in start if "lora_" in name}
+
+
+def test_8_bit_moments_train_nearly_as_32_bit_ones(tmp_path: Path) -> None:
+    """The moments are quantised, so the weights differ a little; they move as far."""
+    start = gpt2(0.0, width=64).state_dict()
+    moved = []
+    for optimizer in ("adamw", "adamw_8bit"):
+        how = recipe(optimizer=optimizer, lr=1e-3)
+        weights, _ = trained(tmp_path / optimizer, how, policy=gpt2(0.0, width=64))
+        moved.append(torch.cat([(weights[name] - start[name]).flatten() for name in start]))
+    exact, quantised = moved
+    assert not torch.equal(exact, quantised)
+    assert float((exact - quantised).norm() / exact.norm()) < 0.3
+
+
+def test_8_bit_moments_are_8_bit_ones() -> None:
+    module = SupervisedFineTuning(gpt2(0.0, width=64), recipe(optimizer="adamw_8bit"), 6, 7, lambda record: None)
+    (optimizer,), _ = module.configure_optimizers()
+    for parameter in module.policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kinds = {p.numel() >= 4096: state["state1"].dtype for p, state in optimizer.state.items()}
+    assert kinds == {True: torch.uint8, False: torch.float32}
+
+
+def test_without_bitsandbytes_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe(optimizer="adamw_8bit").check("trainer")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    recipe().check("trainer")
+    with pytest.raises(UserError, match=r"^trainer\.optimizer=adamw_8bit needs bitsandbytes: pip install"):
+        recipe(optimizer="adamw_8bit").check("trainer")
+
+
 def test_the_resumed_run_takes_only_the_steps_after_its_checkpoint(tmp_path: Path) -> None:
     trained(tmp_path, recipe(), ("end", 6), checkpoint_every=2)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -165,6 +237,46 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, strategy: str) -> None:
         assert same == pytest.approx(record, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path: Path) -> None:
+    """Only one group has a third negative, so one process never sees the column."""
+    rows = [
+        replace(group, negatives=group.negatives[:count])
+        for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)
+    ]
+    objective = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+    stored = {group.id: torch.full((1 + len(group.negatives),), -9.0) for group in rows}
+    how, found = recipe(prompts_per_step=3), []
+    for ranks in (1, 2):
+        own = hardware(devices=ranks, tokens_per_pass=20)
+        policy, told = llama(), list[Record]()
+        data = StepData(rows, [], how, own, seed=3)
+        prepare(policy, rows, own)
+        module = SelfContrastDPO(policy, how, len(data.steps()), own.logits_chunk, told.append, objective, stored)
+        assert fit(module, data, tmp_path / str(ranks), "test")
+        found.append([without_speeds(record) for record in told])
+    third = [record["step"] for record in found[0] if "margin_rank_3" in record]
+    assert len(third) == 2  # once an epoch
+    for record, same in zip(*found, strict=True):
+        assert same == pytest.approx(record, abs=1e-4)
+
+
+def test_what_a_step_costs_is_told(tmp_path: Path) -> None:
+    policy, own = llama(), hardware()
+    data = StepData(TRAIN, [], recipe(), own, seed=3)
+    prepare(policy, TRAIN, own)
+    module = SupervisedFineTuning(policy, recipe(), len(data.steps()), 7, lambda record: None, peak_tflops=0.5)
+    fit(module, data, tmp_path, "test")
+    for number, record in enumerate(module.history):
+        passes = [part.packed for part in data.steps()[number].passes]
+        tokens = sum(packed.input_ids.numel() for packed in passes)
+        flops = sum(float(module.cost.flops(packed)) for packed in passes)
+        seconds = tokens / record["tokens_per_second"]
+        assert record["tflops"] == pytest.approx(flops / seconds / 1e12)
+        assert record["mfu"] == pytest.approx(2 * record["tflops"])
+        assert 0.05 < record["peak_memory_gib"] < 64
+
+
 def test_an_unusable_loss_names_its_group_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     class Poisoned(SupervisedFineTuning):
         def losses(self, part: Pass) -> Any:
@@ -214,14 +326,16 @@ def test_the_learning_rate_used_is_the_schedules(whole: tuple[dict[str, Tensor],
     assert used == pytest.approx([1e-2 * recipe().lr_factor(step, 6) for step in range(6)])
 
 
-def test_weight_decay_shrinks_matrices_and_nothing_else() -> None:
-    module = SupervisedFineTuning(gpt2(0.0), recipe(weight_decay=0.5), 6, 7, lambda record: None)
-    (optimizer,), _ = module.configure_optimizers()
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_weight_decay_shrinks_matrices_and_nothing_else(optimizer: str) -> None:
+    how = recipe(weight_decay=0.5, optimizer=optimizer)
+    module = SupervisedFineTuning(gpt2(0.0, width=64), how, 6, 7, lambda record: None)
+    (optimizer_,), _ = module.configure_optimizers()
     before = {name: value.detach().clone() for name, value in module.policy.named_parameters()}
     for parameter in module.policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    lr = optimizer.param_groups[0]["lr"]
-    optimizer.step()
+    lr = optimizer_.param_groups[0]["lr"]
+    optimizer_.step()
     for name, value in module.policy.named_parameters():
         factor = 1 - lr * 0.5 if value.ndim >= 2 else 1.0
         torch.testing.assert_close(value.detach(), before[name] * factor)
@@ -229,7 +343,15 @@ def test_weight_decay_shrinks_matrices_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"schedule": "square"}, {"lr": 0.0}, {"epochs": 0}, {"warmup": 1.0}, {"betas": [0.9]}, {"clip_norm": -1.0}],
+    [
+        {"optimizer": "sgd"},
+        {"schedule": "square"},
+        {"lr": 0.0},
+        {"epochs": 0},
+        {"warmup": 1.0},
+        {"betas": [0.9]},
+        {"clip_norm": -1.0},
+    ],
     ids=str,
 )
 def test_a_recipe_that_cannot_be(setting: dict[str, Any]) -> None:
@@ -238,7 +360,9 @@ def test_a_recipe_that_cannot_be(setting: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"devices": 0}, {"tokens_per_pass": 0}, {"accelerator": "tpu"}, {"precision": "16-mixed"}], ids=str
+    "setting",
+    [{"devices": 0}, {"tokens_per_pass": 0}, {"peak_tflops": 0.0}, {"accelerator": "tpu"}, {"precision": "16-mixed"}],
+    ids=str,
 )
 def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):

@@ -5,7 +5,6 @@ pass adds the *sum* of its losses divided by the step's total over all ranks. (L
 a mean of means, which differs for unequal passes.)
 """
 
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -216,7 +215,6 @@ def adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer
     first, second = recipe.betas
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(first, second), fused=True)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that is not used here
     from bitsandbytes.optim import AdamW8bit
 
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=recipe.lr, betas=(first, second))
