@@ -1,5 +1,6 @@
 """Chunked log-probabilities against a plain log-softmax, and the check at the start of a run."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -117,6 +118,54 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk() -> None:
     with Watch():
         _ChunkedLogProbs.apply(hidden, weight, None, labels, chunk, torch.float32).sum().backward()
     assert peak == chunk * vocabulary
+
+
+class Held(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most numbers that tensors made within have held at once; views share what they view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for x in output if isinstance(output, tuple) else (output,):
+            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.storages:
+                self.storages.add(storage._cdata)
+                self.now += storage.nbytes() // 4
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes() // 4)
+        self.peak = max(self.peak, self.now)
+        return output
+
+    def _gone(self, name: int, size: int) -> None:
+        self.storages.discard(name)
+        self.now -= size
+
+
+def test_the_memory_of_the_loss_does_not_grow_with_length_times_vocabulary() -> None:
+    vocabulary, width, chunk = 1000, 4, 8
+    peaks = []
+    for tokens in (64, 512):
+        hidden, weight, _, labels = draw(tokens, width, vocabulary, torch.float32)
+        with Held() as held:
+            _ChunkedLogProbs.apply(hidden, weight, None, labels, chunk, torch.float32).sum().backward()
+        peaks.append(held.peak)
+    longer = 512 - 64
+    assert peaks[0] >= chunk * vocabulary
+    assert peaks[0] <= 4 * chunk * vocabulary + 64 * 10 * width
+    assert peaks[1] - peaks[0] <= longer * 10 * width  # of which longer * vocabulary would be 25 times as much
+
+
+def test_gradients_of_bfloat16_weights_are_added_up_in_float32() -> None:
+    """In bfloat16 a sum of equal terms stops growing at 256 of them."""
+    tokens = 1024
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.ones(tokens, 1, dtype=torch.bfloat16)
+    labels = torch.zeros(tokens, dtype=torch.long)
+    _ChunkedLogProbs.apply(hidden, weight, None, labels, 1, torch.bfloat16).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.flatten().tolist() == [tokens / 2, -tokens / 2]  # onehot - softmax = (1/2, -1/2) each
 
 
 def test_token_and_response_log_probs_of_a_model() -> None:
