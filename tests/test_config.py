@@ -4,6 +4,7 @@ Most mistakes go through `configure` in this process; some through the real comm
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
@@ -145,7 +146,7 @@ def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
 def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
     said = mistake(f"{misspelt}=1")
     assert said.startswith(f"{misspelt}: no such setting; ")
-    assert (f"did you mean {meant}?" if meant else "it has lr, epochs, ") in said
+    assert (f"did you mean {meant}?" if meant else "it has optimizer, lr, ") in said
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,8 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("filter.selector._target_=nowhere.Selector", ["filter.selector._target_=", "nowhere"]),
         ("filter.selector._target_=os.system", ["filter.selector._target_=os.system"]),
         ("objective.core=cubic", ["cubic", "sigmoid"]),
+        ("trainer.optimizer=sgd", ["optimizer=sgd", "adamw, adamw_8bit"]),
+        ("hardware.peak_tflops=-1", ["hardware.peak_tflops=-1", "null"]),
         ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
         ("hardware.devices=2", ["hardware.devices=2", "one device"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
@@ -213,6 +216,52 @@ def test_values_that_cannot_be(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # the developer's own key
     said = mistake(override)
     assert [part for part in parts if part not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("adapter.rank=0", "adapter.rank=0: at least 1"),
+        (
+            "adapter.target_modules=[q_proj,queries]",
+            "adapter.target_modules: queries is no linear layer of a llama; there are "
+            "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+        ),
+        (
+            "adapter.stages=[sft,align]",
+            "adapter.stages=['sft', 'align']: a model of random weights cannot be fine-tuned by adapters alone; "
+            "use adapter.stages=[align]",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be(override: str, line: str) -> None:
+    assert mistake(override, choose=composed(*TINY, "adapter=lora")) == line
+
+
+@pytest.mark.parametrize(
+    ("package", "overrides", "line"),
+    [
+        (
+            "peft",
+            ["adapter=lora"],
+            "adapter=lora needs peft: pip install 'selfcontrast[peft]', or use adapter=none",
+        ),
+        (
+            "bitsandbytes",
+            ["sft.optimizer=adamw_8bit"],
+            "sft.optimizer=adamw_8bit needs bitsandbytes: pip install 'selfcontrast[8bit]', or use sft.optimizer=adamw",
+        ),
+    ],
+)
+def test_a_package_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, package: str, overrides: list[str], line: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert mistake(choose=composed(*TINY, *overrides)) == line
+
+
+def test_a_setting_of_no_adapter() -> None:
+    assert mistake("adapter.rank=8") == "adapter.rank: no such setting; it has none"
 
 
 def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

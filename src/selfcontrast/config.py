@@ -131,7 +131,7 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
     for key in map(str, node):
         if key not in (*known, "_target_"):
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has {', '.join(known)}"
+            hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has {', '.join(known) or 'none'}"
             raise UserError(f"{where}.{key}: no such setting{hint}")
     for key in known:
         if OmegaConf.is_missing(node, key):  # first, because `in` is False for "???"

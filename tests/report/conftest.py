@@ -108,7 +108,24 @@ def build(
         ],
         histories={
             "sft": [*({"step": i, "loss": 2 / i, "grad_norm": 1.0} for i in range(1, 60)), VALIDATION],
-            "align": [{"step": 1, "loss": 0.69, "margin": 0.0, "accuracy": 0.5, "chosen_reward": 0.0}],
+            "align": [
+                {
+                    "step": 1,
+                    "loss": 0.69,
+                    "margin": 0.0,
+                    "accuracy": 0.5,
+                    "chosen_reward": 0.0,
+                    "accuracy_rank_1": 0.25,
+                    "accuracy_rank_2": 0.75,
+                    "margin_rank_1": 0.0,
+                    "margin_rank_2": 0.1,
+                    "tokens_per_second": 12345.0,
+                    "prompts_per_second": 3.25,
+                    "tflops": 0.125,
+                    "mfu": 0.375,
+                    "peak_memory_gib": 1.75,
+                }
+            ],
         },
         similarities={"candidates": [0.1, 0.4, 0.9], "negatives": [0.1, 0.4], "cuts": [0.45]},
         lm_eval=LM_EVAL,

@@ -122,6 +122,24 @@ def test_the_figure_also_stands_alone(make: Callable[..., Result], tmp_path: Pat
     assert "var(--" not in svg
 
 
+def test_training_says_what_it_cost_and_how_it_did_by_rank(make: Callable[..., Result], tmp_path: Path) -> None:
+    _, seen = page(make(), tmp_path)
+    line = "12,300 tokens/s, 3.25 prompts/s, 0.125 TFLOP/s of model FLOPs per device (37.5% of its peak), "
+    assert line + "peak memory 1.8 GiB." in seen.shown
+    assert "negative, most similar first" in seen.shown
+    assert "displacement" not in seen.shown
+
+
+def test_targets_that_became_less_likely_are_noted(make: Callable[..., Result], tmp_path: Path) -> None:
+    result = make()
+    summary = {"prompts": 49, "displaced": True, "target_log_prob_change": -3.456}
+    stages = [{**s, "summary": summary} if s["name"] == "align" else s for s in result.stages]
+    _, seen = page(replace(result, stages=stages), tmp_path)
+    assert (
+        "Likelihood displacement: over the last tenth of the steps the policy gave the targets 3.46 nats" in seen.shown
+    )
+
+
 @pytest.mark.parametrize("missing", ["false_negatives_before", "score_candidates"])
 def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
     known = {"prompts": 2, "candidates": 10, "distinct_per_prompt": 4.0, "empty_share": 0.0, missing: None}

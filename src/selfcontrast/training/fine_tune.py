@@ -80,7 +80,7 @@ def texts(examples: Sequence[Example]) -> list[str]:
 def model_card(title: str, how: str, history: Sequence[Record]) -> str:
     """The README.md of a policy folder."""
     last = next((r for r in reversed(history) if "loss" in r), {})
-    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items())
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if "_rank_" not in name)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

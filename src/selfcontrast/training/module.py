@@ -183,7 +183,7 @@ class PackedModule(LightningModule, ABC):
     def _means(self, sums: Iterable[Sums]) -> Record:
         """Of each metric its sum over passes and ranks, divided by its count; nothing of what was not there."""
         parts = list(sums)
-        names = sorted(parts[0])
+        names = list(parts[0])
         total = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).sum(0)
         if self.trainer.world_size > 1:
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
