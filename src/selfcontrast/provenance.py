@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ PACKAGES = (
     "wandb",
     "lm-eval",
 )
+OPTIONAL = ("peft", "bitsandbytes")
 
 
 @cache
@@ -25,7 +27,7 @@ def provenance() -> dict[str, Any]:
     """Versions of the packages that decide numbers, the git commit ("+" where there are changes), the hardware."""
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: metadata.version(name) for name in (*PACKAGES, *filter(find_spec, OPTIONAL))},
         "commit": commit(),
         "platform": platform.platform(),
         "processor": processor(),
