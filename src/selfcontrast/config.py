@@ -73,8 +73,8 @@ def configure(cfg: DictConfig) -> Parts:
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     parts = {group: build(cfg[group], group) for group in GROUPS}
     parts["filter"].check(cfg.negatives, parts["generator"].samples)
-    parts["sft"].check("sft")
-    parts["trainer"].check("trainer")
+    parts["sft"].check("sft", parts["hardware"])
+    parts["trainer"].check("trainer", parts["hardware"])
     parts["hardware"].check()
     parts["engine"].check()
     parts["tracking"].check()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from selfcontrast.errors import UserError
+from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
@@ -173,11 +174,18 @@ def test_8_bit_moments_are_8_bit_ones() -> None:
 
 
 def test_without_bitsandbytes_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe(optimizer="adamw_8bit").check("trainer")
+    recipe(optimizer="adamw_8bit").check("trainer", hardware())
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    recipe().check("trainer")
+    recipe().check("trainer", hardware())
     with pytest.raises(UserError, match=r"^trainer\.optimizer=adamw_8bit needs bitsandbytes: pip install"):
-        recipe(optimizer="adamw_8bit").check("trainer")
+        recipe(optimizer="adamw_8bit").check("trainer", hardware())
+
+
+def test_8_bit_moments_of_sharded_weights_are_refused() -> None:
+    how = recipe(optimizer="adamw_8bit")
+    how.check("sft", hardware(devices=2, strategy="ddp"))
+    with pytest.raises(UserError, match=r"^sft\.optimizer=adamw_8bit .* hardware\.strategy=ddp"):
+        how.check("sft", hardware(devices=2, strategy="fsdp2"))
 
 
 def test_the_resumed_run_takes_only_the_steps_after_its_checkpoint(tmp_path: Path) -> None:
@@ -214,15 +222,17 @@ def test_how_a_step_falls_into_passes_does_not_change_it(tmp_path: Path) -> None
         torch.testing.assert_close(small[name], value, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "adapter"), [("ddp", NoAdapter()), ("fsdp2", NoAdapter()), ("fsdp2", lora(dropout=0.0))]
+)
 @pytest.mark.filterwarnings("ignore")
-def test_two_ranks_train_as_one_does(tmp_path: Path, strategy: str) -> None:
+def test_two_ranks_train_as_one_does(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
     """Steps of three groups, and of one; a validation of one: ranks have unequal parts, and nothing at times."""
     how, rows, held_out = recipe(prompts_per_step=3, validations=2), groups(7), groups(1, seed=1)
     found = []
     for ranks in (1, 2):
         own = hardware(devices=ranks, strategy=strategy, tokens_per_pass=20)
-        policy, told = llama(), list[Record]()
+        policy, told = adapter.wrap(llama(), seed=0), list[Record]()
         data = StepData(rows, held_out, how, own, seed=3)
         prepare(policy, rows, own)
         module = SupervisedFineTuning(policy, how, len(data.steps()), own.logits_chunk, told.append)

@@ -44,9 +44,16 @@ class Recipe:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas={self.betas}: two numbers in [0, 1)")
 
-    def check(self, name: str) -> None:
-        """Raises `UserError` where what the recipe called `name` in the config needs is not installed."""
-        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+    def check(self, name: str, hardware: "Hardware") -> None:
+        """Raises `UserError` where the recipe, called `name` in the config, cannot be followed here."""
+        if self.optimizer != "adamw_8bit":
+            return
+        if hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1:
+            raise UserError(
+                f"{name}.optimizer=adamw_8bit cannot update sharded weights: use hardware.strategy=ddp, "
+                f"or {name}.optimizer=adamw"
+            )
+        if find_spec("bitsandbytes") is None:
             raise UserError(
                 f"{name}.optimizer=adamw_8bit needs bitsandbytes: pip install 'selfcontrast[8bit]', "
                 f"or use {name}.optimizer=adamw"
