@@ -5,24 +5,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 
-from selfcontrast.evaluation import statistics
+from clustered import correlated
 from selfcontrast.evaluation.statistics import (
     Interval,
-    holm,
+    clusters,
     mean_interval,
     paired_difference,
-    paired_permutation_test,
+    standard_error,
     win_rate,
 )
-
-
-def correlated(rng: np.random.Generator, prompts: int, samples: int) -> tuple[Any, Any]:
-    """Scores with variance 1 between prompts and 0.25 within, and their labels."""
-    values = np.repeat(rng.normal(size=prompts), samples) + 0.5 * rng.normal(size=prompts * samples)
-    return values, np.repeat(np.arange(prompts), samples)
-
 
 # --- mean_interval ---
 
@@ -108,7 +100,7 @@ def test_a_higher_level_is_wider() -> None:
 def test_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values, labels = correlated(np.random.default_rng(8), 30, 2)
     whole = mean_interval(values, labels)
-    monkeypatch.setattr(statistics, "_BLOCK", 30 * 1000)  # 9999 resamples in ten blocks, the last one short
+    monkeypatch.setattr(clusters, "_BLOCK", 30 * 1000)  # 9999 resamples in ten blocks, the last one short
     parts = mean_interval(values, labels)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.05)
 
@@ -146,13 +138,30 @@ def test_wrong_input(values: Any, clusters: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         paired_difference(values, values, clusters)
     with pytest.raises(ValueError, match=message):
-        paired_permutation_test(values, values, clusters)
+        standard_error(values, clusters)
 
 
 @pytest.mark.parametrize("wrong", [{"level": 0.0}, {"level": 1.0}, {"level": 95}, {"resamples": 0}])
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="level must be"):
         mean_interval([1, 2], [1, 2], **wrong)
+
+
+# --- standard_error ---
+
+
+def test_standard_error_of_single_observations_is_scipys() -> None:
+    values = np.random.default_rng(15).exponential(size=50)
+    assert standard_error(values, np.arange(50)) == pytest.approx(stats.sem(values))
+
+
+def test_standard_error_of_equal_clusters_is_that_of_their_means() -> None:
+    values, labels = correlated(np.random.default_rng(16), 30, 4)
+    assert standard_error(values, labels) == pytest.approx(stats.sem(values.reshape(30, 4).mean(axis=1)))
+
+
+def test_one_cluster_has_no_standard_error() -> None:
+    assert np.isnan(standard_error([1, 2], ["a", "a"]))
 
 
 # --- win_rate ---
@@ -211,53 +220,12 @@ def test_swapping_the_systems_negates_the_difference() -> None:
     forth, back = (paired_difference(x, y, labels, resamples=40_000) for x, y in ((a, b), (b, a)))
     assert back.estimate == pytest.approx(-forth.estimate)
     assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low), abs=0.02)
-    assert paired_permutation_test(a, b, labels) == paired_permutation_test(b, a, labels)
 
 
 def test_clusters_must_agree() -> None:
     for clusters_b in ([0, 2], [0, 0], ["0", "1"]):
         with pytest.raises(ValueError, match="same clusters"):
             paired_difference([1, 2], [1, 2], [0, 1], clusters_b)
-        with pytest.raises(ValueError, match="same clusters"):
-            paired_permutation_test([1, 2], [1, 2], [0, 1], clusters_b)
-
-
-def test_exact_permutation_by_hand() -> None:
-    # Differences 1, 2, 3: |sum| >= 6 for 2 of 8 sign patterns.
-    assert paired_permutation_test([1, 2, 3], [0, 0, 0], [0, 1, 2]) == 2 / 8
-    # Differences 1, 2, -3 sum to 0: every pattern is as extreme.
-    assert paired_permutation_test([1, 2, 0], [0, 0, 3], [0, 1, 2]) == 1
-
-
-def test_exact_permutation_is_scipys() -> None:
-    rng = np.random.default_rng(11)
-    a, b = rng.normal(0.5, 1, 12), rng.normal(0, 1, 12)
-    expected = stats.permutation_test(
-        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", n_resamples=np.inf
-    )
-    assert paired_permutation_test(a, b, np.arange(12)) == pytest.approx(expected.pvalue)
-
-
-def test_sampled_permutation_approaches_the_exact_one() -> None:
-    rng = np.random.default_rng(12)
-    a, b = rng.normal(0.5, 1, 14), rng.normal(0, 1, 14)
-    exact = paired_permutation_test(a, b, np.arange(14), resamples=2**14)
-    sampled = paired_permutation_test(a, b, np.arange(14), resamples=2**14 - 1)
-    assert exact != sampled  # the one enumerated, the other drawn
-    assert sampled == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 2**14))
-
-
-def test_permutations_in_blocks_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(14)
-    a, b, labels = rng.normal(0.3, 1, 30), rng.normal(0, 1, 30), np.arange(30)
-    whole = paired_permutation_test(a, b, labels)
-    monkeypatch.setattr(statistics, "_BLOCK", 30 * 1000)
-    assert 0.02 < whole < 0.98
-    assert paired_permutation_test(a, b, labels) == pytest.approx(whole, abs=0.02)
-
-
-def test_p_is_never_zero() -> None:
-    assert paired_permutation_test(np.ones(100), np.zeros(100), np.arange(100), resamples=999) == 1 / 1000
 
 
 def test_rounding_is_no_difference() -> None:
@@ -265,38 +233,4 @@ def test_rounding_is_no_difference() -> None:
     a, b = np.tile([0.1, 0.2, 0.3], 10), np.tile([0.3, 0.2, 0.1], 10)
     labels = np.repeat(np.arange(10), 3)
     assert sum([0.1, 0.2, 0.3]) != sum([0.3, 0.2, 0.1])
-    assert paired_permutation_test(a, b, labels) == 1
     assert paired_difference(a, b, labels) == Interval(0, 0, 0, 60, 10, 0.95)
-
-
-def test_permutation_keeps_its_level() -> None:
-    rng = np.random.default_rng(13)
-    labels = np.repeat(np.arange(20), 3)
-    rejected = 0
-    for seed in range(500):
-        (a, _), (b, _) = correlated(rng, 20, 3), correlated(rng, 20, 3)
-        rejected += paired_permutation_test(a, b, labels, resamples=199, seed=seed) <= 0.05
-    assert 0.02 <= rejected / 500 <= 0.08
-
-
-# --- holm ---
-
-
-def test_holm_by_hand() -> None:
-    # Sorted .01 .02 .04, times 3, 2, 1: .03 .04 .04.
-    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_statsmodels(p_values: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
-
-
-def test_holm_of_nothing() -> None:
-    assert holm([]).shape == (0,)
-
-
-@pytest.mark.parametrize("p_value", [-0.1, 1.1, np.nan])
-def test_holm_refuses_what_is_no_p_value(p_value: float) -> None:
-    with pytest.raises(ValueError, match="p-values"):
-        holm([0.5, p_value])

@@ -1,0 +1,38 @@
+"""Intervals and tests whose unit is the prompt: several observations of one prompt are not independent.
+
+A *cluster* is the set of observations that share a prompt. Functions take one label per observation (numbers
+or strings), are seeded, and raise ValueError for empty input, unequal lengths, or a value that is not finite.
+"""
+
+from selfcontrast.evaluation.statistics.bootstrap import (
+    Interval,
+    mean_interval,
+    paired_difference,
+    standard_error,
+    win_rate,
+)
+from selfcontrast.evaluation.statistics.length_control import (
+    Coefficients,
+    LengthControlled,
+    length_controlled_win_rate,
+    win_rate_at_equal_length,
+)
+from selfcontrast.evaluation.statistics.multiplicity import holm
+from selfcontrast.evaluation.statistics.permutation import paired_permutation_test
+from selfcontrast.evaluation.statistics.position import PositionBias, position_bias
+
+__all__ = [
+    "Coefficients",
+    "Interval",
+    "LengthControlled",
+    "PositionBias",
+    "holm",
+    "length_controlled_win_rate",
+    "mean_interval",
+    "paired_difference",
+    "paired_permutation_test",
+    "position_bias",
+    "standard_error",
+    "win_rate",
+    "win_rate_at_equal_length",
+]

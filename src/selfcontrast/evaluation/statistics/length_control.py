@@ -1,0 +1,190 @@
+"""A win rate at equal length: judges prefer longer answers, and a win rate alone rewards whoever writes more.
+
+The model is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): the log-odds of a win over the baseline are
+
+    model + length * tanh(Δ / std(Δ)) + difficulty * d,        Δ: the answer's length less the baseline's,
+
+read at Δ = 0 and averaged over the judgments. AlpacaEval's standard error is that of one fit's predictions; here the
+model is fitted again in every bootstrap sample of prompts. A small ridge takes the place of its cross-validated penalty,
+so that every fit is one convex problem with one answer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from selfcontrast.evaluation.statistics.bootstrap import Interval, bca
+from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_settings
+from selfcontrast.evaluation.statistics.logistic import coefficient_influence, fit_logistic, least_information
+
+LEAST_INFORMATION = 0.5
+"""As much as two judgments at even odds give: a fit that rests on less, in some direction, rests on the ridge."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Log-odds of a win.
+
+    Attributes:
+        model: at equal length and a difficulty of 0.
+        length: per unit of tanh(Δ / std(Δ)); above 0 where longer answers win.
+        difficulty: per unit of the instruction's difficulty.
+    """
+
+    model: float
+    length: float
+    difficulty: float
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """A win rate at equal length.
+
+    Attributes:
+        win_rate: in [0, 1], with its interval.
+        coefficients: of the fit to all judgments.
+        near_separation: whether the data alone hardly determine the fit: (nearly) all wins or all losses, outcomes
+            that length alone decides, or lengths that all differ by the same. The rate then means little.
+        fragile_refits: share of the bootstrap's refits of which the same is true: well above 0, it is the interval
+            that means little. NaN where there was none.
+    """
+
+    win_rate: Interval
+    coefficients: Coefficients
+    near_separation: bool
+    fragile_refits: float
+
+
+def length_controlled_win_rate(
+    outcomes: ArrayLike,
+    length_differences: ArrayLike,
+    clusters: ArrayLike,
+    difficulties: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 999,
+    seed: int = 0,
+) -> LengthControlled:
+    """The win rate that a system would have if its answers were as long as the baseline's.
+
+    Args:
+        outcomes: of each judgment, in [0, 1]: 1 is a win, 0.5 a tie; a judge's probability of a win will do, [n].
+        length_differences: the system's answer's length less the baseline's, in any unit, [n].
+        clusters: the prompt of each, [n]; both orders and all samples of a prompt are one cluster.
+        difficulties: of each instruction, in any unit, [n].
+        level, resamples, seed: of the interval, which is BCa as in `mean_interval`, with the model refitted
+            `resamples` times. Its bounds are NaN where there are no more clusters than coefficients.
+
+    Raises:
+        ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
+    """
+    check_settings(level, resamples)
+    lengths, difficulty = _columns(outcomes, length_differences, clusters, difficulties)
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    judged = _Judged(np.asarray(outcomes, dtype=np.float64), lengths, difficulty)
+    once = np.ones((1, judged.size))
+    fitted = judged.fit(once, np.zeros(judged.parameters))
+    rate = float(judged.rates(fitted, once)[0])
+    result = Interval(rate, np.nan, np.nan, judged.size, len(names), level)
+    fragile = np.array([np.nan])
+    if len(names) > judged.parameters:
+        rates, fragile = _refits(judged, fitted[0], index, len(names), resamples, seed)
+        influence = np.bincount(index, weights=judged.influence(fitted[0]))
+        low, high = bca(rate, rates, influence - influence.mean(), judged.parameters, level)
+        result = Interval(rate, low, high, judged.size, len(names), level)
+    return LengthControlled(
+        result,
+        judged.coefficients(fitted[0]),
+        bool(judged.fragile(fitted, once)[0]),
+        float(fragile.mean()),
+    )
+
+
+def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike = (0.0,)) -> float:
+    """The mean over instructions of the model's win probability at Δ = 0. difficulties: [n]."""
+    difficulty = np.asarray(difficulties, dtype=np.float64)
+    return float(expit(coefficients.model + coefficients.difficulty * difficulty).mean())
+
+
+class _Judged:
+    """The judgments as a regression. A column that is the same for all is left out: the model's own says it all."""
+
+    def __init__(self, outcomes: Floats, lengths: Floats, difficulty: Floats) -> None:
+        self.outcomes = outcomes
+        self.centre, self.spread = float(difficulty.mean()), float(difficulty.std())
+        centred = (difficulty - self.centre) / self.spread if self.spread > 0 else np.zeros_like(difficulty)
+        columns = np.stack([np.ones_like(outcomes), lengths, centred], axis=1)
+        self.kept = columns.any(axis=0)
+        self.design = columns[:, self.kept]
+        self.at_equal_length = (columns * [1, 0, 1])[:, self.kept]
+        self.size, self.parameters = self.design.shape
+
+    def fit(self, weights: Floats, start: Floats) -> Floats:
+        """weights: [B, n]; start: [k]. Gives [B, k]."""
+        return fit_logistic(self.design, self.outcomes, weights, start)
+
+    def rates(self, fitted: Floats, weights: Floats) -> Floats:
+        """Win rates at equal length [B]. fitted: [B, k]; weights: [B, n]."""
+        rates: Floats = (weights * expit(fitted @ self.at_equal_length.T)).sum(axis=1) / weights.sum(axis=1)
+        return rates
+
+    def fragile(self, fitted: Floats, weights: Floats) -> NDArray[np.bool_]:
+        """Which fits the data hardly determine [B]."""
+        found: NDArray[np.bool_] = least_information(self.design, weights, fitted) < LEAST_INFORMATION
+        return found
+
+    def influence(self, fitted: Floats) -> Floats:
+        """n times the derivative of the rate with respect to each judgment's weight, [n]. fitted: [k]."""
+        chance = expit(self.at_equal_length @ fitted)
+        slope = (chance * (1 - chance)) @ self.at_equal_length
+        through_fit: Floats = coefficient_influence(self.design, self.outcomes, fitted) @ slope
+        return chance - chance.mean() + through_fit
+
+    def coefficients(self, fitted: Floats) -> Coefficients:
+        """In the units that were given. fitted: [k]."""
+        own = np.zeros(3)
+        own[self.kept] = fitted
+        difficulty = own[2] / self.spread if self.spread > 0 else 0.0
+        return Coefficients(float(own[0] - difficulty * self.centre), float(own[1]), float(difficulty))
+
+
+def _columns(
+    outcomes: ArrayLike, length_differences: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """tanh(Δ / std(Δ)) [n] and the difficulties [n], all input checked."""
+    y, delta = np.asarray(outcomes, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
+    difficulty = np.zeros_like(y) if difficulties is None else np.asarray(difficulties, dtype=np.float64)
+    if y.ndim != 1 or not y.shape == delta.shape == np.shape(clusters) == difficulty.shape:
+        raise ValueError("outcomes, length differences, clusters and difficulties must be lists of one length")
+    if y.size == 0:
+        raise ValueError("no observations")
+    if not np.isfinite([y, delta, difficulty]).all():
+        raise ValueError("values must be finite: take missing judgments out first, and count them")
+    if not ((y >= 0) & (y <= 1)).all():
+        raise ValueError("outcomes must be in [0, 1]")
+    spread = float(delta.std(ddof=1)) if y.size > 1 else 0.0
+    return (np.tanh(delta / spread) if spread > 0 else np.sign(delta)), difficulty
+
+
+def _refits(
+    judged: _Judged, start: Floats, index: NDArray[np.intp], size: int, resamples: int, seed: int
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The rate of each bootstrap sample of clusters, and whether its fit was fragile: [resamples] each."""
+    rates, fragile = [], []
+    for weights in _weights(index, size, resamples, seed):
+        fitted = judged.fit(weights, start)
+        rates.append(judged.rates(fitted, weights))
+        fragile.append(judged.fragile(fitted, weights))
+    return np.concatenate(rates), np.concatenate(fragile)
+
+
+def _weights(index: NDArray[np.intp], size: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each judgment's cluster was drawn, in blocks [rows, n] that add up to `resamples`."""
+    rng = np.random.default_rng(seed)
+    for rows in blocks(resamples, len(index)):
+        drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+        yield counts[:, index].astype(np.float64)

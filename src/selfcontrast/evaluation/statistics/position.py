@@ -1,0 +1,54 @@
+"""What the order of two answers does to a judge that sees them in both orders."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from selfcontrast.evaluation.statistics.bootstrap import Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """Attributes:
+    flip_rate: share of pairs whose verdict depends on the order: another winner, or a winner in one order and a tie
+        in the other.
+    first_position_share: mean outcome for the answer shown first, over both orders, ties one half: 0.5 for a judge
+        without a preference for a place, whichever system is better.
+    """
+
+    flip_rate: Interval
+    first_position_share: Interval
+
+
+def position_bias(
+    shown_first: ArrayLike,
+    shown_second: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> PositionBias:
+    """Both figures with intervals clustered by prompt.
+
+    Args:
+        shown_first: outcome for a system, in [0, 1] (1: it wins), of each pair where its answer came first, [n].
+        shown_second: its outcome of the same pairs where its answer came second, [n].
+        clusters: [n].
+        level, resamples, seed: of the intervals.
+
+    Raises:
+        ValueError: as in `mean_interval`, and for an outcome outside [0, 1].
+    """
+    first, second = np.asarray(shown_first, dtype=np.float64), np.asarray(shown_second, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"every pair needs both orders, not {first.shape} and {second.shape} outcomes")
+    if not (((first >= 0) & (first <= 1)).all() and ((second >= 0) & (second <= 1)).all()):
+        raise ValueError("outcomes must be in [0, 1]")
+    flips = np.sign(first - 0.5) != np.sign(second - 0.5)
+    favours_first = (first + (1 - second)) / 2
+    return PositionBias(
+        mean_interval(flips, clusters, level=level, resamples=resamples, seed=seed),
+        mean_interval(favours_first, clusters, level=level, resamples=resamples, seed=seed),
+    )

@@ -1,0 +1,11 @@
+"""Scores of prompts that were sampled several times."""
+
+from typing import Any
+
+import numpy as np
+
+
+def correlated(rng: np.random.Generator, prompts: int, samples: int) -> tuple[Any, Any]:
+    """Scores with variance 1 between prompts and 0.25 within, and their labels."""
+    values = np.repeat(rng.normal(size=prompts), samples) + 0.5 * rng.normal(size=prompts * samples)
+    return values, np.repeat(np.arange(prompts), samples)

@@ -1,0 +1,214 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import statsmodels.api as sm  # type: ignore[import-untyped]
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import expit, logit
+
+from selfcontrast.evaluation.statistics import (
+    Coefficients,
+    LengthControlled,
+    clusters,
+    length_controlled_win_rate,
+    mean_interval,
+    win_rate_at_equal_length,
+)
+
+MODEL, LENGTH = 0.5, 1.2
+
+
+def judgments(rng: np.random.Generator, prompts: int, each: int = 2, together: float = 0.7) -> tuple[Any, Any, Any]:
+    """Outcomes, length differences and prompts. The model is exactly true of each judgment (0.5 and 1.2 in log-odds);
+    the draws of one prompt share a normal variable with correlation `together`, and their lengths a part."""
+    labels = np.repeat(np.arange(prompts), each)
+    lengths = 400 * (rng.normal(size=prompts)[labels] + rng.normal(size=prompts * each)) + 300
+    shared = np.sqrt(together) * rng.normal(size=prompts)[labels]
+    draw = stats.norm.cdf(shared + np.sqrt(1 - together) * rng.normal(size=prompts * each))
+    scale = np.sqrt(2) * 400
+    return (draw < expit(MODEL + LENGTH * np.tanh(lengths / scale))).astype(float), lengths, labels
+
+
+# --- the estimate ---
+
+
+def test_two_lengths_by_hand() -> None:
+    """Half of the answers are 100 longer and win 90%, half 100 shorter and win 40%. Two coefficients fit both rates
+    exactly, so that the log-odds at equal length are the mean of both: the ridge aside, (2.197 - 0.405) / 2."""
+    outcomes = np.r_[np.ones(900), np.zeros(100), np.ones(400), np.zeros(600)]
+    lengths = np.r_[np.full(1000, 100), np.full(1000, -100)]
+    result = length_controlled_win_rate(outcomes, lengths, np.arange(2000), resamples=100)
+    expected = (logit(0.9) + logit(0.4)) / 2
+    assert result.coefficients.model == pytest.approx(expected, abs=1e-3)
+    assert result.win_rate.estimate == pytest.approx(expit(expected), abs=1e-3)
+    assert result.win_rate.estimate > outcomes.mean()  # 0.71 against 0.65
+    slope = (logit(0.9) - logit(0.4)) / 2 / np.tanh(100 / lengths.std(ddof=1))
+    assert result.coefficients.length == pytest.approx(slope, abs=1e-3)
+    assert not result.near_separation
+
+
+def test_coefficients_are_statsmodels_in_the_units_given() -> None:
+    rng = np.random.default_rng(0)
+    outcomes, lengths, labels = judgments(rng, 2000)
+    difficulty = rng.normal(5, 3, 4000)
+    design = np.column_stack([np.ones(4000), np.tanh(lengths / lengths.std(ddof=1)), difficulty])
+    expected = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit().params
+    found = length_controlled_win_rate(outcomes, lengths, labels, difficulty, resamples=50)
+    own = found.coefficients
+    assert [own.model, own.length, own.difficulty] == pytest.approx(expected, abs=1e-3)
+    design[:, 1] = 0
+    assert found.win_rate.estimate == pytest.approx(expit(design @ expected).mean(), abs=1e-4)
+    assert win_rate_at_equal_length(own, difficulty) == pytest.approx(found.win_rate.estimate)
+
+
+def test_a_win_rate_that_is_length_alone_is_one_half() -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.normal(600, 500, 3000)
+    outcomes = (rng.random(3000) < expit(2 * np.tanh(lengths / 500))).astype(float)
+    result = length_controlled_win_rate(outcomes, lengths, np.arange(3000), resamples=200)
+    assert outcomes.mean() > 0.7
+    assert result.win_rate.low < 0.5 < result.win_rate.high
+
+
+def test_equal_lengths_leave_the_raw_rate() -> None:
+    outcomes = np.r_[np.ones(70), np.full(10, 0.5), np.zeros(20)]
+    result = length_controlled_win_rate(outcomes, np.zeros(100), np.arange(100), resamples=2000)
+    raw = mean_interval(outcomes, np.arange(100), resamples=20_000)
+    assert result.win_rate.estimate == pytest.approx(0.75, abs=1e-3)
+    assert (result.win_rate.low, result.win_rate.high) == pytest.approx((raw.low, raw.high), abs=0.015)
+    assert result.coefficients.length == 0
+    assert not result.near_separation
+
+
+def test_swapping_the_systems_gives_the_rest() -> None:
+    outcomes, lengths, labels = judgments(np.random.default_rng(2), 100)
+    forth = length_controlled_win_rate(outcomes, lengths, labels, resamples=4000)
+    back = length_controlled_win_rate(1 - outcomes, -lengths, labels, resamples=4000)
+    assert back.win_rate.estimate == pytest.approx(1 - forth.win_rate.estimate)
+    assert back.win_rate.low == pytest.approx(1 - forth.win_rate.high, abs=0.01)
+    assert back.coefficients.length == pytest.approx(forth.coefficients.length)
+
+
+def test_published_coefficients_are_read_at_equal_length() -> None:
+    """log-odds 0.2 + 0.5 * (1, -1) = 0.7, -0.3."""
+    coefficients = Coefficients(0.2, 9.0, 0.5)
+    assert win_rate_at_equal_length(coefficients, [1, -1]) == pytest.approx((expit(0.7) + expit(-0.3)) / 2)
+    assert win_rate_at_equal_length(coefficients) == pytest.approx(expit(0.2))
+
+
+# --- the interval ---
+
+
+def test_half_width_is_the_clustered_sandwich_of_statsmodels() -> None:
+    outcomes, lengths, labels = judgments(np.random.default_rng(3), 600, each=3)
+    design = np.column_stack([np.ones(1800), np.tanh(lengths / lengths.std(ddof=1))])
+    fit = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": labels})
+    rate = expit(fit.params[0])
+    result = length_controlled_win_rate(outcomes, lengths, labels, resamples=4000).win_rate
+    assert (result.high - result.low) / 2 == pytest.approx(1.96 * fit.bse[0] * rate * (1 - rate), rel=0.06)
+    assert (result.n, result.clusters, result.level) == (1800, 600, 0.95)
+
+
+@pytest.mark.parametrize("prompts", [30, 120])
+def test_coverage(prompts: int) -> None:
+    rng = np.random.default_rng(4)
+    simulations = 500
+    covered = 0
+    for seed in range(simulations):
+        result = length_controlled_win_rate(*judgments(rng, prompts), resamples=399, seed=seed).win_rate
+        covered += result.low <= expit(MODEL) <= result.high
+    assert 0.92 <= covered / simulations <= 0.98
+
+
+def test_a_judgment_repeated_is_no_evidence() -> None:
+    outcomes, lengths, labels = judgments(np.random.default_rng(5), 200, each=1)
+    once = length_controlled_win_rate(outcomes, lengths, labels, resamples=2000).win_rate
+    twice = [np.tile(column, 2) for column in (outcomes, lengths, labels)]
+    clustered = length_controlled_win_rate(*twice, resamples=2000).win_rate
+    naive = length_controlled_win_rate(*twice[:2], np.arange(400), resamples=2000).win_rate
+    assert clustered.high - clustered.low == pytest.approx(once.high - once.low, rel=0.05)
+    assert naive.high - naive.low == pytest.approx((once.high - once.low) / np.sqrt(2), rel=0.08)
+
+
+def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes, lengths, labels = judgments(np.random.default_rng(6), 50)
+    first = length_controlled_win_rate(outcomes, lengths, labels, seed=1)
+    assert length_controlled_win_rate(outcomes, lengths, labels, seed=1) == first
+    assert length_controlled_win_rate(outcomes, lengths, labels, seed=2) != first
+    monkeypatch.setattr(clusters, "_BLOCK", 100 * 150)  # 999 resamples in seven blocks, the last one short
+    parts = length_controlled_win_rate(outcomes, lengths, labels, seed=1).win_rate
+    assert (parts.low, parts.high) == pytest.approx((first.win_rate.low, first.win_rate.high), abs=0.03)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(-9, 9), st.integers(0, 7)), min_size=1, max_size=30)
+)
+def test_any_judgments_give_ordered_numbers_in_range(rows: list[tuple[float, int, int]]) -> None:
+    outcomes, lengths, labels = zip(*rows, strict=True)
+    result = length_controlled_win_rate(outcomes, lengths, labels, resamples=50)
+    assert 0 <= result.win_rate.estimate <= 1
+    if np.isfinite(result.win_rate.low):
+        assert 0 <= result.win_rate.low <= result.win_rate.high <= 1
+    else:
+        assert result.win_rate.clusters <= 2
+        assert np.isnan(result.fragile_refits)
+
+
+# --- near separation ---
+
+
+def separated(outcomes: Any, lengths: Any) -> LengthControlled:
+    return length_controlled_win_rate(outcomes, lengths, np.arange(len(outcomes)), resamples=100)
+
+
+@pytest.mark.parametrize("count", [20, 2000])
+def test_what_the_data_cannot_tell_is_flagged(count: int) -> None:
+    rng = np.random.default_rng(7)
+    lengths, coin = rng.normal(0, 300, count), rng.integers(0, 2, count)
+    assert separated(np.ones(count), lengths).near_separation  # all wins
+    assert separated(np.zeros(count), lengths).near_separation  # all losses
+    assert separated(lengths > 0, lengths).near_separation  # length decides
+    assert separated(coin, np.full(count, 50)).near_separation  # always as much longer
+    assert separated(coin, 5000 + lengths / 100).near_separation  # nearly so
+    fine = separated(coin, lengths)
+    assert not fine.near_separation
+    assert fine.fragile_refits < 0.5
+    assert separated(np.ones(count), lengths).fragile_refits == 1
+
+
+def test_one_loss_among_many_wins_breaks_in_the_refits() -> None:
+    outcomes = np.r_[np.ones(59), 0]
+    result = separated(outcomes, np.random.default_rng(8).normal(0, 300, 60))
+    # A sample of prompts lacks the loss with probability (1 - 1/60)^60 = 0.36.
+    assert result.fragile_refits > 0.3
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "lengths", "labels", "difficulties", "message"),
+    [
+        ([], [], [], None, "no observations"),
+        ([1, 0], [1], [0, 1], None, "one length"),
+        ([1, 0], [1, 2], [0], None, "one length"),
+        ([1, 0], [1, 2], [0, 1], [1], "one length"),
+        ([[1, 0]], [[1, 2]], [[0, 1]], None, "one length"),
+        ([1, np.nan], [1, 2], [0, 1], None, "finite"),
+        ([1, 0], [1, np.inf], [0, 1], None, "finite"),
+        ([1, 0], [1, 2], [0, 1], [0, np.nan], "finite"),
+        ([1, 2], [1, 2], [0, 1], None, r"\[0, 1\]"),
+    ],
+)
+def test_wrong_input(outcomes: Any, lengths: Any, labels: Any, difficulties: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        length_controlled_win_rate(outcomes, lengths, labels, difficulties)
+
+
+@pytest.mark.parametrize("wrong", [{"level": 1.0}, {"resamples": 0}])
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="level must be"):
+        length_controlled_win_rate([1, 0], [1, 2], [0, 1], **wrong)
