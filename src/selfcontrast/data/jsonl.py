@@ -131,9 +131,12 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
     return splits
 
 
-def read_rows(path: str) -> Iterator[tuple[str, Any]]:
-    """Every row with its place ("line 3", "row 3"). Raises `UserError` for a file that cannot be read."""
-    file = _existing(path)
+def read_rows(path: str, key: str = "data.path") -> Iterator[tuple[str, Any]]:
+    """Every row with its place ("line 3", "row 3"). Raises `UserError` for a file that cannot be read.
+
+    `key` is the config's name of the path.
+    """
+    file = _existing(path, key)
     if file.name.endswith(".parquet"):
         return _parquet(file)
     content = _decode(file)
@@ -142,14 +145,14 @@ def read_rows(path: str) -> Iterator[tuple[str, Any]]:
     return (_lines if file.name.removesuffix(".gz").endswith(".jsonl") else _array)(path, content)
 
 
-def _existing(path: str) -> Path:
+def _existing(path: str, key: str = "data.path") -> Path:
     file = Path(path)
     if file.is_dir():
-        raise UserError(f"data.path={path} is a folder; name one file ({', '.join(SUFFIXES)})")
+        raise UserError(f"{key}={path} is a folder; name one file ({', '.join(SUFFIXES)})")
     if not file.is_file():
-        raise UserError(f"data.path={path} does not exist (it is read relative to the working directory)")
+        raise UserError(f"{key}={path} does not exist (it is read relative to the working directory)")
     if not file.name.endswith(SUFFIXES):
-        raise UserError(f"data.path={path} has an unknown suffix; use one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{key}={path} has an unknown suffix; use one of {', '.join(SUFFIXES)}")
     return file
 
 

@@ -5,8 +5,8 @@ The model is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): the log-odds
     model + length * tanh(Δ / std(Δ)) + difficulty * d,        Δ: the answer's length less the baseline's,
 
 read at Δ = 0 and averaged over the judgments. AlpacaEval's standard error is that of one fit's predictions; here the
-model is fitted again in every bootstrap sample of prompts. A small ridge takes the place of its cross-validated penalty,
-so that every fit is one convex problem with one answer.
+model is fitted again in every bootstrap sample of prompts. A small ridge takes the place of its cross-validated
+penalty, so that every fit is one convex problem with one answer.
 """
 
 from collections.abc import Iterator
@@ -140,8 +140,9 @@ class _Judged:
         """n times the derivative of the rate with respect to each judgment's weight, [n]. fitted: [k]."""
         chance = expit(self.at_equal_length @ fitted)
         slope = (chance * (1 - chance)) @ self.at_equal_length
-        through_fit: Floats = coefficient_influence(self.design, self.outcomes, fitted) @ slope
-        return chance - chance.mean() + through_fit
+        through_fit = coefficient_influence(self.design, self.outcomes, fitted) @ slope
+        influence: Floats = chance - chance.mean() + through_fit
+        return influence
 
     def coefficients(self, fitted: Floats) -> Coefficients:
         """In the units that were given. fitted: [k]."""
