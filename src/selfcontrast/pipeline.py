@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import pandas as pd
 
 from selfcontrast.config import Parts
 from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation import scores
+from selfcontrast.evaluation import contamination, scores
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.filters import encode, negatives
 from selfcontrast.generators import stage as generation
@@ -43,7 +44,8 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     with tracked as tracker:
         job = Job(parts, tracker)
         systems = {BASELINE: job.scores(job.sft, "SFT"), POLICY: job.scores(job.policy, POLICY)}
-        comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation)
+        seen = pd.read_parquet(job.contamination.path / contamination.FILE)
+        comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
         result = Result.collect(parts, config, job.artifacts, systems, comparison)
         result.write(parts.output)
         result.track(tracker, parts.output)
@@ -220,6 +222,27 @@ class Job:
             ),
             label=f"evaluate {name}",
         )
+
+    @cached_property
+    def contamination(self) -> Artifact:
+        """Which evaluated prompts resemble a training prompt: the same for every policy."""
+        p = self.parts
+        rule = p.evaluation.contamination
+        settings = {
+            **settings_of(rule),
+            "split": p.evaluation.split,
+            "prompts": p.evaluation.prompts,
+            "data": p.data.fingerprint(),
+            "encoder": None if rule.similarity is None else settings_of(p.encoder),
+        }
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            prompts = {e.id: contamination.user_text(e) for e in p.evaluation.choose(p.splits)}
+            training = [contamination.user_text(e) for e in p.splits["train"]]
+            benchmarks = {p.evaluation.split: prompts}
+            return contamination.check_benchmarks(folder, rule, benchmarks, training, p.encoder, p.hardware.device)
+
+        return self._stage("contamination", contamination.VERSION, settings, {}, compute)
 
     def _groups(self, count: int) -> tuple[list[Any], int]:
         renderer = Renderer(load_tokenizer(self.sft.path / "model"))

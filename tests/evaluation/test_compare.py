@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from selfcontrast.evaluation.compare import BASELINE, Comparison, compare
+from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
 
 # Scores per prompt: two samples each, of one turn or (c) two.
@@ -22,6 +23,7 @@ SETTINGS = Evaluation(
     max_length=1,
     lm_eval=[],
     lm_eval_limit=None,
+    contamination=Contamination(8, 0.8, None),
     seed=0,
     level=0.9,
     resamples=200,
@@ -61,13 +63,26 @@ def measure(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def seen(*flagged: str) -> pd.DataFrame:
+    rows = [
+        {"benchmark": "test", "id": name, "prompt": f"{name}?", "match": f"{name}!", "containment": 1.0}
+        | {"similarity": float("nan"), "flagged": name in flagged}
+        for name in SFT
+    ]
+    return pd.DataFrame(rows)
+
+
 @pytest.fixture
-def comparison(tmp_path: Path, measure: str) -> Comparison:
-    systems = {
+def systems(tmp_path: Path, measure: str) -> dict[str, Path]:
+    return {
         BASELINE: write(tmp_path / "sft", SFT, measure, [(-4.0, 2), (-3.0, 1)]),
         "own": write(tmp_path / "own", OWN, measure, [(-2.0, 2), (-1.0, 1)]),
     }
-    return compare(systems, SETTINGS)
+
+
+@pytest.fixture
+def comparison(systems: dict[str, Path]) -> Comparison:
+    return compare(systems, SETTINGS, seen())
 
 
 def test_the_measure_is_named(comparison: Comparison, measure: str) -> None:
@@ -97,6 +112,33 @@ def test_the_difference_is_paired_by_prompt(comparison: Comparison) -> None:
     assert own["difference"]["estimate"] == pytest.approx((0.5 - 0.25 + 0.05) / 3)
     assert own["p_value"] == pytest.approx(6 / 8)
     assert "difference" not in comparison.row(BASELINE, "T=1")
+
+
+def test_the_difference_from_sft_at_its_best(comparison: Comparison) -> None:
+    """SFT is best at T=1, by prompt 0.25, 0.5 and 0.45; own at T=0.5 has 0.375, 0.125, 0.25: in sum -0.45. Of the sign
+    patterns of 0.125, -0.375, -0.2 those sum to 0.7, 0.45, 0.3 and 0.05 up to sign: four of eight reach it."""
+    best = comparison.row("own", "T=0.5")["against_best"]
+    assert best["decoding"] == "T=1"
+    assert best["difference"]["estimate"] == pytest.approx((0.125 - 0.375 - 0.2) / 3)
+    assert best["p_value"] == pytest.approx(4 / 8)
+    same = comparison.row("own", "T=1")
+    assert same["against_best"]["difference"] == same["difference"]
+
+
+def test_scores_without_the_prompts_seen_in_training(systems: dict[str, Path], comparison: Comparison) -> None:
+    assert comparison.contamination == {
+        "benchmark": "test", "prompts": 3, "flagged": 0, "examples": [], "without": []
+    }  # fmt: skip
+    found = compare(systems, SETTINGS, seen("a"))
+    sft, own = found.contamination["without"]
+    assert (found.contamination["flagged"], found.contamination["prompts"]) == (1, 3)
+    assert [(r["system"], r["decoding"]) for r in (sft, own)] == [(BASELINE, "T=1"), ("own", "T=1")]
+    assert sft["mean"]["estimate"] == pytest.approx((1 + 0 + 0.4 + 0.5) / 4)
+    assert own["difference"]["estimate"] == pytest.approx((-0.25 + 0.05) / 2)
+    [example] = found.contamination["examples"]
+    assert example == {"prompt": "a?", "match": "a!", "containment": 1.0, "similarity": None}
+    assert found.rows == comparison.rows  # the scores themselves are of all prompts
+    assert compare(systems, SETTINGS, seen("a", "b", "c")).contamination["without"] == []
 
 
 def test_wins_are_by_prompt_and_sample_with_ties_as_halves(comparison: Comparison) -> None:

@@ -16,6 +16,7 @@ from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.likelihood import target_log_probs
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, evaluate
 from selfcontrast.filters.encode import Embeddings, Encode
@@ -41,6 +42,7 @@ def settings(**changes: Any) -> Evaluation:
         "max_length": 100,
         "lm_eval": [],
         "lm_eval_limit": None,
+        "contamination": Contamination(8, 0.8, None),
         "seed": 0,
         "level": 0.95,
         "resamples": 100,

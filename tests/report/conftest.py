@@ -33,6 +33,8 @@ def rows(sft: float, policy: float, control: float, half: float, p: float) -> li
             if system != "SFT":
                 row |= {"difference": interval(level - levels[0], half), "p_value": p}
                 row |= {"win_rate": interval(0.5 + (level - levels[0]) / 2, 0.03)}
+                best = {"difference": interval(level - max(sft, control), half), "p_value": p}
+                row["against_best"] = {"decoding": "T=0.7" if control > sft else "T=1", **best}
             found.append(row)
     return found
 
@@ -100,6 +102,13 @@ def build(
                 for system in ("SFT", "Self-Contrast")
             ],
             "likelihood": [{"system": "SFT", "log_prob_per_token": interval(-0.875, 0.01)}],
+            "contamination": {
+                "benchmark": "test",
+                "prompts": 20,
+                "flagged": 1,
+                "examples": [{"prompt": "<u>seen</u>", "match": "<s>told</s>", "containment": 0.9, "similarity": None}],
+                "without": rows(sft - 0.25, policy - 0.3, control, half, 0.5)[:2],
+            },
         },
         stages=[
             stage("sft", 225.0, {}, cached=True),

@@ -53,6 +53,8 @@ def test_what_models_and_data_say_is_text(make: Callable[..., Result], tmp_path:
     assert "<i>maths</i>" in seen.shown
     assert "<b>bold</b>" in seen.shown  # of a category in a figure
     assert "True & so on." in seen.shown
+    assert "<u>seen</u>" in seen.shown  # of a flagged prompt
+    assert "<s>told</s>" in seen.shown
 
 
 def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -61,6 +63,7 @@ def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tm
     relative = ["+0.100 [+0.060, +0.140]", "0.002", "55.0% [52.0, 58.0]"]
     described = ["17.2", "23.5", "-0.875 [-0.885, -0.865]", "0.911", "0.922"]
     filtered = ["12.30%", "4.50%", "10.00%"]  # the last: repeated, 1 - 350/400 - 0.02 - 0.005
+    relative += ["+0.050 [+0.010, +0.090] (T=0.7)", "Contamination: 1 of 20 test prompts (5.0%)"]
     made = ["3 min 45 s", "recalled", "1 min 04 s", "abc123", "2.13.0"]
     for expected in means + relative + described + filtered + made:
         assert expected in seen.shown, expected

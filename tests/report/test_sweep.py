@@ -48,6 +48,9 @@ def test_files(folder: Path) -> None:
     assert table["negatives"].tolist() == [1, 4, 16]
     assert table["score"].tolist() == pytest.approx([0.65, 0.7, 0.5])
     assert table["difference_low"].tolist() == pytest.approx([-0.05, 0.06, -0.14])
+    # Holm's: the two of 0.002 times 3 and 2, of which the second may not be below the first; 0.4 as it is.
+    assert table["p_value"].tolist() == pytest.approx([0.4, 0.002, 0.002])
+    assert table["p_holm"].tolist() == pytest.approx([0.4, 0.006, 0.006])
     assert table["negatives_per_prompt"].tolist() == [0.5, 3.5, 15.5]
     page = (folder / "report.html").read_text()
     for expected in ("0.700 [0.650, 0.750]", "+0.100 [+0.060, +0.140]", "negatives=99", "1 min 01 s", "15.5"):
@@ -66,6 +69,27 @@ def test_words(folder: Path) -> None:
     assert "Highest: K=4 with 0.700" in sentence(sweep)
 
 
+def test_a_gain_that_many_jobs_would_show_by_chance_is_not_called_clear(
+    make: Make, write: Write, tmp_path: Path
+) -> None:
+    """p = 0.02 is below 0.05 alone, and 0.06 among three jobs."""
+    for job, (policy, p) in enumerate(((0.7, 0.02), (0.61, 0.8), (0.61, 0.9))):
+        write(tmp_path / str(job), make(policy=policy, p=p, k=2**job))
+    alone, *_ = sweep = read_sweep(tmp_path).jobs
+    assert [job.p_holm for job in sweep] == pytest.approx([0.06, 1, 1])
+    assert alone.outcome == "level"
+    assert "Clear" not in sentence(read_sweep(tmp_path))
+
+
+def test_a_job_without_a_p_value_is_no_test(make: Make, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "0", make(p=0.02, k=1))
+    write(tmp_path / "1", make(p=float("nan"), k=2))
+    first, second = read_sweep(tmp_path).jobs
+    assert first.p_holm == 0.02
+    assert math.isnan(second.p_holm)
+    assert second.outcome == "level"
+
+
 def test_printed_in_80_columns(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +97,7 @@ def test_printed_in_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     print_sweep(read_sweep(folder))
     out = capsys.readouterr().out
-    assert "4  0.700 [0.650, 0.750] +0.100 [+0.060, +0.140] 55.0% 0.002  3.5 1 min 01 s" in out
+    assert "4  0.700 [0.650, 0.750] +0.100 [+0.060, +0.140] 55.0% 0.002 0.006  3.5" in out
     assert "no result: job 1 (negatives=99)" in out
     assert "figure   figure.png" in out
     assert max(map(len, out.splitlines())) <= 80

@@ -29,6 +29,11 @@ def test_all_numbers_in_80_columns(
     )
 
 
+def test_contamination_stands_above_the_scores(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+    out = " ".join(printed(make(), Path("x"), capsys).split())
+    assert out.index("Contamination: 1 of 20 test prompts") < out.index("difference from SFT")
+
+
 def test_numbers_stay_whole_in_a_narrow_terminal(
     make: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

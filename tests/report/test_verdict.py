@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from selfcontrast.report.verdict import judge
+from selfcontrast.report.verdict import contamination, judge
 from selfcontrast.results import Result
 
 Make = Callable[..., Result]
@@ -18,6 +18,29 @@ def test_better_and_how_much_of_it_sharper_sampling_gives(make: Make) -> None:
     )
     assert "T=0.7 decoding alone gives 0.650" in verdict.control
     assert "at most 50% of the gain" in verdict.control
+
+
+def test_the_policy_as_it_is_against_sft_at_its_best(make: Make) -> None:
+    verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
+    against = "Against SFT at its best decoding here (T=0.7) Self-Contrast at T=1 is at"
+    assert f"{against} -0.100 [-0.140, -0.060], p = 0.002." in verdict.text
+    assert "at its best" not in judge(make(sft=0.6, policy=0.7, control=0.5)).text  # SFT is best as it is
+
+
+def test_contamination_in_a_sentence(make: Make) -> None:
+    result = make()
+    assert contamination(result) == (
+        "Contamination: 1 of 20 test prompts (5.0%) resemble a training prompt; without them "
+        "SFT 0.350 [0.300, 0.400], Self-Contrast 0.400 [0.350, 0.450], difference +0.050 [+0.010, +0.090], p = 0.500."
+    )
+    found = result.comparison["contamination"]
+    clean = {"benchmark": "test", "prompts": 20, "flagged": 0, "examples": [], "without": []}
+    for own, words in (
+        (clean, "Contamination: none of 20 test prompts resembles a training prompt."),
+        (found | {"without": []}, "Contamination: 1 of 20 test prompts (5.0%) resemble a training prompt."),
+        ({}, ""),
+    ):
+        assert contamination(replace(result, comparison={**result.comparison, "contamination": own})) == words
 
 
 def test_a_gain_that_sharper_sampling_gives_too_is_not_sold_as_one(make: Make) -> None:
@@ -59,7 +82,9 @@ def test_a_proxy_is_called_one(proxy: Result) -> None:
 
 def test_one_decoding_alone_has_no_control(make: Make) -> None:
     result = make()
-    only = replace(result, comparison={**result.comparison, "rows": result.comparison["rows"][:2]})
+    sft, policy = result.comparison["rows"][:2]
+    policy = policy | {"against_best": {**policy["against_best"], "decoding": "T=1"}}
+    only = replace(result, comparison={**result.comparison, "rows": [sft, policy]})
     assert judge(only).control == ""
 
 

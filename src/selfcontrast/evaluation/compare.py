@@ -1,6 +1,6 @@
 """Policies side by side: means, paired differences and win rates, each with an interval clustered by prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
+from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Decoded, Evaluation
 from selfcontrast.evaluation.statistics import (
     Interval,
     mean_interval,
@@ -18,6 +18,7 @@ from selfcontrast.evaluation.statistics import (
 )
 
 BASELINE = "SFT"
+EXAMPLES = 20  # of flagged prompts, shown in the report
 
 
 @dataclass(frozen=True)
@@ -27,38 +28,34 @@ class Comparison:
     Attributes:
         measure: "score" where a verifier graded, else "similarity" (to the target's embedding: a proxy).
         rows: one per system and decoding: system, decoding, mean, difference from SFT at the same decoding, its
-            p-value, win rate over SFT, entropy (nats per response), tokens.
+            p-value, win rate over SFT, difference from SFT at whatever decoding suits SFT best, entropy (nats per
+            response), tokens.
         categories: per system and category, at the first decoding, the mean.
         likelihood: per system the targets' mean log-probability per token.
+        contamination: of the `prompts` of `benchmark` how many are `flagged` as resembling a training prompt, some of
+            them (`examples`), and the rows of the first decoding `without` them; none where none is flagged, or all.
     """
 
     measure: str
     rows: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     likelihood: list[dict[str, Any]]
+    contamination: dict[str, Any]
 
     def row(self, system: str, decoding: str) -> dict[str, Any]:
         return next(r for r in self.rows if r["system"] == system and r["decoding"] == decoding)
 
 
-def compare(systems: Mapping[str, Path], settings: Evaluation) -> Comparison:
-    """Compares score folders by system name; `BASELINE` among them is what the others are paired with."""
+def compare(systems: Mapping[str, Path], settings: Evaluation, seen: pd.DataFrame) -> Comparison:
+    """Compares score folders by system name; `BASELINE` among them is what the others are paired with.
+
+    `seen` tells which prompts resemble a training prompt: the columns of `contamination.FILE`.
+    """
     answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = "score" if "score" in answers[BASELINE] else "similarity"
     options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
-    rows = []
-    for way in settings.ways:
-        base = _dialogues(answers[BASELINE], way.name, measure)
-        for name in systems:
-            own = _dialogues(answers[name], way.name, measure)
-            row = {
-                "system": name,
-                "decoding": way.name,
-                "temperature": way.temperature,
-                **_absolute(own, options),
-            }
-            rows.append(row | (_relative(own, base, options) if name != BASELINE else {}))
+    rows = _rows(answers, settings.ways, measure, options)
     first = settings.ways[0].name
     categories = [
         {
@@ -71,7 +68,29 @@ def compare(systems: Mapping[str, Path], settings: Evaluation) -> Comparison:
         if category
     ]
     per_token = [{"system": name, **_likelihood(frame, options)} for name, frame in likelihood.items()]
-    return Comparison(measure, rows, categories, per_token)
+    contamination = _contamination(seen)
+    flagged = set(seen.loc[seen["flagged"], "id"])
+    if 0 < len(flagged) < len(seen):
+        clean = {name: frame[~frame["id"].isin(flagged)] for name, frame in answers.items()}
+        contamination["without"] = _rows(clean, settings.ways[:1], measure, options)
+    return Comparison(measure, rows, categories, per_token, contamination)
+
+
+def _rows(
+    answers: Mapping[str, pd.DataFrame], ways: Sequence[Decoded], measure: str, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    base = {way.name: _dialogues(answers[BASELINE], way.name, measure) for way in ways}
+    best = max(base, key=lambda name: float(base[name]["value"].mean()))
+    rows = []
+    for way in ways:
+        for system, frame in answers.items():
+            own = _dialogues(frame, way.name, measure)
+            row = {"system": system, "decoding": way.name, "temperature": way.temperature, **_absolute(own, options)}
+            if system != BASELINE:
+                row |= _relative(own, base[way.name], options)
+                row["against_best"] = {"decoding": best, **_paired(own, base[best], options)}
+            rows.append(row)
+    return rows
 
 
 def _dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFrame:
@@ -98,12 +117,29 @@ def _absolute(own: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
 def _relative(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
     both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
+    return {**_paired(own, base, options), "win_rate": asdict(win_rate(wins, both["id"], **options))}
+
+
+def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+    """The mean difference by prompt. SFT's best decoding is chosen on the same prompts, which flatters it a little: a
+    gain over it stands, a loss against it is rather overstated."""
     paired = (own["value"], base["value"], own["id"], base["id"])
     tested = {name: value for name, value in options.items() if name != "level"}
     return {
         "difference": asdict(paired_difference(*paired, **options)),
         "p_value": paired_permutation_test(*paired, **tested),
-        "win_rate": asdict(win_rate(wins, both["id"], **options)),
+    }
+
+
+def _contamination(seen: pd.DataFrame) -> dict[str, Any]:
+    flagged = seen[seen["flagged"]]
+    shown = flagged[["prompt", "match", "containment", "similarity"]].head(EXAMPLES).astype(object)
+    return {
+        "benchmark": ", ".join(dict.fromkeys(seen["benchmark"])),
+        "prompts": len(seen),
+        "flagged": len(flagged),
+        "examples": shown.where(shown.notna(), None).to_dict("records"),
+        "without": [],
     }
 
 

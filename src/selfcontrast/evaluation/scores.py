@@ -17,6 +17,7 @@ from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.answers import Player
+from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.likelihood import target_log_probs
 from selfcontrast.evaluation.lm_eval import run_tasks
 from selfcontrast.filters.encode import Encoder
@@ -47,6 +48,7 @@ class Evaluation:
         decodings: {name, temperature, samples} each; the first gives the headline.
         lm_eval: task files of lm-eval in `evaluation/lm_eval/` by name; none to leave it out.
         lm_eval_limit: documents per task; None for all.
+        contamination: when a prompt counts as seen in training. It is evaluated all the same.
         backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
     """
 
@@ -59,6 +61,7 @@ class Evaluation:
     lm_eval: list[str]
     lm_eval_limit: int | None
     seed: int
+    contamination: Contamination = field(metadata={"in_key": False})
     level: float = field(metadata={"in_key": False})
     resamples: int = field(metadata={"in_key": False})
     backend: Any = field()

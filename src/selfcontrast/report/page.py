@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from selfcontrast.report import figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import throughput
-from selfcontrast.report.verdict import BASELINE, PROXY, judge, measure_name
+from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
@@ -79,6 +79,8 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "proxy": result.comparison["measure"] != "score",
         "rows": sorted(rows, key=lambda row: names.index(row["system"])),
         "names": names,
+        "contamination": contamination(result),
+        "seen": result.comparison.get("contamination", {}).get("examples", []),
         "decoding": rows[0]["decoding"],
         "level": rows[0]["mean"]["level"],
         "prompts": rows[0]["mean"]["clusters"],

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
+from selfcontrast.evaluation.statistics import holm
 from selfcontrast.report import text
 from selfcontrast.report.verdict import BASELINE, direction, measure_name
 
@@ -18,16 +20,24 @@ if TYPE_CHECKING:
 OWN_COLUMNS = ("negatives", "seed", "name", "output", "store", "tracking")
 
 
-HEADS = ("difference from SFT", "wins", "p", "used", "align")  # of `numbers`, after the measure's own name
+HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align")  # of `numbers`, after the measure's own name
 
 
 @dataclass(frozen=True)
 class Job:
-    """A finished job. `variant` names the settings, other than K and the seed, in which jobs differ."""
+    """A finished job.
+
+    Attributes:
+        folder: below the sweep's.
+        variant: the settings, other than K and the seed, in which jobs differ.
+        result: what it left.
+        p_holm: its p-value, corrected for there being as many tests as jobs; NaN where it has none.
+    """
 
     folder: str
     variant: str
     result: "Result"
+    p_holm: float
 
     @property
     def base(self) -> dict[str, Any]:
@@ -36,8 +46,7 @@ class Job:
     @property
     def row(self) -> dict[str, Any]:
         """The policy's at the first decoding."""
-        rows = self.result.comparison["rows"]
-        return next(r for r in rows if r["system"] != BASELINE and r["decoding"] == self.base["decoding"])
+        return policy_row(self.result)
 
     @property
     def align(self) -> dict[str, Any]:
@@ -51,7 +60,8 @@ class Job:
 
     @property
     def outcome(self) -> str:
-        return direction(self.row)
+        """better, worse or level, by the corrected p-value: of many jobs some would differ by chance."""
+        return direction({**self.row, "p_value": self.p_holm})
 
 
 @dataclass(frozen=True)
@@ -116,9 +126,16 @@ def read_sweep(folder: Path) -> Sweep:
         except (OSError, ValueError, TypeError):
             missing.append(Missing(name, _own_overrides(own, begun)))
     names = variants({name: result.config for name, result in found.items()})
-    jobs = [Job(name, names[name], result) for name, result in found.items()]
+    corrected = _holm([policy_row(result)["p_value"] for result in found.values()])
+    jobs = [Job(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
     jobs.sort(key=lambda job: (job.variant, job.result.negatives, job.result.seed))
     return Sweep(folder, jobs, missing)
+
+
+def policy_row(result: "Result") -> dict[str, Any]:
+    """The policy's row at the first decoding."""
+    rows = result.comparison["rows"]
+    return next(r for r in rows if r["system"] != BASELINE and r["decoding"] == rows[0]["decoding"])
 
 
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -140,7 +157,8 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row |= {"seed": job.result.seed, "decoding": job.base["decoding"]}
         row |= _bounds(job.result.comparison["measure"], job.row["mean"]) | _bounds("sft", job.base["mean"])
         row |= _bounds("difference", job.row["difference"]) | _bounds("win_rate", job.row["win_rate"])
-        row |= {"p_value": job.row["p_value"], "surprise": job.row["surprise"], "tokens": job.row["tokens"]}
+        row |= {"p_value": job.row["p_value"], "p_holm": job.p_holm}
+        row |= {"surprise": job.row["surprise"], "tokens": job.row["tokens"]}
         row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
         row |= {"align_seconds": job.align["seconds"], "policy": job.result.policy}
         rows.append(row)
@@ -157,13 +175,27 @@ def numbers(jobs: Sequence[Job]) -> list[str]:
     if len(jobs) == 1:
         row = jobs[0].row
         shown = [text.interval(row["mean"]), text.interval(row["difference"], signed=True)]
-        shown += [text.percent(row["win_rate"]["estimate"]), text.p_value(row["p_value"])]
+        shown += [text.percent(row["win_rate"]["estimate"]), text.p_value(row["p_value"]), text.p_value(jobs[0].p_holm)]
     else:
         wins = sum(job.row["win_rate"]["estimate"] for job in jobs) / len(jobs)
-        shown = [_range(jobs, "mean"), _range(jobs, "difference", signed=True), text.percent(wins), text.NONE]
+        shown = [
+            _range(jobs, "mean"),
+            _range(jobs, "difference", signed=True),
+            text.percent(wins),
+            text.NONE,
+            text.NONE,
+        ]
     used = sum(job.used for job in jobs) / len(jobs)
     seconds = sum(job.align["seconds"] for job in jobs) / len(jobs)
     return [*shown, text.number(used, 1), text.duration(seconds)]
+
+
+def _holm(p_values: Sequence[float | None]) -> list[float]:
+    """Corrected over those that are numbers; NaN for the others."""
+    p = np.array([float("nan") if value is None else value for value in p_values])
+    known = np.isfinite(p)
+    p[known] = holm(p[known])
+    return [float(value) for value in p]
 
 
 def _range(jobs: Sequence[Job], name: str, signed: bool = False) -> str:

@@ -31,13 +31,15 @@ def _print_jobs(sweep: Sweep) -> None:
         say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
     several, varied = len(sweep.seeds) > 1, len(sweep.variants) > 1
     names = [*(["variant"] if varied else []), "K", *(["seeds"] if several else [])]
-    table = columns(*names, sweep.measure.split()[0], *HEADS, left=1)
+    # Without the last, the time of alignment: the page has it, and a terminal 80 columns.
+    table = columns(*names, sweep.measure.split()[0], *HEADS[:-1], left=1)
     for variant in sweep.variants:
         for k, own in sweep.by_k(variant):
             cells = [*([variant] if varied else []), str(k), *([str(len(own))] if several else [])]
-            table.add_row(*cells, *numbers(own))
+            table.add_row(*cells, *numbers(own)[:-1])
     show(table)
     say("")
+    say("Holm: p corrected for the number of jobs; it decides what is called clear.", "italic")
     if several:
         say("Means over seeds, with lowest and highest seed in place of intervals.", "italic")
     for line in plot(sweep):

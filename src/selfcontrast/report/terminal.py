@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfcontrast.report.text import duration, had, interval, p_value, percent, place
-from selfcontrast.report.verdict import BASELINE, PROXY, judge, measure_name
+from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
@@ -23,6 +23,9 @@ def print_result(result: "Result", folder: Path) -> None:
     say(f"{result.name}: {measure_name(result)}, mean [{level} interval]", "bold")
     if result.comparison["measure"] != "score":
         say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
+    if seen := contamination(result):
+        say(seen)
+        say("")
     show(_comparison(result))
     verdict = judge(result)
     say("")

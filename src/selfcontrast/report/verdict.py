@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from selfcontrast.report.text import bounded, interval, number, p_equals
+from selfcontrast.report.text import bounded, interval, number, p_equals, percent
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
@@ -19,7 +19,8 @@ class Verdict:
     """Attributes:
     headline: the finding in a few words.
     sentence: the same with its numbers.
-    control: what sharper sampling alone does to the fine-tuned model; empty where it was not measured.
+    control: what sharper sampling alone does to the fine-tuned model, and the policy against the best of it; empty
+        where it was not measured.
     """
 
     headline: str
@@ -58,7 +59,26 @@ def judge(result: "Result") -> Verdict:
         headline += ", but no more than sharper sampling gives"
     if proxy:
         headline += " (by a proxy)"
-    return Verdict(headline, _sentence(result, base, policy, outcome), _control(base, policy, control, outcome))
+    controls = " ".join(part for part in (_control(base, policy, control, outcome), _best(base, policy)) if part)
+    return Verdict(headline, _sentence(result, base, policy, outcome), controls)
+
+
+def contamination(result: "Result") -> str:
+    """How many prompts resemble a training prompt, and the scores without them; empty where it was not looked for."""
+    found = result.comparison.get("contamination")
+    if not found:
+        return ""
+    prompts = f"of {found['prompts']} {found['benchmark']} prompts"
+    if not found["flagged"]:
+        return f"Contamination: none {prompts} resembles a training prompt."
+    share = percent(found["flagged"] / found["prompts"])
+    said = f"Contamination: {found['flagged']} {prompts} ({share}) resemble a training prompt"
+    if not found["without"]:
+        return f"{said}."
+    scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in found["without"])
+    policy = next(row for row in found["without"] if row["system"] != BASELINE)
+    difference = interval(policy["difference"], signed=True)
+    return f"{said}; without them {scores}, difference {difference}, {p_equals(policy['p_value'])}."
 
 
 def direction(row: Row) -> str:
@@ -104,6 +124,17 @@ def _control(base: Row, policy: Row, control: Row | None, outcome: str) -> str:
     if sharper >= gain:
         return f"{given}: sharper sampling explains as much as the whole gain."
     return f"{given}: sharper sampling explains at most {100 * sharper / gain:.0f}% of the gain."
+
+
+def _best(base: Row, policy: Row) -> str:
+    """The policy as it is against the fine-tuned model however that is best decoded."""
+    best = policy.get("against_best")
+    if not best or best["decoding"] == base["decoding"]:
+        return ""
+    return (
+        f"Against SFT at its best decoding here ({best['decoding']}) {policy['system']} at {policy['decoding']} is at "
+        f"{interval(best['difference'], signed=True)}, {p_equals(best['p_value'])}."
+    )
 
 
 def _mean(row: Row) -> float:
