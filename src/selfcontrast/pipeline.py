@@ -43,8 +43,8 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
-        systems = {BASELINE: job.scores(job.sft, "SFT"), POLICY: job.scores(job.policy, POLICY)}
         seen = pd.read_parquet(job.contamination.path / contamination.FILE)
+        systems = {BASELINE: job.scores(job.sft, "SFT"), POLICY: job.scores(job.policy, POLICY)}
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
         result = Result.collect(parts, config, job.artifacts, systems, comparison)
         result.write(parts.output)

@@ -13,8 +13,8 @@ import pytest
 from jobs import SECRET, TINY, TINY_ANYWHERE, TINY_MODEL, Finished, read_result, run_train, stages
 from wandb_files import OfflineRun
 
-STAGES = ["sft", "generate", "embed", "filter", "reference", "align", "evaluate SFT", "evaluate Self-Contrast"]
-SHARED = ["sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
+SHARED = ["contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
+STAGES = [*SHARED, "align", "evaluate Self-Contrast"]
 
 # Nothing of ours can be imported: -I leaves the working directory out, and the finder refuses the installed package.
 LOAD = """
