@@ -1,7 +1,8 @@
 """Which prompts stand in the training data, on texts small enough to count by hand, and on real ones."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from selfcontrast.evaluation.contamination import (
     nearest_cosine,
     user_text,
 )
-from selfcontrast.filters.encode import BUILTIN, Embeddings, SentenceEncoder
+from selfcontrast.filters.encode import BUILTIN, Embeddings, Encode, SentenceEncoder
 from shared import shared_data
 from tiny import example
 
@@ -37,7 +38,11 @@ class Angles:
 
     def check(self) -> None: ...
 
-    def encode(self, texts: Sequence[str], device: str) -> Embeddings:
+    @contextmanager
+    def open(self, device: str) -> Iterator[Encode]:
+        yield self.encode
+
+    def encode(self, texts: Sequence[str]) -> Embeddings:
         assert len(set(texts)) == len(texts)
         angles = np.radians([float(text) for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
