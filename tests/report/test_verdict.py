@@ -30,14 +30,14 @@ def test_the_policy_as_it_is_against_sft_at_its_best(make: Make) -> None:
 def test_contamination_in_a_sentence(make: Make) -> None:
     result = make()
     assert contamination(result) == (
-        "Contamination: 1 of 20 test prompts (5.0%) resemble a training prompt; without them "
+        "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt; without them "
         "SFT 0.350 [0.300, 0.400], Self-Contrast 0.400 [0.350, 0.450], difference +0.050 [+0.010, +0.090], p = 0.500."
     )
     found = result.comparison["contamination"]
     clean = {"benchmark": "test", "prompts": 20, "flagged": 0, "examples": [], "without": []}
     for own, words in (
         (clean, "Contamination: none of 20 test prompts resembles a training prompt."),
-        (found | {"without": []}, "Contamination: 1 of 20 test prompts (5.0%) resemble a training prompt."),
+        (found | {"without": []}, "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt."),
         ({}, ""),
     ):
         assert contamination(replace(result, comparison={**result.comparison, "contamination": own})) == words

@@ -42,6 +42,7 @@ def _print_jobs(sweep: Sweep) -> None:
     say("Holm: p corrected for the number of jobs; it decides what is called clear.", "italic")
     if several:
         say("Means over seeds, with lowest and highest seed in place of intervals.", "italic")
+    say("")
     for line in plot(sweep):
         say(line, wrap=False)
     say("")
