@@ -1,6 +1,6 @@
 """Time of the statistics that a large evaluation needs, on one core.
 
-    OMP_NUM_THREADS=1 python benchmarks/evaluation_statistics.py                # 10,000 pairwise judgments, 1,000 resamples
+    OMP_NUM_THREADS=1 python benchmarks/evaluation_statistics.py     # 10,000 pairwise judgments, 1,000 resamples
     python benchmarks/evaluation_statistics.py --judgments 2000 --resamples 5000
 
 Judgments are of 2 orders each of as many prompts as there are pairs, drawn from the length-control model itself; the

@@ -72,7 +72,8 @@ def contamination(result: "Result") -> str:
     if not found["flagged"]:
         return f"Contamination: none {prompts} resembles a training prompt."
     share = percent(found["flagged"] / found["prompts"])
-    said = f"Contamination: {found['flagged']} {prompts} ({share}) resemble{'s' if found['flagged'] == 1 else ''} a training prompt"
+    resemble = "resembles" if found["flagged"] == 1 else "resemble"
+    said = f"Contamination: {found['flagged']} {prompts} ({share}) {resemble} a training prompt"
     if not found["without"]:
         return f"{said}."
     scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in found["without"])
