@@ -24,6 +24,7 @@ from selfcontrast.generators.stage import Generation
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model
 from selfcontrast.objectives import Objective
+from selfcontrast.store import Store
 from selfcontrast.tracking import Tracking
 from selfcontrast.training.recipe import Hardware, Recipe
 
@@ -42,7 +43,7 @@ class Parts:
     negatives: int
     seed: int
     target_metric: str
-    store: Path
+    store: Store
     output: Path
     data: Source
     model: Model
@@ -90,7 +91,7 @@ def configure(cfg: DictConfig) -> Parts:
         negatives=cfg.negatives,
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
-        store=Path(cfg.store),
+        store=Store.at(str(cfg.store), Path(cfg.store_cache), Path(cfg.output)),
         output=Path(cfg.output),
         splits=splits,
         **parts,

@@ -24,7 +24,7 @@ from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.results import Result, replay, stage_facts
-from selfcontrast.store import Artifact, Store, settings_of
+from selfcontrast.store import Artifact, settings_of
 from selfcontrast.tracking import Tracker, Untracked
 from selfcontrast.training import align, fine_tune, reference
 from selfcontrast.training.align import preference_groups
@@ -59,7 +59,7 @@ class Job:
     def __init__(self, parts: Parts, tracker: Tracker) -> None:
         self.parts = parts
         self.tracker = tracker
-        self.store = Store(parts.store)
+        self.store = parts.store
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
         self.train = {example.id: example for example in parts.splits["train"]}

@@ -1,0 +1,11 @@
+"""Content-addressed artifacts: computed once per content, published atomically, verified when read.
+
+An artifact is a folder `ROOT/STAGE/KEY/` of immutable files with a `manifest.json`. Its key is a hash of what decides
+its content: the stage, the stage's version, its settings, and the keys of its inputs. docs/store.md tells the rest, and
+`python -m selfcontrast.store` looks after it.
+"""
+
+from selfcontrast.store.artifact import MANIFEST, NOT_IN_KEY, RESUME, Artifact, canonical, settings_of, verify
+from selfcontrast.store.store import Store
+
+__all__ = ["MANIFEST", "NOT_IN_KEY", "RESUME", "Artifact", "Store", "canonical", "settings_of", "verify"]

@@ -1,0 +1,138 @@
+"""The store's tables and pages on the terminal. All text in them comes from configs: none of it is markup."""
+
+import os
+import time
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from selfcontrast.store.artifact import MANIFEST
+from selfcontrast.store.catalog import ABANDONED, IN_PROGRESS, PUBLISHED, Catalog, Entry
+
+SHOWN_KEY = 8  # digits, which tell the artifacts of any real store apart
+SHOWN_VALUE = 24  # characters of a setting in a table
+
+
+def print_entries(catalog: Catalog, entries: list[Entry]) -> None:
+    """`ls`: one row each, and the sum."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
+    for head, justify in (("stage", "left"), ("key", "left"), ("size", "right"), ("age", "right"), ("used by", "left")):
+        table.add_column(head, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("what tells it apart in its stage", overflow="fold")
+    for entry in entries:
+        cells = (entry.stage, entry.key[:SHOWN_KEY], size(entry.bytes), age(entry.created), users(catalog, entry))
+        table.add_row(*map(Text, cells), Text(_about(catalog, entry)))
+    console = _console()
+    console.print(table)
+    console.print(
+        f"\n{len(entries)} artifacts, {size(sum(e.bytes for e in entries))}, in {catalog.root}", soft_wrap=True
+    )
+
+
+def print_entry(catalog: Catalog, entry: Entry) -> None:
+    """`show`: its manifest, and what hangs together with it."""
+    console = _console()
+    console.print(Text(entry.name, "bold"))
+    facts = {
+        "folder": str(entry.folder),
+        "state": entry.state,
+        "size": size(entry.bytes),
+        "created": f"{entry.manifest.get('created', '?')} ({age(entry.created)} ago)",
+        "took": f"{entry.manifest.get('seconds', '?')} s" + (", resumed" if entry.manifest.get("resumed") else ""),
+        "commit": entry.manifest.get("provenance", {}).get("commit", "?"),
+    }
+    for name, value in facts.items():
+        console.print(Text(f"  {name:<9}{value}"), soft_wrap=True)
+    _section(console, "key made of", {k: v for k, v in entry.identity.items() if not k.startswith("inputs.")})
+    _section(console, "summary", {k: str(v) for k, v in entry.manifest.get("summary", {}).items()})
+    _section(console, "files", {name: size(_bytes(entry.folder / name)) for name in entry.manifest.get("files", {})})
+    console.print(_lineage("made from", catalog, entry, up=True))
+    console.print(_lineage("into", catalog, entry, up=False))
+    runs = Tree(Text("used by runs", "bold"))
+    for run in entry.runs:
+        runs.add(Text(str(run)))
+    console.print(runs if entry.runs else Text("used by no run"), soft_wrap=True)
+
+
+def users(catalog: Catalog, entry: Entry) -> str:
+    """ "2 runs, 1 artifact"; empty for nothing."""
+    counts = ((len(entry.runs), "run"), (len(catalog.made_from(entry)), "artifact"))
+    return ", ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: "15.2 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def age(since: float) -> str:
+    """Time since then, in its largest unit: "3 d"."""
+    seconds = max(0.0, time.time() - since)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _about(catalog: Catalog, entry: Entry) -> str:
+    if entry.state in (IN_PROGRESS, ABANDONED):
+        return f"{entry.state}: {entry.owner}" if entry.owner else entry.state
+    if entry.state != PUBLISHED:
+        return f"its {MANIFEST} is damaged"
+    return " ".join(f"{name}={_short(value)}" for name, value in catalog.distinguishing(entry).items())
+
+
+def _short(value: str) -> str:
+    one_line = " ".join(value.split())
+    return one_line if len(one_line) <= SHOWN_VALUE else one_line[: SHOWN_VALUE - 1] + "…"
+
+
+def _section(console: Console, title: str, values: dict[str, str]) -> None:
+    if values:
+        console.print(Text(title, "bold"))
+    for name, value in values.items():
+        console.print(Text(f"  {name} = {' '.join(value.split())}"), soft_wrap=True)
+
+
+def _lineage(title: str, catalog: Catalog, entry: Entry, up: bool) -> Tree:
+    """All it was made from, or all that was made from it, as a tree."""
+    tree = Tree(Text(title if _next(catalog, entry, up) else f"{title} nothing", "bold"))
+    _grow(tree, catalog, entry, up)
+    return tree
+
+
+def _grow(tree: Tree, catalog: Catalog, entry: Entry, up: bool) -> None:
+    for label, other in _next(catalog, entry, up):
+        branch = tree.add(Text(label))
+        if other:
+            _grow(branch, catalog, other, up)
+
+
+def _next(catalog: Catalog, entry: Entry, up: bool) -> list[tuple[str, Entry | None]]:
+    if not up:
+        return [(f"{e.stage}/{e.key[:SHOWN_KEY]}", e) for e in catalog.made_from(entry)]
+    inputs = catalog.inputs_of(entry)
+    return [
+        (f"{role}: {e.stage}/{e.key[:SHOWN_KEY]}" if e else f"{role}: {entry.inputs[role][:SHOWN_KEY]} (gone)", e)
+        for role, e in inputs.items()
+    ]
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _console() -> Console:
+    """As wide as the terminal; in a file or a pipe wide enough for a row to be a line."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200
+    return console
