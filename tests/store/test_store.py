@@ -1,20 +1,26 @@
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from computing import never, write
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.generators.hf import HFGenerator
 from selfcontrast.store import MANIFEST, NOT_IN_KEY, RESUME, Artifact, Store, canonical, settings_of, verify
+from selfcontrast.store import artifact as contents
 from selfcontrast.training.recipe import Hardware
 
 fork = multiprocessing.get_context("fork")
@@ -32,19 +38,6 @@ Settings = st.dictionaries(Texts, Json, max_size=4)
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
-
-
-def write(text: str = "content") -> Callable[[Path], dict[str, Any]]:
-    def compute(folder: Path) -> dict[str, Any]:
-        (folder / "sub").mkdir(exist_ok=True)
-        (folder / "sub" / "file.txt").write_text(text)
-        return {"length": len(text)}
-
-    return compute
-
-
-def never(folder: Path) -> None:
-    raise AssertionError(f"computed again: {folder}")
 
 
 def reordered(value: Any) -> Any:
@@ -227,41 +220,67 @@ def test_a_killed_computation_publishes_nothing_and_frees_its_lock(store: Store,
     assert not artifact.cached
 
 
-def test_one_that_waits_for_a_computation_goes_on_when_its_owner_is_killed(store: Store, hanging: Any) -> None:
-    waiting = fork.Process(target=_count, args=(store.root, 0))
-    waiting.start()
-    waiting.join(0.5)
-    assert waiting.is_alive()  # behind the lock
-    os.kill(hanging.pid, signal.SIGKILL)
-    waiting.join(60)
-    assert waiting.exitcode == 0
+def test_one_that_waits_says_for_whom_and_goes_on_when_its_owner_is_killed(
+    store: Store, hanging: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    who = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
+    killer = threading.Timer(0.3, os.kill, (hanging.pid, signal.SIGKILL))
+    killer.start()
+    with caplog.at_level(logging.INFO):
+        artifact = store.get("stage", 1, {}, {}, write())
+    killer.join()
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith(f"waiting for stage, being computed by {who}")
+    assert said[1].startswith(f"stage: taking over from {who}")
+    assert artifact.manifest["resumed"]
     assert store.get("stage", 1, {}, {}, never).cached
-
-
-def _count(root: Path, number: int) -> None:
-    def compute(folder: Path) -> Mapping[str, Any]:
-        (root / f"computed-{number}").touch()
-        time.sleep(0.3)
-        return write()(folder)
-
-    artifact = Store(root).get("stage", 1, {}, {}, compute)
-    assert (artifact.path / "sub" / "file.txt").read_text() == "content"
-
-
-def test_six_processes_that_want_one_artifact_compute_it_once(store: Store) -> None:
-    store.root.mkdir()
-    processes = [fork.Process(target=_count, args=(store.root, number)) for number in range(6)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * 6
-    assert len(list(store.root.glob("computed-*"))) == 1
 
 
 def test_different_artifacts_do_not_wait_for_each_other(store: Store, hanging: Any) -> None:
     assert not store.get("stage", 2, {}, {}, write()).cached
     assert hanging.is_alive()
+
+
+def _dies_at(root: Path, function: str, call: int) -> None:
+    """Computes the artifact, but is killed instead of calling a function of `os` for the so-many-th time."""
+    original, calls = getattr(os, function), iter(range(call))
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(os, function, dying)
+    Store(root).get("stage", 1, {}, {}, _with_shard)
+
+
+def _with_shard(folder: Path) -> Mapping[str, Any]:
+    (folder / RESUME).mkdir(exist_ok=True)
+    (folder / RESUME / "shard").write_text("done")
+    return write()(folder)
+
+
+# replace: the owner's record, then the manifest. rename: the resumable state goes, then the folder gets its name.
+@pytest.mark.parametrize(
+    ("function", "call", "done"), [("replace", 2, False), ("rename", 1, True), ("rename", 2, True)]
+)
+def test_killed_at_any_step_of_publishing_nothing_that_was_finished_is_computed_again(
+    store: Store, function: str, call: int, done: bool
+) -> None:
+    dying = fork.Process(target=_dies_at, args=(store.root, function, call))
+    dying.start()
+    dying.join(60)
+    assert dying.exitcode == -signal.SIGKILL
+    assert not list(store.root.glob(f"stage/{20 * '?'}"))
+    if done:
+        artifact = store.get("stage", 1, {}, {}, never)
+        assert artifact.cached
+    else:
+        artifact = store.get("stage", 1, {}, {}, _with_shard)
+        assert artifact.manifest["resumed"]
+    assert verify(artifact.path) is None
+    assert [f.name for f in sorted(artifact.path.rglob("*")) if f.is_file()] == [MANIFEST, "file.txt"]
+    assert not list(store.root.rglob("*.partial"))
 
 
 # --- damage
@@ -303,3 +322,83 @@ def test_a_damaged_artifact_is_noticed_and_computed_again(
     assert not again.cached
     assert verify(again.path) is None
     assert store.get("stage", 1, {"x": 1}, {}, never).cached
+
+
+def test_who_reads_a_damaged_artifact_keeps_its_other_files_until_the_new_ones_are_there(store: Store) -> None:
+    artifact = store.get("stage", 1, {}, {}, write())
+    (artifact.path / "foreign").touch()
+    reader = open(artifact.path / "sub/file.txt")  # noqa: SIM115
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        assert (artifact.path / "sub/file.txt").read_text() == "content"
+        return write()(folder)
+
+    assert not store.get("stage", 1, {}, {}, compute).cached
+    with reader:
+        assert reader.read() == "content"
+    assert not list((store.root / "trash").iterdir())
+
+
+def test_a_manifest_with_the_checksums_of_earlier_versions_is_understood(store: Store) -> None:
+    artifact = store.get("stage", 1, {}, {}, write())
+    manifest = {**artifact.manifest, "files": {"sub/file.txt": hashlib.sha256(b"content").hexdigest()}}
+    del manifest["checksum"]
+    (artifact.path / MANIFEST).write_text(json.dumps(manifest))
+    assert store.get("stage", 1, {}, {}, never).cached
+    (artifact.path / "sub/file.txt").write_text("Content")
+    assert "has changed" in str(verify(artifact.path))
+    edit(artifact.path / MANIFEST, checksum="crc7")
+    assert "unreadable manifest" in str(verify(artifact.path))
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose checksums are computed from now on."""
+    read: list[Path] = []
+    original = contents._checksum
+
+    def counting(path: Path, algorithm: str) -> str:
+        read.append(path)
+        return original(path, algorithm)
+
+    monkeypatch.setattr(contents, "_checksum", counting)
+    return read
+
+
+def test_a_process_reads_an_unchanged_artifact_once(
+    store: Store, readings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if it had been written long ago
+    file = store.get("stage", 1, {}, {}, write()).path / "sub/file.txt"
+    readings.clear()
+    for _ in range(3):
+        store.get("stage", 1, {}, {}, never)
+    assert readings == [file]
+    before = file.stat()
+    file.write_text("Content")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as like its old self as anybody can make it
+    assert not store.get("stage", 1, {}, {}, write()).cached
+
+
+def test_an_artifact_written_just_now_is_read_each_time(store: Store, readings: list[Path]) -> None:
+    file = store.get("stage", 1, {}, {}, write()).path / "sub/file.txt"
+    readings.clear()
+    for _ in range(3):
+        store.get("stage", 1, {}, {}, never)
+    assert readings == [file] * 3
+
+
+def test_an_artifact_that_vanishes_while_it_is_recalled_is_computed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = store.get("stage", 1, {}, {}, write())
+
+    def pruned_now(folder: Path, cached: bool) -> Artifact:
+        monkeypatch.undo()
+        folder.rename(store.root / "elsewhere")
+        return Artifact.read(folder, cached)
+
+    monkeypatch.setattr(Artifact, "read", pruned_now)
+    again = store.get("stage", 1, {}, {}, write())
+    assert not again.cached
+    assert (again.key, again.summary) == (artifact.key, artifact.summary)

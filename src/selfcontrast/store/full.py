@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,12 @@ def explained(root: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if reason := no_space(error):
-            free = shutil.disk_usage(root).free / 2**20
+            free = ", ".join(
+                f"{shutil.disk_usage(place).free / 2**20:,.0f} MiB free in {place}" for place in _disks(root)
+            )
             raise UserError(
-                f"store={root}: {reason} ({free:,.0f} MiB free): make room, for instance with "
-                f"python -m selfcontrast.store prune --store {root}; the same command then goes on from here"
+                f"store={root}: {reason} ({free}); make room, for instance with "
+                f"python -m selfcontrast.store prune --store {root}: the same command then goes on from here"
             ) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _below(root, error.filename):
             raise UserError(
@@ -46,6 +49,12 @@ def no_space(error: BaseException) -> str | None:
             return _FULL[errno.EFBIG]
         found = found.__cause__ or found.__context__
     return None
+
+
+def _disks(root: Path) -> list[Path]:
+    """Where a stage writes: the store, and the folder of temporary files (checkpoints go through it)."""
+    temporary = Path(tempfile.gettempdir())
+    return [root] if root.stat().st_dev == temporary.stat().st_dev else [root, temporary]
 
 
 def _below(root: Path, name: object) -> bool:

@@ -72,7 +72,7 @@ class Remote:
         return damage is None
 
     def mirror(self, artifact: Artifact) -> None:
-        """Uploads the artifact if it is not there. A failure is a warning: it is safe here, and tried again next time."""
+        """Uploads the artifact if it is not there. Failing is a warning: it is safe here, and tried again next time."""
         place = self._place(artifact.stage, artifact.key)
         try:
             if self.has(artifact.stage, artifact.key):

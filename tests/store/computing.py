@@ -1,0 +1,20 @@
+"""Things to compute, for the tests of the store."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write(text: str = "content") -> Callable[[Path], dict[str, Any]]:
+    """Computes one file in a subfolder, and as its summary the file's length."""
+
+    def compute(folder: Path) -> dict[str, Any]:
+        (folder / "sub").mkdir(exist_ok=True)
+        (folder / "sub" / "file.txt").write_text(text)
+        return {"length": len(text)}
+
+    return compute
+
+
+def never(folder: Path) -> Mapping[str, Any] | None:
+    raise AssertionError(f"computed again: {folder}")

@@ -1,0 +1,54 @@
+"""A store with some history, for the tests of what looks after it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from computing import write
+
+from selfcontrast.store import RESUME, Artifact, Store
+from selfcontrast.store.runs import Run
+
+
+@dataclass(frozen=True)
+class Lived:
+    """sft ─► generate ─► align at K = 1 and 8; run `one` (still there) used the branch of K = 1, run `gone` that of 8.
+
+    `old` is another sft, which nothing uses; a generate was abandoned.
+    """
+
+    root: Path
+    sft: Artifact
+    old: Artifact
+    generate: Artifact
+    one: Artifact
+    eight: Artifact
+    abandoned: Path
+
+
+@pytest.fixture
+def lived(tmp_path: Path) -> Lived:
+    root = tmp_path / "store"
+    for name in ("one", "gone"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    first, second = (Store(root, Run(root, tmp_path / name)) for name in ("one", "gone"))
+    recipe = {"epochs": 3, "betas": [0.9, 0.95]}
+    sft = first.get("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write("12345"))
+    generate = first.get("generate", 1, {"samples": 4}, {"sft": sft}, write())
+    one = first.get("align", 1, {"negatives": 1, "seed": 1}, {"sft": sft, "negatives": generate}, write())
+    second.get("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write())
+    second.get("generate", 1, {"samples": 4}, {"sft": sft}, write())
+    eight = second.get("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write())
+    old = Store(root).get("sft", 1, {"recipe": {"lr": 0.1, **recipe}, "seed": 1}, {}, write())
+
+    def fails(folder: Path) -> None:
+        (folder / RESUME).mkdir()
+        (folder / RESUME / "shard").write_text("1234567")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        Store(root).get("generate", 1, {"samples": 9}, {"sft": sft}, fails)
+    (abandoned,) = root.glob("generate/*.partial")
+    shutil.rmtree(tmp_path / "gone")
+    return Lived(root, sft, old, generate, one, eight, abandoned)

@@ -1,0 +1,47 @@
+"""python shard_worker.py ROOT LOG   asks for an artifact that takes a while, and logs what it computes of it.
+
+Imports nothing heavy: the tests start many.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.store import RESUME, Store
+
+SHARDS = 30
+SECONDS = 0.02  # each
+
+
+def shard(number: int) -> bytes:
+    """Bytes that only its number decides."""
+    return hashlib.sha256(str(number).encode()).digest() * 100
+
+
+def ask(root: Path, logged: Path) -> None:
+    def compute(folder: Path) -> Mapping[str, Any]:
+        shards = folder / RESUME
+        shards.mkdir(exist_ok=True)
+        for number in range(SHARDS):
+            file = shards / f"{number:02}"
+            if not file.exists():
+                with open(logged, "a") as log:
+                    log.write(f"{number}\n")
+                time.sleep(SECONDS)
+                half = file.with_suffix(".writing")
+                half.write_bytes(shard(number))
+                os.replace(half, file)
+        with open(folder / "whole", "wb") as whole:
+            for number in range(SHARDS):
+                whole.write((shards / f"{number:02}").read_bytes())
+        return {"shards": SHARDS}
+
+    Store(root).get("stage", 1, {}, {}, compute)
+
+
+if __name__ == "__main__":
+    ask(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,90 @@
+import os
+from pathlib import Path
+
+import pytest
+from computing import write
+
+from conftest import Lived
+from selfcontrast.errors import UserError
+from selfcontrast.store import MANIFEST, Store
+from selfcontrast.store.catalog import Catalog, Entry
+from selfcontrast.store.locks import locked
+
+
+def entry(catalog: Catalog, name: str) -> Entry:
+    (found,) = [e for e in catalog.entries if e.name == name]
+    return found
+
+
+def test_entries_have_their_state_size_users_and_owner(lived: Lived) -> None:
+    catalog = Catalog.read(lived.root)
+    assert [(e.stage, e.state) for e in catalog.entries] == [
+        ("align", "published"),
+        ("align", "published"),
+        ("generate", "published"),
+        ("generate", "abandoned"),
+        ("sft", "published"),
+        ("sft", "published"),
+    ]
+    sft = entry(catalog, f"sft/{lived.sft.key}")
+    assert sft.bytes == 5 + (lived.sft.path / MANIFEST).stat().st_size
+    assert sft.runs == (lived.root.parent / "one",)
+    assert {e.key for e in catalog.made_from(sft)} == {lived.generate.key, lived.one.key, lived.eight.key}
+    assert entry(catalog, f"align/{lived.eight.key}").runs == ()  # its run's folder is gone
+    (partial,) = [e for e in catalog.entries if e.state == "abandoned"]
+    assert partial.bytes == 7
+    assert partial.owner
+    assert partial.owner.pid == os.getpid()
+    with locked(lived.root, "generate", partial.key):
+        assert entry(Catalog.read(lived.root), partial.name).state == "in progress"
+
+
+def test_what_tells_an_artifact_apart_is_what_is_not_the_same_in_its_stage(lived: Lived) -> None:
+    catalog = Catalog.read(lived.root)
+    assert catalog.distinguishing(entry(catalog, f"sft/{lived.sft.key}")) == {"recipe.lr": "0.001"}
+    assert catalog.distinguishing(entry(catalog, f"align/{lived.eight.key}")) == {"negatives": "8"}
+    assert catalog.distinguishing(entry(catalog, f"generate/{lived.generate.key}")) == {}
+    Store(lived.root).get("sft", 2, {"recipe": None}, {}, write())
+    changed = Catalog.read(lived.root)
+    assert changed.distinguishing(entry(changed, f"sft/{lived.sft.key}")) == {
+        "recipe.lr": "0.001",
+        "recipe.epochs": "3",
+        "recipe.betas": "[0.9, 0.95]",
+        "seed": "1",
+        "version": "1",
+    }
+
+
+def test_inputs_tell_artifacts_apart_too(lived: Lived) -> None:
+    Store(lived.root).get("generate", 1, {"samples": 4}, {"sft": lived.old}, write())
+    catalog = Catalog.read(lived.root)
+    assert catalog.distinguishing(entry(catalog, f"generate/{lived.generate.key}")) == {"inputs.sft": lived.sft.key[:8]}
+
+
+def test_a_key_may_be_cut_short_while_it_is_clear_which_is_meant(lived: Lived) -> None:
+    catalog = Catalog.read(lived.root)
+    assert catalog.find(lived.one.key[:8]).key == lived.one.key
+    assert catalog.find(f"align/{lived.one.key[:8]}").key == lived.one.key
+    with pytest.raises(UserError, match=r"^align/: could be align/\w{20} or align/\w{20}; give more of the key$"):
+        catalog.find("align/")
+    with pytest.raises(UserError, match="no artifact's key begins so"):
+        catalog.find("zz")
+
+
+def test_a_damaged_manifest_is_unreadable_and_stops_nothing(lived: Lived) -> None:
+    (lived.old.path / MANIFEST).write_text("{}")
+    catalog = Catalog.read(lived.root)
+    assert entry(catalog, f"sft/{lived.old.key}").state == "unreadable"
+    assert catalog.inputs_of(entry(catalog, f"generate/{lived.generate.key}"))["sft"]
+
+
+def test_what_is_no_artifact_is_not_listed(lived: Lived) -> None:
+    (lived.root / "notes").mkdir()
+    (lived.root / "notes" / "todo.txt").touch()
+    (lived.root / "file").touch()
+    assert len(Catalog.read(lived.root).entries) == 6
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        Catalog.read(tmp_path / "none")

@@ -1,0 +1,138 @@
+"""Full disks: real ones."""
+
+import multiprocessing
+import os
+import resource
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from computing import write
+from safetensors.numpy import save_file
+
+from selfcontrast.errors import UserError
+from selfcontrast.store import RESUME, Store, verify
+
+fork = multiprocessing.get_context("fork")
+
+SHARD = 600_000  # bytes
+LIMIT = 1_000_000  # bytes that a file may have
+
+
+def _save(folder: Path) -> None:
+    """As models are saved: an error of Rust's, not Python's OSError."""
+    save_file({"x": np.zeros(LIMIT, dtype=np.uint8)}, folder / "model.safetensors")
+
+
+def stage(folder: Path) -> Mapping[str, Any]:
+    (folder / RESUME).mkdir(exist_ok=True)
+    if not (folder / RESUME / "shard").exists():
+        (folder / RESUME / "shard").write_bytes(b"x" * SHARD)
+    (folder / "small").write_text("x")
+    _save(folder)
+    return {}
+
+
+def assert_nothing_half_written(root: Path) -> None:
+    (partial,) = (root / "stage").iterdir()
+    assert [f.name for f in partial.rglob("*") if f.is_file()] == ["shard"]
+
+
+def assert_one_line(error: BaseException, root: Path, reason: str) -> None:
+    assert f"store={root}: {reason} (" in str(error)
+    assert "MiB free" in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_same_call_goes_on_when_there_is_room(small_disk: Path) -> None:
+    root = small_disk / "store"
+    with pytest.raises(UserError) as raised:
+        Store(root).get("stage", 1, {}, {}, stage)
+    assert_one_line(raised.value, root, "No space left on device")
+    assert_nothing_half_written(root)
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    artifact = Store(root).get("stage", 1, {}, {}, stage)
+    assert artifact.manifest["resumed"]
+    assert verify(artifact.path) is None
+
+
+def test_a_disk_full_to_the_last_byte_is_the_same_line_before_anything_is_computed(small_disk: Path) -> None:
+    root = small_disk / "store"
+    with open(small_disk / "filling", "wb", buffering=0) as filling:
+        assert filling.write(b"x" * 2**21) < 2**21
+    with pytest.raises(UserError) as raised:
+        Store(root).get("stage", 1, {}, {}, write())
+    assert_one_line(raised.value, root, "No space left on device")
+    (small_disk / "filling").unlink()
+    assert not Store(root).get("stage", 1, {}, {}, write()).cached
+
+
+def _limited(root: Path, said: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+    try:
+        Store(root).get("stage", 1, {}, {}, stage)
+    except UserError as error:
+        said.put(str(error))
+
+
+def test_a_limit_on_the_size_of_files_is_the_same_line(tmp_path: Path) -> None:
+    root, said = tmp_path / "store", fork.SimpleQueue()
+    process = fork.Process(target=_limited, args=(root, said))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert_one_line(UserError(said.get()), root, os.strerror(27))
+    assert_nothing_half_written(root)
+    assert Store(root).get("stage", 1, {}, {}, stage).manifest["resumed"]
+
+
+def test_an_error_that_has_a_full_disk_for_its_cause_is_said_too(tmp_path: Path) -> None:
+    def compute(folder: Path) -> None:
+        try:
+            with open("/dev/full", "w") as full:
+                full.write("x")
+        except OSError as error:
+            raise RuntimeError("could not save") from error
+
+    with pytest.raises(UserError) as raised:
+        Store(tmp_path).get("stage", 1, {}, {}, compute)
+    assert_one_line(raised.value, tmp_path, "No space left on device")
+
+
+def test_another_error_is_left_as_it_is(tmp_path: Path) -> None:
+    def compute(folder: Path) -> None:
+        raise ValueError("File too large for this test")
+
+    with pytest.raises(ValueError, match="for this test"):
+        Store(tmp_path).get("stage", 1, {}, {}, compute)
+
+
+def test_a_folder_that_is_not_ours_is_one_line(tmp_path: Path) -> None:
+    def compute(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "file"))
+
+    with pytest.raises(UserError, match=r"store=.*Permission denied; choose a folder that is yours"):
+        Store(tmp_path).get("stage", 1, {}, {}, compute)
+
+
+def test_a_forbidden_file_elsewhere_is_left_as_it_is(tmp_path: Path) -> None:
+    def compute(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", "/elsewhere")
+
+    with pytest.raises(PermissionError):
+        Store(tmp_path).get("stage", 1, {}, {}, compute)

@@ -1,0 +1,80 @@
+"""Many processes, and processes that are killed."""
+
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from shard_worker import SECONDS, SHARDS, ask, shard
+
+from selfcontrast.store import RESUME, Store, verify
+
+HERE = Path(__file__).parent
+TIMEOUT = 120
+
+fork = multiprocessing.get_context("fork")
+
+
+def wait_until(ready: Path, pattern: str) -> None:
+    """Until a file in the folder matches."""
+    end = time.monotonic() + TIMEOUT
+    while not list(ready.glob(pattern)):
+        assert time.monotonic() < end, f"no {pattern}"
+        time.sleep(0.005)
+
+
+def whole(root: Path) -> bytes:
+    (artifact,) = root.glob(f"stage/{20 * '?'}")
+    assert verify(artifact) is None
+    return (artifact / "whole").read_bytes()
+
+
+def test_ten_processes_compute_one_artifact_once_and_one_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+    root, logged = tmp_path / "store", tmp_path / "log"
+    command = [sys.executable, str(HERE / "shard_worker.py"), str(root), str(logged)]
+    first = subprocess.Popen(command)
+    wait_until(root, f"stage/*.partial/{RESUME}/03")
+    others = [subprocess.Popen(command) for _ in range(9)]
+    try:
+        first.send_signal(signal.SIGKILL)
+        assert first.wait(TIMEOUT) == -signal.SIGKILL
+        assert [other.wait(TIMEOUT) for other in others] == [0] * 9
+    finally:
+        for process in (first, *others):
+            process.kill()
+    computed = [int(line) for line in logged.read_text().split()]
+    assert sorted(set(computed)) == list(range(SHARDS))
+    assert len(computed) <= SHARDS + 1  # the one that was under way when its process was killed
+    assert whole(root) == b"".join(map(shard, range(SHARDS)))
+
+
+def test_killed_at_twenty_random_moments_no_finished_shard_is_lost_and_the_end_is_byte_equal(tmp_path: Path) -> None:
+    draw, kills, logged, attempt = random.Random(4), 0, tmp_path / "log", 0
+    while kills < 20:
+        root = tmp_path / f"store-{attempt}"
+        lost = 0
+        logged.unlink(missing_ok=True)
+        while not list(root.glob(f"stage/{20 * '?'}")):
+            before = {f.name for f in root.glob(f"stage/*.partial/{RESUME}/??")}
+            process = fork.Process(target=ask, args=(root, logged))
+            process.start()
+            process.join(draw.uniform(0, SHARDS * SECONDS / 3))
+            process.kill()
+            process.join()
+            lost += process.exitcode == -signal.SIGKILL
+            after = {f.name for f in root.glob(f"stage/*.partial/{RESUME}/??")}
+            assert before <= after or list(root.glob("stage/*/manifest.json"))
+        computed = logged.read_text().split()
+        assert set(map(int, computed)) == set(range(SHARDS))
+        assert len(computed) <= SHARDS + lost
+        assert whole(root) == b"".join(map(shard, range(SHARDS)))
+        kills, attempt = kills + lost, attempt + 1
+
+
+def test_what_was_killed_is_byte_equal_to_what_was_not(tmp_path: Path) -> None:
+    ask(tmp_path / "store", tmp_path / "log")
+    assert whole(tmp_path / "store") == b"".join(map(shard, range(SHARDS)))
+    assert Store(tmp_path / "store").get("stage", 1, {}, {}, lambda folder: None).cached

@@ -1,0 +1,181 @@
+"""Remote stores, through fsspec's own memory:// and file://."""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import fsspec
+import pytest
+from computing import never, write
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+
+from selfcontrast.errors import UserError
+from selfcontrast.store import MANIFEST, Artifact, Store, verify
+from selfcontrast.store.remote import Remote
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{uuid.uuid4().hex}/store" if request.param == "memory" else f"file://{tmp_path}/remote/store"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, url: str) -> Iterator[object]:
+    """Makes machines: stores that share nothing but the URL."""
+    count = iter(range(9))
+
+    def make() -> Store:
+        return Store.at(url, tmp_path / f"machine-{next(count)}", tmp_path / "out")
+
+    yield make
+    MemoryFileSystem.store.clear()
+
+
+def there(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem, str]:
+    fs, root = fsspec.url_to_fs(url)
+    return fs, f"{root}/{artifact.stage}/{artifact.key}"
+
+
+def test_what_one_machine_computed_another_downloads(machine, url: str) -> None:
+    first, second = machine(), machine()
+    made = first.get("sft", 1, {"x": 1}, {}, write("four"))
+    got = second.get("sft", 1, {"x": 1}, {}, never)
+    assert got.path == second.root / "sft" / made.key
+    assert got.manifest == made.manifest
+    assert got.cached
+    assert verify(got.path) is None
+    assert (got.path / "sub/file.txt").read_text() == "four"
+    assert not list(second.root.rglob("*.download"))
+
+
+def test_working_copies_are_found_without_the_remote(machine, url: str) -> None:
+    store = machine()
+    artifact = store.get("sft", 1, {}, {}, write())
+    fs, place = there(url, artifact)
+    fs.rm(place, recursive=True)
+    assert store.get("sft", 1, {}, {}, never).cached
+    assert fs.exists(f"{place}/{MANIFEST}")  # and what it lacks it gets
+
+
+def test_an_upload_without_its_manifest_is_not_read(machine, url: str) -> None:
+    artifact = machine().get("sft", 1, {}, {}, write())
+    fs, place = there(url, artifact)
+    fs.rm(f"{place}/{MANIFEST}")
+    assert not machine().get("sft", 1, {}, {}, write()).cached
+    assert machine().get("sft", 1, {}, {}, never).cached
+
+
+def test_the_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, sent = machine(), []
+    original = type(store.remote.fs).put_file
+    monkeypatch.setattr(
+        type(store.remote.fs), "put_file", lambda self, a, b, **more: (sent.append(Path(b).name), original(self, a, b))
+    )
+
+    def compute(folder: Path) -> None:
+        for name in ("z", "a", "n"):
+            (folder / name).touch()
+
+    store.get("sft", 1, {}, {}, compute)
+    assert len(sent) == 4
+    assert sent[3] == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda fs, place: fs.pipe_file(f"{place}/sub/file.txt", b"Content"),
+            "sub/file.txt has changed since it was written",
+        ),
+        (lambda fs, place: fs.rm(f"{place}/sub/file.txt"), "sub/file.txt is missing"),
+        (lambda fs, place: fs.pipe_file(f"{place}/{MANIFEST}", b'{"fi'), "unreadable manifest"),
+        (lambda fs, place: fs.pipe_file(f"{place}/{MANIFEST}", b"{}"), "unreadable manifest"),
+        (
+            lambda fs, place: fs.pipe_file(f"{place}/{MANIFEST}", json.dumps({"files": {"../../../x": ""}}).encode()),
+            "../../../x does not belong there",
+        ),
+    ],
+)
+def test_damage_there_is_noticed_computed_again_and_mended(
+    machine, url: str, caplog: pytest.LogCaptureFixture, damage, said: str
+) -> None:
+    damage(*there(url, machine().get("sft", 1, {}, {}, write())))
+    second = machine()
+    with caplog.at_level(logging.WARNING):
+        artifact = second.get("sft", 1, {}, {}, write())
+    assert f"{said}; computing it again" in caplog.text
+    assert not artifact.cached
+    assert verify(artifact.path) is None
+    assert not list(second.root.rglob("*.download"))
+    assert machine().get("sft", 1, {}, {}, never).cached
+
+
+def test_an_upload_that_fails_is_a_warning_and_made_up_for(
+    machine, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(store.remote.fs), "put_file", refuse)
+        artifact = store.get("sft", 1, {}, {}, write())
+    assert f"{url}/sft/{artifact.key}: not uploaded (ConnectionError: no route)" in caplog.text
+    store.get("sft", 1, {}, {}, never)
+    assert machine().get("sft", 1, {}, {}, never).cached
+
+
+def test_a_remote_that_cannot_be_reached_is_an_error_before_computing(
+    machine, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine()
+
+    def refuse(*_: object, **__: object) -> bool:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(type(store.remote.fs), "exists", refuse)
+    with pytest.raises(UserError, match=rf"store={url}: cannot be reached \(ConnectionError: no route\)"):
+        store.get("sft", 1, {}, {}, never)
+
+
+def test_a_full_disk_while_downloading_is_said_as_such(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine().get("sft", 1, {}, {}, write())
+    second = machine()
+
+    def fill(self: object, there: str, here: str, **_: object) -> None:
+        Path(here).write_text("ha")
+        with open("/dev/full", "w") as full:
+            full.write("lf")
+
+    monkeypatch.setattr(type(second.remote.fs), "get_file", fill)
+    with pytest.raises(UserError, match=f"store={second.root}: {os.strerror(28)}"):
+        second.get("sft", 1, {}, {}, never)
+    assert not list(second.root.rglob("*.download"))
+
+
+# --- urls
+
+
+def test_a_protocol_whose_package_is_missing_is_an_error_with_the_fix() -> None:
+    packages = {name: known["class"].split(".")[0] for name, known in known_implementations.items()}
+    name, package = next((n, p) for n, p in packages.items() if find_spec(p) is None)
+    with pytest.raises(UserError, match=rf"^store={name}://x/y: needs a package: pip install {package}$"):
+        Remote(f"{name}://x/y")
+
+
+def test_an_unknown_protocol_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"^store=s4://x/y: .*s4.*; a folder, or a URL such as s3://bucket/path$"):
+        Remote("s4://x/y")
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError) as raised:
+        Remote("s3://me:planted-secret@bucket/x")
+    assert "planted-secret" not in str(raised.value)

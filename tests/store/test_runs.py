@@ -1,0 +1,83 @@
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from computing import never, write
+
+from selfcontrast.errors import UserError
+from selfcontrast.store import Store, runs
+from selfcontrast.store.runs import Recorded, Run, all_runs
+
+
+def used(root: Path) -> dict[str, set[str]]:
+    return {run.folder.name: set(run.artifacts) for run in all_runs(root)}
+
+
+def test_a_run_is_on_record_with_all_it_asked_for_whether_computed_or_recalled(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    a = Store(root, Run(root, tmp_path / "first")).get("sft", 1, {}, {}, write())
+    store = Store(root, Run(root, tmp_path / "second"))
+    store.get("sft", 1, {}, {}, never)
+    b = store.get("align", 1, {}, {"sft": a}, write())
+    assert used(root) == {"first": {f"sft/{a.key}"}, "second": {f"sft/{a.key}", f"align/{b.key}"}}
+
+
+def test_it_is_on_record_before_the_artifact_is_there(tmp_path: Path) -> None:
+    def fails(folder: Path) -> None:
+        assert used(tmp_path)["out"] == {f"sft/{folder.stem}"}
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        Store(tmp_path, Run(tmp_path, tmp_path / "out")).get("sft", 1, {}, {}, fails)
+
+
+def test_a_run_that_goes_on_keeps_what_it_used(tmp_path: Path) -> None:
+    Run(tmp_path, tmp_path / "out").uses("sft", "a")
+    Run(tmp_path, tmp_path / "out").uses("align", "b")
+    assert used(tmp_path) == {"out": {"sft/a", "align/b"}}
+
+
+def test_a_run_ends_with_its_folder_wherever_the_file_system_is_mounted(tmp_path: Path) -> None:
+    output = tmp_path / "machine" / "outputs" / "1"
+    output.mkdir(parents=True)
+    Run(tmp_path / "machine" / "store", output).uses("sft", "a")
+    moved = (tmp_path / "machine").rename(tmp_path / "another")
+    (run,) = all_runs(moved / "store")
+    assert run.exists
+    shutil.rmtree(moved / "outputs" / "1")
+    assert not run.exists
+
+
+@pytest.mark.parametrize(("host", "exists"), [(runs.socket.gethostname(), False), ("another", True)])
+def test_a_folder_on_another_machines_disk_is_taken_to_exist(tmp_path: Path, host: str, exists: bool) -> None:
+    record = tmp_path / "runs" / "run.json"
+    record.parent.mkdir()
+    facts = {"folder": "/nowhere", "host": host, "from_store": None, "artifacts": ["sft/a"]}
+    record.write_text(json.dumps(facts))
+    (run,) = all_runs(tmp_path)
+    assert run.exists is exists
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"folder": "x"}'])
+def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run.json").write_text(damage)
+    assert Recorded.read(tmp_path / "runs" / "run.json") is None
+    assert all_runs(tmp_path) == []
+
+
+def test_a_store_one_may_only_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = Store(tmp_path).get("sft", 1, {}, {}, write())
+
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(runs, "write_json", refuse)
+    monkeypatch.setattr("selfcontrast.store.locks.write_json", refuse)
+    store = Store(tmp_path, Run(tmp_path, tmp_path / "out"))
+    assert store.get("sft", 1, {}, {}, never) == artifact
+    with pytest.raises(UserError, match="Read-only file system; choose a folder that is yours"):
+        store.get("sft", 2, {}, {}, never)

@@ -1,0 +1,133 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Lived
+from selfcontrast.errors import UserError
+from selfcontrast.store.__main__ import main
+
+
+@pytest.fixture
+def said(lived: Lived, capsys: pytest.CaptureFixture[str]):
+    """Runs a command on the store and gives what it printed."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        assert main([*arguments, "--store", str(lived.root)]) == code
+        return capsys.readouterr().out
+
+    return run
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_ls(said, lived: Lived) -> None:
+    found = rows(said("ls"))
+    assert found[0][:4] == ["stage", "key", "size", "age"]
+    by_key = {row[1]: row for row in found[2:8]}
+    assert by_key[lived.one.key[:8]][0] == "align"
+    assert by_key[lived.one.key[:8]][-3:] == ["1", "run", "negatives=1"]
+    assert by_key[lived.sft.key[:8]][-5:] == ["1", "run,", "3", "artifacts", "recipe.lr=0.001"]
+    assert by_key[lived.eight.key[:8]][-1:] == ["negatives=8"]
+    assert f"abandoned: {os.uname().nodename}:{os.getpid()} since" in said("ls")
+    assert found[-1][:2] == ["6", "artifacts,"]
+
+
+def test_ls_of_a_stage(said, lived: Lived) -> None:
+    assert {row[0] for row in rows(said("ls", "--stage", "align"))[2:4]} == {"align"}
+    assert said("ls", "--stage", "align", "--stage", "sft").count("\nsft ") == 2
+
+
+def test_ls_as_json(said, lived: Lived) -> None:
+    facts = {entry["key"]: entry for entry in json.loads(said("ls", "--json"))}
+    assert len(facts) == 6
+    own = facts[lived.generate.key]
+    assert own["state"] == "published"
+    assert own["settings"] == {"samples": 4}
+    assert own["inputs"] == {"sft": lived.sft.key}
+    assert set(own["artifacts"]) == {f"align/{lived.one.key}", f"align/{lived.eight.key}"}
+    assert own["runs"] == [str(lived.root.parent / "one")]
+    assert facts[lived.eight.key]["apart"] == {"negatives": "8"}
+
+
+def test_show(said, lived: Lived) -> None:
+    text = said("show", lived.generate.key[:9])
+    for line in (
+        f"generate/{lived.generate.key}",
+        "  samples = 4",
+        "  length = 7",
+        "  sub/file.txt = 7 B",
+        f"└── sft: sft/{lived.sft.key[:8]}",
+        f"└── {lived.root.parent / 'one'}",
+    ):
+        assert line in text.splitlines()
+    assert {line[4:] for line in text.splitlines() if line[4:].startswith("align/")} == {
+        f"align/{lived.one.key[:8]}",
+        f"align/{lived.eight.key[:8]}",
+    }
+
+
+def test_show_says_what_is_gone_of_the_lineage(said, lived: Lived) -> None:
+    lived.sft.path.rename(lived.root / "elsewhere")
+    assert f"└── sft: {lived.sft.key[:8]} (gone)" in said("show", lived.generate.key)
+    assert "made from nothing" in said("show", lived.old.key)
+
+
+def test_verify(said, lived: Lived) -> None:
+    assert said("verify").endswith("5 intact, 0 damaged\n")
+    (lived.one.path / "sub/file.txt").write_text("Content")
+    text = said("verify", code=1)
+    assert f"damaged  align/{lived.one.key}: sub/file.txt has changed since it was written" in text.splitlines()
+    assert "4 intact, 1 damaged" in text
+    assert said("verify", lived.sft.key[:8]).splitlines()[0] == f"intact   sft/{lived.sft.key}"
+
+
+def test_prune_deletes_only_when_told_to(said, lived: Lived) -> None:
+    text = said("prune")
+    assert text.count("would delete") == 3
+    assert text.endswith("nothing is deleted without --yes\n")
+    assert lived.old.path.exists()
+    text = said("prune", "--yes")
+    assert text.count("deleted ") == 3
+    assert text.splitlines()[-1].endswith(" freed")
+    assert not lived.old.path.exists()
+    assert said("prune") == "0 B in all; nothing is deleted without --yes\n"
+
+
+def test_prune_narrowed(said, lived: Lived) -> None:
+    assert said("prune", "--unused-for", "12h").count("would delete") == 0
+    assert said("prune", "--unused-for", "0d").count("would delete") == 3
+    assert said("prune", "--stage", "sft", "--used").count("would delete") == 2
+    assert "by 1 run, 3 artifacts" in said("prune", "--stage", "sft", "--used")
+    assert said("prune", lived.eight.key[:8]).count("would delete") == 1
+
+
+def test_a_time_without_a_unit_is_refused(said, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        said("prune", "--unused-for", "30")
+    assert "'30': a number and one of min, h, d, w, such as 30d" in capsys.readouterr().err
+
+
+def test_a_remote_store_is_an_error_with_the_fix() -> None:
+    with pytest.raises(UserError, match="of the working copies"):
+        main(["ls", "--store", "s3://bucket/x"])
+
+
+def test_the_real_command_takes_the_store_from_the_environment(lived: Lived, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "selfcontrast.store", *arguments]
+        env = {**os.environ, "SELFCONTRAST_STORE": str(lived.root)}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    assert json.loads(run("ls", "--json").stdout)
+    assert "prune" in run("--help").stdout
+    unknown = run("show", "zz")
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("error: zz: no artifact's key begins so")
+    (lived.one.path / "foreign").touch()
+    assert run("verify").returncode == 1
