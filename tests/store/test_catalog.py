@@ -41,12 +41,12 @@ def test_entries_have_their_state_size_users_and_owner(lived: Lived) -> None:
 
 def test_what_tells_an_artifact_apart_is_what_is_not_the_same_in_its_stage(lived: Lived) -> None:
     catalog = Catalog.read(lived.root)
-    assert catalog.distinguishing(entry(catalog, f"sft/{lived.sft.key}")) == {"recipe.lr": "0.001"}
-    assert catalog.distinguishing(entry(catalog, f"align/{lived.eight.key}")) == {"negatives": "8"}
-    assert catalog.distinguishing(entry(catalog, f"generate/{lived.generate.key}")) == {}
+    assert catalog.apart(entry(catalog, f"sft/{lived.sft.key}")) == {"recipe.lr": "0.001"}
+    assert catalog.apart(entry(catalog, f"align/{lived.eight.key}")) == {"negatives": "8"}
+    assert catalog.apart(entry(catalog, f"generate/{lived.generate.key}")) == {}
     Store(lived.root).get("sft", 2, {"recipe": None}, {}, write())
     changed = Catalog.read(lived.root)
-    assert changed.distinguishing(entry(changed, f"sft/{lived.sft.key}")) == {
+    assert changed.apart(entry(changed, f"sft/{lived.sft.key}")) == {
         "recipe.lr": "0.001",
         "recipe.epochs": "3",
         "recipe.betas": "[0.9, 0.95]",
@@ -55,10 +55,17 @@ def test_what_tells_an_artifact_apart_is_what_is_not_the_same_in_its_stage(lived
     }
 
 
-def test_inputs_tell_artifacts_apart_too(lived: Lived) -> None:
-    Store(lived.root).get("generate", 1, {"samples": 4}, {"sft": lived.old}, write())
+def test_inputs_tell_artifacts_apart_unless_another_input_implies_them(lived: Lived) -> None:
+    other = Store(lived.root).get("generate", 1, {"samples": 4}, {"sft": lived.old}, write())
+    made = Store(lived.root).get(
+        "align", 1, {"negatives": 1, "seed": 1}, {"sft": lived.old, "negatives": other}, write()
+    )
     catalog = Catalog.read(lived.root)
-    assert catalog.distinguishing(entry(catalog, f"generate/{lived.generate.key}")) == {"inputs.sft": lived.sft.key[:8]}
+    assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{lived.old.key}"}
+    assert catalog.apart(entry(catalog, f"align/{made.key}")) == {
+        "negatives": "1",  # the setting, which has the role's name
+        "inputs.negatives": f"generate/{other.key}",
+    }
 
 
 def test_a_key_may_be_cut_short_while_it_is_clear_which_is_meant(lived: Lived) -> None:

@@ -89,7 +89,7 @@ def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
         "bytes": entry.bytes,
         "created": datetime.fromtimestamp(entry.created, UTC).isoformat(timespec="seconds"),
         "used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
-        "apart": catalog.distinguishing(entry),
+        "apart": catalog.apart(entry),
         "settings": entry.manifest.get("settings"),
         "inputs": entry.inputs,
         "artifacts": [e.name for e in catalog.made_from(entry)],

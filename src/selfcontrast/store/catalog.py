@@ -1,7 +1,7 @@
 """What is in a store, and what hangs together in it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -53,12 +53,10 @@ class Entry:
         return dict(self.manifest.get("inputs", {}))
 
     @cached_property
-    def identity(self) -> dict[str, str]:
-        """What the key is made of, flat: "recipe.lr" → "0.001"."""
-        settings = _flat("", self.manifest.get("settings", {}))
-        inputs = {f"inputs.{role}": key[:8] for role, key in self.inputs.items()}
+    def settings(self) -> dict[str, str]:
+        """The settings and the version that the key is made of, flat: "recipe.lr" → "0.001"."""
         version = {"version": str(self.manifest["version"])} if self.manifest else {}
-        return {**settings, **inputs, **version}
+        return {**_flat("", self.manifest.get("settings", {})), **version}
 
 
 @dataclass(frozen=True)
@@ -92,27 +90,56 @@ class Catalog:
             raise UserError(f"{prefix}: could be {' or '.join(e.name for e in found[:4])}; give more of the key")
         return found[0]
 
-    @property
+    @cached_property
     def published(self) -> list[Entry]:
         return [e for e in self.entries if e.state in (PUBLISHED, UNREADABLE)]
 
     def made_from(self, entry: Entry) -> list[Entry]:
         """Those published artifacts of which it is an input."""
-        return [e for e in self.published if entry.key in e.inputs.values()]
+        return self._users.get(entry.key, [])
 
     def inputs_of(self, entry: Entry) -> dict[str, Entry | None]:
         """By role; None for one that is no longer there."""
-        by_key = {e.key: e for e in self.published}
-        return {role: by_key.get(key) for role, key in entry.inputs.items()}
+        return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
-    def distinguishing(self, entry: Entry) -> dict[str, str]:
-        """What of the entry's identity is not the same in all artifacts of its stage."""
-        siblings = [e.identity for e in self.entries if e.stage == entry.stage and e.state == PUBLISHED]
-        return {
-            name: value
-            for name, value in entry.identity.items()
-            if any(sibling.get(name) != value for sibling in siblings)
-        }
+    def apart(self, entry: Entry) -> dict[str, str]:
+        """What tells it from the other artifacts of its stage: settings, and as "inputs.ROLE" inputs, as STAGE/KEY.
+
+        An input that another one was made from goes without saying.
+        """
+        indirect = {key for i in self.inputs_of(entry).values() if i for key in self._ancestors(i)}
+        direct = {role: key for role, key in entry.inputs.items() if key not in indirect}
+        named = {role: self._by_key[key].name if key in self._by_key else key for role, key in direct.items()}
+        every = {**entry.settings, **_inputs(named)}
+        return {name: value for name, value in every.items() if name in self._differing[entry.stage]}
+
+    def _ancestors(self, entry: Entry) -> set[str]:
+        direct = set(entry.inputs.values())
+        return direct.union(*(self._ancestors(e) for e in self.inputs_of(entry).values() if e))
+
+    @cached_property
+    def _by_key(self) -> dict[str, Entry]:
+        return {e.key: e for e in self.published}
+
+    @cached_property
+    def _users(self) -> dict[str, list[Entry]]:
+        users: dict[str, list[Entry]] = {}
+        for entry in self.published:
+            for key in set(entry.inputs.values()):
+                users.setdefault(key, []).append(entry)
+        return users
+
+    @cached_property
+    def _differing(self) -> dict[str, set[str]]:
+        """Per stage the names of settings and inputs that are not the same in all its artifacts."""
+        found = {}
+        for stage in {e.stage for e in self.entries}:
+            every = [
+                {**e.settings, **_inputs(e.inputs)} for e in self.entries if e.stage == stage and e.state == PUBLISHED
+            ]
+            names = {name for one in every for name in one}
+            found[stage] = {name for name in names if len({one.get(name) for one in every}) > 1}
+        return found
 
 
 def _entry(root: Path, folder: Path, recorded: Iterable[runs.Recorded]) -> Entry:
@@ -163,6 +190,11 @@ def _measure(folder: Path) -> tuple[int, float]:
 
 def _is_key(name: str) -> bool:
     return len(name) == 20 and set(name) <= set("0123456789abcdef")
+
+
+def _inputs(by_role: Mapping[str, str]) -> dict[str, str]:
+    """Under names that no setting has: a setting and a role may well have the same."""
+    return {f"inputs.{role}": value for role, value in by_role.items()}
 
 
 def _flat(prefix: str, value: Any) -> dict[str, str]:

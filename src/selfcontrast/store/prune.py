@@ -36,16 +36,15 @@ class Wish:
 def choose(catalog: Catalog, wish: Wish) -> list[Entry]:
     """What the wish comes to: never what is in progress, and, unless `used`, nothing that what stays depends on."""
     now = time.time()
-    chosen = [e for e in catalog.entries if e.state != IN_PROGRESS and wish.meets(e, now)]
+    chosen = {e.folder: e for e in catalog.entries if e.state != IN_PROGRESS and wish.meets(e, now)}
     if wish.used:
-        return chosen
-    chosen = [e for e in chosen if e.state == ABANDONED or not e.runs]
-    while True:  # what is spared now may need what was chosen before
-        needed = {key for e in catalog.published if e not in chosen for key in e.inputs.values()}
-        spared = [e for e in chosen if e.state != ABANDONED and e.key in needed]
-        if not spared:
-            return chosen
-        chosen = [e for e in chosen if e not in spared]
+        return list(chosen.values())
+    spared = [e for e in catalog.published if e.runs or e.folder not in chosen]
+    while spared:  # and what they are made from
+        entry = spared.pop()
+        chosen.pop(entry.folder, None)
+        spared += [e for e in catalog.inputs_of(entry).values() if e and e.folder in chosen]
+    return list(chosen.values())
 
 
 def delete(root: Path, entry: Entry, used: bool) -> bool:

@@ -1,6 +1,7 @@
 """The store's tables and pages on the terminal. All text in them comes from configs: none of it is markup."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def print_entry(catalog: Catalog, entry: Entry) -> None:
     }
     for name, value in facts.items():
         console.print(Text(f"  {name:<9}{value}"), soft_wrap=True)
-    _section(console, "key made of", {k: v for k, v in entry.identity.items() if not k.startswith("inputs.")})
+    _section(console, "key made of", entry.settings)
     _section(console, "summary", {k: str(v) for k, v in entry.manifest.get("summary", {}).items()})
     _section(console, "files", {name: size(_bytes(entry.folder / name)) for name in entry.manifest.get("files", {})})
     console.print(_lineage("made from", catalog, entry, up=True))
@@ -87,11 +88,15 @@ def _about(catalog: Catalog, entry: Entry) -> str:
         return f"{entry.state}: {entry.owner}" if entry.owner else entry.state
     if entry.state != PUBLISHED:
         return f"its {MANIFEST} is damaged"
-    return " ".join(f"{name}={_short(value)}" for name, value in catalog.distinguishing(entry).items())
+    return " ".join(
+        _short(value) if name.startswith("inputs.") else f"{name}={_short(value)}"
+        for name, value in catalog.apart(entry).items()
+    )
 
 
 def _short(value: str) -> str:
-    one_line = " ".join(value.split())
+    """On one line, with keys and fingerprints as short as `ls` shows them."""
+    one_line = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{12,}", r"\1", " ".join(value.split()))
     return one_line if len(one_line) <= SHOWN_VALUE else one_line[: SHOWN_VALUE - 1] + "…"
 
 
@@ -105,15 +110,17 @@ def _section(console: Console, title: str, values: dict[str, str]) -> None:
 def _lineage(title: str, catalog: Catalog, entry: Entry, up: bool) -> Tree:
     """All it was made from, or all that was made from it, as a tree."""
     tree = Tree(Text(title if _next(catalog, entry, up) else f"{title} nothing", "bold"))
-    _grow(tree, catalog, entry, up)
+    _grow(tree, catalog, entry, up, set())
     return tree
 
 
-def _grow(tree: Tree, catalog: Catalog, entry: Entry, up: bool) -> None:
+def _grow(tree: Tree, catalog: Catalog, entry: Entry, up: bool, grown: set[str]) -> None:
     for label, other in _next(catalog, entry, up):
-        branch = tree.add(Text(label))
-        if other:
-            _grow(branch, catalog, other, up)
+        again = other is not None and other.key in grown and bool(_next(catalog, other, up))
+        branch = tree.add(Text(f"{label} …" if again else label))  # in full where it comes first
+        if other and not again:
+            grown.add(other.key)
+            _grow(branch, catalog, other, up, grown)
 
 
 def _next(catalog: Catalog, entry: Entry, up: bool) -> list[tuple[str, Entry | None]]:
