@@ -28,7 +28,14 @@ GIVEN = {("data", "jsonl"): "data.path=data.jsonl", ("model", "hf"): "model.path
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "SELFCONTRAST_STORE"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_SWEEP_ID",
+        "WANDB_RUN_ID",
+        "SELFCONTRAST_STORE",
+        "SELFCONTRAST_STORE_CACHE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -262,6 +269,12 @@ def test_a_package_that_is_missing(
 
 def test_a_setting_of_no_adapter() -> None:
     assert mistake("adapter.rank=8") == "adapter.rank: no such setting; it has none"
+
+
+def test_a_store_that_cannot_be() -> None:
+    said = mistake("store=s4://bucket/path", "output=out")
+    assert said.startswith("store=s4://bucket/path: ")
+    assert said.endswith("; a folder, or a URL such as s3://bucket/path")
 
 
 def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from jobs import SECRET, TINY, TINY_ANYWHERE, TINY_MODEL, Finished, read_result, run_train, stages
+from selfcontrast.store import MANIFEST
+from selfcontrast.store.runs import all_runs
 from wandb_files import OfflineRun
 
 SHARED = ["contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
@@ -50,6 +52,13 @@ def load_alone(folder: str) -> str:
 
 def written(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def published(store: Path) -> dict[Path, int]:
+    """The files of a store's artifacts, and when they were written."""
+    return {
+        file: file.stat().st_mtime_ns for manifest in store.glob(f"*/*/{MANIFEST}") for file in written(manifest.parent)
+    }
 
 
 # --- what comes out
@@ -149,7 +158,7 @@ def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, f
 
 
 def test_the_same_command_again_recalls_every_stage_and_gives_equal_numbers(finished: Finished, tmp_path: Path) -> None:
-    before = {file: file.stat().st_mtime_ns for file in written(finished.folder / "store")}
+    before = published(finished.folder / "store")
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     again = run_train(*TINY, cwd=tmp_path, env=store)
     assert again.returncode == 0, again.stderr
@@ -158,10 +167,9 @@ def test_the_same_command_again_recalls_every_stage_and_gives_equal_numbers(fini
     assert {n: s["key"] for n, s in stages(result).items()} == {n: s["key"] for n, s in stages(finished.result).items()}
     for part in ("value", "comparison", "histories", "samples", "negatives_shown", "similarities", "policy"):
         assert result[part] == finished.result[part]
-    after = {file: file.stat().st_mtime_ns for file in written(finished.folder / "store")}
-    assert {f: t for f, t in after.items() if f.suffix != ".lock"} == {
-        f: t for f, t in before.items() if f.suffix != ".lock"
-    }
+    assert published(finished.folder / "store") == before
+    used = {run.folder: set(run.artifacts) for run in all_runs(finished.folder / "store")}
+    assert used[tmp_path / "out"] == {f"{s['name'].split()[0]}/{s['key']}" for s in result["stages"]}
 
 
 def test_lora_shares_all_before_align_and_its_policy_needs_neither_peft_nor_us(

@@ -117,6 +117,7 @@ def test_a_run_that_takes_an_artifact_into_use_just_now_keeps_it(
 
     if moment == "before":
         use()
+        monkeypatch.setattr(prune.trash, "discard", never)  # its files are not even gone for a moment
     else:
         monkeypatch.setattr(prune.trash, "discard", using_first)
     assert not delete(lived.root, entry, used=False)

@@ -17,7 +17,6 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import full
 from selfcontrast.store.artifact import MANIFEST, Artifact, verify
 
 log = logging.getLogger(__name__)
@@ -77,8 +76,6 @@ class Remote:
         try:
             if self.has(artifact.stage, artifact.key):
                 return
-            if place in self._damaged:
-                self.fs.rm(place, recursive=True)
             for name in (*artifact.manifest["files"], MANIFEST):
                 self.fs.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
                 self.fs.put_file(str(artifact.path / name), f"{place}/{name}")
@@ -111,8 +108,6 @@ class Remote:
         try:
             yield
         except Exception as error:  # every protocol's package has errors of its own
-            if full.no_space(error):
-                raise
             raise UserError(f"store={self.url}: cannot be reached ({_line(error)})") from error
 
     def _place(self, stage: str, key: str) -> str:
