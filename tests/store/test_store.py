@@ -18,7 +18,7 @@ from computing import never, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcontrast.generators.hf import HFGenerator
+from selfcontrast.generators.hf import HF
 from selfcontrast.store import MANIFEST, NOT_IN_KEY, RESUME, Artifact, Store, canonical, settings_of, verify
 from selfcontrast.store import artifact as contents
 from selfcontrast.training.recipe import Hardware
@@ -115,7 +115,7 @@ def test_settings_of_a_part_are_its_class_and_the_fields_that_decide_its_result(
     assert settings_of(Part(0.5, workers=1)) != settings_of(SamePart(0.5, workers=1))
 
 
-@pytest.mark.parametrize(("part", "deciding"), [(HFGenerator, {"precision"}), (Hardware, {"precision"})])
+@pytest.mark.parametrize(("part", "deciding"), [(HF, {"precision"}), (Hardware, {"precision"})])
 def test_what_only_makes_a_stage_faster_is_in_no_key(part: Any, deciding: set[str]) -> None:
     assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
 
