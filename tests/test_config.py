@@ -201,6 +201,8 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("hardware.peak_tflops=-1", ["hardware.peak_tflops=-1", "null"]),
         ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
         ("hardware.devices=2", ["hardware.devices=2", "one device"]),
+        ("hardware.attention=dense", ["hardware.attention=dense", "auto, blocks, flex, masked"]),
+        ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "use auto"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
         ("evaluation.lm_eval=[mmlu]", ["evaluation.lm_eval=mmlu", "target_choice"]),
         ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),

@@ -9,6 +9,7 @@ the 2K(P+R) of padded pairs. Pure functions of token ids; B groups, K the most n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -66,6 +67,7 @@ class Layout:
             negatives has nothing to share: it counts as all prompt.
         longest: tokens of the longest prompt with a response, which a sliding window must not undercut.
         segment: [T] a number per prompt and per response; a group's prompt is its lowest.
+        prompt: [T] the segment of the group's prompt.
         position: [T] position ids.
         buckets: every segment of the row, in exactly one bucket.
         slot: [T] where a token lies in the buckets, flattened and concatenated.
@@ -74,6 +76,7 @@ class Layout:
     groups: tuple[tuple[int, int, int], ...]
     longest: int
     segment: Tensor
+    prompt: Tensor
     position: Tensor
     buckets: tuple[Bucket, ...]
     slot: Tensor
@@ -82,6 +85,11 @@ class Layout:
     def sharing(self) -> tuple[tuple[int, int, int], ...]:
         """The groups whose responses lie apart from their prompt."""
         return tuple(group for group in self.groups if group[1] < group[2])
+
+    @cached_property
+    def memo(self) -> dict[int | None, Any]:
+        """Masks that an attention makes of this layout, by sliding window: once for all layers, and for this device."""
+        return {}
 
     def to(self, device: torch.device | str) -> "Layout":
         buckets = tuple(_move(bucket, device) for bucket in self.buckets)
@@ -175,10 +183,13 @@ def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
         real = slice(None) if padding is None else ~padding.flatten()
         slot[tokens[real]] = slots[real]
         taken += tokens.numel()
+    spans = tuple((end - sum(group), end - sum(group[1:]), end) for end, group in zip(ends, lengths, strict=True))
+    segment = torch.repeat_interleave(flat)
     return Layout(
-        groups=tuple((end - sum(group), end - sum(group[1:]), end) for end, group in zip(ends, lengths, strict=True)),
+        groups=spans,
         longest=int(position.max()) + 1,
-        segment=torch.repeat_interleave(flat),
+        segment=segment,
+        prompt=torch.cat([segment[start].expand(end - start) for start, _, end in spans]),
         position=position,
         buckets=buckets,
         slot=slot,

@@ -1,4 +1,4 @@
-"""Attention over packed groups: each prompt is computed once, each response sees its prompt and itself.
+"""The mode for packed groups: each prompt is computed once, each response sees its prompt and itself.
 
 An attention function for transformers' `AttentionInterface`, so any decoder that uses that interface works
 unchanged: its linears, norms and MLPs run over the packed row, without padding.
@@ -9,19 +9,22 @@ variable would be gone by the time the backward pass does. For the same reason a
 it is set: without a layout, it is transformers' own SDPA attention.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from selfcontrast.errors import UserError
+from selfcontrast.models.attention import blocks, flex, masked
+from selfcontrast.models.attention.choice import ATTENTIONS, choose
 from selfcontrast.models.packing import Layout
 
-NAME = "shared_prompt"
+# By the ways of attention that can be asked for, what transformers knows each by.
+NAMES = {way: f"shared_prompt_{way}" for way in ATTENTIONS}
 # What a layer may ask of attention that is not computed here, by the keyword transformers passes it with.
 _REFUSED = {
     "softcap": "soft-capped attention logits",
@@ -29,18 +32,19 @@ _REFUSED = {
     "position_bias": "position biases",
 }
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-
-def use_shared_prompt(model: nn.Module) -> None:
+def use_shared_prompt(model: nn.Module, attention: str | None = None) -> None:
     """Puts a causal language model (or its peft wrapper) into this mode, for good.
 
+    `attention` is one of `ATTENTIONS`; without it, a model that is in this mode keeps its own, and another gets "auto".
     Raises `UserError` for an architecture that would be computed wrongly.
     """
-    if model.config._attn_implementation != NAME:  # type: ignore[union-attr]
+    known = model.config._attn_implementation  # type: ignore[union-attr]
+    if attention is None and known in NAMES.values():
+        return
+    if known not in NAMES.values():
         check_supported(model)
-        model.set_attn_implementation(NAME)  # type: ignore[operator]
+    model.set_attn_implementation(NAMES[attention or "auto"])  # type: ignore[operator]
 
 
 def check_supported(model: nn.Module) -> None:
@@ -80,7 +84,9 @@ def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, 
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, every row's blocks would be a graph of their own
 def _attention(
+    way: str,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -103,16 +109,15 @@ def _attention(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    repeats = query.shape[1] // key.shape[1]
-    q, k, v = (x[0].transpose(0, 1) for x in (query, _repeat(key, repeats), _repeat(value, repeats)))
     window = sliding_window if sliding_window and sliding_window < shared_prompt.longest else None
-    if query.device.type == "cpu" and not dropout and not window and q.shape[-1] == v.shape[-1]:
-        return _Blocks.apply(q, k, v, shared_prompt, scaling)[None], None  # type: ignore[no-untyped-call]
-    return _masked(q, k, v, shared_prompt, scaling, dropout, window)[None], None
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+    used = choose(way, query, value, dropout, window)
+    if used == "flex":
+        return flex.attend(query, key, value, shared_prompt, scaling, window), None
+    repeats = query.shape[1] // key.shape[1]
+    key, value = _repeat(key, repeats), _repeat(value, repeats)
+    if used == "blocks":
+        return blocks.attend(query, key, value, shared_prompt, scaling), None
+    return masked.attend(query, key, value, shared_prompt, scaling, dropout, window), None
 
 
 def _repeat(x: Tensor, repeats: int) -> Tensor:
@@ -120,87 +125,6 @@ def _repeat(x: Tensor, repeats: int) -> Tensor:
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
-def _masked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: Layout,
-    scale: float | None,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    """Group by group with a boolean mask: any device, dropout and sliding windows. [T, H, d] -> [T, H, d]."""
-    outputs = []
-    for start, _, end in layout.groups:
-        segment, position = layout.segment[start:end], layout.position[start:end]
-        distance = position[:, None] - position
-        seen = (segment[:, None] == segment) | (segment == segment[0])
-        seen &= (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
-        output = scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
-        outputs.append(output[0].transpose(0, 1))
-    return torch.cat(outputs)
-
-
-class _Blocks(torch.autograd.Function):
-    """Attention in blocks that hold nothing masked, by the CPU's flash kernel, which returns the log-sum-exp.
-
-    Every segment (prompt or response) attends to itself causally, in buckets of similar length; the responses
-    of a group, side by side, attend to the whole prompt. The two are merged by their log-sum-exps. In the
-    backward pass each block is given the *merged* output and log-sum-exp: the kernel rebuilds the
-    probabilities as exp(score - log-sum-exp), so that its gradients are this block's share of the exact ones.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
-        """[T, H, d] -> [T, H, d]."""
-        outputs, sums = [], []
-        for bucket in layout.buckets:
-            blocks = [_batch(x, bucket.tokens) for x in (query, key, value)]
-            output, lse = _flash(*blocks, is_causal=True, scale=scale)
-            outputs.append(output.transpose(1, 2).flatten(0, 1))
-            sums.append(lse.transpose(1, 2).flatten(0, 1))
-        output, lse = torch.cat(outputs)[layout.slot], torch.cat(sums)[layout.slot]
-        for start, boundary, end in layout.sharing:
-            prompt, responses = slice(start, boundary), slice(boundary, end)
-            other, other_lse = _flash(_row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale)
-            own, own_lse = output[responses], lse[responses]
-            other, other_lse = other[0].transpose(0, 1), other_lse[0].transpose(0, 1)
-            share = torch.sigmoid(other_lse - own_lse)[..., None]
-            own.lerp_(other, share.to(own.dtype))
-            lse[responses] = torch.logaddexp(own_lse, other_lse)
-        ctx.save_for_backward(query, key, value, output, lse)
-        ctx.layout, ctx.scale = layout, scale
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, lse = ctx.saved_tensors
-        layout, scale = ctx.layout, ctx.scale
-        parts: list[tuple[Tensor, ...]] = []
-        for bucket in layout.buckets:
-            blocks = [_batch(x, bucket.tokens) for x in (grad, query, key, value, output)]
-            sums = lse[bucket.tokens].transpose(1, 2)
-            if bucket.padding is not None:
-                blocks[0].masked_fill_(bucket.padding[:, None, :, None], 0.0)
-            found = _flash_backward(*blocks, sums, 0.0, True, scale=scale)
-            parts.append(tuple(x.transpose(1, 2).flatten(0, 1) for x in found))
-        totals = [torch.cat(part)[layout.slot] for part in zip(*parts, strict=True)]
-        for start, boundary, end in layout.sharing:
-            prompt, responses = slice(start, boundary), slice(boundary, end)
-            taken = (responses, responses, prompt, prompt, responses)
-            blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), taken, strict=True)]
-            found = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
-            for total, at, share in zip(totals, (responses, prompt, prompt), found, strict=True):
-                total[at] += share[0].transpose(0, 1)
-        return (*totals, None, None)
-
-
-def _batch(x: Tensor, tokens: Tensor) -> Tensor:
-    """[T, H, d] at [n, L] -> [n, H, L, d]."""
-    return x[tokens].transpose(1, 2)
-
-
-def _row(x: Tensor) -> Tensor:
-    """[t, H, d] -> [1, H, t, d]; [t, H] -> [1, H, t]."""
-    return x.transpose(0, 1)[None]
+for _way, _name in NAMES.items():
+    AttentionInterface.register(_name, partial(_attention, _way))
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
@@ -70,12 +71,15 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
 
     Raises `UserError` for a model that packed groups would be computed wrongly by.
     """
-    use_shared_prompt(policy)
+    use_shared_prompt(policy, hardware.attention)
     if hardware.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if hardware.self_check:
+        sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
+        policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
         tolerance = 0.2 if policy.dtype == torch.bfloat16 else 1e-3
         self_check(policy, groups[:64], tolerance)
+        policy.to("cpu")  # from where it goes to the ranks
     policy.train()
 
 
@@ -97,6 +101,8 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
     """One rank's part of it. Returns the policy's weights, whole on the first rank."""
     hardware, steps = data.hardware, len(data.steps())
     hardware.apply_threads()
+    if hardware.compile:
+        compile_layers(module.policy)
     last = folder / "last.ckpt"
     ranks = hardware.devices * hardware.num_nodes
     rank = int(os.environ["RANK"]) if ranks > 1 else 0
@@ -132,6 +138,13 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
                 raise KeyboardInterrupt from stop
             raise
     return whole_weights(module.policy)
+
+
+def compile_layers(policy: nn.Module) -> None:
+    """Each decoder layer by torch.compile, for all lengths at once: linears, norms and MLPs, without the attention."""
+    for layer in policy.modules():
+        if isinstance(layer, GradientCheckpointingLayer):  # what transformers builds every decoder's layers from
+            layer.compile(dynamic=True)
 
 
 def _quiet() -> None:

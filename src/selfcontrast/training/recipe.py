@@ -1,11 +1,14 @@
 """How a stage is trained, and on what: the two halves of a trainer's config."""
 
 import math
+import os
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from selfcontrast.errors import UserError
+from selfcontrast.models.attention.choice import ATTENTIONS
 from selfcontrast.store import NOT_IN_KEY
 
 OPTIMIZERS = ("adamw", "adamw_8bit")
@@ -80,6 +83,8 @@ class Hardware:
     num_nodes: int = field(metadata=NOT_IN_KEY)
     strategy: str = field(metadata=NOT_IN_KEY)
     threads: int | None = field(metadata=NOT_IN_KEY)
+    attention: str = field(metadata=NOT_IN_KEY)
+    compile: bool = field(metadata=NOT_IN_KEY)
     tokens_per_pass: int = field(metadata=NOT_IN_KEY)
     logits_chunk: int = field(metadata=NOT_IN_KEY)
     gradient_checkpointing: bool = field(metadata=NOT_IN_KEY)
@@ -99,6 +104,8 @@ class Hardware:
             raise UserError(f"hardware.strategy={self.strategy}: one of {', '.join(STRATEGIES)}")
         if self.accelerator not in ("cpu", "gpu", "auto"):
             raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
+        if self.attention not in ATTENTIONS:
+            raise UserError(f"hardware.attention={self.attention}: one of {', '.join(ATTENTIONS)}")
 
     def check(self) -> None:
         """Raises `UserError` where the machine lacks what the config asks for."""
@@ -108,6 +115,10 @@ class Hardware:
             raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
         if self.device == "cuda" and self.devices > torch.cuda.device_count():
             raise UserError(f"hardware.devices={self.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
+        if self.attention == ("flex" if self.device == "cpu" else "blocks"):
+            raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}: use auto")
+        if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise UserError("hardware.compile=true needs a C++ compiler (g++): install one, or leave it false")
 
     @property
     def device(self) -> str:

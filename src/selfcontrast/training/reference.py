@@ -31,7 +31,7 @@ def score_reference(folder: Path, model: Path, groups: Sequence[Group], precisio
     """
     hardware.apply_threads()
     policy = load_model(model, precision).to(hardware.device).eval()
-    use_shared_prompt(policy)
+    use_shared_prompt(policy, hardware.attention)
     ids: list[str] = []
     scores: list[list[list[float]]] = []
     with tqdm(total=len(groups), desc="reference", unit="prompt", disable=None) as bar:

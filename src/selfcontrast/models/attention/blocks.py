@@ -1,0 +1,80 @@
+"""Attention in blocks that hold nothing masked, by the CPU's flash kernel, which returns the log-sum-exp.
+
+Every segment (prompt or response) attends to itself causally, in buckets of similar length; the responses of a group,
+side by side, attend to the whole prompt. The two are merged by their log-sum-exps. In the backward pass each block is
+given the *merged* output and log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so that
+its gradients are this block's share of the exact ones.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcontrast.models.packing import Layout
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    """query, key and value [1, H, T, d] -> [1, T, H, d]."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    output: Tensor = _Blocks.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
+    return output[None]
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
+        """[T, H, d] -> [T, H, d]."""
+        outputs, sums = [], []
+        for bucket in layout.buckets:
+            blocks = [_batch(x, bucket.tokens) for x in (query, key, value)]
+            output, lse = _flash(*blocks, is_causal=True, scale=scale)
+            outputs.append(output.transpose(1, 2).flatten(0, 1))
+            sums.append(lse.transpose(1, 2).flatten(0, 1))
+        output, lse = torch.cat(outputs)[layout.slot], torch.cat(sums)[layout.slot]
+        for start, boundary, end in layout.sharing:
+            prompt, responses = slice(start, boundary), slice(boundary, end)
+            other, other_lse = _flash(_row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale)
+            own, own_lse = output[responses], lse[responses]
+            other, other_lse = other[0].transpose(0, 1), other_lse[0].transpose(0, 1)
+            share = torch.sigmoid(other_lse - own_lse)[..., None]
+            own.lerp_(other, share.to(own.dtype))
+            lse[responses] = torch.logaddexp(own_lse, other_lse)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, lse = ctx.saved_tensors
+        layout, scale = ctx.layout, ctx.scale
+        parts: list[tuple[Tensor, ...]] = []
+        for bucket in layout.buckets:
+            blocks = [_batch(x, bucket.tokens) for x in (grad, query, key, value, output)]
+            sums = lse[bucket.tokens].transpose(1, 2)
+            if bucket.padding is not None:
+                blocks[0].masked_fill_(bucket.padding[:, None, :, None], 0.0)
+            found = _flash_backward(*blocks, sums, 0.0, True, scale=scale)
+            parts.append(tuple(x.transpose(1, 2).flatten(0, 1) for x in found))
+        totals = [torch.cat(part)[layout.slot] for part in zip(*parts, strict=True)]
+        for start, boundary, end in layout.sharing:
+            prompt, responses = slice(start, boundary), slice(boundary, end)
+            taken = (responses, responses, prompt, prompt, responses)
+            blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), taken, strict=True)]
+            found = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
+            for total, at, share in zip(totals, (responses, prompt, prompt), found, strict=True):
+                total[at] += share[0].transpose(0, 1)
+        return (*totals, None, None)
+
+
+def _batch(x: Tensor, tokens: Tensor) -> Tensor:
+    """[T, H, d] at [n, L] -> [n, H, L, d]."""
+    return x[tokens].transpose(1, 2)
+
+
+def _row(x: Tensor) -> Tensor:
+    """[t, H, d] -> [1, H, t, d]; [t, H] -> [1, H, t]."""
+    return x.transpose(0, 1)[None]

@@ -1,0 +1,102 @@
+"""Which way of attention runs where, and what is said about it."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from padded import CONFIGS, ragged, relative, tiny
+from selfcontrast.models.attention import choice
+from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import pack
+from selfcontrast.models.shared_prompt import use_shared_prompt
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet() -> Iterator[None]:
+    choice._report.cache_clear()
+    yield
+    choice._report.cache_clear()
+
+
+def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
+    """On "meta" tensors other devices need not be there."""
+
+    class Elsewhere(Tensor):
+        @property
+        def device(self) -> Any:  # type: ignore[override]
+            return torch.device(device)
+
+    return torch.empty(1, 2, 5, dimensions, dtype=dtype, device="meta").as_subclass(Elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "changes", "used", "reason"),
+    [
+        ("auto", "cpu", {}, "blocks", None),
+        ("auto", "cuda", {}, "flex", None),
+        ("auto", "mps", {}, "masked", "no backward pass on mps"),
+        ("auto", "cpu", {"dropout": 0.1}, "masked", "dropout"),
+        ("auto", "cpu", {"window": 4}, "masked", "sliding window"),
+        ("auto", "cuda", {"window": 4}, "flex", None),
+        ("auto", "cuda", {"dropout": 0.1}, "masked", "dropout"),
+        ("auto", "cuda", {"dimensions": 8}, "masked", "16 dimensions"),
+        ("auto", "cuda", {"dtype": torch.float64}, "masked", "float64"),
+        ("flex", "cpu", {}, "blocks", "no backward pass on cpu"),
+        ("flex", "cpu", {"window": 4}, "masked", "no backward pass on cpu"),
+        ("blocks", "cuda", {}, "flex", "CPU's, and the model is on cuda"),
+        ("masked", "cpu", {}, "masked", None),
+        ("masked", "cuda", {"dropout": 0.1}, "masked", None),
+    ],
+)
+def test_the_way_that_runs_and_why(
+    asked: str,
+    device: str,
+    changes: dict[str, Any],
+    used: str,
+    reason: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    x = heads(device, changes.get("dimensions", 16), changes.get("dtype", torch.float32))
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert choice.choose(asked, x, x, changes.get("dropout", 0.0), changes.get("window")) == used
+    messages = [record.getMessage() for record in caplog.records]
+    if reason is None:
+        assert messages == []
+    else:
+        (message,) = messages  # once, though it was asked twice
+        assert f"hardware.attention={asked}" in message
+        assert reason in message
+        assert message.endswith(used)
+
+
+def test_values_of_another_size_than_queries() -> None:
+    assert choice.choose("auto", heads("cpu", 16), heads("cpu", 32), 0.0, None) == "masked"
+
+
+def test_another_reason_is_another_message(caplog: pytest.LogCaptureFixture) -> None:
+    x = heads("cpu")
+    choice.choose("auto", x, x, 0.1, None)
+    choice.choose("auto", x, x, 0.0, 3)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("attention", choice.ATTENTIONS)
+def test_whatever_is_asked_for_a_model_computes_the_same(attention: str) -> None:
+    model, packed = tiny(CONFIGS["llama"]), pack(ragged(0))
+    expected = response_log_probs(tiny(CONFIGS["llama"]), packed, 16)
+    use_shared_prompt(model, attention)
+    assert relative(response_log_probs(model, packed, 16), expected) <= 1e-5
+
+
+def test_the_choice_stays_until_another_is_made() -> None:
+    model = tiny(CONFIGS["llama"])
+    use_shared_prompt(model, "masked")
+    use_shared_prompt(model)
+    assert model.config._attn_implementation == "shared_prompt_masked"  # type: ignore[union-attr]
+    use_shared_prompt(model, "auto")
+    assert model.config._attn_implementation == "shared_prompt_auto"  # type: ignore[union-attr]

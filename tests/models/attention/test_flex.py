@@ -1,0 +1,145 @@
+"""FlexAttention against the boolean mask and against padded rows.
+
+On a CPU its kernel has no backward pass, but its reference implementation has: with torch's own check for that out of
+the way, and compiled to plain tensor operations, it trains there too.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import flex_attention as torch_flex
+
+from padded import CONFIGS, gradients, padded, ragged, relative, tiny
+from selfcontrast.models.attention import choice, flex, masked
+from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
+
+TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+GROUPS = st.lists(st.builds(Group, st.just("g"), TOKENS, TOKENS, st.lists(TOKENS, max_size=3)), min_size=1, max_size=3)
+WINDOWS = st.one_of(st.none(), st.integers(1, 12))
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    """FlexAttention for training on a CPU; counts what is compiled."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=True, backend=counter)))
+    monkeypatch.setattr(choice, "obstacle", lambda *_: None)
+    torch._dynamo.reset()
+    return counter
+
+
+def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
+    """A token sees itself and what comes before it in its own row, prompt and response, as far as the window goes."""
+    tokens = []  # of each: its group, its response (None in a prompt), its place in a row of its own
+    for number, group in enumerate(groups):
+        tokens += [(number, None, place) for place in range(len(group.prompt))]
+        for column, response in enumerate(group.responses):
+            tokens += [(number, column, len(group.prompt) + place) for place in range(len(response))]
+    return [
+        [
+            group == other_group and other_response in (None, response) and 0 <= place - other_place < (window or 1000)
+            for other_group, other_response, other_place in tokens
+        ]
+        for group, response, place in tokens
+    ]
+
+
+@given(GROUPS, WINDOWS)
+def test_the_mask_is_what_rows_of_their_own_would_see(groups: list[Group], window: int | None) -> None:
+    layout = pack(groups).layout
+    expected = torch.tensor(by_definition(groups, window))
+    row = torch.arange(len(expected))
+    none = torch.zeros((), dtype=torch.long)
+    assert torch.equal(flex.mask(layout, window)(none, none, row[:, None], row), expected)
+    boolean = torch.zeros_like(expected)
+    for start, _, end in layout.groups:
+        boolean[start:end, start:end] = masked.visible(layout, slice(start, end), window)
+    assert torch.equal(boolean, expected)
+
+
+def test_blocks_that_nothing_sees_are_left_out() -> None:
+    # Six segments of 128 tokens, a block of the mask each: itself in part, and the prompt in full.
+    layout = pack([Group("a", [1] * 128, [2] * 128, [[3] * 128] * 4)]).layout
+    made = flex.block_mask(layout, None)
+    assert made.shape == (1, 1, 768, 768)
+    assert made.kv_num_blocks.tolist() == [[[1, 1, 1, 1, 1, 1]]]
+    assert made.full_kv_num_blocks is not None
+    assert made.full_kv_num_blocks.tolist() == [[[0, 1, 1, 1, 1, 1]]]
+
+
+def heads(tokens: int, query_heads: int, key_heads: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(tokens)
+    return [torch.randn(1, h, tokens, 16, generator=draw) for h in (query_heads, key_heads, key_heads)]
+
+
+@pytest.mark.parametrize(("query_heads", "key_heads", "window"), [(4, 4, None), (4, 1, 40), (6, 2, None), (6, 2, 3)])
+def test_values_equal_the_masked_way(
+    on_cpu: CompileCounterWithBackend, query_heads: int, key_heads: int, window: int | None
+) -> None:
+    long = Group("long", [1] * 150, [2] * 7, [[3] * 60, [4]])
+    for groups in ([long], [*ragged(0), long], ragged(1)):
+        layout = pack(groups).layout
+        query, key, value = heads(len(layout.segment), query_heads, key_heads)
+        found = flex.attend(query, key, value, layout, 0.3, window)
+        key, value = (x.repeat_interleave(query_heads // key_heads, dim=1) for x in (key, value))
+        torch.testing.assert_close(found, masked.attend(query, key, value, layout, 0.3, 0.0, window))
+
+
+def test_a_new_length_is_no_new_kernel(on_cpu: CompileCounterWithBackend) -> None:
+    for length in range(130, 900, 41):
+        for window in (None, 64):
+            layout = pack([Group("a", [1] * length, [2] * 9, [[3] * (length // 3)])]).layout
+            flex.attend(*heads(len(layout.segment), 4, 2), layout, 0.25, window)
+    assert on_cpu.frame_count <= 3  # of 38 rows: one for all, and where 2 or 4 blocks are as many as there are heads
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), [*((name, False) for name in CONFIGS), ("mistral", True)])
+def test_gradients_equal_padded_rows(on_cpu: CompileCounterWithBackend, name: str, checkpointing: bool) -> None:
+    plain, model = tiny(CONFIGS[name]).train(), tiny(CONFIGS[name]).train()
+    use_shared_prompt(model, "flex")
+    if checkpointing:
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+    for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
+        found, expected = response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)
+        assert relative(found, expected) <= 1e-5
+        assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-5
+    assert on_cpu.frame_count > 0
+
+
+def test_the_mask_is_made_once_for_all_layers(
+    on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    create: Any = flex.create_block_mask
+    monkeypatch.setattr(flex, "create_block_mask", lambda *a, **k: made.append(1) or create(*a, **k))
+    model, packed = tiny(CONFIGS["mistral with a window shorter than the rows"]), pack(ragged(0))
+    use_shared_prompt(model, "flex")
+    decoder: Any = model.model
+    forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
+    assert made == [1]
+    moved = packed.to("cpu")  # a mask belongs to its device: a row that moves makes its own
+    forward_packed(decoder, moved.input_ids, moved.position_ids, moved.layout)
+    assert made == [1, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlexAttention's own kernels, with gradients")
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n not in ("gpt2", "llama")])
+def test_gradients_equal_padded_rows_on_a_gpu(name: str) -> None:
+    config = CONFIGS[name].__class__(**{**CONFIGS[name].to_dict(), "head_dim": 16})
+    plain, model = tiny(config).train(), tiny(config).train().cuda()
+    use_shared_prompt(model, "flex")
+    for groups in (ragged(0), ragged(1, (2,)), ragged(2, (9, 9, 9, 9))):
+        packed, expected = pack(groups).to("cuda"), padded(plain, groups)
+        found = response_log_probs(model, packed, chunk_size=16)
+        assert relative(found.cpu(), expected) <= 1e-4
+        assert relative(gradients(model, found).cpu(), gradients(plain, expected)) <= 1e-4
+        assert packed.layout.memo  # it was FlexAttention
