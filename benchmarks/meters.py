@@ -1,0 +1,71 @@
+"""Seconds, memory and gradients of a contender's step, on a CPU or a GPU."""
+
+import ctypes
+import gc
+import time
+from pathlib import Path
+
+import torch
+from contenders import Contender
+from torch import Tensor
+
+
+def seconds(contender: Contender, groups: int) -> float:
+    """Per step, each group once."""
+    total = 0.0
+    for i in range(groups):
+        contender.take_turn()
+        _wait(contender)
+        start = time.perf_counter()
+        contender.step(i)
+        _wait(contender)
+        total += time.perf_counter() - start
+    return total / groups
+
+
+def _wait(contender: Contender) -> None:
+    if contender.model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(contender: Contender, groups: int) -> float | None:
+    """MB that a step takes at most beyond what was there, or None where Linux does not say."""
+    contender.take_turn()
+    gc.collect()
+    if contender.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        seconds(contender, groups)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        resident = _status("VmRSS")
+        seconds(contender, groups)
+    except OSError:
+        return None
+    return (_status("VmHWM") - resident) / 1024
+
+
+def _status(key: str) -> int:
+    """kB"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def gradients(contender: Contender) -> list[Tensor] | None:
+    """Of the first group, in the CPU's memory; None where the device's does not suffice for the step."""
+    try:
+        contender.take_turn()
+        contender.step(0)
+    except torch.OutOfMemoryError:
+        contender.model.zero_grad()
+        return None
+    return [p.grad.cpu() for p in contender.model.parameters() if p.grad is not None]
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Of two gradients, relative to the second."""
+    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
+    return (apart / sum(float(b.double().square().sum()) for b in expected)) ** 0.5
