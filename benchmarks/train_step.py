@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --shapes 64,64,16 --rounds 9
     python benchmarks/train_step.py --lengths harmless-base_test.jsonl.gz   # as long as real dialogues
     python benchmarks/train_step.py --device cuda --dtype bf16 --peak-tflops 989 --model qwen-0.5b
-    python benchmarks/train_step.py --device cuda --dtype bf16 --peak-tflops 989 --model llama-7b --gradient-checkpointing
+    python benchmarks/train_step.py --device cuda --dtype bf16 --model llama-7b --gradient-checkpointing
 
 Everything runs in one process, in turns, on one model of random weights: each round measures every contender once,
 and ratios are medians over the rounds, so that a busy machine slows all alike. A step is the forward and backward pass

@@ -1,0 +1,73 @@
+"""The benchmark runs whole, its contenders compute the same, and its FLOPs are counted right."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from selfcontrast.models.packing import Group
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def output() -> str:
+    """On the GPU where there is one: the same lines of code."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = f"--device {device} --dtype fp32 --model qwen-tiny --shapes 9,7,3 --rounds 1 --peak-tflops 1"
+    command = [sys.executable, "benchmarks/train_step.py", *settings.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_contender_has_the_same_gradient(output: str) -> None:
+    rows = {cells[1].strip(): cells for line in output.splitlines() if len(cells := line.split("│")) > 8}
+    assert list(rows) == ["pairs", "lean pairs", "TRL", "ours"]
+    for cells in rows.values():
+        assert float(cells[8]) <= 1e-5
+        assert float(cells[2]) > 0
+        assert int(cells[5].replace(",", "")) > 0
+
+
+def test_the_bound_is_that_of_the_tokens(output: str) -> None:
+    # 2 * 3 * (9 + 7) / (9 + 4 * 7) = 96 / 37
+    assert re.search(r"\(P, R, K\) = \(9,7,3\): bound 2\.59x", output)
+
+
+GROUP = Group("a", [1, 2, 3], [4, 5], [[6, 7], [8]])
+
+
+def test_work_by_hand() -> None:
+    from workload import Work, packed_work, pairs_work
+
+    # Prompt: 1 + 2 + 3 seen. A response of two sees 1 + 2 of itself and 3 of the prompt twice; one of one, 1 and 3.
+    assert packed_work([GROUP]) == Work(tokens=8, scored=5, seen=6 + 9 + 9 + 4)
+    # Rows of 5, 5, 5 and 4 tokens: 15 seen in each of five, 10 in that of four.
+    assert pairs_work([GROUP], every_position=False) == Work(tokens=19, scored=7, seen=55)
+    assert pairs_work([GROUP], every_position=True).scored == 19
+
+
+def test_flops_of_weights_are_those_that_torch_counts() -> None:
+    from workload import Work, random_model
+
+    model: Any = random_model("qwen-tiny", "cpu", torch.float32)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(torch.arange(7)[None]).logits.sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counted.items() if str(op) in ("aten.mm", "aten.addmm"))
+    assert Work(tokens=7, scored=7, seen=0).flops(model) == products
+
+
+def test_flops_of_attention_by_hand() -> None:
+    from workload import Work, random_model
+
+    model: Any = random_model("qwen-tiny", "cpu", torch.float32)
+    # 2 layers, 4 heads of 16: 64 dimensions; 2 products of 2 FLOPs, forward once and backward twice.
+    assert Work(tokens=0, scored=0, seen=10).flops(model) == 2 * 64 * 2 * 2 * 3 * 10
