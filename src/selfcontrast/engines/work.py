@@ -4,6 +4,7 @@ A *task* says how a shard's items become a table; an *engine* says where. Neithe
 """
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from selfcontrast.errors import UserError
 
 Worker = Callable[[Sequence[Any]], pa.Table]
 
@@ -45,9 +49,27 @@ class Engine(Protocol):
         """Writes the file of every shard that has none yet, with a progress bar of this label."""
 
 
+def check_sizes(engine: Engine) -> None:
+    for name in ("prompts_per_shard", "texts_per_shard"):
+        if getattr(engine, name) < 1:
+            raise UserError(f"engine.{name}={getattr(engine, name)}: at least 1")
+
+
+def unfinished(shards: Sequence[Shard]) -> list[Shard]:
+    """The shards that have no file. Folders are listed, as a network file system remembers what it said was missing."""
+    done = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
+    return [shard for shard in shards if shard.file not in done]
+
+
+def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: str) -> "tqdm[Any]":
+    """The bar. What an earlier attempt did is in it from the start, and in no rate."""
+    every, left = sum(s.weight for s in shards), sum(s.weight for s in todo)
+    return tqdm(total=every, initial=every - left, desc=label, unit=unit, disable=None)
+
+
 def write_table(file: Path, table: pa.Table) -> None:
     """Atomically: a file that exists is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.writing")
+    partial = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.writing")
     pq.write_table(table, partial)
     os.replace(partial, file)
