@@ -64,10 +64,10 @@ class Ray:
                 raise UserError(f"engine.{name}={share:g}: a whole number, or a share of one")
         if self.retries < 0:
             raise UserError(f"engine.retries={self.retries}: 0 or more")
-        if self.address is not None and self.address.startswith("ray://"):
+        if self.address not in (None, "auto"):
             raise UserError(
-                f"engine.address={self.address}: Ray Data does not support Ray Client; "
-                "start train.py on a machine of the cluster, with engine.address=auto"
+                f"engine.address={self.address}: null or auto; Ray Data is not made for ray://, so start train.py on a "
+                "machine of the cluster; where a machine is in several, RAY_ADDRESS chooses"
             )
 
     @property
@@ -154,7 +154,7 @@ class Ray:
             try:
                 ray.init(self.address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
             except (OSError, RuntimeError, ValueError) as error:
-                raise UserError(f"engine.address={self.address or 'null'}: no Ray: {error}") from error
+                raise UserError(f"engine.address={self.address or 'null'}: {error}") from error
             # Ray's own handler writes the stack of its threads.
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
             yield

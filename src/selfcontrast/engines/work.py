@@ -39,8 +39,11 @@ class Task(Protocol):
 class Engine(Protocol):
     """Where tasks run."""
 
-    prompts_per_shard: int
-    texts_per_shard: int
+    @property
+    def prompts_per_shard(self) -> int: ...
+
+    @property
+    def texts_per_shard(self) -> int: ...
 
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""

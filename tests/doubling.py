@@ -1,0 +1,42 @@
+"""A task for engines that needs no model: doubles numbers, and does something else with some."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from selfcontrast.engines.work import Shard, Worker
+from selfcontrast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Leaves a file `PROCESS-DEVICE.opened` in its folder for each worker, and `waiting` where one waits for ever."""
+
+    folder: Path
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Worker]:
+        (self.folder / f"{os.getpid()}-{device}.opened").touch()
+        yield self.double
+
+    def double(self, items: Sequence[int]) -> pa.Table:
+        if 11 in items:
+            logging.getLogger("selfcontrast.test").warning("%d is odd", 11)
+        if 13 in items:
+            raise UserError("number=13: an even one")
+        if 14 in items:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 15 in items:
+            (self.folder / "waiting").touch()
+            signal.pause()
+        return pa.table({"double": [2 * item for item in items]})
+
+
+def shards(folder: Path, *items: list[int]) -> list[Shard]:
+    return [Shard(folder / f"{i}.parquet", own, len(own)) for i, own in enumerate(items)]

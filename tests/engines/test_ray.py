@@ -1,0 +1,213 @@
+"""Ray Data pipelines: the files of `Local`, whatever happens to a worker, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from doubling import Doubling, shards
+from selfcontrast.data.candidates import Candidate, Decoding, Request
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
+from selfcontrast.engines.ray import Actor, Ray
+from selfcontrast.errors import UserError
+from selfcontrast.generators.backend import Responder, Sampler
+from selfcontrast.generators.hf import HF
+from tiny import policy_folder, tokenizer
+
+FINE = {
+    "prompts_per_shard": 2,
+    "texts_per_shard": 1,
+    "actors": 2,
+    "cpus_per_actor": 0.5,
+    "gpus_per_actor": None,
+    "retries": 1,
+    "address": None,
+}
+PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *filter(None, sys.path)])
+WAIT = 120  # seconds; for what takes a few
+
+
+def engine(**changes: Any) -> Ray:
+    return Ray(**{**FINE, **changes})
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[Path]:
+    """A folder for Ray with a short name: the path of a socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(short: Path) -> Iterator[None]:
+    """One cluster for many tests, whose workers find this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATH)
+        patch.setenv("RAY_TMPDIR", str(short))
+        with engine().connected():
+            yield
+
+
+def opened(folder: Path) -> list[str]:
+    """`PROCESS-DEVICE` of each worker."""
+    return sorted(file.stem for file in folder.glob("*.opened"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompts_per_shard": 0}, "engine.prompts_per_shard=0"),
+        ({"texts_per_shard": 0}, "engine.texts_per_shard=0"),
+        ({"actors": 0}, "engine.actors=0"),
+        ({"actors": [3, 2]}, r"engine.actors=\[3, 2\]"),
+        ({"actors": [1, 2, 3]}, r"engine.actors=\[1, 2, 3\]"),
+        ({"cpus_per_actor": -1.0}, "engine.cpus_per_actor=-1"),
+        ({"gpus_per_actor": 1.5}, "engine.gpus_per_actor=1.5"),
+        ({"retries": -1}, "engine.retries=-1"),
+        ({"address": "ray://head:10001"}, "RAY_ADDRESS"),
+    ],
+    ids=str,
+)
+def test_an_engine_that_cannot_be(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        engine(**changes)
+
+
+def test_more_actors_than_cores_are_refused_before_any_compute() -> None:
+    engine(actors=[1, 10_000]).check()
+    with pytest.raises(UserError, match="10000 cores of"):
+        engine(actors=20_000).check()
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.engines.ray.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'ray\[data\]'"):
+        engine().check()
+
+
+def test_a_machine_that_does_not_share_the_store_says_so(tmp_path: Path) -> None:
+    actor = Actor(Doubling(tmp_path), "cpu", tmp_path)
+    with pytest.raises(UserError, match=f"there is no {tmp_path / 'store'} on "):
+        actor.write(tmp_path / "store" / "a.parquet", b"")
+
+
+def test_shards_are_written_by_other_processes_once_each(
+    cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = shards(tmp_path, [1, 2], [11], [3], [4])
+    engine().run(Doubling(tmp_path), work, "cpu", "double", "number")
+    assert [pq.read_table(shard.file)["double"].to_pylist() for shard in work] == [[2, 4], [22], [6], [8]]
+    before = opened(tmp_path)
+    assert 1 <= len(before) <= 2
+    assert all(name.split("-")[1] == "cpu" and name.split("-")[0] != str(os.getpid()) for name in before)
+    assert [(r.name, r.getMessage()) for r in caplog.records] == [("selfcontrast.test", "11 is odd")]
+    engine().run(Doubling(tmp_path), work, "cpu", "double", "number")
+    assert opened(tmp_path) == before
+
+
+def test_an_error_that_a_user_can_mend_comes_out_as_itself(cluster: None, tmp_path: Path) -> None:
+    work = shards(tmp_path, [13], [1])
+    with pytest.raises(UserError) as error:
+        engine(actors=1).run(Doubling(tmp_path), work, "cpu", "double", "number")
+    assert str(error.value) == "number=13: an even one"
+    assert not work[0].file.exists()
+
+
+def test_a_shard_that_kills_every_worker_is_an_error_in_the_end(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lost on the same shard 2 times"):
+        engine(actors=1).run(Doubling(tmp_path), shards(tmp_path, [14]), "cpu", "double", "number")
+    assert len(opened(tmp_path)) == 2
+
+
+@dataclass(frozen=True)
+class Killed(HF):
+    """Its worker is killed once, with `kill -9`, in its second shard."""
+
+    mark: Path
+
+    @contextmanager
+    def open(self, model: Path, device: str) -> Iterator[Sampler]:
+        shards = iter(range(1))
+        with super().open(model, device) as sample:
+
+            def sampler(*asked: Any) -> list[Candidate]:
+                candidates = sample(*asked)
+                if next(shards, None) is None and not self.mark.exists():
+                    self.mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return candidates
+
+            yield sampler
+
+
+def test_after_a_lost_worker_the_candidates_are_the_same_to_the_byte(cluster: None, tmp_path: Path) -> None:
+    renderer, policy = Renderer(tokenizer()), policy_folder(tmp_path / "policy")
+    texts = ["the cat " * (1 + i % 4) for i in range(12)]
+    requests = [Request(f"r{i}", renderer.prompt([{"role": "user", "content": t}])) for i, t in enumerate(texts)]
+    decoding = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=8, max_length=64)
+    mark = tmp_path / "mark"
+    here = Responder(HF("float32", 6), Local(2, 1), "cpu")
+    there = Responder(Killed("float32", 6, mark), engine(retries=3), "cpu")
+    expected = here.sample(policy, requests, decoding, 0, tmp_path / "here", "test")
+    files = there.sample(policy, requests, decoding, 0, tmp_path / "there", "test")
+    assert mark.exists()
+    assert len(files) == 6
+    assert [file.name for file in files] == [file.name for file in expected]
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in expected]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from doubling import Doubling, shards
+from selfcontrast.engines.ray import Ray
+folder = Path(sys.argv[1])
+try:
+    Ray(2, 1, 1, 1, None, 1, None).run(Doubling(folder), shards(folder, [1], [15]), "cpu", "double", "number")
+except KeyboardInterrupt:
+    sys.exit("interrupted")
+"""
+
+
+def test_a_cluster_of_its_own_hears_this_machine_alone_and_ends_with_its_job(short: Path, tmp_path: Path) -> None:
+    own = short / "own"
+    own.mkdir()
+    job = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": PATH, "RAY_TMPDIR": str(own)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    processes = [psutil.Process(job.pid)]
+    try:
+        end = time.monotonic() + WAIT
+        while not (tmp_path / "waiting").exists():
+            assert job.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        processes += processes[0].children(recursive=True)
+        connections = [connection for process in processes for connection in process.net_connections()]
+        heard = {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN}
+        assert heard == {"127.0.0.1"}
+        job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=WAIT)
+    finally:
+        job.kill()
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    assert psutil.wait_procs(processes, timeout=WAIT)[1] == []
+    assert not list(own.iterdir())
+    assert sorted(file.name for file in tmp_path.glob("*.parquet")) == ["0.parquet"]
