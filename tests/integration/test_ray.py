@@ -6,7 +6,7 @@ from jobs import TINY, Finished, read_result, run_train, stages
 
 
 def test_a_job_on_ray_has_the_artifacts_and_the_numbers_of_one_without(finished: Finished, tmp_path: Path) -> None:
-    ended = run_train(*TINY, "engine=ray", cwd=tmp_path)
+    ended = run_train(*TINY, "engine=ray", "engine.actors=1", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
     assert not any(stage["cached"] for stage in result["stages"])
