@@ -150,7 +150,8 @@ class Job:
 
         def compute(folder: Path) -> None:
             groups, _ = self._groups(p.filter.max_negatives)
-            reference.score_reference(folder, self.sft.path / "model", groups, p.model.precision, p.hardware)
+            scoring = reference.Scoring(self.sft.path / "model", p.model.precision, p.hardware)
+            reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
 
         settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
         inputs = {"sft": self.sft, "negatives": self.negatives}

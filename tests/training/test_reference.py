@@ -6,13 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from selfcontrast.engines.local import Local
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
-from selfcontrast.training.reference import FILE, read_reference, score_reference
+from selfcontrast.training.reference import FILE, Scoring, read_reference, score_reference
 from tiny import groups, hardware, llama, policy_folder, recipe
 
 GROUPS = groups(7, negatives=3)
@@ -21,6 +22,10 @@ GROUPS = groups(7, negatives=3)
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+def score(folder: Path, scoring: Scoring) -> None:
+    score_reference(folder, Local(3, 1), scoring, GROUPS, "cpu")
 
 
 def plain(group: Group, response: list[int]) -> list[float]:
@@ -32,7 +37,7 @@ def plain(group: Group, response: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 10**6])
 def test_scores_are_a_plain_forwards(tmp_path: Path, policy: Path, tokens_per_pass: int) -> None:
-    score_reference(tmp_path, policy, GROUPS, "float32", hardware(tokens_per_pass=tokens_per_pass))
+    score(tmp_path, Scoring(policy, "float32", hardware(tokens_per_pass=tokens_per_pass)))
     rows = {row["id"]: row["log_probs"] for row in pq.read_table(tmp_path / FILE).to_pylist()}
     summed = read_reference(tmp_path)
     assert rows.keys() == summed.keys() == {group.id for group in GROUPS}
@@ -49,7 +54,7 @@ def test_scores_are_a_plain_forwards(tmp_path: Path, policy: Path, tokens_per_pa
 def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weights: str, precision: str) -> None:
     """Policy and reference are the same weights, and must be computed in the same arithmetic."""
     own = hardware(precision=precision)
-    score_reference(tmp_path, policy, GROUPS, weights, own)
+    score(tmp_path, Scoring(policy, weights, own))
     how = recipe(prompts_per_step=7, epochs=1)
     objective = Objective("mean_of_pairs", "sigmoid", 1.0, 0.0, 0.0, 0.0, False, None)
     records: list[Record] = []
@@ -59,3 +64,16 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     fit(module, data, tmp_path, "test")
     assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_killed_scoring_goes_on_from_its_shards(tmp_path: Path, policy: Path) -> None:
+    scoring = Scoring(policy, "float32", hardware())
+    score(tmp_path, scoring)
+    whole, shards = (tmp_path / FILE).read_bytes(), sorted((tmp_path / "resume").iterdir())
+    assert len(shards) == 3
+    kept = shards[1].stat().st_mtime_ns
+    shards[0].unlink()
+    (tmp_path / FILE).unlink()
+    score(tmp_path, scoring)
+    assert (tmp_path / FILE).read_bytes() == whole
+    assert shards[1].stat().st_mtime_ns == kept

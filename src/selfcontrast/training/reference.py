@@ -4,47 +4,76 @@ Every negative of the pool is scored, so all K of a sweep, every objective, beta
 reference model sits in memory while the policy is trained.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
+from selfcontrast.engines.work import Engine, Shard, Worker
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.log_probs import token_log_probs
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.store import RESUME
 from selfcontrast.training.recipe import Hardware
-from selfcontrast.training.steps import as_pass, into_passes
+from selfcontrast.training.steps import as_pass, into_passes, length
 
-VERSION = 1
+VERSION = 2
 FILE = "reference.parquet"
+SCHEMA = pa.schema([("id", pa.string()), ("log_probs", pa.list_(pa.list_(pa.float32())))])
 
 
-@torch.no_grad()
-def score_reference(folder: Path, model: Path, groups: Sequence[Group], precision: str, hardware: Hardware) -> None:
+@dataclass(frozen=True)
+class Scoring:
+    """The task of scoring groups, in the arithmetic of training, so that its margins start at zero."""
+
+    model: Path
+    precision: str
+    hardware: Hardware
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Worker]:
+        self.hardware.apply_threads()
+        policy = load_model(self.model, self.precision).to(device).eval()
+        use_shared_prompt(policy, self.hardware.attention)
+        yield lambda groups: self._table(policy, groups)
+
+    @torch.no_grad()
+    def _table(self, policy: torch.nn.Module, groups: Sequence[Group]) -> pa.Table:
+        rows = []
+        for share in into_passes(groups, self.hardware.tokens_per_pass):
+            packed = as_pass(share, counts=True).packed.to(next(policy.parameters()).device)
+            with self.hardware.autocast():
+                values = iter(token_log_probs(policy, packed, self.hardware.logits_chunk).tolist())
+            for group in share:
+                scores = [[next(values) for _ in response] for response in group.responses]
+                rows.append({"id": group.id, "log_probs": scores})
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], device: str) -> None:
     """Writes per group the log-probability of every response token, target first, to `folder/reference.parquet`.
 
-    In the arithmetic of training, so that its margins start at zero.
+    Groups of similar length are scored together, in shards that survive a crash.
     """
-    hardware.apply_threads()
-    policy = load_model(model, precision).to(hardware.device).eval()
-    use_shared_prompt(policy, hardware.attention)
-    ids: list[str] = []
-    scores: list[list[list[float]]] = []
-    with tqdm(total=len(groups), desc="reference", unit="prompt", disable=None) as bar:
-        for share in into_passes(groups, hardware.tokens_per_pass):
-            packed = as_pass(share, counts=True).packed.to(hardware.device)
-            with hardware.autocast():
-                values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
-            for group in share:
-                ids.append(group.id)
-                scores.append([[next(values) for _ in response] for response in group.responses])
-            bar.update(len(share))
-    column = pa.array(scores, type=pa.list_(pa.list_(pa.float32())))
-    pq.write_table(pa.table({"id": ids, "log_probs": column}), folder / FILE)
+    by_length = sorted(groups, key=lambda group: (length(group), group.id))
+    size = engine.prompts_per_shard
+    parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    shards = [Shard(folder / RESUME / f"{_digest(part)}.parquet", part, len(part)) for part in parts]
+    engine.run(scoring, shards, device, "reference", "prompt")
+    with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard.file, schema=SCHEMA))
+
+
+def _digest(groups: Sequence[Group]) -> str:
+    """A shard's name: what it holds, so that another shard size never takes one for another."""
+    return hashlib.sha256("\0".join(group.id for group in groups).encode()).hexdigest()[:20]
 
 
 def read_reference(folder: Path) -> dict[str, torch.Tensor]:
