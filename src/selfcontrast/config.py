@@ -73,7 +73,8 @@ def configure(cfg: DictConfig) -> Parts:
     if cfg.target_metric not in TARGET_METRICS:
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     parts = {group: build(cfg[group], group) for group in GROUPS}
-    parts["filter"].check(cfg.negatives, parts["generator"].samples)
+    verified = parts["data"].verifier() is not None
+    parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)
     parts["sft"].check("sft", parts["hardware"])
     parts["trainer"].check("trainer", parts["hardware"])
     parts["hardware"].check()

@@ -15,11 +15,11 @@ import lightning
 import pandas as pd
 
 from selfcontrast.config import Parts
-from selfcontrast.data.candidates import read_negatives
+from selfcontrast.data.candidates import read_negatives, texts_by_prompt
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation import contamination, scores
 from selfcontrast.evaluation.compare import BASELINE, compare
-from selfcontrast.filters import encode, negatives
+from selfcontrast.filters import diagnostics, embed, negatives, score
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
@@ -116,32 +116,51 @@ class Job:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            texts: list[str] = []
-            for name, candidates in generation.candidates_by_prompt(self.candidates.path):
-                texts += [self.train[name].target, *(c.text for c in candidates)]
-            return encode.embed(folder, p.encoder, p.engine, texts, p.hardware.device)
+            texts = texts_by_prompt(self.candidates.path / generation.FILE)
+            prompts = ((self.train[name].target, found) for name, found in texts)
+            return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
-        return self._stage("embed", encode.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute)
+        return self._stage("embed", embed.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute)
+
+    @cached_property
+    def rewards(self) -> Artifact:
+        p = self.parts
+        model = p.filter.reward_model
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            texts = texts_by_prompt(self.candidates.path / generation.FILE)
+            prompts = ((self.train[name], found) for name, found in texts)
+            return score.score(folder, model, p.engine, prompts, p.hardware.device)
+
+        return self._stage("score", score.VERSION, settings_of(model), {"candidates": self.candidates}, compute)
 
     @cached_property
     def negatives(self) -> Artifact:
         p = self.parts
         verifier = p.data.verifier()
         settings = {**settings_of(p.filter), "selector": settings_of(p.filter.selector)}
-        return self._stage(
+        inputs = {"candidates": self.candidates, "embeddings": self.embeddings}
+        judge: score.Judge | None = score.Verified(verifier) if verifier else None
+        if p.filter.reward_model is not None:
+            inputs["rewards"] = self.rewards
+            judge = score.Rewarded(self.rewards.path)
+        artifact = self._stage(
             "filter",
             negatives.VERSION,
             settings,
-            {"candidates": self.candidates, "embeddings": self.embeddings},
+            inputs,
             lambda folder: negatives.select_negatives(
                 folder,
                 p.filter,
                 self.train,
-                dict(generation.candidates_by_prompt(self.candidates.path)),
-                encode.Embedded(self.embeddings.path),
-                verifier.score if verifier else None,
+                self.candidates.path / generation.FILE,
+                self.embeddings.path,
+                judge,
             ),
         )
+        for line in diagnostics.lines(artifact.summary):
+            log.info("%-24s %s", "", line)
+        return artifact
 
     @cached_property
     def reference(self) -> Artifact:

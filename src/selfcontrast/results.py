@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfcontrast.config import Parts
@@ -15,7 +16,6 @@ from selfcontrast.data.example import Example
 from selfcontrast.evaluation.compare import Comparison
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL
 from selfcontrast.filters import negatives
-from selfcontrast.filters.select import Selector
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import Tracker
@@ -39,8 +39,8 @@ class Result:
         comparison: the numbers, as `evaluation.compare.Comparison` has them.
         stages: per stage its name, key, folder, seconds, whether it was recalled or resumed, and its summary.
         histories: per trained stage its records of metrics.
-        similarities: of distinct candidates to their target: all of them, those drawn as negatives, and per prompt
-            that the selector took anything from the highest it kept ("cuts").
+        similarities: of distinct candidates to their target: counts in bins ("edges") of all of them and of those drawn
+            as negatives, and quantiles over prompts of where the selector cuts.
         lm_eval: per system and task the metrics.
         samples: test prompts with target and one answer of each system at the first decoding.
         negatives_shown: training prompts with their target and their nearest and farthest negative.
@@ -56,7 +56,7 @@ class Result:
     comparison: dict[str, Any]
     stages: list[dict[str, Any]]
     histories: dict[str, list[dict[str, float]]]
-    similarities: dict[str, list[float]]
+    similarities: dict[str, Any]
     lm_eval: dict[str, dict[str, dict[str, float]]]
     samples: list[dict[str, Any]]
     negatives_shown: list[dict[str, Any]]
@@ -72,7 +72,6 @@ class Result:
         systems: Mapping[str, Artifact],
         comparison: Comparison,
     ) -> "Result":
-        seen = pq.read_table(artifacts["filter"].path / negatives.SIMILARITIES).to_pandas()
         train = {example.id: example for example in parts.splits["train"]}
         return cls(
             name=parts.name,
@@ -83,11 +82,7 @@ class Result:
             comparison=asdict(comparison),
             stages=[_stage(name, artifact) for name, artifact in artifacts.items()],
             histories={name: _history(artifacts[name]) for name in ("sft", "align")},
-            similarities={
-                "candidates": seen["similarity"].round(4).tolist(),
-                "negatives": seen.loc[seen["drawn"], "similarity"].round(4).tolist(),
-                "cuts": _cuts(seen, parts.filter.selector),
-            },
+            similarities=json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()),
             lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
             samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
             negatives_shown=_negatives_shown(artifacts["filter"], train),
@@ -136,12 +131,6 @@ def replay(artifact: Artifact, tracker: Tracker) -> None:
     """Training curves of a stage that was recalled, so that every job's run is whole."""
     for record in _history(artifact):
         tracker.log(artifact.stage, record)
-
-
-def _cuts(seen: pd.DataFrame, selector: Selector) -> list[float]:
-    found = [group["similarity"].to_numpy() for _, group in seen.groupby("id", sort=False)]
-    kept = [(near, selector.keep(near)) for near in found]
-    return [round(float(near[own].max()), 4) for near, own in kept if 0 < len(own) < len(near)]
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:
@@ -193,9 +182,12 @@ def _answers(frame: pd.DataFrame, name: str, decoding: str) -> list[dict[str, An
 
 
 def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[dict[str, Any]]:
-    ranked = read_negatives(artifact.path / negatives.FILE)
+    file = artifact.path / negatives.FILE
+    names = pc.unique(pq.read_table(file, columns=["id"])["id"]).to_pylist()
+    chosen = names[:: max(1, len(names) // SAMPLES)][:SAMPLES]
+    ranked = read_negatives(file, chosen)
     rows = []
-    for name in list(ranked)[:: max(1, len(ranked) // SAMPLES)][:SAMPLES]:
+    for name in chosen:
         ordered = sorted(ranked[name], key=lambda negative: negative.similarity)
         rows.append(
             {

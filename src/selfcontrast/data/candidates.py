@@ -1,11 +1,12 @@
 """What is asked of a generator, what it answers, and which of the answers become negatives."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfcontrast.errors import UserError
@@ -86,9 +87,42 @@ def read_candidates(file: Path) -> list[Candidate]:
     return [Candidate(**row) for row in pq.read_table(file).to_pylist()]
 
 
-def read_negatives(file: Path) -> dict[str, list[Negative]]:
-    """Per example id its negatives, in rank order."""
+def read_negatives(file: Path, ids: Sequence[str] | None = None) -> dict[str, list[Negative]]:
+    """Per example id its negatives, in rank order: of these ids alone, or (None) of all."""
     found: dict[str, list[Negative]] = defaultdict(list)
-    for row in pq.read_table(file).sort_by("rank").to_pylist():
+    wanted = None if ids is None else [("id", "in", ids)]
+    for row in pq.read_table(file, filters=wanted).sort_by("rank").to_pylist():
         found[row["id"]].append(Negative(**row))
     return dict(found)
+
+
+def whole_prompts(file: Path, columns: Sequence[str], rows: int = 16384) -> Iterator[pa.Table]:
+    """A candidates file as tables of about `rows` rows that no prompt straddles; `id` is among the columns."""
+    held = pa.table({})
+    with pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(rows, columns=[*columns]):
+            read = pa.Table.from_batches([batch])
+            table = pa.concat_tables([held, read]) if held.num_rows else read
+            last = pc.index(table["id"], table["id"][-1]).as_py()  # where the last prompt begins: it may go on
+            if last:
+                yield table[:last]
+            held = table[last:]
+    if held.num_rows:
+        yield held
+
+
+def spans(table: pa.Table) -> Iterator[tuple[str, slice]]:
+    """Each prompt's id and its rows in such a table."""
+    runs = pc.run_end_encode(table["id"].combine_chunks())
+    begin = 0
+    for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield name, slice(begin, end)
+        begin = end
+
+
+def texts_by_prompt(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each prompt's id and its candidates' texts, in the file's order."""
+    for table in whole_prompts(file, ["id", "text"]):
+        texts = table["text"].to_pylist()
+        for name, rows in spans(table):
+            yield name, texts[rows]

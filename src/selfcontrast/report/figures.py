@@ -147,20 +147,23 @@ def by_rank(records: Records) -> Figure | None:
 @styled()
 def similarities(result: "Result") -> Figure | None:
     """Candidates and negatives by similarity to their target, and where the filter cuts."""
-    candidates = result.similarities["candidates"]
-    if not candidates:
+    found = result.similarities
+    if not any(found.get("candidates", [])):
         return None
     figure = Figure(figsize=(7.2, 2.5), layout="constrained")
     axes = figure.subplots()
-    edges = np.linspace(min(0.0, *candidates), 1.0, 51).tolist()
-    axes.hist(candidates, edges, color=COLOURS["rule"], label="distinct candidates")
-    drawn = result.similarities["negatives"]
-    axes.hist(drawn, edges, color=COLOURS["negative"], alpha=0.6, label="drawn as negatives")
-    if cuts := result.similarities.get("cuts"):
-        low, middle, high = np.quantile(cuts, [0.1, 0.5, 0.9]).tolist()
+    first = min(int(np.flatnonzero(found["candidates"])[0]), int(np.searchsorted(found["edges"], 0.0)))
+    edges = found["edges"][first:]
+    for name, colour, alpha, label in (
+        ("candidates", "rule", 1.0, "distinct candidates"),
+        ("negatives", "negative", 0.6, "drawn as negatives"),
+    ):
+        axes.stairs(found[name][first:], edges, fill=True, color=COLOURS[colour], alpha=alpha, label=label)
+    label = "the cut (median; shade: 80% of prompts)"
+    for low, middle, high in filter(None, found["cuts"].values()):
         axes.axvspan(low, high, color=COLOURS["ink"], alpha=0.07, linewidth=0)
-        label = "the cut (median; shade: 80% of prompts)"
         axes.axvline(middle, color=COLOURS["ink"], linewidth=1.2, label=label)
+        label = ""
     axes.set_xlabel("cosine similarity to the target's embedding")
     axes.set_ylabel("candidates")
     axes.grid(axis="x", visible=False)

@@ -1,6 +1,6 @@
 """A run's `report.html`: one file that needs no network, with its figures inside."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,17 @@ def _share(value: float) -> str:
     return text.percent(value, 2)
 
 
-FACTS = {  # of the filter's summary: what each is called, and how it is written
+def _three(values: Sequence[float]) -> str:
+    return " / ".join(text.count(round(value)) for value in values)
+
+
+# Of the filter's summary: what each number is called, and how it is written.
+FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "prompts": ("prompts sampled for", text.count),
     "prompts_used": ("prompts used", text.count),
-    "prompts_dropped": ("prompts dropped (too few negatives)", text.count),
+    "prompts_dropped_for_distinct": ("prompts dropped (too few distinct candidates)", text.count),
+    "prompts_dropped_for_kept": ("prompts dropped (the selector keeps too few)", text.count),
+    "prompts_refilled": ("prompts filled up with what the selector left out", text.count),
     "candidates": ("responses sampled", text.count),
     "distinct_per_prompt": ("distinct candidates per prompt", text.count),
     "duplicate_share": ("repeated responses", _share),
@@ -40,10 +47,21 @@ FACTS = {  # of the filter's summary: what each is called, and how it is written
     "similarity_negatives": ("mean similarity to the target, negatives drawn", text.number),
     "score_candidates": ("mean score, candidates", text.number),
     "score_negatives": ("mean score, negatives drawn", text.number),
-    "false_negatives_before": ("perfect answers among candidates", _share),
-    "false_negatives_after": ("perfect answers among negatives (false negatives)", _share),
+    "false_negatives_before": ("candidates as good as the target", _share),
+    "false_negatives_after": ("negatives as good as the target (false negatives)", _share),
     "tokens_candidates": ("tokens per candidate", text.count),
     "tokens_negatives": ("tokens per negative", text.count),
+    "tokens_left": ("tokens per candidate not drawn", text.count),
+    "length_similarity_correlation": ("correlation of length and similarity, within prompts", text.number),
+    "characters_targets": ("characters of a target (10%, median, 90%)", _three),
+    "characters_candidates": ("characters of a candidate", _three),
+    "characters_negatives": ("characters of a negative", _three),
+    "distinct_1_candidates": ("distinct-1 of a prompt's candidates", text.number),
+    "distinct_1_negatives": ("distinct-1 of its negatives", text.number),
+    "distinct_2_candidates": ("distinct-2 of a prompt's candidates", text.number),
+    "distinct_2_negatives": ("distinct-2 of its negatives", text.number),
+    "self_bleu_candidates": ("self-BLEU of a prompt's candidates (1: all the same)", text.number),
+    "self_bleu_negatives": ("self-BLEU of its negatives", text.number),
 }
 
 
@@ -87,7 +105,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "align": stages["align"]["summary"] if "align" in stages else {},
         "throughput": {name: throughput(records) for name, records in result.histories.items()},
         "facts": filter_facts(stages["filter"]["summary"]) if "filter" in stages else [],
-        "share": result.config.get("filter", {}).get("selector", {}).get("share"),
+        "cut": any(result.similarities.get("cuts", {}).values()),
         "lm_eval": lm_eval_rows(result.lm_eval),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
@@ -114,11 +132,8 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
 
 def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What the filter did, in words; what it could not measure is left out."""
-    known = dict(summary)
-    if known.get("candidates"):
-        distinct = known["distinct_per_prompt"] * known["prompts"] / known["candidates"]
-        known["duplicate_share"] = max(0.0, 1 - distinct - known["empty_share"] - known["copies_of_target_share"])
-    return [(words, write(known[key])) for key, (words, write) in FACTS.items() if known.get(key) is not None]
+    told = {key: value for key, value in summary.items() if value is not None and value != []}
+    return [(words, write(told[key])) for key, (words, write) in FACTS.items() if key in told]
 
 
 def lm_eval_rows(

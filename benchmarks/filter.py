@@ -1,0 +1,126 @@
+"""Time and memory of the stage filter: synthetic candidates and embeddings, each selector in a process of its own.
+
+    python benchmarks/filter.py --prompts 100000 --samples 32 --dimensions 384
+
+Writes what the stages generate and embed would have left (about 4 GB at that size) to a temporary folder, then selects.
+Peak memory is the most that the selecting process ever held, the training examples included.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfcontrast.data.candidates import SCHEMA
+from selfcontrast.data.example import Example
+from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
+from selfcontrast.filters.embed import CANDIDATES, ROWS, TARGETS
+from selfcontrast.filters.negatives import select_negatives
+from selfcontrast.filters.select import Filter
+from selfcontrast.filters.selectors import Everything, LeastSimilar, MostSimilarBelow, Random, RankWindow
+
+SELECTORS = {
+    "least_similar": LeastSimilar(0.75),
+    "none": Everything(),
+    "most_similar_below": MostSimilarBelow(0.8),
+    "rank_window": RankWindow(0.25, 0.75),
+    "random": Random(0.75),
+    "mmr": MaximalMarginalRelevance(0.75, 0.5),
+    "clusters": Clusters(0.75, 8, 20),
+}
+LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
+CHUNK = 500  # prompts written at a time
+
+
+def write_candidates(file: Path, prompts: int, samples: int, characters: int) -> None:
+    """Random texts of about that many characters, 3 tokens to a word; one in twenty is the one before it again."""
+    rng = np.random.default_rng(0)
+    with pq.ParquetWriter(file, SCHEMA) as writer:
+        for first in range(0, prompts, CHUNK):
+            names = [f"p{i}" for i in range(first, min(prompts, first + CHUNK)) for _ in range(samples)]
+            lengths = rng.integers(characters // 2, characters * 3 // 2, len(names))
+            letters = "".join(LETTERS[rng.integers(0, len(LETTERS), int(lengths.sum()))])
+            ends = np.cumsum(lengths)
+            texts = [letters[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+            for i in np.flatnonzero(rng.random(len(texts)) < 0.05):
+                texts[i] = texts[i - 1]
+            tokens = np.maximum(1, lengths // 4)
+            ids = pa.array(rng.integers(0, 32000, int(tokens.sum()), dtype=np.int32))
+            starts = pa.array(np.concatenate([[0], np.cumsum(tokens)]).astype(np.int32))
+            columns = {
+                "id": names,
+                "sample": np.tile(np.arange(samples, dtype=np.int32), len(names) // samples),
+                "text": texts,
+                "token_ids": pa.ListArray.from_arrays(starts, ids),
+                "finish_reason": ["stop"] * len(names),
+                "log_prob": np.full(len(names), -1.0),
+            }
+            writer.write_table(pa.table(columns, schema=SCHEMA))
+
+
+def write_vectors(folder: Path, prompts: int, samples: int, dimensions: int) -> None:
+    rng = np.random.default_rng(1)
+    schema = pa.schema({"embedding": pa.list_(pa.float16(), dimensions)})
+    for file, rows in ((TARGETS, prompts), (CANDIDATES, prompts * samples)):
+        with pa.ipc.new_file(str(folder / file), schema) as writer:
+            for begin in range(0, rows, ROWS):
+                own = rng.standard_normal((min(ROWS, rows - begin), dimensions), dtype=np.float32) + 1.0
+                own /= np.linalg.norm(own, axis=1, keepdims=True)
+                flat = pa.array(own.astype(np.float16).ravel())
+                column = pa.FixedSizeListArray.from_arrays(flat, dimensions)
+                writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def measure(name: str, prompts: int, source: Path, told: Any) -> None:
+    """Selects in this process, and tells seconds by the clock and of CPU time, peak memory in GiB and the summary."""
+    target = "the target of this prompt, about as long as they are. " * 4
+    examples = {f"p{i}": Example(f"p{i}", [{"role": "user", "content": "?" * 200}], target) for i in range(prompts)}
+    settings = Filter(SELECTORS[name], 16, "drop_everywhere", 42, None)
+    with tempfile.TemporaryDirectory(dir=source) as folder:
+        begun, computing = time.perf_counter(), time.process_time()
+        summary = select_negatives(Path(folder), settings, examples, source / "candidates.parquet", source, None)
+        seconds = time.perf_counter() - begun, time.process_time() - computing
+    told.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, summary))
+
+
+def measured(
+    names: list[str], prompts: int, source: Path
+) -> Iterator[tuple[str, tuple[float, float], float, dict[str, Any]]]:
+    context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
+    for name in names:
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=measure, args=(name, prompts, source, there))
+        process.start()
+        there.close()
+        yield (name, *here.recv())
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=100_000)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--characters", type=int, default=200, help="per text, on average")
+    parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--selectors", nargs="+", choices=SELECTORS, default=list(SELECTORS))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as source:
+        write_candidates(Path(source) / "candidates.parquet", args.prompts, args.samples, args.characters)
+        write_vectors(Path(source), args.prompts, args.samples, args.dimensions)
+        size = sum(file.stat().st_size for file in Path(source).iterdir()) / 2**30
+        print(f"{args.prompts:,} prompts × {args.samples} candidates, {args.dimensions} dimensions, {size:.2f} GiB")
+        print(f"{'selector':20} {'seconds':>8} {'of CPU':>8} {'peak GiB':>9} {'prompts used':>13}")
+        for name, (wall, cpu), memory, summary in measured(args.selectors, args.prompts, Path(source)):
+            print(f"{name:20} {wall:8.1f} {cpu:8.1f} {memory:9.2f} {summary['prompts_used']:13,}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What a reader must know of a selection: pure functions of the prompts and candidates that were seen.
+
+`prompts` has a row per prompt and `seen` one per distinct candidate, as `negatives` writes them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Tokens = Sequence[int]
+
+BINS = 100  # of cosine similarity, from -1 to 1
+QUANTILES = (0.1, 0.5, 0.9)
+ORDERS = 4  # of BLEU's n-grams
+
+
+def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
+    """The summary: counts, shares, and means before and after the filter; None for what nothing can say."""
+    dropped = prompts[prompts["drawn"] == 0]
+    sampled, distinct = int(prompts["sampled"].sum()), len(seen)
+    empty, copies = int(prompts["empty"].sum()), int(prompts["copies"].sum())
+    negatives, left = seen[seen["drawn"]], seen[~seen["drawn"]]
+    scored = bool(seen["score"].notna().any())
+    return {
+        "prompts": len(prompts),
+        "prompts_used": len(prompts) - len(dropped),
+        "prompts_dropped": len(dropped),
+        "prompts_dropped_for_distinct": int((dropped["too_few"] == "distinct").sum()),
+        "prompts_dropped_for_kept": int((dropped["too_few"] == "kept").sum()),
+        "prompts_refilled": int((prompts["refilled"] > 0).sum()),
+        "candidates": sampled,
+        "distinct_per_prompt": distinct / len(prompts),
+        "kept_per_prompt": int(prompts["kept"].sum()) / len(prompts),
+        "duplicate_share": (sampled - distinct - empty - copies) / max(1, sampled),
+        "empty_share": empty / max(1, sampled),
+        "copies_of_target_share": copies / max(1, sampled),
+        "similarity_candidates": _mean(seen, "similarity"),
+        "similarity_negatives": _mean(negatives, "similarity"),
+        "tokens_candidates": _mean(seen, "tokens"),
+        "tokens_negatives": _mean(negatives, "tokens"),
+        "tokens_left": _mean(left, "tokens"),
+        "length_similarity_correlation": correlation_within(seen["prompt"], seen["tokens"], seen["similarity"]),
+        "characters_targets": quantiles(prompts["target_characters"]),
+        "characters_candidates": quantiles(seen["characters"]),
+        "characters_negatives": quantiles(negatives["characters"]),
+        "score_candidates": _mean(seen, "score") if scored else None,
+        "score_negatives": _mean(negatives, "score") if scored else None,
+        "false_negatives_before": _mean(seen, "good") if scored else None,
+        "false_negatives_after": _mean(negatives, "good") if scored else None,
+    }
+
+
+def shapes(seen: pd.DataFrame) -> dict[str, Any]:
+    """What a figure of the similarities needs, however many there are: histograms, and where the filter cuts."""
+    return {
+        "edges": np.linspace(-1, 1, BINS + 1).round(6).tolist(),
+        "candidates": histogram(seen["similarity"]),
+        "negatives": histogram(seen.loc[seen["drawn"], "similarity"]),
+        "cuts": cuts(seen),
+    }
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """The selection in two lines for the terminal."""
+    s = summary
+    why = [
+        f"{s[f'prompts_dropped_for_{reason}']:,} with too few {words}"
+        for reason, words in (("distinct", "distinct candidates"), ("kept", "that the selector keeps"))
+        if s[f"prompts_dropped_for_{reason}"]
+    ]
+    used = f"{s['prompts_used']:,} of {s['prompts']:,} prompts give negatives"
+    used += f" ({', '.join(why)})" if why else ""
+    used += f", {s['prompts_refilled']:,} refilled" if s["prompts_refilled"] else ""
+    shares = (
+        ("duplicate_share", "repeated"),
+        ("empty_share", "empty"),
+        ("copies_of_target_share", "the target itself"),
+    )
+    dull = ", ".join(f"{s[key]:.1%} {words}" for key, words in shares)
+    changes = [
+        f"{words} {s[f'{key}_candidates']:.{digits}f} → {s[f'{key}_negatives']:.{digits}f}"
+        for key, words, digits in (
+            ("similarity", "similarity", 3),
+            ("tokens", "tokens", 1),
+            ("self_bleu", "self-BLEU", 3),
+        )
+        if s[f"{key}_candidates"] is not None and s[f"{key}_negatives"] is not None
+    ]
+    if s["false_negatives_before"] is not None:
+        changes.append(f"false negatives {s['false_negatives_before']:.1%} → {s['false_negatives_after']:.1%}")
+    return [f"{used}; {dull}", f"candidates → negatives: {', '.join(changes)}"]
+
+
+def histogram(similarity: Any) -> list[int]:
+    """Counts in `BINS` equal bins from -1 to 1."""
+    counts: list[int] = np.histogram(np.asarray(similarity), bins=BINS, range=(-1, 1))[0].tolist()
+    return counts
+
+
+def quantiles(values: Any) -> list[float]:
+    """The tenth, half and nine tenths of them (linear between neighbours)."""
+    return [float(q) for q in np.quantile(np.asarray(values, dtype=float), QUANTILES)] if len(values) else []
+
+
+def cuts(seen: pd.DataFrame) -> dict[str, list[float]]:
+    """Where the selector cuts by similarity: quantiles over prompts of the lower and the upper edge of what it keeps.
+
+    An edge is where something was left out beyond it. Both are empty for a selector that does not go by similarity:
+    one that for some prompt leaves out a candidate between two that it keeps.
+    """
+    if seen.empty:
+        return {"low": [], "high": []}
+    prompt, similarity, kept = (seen[name].to_numpy() for name in ("prompt", "similarity", "kept"))
+    starts = np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1]])
+    lowest = np.minimum.reduceat(np.where(kept, similarity, np.inf), starts)
+    highest = np.maximum.reduceat(np.where(kept, similarity, -np.inf), starts)
+    sizes = np.diff(np.r_[starts, len(seen)])
+    low, high = np.repeat(lowest, sizes), np.repeat(highest, sizes)
+    if (~kept & (similarity > low) & (similarity < high)).any():
+        return {"low": [], "high": []}
+    below = np.logical_or.reduceat(~kept & (similarity < low), starts) & np.isfinite(lowest)
+    above = np.logical_or.reduceat(~kept & (similarity > high), starts) & np.isfinite(highest)
+    return {"low": quantiles(lowest[below]), "high": quantiles(highest[above])}
+
+
+def correlation_within(groups: Any, x: Any, y: Any) -> float | None:
+    """Pearson's correlation of x and y about their groups' means, pooled; None where one of them does not vary."""
+    frame = pd.DataFrame({"group": np.asarray(groups), "x": np.asarray(x, float), "y": np.asarray(y, float)})
+    about = frame[["x", "y"]] - frame.groupby("group")[["x", "y"]].transform("mean")
+    scale = float(np.sqrt((about["x"] ** 2).sum() * (about["y"] ** 2).sum()))
+    return float((about["x"] * about["y"]).sum()) / scale if scale > 1e-12 else None
+
+
+def diversity(prompts: Sequence[tuple[Sequence[Tokens], Sequence[Tokens]]]) -> dict[str, float | None]:
+    """Distinct-1, distinct-2 and self-BLEU of candidates and of negatives: means over prompts of each prompt's own.
+
+    Args:
+        prompts: (candidates, negatives) of each, as the policy's tokens; a set of fewer than two says nothing.
+    """
+    found: dict[str, float | None] = {}
+    for name, texts in (("candidates", [p[0] for p in prompts]), ("negatives", [p[1] for p in prompts])):
+        several = [group for group in texts if len(group) > 1]
+        found[f"distinct_1_{name}"] = _average([distinct_n(group, 1) for group in several])
+        found[f"distinct_2_{name}"] = _average([distinct_n(group, 2) for group in several])
+        found[f"self_bleu_{name}"] = _average([self_bleu(group) for group in several])
+    return found
+
+
+def distinct_n(texts: Sequence[Tokens], n: int) -> float:
+    """Different n-grams by all n-grams of the texts together (Li et al., 2016); 1: no n-gram twice. 0 without any."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    for text in texts:
+        counts.update(_ngrams(text, n))
+    return len(counts) / max(1, counts.total())
+
+
+def self_bleu(texts: Sequence[Tokens]) -> float:
+    """Mean over the texts of BLEU-4 against all others (Zhu et al., 2018), in [0, 1]; 1: all the same.
+
+    Of n-grams above the first order one more is counted as found and as there (Lin and Och, 2004), and orders that the
+    text is too short for are left out, as in sacrebleu with `smooth_method="add-k"` and `effective_order=True`.
+    """
+    grams = [[_ngrams(text, n) for n in range(1, ORDERS + 1)] for text in texts]
+    best = [_two_highest([own[order] for own in grams]) for order in range(ORDERS)]
+    lengths = np.array([len(text) for text in texts])
+    total = 0.0
+    for i, own in enumerate(grams):
+        logs: list[float] = []
+        for order in range(min(ORDERS, int(lengths[i]))):
+            extra = int(order > 0)
+            found = sum(min(n, _elsewhere(best[order][gram], n)) for gram, n in own[order].items()) + extra
+            if not found:
+                logs = []
+                break
+            logs.append(math.log(found / (own[order].total() + extra)))
+        if logs:
+            total += math.exp(sum(logs) / len(logs) + _brevity(int(lengths[i]), np.delete(lengths, i)))
+    return total / len(texts)
+
+
+def _ngrams(text: Tokens, n: int) -> Counter[tuple[int, ...]]:
+    return Counter(zip(*(text[i:] for i in range(n)), strict=False))
+
+
+def _two_highest(texts: Sequence[Counter[tuple[int, ...]]]) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Of every n-gram its highest and second highest count in a text."""
+    best: dict[tuple[int, ...], tuple[int, int]] = {}
+    for counts in texts:
+        for gram, n in counts.items():
+            first, second = best.get(gram, (0, 0))
+            best[gram] = (n, first) if n > first else (first, max(second, n))
+    return best
+
+
+def _elsewhere(best: tuple[int, int], own: int) -> int:
+    """The highest count in another text, for one that has `own`."""
+    return best[1] if own == best[0] else best[0]
+
+
+def _brevity(length: int, others: NDArray[np.int_]) -> float:
+    """Log of BLEU's brevity penalty, by the other text nearest in length (of two, the shorter)."""
+    nearest: int = min(others.tolist(), key=lambda other: (abs(other - length), other))
+    return min(0.0, 1 - nearest / length)
+
+
+def _average(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _mean(frame: pd.DataFrame, column: str) -> float | None:
+    return float(frame[column].mean()) if len(frame) else None

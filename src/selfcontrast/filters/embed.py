@@ -1,0 +1,126 @@
+"""Stage embed: every distinct text encoded once; vectors stored in the candidates' order.
+
+The order of the result is what makes another selector cost nothing: it reads candidates and vectors side by side, a
+few prompts at a time, and looks nothing up. Vectors are stored in float16, in Arrow's file format: half the space, and
+a cosine that is off by less than 2^-10 (each of its two vectors by less than 2^-11 of its length).
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from selfcontrast.engines.work import Engine, Shard, Worker
+from selfcontrast.filters.encode import Embeddings, Encoder, unit
+from selfcontrast.store import RESUME
+
+VERSION = 3
+TARGETS, CANDIDATES = "targets.arrow", "candidates.arrow"
+ROWS = 4096  # per block of a file: what is read at least
+
+Halves = NDArray[np.float16]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The task of embedding texts."""
+
+    encoder: Encoder
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Worker]:
+        with self.encoder.open(device) as encode:
+            yield lambda texts: pa.table({"embedding": _column(encode(texts).astype(np.float16))})
+
+
+def embed(
+    folder: Path, encoder: Encoder, engine: Engine, prompts: Iterable[tuple[str, Sequence[str]]], device: str
+) -> dict[str, Any]:
+    """Writes the vectors of all targets and candidates to `folder`.
+
+    Args:
+        prompts: target and candidates' texts of each prompt, in the order of the candidates' file.
+    """
+    row_of: dict[str, int] = {}  # of each distinct text, in order of appearance
+    targets, candidates = array("q"), array("q")
+    for target, texts in prompts:
+        targets.append(row_of.setdefault(target, len(row_of)))
+        candidates.extend(row_of.setdefault(text, len(row_of)) for text in texts)
+    by_length = sorted(row_of, key=lambda text: (len(text), text))  # what is encoded together is about as long
+    place = np.empty(len(by_length), dtype=np.int64)  # of each distinct text in the shards
+    place[[row_of[text] for text in by_length]] = np.arange(len(by_length))
+    size = engine.texts_per_shard
+    parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    shards = [Shard(folder / RESUME / f"{_digest(part)}.parquet", part, len(part)) for part in parts]
+    engine.run(Encoding(encoder), shards, device, "embed", "text")
+    vectors = _joined(shards, folder / RESUME / "joined")
+    for rows, file in ((targets, TARGETS), (candidates, CANDIDATES)):
+        _write(folder / file, vectors, place[np.frombuffer(rows, dtype=np.int64)] if rows else place[:0])
+    texts_in_all = len(targets) + len(candidates)
+    return {"texts": texts_in_all, "distinct": len(by_length), "dimensions": vectors.shape[1]}
+
+
+def _joined(shards: Sequence[Shard], scratch: Path) -> Halves:
+    """[distinct texts, d], in a file of its own: at a million texts it need not fit the memory."""
+    width = pq.read_schema(shards[0].file).field("embedding").type.list_size
+    joined: Halves = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(sum(s.weight for s in shards), width))
+    begin = 0
+    for shard in shards:
+        found = _matrix(pq.read_table(shard.file)["embedding"].combine_chunks())
+        joined[begin : begin + len(found)] = found
+        begin += len(found)
+    return joined
+
+
+def _write(file: Path, vectors: Halves, rows: Rows) -> None:
+    """The vectors at these rows, in blocks of `ROWS`."""
+    schema = pa.schema({"embedding": pa.list_(pa.float16(), vectors.shape[1])})
+    with pa.ipc.new_file(str(file), schema) as writer:
+        for begin in range(0, len(rows), ROWS):
+            block = vectors[rows[begin : begin + ROWS]]
+            writer.write_batch(pa.record_batch([_column(block)], schema=schema))
+
+
+class Vectors:
+    """Vectors of length one, in a file that `embed` wrote: `vectors[a:b]` reads no more than it must, into memory."""
+
+    def __init__(self, file: Path) -> None:
+        self._reader = pa.ipc.open_file(pa.OSFile(str(file)))
+
+    def __len__(self) -> int:
+        last = self._reader.num_record_batches - 1
+        return last * ROWS + self._reader.get_batch(last).num_rows if last >= 0 else 0
+
+    def __getitem__(self, rows: slice) -> Embeddings:
+        """[b - a, d]"""
+        begin, end = rows.start, rows.stop
+        width = self._reader.schema.field("embedding").type.list_size
+        blocks = range(begin // ROWS, -(-end // ROWS))
+        if begin >= end:
+            return np.empty((0, width), dtype=np.float32)
+        found = np.concatenate([_matrix(self._reader.get_batch(i).column(0)) for i in blocks])
+        first = begin - blocks.start * ROWS
+        return unit(found[first : first + end - begin].astype(np.float32))
+
+
+def _column(vectors: Halves) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
+
+
+def _matrix(column: pa.FixedSizeListArray) -> Halves:
+    """[n, d]"""
+    vectors: Halves = column.flatten().to_numpy().reshape(len(column), -1)
+    return vectors
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]

@@ -1,0 +1,128 @@
+"""Stage score: the reward of every target and candidate, stored, so that another selector does not ask for it again."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfcontrast.data.example import Example, Verifier
+from selfcontrast.engines.work import Engine, Shard, Worker
+from selfcontrast.filters.select import Floats
+from selfcontrast.models.reward import Response, RewardModel
+from selfcontrast.store import RESUME
+
+VERSION = 1
+FILE = "rewards.parquet"
+SCHEMA = pa.schema([("target", pa.float32()), ("candidates", pa.list_(pa.float32()))])
+
+
+@dataclass(frozen=True)
+class Rewarding:
+    """The task of scoring responses: of each prompt its distinct ones, the target among them."""
+
+    model: RewardModel
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Worker]:
+        with self.model.open(device) as reward:
+            yield lambda prompts: _table(prompts, reward([answer for prompt in prompts for answer in prompt]))
+
+
+def score(
+    folder: Path,
+    model: RewardModel,
+    engine: Engine,
+    prompts: Iterable[tuple[Example, Sequence[str]]],
+    device: str,
+) -> dict[str, Any]:
+    """Writes the rewards of every prompt's target and candidates to `folder`, in the candidates' order.
+
+    Args:
+        prompts: each with its candidates' texts.
+    """
+    items: list[list[Response]] = []
+    rows: list[list[int]] = []  # per prompt the place of target and candidates among its distinct responses
+    for example, texts in prompts:
+        place: dict[str, int] = {}
+        rows.append([place.setdefault(text, len(place)) for text in (example.target, *texts)])
+        items.append([(example.prompt, text) for text in place])
+    parts = _parts(items, engine.texts_per_shard)
+    shards = [Shard(folder / RESUME / f"{_digest(p)}.parquet", p, sum(map(len, p))) for p in parts]
+    engine.run(Rewarding(model), shards, device, "score", "response")
+    place_of = iter(rows)
+    with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
+        for shard in shards:
+            found = pq.read_table(shard.file)["rewards"].to_pylist()
+            every = [np.array(rewards, dtype=np.float32)[next(place_of)] for rewards in found]
+            columns = {"target": [r[0] for r in every], "candidates": [r[1:] for r in every]}
+            writer.write_table(pa.table(columns, schema=SCHEMA))
+    return {"prompts": len(items), "responses": sum(map(len, rows)), "distinct": sum(map(len, items))}
+
+
+def read_rewards(folder: Path) -> Iterator[tuple[float, Floats]]:
+    """Per prompt the rewards of its target and its candidates, in the candidates' order."""
+    with pq.ParquetFile(folder / FILE) as file:
+        for batch in file.iter_batches(1024):
+            for row in batch.to_pylist():
+                yield row["target"], np.array(row["candidates"], dtype=np.float32)
+
+
+def _table(prompts: Sequence[Sequence[Response]], rewards: Floats) -> pa.Table:
+    ends = np.cumsum([len(prompt) for prompt in prompts])
+    return pa.table({"rewards": pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pa.array(rewards))})
+
+
+def _parts(items: Sequence[list[Response]], size: int) -> list[list[list[Response]]]:
+    """Consecutive prompts together, about `size` responses in each part."""
+    parts: list[list[list[Response]]] = []
+    weight = size
+    for item in items:
+        if weight >= size:
+            parts.append([])
+            weight = 0
+        parts[-1].append(item)
+        weight += len(item)
+    return parts
+
+
+def _digest(prompts: Sequence[Sequence[Response]]) -> str:
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        for dialogue, text in prompt:
+            digest.update(repr((list(dialogue), text)).encode())
+    return digest.hexdigest()[:20]
+
+
+class Judge(Protocol):
+    """Scores candidates of one prompt after another, in the candidates' order."""
+
+    def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
+        """Scores of the texts at `rows`, and the score from which on a candidate is as good as the target."""
+        ...
+
+
+@dataclass(frozen=True)
+class Verified:
+    """By the data's verifier: as good as the target is what is right throughout."""
+
+    verifier: Verifier
+
+    def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
+        return np.array([self.verifier.score(example, texts[i]) for i in rows], dtype=np.float32), 1.0
+
+
+class Rewarded:
+    """By stored rewards: as good as the target is what its reward says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rewards = read_rewards(folder)
+
+    def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
+        target, candidates = next(self._rewards)
+        return candidates[list(rows)], target

@@ -1,0 +1,156 @@
+"""Selectors by similarity to the target, by chance and by score. Those by what candidates have in common: `diverse`.
+
+A pool's candidates are in ascending order of similarity, so most of these are a range of indices.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from selfcontrast.errors import UserError
+from selfcontrast.filters.select import Indices, Pool
+
+
+def share_of(count: int, share: float) -> int:
+    """A share rounded down, but not by floating point: 0.1 of 30 is 3."""
+    return int(share * count + 1e-9)
+
+
+def check_share(value: float, key: str) -> None:
+    if not 0 < value <= 1:
+        raise UserError(f"filter.selector.{key}={value}: a share of the candidates, above 0 and at most 1")
+
+
+def check_cosine(value: float, key: str) -> None:
+    if not -1 < value <= 1:
+        raise UserError(f"filter.selector.{key}={value}: a cosine similarity, above -1 and at most 1")
+
+
+@dataclass(frozen=True)
+class Unranked:
+    """A selector whose negatives are drawn at random from what it keeps, without scores."""
+
+    ranked: ClassVar[bool] = False
+    scored: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Everything(Unranked):
+    """No filter: all distinct candidates (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        return np.arange(len(pool.similarity))
+
+
+@dataclass(frozen=True)
+class LeastSimilar(Unranked):
+    """The paper's filter: the share `a` of the candidates that is least similar to the target."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        check_share(self.share, "share")
+
+    def most(self, samples: int) -> int:
+        return share_of(samples, self.share)
+
+    def keep(self, pool: Pool) -> Indices:
+        return np.arange(self.most(len(pool.similarity)))
+
+
+@dataclass(frozen=True)
+class RankWindow(Unranked):
+    """Candidates whose place in the order of similarity is from the share `low` up to the share `high`."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"filter.selector.low={self.low}: at least 0, and below filter.selector.high={self.high}")
+        check_share(self.high, "high")
+
+    def most(self, samples: int) -> int:
+        return share_of(samples, self.high) - share_of(samples, self.low)
+
+    def keep(self, pool: Pool) -> Indices:
+        count = len(pool.similarity)
+        return np.arange(share_of(count, self.low), share_of(count, self.high))
+
+
+@dataclass(frozen=True)
+class LessSimilarThan(Unranked):
+    """All candidates whose similarity to the target is below `bar`, however many those are."""
+
+    bar: float
+
+    def __post_init__(self) -> None:
+        check_cosine(self.bar, "bar")
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        return np.arange(np.searchsorted(pool.similarity, self.bar, side="left"))
+
+
+@dataclass(frozen=True)
+class MostSimilarBelow:
+    """The hardest negatives that are no false ones: below `bar`, the most similar first (rank 0)."""
+
+    bar: float
+    ranked: ClassVar[bool] = True
+    scored: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_cosine(self.bar, "bar")
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        return np.arange(np.searchsorted(pool.similarity, self.bar, side="left"))[::-1]
+
+
+@dataclass(frozen=True)
+class Random(Unranked):
+    """A share of the candidates, whichever: what a filter that keeps as many must do better than."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        check_share(self.share, "share")
+
+    def most(self, samples: int) -> int:
+        return share_of(samples, self.share)
+
+    def keep(self, pool: Pool) -> Indices:
+        apart, count = [*pool.seed, 1], len(pool.similarity)  # from the draw's, which shuffles what is kept
+        return np.random.default_rng(apart).permutation(count)[: self.most(count)]
+
+
+@dataclass(frozen=True)
+class LowestScored:
+    """An oracle: of the candidates that score below `below` (None: of all) the share with the lowest scores."""
+
+    share: float
+    below: float | None
+    ranked: ClassVar[bool] = False
+    scored: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_share(self.share, "share")
+
+    def most(self, samples: int) -> int:
+        return share_of(samples, self.share)
+
+    def keep(self, pool: Pool) -> Indices:
+        assert pool.scores is not None, "checked before any compute"
+        worst = np.argsort(pool.scores, kind="stable")  # of equal scores the least similar first
+        if self.below is not None:
+            worst = worst[pool.scores[worst] < self.below]
+        return worst[: self.most(len(worst))]

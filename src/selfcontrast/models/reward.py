@@ -1,0 +1,106 @@
+"""Reward models: a sequence classifier with one output that scores a response to a dialogue."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfcontrast.data.example import Message
+from selfcontrast.errors import UserError
+from selfcontrast.models.loading import PRECISIONS
+from selfcontrast.store import NOT_IN_KEY
+
+Response = tuple[Sequence[Message], str]
+Reward = Callable[[Sequence[Response]], NDArray[np.float32]]
+"""Rewards [n] of n responses, each given as (dialogue so far, response)."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """Any Hugging Face sequence classifier with one output and a chat template, by hub name or folder.
+
+    Attributes:
+        max_tokens: of dialogue and response together; of longer ones the beginning is not read.
+    """
+
+    path: str
+    revision: str | None
+    precision: str
+    max_tokens: int
+    trust_remote_code: bool
+    batch_size: int = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"reward_model.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if min(self.max_tokens, self.batch_size) < 1:
+            raise UserError("reward_model.max_tokens and reward_model.batch_size: at least 1")
+
+    def check(self) -> None:
+        """Raises `UserError` for a folder that is missing, or whose config says that it gives no reward."""
+        folder = Path(self.path)
+        if folder.is_dir():
+            self._config()
+        elif self.path.startswith((".", "/", "~")):
+            raise UserError(f"reward_model.path={self.path}: no such folder")
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Reward]:
+        import torch
+
+        model, tokenizer = self._load(device)
+
+        @torch.inference_mode()
+        def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
+            rows = [self._ids(tokenizer, dialogue, text) for dialogue, text in responses]
+            by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory fails early
+            rewards = np.empty(len(rows), dtype=np.float32)
+            for begin in range(0, len(rows), self.batch_size):
+                chosen = by_length[begin : begin + self.batch_size]
+                padded = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt").to(device)
+                rewards[chosen] = model(**padded).logits[:, 0].float().cpu().numpy()
+            return rewards
+
+        yield reward
+
+    def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
+        messages = [*dialogue, {"role": "assistant", "content": text}]
+        ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        return ids[-self.max_tokens :]
+
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(
+                self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"reward_model.path={self.path}: {str(error).strip().splitlines()[0]}") from error
+        if config.num_labels != 1:
+            raise UserError(
+                f"reward_model.path={self.path} has {config.num_labels} outputs: a reward model is a sequence "
+                "classifier with one (num_labels=1)"
+            )
+        return config
+
+    def _load(self, device: str) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        config = self._config()
+        tokenizer = AutoTokenizer.from_pretrained(self.path, padding_side="right", **options)
+        if not tokenizer.chat_template:
+            raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.path, config=config, dtype=getattr(torch, self.precision), use_safetensors=True, **options
+        )
+        model.config.pad_token_id = tokenizer.pad_token_id  # by which the last token is found
+        return model.to(device).eval(), tokenizer
