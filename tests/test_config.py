@@ -23,7 +23,11 @@ from selfcontrast.errors import UserError
 
 CONF = ROOT / "conf"
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
-GIVEN = {("data", "jsonl"): "data.path=data.jsonl", ("model", "hf"): "model.path=folder"}  # the ??? of conf
+GIVEN = {  # the ??? of conf
+    ("data", "jsonl"): "data.path=data.jsonl",
+    ("model", "hf"): "model.path=folder",
+    ("filter", "oracle_reward"): "filter.reward_model.path=folder",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +195,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("filter.selector.share=0", ["filter.selector.share=0"]),
         ("filter.selector.share=1.5", ["filter.selector.share=1.5"]),
         (
-            "filter.selector._target_=selfcontrast.filters.select.Nearest",
+            "filter.selector._target_=selfcontrast.filters.selectors.Nearest",
             ["filter.selector._target_=", "Nearest"],
         ),
         ("filter.selector._target_=nowhere.Selector", ["filter.selector._target_=", "nowhere"]),

@@ -1,11 +1,14 @@
 """Candidates and negatives as files, and which decodings there can be."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfcontrast.data.candidates import (
     Candidate,
@@ -14,6 +17,9 @@ from selfcontrast.data.candidates import (
     candidates_table,
     read_candidates,
     read_negatives,
+    spans,
+    texts_by_prompt,
+    whole_prompts,
 )
 from selfcontrast.engines.work import write_table
 from selfcontrast.errors import UserError
@@ -57,3 +63,23 @@ def test_a_decoding_that_cannot_be(wrong: dict[str, Any]) -> None:
     Decoding(**fine)
     with pytest.raises(UserError, match=next(iter(wrong))):
         Decoding(**{**fine, **wrong})
+
+
+# --- whole prompts, a piece at a time
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 9))
+def test_no_prompt_straddles_two_tables_and_none_is_lost(sizes: list[int], rows: int) -> None:
+    wanted = {f"p{i}": [f"{i} {k}" for k in range(size)] for i, size in enumerate(sizes)}
+    candidates = [Candidate(n, k, t, [k], "stop", 0.0) for n, ts in wanted.items() for k, t in enumerate(ts)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "c.parquet"
+        pq.write_table(candidates_table(candidates), file, row_group_size=4)
+        found: dict[str, list[str]] = {}
+        for table in whole_prompts(file, ["id", "text"], rows):
+            assert table.column_names == ["id", "text"]
+            for name, own in spans(table):
+                assert name not in found
+                found[name] = table["text"].to_pylist()[own]
+        assert found == wanted
+        assert dict(texts_by_prompt(file)) == wanted

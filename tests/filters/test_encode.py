@@ -1,23 +1,34 @@
-"""The built-in encoder, for real, and embeddings as files."""
+"""The built-in encoder, for real, its options, and the lexical one against counts by hand."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.filters.encode import BUILTIN, Embedded, Embeddings, Encode, SentenceEncoder, embed, similarity
+from selfcontrast.filters.encode import (
+    BUILTIN,
+    Embeddings,
+    Encoder,
+    LexicalEncoder,
+    SentenceEncoder,
+    builtin_folder,
+    unit,
+)
 
 TEXTS = ["a cat sits", "a cat is sitting", "stock prices fell", "", "你好 🙂", "word " * 600]
-MINILM = SentenceEncoder(BUILTIN, None, "", 64, trust_remote_code=False, batch_size=4)
+MINILM = SentenceEncoder(BUILTIN, None, "", None, "float32", 64, trust_remote_code=False, batch_size=4, devices=[])
+LEXICAL = LexicalEncoder("word", 1, 2, 2**14)
 
 
-def encoded(encoder: SentenceEncoder, texts: Sequence[str]) -> Embeddings:
+def encoded(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
     with encoder.open("cpu") as encode:
         return encode(texts)
 
@@ -43,52 +54,107 @@ def test_neither_order_nor_batch_changes_a_vector(vectors: Embeddings) -> None:
     order = [3, 5, 0, 4, 2, 1]
     shuffled = encoded(MINILM, [TEXTS[i] for i in order])
     np.testing.assert_allclose(shuffled, vectors[order], atol=1e-5)
-    alone = SentenceEncoder(BUILTIN, None, "", 64, trust_remote_code=False, batch_size=1)
-    np.testing.assert_allclose(encoded(alone, TEXTS), vectors, atol=1e-5)
+    np.testing.assert_allclose(encoded(replace(MINILM, batch_size=1), TEXTS), vectors, atol=1e-5)
 
 
 def test_a_prefix_and_a_bound_on_tokens_change_what_is_read() -> None:
     def first(prefix: str, most: int, text: str) -> Any:
-        return encoded(SentenceEncoder(BUILTIN, None, prefix, most, trust_remote_code=False, batch_size=4), [text])[0]
+        return encoded(replace(MINILM, prefix=prefix, max_tokens=most), [text])[0]
 
     np.testing.assert_allclose(first("query: ", 64, "a cat"), first("", 64, "query: a cat"), atol=1e-5)
     cut = first("", 5, "a cat sits on the stock market")
     np.testing.assert_allclose(cut, first("", 64, "a cat sits"), atol=1e-5)  # with [CLS] and [SEP], five tokens
 
 
+def test_pooling_is_the_models_own_unless_it_is_changed(vectors: Embeddings) -> None:
+    """Against the token vectors of the bare model: the first of them, or their mean (which is MiniLM's own)."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = (kind.from_pretrained(str(builtin_folder())) for kind in (AutoTokenizer, AutoModel))
+    with torch.inference_mode():
+        states = model(**tokenizer(TEXTS[0], return_tensors="pt")).last_hidden_state[0]
+    for pooling, state in (("cls", states[0]), ("mean", states.mean(0)), (None, states.mean(0))):
+        expected = (state / state.norm()).numpy()
+        np.testing.assert_allclose(encoded(replace(MINILM, pooling=pooling), TEXTS[:1])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_comes_out_as_float32_and_near(vectors: Embeddings, precision: str, bits: int) -> None:
+    halved = encoded(replace(MINILM, precision=precision), TEXTS)
+    assert halved.dtype == np.float32
+    assert not np.array_equal(halved, vectors)
+    assert ((halved * vectors).sum(1) > 1 - 4 * 2.0**-bits).all()
+
+
+def test_several_devices_give_the_same(vectors: Embeddings) -> None:
+    """Two processes, each with the model."""
+    np.testing.assert_allclose(encoded(replace(MINILM, devices=["cpu", "cpu"]), TEXTS), vectors, atol=1e-5)
+
+
+def test_a_model_without_pooling_to_change(tmp_path: Path) -> None:
+    shutil.copytree(builtin_folder(), tmp_path / "model")
+    modules = tmp_path / "model" / "modules.json"
+    kept = [module for module in json.loads(modules.read_text()) if "Pooling" not in module["type"]]
+    modules.write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=r"encoder\.pooling=cls: .* has no pooling to change; use null"):
+        encoded(replace(MINILM, path=str(tmp_path / "model"), pooling="cls"), ["a"])
+
+
 def test_a_folder_that_is_not_there() -> None:
     MINILM.check()
     with pytest.raises(UserError, match=r"encoder\.path=\./nowhere: no such folder"):
-        SentenceEncoder("./nowhere", None, "", 64, trust_remote_code=False, batch_size=4).check()
+        replace(MINILM, path="./nowhere").check()
 
 
-@dataclass
-class Counting:
-    """Vectors from a table; remembers what it was asked for."""
-
-    table: dict[str, list[float]]
-    asked: list[str] = field(default_factory=list)
-
-    def check(self) -> None: ...
-
-    @contextmanager
-    def open(self, device: str) -> Iterator[Encode]:
-        def encode(texts: Sequence[str]) -> Embeddings:
-            self.asked += texts
-            return np.array([self.table[text] for text in texts], dtype=np.float32)
-
-        yield encode
+@pytest.mark.parametrize(
+    ("encoder", "changes", "line"),
+    [
+        (MINILM, {"pooling": "max"}, r"encoder\.pooling=max: cls, mean, or null"),
+        (MINILM, {"precision": "int8"}, r"encoder\.precision=int8: one of float32, float16, bfloat16"),
+        (LEXICAL, {"analyzer": "line"}, r"encoder\.analyzer=line: one of word, char, char_wb"),
+        (LEXICAL, {"shortest": 3}, r"encoder\.shortest=3: from 1 to encoder\.longest=2"),
+        (LEXICAL, {"shortest": 0}, r"encoder\.shortest=0"),
+        (LEXICAL, {"dimensions": 1}, r"encoder\.dimensions=1: at least 2"),
+    ],
+)
+def test_settings_that_cannot_be(encoder: Any, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        replace(encoder, **changes)
 
 
-def test_every_distinct_text_is_encoded_once_and_read_back(tmp_path: Path) -> None:
-    table = {"b": [0.6, 0.8], "a": [1.0, 0.0], "ä\n🙂": [0.0, -1.0]}
-    encoder = Counting(table)
-    summary = embed(tmp_path, encoder, Local(1, 2), ["b", "a", "b", "ä\n🙂", "a"], "cpu")
-    assert summary == {"texts": 5, "distinct": 3, "dimensions": 2}
-    assert sorted(encoder.asked) == sorted(table)
-    embedded = Embedded(tmp_path)
-    texts = ["ä\n🙂", "a", "a", "b"]
-    np.testing.assert_array_equal(embedded[texts], np.array([table[t] for t in texts], dtype=np.float32))
-    np.testing.assert_allclose(similarity(embedded, "a", ["b", "ä\n🙂", "a"]), [0.6, 0, 1], atol=1e-6)
-    with pytest.raises(KeyError):
-        embedded[["c"]]
+# --- lexical
+
+
+def cosine(a: str, b: str) -> float:
+    """Of the counts of words and of pairs of words, without hashing."""
+
+    def counts(text: str) -> Counter[Any]:
+        words = text.lower().split()
+        return Counter([*words, *pairwise(words)])
+
+    one, other = counts(a), counts(b)
+    lengths = [sum(n * n for n in c.values()) ** 0.5 for c in (one, other)]
+    return float(sum(n * other[gram] for gram, n in one.items()) / (lengths[0] * lengths[1]))
+
+
+def test_the_lexical_cosine_is_that_of_the_counts() -> None:
+    """No two of these n-grams collide in so many dimensions, so the cosine is exact."""
+    texts = ["the cat sat on the mat", "The dog sat on the mat", "stock prices fell", "the the the cat"]
+    found = encoded(LEXICAL, texts)
+    for i, one in enumerate(texts):
+        for j, other in enumerate(texts):
+            assert found[i] @ found[j] == pytest.approx(cosine(one, other), abs=1e-6)
+
+
+def test_a_lexical_vector_depends_on_its_text_alone_and_nothing_gives_zero() -> None:
+    together = encoded(LEXICAL, ["你好 🙂", "", "a cat"])
+    np.testing.assert_array_equal(together[1], 0)
+    np.testing.assert_allclose(np.linalg.norm(together[[0, 2]], axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(encoded(LEXICAL, ["a cat"])[0], together[2])
+
+
+def test_unit_by_hand() -> None:
+    scaled = unit(np.array([[3, 4], [0, 0]], dtype=np.float32))
+    np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, 0]], atol=1e-7)
+    assert scaled.dtype == np.float32

@@ -1,56 +1,70 @@
-"""The filter stage on a case small enough to do by hand."""
+"""The filter stage on a case small enough to do by hand, and against a selection made without it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pools import SELECTORS
 
-from selfcontrast.data.candidates import Candidate, read_negatives
+from selfcontrast.data import candidates as files
+from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.encode import Embedded
-from selfcontrast.filters.negatives import FILE, SIMILARITIES, select_negatives
-from selfcontrast.filters.select import Filter, LeastSimilar
+from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write
+from selfcontrast.filters.negatives import DIAGNOSTICS, FILE, PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.score import Verified
+from selfcontrast.filters.select import Filter
+from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, MostSimilarBelow
 from tiny import example
 
 EXAMPLES = {name: example(name, "?", "target") for name in ("p", "q", "r")}
-NEAR = {"target": 1.0, "good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2, "": 0.0}  # cosine to the target
+NEAR = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # cosine to the target
 SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0}
 SAMPLED = {
     "p": ["good", "bad", "worse", "fair", "bad"],
     "q": ["target", "", " target ", "good", "good"],  # a single distinct one
     "r": ["fair", "good", "", "worse", "bad"],
 }
-CANDIDATES = {
-    name: [Candidate(name, i, text, [7] * (i + 1), "stop", -1.0) for i, text in enumerate(texts)]
-    for name, texts in SAMPLED.items()
-}
 
 
-@pytest.fixture
-def embedded(tmp_path: Path) -> Embedded:
-    vectors = np.array([[near, np.sqrt(1 - near**2)] for near in NEAR.values()], dtype=np.float32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 2)
-    pq.write_table(pa.table({"text": list(NEAR), "embedding": column}), tmp_path / "embeddings-00000.parquet")
-    return Embedded(tmp_path)
+def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[Path, Path]:
+    """What the stages before leave: candidates with one more token each, and vectors of these cosines to (1, 0)."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        Candidate(name, i, text, [7] * (i + 1), "stop", -1.0)
+        for name, texts in sampled.items()
+        for i, text in enumerate(texts)
+    ]
+    pq.write_table(candidates_table(rows), folder / "candidates.parquet")
+    cosines = np.array([near(row.text) for row in rows])
+    vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float16)
+    _write(folder / CANDIDATES, vectors, np.arange(len(rows)))
+    _write(folder / TARGETS, np.array([[1, 0]] * len(sampled), np.float16), np.arange(len(sampled)))
+    return folder / "candidates.parquet", folder
 
 
-def score(one: Example, text: str) -> float:
-    return SCORES[text]
+class Table:
+    def score(self, one: Example, text: str, turn: int = -1) -> float:
+        return SCORES[text]
 
 
-def selected(folder: Path, embedded: Embedded, most: int = 2, graded: Any = score, share: float = 0.5) -> Any:
-    return select_negatives(
-        folder, Filter(LeastSimilar(share), most, "drop_everywhere", 0), EXAMPLES, CANDIDATES, embedded, graded
-    )
+def select(
+    folder: Path, selector: Any, most: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
+) -> Any:
+    sources = stored(folder / "in", SAMPLED, lambda text: NEAR.get(text.strip(), 0.0))
+    own = Filter(selector, most, on_shortage, 0, None)
+    return select_negatives(folder, own, EXAMPLES, *sources, Verified(Table()) if graded else None)
 
 
-def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path, embedded: Embedded) -> None:
-    selected(tmp_path, embedded)
+def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None:
+    select(tmp_path, LeastSimilar(0.5))
     found = read_negatives(tmp_path / FILE)
     assert set(found) == {"p", "r"}
     for name, ranked in found.items():
@@ -59,45 +73,147 @@ def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path, embedde
         for negative in ranked:
             assert negative.sample == SAMPLED[name].index(negative.text)
             assert negative.token_ids == [7] * (negative.sample + 1)
-            assert negative.similarity == pytest.approx(NEAR[negative.text], abs=1e-6)
+            assert negative.similarity == pytest.approx(NEAR[negative.text], abs=1e-3)
+    assert set(read_negatives(tmp_path / FILE, ["r"])) == {"r"}
 
 
-def test_the_summary_by_hand(tmp_path: Path, embedded: Embedded) -> None:
+def test_the_summary_by_hand(tmp_path: Path) -> None:
     """Distinct: p good bad worse fair, q good, r fair good worse bad. Drawn: bad and worse of p and r."""
-    summary = selected(tmp_path, embedded)
-    assert summary == {
+    summary = select(tmp_path, LeastSimilar(0.5))
+    expected = {
         "prompts": 3,
         "prompts_used": 2,
         "prompts_dropped": 1,
+        "prompts_dropped_for_distinct": 1,
+        "prompts_dropped_for_kept": 0,
+        "prompts_refilled": 0,
         "candidates": 15,
         "distinct_per_prompt": 9 / 3,
+        "kept_per_prompt": 4 / 3,
+        "duplicate_share": 2 / 15,  # bad of p, good of q
         "empty_share": 2 / 15,
         "copies_of_target_share": 2 / 15,
-        "similarity_candidates": pytest.approx((2 * (0.9 + 0.5 + 0.1 - 0.2) + 0.9) / 9, abs=1e-6),
-        "similarity_negatives": pytest.approx((0.1 - 0.2) / 2, abs=1e-6),
+        "similarity_candidates": pytest.approx((2 * (0.9 + 0.5 + 0.1 - 0.2) + 0.9) / 9, abs=1e-3),
+        "similarity_negatives": pytest.approx((0.1 - 0.2) / 2, abs=1e-3),
         "tokens_candidates": pytest.approx((1 + 2 + 3 + 4 + 4 + 1 + 2 + 4 + 5) / 9),
         "tokens_negatives": pytest.approx((2 + 3 + 4 + 5) / 4),
+        "tokens_left": pytest.approx((1 + 4 + 4 + 1 + 2) / 5),
+        "characters_targets": [6, 6, 6],
+        "characters_negatives": pytest.approx([3, 4, 5]),  # 3 3 5 5
         "score_candidates": pytest.approx((2 * 1.5 + 1) / 9),
         "score_negatives": 0.0,
         "false_negatives_before": pytest.approx(3 / 9),
         "false_negatives_after": 0.0,
     }
+    assert {name: summary[name] for name in expected} == expected
     json.dumps(summary)
-    rows = pq.read_table(tmp_path / SIMILARITIES).to_pylist()
-    assert [row["id"] for row in rows] == ["p"] * 4 + ["q"] + ["r"] * 4
-    assert sum(row["drawn"] for row in rows) == 4
 
 
-def test_without_a_verifier_nothing_is_said_of_scores(tmp_path: Path, embedded: Embedded) -> None:
-    summary = selected(tmp_path, embedded, graded=None)
+def test_what_was_seen_is_on_file(tmp_path: Path) -> None:
+    select(tmp_path, LeastSimilar(0.5))
+    seen = pd.read_parquet(tmp_path / SIMILARITIES)
+    assert seen["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
+    assert seen.groupby("id")["drawn"].sum().to_dict() == {"p": 2, "q": 0, "r": 2}
+    assert seen.loc[seen["id"] == "p", "sample"].tolist() == [2, 1, 3, 0]  # worse, bad, fair, good
+    assert seen.loc[seen["id"] == "r", "score"].tolist() == [0, 0, 0.5, 1]
+    prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
+    assert prompts["too_few"].to_dict() == {"p": "", "q": "distinct", "r": ""}
+    assert prompts["kept"].to_dict() == {"p": 2, "q": 0, "r": 2}
+    shapes = json.loads((tmp_path / DIAGNOSTICS).read_text())
+    assert (sum(shapes["candidates"]), sum(shapes["negatives"])) == (9, 4)
+    assert shapes["cuts"]["high"] == pytest.approx([0.1] * 3, abs=1e-3)
+
+
+def test_without_a_judge_nothing_is_said_of_scores(tmp_path: Path) -> None:
+    summary = select(tmp_path, LeastSimilar(0.5), graded=False)
     scores = [name for name in summary if "score" in name or "false" in name]
     assert len(scores) == 4
     assert {summary[name] for name in scores} == {None}
 
 
-def test_no_prompt_left_is_a_users_mistake(tmp_path: Path, embedded: Embedded) -> None:
+def test_the_verifiers_oracle_takes_nothing_that_is_right(tmp_path: Path) -> None:
+    summary = select(tmp_path, LowestScored(1.0, 1.0), most=3)
+    assert summary["false_negatives_after"] == 0
+    assert {n.text for n in read_negatives(tmp_path / FILE)["p"]} == {"fair", "bad", "worse"}
+
+
+def test_ranks_of_a_selector_with_an_order_are_that_order(tmp_path: Path) -> None:
+    select(tmp_path, MostSimilarBelow(0.8), most=3)
+    for ranked in read_negatives(tmp_path / FILE).values():
+        assert [n.text for n in ranked] == ["fair", "bad", "worse"]
+
+
+def test_prompts_that_the_selector_keeps_too_few_of_are_told_apart_and_can_be_refilled(tmp_path: Path) -> None:
+    dropped = select(tmp_path, MostSimilarBelow(0.3), most=2)
+    assert (dropped["prompts_used"], dropped["prompts_dropped_for_kept"]) == (2, 0)
     with pytest.raises(
-        UserError, match=r"max_negatives=5 negatives \(2 with only 4 distinct, 1 with only 1 distinct\)"
+        UserError, match=r"no prompt gives filter\.max_negatives=3 negatives \(2 with 4 distinct, 2 kept"
     ):
-        selected(tmp_path, embedded, most=5)
-    assert not (tmp_path / FILE).exists()
+        select(tmp_path, MostSimilarBelow(0.3), most=3)
+    refilled = select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="refill")
+    assert (refilled["prompts_used"], refilled["prompts_refilled"]) == (2, 2)
+    assert [n.text for n in read_negatives(tmp_path / FILE)["p"]] == ["bad", "worse", "fair"]
+    with pytest.raises(UserError, match=r"prompt p leaves 2 negatives of filter\.max_negatives=3"):
+        select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="error")
+
+
+def test_no_prompt_left_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_negatives=5 .*\(2 with 4 distinct, 2 kept, 1 with 1 distinct, 0 kept\)"):
+        select(tmp_path, LeastSimilar(0.5), most=5)
+
+
+# --- what must hold whatever is selected
+
+WORDS = [f"w{i}" for i in range(9)]
+PROMPT = st.lists(st.sampled_from(["", " ", "target", *WORDS, *(f"{w} " for w in WORDS)]), min_size=1, max_size=14)
+
+
+def cosine(text: str) -> float:
+    """A different one for every word."""
+    return (WORDS.index(text.strip()) - 4) / 5 if text.strip() in WORDS else 0.3
+
+
+def chosen(folder: Path, sampled: dict[str, Sequence[str]], selector: Any, most: int) -> dict[str, list[str]]:
+    """Per prompt its negatives' stripped texts in rank order; nothing where no prompt gives them."""
+    sources = stored(folder, sampled, cosine)
+    examples = {name: example(name, "?", "target") for name in sampled}
+    own = Filter(selector, most, "drop_everywhere", 7, None)
+    try:
+        select_negatives(folder, own, examples, *sources, Verified(Numbers()))
+    except UserError:
+        return {}
+    found = read_negatives(folder / FILE)
+    return {name: [negative.text.strip() for negative in ranked] for name, ranked in found.items()}
+
+
+class Numbers:
+    def score(self, one: Example, text: str, turn: int = -1) -> float:
+        return (int(text.strip()[1:]) * 5 % 9) / 9
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(PROMPT, min_size=1, max_size=4), selector=SELECTORS, most=st.integers(1, 4), shuffle=st.randoms()
+)
+def test_a_prompts_negatives_are_distinct_no_copies_and_its_own_affair(
+    tmp_path: Path, prompts: list[list[str]], selector: Any, most: int, shuffle: Any
+) -> None:
+    """Neither other prompts, nor the order of its candidates, nor how the file is read changes a prompt's negatives."""
+    sampled: dict[str, Sequence[str]] = {f"p{i}": texts for i, texts in enumerate(prompts)}
+    found = chosen(tmp_path / "all", sampled, selector, most)
+    for texts in found.values():
+        assert len(set(texts)) == len(texts) == most
+        assert set(texts) <= set(WORDS)
+    for name, texts in sampled.items():
+        shuffled = shuffle.sample(list(texts), len(texts))
+        assert chosen(tmp_path / "one", {name: shuffled}, selector, most).get(name) == found.get(name)
+
+
+def test_a_file_read_in_small_pieces_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = {f"p{i}": [WORDS[(i * k) % 9] for k in range(1, 9)] for i in range(1, 9)}
+    whole = chosen(tmp_path / "whole", sampled, Everything(), 3)
+    whole_prompts = files.whole_prompts
+    monkeypatch.setattr(
+        "selfcontrast.filters.negatives.whole_prompts", lambda file, columns: whole_prompts(file, columns, rows=3)
+    )
+    assert chosen(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}

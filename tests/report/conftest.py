@@ -48,12 +48,19 @@ FILTERED = {
     "prompts": 50,
     "prompts_used": 49,
     "prompts_dropped": 1,
+    "prompts_dropped_for_distinct": 1,
+    "prompts_dropped_for_kept": 0,
+    "prompts_refilled": 0,
     "candidates": 400,
     "distinct_per_prompt": 7.0,
+    "duplicate_share": 0.1,
     "empty_share": 0.02,
     "copies_of_target_share": 0.005,
     "false_negatives_before": 0.123,
     "false_negatives_after": 0.045,
+    "characters_targets": [12.0, 1234.5, 5000.0],
+    "self_bleu_negatives": 0.321,
+    "tokens_left": None,
 }
 VALIDATION = {"step": 59, "val_loss": 0.1}
 LM_EVAL = {"SFT": {"target_choice": {"acc": 0.911}}, "Self-Contrast": {"target_choice": {"acc": 0.922}}}
@@ -136,7 +143,12 @@ def build(
                 }
             ],
         },
-        similarities={"candidates": [0.1, 0.4, 0.9], "negatives": [0.1, 0.4], "cuts": [0.45]},
+        similarities={
+            "edges": [-1.0, -0.5, 0.0, 0.5, 1.0],
+            "candidates": [0, 0, 2, 1],
+            "negatives": [0, 0, 2, 0],
+            "cuts": {"low": [], "high": [0.4, 0.45, 0.5]},
+        },
         lm_eval=LM_EVAL,
         samples=SAMPLES,
         negatives_shown=[],

@@ -62,7 +62,7 @@ def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tm
     means = ["0.600 [0.550, 0.650]", "0.700 [0.650, 0.750]", "0.650 [0.600, 0.700]"]
     relative = ["+0.100 [+0.060, +0.140]", "0.002", "55.0% [52.0, 58.0]"]
     described = ["17.2", "23.5", "-0.875 [-0.885, -0.865]", "0.911", "0.922"]
-    filtered = ["12.30%", "4.50%", "10.00%"]  # the last: repeated, 1 - 350/400 - 0.02 - 0.005
+    filtered = ["12.30%", "4.50%", "10.00%"]  # the last: repeated
     relative += ["+0.050 [+0.010, +0.090] (T=0.7)", "Contamination: 1 of 20 test prompts (5.0%)"]
     made = ["3 min 45 s", "recalled", "1 min 04 s", "abc123", "2.13.0"]
     for expected in means + relative + described + filtered + made:
@@ -107,7 +107,7 @@ def test_what_was_not_measured_is_left_out(make: Callable[..., Result], tmp_path
         full,
         comparison={**full.comparison, "categories": []},
         histories={"sft": [], "align": []},
-        similarities={"candidates": [], "negatives": []},
+        similarities={"edges": [-1.0, 1.0], "candidates": [0], "negatives": [0], "cuts": {"low": [], "high": []}},
         lm_eval={},
         samples=[],
     )
@@ -145,7 +145,10 @@ def test_targets_that_became_less_likely_are_noted(make: Callable[..., Result], 
 
 @pytest.mark.parametrize("missing", ["false_negatives_before", "score_candidates"])
 def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
-    known = {"prompts": 2, "candidates": 10, "distinct_per_prompt": 4.0, "empty_share": 0.0, missing: None}
-    facts = dict(filter_facts({**known, "copies_of_target_share": 0.1}))
-    assert facts["repeated responses"] == "10.00%"  # 10 responses, 8 distinct, 1 copy of the target
-    assert not any("perfect" in words or "score" in words for words in facts)
+    lengths = {"characters_targets": [12.0, 1234.5, 5000.0], "characters_negatives": []}
+    facts = dict(filter_facts({"prompts": 2, "duplicate_share": 0.1, missing: None, **lengths}))
+    assert facts == {
+        "prompts sampled for": "2",
+        "repeated responses": "10.00%",
+        "characters of a target (10%, median, 90%)": "12 / 1,234 / 5,000",
+    }

@@ -162,24 +162,18 @@ def distinct_n(texts: Sequence[Tokens], n: int) -> float:
 def self_bleu(texts: Sequence[Tokens]) -> float:
     """Mean over the texts of BLEU-4 against all others (Zhu et al., 2018), in [0, 1]; 1: all the same.
 
-    Of n-grams above the first order one more is counted as found and as there (Lin and Och, 2004), and orders that the
-    text is too short for are left out, as in sacrebleu with `smooth_method="add-k"` and `effective_order=True`.
+    Of n-grams above the first order one more is counted as found and as there (Lin and Och, 2004): sacrebleu's
+    `smooth_method="add-k"` with a value of 1.
     """
     grams = [[_ngrams(text, n) for n in range(1, ORDERS + 1)] for text in texts]
     best = [_two_highest([own[order] for own in grams]) for order in range(ORDERS)]
     lengths = np.array([len(text) for text in texts])
     total = 0.0
     for i, own in enumerate(grams):
-        logs: list[float] = []
-        for order in range(min(ORDERS, int(lengths[i]))):
-            extra = int(order > 0)
-            found = sum(min(n, _elsewhere(best[order][gram], n)) for gram, n in own[order].items()) + extra
-            if not found:
-                logs = []
-                break
-            logs.append(math.log(found / (own[order].total() + extra)))
-        if logs:
-            total += math.exp(sum(logs) / len(logs) + _brevity(int(lengths[i]), np.delete(lengths, i)))
+        found = [sum(min(n, _elsewhere(best[k][g], n)) for g, n in own[k].items()) for k in range(ORDERS)]
+        if found[0]:
+            logs = [math.log((found[k] + (k > 0)) / (own[k].total() + (k > 0))) for k in range(ORDERS)]
+            total += math.exp(sum(logs) / ORDERS + _brevity(int(lengths[i]), np.delete(lengths, i)))
     return total / len(texts)
 
 

@@ -1,0 +1,50 @@
+"""Pools of candidates, and one of every selector, for tests of the filter."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
+from selfcontrast.filters.select import Pool
+from selfcontrast.filters.selectors import (
+    Everything,
+    LeastSimilar,
+    LessSimilarThan,
+    LowestScored,
+    MostSimilarBelow,
+    Random,
+    RankWindow,
+)
+
+NAMES = st.text(min_size=1, max_size=8)
+SHARES = st.floats(0.05, 1)
+BARS = st.floats(-0.875, 1, width=32)
+SELECTORS = st.one_of(
+    st.just(Everything()),
+    SHARES.map(LeastSimilar),
+    SHARES.map(Random),
+    BARS.map(LessSimilarThan),
+    BARS.map(MostSimilarBelow),
+    st.tuples(st.floats(0, 0.5), st.floats(0.55, 1)).map(lambda window: RankWindow(*window)),
+    st.builds(LowestScored, share=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32))),
+    st.builds(MaximalMarginalRelevance, share=SHARES, weight=st.floats(0, 1)),
+    st.builds(Clusters, share=SHARES, clusters=st.integers(1, 6), iterations=st.integers(1, 8)),
+)
+
+
+def pool(similarity: Any, scores: Any = None, seed: int = 0, width: int = 3) -> Pool:
+    """Candidates of these cosines to the target (1, 0, 0, …), otherwise in random directions."""
+    near = np.sort(np.asarray(similarity, dtype=np.float32))
+    rest = np.random.default_rng(seed).standard_normal((len(near), width - 1))
+    rest *= np.sqrt(1 - near.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
+    vectors = np.concatenate([near[:, None], rest], axis=1).astype(np.float32)
+    return Pool(near, vectors, None if scores is None else np.asarray(scores, dtype=np.float32), [seed])
+
+
+@st.composite
+def pools(draw: st.DrawFn, most: int = 24) -> Pool:
+    """Pools with scores on a coarse grid, so that some are equal."""
+    near = draw(st.lists(st.floats(-1, 1, width=32), max_size=most))
+    scores = draw(st.lists(st.integers(0, 4), min_size=len(near), max_size=len(near)))
+    return pool(near, np.array(scores) / 4, draw(st.integers(0, 99)))

@@ -1,0 +1,125 @@
+"""Diverse selectors against plain loops, and on cases where the answer is seen."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pools import SHARES, pool, pools
+
+from selfcontrast.errors import UserError
+from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance, farthest_first
+from selfcontrast.filters.select import Pool
+
+
+def circle(*degrees: float) -> Pool:
+    """Candidates on the unit circle, the target at 0 degrees: in the order of their similarity to it."""
+    angles = np.radians(sorted(degrees, key=lambda d: np.cos(np.radians(d))))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    return Pool(vectors[:, 0], vectors, None, [0])
+
+
+def angles_of(candidates: Pool, kept: Any) -> list[int]:
+    x, y = candidates.vectors[kept].T
+    return [int(d) for d in np.degrees(np.arctan2(y, x)).round() % 360]
+
+
+@given(candidates=pools(most=12), share=SHARES, weight=st.floats(0, 1))
+def test_each_next_one_is_the_best_by_the_definition(candidates: Pool, share: float, weight: float) -> None:
+    order = MaximalMarginalRelevance(share, weight).keep(candidates).tolist()
+    eligible = range(int(np.floor(share * len(candidates.similarity) + 1e-9)))
+    assert sorted(order) == list(eligible)
+    near, vectors = candidates.similarity.astype(float), candidates.vectors.astype(float)
+
+    def cost(i: int, taken: list[int]) -> float:
+        closest = max((float(vectors[i] @ vectors[j]) for j in taken), default=-1.0)
+        return weight * near[i] + (1 - weight) * closest
+
+    for k, chosen in enumerate(order):
+        best = min(cost(i, order[:k]) for i in eligible if i not in order[:k])
+        assert cost(chosen, order[:k]) == pytest.approx(best, abs=1e-5)
+
+
+def test_a_weight_of_one_is_least_similar_first() -> None:
+    candidates = pool(np.linspace(-0.9, 0.9, 12))
+    assert MaximalMarginalRelevance(0.5, 1.0).keep(candidates).tolist() == list(range(6))
+
+
+def test_diversity_by_hand() -> None:
+    """Cosines to the target -0.8, -0.7, -0.6; the second is close to the first (0.99), the third is not (0.48).
+
+    After the first they cost (-0.7 + 0.99) / 2 = 0.14 and (-0.6 + 0.48) / 2 = -0.06.
+    """
+    near = np.array([-0.8, -0.7, -0.6], dtype=np.float32)
+    vectors = np.array([[-0.8, 0.6, 0], [-0.7, 0.51**0.5, 0], [-0.6, 0, 0.8]], dtype=np.float32)
+    assert MaximalMarginalRelevance(1.0, 0.5).keep(Pool(near, vectors, None, [0])).tolist() == [0, 2, 1]
+
+
+# --- clusters
+
+
+def lloyd(vectors: Any, centres: Any, iterations: int) -> list[int]:
+    """k-means in plain loops: the label of each vector at the centres before the last move, as SciPy has it."""
+    labels: list[int] = []
+    for _ in range(iterations):
+        labels = [int(np.argmin([np.sum((v - c) ** 2) for c in centres])) for v in vectors]
+        centres = [
+            np.mean([v for v, label in zip(vectors, labels, strict=True) if label == k], axis=0) if k in labels else c
+            for k, c in enumerate(centres)
+        ]
+    return labels
+
+
+@given(
+    near=st.lists(st.floats(-0.96875, 0.96875, width=16), min_size=1, max_size=14, unique=True),
+    seed=st.integers(0, 50),
+    clusters=st.integers(1, 5),
+    iterations=st.integers(1, 6),
+)
+def test_clusters_take_turns(near: list[float], seed: int, clusters: int, iterations: int) -> None:
+    candidates = pool(near, seed=seed, width=4)
+    vectors = candidates.vectors.astype(float)
+    centres = [vectors[i] for i in farthest_first(vectors, clusters)]
+    labels = lloyd(vectors, centres, iterations)
+    left = {label: [i for i, own in enumerate(labels) if own == label] for label in set(labels)}
+    expected: list[int] = []
+    while any(left.values()):
+        expected += sorted(members.pop(0) for members in left.values() if members)
+    assert Clusters(1.0, clusters, iterations).keep(candidates).tolist() == expected
+
+
+def test_one_of_each_cluster_comes_first() -> None:
+    """Three bunches about 180, 90 and 300 degrees; the least similar of each first, then the next of each."""
+    candidates = circle(180, 178, 182.5, 90, 92, 88, 300, 302, 298)
+    found = angles_of(candidates, Clusters(1.0, 3, 10).keep(candidates))
+    assert found[:3] == [180, 92, 298]
+    assert found[3:6] == [178, 90, 300]
+
+
+def test_fewer_candidates_than_clusters_and_none_at_all() -> None:
+    assert Clusters(1.0, 8, 5).keep(pool([0.1, 0.2])).tolist() == [0, 1]
+    assert Clusters(0.5, 8, 5).keep(pool([0.1])).tolist() == []
+    same = Pool(np.full(4, 0.6, np.float32), np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1)), None, [0])
+    assert Clusters(1.0, 3, 5).keep(same).tolist() == [0, 1, 2, 3]
+
+
+def test_farthest_first_by_hand() -> None:
+    """From 0: 10 is farthest; then 4, at distance 4 from the nearest of both; then 1 and nothing new."""
+    points = np.array([[0.0], [1.0], [10.0], [4.0], [10.0]])
+    assert farthest_first(points, 3).tolist() == [0, 2, 3]
+    assert farthest_first(points, 9).tolist() == [0, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MaximalMarginalRelevance(0.0, 0.5),
+        lambda: MaximalMarginalRelevance(0.5, 1.5),
+        lambda: Clusters(0.5, 0, 5),
+        lambda: Clusters(0.5, 2, 0),
+    ],
+)
+def test_settings_that_cannot_be(make: Any) -> None:
+    with pytest.raises(UserError, match=r"filter\.selector\."):
+        make()

@@ -1,0 +1,96 @@
+"""The stage embed: what is encoded, and what is read back."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfcontrast.engines.local import Local
+from selfcontrast.filters import embed as stage
+from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors, embed
+from selfcontrast.filters.encode import Embeddings, Encode
+from selfcontrast.store import RESUME
+
+TABLE = {"b": [0.6, 0.8], "a": [1.0, 0.0], "ä\n🙂": [0.0, -1.0], "long": [0.8, -0.6]}
+
+
+@dataclass
+class Counting:
+    """Vectors from a table; remembers what it was asked for."""
+
+    asked: list[list[str]] = field(default_factory=list)
+
+    def check(self) -> None: ...
+
+    @contextmanager
+    def open(self, device: str) -> Iterator[Encode]:
+        def encode(texts: Sequence[str]) -> Embeddings:
+            self.asked.append([*texts])
+            return np.array([TABLE[text] for text in texts], dtype=np.float32)
+
+        yield encode
+
+
+PROMPTS = [("a", ["b", "long", "b"]), ("long", []), ("b", ["ä\n🙂", "a"])]
+
+
+def test_every_distinct_text_is_encoded_once_and_read_back_in_order(tmp_path: Path) -> None:
+    encoder = Counting()
+    summary = embed(tmp_path, encoder, Local(1, 2), PROMPTS, "cpu")
+    assert summary == {"texts": 8, "distinct": 4, "dimensions": 2}
+    assert encoder.asked == [["a", "b"], ["ä\n🙂", "long"]]  # shards of two, in order of length
+    targets, candidates = Vectors(tmp_path / TARGETS), Vectors(tmp_path / CANDIDATES)
+    np.testing.assert_allclose(targets[0:3], [TABLE[t] for t, _ in PROMPTS], atol=2**-10)
+    np.testing.assert_allclose(candidates[0:5], [TABLE[t] for _, ts in PROMPTS for t in ts], atol=2**-10)
+    assert (len(targets), len(candidates)) == (3, 5)
+
+
+def test_shards_that_are_there_are_not_encoded_again(tmp_path: Path) -> None:
+    embed(tmp_path, Counting(), Local(1, 2), PROMPTS, "cpu")
+    for file in (TARGETS, CANDIDATES):
+        (tmp_path / file).unlink()
+    again = Counting()
+    assert len(list((tmp_path / RESUME).glob("*.parquet"))) == 2
+    embed(tmp_path, again, Local(1, 2), PROMPTS, "cpu")
+    assert again.asked == []
+    assert len(Vectors(tmp_path / CANDIDATES)) == 5
+
+
+@given(rows=st.integers(0, 23), block=st.integers(1, 9), data=st.data())
+def test_any_slice_is_what_an_array_gives(rows: int, block: int, data: Any) -> None:
+    import tempfile
+
+    begin = data.draw(st.integers(0, rows))
+    end = data.draw(st.integers(begin, rows))
+    angles = np.arange(rows) / 7
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
+    with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory() as folder:
+        patched.setattr(stage, "ROWS", block)
+        stage._write(Path(folder) / "v.arrow", vectors, np.arange(rows))
+        found = Vectors(Path(folder) / "v.arrow")
+        assert len(found) == rows
+        np.testing.assert_allclose(found[begin:end], vectors[begin:end], atol=2**-10)
+        np.testing.assert_allclose(np.linalg.norm(found[begin:end], axis=1), 1, atol=1e-6)
+
+
+def test_a_cosine_is_off_by_less_than_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((200, 384))
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    stage._write(tmp_path / "v.arrow", exact.astype(np.float16), np.arange(200))
+    stored = Vectors(tmp_path / "v.arrow")[0:200]
+    assert np.abs(stored @ stored.T - exact @ exact.T).max() < 2**-10
+
+
+def test_the_file_is_arrows_own(tmp_path: Path) -> None:
+    embed(tmp_path, Counting(), Local(1, 2), PROMPTS, "cpu")
+    with pa.ipc.open_file(str(tmp_path / TARGETS)) as file:
+        table = file.read_all()
+    assert table.schema == pa.schema({"embedding": pa.list_(pa.float16(), 2)})

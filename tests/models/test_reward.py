@@ -1,0 +1,95 @@
+"""A tiny classifier with random weights as a reward model: batches, lengths, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from selfcontrast.errors import UserError
+from selfcontrast.models.reward import Response, RewardModel
+from tiny import tokenizer
+
+RESPONSES: list[Response] = [
+    ([{"role": "user", "content": "what is the name of the cat?"}], "a cat"),
+    ([{"role": "user", "content": "Paris?"}], "the cat sat on the mat, and Paris is in France"),
+    ([{"role": "user", "content": "Paris?"}], "你好 🙂"),
+    ([{"role": "user", "content": "Paris?"}], ""),
+]
+
+
+def classifier_folder(folder: Path, labels: int = 1, template: bool = True) -> Path:
+    own = tokenizer()
+    if not template:
+        own.chat_template = None
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(own), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128, num_labels=labels, initializer_range=0.5, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(str(folder))
+    own.save_pretrained(str(folder))
+    return folder
+
+
+def own(folder: Path, **changes: Any) -> RewardModel:
+    return replace(RewardModel(str(folder), None, "float32", 128, trust_remote_code=False, batch_size=2), **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier_folder(tmp_path_factory.mktemp("reward"))
+
+
+def rewards(model: RewardModel) -> Any:
+    with model.open("cpu") as reward:
+        return reward(RESPONSES)
+
+
+def test_rewards_are_the_models_own_one_by_one(folder: Path) -> None:
+    """Against the classifier itself on each rendered dialogue alone, without padding."""
+    model, rendering = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
+    expected = []
+    for dialogue, text in RESPONSES:
+        messages = [*dialogue, {"role": "assistant", "content": text}]
+        ids = rendering.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+        with torch.inference_mode():
+            expected.append(float(model(ids).logits[0, 0]))
+    assert len(set(np.round(expected, 3))) == 4
+    found = rewards(own(folder))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(rewards(own(folder, batch_size=4)), expected, atol=1e-5)
+
+
+def test_of_a_long_dialogue_the_end_is_read(folder: Path) -> None:
+    cut = rewards(own(folder, max_tokens=6))
+    assert not np.allclose(cut, rewards(own(folder)))
+    model, rendering = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
+    messages = [*RESPONSES[1][0], {"role": "assistant", "content": RESPONSES[1][1]}]
+    ids = rendering.apply_chat_template(messages, return_tensors="pt", return_dict=False)[:, -6:]
+    with torch.inference_mode():
+        assert cut[1] == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
+    two = classifier_folder(tmp_path / "two", labels=2)
+    with pytest.raises(UserError, match=r"reward_model\.path=.*two has 2 outputs: .* one \(num_labels=1\)"):
+        own(two).check()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"reward_model\.path=.*empty: "):
+        own(tmp_path / "empty").check()
+    with pytest.raises(UserError, match=r"reward_model\.path=\./nowhere: no such folder"):
+        own(Path("nowhere"), path="./nowhere").check()
+    silent = own(classifier_folder(tmp_path / "silent", template=False))
+    with pytest.raises(UserError, match="no chat template"), silent.open("cpu"):
+        pass
+
+
+@pytest.mark.parametrize("changes", [{"precision": "int4"}, {"max_tokens": 0}, {"batch_size": 0}])
+def test_settings_that_cannot_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"reward_model\."):
+        own(Path("x"), **changes)
