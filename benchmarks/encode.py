@@ -1,0 +1,102 @@
+"""The stage embed against `SentenceTransformer.encode` called once per prompt, as the reference implementation does.
+
+    OMP_NUM_THREADS=1 python benchmarks/encode.py
+
+Both get the same prompts, each with a target and N candidates, and the same model; a round is one of each, in turn.
+Texts are random words, their number log-normal, and a share of them repeats another of the same prompt.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from selfcontrast.engines.local import Local
+from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors, embed
+from selfcontrast.filters.encode import BUILTIN, SentenceEncoder, builtin_folder
+
+WORDS = ["the", "of", "a", "cat", "house", "river", "seven", "because", "under", "quickly", "yellow", "answer"]
+Prompts = list[tuple[str, list[str]]]
+
+
+def made(prompts: int, samples: int, words: float, spread: float, repeated: float) -> Prompts:
+    """Prompts with texts whose number of words has this median and this standard deviation of its logarithm."""
+    rng = np.random.default_rng(0)
+
+    def text() -> str:
+        return " ".join(rng.choice(WORDS, max(1, round(float(rng.lognormal(np.log(words), spread))))))
+
+    found: Prompts = []
+    for _ in range(prompts):
+        texts = [text() for _ in range(samples)]
+        for i in np.flatnonzero(rng.random(samples) < repeated):
+            texts[i] = texts[0]
+        found.append((text(), texts))
+    return found
+
+
+def by_prompt(prompts: Prompts, max_tokens: int, device: str) -> np.ndarray:
+    """Candidates' vectors [n, d], one call of `encode` per prompt."""
+    model = SentenceTransformer(str(builtin_folder()), device=device, model_kwargs={"use_safetensors": True})
+    model.max_seq_length = max_tokens
+    calls = [
+        model.encode([target, *texts], normalize_embeddings=True, show_progress_bar=False) for target, texts in prompts
+    ]
+    return np.concatenate([vectors[1:] for vectors in calls])
+
+
+def by_stage(prompts: Prompts, encoder: SentenceEncoder, device: str) -> np.ndarray:
+    """The same by the stage, its files read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        embed(Path(folder), encoder, Local(64, 4096), prompts, device)
+        found = Vectors(Path(folder) / CANDIDATES)
+        assert len(Vectors(Path(folder) / TARGETS)) == len(prompts)
+        return found[0 : len(found)]
+
+
+def timed(run: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
+    """Seconds by the clock and of CPU time, and what came out."""
+    begun, computing = time.perf_counter(), time.process_time()
+    out = run()
+    return time.perf_counter() - begun, time.process_time() - computing, out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--words", type=float, default=40, help="per text, the median")
+    parser.add_argument("--spread", type=float, default=0.7, help="standard deviation of the logarithm of that")
+    parser.add_argument("--repeated", type=float, default=0.05)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    prompts = made(args.prompts, args.samples, args.words, args.spread, args.repeated)
+    encoder = SentenceEncoder(BUILTIN, None, "", None, "float32", args.max_tokens, False, args.batch_size, [])
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.device}, {args.prompts} prompts")
+    by_prompt(prompts[:1], args.max_tokens, args.device)  # warms up
+    by_stage(prompts[:1], encoder, args.device)
+    ratios = []
+    for _ in range(args.rounds):
+        theirs = timed(lambda: by_prompt(prompts, args.max_tokens, args.device))
+        ours = timed(lambda: by_stage(prompts, encoder, args.device))
+        ratios.append((theirs[0] / ours[0], theirs[1] / ours[1]))
+        error = float(np.abs((theirs[2] * ours[2]).sum(1) - 1).max())
+        print(
+            f"once per prompt {theirs[0]:.1f} s ({theirs[1]:.1f} s of CPU), stage {ours[0]:.1f} s ({ours[1]:.1f} s), "
+            f"{ratios[-1][0]:.2f}x ({ratios[-1][1]:.2f}x); cosines off by {error:.0e}"
+        )
+    clock, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
+    print(f"median: {clock:.2f}x by the clock, {cpu:.2f}x of CPU time")
+
+
+if __name__ == "__main__":
+    main()
