@@ -15,5 +15,5 @@ def test_a_job_on_ray_has_the_artifacts_and_the_numbers_of_one_without(finished:
         assert own["key"] == stage["key"]
         files = {file.name: file.read_bytes() for file in Path(stage["path"]).glob("*.parquet")}
         assert {file.name: file.read_bytes() for file in Path(own["path"]).glob("*.parquet")} == files, name
-    for part in ("value", "comparison", "histories", "samples", "negatives_shown", "similarities"):
+    for part in ("value", "comparison", "samples", "negatives_shown", "similarities"):
         assert result[part] == finished.result[part], part
