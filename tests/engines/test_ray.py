@@ -56,7 +56,7 @@ def cluster(short: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATH)
         patch.setenv("RAY_TMPDIR", str(short))
-        with engine().connected():
+        with engine().ready():
             yield
 
 

@@ -1,6 +1,7 @@
 """The engine that runs in this process, one shard after another."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from selfcontrast.engines.work import Shard, Task, check_sizes, progress, unfinished, write_table
@@ -18,6 +19,9 @@ class Local:
         check_sizes(self)
 
     def check(self) -> None: ...
+
+    def ready(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
         todo = unfinished(shards)

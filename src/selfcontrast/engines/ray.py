@@ -79,7 +79,7 @@ class Ray:
         if find_spec("ray") is None:
             raise UserError("engine=ray: Ray is not installed: pip install 'ray[data]', or take engine=local")
         if self.address is not None:
-            with self.connected():
+            with self.ready():
                 return  # known now, and not after an hour of fine-tuning
         needed, cores = self._bounds[0] * self.cpus_per_actor, os.cpu_count() or 1
         if needed > cores:
@@ -94,7 +94,7 @@ class Ray:
             return
         for folder in {shard.file.parent for shard in todo}:
             folder.mkdir(parents=True, exist_ok=True)
-        with self.connected(), progress(shards, todo, label, unit) as bar:
+        with self.ready(), progress(shards, todo, label, unit) as bar:
             for done in self._pipeline(task, todo, device):
                 for record in pickle.loads(done["records"]):
                     logging.getLogger(record.name).handle(record)
@@ -135,7 +135,7 @@ class Ray:
             ) from error
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
         """Connected to Ray. What was connected or started here is gone afterwards."""
         for name, value in {**QUIET, **(PRIVATE if self.address is None else {})}.items():
             os.environ.setdefault(name, value)

@@ -48,6 +48,9 @@ class Engine(Protocol):
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""
 
+    def ready(self) -> AbstractContextManager[None]:
+        """Around several runs: what is costly to start is started once."""
+
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
         """Writes the file of every shard that has none yet, with a progress bar of this label."""
 

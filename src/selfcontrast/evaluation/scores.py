@@ -121,11 +121,12 @@ def evaluate(
     player = Player(responder, model, renderer, settings.seed, folder / RESUME)
     by_id = {example.id: example for example in examples}
     frames = []
-    for way in settings.ways:
-        played = player.play(examples, settings.decoding(way), f"{label} {way.name}")
-        frame = pd.DataFrame([vars(answer) for answer in played])
-        frame.insert(0, "decoding", way.name)
-        frames.append(frame)
+    with responder.engine.ready():
+        for way in settings.ways:
+            played = player.play(examples, settings.decoding(way), f"{label} {way.name}")
+            frame = pd.DataFrame([vars(answer) for answer in played])
+            frame.insert(0, "decoding", way.name)
+            frames.append(frame)
     answers = pd.concat(frames, ignore_index=True)
     answers["category"] = [by_id[name].category for name in answers["id"]]
     if verifier:
