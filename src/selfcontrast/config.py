@@ -41,6 +41,7 @@ class Parts:
 
     name: str
     negatives: int
+    rounds: int
     seed: int
     target_metric: str
     store: Store
@@ -63,11 +64,13 @@ class Parts:
 
 def configure(cfg: DictConfig) -> Parts:
     """Builds every part and checks all that can be known before compute. Raises `UserError`."""
-    for name in ("negatives", "seed"):
+    for name in ("negatives", "rounds", "seed"):
         if not isinstance(cfg[name], int) or isinstance(cfg[name], bool):
             raise UserError(f"{name}={cfg[name]}: a whole number")
     if cfg.negatives < 1:
         raise UserError(f"negatives={cfg.negatives}: at least 1 negative per prompt")
+    if cfg.rounds < 1:
+        raise UserError(f"rounds={cfg.rounds}: at least 1")
     if cfg.seed < 0:
         raise UserError(f"seed={cfg.seed}: 0 or more")
     if cfg.target_metric not in TARGET_METRICS:
@@ -90,6 +93,7 @@ def configure(cfg: DictConfig) -> Parts:
     return Parts(
         name=str(cfg.name),
         negatives=cfg.negatives,
+        rounds=cfg.rounds,
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
         store=Store.at(str(cfg.store), Path(cfg.store_cache), Path(cfg.output)),

@@ -5,13 +5,12 @@ Only this module knows their order.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pandas as pd
 
 from selfcontrast.config import Parts
@@ -22,13 +21,14 @@ from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.filters import diagnostics, embed, negatives, score
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
+from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
-from selfcontrast.results import Result, replay, stage_facts
+from selfcontrast.results import Result
 from selfcontrast.store import Artifact, settings_of
 from selfcontrast.tracking import Tracker, Untracked
 from selfcontrast.training import align, fine_tune, reference
 from selfcontrast.training.align import preference_groups
-from selfcontrast.training.nodes import Compute, Decisions, this_node
+from selfcontrast.training.nodes import Compute, this_node
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ POLICY = "Self-Contrast"
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     """Runs or recalls all stages and writes the report; returns what it says, on the first node of the job."""
     if this_node(parts.hardware.num_nodes).rank > 0:
-        _ = Job(parts, Untracked()).policy
+        _ = policies(Job(parts, Untracked()))
         return None
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
-        seen = pd.read_parquet(job.contamination.path / contamination.FILE)
-        systems = {BASELINE: job.scores(job.sft, "SFT"), POLICY: job.scores(job.policy, POLICY)}
+        seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
+        systems = {name: scores_of(job, policy, name) for name, policy in policies(job).items()}
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
         result = Result.collect(parts, config, job.artifacts, systems, comparison)
         result.write(parts.output)
@@ -53,45 +53,58 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     return result
 
 
-class Job:
-    """The stages of one job. Each property is an artifact; asking for it asks for those it is made from."""
+def policies(job: Job) -> dict[str, Artifact]:
+    """By name the fine-tuned model and the policy of every round, each of which starts from the one before."""
+    found = {BASELINE: sft(job)}
+    start, last = found[BASELINE], job.parts.rounds
+    for number in range(1, last + 1):
+        start = Round(job, start, "" if number == last else f"round-{number}/").policy
+        found[POLICY if number == last else f"{POLICY} round {number}"] = start
+    return found
 
-    def __init__(self, parts: Parts, tracker: Tracker) -> None:
-        self.parts = parts
-        self.tracker = tracker
-        self.store = parts.store
-        self.decisions = Decisions(this_node(parts.hardware.num_nodes))
-        self.artifacts: dict[str, Artifact] = {}
-        self.train = {example.id: example for example in parts.splits["train"]}
 
-    @cached_property
-    def sft(self) -> Artifact:
-        p = self.parts
-        settings = {
-            "data": p.data.fingerprint(),
-            "model": p.model.fingerprint(),
-            "adapter": settings_of(p.adapter.at("sft")),
-            "recipe": settings_of(p.sft),
-            "hardware": settings_of(p.hardware),
-            "seed": p.seed,
-        }
-        return self._stage(
-            "sft",
-            fine_tune.VERSION,
-            settings,
-            {},
-            lambda folder: fine_tune.fine_tune(
-                folder,
-                p.model,
-                p.splits,
-                p.adapter.at("sft"),
-                p.sft,
-                p.hardware,
-                p.seed,
-                self._report("sft"),
-            ),
-            trained=True,
-        )
+def sft(job: Job) -> Artifact:
+    p = job.parts
+    settings = {
+        "data": p.data.fingerprint(),
+        "model": p.model.fingerprint(),
+        "adapter": settings_of(p.adapter.at("sft")),
+        "recipe": settings_of(p.sft),
+        "hardware": settings_of(p.hardware),
+        "seed": p.seed,
+    }
+    return job.stage(
+        "sft",
+        fine_tune.VERSION,
+        settings,
+        {},
+        lambda folder: fine_tune.fine_tune(
+            folder,
+            p.model,
+            p.splits,
+            p.adapter.at("sft"),
+            p.sft,
+            p.hardware,
+            p.seed,
+            job.report("sft"),
+        ),
+        trained=True,
+    )
+
+
+class Round:
+    """The stages from a model to the policy that is aligned from it. Each asks for those it is made from.
+
+    Args:
+        start: the fine-tuned model, or the policy of the round before.
+        prefix: of the stages' labels, where this is not the last round.
+    """
+
+    def __init__(self, job: Job, start: Artifact, prefix: str) -> None:
+        self.job = job
+        self.parts = job.parts
+        self.start = start
+        self.prefix = prefix
 
     @cached_property
     def candidates(self) -> Artifact:
@@ -101,12 +114,12 @@ class Job:
             "generate",
             generation.VERSION,
             settings,
-            {"sft": self.sft},
+            {"model": self.start},
             lambda folder: generation.generate(
                 folder,
                 p.generator,
                 Responder(p.generator.backend, p.engine, p.hardware.device),
-                self.sft.path / "model",
+                self.start.path / "model",
                 p.splits["train"],
             ),
         )
@@ -117,7 +130,7 @@ class Job:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
-            prompts = ((self.train[name].target, found) for name, found in texts)
+            prompts = ((self.job.train[name].target, found) for name, found in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
         return self._stage("embed", embed.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute)
@@ -129,7 +142,7 @@ class Job:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
-            prompts = ((self.train[name], found) for name, found in texts)
+            prompts = ((self.job.train[name], found) for name, found in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
         return self._stage("score", score.VERSION, settings_of(model), {"candidates": self.candidates}, compute)
@@ -152,7 +165,7 @@ class Job:
             lambda folder: negatives.select_negatives(
                 folder,
                 p.filter,
-                self.train,
+                self.job.train,
                 self.candidates.path / generation.FILE,
                 self.embeddings.path,
                 judge,
@@ -169,11 +182,11 @@ class Job:
 
         def compute(folder: Path) -> None:
             groups, _ = self._groups(p.filter.max_negatives)
-            scoring = reference.Scoring(self.sft.path / "model", p.model.precision, p.hardware)
+            scoring = reference.Scoring(self.start.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
 
         settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
-        inputs = {"sft": self.sft, "negatives": self.negatives}
+        inputs = {"model": self.start, "negatives": self.negatives}
         return self._stage("reference", reference.VERSION, settings, inputs, compute)
 
     @cached_property
@@ -191,7 +204,7 @@ class Job:
             )
             return align.align(
                 folder,
-                self.sft.path / "model",
+                self.start.path / "model",
                 groups,
                 scored,
                 p.negatives,
@@ -201,7 +214,7 @@ class Job:
                 p.model.precision,
                 p.hardware,
                 p.seed,
-                self._report("align"),
+                self.job.report(self.prefix + "align"),
             )
 
         settings = {
@@ -212,60 +225,11 @@ class Job:
             "hardware": settings_of(p.hardware),
             "seed": p.seed,
         }
-        inputs = {"sft": self.sft, "negatives": self.negatives, "reference": self.reference}
+        inputs = {"model": self.start, "negatives": self.negatives, "reference": self.reference}
         return self._stage("align", align.VERSION, settings, inputs, compute, trained=True)
 
-    def scores(self, policy: Artifact, name: str) -> Artifact:
-        p = self.parts
-        settings = {
-            **settings_of(p.evaluation),
-            "backend": settings_of(p.evaluation.backend),
-            "data": p.data.fingerprint(),
-            "encoder": None if p.data.verifier() else settings_of(p.encoder),
-        }
-        return self._stage(
-            "evaluate",
-            scores.VERSION,
-            settings,
-            {"policy": policy},
-            lambda folder: scores.evaluate(
-                folder,
-                p.evaluation,
-                policy.path / "model",
-                p.evaluation.choose(p.splits),
-                p.data.verifier(),
-                p.encoder,
-                Responder(p.evaluation.backend, p.engine, p.hardware.device),
-                p.model.precision,
-                p.hardware.device,
-                name,
-            ),
-            label=f"evaluate {name}",
-        )
-
-    @cached_property
-    def contamination(self) -> Artifact:
-        """Which evaluated prompts resemble a training prompt: the same for every policy."""
-        p = self.parts
-        rule = p.evaluation.contamination
-        settings = {
-            **settings_of(rule),
-            "split": p.evaluation.split,
-            "prompts": p.evaluation.prompts,
-            "data": p.data.fingerprint(),
-            "encoder": None if rule.similarity is None else settings_of(p.encoder),
-        }
-
-        def compute(folder: Path) -> Mapping[str, Any]:
-            prompts = {e.id: contamination.user_text(e) for e in p.evaluation.choose(p.splits)}
-            training = [contamination.user_text(e) for e in p.splits["train"]]
-            benchmarks = {p.evaluation.split: prompts}
-            return contamination.check_benchmarks(folder, rule, benchmarks, training, p.encoder, p.hardware.device)
-
-        return self._stage("contamination", contamination.VERSION, settings, {}, compute)
-
     def _groups(self, count: int) -> tuple[list[Any], int]:
-        renderer = Renderer(load_tokenizer(self.sft.path / "model"))
+        renderer = Renderer(load_tokenizer(self.start.path / "model"))
         ranked = read_negatives(self.negatives.path / negatives.FILE)
         return preference_groups(renderer, self.parts.splits["train"], ranked, count, self.parts.trainer.cutoff)
 
@@ -276,26 +240,56 @@ class Job:
         settings: Mapping[str, Any],
         inputs: Mapping[str, Artifact],
         compute: Compute,
-        label: str | None = None,
         trained: bool = False,
     ) -> Artifact:
-        name = label or stage
+        return self.job.stage(stage, version, settings, inputs, compute, self.prefix + stage, trained)
 
-        def seeded(folder: Path) -> Mapping[str, Any] | None:
-            log.info("%-24s running", name)
-            lightning.seed_everything(self.parts.seed, verbose=False)
-            return compute(folder)
 
-        def get(computed: Compute) -> Artifact:
-            return self.store.get(stage, version, settings, inputs, computed)
+def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
+    p = job.parts
+    settings = {
+        **settings_of(p.evaluation),
+        "backend": settings_of(p.evaluation.backend),
+        "data": p.data.fingerprint(),
+        "encoder": None if p.data.verifier() else settings_of(p.encoder),
+    }
+    return job.stage(
+        "evaluate",
+        scores.VERSION,
+        settings,
+        {"policy": policy},
+        lambda folder: scores.evaluate(
+            folder,
+            p.evaluation,
+            policy.path / "model",
+            p.evaluation.choose(p.splits),
+            p.data.verifier(),
+            p.encoder,
+            Responder(p.evaluation.backend, p.engine, p.hardware.device),
+            p.model.precision,
+            p.hardware.device,
+            name,
+        ),
+        label=f"evaluate {name}",
+    )
 
-        artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
-        log.info("%-24s %s", name, stage_facts(artifact))
-        self.artifacts[name] = artifact
-        if artifact.cached:
-            replay(artifact, self.tracker)
-        self.tracker.artifact(artifact, list(inputs.values()))
-        return artifact
 
-    def _report(self, stage: str) -> Callable[[Mapping[str, float]], None]:
-        return lambda record: self.tracker.log(stage, record)
+def contaminated(job: Job) -> Artifact:
+    """Which evaluated prompts resemble a training prompt: the same for every policy."""
+    p = job.parts
+    rule = p.evaluation.contamination
+    settings = {
+        **settings_of(rule),
+        "split": p.evaluation.split,
+        "prompts": p.evaluation.prompts,
+        "data": p.data.fingerprint(),
+        "encoder": None if rule.similarity is None else settings_of(p.encoder),
+    }
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        prompts = {e.id: contamination.user_text(e) for e in p.evaluation.choose(p.splits)}
+        training = [contamination.user_text(e) for e in p.splits["train"]]
+        benchmarks = {p.evaluation.split: prompts}
+        return contamination.check_benchmarks(folder, rule, benchmarks, training, p.encoder, p.hardware.device)
+
+    return job.stage("contamination", contamination.VERSION, settings, {}, compute)

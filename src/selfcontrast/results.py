@@ -81,7 +81,7 @@ class Result:
             policy=str(artifacts["align"].path / "model"),
             comparison=asdict(comparison),
             stages=[_stage(name, artifact) for name, artifact in artifacts.items()],
-            histories={name: _history(artifacts[name]) for name in ("sft", "align")},
+            histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()),
             lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
             samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
@@ -127,10 +127,10 @@ def stage_facts(artifact: Artifact) -> str:
     return f"{how} ({artifact.seconds:.0f} s)  {artifact.path}"
 
 
-def replay(artifact: Artifact, tracker: Tracker) -> None:
+def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
     """Training curves of a stage that was recalled, so that every job's run is whole."""
     for record in _history(artifact):
-        tracker.log(artifact.stage, record)
+        tracker.log(label, record)
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,33 @@ def test_the_key_of_wandb_is_in_no_file(finished: Finished) -> None:
     files = written(finished.folder)
     assert len(files) > 40
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
+# --- rounds
+
+
+def test_a_second_round_starts_from_the_first_policy(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "store", tmp_path / "store")
+    ended = run_train(*TINY, "rounds=2", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    result = read_result(tmp_path / "out")
+    found, before = stages(result), stages(finished.result)
+    parts = ("generate", "embed", "filter", "reference", "align")
+    for part in parts:  # the first round is the job of one round
+        assert found[f"round-1/{part}"]["key"] == before[part]["key"]
+        assert found[f"round-1/{part}"]["cached"]
+        assert found[part]["key"] != before[part]["key"]
+        assert not found[part]["cached"]
+    manifest = json.loads((tmp_path / found["generate"]["path"] / "manifest.json").read_text())
+    assert manifest["inputs"] == {"model": before["align"]["key"]}
+    systems = {row["system"] for row in result["comparison"]["rows"]}
+    assert systems == {"SFT", "Self-Contrast round 1", "Self-Contrast"}
+    first = found["evaluate Self-Contrast round 1"]
+    assert (first["key"], first["cached"]) == (before["evaluate Self-Contrast"]["key"], True)
+    (file,) = (tmp_path / "out").rglob("*.wandb")
+    run = OfflineRun(file)
+    assert run.series("round-1/align/loss") == [r["loss"] for r in finished.result["histories"]["align"]]
+    assert len(run.series("align/loss")) == len(result["histories"]["align"])
 
 
 # --- W&B

@@ -1,0 +1,69 @@
+"""What all stages of a job have in common: the store, the tracker, the seed, and the record of what was had."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from selfcontrast.config import Parts
+from selfcontrast.results import replay, stage_facts
+from selfcontrast.store import Artifact
+from selfcontrast.tracking import Tracker
+from selfcontrast.training.nodes import Compute, Decisions, this_node
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """A job at work.
+
+    Attributes:
+        artifacts: what its stages gave so far, by label.
+        train: the training examples by id.
+    """
+
+    def __init__(self, parts: Parts, tracker: Tracker) -> None:
+        self.parts = parts
+        self.tracker = tracker
+        self.decisions = Decisions(this_node(parts.hardware.num_nodes))
+        self.artifacts: dict[str, Artifact] = {}
+        self.train = {example.id: example for example in parts.splits["train"]}
+
+    def stage(
+        self,
+        stage: str,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        compute: Compute,
+        label: str | None = None,
+        trained: bool = False,
+    ) -> Artifact:
+        """The stage's artifact, computed if it is not there; `label` is what this job calls it, if not by its name.
+
+        Args:
+            trained: all nodes of the job compute it together.
+        """
+        name = label or stage
+
+        def seeded(folder: Path) -> Mapping[str, Any] | None:
+            log.info("%-24s running", name)
+            lightning.seed_everything(self.parts.seed, verbose=False)
+            return compute(folder)
+
+        def get(computed: Compute) -> Artifact:
+            return self.parts.store.get(stage, version, settings, inputs, computed)
+
+        artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
+        log.info("%-24s %s", name, stage_facts(artifact))
+        self.artifacts[name] = artifact
+        if artifact.cached:
+            replay(artifact, self.tracker, name)
+        self.tracker.artifact(artifact, list(inputs.values()))
+        return artifact
+
+    def report(self, name: str) -> Callable[[Mapping[str, float]], None]:
+        """Where a stage of this label sends its metrics while it runs."""
+        return lambda record: self.tracker.log(name, record)
