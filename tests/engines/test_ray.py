@@ -32,7 +32,7 @@ FINE = {
     "actors": 2,
     "cpus_per_actor": 0.5,
     "gpus_per_actor": None,
-    "retries": 1,
+    "restarts": 1,
     "address": None,
 }
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *filter(None, sys.path)])
@@ -75,7 +75,7 @@ def opened(folder: Path) -> list[str]:
         ({"actors": [1, 2, 3]}, r"engine.actors=\[1, 2, 3\]"),
         ({"cpus_per_actor": -1.0}, "engine.cpus_per_actor=-1"),
         ({"gpus_per_actor": 1.5}, "engine.gpus_per_actor=1.5"),
-        ({"retries": -1}, "engine.retries=-1"),
+        ({"restarts": -1}, "engine.restarts=-1"),
         ({"address": "ray://head:10001"}, "RAY_ADDRESS"),
     ],
     ids=str,
@@ -126,7 +126,7 @@ def test_an_error_that_a_user_can_mend_comes_out_as_itself(cluster: None, tmp_pa
 
 
 def test_a_shard_that_kills_every_worker_is_an_error_in_the_end(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lost on the same shard 2 times"):
+    with pytest.raises(UserError, match=r"lost more than engine\.restarts=1 times"):
         engine(actors=1).run(Doubling(tmp_path), shards(tmp_path, [14]), "cpu", "double", "number")
     assert len(opened(tmp_path)) == 2
 
@@ -159,7 +159,7 @@ def test_after_a_lost_worker_the_candidates_are_the_same_to_the_byte(cluster: No
     decoding = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=8, max_length=64)
     mark = tmp_path / "mark"
     here = Responder(HF("float32", 6), Local(2, 1), "cpu")
-    there = Responder(Killed("float32", 6, mark), engine(retries=3), "cpu")
+    there = Responder(Killed("float32", 6, mark), engine(restarts=3), "cpu")
     expected = here.sample(policy, requests, decoding, 0, tmp_path / "here", "test")
     files = there.sample(policy, requests, decoding, 0, tmp_path / "there", "test")
     assert mark.exists()

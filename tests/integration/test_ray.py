@@ -1,9 +1,15 @@
-"""The stages that sample and embed candidates, on Ray, within a whole job."""
+"""The stages that sample and embed candidates, on Ray, within a whole job; and a cluster that loses a machine."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from jobs import TINY, Finished, read_result, run_train, stages
+import pyarrow.parquet as pq
+
+from doubling import shards
+from jobs import TIMEOUT, TINY, Finished, read_result, run_train, stages
 
 AGAIN = ("generate", "embed", "filter")
 
@@ -22,3 +28,34 @@ def test_a_job_on_ray_has_the_artifacts_and_the_numbers_of_one_without(finished:
         assert {file.name: file.read_bytes() for file in Path(own["path"]).glob("*.parquet")} == files, name
     for part in ("value", "comparison", "samples", "negatives_shown", "similarities"):
         assert result[part] == finished.result[part], part
+
+
+MACHINES = """
+import os, sys
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from doubling import Doubling, shards
+from selfcontrast.engines.ray import Ray
+
+folder = Path(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+try:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    engine = Ray(1, 1, actors=2, cpus_per_actor=1, gpus_per_actor=None, restarts=3, address="auto")
+    engine.check()
+    engine.run(Doubling(folder), shards(folder, [1], [2], [3], [16], [5], [6]), "cpu", "double", "number")
+finally:
+    cluster.shutdown()
+"""
+
+
+def test_a_cluster_that_loses_a_machine_finishes_the_work_on_the_other(tmp_path: Path) -> None:
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    command = [sys.executable, "-c", MACHINES, str(tmp_path)]
+    ended = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=TIMEOUT)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "lost").exists()
+    work = shards(tmp_path, [1], [2], [3], [16], [5], [6])
+    assert [pq.read_table(shard.file)["double"].to_pylist() for shard in work] == [[2], [4], [6], [32], [10], [12]]

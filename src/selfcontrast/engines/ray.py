@@ -50,7 +50,7 @@ class Ray:
     actors: int | list[int] = field(metadata=NOT_IN_KEY)
     cpus_per_actor: float = field(metadata=NOT_IN_KEY)
     gpus_per_actor: float | None = field(metadata=NOT_IN_KEY)
-    retries: int = field(metadata=NOT_IN_KEY)
+    restarts: int = field(metadata=NOT_IN_KEY)
     address: str | None = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class Ray:
             share = getattr(self, name)
             if share is not None and (share < 0 or (share > 1 and share % 1)):
                 raise UserError(f"engine.{name}={share:g}: a whole number, or a share of one")
-        if self.retries < 0:
-            raise UserError(f"engine.retries={self.retries}: 0 or more")
+        if self.restarts < 0:
+            raise UserError(f"engine.restarts={self.restarts}: 0 or more")
         if self.address not in (None, "auto"):
             raise UserError(
                 f"engine.address={self.address}: null or auto; Ray Data is not made for ray://, so start train.py on a "
@@ -110,7 +110,7 @@ class Ray:
         least, most = self._bounds
         rows = [{"file": str(s.file.absolute()), "items": pickle.dumps(s.items), "weight": s.weight} for s in todo]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*ray_remote_args")  # the only way to max_task_retries so far
+            warnings.filterwarnings("ignore", ".*ray_remote_args")  # the only way to max_restarts so far
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Actor,
                 fn_constructor_args=(task, "cuda" if gpus else "cpu", Path.cwd()),
@@ -118,7 +118,7 @@ class Ray:
                 compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
                 num_cpus=self.cpus_per_actor,
                 num_gpus=gpus,
-                max_task_retries=self.retries,
+                max_restarts=self.restarts,  # not max_task_retries: a lost machine uses those up within seconds
             )
         done.context.enable_progress_bars = False
         done.context.print_on_execution_start = False
@@ -130,8 +130,8 @@ class Ray:
             yield from done.iter_rows()
         except ray.exceptions.RayActorError as error:
             raise UserError(
-                f"engine=ray: a worker was lost on the same shard {self.retries + 1} times (engine.retries="
-                f"{self.retries}); often that is too little memory: fewer actors, or smaller batches"
+                f"engine=ray: a worker was lost more than engine.restarts={self.restarts} times; "
+                "often that is too little memory: fewer actors, or smaller batches"
             ) from error
 
     @contextmanager
