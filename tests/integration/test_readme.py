@@ -1,18 +1,30 @@
-"""Every command that a reader is told to type, run as it stands, with small settings after it."""
+"""Every command that a reader is told to type: the README's are run as they stand, with small settings after them.
+
+Those of `docs/`, many of which want a GPU, a cluster or a server, are composed and built.
+"""
 
 import json
 import re
 import shlex
+from itertools import product
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from jobs import ROOT, TINY, run_train
+from selfcontrast.config import GROUPS, build
 from tiny import policy_folder
 
 DOCUMENTS = ("README.md", "conf/config.yaml", "conf/data/jsonl.yaml")
 COMMAND = re.compile(r"python train\.py((?: [^\s#`]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
-COMMANDS = sorted({found.strip() for name in DOCUMENTS for found in COMMAND.findall((ROOT / name).read_text())})
+
+
+def commands(*files: Path) -> list[str]:
+    return sorted({found.strip() for file in files for found in COMMAND.findall(file.read_text())})
+
+
+COMMANDS = commands(*(ROOT / name for name in DOCUMENTS))
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +59,19 @@ def test_command_runs(command: str, workplace: Path) -> None:
     ended = run_train(*given, *small, "tracking=none", cwd=workplace)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
+
+
+@pytest.mark.parametrize("command", commands(*sorted((ROOT / "docs").glob("*.md"))))
+def test_a_command_of_the_docs_names_what_there_is(command: str) -> None:
+    words = [word for word in shlex.split(command) if word != "-m"]
+    for choice in product(*([f"{w.split('=')[0]}={v}" for v in values(w)] for w in words)):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("config", list(choice))
+        for group in GROUPS:
+            build(config[group], group)
+
+
+def values(word: str) -> list[str]:
+    """Those that a sweep gives a key."""
+    value = word.split("=", 1)[1]
+    return [value] if value[0] in "[{'\"" else value.split(",")
