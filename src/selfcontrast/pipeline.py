@@ -133,7 +133,7 @@ class Round:
             prompts = ((self.job.train[name].target, found) for name, found in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
-        return self._stage("embed", embed.VERSION, settings_of(p.encoder), {"candidates": self.candidates}, compute)
+        return self._stage("embed", embed.VERSION, p.encoder.fingerprint(), {"candidates": self.candidates}, compute)
 
     @cached_property
     def rewards(self) -> Artifact:
@@ -145,7 +145,7 @@ class Round:
             prompts = ((self.job.train[name], found) for name, found in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
-        return self._stage("score", score.VERSION, settings_of(model), {"candidates": self.candidates}, compute)
+        return self._stage("score", score.VERSION, model.fingerprint(), {"candidates": self.candidates}, compute)
 
     @cached_property
     def negatives(self) -> Artifact:
@@ -251,7 +251,7 @@ def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
         **settings_of(p.evaluation),
         "backend": settings_of(p.evaluation.backend),
         "data": p.data.fingerprint(),
-        "encoder": None if p.data.verifier() else settings_of(p.encoder),
+        "encoder": None if p.data.verifier() else p.encoder.fingerprint(),
     }
     return job.stage(
         "evaluate",
@@ -283,7 +283,7 @@ def contaminated(job: Job) -> Artifact:
         "split": p.evaluation.split,
         "prompts": p.evaluation.prompts,
         "data": p.data.fingerprint(),
-        "encoder": None if rule.similarity is None else settings_of(p.encoder),
+        "encoder": None if rule.similarity is None else p.encoder.fingerprint(),
     }
 
     def compute(folder: Path) -> Mapping[str, Any]:

@@ -107,6 +107,20 @@ def test_a_folder_that_is_not_there() -> None:
         replace(MINILM, path="./nowhere").check()
 
 
+def test_a_folders_content_decides_and_what_it_holds_in_folders_too(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    config = tmp_path / "1_Pooling" / "config.json"
+    config.write_text("{}")
+    own = replace(MINILM, path=str(tmp_path))
+    before = own.fingerprint()
+    assert replace(own, batch_size=9, devices=["cpu"]).fingerprint() == before
+    assert replace(own, pooling="cls").fingerprint() != before
+    config.write_text("[]")
+    assert own.fingerprint() != before
+    assert MINILM.fingerprint()["path"] == BUILTIN
+    assert LEXICAL.fingerprint() != replace(LEXICAL, dimensions=7).fingerprint()
+
+
 @pytest.mark.parametrize(
     ("encoder", "changes", "line"),
     [

@@ -89,6 +89,17 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folders_content_decides(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    before = own(folder).fingerprint()
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert own(copy, batch_size=9).fingerprint() == before
+    (copy / "tokenizer_config.json").write_text("{}")
+    assert own(copy).fingerprint() != before
+    assert own(Path("hub"), path="org/name").fingerprint()["path"] == "org/name"
+
+
 @pytest.mark.parametrize("changes", [{"precision": "int4"}, {"max_tokens": 0}, {"batch_size": 0}])
 def test_settings_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"reward_model\."):

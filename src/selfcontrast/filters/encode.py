@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.models.loading import folder_hash
+from selfcontrast.store import NOT_IN_KEY, settings_of
 
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
 POOLINGS = ("cls", "mean")
@@ -25,6 +26,10 @@ Encode = Callable[[Sequence[str]], Embeddings]
 
 class Encoder(Protocol):
     """Gives each text a vector of length one; the cosine of two is their inner product."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the vectors: settings and, for a folder, the hash of its content."""
+        ...
 
     def check(self) -> None:
         """Raises `UserError` where the model is known to be missing."""
@@ -61,6 +66,10 @@ class SentenceEncoder:
             raise UserError(f"encoder.pooling={self.pooling}: {', '.join(POOLINGS)}, or null for the model's own")
         if self.precision not in PRECISIONS:
             raise UserError(f"encoder.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+
+    def fingerprint(self) -> dict[str, Any]:
+        own = settings_of(self)
+        return {**own, "path": folder_hash(Path(self.path))} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
@@ -132,6 +141,9 @@ class LexicalEncoder:
             raise UserError(f"encoder.shortest={self.shortest}: from 1 to encoder.longest={self.longest}")
         if self.dimensions < 2:
             raise UserError(f"encoder.dimensions={self.dimensions}: at least 2")
+
+    def fingerprint(self) -> dict[str, Any]:
+        return settings_of(self)
 
     def check(self) -> None: ...
 

@@ -229,13 +229,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> A
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's files."""
+    """SHA-256 over the names and contents of a model folder's files, those of hidden folders left out."""
     import hashlib
 
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.is_file()):
-        with open(file, "rb") as stream:
-            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    for name in sorted(name for name in names if not any(part.startswith(".") for part in name.parts[:-1])):
+        with open(folder / name, "rb") as stream:
+            digest.update(f"{name.as_posix()}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import PRECISIONS
-from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.models.loading import PRECISIONS, folder_hash
+from selfcontrast.store import NOT_IN_KEY, settings_of
 
 Response = tuple[Sequence[Message], str]
 Reward = Callable[[Sequence[Response]], NDArray[np.float32]]
@@ -39,6 +39,11 @@ class RewardModel:
             raise UserError(f"reward_model.precision={self.precision}: one of {', '.join(PRECISIONS)}")
         if min(self.max_tokens, self.batch_size) < 1:
             raise UserError("reward_model.max_tokens and reward_model.batch_size: at least 1")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the rewards: settings and, for a folder, the hash of its content."""
+        own = settings_of(self)
+        return {**own, "path": folder_hash(Path(self.path))} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
         """Raises `UserError` for a folder that is missing, or whose config says that it gives no reward."""
