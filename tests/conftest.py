@@ -2,8 +2,17 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # In CI the same examples every time: new ones are looked for where somebody can look at what was found.
 settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter of an environment that has vLLM."""
+    if not (python := os.environ.get("SELFCONTRAST_VLLM_PYTHON")):
+        pytest.skip("needs an environment with vLLM: make test-vllm, or SELFCONTRAST_VLLM_PYTHON=PATH")
+    return os.path.abspath(python)

@@ -71,11 +71,11 @@ def tokenizer(template: str = TEMPLATE) -> Any:
     return own
 
 
-def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2) -> LlamaForCausalLM:
-    """Two layers of width 32; `spread` is the weights' standard deviation, wide enough for peaked predictions."""
+def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2, width: int = 32) -> LlamaForCausalLM:
+    """Two layers with two heads; `spread` is the weights' standard deviation, wide enough for peaked predictions."""
     config = LlamaConfig(
         vocab_size=vocabulary or len(_trained()),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
@@ -109,9 +109,9 @@ def gpt2(dropout: float, seed: int = 0, width: int = 16) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def policy_folder(folder: Path, seed: int = 0) -> Path:
+def policy_folder(folder: Path, seed: int = 0, width: int = 32) -> Path:
     """A policy as the stages exchange them."""
-    save_policy(folder, llama(seed), tokenizer(), "# a card\n")
+    save_policy(folder, llama(seed, width=width), tokenizer(), "# a card\n")
     return folder
 
 

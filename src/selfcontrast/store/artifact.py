@@ -56,8 +56,15 @@ class Artifact:
 
 
 def settings_of(component: Any) -> dict[str, Any]:
-    """What decides a component's results: its class and its fields, less those marked `NOT_IN_KEY`."""
-    own = {f.name: getattr(component, f.name) for f in fields(component) if f.metadata.get("in_key", True)}
+    """What decides a component's results: its class and its fields, less those marked `NOT_IN_KEY`.
+
+    A field that names a file or folder has a function in its metadata, `in_key_as`, which gives the content's hash.
+    """
+    own = {
+        f.name: f.metadata.get("in_key_as", lambda value: value)(getattr(component, f.name))
+        for f in fields(component)
+        if f.metadata.get("in_key", True)
+    }
     return {"class": f"{type(component).__module__}.{type(component).__qualname__}", **own}
 
 

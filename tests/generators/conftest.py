@@ -1,0 +1,37 @@
+"""A policy that vLLM can hold, and a server of it, which the tests of generators share."""
+
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from tiny import policy_folder
+from vllm_server import serve
+
+
+@pytest.fixture(scope="session")
+def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 32 dimensions, the fewest that vLLM's attention on the CPU has."""
+    return policy_folder(tmp_path_factory.mktemp("policy") / "model", width=64)
+
+
+@pytest.fixture(scope="session")
+def wide_model(wide_policy: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(wide_policy).eval()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_python: str, wide_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of `vllm serve`, whose model `policy` is `wide_policy`."""
+    with serve(vllm_python, wide_policy, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter with the standard library and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return str(folder / "bin" / "python")

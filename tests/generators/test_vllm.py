@@ -1,0 +1,281 @@
+"""vLLM's responses beside transformers' own, and what a request's seed promises.
+
+Tests marked `vllm` run the real engine, on the CPU (`make test-vllm`).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import stats
+from transformers import LlamaForCausalLM
+
+from selfcontrast.data.candidates import Candidate, Decoding, Request, candidates_table
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.generators import vllm
+from selfcontrast.generators.backend import Sampler
+from selfcontrast.generators.vllm import ask
+from selfcontrast.store import settings_of
+from tiny import tokenizer
+from vllm_cases import FREE, GREEDY, LENGTH, REQUESTS, backend, by_hf, same
+
+TOKENIZER = tokenizer()
+ENDS = Renderer(TOKENIZER).end_ids
+
+
+@pytest.fixture(scope="module")
+def sampled(vllm_python: str, wide_policy: Path) -> Iterator[Sampler]:
+    with backend(python=vllm_python).open(wide_policy, "cpu") as sample:
+        yield sample
+
+
+@pytest.fixture(scope="module")
+def together(sampled: Sampler) -> list[Candidate]:
+    return sampled(REQUESTS, FREE, 0)
+
+
+@pytest.mark.vllm
+def test_greedy_responses_and_log_probabilities_are_those_of_transformers(sampled: Sampler, wide_policy: Path) -> None:
+    expected = by_hf(wide_policy)
+    assert len({len(request.prompt) for request in REQUESTS}) == len(REQUESTS)
+    assert same(sampled(REQUESTS, GREEDY, 0), expected)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("decoding", [FREE, Decoding(3, 0.7, 0.8, 12, LENGTH)], ids=["free", "sharp"])
+def test_log_prob_is_a_forward_passes_at_temperature_one(
+    sampled: Sampler, wide_model: LlamaForCausalLM, decoding: Decoding
+) -> None:
+    prompts = {request.id: request.prompt for request in REQUESTS}
+    for candidate in sampled(REQUESTS, decoding, 3):
+        row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
+        with torch.no_grad():
+            log_probs = wide_model(row).logits[0].log_softmax(-1)
+        start = len(prompts[candidate.id]) - 1
+        expected = sum(float(log_probs[start + i, token]) for i, token in enumerate(candidate.token_ids))
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.5)])
+def test_draws_follow_the_softmax_within_the_nucleus(
+    sampled: Sampler, wide_model: LlamaForCausalLM, temperature: float, top_p: float
+) -> None:
+    found = sampled(REQUESTS[:1], Decoding(2000, temperature, top_p, 1, LENGTH), 0)
+    counts = np.bincount([c.token_ids[0] for c in found], minlength=wide_model.config.vocab_size)
+    with torch.no_grad():
+        logits = wide_model(torch.tensor([REQUESTS[0].prompt])).logits[0, -1].double()
+    ordered, order = (logits / temperature).softmax(-1).sort(descending=True)
+    size = int((ordered.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(ordered)
+    assert counts[order[size:].numpy()].sum() == 0
+    counts, expected = counts[order[:size].numpy()], (ordered[:size] / ordered[:size].sum() * 2000).numpy()
+    likely = expected >= 5  # the rest in one class
+    observed = [*counts[likely], counts[~likely].sum()]
+    classes = [*expected[likely], expected[~likely].sum()]
+    kept = [i for i, e in enumerate(classes) if e > 0]
+    assert len(kept) > 10
+    assert stats.chisquare([observed[i] for i in kept], [classes[i] for i in kept]).pvalue > 1e-3
+
+
+@pytest.mark.vllm
+def test_the_same_requests_give_the_same_bytes(sampled: Sampler, together: list[Candidate]) -> None:
+    sampled(REQUESTS[2:5], FREE, 5)  # whatever was asked in between
+    assert candidates_table(sampled(REQUESTS, FREE, 0)).equals(candidates_table(together))
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("shards", [[[0], [1], [2], [3], [4], [5], [6]], [[6, 3, 0], [4, 5, 2, 1]]], ids=str)
+def test_a_requests_responses_do_not_depend_on_its_shard(
+    sampled: Sampler, together: list[Candidate], shards: list[list[int]]
+) -> None:
+    apart = [c for shard in shards for c in sampled([REQUESTS[i] for i in shard], FREE, 0)]
+    assert same(sorted(apart, key=lambda c: (c.id, c.sample)), together)
+
+
+@pytest.mark.vllm
+def test_another_seed_or_another_id_draws_other_responses(sampled: Sampler, together: list[Candidate]) -> None:
+    ids = [c.token_ids for c in together[:4]]
+    assert len({tuple(one) for one in ids}) == 4
+    assert [c.token_ids for c in sampled(REQUESTS[:1], FREE, 1)] != ids
+    assert [c.token_ids for c in sampled([Request("other", REQUESTS[0].prompt)], FREE, 0)] != ids
+
+
+@pytest.mark.vllm
+def test_fewer_samples_are_the_first_of_more(sampled: Sampler, together: list[Candidate]) -> None:
+    for samples in (1, 2):
+        fewer = sampled(REQUESTS, Decoding(samples, 1.0, 1.0, 16, LENGTH), 0)
+        assert same(fewer, [c for c in together if c.sample < samples])
+
+
+@pytest.mark.vllm
+def test_a_response_ends_at_its_first_end_or_at_its_room(sampled: Sampler) -> None:
+    found = sampled(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
+    rooms = {request.id: min(32, LENGTH - len(request.prompt)) for request in REQUESTS}
+    assert min(rooms.values()) < 32
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    for candidate in found:
+        ended = [token in ENDS for token in candidate.token_ids]
+        assert not any(ended[:-1])
+        assert (candidate.finish_reason == "stop") == ended[-1]
+        assert candidate.finish_reason == "stop" or len(candidate.token_ids) == rooms[candidate.id]
+        assert candidate.text == TOKENIZER.decode(candidate.token_ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.vllm
+def test_max_length_bounds_prompt_and_response_together(sampled: Sampler, together: list[Candidate]) -> None:
+    bound = max(len(request.prompt) for request in REQUESTS) + 1  # the longest has room for a single token
+    prompts = {request.id: request.prompt for request in REQUESTS}
+    for short, free in zip(sampled(REQUESTS, Decoding(4, 1.0, 1.0, 16, bound), 0), together, strict=True):
+        room = min(16, bound - len(prompts[short.id]))
+        assert short.token_ids == free.token_ids[:room]
+        assert short.finish_reason == ("stop" if short.token_ids[-1] in ENDS else "length")
+
+
+@pytest.mark.vllm
+def test_more_than_memory_was_set_aside_for_is_a_users_mistake(sampled: Sampler) -> None:
+    with pytest.raises(UserError, match=r"backend\.max_model_len=128 is below max_length=129: raise it"):
+        sampled(REQUESTS, Decoding(1, 1.0, 1.0, 8, LENGTH + 1), 0)
+
+
+def adapter(folder: Path, model: LlamaForCausalLM, rank: int = 4, alpha: int = 16) -> LlamaForCausalLM:
+    """Writes a LoRA adapter of random numbers in PEFT's format; returns the model with it merged: W + alpha/r B A."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    merged = LlamaForCausalLM(model.config).eval()
+    merged.load_state_dict(model.state_dict())
+    weights, random = {}, torch.Generator().manual_seed(0)
+    for name, module in merged.named_modules():
+        if name.split(".")[-1] in config["target_modules"]:
+            a = torch.randn(rank, module.in_features, generator=random) * 0.1
+            b = torch.randn(module.out_features, rank, generator=random) * 0.1
+            module.weight.data += alpha / rank * b @ a
+            prefix = f"base_model.model.{name}"
+            weights |= {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}
+    save_file(weights, folder / "adapter_model.safetensors")
+    return merged
+
+
+@pytest.mark.vllm
+def test_an_adapter_is_as_if_merged(
+    vllm_python: str, wide_policy: Path, wide_model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    merged = adapter(tmp_path / "adapter", wide_model)
+    merged.save_pretrained(tmp_path / "merged")
+    TOKENIZER.save_pretrained(tmp_path / "merged")
+    expected = by_hf(tmp_path / "merged")
+    assert [c.token_ids for c in expected] != [c.token_ids for c in by_hf(wide_policy)]
+    with backend(python=vllm_python, adapter=str(tmp_path / "adapter")).open(wide_policy, "cpu") as sample:
+        assert same(sample(REQUESTS, GREEDY, 0), expected)
+
+
+def test_an_adapters_content_is_in_the_key_and_its_place_is_not(wide_model: LlamaForCausalLM, tmp_path: Path) -> None:
+    adapter(tmp_path / "a", wide_model)
+    adapter(tmp_path / "b", wide_model)
+    keys = [settings_of(backend(adapter=str(tmp_path / name))) for name in "ab"]
+    assert keys[0] == keys[1]
+    (tmp_path / "b" / "adapter_config.json").write_text("{}")
+    assert settings_of(backend(adapter=str(tmp_path / "b"))) != keys[0]
+
+
+def test_only_what_changes_a_response_is_in_the_key() -> None:
+    place = backend(python="/usr/bin/python3", tensor_parallel_size=2, data_parallel_size=2, enforce_eager=False)
+    assert settings_of(place) == settings_of(backend())
+    assert settings_of(backend(dtype="bfloat16")) != settings_of(backend())
+
+
+def test_what_vllm_is_asked() -> None:
+    asked = ask(Request("a", [5, 6, 7]), Decoding(4, 0.7, 0.9, 10, 8), 0, frozenset({9, 4}))
+    seed = asked["params"].pop("seed")
+    assert asked == {
+        "prompt": [5, 6, 7],
+        "params": {
+            "n": 4,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 5,
+            "ignore_eos": True,
+            "stop_token_ids": [4, 9],
+        },
+    }
+    others = [
+        ask(Request(name, [1]), FREE, other, ENDS)["params"]["seed"] for name, other in [("a", 1), ("b", 0), ("a1", 0)]
+    ]
+    assert len({seed, *others}) == 4
+    assert all(0 <= one < 2**62 for one in (seed, *others))
+    assert ask(Request("a", [1, 2]), GREEDY, 0, ENDS)["params"]["seed"] == seed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "auto"},
+        {"max_model_len": 0},
+        {"tensor_parallel_size": 0},
+        {"data_parallel_size": 0},
+        {"gpu_memory_utilization": 0.0},
+        {"gpu_memory_utilization": 1.5},
+    ],
+    ids=str,
+)
+def test_a_backend_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"backend\.{next(iter(wrong))}="):
+        backend(**wrong)
+
+
+def test_vllm_that_is_not_installed_is_said_before_any_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'selfcontrast\[vllm\]'.*generator\.backend\.python=PATH"):
+        backend().check()
+
+
+def test_an_interpreter_without_vllm_or_none_at_all(bare_python: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"backend\.python=.*: it has no vLLM; install it there: .* -m pip install"):
+        backend(python=bare_python).check()
+    with pytest.raises(UserError, match=r"backend\.python=.*nowhere: cannot be run"):
+        backend(python=str(tmp_path / "nowhere")).check()
+
+
+@pytest.mark.vllm
+def test_an_interpreter_with_vllm_is_fine(vllm_python: str) -> None:
+    backend(python=vllm_python).check()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [({"r": 4}, 8), ({"r": 16}, 16), ({"r": 8, "rank_pattern": {"q_proj": 17}}, 32)], ids=str
+)
+def test_the_room_for_an_adapters_rank(tmp_path: Path, config: dict[str, Any], expected: int) -> None:
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert backend(adapter=str(tmp_path))._options(tmp_path)["max_lora_rank"] == expected
+
+
+def test_an_adapter_that_cannot_be(bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "find_spec", lambda name: True)
+    faulty = backend(adapter=str(tmp_path))
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors there"):
+        faulty.check()
+    (tmp_path / "adapter_model.safetensors").touch()
+    for config, said in (("{", "cannot be read"), ("{}", "cannot be read"), ('{"r": 513}', "merge it")):
+        (tmp_path / "adapter_config.json").write_text(config)
+        with pytest.raises(UserError, match=said):
+            faulty.check()
+
+
+def test_every_engine_gets_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "find_spec", lambda name: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert backend()._devices() == [None]
+    four = backend(data_parallel_size=2, tensor_parallel_size=2)
+    assert four._devices() == ["0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,GPU-a,3,1")
+    assert four._devices() == ["7,5", "GPU-a,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with pytest.raises(UserError, match=r"needs 4 devices, and CUDA_VISIBLE_DEVICES=0,1,2 names 3"):
+        four.check()

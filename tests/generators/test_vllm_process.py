@@ -1,0 +1,107 @@
+"""Processes that are started, that fail, that are killed, and that leave nothing behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from processes import in_session, vllm_workers, wait_until_gone
+from selfcontrast.errors import UserError
+from selfcontrast.generators.vllm_process import engines
+from vllm_cases import FREE, GREEDY, REQUESTS, backend, by_hf, same
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where processes write what they say."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def test_what_fails_at_the_start_is_one_line_that_names_the_log(bare_python: str, logs: Path) -> None:
+    with pytest.raises(UserError) as error, engines(bare_python, {"options": {}, "adapter": None}, [None]):
+        pass
+    said = re.fullmatch(
+        r"vLLM failed: ModuleNotFoundError: No module named 'vllm' \(all it said is in (.*)\)", str(error.value)
+    )
+    assert said
+    assert Path(said[1]).parent == logs
+    assert "Traceback" in Path(said[1]).read_text()
+    assert not vllm_workers()
+
+
+def test_an_interpreter_that_ends_at_once_is_one_line_too(tmp_path: Path, logs: Path) -> None:
+    faulty = tmp_path / "python"
+    faulty.write_text("#!/bin/sh\necho no such luck >&2\nexit 3\n")
+    faulty.chmod(0o700)
+    said = r"its process ended with 3; the last it said: no such luck \(all it"
+    options = {"model": "x" * 200_000}  # more than a pipe holds
+    with pytest.raises(UserError, match=said), engines(str(faulty), {"options": options, "adapter": None}, [None]):
+        pass
+    assert len(list(logs.iterdir())) == 1
+
+
+@pytest.mark.vllm
+def test_a_killed_engine_is_one_line_and_nothing_is_left(vllm_python: str, wide_policy: Path, logs: Path) -> None:
+    with backend(python=vllm_python).open(wide_policy, "cpu") as sample:
+        sample(REQUESTS, FREE, 0)
+        (worker,) = vllm_workers()
+        assert len(in_session(worker)) > 1  # vLLM's own processes
+        os.kill(worker, signal.SIGSTOP)  # so that what is asked now is under way when it dies
+        threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
+        with pytest.raises(UserError) as error:
+            sample(REQUESTS, FREE, 0)
+    assert re.fullmatch(r"vLLM failed: its process ended with -9; .* \(all it said is in \S*\)", str(error.value))
+    assert not in_session(worker)
+    (log,) = logs.iterdir()
+    assert log.stat().st_size > 0
+
+
+@pytest.mark.vllm
+def test_two_engines_share_the_work_and_leave_nothing(vllm_python: str, wide_policy: Path, logs: Path) -> None:
+    expected = by_hf(wide_policy)
+    with backend(python=vllm_python, data_parallel_size=2).open(wide_policy, "cpu") as sample:
+        workers = vllm_workers()
+        assert len(workers) == 2
+        assert same(sample(REQUESTS, GREEDY, 0), expected)
+        assert same(sample(REQUESTS[:1], GREEDY, 0), expected[:1])
+    assert not [process for worker in workers for process in in_session(worker)]
+    assert not list(logs.iterdir())
+
+
+ASKER = """
+import sys
+from pathlib import Path
+from vllm_cases import FREE, REQUESTS, backend
+with backend(python=sys.argv[1]).open(Path(sys.argv[2]), "cpu") as sample:
+    sample(REQUESTS, FREE, 0)
+    print("sampled", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.vllm
+def test_an_idle_engine_ends_with_the_process_that_asked_it(vllm_python: str, wide_policy: Path) -> None:
+    asker = subprocess.Popen(
+        [sys.executable, "-c", ASKER, vllm_python, str(wide_policy)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with asker:
+        assert asker.stdout is not None
+        try:
+            assert asker.stdout.readline() == "sampled\n"
+            (worker,) = vllm_workers(asker.pid)
+            assert len(in_session(worker)) > 1
+        finally:
+            asker.kill()
+    wait_until_gone(worker)
