@@ -43,7 +43,7 @@ def together(sampled: Sampler) -> list[Candidate]:
 @pytest.mark.vllm
 def test_greedy_responses_and_log_probabilities_are_those_of_transformers(sampled: Sampler, wide_policy: Path) -> None:
     expected = by_hf(wide_policy)
-    assert len({len(request.prompt) for request in REQUESTS}) == len(REQUESTS)
+    assert len({len(request.prompt) for request in REQUESTS}) >= 6
     assert same(sampled(REQUESTS, GREEDY, 0), expected)
 
 
@@ -115,6 +115,8 @@ def test_fewer_samples_are_the_first_of_more(sampled: Sampler, together: list[Ca
 
 @pytest.mark.vllm
 def test_a_response_ends_at_its_first_end_or_at_its_room(sampled: Sampler) -> None:
+    # Prompts of more tokens together than vLLM computes in a step, so that some have to wait.
+    assert 24 * sum(len(request.prompt) for request in REQUESTS) > 4096
     found = sampled(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
     rooms = {request.id: min(32, LENGTH - len(request.prompt)) for request in REQUESTS}
     assert min(rooms.values()) < 32
