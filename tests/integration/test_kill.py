@@ -2,33 +2,12 @@
 
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from jobs import TIMEOUT, TINY, Finished, read_result, run_train, stages, start_train
+from jobs import TIMEOUT, TINY, Finished, kill_when, read_result, run_train, stages, start_train, wait_for
 from selfcontrast.store import MANIFEST
-
-
-def wait_for(job: subprocess.Popen[str], folder: Path, pattern: str) -> None:
-    """Until a file in the store matches."""
-    end = time.monotonic() + TIMEOUT
-    while not any((folder / "store").glob(pattern)):
-        assert job.poll() is None, f"the job ended before there was a {pattern}"
-        assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
-        time.sleep(0.002)
-
-
-def kill_when(folder: Path, pattern: str) -> None:
-    """Starts the tiny job in `folder`, and kills all its processes once a file in the store matches."""
-    with start_train(*TINY, cwd=folder) as job:
-        try:
-            wait_for(job, folder, pattern)
-        finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
@@ -55,13 +34,13 @@ def published(folder: Path) -> set[str]:
 def test_a_job_killed_while_sampling_and_while_training_ends_as_if_it_had_not_been(
     finished: Finished, tmp_path: Path
 ) -> None:
-    kill_when(tmp_path, "generate/*.partial/resume/**/*.parquet")
+    kill_when(tmp_path, TINY, "generate/*.partial/resume/**/*.parquet")
     assert "generate" not in published(tmp_path)
     (sampling,) = (tmp_path / "store").glob("generate/*.partial")
     shards = {file.name: file.stat().st_mtime_ns for file in sampling.rglob("*.parquet")}
     assert 1 <= len(shards) < 8
 
-    kill_when(tmp_path, "align/*.partial/resume/last.ckpt")
+    kill_when(tmp_path, TINY, "align/*.partial/resume/last.ckpt")
     assert "align" not in published(tmp_path)
     assert {"sft", "generate", "embed", "filter", "reference"} <= published(tmp_path)
 

@@ -117,7 +117,7 @@ class VLLM:
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "enforce_eager": self.enforce_eager,
             "enable_prefix_caching": True,
-            # Half a prompt draws a token too early, and vLLM 0.32 cannot take that back from a seed on the CPU: it dies.
+            # Half a prompt draws a token too many, which vLLM 0.32 on the CPU cannot undo in a seeded request: it dies.
             "enable_chunked_prefill": False,
             "logprobs_mode": "raw_logprobs",  # of the model's own distribution, before temperature and top_p
             "seed": 0,  # every request brings its own

@@ -1,0 +1,46 @@
+"""Candidates from vLLM in a whole job, killed with -9 while sampling and started again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import TINY, kill_when
+from processes import vllm_workers, wait_until_gone
+from selfcontrast.store import MANIFEST
+
+PUBLISHED = f"generate/*[0-9a-f]/{MANIFEST}"  # and not in a KEY.partial
+
+
+def candidates(folder: Path) -> bytes:
+    (file,) = (folder / "store").glob("generate/*/candidates.parquet")
+    return file.read_bytes()
+
+
+@pytest.mark.vllm
+def test_a_job_killed_while_vllm_samples_goes_on_to_the_same_bytes(vllm_python: str, tmp_path: Path) -> None:
+    job = (
+        *TINY,
+        "generator=vllm",
+        f"generator.backend.python={vllm_python}",
+        "generator.backend.dtype=float32",
+        "generator.backend.gpu_memory_utilization=0.05",
+        "generator.backend.enforce_eager=true",
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    kill_when(whole, job, PUBLISHED)
+    shutil.copytree(whole / "store" / "sft", broken / "store" / "sft")
+
+    workers: list[int] = []
+    kill_when(broken, job, "generate/*.partial/resume/**/*.parquet", lambda pid: workers.extend(vllm_workers(pid)))
+    (worker,) = workers
+    wait_until_gone(worker)
+    assert not list((broken / "store").glob(PUBLISHED))
+    assert 1 <= len(list((broken / "store").glob("generate/*.partial/resume/**/*.parquet"))) < 8
+
+    kill_when(broken, job, PUBLISHED)
+    assert candidates(broken) == candidates(whole)
+    (manifest,) = (broken / "store").glob(PUBLISHED)
+    assert json.loads(manifest.read_text())["resumed"]
