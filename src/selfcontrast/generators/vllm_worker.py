@@ -9,8 +9,10 @@ import json
 import os
 import queue
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
@@ -115,8 +117,10 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except Exception as error:
+        traceback.print_exc()  # first: who hears of the error may let us go at once
+        waiting.set()
         say({"error": " ".join(f"{type(error).__name__}: {error}".split())})
-        raise
+        sys.exit(1)
     finally:
         if engine is not None:
             engine.close()
