@@ -15,7 +15,7 @@ test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-vllm: $(READY) $(VLLM_READY)  ## the tests that need vLLM, on the CPU
-	SELFCONTRAST_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm $(ARGS)
+	SELFCONTRAST_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/generators tests/integration $(ARGS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
