@@ -20,7 +20,8 @@ from selfcontrast.evaluation.lm_eval import check_tasks
 from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
-from selfcontrast.generators.stage import Generation
+from selfcontrast.generators.openai import OpenAI
+from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model
 from selfcontrast.objectives import Objective
@@ -49,7 +50,7 @@ class Parts:
     data: Source
     model: Model
     sft: Recipe
-    generator: Generation
+    generator: Generator
     encoder: Encoder
     filter: Filter
     objective: Objective
@@ -83,11 +84,13 @@ def configure(cfg: DictConfig) -> Parts:
     parts["hardware"].check()
     parts["engine"].check()
     parts["tracking"].check()
-    parts["generator"].backend.check()
     parts["evaluation"].backend.check()
     check_tasks(parts["evaluation"].lm_eval)
     parts["encoder"].check()
+    if isinstance(parts["evaluation"].backend, OpenAI):
+        raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     splits = parts["data"].load()
+    parts["generator"].check(splits["train"])
     parts["model"].check()
     parts["adapter"].check(parts["model"])
     return Parts(

@@ -109,18 +109,13 @@ class Round:
     @cached_property
     def candidates(self) -> Artifact:
         p = self.parts
-        settings = {**settings_of(p.generator), "backend": settings_of(p.generator.backend)}
         return self._stage(
             "generate",
             generation.VERSION,
-            settings,
+            p.generator.fingerprint(),
             {"model": self.start},
-            lambda folder: generation.generate(
-                folder,
-                p.generator,
-                Responder(p.generator.backend, p.engine, p.hardware.device),
-                self.start.path / "model",
-                p.splits["train"],
+            lambda folder: p.generator.generate(
+                folder, self.start.path / "model", p.splits["train"], p.engine, p.hardware.device
             ),
         )
 

@@ -50,7 +50,7 @@ def player(responder: Any, model: Path = Path("none"), shards: Path = Path("shar
 def test_a_single_prompt_is_answered_as_it_stands() -> None:
     recording = Recording()
     answers = player(recording).play([SINGLE], DECODING, "SFT T=1")
-    assert recording.asked == [("SFT-T=1", DECODING, [Request("s#1", RENDERER.prompt(SINGLE.prompt))])]
+    assert recording.asked == [("SFT-T=1", DECODING, [Request("s#1", RENDERER.prompt(SINGLE.prompt), SINGLE.prompt)])]
     assert answers == [Answer("s#1", s, 0, f"reply to s#1 {s}", 2, -1.0 - s) for s in range(2)]
 
 

@@ -33,6 +33,7 @@ def settings(**changes: Any) -> Generation:
         "max_new_tokens": 5,
         "max_length": 64,
         "seed": 0,
+        "max_failed_share": 0.0,
     }
     return Generation(**{**fine, **changes}, backend=HF("float32", 6))
 
@@ -125,6 +126,7 @@ def test_the_stage_counts_what_it_wrote(policy: Path, tmp_path: Path) -> None:
     assert summary == {
         "prompts": 9,
         "prompts_without_room": 1,
+        "failed": 0,
         "responses": 27,
         "tokens": sum(len(c.token_ids) for c in every),
         "tokens_per_response": pytest.approx(sum(len(c.token_ids) for c in every) / 27),

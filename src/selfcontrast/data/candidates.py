@@ -2,14 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
+
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,20 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Request:
-    """A rendered prompt to sample for."""
+    """A rendered prompt to sample for, and the dialogue that it renders, for backends that take text."""
 
     id: str
     prompt: list[int]
+    messages: list[Message] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sampled response. `log_prob` is the sum over its tokens, in nats, at temperature 1."""
+    """A sampled response. `log_prob` is the sum over its tokens, in nats, at temperature 1; NaN where nobody says.
+
+    `finish_reason` is "stop" where the response ended by itself, "length" where it was cut, and "failed" where there
+    is none: that one stands for all of its request's, and its `text` says why.
+    """
 
     id: str
     sample: int
@@ -53,6 +62,15 @@ class Candidate:
     token_ids: list[int]
     finish_reason: str
     log_prob: float
+
+    @classmethod
+    def failure(cls, name: str, reason: str) -> "Candidate":
+        """What stands for the candidates of a request that nothing answers."""
+        return cls(name, -1, reason, [], FAILED, nan)
+
+    @property
+    def failed(self) -> bool:
+        return self.finish_reason == FAILED
 
 
 @dataclass(frozen=True)

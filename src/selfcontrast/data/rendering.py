@@ -11,6 +11,9 @@ from typing import Any
 from selfcontrast.data.example import Example, Message
 from selfcontrast.errors import UserError
 
+# A target is an answer without reasoning before it: templates such as Qwen3's then put an empty block of thoughts into
+# the generation prompt, and the answer begins right after it. Templates that know no such switch ignore it.
+NO_THINKING = {"enable_thinking": False}
 PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 
 
@@ -33,6 +36,7 @@ class Renderer:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so no response could ever end")
         self.end_ids = self._end_ids()
+        self.end_id = self.response(PROBE, "pong")[-1]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the dialogue and the generation prompt."""
@@ -61,7 +65,7 @@ class Renderer:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generation_prompt
+                    list(messages), tokenize=False, add_generation_prompt=generation_prompt, **NO_THINKING
                 )
             )
         except Exception as error:  # a template is the model author's program: it may raise anything

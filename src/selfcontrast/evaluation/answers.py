@@ -63,7 +63,7 @@ class Player:
     def _ask(
         self, prompts: Sequence[tuple[str, list[Message]]], decoding: Decoding, label: str
     ) -> dict[str, list[Candidate]]:
-        requests = [Request(name, self.renderer.prompt(messages)) for name, messages in prompts]
+        requests = [Request(name, self.renderer.prompt(messages), messages) for name, messages in prompts]
         fitting = [request for request in requests if len(request.prompt) < decoding.max_length]
         found = {
             request.id: [Candidate(request.id, s, "", [], "length", 0.0) for s in range(decoding.samples)]

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from selfcontrast.data.candidates import Candidate, Decoding, Request, candidates_table, read_candidates
-from selfcontrast.engines.work import Engine, Shard, Worker
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from selfcontrast.data.candidates import FAILED, Candidate, Decoding, Request, candidates_table, read_candidates
+from selfcontrast.engines.work import Engine, Shard, Worker, write_table
+from selfcontrast.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Sampler = Callable[[Sequence[Request], Decoding, int], list[Candidate]]
-"""All N candidates of each request, in the order of the requests, for (requests, decoding, seed)."""
+"""For (requests, decoding, seed): each request's N candidates, or one that says why it failed, in their order."""
 
 
 class Backend(Protocol):
@@ -55,6 +59,8 @@ class Responder:
     ) -> list[Path]:
         """Files of candidates, prompts of similar length together; those that `folder` holds already are kept.
 
+        What failed for good is in the files as such, and is asked for again where they are found by a later run.
+
         Args:
             model: a policy folder.
             requests: none of them so long that it leaves no room for a response.
@@ -64,18 +70,49 @@ class Responder:
         size = self.engine.prompts_per_shard
         parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
         shards = [Shard(folder / f"{_digest(p)}.parquet", p, len(p) * decoding.samples) for p in parts]
-        self.engine.run(Sampling(self.backend, model, decoding, seed), shards, self.device, label, "response")
+        task = Sampling(self.backend, model, decoding, seed)
+        self._retry(task, shards, label)
+        self.engine.run(task, shards, self.device, label, "response")
         return [shard.file for shard in shards]
 
     def answers(
         self, model: Path, requests: Sequence[Request], decoding: Decoding, seed: int, folder: Path, label: str
     ) -> dict[str, list[Candidate]]:
-        """The same, read back: per request id its candidates, in the order of the requests."""
+        """The same, read back: per request id its candidates, in the order of the requests.
+
+        Raises:
+            UserError: where one failed for good.
+        """
         found: dict[str, list[Candidate]] = {request.id: [] for request in requests}
         for file in self.sample(model, requests, decoding, seed, folder, label):
             for candidate in read_candidates(file):
                 found[candidate.id].append(candidate)
+        if failed := [c for candidates in found.values() for c in candidates if c.failed]:
+            raise UserError(f"{label}: {len(failed)} of {len(found)} prompts got no response ({failed[0].text})")
         return found
+
+    def _retry(self, task: Sampling, shards: Sequence[Shard], label: str) -> None:
+        """Asks again for what failed in the shards that an earlier run left, and fills it in."""
+        again = [(shard, _failed(shard)) for shard in shards if shard.file.exists()]
+        gaps = [
+            (shard, Shard(shard.file.parent / "again" / shard.file.name, failed, len(failed) * task.decoding.samples))
+            for shard, failed in again
+            if failed
+        ]
+        for _, gap in gaps:
+            gap.file.unlink(missing_ok=True)  # of a run that ended in the midst of this
+        self.engine.run(task, [gap for _, gap in gaps], self.device, f"{label} again", "response")
+        for shard, gap in gaps:
+            place = {request.id: i for i, request in enumerate(shard.items)}
+            found = [c for c in read_candidates(shard.file) if not c.failed] + read_candidates(gap.file)
+            write_table(shard.file, candidates_table(sorted(found, key=lambda c: (place[c.id], c.sample))))
+            gap.file.unlink()
+
+
+def _failed(shard: Shard) -> list[Request]:
+    table = pq.read_table(shard.file, columns=["id", "finish_reason"])
+    names = set(table.filter(pc.equal(table["finish_reason"], FAILED))["id"].to_pylist())
+    return [request for request in shard.items if request.id in names]
 
 
 def with_room(requests: Iterable[Request], decoding: Decoding) -> list[Request]:

@@ -1,25 +1,32 @@
 """Stage generate: N candidates for each training prompt, from the fine-tuned model."""
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selfcontrast.data.candidates import SCHEMA, Candidate, Decoding, Request
+from selfcontrast.data.candidates import FAILED, SCHEMA, Candidate, Decoding, Request
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder, with_room
 from selfcontrast.models.loading import load_tokenizer
-from selfcontrast.store import RESUME
+from selfcontrast.store import NOT_IN_KEY, RESUME, settings_of
+
+log = logging.getLogger(__name__)
 
 VERSION = 2
-FILE = "candidates.parquet"
+FILE, FAILURES = "candidates.parquet", "failed.json"
+SHOWN = 5  # reasons of failure
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Generation:
 
     Attributes:
         prompts: how many training prompts, drawn with `seed`; None for all.
+        max_failed_share: of the prompts that may get no response; what fails is left out and counted up to there.
         backend: a `selfcontrast.generators.backend.Backend`.
     """
 
@@ -38,9 +46,12 @@ class Generation:
     max_new_tokens: int
     max_length: int
     seed: int
+    max_failed_share: float = field(metadata=NOT_IN_KEY)
     backend: Any = field()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_failed_share <= 1:
+            raise UserError(f"generator.max_failed_share={self.max_failed_share}: a share of the prompts, 0 to 1")
         if self.prompts is not None and self.prompts < 1:
             raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
         if self.temperature == 0:
@@ -51,42 +62,106 @@ class Generation:
     def decoding(self) -> Decoding:
         return Decoding(self.samples, self.temperature, self.top_p, self.max_new_tokens, self.max_length)
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
+        self.backend.check()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**settings_of(self), "backend": settings_of(self.backend)}
+
+    def generate(
+        self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
+    ) -> dict[str, Any]:
+        return generate(folder, self, Responder(self.backend, engine, device), model, examples)
+
+
+class Generator(Protocol):
+    """Where candidates come from: sampled (`Generation`), or made elsewhere."""
+
+    @property
+    def samples(self) -> int:
+        """N: the most responses of a prompt."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the candidates, beside the fine-tuned model."""
+
+    def generate(
+        self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
+    ) -> dict[str, Any]:
+        """Writes `folder/candidates.parquet`, a prompt's candidates together, in order; returns the counts.
+
+        Args:
+            model: the fine-tuned model's policy folder.
+        """
+
 
 def generate(
     folder: Path, settings: Generation, responder: Responder, model: Path, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """Writes all candidates to `folder/candidates.parquet`, a prompt's together; finished shards survive a crash."""
+    """Writes all candidates to `folder/candidates.parquet`, a prompt's together; finished shards survive a crash.
+
+    A prompt that fails for good is left out, counted in the summary and named in `folder/failed.json`. Published like
+    this, the artifact is final; before, the next run asks again for what failed.
+    """
     renderer = Renderer(load_tokenizer(model))
     chosen = choose(examples, settings.prompts, settings.seed)
-    requests = with_room((Request(e.id, renderer.prompt(e.prompt)) for e in chosen), settings.decoding)
+    rendered = (Request(e.id, renderer.prompt(e.prompt), e.prompt) for e in chosen)
+    requests = with_room(rendered, settings.decoding)
     if not requests:
         raise UserError(f"every prompt is longer than generator.max_length={settings.max_length} tokens: raise it")
     shards = folder / RESUME / "shards"
     files = responder.sample(model, requests, settings.decoding, settings.seed, shards, "generate")
+    written, failures = _join(files, folder / FILE)
+    _check_failures(folder, failures, len(requests), settings.max_failed_share)
     return {
-        "prompts": len(requests),
+        "prompts": len(requests) - len(failures),
         "prompts_without_room": len(chosen) - len(requests),
-        **_join(files, folder / FILE),
+        "failed": len(failures),
+        **({"failed_because": Counter(failures.values())} if failures else {}),
+        **written,
     }
 
 
-def _join(shards: Sequence[Path], file: Path) -> dict[str, Any]:
-    """All shards in one file, one at a time in memory; returns the counts."""
+def _join(shards: Sequence[Path], file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All shards in one file, one at a time in memory; returns the counts, and what failed with its reason."""
     responses = tokens = cut = 0
+    failures: dict[str, str] = {}
     with pq.ParquetWriter(file, SCHEMA) as writer:
         for shard in shards:
-            table = pq.read_table(shard, schema=SCHEMA)
+            whole = pq.read_table(shard, schema=SCHEMA)
+            failed = pc.equal(whole["finish_reason"], FAILED)
+            failures |= {row["id"]: row["text"] for row in whole.filter(failed).to_pylist()}
+            table = whole.filter(pc.invert(failed))
             writer.write_table(table)
             responses += table.num_rows
             tokens += pc.sum(pc.list_value_length(table["token_ids"])).as_py() or 0
             cut += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
     per_response = max(1, responses)
-    return {
+    counts = {
         "responses": responses,
         "tokens": tokens,
         "tokens_per_response": tokens / per_response,
         "cut_share": cut / per_response,
     }
+    return counts, failures
+
+
+def _check_failures(folder: Path, failures: Mapping[str, str], asked: int, most: float) -> None:
+    """Names what failed, in `folder/failed.json`. Raises `UserError` where that is too much."""
+    if not failures:
+        return
+    reasons = Counter(failures.values()).most_common()
+    for reason, count in reasons[:SHOWN]:
+        log.warning("%d of %d prompts got no response: %s", count, asked, reason)
+    if len(failures) > most * asked or len(failures) == asked:
+        raise UserError(
+            f"{len(failures)} of {asked} prompts got no response ({reasons[0][0]}): mend it and run the same command "
+            f"again, which asks for these alone; or raise generator.max_failed_share={most}"
+        )
+    (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False))
 
 
 def choose(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:

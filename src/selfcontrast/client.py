@@ -1,0 +1,256 @@
+"""A client of servers that speak OpenAI's HTTP API: several endpoints, which rest after failures, and retries.
+
+The key comes from an environment variable, and goes into the request's header and nowhere else.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from selfcontrast.errors import UserError
+
+LONGEST_BACKOFF = 60.0  # seconds between two tries
+LONGEST_REST = 600.0  # seconds; whatever a server's Retry-After says
+LOOK = 5.0  # seconds that `models` waits
+LATER = {408, 409, 425, 429, *range(500, 600)}  # statuses after which the same request may well succeed
+SHOWN = 200  # characters of a server's complaint
+
+Answer = dict[str, Any]
+T = TypeVar("T")
+
+
+class Unanswered(Exception):
+    """A request that has failed for good; its text is the reason."""
+
+
+class Unusable(Exception):
+    """An answer that cannot be used; its text is the reason. The request is tried again."""
+
+
+class _Later(Exception):
+    """A failure that may pass. `rest`: the seconds that the server asks for, if it does."""
+
+    def __init__(self, reason: str, rest: float | None = None) -> None:
+        super().__init__(reason)
+        self.rest = rest
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Endpoints of one model, and how patiently they are asked.
+
+    Attributes:
+        urls: each with its version, such as http://127.0.0.1:8000/v1.
+        concurrency: requests under way at once, per endpoint.
+        timeout: seconds for a whole answer.
+        retries: of a request, before it has failed for good.
+        wait: seconds before the first retry, about; doubled before each next one.
+        key_variable: name of the environment variable that holds the key; None where none is asked for.
+    """
+
+    urls: list[str]
+    concurrency: int
+    timeout: float
+    retries: int
+    wait: float
+    key_variable: str | None
+
+    def __post_init__(self) -> None:
+        if not self.urls or len(set(self.urls)) < len(self.urls):
+            raise UserError(f"urls={self.urls}: one or more different endpoints, such as [http://127.0.0.1:8000/v1]")
+        for url in self.urls:
+            parts = urlsplit(url)
+            if parts.username or parts.password:
+                raise UserError(f"urls: {parts.hostname}: no user or password in a URL; name a key_variable instead")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise UserError(f"urls: {url!r} is no endpoint: http://HOST:PORT/v1, or https")
+        if self.concurrency < 1:
+            raise UserError(f"concurrency={self.concurrency}: at least 1 request at a time")
+        if self.timeout <= 0 or self.wait <= 0 or self.retries < 0:
+            raise UserError("timeout and wait: above 0 seconds; retries: 0 or more")
+
+    @property
+    def key(self) -> str | None:
+        """Raises `UserError` where the variable is named, and empty or not set."""
+        if self.key_variable is None:
+            return None
+        if key := os.environ.get(self.key_variable, "").strip():
+            return key
+        raise UserError(f"key_variable={self.key_variable}: not set; export {self.key_variable}=…, or name none (null)")
+
+
+@dataclass
+class _Endpoint:
+    url: str
+    failures: int = 0  # in a row
+    rests_until: float = 0.0  # of the monotonic clock
+
+
+@dataclass
+class Client:
+    """To be used with `async with`, within one event loop."""
+
+    servers: Servers
+    answered: int = field(default=0, init=False)  # requests so far
+
+    async def __aenter__(self) -> Self:
+        key = self.servers.key
+        self._secret = key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # Proxies are taken from the environment, as every tool does. The endpoints' slots bound what is under way.
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=self.servers.timeout),
+            connector=aiohttp.TCPConnector(limit=0),
+            trust_env=True,
+        )
+        self._endpoints = [_Endpoint(url.rstrip("/")) for url in self.servers.urls]
+        # The slot that has been free longest comes first, so that a slow endpoint gets fewer requests.
+        self._slots: asyncio.Queue[_Endpoint] = asyncio.Queue()
+        for _ in range(self.servers.concurrency):
+            for endpoint in self._endpoints:
+                self._slots.put_nowait(endpoint)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T]) -> T:
+        """What `read` makes of the answer, from whichever endpoint gives one that it can read.
+
+        Args:
+            read: raises `Unusable` for an answer that is not what was asked for.
+
+        Raises:
+            Unanswered: when the request is refused, or still fails after all retries.
+            UserError: when any other request would fail as well: the key, the address or the model is wrong.
+        """
+        for tried in range(self.servers.retries + 1):
+            if tried:
+                await asyncio.sleep(self._backoff(tried - 1))
+            endpoint = await self._slot()
+            try:
+                found = read(await self._ask(endpoint, "POST", path, body))
+            except (_Later, Unusable) as error:
+                reason = str(error)
+                self._rest(endpoint, error)
+            else:
+                endpoint.failures = 0
+                self.answered += 1
+                return found
+            finally:
+                self._slots.put_nowait(endpoint)
+        raise Unanswered(f"{reason} (tries: {self.servers.retries + 1})")
+
+    async def models(self) -> dict[str, list[Answer] | str]:
+        """Per URL the models that it offers, or why it does not say.
+
+        Raises:
+            UserError: when an endpoint refuses the key.
+        """
+        return dict(
+            zip(self.servers.urls, await asyncio.gather(*(self._models(e) for e in self._endpoints)), strict=True)
+        )
+
+    async def _models(self, endpoint: _Endpoint) -> list[Answer] | str:
+        try:
+            async with asyncio.timeout(LOOK):
+                answer = await self._ask(endpoint, "GET", "/models", None)
+        except (_Later, Unanswered, TimeoutError) as error:
+            return str(error) or f"no answer in {LOOK:.0f} s"
+        data = answer.get("data")
+        return [model for model in data if isinstance(model, dict)] if isinstance(data, list) else "it does not say"
+
+    async def _slot(self) -> _Endpoint:
+        """An endpoint that is free and not resting."""
+        while True:
+            endpoint = await self._slots.get()
+            rest = endpoint.rests_until - time.monotonic()
+            if rest <= 0:
+                return endpoint
+            asyncio.get_running_loop().call_later(rest, self._slots.put_nowait, endpoint)
+
+    def _rest(self, endpoint: _Endpoint, error: Exception) -> None:
+        """A server that asks for a rest gets it; one that fails repeatedly, too. One bad request stops nobody."""
+        endpoint.failures += 1
+        now, asked = time.monotonic(), getattr(error, "rest", None)
+        if asked is not None:
+            endpoint.rests_until = max(endpoint.rests_until, now + min(asked, LONGEST_REST))
+        elif endpoint.failures > 1 and endpoint.rests_until <= now:
+            endpoint.rests_until = now + self._backoff(endpoint.failures - 2)
+
+    def _backoff(self, failures: int) -> float:
+        """Seconds: exponential, with jitter, so that what failed together does not come back together."""
+        return float(min(self.servers.wait * 2.0 ** min(failures, 30), LONGEST_BACKOFF) * random.uniform(0.5, 1))
+
+    async def _ask(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
+        """One HTTP request, its answer as JSON; every way to fail as one of `_Later`, `Unanswered` and `UserError`."""
+        try:
+            # A redirect is not followed: it might carry the key to another host.
+            async with self._session.request(method, endpoint.url + path, json=body, allow_redirects=False) as response:
+                status, headers, content = response.status, response.headers, await response.read()
+        except TimeoutError:
+            raise _Later(f"no answer in {self.servers.timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Later(self._safe(f"{type(error).__name__}: {error}")) from None
+        if status == 200:
+            return self._json(content)
+        reason = self._safe(f"HTTP {status}: {_complaint(content)}")
+        if status in LATER:
+            raise _Later(reason, _retry_after(headers.get("Retry-After")))
+        if status in (401, 403):
+            raise UserError(f"{endpoint.url} refuses the key ({reason}): key_variable={self.servers.key_variable}")
+        if (status == 404 or 300 <= status < 400) and method == "POST":
+            raise UserError(f"{endpoint.url}{path} has no such model, or is no such address ({reason})")
+        raise Unanswered(reason)
+
+    def _json(self, content: bytes) -> Answer:
+        try:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
+            raise _Later(self._safe(f"no JSON in the answer: {_complaint(content)}")) from None
+        if not isinstance(answer, dict):
+            raise _Later("no JSON object in the answer")
+        return answer
+
+    def _safe(self, text: str) -> str:
+        """One line, without the key, which servers have been seen to repeat."""
+        text = text.replace(self._secret, "***") if self._secret else text
+        return " ".join(text.split())[:SHOWN]
+
+
+def _complaint(content: bytes) -> str:
+    """What a server says in the body of an error, in any of the usual forms."""
+    text = content[:4096].decode(errors="replace")
+    try:
+        found = json.loads(content)
+        found = found.get("error", found)
+        return str(found if isinstance(found, str) else found.get("message") or found.get("detail") or text)
+    except (ValueError, AttributeError, RecursionError):
+        return text.strip() or "an empty body"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from either form of the header."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,220 @@
+"""The backend that asks servers with OpenAI's HTTP API, such as `vllm serve`."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
+from selfcontrast.data.candidates import Candidate, Decoding, Request
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.generators.backend import Sampler
+from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.store import NOT_IN_KEY
+
+log = logging.getLogger(__name__)
+
+APIS = {"completions": "/completions", "chat": "/chat/completions"}
+
+
+@dataclass(frozen=True)
+class OpenAI:
+    """Asks for all N responses of a prompt at once, and again for those that are missing.
+
+    Attributes:
+        model: the name that the server gives it.
+        api: completions takes the prompt's token ids, so that it is rendered as in training; chat takes the messages,
+            and renders them itself.
+        extra: further fields of every request's body; null takes one out.
+        urls, concurrency, timeout, retries, wait, key_variable: as in `selfcontrast.client.Servers`.
+    """
+
+    model: str
+    api: str
+    extra: dict[str, Any]
+    urls: list[str] = field(metadata=NOT_IN_KEY)
+    concurrency: int = field(metadata=NOT_IN_KEY)
+    timeout: float = field(metadata=NOT_IN_KEY)
+    retries: int = field(metadata=NOT_IN_KEY)
+    wait: float = field(metadata=NOT_IN_KEY)
+    key_variable: str | None = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        if self.api not in APIS:
+            raise UserError(f"backend.api={self.api}: one of {', '.join(APIS)}")
+        _ = self.servers
+
+    @property
+    def servers(self) -> Servers:
+        return Servers(self.urls, self.concurrency, self.timeout, self.retries, self.wait, self.key_variable)
+
+    def check(self) -> None:
+        """A server need not be up yet: the model that it is to serve may not be trained. A wrong one is refused."""
+        offers = asyncio.run(self._offers())
+        if unreachable := {url: why for url, why in offers.items() if isinstance(why, str)}:
+            log.warning("not there yet, and needed once the model is fine-tuned: %s", _listed(unreachable))
+
+    @contextmanager
+    def open(self, model: Path, device: str) -> Iterator[Sampler]:
+        self._require(model)
+        asking = _Asking(self, Renderer(load_tokenizer(model)))
+        with asyncio.Runner() as runner:
+            client = runner.run(Client(self.servers).__aenter__())
+            try:
+
+                def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
+                    return runner.run(self._all(asking, client, requests, decoding, seed))
+
+                yield sampler
+            finally:
+                runner.run(client.__aexit__(None, None, None))
+
+    async def _all(
+        self, asking: "_Asking", client: Client, requests: Sequence[Request], decoding: Decoding, seed: int
+    ) -> list[Candidate]:
+        before = client.answered
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(asking.answer(client, r, decoding, seed)) for r in requests]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # what ended it; the other requests were cancelled
+        found = [task.result() for task in tasks]
+        if client.answered == before and all(isinstance(o, str) for o in (await client.models()).values()):
+            raise UserError(
+                f"no server answers any more ({found[0][0].text}): start one, and run the same command again"
+            )
+        return [candidate for candidates in found for candidate in candidates]
+
+    def _require(self, model: Path) -> None:
+        """At least one server must be there by now; which model it serves is compared where it says so."""
+        offers = asyncio.run(self._offers())
+        if all(isinstance(offer, str) for offer in offers.values()):
+            raise UserError(
+                f"no server answers ({_listed(offers)}): serve the fine-tuned model, with vllm serve {model} "
+                f"--served-model-name {self.model}, and run the same command again"
+            )
+        for url, offer in offers.items():
+            if isinstance(offer, str):
+                log.warning("%s: %s", url, offer)
+                continue
+            roots = [m["root"] for m in offer if m.get("id") == self.model and isinstance(m.get("root"), str)]
+            if roots and Path(roots[0]).is_dir() and Path(roots[0]).resolve() != model.resolve():
+                log.warning("%s serves %s, and not the fine-tuned model, %s", url, roots[0], model)
+
+    async def _offers(self) -> dict[str, list[Answer] | str]:
+        """What each endpoint offers. Raises `UserError` where that is not the model."""
+        async with Client(self.servers) as client:
+            offers = await client.models()
+        for url, offer in offers.items():
+            names = [str(model.get("id")) for model in offer] if not isinstance(offer, str) else [self.model]
+            if self.model not in names:
+                raise UserError(f"backend.model={self.model}: {url} offers {', '.join(names) or 'no model'}")
+        return offers
+
+
+class _Asking:
+    """From a request to its candidates, with one model's rendering."""
+
+    def __init__(self, backend: OpenAI, renderer: Renderer) -> None:
+        self.backend = backend
+        self.renderer = renderer
+        self.said = False
+
+    async def answer(self, client: Client, request: Request, decoding: Decoding, seed: int) -> list[Candidate]:
+        """All N candidates, or the one that stands for a failure."""
+        found: list[Candidate] = []
+        try:
+            while len(found) < decoding.samples:
+                # Servers may give fewer choices than asked: the missing ones are asked for with another seed.
+                first, missing = len(found), decoding.samples - len(found)
+                body = self._body(request, decoding, missing, _seed(seed, request, first))
+                choices = await client.post(APIS[self.backend.api], body, self._read)
+                found += [self._candidate(request, first + i, choice) for i, choice in enumerate(choices[:missing])]
+        except Unanswered as reason:
+            return [Candidate.failure(request.id, str(reason))]
+        return found
+
+    def _body(self, request: Request, decoding: Decoding, choices: int, seed: int) -> dict[str, Any]:
+        chat = self.backend.api == "chat"
+        body = {
+            "model": self.backend.model,
+            **({"messages": request.messages} if chat else {"prompt": request.prompt}),
+            "n": choices,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "max_tokens": min(decoding.max_new_tokens, decoding.max_length - len(request.prompt)),
+            "logprobs": True if chat else 1,
+            "seed": seed,
+            **self.backend.extra,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _read(self, answer: Answer) -> list[Answer]:
+        """The usable choices, of which there is at least one."""
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices:
+            raise Unusable("no choices in the answer")
+        # Choices that a filter has emptied, or that the server gave up, are no responses.
+        usable = [c for c in choices if isinstance(c, dict) and c.get("finish_reason") in ("stop", "length")]
+        usable = [choice for choice in usable if isinstance(_text(choice), str)]
+        if not usable:
+            reason = choices[0].get("finish_reason") if isinstance(choices[0], dict) else None
+            raise Unusable(f"no usable choice in the answer (finish_reason {str(reason)[:40]})")
+        return usable
+
+    def _candidate(self, request: Request, sample: int, choice: Answer) -> Candidate:
+        finish, ids = choice["finish_reason"], self._ids(choice)
+        log_prob = _log_prob(choice, len(ids) if ids else None)
+        if ids:
+            text = self.renderer.text(ids)
+        else:
+            # Half of a surrogate pair is JSON, but no text.
+            text = _text(choice).encode(errors="replace").decode().strip()
+            ids = self.renderer.response(request.messages, text)
+            ids = ids if finish == "stop" else ids[:-1]
+        if finish == "stop" and ids[-1] not in self.renderer.end_ids:
+            ids = [*ids, self.renderer.end_id]
+        return Candidate(request.id, sample, text, ids, finish, log_prob)
+
+    def _ids(self, choice: Answer) -> list[int] | None:
+        ids = choice.get("token_ids")
+        size = len(self.renderer.tokenizer)
+        if isinstance(ids, list) and ids and all(isinstance(i, int) and 0 <= i < size for i in ids):
+            return ids
+        if not self.said:
+            log.info("the server gives no token ids: its texts are tokenized here, perhaps not as they were sampled")
+            self.said = True
+        return None
+
+
+def _text(choice: Answer) -> Any:
+    message = choice.get("message")
+    return message.get("content") if isinstance(message, dict) else choice.get("text")
+
+
+def _log_prob(choice: Answer, tokens: int | None) -> float:
+    """The sum over all tokens; NaN where the server gives none, or not that of every token."""
+    found = choice.get("logprobs")
+    if not isinstance(found, dict):
+        return nan
+    content = found.get("content")
+    values = [t.get("logprob") for t in content] if isinstance(content, list) else found.get("token_logprobs")
+    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+        return nan
+    return float(sum(values)) if tokens in (None, len(values)) else nan
+
+
+def _seed(seed: int, request: Request, first: int) -> int:
+    """31 bits that depend on (seed, id, sample) alone, so that a resumed run samples what the first would have."""
+    digest = hashlib.sha256(f"{seed}\0{request.id}\0{first}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _listed(offers: dict[str, Any]) -> str:
+    return "; ".join(f"{url}: {why}" for url, why in offers.items())

@@ -1,0 +1,355 @@
+"""The backend of servers: what is asked, what is made of the answers, and what becomes of prompts that get none."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openai_server import Body, Fault, OpenAIServer, words
+from selfcontrast.data.candidates import Candidate, Decoding, Request
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
+from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.openai import OpenAI
+from selfcontrast.generators.stage import FAILURES, FILE, Generation, candidates_by_prompt, generate
+from selfcontrast.store import settings_of
+from tiny import example, policy_folder, tokenizer
+
+TOKENIZER = tokenizer()
+RENDERER = Renderer(TOKENIZER)
+EXAMPLES = [example(f"e{i}", "the cat " * (1 + i), "a cat") for i in range(6)]
+REQUESTS = [Request(e.id, RENDERER.prompt(e.prompt), e.prompt) for e in EXAMPLES]
+DECODING = Decoding(samples=3, temperature=0.8, top_p=0.9, max_new_tokens=50, max_length=64)
+EXTRA = {"return_token_ids": True}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer().open() as opened:
+        yield opened
+
+
+def backend(*urls: str, **changes: Any) -> OpenAI:
+    fine: dict[str, Any] = {
+        "model": "selfcontrast",
+        "api": "completions",
+        "extra": EXTRA,
+        "concurrency": 4,
+        "timeout": 5.0,
+        "retries": 1,
+        "wait": 0.01,
+        "key_variable": None,
+    }
+    return OpenAI(**{**fine, **changes}, urls=list(urls))
+
+
+def sampled(policy: Path, asked: OpenAI, decoding: Decoding = DECODING, seed: int = 0) -> dict[str, list[Candidate]]:
+    with asked.open(policy, "cpu") as sample:
+        found = sample(REQUESTS, decoding, seed)
+    assert [c.id for c in found] == sorted(c.id for c in found)
+    return {request.id: [c for c in found if c.id == request.id] for request in REQUESTS}
+
+
+# --- what is asked
+
+
+def test_completions_are_asked_with_the_token_ids_that_training_sees(policy: Path, server: OpenAIServer) -> None:
+    found = sampled(policy, backend(server.url, extra={"return_token_ids": True, "top_p": None, "top_k": 0}))
+    assert {asked.path for asked in server.asked} == {"/v1/completions"}
+    bodies = {tuple(asked.body.pop("prompt")): asked.body for asked in server.asked}
+    seeds = {body.pop("seed") for body in bodies.values()}
+    assert len(seeds) == 6
+    for request in REQUESTS:
+        assert bodies[tuple(request.prompt)] == {
+            "model": "selfcontrast",
+            "n": 3,
+            "temperature": 0.8,
+            "max_tokens": min(50, 64 - len(request.prompt)),
+            "logprobs": 1,
+            "return_token_ids": True,
+            "top_k": 0,
+        }
+    assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in found.values())
+
+
+def test_chat_is_asked_with_the_messages(policy: Path, server: OpenAIServer) -> None:
+    found = sampled(policy, backend(server.url, api="chat"))
+    assert {asked.path for asked in server.asked} == {"/v1/chat/completions"}
+    assert sorted(str(a.body["messages"]) for a in server.asked) == sorted(str(e.prompt) for e in EXAMPLES)
+    assert all(asked.body["logprobs"] is True and "prompt" not in asked.body for asked in server.asked)
+    assert found["e0"][2].text.endswith("cat 2")
+
+
+def test_the_same_seed_asks_the_same_whatever_the_order_and_another_does_not(policy: Path) -> None:
+    def bodies(**changes: Any) -> list[str]:
+        with OpenAIServer().open() as server:
+            sampled(policy, backend(server.url, **changes), seed=changes.pop("seed", 0))
+        return sorted(json.dumps(asked.body) for asked in server.asked)
+
+    with OpenAIServer().open() as one:
+        first = sampled(policy, backend(one.url, concurrency=1))
+    with OpenAIServer().open() as two:
+        assert sampled(policy, backend(two.url)) == first
+        other = sampled(policy, backend(two.url), seed=1)
+    assert sorted(json.dumps(a.body) for a in one.asked) == sorted(json.dumps(a.body) for a in two.asked[:6])
+    assert not {a.body["seed"] for a in two.asked[:6]} & {a.body["seed"] for a in two.asked[6:]}
+    assert other != first
+
+
+# --- what is made of the answers
+
+
+def ids_of(text: str) -> list[int]:
+    return list(TOKENIZER(text)["input_ids"])
+
+
+def with_ids(body: Body) -> list[Body]:
+    """As vLLM answers: the token that ends a response is among its ids, but not in its text."""
+    ended = [*ids_of("the cat"), TOKENIZER.eos_token_id]
+    return [
+        {
+            "text": "not looked at",
+            "finish_reason": "length" if i else "stop",
+            "token_ids": ids_of("the cat") if i else ended,
+            "logprobs": {"token_logprobs": [-0.5] * (len(ids_of("the cat")) if i else len(ended))},
+        }
+        for i in range(body["n"])
+    ]
+
+
+def test_token_ids_and_log_probs_are_taken_as_they_were_sampled(policy: Path) -> None:
+    with OpenAIServer(reply=with_ids).open() as server:
+        stop, cut, _ = sampled(policy, backend(server.url))["e0"]
+    size = len(ids_of("the cat"))
+    assert stop == Candidate(
+        "e0", 0, "the cat", [*ids_of("the cat"), TOKENIZER.eos_token_id], "stop", -0.5 * (size + 1)
+    )
+    assert cut == Candidate("e0", 1, "the cat", ids_of("the cat"), "length", -0.5 * size)
+
+
+def test_texts_without_ids_are_tokenized_as_training_would(policy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def reply(body: Body) -> list[Body]:
+        texts = ["  the cat\n", "a 猫 🙂", "half \ud83d"]
+        return [{"text": t, "finish_reason": f} for t, f in zip(texts, ("stop", "length", "stop"), strict=True)]
+
+    with OpenAIServer(reply=reply).open() as server, caplog.at_level(logging.INFO):
+        found = sampled(policy, backend(server.url))["e1"]
+    assert [c.text for c in found] == ["the cat", "a 猫 🙂", "half ?"]
+    stop, cut, _ = found
+    assert stop.token_ids == RENDERER.response(EXAMPLES[1].prompt, "the cat")
+    assert cut.token_ids == RENDERER.response(EXAMPLES[1].prompt, "a 猫 🙂")[:-1]
+    assert all(math.isnan(c.log_prob) for c in found)
+    assert sum("no token ids" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("ids", [[], [10**6], [-1], ["a"], "ids", None], ids=str)
+def test_ids_that_cannot_be_are_not_taken(policy: Path, ids: Any) -> None:
+    def reply(body: Body) -> list[Body]:
+        return [{**choice, "token_ids": ids, "logprobs": {"token_logprobs": [None]}} for choice in words(body)]
+
+    with OpenAIServer(reply=reply).open() as server:
+        found = sampled(policy, backend(server.url))["e0"][0]
+    assert found.token_ids == RENDERER.response(EXAMPLES[0].prompt, found.text)
+    assert math.isnan(found.log_prob)
+
+
+def test_an_end_that_the_server_leaves_out_is_put_back(policy: Path) -> None:
+    def reply(body: Body) -> list[Body]:
+        return [{"text": "the", "finish_reason": "stop", "token_ids": ids_of("the")}] * body["n"]
+
+    with OpenAIServer(reply=reply).open() as server:
+        found = sampled(policy, backend(server.url))["e0"][0]
+    assert found.token_ids == [*ids_of("the"), TOKENIZER.eos_token_id]
+
+
+def test_chat_log_probs(policy: Path) -> None:
+    def reply(body: Body) -> list[Body]:
+        logprobs = {"content": [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -0.25}]}
+        return [{**choice, "logprobs": logprobs} for choice in words(body)]
+
+    with OpenAIServer(reply=reply).open() as server:
+        assert sampled(policy, backend(server.url, api="chat"))["e0"][0].log_prob == -1.25
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_missing_choices_are_asked_for_again_with_another_seed(policy: Path, most: int) -> None:
+    with OpenAIServer(reply=lambda body: words(body)[:most]).open() as server:
+        found = sampled(policy, backend(server.url))
+    assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in found.values())
+    asked = [a.body for a in server.asked if a.body["prompt"] == REQUESTS[0].prompt]
+    assert [body["n"] for body in asked] == ([3, 2, 1] if most == 1 else [3, 1])
+    assert len({body["seed"] for body in asked}) == len(asked)
+
+
+def test_more_choices_than_asked_are_not_taken(policy: Path) -> None:
+    with OpenAIServer(reply=lambda body: words({**body, "n": 9})).open() as server:
+        assert {len(candidates) for candidates in sampled(policy, backend(server.url)).values()} == {3}
+
+
+def filtered(body: Body) -> list[Body]:
+    first, *others = words(body)
+    return [{**first, "finish_reason": "content_filter"}, {"finish_reason": "stop", "text": None}, *others]
+
+
+def test_choices_that_are_no_responses_are_asked_for_again(policy: Path) -> None:
+    with OpenAIServer(reply=lambda body: (filtered if body["n"] == 3 else words)(body)).open() as server:
+        found = sampled(policy, backend(server.url, retries=0))["e0"]
+    assert [c.finish_reason for c in found] == ["stop"] * 3
+
+
+def test_a_prompt_whose_every_choice_is_filtered_has_failed(policy: Path) -> None:
+    with OpenAIServer(reply=lambda body: filtered({**body, "n": 1})).open() as server:
+        (failure,) = sampled(policy, backend(server.url, retries=0))["e0"]
+    assert failure.failed
+    assert failure.text == "no usable choice in the answer (finish_reason content_filter) (tries: 1)"
+
+
+# --- prompts that get no response
+
+
+def responder(asked: OpenAI, shard: int = 2) -> Responder:
+    return Responder(asked, Local(shard, 1), "cpu")
+
+
+def settings(asked: OpenAI, most: float) -> Generation:
+    return Generation(None, 3, 0.8, 0.9, 50, 64, 0, most, asked)
+
+
+def refusing(*names: str) -> Any:
+    prompts = [request.prompt for request in REQUESTS if request.id in names]
+    refusal = Fault(400, b'{"error": {"message": "not this one"}}')
+    return lambda number, body: refusal if body["prompt"] in prompts else None
+
+
+def test_the_stage_goes_on_without_what_failed_and_names_it(
+    policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OpenAIServer(fault=refusing("e2", "e5")).open() as server, caplog.at_level(logging.WARNING):
+        asked = backend(server.url)
+        summary = generate(tmp_path, settings(asked, 0.5), responder(asked), policy, EXAMPLES)
+    assert list(dict(candidates_by_prompt(tmp_path))) == ["e0", "e1", "e3", "e4"]
+    assert (summary["prompts"], summary["responses"], summary["failed"]) == (4, 12, 2)
+    assert summary["failed_because"] == {"HTTP 400: not this one": 2}
+    assert json.loads((tmp_path / FAILURES).read_text()) == dict.fromkeys(["e2", "e5"], "HTTP 400: not this one")
+    assert "2 of 6 prompts got no response: HTTP 400: not this one" in caplog.text
+    json.dumps(summary)
+
+
+def test_too_many_failures_end_the_stage_and_the_next_run_asks_for_these_alone(policy: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    with OpenAIServer(fault=refusing("e2", "e5")).open() as server:
+        asked = backend(server.url)
+        with pytest.raises(UserError, match=r"2 of 6 prompts .*HTTP 400: not this one.*max_failed_share=0\.2"):
+            generate(broken, settings(asked, 0.2), responder(asked), policy, EXAMPLES)
+    with OpenAIServer(fault=refusing("e5")).open() as server:  # one of the two has been mended
+        asked = backend(server.url)
+        with pytest.raises(UserError, match="1 of 6 prompts"):
+            generate(broken, settings(asked, 0.1), responder(asked), policy, EXAMPLES)
+    assert {tuple(a.body["prompt"]) for a in server.asked} == {tuple(REQUESTS[i].prompt) for i in (2, 5)}
+    assert len(server.asked) == 2
+    with OpenAIServer().open() as server:
+        asked = backend(server.url)
+        summary = generate(broken, settings(asked, 0.0), responder(asked), policy, EXAMPLES)
+        assert [a.body["prompt"] for a in server.asked] == [REQUESTS[5].prompt]
+        assert generate(whole, settings(asked, 0.0), responder(asked), policy, EXAMPLES) == summary
+    assert (broken / FILE).read_bytes() == (whole / FILE).read_bytes()
+    assert not list(broken.rglob("again/*"))
+
+
+def test_nothing_answered_is_an_error_whatever_is_allowed(policy: Path, tmp_path: Path) -> None:
+    with OpenAIServer(fault=lambda *_: Fault(400)).open() as server:
+        asked = backend(server.url)
+        with pytest.raises(UserError, match="6 of 6 prompts got no response"):
+            generate(tmp_path, settings(asked, 1.0), responder(asked), policy, EXAMPLES)
+
+
+def test_a_server_that_is_gone_ends_the_run_and_keeps_what_was_done(policy: Path, tmp_path: Path) -> None:
+    with OpenAIServer().open() as server:
+
+        def leave(number: int, body: Body) -> Fault | None:
+            if number < 2:
+                return None
+            server.models = None  # what is left of it is not the server
+            return Fault(502)
+
+        server.fault = leave
+        asked = backend(server.url)
+        with pytest.raises(
+            UserError, match=r"no server answers any more \(HTTP 502: out of order .tries: 2.\): start one"
+        ):
+            responder(asked).sample(policy, REQUESTS, DECODING, 0, tmp_path, "test")
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+
+
+def test_an_evaluation_does_without_no_answer(policy: Path, tmp_path: Path) -> None:
+    said = pytest.raises(UserError, match=r"SFT: 1 of 6 prompts got no response \(HTTP 400: not this one\)")
+    with OpenAIServer(fault=refusing("e1")).open() as server, said:
+        responder(backend(server.url)).answers(policy, REQUESTS, DECODING, 0, tmp_path, "SFT")
+
+
+# --- checks before any compute, and before sampling
+
+
+def test_a_server_that_is_not_there_yet_is_said(caplog: pytest.LogCaptureFixture, policy: Path) -> None:
+    nowhere = backend("http://127.0.0.1:9/v1")
+    nowhere.check()
+    assert "not there yet, and needed once the model is fine-tuned: http://127.0.0.1:9/v1: " in caplog.text
+    with (
+        pytest.raises(
+            UserError, match=rf"no server answers .*: serve .* vllm serve {policy} --served-model-name selfco"
+        ),
+        nowhere.open(policy, "cpu"),
+    ):
+        pass
+
+
+def test_another_model_is_refused_by_what_is_offered(policy: Path) -> None:
+    with OpenAIServer(models=["llama", "qwen"]).open() as server:
+        with pytest.raises(UserError, match=r"backend\.model=selfcontrast: http\S+ offers llama, qwen"):
+            backend(server.url).check()
+        with pytest.raises(UserError, match="offers llama, qwen"), backend(server.url).open(policy, "cpu"):
+            pass
+
+
+def test_a_server_without_a_list_of_models_may_be_the_right_one(server: OpenAIServer, policy: Path) -> None:
+    with OpenAIServer(models=None).open() as silent:
+        backend(silent.url).check()
+        assert sampled(policy, backend(silent.url, server.url))["e0"][0].text
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_server_that_serves_another_folder_is_said(
+    policy: Path, tmp_path: Path, own: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OpenAIServer(root=str(policy if own else tmp_path)).open() as server, backend(server.url).open(policy, "cpu"):
+        pass
+    assert ("and not the fine-tuned model" in caplog.text) == (not own)
+
+
+def test_a_missing_key_is_said_before_any_compute(monkeypatch: pytest.MonkeyPatch, server: OpenAIServer) -> None:
+    monkeypatch.delenv("OWN_KEY", raising=False)
+    with pytest.raises(UserError, match="key_variable=OWN_KEY: not set"):
+        backend(server.url, key_variable="OWN_KEY").check()
+
+
+def test_an_api_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"backend\.api=responses: one of completions, chat"):
+        backend("http://a/v1", api="responses")
+
+
+def test_where_it_is_asked_is_not_in_the_key() -> None:
+    one = backend("http://a/v1", retries=3, key_variable="A", timeout=1.0, concurrency=9, wait=2.0)
+    assert settings_of(one) == settings_of(backend("http://b/v1"))
+    assert {"model", "api", "extra"} < set(settings_of(one))

@@ -1,0 +1,254 @@
+"""The HTTP client, against servers that fail in every way that they do."""
+
+import asyncio
+import re
+import socket
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from openai_server import Body, Fault, OpenAIServer
+from selfcontrast import client
+from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
+from selfcontrast.errors import UserError
+
+KEY = "sk-planted-0123456789"
+HTML = b"<html>\n <body>Bad Gateway</body></html>"
+
+
+def servers(*urls: str, **changes: Any) -> Servers:
+    fine: dict[str, Any] = {"concurrency": 4, "timeout": 5.0, "retries": 2, "wait": 0.01, "key_variable": None}
+    return Servers(list(urls), **{**fine, **changes})
+
+
+def text(answer: Answer) -> str:
+    return str(answer["choices"][0]["text"])
+
+
+def ask(asked: Servers, count: int = 1) -> list[str]:
+    """The answers to `count` requests at once, or the reasons why there is none."""
+
+    async def one(own: Client, number: int) -> str:
+        try:
+            return await own.post("/completions", {"prompt": f"p{number}", "seed": 0}, text)
+        except Unanswered as reason:
+            return f"unanswered: {reason}"
+
+    async def every() -> list[str]:
+        async with Client(asked) as own:
+            return list(await asyncio.gather(*(one(own, number) for number in range(count))))
+
+    return asyncio.run(every())
+
+
+def first(*faults: Fault) -> Any:
+    """The first requests fail in these ways, the others do not."""
+    return lambda number, body: faults[number] if number < len(faults) else None
+
+
+def closed_url() -> str:
+    """Where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+
+
+PASSING = {
+    "500": Fault(500),
+    "503 with a wait": Fault(503, headers={"Retry-After": "0"}),
+    "429": Fault(429, b'{"error": "slow down"}'),
+    "html": Fault(200, HTML),
+    "half a body": Fault(200, b'{"choices": [{"text": "ha', promised=900),
+    "not an object": Fault(200, b"[]"),
+    "empty": Fault(200, b""),
+    "no choices": Fault(200, b'{"choices": []}'),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_what_passes_is_tried_again(fault: Fault) -> None:
+    def read(answer: Answer) -> str:
+        if not answer["choices"]:
+            raise Unusable("no choices in the answer")
+        return text(answer)
+
+    async def once(url: str) -> str:
+        async with Client(servers(url)) as own:
+            return await own.post("/completions", {"prompt": "p0", "seed": 0}, read)
+
+    with OpenAIServer().open() as plain:
+        (expected,) = ask(servers(plain.url))
+    with OpenAIServer(fault=first(fault, fault)).open() as server:
+        assert asyncio.run(once(server.url)) == expected
+        assert len(server.asked) == 3
+        assert {str(asked.body) for asked in server.asked} == {str(server.asked[0].body)}
+
+
+REASONS = {
+    "500": (Fault(500), "HTTP 500: out of order (tries: 3)"),
+    "html": (Fault(502, HTML), "HTTP 502: <html> <body>Bad Gateway</body></html> (tries: 3)"),
+    "html with 200": (Fault(200, HTML), "no JSON in the answer: <html> <body>Bad Gateway</body></html> (tries: 3)"),
+    "400": (Fault(400, b'{"object": "error", "message": "too long"}'), "HTTP 400: too long"),
+    "422": (Fault(422, b'{"detail": [{"msg": "no"}]}'), "HTTP 422: [{'msg': 'no'}]"),
+    "nothing said": (Fault(400, b""), "HTTP 400: an empty body"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), REASONS.values(), ids=REASONS)
+def test_a_request_that_fails_for_good_says_why_and_the_others_go_on(fault: Fault, reason: str) -> None:
+    def poisoned(number: int, body: Body) -> Fault | None:
+        return fault if body["prompt"] == "p1" else None
+
+    with OpenAIServer(fault=poisoned).open() as server:
+        answers = ask(servers(server.url), 4)
+        tries = sum(asked.body["prompt"] == "p1" for asked in server.asked)
+    assert answers[1] == f"unanswered: {reason}"
+    assert all(answer.startswith("the ") for i, answer in enumerate(answers) if i != 1)
+    assert tries == (3 if "tries" in reason else 1)
+
+
+def test_an_answer_that_takes_too_long() -> None:
+    with OpenAIServer(fault=first(Fault(200, delay=0.5))).open() as server:
+        (answer,) = ask(servers(server.url, timeout=0.1))
+        assert answer.startswith("the ")
+    with OpenAIServer(fault=lambda *_: Fault(200, delay=0.3)).open() as server:
+        assert ask(servers(server.url, timeout=0.05, retries=0)) == ["unanswered: no answer in 0.05 s (tries: 1)"]
+
+
+def test_nobody_listens() -> None:
+    (answer,) = ask(servers(closed_url()))
+    assert re.match(r"unanswered: ClientConnectorError: Cannot connect to host 127\.0\.0\.1:\d+ .*tries: 3", answer)
+
+
+def test_a_dead_endpoint_rests_and_the_living_one_answers() -> None:
+    with OpenAIServer().open() as server:
+        answers = ask(servers(closed_url(), server.url, retries=5, wait=0.2), 40)
+        assert len(server.asked) == 40
+    assert all(answer.startswith("the ") for answer in answers)
+
+
+def test_endpoints_share_the_work_and_none_gets_more_than_its_own() -> None:
+    slow = lambda number, body: Fault(200, b'{"choices": [{"text": "the"}]}', delay=0.02)  # noqa: E731
+    with OpenAIServer(fault=slow).open() as one, OpenAIServer(fault=slow).open() as other:
+        ask(servers(one.url, other.url, concurrency=3), 30)
+        assert len(one.asked) + len(other.asked) == 30
+        assert min(len(one.asked), len(other.asked)) >= 6
+        assert one.most <= 3
+        assert other.most <= 3
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_server_that_asks_for_a_rest_gets_it(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    fault = Fault(429, headers={"Retry-After": "90" if form == "seconds" else when})
+    rests: list[float] = []
+
+    async def waited() -> None:
+        async with Client(servers(server.url, retries=0)) as own:
+            with pytest.raises(Unanswered):
+                await own.post("/completions", {}, text)
+            (endpoint,) = own._endpoints
+            rests.append(endpoint.rests_until - client.time.monotonic())
+
+    with OpenAIServer(fault=lambda *_: fault).open() as server:
+        asyncio.run(waited())
+        monkeypatch.setattr(client, "LONGEST_REST", 7.0)
+        asyncio.run(waited())
+    assert 80 < rests[0] <= 90
+    assert 0 < rests[1] <= 7
+
+
+def test_backoff_doubles_up_to_a_minute_with_jitter() -> None:
+    async def made() -> list[list[float]]:
+        async with Client(servers("http://127.0.0.1:9/v1", wait=1.0)) as own:
+            return [[own._backoff(failures) for _ in range(50)] for failures in (0, 1, 3, 40)]
+
+    for seconds, longest in zip(asyncio.run(made()), (1, 2, 8, 60), strict=True):
+        assert longest / 2 <= min(seconds) < max(seconds) <= longest
+
+
+# --- what is wrong for every request
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_ends_it_at_once_and_is_not_repeated(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_KEY", KEY)
+    fault = Fault(status, f'{{"error": {{"message": "Incorrect API key: {KEY}"}}}}'.encode())
+    with OpenAIServer(fault=lambda *_: fault).open() as server:
+        with pytest.raises(
+            UserError, match=r"refuses the key \(HTTP \d+: Incorrect API key: \*\*\*\).*OWN_KEY"
+        ) as caught:
+            ask(servers(server.url, key_variable="OWN_KEY"))
+        assert len(server.asked) == 1
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [Fault(404), Fault(307, headers={"Location": "http://127.0.0.1:9/"})])
+def test_an_address_that_is_none_ends_it_at_once(fault: Fault) -> None:
+    with OpenAIServer(fault=lambda *_: fault).open() as server:
+        with pytest.raises(UserError, match=r"/v1/completions has no such model, or is no such address \(HTTP \d+"):
+            ask(servers(server.url))
+        assert len(server.asked) == 1
+
+
+# --- keys, models and settings
+
+
+def test_the_key_travels_in_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_KEY", f" {KEY}\n")
+    with OpenAIServer().open() as server:
+        own = servers(server.url, key_variable="OWN_KEY")
+        ask(own)
+        ask(servers(server.url))
+    assert [asked.authorization for asked in server.asked] == [f"Bearer {KEY}", None]
+    assert KEY not in f"{own} {server.asked[0].body} {server.asked[0].path}"
+
+
+@pytest.mark.parametrize("value", [None, " "])
+def test_a_key_that_is_named_must_be_there(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OWN_KEY", raising=False)
+    if value:
+        monkeypatch.setenv("OWN_KEY", value)
+    with pytest.raises(UserError, match=r"key_variable=OWN_KEY: not set; export OWN_KEY=…"):
+        ask(servers("http://127.0.0.1:9/v1", key_variable="OWN_KEY"))
+
+
+def offers(*urls: str) -> list[list[Answer] | str]:
+    async def asked() -> list[list[Answer] | str]:
+        async with Client(servers(*urls)) as own:
+            return list((await own.models()).values())
+
+    return asyncio.run(asked())
+
+
+def test_what_endpoints_offer() -> None:
+    with OpenAIServer(models=["a", "b"]).open() as one, OpenAIServer(models=None).open() as none:
+        found, unknown, dead = offers(one.url, none.url, closed_url())
+    assert [model["id"] for model in found] == ["a", "b"]  # type: ignore[index]
+    assert unknown == "HTTP 404: out of order"
+    assert "Cannot connect" in str(dead)
+    with OpenAIServer(key=KEY).open() as locked, pytest.raises(UserError, match="refuses the key"):
+        offers(locked.url)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"urls": []}, "one or more different endpoints"),
+        ({"urls": ["http://a/v1", "http://a/v1"]}, "one or more different endpoints"),
+        ({"urls": ["localhost:8000"]}, "is no endpoint"),
+        ({"urls": ["ftp://a/v1"]}, "is no endpoint"),
+        ({"urls": ["https://me:secret@a/v1"]}, "no user or password"),
+        ({"concurrency": 0}, "concurrency=0"),
+        ({"timeout": 0}, "above 0 seconds"),
+        ({"retries": -1}, "retries"),
+    ],
+    ids=str,
+)
+def test_servers_that_cannot_be(wrong: dict[str, Any], said: str) -> None:
+    urls = wrong.pop("urls", ["http://a/v1"])
+    with pytest.raises(UserError, match=said) as caught:
+        servers(*urls, **wrong)
+    assert "secret" not in str(caught.value)
