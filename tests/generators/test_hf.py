@@ -2,20 +2,23 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request, read_candidates
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder, Sampler, with_room
-from selfcontrast.generators.hf import HF
+from selfcontrast.generators.hf import HF, Fitting
+from selfcontrast.generators.sampling import sample
 from selfcontrast.generators.stage import FILE, Generation, candidates_by_prompt, choose, generate
+from selfcontrast.models.loading import load_model, load_tokenizer
 from tiny import example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -169,3 +172,70 @@ def test_a_generation_that_cannot_be(wrong: dict[str, Any]) -> None:
 def test_a_backend_that_cannot_be(wrong: tuple[str, int]) -> None:
     with pytest.raises(UserError, match=r"backend\."):
         HF(*wrong)
+
+
+# --- memory
+
+
+class Scarce(Fitting):
+    """A real model on a device where more than `most` responses at once do not fit."""
+
+    def __init__(self, policy: Path, most: int, error: Exception) -> None:
+        model, tokenizer = load_model(policy).eval(), load_tokenizer(policy)
+        self.sizes: list[int] = []
+
+        def draw(requests: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
+            self.sizes.append(len(requests) * len(samples))
+            if self.sizes[-1] > most:
+                raise error
+            return sample(model, tokenizer, requests, decoding, seed, RENDERER.end_ids, samples)
+
+        super().__init__(1000, draw)
+
+
+OUT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+    "cpu, too": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_batches_halve_where_memory_runs_out(error: Exception, policy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scarce = Scarce(policy, 9, error)
+    found = scarce(REQUESTS, DECODING, 0)
+    # 9 prompts of 3 samples: 27 do not fit, nor do the 4 prompts of 13 rows; then 2 prompts at a time do, for good.
+    assert scarce.sizes == [27, 12, 6, 6, 6, 6, 3]
+    assert [m.partition(" (")[0] for m in caplog.messages] == [
+        "memory ran out with 27 responses at once: going on with 13",
+        "memory ran out with 12 responses at once: going on with 6",
+    ]
+    whole = Scarce(policy, 1000, error)(REQUESTS, DECODING, 0)
+    assert [(c.id, c.sample, c.token_ids, c.finish_reason) for c in found] == [
+        (c.id, c.sample, c.token_ids, c.finish_reason) for c in whole
+    ]
+    assert [c.log_prob for c in found] == pytest.approx([c.log_prob for c in whole], abs=1e-4)
+    scarce(REQUESTS[:1], DECODING, 0)
+    assert scarce.sizes[-1] == 3
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(2, [3, 1, 1, 1]), (1, [3, 1, 1, 1])])
+def test_the_samples_of_one_prompt_are_split_where_they_do_not_fit(most: int, sizes: list[int], policy: Path) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    scarce = Scarce(policy, most, error)
+    found = scarce(REQUESTS[:1], DECODING, 0)
+    assert scarce.sizes == sizes
+    assert [(c.sample, c.token_ids) for c in found] == [
+        (c.sample, c.token_ids) for c in Scarce(policy, 1000, error)(REQUESTS[:1], DECODING, 0)
+    ]
+
+
+def test_a_single_response_that_does_not_fit_is_said(policy: Path) -> None:
+    with pytest.raises(UserError, match=r"memory runs out with a single response \(CUDA out of memory\.\)"):
+        Scarce(policy, 0, torch.OutOfMemoryError("CUDA out of memory."))(REQUESTS, DECODING, 0)
+
+
+def test_any_other_error_is_raised(policy: Path) -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        Scarce(policy, 0, RuntimeError("shape mismatch"))(REQUESTS, DECODING, 0)

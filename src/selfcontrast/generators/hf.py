@@ -1,9 +1,13 @@
 """The backend that runs in this process, with transformers."""
 
-from collections.abc import Iterator, Sequence
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
@@ -13,10 +17,12 @@ from selfcontrast.generators.sampling import sample
 from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class HF:
-    """Batches of `rows` responses; what is drawn does not depend on the batch."""
+    """Batches of at most `rows` responses; what is drawn does not depend on the batch."""
 
     precision: str
     rows: int = field(metadata=NOT_IN_KEY)
@@ -35,9 +41,64 @@ class HF:
         ends = Renderer(tokenizer).end_ids
         policy = load_model(model, self.precision).to(device).eval()
 
-        def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
-            size = max(1, self.rows // decoding.samples)
-            batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-            return [c for batch in batches for c in sample(policy, tokenizer, batch, decoding, seed, ends)]
+        def draw(requests: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
+            return sample(policy, tokenizer, requests, decoding, seed, ends, samples)
 
-        yield sampler
+        yield Fitting(self.rows, draw)
+
+
+Draw = Callable[[Sequence[Request], range, Decoding, int], list[Candidate]]
+"""These samples of each request, for (requests, samples, decoding, seed)."""
+
+
+class Fitting:
+    """Draws in batches of at most `rows` responses; where memory runs out, halves them for good and goes on."""
+
+    def __init__(self, rows: int, draw: Draw) -> None:
+        self.rows = rows
+        self.draw = draw
+
+    def __call__(self, requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
+        found: list[Candidate] = []
+        start = 0
+        while start < len(requests):
+            batch = requests[start : start + max(1, self.rows // decoding.samples)]
+            # A prompt whose samples do not fit together is computed once for each part of them.
+            parts = [range(decoding.samples)[i : i + self.rows] for i in range(0, decoding.samples, self.rows)]
+            drawn = self._try(batch, parts if len(batch) == 1 else parts[:1], decoding, seed)
+            if drawn is not None:
+                found += drawn
+                start += len(batch)
+        return found
+
+    def _try(
+        self, batch: Sequence[Request], parts: Sequence[range], decoding: Decoding, seed: int
+    ) -> list[Candidate] | None:
+        """The batch's candidates; None, and fewer rows from now on, where memory runs out."""
+        try:
+            return [candidate for samples in parts for candidate in self.draw(batch, samples, decoding, seed)]
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+        # Here the error is gone, and with it the frames that still held the batch.
+        tried = len(batch) * len(parts[0])
+        if tried == 1:
+            raise UserError(f"memory runs out with a single response ({reason}): lower max_new_tokens or max_length")
+        self.rows = tried // 2
+        log.warning("memory ran out with %d responses at once: going on with %d (%s)", tried, self.rows, reason)
+        _free()
+        return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """CUDA's has a type of its own; the CPU's and others' are known by their words."""
+    told = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in told for w in words)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

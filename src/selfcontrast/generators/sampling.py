@@ -30,18 +30,21 @@ def sample(
     decoding: Decoding,
     seed: int,
     end_ids: Collection[int],
+    samples: range | None = None,
 ) -> list[Candidate]:
-    """All responses of a batch of prompts, in the order of the requests.
+    """The responses to a batch of prompts, in the order of the requests.
 
     Args:
         model: a causal model of transformers in evaluation mode.
         end_ids: tokens that end a response; the one that did is its last.
+        samples: which of the N responses of each prompt; None for all.
     """
-    noise = torch.cat([uniforms(seed, request, decoding) for request in requests])  # [B * N, T]
-    run = _Run(model, tokenizer.pad_token_id, requests, decoding.samples)
+    drawn = range(decoding.samples) if samples is None else samples
+    noise = torch.cat([uniforms(seed, request, decoding)[drawn.start : drawn.stop] for request in requests])  # [R, T]
+    run = _Run(model, tokenizer.pad_token_id, requests, len(drawn))
     ends = torch.tensor(sorted(end_ids), device=model.device)
     room = torch.tensor([decoding.max_length - len(r.prompt) for r in requests]).clamp(max=decoding.max_new_tokens)
-    room = room.repeat_interleave(decoding.samples)
+    room = room.repeat_interleave(len(drawn))
     responses: list[list[int]] = [[] for _ in noise]
     log_probs = torch.zeros(len(noise), dtype=torch.float64)
     finished = ["length"] * len(noise)
@@ -62,8 +65,8 @@ def sample(
         logits = run.step(tokens, going)
     return [
         Candidate(
-            id=requests[row // decoding.samples].id,
-            sample=row % decoding.samples,
+            id=requests[row // len(drawn)].id,
+            sample=drawn[row % len(drawn)],
             text=str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
             token_ids=ids,
             finish_reason=finished[row],
