@@ -27,6 +27,7 @@ GIVEN = {  # the ??? of conf
     ("data", "jsonl"): "data.path=data.jsonl",
     ("model", "hf"): "model.path=folder",
     ("filter", "oracle_reward"): "filter.reward_model.path=folder",
+    ("generator", "import"): "generator.path=candidates.jsonl",
 }
 
 

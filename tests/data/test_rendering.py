@@ -1,8 +1,11 @@
 """The boundary between prompt and response, on the templates that models come with."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -30,7 +33,25 @@ PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-TEMPLATES = {"builtin": TEMPLATE, "chatml": CHATML, "zephyr": ZEPHYR, "inst": INST, "plain": PLAIN}
+# The generation prompt ends with a colon, and the answer begins with a space.
+OPENCHAT = (
+    "{{ bos_token }}{% for m in messages %}GPT4 Correct {{ m.role.title() }}: {{ m.content }}<|end_of_turn|>"
+    "{% endfor %}{% if add_generation_prompt %}GPT4 Correct Assistant:{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+TEMPLATES = {
+    "builtin": TEMPLATE,
+    "chatml": CHATML,
+    "zephyr": ZEPHYR,
+    "inst": INST,
+    "plain": PLAIN,
+    "openchat": OPENCHAT,
+    "llama3": LLAMA3,
+}
 # What each writes after the prompt for the answer "Paris", and what ends it.
 ANSWERS = {
     "builtin": ("Paris", "<|end|>"),
@@ -38,14 +59,25 @@ ANSWERS = {
     "zephyr": ("Paris", "<|end|>"),
     "inst": (" Paris", "<|end|>"),
     "plain": ("Paris\n\n", "<|end|>"),
+    "openchat": (" Paris", "<|end_of_turn|>"),
+    "llama3": ("Paris", "<|eot_id|>"),
 }
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<s>",
+    "<|end_of_turn|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+]
 QUESTION: list[Message] = [{"role": "user", "content": "Where is it?"}]
 TALK: list[Message] = [*QUESTION, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "Why?"}]
 
 
 def own_tokenizer(template: str) -> Any:
     own = tokenizer(template)
-    own.add_tokens(["<|im_start|>", "<|im_end|>", "<s>"], special_tokens=True)
+    own.add_tokens(SPECIAL, special_tokens=True)
     own.bos_token = "<s>"
     return own
 
@@ -75,7 +107,7 @@ def test_prompt_and_response_are_the_templates_own_text(name: str, messages: lis
 
 def test_a_system_message_is_rendered_where_the_template_has_one() -> None:
     messages: list[Message] = [{"role": "system", "content": "Be brief."}, *QUESTION]
-    for name in ("builtin", "chatml", "zephyr", "plain"):
+    for name in TEMPLATES.keys() - {"inst"}:
         assert "Be brief." in RENDERERS[name].tokenizer.decode(RENDERERS[name].prompt(messages))
     with pytest.raises(UserError, match="only user and assistant roles"):
         RENDERERS["inst"].prompt(messages)
@@ -201,3 +233,48 @@ def test_a_tokenizer_without_a_template_or_an_end() -> None:
     own.chat_template, own.eos_token = TEMPLATE, None
     with pytest.raises(UserError, match="no end-of-sequence token"):
         Renderer(own)
+
+
+# --- templates that models are published with; TRL carries them, and the special tokens are read out of them
+
+PUBLISHED = Path(trl.__file__).parent / "chat_templates"
+DIALOGUES = ["cohere", "gemma3", "glm4moe", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
+
+
+def published(name: str) -> Any:
+    template = (PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8")
+    own = tokenizer(template)
+    own.add_tokens(sorted({*re.findall(r"<\|[^<>{}'\"\s]*\|>|<\w*turn\w*>", template), "<s>"}), special_tokens=True)
+    own.bos_token = "<s>"
+    return own
+
+
+@pytest.mark.parametrize("target", ["Paris", "巴黎 🙂", "two\nlines"])
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, target: str) -> None:
+    own = published(name)
+    renderer = Renderer(own)
+    for messages in (QUESTION, TALK):
+        prompt, response = renderer.example(Example("a", messages, target))
+        assert renderer.text(response) == target
+        assert response[-1] in renderer.end_ids
+        # What comes of both is the template's text of the whole dialogue, up to the end of the turn.
+        answered = [*messages, {"role": "assistant", "content": target}]
+        whole = own.apply_chat_template(answered, tokenize=False, enable_thinking=False)
+        written = own.decode([*prompt, *response])
+        assert (whole + own.eos_token).startswith(written)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano"])
+def test_a_template_that_thinks_is_asked_not_to(name: str) -> None:
+    """An empty block of thoughts is part of the prompt: no response begins with it, in training or in sampling."""
+    renderer = Renderer(published(name))
+    prompt, response = renderer.prompt(TALK), renderer.response(TALK, "Paris")
+    assert re.search(r"<think>\s*</think>\s*$", renderer.tokenizer.decode(prompt))
+    assert renderer.tokenizer.decode(response) == "Paris<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["deepseek_r1_distill", "gptoss"])
+def test_a_template_that_always_thinks_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"ends where the answer begins .*model\.chat_template=FILE"):
+        Renderer(published(name))

@@ -35,6 +35,12 @@ def recognise(columns: Collection[str]) -> Callable[[Row], Parsed] | None:
     return next((parse for needed, parse in FORMATS.items() if set(needed) <= set(columns)), None)
 
 
+def prompt_of(row: Row) -> list[Message]:
+    """The prompt alone: of a row of any format, or of one with `prompt` and no target. Raises as its parser does."""
+    parse = recognise(row)
+    return parse(row).prompt if parse else _prompt(row)
+
+
 def text(value: Any, what: str, *, blank: bool = False) -> str:
     """The value, checked. Raises `RowError` for another type, or blank text where that is not allowed."""
     if not isinstance(value, str):
@@ -75,14 +81,19 @@ def _alpaca(row: Row, target: str) -> Parsed:
 
 
 def _completion(row: Row, target: str) -> Parsed:
-    """`prompt` and `completion` (or `chosen`, `rejected`), each a text or a list of messages."""
+    """`prompt` and `completion` (or `target`, or `chosen`, `rejected`), each a text or a list of messages."""
+    prompt = _prompt(row)
+    return Parsed(prompt, _reply(row, target, prompt), _rejected(row, prompt))
+
+
+def _prompt(row: Row) -> list[Message]:
     given = _get(row, "prompt")
     if isinstance(given, str):
         prompt = [Message(role="user", content=text(given, "'prompt'"))]
     else:
         prompt = _messages(given, "prompt")
     _check_prompt(prompt)
-    return Parsed(prompt, _reply(row, target, prompt), _rejected(row, prompt))
+    return prompt
 
 
 def _dialogues(row: Row) -> Parsed:
@@ -105,6 +116,7 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
     ("instruction", "response"): partial(_alpaca, target="response"),
     ("prompt", *_PREFERENCE): partial(_completion, target="chosen"),
     ("prompt", "completion"): partial(_completion, target="completion"),
+    ("prompt", "target"): partial(_completion, target="target"),
     _PREFERENCE: _dialogues,
 }
 

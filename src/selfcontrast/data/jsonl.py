@@ -17,6 +17,7 @@ from selfcontrast.errors import UserError
 
 VERSION = 1  # raise it when the same file and settings would give other examples
 MIN_PROMPTS = 8
+SETTING = "data.path"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 log = logging.getLogger(__name__)
@@ -71,15 +72,13 @@ class Jsonl:
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings and the file's bytes, not its path. Raises `UserError` where the file is missing."""
-        with _existing(self.path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {
             "source": "jsonl",
             "version": VERSION,
             "validation": self.validation,
             "test": self.test,
             "limit": self.limit,
-            "sha256": digest,
+            "sha256": file_hash(self.path),
         }
 
     def _read(self, dropped: Counter[str]) -> list[Example]:
@@ -131,12 +130,19 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
     return splits
 
 
-def read_rows(path: str, key: str = "data.path") -> Iterator[tuple[str, Any]]:
-    """Every row with its place ("line 3", "row 3"). Raises `UserError` for a file that cannot be read.
+def file_hash(path: str, setting: str = SETTING) -> str:
+    """sha256 of the bytes of a file that `setting` names. Raises `UserError` where it is missing."""
+    with _existing(path, setting).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    `key` is the config's name of the path.
+
+def read_rows(path: str, setting: str = SETTING) -> Iterator[tuple[str, Any]]:
+    """Every row of the file that `setting` names, with its place ("line 3", "row 3").
+
+    Raises:
+        UserError: for a file that cannot be read.
     """
-    file = _existing(path, key)
+    file = _existing(path, setting)
     if file.name.endswith(".parquet"):
         return _parquet(file)
     content = _decode(file)
@@ -145,14 +151,14 @@ def read_rows(path: str, key: str = "data.path") -> Iterator[tuple[str, Any]]:
     return (_lines if file.name.removesuffix(".gz").endswith(".jsonl") else _array)(path, content)
 
 
-def _existing(path: str, key: str = "data.path") -> Path:
+def _existing(path: str, setting: str) -> Path:
     file = Path(path)
     if file.is_dir():
-        raise UserError(f"{key}={path} is a folder; name one file ({', '.join(SUFFIXES)})")
+        raise UserError(f"{setting}={path} is a folder; name one file ({', '.join(SUFFIXES)})")
     if not file.is_file():
-        raise UserError(f"{key}={path} does not exist (it is read relative to the working directory)")
+        raise UserError(f"{setting}={path} does not exist (it is read relative to the working directory)")
     if not file.name.endswith(SUFFIXES):
-        raise UserError(f"{key}={path} has an unknown suffix; use one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{setting}={path} has an unknown suffix; use one of {', '.join(SUFFIXES)}")
     return file
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 
@@ -80,7 +81,7 @@ def draw(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
     """Token ids [n] from logits [n, V], by inverse transform of uniform numbers [n]; greedy at temperature 0."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits / decoding.temperature).softmax(-1)
+    probabilities = (logits if decoding.temperature == 1 else logits / decoding.temperature).softmax(-1)
     if decoding.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= decoding.top_p
@@ -109,6 +110,8 @@ class _Run:
         )
         self.cache = output.past_key_values
         self.cache.batch_repeat_interleave(samples)
+        # Layers of another kind, such as sliding windows, keep their own way.
+        self.cache.layers = [_Roomy(layer) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
         self.logits: Tensor = output.logits[:, -1].float().repeat_interleave(samples, dim=0)
@@ -118,10 +121,11 @@ class _Run:
         """Logits [n, V] after `tokens`, for the rows that are still going."""
         # Finished rows go at once: what is left of the batch is what is computed.
         if not bool(going.all()):
-            kept = going.nonzero()[:, 0].to(self.mask.device)
+            left = _closed(going)
+            kept = left.to(self.mask.device)
             self.cache.batch_select_indices(kept)
             self.mask, self.positions, tokens = self.mask[kept], self.positions[kept], tokens[kept]
-            self.rows = self.rows[going]
+            self.rows = self.rows[left]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         output = self.model(
             input_ids=tokens[:, None],
@@ -132,3 +136,45 @@ class _Run:
         )
         self.positions = self.positions + 1
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+def _closed(going: Tensor) -> Tensor:
+    """Indices of the rows still going, the last of them in the places of those that are not: most keep their own."""
+    count = int(going.sum())
+    order = torch.arange(count)
+    order[~going[:count]] = count + going[count:].nonzero()[:, 0]
+    return order
+
+
+class _Roomy(DynamicLayer):
+    """Keys and values [R, heads, length, size] with room behind them: a step writes its token, and copies nothing."""
+
+    room = 32  # tokens
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.length: int = layer.keys.shape[-2]
+        self.held: list[Tensor] = [layer.keys, layer.values]
+        self._show()
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, self.length = self.length, self.length + keys.shape[-2]
+        if self.length > self.held[0].shape[-2]:
+            more = [held.new_empty(*held.shape[:2], self.room, held.shape[-1]) for held in self.held]
+            self.held = [torch.cat(pair, dim=-2) for pair in zip(self.held, more, strict=True)]
+        for held, new in zip(self.held, (keys, values), strict=True):
+            held[..., start : self.length, :] = new
+        return self._show()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Copies the rows that change their place, and no others."""
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+        for held in self.held:
+            held[moved] = held[indices[moved]]
+        self.held = [held[: len(indices)] for held in self.held]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (held[..., : self.length, :] for held in self.held)
+        return self.keys, self.values

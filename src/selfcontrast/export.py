@@ -1,0 +1,171 @@
+"""Negatives for other trainers: python -m selfcontrast.export SOURCE --format trl|llamafactory|jsonl --output FILE"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from selfcontrast.config import build
+from selfcontrast.data.builtin import Builtin
+from selfcontrast.data.candidates import Negative, read_negatives
+from selfcontrast.data.example import Example, Message, Source
+from selfcontrast.data.jsonl import Jsonl
+from selfcontrast.errors import UserError
+from selfcontrast.filters.negatives import FILE
+from selfcontrast.results import RESULT, Result
+from selfcontrast.store import MANIFEST
+
+Row = dict[str, Any]
+
+FORMATS_HELP = """\
+formats, each with one JSON object a line:
+  trl           prompt, chosen, rejected as messages, one line per negative: what TRL's DPOTrainer reads
+  llamafactory  conversations, chosen, rejected (ShareGPT, ranking), one line per negative; the entry for
+                LLaMA-Factory's dataset_info.json is printed
+  jsonl         id, prompt, target, negatives: one line per prompt; generator=import reads it
+
+Prompts that a trainer's cutoff would leave out are in the file: the cutoff is the trainer's.
+"""
+
+
+def trl(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
+    """TRL's conversational preference rows, a prompt's together."""
+    for negative in negatives:
+        yield {"prompt": example.prompt, "chosen": [_answer(example.target)], "rejected": [_answer(negative)]}
+
+
+def llamafactory(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
+    """LLaMA-Factory's ShareGPT ranking rows. A system message goes into a column of its own, empty without one."""
+    names = {"user": "human", "assistant": "gpt"}
+    system = "".join(m["content"] for m in example.prompt[:1] if m["role"] == "system")
+    talk = [{"from": names[m["role"]], "value": m["content"]} for m in example.prompt if m["role"] != "system"]
+    for negative in negatives:
+        chosen, rejected = ({"from": "gpt", "value": answer} for answer in (example.target, negative))
+        yield {"system": system, "conversations": talk, "chosen": chosen, "rejected": rejected}
+
+
+def plain(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
+    """One row with all negatives, in the order of their draw."""
+    yield {"id": example.id, "prompt": example.prompt, "target": example.target, "negatives": list(negatives)}
+
+
+FORMATS: dict[str, Callable[[Example, Sequence[str]], Iterator[Row]]] = {
+    "trl": trl,
+    "llamafactory": llamafactory,
+    "jsonl": plain,
+}
+
+
+def export(source: Path, form: str, count: int | None, output: Path, data: str | None) -> int:
+    """Writes the first `count` negatives of every prompt (None: all) to `output`; returns the number of rows.
+
+    Args:
+        source: a finished run's folder, or that of a negatives artifact in the store.
+        data: the file that the prompts came from, where it is needed or has moved.
+
+    Raises:
+        UserError: when there is no such thing, the data is not the one, or there are fewer negatives.
+    """
+    folder, examples = _read(source, data)
+    ranked = read_negatives(folder / FILE)
+    fewest = min(map(len, ranked.values()))
+    if count is not None and not 1 <= count <= fewest:
+        raise UserError(f"--negatives {count}: at least 1, and at most {fewest}, which every prompt has")
+    rows = 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.{os.getpid()}.writing")
+    with open(partial, "w", encoding="utf-8") as file:
+        for example in examples:
+            if example.id in ranked:
+                for row in FORMATS[form](example, _texts(ranked[example.id], count)):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    rows += 1
+    os.replace(partial, output)
+    return rows
+
+
+def dataset_info(output: Path) -> Row:
+    """The entry that LLaMA-Factory's dataset_info.json needs."""
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "system": "system"}
+    entry = {"file_name": output.name, "formatting": "sharegpt", "ranking": True, "columns": columns}
+    return {output.name.partition(".")[0]: entry}
+
+
+def _texts(ranked: Sequence[Negative], count: int | None) -> list[str]:
+    return [negative.text for negative in ranked[:count]]
+
+
+def _answer(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _read(source: Path, data: str | None) -> tuple[Path, list[Example]]:
+    """The folder with the negatives, and the training examples that they are of."""
+    config: Mapping[str, Any] | None = None
+    folder = source
+    if (source / RESULT).is_file():
+        result = Result.read(source)
+        config = result.config["data"]
+        folder = Path(next(stage["path"] for stage in result.stages if stage["name"] == "filter"))
+    if not (folder / FILE).is_file() or not (folder / MANIFEST).is_file():
+        raise UserError(f"{source}: give a finished run's folder, or a negatives artifact (STORE/filter/KEY): {folder}")
+    fingerprint = _fingerprint(folder)
+    if config is not None and data is None:
+        found = build(OmegaConf.create(dict(config)), "data")
+    else:
+        found = _source(fingerprint, data)
+    if found.fingerprint() != fingerprint:
+        raise UserError(f"{source}: its data has changed since, or is another; name the right file with --data FILE")
+    return folder, found.load()["train"]
+
+
+def _fingerprint(artifact: Path) -> Any:
+    """What the store says of the data that an artifact was made from: the artifacts before it are asked in turn."""
+    try:
+        manifest = json.loads((artifact / MANIFEST).read_text())
+    except OSError:
+        raise UserError(f"{artifact} is gone from the store, and with it the name of the data") from None
+    if "data" in manifest["settings"]:
+        return manifest["settings"]["data"]
+    stage = {"candidates": "generate", "embeddings": "embed", "negatives": "filter"}
+    role, key = next(iter(manifest["inputs"].items()))
+    return _fingerprint(artifact.parents[1] / stage.get(role, role) / key)
+
+
+def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
+    if fingerprint["source"] == "builtin":
+        return Builtin(**{k: v for k, v in fingerprint.items() if k not in ("source", "version")})
+    if fingerprint["source"] == "jsonl" and data:
+        return Jsonl(data, fingerprint["validation"], fingerprint["test"], fingerprint["limit"])
+    raise UserError("the store does not know where the data lies: name it with --data FILE, or give the run's folder")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m selfcontrast.export",
+        description="Writes prompts, targets and negatives for other trainers.",
+        epilog=FORMATS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="a finished run's folder, or a negatives artifact: STORE/filter/KEY")
+    parser.add_argument("--format", choices=FORMATS, required=True, dest="form")
+    parser.add_argument("--negatives", type=int, metavar="K", help="the first K of each prompt; default: all")
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="a .jsonl file")
+    parser.add_argument("--data", metavar="FILE", help="your data file, for an artifact, or where it has moved")
+    args = parser.parse_args(arguments)
+    rows = export(args.source, args.form, args.negatives, args.output, args.data)
+    print(f"{rows} rows in {args.output}")
+    if args.form == "llamafactory":
+        print(f"for dataset_info.json: {json.dumps(dataset_info(args.output), indent=2)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

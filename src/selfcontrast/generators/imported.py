@@ -1,0 +1,142 @@
+"""Candidates made elsewhere: a file of prompts and their responses, in place of sampling."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from selfcontrast.data.candidates import SCHEMA, Candidate, candidates_table
+from selfcontrast.data.example import Example, Message
+from selfcontrast.data.formats import OddRow, RowError, prompt_of, text
+from selfcontrast.data.jsonl import file_hash, read_rows
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.work import Engine
+from selfcontrast.errors import UserError
+from selfcontrast.generators.stage import FILE, choose
+from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.store import NOT_IN_KEY, settings_of
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("responses", "negatives")  # the first that a row has
+WHERE = "generator.path"
+WRITTEN = 1000  # prompts at a time
+
+
+@dataclass(frozen=True)
+class Import:
+    """A file of rows with a prompt, in any of the formats of `data/formats.py`, and a list of `responses`.
+
+    A training prompt is given the responses of all rows whose messages are its own. They may be fewer for one prompt
+    than for another.
+
+    Attributes:
+        path: as of `data.jsonl.Jsonl`; its content is in the artifact's key, and not where it lies.
+        prompts: how many of the prompts with responses, drawn with `seed`; None for all.
+        max_length: tokens of prompt and response; longer ones are left out and counted.
+    """
+
+    path: str = field(metadata=NOT_IN_KEY)
+    prompts: int | None
+    max_length: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and self.prompts < 1:
+            raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
+
+    @property
+    def samples(self) -> int:
+        return max(map(len, self._responses.values()))
+
+    def check(self, examples: Sequence[Example]) -> None:
+        given, asked = self._responses.keys(), {_key(example.prompt) for example in examples}
+        if not given & asked:
+            raise UserError(f"{WHERE}={self.path}: none of its {len(given)} prompts is one of the training split's")
+        if foreign := len(given - asked):
+            log.warning("%s: %d of %d prompts are not in the training split: not used", self.path, foreign, len(given))
+        if bare := len(asked - given):
+            log.warning("%s: %d of %d training prompts have no responses: not used", self.path, bare, len(asked))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**settings_of(self), "sha256": file_hash(self.path, WHERE)}
+
+    def generate(
+        self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
+    ) -> dict[str, Any]:
+        """Writes `folder/candidates.parquet`, the prompts in their own order; tokenizes here, on one core."""
+        renderer = Renderer(load_tokenizer(model))
+        own = [example for example in examples if _key(example.prompt) in self._responses]
+        chosen = choose(own, self.prompts, self.seed)
+        prompts = responses = tokens = long = 0
+        with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
+            for start in tqdm(range(0, len(chosen), WRITTEN), desc="import", unit="k prompts", disable=None):
+                rows: list[Candidate] = []
+                for example in chosen[start : start + WRITTEN]:
+                    found = self._candidates(renderer, example)
+                    long += len(self._responses[_key(example.prompt)]) - len(found)
+                    prompts += bool(found)
+                    rows += found
+                responses += len(rows)
+                tokens += sum(len(row.token_ids) for row in rows)
+                writer.write_table(candidates_table(rows))
+        if not responses:
+            raise UserError(f"{self.path}: no response has room in generator.max_length={self.max_length}: raise it")
+        if long:
+            log.warning("%d of %d responses are longer than generator.max_length: left out", long, long + responses)
+        return {
+            "prompts": prompts,
+            "prompts_without_room": len(chosen) - prompts,
+            "responses": responses,
+            "responses_without_room": long,
+            "tokens": tokens,
+            "tokens_per_response": tokens / responses,
+        }
+
+    def _candidates(self, renderer: Renderer, example: Example) -> list[Candidate]:
+        """Those that have room, numbered as in the file."""
+        room = self.max_length - len(renderer.prompt(example.prompt))
+        texts = [given.strip() for given in self._responses[_key(example.prompt)]]
+        ids = [renderer.response(example.prompt, given) for given in texts]
+        return [Candidate(example.id, i, texts[i], own, "stop", nan) for i, own in enumerate(ids) if len(own) <= room]
+
+    @cached_property
+    def _responses(self) -> dict[str, list[str]]:
+        """Per prompt all its responses. Raises `UserError` that names the line of a row that is unusable."""
+        found: dict[str, list[str]] = {}
+        for prompt, responses in self._read():
+            found.setdefault(_key(prompt), []).extend(responses)
+        if not found:
+            raise UserError(f"{WHERE}={self.path}: no row with a prompt and responses")
+        return found
+
+    def _read(self) -> Iterator[tuple[list[Message], list[str]]]:
+        for place, row in read_rows(self.path, WHERE):
+            try:
+                if not isinstance(row, dict):
+                    raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
+                yield prompt_of(row), _texts(row)
+            except OddRow as reason:
+                log.warning("%s, %s: %s: left out", self.path, place, reason)
+            except RowError as error:
+                raise UserError(f"{self.path}, {place}: {error}") from None
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    column = next((name for name in COLUMNS if row.get(name) is not None), COLUMNS[0])
+    given = row.get(column)
+    if not isinstance(given, list) or not given:
+        raise RowError(f"'{column}' must be a list of at least one text")
+    return [text(item, f"{i} of '{column}'", blank=True) for i, item in enumerate(given, start=1)]
+
+
+def _key(prompt: Sequence[Message]) -> str:
+    """What makes two dialogues the same: who says what, whatever the space around it."""
+    return json.dumps([[message["role"], message["content"].strip()] for message in prompt], ensure_ascii=False)

@@ -1,0 +1,181 @@
+"""Negatives for other trainers, read by these; and back again as candidates."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from selfcontrast.data.builtin import Builtin
+from selfcontrast.data.candidates import Negative
+from selfcontrast.data.example import Example
+from selfcontrast.data.jsonl import Jsonl
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.export import dataset_info, export, main
+from selfcontrast.filters.negatives import FILE
+from selfcontrast.generators.imported import Import
+from selfcontrast.store import Artifact, Store
+from tiny import llama, tokenizer
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ROWS = [
+    {
+        "messages": [
+            *([SYSTEM] if i % 3 == 0 else []),
+            *([{"role": "user", "content": "猫?"}, {"role": "assistant", "content": "🙂"}] if i % 2 else []),
+            {"role": "user", "content": f"the cat {i}"},
+            {"role": "assistant", "content": f"a cat {i}"},
+        ]
+    }
+    for i in range(12)
+]
+
+
+def negative(name: str, rank: int) -> Negative:
+    return Negative(name, rank, 7 - rank, f"a dog {rank} 狗", [1, 2], 0.5)
+
+
+def made_from(store: Store, data: Any, examples: list[Example], ranks: int = 3) -> Artifact:
+    """A negatives artifact as the pipeline leaves it, of all but the first example."""
+
+    def write(folder: Path) -> None:
+        rows = [vars(negative(e.id, rank)) for rank in reversed(range(ranks)) for e in examples[1:]]
+        pq.write_table(pa.Table.from_pylist(rows), folder / FILE)
+
+    sft = store.get("sft", 1, {"data": data.fingerprint()}, {}, lambda folder: None)
+    candidates = store.get("generate", 1, {}, {"sft": sft}, lambda folder: None)
+    return store.get("filter", 1, {}, {"candidates": candidates}, write)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Jsonl:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return Jsonl(str(file), 0.1, 0.1, None)
+
+
+@pytest.fixture
+def examples(data: Jsonl) -> list[Example]:
+    return data.load()["train"]
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, data: Jsonl, examples: list[Example]) -> Path:
+    return made_from(Store(tmp_path / "store"), data, examples).path
+
+
+def exported(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
+    output = artifact.parents[2] / "new" / f"{form}.jsonl"
+    written = export(artifact, form, count, output, data.path)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(found) == written
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
+    return output, found
+
+
+def test_jsonl_has_all_negatives_of_a_prompt_in_rank_order(
+    artifact: Path, data: Jsonl, examples: list[Example]
+) -> None:
+    _, found = exported(artifact, "jsonl", data)
+    assert found == [
+        {"id": e.id, "prompt": e.prompt, "target": e.target, "negatives": [f"a dog {rank} 狗" for rank in range(3)]}
+        for e in examples[1:]
+    ]
+
+
+def test_trl_reads_the_file_and_gets_the_token_ids_of_our_rendering(
+    artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
+) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    output, found = exported(artifact, "trl", data, 2)
+    assert len(found) == 2 * len(examples[1:])
+    own = tokenizer()
+    own.model_max_length = 10**6
+    settings: Any = {"use_cpu": True, "bf16": False, "report_to": [], "precompute_ref_log_probs": True}
+    trainer = DPOTrainer(
+        model=llama(),
+        args=DPOConfig(output_dir=str(tmp_path / "trl"), **settings),
+        train_dataset=load_dataset("json", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache")),
+        processing_class=own,
+    )
+    renderer = Renderer(own)
+    expected = [
+        (*renderer.example(e), renderer.response(e.prompt, f"a dog {rank} 狗"))
+        for e in examples[1:]
+        for rank in range(2)
+    ]
+    rows = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
+    assert rows == expected
+
+
+def test_llamafactory_rows_are_what_its_ranking_format_says(
+    artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
+) -> None:
+    """Our own reader knows that format: what it reads is what was exported."""
+    output, found = exported(artifact, "llamafactory", data, 1)
+    assert {tuple(row) for row in found} == {("system", "conversations", "chosen", "rejected")}
+    assert any(row["system"] == "Be brief." for row in found)
+    assert all(turn["from"] in ("human", "gpt") for row in found for turn in row["conversations"])
+    read = [e for split in Jsonl(str(output), 0.1, 0.1, None).load().values() for e in split]
+    assert sorted((len(e.prompt), e.target, e.rejected) for e in read) == sorted(
+        (len(e.prompt), e.target, "a dog 0 狗") for e in examples[1:]
+    )
+    load_dataset("json", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    (entry,) = dataset_info(output).values()
+    assert set(entry["columns"].values()) == set(found[0])
+    assert (entry["file_name"], entry["formatting"], entry["ranking"]) == ("llamafactory.jsonl", "sharegpt", True)
+
+
+def test_what_was_exported_comes_back_as_candidates(artifact: Path, data: Jsonl, examples: list[Example]) -> None:
+    output, _ = exported(artifact, "jsonl", data, 2)
+    back = Import(str(output), None, 100, 0)
+    back.check(examples)
+    renderer = Renderer(tokenizer())
+    for one in examples[1:]:
+        assert [c.text for c in back._candidates(renderer, one)] == ["a dog 0 狗", "a dog 1 狗"]
+    assert back.samples == 2
+    # The file is data, too, with the same ids.
+    again = [e for split in Jsonl(str(output), 0.1, 0.1, None).load().values() for e in split]
+    assert {(e.id, e.target) for e in again} == {(e.id, e.target) for e in examples[1:]}
+
+
+def test_the_builtin_data_needs_no_file(tmp_path: Path) -> None:
+    data = Builtin(train=16, validation=8, test=8, noise=0.1, two_turn=0.5, seed=3)
+    artifact = made_from(Store(tmp_path / "store"), data, data.load()["train"]).path
+    assert export(artifact, "jsonl", 1, tmp_path / "out.jsonl", None) == 15
+
+
+def test_sources_that_cannot_be(artifact: Path, data: Jsonl, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    for count in (0, 4):
+        with pytest.raises(UserError, match=rf"--negatives {count}: at least 1, and at most 3"):
+            export(artifact, "trl", count, output, data.path)
+    with pytest.raises(UserError, match="name it with --data FILE"):
+        export(artifact, "trl", 1, output, None)
+    with pytest.raises(UserError, match="give a finished run's folder, or a negatives artifact"):
+        export(tmp_path, "trl", 1, output, None)
+    Path(data.path).write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
+    with pytest.raises(UserError, match="its data has changed since, or is another"):
+        export(artifact, "trl", 1, output, data.path)
+    assert not output.exists()
+
+
+def test_the_command(artifact: Path, data: Jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--format", "llamafactory", "--negatives", "1", "--output", str(tmp_path / "pairs.jsonl")]
+    main([str(artifact), *own, "--data", data.path])
+    said = capsys.readouterr().out
+    assert f"rows in {tmp_path / 'pairs.jsonl'}" in said
+    assert json.loads(said.partition("dataset_info.json: ")[2]) == dataset_info(tmp_path / "pairs.jsonl")
+    wrong = subprocess.run(
+        [sys.executable, "-m", "selfcontrast.export", str(tmp_path), *own], capture_output=True, text=True, timeout=300
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: ")
+    assert "Traceback" not in wrong.stderr
