@@ -1,0 +1,95 @@
+"""Whole jobs whose candidates come from a server, or from a file."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs import TINY, TINY_ANYWHERE, TINY_MODEL, Finished, read_result, run_train, stages
+from openai_server import Body, Fault, OpenAIServer
+from selfcontrast.models.loading import load_model, load_tokenizer
+
+KEY = "sk-planted-0123456789"
+
+
+def served(model: Path) -> Any:
+    """Answers as vLLM would, with the policy itself."""
+    policy, tokenizer = load_model(model).eval(), load_tokenizer(model)
+    one_at_a_time = threading.Lock()
+
+    def reply(body: Body) -> list[Body]:
+        ids = torch.tensor([body["prompt"]])
+        with one_at_a_time, torch.inference_mode():
+            torch.manual_seed(body["seed"])
+            limits = {"max_new_tokens": body["max_tokens"], "num_return_sequences": body["n"]}
+            found = policy.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **limits)
+        choices = []
+        for row in found[:, ids.shape[1] :].tolist():
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else None
+            choices.append({"text": "", "token_ids": row[:end], "finish_reason": "stop" if end else "length"})
+        return choices
+
+    return reply
+
+
+def test_candidates_from_a_server_that_starts_when_the_model_is_there(finished: Finished, tmp_path: Path) -> None:
+    """First without a server, then with one that refuses a prompt, and with a key that nobody gets to see."""
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store"), "OWN_KEY": KEY}
+    asked = ("generator=openai", "generator.backend.key_variable=OWN_KEY", "generator.max_failed_share=0.1")
+    early = run_train(*TINY, *asked, "generator.backend.urls=[http://127.0.0.1:9/v1]", cwd=tmp_path, env=store)
+    assert early.returncode == 1
+    model = Path(stages(finished.result)["sft"]["path"]) / "model"
+    assert f"vllm serve {model} --served-model-name selfcontrast" in early.stderr
+    assert "Traceback" not in early.stderr
+
+    def refuse_the_first(number: int, body: Body) -> Fault | None:
+        return None if number else Fault(400, b'{"error": {"message": "not this one"}}')
+
+    with OpenAIServer(served(model), refuse_the_first, root=str(model), key=KEY).open() as server:
+        ended = run_train(*TINY, *asked, f"generator.backend.urls=[{server.url}]", cwd=tmp_path, env=store)
+    assert ended.returncode == 0, ended.stderr
+    summary = stages(read_result(tmp_path / "out"))["generate"]["summary"]
+    assert (summary["prompts"], summary["failed"], summary["responses"]) == (15, 1, 15 * 6)
+    assert summary["failed_because"] == {"HTTP 400: not this one": 1}
+    written = [f for folder in (tmp_path, finished.folder / "store") for f in folder.rglob("*") if f.is_file()]
+    assert [f for f in written if KEY.encode() in f.read_bytes()] == []
+    assert KEY not in ended.stdout + ended.stderr + early.stderr
+
+
+def test_candidates_from_the_file_that_the_data_is_in(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f"What is {a} plus {b}?",
+            "target": f"{a} plus {b} makes {a + b}, as every child knows.",
+            "responses": [f"{a} and {b}: {a + b + i}" for i in range(4 + a)],
+        }
+        for a in range(6)
+        for b in range(6)
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sampling = ("generator.samples", "generator.max_new_tokens", "generator.prompts")
+    settings = [setting for setting in TINY_ANYWHERE if not setting.startswith(sampling)]
+    files = ("data=jsonl", "data.path=own.jsonl", "generator=import", "generator.path=own.jsonl")
+    ended = run_train(
+        *settings,
+        *TINY_MODEL,
+        *files,
+        "trainer.epochs=1",
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = read_result(tmp_path / "out")
+    shown = [negative for row in result["negatives_shown"] for negative in (row["farthest"], row["nearest"])]
+    assert set(shown) <= {response for row in rows for response in row["responses"]}
+    summary = stages(result)["generate"]["summary"]
+    assert summary["responses"] >= 4 * summary["prompts"] > 0
+    # What was chosen of them goes out again.
+    command = ["-m", "selfcontrast.export", "out", "--format", "trl", "--negatives", "2", "--output", "pairs.jsonl"]
+    written = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert written.returncode == 0, written.stderr
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == 2 * stages(result)["filter"]["summary"]["prompts_used"]
