@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfcontrast.data.candidates import Negative
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.packing import Group
@@ -19,7 +20,7 @@ from selfcontrast.objectives import Objective
 from selfcontrast.training.align import align, nearest_first, preference_groups
 from selfcontrast.training.fine_tune import HISTORY
 from selfcontrast.training.module import Record
-from selfcontrast.training.reference import read_reference, score_reference
+from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -68,7 +69,7 @@ def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[
     pool, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 4, cutoff=100)
     own, how = hardware(self_check=True), recipe(**{"epochs": 4, "prompts_per_step": 2, **changes})
     folder.mkdir()
-    score_reference(folder.parent, sft, pool, "float32", own)
+    score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", own), pool, "cpu")
     told: list[Record] = []
     summary = align(
         folder,
