@@ -1,17 +1,21 @@
 """Sampling: independent of the batch, true to the model, and of the right distribution."""
 
 from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.generators.sampling import draw, sample, uniforms
+from selfcontrast.generators.sampling import _inverse, draw, sample, uniforms
 from tiny import llama, tokenizer
 
 TOKENIZER = tokenizer()
@@ -154,23 +158,23 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows == [5, *(sum(len(c.token_ids) > t for c in candidates) for t in range(1, longest))]
 
 
-LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.5, -3.0, 0.5])
+LOG_PROBS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.5, -3.0, 0.5]).log_softmax(-1)
 
 
 def drawn(decoding: Decoding, count: int = 50_000) -> Tensor:
     numbers = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return draw(LOGITS.expand(count, -1), numbers, decoding).bincount(minlength=len(LOGITS))
+    return draw(LOG_PROBS.expand(count, -1), numbers, decoding).bincount(minlength=len(LOG_PROBS))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature: float) -> None:
     counts = drawn(Decoding(1, temperature, 1.0, 1, 1))
-    expected = (LOGITS.double() / temperature).softmax(-1) * counts.sum()
+    expected = (LOG_PROBS.double() / temperature).softmax(-1) * counts.sum()
     assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-3
 
 
 def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
-    probabilities = LOGITS.double().softmax(-1)
+    probabilities = LOG_PROBS.double().softmax(-1)
     # Two reach 0.6724, six 0.9972.
     assert probabilities.sort(descending=True).values.cumsum(0)[[1, 5]].tolist() == pytest.approx(
         [0.6724, 0.9972], abs=1e-4
@@ -183,9 +187,23 @@ def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
             assert stats.chisquare(counts[support].numpy(), (inside * counts.sum()).numpy()).pvalue > 1e-3
 
 
+@given(
+    weights=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=200).filter(lambda w: sum(w) > 1e-30),
+    uniform=st.floats(0, 1 - 2**-53),
+)
+def test_a_draw_is_where_the_running_sum_exceeds_the_number(weights: list[float], uniform: float) -> None:
+    """Against exact arithmetic: where rounding decides, either neighbour will do, but no weight of zero."""
+    drawn = int(_inverse(torch.tensor([weights]), torch.tensor([uniform], dtype=torch.float64))[0])
+    sums = list(accumulate(map(Fraction, weights)))
+    threshold, slack = Fraction(uniform) * sums[-1], sums[-1] / 2**40
+    assert weights[drawn] > 0
+    assert sums[drawn] > threshold - slack
+    assert sums[drawn] - Fraction(weights[drawn]) <= threshold + slack
+
+
 def test_draw_at_the_ends_of_the_interval_has_a_probability() -> None:
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).expand(2, -1)
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).log_softmax(-1).expand(2, -1)
     for top_p in (1.0, 0.9):
         assert draw(logits, ends, Decoding(1, 1.0, top_p, 1, 1)).tolist() == [1, 3]
     assert draw(logits, ends, Decoding(1, 0.0, 1.0, 1, 1)).tolist() == [3, 3]

@@ -9,10 +9,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
+
+BLOCK = 64  # tokens whose probabilities are summed before the running sum
 
 
 def uniforms(seed: int, request: Request, decoding: Decoding) -> Tensor:
@@ -49,12 +52,11 @@ def sample(
     responses: list[list[int]] = [[] for _ in noise]
     log_probs = torch.zeros(len(noise), dtype=torch.float64)
     finished = ["length"] * len(noise)
-    logits = run.logits
+    model_log_probs = run.log_probs
     for position in range(int(room.max())):
         rows = run.rows
-        tokens = draw(logits, noise[rows, position].to(logits.device), decoding)
-        chosen = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        log_probs[rows] += chosen.double().cpu()
+        tokens = draw(model_log_probs, noise[rows, position].to(model_log_probs.device), decoding)
+        log_probs[rows] += model_log_probs.gather(-1, tokens[:, None])[:, 0].double().cpu()
         ended = torch.isin(tokens, ends).cpu()
         for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
             responses[row].append(token)
@@ -63,7 +65,7 @@ def sample(
         going = ~ended & (position + 1 < room[rows])
         if not bool(going.any()):
             break
-        logits = run.step(tokens, going)
+        model_log_probs = run.step(tokens, going)
     return [
         Candidate(
             id=requests[row // len(drawn)].id,
@@ -77,18 +79,40 @@ def sample(
     ]
 
 
-def draw(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
-    """Token ids [n] from logits [n, V], by inverse transform of uniform numbers [n]; greedy at temperature 0."""
+def draw(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+    """Token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n]; greedy at temperature 0.
+
+    Below 1, top_p keeps the likeliest tokens up to and including the one that reaches it.
+    """
     if decoding.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits if decoding.temperature == 1 else logits / decoding.temperature).softmax(-1)
+        return log_probs.argmax(-1)
+    warm = decoding.temperature != 1
+    probabilities = (log_probs / decoding.temperature).softmax(-1) if warm else log_probs.exp()
     if decoding.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= decoding.top_p
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return _inverse(probabilities, uniform)
+
+
+def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Indices [n]: where the running sum of weights [n, V] first exceeds the share [n] of their whole.
+
+    The sums of blocks are searched first, then one block: only that one's running sum is ever made.
+    """
+    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [n, V / BLOCK]
+    threshold = uniform[:, None] * sums[:, -1:]
+    block = _first_above(sums, threshold)
+    before = F.pad(sums, (1, 0)).gather(-1, block)
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
+    return (block * BLOCK + _first_above(inside, threshold - before))[:, 0]
+
+
+def _first_above(sums: Tensor, threshold: Tensor) -> Tensor:
+    """Indices [n, 1] into running sums [n, m]. Rounding never carries it past the last weight that is not zero."""
+    below = sums[:, -1:] * (1 - 2**-53)
+    return torch.searchsorted(sums, threshold.minimum(below), right=True)
 
 
 class _Run:
@@ -114,11 +138,11 @@ class _Run:
         self.cache.layers = [_Roomy(layer) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
-        self.logits: Tensor = output.logits[:, -1].float().repeat_interleave(samples, dim=0)
+        self.log_probs = _log_probs(output.logits).repeat_interleave(samples, dim=0)
         self.rows = torch.arange(len(requests) * samples)
 
     def step(self, tokens: Tensor, going: Tensor) -> Tensor:
-        """Logits [n, V] after `tokens`, for the rows that are still going."""
+        """Log-probabilities [n, V] after `tokens`, for the rows that are still going."""
         # Finished rows go at once: what is left of the batch is what is computed.
         if not bool(going.all()):
             left = _closed(going)
@@ -135,7 +159,12 @@ class _Run:
             use_cache=True,
         )
         self.positions = self.positions + 1
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
+        return _log_probs(output.logits)
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """Of the last position, float32 [n, V], at temperature 1."""
+    return logits[:, -1].float().log_softmax(-1)
 
 
 def _closed(going: Tensor) -> Tensor:
