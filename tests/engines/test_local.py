@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfcontrast.engines.local import Local
-from selfcontrast.engines.work import Shard, Worker, write_table
+from selfcontrast.engines.work import Shard, Worker, cut, write_table
 from selfcontrast.errors import UserError
 
 
@@ -71,3 +71,14 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def test_an_engine_that_cannot_be(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Local(**{"prompts_per_shard": 1, "texts_per_shard": 1, **wrong})
+
+
+def test_a_cut_holds_everything_once_in_order_under_names_of_its_content(tmp_path: Path) -> None:
+    items = ["a", "b", "c", "d", "e"]
+    shards = cut(items, 2, tmp_path, str, weight=3)
+    assert [shard.items for shard in shards] == [["a", "b"], ["c", "d"], ["e"]]
+    assert [shard.weight for shard in shards] == [6, 6, 3]
+    same = {shard.file: shard.items for shard in cut(items[2:], 2, tmp_path, str)}
+    assert same[shards[1].file] == ["c", "d"]  # the same items, the same file
+    others = [*cut(items, 1, tmp_path, str), *cut(items, 3, tmp_path, str), *cut(["b", "a"], 2, tmp_path, str)]
+    assert {shard.file for shard in shards[:2]}.isdisjoint(shard.file for shard in others)

@@ -3,13 +3,14 @@
 A *task* says how a shard's items become a table; an *engine* says where. Neither changes what comes out.
 """
 
+import hashlib
 import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from selfcontrast.errors import UserError
 
+Item = TypeVar("Item")
 Worker = Callable[[Sequence[Any]], pa.Table]
 
 
@@ -27,6 +29,21 @@ class Shard:
     file: Path
     items: Sequence[Any]
     weight: int
+
+
+def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], str], weight: int = 1) -> list[Shard]:
+    """Neighbours together, `size` to a shard, whose file is named after what it holds: no other size takes it for its own.
+
+    Args:
+        name: what tells an item from all others.
+        weight: of one item.
+    """
+    parts = [items[i : i + size] for i in range(0, len(items), size)]
+    digests = (hashlib.sha256("\0".join(map(name, part)).encode()).hexdigest()[:20] for part in parts)
+    return [
+        Shard(folder / f"{digest}.parquet", part, len(part) * weight)
+        for digest, part in zip(digests, parts, strict=True)
+    ]
 
 
 class Task(Protocol):

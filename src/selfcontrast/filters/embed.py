@@ -5,7 +5,6 @@ few prompts at a time, and looks nothing up. Vectors are stored in float16, in A
 a cosine that is off by less than 2^-10 (each of its two vectors by less than 2^-11 of its length).
 """
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selfcontrast.engines.work import Engine, Shard, Worker
+from selfcontrast.engines.work import Engine, Shard, Worker, cut
 from selfcontrast.filters.encode import Embeddings, Encoder, unit
 from selfcontrast.store import RESUME
 
@@ -58,9 +57,7 @@ def embed(
     by_length = sorted(row_of, key=lambda text: (len(text), text))  # what is encoded together is about as long
     place = np.empty(len(by_length), dtype=np.int64)  # of each distinct text in the shards
     place[[row_of[text] for text in by_length]] = np.arange(len(by_length))
-    size = engine.texts_per_shard
-    parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-    shards = [Shard(folder / RESUME / f"{_digest(part)}.parquet", part, len(part)) for part in parts]
+    shards = cut(by_length, engine.texts_per_shard, folder / RESUME, str)
     engine.run(Encoding(encoder), shards, device, "embed", "text")
     vectors = _joined(shards, folder / RESUME / "joined")
     for rows, file in ((targets, TARGETS), (candidates, CANDIDATES)):
@@ -120,7 +117,3 @@ def _matrix(column: pa.FixedSizeListArray) -> Halves:
     """[n, d]"""
     vectors: Halves = column.flatten().to_numpy().reshape(len(column), -1)
     return vectors
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]

@@ -1,6 +1,5 @@
 """What draws responses: the interface that every backend gives, and its work in shards."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfcontrast.data.candidates import FAILED, Candidate, Decoding, Request, candidates_table, read_candidates
-from selfcontrast.engines.work import Engine, Shard, Worker, write_table
+from selfcontrast.engines.work import Engine, Shard, Worker, cut, write_table
 from selfcontrast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -67,9 +66,7 @@ class Responder:
             label: the progress bar's name.
         """
         by_length = sorted(requests, key=lambda request: (len(request.prompt), request.id))
-        size = self.engine.prompts_per_shard
-        parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-        shards = [Shard(folder / f"{_digest(p)}.parquet", p, len(p) * decoding.samples) for p in parts]
+        shards = cut(by_length, self.engine.prompts_per_shard, folder, lambda request: request.id, decoding.samples)
         task = Sampling(self.backend, model, decoding, seed)
         self._retry(task, shards, label)
         self.engine.run(task, shards, self.device, label, "response")
@@ -127,8 +124,3 @@ def with_room(requests: Iterable[Request], decoding: Decoding) -> list[Request]:
             decoding.max_length,
         )
     return kept
-
-
-def _digest(requests: Sequence[Request]) -> str:
-    """A shard's name: what it holds, so that another shard size never takes one for another."""
-    return hashlib.sha256("\0".join(request.id for request in requests).encode()).hexdigest()[:20]

@@ -80,7 +80,7 @@ def sample(
 
 
 def draw(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
-    """Token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n]; greedy at temperature 0.
+    """Token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n]; greedy at 0.
 
     Below 1, top_p keeps the likeliest tokens up to and including the one that reaches it.
     """

@@ -4,7 +4,6 @@ Every negative of the pool is scored, so all K of a sweep, every objective, beta
 reference model sits in memory while the policy is trained.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from selfcontrast.engines.work import Engine, Shard, Worker
+from selfcontrast.engines.work import Engine, Worker, cut
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.log_probs import token_log_probs
 from selfcontrast.models.packing import Group
@@ -62,18 +61,11 @@ def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequ
     Groups of similar length are scored together, in shards that survive a crash.
     """
     by_length = sorted(groups, key=lambda group: (length(group), group.id))
-    size = engine.prompts_per_shard
-    parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-    shards = [Shard(folder / RESUME / f"{_digest(part)}.parquet", part, len(part)) for part in parts]
+    shards = cut(by_length, engine.prompts_per_shard, folder / RESUME, lambda group: group.id)
     engine.run(scoring, shards, device, "reference", "prompt")
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for shard in shards:
             writer.write_table(pq.read_table(shard.file, schema=SCHEMA))
-
-
-def _digest(groups: Sequence[Group]) -> str:
-    """A shard's name: what it holds, so that another shard size never takes one for another."""
-    return hashlib.sha256("\0".join(group.id for group in groups).encode()).hexdigest()[:20]
 
 
 def read_reference(folder: Path) -> dict[str, torch.Tensor]:
