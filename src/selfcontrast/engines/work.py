@@ -32,7 +32,7 @@ class Shard:
 
 
 def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], str], weight: int = 1) -> list[Shard]:
-    """Neighbours together, `size` to a shard, whose file is named after what it holds: no other size takes it for its own.
+    """Neighbours together, `size` to a shard. A file is named after what it holds: no other size takes it for its own.
 
     Args:
         name: what tells an item from all others.
