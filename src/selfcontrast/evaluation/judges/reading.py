@@ -1,0 +1,111 @@
+"""What judges that reply in words have in common: prompts, tries, the ledger, the budget."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges.judgment import Case, Judgment
+from selfcontrast.evaluation.judges.ledger import Budget, Ledger, Price, estimated_tokens
+from selfcontrast.evaluation.judges.prompts import judge_prompt
+from selfcontrast.evaluation.judges.verdicts import read_verdict
+
+log = logging.getLogger(__name__)
+
+Finish = Literal["stop", "truncated", "refused", "api_error"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for a prompt. `text` is the judge's, or the reason why there is none."""
+
+    finish: Finish
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+Done = Callable[[int, Reply], None]
+"""To be called with each prompt's place and its reply, as soon as there is one."""
+Ask = Callable[[Sequence[str], int, Budget, Done], None]
+"""Asks for a reply to each prompt, in the try of this number (from 0), within the budget."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How replies are asked for.
+
+    Attributes:
+        attempts: tries of each judgment, until one is ok.
+        max_tokens: of a reply.
+        max_characters: of an answer, of which the judge does not see the middle beyond that.
+        price: of a million tokens; None where it costs nothing, or nobody knows.
+        cap: of the money that a benchmark's judgments may cost, failed tries and resumed runs included.
+    """
+
+    attempts: int
+    max_tokens: int
+    max_characters: int
+    price: Price | None
+    cap: float | None
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise UserError(f"judge.attempts={self.attempts}: at least 1")
+        if self.max_tokens < 1 or self.max_characters < 100:
+            raise UserError("judge.max_tokens: at least 1; judge.max_characters: at least 100")
+        if self.cap is not None and self.price is None:
+            raise UserError(f"judge.cap={self.cap:g} needs a price: judge.price={{prompt: …, completion: …}}")
+
+    def judge(self, cases: Sequence[Case], judge: Mapping[str, Any], folder: Path, ask: Ask) -> list[Judgment]:
+        """A judgment of each case; what is in the ledger already is not asked for again."""
+        ledger = Ledger(folder, judge)
+        prompts: dict[str, tuple[str, bool]] = {}
+        keys = []
+        for case in cases:
+            prompt = judge_prompt(case, self.max_characters)
+            keys.append(ledger.key(prompt, case.pairwise))
+            prompts[keys[-1]] = (prompt, case.pairwise)
+        known = [found for key in prompts if (found := ledger.get(key))]
+        budget = Budget(self.price, self.cap, self.cost(known) or 0.0)
+        for attempt in range(self.attempts):
+            pending = [key for key in prompts if (found := ledger.get(key)) is None or found.status != "ok"]
+            if not pending:
+                break
+            self._announce([prompts[key][0] for key in pending], len(prompts), attempt)
+            ask([prompts[key][0] for key in pending], attempt, budget, _keeper(ledger, pending, prompts))
+        return [ledger.get(key) or Judgment("api_error", None, "not asked") for key in keys]
+
+    def cost(self, judgments: Sequence[Judgment]) -> float | None:
+        """In the price's currency; None without a price."""
+        if self.price is None:
+            return None
+        return sum(self.price.of(j.prompt_tokens, j.completion_tokens) for j in judgments)
+
+    def _announce(self, prompts: Sequence[str], of: int, attempt: int) -> None:
+        tokens, longest = sum(map(estimated_tokens, prompts)), len(prompts) * self.max_tokens
+        price = f", at most {self.price.of(tokens, longest):.2f} in money" if self.price else ""
+        again = " once more" if attempt else ""
+        log.info(
+            "judge: %d of %d judgments to ask for%s: about %d tokens to read, at most %d to write%s",
+            len(prompts),
+            of,
+            again,
+            tokens,
+            longest,
+            price,
+        )
+
+
+def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[str, bool]]) -> Done:
+    def done(at: int, reply: Reply) -> None:
+        if reply.finish == "stop":
+            found = read_verdict(reply.text, prompts[pending[at]][1])
+        else:  # what a cut reply holds so far may not be its verdict
+            found = Judgment(reply.finish, None, reply.text)
+        spent = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        ledger.add(pending[at], replace(found, **spent))
+
+    return done

@@ -1,0 +1,62 @@
+"""What is paid for is kept; what is kept is never taken for something else."""
+
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges import Judgment
+from selfcontrast.evaluation.judges.ledger import Budget, Ledger, Price
+
+JUDGE = {"model": "m"}
+
+
+def test_a_judgment_is_found_again(tmp_path: Path) -> None:
+    first = Ledger(tmp_path, JUDGE)
+    key = first.key("prompt", True)
+    assert first.get(key) is None
+    first.add(key, Judgment("ok", 0.5, "a\n\u2028 tie", 7, 2))
+    assert Ledger(tmp_path, JUDGE).get(key) == Judgment("ok", 0.5, "a\n\u2028 tie", 7, 2)
+
+
+def test_tokens_of_all_tries_count(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, JUDGE)
+    ledger.add("k", Judgment("unparsable", None, "?", 7, 2))
+    ledger.add("k", Judgment("ok", 3.0, "[[3]]", 7, 4))
+    for one in (ledger, Ledger(tmp_path, JUDGE)):
+        assert one.get("k") == Judgment("ok", 3.0, "[[3]]", 14, 6)
+
+
+def test_a_line_cut_by_a_kill_costs_that_judgment_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, JUDGE)
+    ledger.add("a", Judgment("ok", 3.0))
+    [file] = tmp_path.iterdir()
+    file.write_text(file.read_text() + '\n{"key": "b", "status": "o')
+    ledger = Ledger(tmp_path, JUDGE)
+    assert ledger.get("b") is None
+    ledger.add("c", Judgment("ok", 4.0))
+    assert [bool(Ledger(tmp_path, JUDGE).get(key)) for key in "abc"] == [True, False, True]
+
+
+def test_everything_that_decides_a_judgment_is_in_its_key(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path, JUDGE), Ledger(tmp_path, {"model": "n"})
+    keys = [one.key("p", True), one.key("p", False), one.key("q", True), other.key("p", True)]
+    assert len(set(keys)) == 4
+    one.add(keys[0], Judgment("ok", 1.0))
+    assert Ledger(tmp_path, {"model": "n"}).get(keys[0]) is None
+
+
+def test_a_budget_stops_before_it_is_exceeded() -> None:
+    budget = Budget(Price(prompt=1e6, completion=1e6), cap=100, spent=10)  # one per token
+    reserved = budget.reserve("x" * 90, 50)  # 30 and 50: 90 in all
+    assert reserved == 80
+    with pytest.raises(UserError, match=r"judge\.cap=100 is reached: 90 "):
+        budget.reserve("", 11)
+    budget.settle(reserved, 20, 10)  # 40 in all
+    assert budget.reserve("", 60) == 60
+    with pytest.raises(UserError):
+        budget.reserve("x", 0)
+
+
+def test_without_a_price_nothing_is_counted() -> None:
+    assert Budget(None, None, 0).reserve("x" * 10**6, 10**6) == 0

@@ -1,0 +1,33 @@
+"""Cases and settings that the tests of judges share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from selfcontrast.data.example import Example
+from selfcontrast.evaluation.judges import Case
+from selfcontrast.evaluation.judges.reading import Reading
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A verifier: the share of 10 characters that an answer has."""
+
+    def score(self, example: Example, response: str, turn: int = -1) -> float:
+        return min(1.0, len(response) / 10)
+
+
+def question(name: str, *turns: str) -> Example:
+    return Example(name, [{"role": "user", "content": turns[0]}], "a target", turns=list(turns) if turns[1:] else [])
+
+
+def single(answer: str, name: str = "q") -> Case:
+    return Case(question(name, f"What is {name}?"), 0, ((answer,),))
+
+
+def pair(a: str, b: str, name: str = "q") -> Case:
+    return Case(question(name, f"What is {name}?"), 0, ((a,), (b,)))
+
+
+def reading(**changes: Any) -> Reading:
+    settings = {"attempts": 2, "max_tokens": 50, "max_characters": 1000, "price": None, "cap": None}
+    return Reading(**{**settings, **changes})
