@@ -13,9 +13,10 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from selfcontrast.data.example import Example, Source, Split
+from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.lm_eval import check_tasks
 from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
@@ -91,6 +92,8 @@ def configure(cfg: DictConfig) -> Parts:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     splits = parts["data"].load()
     parts["generator"].check(splits["train"])
+    for name, benchmark in parts["evaluation"].benchmarks.items():
+        _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()
     parts["adapter"].check(parts["model"])
     return Parts(
@@ -123,6 +126,16 @@ def build(node: Any, where: str) -> Any:
     values = {str(name): build(value, f"{where}.{name!s}") for name, value in node.items() if name != "_target_"}
     hints = get_type_hints(cls)
     return cls(**{f.name: _typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)})
+
+
+def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
+    """Names the benchmark whose check fails."""
+    if not hasattr(benchmark, "left_out"):
+        raise UserError(f"{where}: no benchmark; give it a _target_, as the files in conf/benchmark/ do")
+    try:
+        benchmark.check(verifier)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _class(target: str, where: str) -> Any:

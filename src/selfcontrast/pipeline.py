@@ -7,7 +7,7 @@ Only this module knows their order.
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from selfcontrast.config import Parts
 from selfcontrast.data.candidates import read_negatives, texts_by_prompt
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation import contamination, scores
+from selfcontrast.evaluation.benchmarks import benchmark
+from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE, compare
+from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.filters import diagnostics, embed, negatives, score
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
@@ -44,9 +47,11 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     with tracked as tracker:
         job = Job(parts, tracker)
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
-        systems = {name: scores_of(job, policy, name) for name, policy in policies(job).items()}
+        trained = policies(job)
+        systems = {name: scores_of(job, policy, name) for name, policy in trained.items()}
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
-        result = Result.collect(parts, config, job.artifacts, systems, comparison)
+        measured = {name: measured_by(job, name, trained, systems) for name in parts.evaluation.benchmarks}
+        result = Result.collect(parts, config, job.artifacts, systems, comparison, measured)
         result.write(parts.output)
         result.track(tracker, parts.output)
     job.decisions.finish()
@@ -267,6 +272,44 @@ def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
         ),
         label=f"evaluate {name}",
     )
+
+
+def measured_by(
+    job: Job, name: str, trained: Mapping[str, Artifact], systems: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """Per system the results of the benchmark that the evaluation calls so; none where it does not apply.
+
+    Args:
+        trained: the systems' models, the baseline's among them.
+        systems: their scores.
+    """
+    p = job.parts
+    measure: Benchmark = p.evaluation.benchmarks[name]
+    examples, verifier = p.evaluation.choose(p.splits), p.data.verifier()
+    if reason := measure.left_out(examples, verifier):
+        log.info("%-24s left out: %s", name, reason)
+        return {}
+    settings = {"benchmark": measure.fingerprint(), "backend": settings_of(p.evaluation.backend)}
+    found = {}
+    for label, scored in systems.items():
+        if label == BASELINE and measure.relative:
+            continue
+        subject = Subject(
+            label=label,
+            model=trained[label].path / "model",
+            scores=scored.path,
+            baseline=None if label == BASELINE else systems[BASELINE].path,
+            examples=examples,
+            decoding=p.evaluation.ways[0].name,
+            responder=Responder(p.evaluation.backend, p.engine, p.hardware.device),
+            surroundings=Surroundings(p.hardware.device, verifier, p.store.root / "judgments"),
+        )
+        inputs = {"policy": trained[label], "scores": scored}
+        if measure.relative:
+            inputs["baseline"] = systems[BASELINE]
+        compute = partial(measure.run, subject=subject)
+        found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
+    return found
 
 
 def contaminated(job: Job) -> Artifact:

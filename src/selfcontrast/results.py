@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from selfcontrast.config import Parts
 from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
+from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.compare import Comparison
-from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL
+from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.filters import negatives
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
@@ -46,6 +47,8 @@ class Result:
         negatives_shown: training prompts with their target and their nearest and farthest negative.
         config: resolved.
         provenance: versions, commit, machine.
+        benchmarks: by name their `lines` (of each system what was measured, and its interval), `facts` by system, and
+            some of the judgments (`shown`).
     """
 
     name: str
@@ -62,6 +65,7 @@ class Result:
     negatives_shown: list[dict[str, Any]]
     config: dict[str, Any]
     provenance: dict[str, Any]
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # results from before there were any have none
 
     @classmethod
     def collect(
@@ -71,6 +75,7 @@ class Result:
         artifacts: Mapping[str, Artifact],
         systems: Mapping[str, Artifact],
         comparison: Comparison,
+        measured: Mapping[str, Mapping[str, Artifact]],
     ) -> "Result":
         train = {example.id: example for example in parts.splits["train"]}
         return cls(
@@ -88,6 +93,7 @@ class Result:
             negatives_shown=_negatives_shown(artifacts["filter"], train),
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
+            benchmarks={name: _measured(parts.evaluation, name, found) for name, found in measured.items() if found},
         )
 
     @classmethod
@@ -112,12 +118,19 @@ class Result:
             summary[f"{prefix}/surprise"] = row["surprise"]
         for system, tasks in self.lm_eval.items():
             summary |= {f"lm_eval/{system}/{t}/{m}": v for t, found in tasks.items() for m, v in found.items()}
+        for name, found in self.benchmarks.items():
+            for line in found["lines"]:
+                for bound in ("estimate", "low", "high"):
+                    summary[f"{name}/{line['system']}/{line['what']}/{bound}"] = line["value"][bound]
         for stage in self.stages:
             summary[f"seconds/{stage['name']}"] = stage["seconds"]
             summary |= {f"{stage['name']}/{k}": v for k, v in stage["summary"].items() if v is not None}
         tracker.summary(summary)
         tracker.table("samples", _flat(self.samples))
         tracker.table("negatives", pd.DataFrame(self.negatives_shown))
+        for name, found in self.benchmarks.items():
+            if found["shown"]:
+                tracker.table(name, pd.DataFrame(found["shown"]))
         tracker.files(folder / RESULT, folder / "report.html")
 
 
@@ -131,6 +144,23 @@ def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
     """Training curves of a stage that was recalled, so that every job's run is whole."""
     for record in _history(artifact):
         tracker.log(label, record)
+
+
+def _measured(evaluation: Evaluation, name: str, found: Mapping[str, Artifact]) -> dict[str, Any]:
+    """A benchmark's numbers, its facts, and some of its judgments with question, answers, verdict and reason."""
+    options = Options(evaluation.level, evaluation.resamples, evaluation.seed)
+    lines = evaluation.benchmarks[name].lines({system: a.path for system, a in found.items()}, options)
+    shown = []
+    for system, artifact in found.items():
+        if (artifact.path / JUDGMENTS).exists():
+            judgments = pd.read_parquet(artifact.path / JUDGMENTS)
+            some = judgments.iloc[:: max(1, len(judgments) // SAMPLES)][:SAMPLES]
+            shown += [{"system": system, **row} for row in json.loads(some.to_json(orient="records"))]
+    return {
+        "lines": [asdict(line) for line in lines],
+        "facts": {system: artifact.summary for system, artifact in found.items()},
+        "shown": shown,
+    }
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:

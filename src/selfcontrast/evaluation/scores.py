@@ -50,6 +50,7 @@ class Evaluation:
         lm_eval_limit: documents per task; None for all.
         contamination: when a prompt counts as seen in training. It is evaluated all the same.
         backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
+        benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark`: artifacts of their own.
     """
 
     split: str
@@ -65,6 +66,7 @@ class Evaluation:
     level: float = field(metadata={"in_key": False})
     resamples: int = field(metadata={"in_key": False})
     backend: Any = field()
+    benchmarks: dict[str, Any] = field(metadata={"in_key": False})
 
     def __post_init__(self) -> None:
         if self.split not in ("validation", "test"):

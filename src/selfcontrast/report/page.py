@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from selfcontrast.report import figures, text
+from selfcontrast.report import benchmarks, figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import throughput
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
@@ -106,6 +106,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "throughput": {name: throughput(records) for name, records in result.histories.items()},
         "facts": filter_facts(stages["filter"]["summary"]) if "filter" in stages else [],
         "cut": any(result.similarities.get("cuts", {}).values()),
+        "benchmarks": benchmarks.shown(result),
         "lm_eval": lm_eval_rows(result.lm_eval),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),

@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from selfcontrast.report import benchmarks
 from selfcontrast.report.text import duration, had, interval, p_value, percent, place
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
@@ -30,6 +31,10 @@ def print_result(result: "Result", folder: Path) -> None:
     verdict = judge(result)
     say("")
     say(f"{verdict.headline}. {verdict.text}")
+    for one in benchmarks.shown(result):
+        say("")
+        show(_benchmark(one))
+        say(one.judged)
     say("")
     show(_timings(result))
     say("")
@@ -81,6 +86,15 @@ def _cells(row: dict[str, Any], first: bool) -> list[str]:
     difference = interval(row["difference"], signed=True)
     wins = percent(row["win_rate"]["estimate"])
     return [name, row["decoding"], interval(row["mean"]), difference, wins, p_value(row["p_value"])]
+
+
+def _benchmark(one: benchmarks.Shown) -> Table:
+    """Without its categories, which are the page's."""
+    table = columns(one.name, *one.systems)
+    for what, cells in one.rows:
+        if not what.startswith(benchmarks.CATEGORY):
+            table.add_row(what, *cells)
+    return table
 
 
 def _timings(result: "Result") -> Table:

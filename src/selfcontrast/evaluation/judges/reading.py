@@ -105,7 +105,7 @@ def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[
             found = read_verdict(reply.text, prompts[pending[at]][1])
         else:  # what a cut reply holds so far may not be its verdict
             found = Judgment(reply.finish, None, reply.text)
-        spent = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-        ledger.add(pending[at], replace(found, **spent))
+        prompt_tokens, completion_tokens = reply.prompt_tokens, reply.completion_tokens
+        ledger.add(pending[at], replace(found, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens))
 
     return done

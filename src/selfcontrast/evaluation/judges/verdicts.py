@@ -5,6 +5,9 @@ quoted with `>` and blocks between ``` are left out, and of what remains the las
 """
 
 import re
+from collections.abc import Sequence
+
+import numpy as np
 
 from selfcontrast.evaluation.judges.judgment import Judgment
 
@@ -26,3 +29,11 @@ def read_verdict(reply: str, pairwise: bool) -> Judgment:
         return Judgment("ok", OUTCOMES[found[-1]], reply)
     rating = float(found[-1])
     return Judgment("ok", rating, reply) if LOWEST <= rating <= HIGHEST else Judgment("out_of_range", None, reply)
+
+
+def from_scores(scores: Sequence[float]) -> Judgment:
+    """Of a judge that computes numbers: of one score in [0, 1] a grade, of two scores which is higher."""
+    said = " against ".join(f"{score:.4f}" for score in scores)
+    if len(scores) == 1:
+        return Judgment("ok", LOWEST + (HIGHEST - LOWEST) * scores[0], said)
+    return Judgment("ok", 0.5 + 0.5 * float(np.sign(scores[0] - scores[1])), said)

@@ -1,4 +1,4 @@
-"""The verifier and a reward model as judges."""
+"""The data's verifier as a judge."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from judging import Lengths, pair, question, single
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Case, Surroundings
-from selfcontrast.evaluation.judges.exact import VerifierJudge
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
 
 
 def test_the_verifiers_score_is_a_grade_and_a_preference() -> None:

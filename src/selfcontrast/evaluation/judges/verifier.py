@@ -1,0 +1,44 @@
+"""The data's verifier as a judge."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from selfcontrast.data.example import Verifier
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.verdicts import from_scores
+from selfcontrast.store import settings_of
+
+
+@dataclass(frozen=True)
+class VerifierJudge:
+    """The data's exact grader. A grade is 1 + 9 · score; of two answers the one with the higher score is better."""
+
+    def check(self, verifier: Verifier | None) -> None:
+        if verifier is None:
+            raise UserError("judge=verifier: the data has no verifier; name another judge, such as judge=openai")
+
+    def fingerprint(self) -> dict[str, Any]:
+        return settings_of(self)
+
+    def cost(self, judgments: Sequence[Judgment]) -> float | None:
+        return None
+
+    @contextmanager
+    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+        verifier = surroundings.verifier
+        assert verifier is not None
+
+        def judging(cases: Sequence[Case]) -> list[Judgment]:
+            return [
+                from_scores([verifier.score(case.example, own[case.turn], _turn(case)) for own in case.answers])
+                for case in cases
+            ]
+
+        yield judging
+
+
+def _turn(case: Case) -> int:
+    return case.turn if case.example.turns else -1

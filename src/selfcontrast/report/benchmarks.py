@@ -1,0 +1,95 @@
+"""A run's benchmarks as tables, and by category as a radar."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from selfcontrast.report.figures import colour_of
+from selfcontrast.report.style import COLOURS, inline, styled
+from selfcontrast.report.text import NONE, interval, percent, percent_interval
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+CATEGORY = "category "
+Lines = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A benchmark as the page shows it: per measure a cell for each system."""
+
+    name: str
+    systems: list[str]
+    rows: list[tuple[str, list[str]]]
+    judged: str
+    radar: Markup | None
+
+
+def shown(result: "Result") -> list[Shown]:
+    """All of a run's benchmarks."""
+    return [_shown(name, found) for name, found in result.benchmarks.items()]
+
+
+def cell(line: dict[str, Any]) -> str:
+    """A number and its interval, as its kind is written."""
+    if line["kind"] == "share":
+        return percent_interval(line["value"])
+    return interval(line["value"], signed=line["kind"] == "difference")
+
+
+@styled()
+def radar(lines: Lines) -> Figure | None:
+    """Mean grades by category; None below three of them."""
+    by_system: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line["what"].startswith(CATEGORY):
+            by_system.setdefault(line["system"], {})[line["what"].removeprefix(CATEGORY)] = line["value"]["estimate"]
+    names = list(dict.fromkeys(name for values in by_system.values() for name in values))
+    if len(names) < 3:
+        return None
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes: Any = figure.subplots(subplot_kw={"projection": "polar"})
+    for system, values in by_system.items():
+        heights = [values.get(name, np.nan) for name in names]
+        closed = [*angles, angles[0]], [*heights, heights[0]]
+        axes.plot(*closed, color=colour_of(system), marker="o", markersize=3, label=system)
+    axes.set_theta_offset(np.pi / 2)
+    axes.set_theta_direction(-1)
+    axes.set_xticks(angles, names)
+    axes.set_ylim(0, 10)
+    axes.set_yticks([2, 4, 6, 8, 10])
+    axes.spines["polar"].set_color(COLOURS["rule"])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(by_system))
+    return figure
+
+
+def _shown(name: str, found: dict[str, Any]) -> Shown:
+    lines: Lines = found["lines"]
+    systems = list(dict.fromkeys(line["system"] for line in lines))
+    cells = {(line["what"], line["system"]): cell(line) for line in lines}
+    whats = sorted(dict.fromkeys(line["what"] for line in lines), key=lambda what: what.startswith(CATEGORY))
+    figure = radar(lines)
+    return Shown(
+        name,
+        systems,
+        [(what, [cells.get((what, system), NONE) for system in systems]) for what in whats],
+        _judged(found["facts"]),
+        inline(figure, f"radar_{name}", "Mean grades by category") if figure else None,
+    )
+
+
+def _judged(facts: dict[str, dict[str, Any]]) -> str:
+    """How many judgments could be used, and what they cost."""
+    told = [f for f in facts.values() if f.get("judgments")]
+    if not told:
+        return ""
+    count = sum(f["judgments"] for f in told)
+    usable = round(sum(f["judgments"] * f["coverage"] for f in told))
+    costs = [f["cost"] for f in told if f["cost"] is not None]
+    cost = f" They cost {sum(costs):.2f}." if costs else ""
+    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}"

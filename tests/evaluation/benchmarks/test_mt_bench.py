@@ -1,0 +1,152 @@
+"""Dialogues whose answers are graded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from judging import Lengths
+from measuring import Telling, subject
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
+from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench
+from selfcontrast.evaluation.benchmarks.questions import read_questions
+from selfcontrast.evaluation.judges import Case, Judgment, Surroundings
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
+from shared import shared_data
+from tiny import example, policy_folder
+
+OPTIONS = Options(level=0.95, resamples=200, seed=0)
+ROWS = [
+    {"question_id": 1, "category": "math", "turns": ["cat", "dog"], "reference": ["one", "two"]},
+    {"question_id": 2, "category": "writing", "turns": ["the cat", "mat"], "reference": ["three", "four"]},
+]
+
+
+def benchmark(judge: Any, **changes: Any) -> MTBench:
+    settings: dict[str, Any] = {
+        "questions": None,
+        "references": None,
+        "guided": ["math"],
+        "limit": None,
+        "temperature": 0.0,
+        "temperatures": {"writing": 0.7},
+        "samples": 3,
+        "max_new_tokens": 4,
+        "max_length": 120,
+        "seed": 0,
+        "min_coverage": 1.0,
+        "judge": judge,
+    }
+    return MTBench(**{**settings, **changes})
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> str:
+    file = folder / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+def by_turn(case: Case) -> Judgment:
+    return Judgment("ok", 3.0 + case.turn + case.sample)
+
+
+def test_every_turn_of_every_sample_is_graded(tmp_path: Path) -> None:
+    """Greedy categories give one dialogue, the others as many as asked for; references go to guided ones alone."""
+    judge = Telling(by_turn)
+    of = benchmark(judge, questions=written(tmp_path, *ROWS))
+    facts = of.run(tmp_path, subject([], tmp_path, policy_folder(tmp_path / "policy")))
+    asked = [(c.example.id, c.sample, c.turn, c.references) for c in judge.asked]
+    assert sorted(asked) == [
+        ("1", 0, 0, ("one",)),
+        ("1", 0, 1, ("one", "two")),
+        *(("2", sample, turn, ()) for sample in range(3) for turn in range(2)),
+    ]
+    assert all(len(c.answers[0]) == c.turn + 1 for c in judge.asked)
+    assert (facts["questions"], facts["judgments"], facts["guided"]) == (2, 8, 2)
+
+
+def test_means_by_turn_and_category_and_the_difference_from_sft(tmp_path: Path) -> None:
+    """Of one more point for all, but for a judgment that the policy lacks: it is left out of both."""
+    of = benchmark(Telling(by_turn))
+    grades = {("a", 0): 2.0, ("a", 1): 4.0, ("b", 0): 6.0, ("b", 1): 9.0}
+    for name, more in (("SFT", 0.0), ("Self-Contrast", 1.0)):
+        rows = [
+            {"id": i, "category": f"of {i}", "sample": 0, "turn": turn, "status": "ok", "rating": grade + more}
+            for (i, turn), grade in grades.items()
+        ]
+        if more:
+            rows[-1] |= {"status": "truncated", "rating": None}
+        (tmp_path / name).mkdir()
+        pd.DataFrame(rows).astype({"rating": "float64"}).to_parquet(tmp_path / name / JUDGMENTS)
+    lines = of.lines({name: tmp_path / name for name in ("SFT", "Self-Contrast")}, OPTIONS)
+    found = {(line.system, line.what): line.value.estimate for line in lines}
+    assert found == {
+        ("SFT", "mean"): 21 / 4,
+        ("SFT", "turn 1"): 4,
+        ("SFT", "turn 2"): 6.5,
+        ("SFT", "category of a"): 3,
+        ("SFT", "category of b"): 7.5,
+        ("Self-Contrast", "mean"): 5,
+        ("Self-Contrast", "difference from SFT"): 1,
+        ("Self-Contrast", "turn 1"): 5,
+        ("Self-Contrast", "turn 2"): 5,
+        ("Self-Contrast", "category of a"): 4,
+        ("Self-Contrast", "category of b"): 7,
+    }
+
+
+def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
+    examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
+    of = benchmark(VerifierJudge())
+    policy = policy_folder(tmp_path / "policy")
+    around = Surroundings("cpu", Lengths(), tmp_path)
+    assert of.left_out(examples, Lengths()) is None
+    assert of.run(tmp_path, subject(examples, tmp_path, policy, surroundings=around))["questions"] == 1
+    for row in pd.read_parquet(tmp_path / JUDGMENTS).to_dict("records"):
+        assert row["rating"] == pytest.approx(1 + 9 * min(1, len(row["answer"]) / 10))
+
+
+def test_where_it_does_not_apply_it_says_why() -> None:
+    of = benchmark(VerifierJudge())
+    assert of.left_out([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
+    assert of.left_out([], None) == "the data has no verifier"
+    of.check(None)
+    with pytest.raises(UserError, match="grades the data's own"):
+        benchmark(VerifierJudge(), questions="ours").check(Lengths())
+
+
+def test_our_own_questions() -> None:
+    benchmark(Telling(by_turn), questions="ours").check(None)
+    read = read_questions(str(OURS), None)
+    categories = [e.category for e in read.examples]
+    assert {c: categories.count(c) for c in categories} == dict.fromkeys(
+        ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"], 10
+    )
+    assert all(len(e.turns) == 2 for e in read.examples)
+    assert {e.id for e in read.examples if e.category in ("math", "reasoning", "coding")} <= set(read.references)
+
+
+def test_fastchats_files() -> None:
+    read = read_questions(
+        str(shared_data("mt_bench", "question.jsonl")), str(shared_data("mt_bench", "reference_gpt-4.jsonl"))
+    )
+    assert (len(read.examples), len(read.references)) == (80, 30)
+    assert read.examples[0].id == "81"
+    assert read.references["101"][0].startswith("If you have just overtaken the second person")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question_id": 1, "turns": "cat"}], "'turns' must be a list"),
+        ([{"question_id": 1, "turns": []}], "'turns' must be a list"),
+        ([ROWS[0], ROWS[0]], "question 1 stands twice"),
+        ([{**ROWS[0], "reference": ["one"]}], "a reference for each of its turns"),
+    ],
+)
+def test_questions_that_cannot_be(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        read_questions(written(tmp_path, *rows), None)

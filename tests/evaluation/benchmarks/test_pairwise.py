@@ -1,0 +1,125 @@
+"""Comparisons in both orders, and what follows from them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from measuring import Telling, answered, subject
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
+from selfcontrast.evaluation.benchmarks.pairwise import AlpacaEval, Pairwise, both_orders
+from selfcontrast.evaluation.judges import Case, Judgment
+from tiny import example, policy_folder
+
+OPTIONS = Options(level=0.95, resamples=200, seed=0)
+EXAMPLES = [example(name, f"what is {name}?", f"target {name}") for name in "abcd"]
+
+
+def shorter(case: Case) -> Judgment:
+    """Prefers the shorter answer, wherever it stands."""
+    first, second = (len(own[-1]) for own in case.answers)
+    return Judgment("ok", 0.5 + 0.5 * ((second > first) - (first > second)))
+
+
+def place(case: Case) -> Judgment:
+    """Prefers whichever stands first."""
+    return Judgment("ok", 1.0)
+
+
+def benchmark(judge: Telling, **changes: Any) -> Pairwise:
+    settings: dict[str, Any] = {"against": "target", "limit": None, "samples": 1, "min_coverage": 1.0, "judge": judge}
+    return Pairwise(**{**settings, **changes})
+
+
+def lines(of: Pairwise | AlpacaEval, folder: Path) -> dict[str, float]:
+    return {line.what: line.value.estimate for line in of.lines({"SFT": folder}, OPTIONS)}
+
+
+ANSWERS = {("a", 0): ["short"], ("b", 0): ["a longer answer"], ("c", 0): ["target c"], ("d", 0): ["x"]}
+
+
+def test_every_pair_is_judged_in_both_orders(tmp_path: Path) -> None:
+    """Targets have 8 characters: a and d win, c ties, b loses: (1 + 0 + 1/2 + 1) / 4."""
+    judge = Telling(shorter)
+    facts = benchmark(judge).run(tmp_path, subject(EXAMPLES, answered(tmp_path / "scores", ANSWERS)))
+    assert [(c.example.id, c.answers, c.swapped) for c in judge.asked[:2]] == [
+        ("a", (("short",), ("target a",)), False),
+        ("a", (("target a",), ("short",)), True),
+    ]
+    assert facts["judgments"] == 8
+    found = lines(benchmark(judge), tmp_path)
+    assert found["win rate over target"] == 2.5 / 4
+    assert found["verdicts that flip with the order"] == 0
+    assert found["first position's share"] == 0.5
+    assert found["ties"] == 0.25
+
+
+def test_a_judge_that_goes_by_the_place_finds_nobody_better(tmp_path: Path) -> None:
+    judge = Telling(place)
+    benchmark(judge).run(tmp_path, subject(EXAMPLES, answered(tmp_path / "scores", ANSWERS)))
+    found = lines(benchmark(judge), tmp_path)
+    assert found["win rate over target"] == 0.5
+    assert found["verdicts that flip with the order"] == 1
+    assert found["first position's share"] == 1
+
+
+def test_answers_are_compared_with_the_sft_models_of_the_same_sample(tmp_path: Path) -> None:
+    judge = Telling(shorter)
+    dialogue = example("e", "?", "!", turns=["one", "two"])
+    own = answered(tmp_path / "own", {("e", 0): ["1", "22"], ("e", 1): ["1", "4444"]})
+    base = answered(tmp_path / "base", {("e", 0): ["0", "333"], ("e", 1): ["0", "333"]})
+    against = benchmark(judge, against="SFT", samples=5)
+    against.run(tmp_path, subject([dialogue], own, label="Self-Contrast", baseline=base))
+    assert [c.answers for c in judge.asked if not c.swapped] == [
+        (("1", "22"), ("0", "333")),
+        (("1", "4444"), ("0", "333")),
+    ]
+    assert judge.asked[0].turn == 1
+    pairs = both_orders(pd.read_parquet(tmp_path / JUDGMENTS))
+    assert list(pairs["outcome"]) == [1, 0]
+    assert list(pairs["longer"]) == [-1, 1]
+
+
+def test_a_pair_that_lacks_one_order_counts_for_nothing(tmp_path: Path) -> None:
+    """Else the place would count: a's judgment with its own answer first is all that there is of a."""
+    lost = lambda case: Judgment("unparsable", None) if case.swapped and case.example.id == "a" else place(case)  # noqa: E731
+    judge = Telling(lost)
+    facts = benchmark(judge, min_coverage=0.5).run(tmp_path, subject(EXAMPLES, answered(tmp_path / "scores", ANSWERS)))
+    assert (facts["coverage"], facts["unparsable"]) == (7 / 8, 1)
+    assert list(both_orders(pd.read_parquet(tmp_path / JUDGMENTS))["id"]) == ["b", "c", "d"]
+    assert lines(benchmark(judge), tmp_path)["win rate over target"] == 0.5
+
+
+def test_too_few_judgments_are_no_result(tmp_path: Path) -> None:
+    judge = Telling(lambda case: Judgment("api_error", None, "HTTP 500") if case.example.id == "a" else place(case))
+    with pytest.raises(UserError, match=r"6 of 8 judgments can be used, 75\.0%.*min_coverage=0\.9.*api_error 2.*HTTP"):
+        benchmark(judge, min_coverage=0.9).run(tmp_path, subject(EXAMPLES, answered(tmp_path / "scores", ANSWERS)))
+
+
+def test_a_file_of_outputs_is_answered_and_compared(tmp_path: Path) -> None:
+    file = tmp_path / "outputs.json"
+    rows = [{"instruction": f"what is the {i}?", "output": "x" * 10_000, "generator": "g"} for i in range(3)]
+    file.write_text(json.dumps(rows))
+    judge = Telling(shorter)
+    of = AlpacaEval(str(file), 2, 0.0, 5, 120, 0, 1.0, judge)
+    of.check(None)
+    model = policy_folder(tmp_path / "policy")
+    facts = of.run(tmp_path, subject([], tmp_path / "scores", model))
+    assert facts["judgments"] == 4
+    assert [c.example.prompt[0]["content"] for c in judge.asked if not c.swapped] == [
+        "what is the 0?",
+        "what is the 1?",
+    ]
+    assert lines(of, tmp_path)["win rate over the file"] == 1
+    before = of.fingerprint()
+    assert replace(of, outputs=str(file.rename(tmp_path / "moved.json"))).fingerprint() == before
+
+
+@pytest.mark.parametrize("wrong", [{"against": "gpt"}, {"samples": 0}, {"limit": 0}, {"min_coverage": 1.5}], ids=str)
+def test_a_comparison_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        benchmark(Telling(place), **wrong)

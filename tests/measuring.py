@@ -1,0 +1,67 @@
+"""Subjects of benchmarks, and a judge that says what it is told to."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from selfcontrast.data.example import Example, Verifier
+from selfcontrast.engines.local import Local
+from selfcontrast.evaluation.benchmarks.benchmark import Subject
+from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.scores import ANSWERS
+from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.hf import HF
+
+
+@dataclass(frozen=True)
+class Telling:
+    """A judge that gives each case what `verdict` makes of it."""
+
+    verdict: Callable[[Case], Judgment]
+    asked: list[Case] = field(default_factory=list)
+
+    def check(self, verifier: Verifier | None) -> None: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def cost(self, judgments: Sequence[Judgment]) -> float | None:
+        return None
+
+    @contextmanager
+    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+        def judging(cases: Sequence[Case]) -> list[Judgment]:
+            self.asked.extend(cases)
+            return [self.verdict(case) for case in cases]
+
+        yield judging
+
+
+def answered(folder: Path, answers: dict[tuple[str, int], list[str]]) -> Path:
+    """What a stage `evaluate` leaves, as far as benchmarks read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"decoding": "T=1", "id": name, "sample": sample, "turn": turn, "text": text}
+        for (name, sample), texts in answers.items()
+        for turn, text in reversed(list(enumerate(texts)))
+    ]
+    pd.DataFrame([*rows, {**rows[0], "decoding": "greedy", "text": "of another decoding"}]).to_parquet(folder / ANSWERS)
+    return folder
+
+
+def subject(examples: Sequence[Example], scores: Path, model: Path = Path("none"), **changes: Any) -> Subject:
+    settings: dict[str, Any] = {
+        "label": "SFT",
+        "model": model,
+        "scores": scores,
+        "baseline": None,
+        "examples": examples,
+        "decoding": "T=1",
+        "responder": Responder(HF("float32", 4), Local(2, 1), "cpu"),
+        "surroundings": Surroundings("cpu", None, scores / "judgments"),
+    }
+    return Subject(**{**settings, **changes})
