@@ -47,6 +47,7 @@ def settings(**changes: Any) -> Evaluation:
         "level": 0.95,
         "resamples": 100,
         "backend": HF("float32", 4),
+        "benchmarks": {},
     }
     return Evaluation(**{**fine, **changes})
 

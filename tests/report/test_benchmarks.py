@@ -1,0 +1,73 @@
+"""Benchmarks on the page and on the terminal."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcontrast.report import print_result, write_report
+from selfcontrast.report.benchmarks import radar, shown
+from selfcontrast.results import Result
+
+
+def line(system: str, what: str, kind: str, estimate: float) -> dict[str, Any]:
+    bounds = {"low": estimate - 0.25, "high": estimate + 0.25}
+    return {
+        "system": system,
+        "what": what,
+        "kind": kind,
+        "value": {"estimate": estimate, **bounds, "n": 9, "clusters": 9, "level": 0.95},
+    }
+
+
+LINES = [
+    *(
+        line(system, f"category {name}", "rating", 4)
+        for system in ("SFT", "Self-Contrast")
+        for name in ("<i>", "b", "c")
+    ),
+    line("SFT", "mean", "rating", 5),
+    line("Self-Contrast", "mean", "rating", 6),
+    line("Self-Contrast", "difference from SFT", "difference", 1),
+    line("Self-Contrast", "win rate", "share", 0.5),
+]
+FACTS = {"judgments": 10, "coverage": 0.9, "cost": 1.5}
+FOUND = {"lines": LINES, "facts": {"SFT": FACTS, "Self-Contrast": {**FACTS, "coverage": 1.0}}, "shown": []}
+
+
+@pytest.fixture
+def result(make: Callable[..., Result]) -> Result:
+    return replace(make(), benchmarks={"mt_bench": FOUND})
+
+
+def test_a_row_per_measure_and_a_column_per_system(result: Result) -> None:
+    [one] = shown(result)
+    assert one.systems == ["SFT", "Self-Contrast"]
+    assert one.rows[:3] == [
+        ("mean", ["5.000 [4.750, 5.250]", "6.000 [5.750, 6.250]"]),
+        ("difference from SFT", ["–", "+1.000 [+0.750, +1.250]"]),
+        ("win rate", ["–", "50.0% [25.0, 75.0]"]),
+    ]
+    assert one.judged == "19 of 20 judgments could be used (95.0%). They cost 3.00."
+
+
+def test_on_the_page_what_the_data_says_is_text(result: Result, tmp_path: Path) -> None:
+    write_report(result, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "category &lt;i&gt;" in html
+    assert "category <i>" not in html
+    assert "19 of 20 judgments" in html
+
+
+def test_on_the_terminal_without_categories(result: Result, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    print_result(result, tmp_path)
+    out = capsys.readouterr().out
+    assert "6.000 [5.750, 6.250]" in out
+    assert "category" not in out
+
+
+def test_a_radar_needs_three_categories() -> None:
+    assert radar(LINES) is not None
+    assert radar([one for one in LINES if not one["what"].endswith("c")]) is None
