@@ -1,5 +1,7 @@
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +10,9 @@ import wandb
 
 from selfcontrast.errors import UserError
 from selfcontrast.store import Artifact, Store
-from selfcontrast.tracking import NoTracking, WandbTracking
+from selfcontrast.tracking import CsvTracking, NoTracking, WandbTracking
 from wandb_files import OfflineRun
+from wandb_server import WandbServer, serving
 
 KEY = "f" * 40
 
@@ -124,13 +127,17 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
     place = align.path.resolve().as_uri()
     assert {entry.ref for entry in contents} == {f"{place}/file.txt", f"{place}/manifest.json"}
     assert "report" in [artifact.type for artifact in run.artifacts]
+    (code,) = (artifact for artifact in run.artifacts if artifact.type == "code")
+    assert "tracking.py" in {entry.path for entry in code.manifest.contents}
+    assert run.config["provenance"]["packages"]["wandb"] == wandb.__version__
 
 
 def test_with_upload_an_artifact_holds_its_files(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
     with tracking("offline", upload=True).run("a name", {}, tmp_path) as tracker:
         tracker.artifact(artifacts[0], [])
     (run,) = offline_runs(tmp_path)
-    assert {entry.path for entry in run.artifacts[0].manifest.contents} == {"file.txt", "manifest.json"}
+    (mirrored,) = (artifact for artifact in run.artifacts if artifact.type == "sft")
+    assert {entry.path for entry in mirrored.manifest.contents} == {"file.txt", "manifest.json"}
 
 
 def test_two_jobs_of_one_process_are_two_runs(tmp_path: Path) -> None:
@@ -151,6 +158,87 @@ def test_a_job_that_fails_ends_its_run_as_failed(tmp_path: Path) -> None:
         fail()
     (run,) = offline_runs(tmp_path)
     assert run.exit_code == 1
+
+
+# --- a run that goes on
+
+
+def online(monkeypatch: pytest.MonkeyPatch, server: WandbServer) -> WandbTracking:
+    for name, value in {**server.environment, "WANDB_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, value)
+    return tracking("online")
+
+
+def test_a_job_that_was_cut_short_goes_on_in_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
+) -> None:
+    def job(settings: dict[str, int], steps: range, fail: bool) -> None:
+        with tracked.run("a name", settings, tmp_path) as tracker:
+            tracker.artifact(replace(artifacts[0], cached=not fail), [])
+            for step in steps:
+                tracker.log("align", {"step": step, "loss": 1 / step})
+            if fail:
+                raise RuntimeError("out of memory")
+
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            job({"negatives": 2}, range(1, 4), fail=True)
+        (run,) = server.runs.values()
+        assert run.exit_code == 1
+        assert run.summary["error"] == "RuntimeError: out of memory"
+        job({"negatives": 2}, range(2, 6), fail=False)  # from the checkpoint of step 1 on
+        assert list(server.runs.values()) == [run]
+        job({"negatives": 2}, range(1, 3), fail=False)  # the same once more, which is another run
+        job({"negatives": 3}, range(1, 3), fail=False)
+        wandb.teardown()
+    assert run.exit_code == 0
+    assert run.series("align/step") == [1, 2, 3, 4, 5]
+    name = f"sft-{artifacts[0].key}"
+    assert (name in run.logged, run.used) == (True, [name])
+    _, again, other = server.runs.values()
+    assert (again.series("align/step"), again.used, name in again.logged) == ([1, 2], [name], False)
+    assert other.config["negatives"] == 3
+
+
+def test_the_id_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    with serving() as server:
+        with online(monkeypatch, server).run("a name", {}, tmp_path):
+            pass
+        wandb.teardown()
+    assert list(server.runs) == ["given"]
+
+
+def test_a_group_that_the_sweep_chooses_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text("wandb_version: 1\nobjective:\n  value: hinge\n")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "params.yaml"))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "swept")
+    with tracking("offline").run("a name", {"objective": {"core": "hinge", "beta": 0.1}}, tmp_path):
+        pass
+    (run,) = offline_runs(tmp_path)
+    assert run.config["objective"] == "hinge"
+    assert (run.config["objective.core"], run.config["objective.beta"]) == ("hinge", 0.1)
+
+
+# --- without W&B
+
+
+def test_csv_files_hold_metrics_tables_and_summary(tmp_path: Path) -> None:
+    with CsvTracking().run("a name", {}, tmp_path) as tracker:
+        tracker.log("sft", {"step": 1, "loss": 0.5})
+        tracker.log("sft", {"step": 2, "loss": 0.25})
+        tracker.log("sft", {"step": 2, "validation_loss": 0.75})
+        tracker.log("sft", {"loss": 0.125, "step": 3})
+        tracker.log("align", {"step": 1, "margin": 2.0})
+        tracker.table("samples", pd.DataFrame({"prompt": ['a, "b"'], "answer": ["c\nd"]}))
+        tracker.summary({"value": 0.75})
+    assert (tmp_path / "metrics/sft.csv").read_text() == (
+        "step,loss,validation_loss\n1,0.5,\n2,0.25,\n2,,0.75\n3,0.125,\n"
+    )
+    assert (tmp_path / "metrics/align.csv").read_text() == "step,margin\n1,2.0\n"
+    assert pd.read_csv(tmp_path / "tables/samples.csv").to_dict("records") == [{"prompt": 'a, "b"', "answer": "c\nd"}]
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"value": 0.75}
 
 
 @pytest.mark.parametrize("off", [NoTracking(), tracking("disabled")])

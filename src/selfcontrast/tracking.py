@@ -4,8 +4,11 @@ Online under a sweep agent or where a key is configured, else offline with one l
 `WANDB_MODE` wins. The stage store is the truth, and W&B mirrors it: an artifact's version is the store's key.
 """
 
+import hashlib
+import json
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+import yaml
 
 from selfcontrast.errors import UserError
+from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
+NO_SETTINGS = ("name", "output")  # of the config: what differs between any two runs
+PACKAGE = Path(__file__).parent
 
 
 class Tracker(Protocol):
@@ -75,10 +82,50 @@ class NoTracking:
 
 
 @dataclass(frozen=True)
+class CsvTracking:
+    """Files in the run's folder: `metrics/STAGE.csv`, `tables/NAME.csv` and `summary.json`."""
+
+    def check(self) -> None: ...
+
+    @contextmanager
+    def run(self, name: str, config: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
+        yield _CsvFiles(folder)
+
+
+class _CsvFiles(Untracked):
+    """Starts afresh: of a stage that goes on from a checkpoint it has what is reported from there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: dict[str, list[Mapping[str, float]]] = {}
+
+    def log(self, stage: str, record: Mapping[str, float]) -> None:
+        """Appends a line; a metric that is new makes a column and the file anew."""
+        before = self.records.setdefault(stage, [])
+        columns = list(dict.fromkeys(name for known in before for name in known))
+        before.append(record)
+        file = _parent(self.folder / "metrics" / f"{stage}.csv")
+        if before[1:] and record.keys() <= set(columns):
+            pd.DataFrame([record], columns=columns).to_csv(file, mode="a", header=False, index=False)
+        else:
+            pd.DataFrame(before).to_csv(file, index=False)
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        frame.to_csv(_parent(self.folder / "tables" / f"{name}.csv"), index=False)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        (self.folder / "summary.json").write_text(json.dumps(dict(values), indent=1))
+
+
+@dataclass(frozen=True)
 class WandbTracking:
     """Weights & Biases.
 
+    A job that was killed or failed goes on in the same run, where the same folder has the same config: its id lies in
+    the folder until it has finished. Only online: a run that was begun offline cannot be resumed, and there are two.
+
     Attributes:
+        group: null is the sweep's: W&B's id of it, or the folder of the multirun.
         mode: auto, online, offline or disabled; the environment's WANDB_MODE wins.
         upload: whether artifacts' files are uploaded, or referred to by their path and checksum.
     """
@@ -112,22 +159,25 @@ class WandbTracking:
         import wandb
 
         mode = self.resolved_mode()
+        unfinished = folder / "wandb" / f"unfinished-{_digest(config)}"
         run = wandb.init(
             project=self.project,
             entity=self.entity,
-            group=self.group,
+            group=self.group or _sweep(),
             job_type="train",
             tags=self.tags,
             name=name,
-            config=dict(config),
+            config={**_settings(config), "provenance": provenance()},
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
             save_code=False,
-            settings=wandb.Settings(silent=True),
+            settings=wandb.Settings(silent=True, git_root=_checkout()),
+            **(_identity(unfinished) if mode == "online" else {}),
         )
         # Finished whatever happens: in a multirun all jobs share this process, and a run that is left open would
         # silently be handed to the next job. (W&B's own context manager prints a traceback besides.)
         try:
+            run.log_code(str(PACKAGE), name="source-selfcontrast")
             yield _WandbRun(run, self.upload)
         except BaseException as error:
             run.summary["error"] = f"{type(error).__name__}: {error}"
@@ -135,6 +185,7 @@ class WandbTracking:
             raise
         offline = Path(run.dir).parent
         run.finish()
+        unfinished.unlink(missing_ok=True)
         if mode == "offline":
             log.info("W&B      offline; to upload this run: wandb sync %s", _relative(offline))
 
@@ -143,13 +194,15 @@ class _WandbRun:
     def __init__(self, run: Any, upload: bool) -> None:
         self.run = run
         self.upload = upload
-        self.axes: set[str] = set()
+        self.logged: dict[str, float] = {}  # per stage the last step that a resumed run has already
 
     def log(self, stage: str, record: Mapping[str, float]) -> None:
-        if stage not in self.axes:
-            self.axes.add(stage)
+        if stage not in self.logged:
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self.logged[stage] = self.run.summary.get(f"{stage}/step", -1) if self.run.resumed else -1
+        if "step" in record and record["step"] <= self.logged[stage]:
+            return
         self.run.log({f"{stage}/{name}": value for name, value in record.items()})
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
@@ -158,6 +211,7 @@ class _WandbRun:
         self.run.log({f"tables/{name}": wandb.Table(dataframe=frame)})
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
+        """What this run computed it logs, what it recalled it uses; offline, where W&B cannot use, it logs both."""
         import wandb
 
         mirrored = wandb.Artifact(
@@ -169,14 +223,16 @@ class _WandbRun:
                 "settings": artifact.manifest["settings"],
                 "inputs": artifact.manifest["inputs"],
                 "made_from": [f"{a.stage}-{a.key}" for a in used],
-                "cached": artifact.cached,
             },
         )
         if self.upload:
             mirrored.add_dir(str(artifact.path))
         else:
             mirrored.add_reference(artifact.path.resolve().as_uri(), checksum=False)
-        self.run.log_artifact(mirrored, aliases=[artifact.key])
+        if artifact.cached and not self.run.offline:
+            self.run.use_artifact(mirrored, aliases=[artifact.key])  # found by its content, or else created
+        else:
+            self.run.log_artifact(mirrored, aliases=[artifact.key])
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self.run.summary.update(dict(values))
@@ -188,6 +244,62 @@ class _WandbRun:
         for path in paths:
             report.add_file(str(path))
         self.run.log_artifact(report)
+
+
+def _identity(unfinished: Path) -> dict[str, Any]:
+    """The id of the run that this job began before, or a new one, kept in a file; an agent or a user knows better."""
+    resume = {} if "WANDB_RESUME" in os.environ else {"resume": "allow"}
+    if "WANDB_RUN_ID" in os.environ:
+        return resume
+    if not unfinished.exists():
+        _parent(unfinished).write_text(secrets.token_hex(4))
+    return {**resume, "id": unfinished.read_text()}
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B is told of the config.
+
+    A group that a sweep chooses (objective=hinge) is locked to that word, and W&B would drop the group's settings:
+    they go beside it, flat (objective.core).
+    """
+    own = {key: value for key, value in config.items() if key not in NO_SETTINGS}
+    for key in _swept():
+        if isinstance(own.get(key), Mapping):
+            own |= {f"{key}.{name}": value for name, value in own.pop(key).items()}
+    return own
+
+
+def _swept() -> list[str]:
+    """The parameters of the sweep whose agent runs this job."""
+    file = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    return list(yaml.safe_load(Path(file).read_text())) if file and Path(file).exists() else []
+
+
+def _sweep() -> str | None:
+    """W&B's id of the sweep that this job belongs to, or the name of the multirun's folder."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if own := os.environ.get("WANDB_SWEEP_ID"):
+        return own
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).name
+    return None
+
+
+def _checkout() -> str | None:
+    """Whose commit and changes W&B keeps: this package's, wherever the job was started."""
+    root = PACKAGE.parents[1]
+    return str(root) if (root / ".git").exists() else None
+
+
+def _parent(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def _has_key() -> bool:
