@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from selfcontrast.errors import UserError
+from selfcontrast.errors import FAILED, UserError
 from selfcontrast.preemption import end_when_told
 
 CONF = Path(__file__).parent / "conf"
@@ -24,10 +24,15 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # what the user asked fo
 
 def job(cfg: DictConfig) -> float | None:
     """One job. Returns the config's `target_metric`, which is what a sweeper optimises."""
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    failed = Path(HydraConfig.get().runtime.output_dir) / FAILED
     try:
+        failed.unlink(missing_ok=True)
         return run_job(cfg)
-    except (UserError, OmegaConfBaseException) as error:
-        if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:
+    except Exception as error:
+        if multirun:
+            failed.write_text(one_line(error).removeprefix("error: "))  # what the summary of the sweep says of it
+        if FULL_ERROR or multirun or not isinstance(error, (UserError, OmegaConfBaseException)):
             raise  # in a sweep the later jobs still run, and Hydra says which one failed
         sys.exit(one_line(error))  # an exception would make Hydra print a line of its own
 

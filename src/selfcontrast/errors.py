@@ -3,3 +3,6 @@
 
 class UserError(Exception):
     """A wrong setting, file or environment. `train.py` prints its text alone and exits with 1."""
+
+
+FAILED = "error.txt"  # in the folder of a sweep's job that failed: why, in one line

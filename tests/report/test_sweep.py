@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from selfcontrast.errors import FAILED
 from selfcontrast.report.sweep import numbers, read_sweep, variants
 from selfcontrast.report.sweep_page import headline, sentence, write_sweep
 from selfcontrast.report.sweep_terminal import plot, print_sweep
@@ -37,6 +38,16 @@ def test_jobs_by_k_and_the_missing_by_name(folder: Path) -> None:
     assert [job.outcome for job in sweep.jobs] == ["level", "better", "worse"]
 
 
+def test_why_a_job_failed_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "1" / FAILED).write_text("negatives=99 is <b>too many</b>")
+    assert [job.why for job in read_sweep(folder).missing] == ["negatives=99 is <b>too many</b>"]
+    print_sweep(read_sweep(folder))
+    assert "negatives=99 is <b>too many</b>" in capsys.readouterr().out
+    write_sweep(read_sweep(folder))
+    page = (folder / "report.html").read_text()
+    assert "negatives=99 is &lt;b&gt;too many&lt;/b&gt;" in page
+
+
 def test_a_result_cut_off_in_writing_is_missing(folder: Path) -> None:
     (folder / "0" / "result.json").write_text('{"name": "half')
     assert [job.folder for job in read_sweep(folder).missing] == ["0", "1"]
@@ -52,6 +63,12 @@ def test_files(folder: Path) -> None:
     assert table["p_value"].tolist() == pytest.approx([0.4, 0.002, 0.002])
     assert table["p_holm"].tolist() == pytest.approx([0.4, 0.006, 0.006])
     assert table["negatives_per_prompt"].tolist() == [0.5, 3.5, 15.5]
+    # A stage's seconds, whether or not this job computed it, and those it did.
+    jobs = read_sweep(folder).jobs
+    assert table["seconds"].tolist() == [sum(stage["seconds"] for stage in job.result.stages) for job in jobs]
+    assert (table["seconds_own"] <= table["seconds"]).all()
+    assert (folder / "results.md").read_text().count("\n") == 2 + 3
+    assert (folder / "results.tex").read_text().count("&") == 4 * 11
     page = (folder / "report.html").read_text()
     for expected in ("0.700 [0.650, 0.750]", "+0.100 [+0.060, +0.140]", "negatives=99", "1 min 01 s", "15.5"):
         assert expected in page, expected

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from selfcontrast.errors import FAILED
 from selfcontrast.evaluation.statistics import holm
 from selfcontrast.report import text
 from selfcontrast.report.verdict import BASELINE, direction, measure_name
@@ -66,10 +67,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Missing:
-    """A job that left no readable result."""
+    """A job that left no readable result; `why` is the error it ended with, "" where it did not say."""
 
     folder: str
     overrides: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def read_sweep(folder: Path) -> Sweep:
         try:
             found[name] = Result.read(own)
         except (OSError, ValueError, TypeError):
-            missing.append(Missing(name, _own_overrides(own, begun)))
+            missing.append(Missing(name, _own_overrides(own, begun), _why(own)))
     names = variants({name: result.config for name, result in found.items()})
     corrected = _holm([policy_row(result)["p_value"] for result in found.values()])
     jobs = [Job(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
@@ -161,6 +163,8 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row |= {"surprise": job.row["surprise"], "tokens": job.row["tokens"]}
         row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
         row |= {"align_seconds": job.align["seconds"], "policy": job.result.policy}
+        row["seconds"] = sum(stage["seconds"] for stage in job.result.stages)  # of all it is made from, shared or not
+        row["seconds_own"] = sum(stage["seconds"] for stage in job.result.stages if not stage["cached"])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -224,6 +228,13 @@ def _own_overrides(job: Path, jobs: Collection[Path]) -> str:
     told = {own: _overrides(own) for own in jobs}
     common = set.intersection(*map(set, told.values())) if len(told) > 1 else set()
     return " ".join(override for override in told[job] if override not in common)
+
+
+def _why(job: Path) -> str:
+    try:
+        return (job / FAILED).read_text()
+    except OSError:
+        return ""
 
 
 def _overrides(job: Path) -> list[str]:

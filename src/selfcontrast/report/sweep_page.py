@@ -12,6 +12,7 @@ from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
 from selfcontrast.report.sweep import HEADS, Job, Sweep, frame, mean, numbers
+from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE, sharpest_control
 
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
@@ -23,13 +24,16 @@ OUTCOMES = {
 
 
 def write_sweep(sweep: Sweep) -> None:
-    """Writes `report.html`, `figure.svg`, `figure.png` and `results.csv` to the sweep's folder."""
+    """Writes to the sweep's folder `report.html`, the figure (svg, png), and the table (csv, md, tex)."""
     save(figure(sweep), sweep.folder)
     frame(sweep).to_csv(sweep.folder / "results.csv", index=False)
     rows = [
         [job.folder, job.variant or text.NONE, job.result.negatives, job.result.seed, *numbers([job])]
         for job in sweep.jobs
     ]
+    heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS]
+    (sweep.folder / "results.md").write_text(markdown(heads, rows), encoding="utf-8")
+    (sweep.folder / "results.tex").write_text(latex(heads, rows), encoding="utf-8")
     page = render(
         "sweep.html.jinja",
         sweep=sweep,
@@ -38,7 +42,7 @@ def write_sweep(sweep: Sweep) -> None:
         sentence=sentence(sweep),
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} against K"),
         level=sweep.jobs[0].row["mean"]["level"],
-        heads=["job", "variant", "K", "seed", sweep.measure, *HEADS],
+        heads=heads,
         rows=rows,
     )
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")

@@ -18,6 +18,8 @@ def print_sweep(sweep: Sweep) -> None:
         _print_jobs(sweep)
     for job in sweep.missing:
         say(f"no result: job {job.folder}{f' ({job.overrides})' if job.overrides else ''}", "bold")
+        if job.why:
+            say(job.why)
     if sweep.jobs:
         say("")
         for name in ("figure.png", "report.html", "results.csv"):

@@ -1,0 +1,34 @@
+"""A sweep's table as text to paste: Markdown for an issue or a README, LaTeX (booktabs) for a paper."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+MARKDOWN = re.compile(r"([\\\\|`*_<>])")
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "—": "---",
+    "−": "$-$",
+    "±": r"$\pm$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Cells are escaped: a setting's name or value is shown as it is."""
+    lines = [[MARKDOWN.sub(r"\\\1", str(cell)) for cell in row] for row in (heads, *rows)]
+    lines.insert(1, ["---"] * len(heads))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Needs `\\usepackage{booktabs}`."""
+    head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in (heads, *rows))
+    lines = [rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", ""])
+
+
+def _latex(cell: object) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in str(cell))

@@ -1,0 +1,14 @@
+from selfcontrast.report.sweep_tables import latex, markdown
+
+
+def test_a_markdown_table_shows_what_is_in_its_cells() -> None:
+    assert markdown(["K", "a|b"], [[1, "x_y"], [16, "<b>"]]) == (
+        "| K | a\\|b |\n| --- | --- |\n| 1 | x\\_y |\n| 16 | \\<b\\> |\n"
+    )
+
+
+def test_a_latex_table_shows_what_is_in_its_cells() -> None:
+    assert latex(["K", "wins"], [[1, "50%"], [16, r"a_b\\c – −1"]]) == (
+        "\\begin{tabular}{ll}\n\\toprule\nK & wins \\\\\n\\midrule\n1 & 50\\% \\\\\n"
+        "16 & a\\_b\\textbackslash{}\\textbackslash{}c -- $-$1 \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
