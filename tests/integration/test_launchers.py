@@ -1,6 +1,7 @@
 """The same points through every launcher: the same scores, bit for bit; and one that fails sinks no other."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,11 @@ def swept(folder: Path, *launcher: str) -> dict[int, object]:
     assert "negatives=99 is more than filter.max_negatives=4: raise that, or lower K" in said
     results = [read_result(folder / "sweep" / job) for job in ("0", "2")]
     assert (folder / "sweep/0/metrics/align.csv").exists()
-    return {r["negatives"]: (r["value"], r["comparison"], r["histories"], r["samples"]) for r in results}
+    return {r["negatives"]: [r["value"], r["comparison"], losses(r), r["samples"]] for r in results}
+
+
+def losses(result: dict[str, Any]) -> list[float]:
+    return [record["loss"] for stage in ("sft", "align") for record in result["histories"][stage] if "loss" in record]
 
 
 @pytest.fixture(scope="module")
