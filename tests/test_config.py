@@ -411,3 +411,33 @@ def test_help_and_the_whole_config(tmp_path: Path) -> None:
     config = yaml.safe_load(job.stdout)
     assert set(GROUPS) | {"negatives", "seed", "store", "output"} <= config.keys()
     assert not (tmp_path / "store").exists()
+
+
+# --- generators that have one model
+
+
+ELSEWHERE = [("openai", ""), ("import", "generator.path=")]
+
+
+def own_generator(tmp_path: Path, option: str, given: str) -> DictConfig:
+    """The tiny job with another generator; candidates are those of its first training prompt."""
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Who?", "responses": list("abcdefgh")}))
+    chosen = composed(*[o for o in TINY if not o.startswith("generator.")], f"generator={option}")
+    if given:
+        chosen.generator.path = str(tmp_path / "own.jsonl")
+    return chosen
+
+
+@pytest.mark.parametrize(("option", "given"), ELSEWHERE)
+def test_rounds_need_a_generator_that_follows_the_model(tmp_path: Path, option: str, given: str) -> None:
+    assert mistake("rounds=2", choose=own_generator(tmp_path, option, given)).startswith("rounds=2: each samples from")
+
+
+def test_an_evaluation_needs_a_backend_that_follows_the_model() -> None:
+    said = mistake(choose=composed(*TINY, "backend@evaluation.backend=openai"))
+    assert said.startswith("evaluation.backend: a server has one model")
+
+
+def test_imported_candidates_are_compared_with_the_data_before_any_compute(tmp_path: Path) -> None:
+    said = mistake(choose=own_generator(tmp_path, "import", "generator.path="))
+    assert said.endswith("own.jsonl: none of its 1 prompts is one of the training split's")

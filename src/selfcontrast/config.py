@@ -21,7 +21,6 @@ from selfcontrast.evaluation.lm_eval import check_tasks
 from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
-from selfcontrast.generators.openai import OpenAI
 from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model
@@ -88,8 +87,10 @@ def configure(cfg: DictConfig) -> Parts:
     parts["evaluation"].backend.check()
     check_tasks(parts["evaluation"].lm_eval)
     parts["encoder"].check()
-    if isinstance(parts["evaluation"].backend, OpenAI):
+    if not parts["evaluation"].backend.follows_model:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
+    if cfg.rounds > 1 and not parts["generator"].follows_model:
+        raise UserError(f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: hf or vllm")
     splits = parts["data"].load()
     parts["generator"].check(splits["train"])
     for name, benchmark in parts["evaluation"].benchmarks.items():

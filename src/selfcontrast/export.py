@@ -132,9 +132,9 @@ def _fingerprint(artifact: Path) -> Any:
         raise UserError(f"{artifact} is gone from the store, and with it the name of the data") from None
     if "data" in manifest["settings"]:
         return manifest["settings"]["data"]
-    stage = {"candidates": "generate", "embeddings": "embed", "negatives": "filter"}
-    role, key = next(iter(manifest["inputs"].items()))
-    return _fingerprint(artifact.parents[1] / stage.get(role, role) / key)
+    before = next(iter(manifest["inputs"].values()))
+    root = artifact.parents[1]
+    return _fingerprint(next(root.glob(f"*/{before}"), root / before))
 
 
 def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:

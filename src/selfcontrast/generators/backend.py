@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,7 +21,13 @@ Sampler = Callable[[Sequence[Request], Decoding, int], list[Candidate]]
 
 
 class Backend(Protocol):
-    """A way of drawing responses from a policy folder. It can be pickled, and holds no model itself."""
+    """A way of drawing responses from a policy folder. It can be pickled, and holds no model itself.
+
+    Attributes:
+        follows_model: that it draws from whichever folder it is given, and not from one that somebody else has loaded.
+    """
+
+    follows_model: ClassVar[bool]
 
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""

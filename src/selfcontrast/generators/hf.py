@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class HF:
     """Batches of at most `rows` responses; what is drawn does not depend on the batch."""
+
+    follows_model: ClassVar[bool] = True
 
     precision: str
     rows: int = field(metadata=NOT_IN_KEY)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -21,13 +21,18 @@ from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.stage import FILE, choose
 from selfcontrast.models.loading import load_tokenizer
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import settings_of
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("responses", "negatives")  # the first that a row has
 WHERE = "generator.path"
 WRITTEN = 1000  # prompts at a time
+
+
+def content(path: str) -> str:
+    """What decides the candidates: the file's bytes, not where they lie."""
+    return file_hash(path, WHERE)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class Import:
         max_length: tokens of prompt and response; longer ones are left out and counted.
     """
 
-    path: str = field(metadata=NOT_IN_KEY)
+    follows_model: ClassVar[bool] = False
+
+    path: str = field(metadata={"in_key_as": content})
     prompts: int | None
     max_length: int
     seed: int
@@ -66,7 +73,7 @@ class Import:
             log.warning("%s: %d of %d training prompts have no responses: not used", self.path, bare, len(asked))
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**settings_of(self), "sha256": file_hash(self.path, WHERE)}
+        return settings_of(self)
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str

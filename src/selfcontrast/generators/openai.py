@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
 from selfcontrast.data.candidates import Candidate, Decoding, Request
@@ -34,6 +34,8 @@ class OpenAI:
         extra: further fields of every request's body; null takes one out.
         urls, concurrency, timeout, retries, wait, key_variable: as in `selfcontrast.client.Servers`.
     """
+
+    follows_model: ClassVar[bool] = False
 
     model: str
     api: str

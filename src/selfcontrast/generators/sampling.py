@@ -80,9 +80,9 @@ def sample(
 
 
 def draw(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
-    """Token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n]; greedy at 0.
+    """Token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n].
 
-    Below 1, top_p keeps the likeliest tokens up to and including the one that reaches it.
+    Temperature 0 is greedy. Below 1, top_p keeps the likeliest tokens up to and including the one that reaches it.
     """
     if decoding.temperature == 0:
         return log_probs.argmax(-1)

@@ -62,8 +62,11 @@ class Generation:
     def decoding(self) -> Decoding:
         return Decoding(self.samples, self.temperature, self.top_p, self.max_new_tokens, self.max_length)
 
+    @property
+    def follows_model(self) -> bool:
+        return bool(self.backend.follows_model)
+
     def check(self, examples: Sequence[Example]) -> None:
-        """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
         self.backend.check()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -81,6 +84,10 @@ class Generator(Protocol):
     @property
     def samples(self) -> int:
         """N: the most responses of a prompt."""
+
+    @property
+    def follows_model(self) -> bool:
+        """Whether another model gives other candidates, as rounds need."""
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises `UserError` for what can be known before any compute; `examples` are those of training."""

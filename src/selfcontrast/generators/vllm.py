@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
@@ -41,6 +41,8 @@ class VLLM:
         python: an interpreter that has vLLM, to run it in a process of its own; None for this process.
         data_parallel_size: engines side by side, each on `tensor_parallel_size` devices and in a process of its own.
     """
+
+    follows_model: ClassVar[bool] = True
 
     dtype: str
     adapter: str | None = field(metadata={"in_key_as": adapter_content})

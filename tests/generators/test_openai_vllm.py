@@ -1,0 +1,39 @@
+"""The backend of servers against vLLM's own server: what the loopback stand-in only imitates."""
+
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.data.candidates import Candidate, Decoding
+from selfcontrast.generators.openai import OpenAI
+from vllm_cases import REQUESTS, by_hf
+
+EXTRA = {"return_token_ids": True, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+GREEDY = Decoding(1, 0.0, 1.0, 16, 128)
+
+
+def asked(url: str, policy: Path, decoding: Decoding, **changes: object) -> list[Candidate]:
+    fine = {"model": "policy", "api": "completions", "extra": EXTRA, "urls": [f"{url}/v1"], "concurrency": 2}
+    patience = {"timeout": 120.0, "retries": 1, "wait": 1.0, "key_variable": None}
+    backend = OpenAI(**{**fine, **patience, **changes})  # type: ignore[arg-type]
+    backend.check()
+    with backend.open(policy, "cpu") as sample:
+        return sample(REQUESTS, decoding, 0)
+
+
+@pytest.mark.vllm
+def test_greedy_tokens_and_log_probabilities_are_transformers(vllm_server: str, wide_policy: Path) -> None:
+    for found, expected in zip(asked(vllm_server, wide_policy, GREEDY), by_hf(wide_policy), strict=True):
+        assert (found.id, found.text, found.token_ids) == (expected.id, expected.text, expected.token_ids)
+        assert found.finish_reason == expected.finish_reason
+        assert found.log_prob == pytest.approx(expected.log_prob, abs=1e-3)
+
+
+@pytest.mark.vllm
+def test_samples_are_the_same_again(vllm_server: str, wide_policy: Path) -> None:
+    decoding = Decoding(4, 1.0, 1.0, 12, 128)
+    first = asked(vllm_server, wide_policy, decoding)
+    assert [c.token_ids for c in asked(vllm_server, wide_policy, decoding, concurrency=1)] == [
+        c.token_ids for c in first
+    ]
+    assert len({tuple(c.token_ids) for c in first}) > len(REQUESTS) * 3
