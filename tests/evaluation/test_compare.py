@@ -28,6 +28,7 @@ SETTINGS = Evaluation(
     level=0.9,
     resamples=200,
     backend=None,
+    benchmarks={},
 )
 
 

@@ -16,8 +16,10 @@ from selfcontrast.store import MANIFEST
 from selfcontrast.store.runs import all_runs
 from wandb_files import OfflineRun
 
-SHARED = ["contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
-STAGES = [*SHARED, "align", "evaluate Self-Contrast"]
+OWN_SHARED = ["contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
+OWN_STAGES = [*OWN_SHARED, "align", "evaluate Self-Contrast"]  # of one's own data
+SHARED = [*OWN_SHARED, "dialogues SFT"]  # the built-in data has a verifier, which judges
+STAGES = [*OWN_STAGES, "dialogues SFT", "dialogues Self-Contrast", "pairwise Self-Contrast"]
 
 # Nothing of ours can be imported: -I leaves the working directory out, and the finder refuses the installed package.
 LOAD = """
@@ -251,7 +253,7 @@ def finish(folder: Path, *overrides: str) -> dict[str, Any]:
     assert ended.returncode == 0, ended.stderr
     result = read_result(folder / "out")
     assert result["comparison"]["measure"] == "similarity"  # there is no verifier: a proxy, and called one
-    assert sorted(stages(result)) == sorted(STAGES)
+    assert sorted(stages(result)) == sorted(OWN_STAGES)
     assert all(-1 <= row["mean"]["estimate"] <= 1 for row in result["comparison"]["rows"])
     return result
 
