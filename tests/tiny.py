@@ -1,5 +1,6 @@
 """Models, tokenizers and settings small enough for any test, made without a network."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from selfcontrast.data.example import Example
+from selfcontrast.data.rendering import Renderer
 from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
@@ -113,6 +115,20 @@ def policy_folder(folder: Path, seed: int = 0, width: int = 32) -> Path:
     """A policy as the stages exchange them."""
     save_policy(folder, llama(seed, width=width), tokenizer(), "# a card\n")
     return folder
+
+
+def taught(examples: Sequence[Example]) -> LlamaForCausalLM:
+    """A model that knows the answers of `examples` by heart, and ends them."""
+    model, renderer = llama(spread=0.05), Renderer(tokenizer())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pairs = [renderer.example(one) for one in examples]
+    for _ in range(40):
+        for prompt, target in pairs:
+            labels = torch.tensor([[-100] * len(prompt) + target])
+            model(torch.tensor([prompt + target]), labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
 
 
 def groups(count: int, negatives: int = 0, seed: int = 0, vocabulary: int = 50) -> list[Group]:

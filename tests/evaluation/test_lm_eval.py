@@ -1,15 +1,19 @@
 """Documents for lm-eval, and its accuracy against one computed here."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.lm_eval import check_tasks, choice_documents, run_tasks
-from tiny import example, llama, policy_folder, tokenizer
+from selfcontrast.evaluation.lm_eval import TASKS, check_tasks, choice_documents, generation_documents, run_tasks
+from selfcontrast.models.loading import save_policy
+from tiny import example, llama, policy_folder, taught, tokenizer
 
 RENDERER = Renderer(tokenizer())
 WORDS = ["cat", "dog", "Paris", "the mat", "a name", "France", "sat on", "and"]
@@ -81,7 +85,65 @@ def test_a_limit_and_no_tasks(policy: Path) -> None:
     assert run_tasks([], None, policy, EXAMPLES, RENDERER, 120, "cpu", seed=0) == {}
 
 
-def test_a_task_without_a_file_is_a_users_mistake() -> None:
-    check_tasks(["target_choice"])
-    with pytest.raises(UserError, match=r"evaluation\.lm_eval=mmlu: no such task; lm_eval/ holds target_choice"):
-        check_tasks(["mmlu"])
+def greedy(model: Any, prompt: list[int], most: int) -> str:
+    """Token by token, without a cache."""
+    ids = list(prompt)
+    while len(ids) - len(prompt) < most and (len(ids) == len(prompt) or ids[-1] not in RENDERER.end_ids):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(RENDERER.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)).strip()
+
+
+def test_lm_evals_exact_match_is_that_of_greedy_answers(tmp_path: Path) -> None:
+    model = taught(EXAMPLES[::2])
+    save_policy(tmp_path, model, RENDERER.tokenizer, "")
+    fitting = generation_documents(EXAMPLES, RENDERER, 120, 32)
+    expected = [d["target"] == greedy(model, RENDERER.tokenizer(d["query"])["input_ids"], 32) for d in fitting]
+    (found,) = run_tasks(["target_generation"], None, tmp_path, EXAMPLES, RENDERER, 120, "cpu", seed=0).values()
+    assert 0 < np.mean(expected) < 1
+    assert found["exact_match"] == pytest.approx(np.mean(expected))
+    assert (found["documents"], found["left_out"]) == (24, 0)
+    assert (found["truncated"], found["fewshot"], found["chat_template"]) == (0, 0, 1)
+
+
+def test_a_prompt_that_cannot_be_answered_whole_is_left_out_of_generation() -> None:
+    short, long_target, long_prompt = (
+        example("a", "a?", "b"),
+        example("b", "a?", "the cat sat on the mat " * 20),
+        example("c", "what is the name of the cat? " * 9, "b"),
+    )
+    room = len(RENDERER.prompt(short.prompt)) + 64
+    assert [d["target"] for d in generation_documents([short, long_target, long_prompt], RENDERER, room, 64)] == ["b"]
+    assert generation_documents([short], RENDERER, room - 1, 64) == []
+
+
+def test_a_document_that_does_not_fit_is_counted(policy: Path) -> None:
+    long = example("long", "what is the name of the cat? " * 30, "b", category="odd")
+    found = run_tasks(["target_choice"], None, policy, [*EXAMPLES, long], RENDERER, 120, "cpu", seed=0)
+    assert (found["target_choice"]["documents"], found["target_choice"]["left_out"]) == (24, 1)
+
+
+def test_a_request_that_lm_eval_cuts_is_counted(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task file with data of its own is used as it stands, whatever the length of its prompts."""
+    rows = [{"query": "cat " * words, "target": "dog"} for words in (1, 2, 400)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = yaml.safe_load((TASKS / "target_generation.yaml").read_text())
+    kept = {"data_files": {"test": str(tmp_path / "own.jsonl")}, "cache_dir": str(tmp_path)}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**config, "task": "own", "dataset_kwargs": kept}))
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+    check_tasks(["own"])
+    found = run_tasks(["own"], None, policy, EXAMPLES, RENDERER, 120, "cpu", seed=0)["own"]
+    assert (found["documents"], found["left_out"], found["truncated"]) == (3, 0, 1)
+
+
+def test_an_unknown_task_is_a_users_mistake() -> None:
+    check_tasks(["target_choice", "target_generation"])
+    with pytest.raises(UserError, match=r"lm_eval=nothing_so: no such task; lm_eval/ holds target_choice, target_gen"):
+        check_tasks(["nothing_so"])
+
+
+def test_a_task_of_lm_evals_without_its_data_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"lm_eval=piqa: its data cannot be had .*download them once.*data_files"):
+        check_tasks(["piqa"])

@@ -25,7 +25,7 @@ from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
-VERSION = 2
+VERSION = 3
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
 
 
@@ -46,7 +46,7 @@ class Evaluation:
         split: "validation" while anything is still being chosen, "test" to report.
         prompts: how many of the split's prompts, evenly spread; None for all.
         decodings: {name, temperature, samples} each; the first gives the headline.
-        lm_eval: task files of lm-eval in `evaluation/lm_eval/` by name; none to leave it out.
+        lm_eval: tasks by name: files in `evaluation/lm_eval/`, or of lm-eval's own; none to leave it out.
         lm_eval_limit: documents per task; None for all.
         contamination: when a prompt counts as seen in training. It is evaluated all the same.
         backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
