@@ -57,13 +57,18 @@ class Finished:
     stdout: str
 
 
-def start_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Starts `train.py` in `cwd`, which gets the store and the run's folder `out`, leading a process group."""
+def start_train(
+    *overrides: str, cwd: Path, env: Mapping[str, str] | None = None, script: str = "train.py"
+) -> subprocess.Popen[str]:
+    """Starts `train.py`, or another script, in `cwd`, which gets the store and the run's folder `out`.
+
+    It leads a process group.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
     own = {"SELFCONTRAST_STORE": str(cwd / "store"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     folder = [] if any(o.startswith(("hydra.", "-")) for o in overrides) else [f"hydra.run.dir={cwd / 'out'}"]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *folder, *overrides],
+        [sys.executable, str(ROOT / script), *folder, *overrides],
         cwd=cwd,
         env={**kept, **own, **(env or {})},
         stdin=subprocess.DEVNULL,
@@ -76,9 +81,11 @@ def start_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None
     )
 
 
-def run_train(*overrides: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs `train.py` to its end."""
-    with start_train(*overrides, cwd=cwd, env=env) as process:
+def run_train(
+    *overrides: str, cwd: Path, env: Mapping[str, str] | None = None, script: str = "train.py"
+) -> subprocess.CompletedProcess[str]:
+    """Runs `train.py`, or another script, to its end."""
+    with start_train(*overrides, cwd=cwd, env=env, script=script) as process:
         try:
             out, err = process.communicate(timeout=TIMEOUT)
         except BaseException:  # a timeout, or Ctrl-C, which does not reach another process group

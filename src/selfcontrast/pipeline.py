@@ -280,7 +280,7 @@ def measured_by(
     """Per system the results of the benchmark that the evaluation calls so; none where it does not apply.
 
     Args:
-        trained: the systems' models, the baseline's among them.
+        trained: the systems' models; without the baseline's, what compares with it is left out.
         systems: their scores.
     """
     p = job.parts
@@ -292,21 +292,22 @@ def measured_by(
     settings = {"benchmark": measure.fingerprint(), "backend": settings_of(p.evaluation.backend)}
     found = {}
     for label, scored in systems.items():
-        if label == BASELINE and measure.relative:
+        base = None if label == BASELINE else systems.get(BASELINE)
+        if measure.relative and base is None:
             continue
         subject = Subject(
             label=label,
             model=trained[label].path / "model",
             scores=scored.path,
-            baseline=None if label == BASELINE else systems[BASELINE].path,
+            baseline=base.path if base else None,
             examples=examples,
             decoding=p.evaluation.ways[0].name,
             responder=Responder(p.evaluation.backend, p.engine, p.hardware.device),
             surroundings=Surroundings(p.hardware.device, verifier, p.store.root / "judgments"),
         )
         inputs = {"policy": trained[label], "scores": scored}
-        if measure.relative:
-            inputs["baseline"] = systems[BASELINE]
+        if measure.relative and base:
+            inputs["baseline"] = base
         compute = partial(measure.run, subject=subject)
         found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
     return found

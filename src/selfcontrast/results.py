@@ -85,7 +85,7 @@ class Result:
             value=_value(parts.target_metric, comparison, parts),
             policy=str(artifacts["align"].path / "model"),
             comparison=asdict(comparison),
-            stages=[_stage(name, artifact) for name, artifact in artifacts.items()],
+            stages=[stage_record(name, artifact) for name, artifact in artifacts.items()],
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()),
             lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
@@ -93,7 +93,9 @@ class Result:
             negatives_shown=_negatives_shown(artifacts["filter"], train),
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
-            benchmarks={name: _measured(parts.evaluation, name, found) for name, found in measured.items() if found},
+            benchmarks={
+                name: measured_lines(parts.evaluation, name, found) for name, found in measured.items() if found
+            },
         )
 
     @classmethod
@@ -146,7 +148,7 @@ def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
         tracker.log(label, record)
 
 
-def _measured(evaluation: Evaluation, name: str, found: Mapping[str, Artifact]) -> dict[str, Any]:
+def measured_lines(evaluation: Evaluation, name: str, found: Mapping[str, Artifact]) -> dict[str, Any]:
     """A benchmark's numbers, its facts, and some of its judgments with question, answers, verdict and reason."""
     options = Options(evaluation.level, evaluation.resamples, evaluation.seed)
     lines = evaluation.benchmarks[name].lines({system: a.path for system, a in found.items()}, options)
@@ -168,7 +170,7 @@ def _history(artifact: Artifact) -> list[dict[str, float]]:
     return list(json.loads(file.read_text())) if file.exists() else []
 
 
-def _stage(name: str, artifact: Artifact) -> dict[str, Any]:
+def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
     return {
         "name": name,
         "key": artifact.key,

@@ -46,16 +46,18 @@ class Comparison:
         return next(r for r in self.rows if r["system"] == system and r["decoding"] == decoding)
 
 
-def compare(systems: Mapping[str, Path], settings: Evaluation, seen: pd.DataFrame) -> Comparison:
-    """Compares score folders by system name; `BASELINE` among them is what the others are paired with.
+def compare(
+    systems: Mapping[str, Path], settings: Evaluation, seen: pd.DataFrame, baseline: str = BASELINE
+) -> Comparison:
+    """Compares score folders by system name; `baseline` among them is what the others are paired with.
 
     `seen` tells which prompts resemble a training prompt: the columns of `contamination.FILE`.
     """
     answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
-    measure = "score" if "score" in answers[BASELINE] else "similarity"
+    measure = "score" if "score" in answers[baseline] else "similarity"
     options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
-    rows = _rows(answers, settings.ways, measure, options)
+    rows = _rows(answers, settings.ways, measure, options, baseline)
     first = settings.ways[0].name
     categories = [
         {
@@ -72,21 +74,25 @@ def compare(systems: Mapping[str, Path], settings: Evaluation, seen: pd.DataFram
     flagged = set(seen.loc[seen["flagged"], "id"])
     if 0 < len(flagged) < len(seen):
         clean = {name: frame[~frame["id"].isin(flagged)] for name, frame in answers.items()}
-        contamination["without"] = _rows(clean, settings.ways[:1], measure, options)
+        contamination["without"] = _rows(clean, settings.ways[:1], measure, options, baseline)
     return Comparison(measure, rows, categories, per_token, contamination)
 
 
 def _rows(
-    answers: Mapping[str, pd.DataFrame], ways: Sequence[Decoded], measure: str, options: dict[str, Any]
+    answers: Mapping[str, pd.DataFrame],
+    ways: Sequence[Decoded],
+    measure: str,
+    options: dict[str, Any],
+    baseline: str,
 ) -> list[dict[str, Any]]:
-    base = {way.name: _dialogues(answers[BASELINE], way.name, measure) for way in ways}
+    base = {way.name: _dialogues(answers[baseline], way.name, measure) for way in ways}
     best = max(base, key=lambda name: float(base[name]["value"].mean()))
     rows = []
     for way in ways:
         for system, frame in answers.items():
             own = _dialogues(frame, way.name, measure)
             row = {"system": system, "decoding": way.name, "temperature": way.temperature, **_absolute(own, options)}
-            if system != BASELINE:
+            if system != baseline:
                 row |= _relative(own, base[way.name], options)
                 row["against_best"] = {"decoding": best, **_paired(own, base[best], options)}
             rows.append(row)

@@ -1,0 +1,164 @@
+"""One model, whoever trained it, measured as a job measures its policies: the same settings, store and judgments."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from selfcontrast.config import Parts
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation import contamination
+from selfcontrast.evaluation.compare import compare
+from selfcontrast.evaluation.scores import LM_EVAL
+from selfcontrast.job import Job
+from selfcontrast.models.loading import Pretrained, folder_hash, load_tokenizer
+from selfcontrast.pipeline import contaminated, measured_by, scores_of
+from selfcontrast.provenance import provenance
+from selfcontrast.report.benchmarks import CATEGORY, cell
+from selfcontrast.report.terminal import columns, say, show
+from selfcontrast.report.text import interval, number, place
+from selfcontrast.results import RESULT, measured_lines, stage_record
+from selfcontrast.store import Artifact
+from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
+from selfcontrast.tracking import Tracker
+
+LABEL = "model"
+BOUNDS = ("estimate", "low", "high")  # of an interval
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured of a model, as JSON.
+
+    Attributes:
+        model: its folder.
+        comparison: as of `results.Result`, with this system alone.
+        lm_eval: per task its metrics.
+        benchmarks: by name, as of `results.Result`; without those that compare with the SFT model.
+        stages, config, provenance: as of `results.Result`.
+    """
+
+    model: str
+    comparison: dict[str, Any]
+    lm_eval: dict[str, dict[str, float]]
+    benchmarks: dict[str, dict[str, Any]]
+    stages: list[dict[str, Any]]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
+    """Scores and benchmarks of `model.path`, computed or recalled; written to the output folder as `RESULT`.
+
+    Raises:
+        UserError: for a model that cannot be had or has no chat template.
+    """
+    folder = model_folder(parts.model)
+    tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
+    with tracked as tracker:
+        job = Job(parts, tracker)
+        trained = {LABEL: as_artifact(folder, parts.output)}
+        seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
+        systems = {LABEL: scores_of(job, trained[LABEL], LABEL)}
+        comparison = compare({LABEL: systems[LABEL].path}, parts.evaluation, seen, baseline=LABEL)
+        measured = {name: measured_by(job, name, trained, systems) for name in parts.evaluation.benchmarks}
+        result = Evaluated(
+            model=str(folder),
+            comparison=asdict(comparison),
+            lm_eval=json.loads((systems[LABEL].path / LM_EVAL).read_text()),
+            benchmarks={
+                name: measured_lines(parts.evaluation, name, found) for name, found in measured.items() if found
+            },
+            stages=[stage_record(name, artifact) for name, artifact in job.artifacts.items()],
+            config=dict(config),
+            provenance=provenance(),
+        )
+        (parts.output / RESULT).write_text(json.dumps(asdict(result)))
+        tracker.summary(_numbers(result))
+    job.decisions.finish()
+    return result
+
+
+def model_folder(model: Any) -> Path:
+    """Where its files are: downloaded, where `model.path` is a name on the hub. Raises `UserError`."""
+    if not isinstance(model, Pretrained):
+        raise UserError("model: there is nothing to evaluate before training; give model=FOLDER or a name on the hub")
+    if model.chat_template:
+        raise UserError("model.chat_template: a model is evaluated with its own template; save it with its tokenizer")
+    folder = Path(model.path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            found = snapshot_download(
+                model.path,
+                revision=model.revision,
+                local_files_only=model.local_files_only,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
+            )
+        except Exception as error:  # the hub's, the network's, or a name that is none
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"model.path={model.path}: cannot be downloaded ({first}); name a folder") from error
+        folder = Path(found)
+    Renderer(load_tokenizer(folder))
+    return folder.resolve()
+
+
+def as_artifact(folder: Path, output: Path) -> Artifact:
+    """The model as what stages are made from. A policy of the store is itself, so its scores are recalled.
+
+    Of any other the content is the key; a link in `output` gives it the place where stages look.
+    """
+    above = folder.parent
+    if folder.name == "model" and (above / MANIFEST).is_file() and not verify_once(above):
+        return Artifact.read(above, cached=True)
+    content = folder_hash(folder)
+    link = output / "evaluated" / "model"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder, target_is_directory=True)
+    manifest = {"seconds": 0.0, "summary": {}, "resumed": False}
+    return Artifact("model", key_of({"model": content}), link.parent, manifest, cached=True)
+
+
+def print_evaluated(result: Evaluated, output: Path) -> None:
+    """Prints the numbers to stdout."""
+    measure = result.comparison["measure"]
+    table = columns(f"{measure}, at", "mean", "tokens")
+    for row in result.comparison["rows"]:
+        table.add_row(row["decoding"], interval(row["mean"]), number(row["tokens"], 1))
+    say("")
+    show(table)
+    if result.lm_eval:
+        table = columns("lm-eval task", "metric", "", left=2)
+        for task, metrics in result.lm_eval.items():
+            for metric, value in metrics.items():
+                table.add_row(task, metric, number(value))
+        say("")
+        show(table)
+    for name, found in result.benchmarks.items():
+        table = columns(name, "")
+        for line in found["lines"]:
+            if not line["what"].startswith(CATEGORY):
+                table.add_row(line["what"], cell(line))
+        say("")
+        show(table)
+    say("")
+    say(f"results  {place(output / RESULT)}", wrap=False)
+
+
+def _numbers(result: Evaluated) -> dict[str, Any]:
+    rows = {f"evaluate/{row['decoding']}/{b}": row["mean"][b] for row in result.comparison["rows"] for b in BOUNDS}
+    tasks = {f"lm_eval/{task}/{name}": value for task, found in result.lm_eval.items() for name, value in found.items()}
+    lines = {
+        f"{name}/{line['what']}/{bound}": line["value"][bound]
+        for name, found in result.benchmarks.items()
+        for line in found["lines"]
+        for bound in BOUNDS
+    }
+    return {**rows, **tasks, **lines}
