@@ -1,0 +1,207 @@
+"""The judge is graded too: against pairs whose better answer is known, and with answers made to try it."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from selfcontrast.data.example import Example, Verifier
+from selfcontrast.data.jsonl import read_rows
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject
+from selfcontrast.evaluation.benchmarks.pairwise import both_orders, judge_pairs
+from selfcontrast.evaluation.judges import Case
+from selfcontrast.evaluation.judges.calibration import agreement
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
+from selfcontrast.evaluation.statistics import mean_interval
+from selfcontrast.store import NOT_IN_KEY, settings_of
+
+log = logging.getLogger(__name__)
+
+SYSTEM = "judge"  # whom the lines are about, whichever policy was the occasion
+GOLD = "gold.parquet"
+SAME, TWICE, CONSTANT, EMPTY = "target", "target twice", "constant", "empty"
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The target against answers that must not win: nothing, a constant, the target itself, the target twice.
+
+    Attributes:
+        judge: a `selfcontrast.evaluation.judges.Judge`.
+        constant: an answer that is right nowhere.
+        limit: the first so many prompts; None for all.
+        min_coverage: the share of judgments that must be usable.
+    """
+
+    constant: str
+    limit: int | None
+    min_coverage: float
+    judge: Any = field(metadata=NOT_IN_KEY)  # by its own fingerprint
+
+    def __post_init__(self) -> None:
+        _check(self.limit, self.min_coverage)
+
+    @property
+    def relative(self) -> bool:
+        return False
+
+    def check(self, verifier: Verifier | None) -> None:
+        if verifier or not isinstance(self.judge, VerifierJudge):
+            self.judge.check(verifier)
+
+    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
+        if verifier is None and isinstance(self.judge, VerifierJudge):
+            return "the data has no verifier"
+        return None if self._prompts(examples) else "no prompt has a target"
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**settings_of(self), "judge": self.judge.fingerprint()}
+
+    def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
+        """Writes the judgments; says which probes were ranked otherwise than they must be (`failed_probes`)."""
+        pairs = [
+            Case(example, 0, ((example.target,), (answer,)), sample=at)
+            for example in self._prompts(subject.examples)
+            for at, answer in enumerate(self._answers(example).values())
+        ]
+        facts = judge_pairs(folder, "probes", self.judge, pairs, subject, self.min_coverage)
+        failed = []
+        for probe, found in _by_probe(folder).items():
+            mean = float(found["outcome"].mean())
+            if mean < 0.5 or (mean == 0.5 and probe in (CONSTANT, EMPTY)):
+                failed.append(probe)
+                log.warning("probes: the judge does not prefer the target to the probe %r: %.3f of 1", probe, mean)
+        return {**facts, "failed_probes": failed}
+
+    def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
+        """Per probe how often the judge did what is right: of the target and itself, neither."""
+        found = []
+        for probe, pairs in _by_probe(next(iter(folders.values()))).items():
+            outcome = pairs["outcome"].to_numpy()
+            right = {SAME: outcome == 0.5, TWICE: outcome >= 0.5}.get(probe, outcome > 0.5)
+            what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
+                probe, f"better than {probe}"
+            )
+            value = mean_interval(np.asarray(right, dtype=np.float64), pairs["id"], **vars(options))
+            found.append(Line(SYSTEM, f"target: {what}", "share", value))
+        return found
+
+    def _prompts(self, examples: Sequence[Example]) -> list[Example]:
+        return [e for e in examples if not e.turns and e.target.strip()][: self.limit]
+
+    def _answers(self, example: Example) -> dict[str, str]:
+        target = example.target
+        return {SAME: target, TWICE: f"{target}\n\n{target}", CONSTANT: self.constant, EMPTY: ""}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Agreement with pairs whose better answer is known: those of a file, or the data's targets and rejected answers.
+
+    Attributes:
+        judge: a `selfcontrast.evaluation.judges.Judge`.
+        gold: .json or .jsonl of {instruction, output_1, output_2, preference}, in AlpacaEval's format: 1 or 2, or 1.5
+            for neither; None for the data's own.
+        limit: the first so many pairs; None for all.
+        min_coverage: the share of judgments that must be usable.
+    """
+
+    gold: str | None
+    limit: int | None
+    min_coverage: float
+    judge: Any = field(metadata=NOT_IN_KEY)  # by its own fingerprint
+
+    def __post_init__(self) -> None:
+        _check(self.limit, self.min_coverage)
+
+    @property
+    def relative(self) -> bool:
+        return False
+
+    def check(self, verifier: Verifier | None) -> None:
+        if self.gold is not None:
+            if isinstance(self.judge, VerifierJudge):
+                raise UserError("judge=verifier knows the built-in data only: name another for a file of pairs")
+            read_gold(self.gold)
+        if verifier or not isinstance(self.judge, VerifierJudge):
+            self.judge.check(verifier)
+
+    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
+        if self.gold is None and verifier is None and isinstance(self.judge, VerifierJudge):
+            return "the data has no verifier"
+        return None if self._pairs(examples) else "the data has no rejected answers"
+
+    def fingerprint(self) -> dict[str, Any]:
+        own = {name: value for name, value in settings_of(self).items() if name != "gold"}
+        file = hashlib.sha256(Path(self.gold).read_bytes()).hexdigest() if self.gold else None
+        return {**own, "file": file, "judge": self.judge.fingerprint()}
+
+    def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
+        pairs = self._pairs(subject.examples)
+        gold = [{"id": case.example.id, "sample": case.sample, "gold": value} for case, value in pairs]
+        pd.DataFrame(gold).to_parquet(folder / GOLD)
+        cases = [case for case, _ in pairs]
+        return judge_pairs(folder, "calibration", self.judge, cases, subject, self.min_coverage)
+
+    def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
+        folder = next(iter(folders.values()))
+        found = both_orders(pd.read_parquet(folder / JUDGMENTS)).merge(
+            pd.read_parquet(folder / GOLD), on=["id", "sample"]
+        )
+        if not len(found):
+            return []
+        columns = (found[name].to_numpy() for name in ("gold", "first", "second", "longer", "id"))
+        figures = agreement(*columns, **vars(options))
+        values = [
+            ("agrees with gold", "share", figures.accuracy),
+            ("verdicts that flip with the order", "share", figures.position.flip_rate),
+            ("first position's share", "share", figures.position.first_position_share),
+        ]
+        if figures.length:
+            values.append(("leans to the longer answer, more than gold", "difference", figures.length))
+        return [Line(SYSTEM, what, kind, value) for what, kind, value in values]
+
+    def _pairs(self, examples: Sequence[Example]) -> list[tuple[Case, float]]:
+        """Two answers, and 1 where the first is better, 0 where the second is."""
+        if self.gold is not None:
+            return read_gold(self.gold)[: self.limit]
+        own = [e for e in examples if e.rejected and not e.turns]
+        return [(Case(e, 0, ((e.target,), (e.rejected,))), 1.0) for e in own][: self.limit]
+
+
+def read_gold(path: str) -> list[tuple[Case, float]]:
+    """The pairs of a file. Raises `UserError` that names the row that is none."""
+    found: list[tuple[Case, float]] = []
+    prompts: dict[str, int] = {}
+    for where, row in read_rows(path, "gold"):
+        texts = [row.get(name) if isinstance(row, dict) else None for name in ("instruction", "output_1", "output_2")]
+        preference = row.get("preference") if isinstance(row, dict) else None
+        if not all(isinstance(text, str) for text in texts) or preference not in (1, 1.5, 2):
+            raise UserError(f"{path}, {where}: needs instruction, output_1, output_2, and preference: 1, 2 or 1.5")
+        instruction, first, second = (str(text) for text in texts)
+        name = str(prompts.setdefault(instruction, len(prompts)))
+        example = Example(name, [{"role": "user", "content": instruction}], "")
+        found.append((Case(example, 0, ((first,), (second,)), sample=len(found)), 2.0 - float(preference)))
+    return found
+
+
+def _by_probe(folder: Path) -> dict[str, pd.DataFrame]:
+    pairs = both_orders(pd.read_parquet(folder / JUDGMENTS))
+    return {
+        name: found
+        for at, name in enumerate((SAME, TWICE, CONSTANT, EMPTY))
+        if len(found := pairs[pairs["sample"] == at])
+    }
+
+
+def _check(limit: int | None, min_coverage: float) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}: at least 1, or null for all")
+    if not 0 < min_coverage <= 1:
+        raise UserError(f"min_coverage={min_coverage}: above 0 and at most 1")
