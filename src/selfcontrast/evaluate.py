@@ -72,7 +72,9 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
             comparison=asdict(comparison),
             lm_eval=json.loads((systems[LABEL].path / LM_EVAL).read_text()),
             benchmarks={
-                name: measured_lines(parts.evaluation, name, found) for name, found in measured.items() if found
+                name: measured_lines(parts.evaluation, name, found, job.artifacts["contamination"])
+                for name, found in measured.items()
+                if found
             },
             stages=[stage_record(name, artifact) for name, artifact in job.artifacts.items()],
             config=dict(config),

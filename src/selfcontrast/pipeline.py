@@ -28,6 +28,7 @@ from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.results import Result
 from selfcontrast.store import Artifact, settings_of
+from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracker, Untracked
 from selfcontrast.training import align, fine_tune, reference
 from selfcontrast.training.align import preference_groups
@@ -314,11 +315,13 @@ def measured_by(
 
 
 def contaminated(job: Job) -> Artifact:
-    """Which evaluated prompts resemble a training prompt: the same for every policy."""
+    """Which evaluated prompts, benchmarks' own among them, resemble a training prompt: the same for every policy."""
     p = job.parts
     rule = p.evaluation.contamination
+    asked = {name: own for name, each in p.evaluation.benchmarks.items() if (own := each.own_prompts())}
     settings = {
         **settings_of(rule),
+        **({"benchmarks": key_of(asked)} if asked else {}),
         "split": p.evaluation.split,
         "prompts": p.evaluation.prompts,
         "data": p.data.fingerprint(),
@@ -328,7 +331,7 @@ def contaminated(job: Job) -> Artifact:
     def compute(folder: Path) -> Mapping[str, Any]:
         prompts = {e.id: contamination.user_text(e) for e in p.evaluation.choose(p.splits)}
         training = [contamination.user_text(e) for e in p.splits["train"]]
-        benchmarks = {p.evaluation.split: prompts}
+        benchmarks = {p.evaluation.split: prompts, **asked}
         return contamination.check_benchmarks(folder, rule, benchmarks, training, p.encoder, p.hardware.device)
 
     return job.stage("contamination", contamination.VERSION, settings, {}, compute)

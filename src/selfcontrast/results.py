@@ -94,7 +94,9 @@ class Result:
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
             benchmarks={
-                name: measured_lines(parts.evaluation, name, found) for name, found in measured.items() if found
+                name: measured_lines(parts.evaluation, name, found, artifacts["contamination"])
+                for name, found in measured.items()
+                if found
             },
         )
 
@@ -148,11 +150,14 @@ def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
         tracker.log(label, record)
 
 
-def measured_lines(evaluation: Evaluation, name: str, found: Mapping[str, Artifact]) -> dict[str, Any]:
+def measured_lines(
+    evaluation: Evaluation, name: str, found: Mapping[str, Artifact], contamination: Artifact
+) -> dict[str, Any]:
     """A benchmark's numbers, its facts, and some of its judgments with question, answers, verdict and reason."""
     options = Options(evaluation.level, evaluation.resamples, evaluation.seed)
     lines = evaluation.benchmarks[name].lines({system: a.path for system, a in found.items()}, options)
     shown = []
+    seen = contamination.summary
     for system, artifact in found.items():
         if (artifact.path / JUDGMENTS).exists():
             judgments = pd.read_parquet(artifact.path / JUDGMENTS)
@@ -162,6 +167,7 @@ def measured_lines(evaluation: Evaluation, name: str, found: Mapping[str, Artifa
         "lines": [asdict(line) for line in lines],
         "facts": {system: artifact.summary for system, artifact in found.items()},
         "shown": shown,
+        "contamination": {what: n for what in ("prompts", "flagged") if (n := seen.get(f"{name}/{what}")) is not None},
     }
 
 

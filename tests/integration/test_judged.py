@@ -37,6 +37,8 @@ def test_a_judge_that_fails_for_a_third_of_the_calls(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     found = read_result(tmp_path / "out")["benchmarks"]
     assert set(found) == {"dialogues", "pairwise", "mt_bench"}
+    assert found["mt_bench"]["contamination"] == {"prompts": 8, "flagged": 0}
+    assert found["pairwise"]["contamination"] == {}  # it asks the held-out prompts
     grades = {line["value"]["estimate"] for line in found["mt_bench"]["lines"] if line["kind"] == "rating"}
     assert grades == {4}
     prompts = [asked.body["messages"][0]["content"] for asked in server.asked]

@@ -53,6 +53,7 @@ def compare(
 
     `seen` tells which prompts resemble a training prompt: the columns of `contamination.FILE`.
     """
+    seen = seen[seen["benchmark"] == settings.split]  # benchmarks with questions of their own tell it themselves
     answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = "score" if "score" in answers[baseline] else "similarity"

@@ -78,9 +78,16 @@ def _shown(name: str, found: dict[str, Any]) -> Shown:
         name,
         systems,
         [(what, [cells.get((what, system), NONE) for system in systems]) for what in whats],
-        _judged(found["facts"]),
+        " ".join(filter(None, (_judged(found["facts"]), _seen(found.get("contamination"))))),
         inline(figure, f"radar_{name}", "Mean grades by category") if figure else None,
     )
+
+
+def _seen(contamination: dict[str, int] | None) -> str:
+    """How many of a benchmark's own questions stand among the training prompts."""
+    if not contamination:
+        return ""
+    return f"{contamination['flagged']:,} of its {contamination['prompts']:,} prompts resemble a training prompt."
 
 
 def _judged(facts: dict[str, dict[str, Any]]) -> str:

@@ -68,6 +68,13 @@ def test_every_turn_of_every_sample_is_graded(tmp_path: Path) -> None:
     assert (facts["questions"], facts["judgments"], facts["guided"]) == (2, 8, 2)
 
 
+def test_its_own_questions_may_be_training_prompts(tmp_path: Path) -> None:
+    own = benchmark(Telling(by_turn), questions=written(tmp_path, *ROWS))
+    assert own.own_prompts() == {"1": "cat\ndog", "2": "the cat\nmat"}
+    assert benchmark(Telling(by_turn), questions=written(tmp_path, *ROWS), limit=1).own_prompts() == {"1": "cat\ndog"}
+    assert benchmark(Telling(by_turn)).own_prompts() == {}  # the held-out prompts are checked whatever measures them
+
+
 def test_means_by_turn_and_category_and_the_difference_from_sft(tmp_path: Path) -> None:
     """Of one more point for all, but for a judgment that the policy lacks: it is left out of both."""
     of = benchmark(Telling(by_turn))

@@ -107,6 +107,7 @@ def test_a_file_of_outputs_is_answered_and_compared(tmp_path: Path) -> None:
     judge = Telling(shorter)
     of = AlpacaEval(str(file), 2, 0.0, 5, 120, 0, 1.0, judge)
     of.check(None)
+    assert of.own_prompts() == {"0": "what is the 0?", "1": "what is the 1?"}
     model = policy_folder(tmp_path / "policy")
     facts = of.run(tmp_path, subject([], tmp_path / "scores", model))
     assert facts["judgments"] == 4

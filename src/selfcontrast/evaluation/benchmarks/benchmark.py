@@ -86,6 +86,10 @@ class Benchmark(Protocol):
         """Whether it compares with the SFT model, which then is no subject itself."""
         ...
 
+    def own_prompts(self) -> dict[str, str]:
+        """By id what its questions say, where it brings its own: they may stand among the training prompts."""
+        ...
+
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         """Writes its results to `folder`; returns the small facts of it, `coverage` and `cost` among them."""
         ...

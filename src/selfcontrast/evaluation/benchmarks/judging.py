@@ -63,6 +63,9 @@ class Probes:
     def fingerprint(self) -> dict[str, Any]:
         return {**settings_of(self), "judge": self.judge.fingerprint()}
 
+    def own_prompts(self) -> dict[str, str]:
+        return {}
+
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         """Writes the judgments; says which probes were ranked otherwise than they must be (`failed_probes`)."""
         pairs = [
@@ -141,6 +144,9 @@ class Calibration:
         own = {name: value for name, value in settings_of(self).items() if name != "gold"}
         file = hashlib.sha256(Path(self.gold).read_bytes()).hexdigest() if self.gold else None
         return {**own, "file": file, "judge": self.judge.fingerprint()}
+
+    def own_prompts(self) -> dict[str, str]:
+        return {}  # the judge answers no question
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         pairs = self._pairs(subject.examples)

@@ -16,6 +16,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject, judged
 from selfcontrast.evaluation.benchmarks.questions import Questions, read_questions
+from selfcontrast.evaluation.contamination import user_text
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference
@@ -85,6 +86,10 @@ class MTBench:
         own = {name: value for name, value in settings_of(self).items() if name not in ("questions", "references")}
         hashes = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in files]
         return {**own, "files": hashes, "judge": self.judge.fingerprint()}
+
+    def own_prompts(self) -> dict[str, str]:
+        asked = [] if self.questions is None else self._read.examples[: self.limit]
+        return {question.id: user_text(question) for question in asked}
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         asked = self._questions(subject)

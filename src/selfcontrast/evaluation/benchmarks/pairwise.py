@@ -13,7 +13,7 @@ from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.alpaca_eval import read_outputs
+from selfcontrast.evaluation.alpaca_eval import Output, read_outputs
 from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject, answers_of, judged
 from selfcontrast.evaluation.judges import Case, Judge
@@ -66,6 +66,9 @@ class Pairwise:
 
     def fingerprint(self) -> dict[str, Any]:
         return {**settings_of(self), "judge": self.judge.fingerprint()}
+
+    def own_prompts(self) -> dict[str, str]:
+        return {}
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         own = answers_of(subject.scores, subject.decoding)
@@ -134,8 +137,11 @@ class AlpacaEval:
         file = hashlib.sha256(Path(self.outputs).read_bytes()).hexdigest()
         return {**own, "file": file, "judge": self.judge.fingerprint()}
 
+    def own_prompts(self) -> dict[str, str]:
+        return {str(i): other.instruction for i, other in enumerate(self._others())}
+
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        others = list(read_outputs(self.outputs, "outputs").values())[: self.limit]
+        others = self._others()
         asked = [Example(str(i), [{"role": "user", "content": o.instruction}], o.output) for i, o in enumerate(others)]
         renderer = Renderer(load_tokenizer(subject.model))
         player = Player(subject.responder, subject.model, renderer, self.seed, folder / RESUME)
@@ -143,6 +149,9 @@ class AlpacaEval:
         own = {answer.id: answer.text for answer in played}
         pairs = [_pair(example, (own[example.id],), (example.target,), 0) for example in asked]
         return judge_pairs(folder, f"alpaca_eval {subject.label}", self.judge, pairs, subject, self.min_coverage)
+
+    def _others(self) -> list[Output]:
+        return list(read_outputs(self.outputs, "outputs").values())[: self.limit]
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
         return pair_lines(folders, "the file", options)

@@ -51,6 +51,9 @@ class RewardWins:
     def fingerprint(self) -> dict[str, Any]:
         return {**settings_of(self), "reward_model": self.reward_model.fingerprint()}
 
+    def own_prompts(self) -> dict[str, str]:
+        return {}
+
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         """A row per prompt and sample: the reward of the answer, and of the target where there is one for it."""
         examples = {example.id: example for example in subject.examples[: self.limit]}
