@@ -109,11 +109,12 @@ def kill_when(
     """Starts a job in `folder`, and kills its process group once a file in the store matches.
 
     Args:
-        look: called with the job's process id just before it dies.
+        look: called with the job's process id just before it dies; the job stands still meanwhile.
     """
     with start_train(*overrides, cwd=folder) as job:
         try:
             wait_for(job, folder, pattern)
+            os.killpg(job.pid, signal.SIGSTOP)
             look(job.pid)
         finally:
             if job.poll() is None:

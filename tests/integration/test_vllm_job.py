@@ -27,6 +27,7 @@ def test_a_job_killed_while_vllm_samples_goes_on_to_the_same_bytes(vllm_python: 
         "generator.backend.dtype=float32",
         "generator.backend.gpu_memory_utilization=0.05",
         "generator.backend.enforce_eager=true",
+        "engine.prompts_per_shard=1",  # 16 shards: time to be killed between two
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
@@ -38,7 +39,7 @@ def test_a_job_killed_while_vllm_samples_goes_on_to_the_same_bytes(vllm_python: 
     (worker,) = workers
     wait_until_gone(worker)
     assert not list((broken / "store").glob(PUBLISHED))
-    assert 1 <= len(list((broken / "store").glob("generate/*.partial/resume/**/*.parquet"))) < 8
+    assert 1 <= len(list((broken / "store").glob("generate/*.partial/resume/**/*.parquet"))) < 16
 
     kill_when(broken, job, PUBLISHED)
     assert candidates(broken) == candidates(whole)
