@@ -56,7 +56,7 @@ def ours(model: Any, groups: Sequence[Group], chunk_size: int, attention: str, c
     def step(i: int) -> None:
         p = pack([groups[i]]).to(model.device)  # packing is part of the step
         log_probs = response_log_probs(model, p, chunk_size)
-        OBJECTIVE(log_probs, references[i], p.lengths, p.mask).loss.sum().backward()
+        torch.autograd.backward(OBJECTIVE(log_probs, references[i], p.lengths, p.mask).loss.sum())
 
     name = "ours, compiled" if compiled else "ours"
     return Contender(name, model, model.config._attn_implementation, step, packed_work(groups))
@@ -75,7 +75,7 @@ def pairs(model: Any, groups: Sequence[Group], lean: bool) -> Contender:
             logits = model.lm_head(hidden[:, prompt - 1 : -1])
         else:
             logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, prompt - 1 : -1]
-        tokens = logits.float().log_softmax(-1).gather(-1, ids[:, prompt:, None])[..., 0]
+        tokens: Tensor = logits.float().log_softmax(-1).gather(-1, ids[:, prompt:, None])[..., 0]
         return (tokens * attended[:, prompt:]).sum(-1).view(-1, 2)
 
     with torch.no_grad():
@@ -83,7 +83,7 @@ def pairs(model: Any, groups: Sequence[Group], lean: bool) -> Contender:
 
     def step(i: int) -> None:
         rewards = BETA * (log_probs(i) - references[i])
-        (-torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1])).mean().backward()
+        torch.autograd.backward(-torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean())
 
     work = pairs_work(groups, every_position=not lean)
     return Contender("lean pairs" if lean else "pairs", model, "sdpa", step, work)

@@ -42,8 +42,9 @@ def tiny_policy(folder: Path, threads: int) -> Path:
     """The built-in model, fine-tuned just long enough to end its responses where targets end."""
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("config", ["data.train=4000", "sft.epochs=2", "sft.validations=0", f"hardware.threads={threads}"])
-    data, model, recipe, hardware = (build(cfg[group], group) for group in ("data", "model", "sft", "hardware"))
-    fine_tune(folder, model, data.load(), recipe, hardware, 1, lambda record: None)
+    groups = ("data", "model", "adapter", "sft", "hardware")
+    data, model, adapter, recipe, hardware = (build(cfg[group], group) for group in groups)
+    fine_tune(folder, model, data.load(), adapter.at("sft"), recipe, hardware, 1, lambda record: None)
     return folder / "model"
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import time
 from pathlib import Path
 
@@ -68,4 +69,4 @@ def gradients(contender: Contender) -> list[Tensor] | None:
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     """Of two gradients, relative to the second."""
     apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
-    return (apart / sum(float(b.double().square().sum()) for b in expected)) ** 0.5
+    return math.sqrt(apart / sum(float(b.double().square().sum()) for b in expected))

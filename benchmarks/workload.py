@@ -119,11 +119,11 @@ class Work:
         probability and value, of 2 FLOPs per dimension each, three times over for the backward pass.
         """
         config = model.config
-        head = model.get_output_embeddings().weight.numel()
+        head = int(model.get_output_embeddings().weight.numel())
         body = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
         width = config.num_attention_heads * (getattr(config, "head_dim", None) or _head_dim(config))
         attention = 12 * config.num_hidden_layers * width * self.seen
-        return 6 * (body * self.tokens + head * self.scored) + attention
+        return int(6 * (body * self.tokens + head * self.scored) + attention)
 
 
 def _head_dim(config: PretrainedConfig) -> int:

@@ -133,9 +133,7 @@ class _Run:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
-        self.cache.batch_repeat_interleave(samples)
-        # Layers of another kind, such as sliding windows, keep their own way.
-        self.cache.layers = [_Roomy(layer) if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
+        self.cache.layers = [_repeated(layer, samples) for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
         self.log_probs = _log_probs(output.logits).repeat_interleave(samples, dim=0)
@@ -175,17 +173,32 @@ def _closed(going: Tensor) -> Tensor:
     return order
 
 
+def _repeated(layer: Any, samples: int) -> Any:
+    """The cache of N responses per prompt. Layers of another kind, such as sliding windows, keep their own way."""
+    if type(layer) is DynamicLayer:
+        return _Roomy(layer, samples)
+    layer.batch_repeat_interleave(samples)
+    return layer
+
+
 class _Roomy(DynamicLayer):
     """Keys and values [R, heads, length, size] with room behind them: a step writes its token, and copies nothing."""
 
     room = 32  # tokens
 
-    def __init__(self, layer: DynamicLayer) -> None:
+    def __init__(self, layer: DynamicLayer, samples: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.length: int = layer.keys.shape[-2]
-        self.held: list[Tensor] = [layer.keys, layer.values]
+        self.held: list[Tensor] = [self._spread(prompts, samples) for prompts in (layer.keys, layer.values)]
         self._show()
+
+    def _spread(self, prompts: Tensor, samples: int) -> Tensor:
+        """Every row `samples` times, and room behind it, in the one copy that there is of a prompt's keys."""
+        rows, heads, length, size = prompts.shape
+        held = prompts.new_empty(rows, samples, heads, length + self.room, size)
+        held[..., :length, :] = prompts[:, None]
+        return held.flatten(0, 1)
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, self.length = self.length, self.length + keys.shape[-2]
