@@ -63,7 +63,7 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
 # --- what is in conf
 
 
-NESTED = {"hydra", "experiment", "backend", "benchmark", "judge"}  # not of the config itself
+NESTED = {"hydra", "arm", "experiment", "backend", "benchmark", "judge"}  # not of the config itself
 
 
 def test_every_folder_of_conf_is_a_group_that_is_built() -> None:
@@ -171,6 +171,8 @@ def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
         ("negatives=2.5", "negatives=2.5: a whole number"),
         ("negatives=true", "negatives=True: a whole number"),
         ("negatives=null", "negatives=None: a whole number"),
+        ("rounds=-1", "rounds=-1: at least 1, or 0 for supervised fine-tuning alone"),
+        ("method=SFT", "method=SFT: the fine-tuned model has that name; give the policy another"),
         ("negatives=5", "negatives=5 is more than filter.max_negatives=4: raise that, or lower K"),
         ("seed=-1", "seed=-1: 0 or more"),
         (
@@ -191,6 +193,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("sft.epochs=1.5", ["sft.epochs=1.5", "integer"]),
         ("trainer.betas=0.9", ["trainer.betas=0.9", "list"]),
         ("sft.lr=-1", ["lr=-1", "positive"]),
+        ("trainer.tokens=0", ["tokens=0", "null"]),
         ("model.hidden=63", ["model.hidden=63"]),
         ("model.precision=int4", ["model.precision=int4", "float32, bfloat16"]),
         ("generator.temperature=0", ["generator.temperature=0"]),
@@ -441,3 +444,35 @@ def test_an_evaluation_needs_a_backend_that_follows_the_model() -> None:
 def test_imported_candidates_are_compared_with_the_data_before_any_compute(tmp_path: Path) -> None:
     said = mistake(choose=own_generator(tmp_path, "import", "generator.path="))
     assert said.endswith("own.jsonl: none of its 1 prompts is one of the training split's")
+
+
+# --- the method and its baselines
+
+
+ARMS = sorted(file.stem for file in (CONF / "arm").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
+    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out")
+    parts = configure(composed(f"arm={arm}", *small))
+    expected = {
+        "self_contrast": ("Self-Contrast", 8, 1, 32, 16),
+        "no_filter": ("no filter", 8, 1, 32, 16),
+        "dpo_std": ("DPO_std", 1, 1, 1, 1),
+        "spin": ("SPIN", 1, 3, 1, 1),
+        "sft_continued": ("SFT continued", 8, 1, 32, 16),
+        "sft": ("none", 8, 0, 32, 16),
+    }
+    pool = (parts.generator.samples, parts.filter.max_negatives)
+    assert (parts.method, parts.negatives, parts.rounds, *pool) == expected[arm]
+
+
+def test_the_command_line_overrides_an_arm() -> None:
+    assert composed("arm=spin", "rounds=2").rounds == 2
+    assert composed("arm=dpo_std", "generator=hf").generator.samples == 32
+
+
+def test_standard_pairs_cannot_be_drawn_again() -> None:
+    small = ("data.train=64", "data.test=16", "data.validation=16")
+    assert mistake("rounds=2", choose=composed("arm=dpo_std", *small)).startswith("rounds=2: each samples from")

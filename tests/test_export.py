@@ -137,9 +137,7 @@ def test_what_was_exported_comes_back_as_candidates(artifact: Path, data: Jsonl,
     output, _ = exported(artifact, "jsonl", data, 2)
     back = Import(str(output), None, 100, 0)
     back.check(examples)
-    renderer = Renderer(tokenizer())
-    for one in examples[1:]:
-        assert [c.text for c in back._candidates(renderer, one)] == ["a dog 0 狗", "a dog 1 狗"]
+    assert list(back._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
     assert back.samples == 2
     # The file is data, too, with the same ids.
     again = [e for split in Jsonl(str(output), 0.1, 0.1, None).load().values() for e in split]
@@ -147,7 +145,7 @@ def test_what_was_exported_comes_back_as_candidates(artifact: Path, data: Jsonl,
 
 
 def test_the_builtin_data_needs_no_file(tmp_path: Path) -> None:
-    data = Builtin(train=16, validation=8, test=8, noise=0.1, two_turn=0.5, seed=3)
+    data = Builtin(train=16, validation=8, test=8, noise=0.1, rejected_noise=0.3, two_turn=0.5, seed=3)
     artifact = made_from(Store(tmp_path / "store"), data, data.load()["train"]).path
     assert export(artifact, "jsonl", 1, tmp_path / "out.jsonl", None) == 15
 

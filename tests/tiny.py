@@ -46,6 +46,7 @@ RECIPE = Recipe(
     optimizer="adamw",
     lr=1e-2,
     epochs=2,
+    tokens=None,
     prompts_per_step=4,
     cutoff=64,
     schedule="cosine",

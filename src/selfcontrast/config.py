@@ -17,6 +17,7 @@ from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
+from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.lm_eval import check_tasks
 from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
@@ -24,7 +25,7 @@ from selfcontrast.filters.select import Filter
 from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, TargetLikelihood
 from selfcontrast.store import Store
 from selfcontrast.tracking import Tracking
 from selfcontrast.training.recipe import Hardware, Recipe
@@ -41,6 +42,7 @@ class Parts:
     """A job, built and checked: what `pipeline.run` takes."""
 
     name: str
+    method: str
     negatives: int
     rounds: int
     seed: int
@@ -53,7 +55,7 @@ class Parts:
     generator: Generator
     encoder: Encoder
     filter: Filter
-    objective: Objective
+    objective: Objective | TargetLikelihood
     adapter: Adapter
     trainer: Recipe
     hardware: Hardware
@@ -70,8 +72,10 @@ def configure(cfg: DictConfig) -> Parts:
             raise UserError(f"{name}={cfg[name]}: a whole number")
     if cfg.negatives < 1:
         raise UserError(f"negatives={cfg.negatives}: at least 1 negative per prompt")
-    if cfg.rounds < 1:
-        raise UserError(f"rounds={cfg.rounds}: at least 1")
+    if cfg.rounds < 0:
+        raise UserError(f"rounds={cfg.rounds}: at least 1, or 0 for supervised fine-tuning alone")
+    if cfg.method == BASELINE:
+        raise UserError(f"method={BASELINE}: the fine-tuned model has that name; give the policy another")
     if cfg.seed < 0:
         raise UserError(f"seed={cfg.seed}: 0 or more")
     if cfg.target_metric not in TARGET_METRICS:
@@ -99,6 +103,7 @@ def configure(cfg: DictConfig) -> Parts:
     parts["adapter"].check(parts["model"])
     return Parts(
         name=str(cfg.name),
+        method=str(cfg.method),
         negatives=cfg.negatives,
         rounds=cfg.rounds,
         seed=cfg.seed,

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from selfcontrast.config import build
-from selfcontrast.data.builtin import Builtin
+from selfcontrast.data.builtin import VERSION, Builtin
 from selfcontrast.data.candidates import Negative, read_negatives
 from selfcontrast.data.example import Example, Message, Source
 from selfcontrast.data.jsonl import Jsonl
@@ -139,6 +139,8 @@ def _fingerprint(artifact: Path) -> Any:
 
 def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
     if fingerprint["source"] == "builtin":
+        if fingerprint["version"] != VERSION:
+            raise UserError("these negatives were made from an earlier version of the built-in data: run the job again")
         return Builtin(**{k: v for k, v in fingerprint.items() if k not in ("source", "version")})
     if fingerprint["source"] == "jsonl" and data:
         return Jsonl(data, fingerprint["validation"], fingerprint["test"], fingerprint["limit"])

@@ -124,6 +124,14 @@ class ObjectiveOutput:
 
 
 @dataclass(frozen=True)
+class TargetLikelihood:
+    """Supervised fine-tuning continued: no preference, and no negative is looked at.
+
+    The control of every contrast: the same prompts in the same order for as many steps, without what negatives add.
+    """
+
+
+@dataclass(frozen=True)
 class Objective:
     """One choice of aggregation and core, with its settings; `conf/objective` explains each.
 

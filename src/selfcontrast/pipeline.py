@@ -26,6 +26,7 @@ from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.objectives import Objective
 from selfcontrast.results import Result
 from selfcontrast.store import Artifact, settings_of
 from selfcontrast.store.artifact import key_of
@@ -35,8 +36,6 @@ from selfcontrast.training.align import preference_groups
 from selfcontrast.training.nodes import Compute, this_node
 
 log = logging.getLogger(__name__)
-
-POLICY = "Self-Contrast"
 
 
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
@@ -62,10 +61,10 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
 def policies(job: Job) -> dict[str, Artifact]:
     """By name the fine-tuned model and the policy of every round, each of which starts from the one before."""
     found = {BASELINE: sft(job)}
-    start, last = found[BASELINE], job.parts.rounds
+    start, last, method = found[BASELINE], job.parts.rounds, job.parts.method
     for number in range(1, last + 1):
         start = Round(job, start, "" if number == last else f"round-{number}/").policy
-        found[POLICY if number == last else f"{POLICY} round {number}"] = start
+        found[method if number == last else f"{method} round {number}"] = start
     return found
 
 
@@ -195,7 +194,7 @@ class Round:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            drawn, without_room = self._groups(p.negatives)
+            drawn, without_room = self._groups(self._used)
             if without_room:
                 log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
             groups, scored = align.nearest_first(
@@ -208,7 +207,7 @@ class Round:
                 self.start.path / "model",
                 groups,
                 scored,
-                p.negatives,
+                self._used,
                 p.objective,
                 p.adapter.at("align"),
                 p.trainer,
@@ -219,7 +218,7 @@ class Round:
             )
 
         settings = {
-            "negatives": p.negatives,
+            "negatives": self._used,
             "objective": settings_of(p.objective),
             "adapter": settings_of(p.adapter.at("align")),
             "recipe": settings_of(p.trainer),
@@ -228,6 +227,11 @@ class Round:
         }
         inputs = {"model": self.start, "negatives": self.negatives, "reference": self.reference}
         return self._stage("align", align.VERSION, settings, inputs, compute, trained=True)
+
+    @property
+    def _used(self) -> int:
+        """Negatives per prompt that training looks at: not K, where it continues supervised fine-tuning."""
+        return self.parts.negatives if isinstance(self.parts.objective, Objective) else 0
 
     def _groups(self, count: int) -> tuple[list[Any], int]:
         renderer = Renderer(load_tokenizer(self.start.path / "model"))

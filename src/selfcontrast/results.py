@@ -14,7 +14,7 @@ from selfcontrast.config import Parts
 from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
-from selfcontrast.evaluation.compare import Comparison
+from selfcontrast.evaluation.compare import BASELINE, Comparison
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.filters import negatives
 from selfcontrast.provenance import provenance
@@ -36,7 +36,7 @@ class Result:
         negatives: K.
         seed: of training.
         value: of the config's `target_metric`.
-        policy: folder of the aligned policy.
+        policy: folder of the aligned policy; of the fine-tuned model, where there are no rounds.
         comparison: the numbers, as `evaluation.compare.Comparison` has them.
         stages: per stage its name, key, folder, seconds, whether it was recalled or resumed, and its summary.
         histories: per trained stage its records of metrics.
@@ -83,14 +83,14 @@ class Result:
             negatives=parts.negatives,
             seed=parts.seed,
             value=_value(parts.target_metric, comparison, parts),
-            policy=str(artifacts["align"].path / "model"),
+            policy=str(artifacts["align" if parts.rounds else "sft"].path / "model"),
             comparison=asdict(comparison),
             stages=[stage_record(name, artifact) for name, artifact in artifacts.items()],
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
-            similarities=json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()),
+            similarities=_similarities(artifacts),
             lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
             samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
-            negatives_shown=_negatives_shown(artifacts["filter"], train),
+            negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.rounds else [],
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
             benchmarks={
@@ -189,8 +189,17 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
-    row = comparison.row("Self-Contrast", parts.evaluation.ways[0].name)
-    return float(row["mean" if metric == "score" else metric]["estimate"])
+    """Of the policy; without one the score is the fine-tuned model's, and nothing is compared."""
+    row = comparison.row(parts.method if parts.rounds else BASELINE, parts.evaluation.ways[0].name)
+    found = row.get("mean" if metric == "score" else metric)
+    return float(found["estimate"]) if found else None
+
+
+def _similarities(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Empty where nothing was filtered."""
+    if "filter" not in artifacts:
+        return {}
+    return dict(json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()))
 
 
 def _samples(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:

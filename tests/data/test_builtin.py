@@ -18,7 +18,15 @@ from selfcontrast.data.families import FAMILIES, FORMS, sample_target
 from selfcontrast.data.verifier import Verifier
 from selfcontrast.errors import UserError
 
-SETTINGS = {"train": 1600, "validation": 64, "test": 320, "noise": 0.15, "two_turn": 0.25, "seed": 5}
+SETTINGS = {
+    "train": 1600,
+    "validation": 64,
+    "test": 320,
+    "noise": 0.15,
+    "rejected_noise": 0.3,
+    "two_turn": 0.25,
+    "seed": 5,
+}
 DATA = Builtin(**SETTINGS).load()
 HELD_OUT = DATA["validation"] + DATA["test"]
 ROOT = Path(__file__).parents[2]
@@ -67,6 +75,34 @@ def test_train_targets_are_noisy_to_the_extent_meant() -> None:
     scores = [Verifier().score(example, example.target) for example in DATA["train"]]
     assert 0.83 < statistics.mean(scores) < 0.89
     assert 0.42 < scores.count(1.0) / len(scores) < 0.6
+
+
+def test_every_example_has_a_rejected_answer_with_a_wrong_slot() -> None:
+    examples = [example for split in SPLITS for example in DATA[split]]
+    assert {e.rejected == e.target or Verifier().score(e, e.rejected) == 1.0 for e in examples} == {False}
+    for example in examples:
+        wrong = [slot for slot, right in Verifier().details(example, example.rejected).items() if not right]
+        assert wrong
+        assert "form" not in wrong
+
+
+def test_rejected_answers_are_noisier_than_targets_but_not_always_worse() -> None:
+    """Clean targets are always the better ones; a noisy target is now and then the worse of the two."""
+
+    def worse(examples: list[Example]) -> float:
+        scores = [(Verifier().score(e, e.target), Verifier().score(e, e.rejected)) for e in examples]
+        return sum(rejected > target for target, rejected in scores) / len(scores)
+
+    assert worse(HELD_OUT) == 0
+    assert 0 < worse(DATA["train"]) < 0.2
+
+
+def test_rejected_answers_change_nothing_else() -> None:
+    other = Builtin(**SETTINGS | {"rejected_noise": 0.9}).load()
+    assert [e.to_dict() | {"rejected": ""} for e in other["train"]] == [
+        e.to_dict() | {"rejected": ""} for e in DATA["train"]
+    ]
+    assert [e.rejected for e in other["train"]] != [e.rejected for e in DATA["train"]]
 
 
 def test_noise_leaves_the_prompts_and_the_held_out_splits_as_they_are() -> None:

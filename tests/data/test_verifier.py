@@ -11,7 +11,7 @@ from selfcontrast.data.families import FORMS
 from selfcontrast.data.verifier import Verifier, grade
 from selfcontrast.errors import UserError
 
-SPLITS = Builtin(train=160, validation=160, test=160, noise=0.15, two_turn=0.5, seed=3).load()
+SPLITS = Builtin(train=160, validation=160, test=160, noise=0.15, rejected_noise=0.3, two_turn=0.5, seed=3).load()
 CLEAN = SPLITS["test"] + SPLITS["validation"]
 VERIFIER = Verifier()
 

@@ -68,7 +68,7 @@ def test_a_run_is_whole(swept: tuple[Path, WandbServer]) -> None:
     _, server = swept
     for k, run in zip((1, 2), server.runs.values(), strict=True):
         assert run.fields["sweep"] == server.sweep["name"] == run.fields["groupName"]
-        assert (run.fields["jobType"], run.fields["displayName"]) == ("train", f"self-contrast K={k} s1")
+        assert (run.fields["jobType"], run.fields["displayName"]) == ("train", f"Self-Contrast K={k} s1")
         head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         assert run.fields["commit"] == head.stdout.strip()
         assert {"python", "cpu", "memory", "git"} <= json.loads(run.files["wandb-metadata.json"]).keys()

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -146,6 +147,42 @@ def test_other_settings_make_variants() -> None:
     found = variants({"0": config(0.1, 1), "1": config(0.5, 1), "2": config(0.5, 8)})
     assert found == {"0": "objective.beta=0.1", "1": "objective.beta=0.5", "2": "objective.beta=0.5"}
     assert set(variants({"0": config(0.1, 1), "1": config(0.1, 8)}).values()) == {""}
+
+
+def test_methods_are_named_and_the_settings_that_make_them_are_not() -> None:
+    def config(method: str, core: str, beta: float) -> dict[str, object]:
+        return {"negatives": 1, "seed": 1, "method": method, "objective": {"core": core, "beta": beta}}
+
+    found = variants(
+        {"0": config("SPIN", "a", 0.1), "1": config("DPO_std", "b", 0.1), "2": config("DPO_std", "b", 0.5)}
+    )
+    assert found == {"0": "SPIN", "1": "DPO_std, objective.beta=0.1", "2": "DPO_std, objective.beta=0.5"}
+
+
+def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Write, tmp_path: Path) -> None:
+    """Fine-tuning alone, with two seeds: its row is the fine-tuned model's, and it is compared with nothing."""
+    for seed in (1, 2):
+        whole = make(seed=seed, config={"method": "none"})
+        rows = [row for row in whole.comparison["rows"] if row["system"] == "SFT"]
+        stages = [stage for stage in whole.stages if stage["name"] == "sft"]
+        alone = replace(
+            whole, comparison={**whole.comparison, "rows": rows}, stages=stages, histories={}, similarities={}
+        )
+        write(tmp_path / f"alone{seed}", alone)
+    write(tmp_path / "policy", make(config={"method": "Self-Contrast"}))
+    sweep = read_sweep(tmp_path)
+    write_sweep(sweep)
+    print_sweep(sweep)
+    by_name = {job.folder: job for job in sweep.jobs}
+    assert numbers([by_name["alone1"]])[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
+    assert numbers([by_name["alone1"], by_name["alone2"]])[:3] == ["0.600 (0.600 to 0.600)", "–", "–"]
+    assert (by_name["alone1"].variant, by_name["alone1"].outcome) == ("none", "alone")
+    assert by_name["policy"].p_holm == 0.002  # one test, not three
+    assert pd.read_csv(tmp_path / "results.csv").set_index("job")["difference"].isna().to_dict() == {
+        "alone1": True,
+        "alone2": True,
+        "policy": False,
+    }
 
 
 def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Path) -> None:

@@ -20,6 +20,27 @@ def test_better_and_how_much_of_it_sharper_sampling_gives(make: Make) -> None:
     assert "at most 50% of the gain" in verdict.control
 
 
+def test_of_several_rounds_the_last_is_judged(make: Make) -> None:
+    result = make(sft=0.6, policy=0.7, control=0.65)
+    rows = []
+    for row in result.comparison["rows"]:
+        if row["system"] == "Self-Contrast":
+            rows.append({**row, "system": "Self-Contrast round 1", "mean": {**row["mean"], "estimate": 0.123}})
+        rows.append(row)
+    verdict = judge(replace(result, comparison={**result.comparison, "rows": rows}))
+    assert verdict == judge(result)
+
+
+def test_fine_tuning_alone_is_compared_with_nothing(make: Make) -> None:
+    result = make(sft=0.6)
+    found = result.comparison["contamination"]
+    own = {**found, "without": found["without"][:1]}
+    rows = [row for row in result.comparison["rows"] if row["system"] == "SFT"]
+    alone = replace(result, comparison={**result.comparison, "rows": rows, "contamination": own})
+    assert judge(alone).text == "At T=1 SFT scores 0.600 [0.550, 0.650]."
+    assert contamination(alone).endswith("without them SFT 0.350 [0.300, 0.400].")
+
+
 def test_the_policy_as_it_is_against_sft_at_its_best(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
     against = "Against SFT at its best decoding here (T=0.7) Self-Contrast at T=1 is at"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
+from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, TargetLikelihood
 from selfcontrast.training.align import align, nearest_first, preference_groups
-from selfcontrast.training.fine_tune import HISTORY
+from selfcontrast.training.fine_tune import HISTORY, fine_tune
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, tokenizer
@@ -102,7 +104,28 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Ada
     assert AutoTokenizer.from_pretrained(tmp_path / "align/model").chat_template == TEMPLATE
     before, after = llama().model.layers[0].mlp, model.model.layers[0].mlp
     assert not torch.equal(after.up_proj.weight, before.up_proj.weight)
-    assert "Self-Contrast policy" in (tmp_path / "align/model/README.md").read_text()
+    assert "with 2 negatives per prompt over 4 prompts" in (tmp_path / "align/model/README.md").read_text()
+
+
+def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(tmp_path: Path) -> None:
+    """Bit by bit what the sft stage makes of the same model, data, seed and recipe."""
+    sft, own, how = policy_folder(tmp_path / "sft"), hardware(self_check=True), recipe(prompts_per_step=2)
+    groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 0, cutoff=100)
+    told: list[Record] = []
+    for folder in (tmp_path / "align", tmp_path / "tuned"):
+        folder.mkdir()
+    options: Any = {"precision": "float32", "hardware": own, "seed": 0, "report": told.append}
+    objective = TargetLikelihood()
+    summary = align(tmp_path / "align", sft, groups, {}, 0, objective, NoAdapter(), how, **options)
+    model = Pretrained(str(sft), None, None, "float32", False, True)
+    splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
+    fine_tune(tmp_path / "tuned", model, splits, NoAdapter(), replace(how, cutoff=100), own, 0, lambda record: None)
+    one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    tokens = sum(len(g.prompt) + len(g.target) for g in groups)
+    assert summary == {"prompts": 4, "negatives_per_prompt": 0.0, "steps": 4, "tokens": 2 * tokens}
+    assert told[-1]["loss"] < told[0]["loss"]
 
 
 def test_the_first_loss_is_that_of_a_policy_that_is_its_reference(tmp_path: Path) -> None:

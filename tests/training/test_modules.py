@@ -24,7 +24,7 @@ from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.steps import Pass, Step
 from tiny import ROOT, gpt2, groups, llama, recipe
 
-OBJECTIVES = sorted((ROOT / "conf/objective").glob("*.yaml"))
+OBJECTIVES = sorted(set((ROOT / "conf/objective").glob("*.yaml")) - {ROOT / "conf/objective/sft_continued.yaml"})
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,

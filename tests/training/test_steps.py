@@ -39,6 +39,25 @@ def test_a_step_is_a_function_of_seed_epoch_and_step() -> None:
         assert [changed.indices(step) for step in range(10)] == [own.indices(step) for step in range(10)]
 
 
+@given(count=COUNTS, per_step=st.integers(1, 12), negatives=st.integers(0, 3), budget=st.integers(1, 2000), seed=SEEDS)
+def test_a_budget_of_tokens_is_reached_and_no_step_sooner(
+    count: int, per_step: int, negatives: int, budget: int, seed: int
+) -> None:
+    own = groups(count, negatives, seed)
+    steps = Steps(own, per_step, 1, 50, seed, budget=budget)
+    seen = [sum(part.packed.input_ids.numel() for part in steps[i].passes) for i in range(len(steps))]
+    assert sum(seen) == steps.tokens
+    assert sum(seen[:-1]) < budget <= sum(seen)
+
+
+def test_tokens_of_epochs_are_all_groups_as_often() -> None:
+    own = [Group("a", [1, 2], [3], [[4, 5, 6], [7]]), Group("b", [1], [2, 3], [[4]])]
+    assert Steps(own, 2, 3, 50, seed=0).tokens == 3 * (7 + 4)
+    # K = 1 takes 5 + ... tokens per epoch: 12 tokens of a and b, (2 + 1 + 3) + (1 + 2 + 1) each epoch, need two.
+    fewer = [Group("a", [1, 2], [3], [[4, 5, 6]]), Group("b", [1], [2, 3], [[4]])]
+    assert (len(Steps(fewer, 2, 1, 50, seed=0, budget=11)), Steps(fewer, 2, 1, 50, seed=0, budget=11).tokens) == (2, 20)
+
+
 @given(count=COUNTS, budget=st.integers(1, 120), negatives=st.integers(0, 3), seed=SEEDS)
 def test_passes_lose_nothing_and_keep_to_their_tokens(count: int, budget: int, negatives: int, seed: int) -> None:
     own = groups(count, negatives, seed)

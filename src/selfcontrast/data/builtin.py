@@ -8,6 +8,11 @@ In training, each slot of a target is wrong with probability `noise`: demonstrat
 model that imitates them well still has something to gain. Targets of validation and test are clean: they are
 what a response is compared with, and errors in them would be counted against the model.
 
+Every example has a rejected answer beside its target, for what is trained or tried on pairs (DPO_std, a judge's
+calibration): another answer to the same prompt, with one slot wrong in any case and each other one with probability
+`rejected_noise`. Nobody compared the two: where the target itself is noisy, it is now and then the worse of them, as in
+pairs that people have labelled.
+
 What this data cannot show:
 - It is synthetic, a closed world of a few hundred words: nothing here speaks of open-ended quality, of
   helpfulness or of safety, and a score says nothing about MT-Bench itself.
@@ -22,7 +27,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -31,7 +36,7 @@ from selfcontrast.data.families import FAMILIES, FORMS, Turn, sample_target
 from selfcontrast.data.verifier import Verifier
 from selfcontrast.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raise it with any change to the words, the templates or the order of random draws."""
 
 MAX_DRAWS = 1000
@@ -44,6 +49,7 @@ class Builtin:
     Attributes:
         train, validation, test: examples per split.
         noise: probability that a slot of a train target is wrong, in [0, 1].
+        rejected_noise: probability that a slot of a rejected answer is wrong, beside the one that always is, in [0, 1].
         two_turn: probability that an example is a dialogue of two turns, in [0, 1].
         seed: of the data, apart from the training seed.
     """
@@ -52,6 +58,7 @@ class Builtin:
     validation: int
     test: int
     noise: float
+    rejected_noise: float
     two_turn: float
     seed: int
 
@@ -59,7 +66,7 @@ class Builtin:
         for split in SPLITS:
             if getattr(self, split) < 1:
                 raise UserError(f"data.{split}={getattr(self, split)}: a split needs at least 1 example")
-        for name in ("noise", "two_turn"):
+        for name in ("noise", "rejected_noise", "two_turn"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name}={getattr(self, name)}: give a probability between 0 and 1")
 
@@ -91,7 +98,9 @@ class Builtin:
             seen.add(tuple(turn.user for turn in turns))
             # A stream of its own: the prompts are the same at every noise.
             noise = self.noise if split == "train" else 0.0
-            examples.append(_example(family, about, turns, random.Random(f"{key} target"), noise))
+            example = _example(family, about, turns, random.Random(f"{key} target"), noise)
+            rejected = _rejected(turns[-1], example.target, random.Random(f"{key} rejected"), self.rejected_noise)
+            examples.append(replace(example, rejected=rejected))
         return examples
 
     def _draw(
@@ -134,6 +143,14 @@ def _example(family: str, about: str, turns: Sequence[Turn], rng: random.Random,
         reference=reference,
         turns=[turn.user for turn in turns] if len(turns) > 1 else [],
     )
+
+
+def _rejected(turn: Turn, target: str, rng: random.Random, noise: float) -> str:
+    """Another answer to the last turn than `target`, with at least one slot wrong."""
+    while True:
+        text = sample_target(FORMS[turn.form], turn.want, rng, noise, spoilt=rng.choice(sorted(turn.want)))
+        if text != target:
+            return text
 
 
 def content(example: Example) -> str:

@@ -24,7 +24,7 @@ class Example:
         target: the supervised response (y+).
         category: what results are broken down by.
         reference: what a verifier needs to grade a response, as JSON; its owner alone reads it.
-        rejected: a dispreferred response that came with the data (DPO_std alone uses it).
+        rejected: a dispreferred response that came with the data; generator=pairs and a judge's calibration use it.
         turns: the user's messages in order where the dialogue is to be *played* in an evaluation, each
             answered by the model itself; empty where `prompt` is answered as it stands.
     """

@@ -5,29 +5,22 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet as pq
-from tqdm import tqdm
-
-from selfcontrast.data.candidates import SCHEMA, Candidate, candidates_table
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.formats import OddRow, RowError, prompt_of, text
 from selfcontrast.data.jsonl import file_hash, read_rows
-from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
-from selfcontrast.generators.stage import FILE, choose
-from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.generators.given import write_given
+from selfcontrast.generators.stage import choose
 from selfcontrast.store import settings_of
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("responses", "negatives")  # the first that a row has
 WHERE = "generator.path"
-WRITTEN = 1000  # prompts at a time
 
 
 def content(path: str) -> str:
@@ -78,41 +71,11 @@ class Import:
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        """Writes `folder/candidates.parquet`, the prompts in their own order; tokenizes here, on one core."""
-        renderer = Renderer(load_tokenizer(model))
+        """Writes `folder/candidates.parquet`, the prompts in their own order."""
         own = [example for example in examples if _key(example.prompt) in self._responses]
         chosen = choose(own, self.prompts, self.seed)
-        prompts = responses = tokens = long = 0
-        with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
-            for start in tqdm(range(0, len(chosen), WRITTEN), desc="import", unit="k prompts", disable=None):
-                rows: list[Candidate] = []
-                for example in chosen[start : start + WRITTEN]:
-                    found = self._candidates(renderer, example)
-                    long += len(self._responses[_key(example.prompt)]) - len(found)
-                    prompts += bool(found)
-                    rows += found
-                responses += len(rows)
-                tokens += sum(len(row.token_ids) for row in rows)
-                writer.write_table(candidates_table(rows))
-        if not responses:
-            raise UserError(f"{self.path}: no response has room in generator.max_length={self.max_length}: raise it")
-        if long:
-            log.warning("%d of %d responses are longer than generator.max_length: left out", long, long + responses)
-        return {
-            "prompts": prompts,
-            "prompts_without_room": len(chosen) - prompts,
-            "responses": responses,
-            "responses_without_room": long,
-            "tokens": tokens,
-            "tokens_per_response": tokens / responses,
-        }
-
-    def _candidates(self, renderer: Renderer, example: Example) -> list[Candidate]:
-        """Those that have room, numbered as in the file."""
-        room = self.max_length - len(renderer.prompt(example.prompt))
-        texts = [given.strip() for given in self._responses[_key(example.prompt)]]
-        ids = [renderer.response(example.prompt, given) for given in texts]
-        return [Candidate(example.id, i, texts[i], own, "stop", nan) for i, own in enumerate(ids) if len(own) <= room]
+        responses = {example.id: self._responses[_key(example.prompt)] for example in chosen}
+        return write_given(folder, model, chosen, responses, self.max_length)
 
     @cached_property
     def _responses(self) -> dict[str, list[str]]:

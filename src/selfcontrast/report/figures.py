@@ -45,7 +45,7 @@ def systems(result: "Result", title: bool = False) -> Figure:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
     if title:
         prompts, level = rows[0]["mean"]["clusters"], rows[0]["mean"]["level"]
-        words = f"Self-Contrast, K = {result.negatives}: {prompts} prompts, {percent(level, 0)} intervals"
+        words = f"{names[-1]}, K = {result.negatives}: {prompts} prompts, {percent(level, 0)} intervals"
         figure.suptitle(words, x=0.01, ha="left", fontsize=10.5)
     return figure
 
@@ -93,8 +93,8 @@ def fine_tuning(records: Records) -> Figure | None:
 
 @styled()
 def aligning(records: Records) -> Figure | None:
-    """What preference training did: six small multiples over its steps."""
-    if not records:
+    """What preference training did: six small multiples over its steps; None where there were no preferences."""
+    if mean_of(records, "margin") is None:
         return None
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots(2, 3).flatten()

@@ -125,6 +125,11 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
             "Curves of supervised fine-tuning",
         ),
         ("aligning", figures.aligning(result.histories.get("align", [])), "Curves of preference training"),
+        (
+            "continuing",
+            figures.fine_tuning([r for r in result.histories.get("align", []) if "margin" not in r]),
+            "Curves of supervised fine-tuning, continued",
+        ),
         ("by_rank", figures.by_rank(result.histories.get("align", [])), "Accuracy and margin by rank of similarity"),
         ("similarities", figures.similarities(result), "Histogram of similarity to the target"),
     ]

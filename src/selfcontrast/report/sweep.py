@@ -1,5 +1,6 @@
 """The jobs of a sweep, read back from their folders, as one table."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,16 @@ import yaml
 from selfcontrast.errors import FAILED
 from selfcontrast.evaluation.statistics import holm
 from selfcontrast.report import text
-from selfcontrast.report.verdict import BASELINE, direction, measure_name
+from selfcontrast.report.verdict import BASELINE, direction, measure_name, policy_row
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 # Of the config: what tells jobs apart without being a variant of the method.
-OWN_COLUMNS = ("negatives", "seed", "name", "output", "store", "tracking")
+OWN_COLUMNS = ("negatives", "seed", "name", "method", "output", "store", "tracking")
 
 
+UNKNOWN = dict.fromkeys(("estimate", "low", "high"), math.nan)  # of what a job without a policy does not have
 HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align")  # of `numbers`, after the measure's own name
 
 
@@ -30,7 +32,8 @@ class Job:
 
     Attributes:
         folder: below the sweep's.
-        variant: the settings, other than K and the seed, in which jobs differ.
+        variant: the method, where jobs differ in it, and the settings, other than K and the seed, in which the jobs of
+            a method differ.
         result: what it left.
         p_holm: its p-value, corrected for there being as many tests as jobs; NaN where it has none.
     """
@@ -47,7 +50,7 @@ class Job:
     @property
     def row(self) -> dict[str, Any]:
         """The policy's at the first decoding."""
-        return policy_row(self.result)
+        return policy_row(self.result.comparison["rows"])
 
     @property
     def align(self) -> dict[str, Any]:
@@ -61,7 +64,12 @@ class Job:
 
     @property
     def outcome(self) -> str:
-        """better, worse or level, by the corrected p-value: of many jobs some would differ by chance."""
+        """better, worse or level, by the corrected p-value: of many jobs some would differ by chance.
+
+        Of the fine-tuned model alone: alone.
+        """
+        if "difference" not in self.row:
+            return "alone"
         return direction({**self.row, "p_value": self.p_holm})
 
 
@@ -128,27 +136,24 @@ def read_sweep(folder: Path) -> Sweep:
         except (OSError, ValueError, TypeError):
             missing.append(Missing(name, _own_overrides(own, begun), _why(own)))
     names = variants({name: result.config for name, result in found.items()})
-    corrected = _holm([policy_row(result)["p_value"] for result in found.values()])
+    corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in found.values()])
     jobs = [Job(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
     jobs.sort(key=lambda job: (job.variant, job.result.negatives, job.result.seed))
     return Sweep(folder, jobs, missing)
 
 
-def policy_row(result: "Result") -> dict[str, Any]:
-    """The policy's row at the first decoding."""
-    rows = result.comparison["rows"]
-    return next(r for r in rows if r["system"] != BASELINE and r["decoding"] == rows[0]["decoding"])
-
-
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Per job the settings in which the jobs differ: "objective.beta=0.1, sft.lr=0.002"; "" for none."""
+    """Per job what it is: "objective.beta=0.1, sft.lr=0.002", with its method before that where methods differ; "" for
+    none of it. Methods differ in many settings, which nobody wants listed: only those within a method are."""
+    methods = {name: str(config.get("method", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
-    keys = dict.fromkeys(key for settings in flat.values() for key in settings)
-    differ = [key for key in keys if len({str(settings.get(key)) for settings in flat.values()}) > 1]
-    return {
-        name: ", ".join(f"{key}={settings[key]}" for key in differ if key in settings)
-        for name, settings in flat.items()
-    }
+    found = {}
+    for name, settings in flat.items():
+        peers = [flat[other] for other, method in methods.items() if method == methods[name]]
+        differ = [key for key in settings if len({str(peer.get(key)) for peer in peers}) > 1]
+        method = [methods[name]] if len(set(methods.values())) > 1 else []
+        found[name] = ", ".join([*method, *(f"{key}={settings[key]}" for key in differ)])
+    return found
 
 
 def frame(sweep: Sweep) -> pd.DataFrame:
@@ -158,10 +163,11 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row: dict[str, Any] = {"job": job.folder, "variant": job.variant, "negatives": job.result.negatives}
         row |= {"seed": job.result.seed, "decoding": job.base["decoding"]}
         row |= _bounds(job.result.comparison["measure"], job.row["mean"]) | _bounds("sft", job.base["mean"])
-        row |= _bounds("difference", job.row["difference"]) | _bounds("win_rate", job.row["win_rate"])
-        row |= {"p_value": job.row["p_value"], "p_holm": job.p_holm}
+        row |= _bounds("difference", job.row.get("difference")) | _bounds("win_rate", job.row.get("win_rate"))
+        row |= {"p_value": job.row.get("p_value"), "p_holm": job.p_holm}
         row |= {"surprise": job.row["surprise"], "tokens": job.row["tokens"]}
         row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
+        row |= {f"align_{name}": job.align["summary"].get(name) for name in ("steps", "tokens")}
         row |= {"align_seconds": job.align["seconds"], "policy": job.result.policy}
         row["seconds"] = sum(stage["seconds"] for stage in job.result.stages)  # of all it is made from, shared or not
         row["seconds_own"] = sum(stage["seconds"] for stage in job.result.stages if not stage["cached"])
@@ -178,10 +184,11 @@ def numbers(jobs: Sequence[Job]) -> list[str]:
     """As `HEADS`: one job's with its intervals; the means over several seeds with their range."""
     if len(jobs) == 1:
         row = jobs[0].row
-        shown = [text.interval(row["mean"]), text.interval(row["difference"], signed=True)]
-        shown += [text.percent(row["win_rate"]["estimate"]), text.p_value(row["p_value"]), text.p_value(jobs[0].p_holm)]
+        shown = [text.interval(row["mean"]), text.interval(row.get("difference"), signed=True)]
+        p_values = [text.p_value(p) for p in (row.get("p_value"), jobs[0].p_holm)]
+        shown += [text.percent(row.get("win_rate", UNKNOWN)["estimate"]), *p_values]
     else:
-        wins = sum(job.row["win_rate"]["estimate"] for job in jobs) / len(jobs)
+        wins = sum(job.row.get("win_rate", UNKNOWN)["estimate"] for job in jobs) / len(jobs)
         shown = [
             _range(jobs, "mean"),
             _range(jobs, "difference", signed=True),
@@ -203,13 +210,16 @@ def _holm(p_values: Sequence[float | None]) -> list[float]:
 
 
 def _range(jobs: Sequence[Job], name: str, signed: bool = False) -> str:
-    values = [float(job.row[name]["estimate"]) for job in jobs]
+    values = [float(job.row.get(name, UNKNOWN)["estimate"]) for job in jobs]
+    if not all(map(math.isfinite, values)):
+        return text.NONE
     found = (sum(values) / len(values), min(values), max(values))
     middle, low, high = (text.number(value, signed=signed) for value in found)
     return f"{middle} ({low} to {high})"
 
 
-def _bounds(name: str, value: Mapping[str, Any]) -> dict[str, float]:
+def _bounds(name: str, value: Mapping[str, Any] | None) -> dict[str, float]:
+    value = value or UNKNOWN
     return {name: value["estimate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
 
 

@@ -99,7 +99,8 @@ def figure(sweep: Sweep) -> Figure:
 def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float) -> None:
     groups = list(sweep.by_k(variant))
     where = [k * side_by_side for k, _ in groups]
-    label = "Self-Contrast" + (f", {variant}" if variant else "")
+    own = str(groups[0][1][0].result.config.get("method", "Self-Contrast"))
+    label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": "o", "markeredgewidth": 0}
     axes.plot(where, [mean(jobs) for _, jobs in groups], linewidth=1.2, label=label, markersize=6.5, **look)
     for at, (_, jobs) in zip(where, groups, strict=True):

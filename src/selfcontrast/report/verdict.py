@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 BASELINE = "SFT"
 PROXY = "similarity to the target's embedding: a proxy, not quality"
+SIMILARITY = "has an embedding similarity to the target (a proxy, not quality) of"
 Row = Mapping[str, Any]
 
 
@@ -41,7 +42,10 @@ def judge(result: "Result") -> Verdict:
     """The verdict at the first decoding, and against the fine-tuned model's sharper decodings."""
     rows = result.comparison["rows"]
     base = next(row for row in rows if row["system"] == BASELINE)
-    policy = next(row for row in rows if row["system"] != BASELINE and row["decoding"] == base["decoding"])
+    policy = policy_row(rows)
+    if policy["system"] == BASELINE:
+        unit = "scores" if result.comparison["measure"] == "score" else SIMILARITY
+        return Verdict("SFT alone", f"At {base['decoding']} SFT {unit} {interval(base['mean'])}.", "")
     control = sharpest_control(rows)
     proxy = result.comparison["measure"] != "score"
     outcome = direction(policy)
@@ -77,9 +81,16 @@ def contamination(result: "Result") -> str:
     if not found["without"]:
         return f"{said}."
     scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in found["without"])
-    policy = next(row for row in found["without"] if row["system"] != BASELINE)
+    policy = policy_row(found["without"])
+    if policy["system"] == BASELINE:
+        return f"{said}; without them {scores}."
     difference = interval(policy["difference"], signed=True)
     return f"{said}; without them {scores}, difference {difference}, {p_equals(policy['p_value'])}."
+
+
+def policy_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last round's policy at the first decoding; the fine-tuned model's row where there is no policy."""
+    return [row for row in rows if row["decoding"] == rows[0]["decoding"]][-1]
 
 
 def direction(row: Row) -> str:
@@ -100,7 +111,7 @@ def sharpest_control(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _sentence(result: "Result", base: Row, policy: Row, outcome: str) -> str:
     scored = result.comparison["measure"] == "score"
-    unit = "scores" if scored else "has an embedding similarity to the target (a proxy, not quality) of"
+    unit = "scores" if scored else SIMILARITY
     ends = {"better": "a clear gain", "worse": "a clear loss", "level": "no significant difference"}
     return (
         f"At {base['decoding']} {policy['system']} (K={result.negatives}) {unit} {interval(policy['mean'])} "

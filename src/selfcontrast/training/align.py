@@ -1,4 +1,4 @@
-"""Stage align: DPO over K negatives, from the fine-tuned model."""
+"""Stage align: DPO over K negatives, from the fine-tuned model; or, as its control, supervised training continued."""
 
 import json
 import logging
@@ -16,13 +16,13 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, TargetLikelihood
 from selfcontrast.store import RESUME
 from selfcontrast.training.displacement import Displacement
 from selfcontrast.training.fine_tune import HISTORY, model_card
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.module import PackedModule, Record
+from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.recipe import Hardware, Recipe
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def align(
     groups: list[Group],
     reference: Mapping[str, Tensor],
     negatives: int,
-    objective: Objective,
+    objective: Objective | TargetLikelihood,
     adapter: Adapter,
     recipe: Recipe,
     precision: str,
@@ -49,28 +49,36 @@ def align(
     data = StepData(groups, [], recipe, hardware, seed)
     prepare(policy, groups, hardware)
     chunk, peak = hardware.logits_chunk, hardware.peak_tflops
-    module = SelfContrastDPO(policy, recipe, len(data.steps()), chunk, report, objective, reference, peak)
+    steps = data.steps()
+    module: PackedModule
+    if isinstance(objective, Objective):
+        module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference, peak)
+        title, how = "Preference training", f"with {negatives} negatives per prompt over {len(groups)} prompts"
+    else:
+        module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report, peak)
+        title, how = "Supervised fine-tuning, continued", f"on the targets of {len(groups)} prompts"
     if not fit(module, data, folder / RESUME, "align"):
         return {}
-    how = f"with {negatives} self-generated negatives per prompt over {len(groups)} prompts"
-    save_policy(
-        folder / "model", adapter.merge(policy), tokenizer, model_card("Self-Contrast policy", how, module.history)
-    )
+    save_policy(folder / "model", adapter.merge(policy), tokenizer, model_card(title, how, module.history))
     (folder / HISTORY).write_text(json.dumps(module.history))
-    displacement = Displacement.of(module.history)
+    return {
+        "prompts": len(groups),
+        "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
+        "steps": len(steps),
+        "tokens": steps.tokens,
+        **(_displacement(module.history) if isinstance(objective, Objective) else {}),
+    }
+
+
+def _displacement(history: Sequence[Record]) -> dict[str, Any]:
+    displacement = Displacement.of(history)
     if displacement.clear:
         log.warning(
             "align: likelihood displacement: targets ended %.2f nats per response less likely than to the model "
             "before; see the report, objective.nll_weight and objective=nca",
             -displacement.change,
         )
-    return {
-        "prompts": len(groups),
-        "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
-        "steps": len(data.steps()),
-        "target_log_prob_change": displacement.change,
-        "displaced": displacement.clear,
-    }
+    return {"target_log_prob_change": displacement.change, "displaced": displacement.clear}
 
 
 def preference_groups(

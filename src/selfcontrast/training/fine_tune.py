@@ -59,7 +59,9 @@ def fine_tune(
     card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)
     save_policy(folder / "model", adapter.merge(policy), tokenizer, card)
     (folder / HISTORY).write_text(json.dumps(module.history))
-    return {"examples": len(groups), "dropped": dropped, "parameters": parameters, "steps": len(data.steps())}
+    steps = data.steps()
+    counts = {"steps": len(steps), "tokens": steps.tokens}
+    return {"examples": len(groups), "dropped": dropped, "parameters": parameters, **counts}
 
 
 def supervised_groups(renderer: Renderer, examples: Sequence[Example], cutoff: int) -> tuple[list[Group], int]:

@@ -50,7 +50,7 @@ class StepData(LightningDataModule):
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
         recipe, tokens = self.recipe, self.hardware.tokens_per_pass
-        return Steps(self.groups, recipe.prompts_per_step, recipe.epochs, tokens, self.seed, rank, ranks)
+        return Steps(self.groups, recipe.prompts_per_step, recipe.epochs, tokens, self.seed, rank, ranks, recipe.tokens)
 
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer

@@ -20,11 +20,15 @@ ARITHMETICS = ("32-true", "bf16-mixed")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimisation. Everything in it decides the result."""
+    """Optimisation. Everything in it decides the result.
+
+    `tokens` is a budget of packed tokens (a prompt once, each response once) in place of `epochs`; None for epochs.
+    """
 
     optimizer: str
     lr: float
     epochs: int
+    tokens: int | None
     prompts_per_step: int
     cutoff: int
     schedule: str
@@ -42,6 +46,8 @@ class Recipe:
         for name in ("lr", "epochs", "prompts_per_step", "cutoff", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}={getattr(self, name)}: must be positive")
+        if self.tokens is not None and self.tokens < 1:
+            raise UserError(f"tokens={self.tokens}: at least 1, or null for `epochs`")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup={self.warmup}: a share of the steps, at least 0 and below 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -9,6 +9,7 @@ passes, so that collective operations inside a pass always find their partners.
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -34,7 +35,11 @@ class Step:
 
 
 class Steps(Dataset[Step]):
-    """All optimiser steps of a training run, in order: `len()` of them, each a `Step`."""
+    """All optimiser steps of a training run, in order: `len()` of them, each a `Step`.
+
+    Args:
+        budget: packed tokens to see, over as many epochs as that takes; None for `epochs` epochs.
+    """
 
     def __init__(
         self,
@@ -45,18 +50,19 @@ class Steps(Dataset[Step]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        budget: int | None = None,
     ) -> None:
         self.groups = groups
         self.prompts_per_step = prompts_per_step
-        self.epochs = epochs
         self.tokens_per_pass = tokens_per_pass
         self.seed = seed
         self.rank = rank
         self.ranks = ranks
         self.per_epoch = -(-len(groups) // prompts_per_step)
+        self.count = epochs * self.per_epoch if budget is None else self._enough(budget)
 
     def __len__(self) -> int:
-        return self.epochs * self.per_epoch
+        return self.count
 
     def __getitem__(self, step: int) -> Step:
         chosen = [self.groups[i] for i in self.indices(step)]
@@ -72,6 +78,28 @@ class Steps(Dataset[Step]):
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         begin = position * self.prompts_per_step
         return [int(i) for i in order[begin : begin + self.prompts_per_step]]
+
+    @property
+    def tokens(self) -> int:
+        """Packed tokens that all steps see."""
+        epochs, left = divmod(self.count, self.per_epoch)
+        return epochs * self._tokens_per_epoch + sum(map(self._tokens, range(self.count - left, self.count)))
+
+    @cached_property
+    def _tokens_per_epoch(self) -> int:
+        return sum(map(length, self.groups))
+
+    def _tokens(self, step: int) -> int:
+        return sum(length(self.groups[i]) for i in self.indices(step))
+
+    def _enough(self, tokens: int) -> int:
+        """The fewest steps that see so many tokens."""
+        epochs, left = divmod(tokens, self._tokens_per_epoch)
+        steps = epochs * self.per_epoch
+        while left > 0:
+            left -= self._tokens(steps)
+            steps += 1
+        return steps
 
 
 class Remaining(Sampler[int]):

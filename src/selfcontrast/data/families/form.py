@@ -61,12 +61,12 @@ class Form:
                 yield {**match.groupdict(), **template.fixed}
 
 
-def sample_target(form: Form, want: Want, rng: random.Random, noise: float) -> str:
-    """A random right response, in which each slot is made wrong with probability `noise`."""
+def sample_target(form: Form, want: Want, rng: random.Random, noise: float, spoilt: str | None = None) -> str:
+    """A random right response, in which each slot is made wrong with probability `noise`, and `spoilt` in any case."""
     values = {}
     for name, right in want.items():
         wrong = [value for value in form.slots[name].pool if value not in right]
-        values[name] = rng.choice(wrong if rng.random() < noise else right)
+        values[name] = rng.choice(wrong if rng.random() < noise or name == spoilt else right)
     return form.render(values, rng)
 
 

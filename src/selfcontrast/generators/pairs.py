@@ -1,0 +1,57 @@
+"""The data's own rejected answers as candidates, one per prompt: with them, DPO is the standard one (DPO_std)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from selfcontrast.data.example import Example
+from selfcontrast.engines.work import Engine
+from selfcontrast.errors import UserError
+from selfcontrast.generators.given import write_given
+from selfcontrast.generators.stage import choose
+from selfcontrast.store import settings_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Of each training prompt its `rejected` answer; prompts without one are not used, and are counted.
+
+    Attributes:
+        prompts: how many training prompts, drawn with `seed` as sampling draws them; None for all.
+        max_length: tokens of prompt and answer; longer ones are left out and counted.
+    """
+
+    follows_model: ClassVar[bool] = False
+
+    prompts: int | None
+    max_length: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and self.prompts < 1:
+            raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
+
+    @property
+    def samples(self) -> int:
+        return 1
+
+    def check(self, examples: Sequence[Example]) -> None:
+        bare = sum(not example.rejected for example in examples)
+        if bare == len(examples):
+            raise UserError("generator=pairs: no training row of this data has a rejected answer; see conf/data")
+        if bare:
+            log.warning("%d of %d training prompts have no rejected answer: not used", bare, len(examples))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return settings_of(self)
+
+    def generate(
+        self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
+    ) -> dict[str, Any]:
+        """Writes `folder/candidates.parquet`, the prompts in their own order."""
+        own = [example for example in choose(examples, self.prompts, self.seed) if example.rejected]
+        return write_given(folder, model, own, {e.id: [e.rejected] for e in own}, self.max_length)

@@ -1,0 +1,80 @@
+"""The baselines through the real command: what each shares with Self-Contrast, and what it does instead."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from jobs import TINY, Finished, read_result, run_train, stages
+from selfcontrast.data.builtin import Builtin
+
+OWN = ("negatives=", "filter.max_negatives=", "filter.on_shortage=", "generator.samples=")  # an arm's own business
+PAIRED = ("generator.max_new_tokens=",)  # no setting of generator=pairs
+
+
+def run(folder: Path, finished: Finished, *overrides: str, without: tuple[str, ...] = OWN) -> dict[str, Any]:
+    settings = [setting for setting in TINY if not setting.startswith(without)]
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    ended = run_train(*settings, *overrides, cwd=folder, env=store)
+    assert ended.returncode == 0, ended.stderr
+    assert (folder / "out" / "report.html").is_file()
+    return read_result(folder / "out")
+
+
+def test_fine_tuning_continued_has_the_prompts_and_steps_of_self_contrast(finished: Finished, tmp_path: Path) -> None:
+    result = run(tmp_path, finished, "arm=sft_continued", without=())
+    own, before = stages(result), stages(finished.result)
+    for part in ("sft", "generate", "embed", "filter", "reference"):
+        assert (own[part]["key"], own[part]["cached"]) == (before[part]["key"], True)
+    one, other = own["align"]["summary"], before["align"]["summary"]
+    assert {name: one[name] for name in ("prompts", "steps")} == {name: other[name] for name in ("prompts", "steps")}
+    assert one["negatives_per_prompt"] == 0
+    assert one["tokens"] < other["tokens"]
+    assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SFT continued"}
+    assert (
+        result["value"]
+        == next(row for row in result["comparison"]["rows"] if row["system"] != "SFT")["mean"]["estimate"]
+    )
+
+
+def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished, tmp_path: Path) -> None:
+    """K = 1 is given the tokens of K = 2; the arm without a policy stands beside it."""
+    tokens = stages(finished.result)["align"]["summary"]["tokens"]
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    settings = [setting for setting in TINY if not setting.startswith("negatives=")]
+    sweep = ("-m", "arm=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
+    ended = run_train(*settings, *sweep, cwd=tmp_path, env=store)
+    assert ended.returncode == 0, ended.stderr
+    alone, paired = (read_result(tmp_path / "sweep" / job) for job in "01")
+    assert {name.partition(" ")[0] for name in stages(alone)} == {"contamination", "sft", "evaluate", "dialogues"}
+    assert alone["policy"] == str(Path(stages(alone)["sft"]["path"]) / "model")
+    own, other = (stages(result)["align"]["summary"] for result in (paired, finished.result))
+    most = max(own["tokens"] / own["steps"], 1)
+    assert tokens <= own["tokens"] < tokens + 4 * most
+    assert own["steps"] > other["steps"]
+    table = pd.read_csv(tmp_path / "sweep" / "results.csv").set_index("variant")
+    assert table.loc["Self-Contrast", "align_tokens"] == own["tokens"]
+    assert pd.isna(table.loc["none", "difference"])
+
+
+def test_standard_dpo_on_the_datas_own_pairs(finished: Finished, tmp_path: Path) -> None:
+    result = run(tmp_path, finished, "arm=dpo_std", without=(*OWN, *PAIRED))
+    data = {k: v for k, v in result["config"]["data"].items() if k != "_target_"}
+    rejected = {example.id: example.rejected for example in Builtin(**data).load()["train"]}
+    negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
+    assert len(negatives) == stages(result)["align"]["summary"]["prompts"] > 8
+    assert {row.id: row.text for row in negatives.itertuples()} == {name: rejected[name] for name in negatives["id"]}
+    drawn = pd.read_parquet(Path(stages(finished.result)["generate"]["path"]) / "candidates.parquet")["id"]
+    assert set(negatives["id"]) <= set(drawn)
+    assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "DPO_std"}
+
+
+def test_spin_draws_one_response_of_each_rounds_own_policy(finished: Finished, tmp_path: Path) -> None:
+    result = run(tmp_path, finished, "arm=spin", "rounds=2")
+    found = stages(result)
+    assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SPIN round 1", "SPIN"}
+    for prefix in ("round-1/", ""):
+        generated, aligned = found[f"{prefix}generate"]["summary"], found[f"{prefix}align"]["summary"]
+        assert generated["responses"] == generated["prompts"] == 16
+        assert aligned["negatives_per_prompt"] == 1
+    assert result["policy"] == str(Path(found["align"]["path"]) / "model")
