@@ -91,7 +91,7 @@ def pairs(model: Any, groups: Sequence[Group], lean: bool) -> Contender:
 
 def _pair_rows(group: Group) -> tuple[Tensor, Tensor]:
     """ids and attention mask [2K, longest]: target and negative in turns, padded on the right."""
-    rows = [group.prompt + response for n in group.negatives for response in (group.target, n)]
+    rows = [[*group.prompt, *response] for n in group.negatives for response in (group.target, n)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     attended = torch.zeros_like(ids)
     for i, row in enumerate(rows):

@@ -5,7 +5,7 @@ Only this module knows their order.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from selfcontrast.config import Parts
-from selfcontrast.data.candidates import read_negatives, texts_by_prompt
+from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation import contamination, scores
 from selfcontrast.evaluation.benchmarks import benchmark
@@ -26,6 +26,7 @@ from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
 from selfcontrast.results import Result
 from selfcontrast.store import Artifact, settings_of
@@ -181,7 +182,8 @@ class Round:
         p = self.parts
 
         def compute(folder: Path) -> None:
-            groups, _ = self._groups(p.filter.max_negatives)
+            ranked = read_negatives(self.negatives.path / negatives.FILE)
+            groups, _ = self._groups(ranked, p.filter.max_negatives)
             scoring = reference.Scoring(self.start.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
 
@@ -194,14 +196,11 @@ class Round:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            drawn, without_room = self._groups(self._used)
+            ranked = read_negatives(self.negatives.path / negatives.FILE)
+            drawn, without_room = self._groups(ranked, self._used)
             if without_room:
                 log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
-            groups, scored = align.nearest_first(
-                drawn,
-                read_negatives(self.negatives.path / negatives.FILE),
-                reference.read_reference(self.reference.path),
-            )
+            groups, scored = align.nearest_first(drawn, ranked, reference.read_reference(self.reference.path))
             return align.align(
                 folder,
                 self.start.path / "model",
@@ -233,9 +232,8 @@ class Round:
         """Negatives per prompt that training looks at: not K, where it continues supervised fine-tuning."""
         return self.parts.negatives if isinstance(self.parts.objective, Objective) else 0
 
-    def _groups(self, count: int) -> tuple[list[Any], int]:
+    def _groups(self, ranked: Mapping[str, Sequence[Negative]], count: int) -> tuple[list[Group], int]:
         renderer = Renderer(load_tokenizer(self.start.path / "model"))
-        ranked = read_negatives(self.negatives.path / negatives.FILE)
         return preference_groups(renderer, self.parts.splits["train"], ranked, count, self.parts.trainer.cutoff)
 
     def _stage(

@@ -1,6 +1,7 @@
 """Candidates and negatives as files, and which decodings there can be."""
 
 import tempfile
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_negatives_come_by_prompt_in_rank_order(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([vars(row) for row in rows]), tmp_path / "n.parquet")
     found = read_negatives(tmp_path / "n.parquet")
     assert {name: [n.rank for n in ranked] for name, ranked in found.items()} == {"a": [0, 1, 2], "b": [0, 1, 2]}
-    assert found["a"][0] == Negative("a", 0, 7, "t", [1], 0.5)
+    assert found["a"][0] == Negative("a", 0, 7, "t", array("i", [1]), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None
         assert {n.text for n in ranked} == {"bad", "worse"}
         for negative in ranked:
             assert negative.sample == SAMPLED[name].index(negative.text)
-            assert negative.token_ids == [7] * (negative.sample + 1)
+            assert list(negative.token_ids) == [7] * (negative.sample + 1)
             assert negative.similarity == pytest.approx(NEAR[negative.text], abs=1e-3)
     assert set(read_negatives(tmp_path / FILE, ["r"])) == {"r"}
 

@@ -40,8 +40,8 @@ def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:
         groups, without_room = preference_groups(RENDERER, EXAMPLES, NEGATIVES, count, cutoff=200)
         assert ([g.id for g in groups], without_room) == (["e0", "e1", "e2", "e4"], 0)
         for group, one in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
-            assert (group.prompt, group.target) == RENDERER.example(one)
-            assert group.negatives == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
+            assert (list(group.prompt), list(group.target)) == RENDERER.example(one)
+            assert list(map(list, group.negatives)) == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
 
 
 def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:

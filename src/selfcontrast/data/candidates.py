@@ -1,5 +1,6 @@
 """What is asked of a generator, what it answers, and which of the answers become negatives."""
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
 
 FAILED = "failed"
+READ = 4096  # rows as Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Negative:
     rank: int
     sample: int
     text: str
-    token_ids: list[int]
+    token_ids: Sequence[int]
     similarity: float
 
 
@@ -106,12 +109,16 @@ def read_candidates(file: Path) -> list[Candidate]:
 
 
 def read_negatives(file: Path, ids: Sequence[str] | None = None) -> dict[str, list[Negative]]:
-    """Per example id its negatives, in rank order: of these ids alone, or (None) of all."""
+    """Per example id its negatives, in rank order: of these ids alone, or (None) of all.
+
+    Tokens come as arrays: as Python's numbers, those of a hundred thousand prompts would take ten times the memory.
+    """
     found: dict[str, list[Negative]] = defaultdict(list)
-    wanted = None if ids is None else [("id", "in", ids)]
-    for row in pq.read_table(file, filters=wanted).sort_by("rank").to_pylist():
-        found[row["id"]].append(Negative(**row))
-    return dict(found)
+    wanted = None if ids is None else ds.field("id").isin(list(ids))
+    for batch in ds.dataset(file).to_batches(filter=wanted, batch_size=READ):
+        for row in batch.to_pylist():
+            found[row["id"]].append(Negative(**{**row, "token_ids": array("i", row["token_ids"])}))
+    return {name: sorted(ranked, key=lambda negative: negative.rank) for name, ranked in found.items()}
 
 
 def whole_prompts(file: Path, columns: Sequence[str], rows: int = 16384) -> Iterator[pa.Table]:

@@ -75,9 +75,9 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     return difference
 
 
-def _row_log_probs(model: nn.Module, prompt: list[int], response: list[int], device: torch.device) -> Tensor:
+def _row_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[int], device: torch.device) -> Tensor:
     """Log-probabilities [R] of one response in a row of its own, by the plain forward."""
-    row = torch.tensor([prompt + response], device=device)
+    row = torch.tensor([[*prompt, *response]], device=device)
     logits: Tensor = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits.float().log_softmax(-1).gather(-1, row[0, len(prompt) :, None])[:, 0]
 

@@ -26,22 +26,23 @@ class Group:
 
     Attributes:
         id: the example's.
-        prompt: the rendered prompt; its last token is what the first response token is predicted from.
+        prompt: the rendered prompt; its last token is what the first response token is predicted from. Where there
+            are many groups, all tokens are held in arrays: four bytes each.
         target: the tokens of the target, end of turn included.
         negatives: at most K, in rank order; none of them for supervised fine-tuning.
     """
 
     id: str
-    prompt: list[int]
-    target: list[int]
-    negatives: list[list[int]]
+    prompt: Sequence[int]
+    target: Sequence[int]
+    negatives: Sequence[Sequence[int]]
 
     def __post_init__(self) -> None:
         if not (self.prompt and self.target and all(self.negatives)):
             raise ValueError(f"group {self.id}: prompt, target and negatives must each hold a token")
 
     @property
-    def responses(self) -> list[list[int]]:
+    def responses(self) -> list[Sequence[int]]:
         return [self.target, *self.negatives]
 
 

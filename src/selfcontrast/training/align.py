@@ -2,6 +2,7 @@
 
 import json
 import logging
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +102,8 @@ def preference_groups(
         room = cutoff - len(prompt)
         if len(target) <= room:
             ranked = sorted(negatives[example.id], key=lambda negative: negative.rank)[:count]
-            groups.append(Group(example.id, prompt, target, [n.token_ids[:room] for n in ranked]))
+            shown = [n.token_ids[:room] for n in ranked]
+            groups.append(Group(example.id, array("i", prompt), array("i", target), shown))
     if not groups:
         raise UserError(f"no prompt and target fit into trainer.cutoff={cutoff} tokens: raise it")
     return groups, len(used) - len(groups)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def supervised_groups(renderer: Renderer, examples: Sequence[Example], cutoff: i
     for example in examples:
         prompt, target = renderer.example(example)
         if len(prompt) + len(target) <= cutoff:
-            groups.append(Group(example.id, prompt, target, []))
+            groups.append(Group(example.id, array("i", prompt), array("i", target), []))
     return groups, len(examples) - len(groups)
 
 
