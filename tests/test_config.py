@@ -25,6 +25,7 @@ CONF = ROOT / "conf"
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 GIVEN = {  # the ??? of conf
     ("data", "jsonl"): "data.path=data.jsonl",
+    ("data", "hub"): "data.train.path=data.jsonl",
     ("model", "hf"): "model.path=folder",
     ("filter", "oracle_reward"): "filter.reward_model.path=folder",
     ("generator", "import"): "generator.path=candidates.jsonl",
@@ -63,7 +64,7 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
 # --- what is in conf
 
 
-NESTED = {"hydra", "arm", "experiment", "backend", "benchmark", "judge"}  # not of the config itself
+NESTED = {"hydra", "arm", "debug", "experiment", "backend", "benchmark", "judge"}  # not of the config itself
 
 
 def test_every_folder_of_conf_is_a_group_that_is_built() -> None:
@@ -194,6 +195,9 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("trainer.betas=0.9", ["trainer.betas=0.9", "list"]),
         ("sft.lr=-1", ["lr=-1", "positive"]),
         ("trainer.tokens=0", ["tokens=0", "null"]),
+        ("sft.epochs=-1", ["epochs=-1", "of sft 0"]),
+        ("sft.epochs=0", ["sft.epochs=0", "random weights"]),
+        ("trainer.epochs=0", ["trainer.epochs=0", "rounds=0"]),
         ("model.hidden=63", ["model.hidden=63"]),
         ("model.precision=int4", ["model.precision=int4", "float32, bfloat16"]),
         ("generator.temperature=0", ["generator.temperature=0"]),

@@ -24,7 +24,7 @@ from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
 from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
-from selfcontrast.models.loading import Model
+from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.objectives import Objective, TargetLikelihood
 from selfcontrast.store import Store
 from selfcontrast.tracking import Tracking
@@ -100,6 +100,8 @@ def configure(cfg: DictConfig) -> Parts:
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()
+    if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
+        raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
     parts["adapter"].check(parts["model"])
     return Parts(
         name=str(cfg.name),

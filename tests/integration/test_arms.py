@@ -42,8 +42,8 @@ def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished,
     tokens = stages(finished.result)["align"]["summary"]["tokens"]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
-    sweep = ("-m", "arm=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
-    ended = run_train(*settings, *sweep, cwd=tmp_path, env=store)
+    sweep = ("arm=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
+    ended = run_train("-m", *settings, *sweep, cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     alone, paired = (read_result(tmp_path / "sweep" / job) for job in "01")
     assert {name.partition(" ")[0] for name in stages(alone)} == {"contamination", "sft", "evaluate", "dialogues"}

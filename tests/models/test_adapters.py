@@ -108,7 +108,7 @@ def test_stages_that_train_adapters() -> None:
 )
 def test_layers_that_there_are_not_are_named_before_compute(tmp_path: Path, names: list[str], said: str) -> None:
     folder = policy_folder(tmp_path / "policy")
-    for model in (SCRATCH, Pretrained(str(folder), None, None, "float32", False, True)):
+    for model in (SCRATCH, Pretrained(str(folder), None, None, [], "float32", False, True)):
         with pytest.raises(UserError, match=rf"^adapter\.target_modules: {said}"):
             lora(target_modules=names).check(model)
 

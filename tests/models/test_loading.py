@@ -38,7 +38,7 @@ SCRATCH = FromScratch(
 
 
 def pretrained(path: Path | str, **changes: Any) -> Pretrained:
-    fine = Pretrained(str(path), None, None, "float32", trust_remote_code=False, local_files_only=True)
+    fine = Pretrained(str(path), None, None, [], "float32", trust_remote_code=False, local_files_only=True)
     return replace(fine, **changes)
 
 

@@ -117,7 +117,7 @@ def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(
     options: Any = {"precision": "float32", "hardware": own, "seed": 0, "report": told.append}
     objective = TargetLikelihood()
     summary = align(tmp_path / "align", sft, groups, {}, 0, objective, NoAdapter(), how, **options)
-    model = Pretrained(str(sft), None, None, "float32", False, True)
+    model = Pretrained(str(sft), None, None, [], "float32", False, True)
     splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
     fine_tune(tmp_path / "tuned", model, splits, NoAdapter(), replace(how, cutoff=100), own, 0, lambda record: None)
     one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))

@@ -96,6 +96,24 @@ def _prompt(row: Row) -> list[Message]:
     return prompt
 
 
+def _ranked(row: Row) -> Parsed:
+    """Nectar: a dialogue that waits for the assistant, and answers with a model's name and a rank.
+
+    The best is the target. The worst is `rejected`: the data does not say which of the others standard DPO should see.
+    """
+    prompt = _turns(text(_get(row, "prompt"), "'prompt'"), waits=True)
+    answers = _get(row, "answers")
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise RowError("'answers' must be a list of objects with answer and rank")
+    ranked = [(answer.get("rank"), answer.get("answer")) for answer in answers]
+    if not all(isinstance(rank, int | float) and isinstance(answer, str) for rank, answer in ranked):
+        raise OddRow("an answer without a text or a rank")
+    own = [answer for _, answer in sorted(ranked, key=lambda pair: pair[0]) if answer.strip()]
+    if not own:
+        raise OddRow("no answer that is not empty")
+    return Parsed(prompt, text(own[0], "the best answer"), own[-1] if own[-1].strip() != own[0].strip() else "")
+
+
 def _dialogues(row: Row) -> Parsed:
     """Two dialogues, as hh-rlhf has them. `rejected` is kept only where both have the same prompt."""
     *prompt, last = _turns(text(_get(row, "chosen"), "'chosen'"))
@@ -118,6 +136,7 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
     ("prompt", "completion"): partial(_completion, target="completion"),
     ("prompt", "target"): partial(_completion, target="target"),
     _PREFERENCE: _dialogues,
+    ("prompt", "answers"): _ranked,
 }
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -185,14 +204,21 @@ def _history(row: Row) -> list[Message]:
     return past
 
 
-def _turns(dialogue: str) -> list[Message]:
-    """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." into alternating messages, the last the assistant's."""
+def _turns(dialogue: str, waits: bool = False) -> list[Message]:
+    """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." into alternating messages, the last the assistant's.
+
+    A dialogue that `waits` ends with an empty turn of the assistant, which is left out.
+    """
     head, *rest = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.lstrip())
     speakers, contents = rest[::2], [content.strip() for content in rest[1::2]]
     if head.strip() or speakers[:1] != ["Human"]:
         raise OddRow("does not begin with Human")
     if speakers[-1] != "Assistant":
         raise OddRow("does not end with Assistant")
+    if waits:
+        if contents.pop():
+            raise OddRow("the prompt holds its answer")
+        speakers.pop()
     if not all(contents):
         raise OddRow("an empty turn")
     if any(a == b for a, b in pairwise(speakers)):

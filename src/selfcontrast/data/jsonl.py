@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from selfcontrast.data.example import Example, Split
-from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, recognise, text
+from selfcontrast.data.rows import key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 
 VERSION = 1  # raise it when the same file and settings would give other examples
@@ -56,14 +56,14 @@ class Jsonl:
         Raises `UserError` for an unusable file or row (counted from 1), and below 8 different prompts.
         """
         dropped: Counter[str] = Counter()
-        examples = self._read(dropped)
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
-        if reasons:
-            log.warning("%s: kept %d rows, dropped %d (%s)", self.path, len(examples), dropped.total(), reasons)
-        if len({_key(example.prompt) for example in examples}) < MIN_PROMPTS:
+        examples = read_examples(read_rows(self.path), self.path, dropped, self.limit)
+        if dropped:
+            told = (self.path, len(examples), dropped.total(), reasons(dropped))
+            log.warning("%s: kept %d rows, dropped %d (%s)", *told)
+        if len({key_of_content(example.prompt) for example in examples}) < MIN_PROMPTS:
             raise UserError(
                 f"{self.path}: fewer than {MIN_PROMPTS} different prompts in {len(examples)} usable rows"
-                f" (dropped: {reasons or 'none'}); give a larger file"
+                f" (dropped: {reasons(dropped) or 'none'}); give a larger file"
             )
         return split_by_prompt(examples, self.validation, self.test)
 
@@ -81,34 +81,6 @@ class Jsonl:
             "sha256": file_hash(self.path),
         }
 
-    def _read(self, dropped: Counter[str]) -> list[Example]:
-        parse = None
-        content: set[str] = set()
-        examples: dict[str, Example] = {}
-        for place, row in read_rows(self.path):
-            try:
-                if not isinstance(row, dict):
-                    raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
-                parse = parse or recognise(row) or _unrecognised(row)
-                parsed = parse(row)
-                key = _key([parsed.prompt, parsed.target])
-                example = _example(row, parsed, key)
-                if example.id in examples and key not in content:
-                    raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
-            except OddRow as reason:
-                dropped[str(reason)] += 1
-                continue
-            except RowError as error:
-                raise UserError(f"{self.path}, {place}: {error}") from None
-            if key in content:
-                dropped["exact duplicate"] += 1
-                continue
-            content.add(key)
-            examples[example.id] = example
-            if len(examples) == self.limit:
-                break
-        return list(examples.values())
-
 
 def split_by_prompt(examples: list[Example], validation: float, test: float) -> dict[Split, list[Example]]:
     """Split by prompt, without a seed: the same prompt lies in the same split on every machine.
@@ -117,7 +89,7 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
     (u < test + validation) or in train, so rows added later move no prompt. Where a split would be empty, as
     in a small file, the prompt next to it in the order of u moves over. Needs 3 different prompts.
     """
-    place = {key: int(key[:16], 16) / 2**64 for key in (_key(example.prompt) for example in examples)}
+    place = _places(examples)
     order = sorted(place, key=lambda key: (place[key], key))
     last = len(order)
     end_test = min(max(1, sum(u < test for u in place.values())), last - 2)
@@ -125,9 +97,25 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
     rank = {key: i for i, key in enumerate(order)}
     splits: dict[Split, list[Example]] = {"train": [], "validation": [], "test": []}
     for example in examples:
-        i = rank[_key(example.prompt)]
+        i = rank[key_of_content(example.prompt)]
         splits["test" if i < end_test else "validation" if i < end_validation else "train"].append(example)
     return splits
+
+
+def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """The rest, and the examples of a share of the prompts: of at least one, and not of all. By hash, as above."""
+    place = _places(examples)
+    order = sorted(place, key=lambda key: (place[key], key))
+    count = min(max(1, sum(u < share for u in place.values())), len(order) - 1)
+    held = set(order[:count])
+    chosen = [key_of_content(example.prompt) in held for example in examples]
+    pairs = list(zip(examples, chosen, strict=True))
+    return [example for example, is_held in pairs if not is_held], [example for example, is_held in pairs if is_held]
+
+
+def _places(examples: list[Example]) -> dict[str, float]:
+    """Per prompt its sha256 as a number in [0, 1)."""
+    return {key: int(key[:16], 16) / 2**64 for key in (key_of_content(example.prompt) for example in examples)}
 
 
 def file_hash(path: str, setting: str = SETTING) -> str:
@@ -215,31 +203,3 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
                     yield f"row {number}", row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}, row {number + 1}: not readable as Parquet ({' '.join(str(error).split())})") from None
-
-
-def _unrecognised(row: Row) -> NoReturn:
-    accepted = " | ".join(" + ".join(columns) for columns in FORMATS)
-    raise RowError(f"no known format has the columns {', '.join(row) or '(none)'}; rename them to one of: {accepted}")
-
-
-def _example(row: Row, parsed: Parsed, key: str) -> Example:
-    return Example(
-        id=_string(row, "id") or key[:16],
-        prompt=parsed.prompt,
-        target=parsed.target,
-        category=_string(row, "category"),
-        reference=_string(row, "reference"),
-        rejected=parsed.rejected,
-    )
-
-
-def _string(row: Row, column: str) -> str:
-    value = row.get(column, "")
-    if value is None or isinstance(value, str):
-        return text(value or "", f"'{column}'", blank=True)
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _key(content: object) -> str:
-    """sha256 of the content as JSON, in hexadecimal."""
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

@@ -5,7 +5,7 @@ Weights are read from and written to safetensors only. A policy folder loads wit
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from selfcontrast.store import NOT_IN_KEY
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
 class Model(Protocol):
@@ -100,11 +101,17 @@ class FromScratch:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Any causal model of the Hugging Face hub, or a folder in its format."""
+    """Any causal model of the Hugging Face hub, or a folder in its format.
+
+    Attributes:
+        chat_template: a file, a text, or the name of one of the package's `data/templates`; None for the tokenizer's.
+        added_tokens: special tokens that the template needs and the tokenizer lacks.
+    """
 
     path: str
     revision: str | None
     chat_template: str | None
+    added_tokens: list[str]
     precision: str
     trust_remote_code: bool
     local_files_only: bool = field(metadata=NOT_IN_KEY)
@@ -146,7 +153,10 @@ class Pretrained:
             raise UserError(f"model.path={self.path}: its config cannot be loaded: {first}") from error
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
-        return load_model(self.path, self.precision, **self._options()), self._tokenizer()
+        model, tokenizer = load_model(self.path, self.precision, **self._options()), self._tokenizer()
+        if self.added_tokens:
+            give_embeddings(model, tokenizer.convert_tokens_to_ids(self.added_tokens), len(tokenizer))
+        return model, tokenizer
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -163,6 +173,9 @@ class Pretrained:
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.path={self.path}: its tokenizer cannot be loaded: {first}") from error
+        if known := [token for token in self.added_tokens if token in tokenizer.get_vocab()]:
+            raise UserError(f"model.added_tokens: the tokenizer of {self.path} has {', '.join(known)} already")
+        tokenizer.add_tokens(self.added_tokens, special_tokens=True)
         if self.chat_template:
             tokenizer.chat_template = _template(self.chat_template)
         if tokenizer.pad_token_id is None:
@@ -181,6 +194,21 @@ def load_model(path: str | Path, precision: str = "float32", **options: Any) -> 
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
+    """Makes room for `size` tokens, and lets these begin as the mean of all others, in the embeddings and the output
+    layer, as openchat's tools do."""
+    import torch
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    if size > rows:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    new = sorted(tokens)
+    old = [token for token in range(rows) if token not in new]
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[new] = layer.weight[old].float().mean(dim=0).to(layer.weight.dtype)
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -241,9 +269,11 @@ def folder_hash(folder: Path) -> str:
 
 
 def _template(path_or_text: str) -> str:
-    """A chat template given as a file's path, or as it stands where it holds Jinja's braces."""
+    """A chat template given as a file's path, by the name of one of `TEMPLATES`, or as it stands, with braces."""
     if "{" in path_or_text:
         return path_or_text
+    if (own := TEMPLATES / f"{path_or_text}.jinja").is_file():
+        return own.read_text(encoding="utf-8").strip("\n")
     try:
         return Path(path_or_text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -35,9 +35,15 @@ def fine_tune(
     seed: int,
     report: Callable[[Record], None],
 ) -> dict[str, Any]:
-    """Writes the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`."""
+    """Writes the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`.
+
+    With `recipe.epochs` 0 the model is taken for fine-tuned: it is written as it is, with the job's chat template.
+    """
     policy, tokenizer = model.start(texts(examples["train"]), seed)
     parameters = sum(p.numel() for p in policy.parameters())
+    if recipe.epochs == 0:
+        save_policy(folder / "model", policy, tokenizer, model_card("Fine-tuned elsewhere", "not at all", []))
+        return {"examples": 0, "parameters": parameters, "steps": 0, "tokens": 0}
     renderer = Renderer(tokenizer)
     groups, dropped = supervised_groups(renderer, examples["train"], recipe.cutoff)
     validation, _ = supervised_groups(renderer, examples["validation"], recipe.cutoff)

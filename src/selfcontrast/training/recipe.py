@@ -43,7 +43,9 @@ class Recipe:
             raise UserError(f"optimizer={self.optimizer}: one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule={self.schedule}: one of {', '.join(SCHEDULES)}")
-        for name in ("lr", "epochs", "prompts_per_step", "cutoff", "clip_norm"):
+        if self.epochs < 0:
+            raise UserError(f"epochs={self.epochs}: at least 1; of sft 0, for a model that is fine-tuned already")
+        for name in ("lr", "prompts_per_step", "cutoff", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}={getattr(self, name)}: must be positive")
         if self.tokens is not None and self.tokens < 1:
@@ -55,6 +57,8 @@ class Recipe:
 
     def check(self, name: str, hardware: "Hardware") -> None:
         """Raises `UserError` where the recipe, called `name` in the config, cannot be followed here."""
+        if self.epochs == 0 and name == "trainer":
+            raise UserError("trainer.epochs=0: at least 1; rounds=0 leaves preference training out")
         if self.optimizer != "adamw_8bit":
             return
         if hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1:
