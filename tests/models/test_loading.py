@@ -182,3 +182,62 @@ def test_a_folders_content_decides_its_fingerprint(folder: Path, tmp_path: Path)
     weights = (moved / "model.safetensors").read_bytes()
     (moved / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert pretrained(moved).fingerprint() != own.fingerprint()
+
+
+# --- chat templates of the package, and tokens that a model lacks
+
+TALK: Any = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Two."},
+    {"role": "user", "content": "Three?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "answer"),
+    [
+        (
+            "zephyr",
+            "<|system|>\n<|end|>\n<|user|>\nOne?<|end|>\n<|assistant|>\nTwo.<|end|>\n<|user|>\nThree?<|end|>\n<|assistant|>\n",
+            "Four.<|end|>",
+        ),
+        (
+            "openchat",
+            "GPT4 Correct User: One?<|end_of_turn|>GPT4 Correct Assistant: Two.<|end_of_turn|>"
+            "GPT4 Correct User: Three?<|end_of_turn|>GPT4 Correct Assistant:",
+            " Four.<|end_of_turn|>",
+        ),
+    ],
+)
+def test_the_packages_templates_word_by_word(folder: Path, template: str, prompt: str, answer: str) -> None:
+    """As the reference implementation renders for sampling, in training and in evaluation too."""
+    added = [] if template == "zephyr" else ["<|end_of_turn|>"]
+    model = pretrained(folder, chat_template=template, added_tokens=added)
+    model.check()
+    _, words = model.start([], 0)
+    renderer = Renderer(words)
+    assert words.decode(renderer.prompt(TALK)) == prompt
+    assert words.decode(renderer.response(TALK, "Four.")) == answer
+    system: Any = [{"role": "system", "content": "Be brief."}, *TALK[:1]]
+    told = words.decode(renderer.prompt(system))
+    assert told.startswith(
+        "<|system|>\nBe brief.<|end|>\n<|user|>" if template == "zephyr" else "Be brief.<|end_of_turn|>GPT4"
+    )
+
+
+def test_an_added_token_begins_as_the_mean_of_all_others(folder: Path) -> None:
+    before = llama()
+    model, words = pretrained(folder, added_tokens=["<|end_of_turn|>", "<|other|>"]).start([], 0)
+    count = len(tokenizer())
+    assert words.convert_tokens_to_ids(["<|end_of_turn|>", "<|other|>"]) == [count, count + 1]
+    assert model.config.vocab_size == count + 2
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert torch.equal(layer.weight[:count], before.model.embed_tokens.weight)
+        torch.testing.assert_close(layer.weight[count], before.model.embed_tokens.weight.mean(dim=0))
+        assert torch.equal(layer.weight[count], layer.weight[count + 1])
+    assert words("a<|end_of_turn|>b")["input_ids"].count(count) == 1
+
+
+def test_a_token_that_is_there_already_is_not_added(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.added_tokens: the tokenizer of .* has <\|end\|> already"):
+        pretrained(folder, added_tokens=["<|end|>", "<|new|>"]).check()

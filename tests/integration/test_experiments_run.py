@@ -1,0 +1,80 @@
+"""The paper's experiments from end to end with `+debug=tiny`: every data set, and every method, in turn."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from jobs import read_result, run_train, stages
+from selfcontrast.debug import ROWS, write_debug
+from selfcontrast.models.loading import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the runs need, and their common store."""
+    folder = tmp_path_factory.mktemp("experiments")
+    write_debug(folder / "debug")
+    return folder
+
+
+def run(place: Path, experiment: str, *overrides: str) -> dict[str, Any]:
+    out = place / experiment.replace("/", "_")
+    own = (f"+experiment={experiment}", "+debug=tiny", f"hydra.run.dir={out}", *overrides)
+    ended = run_train(*own, cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    assert (out / "report.html").is_file()
+    return read_result(out)
+
+
+def systems(result: dict[str, Any]) -> set[str]:
+    return {row["system"] for row in result["comparison"]["rows"]}
+
+
+def negatives(result: dict[str, Any]) -> pd.DataFrame:
+    return pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
+
+
+def test_hh_rlhf_self_contrast_and_the_fine_tuning_that_it_begins_with(place: Path) -> None:
+    result = run(place, "hh_rlhf/self_contrast", "negatives=4", "generator.samples=24")
+    found = stages(result)
+    summary = found["align"]["summary"]
+    assert summary["negatives_per_prompt"] == 4
+    assert 16 <= summary["prompts"] <= ROWS
+    assert summary["steps"] == -(-summary["prompts"] // 8)
+    assert systems(result) == {"SFT", "Self-Contrast"}
+    measured = {(line["system"], line["what"]) for line in result["benchmarks"]["reward"]["lines"]}
+    assert ("Self-Contrast", "win rate over target") in measured
+    assert ("Self-Contrast", "mean of sigmoid(reward)") in measured
+    alone = run(place, "hh_rlhf/sft")
+    assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (found["sft"]["key"], True)
+    assert systems(alone) == {"SFT"}
+    template = load_tokenizer(Path(result["policy"])).apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert template == "<s><|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
+
+
+def test_ultrachat_standard_dpo_from_a_model_that_is_fine_tuned_already(place: Path) -> None:
+    """The pairs are UltraFeedback's; the fine-tuned model is the given one; UltraChat's prompts are evaluated."""
+    result = run(place, "ultrachat/dpo_std")
+    found = stages(result)
+    given = (place / "debug" / "model" / "model.safetensors").read_bytes()
+    assert (place / found["sft"]["path"] / "model" / "model.safetensors").read_bytes()[-1000:] == given[-1000:]
+    assert (found["sft"]["summary"]["steps"], found["sft"]["summary"]["tokens"]) == (0, 0)
+    drawn = negatives(result)
+    assert (drawn["rank"] == 0).all()
+    assert len(drawn) == found["align"]["summary"]["prompts"] >= 16
+    assert systems(result) == {"SFT", "DPO_std"}
+
+
+def test_nectar_spin_in_two_rounds_with_a_token_that_the_model_lacked(place: Path) -> None:
+    result = run(place, "nectar/spin", "rounds=2")
+    found = stages(result)
+    assert systems(result) == {"SFT", "SPIN round 1", "SPIN"}
+    for prefix in ("round-1/", ""):
+        assert found[f"{prefix}generate"]["summary"]["responses"] == found[f"{prefix}generate"]["summary"]["prompts"]
+        assert found[f"{prefix}align"]["summary"]["negatives_per_prompt"] == 1
+    tokenizer = load_tokenizer(Path(result["policy"]))
+    assert tokenizer.convert_tokens_to_ids("<|end_of_turn|>") == len(tokenizer) - 1

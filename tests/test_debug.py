@@ -1,0 +1,50 @@
+"""What `+debug=tiny` runs on: the same bytes every time, in columns that the sources know."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.debug import DATA_SETS, ROWS, dialogue, main, write_debug
+from selfcontrast.errors import UserError
+from selfcontrast.models.loading import Pretrained, folder_hash
+from test_config import composed
+
+
+def pretrained(folder: Path, template: str | None, *tokens: str) -> Pretrained:
+    return Pretrained(str(folder), None, template, list(tokens), "float32", False, True)
+
+
+def test_the_same_files_every_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_debug(tmp_path / "one")
+    main([str(tmp_path / "two")])
+    assert capsys.readouterr().out == f"{tmp_path / 'two'}: a model, a reward model, and 4 data sets of 32 rows\n"
+    assert folder_hash(tmp_path / "one") == folder_hash(tmp_path / "two")
+
+
+def test_the_folders_are_those_that_the_data_configs_name() -> None:
+    options = ("hh_rlhf", "ultrachat", "ultrachat_pairs", "nectar")
+    named = {str(composed(f"data={data}").data.train.path) for data in options}
+    assert named == set(DATA_SETS)
+    assert ROWS == 32
+
+
+def test_the_model_is_a_base_model_that_needs_a_template(tmp_path: Path) -> None:
+    write_debug(tmp_path)
+    with pytest.raises(UserError, match="no chat template"):
+        pretrained(tmp_path / "model", None).check()
+    for template, tokens in (("zephyr", ()), ("openchat", ("<|end_of_turn|>",))):
+        model = pretrained(tmp_path / "model", template, *tokens)
+        model.check()
+        _, tokenizer = model.start([], 0)
+        renderer = Renderer(tokenizer)
+        assert renderer.response([{"role": "user", "content": "Hi"}], "Yes.")[-1] == renderer.end_id
+    assert json.loads((tmp_path / "reward" / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]
+
+
+def test_a_dialogue_as_hh_rlhf_writes_it() -> None:
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
+    assert dialogue(messages) == "\n\nHuman: Hi.\n\nAssistant: Yes?"

@@ -1,0 +1,244 @@
+"""The paper's experiments: every setting against the table of what is known of it, one by one, and every one composed.
+
+The table is written by hand: [repo] is the reference implementation's scripts and code, [paper] its text.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from jobs import ROOT
+from selfcontrast.config import Parts, configure
+from selfcontrast.debug import write_debug
+from selfcontrast.errors import UserError
+from test_config import composed
+
+CONF = ROOT / "conf" / "experiment"
+DATA = ("hh_rlhf", "ultrachat", "nectar")
+ARMS = ("sft", "dpo_std", "spin", "self_contrast")
+EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
+
+EVERY = {  # [repo] for all three
+    "max_length": 2048,
+    "objective._target_": "selfcontrast.objectives.Objective",
+    "objective.aggregation": "mean_of_pairs",
+    "objective.core": "sigmoid",
+    "objective.beta": 0.1,
+    "objective.label_smoothing": 0.0,
+    "objective.nll_weight": 0.0,  # dpo_ftx
+    "objective.length_normalised": False,
+    "trainer.optimizer": "adamw",
+    "trainer.lr": 5e-7,
+    "trainer.epochs": 1,
+    "trainer.tokens": None,
+    "trainer.schedule": "cosine",
+    "trainer.warmup": 0.0,  # not given there: transformers' default
+    "trainer.weight_decay": 0.0,
+    "trainer.betas": [0.9, 0.999],
+    "trainer.clip_norm": 1.0,
+    "trainer.prompts_per_step": 128,
+    "hardware.accelerator": "gpu",
+    "hardware.precision": "bf16-mixed",
+    "hardware.devices": 8,
+    "adapter._target_": "selfcontrast.models.adapters.NoAdapter",  # full fine-tuning
+    "encoder.path": "WhereIsAI/UAE-Large-V1",
+    "encoder.pooling": "cls",
+    "encoder.prefix": "",
+    "filter.seed": 42,
+    "filter.on_shortage": "drop_everywhere",
+    "evaluation.decodings.0.temperature": 1.0,
+    "evaluation.decodings.0.samples": 1,
+    "evaluation.top_p": 1.0,
+    "evaluation.max_new_tokens": 2048,
+    "evaluation.benchmarks.reward.samples": 1,
+    "evaluation.benchmarks.reward.reward_model.path": "./models/Starling-RM-7B-alpha",
+    "evaluation.benchmarks.reward.reward_model.max_tokens": 2048,
+}
+SFT = {
+    "sft.lr": 5e-6,
+    "sft.epochs": 1,
+    "sft.schedule": "cosine",
+    "sft.warmup": 0.0,
+    "sft.prompts_per_step": 128,
+    "sft.cutoff": 1024,
+}
+BY_DATA: dict[str, dict[str, Any]] = {
+    "hh_rlhf": {
+        **SFT,
+        "data.train.path": "Anthropic/hh-rlhf",
+        "model.path": "mistralai/Mistral-7B-v0.1",
+        "model.chat_template": "zephyr",
+        "model.added_tokens": [],
+        "trainer.cutoff": 2048,
+    },
+    "ultrachat": {
+        "data.test.path": "HuggingFaceH4/ultrachat_200k",
+        "data.test.split": "test_sft",
+        "model.path": "alignment-handbook/zephyr-7b-sft-full",
+        "model.chat_template": "zephyr",
+        "sft.epochs": 0,  # fine-tuned already
+        "trainer.cutoff": 2048,
+    },
+    "nectar": {
+        **SFT,
+        "data.train.path": "berkeley-nest/Nectar",
+        "model.path": "mistralai/Mistral-7B-v0.1",
+        "model.chat_template": "openchat",
+        "model.added_tokens": ["<|end_of_turn|>"],
+        "trainer.cutoff": 1024,
+    },
+}
+SAMPLED = {
+    "generator.temperature": 1.0,
+    "generator.top_p": 1.0,
+    "generator.max_length": 2048,
+    "generator.max_new_tokens": 2048,
+    "generator.prompts": None,
+}
+BY_ARM: dict[str, dict[str, Any]] = {
+    "sft": {"rounds": 0},
+    "dpo_std": {
+        "method": "DPO_std",
+        "rounds": 1,
+        "negatives": 1,
+        "generator._target_": "selfcontrast.generators.pairs.Pairs",
+        "generator.prompts": None,
+        "filter.selector._target_": "selfcontrast.filters.selectors.Everything",
+        "filter.max_negatives": 1,
+    },
+    "spin": {
+        **SAMPLED,
+        "method": "SPIN",
+        "rounds": 3,  # [paper] iterated; how often is unknown
+        "negatives": 1,
+        "generator.samples": 1,
+        "filter.selector._target_": "selfcontrast.filters.selectors.Everything",
+        "filter.max_negatives": 1,
+    },
+    "self_contrast": {
+        **SAMPLED,
+        "method": "Self-Contrast",
+        "rounds": 1,
+        "negatives": 16,
+        "generator.samples": 32,
+        "filter.selector._target_": "selfcontrast.filters.selectors.LeastSimilar",
+        "filter.selector.share": 0.75,  # known for HH-RLHF alone
+        "filter.max_negatives": 16,
+    },
+}
+
+
+def setting(cfg: DictConfig, key: str) -> Any:
+    value: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        value = value[int(name)] if isinstance(value, list) else value[name]
+    return value if not isinstance(value, str) or "${" not in value else OmegaConf.select(cfg, key)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_setting_is_that_of_the_table(experiment: str) -> None:
+    data, arm = experiment.split("/")
+    cfg = composed(f"+experiment={experiment}")
+    expected = {**EVERY, **BY_DATA[data], **BY_ARM[arm]}
+    assert {key: setting(cfg, key) for key in expected} == expected
+
+
+def test_there_are_no_other_experiments_and_each_names_its_command() -> None:
+    files = {
+        str(file.relative_to(CONF).with_suffix("")): file for file in CONF.glob("*/*.yaml") if file.parent.name in DATA
+    }
+    assert set(files) - {f"{data}/settings" for data in DATA} == set(EXPERIMENTS)
+    for name in EXPERIMENTS:
+        head = files[name].read_text().splitlines()[:2]
+        assert head[0] == "# @package _global_"
+        assert f"+experiment={name}" in head[1]
+
+
+SOURCES = ("[repo]", "[paper]", "unknown", "our choice", "ours", "room for", "docs/")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_setting_says_where_it_comes_from(file: Path) -> None:
+    """On each line that gives a value: from where it is, or that it is unknown or ours."""
+    if file.parent.name not in (*DATA, "experiment"):
+        return
+    for line in file.read_text().splitlines():
+        key, _, value = line.partition("#")[0].strip().partition(":")
+        if key and value and not line.lstrip().startswith("- ") and (key, value.strip()) != ("epochs", "0"):
+            assert any(word in line for word in SOURCES), line
+
+
+@pytest.mark.parametrize("data", ["hh_rlhf", "ultrachat", "ultrachat_pairs", "nectar"])
+def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
+    cfg = composed(f"data={data}").data
+    for part in filter(None, (cfg.train, cfg.test)):
+        assert len(part.revision) == 40
+    experiment = composed(f"+experiment={data.partition('_pairs')[0]}/sft")
+    assert len(experiment.model.revision) == 40
+
+
+# --- the checks before compute
+
+
+@pytest.fixture(scope="module")
+def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of the data sets, and models: what the hub would give, in small."""
+    folder = tmp_path_factory.mktemp("debug")
+    write_debug(folder)
+    return folder
+
+
+def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
+    """With the paper's own settings but for what a machine without a GPU and a network lacks."""
+    here = (
+        "hardware=cpu",
+        "tracking=none",
+        "output=out",
+        f"data.root={debug}",
+        f"model.path={debug / 'model'}",
+        "model.revision=null",
+        f"evaluation.benchmarks.reward.reward_model.path={debug / 'reward'}",
+        "data.validation=0.1",
+        "data.test_share=0.25",
+    )
+    return configure(composed(f"+experiment={experiment}", "hardware.devices=1", *here, *overrides))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_passes_the_checks_before_compute(experiment: str, debug: Path) -> None:
+    parts = checked(experiment, debug)
+    assert all(parts.splits.values())
+    if experiment.endswith("dpo_std"):
+        assert all(example.rejected for example in parts.splits["train"])
+
+
+def test_every_k_of_the_paper_passes_and_a_k_that_cannot_be_is_refused(debug: Path) -> None:
+    for count in (1, 2, 4, 8, 16):
+        assert checked("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
+    with pytest.raises(UserError, match=r"negatives=17 is more than filter\.max_negatives=16"):
+        checked("hh_rlhf/self_contrast", debug, "negatives=17")
+    with pytest.raises(UserError, match=r"filter\.max_negatives=16 is impossible: of generator\.samples=32 .* keeps 8"):
+        checked("hh_rlhf/self_contrast", debug, "filter.selector.share=0.25")
+
+
+def test_the_reward_model_that_has_not_been_made_is_missed_before_compute(debug: Path) -> None:
+    path = "evaluation.benchmarks.reward.reward_model.path=./models/Starling-RM-7B-alpha"
+    with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha: no such folder"):
+        checked("hh_rlhf/sft", debug, path)
+
+
+def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
+    """What +debug=tiny changes are sizes and places."""
+    whole, small = (
+        json.loads(json.dumps(OmegaConf.to_container(composed("+experiment=hh_rlhf/self_contrast", *more))))
+        for more in ((), ("+debug=tiny",))
+    )
+    assert small["max_length"] == 256
+    assert small["generator"] == whole["generator"]
+    assert small["filter"] == whole["filter"]
+    assert small["objective"] == whole["objective"]
+    for recipe in ("sft", "trainer"):
+        assert small[recipe] == {**whole[recipe], "prompts_per_step": 8}
