@@ -1,0 +1,106 @@
+"""The reward model's weights as they are published, in small, against a sequence classifier made of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from selfcontrast.debug import train_base_tokenizer
+from selfcontrast.errors import UserError
+from selfcontrast.models.reward import RewardModel
+from selfcontrast.models.starling import convert, main
+
+TEXTS = ["Hello there, what now?", "A pear, and two apples.", "No."]
+
+
+class Published(nn.Module):
+    """As the model card has it: the body twice by name, and a head whose last token counts."""
+
+    def __init__(self, body: LlamaForCausalLM) -> None:
+        super().__init__()
+        self.model = body
+        self.transformer = body.model
+        self.v_head = nn.Linear(body.config.hidden_size, 1, bias=False)
+
+    def forward(self, ids: list[int]) -> float:
+        return float(self.v_head(self.transformer(torch.tensor([ids]))[0])[0, -1, 0])
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published, Any]:
+    folder, tokenizer = tmp_path_factory.mktemp("published"), train_base_tokenizer(TEXTS)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = Published(LlamaForCausalLM(config).eval())
+    (folder / "starling").mkdir()
+    torch.save(model.state_dict(), folder / "starling" / "starling_rm_model.bin")
+    config.save_pretrained(str(folder / "llama"))
+    tokenizer.save_pretrained(str(folder / "llama"))
+    return folder, model, tokenizer
+
+
+@torch.inference_mode()
+def test_rewards_are_those_of_the_published_weights(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
+    """Of dialogues as the reference implementation writes them, behind the <s> that a Llama tokenizer puts first."""
+    folder, model, tokenizer = published
+    convert(folder / "starling", folder / "llama", tmp_path / "out", "float32")
+    talk: Any = [
+        {"role": "user", "content": TEXTS[0]},
+        {"role": "assistant", "content": TEXTS[1]},
+        {"role": "user", "content": TEXTS[2]},
+    ]
+    asked = [(talk[:1], TEXTS[1]), (talk[:1], "No."), (talk, "A pear")]
+    with RewardModel(str(tmp_path / "out"), None, "float32", 200, False, 2).open("cpu") as reward:
+        found = reward(asked)
+    written = [
+        f"<s>[INST] {TEXTS[0]} [/INST] {TEXTS[1]} </s>",
+        f"<s>[INST] {TEXTS[0]} [/INST] No. </s>",
+        f"<s>[INST] {TEXTS[0]} [/INST] {TEXTS[1]} </s><s>[INST] {TEXTS[2]} [/INST] A pear </s>",
+    ]
+    expected = [model([1, *tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in written]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 3
+
+
+def test_a_body_that_is_in_the_file_under_one_name_only(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
+    folder, model, _ = published
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("transformer.")}
+    (tmp_path / "starling").mkdir()
+    torch.save(kept, tmp_path / "starling" / "model.bin")
+    convert(tmp_path / "starling", folder / "llama", tmp_path / "one", "float32")
+    convert(folder / "starling", folder / "llama", tmp_path / "two", "float32")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_folders_that_cannot_be(
+    published: tuple[Path, Published, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, model, _ = published
+    with pytest.raises(UserError, match=r"one file \*\.bin with the reward model's weights; there are 0"):
+        convert(tmp_path, folder / "llama", tmp_path / "out")
+    with pytest.raises(UserError, match=r"--body .*nowhere"):
+        convert(folder / "starling", tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "half").mkdir()
+    half = {name: value for name, value in model.state_dict().items() if "layers.1." not in name}
+    torch.save(half, tmp_path / "half" / "model.bin")
+    with pytest.raises(UserError, match=r"not the weights of .*: model\.layers\.1\."):
+        convert(tmp_path / "half", folder / "llama", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"error: .*one file"):
+        main([str(tmp_path), "--body", str(folder / "llama"), "--output", str(tmp_path / "out")])
+    main([str(folder / "starling"), "--body", str(folder / "llama"), "--output", str(tmp_path / "out")])
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
