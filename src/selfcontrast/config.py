@@ -19,6 +19,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.lm_eval import check_tasks
+from selfcontrast.evaluation.published import Figure, read_figures
 from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
@@ -62,6 +63,7 @@ class Parts:
     evaluation: Evaluation
     engine: Engine
     tracking: Tracking
+    published: list[Figure]
     splits: dict[Split, list[Example]]
 
 
@@ -112,6 +114,7 @@ def configure(cfg: DictConfig) -> Parts:
         target_metric=str(cfg.target_metric),
         store=Store.at(str(cfg.store), Path(cfg.store_cache), Path(cfg.output)),
         output=Path(cfg.output),
+        published=[] if cfg.published is None else read_figures(str(cfg.published)),
         splits=splits,
         **parts,
     )

@@ -15,6 +15,7 @@ from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.compare import BASELINE, Comparison
+from selfcontrast.evaluation.published import beside
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.filters import negatives
 from selfcontrast.provenance import provenance
@@ -49,6 +50,7 @@ class Result:
         provenance: versions, commit, machine.
         benchmarks: by name their `lines` (of each system what was measured, and its interval), `facts` by system, and
             some of the judgments (`shown`).
+        published: figures of others for this run's systems, beside what was measured (`evaluation.published.Beside`).
     """
 
     name: str
@@ -66,6 +68,7 @@ class Result:
     config: dict[str, Any]
     provenance: dict[str, Any]
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # results from before there were any have none
+    published: list[dict[str, Any]] = field(default_factory=list)  # the same
 
     @classmethod
     def collect(
@@ -78,6 +81,12 @@ class Result:
         measured: Mapping[str, Mapping[str, Artifact]],
     ) -> "Result":
         train = {example.id: example for example in parts.splits["train"]}
+        lm_eval = {n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()}
+        benchmarks = {
+            name: measured_lines(parts.evaluation, name, found, artifacts["contamination"])
+            for name, found in measured.items()
+            if found
+        }
         return cls(
             name=parts.name,
             negatives=parts.negatives,
@@ -88,16 +97,13 @@ class Result:
             stages=[stage_record(name, artifact) for name, artifact in artifacts.items()],
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=_similarities(artifacts),
-            lm_eval={n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()},
+            lm_eval=lm_eval,
             samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
             negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.rounds else [],
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
-            benchmarks={
-                name: measured_lines(parts.evaluation, name, found, artifacts["contamination"])
-                for name, found in measured.items()
-                if found
-            },
+            benchmarks=benchmarks,
+            published=beside(parts.published, parts.negatives, benchmarks, lm_eval),
         )
 
     @classmethod

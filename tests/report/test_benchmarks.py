@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from selfcontrast.report import print_result, write_report
-from selfcontrast.report.benchmarks import radar, shown
+from selfcontrast.report.benchmarks import published, radar, shown
 from selfcontrast.results import Result
 
 
@@ -71,3 +71,37 @@ def test_on_the_terminal_without_categories(result: Result, capsys: pytest.Captu
 def test_a_radar_needs_three_categories() -> None:
     assert radar(LINES) is not None
     assert radar([one for one in LINES if not one["what"].endswith("c")]) is None
+
+
+# --- published figures
+
+
+def with_published(make: Callable[..., Result]) -> Result:
+    def entry(system: str, negatives: int | None, what: str, figure: float, measured: Any) -> dict[str, Any]:
+        own = {"system": system, "negatives": negatives, "benchmark": "reward", "what": what, "figure": figure}
+        kind = "share" if measured else None
+        return {"published": {**own, "source": "a <b>paper</b>", "page": 7}, "kind": kind, "measured": measured}
+
+    value = {"estimate": 0.5, "low": 0.4, "high": 0.625, "level": 0.95, "n": 9, "clusters": 9}
+    shown = [entry("SFT", None, "win rate over target", 12.5, value), entry("Self-Contrast", 4, "mean", 7.25, None)]
+    return replace(make(), published=shown)
+
+
+def test_published_figures_stand_beside_ours(make: Callable[..., Result]) -> None:
+    assert published(with_published(make)) == [
+        ["SFT", "reward: win rate over target", "12.5%", "50.0% [40.0, 62.5]", "a <b>paper</b>, p. 7"],
+        ["Self-Contrast, K = 4", "reward: mean", "7.25", "–", "a <b>paper</b>, p. 7"],
+    ]
+
+
+def test_they_are_on_the_page_and_the_terminal_where_there_are_any(
+    make: Callable[..., Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(with_published(make), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Published and measured" in page
+    assert "a &lt;b&gt;paper&lt;/b&gt;, p. 7" in page
+    print_result(with_published(make), tmp_path)
+    assert "12.5%" in capsys.readouterr().out
+    write_report(make(), tmp_path)
+    assert "Published and measured" not in (tmp_path / "report.html").read_text()

@@ -34,6 +34,20 @@ def shown(result: "Result") -> list[Shown]:
     return [_shown(name, found) for name, found in result.benchmarks.items()]
 
 
+def published(result: "Result") -> list[list[str]]:
+    """Per published figure: system, measure, the figure, ours, and where it is printed."""
+    rows = []
+    for beside in result.published:
+        figure, measured = beside["published"], beside["measured"]
+        share = beside["kind"] == "share" or (measured is None and "rate" in figure["what"])
+        printed = f"{figure['figure']:g}{'%' if share else ''}"
+        ours = cell({"kind": beside["kind"], "value": measured}) if measured else NONE
+        system = figure["system"] + (f", K = {figure['negatives']}" if figure["negatives"] is not None else "")
+        where = f"{figure['source']}, p. {figure['page']}"
+        rows.append([system, f"{figure['benchmark']}: {figure['what']}", printed, ours, where])
+    return rows
+
+
 def cell(line: dict[str, Any]) -> str:
     """A number and its interval, as its kind is written."""
     if line["kind"] == "share":

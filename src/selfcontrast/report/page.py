@@ -107,6 +107,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "facts": filter_facts(stages["filter"]["summary"]) if "filter" in stages else [],
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.shown(result),
+        "published": benchmarks.published(result),
         "lm_eval": lm_eval_rows(result.lm_eval),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),

@@ -35,6 +35,12 @@ def print_result(result: "Result", folder: Path) -> None:
         say("")
         show(_benchmark(one))
         say(one.judged)
+    if rows := benchmarks.published(result):
+        table = columns("published", "measure", "figure", "here", left=2)
+        for system, what, printed, ours, _ in rows:
+            table.add_row(system, what, printed, ours)
+        say("")
+        show(table)
     say("")
     show(_timings(result))
     say("")
