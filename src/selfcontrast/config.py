@@ -67,8 +67,12 @@ class Parts:
     splits: dict[Split, list[Example]]
 
 
-def configure(cfg: DictConfig) -> Parts:
-    """Builds every part and checks all that can be known before compute. Raises `UserError`."""
+def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None) -> Parts:
+    """Builds every part and checks all that can be known before compute. Raises `UserError`.
+
+    Args:
+        splits: what the config's data gives, where it has been read already.
+    """
     for name in ("negatives", "rounds", "seed"):
         if not isinstance(cfg[name], int) or isinstance(cfg[name], bool):
             raise UserError(f"{name}={cfg[name]}: a whole number")
@@ -97,7 +101,7 @@ def configure(cfg: DictConfig) -> Parts:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     if cfg.rounds > 1 and not parts["generator"].follows_model:
         raise UserError(f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: hf or vllm")
-    splits = parts["data"].load()
+    splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
@@ -105,6 +109,11 @@ def configure(cfg: DictConfig) -> Parts:
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
     parts["adapter"].check(parts["model"])
+    return assemble(cfg, parts, splits)
+
+
+def assemble(cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]]) -> Parts:
+    """A job of parts that are built, unchecked."""
     return Parts(
         name=str(cfg.name),
         method=str(cfg.method),

@@ -35,6 +35,7 @@ from selfcontrast.tracking import Tracker, Untracked
 from selfcontrast.training import align, fine_tune, reference
 from selfcontrast.training.align import preference_groups
 from selfcontrast.training.nodes import Compute, this_node
+from selfcontrast.training.steps import length
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +48,22 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
-        seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
-        trained = policies(job)
-        systems = {name: scores_of(job, policy, name) for name, policy in trained.items()}
+        systems, measured = everything(job)
+        seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
-        measured = {name: measured_by(job, name, trained, systems) for name in parts.evaluation.benchmarks}
         result = Result.collect(parts, config, job.artifacts, systems, comparison, measured)
         result.write(parts.output)
         result.track(tracker, parts.output)
     job.decisions.finish()
     return result
+
+
+def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artifact]]]:
+    """All stages in their order: by system its scores, and by benchmark each system's results."""
+    _ = contaminated(job)
+    trained = policies(job)
+    systems = {name: scores_of(job, policy, name) for name, policy in trained.items()}
+    return systems, {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
 
 
 def policies(job: Job) -> dict[str, Artifact]:
@@ -172,8 +179,9 @@ class Round:
                 judge,
             ),
         )
-        for line in diagnostics.lines(artifact.summary):
-            log.info("%-24s %s", "", line)
+        if artifact.summary:
+            for line in diagnostics.lines(artifact.summary):
+                log.info("%-24s %s", "", line)
         return artifact
 
     @cached_property
@@ -181,11 +189,12 @@ class Round:
         """Scores of every negative of the pool, whatever K: one computation for a whole sweep."""
         p = self.parts
 
-        def compute(folder: Path) -> None:
+        def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / negatives.FILE)
             groups, _ = self._groups(ranked, p.filter.max_negatives)
             scoring = reference.Scoring(self.start.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
+            return {"tokens": sum(map(length, groups))}
 
         settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
         inputs = {"model": self.start, "negatives": self.negatives}

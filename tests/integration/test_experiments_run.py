@@ -19,10 +19,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, experiment: str, *overrides: str) -> dict[str, Any]:
+def run(place: Path, experiment: str, *overrides: str, script: str = "train.py") -> dict[str, Any]:
     out = place / experiment.replace("/", "_")
-    own = (f"+experiment={experiment}", "+debug=tiny", f"hydra.run.dir={out}", *overrides)
-    ended = run_train(*own, cwd=place)
+    name = experiment if script == "reproduce.py" else f"+experiment={experiment}"
+    ended = run_train(name, "+debug=tiny", f"hydra.run.dir={out}", *overrides, cwd=place, script=script)
     assert ended.returncode == 0, ended.stderr
     assert (out / "report.html").is_file()
     return read_result(out)
@@ -47,7 +47,7 @@ def test_hh_rlhf_self_contrast_and_the_fine_tuning_that_it_begins_with(place: Pa
     measured = {(line["system"], line["what"]) for line in result["benchmarks"]["reward"]["lines"]}
     assert ("Self-Contrast", "win rate over target") in measured
     assert ("Self-Contrast", "mean of sigmoid(reward)") in measured
-    alone = run(place, "hh_rlhf/sft")
+    alone = run(place, "hh_rlhf/sft", script="reproduce.py")
     assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (found["sft"]["key"], True)
     assert systems(alone) == {"SFT"}
     template = load_tokenizer(Path(result["policy"])).apply_chat_template(

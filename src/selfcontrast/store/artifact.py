@@ -73,6 +73,14 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def identity_of(
+    stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]
+) -> dict[str, Any]:
+    """The values of `IDENTITY`, as JSON."""
+    keys = {role: artifact.key for role, artifact in inputs.items()}
+    return {"stage": stage, "version": version, "settings": json.loads(canonical(settings)), "inputs": keys}
+
+
 def key_of(identity: Mapping[str, Any]) -> str:
     """20 hexadecimal digits for the values of `IDENTITY`."""
     return hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]

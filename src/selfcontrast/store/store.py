@@ -4,7 +4,6 @@ A stage works in `ROOT/STAGE/KEY.partial/`, which survives a crash, so that a st
 publishing is one rename. Processes that want the same artifact wait for one computation.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -19,8 +18,8 @@ from selfcontrast.store import full
 from selfcontrast.store.artifact import (
     RESUME,
     Artifact,
-    canonical,
     complete,
+    identity_of,
     key_of,
     verify,
     verify_once,
@@ -81,12 +80,7 @@ class Store:
         Raises:
             UserError: where the disk is full, is not ours to write on, or has no file locks.
         """
-        identity = {
-            "stage": stage,
-            "version": version,
-            "settings": json.loads(canonical(settings)),
-            "inputs": {role: artifact.key for role, artifact in inputs.items()},
-        }
+        identity = identity_of(stage, version, settings, inputs)
         key = key_of(identity)
         with full.explained(self.root):
             if self.run:

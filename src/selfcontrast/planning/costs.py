@@ -1,0 +1,208 @@
+"""What the stages of a plan cost: tokens from the data and the settings, hours from measured speeds, bytes.
+
+Speeds are per device and measured: by hand, in a file with its source, or by a finished run. Where there is none, the
+hours are unknown, and said to be.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfcontrast.config import Parts
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.reward import RewardWins
+from selfcontrast.models.loading import FromScratch
+from selfcontrast.objectives import Objective
+from selfcontrast.planning.plan import Planned, Step
+from selfcontrast.training.recipe import Recipe
+
+CHARACTERS_PER_TOKEN = 4  # of English text, roughly; where no tokenizer is at hand
+SPEEDS = ("train", "generate", "score", "embed")
+KINDS = {  # of the stages that take long
+    "sft": "train",
+    "align": "train",
+    "generate": "generate",
+    "evaluate": "generate",
+    "reference": "score",
+    "embed": "embed",
+}
+UNITS = dict.fromkeys(("train", "generate", "score"), "tokens") | {"embed": "texts"}
+KNOWN_PARAMETERS = {  # of the architecture: 32 layers of width 4096, 8 key-value heads, 14336 wide MLPs, 32000 tokens
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "alignment-handbook/zephyr-7b-sft-full": 7_241_732_096,
+}
+DIMENSIONS = {"builtin": 384, "WhereIsAI/UAE-Large-V1": 1024}  # of an embedding, stored in 2 bytes each
+BYTES = {"float32": 4, "bfloat16": 2}
+OPTIMISER_BYTES = 12  # per parameter in a checkpoint: float32 weights and two moments
+CANDIDATE_BYTES = 8  # per sampled token: its id, and its text
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts that a job's work follows from; None where they are unknown.
+
+    Attributes:
+        prompts: training prompts.
+        evaluated: prompts of the evaluation.
+        prompt_tokens, response_tokens: means. Responses are as long as those that the store has; else as targets.
+        parameters: of the model.
+    """
+
+    prompts: int | None
+    evaluated: int | None
+    prompt_tokens: float | None
+    response_tokens: float | None
+    parameters: float | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step takes: `amount` in the units of the speed called `kind`; bytes that it leaves."""
+
+    kind: str | None
+    amount: float | None
+    disk: float | None
+
+
+def sizes_of(planned: Planned, **given: Any) -> Sizes:
+    """From the data, where it can be read; what is `given` by name goes before."""
+    parts = planned.parts
+    train, held = parts.splits["train"], parts.evaluation.choose(parts.splits)
+    sampled = [step.artifact.summary.get("tokens_per_response") for step in planned.steps if step.stage == "generate"]
+    sizes = Sizes(
+        len(train) or None,
+        len(held) or parts.evaluation.prompts,
+        _mean([sum(len(message["content"]) for message in e.prompt) for e in train]),
+        next(filter(None, sampled), None) or _mean([len(example.target) for example in train]),
+        parameters(parts),
+    )
+    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
+
+
+def parameters(parts: Parts) -> float | None:
+    """Of the model, where its config is here or it is known by name."""
+    model = parts.model
+    path = str(getattr(model, "path", ""))
+    if isinstance(model, FromScratch) or Path(path).is_dir():
+        return float(sum(p.numel() for p in model.skeleton().parameters()))
+    return KNOWN_PARAMETERS.get(path)
+
+
+def _mean(characters: Sequence[int]) -> float | None:
+    return statistics.fmean(characters) / CHARACTERS_PER_TOKEN if characters else None
+
+
+def work(step: Step, parts: Parts, sizes: Sizes) -> Work:
+    """Of a step that is not there yet. Filtering and comparing take minutes on a CPU, and count as nothing."""
+    rewarded = isinstance(parts.evaluation.benchmarks.get(step.label.partition(" ")[0]), RewardWins)
+    if None in (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens):
+        lost = None if step.stage in ("generate", "embed", "reference") else _policy_bytes(step, parts, sizes)
+        return Work("score" if rewarded else KINDS.get(step.stage), None, lost)
+    asked, response, evaluated = sizes.prompt_tokens or 0, sizes.response_tokens or 0, sizes.evaluated or 0
+    prompts = sizes.prompts or 0
+    chosen = min(prompts, getattr(parts.generator, "prompts", None) or prompts)
+    sampled, policy = parts.generator.samples, _policy_bytes(step, parts, sizes)
+    match step.stage:
+        case "sft":
+            return Work("train", _trained(parts.sft, prompts * (asked + response)), policy)
+        case "generate":
+            tokens = chosen * sampled * response
+            own = parts.generator.follows_model  # else somebody else's work
+            return Work("generate" if own else None, tokens if own else 0, tokens * CANDIDATE_BYTES)
+        case "embed":
+            width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))
+            return Work("embed", chosen * (sampled + 1), chosen * (sampled + 1) * width * 2)
+        case "reference":
+            scored = chosen * (asked + (1 + parts.filter.max_negatives) * response)
+            return Work("score", scored, scored * 4)
+        case "align":
+            used = parts.negatives if isinstance(parts.objective, Objective) else 0
+            return Work("train", _trained(parts.trainer, chosen * (asked + (1 + used) * response)), policy)
+        case "evaluate":
+            answers = sum(way.samples for way in parts.evaluation.ways)
+            return Work("generate", evaluated * answers * response, 0)
+        case "benchmark" if rewarded:
+            return Work("score", evaluated * 2 * (asked + response), 0)
+        case _:
+            return Work(None, 0, 0)
+
+
+def _trained(recipe: Recipe, epoch: float) -> float:
+    return float(recipe.tokens) if recipe.tokens is not None else recipe.epochs * epoch
+
+
+def _policy_bytes(step: Step, parts: Parts, sizes: Sizes) -> float | None:
+    if step.stage not in ("sft", "align"):
+        return 0
+    return None if sizes.parameters is None else sizes.parameters * BYTES[parts.model.precision]
+
+
+# --- speeds
+
+
+def measured(run: Path) -> dict[str, float]:
+    """Per device the speeds that a finished run reached: medians over training steps, means over the other stages.
+
+    Raises:
+        UserError: for a folder without a result.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--measured {run}: no result.json of a finished run there") from error
+    hardware = result["config"]["hardware"]
+    devices = int(hardware["devices"]) * int(hardware["num_nodes"])
+    found: dict[str, float] = {}
+    for stage in ("sft", "align"):
+        speeds = [r["tokens_per_second"] for r in result["histories"].get(stage, []) if "tokens_per_second" in r]
+        if speeds:
+            found["train"] = statistics.median(speeds) / devices
+    stages = {stage["name"]: stage for stage in result["stages"] if stage["seconds"] and not stage["resumed"]}
+    generated = stages.get("generate", {"summary": {}})
+    if tokens := generated["summary"].get("tokens"):
+        found["generate"] = tokens / generated["seconds"]
+    if "embed" in stages and (responses := generated["summary"].get("responses")):
+        found["embed"] = (responses + generated["summary"]["prompts"]) / stages["embed"]["seconds"]
+    if "reference" in stages and (tokens := stages["reference"]["summary"].get("tokens")):
+        found["score"] = tokens / stages["reference"]["seconds"]
+    return found
+
+
+def from_file(file: Path, hardware: str) -> dict[str, float]:
+    """The speeds of this hardware in a file of `{hardware, model, source, speeds}`.
+
+    Raises:
+        UserError: for a file that cannot be read, or hardware that is not in it.
+    """
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+    found = {str(entry["hardware"]): entry for entry in entries or []}
+    if hardware not in found:
+        raise UserError(f"--hardware {hardware}: {file} has {', '.join(found) or 'nothing'}")
+    if not found[hardware].get("source"):
+        raise UserError(f"{file}: {hardware} has no source; a speed that nobody can look up is not used")
+    return checked(found[hardware]["speeds"])
+
+
+def checked(speeds: Mapping[str, Any]) -> dict[str, float]:
+    """Raises `UserError` for a speed of another name, or that is no positive number."""
+    for name, value in speeds.items():
+        if name not in SPEEDS or not isinstance(value, int | float) or value <= 0:
+            raise UserError(f"speed {name}={value}: one of {', '.join(SPEEDS)}, and a number per second and device")
+    return {name: float(value) for name, value in speeds.items()}
+
+
+def hours(found: Work, speeds: Mapping[str, float]) -> float | None:
+    """Device-hours; None where the speed or the amount is unknown."""
+    if found.kind is None:
+        return 0.0
+    if found.amount is None or found.kind not in speeds:
+        return None
+    return found.amount / speeds[found.kind] / 3600

@@ -1,0 +1,109 @@
+"""The stages of a job and whether the store has them, without computing anything.
+
+The pipeline itself is asked, with a job whose stages only work out their keys: a key depends on settings and on the
+keys of the inputs alone, so the plan cannot drift from what a run would do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from selfcontrast.config import GROUPS, Parts, assemble, build, configure
+from selfcontrast.data.example import Example, Split
+from selfcontrast.errors import UserError
+from selfcontrast.job import Job
+from selfcontrast.pipeline import everything
+from selfcontrast.store import Artifact
+from selfcontrast.store.artifact import identity_of, key_of
+from selfcontrast.tracking import Untracked
+from selfcontrast.training.nodes import Compute
+
+NOTHING: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a job, by the label that the job gives it. `artifact.cached` says that the store has it."""
+
+    label: str
+    artifact: Artifact
+
+    @property
+    def stage(self) -> str:
+        return self.artifact.stage
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job's plan.
+
+    Attributes:
+        parts: of the job; without examples where the data cannot be read here.
+        steps: in their order.
+        obstacle: why the job would not start on this machine; empty where it would.
+    """
+
+    parts: Parts
+    steps: list[Step]
+    obstacle: str
+
+
+class Rehearsal(Job):
+    """A job whose stages are named and looked for, and not computed."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts, Untracked())
+        self.steps: list[Step] = []
+
+    def stage(
+        self,
+        stage: str,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        compute: Compute,
+        label: str | None = None,
+        trained: bool = False,
+    ) -> Artifact:
+        key = key_of(identity_of(stage, version, settings, inputs))
+        folder = self.parts.store.root / stage / key
+        try:
+            artifact = Artifact.read(folder, cached=True)
+        except (OSError, ValueError, KeyError):
+            artifact = Artifact(stage, key, folder, {"stage": stage, **NOTHING}, cached=False)
+        self.steps.append(Step(label or stage, artifact))
+        return artifact
+
+
+class Reader:
+    """Reads each data set once, however many jobs are planned with it."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[dict[Split, list[Example]], str]] = {}
+
+    def __call__(self, data: DictConfig) -> tuple[dict[Split, list[Example]], str]:
+        """The examples, or none, and why they cannot be read here."""
+        text = OmegaConf.to_yaml(data, resolve=True)
+        if text not in self.found:
+            try:
+                self.found[text] = build(data, "data").load(), ""
+            except UserError as error:
+                self.found[text] = {"train": [], "validation": [], "test": []}, str(error)
+        return self.found[text]
+
+
+def plan(cfg: DictConfig, read: Reader) -> Planned:
+    """The stages of the job that a config describes. Raises `UserError` where no job could be built from it at all."""
+    splits, obstacle = read(cfg.data)
+    if not obstacle:
+        try:
+            parts = configure(cfg, splits)
+        except UserError as error:
+            obstacle = str(error)
+    if obstacle:
+        parts = assemble(cfg, {group: build(cfg[group], group) for group in GROUPS}, splits)
+    rehearsal = Rehearsal(parts)
+    everything(rehearsal)
+    return Planned(parts, rehearsal.steps, obstacle)

@@ -1,0 +1,74 @@
+"""Plans without a computation: of data that cannot be read too, and as long as a job's own list of stages."""
+
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.config import configure
+from selfcontrast.planning.plan import Reader, plan
+from selfcontrast.planning.terminal import print_plan
+from test_config import composed
+
+SMALL = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none")
+
+
+def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> None:
+    cfg = composed(*SMALL, "rounds=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
+    planned = plan(cfg, Reader())
+    assert [step.label for step in planned.steps] == [
+        "contamination",
+        "sft",
+        *(
+            f"{prefix}{stage}"
+            for prefix in ("round-1/", "")
+            for stage in ("generate", "embed", "filter", "reference", "align")
+        ),
+        *("evaluate SFT", "evaluate Self-Contrast round 1", "evaluate Self-Contrast"),
+        *("dialogues SFT", "dialogues Self-Contrast round 1", "dialogues Self-Contrast"),
+        *("pairwise Self-Contrast round 1", "pairwise Self-Contrast"),
+    ]
+    assert not any(step.artifact.cached for step in planned.steps)
+    assert planned.obstacle == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_share_what_k_does_not_decide(tmp_path: Path) -> None:
+    read = Reader()
+    one, other = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))
+    keys = [{step.label: step.artifact.key for step in planned.steps} for planned in (one, other)]
+    differ = {label for label, key in keys[0].items() if keys[1][label] != key}
+    assert differ == {label for label in keys[0] if label == "align" or label.endswith("Self-Contrast")}
+    assert len(read.found) == 1
+
+
+def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Path) -> None:
+    cfg = composed("data=hub", "data.train.path=nowhere.jsonl", "tracking=none", f"store={tmp_path}", "output=out")
+    with pytest.raises(Exception, match="does not exist"):
+        configure(cfg)
+    cfg = composed("data=hub", "data.train.path=a/b", "tracking=none", f"store={tmp_path}", "output=out")
+    planned = plan(cfg, Reader())
+    assert planned.obstacle.startswith("data.train.revision=None: the full commit on the hub")
+    assert "align" in [step.label for step in planned.steps]
+    assert planned.parts.splits["train"] == []
+
+
+def test_what_the_checks_say_is_an_obstacle_too(tmp_path: Path) -> None:
+    cfg = composed(*SMALL, "negatives=17", f"store={tmp_path}", "output=out")
+    assert plan(cfg, Reader()).obstacle.startswith("negatives=17 is more than filter.max_negatives=16")
+
+
+def test_a_plan_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read, seen = Reader(), set[str]()
+    jobs = [plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8)]
+    print_plan("own", jobs, {"train": 1e9}, seen, {"prompts": 3600})
+    shown = capsys.readouterr().out
+    assert "own: 2 jobs" in shown
+    assert shown.count("sft ") == 1
+    assert "align, K = 1" in shown
+    assert "align, K = 8" in shown
+    assert "3,600 training prompts" in shown
+    assert "no measured speed for generate, score, embed" in shown
+    print_plan("again", jobs, {"train": 1e9}, seen, {"prompts": 3600})
+    again = capsys.readouterr().out
+    assert "to do" not in again.replace("0 of", "").replace("to do", "", 1)
+    assert "0 of" in again
