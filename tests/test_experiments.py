@@ -157,6 +157,35 @@ def test_there_are_no_other_experiments_and_each_names_its_command() -> None:
         assert f"+experiment={name}" in head[1]
 
 
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        ("no_filter", ("no filter", "selfcontrast.filters.selectors.Everything", "selfcontrast.objectives.Objective")),
+        (
+            "sft_continued",
+            (
+                "SFT continued",
+                "selfcontrast.filters.selectors.LeastSimilar",
+                "selfcontrast.objectives.TargetLikelihood",
+            ),
+        ),
+    ],
+)
+def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tuple[str, ...]) -> None:
+    whole, other = (composed("+experiment=nectar/self_contrast", *more) for more in ((), (f"arm={arm}",)))
+    found = (other.method, other.filter.selector._target_, other.objective._target_)
+    assert found == expected
+    for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "rounds"):
+        assert other[part] == whole[part], part
+
+
+def test_standard_pairs_are_not_mixed_up_with_sampling() -> None:
+    """The experiment with that arm on the command line would sample: it is refused, and dpo_std is the one to take."""
+    cfg = composed("+experiment=nectar/self_contrast", "arm=dpo_std")
+    with pytest.raises(UserError, match=r"generator\.\w+: no such setting"):
+        configure(cfg)
+
+
 SOURCES = ("[repo]", "[paper]", "unknown", "our choice", "ours", "room for", "docs/")
 
 

@@ -1,0 +1,55 @@
+"""Every command of docs/reproduction.md is one that the real config takes."""
+
+import re
+import shlex
+import sys
+from itertools import product
+
+import pytest
+
+from jobs import ROOT
+from test_config import composed
+
+sys.path.insert(0, str(ROOT))
+
+import reproduce
+
+TEXT = (ROOT / "docs" / "reproduction.md").read_text()
+COMMANDS = sorted(set(re.findall(r"python (?:train|reproduce)\.py [^`\n]*", TEXT)))
+TRAIN = [command for command in COMMANDS if "train.py" in command]
+PLAN = [command for command in COMMANDS if "reproduce.py" in command and "NAME" not in command]
+
+
+def test_there_are_commands_for_every_method_and_both_scripts() -> None:
+    for part in (
+        "/sft",
+        "/dpo_std",
+        "/spin",
+        "/self_contrast negatives",
+        "arm=sft_continued",
+        "trainer.tokens",
+        "no_filter",
+    ):
+        assert any(part in command for command in TRAIN), part
+    assert len(PLAN) >= 3
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_a_command_composes_for_each_of_its_values(command: str) -> None:
+    words = [word for word in shlex.split(command)[2:] if word != "-m"]
+    several = [word for word in words if "," in word and "[" not in word]
+    fixed = [word.replace("=N", "=1000") if word.endswith("=N") else word for word in words if word not in several]
+    choices = [[f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")] for word in several]
+    for point in product(*choices):
+        composed(*fixed, *point)
+
+
+@pytest.mark.parametrize("command", PLAN)
+def test_a_plan_names_experiments(command: str) -> None:
+    names = [word for word in shlex.split(command)[2:] if not word.startswith("-") and word != "outputs/RUN"]
+    assert reproduce.experiments(names)
+
+
+def test_other_pages_that_it_names_are_there() -> None:
+    for page in re.findall(r"\]\((\w+\.md)\)", TEXT):
+        assert (ROOT / "docs" / page).is_file()
