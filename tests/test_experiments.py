@@ -157,18 +157,15 @@ def test_there_are_no_other_experiments_and_each_names_its_command() -> None:
         assert f"+experiment={name}" in head[1]
 
 
+EVERYTHING, LEAST = (f"selfcontrast.filters.selectors.{name}" for name in ("Everything", "LeastSimilar"))
+PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("Objective", "TargetLikelihood"))
+
+
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [
-        ("no_filter", ("no filter", "selfcontrast.filters.selectors.Everything", "selfcontrast.objectives.Objective")),
-        (
-            "sft_continued",
-            (
-                "SFT continued",
-                "selfcontrast.filters.selectors.LeastSimilar",
-                "selfcontrast.objectives.TargetLikelihood",
-            ),
-        ),
+        ("no_filter", ("no filter", EVERYTHING, PREFERENCE)),
+        ("sft_continued", ("SFT continued", LEAST, LIKELIHOOD)),
     ],
 )
 def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tuple[str, ...]) -> None:

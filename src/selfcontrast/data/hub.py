@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Part:
         place = self.place(root)
         if place is None:
             return {**own, "path": self.path, "revision": self.revision}
-        return {**own, "content": folder_hash(place) if place.is_dir() else file_hash(str(place))}
+        return {**own, "content": _hash(place, _stamp(place))}
 
 
 @dataclass(frozen=True)
@@ -163,3 +164,15 @@ class Hub:
             raise UserError(
                 f"{key}.path={part.path}: cannot be read ({first}); data.root=FOLDER reads a copy of it"
             ) from error
+
+
+def _stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of its files."""
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
+
+
+@lru_cache(maxsize=16)
+def _hash(place: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    """Of the content, read once as long as the files are as `stamp` says: a job asks often, and copies are large."""
+    return folder_hash(place) if place.is_dir() else file_hash(str(place))
