@@ -34,7 +34,7 @@ TINY_ANYWHERE = (
     "evaluation.decodings=[{name: 'T=1', temperature: 1, samples: 2},{name: greedy, temperature: 0, samples: 1}]",
     "evaluation.max_new_tokens=32",
     "evaluation.resamples=200",
-    "evaluation.lm_eval=[]",
+    "evaluation.lm_eval.tasks=[]",
 )
 TINY_MODEL = (
     "model.vocabulary=400",

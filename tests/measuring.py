@@ -12,6 +12,7 @@ from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.local import Local
 from selfcontrast.evaluation.benchmarks.benchmark import Subject
 from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.lm_eval import LmEval
 from selfcontrast.evaluation.scores import ANSWERS
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF
@@ -65,3 +66,16 @@ def subject(examples: Sequence[Example], scores: Path, model: Path = Path("none"
         "surroundings": Surroundings("cpu", None, scores / "judgments"),
     }
     return Subject(**{**settings, **changes})
+
+
+def lm_eval(*tasks: str, **changes: Any) -> LmEval:
+    settings: dict[str, Any] = {
+        "tasks": list(tasks),
+        "limit": None,
+        "fewshot": None,
+        "apply_chat_template": True,
+        "max_length": 120,
+        "confirm_run_unsafe_code": False,
+        "backend": HF("float32", 32),
+    }
+    return LmEval(**{**settings, **changes})

@@ -217,7 +217,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("hardware.attention=dense", ["hardware.attention=dense", "auto, blocks, flex, masked"]),
         ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "use auto"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
-        ("evaluation.lm_eval=[nothing_so]", ["evaluation.lm_eval=nothing_so", "target_choice"]),
+        ("evaluation.lm_eval.tasks=[nothing_so]", ["evaluation.lm_eval.tasks=nothing_so", "target_choice"]),
         ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),
         ("evaluation.decodings=[7]", ["evaluation.decodings", "name", "temperature", "samples"]),
         ("evaluation.decodings=[{name: a, samples: 1}]", ["evaluation.decodings", "temperature"]),

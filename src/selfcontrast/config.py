@@ -18,7 +18,6 @@ from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
-from selfcontrast.evaluation.lm_eval import check_tasks
 from selfcontrast.evaluation.published import Figure, read_figures
 from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
@@ -95,7 +94,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["engine"].check()
     parts["tracking"].check()
     parts["evaluation"].backend.check()
-    check_tasks(parts["evaluation"].lm_eval)
+    parts["evaluation"].lm_eval.check()
     parts["encoder"].check()
     if not parts["evaluation"].backend.follows_model:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")

@@ -262,6 +262,7 @@ def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
     settings = {
         **settings_of(p.evaluation),
         "backend": settings_of(p.evaluation.backend),
+        "lm_eval": p.evaluation.lm_eval.fingerprint(),
         "data": p.data.fingerprint(),
         "encoder": None if p.data.verifier() else p.encoder.fingerprint(),
     }

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from measuring import lm_eval
 from selfcontrast.evaluation.compare import BASELINE, Comparison, compare
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
@@ -21,8 +22,7 @@ SETTINGS = Evaluation(
     top_p=1.0,
     max_new_tokens=1,
     max_length=1,
-    lm_eval=[],
-    lm_eval_limit=None,
+    lm_eval=lm_eval(),
     contamination=Contamination(8, 0.8, None),
     seed=0,
     level=0.9,

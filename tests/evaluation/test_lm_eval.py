@@ -9,11 +9,14 @@ import pytest
 import torch
 import yaml
 
+from measuring import lm_eval
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.lm_eval import TASKS, check_tasks, choice_documents, generation_documents, run_tasks
+from selfcontrast.evaluation.lm_eval import TASKS, run_tasks
+from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
 from selfcontrast.models.loading import save_policy
 from tiny import example, llama, policy_folder, taught, tokenizer
+from vllm_cases import backend as vllm
 
 RENDERER = Renderer(tokenizer())
 WORDS = ["cat", "dog", "Paris", "the mat", "a name", "France", "sat on", "and"]
@@ -58,7 +61,7 @@ def test_a_lonely_category_borrows_from_the_others() -> None:
 
 def test_lm_evals_accuracy_is_an_argmax_of_summed_log_probabilities(policy: Path) -> None:
     state = torch.get_rng_state()
-    (found,) = run_tasks(["target_choice"], None, policy, EXAMPLES, RENDERER, 120, "cpu", seed=0).values()
+    (found,) = run_tasks(lm_eval("target_choice"), policy, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert torch.equal(torch.get_rng_state(), state)  # lm-eval would else seed the whole process
     model, right, right_by_length = llama(), [], []
     for document in choice_documents(EXAMPLES, RENDERER, 120, seed=0):
@@ -80,9 +83,9 @@ def test_lm_evals_accuracy_is_an_argmax_of_summed_log_probabilities(policy: Path
 
 
 def test_a_limit_and_no_tasks(policy: Path) -> None:
-    limited = run_tasks(["target_choice"], 6, policy, EXAMPLES, RENDERER, 120, "cpu", seed=0)
+    limited = run_tasks(lm_eval("target_choice", limit=6), policy, EXAMPLES, RENDERER, "cpu", seed=0)
     assert limited["target_choice"]["documents"] == 6
-    assert run_tasks([], None, policy, EXAMPLES, RENDERER, 120, "cpu", seed=0) == {}
+    assert run_tasks(lm_eval(), policy, EXAMPLES, RENDERER, "cpu", seed=0) == {}
 
 
 def greedy(model: Any, prompt: list[int], most: int) -> str:
@@ -99,7 +102,7 @@ def test_lm_evals_exact_match_is_that_of_greedy_answers(tmp_path: Path) -> None:
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
     fitting = generation_documents(EXAMPLES, RENDERER, 120, 32)
     expected = [d["target"] == greedy(model, RENDERER.tokenizer(d["query"])["input_ids"], 32) for d in fitting]
-    (found,) = run_tasks(["target_generation"], None, tmp_path, EXAMPLES, RENDERER, 120, "cpu", seed=0).values()
+    (found,) = run_tasks(lm_eval("target_generation"), tmp_path, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert 0 < np.mean(expected) < 1
     assert found["exact_match"] == pytest.approx(np.mean(expected))
     assert (found["documents"], found["left_out"]) == (24, 0)
@@ -119,7 +122,7 @@ def test_a_prompt_that_cannot_be_answered_whole_is_left_out_of_generation() -> N
 
 def test_a_document_that_does_not_fit_is_counted(policy: Path) -> None:
     long = example("long", "what is the name of the cat? " * 30, "b", category="odd")
-    found = run_tasks(["target_choice"], None, policy, [*EXAMPLES, long], RENDERER, 120, "cpu", seed=0)
+    found = run_tasks(lm_eval("target_choice"), policy, [*EXAMPLES, long], RENDERER, "cpu", seed=0)
     assert (found["target_choice"]["documents"], found["target_choice"]["left_out"]) == (24, 1)
 
 
@@ -131,19 +134,55 @@ def test_a_request_that_lm_eval_cuts_is_counted(policy: Path, tmp_path: Path, mo
     kept = {"data_files": {"test": str(tmp_path / "own.jsonl")}, "cache_dir": str(tmp_path)}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**config, "task": "own", "dataset_kwargs": kept}))
     monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
-    check_tasks(["own"])
-    found = run_tasks(["own"], None, policy, EXAMPLES, RENDERER, 120, "cpu", seed=0)["own"]
+    lm_eval("own").check()
+    found = run_tasks(lm_eval("own"), policy, EXAMPLES, RENDERER, "cpu", seed=0)["own"]
     assert (found["documents"], found["left_out"], found["truncated"]) == (3, 0, 1)
 
 
 def test_an_unknown_task_is_a_users_mistake() -> None:
-    check_tasks(["target_choice", "target_generation"])
-    with pytest.raises(UserError, match=r"lm_eval=nothing_so: no such task; lm_eval/ holds target_choice, target_gen"):
-        check_tasks(["nothing_so"])
+    lm_eval("target_choice", "target_generation").check()
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=nothing_so: no such task; lm_eval/ holds target_choice"):
+        lm_eval("nothing_so").check()
 
 
 def test_a_task_of_lm_evals_without_its_data_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"lm_eval=piqa: its data cannot be had .*download them once.*data_files"):
-        check_tasks(["piqa"])
+    with pytest.raises(UserError, match=r"lm_eval.tasks=piqa: its data cannot be had .*download them once.*data_files"):
+        lm_eval("piqa").check()
+
+
+@pytest.mark.parametrize("task", ["humaneval", "mbpp", "humaneval_infilling"])
+def test_a_task_that_runs_the_models_code_is_refused_before_its_data_are_looked_for(task: str) -> None:
+    with pytest.raises(UserError, match=f"lm_eval.tasks={task}: it runs code.*confirm_run_unsafe_code=true"):
+        lm_eval(task).check()
+
+
+def test_a_file_of_ours_may_not_run_code_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+    (tmp_path / "own.yaml").write_text("task: own\nunsafe_code: true\n")
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=own: it runs code"):
+        lm_eval("own").check()
+    lm_eval("own", confirm_run_unsafe_code=True).check()
+
+
+def test_a_tasks_file_decides_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+    (tmp_path / "own.yaml").write_text("task: own\n")
+    before = lm_eval("own").fingerprint()
+    (tmp_path / "own.yaml").write_text("task: own\nnum_fewshot: 2\n")
+    assert lm_eval("own").fingerprint() != before
+
+
+def test_a_backend_without_what_it_needs_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"lm_eval\.backend: .*backend\.python=nowhere"):
+        lm_eval("target_choice", backend=vllm(python="nowhere")).check()
+    with pytest.raises(UserError, match=r"lm_eval\.backend: hf or vllm"):
+        lm_eval("target_choice", backend=None).check()
+    lm_eval(backend=None).check()  # which nobody asks
+
+
+@pytest.mark.parametrize(("setting", "value"), [("limit", 0), ("fewshot", -1)])
+def test_numbers_that_cannot_be(setting: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"evaluation\.lm_eval\.{setting}={value}"):
+        lm_eval("target_choice", **{setting: value})

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from measuring import lm_eval
 from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
@@ -40,8 +41,7 @@ def settings(**changes: Any) -> Evaluation:
         "top_p": 1.0,
         "max_new_tokens": 6,
         "max_length": 100,
-        "lm_eval": [],
-        "lm_eval_limit": None,
+        "lm_eval": lm_eval(),
         "contamination": Contamination(8, 0.8, None),
         "seed": 0,
         "level": 0.95,

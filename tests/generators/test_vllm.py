@@ -233,7 +233,7 @@ def test_a_backend_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 def test_vllm_that_is_not_installed_is_said_before_any_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'selfcontrast\[vllm\]'.*generator\.backend\.python=PATH"):
+    with pytest.raises(UserError, match=r"pip install 'selfcontrast\[vllm\]'.*backend\.python=PATH"):
         backend().check()
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from measuring import lm_eval
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.lm_eval import TASKS, choice_documents, generation_documents, run_tasks
+from selfcontrast.evaluation.lm_eval import TASKS, run_tasks
+from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
 from selfcontrast.models.loading import save_policy
 from tiny import example, taught, tokenizer
 
@@ -42,7 +44,7 @@ def test_lm_evals_own_command_gives_the_same_numbers(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     (file,) = (tmp_path / "out").rglob("results_*.json")
     theirs = json.loads(file.read_text())["results"]
-    ours = run_tasks(list(documents), None, policy, EXAMPLES, renderer, 120, "cpu", seed=0)
+    ours = run_tasks(lm_eval(*documents), policy, EXAMPLES, renderer, "cpu", seed=0)
     for task, metrics in (("target_choice", ("acc", "acc_norm")), ("target_generation", ("exact_match",))):
         for metric in metrics:
             assert ours[task][metric] == pytest.approx(theirs[task][f"{metric},none"], abs=1e-12), (task, metric)

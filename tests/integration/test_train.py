@@ -263,7 +263,7 @@ def finish(folder: Path, *overrides: str) -> dict[str, Any]:
 def test_alpaca_rows_in_json_with_lm_eval(tmp_path: Path) -> None:
     rows = [{"instruction": q, "input": "", "output": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
-    tasks = ("evaluation.lm_eval=[target_choice]", "evaluation.lm_eval_limit=8")
+    tasks = ("evaluation.lm_eval.tasks=[target_choice]", "evaluation.lm_eval.limit=8")
     result = finish(tmp_path, "data.path=alpaca.json", *TINY_MODEL, *tasks)
     for system in ("SFT", "Self-Contrast"):
         accuracy = result["lm_eval"][system]["target_choice"]["acc"]

@@ -5,11 +5,13 @@ written here as a local JSON Lines file: per document the rendered `query`, and 
 `gold` of the right one (multiple_choice) or its `target` (generate_until). Nothing is downloaded for these.
 """
 
+import hashlib
 import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -20,29 +22,95 @@ import numpy as np
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
+from selfcontrast.generators.hf import HF
+from selfcontrast.generators.vllm import VLLM
+from selfcontrast.store import NOT_IN_KEY, settings_of
 
 TASKS = Path(__file__).parents[3] / "evaluation" / "lm_eval"
-DISTRACTORS = 3
-
-Document = dict[str, Any]
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises `UserError` for a task that neither we nor lm-eval have, or whose data cannot be had."""
-    for task in tasks:
-        if not _file(task).exists():
-            _check_theirs(task)
+@dataclass(frozen=True)
+class LmEval:
+    """Which tasks, and how they are asked.
+
+    Attributes:
+        tasks: files in `evaluation/lm_eval/`, or lm-eval's own by name: tasks, groups or tags; none to leave it out.
+        limit: documents per task; None for all.
+        fewshot: examples before each document; None for as many as the task says.
+        apply_chat_template: whether prompts are rendered as chats.
+        max_length: tokens of a held-out prompt and a response; what is longer is left out.
+        confirm_run_unsafe_code: whether tasks may run code that the model wrote.
+        backend: what the model runs in, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
+
+    The fewshot number and the template are not for tasks over the held-out prompts: those are rendered already.
+    """
+
+    tasks: list[str]
+    limit: int | None
+    fewshot: int | None
+    apply_chat_template: bool
+    max_length: int
+    confirm_run_unsafe_code: bool
+    backend: Any = field(metadata=NOT_IN_KEY)  # by its own settings
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"evaluation.lm_eval.limit={self.limit}: at least 1 document, or null for all")
+        if self.fewshot is not None and self.fewshot < 0:
+            raise UserError(f"evaluation.lm_eval.fewshot={self.fewshot}: 0 or more, or null for the task's own")
+
+    def check(self) -> None:
+        """Raises `UserError` for a task that nobody has, or that may not run, or whose data cannot be had."""
+        if not self.tasks:
+            return
+        if not isinstance(self.backend, HF | VLLM):
+            raise UserError("evaluation.lm_eval.backend: hf or vllm; others give no likelihoods of a prompt")
+        try:
+            self.backend.check()
+        except UserError as error:
+            raise UserError(f"evaluation.lm_eval.backend: {error}") from error
+        for task in self.tasks:
+            if _file(task).exists():
+                self._check_safe(task, [_read(task)])
+            else:
+                self._check_theirs(task)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the results, as JSON: the files in `evaluation/lm_eval/` among it."""
+        files = {task: hashlib.sha256(_file(task).read_bytes()).hexdigest() for task in self.tasks if _ours(task)}
+        return {**settings_of(self), "backend": settings_of(self.backend), "files": files}
+
+    def _check_theirs(self, task: str) -> None:
+        with _quiet():
+            manager = _theirs()
+            if task not in manager.all_tasks:
+                known = ", ".join(sorted(file.stem for file in TASKS.glob("*.yaml")))
+                raise UserError(
+                    f"evaluation.lm_eval.tasks={task}: no such task; {TASKS.name}/ holds {known}, and "
+                    "`lm_eval ls tasks` lists those of lm-eval"
+                )
+            self._check_safe(task, _configs(manager, task))
+            try:
+                manager.load([task])
+            except Exception as error:  # of whatever library the task's data come through
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"evaluation.lm_eval.tasks={task}: its data cannot be had ({first}): download them once where "
+                    "there is a network (HF_HOME keeps them), or write a task file with dataset_kwargs.data_files in "
+                    f"{TASKS.name}/"
+                ) from error
+
+    def _check_safe(self, task: str, configs: Sequence[dict[str, Any]]) -> None:
+        if not self.confirm_run_unsafe_code and any(config.get("unsafe_code") for config in configs):
+            raise UserError(
+                f"evaluation.lm_eval.tasks={task}: it runs code that the model wrote; where that can do no harm, "
+                "evaluation.lm_eval.confirm_run_unsafe_code=true"
+            )
 
 
 def run_tasks(
-    tasks: Sequence[str],
-    limit: int | None,
-    model: Path,
-    examples: Sequence[Example],
-    renderer: Renderer,
-    max_length: int,
-    device: str,
-    seed: int,
+    settings: LmEval, model: Path, examples: Sequence[Example], renderer: Renderer, device: str, seed: int
 ) -> dict[str, dict[str, float]]:
     """Per task its metrics, as plain numbers.
 
@@ -50,74 +118,50 @@ def run_tasks(
     lm-eval has `truncated`; the examples shown before each (`fewshot`), and whether prompts were rendered with the
     `chat_template` (1 or 0).
     """
-    ours = [task for task in tasks if _file(task).exists()]
-    theirs = [task for task in tasks if task not in ours]
+    rendered = [task for task in settings.tasks if _rendered(task)]
+    others = [_read(task) if _ours(task) else task for task in settings.tasks if task not in rendered]
     found: dict[str, dict[str, float]] = {}
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         left_out: dict[str, int] = {}
         configs = []
-        for task in ours:
-            config, left_out[task] = _config(task, examples[:limit], renderer, max_length, seed, Path(folder))
+        for task in rendered:
+            some = examples[: settings.limit]
+            config, left_out[task] = _written(task, some, renderer, settings.max_length, seed, Path(folder))
             if config:
                 configs.append(config)
         if configs:
-            found |= _evaluate(configs, model, renderer.tokenizer, device, None, ours=True)
-        for task in found:
-            found[task]["left_out"] = left_out.get(task, 0)
-        if theirs:
-            found |= _evaluate(theirs, model, renderer.tokenizer, device, limit, ours=False)
+            found |= _evaluate(configs, settings, model, renderer, device, rendered=True)
+        if others:
+            found |= _evaluate(others, settings, model, renderer, device, rendered=False)
+    for task in found:
+        found[task]["left_out"] = left_out.get(task, 0)
     return found
-
-
-def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length: int, seed: int) -> list[Document]:
-    """Which of four responses belongs to the prompt: its target, or targets of other prompts (of its category).
-
-    A document whose query and choices do not fit into `max_length` tokens is left out: lm-eval would cut it silently.
-    """
-    rng = np.random.default_rng(seed)
-    lengths = {e.target: len(renderer.response(e.prompt, e.target)) for e in examples}
-    documents = []
-    for example in examples:
-        room = max_length - len(renderer.prompt(example.prompt))
-        others = [e for e in examples if e.target != example.target and lengths[e.target] <= room]
-        alike = {e.target for e in others if e.category == example.category}
-        pool = sorted(alike or {e.target for e in others})
-        if lengths[example.target] > room or not pool:
-            continue
-        choices = [example.target, *(pool[i] for i in rng.permutation(len(pool))[:DISTRACTORS])]
-        order = rng.permutation(len(choices))
-        query = renderer.tokenizer.decode(renderer.prompt(example.prompt))
-        gold = int(np.flatnonzero(order == 0)[0])
-        documents.append({"query": query, "choices": [choices[i] for i in order], "gold": gold})
-    return documents
-
-
-def generation_documents(
-    examples: Sequence[Example], renderer: Renderer, max_length: int, max_new_tokens: int
-) -> list[Document]:
-    """Prompts with their targets, as many as can be answered: a target of at most `max_new_tokens` tokens, its end
-    included, and a prompt that leaves room for so many in `max_length`."""
-    documents = []
-    for example in examples:
-        prompt, target = renderer.example(example)
-        if len(target) <= max_new_tokens and len(prompt) + max_new_tokens <= max_length:
-            documents.append({"query": renderer.tokenizer.decode(prompt), "target": example.target.strip()})
-    return documents
 
 
 def _file(task: str) -> Path:
     return TASKS / f"{task}.yaml"
 
 
-def _config(
+def _ours(task: str) -> bool:
+    return _file(task).exists()
+
+
+def _read(task: str) -> dict[str, Any]:
+    import yaml
+
+    return dict(yaml.safe_load(_file(task).read_text()))
+
+
+def _rendered(task: str) -> bool:
+    """Whether it is over the held-out prompts, rendered here."""
+    return _ours(task) and "dataset_kwargs" not in _read(task)
+
+
+def _written(
     task: str, examples: Sequence[Example], renderer: Renderer, max_length: int, seed: int, folder: Path
 ) -> tuple[dict[str, Any] | None, int]:
     """The task of a file, its documents written to `folder`, and how many prompts gave none; None where all did not."""
-    import yaml
-
-    config: dict[str, Any] = yaml.safe_load(_file(task).read_text())
-    if "dataset_kwargs" in config:
-        return config, 0
+    config = _read(task)
     if config["output_type"] == "multiple_choice":
         documents = choice_documents(examples, renderer, max_length, seed)
     else:
@@ -138,56 +182,78 @@ def _theirs() -> Any:
     return TaskManager(include_defaults=True)
 
 
-def _check_theirs(task: str) -> None:
-    with _quiet():
-        manager = _theirs()
-        if task not in manager.all_tasks:
-            known = ", ".join(sorted(file.stem for file in TASKS.glob("*.yaml")))
-            raise UserError(
-                f"evaluation.lm_eval={task}: no such task; {TASKS.name}/ holds {known}, and `lm_eval ls tasks` lists "
-                "those of lm-eval"
-            )
-        try:
-            manager.load([task])
-        except Exception as error:  # of whatever library the task's data come through
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"evaluation.lm_eval={task}: its data cannot be had ({first}): download them once where there is a "
-                f"network (HF_HOME keeps them), or write a task file with dataset_kwargs.data_files in {TASKS.name}/"
-            ) from error
+def _configs(manager: Any, name: str) -> list[dict[str, Any]]:
+    """Of a task its config, of a group or tag those of all its tasks; without their data."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if (entry := manager.task_index.get(name)) is None:
+        return []
+    if entry.kind.name == "TAG":
+        members: Any = sorted(entry.tags)
+    else:
+        config = load_yaml(entry.yaml_path, resolve_func=False) if entry.yaml_path else (entry.cfg or {})
+        members = config.get("task")
+        if not isinstance(members, list):
+            return [config]
+    names = [member if isinstance(member, str) else member.get("task", member.get("group")) for member in members]
+    return [config for member in names if isinstance(member, str) for config in _configs(manager, member)]
 
 
 def _evaluate(
-    tasks: Sequence[Any], model: Path, tokenizer: Any, device: str, limit: int | None, ours: bool
+    tasks: Sequence[Any], settings: LmEval, model: Path, renderer: Renderer, device: str, rendered: bool
 ) -> dict[str, dict[str, float]]:
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    # A query of ours is rendered already, special tokens and all; theirs get the template, which writes them too.
-    lm = HFLM(pretrained=str(model), tokenizer=tokenizer, device=device, batch_size=32, add_bos_token=False)
-    found = simple_evaluate(
-        model=lm,
-        tasks=list(tasks),
-        task_manager=TaskManager(include_defaults=False) if ours else _theirs(),
-        apply_chat_template=not ours,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        random_seed=None,  # it would reseed the whole process
-        numpy_random_seed=None,
-        torch_random_seed=None,
-    )
+    template = settings.apply_chat_template and not rendered
+    named = any(isinstance(task, str) for task in tasks)
+    # A rendered query holds its special tokens already, whoever has rendered it.
+    with _opened(settings, model, renderer, device, special_tokens=not (rendered or template)) as lm:
+        found = simple_evaluate(
+            model=lm,
+            tasks=list(tasks),
+            task_manager=_theirs() if named else TaskManager(include_defaults=False),
+            num_fewshot=None if rendered else settings.fewshot,
+            apply_chat_template=template,
+            limit=None if rendered else settings.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+            random_seed=None,  # it would reseed the whole process
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
     return {
         task: {
             **_numbers(metrics),
             "documents": _documents(found, task),
             "truncated": _truncated(lm, found["samples"].get(task, [])),
             "fewshot": int(found["n-shot"].get(task) or 0),
-            "chat_template": 1,
+            "chat_template": int(rendered or template),
         }
         for task, metrics in found["results"].items()
     }
+
+
+@contextmanager
+def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, special_tokens: bool) -> Iterator[Any]:
+    """The model as lm-eval asks it."""
+    if isinstance(settings.backend, VLLM):
+        from selfcontrast.evaluation.lm_eval_vllm import VllmLM
+
+        with settings.backend.engine(model) as respond:
+            yield VllmLM(respond, renderer, settings.backend.max_model_len, special_tokens)
+    else:
+        from lm_eval.models.huggingface import HFLM
+
+        yield HFLM(
+            pretrained=str(model),
+            tokenizer=renderer.tokenizer,
+            device=device,
+            dtype=settings.backend.precision,
+            batch_size=settings.backend.rows,
+            add_bos_token=None if special_tokens else False,
+        )
 
 
 def _documents(found: dict[str, Any], task: str) -> int:
@@ -207,7 +273,8 @@ def _cut(lm: Any, arguments: Sequence[Any]) -> bool:
     context, rest = arguments[0], arguments[1]
     if isinstance(rest, dict):
         return bool(len(lm.tok_encode(context)) + rest.get("max_gen_toks", lm.max_gen_toks) > lm.max_length)
-    return bool(sum(map(len, lm._encode_pair(context, rest))) > lm.max_length + 1)  # the last token is not read
+    scored = getattr(lm, "most_scored", lm.max_length + 1)  # transformers do not read the last token
+    return bool(sum(map(len, lm._encode_pair(context, rest))) > scored)
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.likelihood import target_log_probs
-from selfcontrast.evaluation.lm_eval import run_tasks
+from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
-VERSION = 3
+VERSION = 4
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
 
 
@@ -46,8 +46,7 @@ class Evaluation:
         split: "validation" while anything is still being chosen, "test" to report.
         prompts: how many of the split's prompts, evenly spread; None for all.
         decodings: {name, temperature, samples} each; the first gives the headline.
-        lm_eval: tasks by name: files in `evaluation/lm_eval/`, or of lm-eval's own; none to leave it out.
-        lm_eval_limit: documents per task; None for all.
+        lm_eval: tasks of lm-eval's.
         contamination: when a prompt counts as seen in training. It is evaluated all the same.
         backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
         benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark`: artifacts of their own.
@@ -59,9 +58,8 @@ class Evaluation:
     top_p: float
     max_new_tokens: int
     max_length: int
-    lm_eval: list[str]
-    lm_eval_limit: int | None
-    seed: int
+    lm_eval: LmEval = field(metadata={"in_key": False})  # by its own fingerprint
+    seed: int = field()
     contamination: Contamination = field(metadata={"in_key": False})
     level: float = field(metadata={"in_key": False})
     resamples: int = field(metadata={"in_key": False})
@@ -139,16 +137,7 @@ def evaluate(
     answers.to_parquet(folder / ANSWERS)
     likelihood = target_log_probs(model, precision, renderer, examples, device, settings.max_length)
     pd.DataFrame(likelihood, columns=["id", "log_prob", "tokens"]).to_parquet(folder / LIKELIHOOD)
-    results = run_tasks(
-        settings.lm_eval,
-        settings.lm_eval_limit,
-        model,
-        examples,
-        renderer,
-        settings.max_length,
-        device,
-        settings.seed,
-    )
+    results = run_tasks(settings.lm_eval, model, examples, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
     return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}
 

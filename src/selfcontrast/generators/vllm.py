@@ -67,7 +67,7 @@ class VLLM:
             if find_spec("vllm") is None:
                 raise UserError(
                     "vLLM is not installed here: pip install 'selfcontrast[vllm]', "
-                    "or name the interpreter of an environment that has it with generator.backend.python=PATH"
+                    "or name the interpreter of an environment that has it with backend.python=PATH"
                 )
         else:
             _check_python(self.python)
@@ -89,16 +89,24 @@ class VLLM:
                 )
             answers = respond([ask(request, decoding, seed, renderer.end_ids) for request in requests])
             return [
-                Candidate(id=request.id, sample=sample, text=renderer.text(answer["token_ids"]), **answer)
+                Candidate(
+                    request.id,
+                    sample,
+                    renderer.text(answer["token_ids"]),
+                    answer["token_ids"],
+                    answer["finish_reason"],
+                    answer["log_prob"],
+                )
                 for request, responses in zip(requests, answers, strict=True)
                 for sample, answer in enumerate(responses)
             ]
 
-        with self._engine(model) as respond:
+        with self.engine(model) as respond:
             yield sampler
 
     @contextmanager
-    def _engine(self, model: Path) -> Iterator[Respond]:
+    def engine(self, model: Path) -> Iterator[Respond]:
+        """vLLM itself, to be asked in its own terms."""
         own = {"options": self._options(model), "adapter": self.adapter and str(Path(self.adapter).resolve())}
         if self.python is None and self.data_parallel_size == 1:
             with _engine_here(own) as respond:

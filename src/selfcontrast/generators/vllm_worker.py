@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 GRACE = 60  # seconds that an engine has to end by itself
 
@@ -27,11 +27,16 @@ class Ask(TypedDict):
 
 
 class Answer(TypedDict):
-    """A response; its log-probability is the sum over its tokens, in nats, at temperature 1."""
+    """A response; its log-probability is the sum over its tokens, in nats, at temperature 1.
+
+    Where `prompt_logprobs` was asked for: of every token of the prompt but the first its log-probability, and its rank
+    among all tokens, from 1.
+    """
 
     token_ids: list[int]
     finish_reason: str
     log_prob: float
+    prompt_log_probs: NotRequired[list[tuple[float, int]]]
 
 
 class Engine:
@@ -70,21 +75,25 @@ class Engine:
         )
         self.llm.wake_up(["scheduling"])
         outputs = self.llm.wait_for_completion(use_tqdm=False)
-        return [[_answer(response) for response in output.outputs] for output in outputs]
+        return [[_answer(response, output) for response in output.outputs] for output in outputs]
 
     def close(self) -> None:
         """Ends the engine's processes, and with them their memory."""
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def _answer(response: Any) -> Answer:
+def _answer(response: Any, output: Any) -> Answer:
     if response.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"a request ended with {response.finish_reason!r}")
-    return {
+    answer: Answer = {
         "token_ids": list(response.token_ids),
         "finish_reason": response.finish_reason,
         "log_prob": response.cumulative_logprob,
     }
+    if output.prompt_logprobs is not None:
+        own = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        answer["prompt_log_probs"] = [(found[token].logprob, found[token].rank) for token, found in own]
+    return answer
 
 
 def main() -> None:

