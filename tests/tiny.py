@@ -118,9 +118,9 @@ def policy_folder(folder: Path, seed: int = 0, width: int = 32) -> Path:
     return folder
 
 
-def taught(examples: Sequence[Example]) -> LlamaForCausalLM:
+def taught(examples: Sequence[Example], width: int = 32) -> LlamaForCausalLM:
     """A model that knows the answers of `examples` by heart, and ends them."""
-    model, renderer = llama(spread=0.05), Renderer(tokenizer())
+    model, renderer = llama(spread=0.05, width=width), Renderer(tokenizer())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pairs = [renderer.example(one) for one in examples]
     for _ in range(40):

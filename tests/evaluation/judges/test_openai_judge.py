@@ -1,5 +1,6 @@
 """The judge behind an HTTP endpoint, with a real client and a server that fails as it is told to."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from selfcontrast.evaluation.judges.ledger import Price
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 
 
-def judge(url: str, retries: int = 0, **changes: Any) -> OpenAIJudge:
+def judge(url: str, retries: int = 0, verdict: str = "text", **changes: Any) -> OpenAIJudge:
     servers = Servers([url], concurrency=4, timeout=5, retries=retries, wait=0.01, key_variable=None)
-    return OpenAIJudge("selfcontrast", 0.0, {}, reading(**changes), servers)
+    return OpenAIJudge("selfcontrast", 0.0, verdict, {}, reading(**changes), servers)
 
 
 def ask(judge: OpenAIJudge, cases: Sequence[Case], folder: Path) -> list[Judgment]:
@@ -140,9 +141,60 @@ def test_a_key_that_is_not_set_is_noticed_before_any_compute(monkeypatch: pytest
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     servers = Servers(["http://127.0.0.1:1/v1"], 1, 1, 0, 1, "JUDGE_KEY")
     with pytest.raises(UserError, match="export JUDGE_KEY"):
-        OpenAIJudge("m", 0.0, {}, reading(), servers).check(None)
+        OpenAIJudge("m", 0.0, "text", {}, reading(), servers).check(None)
 
 
 def test_a_cap_needs_a_price() -> None:
     with pytest.raises(UserError, match=r"judge\.cap=5 needs a price"):
         reading(cap=5.0)
+
+
+def token(text: str, chance: float = 1.0, **others: float) -> Body:
+    top = [{"token": said, "logprob": math.log(own)} for said, own in {text: chance, **others}.items()]
+    return {"token": text, "logprob": math.log(chance), "top_logprobs": top}
+
+
+def weighing(*tokens: Body) -> list[Body]:
+    text = "".join(t["token"] for t in tokens)
+    return [{**says(text)[0], "logprobs": {"content": list(tokens)}}]
+
+
+def test_a_verdict_is_weighed_by_the_probabilities_of_its_letters(tmp_path: Path) -> None:
+    """B was said, at 0.3 beside A's 0.5 and C's 0.1: (0.5 + 0.1 / 2) of 0.9. An earlier A is no verdict.
+
+    A token may hold more than the letter; a letter that is not among the likeliest counts for nothing: 0.2 of 0.8.
+    """
+    first = weighing(token("[["), token("A"), token("]]"), token(" or "), token("[["), token("B", 0.3, A=0.5, C=0.1))
+    first[0]["message"]["content"] += "]]"
+    second = weighing(token("So: "), token("[[B", 0.6, **{"[[A": 0.2, "A": 0.1}), token("]]"))
+    with OpenAIServer(by_body({"first?": first, "second?": second})).open() as server:
+        cases = [pair("x", "y", "first"), pair("x", "y", "second")]
+        found = ask(judge(server.url, verdict="logprob"), cases, tmp_path)
+        assert [j.value for j in found] == pytest.approx([0.55 / 0.9, 0.2 / 0.8])
+        assert {(a.body["logprobs"], a.body["top_logprobs"]) for a in server.asked} == {(True, 20)}
+        ask(judge(server.url), cases, tmp_path / "by text")
+        assert "logprobs" not in server.asked[-1].body
+
+
+def by_body(replies: dict[str, list[Body]]) -> Callable[[Body], list[Body]]:
+    return lambda body: next(found for word, found in replies.items() if word in body["messages"][0]["content"])
+
+
+@pytest.mark.parametrize("given", [None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"content": []}])
+def test_a_server_that_gives_no_probabilities_gives_no_verdict(given: Any, tmp_path: Path) -> None:
+    with OpenAIServer(lambda body: [{**says("[[A]]")[0], "logprobs": given}]).open() as server:
+        [found] = ask(judge(server.url, verdict="logprob"), [pair("x", "y")], tmp_path)
+    assert found.status == "api_error"
+    assert "judge.verdict=logprob" in found.reply
+
+
+def test_a_grade_is_what_it_says_whatever_a_verdict_is(tmp_path: Path) -> None:
+    with OpenAIServer(lambda body: says("[[7]]")).open() as server:
+        assert ask(judge(server.url, verdict="logprob"), [single("x")], tmp_path)[0].value == 7
+
+
+def test_how_a_verdict_is_read_decides_it(tmp_path: Path) -> None:
+    by_text, by_weight = judge("http://127.0.0.1:1/v1"), judge("http://127.0.0.1:1/v1", verdict="logprob")
+    assert by_text.fingerprint() != by_weight.fingerprint()
+    with pytest.raises(UserError, match=r"judge\.verdict=words: one of text, logprob"):
+        judge("http://127.0.0.1:1/v1", verdict="words")

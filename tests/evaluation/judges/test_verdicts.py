@@ -1,12 +1,13 @@
 """Strict reading of verdicts, and the public record of GPT-4's."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcontrast.evaluation.judges.verdicts import read_verdict
+from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place, read_verdict, weighed
 from shared import shared_data
 
 
@@ -60,6 +61,23 @@ def test_a_comparison(reply: str, status: str, value: float | None) -> None:
 def test_the_last_verdict_counts_whatever_came_before(before: str, rating: int) -> None:
     before = before.replace("`", "")
     assert read_verdict(f"{before}\n[[{rating}]]", pairwise=False).value == rating
+
+
+@pytest.mark.parametrize(
+    ("reply", "place"),
+    [("[[A]]", 2), ("> [[A]]\n[[ B ]]", 11), ("```\n[[A]]\n```\n[[C]]", 16), ("[[7]]", None), ("> [[A]]", None)],
+)
+def test_the_place_of_a_verdict_is_the_one_that_is_read(reply: str, place: int | None) -> None:
+    assert choice_place(reply) == place
+
+
+def test_a_verdict_weighed_by_hand() -> None:
+    """A has 0.6, B 0.1 and C 0.1 of what they have together, 0.8: 0.6 / 0.8 and half of 0.1 / 0.8."""
+    chances = {"A": 0.6, "B": 0.1, "C": 0.1}
+    assert weighed({letter: math.log(chance) for letter, chance in chances.items()}) == pytest.approx(0.8125)
+    assert weighed({"A": -2000.0}) == 1
+    assert weighed({"A": -2000.0, "B": -2000.0}) == pytest.approx(0.5)
+    assert alternatives("[[A", 2) == {"A": "[[A", "B": "[[B", "C": "[[C"}
 
 
 def test_recorded_gradings_parse_to_their_stored_scores() -> None:

@@ -6,15 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfcontrast.data.candidates import Decoding, Request
+import torch
+
+from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.ledger import Budget
-from selfcontrast.evaluation.judges.reading import Done, Reading, Reply
-from selfcontrast.generators.hf import HF
-from selfcontrast.models.loading import folder_hash, load_tokenizer
+from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
+from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
+from selfcontrast.generators.hf import Fitting
+from selfcontrast.generators.sampling import sample
+from selfcontrast.models.loading import PRECISIONS, folder_hash, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
 
@@ -22,6 +26,7 @@ from selfcontrast.store import NOT_IN_KEY, settings_of
 class HFJudge:
     """Attributes:
     path: folder of the model, with a chat template.
+    verdict: of a comparison, "text" as it is said, or "logprob" weighed by the probabilities of the letters.
     max_length: tokens of prompt and reply together.
     batch: judgments asked for at once, and so lost where the process is killed.
     """
@@ -29,9 +34,17 @@ class HFJudge:
     path: str
     precision: str
     temperature: float
+    verdict: str
     max_length: int
     reading: Reading = field(metadata=NOT_IN_KEY)
     batch: int = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        check_verdict(self.verdict)
+        if self.precision not in PRECISIONS:
+            raise UserError(f"judge.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if self.batch < 1:
+            raise UserError(f"judge.batch={self.batch}: at least 1")
 
     def check(self, verifier: Verifier | None) -> None:
         if not (Path(self.path) / "config.json").is_file():
@@ -70,13 +83,36 @@ class HFJudge:
         for at, request in requests.items():
             if len(request.prompt) >= self.max_length:
                 done(at, Reply("truncated", f"the prompt fills all {self.max_length} tokens of judge.max_length"))
-        with HF(self.precision, self.batch).open(Path(self.path), device) as sample:
-            for begin in range(0, len(fitting), self.batch):
-                some = fitting[begin : begin + self.batch]
-                found = sample([request for _, request in some], decoding, attempt)
-                for (at, request), reply in zip(some, found, strict=True):
-                    finish: Any = "stop" if reply.finish_reason == "stop" else "truncated"
-                    done(at, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids)))
+        model = load_model(Path(self.path), self.precision).to(device).eval()
+
+        def draw(some: Sequence[Request], samples: range, how: Decoding, seed: int) -> list[Candidate]:
+            return sample(model, renderer.tokenizer, some, how, seed, renderer.end_ids, samples)
+
+        fit = Fitting(self.batch, draw)
+        for begin in range(0, len(fitting), self.batch):
+            some = fitting[begin : begin + self.batch]
+            found = fit([request for _, request in some], decoding, attempt)
+            for (at, request), reply in zip(some, found, strict=True):
+                finish: Any = "stop" if reply.finish_reason == "stop" else "truncated"
+                weights = _weights(model, renderer, request.prompt, reply) if self.verdict == "logprob" else None
+                done(at, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids), weights))
 
     def _request(self, renderer: Renderer, at: int, prompt: str) -> Request:
         return Request(str(at), renderer.prompt([{"role": "user", "content": prompt}]))
+
+
+def _weights(model: Any, renderer: Renderer, prompt: Sequence[int], reply: Candidate) -> dict[str, float] | None:
+    """By letter its log-probability where the reply gives its verdict; None where it gives none."""
+    tokenizer = renderer.tokenizer
+    texts = [str(tokenizer.decode(reply.token_ids[:end])) for end in range(len(reply.token_ids) + 1)]
+    if (place := choice_place(texts[-1])) is None:
+        return None
+    before = texts[-1][: place + 1]
+    at = next(i for i, text in enumerate(texts[1:]) if text[: place + 1] == before)
+    ids = torch.tensor([[*prompt, *reply.token_ids[:at]]], device=model.device)
+    with torch.no_grad():
+        log_probs = model(ids, logits_to_keep=1).logits[0, -1].float().log_softmax(-1)
+    vocabulary = tokenizer.get_vocab()
+    said = tokenizer.convert_ids_to_tokens(reply.token_ids[at])
+    tokens = alternatives(said, said.rindex(before[-1]))
+    return {name: float(log_probs[vocabulary[token]]) for name, token in tokens.items() if token in vocabulary}

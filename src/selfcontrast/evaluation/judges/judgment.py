@@ -54,7 +54,7 @@ class Judgment:
 
     Attributes:
         value: where the status is ok. A grade from 1 to 10; of two answers, how far the one shown first is better:
-            1 for a win, 0.5 for a tie, 0 for a loss. Else None.
+            1 for a win, 0.5 for a tie, 0 for a loss, and what lies between where a verdict is weighed. Else None.
         reply: the judge's own words, or why there are none.
         prompt_tokens, completion_tokens: of all tries, whenever they were made.
     """

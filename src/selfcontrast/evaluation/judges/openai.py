@@ -10,9 +10,11 @@ from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
 from selfcontrast.data.example import Verifier
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.ledger import Budget, estimated_tokens
-from selfcontrast.evaluation.judges.reading import Done, Reading, Reply
+from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
+from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
+MOST_LOGPROBS = 20  # of a token's alternatives, that OpenAI gives
 FINISHED = {"stop": "stop", "length": "truncated", "content_filter": "refused"}
 
 
@@ -20,14 +22,19 @@ FINISHED = {"stop": "stop", "length": "truncated", "content_filter": "refused"}
 class OpenAIJudge:
     """Attributes:
     model: the name that the servers give it; part of what decides a judgment, as the servers' addresses are not.
+    verdict: of a comparison, "text" as it is said, or "logprob" weighed by the probabilities of the letters.
     extra: further fields of each request.
     """
 
     model: str
     temperature: float
+    verdict: str
     extra: dict[str, Any]
     reading: Reading = field(metadata=NOT_IN_KEY)
     servers: Servers = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        check_verdict(self.verdict)
 
     def check(self, verifier: Verifier | None) -> None:
         _ = self.servers.key
@@ -77,16 +84,22 @@ class OpenAIJudge:
             "temperature": self.temperature,
             "max_tokens": self.reading.max_tokens,
             "seed": attempt,
+            **({"logprobs": True, "top_logprobs": MOST_LOGPROBS} if self.verdict == "logprob" else {}),
             **self.extra,
         }
+        weigh = self.verdict == "logprob"
         try:
-            return await client.post("/chat/completions", body, lambda answer: _read(answer, prompt))
+            return await client.post("/chat/completions", body, lambda answer: _read(answer, prompt, weigh))
         except Unanswered as reason:
             return Reply("api_error", str(reason))
 
 
-def _read(answer: Answer, prompt: str) -> Reply:
-    """Raises `Unusable` for what is no answer to a chat request, which is then made again."""
+def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
+    """Raises `Unusable` for what is no answer to a chat request, which is then made again.
+
+    Args:
+        weigh: whether log-probabilities were asked for; without them a verdict cannot be used.
+    """
     try:
         choice = answer["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
@@ -98,7 +111,27 @@ def _read(answer: Answer, prompt: str) -> Reply:
     if finish not in FINISHED or not isinstance(text, str):
         raise Unusable(f"no usable message in the answer (finish_reason {str(finish)[:40]})")
     text = text.encode(errors="replace").decode()  # half of a surrogate pair is JSON, but no text
-    return Reply(FINISHED[finish], text, *_used(answer, prompt, text))  # type: ignore[arg-type]
+    weights = _weights(choice.get("logprobs"), text) if weigh else None
+    return Reply(FINISHED[finish], text, *_used(answer, prompt, text), weights)  # type: ignore[arg-type]
+
+
+def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
+    """By letter its log-probability where the reply gives its verdict; None where it gives none."""
+    if (place := choice_place(text)) is None:
+        return None
+    begin = 0
+    try:
+        for token in log_probs["content"]:
+            said, end = token["token"], begin + len(token["token"])
+            if begin <= place < end:
+                given = {other["token"]: float(other["logprob"]) for other in token["top_logprobs"]}
+                given[said] = float(token["logprob"])
+                tokens = alternatives(said, place - begin)
+                return {letter: given[token] for letter, token in tokens.items() if token in given}
+            begin = end
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise Unusable("no log-probabilities of the verdict in the answer, which judge.verdict=logprob needs")
 
 
 def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import Case, Judgment
 from selfcontrast.evaluation.judges.ledger import Budget, Ledger, Price, estimated_tokens
 from selfcontrast.evaluation.judges.prompts import judge_prompt
-from selfcontrast.evaluation.judges.verdicts import read_verdict
+from selfcontrast.evaluation.judges.verdicts import VERDICTS, read_verdict, weighed
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +19,18 @@ Finish = Literal["stop", "truncated", "refused", "api_error"]
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for a prompt. `text` is the judge's, or the reason why there is none."""
+    """What came back for a prompt.
+
+    Attributes:
+        text: the judge's, or the reason why there is none.
+        weights: where asked for, the letters' log-probabilities at the place of a comparison's verdict.
+    """
 
     finish: Finish
     text: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    weights: Mapping[str, float] | None = None
 
 
 Done = Callable[[int, Reply], None]
@@ -99,10 +105,18 @@ class Reading:
         )
 
 
+def check_verdict(verdict: str) -> None:
+    """Raises `UserError` for a way of reading verdicts that there is not."""
+    if verdict not in VERDICTS:
+        raise UserError(f"judge.verdict={verdict}: one of {', '.join(VERDICTS)}")
+
+
 def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[str, bool]]) -> Done:
     def done(at: int, reply: Reply) -> None:
         if reply.finish == "stop":
             found = read_verdict(reply.text, prompts[pending[at]][1])
+            if reply.weights and found.status == "ok" and prompts[pending[at]][1]:
+                found = replace(found, value=weighed(reply.weights))
         else:  # what a cut reply holds so far may not be its verdict
             found = Judgment(reply.finish, None, reply.text)
         prompt_tokens, completion_tokens = reply.prompt_tokens, reply.completion_tokens

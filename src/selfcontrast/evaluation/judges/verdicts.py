@@ -4,8 +4,9 @@ Only the reply is read, never the answers that it is about. A judge may quote an
 quoted with `>` and blocks between ``` are left out, and of what remains the last verdict counts.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from selfcontrast.evaluation.judges.judgment import Judgment
 RATING = re.compile(r"\[\[\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*\]\]")
 CHOICE = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 OUTCOMES = {"A": 1.0, "B": 0.0, "C": 0.5}
+VERDICTS = ("text", "logprob")  # how a comparison's verdict is read: as it is said, or weighed by its probability
 LOWEST, HIGHEST = 1.0, 10.0
 _BLOCK = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
 _QUOTED = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
@@ -21,8 +23,7 @@ _QUOTED = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
 
 def read_verdict(reply: str, pairwise: bool) -> Judgment:
     """`[[A]]`, `[[B]]` or `[[C]]` (neither) of two answers; `[[rating]]` from 1 to 10 of one."""
-    own = _QUOTED.sub("", _BLOCK.sub("", reply))
-    found: list[str] = (CHOICE if pairwise else RATING).findall(own)
+    found: list[str] = (CHOICE if pairwise else RATING).findall(_own_words(reply))
     if not found:
         return Judgment("unparsable", None, reply)
     if pairwise:
@@ -31,9 +32,37 @@ def read_verdict(reply: str, pairwise: bool) -> Judgment:
     return Judgment("ok", rating, reply) if LOWEST <= rating <= HIGHEST else Judgment("out_of_range", None, reply)
 
 
+def choice_place(reply: str) -> int | None:
+    """Where in the reply the letter of its verdict stands, which `read_verdict` reads; None where there is none."""
+    found = list(CHOICE.finditer(_own_words(reply)))
+    return found[-1].start(1) if found else None
+
+
+def alternatives(token: str, at: int) -> dict[str, str]:
+    """By letter the token that would have said it, for a token that has the verdict's letter at the place `at`."""
+    return {letter: f"{token[:at]}{letter}{token[at + 1 :]}" for letter in OUTCOMES}
+
+
+def weighed(log_probs: Mapping[str, float]) -> float:
+    """The mean outcome, in [0, 1], of the letters' log-probabilities where the verdict was said (as AlpacaEval's).
+
+    What the other tokens have is left out. A letter that is not given has none.
+    """
+    highest = max(log_probs.values())
+    chances = {letter: math.exp(value - highest) for letter, value in log_probs.items()}
+    return sum(OUTCOMES[letter] * chance for letter, chance in chances.items()) / sum(chances.values())
+
+
 def from_scores(scores: Sequence[float]) -> Judgment:
     """Of a judge that computes numbers: of one score in [0, 1] a grade, of two scores which is higher."""
     said = " against ".join(f"{score:.4f}" for score in scores)
     if len(scores) == 1:
         return Judgment("ok", LOWEST + (HIGHEST - LOWEST) * scores[0], said)
     return Judgment("ok", 0.5 + 0.5 * float(np.sign(scores[0] - scores[1])), said)
+
+
+def _own_words(reply: str) -> str:
+    """Without what it quotes, every character at its place."""
+    for quoted in (_BLOCK, _QUOTED):
+        reply = quoted.sub(lambda found: " " * len(found[0]), reply)
+    return reply

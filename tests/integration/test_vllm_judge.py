@@ -1,0 +1,83 @@
+"""vLLM's own server as a judge: what it says is read and weighed, and nonsense is never a mean."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from judging import pair, reading, single
+from measuring import answered, subject
+from selfcontrast.client import Servers
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS
+from selfcontrast.evaluation.benchmarks.pairwise import Pairwise
+from selfcontrast.evaluation.judges import Surroundings
+from selfcontrast.evaluation.judges.hf import HFJudge
+from selfcontrast.evaluation.judges.openai import OpenAIJudge
+from selfcontrast.evaluation.judges.prompts import judge_prompt
+from selfcontrast.models.loading import save_policy
+from tiny import example, taught, tokenizer
+from vllm_server import serve
+
+LENGTH = 2048
+CASE, REPLY = pair("a cat", "a dog"), "Neither is. [[B]]"
+READING = reading(attempts=2, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A judge that knows by heart what to reply to one prompt, and was taught nothing else."""
+    folder = tmp_path_factory.mktemp("judge") / "model"
+    model = taught([example("e", judge_prompt(CASE, 1000), REPLY)], width=64)
+    model.config.max_position_embeddings = LENGTH
+    save_policy(folder, model, tokenizer(), "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(vllm_python: str, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with serve(vllm_python, policy, log, "--max-model-len", str(LENGTH)) as found:
+        yield f"{found}/v1"
+
+
+def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
+    servers = Servers([url], concurrency=2, timeout=120, retries=0, wait=0.1, key_variable=None)
+    return OpenAIJudge("policy", 0.0, verdict, extra, READING, servers)
+
+
+@pytest.mark.vllm
+def test_its_verdict_is_read_and_weighed_as_in_this_process(url: str, policy: Path, tmp_path: Path) -> None:
+    around = Surroundings("cpu", None, tmp_path)
+    for verdict in ("text", "logprob"):
+        with judge(url, verdict).open(around) as there:
+            [found] = there([CASE])
+        with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(around) as here:
+            [expected] = here([CASE])
+        assert (found.status, found.reply.strip()) == ("ok", REPLY)
+        assert found.value == pytest.approx(expected.value, abs=1e-4)
+        assert found.prompt_tokens == expected.prompt_tokens
+    assert 0 < found.value < 0.5
+
+
+@pytest.mark.vllm
+def test_nonsense_is_no_mean(url: str, tmp_path: Path) -> None:
+    """At a temperature of 2 hardly a reply has a verdict: the run says how many have one, and fails below its bound."""
+    examples = [example(f"e{i}", f"what is {i}?", f"a cat {i}") for i in range(8)]
+    scores = answered(tmp_path / "scores", {(one.id, 0): ["a dog"] for one in examples})
+    wild = judge(url, temperature=2.0)
+    with pytest.raises(UserError, match=r"of 16 judgments can be used, .* below min_coverage=1"):
+        Pairwise("target", None, 1, 1.0, wild).run(tmp_path, subject(examples, scores))
+    rows = pd.read_parquet(tmp_path / JUDGMENTS)
+    assert len(rows) == 16
+    assert list(rows["outcome"].notna()) == list(rows["status"] == "ok")
+
+
+@pytest.mark.vllm
+def test_a_prompt_that_is_longer_than_the_server_reads_is_an_error_of_that_judgment(url: str, tmp_path: Path) -> None:
+    with judge(url).open(Surroundings("cpu", None, tmp_path)) as judging:
+        long, short = judging([single("the dog " * 2000), CASE])
+    assert (long.status, long.value) == ("api_error", None)
+    assert short.status == "ok"
