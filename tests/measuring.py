@@ -10,6 +10,7 @@ import pandas as pd
 
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.local import Local
+from selfcontrast.evaluation.benchmarks.asking import OWN
 from selfcontrast.evaluation.benchmarks.benchmark import Subject
 from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.lm_eval import LmEval
@@ -54,18 +55,23 @@ def answered(folder: Path, answers: dict[tuple[str, int], list[str]]) -> Path:
     return folder
 
 
-def subject(examples: Sequence[Example], scores: Path, model: Path = Path("none"), **changes: Any) -> Subject:
+def subject(examples: Sequence[Example], scores: Path, **changes: Any) -> Subject:
     settings: dict[str, Any] = {
         "label": "SFT",
-        "model": model,
         "scores": scores,
         "baseline": None,
         "examples": examples,
         "decoding": "T=1",
-        "responder": Responder(HF("float32", 4), Local(2, 1), "cpu"),
         "surroundings": Surroundings("cpu", None, scores / "judgments"),
     }
     return Subject(**{**settings, **changes})
+
+
+def asked(benchmark: Any, examples: Sequence[Example], scores: Path, policy: Path, **changes: Any) -> Subject:
+    """A subject that has answered the benchmark's own questions into `scores`."""
+    scores.mkdir(parents=True)
+    benchmark.asking(examples).answer(scores, policy, Responder(HF("float32", 4), Local(2, 1), "cpu"), "SFT")
+    return subject(examples, scores, decoding=OWN, **changes)
 
 
 def lm_eval(*tasks: str, **changes: Any) -> LmEval:

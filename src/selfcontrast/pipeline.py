@@ -17,7 +17,7 @@ from selfcontrast.config import Parts
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation import contamination, scores
-from selfcontrast.evaluation.benchmarks import benchmark
+from selfcontrast.evaluation.benchmarks import asking, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.evaluation.judges import Surroundings
@@ -302,28 +302,44 @@ def measured_by(
     if reason := measure.left_out(examples, verifier):
         log.info("%-24s left out: %s", name, reason)
         return {}
-    settings = {"benchmark": measure.fingerprint(), "backend": settings_of(p.evaluation.backend)}
+    if measure.relative and BASELINE not in systems:
+        return {}
+    settings = {"benchmark": measure.fingerprint(), **({} if measure.own_prompts() else {"data": p.data.fingerprint()})}
+    asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
+    if asked:
+        systems = {label: answers_to(job, asked, name, trained[label], label) for label in systems}
+        decoding = asking.OWN
     found = {}
-    for label, scored in systems.items():
+    for label, answered in systems.items():
         base = None if label == BASELINE else systems.get(BASELINE)
         if measure.relative and base is None:
             continue
         subject = Subject(
             label=label,
-            model=trained[label].path / "model",
-            scores=scored.path,
+            scores=answered.path,
             baseline=base.path if base else None,
             examples=examples,
-            decoding=p.evaluation.ways[0].name,
-            responder=Responder(p.evaluation.backend, p.engine, p.hardware.device),
+            decoding=decoding,
             surroundings=Surroundings(p.hardware.device, verifier, p.store.root / "judgments"),
         )
-        inputs = {"policy": trained[label], "scores": scored}
+        inputs = {"answers": answered}
         if measure.relative and base:
             inputs["baseline"] = base
         compute = partial(measure.run, subject=subject)
         found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
     return found
+
+
+def answers_to(job: Job, asked: asking.Asking, name: str, policy: Artifact, label: str) -> Artifact:
+    """A policy's answers to a benchmark's own questions: the same for every judge."""
+    p = job.parts
+    settings = {**asked.fingerprint(), "backend": settings_of(p.evaluation.backend)}
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        responder = Responder(p.evaluation.backend, p.engine, p.hardware.device)
+        return asked.answer(folder, policy.path / "model", responder, f"{name} answers {label}")
+
+    return job.stage("answers", asking.VERSION, settings, {"policy": policy}, compute, f"{name} answers {label}")
 
 
 def contaminated(job: Job) -> Artifact:

@@ -18,8 +18,9 @@ from wandb_files import OfflineRun
 
 OWN_SHARED = ["contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
 OWN_STAGES = [*OWN_SHARED, "align", "evaluate Self-Contrast"]  # of one's own data
-SHARED = [*OWN_SHARED, "dialogues SFT"]  # the built-in data has a verifier, which judges
-STAGES = [*OWN_STAGES, "dialogues SFT", "dialogues Self-Contrast", "pairwise Self-Contrast"]
+SHARED = [*OWN_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier, which judges
+DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
+STAGES = [*OWN_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
 
 # Nothing of ours can be imported: -I leaves the working directory out, and the finder refuses the installed package.
 LOAD = """

@@ -68,8 +68,9 @@ def test_nonsense_is_no_mean(url: str, tmp_path: Path) -> None:
     examples = [example(f"e{i}", f"what is {i}?", f"a cat {i}") for i in range(8)]
     scores = answered(tmp_path / "scores", {(one.id, 0): ["a dog"] for one in examples})
     wild = judge(url, temperature=2.0)
+    of = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=wild)
     with pytest.raises(UserError, match=r"of 16 judgments can be used, .* below min_coverage=1"):
-        Pairwise("target", None, 1, 1.0, wild).run(tmp_path, subject(examples, scores))
+        of.run(tmp_path, subject(examples, scores))
     rows = pd.read_parquet(tmp_path / JUDGMENTS)
     assert len(rows) == 16
     assert list(rows["outcome"].notna()) == list(rows["status"] == "ok")

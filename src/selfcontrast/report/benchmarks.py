@@ -57,10 +57,10 @@ def cell(line: dict[str, Any]) -> str:
 
 @styled()
 def radar(lines: Lines) -> Figure | None:
-    """Mean grades by category; None below three of them."""
+    """Mean grades by category; None below three of them, or where answers were compared and not graded."""
     by_system: dict[str, dict[str, float]] = {}
     for line in lines:
-        if line["what"].startswith(CATEGORY):
+        if line["what"].startswith(CATEGORY) and line["kind"] == "rating":
             by_system.setdefault(line["system"], {})[line["what"].removeprefix(CATEGORY)] = line["value"]["estimate"]
     names = list(dict.fromkeys(name for values in by_system.values() for name in values))
     if len(names) < 3:

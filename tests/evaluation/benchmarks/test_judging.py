@@ -31,6 +31,10 @@ def first(case: Case) -> Judgment:
     return Judgment("ok", 1.0)
 
 
+def calibration(gold: str | None, judge: Any) -> Calibration:
+    return Calibration(gold=gold, limit=None, min_coverage=1.0, judge=Telling(judge))
+
+
 def run(benchmark: Any, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     facts = benchmark.run(folder, subject(EXAMPLES, answered(folder / "scores", {("a", 0): ["x"]})))
     lines = benchmark.lines({"SFT": folder, "Self-Contrast": folder}, OPTIONS)
@@ -50,7 +54,9 @@ def test_a_judge_that_ranks_probes_otherwise_is_reported(
     judge: Any, failed: list[str], shares: list[float], tmp_path: Path
 ) -> None:
     """A judge of place says one thing in either order, so that its mean is a tie: also where there is none."""
-    facts, lines = run(Probes("I cannot say anything of it.", None, 1.0, Telling(judge)), tmp_path)
+    facts, lines = run(
+        Probes(constant="I cannot say anything of it.", limit=None, min_coverage=1.0, judge=Telling(judge)), tmp_path
+    )
     assert facts["failed_probes"] == failed
     assert facts["judgments"] == 4 * 4 * 2
     assert list(lines.values()) == shares
@@ -58,7 +64,7 @@ def test_a_judge_that_ranks_probes_otherwise_is_reported(
 
 def test_calibration_on_the_datas_own_pairs(tmp_path: Path) -> None:
     """A judge of place is right half of the time, flips always, and prefers the first always."""
-    _, lines = run(Calibration(None, None, 1.0, Telling(first)), tmp_path)
+    _, lines = run(calibration(None, first), tmp_path)
     assert lines["agrees with gold"] == 0.5
     assert lines["verdicts that flip with the order"] == 1
     assert lines["first position's share"] == 1
@@ -72,7 +78,7 @@ def test_calibration_on_a_file(tmp_path: Path) -> None:
     file = tmp_path / "gold.json"
     file.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
     assert [value for _, value in read_gold(str(file))] == [1, 0, 0.5]
-    _, lines = run(Calibration(str(file), None, 1.0, Telling(longer)), tmp_path)
+    _, lines = run(calibration(str(file), longer), tmp_path)
     assert lines["agrees with gold"] == pytest.approx(1.5 / 3)
     assert lines["leans to the longer answer, more than gold"] == pytest.approx((0 + 1 + 0.5) / 3)
 

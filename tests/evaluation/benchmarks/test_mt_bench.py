@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from judging import Lengths
-from measuring import Telling, subject
+from measuring import Telling, answered, asked, subject
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench
@@ -27,6 +27,7 @@ ROWS = [
 
 def benchmark(judge: Any, **changes: Any) -> MTBench:
     settings: dict[str, Any] = {
+        "grading": "single",
         "questions": None,
         "references": None,
         "guided": ["math"],
@@ -49,6 +50,11 @@ def written(folder: Path, *rows: dict[str, Any]) -> str:
     return str(file)
 
 
+def longer(case: Case) -> Judgment:
+    first, second = (len(own[-1]) for own in case.answers)
+    return Judgment("ok", 0.5 + 0.5 * ((first > second) - (second > first)))
+
+
 def by_turn(case: Case) -> Judgment:
     return Judgment("ok", 3.0 + case.turn + case.sample)
 
@@ -57,9 +63,8 @@ def test_every_turn_of_every_sample_is_graded(tmp_path: Path) -> None:
     """Greedy categories give one dialogue, the others as many as asked for; references go to guided ones alone."""
     judge = Telling(by_turn)
     of = benchmark(judge, questions=written(tmp_path, *ROWS))
-    facts = of.run(tmp_path, subject([], tmp_path, policy_folder(tmp_path / "policy")))
-    asked = [(c.example.id, c.sample, c.turn, c.references) for c in judge.asked]
-    assert sorted(asked) == [
+    facts = of.run(tmp_path, asked(of, [], tmp_path / "answers", policy_folder(tmp_path / "policy")))
+    assert sorted((c.example.id, c.sample, c.turn, c.references) for c in judge.asked) == [
         ("1", 0, 0, ("one",)),
         ("1", 0, 1, ("one", "two")),
         *(("2", sample, turn, ()) for sample in range(3) for turn in range(2)),
@@ -105,13 +110,50 @@ def test_means_by_turn_and_category_and_the_difference_from_sft(tmp_path: Path) 
     }
 
 
+def test_answers_are_compared_with_sfts_in_both_orders_turn_by_turn(tmp_path: Path) -> None:
+    """A judge of length, over two questions of two turns: the policy's is the longer but for the math's second turn.
+
+    Of 4 comparisons it wins 2, ties 1 and loses 1: 2.5 / 4. The reference stands beside the guided category alone.
+    """
+    judge = Telling(longer)
+    of = benchmark(judge, grading="pairwise", questions=written(tmp_path, *ROWS))
+    own = answered(tmp_path / "own", {("1", 0): ["long", "x"], ("2", 0): ["long", "same"]})
+    base = answered(tmp_path / "base", {("1", 0): ["a", "long"], ("2", 0): ["a", "same"]})
+    assert of.relative
+    facts = of.run(tmp_path, subject([], own, label="Self-Contrast", baseline=base))
+    assert (facts["judgments"], facts["questions"], facts["guided"]) == (8, 2, 2)
+    assert [(c.turn, c.answers, c.references, c.swapped) for c in judge.asked[2:4]] == [
+        (1, (("long", "x"), ("a", "long")), ("one", "two"), False),
+        (1, (("a", "long"), ("long", "x")), ("one", "two"), True),
+    ]
+    found = {line.what: line.value.estimate for line in of.lines({"Self-Contrast": tmp_path}, OPTIONS)}
+    assert found["win rate over SFT"] == 2.5 / 4
+    assert found["verdicts that flip with the order"] == 0
+    assert (found["turn 1"], found["turn 2"]) == (1, 0.25)
+    assert (found["category math"], found["category writing"]) == (0.5, 0.75)
+    with pytest.raises(UserError, match="grading=both: one of single, pairwise"):
+        benchmark(judge, grading="both")
+
+
+def test_another_judge_or_grading_asks_for_no_answer_again(tmp_path: Path) -> None:
+    """Answers are kept under what was asked, and how; the file's place and the judging are no part of it."""
+    file = written(tmp_path, *ROWS)
+    key = benchmark(Telling(by_turn), questions=file).asking([]).fingerprint()
+    (tmp_path / "moved.jsonl").write_text((tmp_path / "questions.jsonl").read_text())
+    same = benchmark(Telling(longer), questions=str(tmp_path / "moved.jsonl"), grading="pairwise", guided=[])
+    assert same.asking([]).fingerprint() == key
+    for changes in ({"limit": 1}, {"temperature": 0.5}, {"samples": 2}, {"seed": 1}, {"max_new_tokens": 5}):
+        assert benchmark(Telling(by_turn), questions=file, **changes).asking([]).fingerprint() != key
+
+
 def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
     examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
     of = benchmark(VerifierJudge())
     policy = policy_folder(tmp_path / "policy")
     around = Surroundings("cpu", Lengths(), tmp_path)
     assert of.left_out(examples, Lengths()) is None
-    assert of.run(tmp_path, subject(examples, tmp_path, policy, surroundings=around))["questions"] == 1
+    found = of.run(tmp_path, asked(of, examples, tmp_path / "answers", policy, surroundings=around))
+    assert found["questions"] == 1
     for row in pd.read_parquet(tmp_path / JUDGMENTS).to_dict("records"):
         assert row["rating"] == pytest.approx(1 + 9 * min(1, len(row["answer"]) / 10))
 
@@ -121,7 +163,7 @@ def test_where_it_does_not_apply_it_says_why() -> None:
     assert of.left_out([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
     assert of.left_out([], None) == "the data has no verifier"
     of.check(None)
-    with pytest.raises(UserError, match="grades the data's own"):
+    with pytest.raises(UserError, match="grades the data's own prompts only"):
         benchmark(VerifierJudge(), questions="ours").check(Lengths())
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from measuring import Telling, answered, subject
+from measuring import Telling, answered, asked, subject
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
-from selfcontrast.evaluation.benchmarks.pairwise import AlpacaEval, Pairwise, both_orders
+from selfcontrast.evaluation.benchmarks.pairs import both_orders
+from selfcontrast.evaluation.benchmarks.pairwise import AlpacaEval, Pairwise
 from selfcontrast.evaluation.judges import Case, Judgment
 from tiny import example, policy_folder
 
@@ -105,11 +106,12 @@ def test_a_file_of_outputs_is_answered_and_compared(tmp_path: Path) -> None:
     rows = [{"instruction": f"what is the {i}?", "output": "x" * 10_000, "generator": "g"} for i in range(3)]
     file.write_text(json.dumps(rows))
     judge = Telling(shorter)
-    of = AlpacaEval(str(file), 2, 0.0, 5, 120, 0, 1.0, judge)
+    how = {"temperature": 0.0, "max_new_tokens": 5, "max_length": 120, "seed": 0, "min_coverage": 1.0}
+    of = AlpacaEval(outputs=str(file), limit=2, judge=judge, **how)
     of.check(None)
     assert of.own_prompts() == {"0": "what is the 0?", "1": "what is the 1?"}
     model = policy_folder(tmp_path / "policy")
-    facts = of.run(tmp_path, subject([], tmp_path / "scores", model))
+    facts = of.run(tmp_path, asked(of, [], tmp_path / "answers", model))
     assert facts["judgments"] == 4
     assert [c.example.prompt[0]["content"] for c in judge.asked if not c.swapped] == [
         "what is the 0?",

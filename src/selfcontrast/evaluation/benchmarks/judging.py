@@ -1,6 +1,5 @@
 """The judge is graded too: against pairs whose better answer is known, and with answers made to try it."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from selfcontrast.data.example import Example, Verifier
+from selfcontrast.data.example import Example
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject
-from selfcontrast.evaluation.benchmarks.pairwise import both_orders, judge_pairs
+from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash
+from selfcontrast.evaluation.benchmarks.pairs import both_orders, judge_pairs
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.judges.calibration import agreement
-from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.evaluation.statistics import mean_interval
-from selfcontrast.store import NOT_IN_KEY, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -28,43 +26,18 @@ GOLD = "gold.parquet"
 SAME, TWICE, CONSTANT, EMPTY = "target", "target twice", "constant", "empty"
 
 
-@dataclass(frozen=True)
-class Probes:
+@dataclass(frozen=True, kw_only=True)
+class Probes(Judged):
     """The target against answers that must not win: nothing, a constant, the target itself, the target twice.
 
     Attributes:
-        judge: a `selfcontrast.evaluation.judges.Judge`.
         constant: an answer that is right nowhere.
-        limit: the first so many prompts; None for all.
-        min_coverage: the share of judgments that must be usable.
     """
 
     constant: str
-    limit: int | None
-    min_coverage: float
-    judge: Any = field(metadata=NOT_IN_KEY)  # by its own fingerprint
 
-    def __post_init__(self) -> None:
-        _check(self.limit, self.min_coverage)
-
-    @property
-    def relative(self) -> bool:
-        return False
-
-    def check(self, verifier: Verifier | None) -> None:
-        if verifier or not isinstance(self.judge, VerifierJudge):
-            self.judge.check(verifier)
-
-    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
-        if verifier is None and isinstance(self.judge, VerifierJudge):
-            return "the data has no verifier"
+    def nothing_in(self, examples: Sequence[Example]) -> str | None:
         return None if self._prompts(examples) else "no prompt has a target"
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {**settings_of(self), "judge": self.judge.fingerprint()}
-
-    def own_prompts(self) -> dict[str, str]:
-        return {}
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         """Writes the judgments; says which probes were ranked otherwise than they must be (`failed_probes`)."""
@@ -103,50 +76,27 @@ class Probes:
         return {SAME: target, TWICE: f"{target}\n\n{target}", CONSTANT: self.constant, EMPTY: ""}
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Judged):
     """Agreement with pairs whose better answer is known: those of a file, or the data's targets and rejected answers.
 
     Attributes:
-        judge: a `selfcontrast.evaluation.judges.Judge`.
         gold: .json or .jsonl of {instruction, output_1, output_2, preference}, in AlpacaEval's format: 1 or 2, or 1.5
             for neither; None for the data's own.
-        limit: the first so many pairs; None for all.
-        min_coverage: the share of judgments that must be usable.
     """
 
-    gold: str | None
-    limit: int | None
-    min_coverage: float
-    judge: Any = field(metadata=NOT_IN_KEY)  # by its own fingerprint
-
-    def __post_init__(self) -> None:
-        _check(self.limit, self.min_coverage)
+    gold: str | None = field(metadata={"in_key_as": file_hash})
 
     @property
-    def relative(self) -> bool:
-        return False
+    def file(self) -> str | None:
+        return self.gold
 
-    def check(self, verifier: Verifier | None) -> None:
-        if self.gold is not None:
-            if isinstance(self.judge, VerifierJudge):
-                raise UserError("judge=verifier knows the built-in data only: name another for a file of pairs")
-            read_gold(self.gold)
-        if verifier or not isinstance(self.judge, VerifierJudge):
-            self.judge.check(verifier)
+    def read(self) -> None:
+        assert self.gold is not None
+        read_gold(self.gold)
 
-    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
-        if self.gold is None and verifier is None and isinstance(self.judge, VerifierJudge):
-            return "the data has no verifier"
+    def nothing_in(self, examples: Sequence[Example]) -> str | None:
         return None if self._pairs(examples) else "the data has no rejected answers"
-
-    def fingerprint(self) -> dict[str, Any]:
-        own = {name: value for name, value in settings_of(self).items() if name != "gold"}
-        file = hashlib.sha256(Path(self.gold).read_bytes()).hexdigest() if self.gold else None
-        return {**own, "file": file, "judge": self.judge.fingerprint()}
-
-    def own_prompts(self) -> dict[str, str]:
-        return {}  # the judge answers no question
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         pairs = self._pairs(subject.examples)
@@ -204,10 +154,3 @@ def _by_probe(folder: Path) -> dict[str, pd.DataFrame]:
         for at, name in enumerate((SAME, TWICE, CONSTANT, EMPTY))
         if len(found := pairs[pairs["sample"] == at])
     }
-
-
-def _check(limit: int | None, min_coverage: float) -> None:
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit}: at least 1, or null for all")
-    if not 0 < min_coverage <= 1:
-        raise UserError(f"min_coverage={min_coverage}: above 0 and at most 1")

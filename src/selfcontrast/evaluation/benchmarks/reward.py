@@ -11,6 +11,7 @@ from scipy.special import expit
 
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import mean_interval, win_rate
@@ -50,6 +51,9 @@ class RewardWins:
 
     def fingerprint(self) -> dict[str, Any]:
         return {**settings_of(self), "reward_model": self.reward_model.fingerprint()}
+
+    def asking(self, examples: Sequence[Example]) -> Asking | None:
+        return None
 
     def own_prompts(self) -> dict[str, str]:
         return {}

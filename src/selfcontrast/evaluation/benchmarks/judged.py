@@ -1,0 +1,121 @@
+"""What benchmarks with a judge have in common."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.data.example import Example, Verifier
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.asking import Asking
+from selfcontrast.evaluation.judges import Judge, Judgment
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
+from selfcontrast.store import NOT_IN_KEY, settings_of
+
+log = logging.getLogger(__name__)
+
+
+def file_hash(path: str | None) -> str | None:
+    """Of a file's content, which decides a result as its place does not."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Over the held-out prompts, where a subclass says nothing else.
+
+    Attributes:
+        limit: the first so many of what is judged; None for all.
+        min_coverage: the share of judgments that must be usable.
+        judge: a `selfcontrast.evaluation.judges.Judge`.
+    """
+
+    limit: int | None
+    min_coverage: float
+    judge: Any = field(metadata=NOT_IN_KEY)  # by its own fingerprint
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit={self.limit}: at least 1, or null for all")
+        if not 0 < self.min_coverage <= 1:
+            raise UserError(f"min_coverage={self.min_coverage}: above 0 and at most 1")
+
+    @property
+    def relative(self) -> bool:
+        return False
+
+    @property
+    def file(self) -> str | None:
+        """Of its own questions or pairs; None where they are the data's."""
+        return None
+
+    def read(self) -> None:
+        """Reads its file. Raises `UserError`."""
+
+    def check(self, verifier: Verifier | None) -> None:
+        verified = isinstance(self.judge, VerifierJudge)
+        if self.file is not None:
+            self.read()
+            if verified:
+                raise UserError("judge=verifier grades the data's own prompts only: name another for those of a file")
+        if verifier or not verified:
+            self.judge.check(verifier)
+
+    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
+        if self.file is not None:
+            return None
+        if verifier is None and isinstance(self.judge, VerifierJudge):
+            return "the data has no verifier"
+        return self.nothing_in(examples)
+
+    def nothing_in(self, examples: Sequence[Example]) -> str | None:
+        """Why there is nothing to judge in these, if so."""
+        return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**settings_of(self), "judge": self.judge.fingerprint()}
+
+    def asking(self, examples: Sequence[Example]) -> Asking | None:
+        return None
+
+    def own_prompts(self) -> dict[str, str]:
+        return {}
+
+
+def judged(name: str, judge: Judge, judgments: Sequence[Judgment], least: float) -> dict[str, Any]:
+    """How many of the judgments can be used, and what they cost.
+
+    Raises:
+        UserError: where they are fewer than the share `least`.
+    """
+    statuses = Counter(judgment.status for judgment in judgments)
+    failed = {str(status): count for status, count in statuses.most_common() if status != "ok"}
+    coverage = statuses["ok"] / max(1, len(judgments))
+    said = ", ".join(f"{status} {count}" for status, count in failed.items())
+    if coverage < least or not judgments:
+        reason = next((j.reply for j in judgments if j.status != "ok"), "")
+        raise UserError(
+            f"{name}: {statuses['ok']} of {len(judgments)} judgments can be used, {coverage:.1%}, which is below "
+            f"min_coverage={least:g} ({said}; such as: {' '.join(reason.split())[:160]!r}); those are kept: mend the "
+            "judge and run the same command again"
+        )
+    cost = judge.cost(judgments)
+    log.info(
+        "%s: %d of %d judgments can be used%s%s",
+        name,
+        statuses["ok"],
+        len(judgments),
+        f" ({said})" if said else "",
+        f", cost {cost:.2f}" if cost is not None else "",
+    )
+    return {
+        "judgments": len(judgments),
+        "coverage": coverage,
+        **failed,
+        "judge_prompt_tokens": sum(j.prompt_tokens for j in judgments),
+        "judge_completion_tokens": sum(j.completion_tokens for j in judgments),
+        "cost": cost,
+    }
