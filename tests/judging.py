@@ -1,10 +1,12 @@
 """Cases and settings that the tests of judges share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from selfcontrast.data.example import Example
-from selfcontrast.evaluation.judges import Case
+from selfcontrast.data.example import Example, Verifier
+from selfcontrast.evaluation.judges import Case, Surroundings
+from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.reading import Reading
 
 
@@ -28,6 +30,11 @@ def pair(a: str, b: str, name: str = "q") -> Case:
     return Case(question(name, f"What is {name}?"), 0, ((a,), (b,)))
 
 
+def around(folder: Path, verifier: Verifier | None = None, budget: Budget | None = None) -> Surroundings:
+    """A judge's surroundings, with judgments in `folder`."""
+    return Surroundings("cpu", verifier, folder, budget or Budget(None), "a benchmark")
+
+
 def reading(**changes: Any) -> Reading:
-    settings = {"attempts": 2, "max_tokens": 50, "max_characters": 1000, "price": None, "cap": None}
+    settings = {"attempts": 2, "max_tokens": 50, "max_characters": 1000, "price": None}
     return Reading(**{**settings, **changes})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from judging import around
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.local import Local
 from selfcontrast.evaluation.benchmarks.asking import OWN
@@ -62,7 +63,7 @@ def subject(examples: Sequence[Example], scores: Path, **changes: Any) -> Subjec
         "baseline": None,
         "examples": examples,
         "decoding": "T=1",
-        "surroundings": Surroundings("cpu", None, scores / "judgments"),
+        "surroundings": around(scores / "judgments"),
     }
     return Subject(**{**settings, **changes})
 

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 
 from selfcontrast.config import Parts
+from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import Tracker
@@ -21,6 +22,7 @@ class Job:
 
     Attributes:
         artifacts: what its stages gave so far, by label.
+        budget: of all its judgments.
         train: the training examples by id.
     """
 
@@ -29,6 +31,7 @@ class Job:
         self.tracker = tracker
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
+        self.budget = Budget(parts.evaluation.cap)
         self.train = {example.id: example for example in parts.splits["train"]}
 
     def stage(

@@ -320,13 +320,17 @@ def measured_by(
             baseline=base.path if base else None,
             examples=examples,
             decoding=decoding,
-            surroundings=Surroundings(p.hardware.device, verifier, p.store.root / "judgments"),
+            surroundings=Surroundings(
+                p.hardware.device, verifier, p.store.root / "judgments", job.budget, f"{name} {label}"
+            ),
         )
         inputs = {"answers": answered}
         if measure.relative and base:
             inputs["baseline"] = base
         compute = partial(measure.run, subject=subject)
         found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
+        if found[label].cached:
+            job.budget.count(found[label].key, found[label].summary.get("cost") or 0.0)
     return found
 
 

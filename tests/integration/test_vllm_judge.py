@@ -7,13 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from judging import pair, reading, single
+from judging import around, pair, reading, single
 from measuring import answered, subject
 from selfcontrast.client import Servers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS
 from selfcontrast.evaluation.benchmarks.pairwise import Pairwise
-from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.hf import HFJudge
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 from selfcontrast.evaluation.judges.prompts import judge_prompt
@@ -50,11 +49,11 @@ def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
 
 @pytest.mark.vllm
 def test_its_verdict_is_read_and_weighed_as_in_this_process(url: str, policy: Path, tmp_path: Path) -> None:
-    around = Surroundings("cpu", None, tmp_path)
+    near = around(tmp_path)
     for verdict in ("text", "logprob"):
-        with judge(url, verdict).open(around) as there:
+        with judge(url, verdict).open(near) as there:
             [found] = there([CASE])
-        with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(around) as here:
+        with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(near) as here:
             [expected] = here([CASE])
         assert (found.status, found.reply.strip()) == ("ok", REPLY)
         assert found.value == pytest.approx(expected.value, abs=1e-4)
@@ -78,7 +77,7 @@ def test_nonsense_is_no_mean(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.vllm
 def test_a_prompt_that_is_longer_than_the_server_reads_is_an_error_of_that_judgment(url: str, tmp_path: Path) -> None:
-    with judge(url).open(Surroundings("cpu", None, tmp_path)) as judging:
+    with judge(url).open(around(tmp_path)) as judging:
         long, short = judging([single("the dog " * 2000), CASE])
     assert (long.status, long.value) == ("api_error", None)
     assert short.status == "ok"

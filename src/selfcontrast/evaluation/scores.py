@@ -47,6 +47,8 @@ class Evaluation:
         prompts: how many of the split's prompts, evenly spread; None for all.
         decodings: {name, temperature, samples} each; the first gives the headline.
         lm_eval: tasks of lm-eval's.
+        cap: of the money that all judgments of a job may cost, failed tries and resumed runs included; None for any.
+        judgments_shown: rows of a benchmark's table of judgments; None for all.
         contamination: when a prompt counts as seen in training. It is evaluated all the same.
         backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
         benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark`: artifacts of their own.
@@ -60,6 +62,8 @@ class Evaluation:
     max_length: int
     lm_eval: LmEval = field(metadata={"in_key": False})  # by its own fingerprint
     seed: int = field()
+    cap: float | None = field(metadata={"in_key": False})
+    judgments_shown: int | None = field(metadata={"in_key": False})
     contamination: Contamination = field(metadata={"in_key": False})
     level: float = field(metadata={"in_key": False})
     resamples: int = field(metadata={"in_key": False})
@@ -77,6 +81,12 @@ class Evaluation:
             raise UserError(f"evaluation.level={self.level}: between 0 and 1, e.g. 0.95")
         if self.resamples < 100:
             raise UserError(f"evaluation.resamples={self.resamples}: at least 100")
+        if self.cap is not None and not any(_priced(benchmark) for benchmark in self.benchmarks.values()):
+            raise UserError(
+                f"evaluation.cap={self.cap:g} needs a judge with a price: judge.reading.price={{prompt: …}}"
+            )
+        if self.judgments_shown is not None and self.judgments_shown < 1:
+            raise UserError(f"evaluation.judgments_shown={self.judgments_shown}: at least 1, or null for all")
         names = [way.name for way in self.ways]
         if len(set(names)) < len(names):
             raise UserError(f"evaluation.decodings: {', '.join(names)}: each needs a name of its own")
@@ -99,6 +109,12 @@ class Evaluation:
         if self.prompts is None or self.prompts >= len(examples):
             return examples
         return [examples[i] for i in np.linspace(0, len(examples) - 1, self.prompts).round().astype(int)]
+
+
+def _priced(benchmark: Any) -> bool:
+    """Whether its judgments are known to cost money."""
+    judge = getattr(benchmark, "judge", None)
+    return judge is not None and judge.cost([]) is not None
 
 
 def evaluate(

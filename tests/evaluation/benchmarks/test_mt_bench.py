@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from judging import Lengths
+from judging import Lengths, around
 from measuring import Telling, answered, asked, subject
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench
 from selfcontrast.evaluation.benchmarks.questions import read_questions
-from selfcontrast.evaluation.judges import Case, Judgment, Surroundings
+from selfcontrast.evaluation.judges import Case, Judgment
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from shared import shared_data
 from tiny import example, policy_folder
@@ -150,9 +150,9 @@ def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
     examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
     of = benchmark(VerifierJudge())
     policy = policy_folder(tmp_path / "policy")
-    around = Surroundings("cpu", Lengths(), tmp_path)
+    near = around(tmp_path, Lengths())
     assert of.left_out(examples, Lengths()) is None
-    found = of.run(tmp_path, asked(of, examples, tmp_path / "answers", policy, surroundings=around))
+    found = of.run(tmp_path, asked(of, examples, tmp_path / "answers", policy, surroundings=near))
     assert found["questions"] == 1
     for row in pd.read_parquet(tmp_path / JUDGMENTS).to_dict("records"):
         assert row["rating"] == pytest.approx(1 + 9 * min(1, len(row["answer"]) / 10))

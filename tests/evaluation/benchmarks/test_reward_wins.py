@@ -7,11 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from judging import pair, single
+from judging import around, pair, single
 from measuring import answered, subject
 from selfcontrast.evaluation.benchmarks.benchmark import Options
 from selfcontrast.evaluation.benchmarks.reward import REWARDS, RewardWins, outcomes
-from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.reward_model import RewardJudge
 from selfcontrast.models.reward import RewardModel
 from tiny import example, tokenizer
@@ -96,7 +95,7 @@ def test_a_reward_model_as_a_judge(reward_model: RewardModel) -> None:
     judge = RewardJudge(reward_model)
     judge.check(None)
     cases = [pair(GOOD, BAD, "a"), pair(BAD, GOOD, "a"), pair(GOOD, GOOD, "a"), single(GOOD, "a"), single(BAD, "a")]
-    with judge.open(Surroundings("cpu", None, Path("none"))) as judging:
+    with judge.open(around(Path("none"))) as judging:
         found = [j.value or 0.0 for j in judging(cases)]
     assert found[:3] == [1, 0, 0.5]
     assert 10 >= found[3] > found[4] >= 1

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from judging import pair, reading, single
+from judging import around, pair, reading, single
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges import Case, Judgment, Surroundings
+from selfcontrast.evaluation.judges import Case, Judgment
 from selfcontrast.evaluation.judges.hf import HFJudge
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.models.loading import load_model, save_policy
@@ -37,7 +37,7 @@ def judge(path: Path, verdict: str = "text", max_length: int = 4096, **changes: 
 
 def ask(judge: HFJudge, cases: Sequence[Case], folder: Path) -> list[Judgment]:
     judge.check(None)
-    with judge.open(Surroundings("cpu", None, folder)) as judging:
+    with judge.open(around(folder)) as judging:
         return judging(cases)
 
 

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
-from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Judgment
-from selfcontrast.evaluation.judges.ledger import Budget, Ledger, Price
+from selfcontrast.evaluation.judges.ledger import Ledger
 
 JUDGE = {"model": "m"}
 
@@ -44,19 +41,3 @@ def test_everything_that_decides_a_judgment_is_in_its_key(tmp_path: Path) -> Non
     assert len(set(keys)) == 4
     one.add(keys[0], Judgment("ok", 1.0))
     assert Ledger(tmp_path, {"model": "n"}).get(keys[0]) is None
-
-
-def test_a_budget_stops_before_it_is_exceeded() -> None:
-    budget = Budget(Price(prompt=1e6, completion=1e6), cap=100, spent=10)  # one per token
-    reserved = budget.reserve("x" * 90, 50)  # 30 and 50: 90 in all
-    assert reserved == 80
-    with pytest.raises(UserError, match=r"judge\.cap=100 is reached: 90 "):
-        budget.reserve("", 11)
-    budget.settle(reserved, 20, 10)  # 40 in all
-    assert budget.reserve("", 60) == 60
-    with pytest.raises(UserError):
-        budget.reserve("x", 0)
-
-
-def test_without_a_price_nothing_is_counted() -> None:
-    assert Budget(None, None, 0).reserve("x" * 10**6, 10**6) == 0

@@ -1,5 +1,6 @@
 """The judge behind an HTTP endpoint, with a real client and a server that fails as it is told to."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from judging import pair, reading, single
+from judging import around, pair, reading, single
 from openai_server import Body, Fault, OpenAIServer
 from selfcontrast.client import Servers
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges import Case, Judgment, Surroundings
-from selfcontrast.evaluation.judges.ledger import Price
+from selfcontrast.evaluation.judges import Case, Judgment
+from selfcontrast.evaluation.judges.budget import Budget, Price
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 
 
@@ -21,8 +22,8 @@ def judge(url: str, retries: int = 0, verdict: str = "text", **changes: Any) -> 
     return OpenAIJudge("selfcontrast", 0.0, verdict, {}, reading(**changes), servers)
 
 
-def ask(judge: OpenAIJudge, cases: Sequence[Case], folder: Path) -> list[Judgment]:
-    with judge.open(Surroundings("cpu", None, folder)) as judging:
+def ask(judge: OpenAIJudge, cases: Sequence[Case], folder: Path, budget: Budget | None = None) -> list[Judgment]:
+    with judge.open(around(folder, budget=budget)) as judging:
         return judging(cases)
 
 
@@ -127,11 +128,14 @@ def test_the_cap_stops_before_more_is_spent_and_keeps_what_is_there(tmp_path: Pa
     cases = [single(f"answer {i}", f"q{i}") for i in range(20)]
     price = Price(prompt=1e4, completion=1e5)  # of a judgment: 100 of 1e6 at 1e4 is 1, 20 at 1e5 is 2: 3 in all
     with OpenAIServer(fault=lambda number, body: Fault(200, reply)).open() as server:
-        with pytest.raises(UserError, match=r"judge\.cap=60 is reached"):
-            ask(judge(server.url, price=price, cap=60.0), cases, tmp_path)
+        with pytest.raises(UserError, match=r"evaluation\.cap=60 is reached by a benchmark"):
+            ask(judge(server.url, price=price), cases, tmp_path, Budget(60))
         paid = len(server.asked)
         assert 0 < 3 * paid <= 60
-        found = ask(judge(server.url, price=price, cap=600.0), cases, tmp_path)
+        with pytest.raises(UserError, match="is reached"):  # what is paid counts in a run that is resumed
+            ask(judge(server.url, price=price), cases, tmp_path, Budget(3 * paid))
+        assert len(server.asked) == paid
+        found = ask(judge(server.url, price=price), cases, tmp_path, Budget(600))
         assert len(server.asked) == 20
     assert {(j.value, j.prompt_tokens, j.completion_tokens) for j in found} == {(5, 100, 20)}
     assert judge(server.url, price=price).cost(found) == pytest.approx(60)
@@ -144,9 +148,26 @@ def test_a_key_that_is_not_set_is_noticed_before_any_compute(monkeypatch: pytest
         OpenAIJudge("m", 0.0, "text", {}, reading(), servers).check(None)
 
 
-def test_a_cap_needs_a_price() -> None:
-    with pytest.raises(UserError, match=r"judge\.cap=5 needs a price"):
-        reading(cap=5.0)
+def test_a_cap_is_of_all_that_a_job_asks_for(tmp_path: Path) -> None:
+    """A judgment costs 3. Of two benchmarks with 4 judgments each the second runs out at 18; its own count once."""
+    usage = {"prompt_tokens": 100, "completion_tokens": 20}
+    answer = {"choices": says("[[5]]"), "usage": usage}
+    price, budget = Price(prompt=1e4, completion=1e5), Budget(30)
+    first = [single(f"answer {i}", f"q{i}") for i in range(4)]
+    second = [single(f"another {i}", f"q{i}") for i in range(4)]
+    with OpenAIServer(fault=lambda number, body: Fault(200, json.dumps(answer).encode())).open() as server:
+        one = judge(server.url, price=price, max_tokens=20)
+        ask(one, first, tmp_path, budget)
+        assert len(server.asked) == 4
+        with pytest.raises(UserError, match=r"evaluation\.cap=30 is reached"):
+            ask(one, second, tmp_path, budget)
+        assert len(server.asked) < 8
+        again = len(server.asked)
+        ask(one, first, tmp_path, budget)  # known, and paid
+        assert len(server.asked) == again
+        found = ask(one, second, tmp_path, Budget(100))
+    assert {j.value for j in found} == {5}
+    assert len(server.asked) == 8
 
 
 def token(text: str, chance: float = 1.0, **others: float) -> Body:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from judging import question
+from judging import around, question
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges import Case, Surroundings
+from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.judges.replay import ReplayJudge
 from shared import shared_data
 
@@ -20,7 +20,7 @@ def recorded(folder: Path, *rows: dict[str, Any]) -> str:
 
 
 def values(judge: ReplayJudge, *cases: Case) -> list[tuple[str, float | None]]:
-    with judge.open(Surroundings("cpu", None, Path("none"))) as judging:
+    with judge.open(around(Path("none"))) as judging:
         return [(j.status, j.value) for j in judging(cases)]
 
 

@@ -12,8 +12,8 @@ from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges.budget import Account
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
-from selfcontrast.evaluation.judges.ledger import Budget
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
@@ -68,10 +68,10 @@ class HFJudge:
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:
             # Loaded only where something is left to ask for.
-            def ask(prompts: Sequence[str], attempt: int, budget: Budget, done: Done) -> None:
+            def ask(prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
                 self._ask(surroundings.device, prompts, attempt, done)
 
-            return self.reading.judge(cases, fingerprint, surroundings.judgments, ask)
+            return self.reading.judge(cases, fingerprint, surroundings, ask)
 
         yield judging
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from selfcontrast.data.example import Example, Message, Verifier
+from selfcontrast.evaluation.judges.budget import Budget
 
 Status = Literal["ok", "out_of_range", "unparsable", "refused", "api_error", "truncated"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -77,11 +78,15 @@ class Surroundings:
     Attributes:
         verifier: the data's, where it has one.
         judgments: folder of the judgments that were paid for, which all jobs share.
+        budget: the job's, which all its benchmarks share.
+        who: the benchmark and the system that judgments are asked for.
     """
 
     device: str
     verifier: Verifier | None
     judgments: Path
+    budget: Budget
+    who: str
 
 
 Judging = Callable[[Sequence[Case]], list[Judgment]]

@@ -1,4 +1,4 @@
-"""Judgments that were asked for, kept under a hash of all that decides them, and what they cost.
+"""Judgments that were asked for, kept under a hash of all that decides them.
 
 Every try is a line of a file, written as soon as it is there. Only a judgment that is ok is ever taken from it; what
 failed is asked for again, and its tokens still count.
@@ -7,15 +7,12 @@ failed is asked for again, and its tokens still count.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import Judgment
 from selfcontrast.store.artifact import key_of
-
-CHARACTERS_PER_TOKEN = 3  # few, so that an estimate is rather too high; what was really used replaces it
 
 
 class Ledger:
@@ -63,44 +60,3 @@ class Ledger:
                 completion_tokens=before.completion_tokens + judgment.completion_tokens,
             )
         self._found[key] = judgment
-
-
-@dataclass(frozen=True)
-class Price:
-    """Of a million tokens, in any currency."""
-
-    prompt: float
-    completion: float
-
-    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
-        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
-
-
-class Budget:
-    """What may still be spent. A request is only made where even its longest answer stays within the cap."""
-
-    def __init__(self, price: Price | None, cap: float | None, spent: float) -> None:
-        self._price, self._cap = price, cap
-        self._spent = spent
-
-    def reserve(self, prompt: str, max_tokens: int) -> float:
-        """Sets aside what a request may cost at most. Raises `UserError` where that is too much."""
-        if self._price is None:
-            return 0.0
-        most = self._price.of(estimated_tokens(prompt), max_tokens)
-        if self._cap is not None and self._spent + most > self._cap:
-            raise UserError(
-                f"judge.cap={self._cap:g} is reached: {self._spent:.4g} is spent or under way; what is judged is "
-                "kept: raise the cap and run the same command again, or lower the benchmark's limit"
-            )
-        self._spent += most
-        return most
-
-    def settle(self, reserved: float, prompt_tokens: int, completion_tokens: int) -> None:
-        """Replaces what was set aside by what was used."""
-        if self._price:
-            self._spent += self._price.of(prompt_tokens, completion_tokens) - reserved
-
-
-def estimated_tokens(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)

@@ -8,8 +8,8 @@ from typing import Any
 
 from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
 from selfcontrast.data.example import Verifier
+from selfcontrast.evaluation.judges.budget import Account, estimated_tokens
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
-from selfcontrast.evaluation.judges.ledger import Budget, estimated_tokens
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.store import NOT_IN_KEY, settings_of
@@ -52,23 +52,23 @@ class OpenAIJudge:
     @contextmanager
     def open(self, surroundings: Surroundings) -> Iterator[Judging]:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
-            return self.reading.judge(cases, self.fingerprint(), surroundings.judgments, self._ask)
+            return self.reading.judge(cases, self.fingerprint(), surroundings, self._ask)
 
         yield judging
 
-    def _ask(self, prompts: Sequence[str], attempt: int, budget: Budget, done: Done) -> None:
-        asyncio.run(self._all(prompts, attempt, budget, done))
+    def _ask(self, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
+        asyncio.run(self._all(prompts, attempt, account, done))
 
-    async def _all(self, prompts: Sequence[str], attempt: int, budget: Budget, done: Done) -> None:
+    async def _all(self, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
         # As many workers as requests may be under way: what is asked for next is only paid for when it is its turn.
         places = iter(range(len(prompts)))
         async with Client(self.servers) as client:
 
             async def work() -> None:
                 for at in places:
-                    reserved = budget.reserve(prompts[at], self.reading.max_tokens)
+                    reserved = account.reserve(prompts[at], self.reading.max_tokens)
                     reply = await self._reply(client, prompts[at], attempt)
-                    budget.settle(reserved, reply.prompt_tokens, reply.completion_tokens)
+                    account.settle(reserved, reply.prompt_tokens, reply.completion_tokens)
                     done(at, reply)
 
             workers = min(len(prompts), self.servers.concurrency * len(self.servers.urls))

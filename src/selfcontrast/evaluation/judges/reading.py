@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges.judgment import Case, Judgment
-from selfcontrast.evaluation.judges.ledger import Budget, Ledger, Price, estimated_tokens
+from selfcontrast.evaluation.judges.budget import Account, Price, estimated_tokens
+from selfcontrast.evaluation.judges.judgment import Case, Judgment, Surroundings
+from selfcontrast.evaluation.judges.ledger import Ledger
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.evaluation.judges.verdicts import VERDICTS, read_verdict, weighed
 
@@ -35,8 +35,8 @@ class Reply:
 
 Done = Callable[[int, Reply], None]
 """To be called with each prompt's place and its reply, as soon as there is one."""
-Ask = Callable[[Sequence[str], int, Budget, Done], None]
-"""Asks for a reply to each prompt, in the try of this number (from 0), within the budget."""
+Ask = Callable[[Sequence[str], int, Account, Done], None]
+"""Asks for a reply to each prompt, in the try of this number (from 0), and pays from the account."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +48,40 @@ class Reading:
         max_tokens: of a reply.
         max_characters: of an answer, of which the judge does not see the middle beyond that.
         price: of a million tokens; None where it costs nothing, or nobody knows.
-        cap: of the money that a benchmark's judgments may cost, failed tries and resumed runs included.
     """
 
     attempts: int
     max_tokens: int
     max_characters: int
     price: Price | None
-    cap: float | None
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise UserError(f"judge.attempts={self.attempts}: at least 1")
         if self.max_tokens < 1 or self.max_characters < 100:
             raise UserError("judge.max_tokens: at least 1; judge.max_characters: at least 100")
-        if self.cap is not None and self.price is None:
-            raise UserError(f"judge.cap={self.cap:g} needs a price: judge.price={{prompt: …, completion: …}}")
 
-    def judge(self, cases: Sequence[Case], judge: Mapping[str, Any], folder: Path, ask: Ask) -> list[Judgment]:
+    def judge(
+        self, cases: Sequence[Case], judge: Mapping[str, Any], surroundings: Surroundings, ask: Ask
+    ) -> list[Judgment]:
         """A judgment of each case; what is in the ledger already is not asked for again."""
-        ledger = Ledger(folder, judge)
+        ledger = Ledger(surroundings.judgments, judge)
         prompts: dict[str, tuple[str, bool]] = {}
         keys = []
         for case in cases:
             prompt = judge_prompt(case, self.max_characters)
             keys.append(ledger.key(prompt, case.pairwise))
             prompts[keys[-1]] = (prompt, case.pairwise)
-        known = [found for key in prompts if (found := ledger.get(key))]
-        budget = Budget(self.price, self.cap, self.cost(known) or 0.0)
+        for key in prompts:
+            found = ledger.get(key)
+            surroundings.budget.count(key, (self.cost([found]) if found else None) or 0.0)
+        account = Account(self.price, surroundings.budget, surroundings.who)
         for attempt in range(self.attempts):
             pending = [key for key in prompts if (found := ledger.get(key)) is None or found.status != "ok"]
             if not pending:
                 break
             self._announce([prompts[key][0] for key in pending], len(prompts), attempt)
-            ask([prompts[key][0] for key in pending], attempt, budget, _keeper(ledger, pending, prompts))
+            ask([prompts[key][0] for key in pending], attempt, account, _keeper(ledger, pending, prompts))
         return [ledger.get(key) or Judgment("api_error", None, "not asked") for key in keys]
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
