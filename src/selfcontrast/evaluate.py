@@ -1,6 +1,7 @@
 """One model, whoever trained it, measured as a job measures its policies: the same settings, store and judgments."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -16,18 +17,20 @@ from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import compare
 from selfcontrast.evaluation.scores import LM_EVAL
 from selfcontrast.job import Job
-from selfcontrast.models.loading import Pretrained, folder_hash, load_tokenizer
+from selfcontrast.models.loading import Pretrained, folder_hash, load_tokenizer, template_text
 from selfcontrast.pipeline import contaminated, measured_by, scores_of
 from selfcontrast.provenance import provenance
 from selfcontrast.report.benchmarks import CATEGORY, cell
+from selfcontrast.report.evaluated import write_evaluated
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.text import interval, number, place
-from selfcontrast.results import RESULT, measured_lines, stage_record
+from selfcontrast.results import RESULT, measured_lines, samples_of, samples_table, stage_record, track_judgments
 from selfcontrast.store import Artifact
 from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
 from selfcontrast.tracking import Tracker
 
 LABEL = "model"
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates")  # what holds them in a model's folder
 BOUNDS = ("estimate", "low", "high")  # of an interval
 
 
@@ -40,29 +43,44 @@ class Evaluated:
         comparison: as of `results.Result`, with this system alone.
         lm_eval: per task its metrics.
         benchmarks: by name, as of `results.Result`; without those that compare with the SFT model.
-        stages, config, provenance: as of `results.Result`.
+        samples, stages, config, provenance: as of `results.Result`.
     """
 
     model: str
     comparison: dict[str, Any]
     lm_eval: dict[str, dict[str, float]]
     benchmarks: dict[str, dict[str, Any]]
+    samples: list[dict[str, Any]]
     stages: list[dict[str, Any]]
     config: dict[str, Any]
     provenance: dict[str, Any]
 
+    @property
+    def systems(self) -> list[str]:
+        return [LABEL]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Evaluated":
+        return cls(**json.loads((folder / RESULT).read_text()))
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether the folder's result is of one model, and not of a run."""
+        return "policy" not in json.loads((folder / RESULT).read_text())
+
 
 def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
-    """Scores and benchmarks of `model.path`, computed or recalled; written to the output folder as `RESULT`.
+    """Scores and benchmarks of `model.path`, computed or recalled; written to the output folder, with a report.
 
     Raises:
         UserError: for a model that cannot be had or has no chat template.
     """
     folder = model_folder(parts.model)
+    template = given_template(parts.model)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
-        trained = {LABEL: as_artifact(folder, parts.output)}
+        trained = {LABEL: as_artifact(folder, parts.output, template)}
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
         systems = {LABEL: scores_of(job, trained[LABEL], LABEL)}
         comparison = compare({LABEL: systems[LABEL].path}, parts.evaluation, seen, baseline=LABEL)
@@ -76,12 +94,17 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
                 for name, found in measured.items()
                 if found
             },
+            samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
             stages=[stage_record(name, artifact) for name, artifact in job.artifacts.items()],
             config=dict(config),
             provenance=provenance(),
         )
         (parts.output / RESULT).write_text(json.dumps(asdict(result)))
+        write_evaluated(result, parts.output)
         tracker.summary(_numbers(result))
+        tracker.table("samples", samples_table(result.samples))
+        track_judgments(tracker, parts.evaluation, measured)
+        tracker.files(parts.output / RESULT, parts.output / "report.html")
     job.decisions.finish()
     return result
 
@@ -90,8 +113,6 @@ def model_folder(model: Any) -> Path:
     """Where its files are: downloaded, where `model.path` is a name on the hub. Raises `UserError`."""
     if not isinstance(model, Pretrained):
         raise UserError("model: there is nothing to evaluate before training; give model=FOLDER or a name on the hub")
-    if model.chat_template:
-        raise UserError("model.chat_template: a model is evaluated with its own template; save it with its tokenizer")
     folder = Path(model.path)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -107,25 +128,37 @@ def model_folder(model: Any) -> Path:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"model.path={model.path}: cannot be downloaded ({first}); name a folder") from error
         folder = Path(found)
-    Renderer(load_tokenizer(folder))
+    if not model.chat_template:  # which `configure` has tried
+        Renderer(load_tokenizer(folder))
     return folder.resolve()
 
 
-def as_artifact(folder: Path, output: Path) -> Artifact:
+def given_template(model: Any) -> str | None:
+    """The chat template that `model.chat_template` puts in place of the model's own."""
+    return template_text(model.chat_template) if model.chat_template else None
+
+
+def as_artifact(folder: Path, output: Path, template: str | None) -> Artifact:
     """The model as what stages are made from. A policy of the store is itself, so its scores are recalled.
 
-    Of any other the content is the key; a link in `output` gives it the place where stages look.
+    Of any other the content is the key; links in `output` give it the place where stages look. A chat template in
+    place of its own is part of the content.
     """
     above = folder.parent
-    if folder.name == "model" and (above / MANIFEST).is_file() and not verify_once(above):
+    if template is None and folder.name == "model" and (above / MANIFEST).is_file() and not verify_once(above):
         return Artifact.read(above, cached=True)
-    content = folder_hash(folder)
-    link = output / "evaluated" / "model"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder, target_is_directory=True)
+    content = {"model": folder_hash(folder), **({} if template is None else {"chat_template": template})}
+    linked = output / "evaluated" / "model"
+    if linked.parent.exists():  # of an earlier run in this folder
+        shutil.rmtree(linked.parent)
+    linked.mkdir(parents=True)
+    for file in folder.iterdir():
+        if template is None or file.name not in TEMPLATES:
+            (linked / file.name).symlink_to(file, target_is_directory=file.is_dir())
+    if template is not None:
+        (linked / TEMPLATES[0]).write_text(template, encoding="utf-8")
     manifest = {"seconds": 0.0, "summary": {}, "resumed": False}
-    return Artifact("model", key_of({"model": content}), link.parent, manifest, cached=True)
+    return Artifact("model", key_of(content), linked.parent, manifest, cached=True)
 
 
 def print_evaluated(result: Evaluated, output: Path) -> None:
@@ -151,7 +184,8 @@ def print_evaluated(result: Evaluated, output: Path) -> None:
         say("")
         show(table)
     say("")
-    say(f"results  {place(output / RESULT)}", wrap=False)
+    for name, file in (("report", "report.html"), ("results", RESULT)):
+        say(f"{name:<8} {place(output / file)}", wrap=False)
 
 
 def _numbers(result: Evaluated) -> dict[str, Any]:

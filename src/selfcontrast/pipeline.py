@@ -28,7 +28,7 @@ from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
-from selfcontrast.results import Result
+from selfcontrast.results import Result, track_judgments
 from selfcontrast.store import Artifact, settings_of
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracker, Untracked
@@ -54,6 +54,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
         result = Result.collect(parts, config, job.artifacts, systems, comparison, measured)
         result.write(parts.output)
         result.track(tracker, parts.output)
+        track_judgments(tracker, parts.evaluation, measured)
     job.decisions.finish()
     return result
 

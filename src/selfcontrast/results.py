@@ -14,6 +14,7 @@ from selfcontrast.config import Parts
 from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
+from selfcontrast.evaluation.benchmarks.table import judgments_table
 from selfcontrast.evaluation.compare import BASELINE, Comparison
 from selfcontrast.evaluation.published import beside
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
@@ -98,7 +99,7 @@ class Result:
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=_similarities(artifacts),
             lm_eval=lm_eval,
-            samples=_samples(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
+            samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
             negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.rounds else [],
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
@@ -136,11 +137,8 @@ class Result:
             summary[f"seconds/{stage['name']}"] = stage["seconds"]
             summary |= {f"{stage['name']}/{k}": v for k, v in stage["summary"].items() if v is not None}
         tracker.summary(summary)
-        tracker.table("samples", _flat(self.samples))
+        tracker.table("samples", samples_table(self.samples))
         tracker.table("negatives", pd.DataFrame(self.negatives_shown))
-        for name, found in self.benchmarks.items():
-            if found["shown"]:
-                tracker.table(name, pd.DataFrame(found["shown"]))
         tracker.files(folder / RESULT, folder / "report.html")
 
 
@@ -177,6 +175,14 @@ def measured_lines(
     }
 
 
+def track_judgments(tracker: Tracker, evaluation: Evaluation, measured: Mapping[str, Mapping[str, Artifact]]) -> None:
+    """A table of each benchmark's judgments. All of them are in its artifacts besides."""
+    for name, found in measured.items():
+        table = judgments_table({system: a.path for system, a in found.items()}, evaluation.judgments_shown)
+        if len(table):
+            tracker.table(name, table)
+
+
 def _history(artifact: Artifact) -> list[dict[str, float]]:
     file = artifact.path / HISTORY
     return list(json.loads(file.read_text())) if file.exists() else []
@@ -208,7 +214,8 @@ def _similarities(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     return dict(json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()))
 
 
-def _samples(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:
+def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:
+    """Prompts, evenly spread, with their target and each system's first answer."""
     step = max(1, len(examples) // SAMPLES)
     shown = examples[::step][:SAMPLES]
     answers = {name: pd.read_parquet(artifact.path / ANSWERS) for name, artifact in systems.items()}
@@ -256,7 +263,7 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
     return rows
 
 
-def _flat(samples: list[dict[str, Any]]) -> pd.DataFrame:
+def samples_table(samples: list[dict[str, Any]]) -> pd.DataFrame:
     """Samples as a table: one row per prompt, a column per system."""
     return pd.DataFrame(
         [

@@ -22,14 +22,15 @@ from vllm_server import serve
 
 LENGTH = 2048
 CASE, REPLY = pair("a cat", "a dog"), "Neither is. [[B]]"
-READING = reading(attempts=2, max_tokens=24)
+READING = reading(attempts=2, max_tokens=24, max_characters=20_000)
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge that knows by heart what to reply to one prompt, and was taught nothing else."""
+    """A judge that replies to one prompt as it has learned, two times of three with B and else with A."""
     folder = tmp_path_factory.mktemp("judge") / "model"
-    model = taught([example("e", judge_prompt(CASE, 1000), REPLY)], width=64)
+    replies = [REPLY, REPLY, REPLY.replace("B", "A")]
+    model = taught([example("e", judge_prompt(CASE, READING.max_characters), reply) for reply in replies], width=64)
     model.config.max_position_embeddings = LENGTH
     save_policy(folder, model, tokenizer(), "")
     return folder
@@ -56,9 +57,9 @@ def test_its_verdict_is_read_and_weighed_as_in_this_process(url: str, policy: Pa
         with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(near) as here:
             [expected] = here([CASE])
         assert (found.status, found.reply.strip()) == ("ok", REPLY)
-        assert found.value == pytest.approx(expected.value, abs=1e-4)
+        assert found.value == pytest.approx(expected.value, abs=1e-3)
         assert found.prompt_tokens == expected.prompt_tokens
-    assert 0 < found.value < 0.5
+    assert 0.2 < found.value < 0.45
 
 
 @pytest.mark.vllm

@@ -56,10 +56,10 @@ class FromScratch:
         _check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**vars(self), "chat_template": _template(self.chat_template)}
+        return {**vars(self), "chat_template": template_text(self.chat_template)}
 
     def check(self) -> None:
-        _template(self.chat_template)
+        template_text(self.chat_template)
 
     def skeleton(self) -> Any:
         import torch
@@ -73,7 +73,7 @@ class FromScratch:
         from transformers import LlamaForCausalLM
 
         tokenizer = train_tokenizer(texts, self.vocabulary, self.max_positions)
-        tokenizer.chat_template = _template(self.chat_template)
+        tokenizer.chat_template = template_text(self.chat_template)
         config = self._config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -120,7 +120,7 @@ class Pretrained:
         _check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
-        own = {**vars(self), "chat_template": _template(self.chat_template) if self.chat_template else None}
+        own = {**vars(self), "chat_template": template_text(self.chat_template) if self.chat_template else None}
         del own["local_files_only"]
         if Path(self.path).is_dir():  # a folder's content decides, not where it lies
             own["path"] = folder_hash(Path(self.path))
@@ -177,7 +177,7 @@ class Pretrained:
             raise UserError(f"model.added_tokens: the tokenizer of {self.path} has {', '.join(known)} already")
         tokenizer.add_tokens(self.added_tokens, special_tokens=True)
         if self.chat_template:
-            tokenizer.chat_template = _template(self.chat_template)
+            tokenizer.chat_template = template_text(self.chat_template)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -268,7 +268,7 @@ def folder_hash(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _template(path_or_text: str) -> str:
+def template_text(path_or_text: str) -> str:
     """A chat template given as a file's path, by the name of one of `TEMPLATES`, or as it stands, with braces."""
     if "{" in path_or_text:
         return path_or_text

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 from selfcontrast.errors import UserError
+from selfcontrast.evaluate import Evaluated, print_evaluated
 from selfcontrast.report import print_result, write_report
+from selfcontrast.report.evaluated import write_evaluated
 from selfcontrast.report.sweep import read_sweep
 from selfcontrast.report.sweep_page import write_sweep
 from selfcontrast.report.sweep_terminal import print_sweep
@@ -12,11 +14,16 @@ from selfcontrast.results import RESULT, Result
 
 
 def main(folders: list[Path]) -> None:
-    """A folder that holds a result is a run; one with results below it is a sweep."""
+    """A folder that holds a result is a run or a measured model; one with results below it is a sweep."""
     if not folders:
         raise UserError("which folders? python -m selfcontrast.report DIR…, each of a run or a sweep")
     for folder in folders:
         if (folder / RESULT).exists():
+            if Evaluated.is_in(folder):
+                evaluated = Evaluated.read(folder)
+                write_evaluated(evaluated, folder)
+                print_evaluated(evaluated, folder)
+                continue
             result = Result.read(folder)
             write_report(result, folder)
             print_result(result, folder)

@@ -12,6 +12,7 @@ from selfcontrast.report.style import COLOURS, inline, styled
 from selfcontrast.report.text import NONE, interval, percent, percent_interval
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluate import Evaluated
     from selfcontrast.results import Result
 
 CATEGORY = "category "
@@ -29,7 +30,7 @@ class Shown:
     radar: Markup | None
 
 
-def shown(result: "Result") -> list[Shown]:
+def shown(result: "Result | Evaluated") -> list[Shown]:
     """All of a run's benchmarks."""
     return [_shown(name, found) for name, found in result.benchmarks.items()]
 

@@ -13,6 +13,7 @@ from selfcontrast.report.training import Records, ends, mean_of, ranks
 from selfcontrast.report.verdict import BASELINE, PROXY
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluate import Evaluated
     from selfcontrast.results import Result
 
 POINTS = 300  # of a curve, at most: what a page's width can show
@@ -27,8 +28,8 @@ def colour_of(system: str) -> str:
 
 
 @styled()
-def systems(result: "Result", title: bool = False) -> Figure:
-    """Every system's mean with its interval, by decoding. With `title` the figure can stand alone."""
+def systems(result: "Result | Evaluated", title: str = "") -> Figure:
+    """Every system's mean with its interval, by decoding. With a `title` the figure can stand alone."""
     rows = result.comparison["rows"]
     decodings = list(dict.fromkeys(row["decoding"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
@@ -45,13 +46,13 @@ def systems(result: "Result", title: bool = False) -> Figure:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
     if title:
         prompts, level = rows[0]["mean"]["clusters"], rows[0]["mean"]["level"]
-        words = f"{names[-1]}, K = {result.negatives}: {prompts} prompts, {percent(level, 0)} intervals"
+        words = f"{title}: {prompts} prompts, {percent(level, 0)} intervals"
         figure.suptitle(words, x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
 @styled()
-def categories(result: "Result") -> Figure | None:
+def categories(result: "Result | Evaluated") -> Figure | None:
     """Means by category at the first decoding; None where the data has no categories."""
     rows = result.comparison["categories"]
     if not rows:

@@ -67,7 +67,8 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def write_report(result: "Result", folder: Path) -> None:
     """Writes `report.html`, and `figure.svg` and `figure.png` of the comparison, to `folder`."""
-    save(figures.systems(result, title=True), folder)
+    method = result.comparison["rows"][-1]["system"]
+    save(figures.systems(result, title=f"{method}, K = {result.negatives}"), folder)
     page = render("page.html.jinja", **_content(result, folder))
     (folder / "report.html").write_text(page, encoding="utf-8")
 

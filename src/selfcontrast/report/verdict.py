@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from selfcontrast.report.text import bounded, interval, number, p_equals, percent
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluate import Evaluated
     from selfcontrast.results import Result
 
 BASELINE = "SFT"
@@ -33,7 +34,7 @@ class Verdict:
         return " ".join(part for part in (self.sentence, self.control) if part)
 
 
-def measure_name(result: "Result") -> str:
+def measure_name(result: "Result | Evaluated") -> str:
     """What the numbers are. A similarity never goes by the name of a score."""
     return "score" if result.comparison["measure"] == "score" else "similarity (proxy)"
 
@@ -67,7 +68,7 @@ def judge(result: "Result") -> Verdict:
     return Verdict(headline, _sentence(result, base, policy, outcome), controls)
 
 
-def contamination(result: "Result") -> str:
+def contamination(result: "Result | Evaluated") -> str:
     """How many prompts resemble a training prompt, and the scores without them; empty where it was not looked for."""
     found = result.comparison.get("contamination")
     if not found:
@@ -82,7 +83,7 @@ def contamination(result: "Result") -> str:
         return f"{said}."
     scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in found["without"])
     policy = policy_row(found["without"])
-    if policy["system"] == BASELINE:
+    if "difference" not in policy:
         return f"{said}; without them {scores}."
     difference = interval(policy["difference"], signed=True)
     return f"{said}; without them {scores}, difference {difference}, {p_equals(policy['p_value'])}."

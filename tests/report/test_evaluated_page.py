@@ -1,0 +1,65 @@
+"""The page of one model that was measured alone."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from selfcontrast.evaluate import Evaluated
+from selfcontrast.report.__main__ import main
+from selfcontrast.results import RESULT, Result
+
+
+@pytest.fixture
+def evaluated(make: Callable[..., Result]) -> Evaluated:
+    """What a run measured of its policy, as if that were all."""
+    result = make()
+    alone = [
+        {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "surprise", "tokens")}
+        for row in result.comparison["rows"]
+        if row["system"] != "SFT"
+    ]
+    rows = [{"system": "model", **row} for row in alone]
+    seen = {**result.comparison["contamination"], "without": rows[:1]}
+    return Evaluated(
+        model="models/<b>mine</b>",
+        comparison={**result.comparison, "rows": rows, "categories": [], "contamination": seen},
+        lm_eval={"target_choice": {"acc": 0.911, "fewshot": 2.0}},
+        benchmarks={},
+        samples=[{**sample, "answers": {"model": sample["answers"]["SFT"]}} for sample in result.samples],
+        stages=result.stages,
+        config=result.config,
+        provenance=result.provenance,
+    )
+
+
+def page(result: Evaluated, folder: Path) -> str:
+    """As it is written again by the command that it names."""
+    (folder / RESULT).write_text(json.dumps(asdict(result)))
+    main([folder])
+    return (folder / "report.html").read_text()
+
+
+def test_it_says_what_was_measured(evaluated: Evaluated, tmp_path: Path) -> None:
+    html = page(evaluated, tmp_path)
+    assert "<h1>A score of 0.700 [0.650, 0.750] at T=1</h1>" in html
+    assert "0.911" in html
+    assert "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt; without them model 0.700" in html
+    assert "<svg" in html
+
+
+def test_everything_that_somebody_else_wrote_is_text(evaluated: Evaluated, tmp_path: Path) -> None:
+    html = page(evaluated, tmp_path)
+    for hostile in ("<script>", "<i>maths", "<b>mine"):
+        assert hostile not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_a_similarity_is_called_what_it_is(evaluated: Evaluated, tmp_path: Path) -> None:
+    samples = [{**s, "answers": {}} for s in evaluated.samples]
+    proxy = replace(evaluated, comparison={**evaluated.comparison, "measure": "similarity"}, samples=samples)
+    html = page(proxy, tmp_path)
+    assert "A similarity (proxy) of" in html
+    assert "a proxy, not quality" in html
