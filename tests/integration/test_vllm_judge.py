@@ -21,7 +21,7 @@ from tiny import example, taught, tokenizer
 from vllm_server import serve
 
 LENGTH = 2048
-CASE, REPLY = pair("a cat", "a dog"), "Neither is. [[B]]"
+CASE, REPLY = pair("a cat", "a dog"), "[[B]]"
 READING = reading(attempts=2, max_tokens=24, max_characters=20_000)
 
 

@@ -95,6 +95,23 @@ def test_a_pair_that_lacks_one_order_counts_for_nothing(tmp_path: Path) -> None:
     assert lines(benchmark(judge), tmp_path)["win rate over target"] == 0.5
 
 
+def test_two_systems_against_the_same_opponent(tmp_path: Path) -> None:
+    """On the three prompts that both have judged the one wins all, the other none: d, which SFT lacks, is left out."""
+    judge = Telling(lambda case: shorter(case) if len(case.answers[0][-1]) != 9 else Judgment("unparsable", None))
+    own = {(name, 0): ["x" if name != "d" else "much longer than the target"] for name in "abcd"}
+    base = {(name, 0): ["longer than 8" if name != "d" else "123456789"] for name in "abcd"}
+    for name, answers in (("SFT", base), ("Self-Contrast", own)):
+        scores = answered(tmp_path / f"scores {name}", answers)
+        (tmp_path / name).mkdir()
+        benchmark(judge, min_coverage=0.5).run(tmp_path / name, subject(EXAMPLES, scores, label=name))
+    folders = {name: tmp_path / name for name in ("SFT", "Self-Contrast")}
+    found = {(line.system, line.what): line.value for line in benchmark(judge).lines(folders, OPTIONS)}
+    difference = found["Self-Contrast", "win rate less SFT's"]
+    assert (difference.estimate, difference.clusters) == (1, 3)
+    assert found["Self-Contrast", "win rate less SFT's at equal length"].clusters == 3
+    assert found["Self-Contrast", "win rate over target"].estimate == 0.75
+
+
 def test_too_few_judgments_are_no_result(tmp_path: Path) -> None:
     judge = Telling(lambda case: Judgment("api_error", None, "HTTP 500") if case.example.id == "a" else place(case))
     with pytest.raises(UserError, match=r"6 of 8 judgments can be used, 75\.0%.*min_coverage=0\.9.*api_error 2.*HTTP"):

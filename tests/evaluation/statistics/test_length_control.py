@@ -12,6 +12,7 @@ from selfcontrast.evaluation.statistics import (
     Coefficients,
     LengthControlled,
     clusters,
+    length_controlled_difference,
     length_controlled_win_rate,
     mean_interval,
     win_rate_at_equal_length,
@@ -155,6 +156,84 @@ def test_any_judgments_give_ordered_numbers_in_range(rows: list[tuple[float, int
     else:
         assert result.win_rate.clusters <= 2
         assert np.isnan(result.fragile_refits)
+
+
+# --- two systems against the same opponent ---
+
+
+def two_systems(rng: np.random.Generator, prompts: int, better: float) -> tuple[Any, Any]:
+    """System A's log-odds at equal length are `better` above B's, 0.5. Both share a prompt's draw, so that they win
+    and lose on the same prompts; A's answers are the longer ones, which a judge of length rewards."""
+    shared = rng.normal(size=prompts)
+
+    def one(model: float, longer: float) -> tuple[Any, Any, Any]:
+        labels = np.repeat(np.arange(prompts), 2)
+        lengths = 400 * rng.normal(size=2 * prompts) + longer
+        draw = stats.norm.cdf(np.sqrt(0.8) * shared[labels] + np.sqrt(0.2) * rng.normal(size=2 * prompts))
+        return (draw < expit(model + LENGTH * np.tanh(lengths / lengths.std(ddof=1)))).astype(float), lengths, labels
+
+    return one(MODEL + better, 300.0), one(MODEL, -300.0)
+
+
+def test_the_difference_is_that_of_the_two_rates() -> None:
+    a, b = two_systems(np.random.default_rng(20), 300, 0.4)
+    rates = [length_controlled_win_rate(*system, resamples=50).win_rate.estimate for system in (a, b)]
+    found = length_controlled_difference(a, b, resamples=200)
+    assert found.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
+    assert found.low < found.estimate < found.high
+    assert (found.n, found.clusters) == (1200, 300)
+    assert length_controlled_difference(b, a, resamples=200).estimate == pytest.approx(-found.estimate)
+
+
+def test_the_interval_is_an_own_bootstrap_of_prompts_with_statsmodels() -> None:
+    """The spread of differences of refits to the same prompts, drawn and fitted here one by one."""
+    rng = np.random.default_rng(21)
+    a, b = two_systems(rng, 120, 0.4)
+
+    def rate(system: Any, drawn: Any) -> float:
+        outcomes, lengths, labels = system
+        rows = np.concatenate([np.flatnonzero(labels == prompt) for prompt in drawn])
+        columns = np.column_stack([np.ones(len(rows)), np.tanh(lengths[rows] / lengths.std(ddof=1))])
+        return float(expit(sm.GLM(outcomes[rows], columns, family=sm.families.Binomial()).fit().params[0]))
+
+    drawn = [rng.integers(0, 120, 120) for _ in range(300)]
+    spread = np.std([rate(a, d) - rate(b, d) for d in drawn])
+    found = length_controlled_difference(a, b, resamples=2000)
+    assert (found.high - found.low) / 2 == pytest.approx(1.98 * np.sqrt(120 / 118) * spread, rel=0.12)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    """With other prompts' draws in B the variances add up; with the same ones most of them cancel."""
+    a, b = two_systems(np.random.default_rng(22), 400, 0.4)
+    order = np.random.default_rng(23).permutation(400)
+    elsewhere = (*b[:2], order[b[2]])
+    paired, unpaired = (length_controlled_difference(a, system, resamples=500) for system in (b, elsewhere))
+    assert paired.estimate == pytest.approx(unpaired.estimate)
+    assert paired.high - paired.low < 0.85 * (unpaired.high - unpaired.low)
+
+
+def test_a_system_does_not_differ_from_itself() -> None:
+    a, _ = two_systems(np.random.default_rng(24), 50, 0.4)
+    found = length_controlled_difference(a, a, resamples=100)
+    assert (found.estimate, found.low, found.high) == (0, 0, 0)
+
+
+def test_the_differences_interval_covers_the_truth() -> None:
+    truth = float(expit(MODEL + 0.4) - expit(MODEL))
+    covered, simulations = 0, 300
+    for seed in range(simulations):
+        a, b = two_systems(np.random.default_rng([25, seed]), 80, 0.4)
+        found = length_controlled_difference(a, b, resamples=399, seed=seed)
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / simulations <= 0.98
+
+
+def test_other_prompts_cannot_be_paired() -> None:
+    a, b = two_systems(np.random.default_rng(26), 10, 0.4)
+    with pytest.raises(ValueError, match="the same clusters"):
+        length_controlled_difference(a, (*b[:2], b[2] + 1))
+    few = tuple(column[:4] for column in a)
+    assert np.isnan(length_controlled_difference(few, few).low)
 
 
 # --- near separation ---

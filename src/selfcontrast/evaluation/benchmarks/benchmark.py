@@ -41,7 +41,7 @@ class Subject:
 class Line:
     """A number of a benchmark: of one system, what it is, and its interval.
 
-    `kind` says how it is written: "rating" (1 to 10), "difference" (of ratings) or "share" (of one).
+    `kind` says how it is written: "rating" (1 to 10), "share" (of one) or "difference" (of either).
     """
 
     system: str

@@ -14,13 +14,12 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject, answers_of
 from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash, judged
-from selfcontrast.evaluation.benchmarks.pairs import both_orders, judge_pairs, pair_lines
+from selfcontrast.evaluation.benchmarks.pairs import SFT, both_orders, judge_pairs, pair_lines
 from selfcontrast.evaluation.benchmarks.questions import Questions, read_questions
 from selfcontrast.evaluation.contamination import user_text
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference
 
-SFT = "SFT"
 GRADINGS = ("single", "pairwise")
 CATEGORY = "category "  # how the names of a category's lines begin
 OURS = Path(__file__).parents[4] / "evaluation" / "mt_bench" / "questions.jsonl"

@@ -11,7 +11,16 @@ import pandas as pd
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject
 from selfcontrast.evaluation.benchmarks.judged import judged
 from selfcontrast.evaluation.judges import Case, Judge
-from selfcontrast.evaluation.statistics import Interval, length_controlled_win_rate, mean_interval, position_bias
+from selfcontrast.evaluation.statistics import (
+    Interval,
+    length_controlled_difference,
+    length_controlled_win_rate,
+    mean_interval,
+    paired_difference,
+    position_bias,
+)
+
+SFT = "SFT"
 
 
 def judge_pairs(
@@ -68,10 +77,10 @@ def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_lines(folders: Mapping[str, Path], against: str, options: Options) -> list[Line]:
-    """Per system the win rate, that at equal length, and what the order of the answers did."""
+    """Per system the win rate, that at equal length, both less SFT's, and what the order of the answers did."""
     found: list[Line] = []
-    for name, folder in folders.items():
-        pairs = both_orders(pd.read_parquet(folder / JUDGMENTS))
+    judged_pairs = {name: both_orders(pd.read_parquet(folder / JUDGMENTS)) for name, folder in folders.items()}
+    for name, pairs in judged_pairs.items():
         outcomes, prompts, settings = pairs["outcome"].to_numpy(), pairs["id"].to_numpy(), vars(options)
         if not len(pairs):
             continue
@@ -86,4 +95,20 @@ def pair_lines(folders: Mapping[str, Path], against: str, options: Options) -> l
             ("ties", mean_interval(np.isclose(outcomes, 0.5), prompts, **settings)),
         ]
         found += [Line(name, what, "share", value) for what, value in values]
+        if name != SFT and SFT in judged_pairs:
+            found += _differences(name, pairs, judged_pairs[SFT], options)
     return found
+
+
+def _differences(name: str, own: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
+    """Of both win rates over the same opponent, on the prompts that both have judged."""
+    own, base = own[own["id"].isin(base["id"])], base[base["id"].isin(own["id"])]
+    if not len(own):
+        return []
+    raw = paired_difference(own["outcome"], base["outcome"], own["id"], base["id"], **vars(options))
+    columns = [(pairs["outcome"], pairs["longer"], pairs["id"]) for pairs in (own, base)]
+    controlled = length_controlled_difference(*columns, **vars(options))
+    return [
+        Line(name, "win rate less SFT's", "difference", raw),
+        Line(name, "win rate less SFT's at equal length", "difference", controlled),
+    ]

@@ -14,6 +14,7 @@ from selfcontrast.evaluation.statistics.bootstrap import (
 from selfcontrast.evaluation.statistics.length_control import (
     Coefficients,
     LengthControlled,
+    length_controlled_difference,
     length_controlled_win_rate,
     win_rate_at_equal_length,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "LengthControlled",
     "PositionBias",
     "holm",
+    "length_controlled_difference",
     "length_controlled_win_rate",
     "mean_interval",
     "paired_difference",

@@ -11,6 +11,7 @@ penalty, so that every fit is one convex problem with one answer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,25 +83,57 @@ def length_controlled_win_rate(
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
     """
     check_settings(level, resamples)
-    lengths, difficulty = _columns(outcomes, length_differences, clusters, difficulties)
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    judged = _Judged(np.asarray(outcomes, dtype=np.float64), lengths, difficulty)
-    once = np.ones((1, judged.size))
-    fitted = judged.fit(once, np.zeros(judged.parameters))
-    rate = float(judged.rates(fitted, once)[0])
-    result = Interval(rate, np.nan, np.nan, judged.size, len(names), level)
+    fit = _Fit.of(outcomes, length_differences, clusters, difficulties)
+    judged, size = fit.judged, len(fit.names)
+    result = Interval(fit.rate, np.nan, np.nan, judged.size, size, level)
     fragile = np.array([np.nan])
-    if len(names) > judged.parameters:
-        rates, fragile = _refits(judged, fitted[0], index, len(names), resamples, seed)
-        influence = np.bincount(index, weights=judged.influence(fitted[0]))
-        low, high = bca(rate, rates, influence - influence.mean(), judged.parameters, level)
-        result = Interval(rate, low, high, judged.size, len(names), level)
+    if size > judged.parameters:
+        parts = [fit.refit(counts) for counts in _draws(size, judged.size, resamples, seed)]
+        rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        low, high = bca(fit.rate, rates, fit.influence(), judged.parameters, level)
+        result = Interval(fit.rate, low, high, judged.size, size, level)
     return LengthControlled(
         result,
-        judged.coefficients(fitted[0]),
-        bool(judged.fragile(fitted, once)[0]),
+        judged.coefficients(fit.coefficients),
+        bool(judged.fragile(fit.coefficients[None], np.ones((1, judged.size)))[0]),
         float(fragile.mean()),
     )
+
+
+def length_controlled_difference(
+    a: tuple[ArrayLike, ArrayLike, ArrayLike],
+    b: tuple[ArrayLike, ArrayLike, ArrayLike],
+    *,
+    level: float = 0.95,
+    resamples: int = 999,
+    seed: int = 0,
+) -> Interval:
+    """The win rate at equal length of system A less that of system B, each against the same opponent's answers.
+
+    Both models are fitted again in every bootstrap sample, which draws the same prompts for both: what a prompt does to
+    both alike cancels, as in `paired_difference`.
+
+    Args:
+        a, b: of each system outcomes [n], length differences [n] and clusters [n], as `length_controlled_win_rate`'s;
+            how many judgments a prompt has may differ.
+        level, resamples, seed: of the interval, which is BCa. Its bounds are NaN where there are no more prompts than
+            coefficients. Its n is that of both systems' judgments.
+
+    Raises:
+        ValueError: as `length_controlled_win_rate`, and where the two systems do not have the same prompts.
+    """
+    check_settings(level, resamples)
+    own, other = _Fit.of(*a, None), _Fit.of(*b, None)
+    if not np.array_equal(own.names, other.names):
+        raise ValueError("the two systems must have the same clusters")
+    estimate, size = own.rate - other.rate, len(own.names)
+    n, parameters = own.judged.size + other.judged.size, max(own.judged.parameters, other.judged.parameters)
+    if size <= parameters:
+        return Interval(estimate, np.nan, np.nan, n, size, level)
+    draws = _draws(size, max(own.judged.size, other.judged.size), resamples, seed)
+    drawn = np.concatenate([own.refit(counts)[0] - other.refit(counts)[0] for counts in draws])
+    low, high = bca(estimate, drawn, own.influence() - other.influence(), parameters, level)
+    return Interval(estimate, low, high, n, size, level)
 
 
 def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike = (0.0,)) -> float:
@@ -152,6 +185,47 @@ class _Judged:
         return Coefficients(float(own[0] - difficulty * self.centre), float(own[1]), float(difficulty))
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A system's judgments, the prompt that each belongs to, and the fit to all of them.
+
+    Attributes:
+        names: of the prompts, [C].
+        index: per judgment its prompt's place among them, [n].
+        coefficients: [k].
+        rate: at equal length.
+    """
+
+    judged: _Judged
+    names: NDArray[Any]
+    index: NDArray[np.intp]
+    coefficients: Floats
+    rate: float
+
+    @classmethod
+    def of(cls, outcomes: ArrayLike, lengths: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None) -> "_Fit":
+        judged = _Judged(np.asarray(outcomes, dtype=np.float64), *_columns(outcomes, lengths, clusters, difficulties))
+        names, index = np.unique(np.asarray(clusters), return_inverse=True)
+        once = np.ones((1, judged.size))
+        fitted = judged.fit(once, np.zeros(judged.parameters))
+        return cls(judged, names, index, fitted[0], float(judged.rates(fitted, once)[0]))
+
+    def refit(self, counts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """The rate where each prompt counts so often, and whether that fit was fragile: [rows] each.
+
+        counts: [rows, C].
+        """
+        weights = counts[:, self.index]
+        fitted = self.judged.fit(weights, self.coefficients)
+        return self.judged.rates(fitted, weights), self.judged.fragile(fitted, weights)
+
+    def influence(self) -> Floats:
+        """How far each prompt moves the rate, [C]; they add up to 0."""
+        influence = np.bincount(self.index, weights=self.judged.influence(self.coefficients)) / self.judged.size
+        centred: Floats = influence - influence.mean()
+        return centred
+
+
 def _columns(
     outcomes: ArrayLike, length_differences: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None
 ) -> tuple[Floats, Floats]:
@@ -170,22 +244,9 @@ def _columns(
     return (np.tanh(delta / spread) if spread > 0 else np.sign(delta)), difficulty
 
 
-def _refits(
-    judged: _Judged, start: Floats, index: NDArray[np.intp], size: int, resamples: int, seed: int
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """The rate of each bootstrap sample of clusters, and whether its fit was fragile: [resamples] each."""
-    rates, fragile = [], []
-    for weights in _weights(index, size, resamples, seed):
-        fitted = judged.fit(weights, start)
-        rates.append(judged.rates(fitted, weights))
-        fragile.append(judged.fragile(fitted, weights))
-    return np.concatenate(rates), np.concatenate(fragile)
-
-
-def _weights(index: NDArray[np.intp], size: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each judgment's cluster was drawn, in blocks [rows, n] that add up to `resamples`."""
+def _draws(size: int, judgments: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each prompt was drawn, in blocks [rows, size] that add up to `resamples`."""
     rng = np.random.default_rng(seed)
-    for rows in blocks(resamples, len(index)):
+    for rows in blocks(resamples, judgments):
         drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
-        yield counts[:, index].astype(np.float64)
+        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
