@@ -1,9 +1,18 @@
 """A whole job whose answers a judge behind HTTP grades: it fails clearly, goes on, and pays for nothing twice."""
 
+import hashlib
+import json
+import time
 from pathlib import Path
+from typing import Any
 
-from jobs import TINY, read_result, run_train
+import pandas as pd
+import pytest
+
+from jobs import TINY, kill_when, read_result, run_train, stages
 from openai_server import Body, Fault, OpenAIServer
+from selfcontrast.data.builtin import Builtin
+from selfcontrast.evaluation.contamination import user_text
 
 NAME = "evaluation.benchmarks.mt_bench"
 SETTINGS = (
@@ -44,3 +53,78 @@ def test_a_judge_that_fails_for_a_third_of_the_calls(tmp_path: Path) -> None:
     prompts = [asked.body["messages"][0]["content"] for asked in server.asked]
     failures = len(prompts) - len(set(prompts))
     assert failures == 6  # those six alone were asked for again
+
+
+def planted(folder: Path) -> Path:
+    """Eight questions of two turns, one of which is a training prompt of the tiny job's."""
+    data = Builtin(train=240, validation=24, test=48, noise=0.15, two_turn=0.25, seed=20240400)
+    seen = next(e for e in data.load()["train"] if e.turns)
+    turns = [[f"What is the colour of thing {i}?", f"And why is thing {i} so?"] for i in range(7)] + [seen.turns]
+    rows = [{"question_id": i, "category": f"part {i % 3}", "turns": asked} for i, asked in enumerate(turns)]
+    file = folder / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert user_text(seen) == "\n".join(turns[-1])
+    return file
+
+
+def by_prompt(body: Body) -> list[Body]:
+    """A grade that depends on the prompt alone, said slowly enough to be killed in the midst of it."""
+    time.sleep(0.05)
+    digest = hashlib.sha256(body["messages"][0]["content"].encode()).digest()
+    return [{"message": {"role": "assistant", "content": f"[[{1 + digest[0] % 10}]]"}, "finish_reason": "stop"}]
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The judgments in a store, but for a line that was cut."""
+    lines = [line for file in (folder / "store/judgments").glob("*.jsonl") for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def test_killed_while_it_is_judged(tmp_path: Path) -> None:
+    """It goes on, asks for no kept judgment again, and gives what the same judgments give in one go."""
+    own = {"questions": planted(tmp_path), "guided": "[]", "judge.servers.concurrency": 1}
+    settings = [*TINY, *SETTINGS, *(f"{NAME}.{key}={value}" for key, value in own.items())]
+    with OpenAIServer(by_prompt).open() as server:
+        settings.append(f"{NAME}.judge.servers.urls=[{server.url}]")
+        at_death: list[int] = []
+        kill_when(tmp_path, settings, "judgments/*.jsonl", lambda pid: at_death.append(len(kept(tmp_path))))
+        before = len(server.asked)
+        assert 0 < at_death[0] <= before < 32
+        ended = run_train(*settings, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        prompts = [asked.body["messages"][0]["content"] for asked in server.asked]
+    paid = len(prompts) - len(set(prompts))
+    assert paid <= before - at_death[0] <= 2  # what was under way when it died
+    result = read_result(tmp_path / "out")
+    assert len({judgment["key"] for judgment in kept(tmp_path)}) == len(set(prompts))
+    found = result["benchmarks"]["mt_bench"]
+    assert found["contamination"] == {"prompts": 8, "flagged": 1}
+    assert "1 of its 8 prompts resemble a training prompt" in (tmp_path / "out/report.html").read_text()
+    for system in ("SFT", "Self-Contrast"):
+        table = pd.read_parquet(tmp_path / stages(result)[f"mt_bench {system}"]["path"] / "judgments.parquet")
+        mean = next(line for line in found["lines"] if (line["system"], line["what"]) == (system, "mean"))
+        assert (len(table), mean["value"]["estimate"]) == (16, pytest.approx(table["rating"].mean()))
+        assert list(table["reply"]) == [f"[[{rating:.0f}]]" for rating in table["rating"]]
+
+
+def test_mt_bench_in_pairs_against_sft(tmp_path: Path) -> None:
+    """The job compares the policy with SFT; single grades of the same answers then sample none again."""
+    prefers = lambda body: [{"message": {"content": "[[A]]"}, "finish_reason": "stop"}]  # noqa: E731
+    with OpenAIServer(prefers).open() as server:
+        url = f"{NAME}.judge.servers.urls=[{server.url}]"
+        ended = run_train(*TINY, *SETTINGS, url, f"{NAME}.grading=pairwise", cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        first = read_result(tmp_path / "out")
+        server.reply = grade
+        graded = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
+        assert graded.returncode == 0, graded.stderr
+    found = {line["what"]: line["value"]["estimate"] for line in first["benchmarks"]["mt_bench"]["lines"]}
+    assert {line["system"] for line in first["benchmarks"]["mt_bench"]["lines"]} == {"Self-Contrast"}
+    assert (found["win rate over SFT"], found["first position's share"]) == (0.5, 1)
+    assert (found["turn 1"], found["turn 2"], found["category writing"]) == (0.5, 0.5, 0.5)
+    second = stages(read_result(tmp_path / "out"))
+    for system in ("SFT", "Self-Contrast"):
+        assert stages(first)[f"mt_bench answers {system}"]["key"] == second[f"mt_bench answers {system}"]["key"]
+        assert second[f"mt_bench answers {system}"]["cached"]
+    assert "mt_bench SFT" not in stages(first)
+    assert "mt_bench SFT" in second
