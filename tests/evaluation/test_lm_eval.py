@@ -12,7 +12,7 @@ import yaml
 from measuring import lm_eval
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.lm_eval import TASKS, run_tasks
+from selfcontrast.evaluation.lm_eval import TASKS, parts_of, run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
 from selfcontrast.models.loading import save_policy
 from tiny import example, llama, policy_folder, taught, tokenizer
@@ -164,6 +164,13 @@ def test_a_file_of_ours_may_not_run_code_either(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"lm_eval\.tasks=own: it runs code"):
         lm_eval("own").check()
     lm_eval("own", confirm_run_unsafe_code=True).check()
+
+
+def test_a_group_stands_for_all_tasks_in_it() -> None:
+    found = {"group_subtasks": {"all": ["few", "one"], "few": ["two", "three"], "one": []}}
+    assert parts_of(found, "all") == ["two", "three", "one"]
+    assert parts_of(found, "two") == ["two"]
+    assert parts_of({}, "alone") == ["alone"]
 
 
 def test_a_tasks_file_decides_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,14 @@ LINES = [
     line("Self-Contrast", "win rate", "share", 0.5),
 ]
 FACTS = {"judgments": 10, "coverage": 0.9, "cost": 1.5}
+HOSTILE = "<script>alert(2)</script>"
+JUDGED = {"system": "SFT", "category": "", "question": "Why?", "answer": "a", "status": "ok", "reply": "So."}
+SHOWN = [
+    {**JUDGED, "answer": HOSTILE, "reply": HOSTILE, "rating": 7.0},
+    {**JUDGED, "status": "refused", "rating": None},
+    {**JUDGED, "other": HOSTILE, "swapped": True, "outcome": 0.0},
+    {**JUDGED, "other": "b", "swapped": False, "outcome": 0.625},
+]
 FOUND = {"lines": LINES, "facts": {"SFT": FACTS, "Self-Contrast": {**FACTS, "coverage": 1.0}}, "shown": []}
 
 
@@ -59,6 +67,17 @@ def test_on_the_page_what_the_data_says_is_text(result: Result, tmp_path: Path) 
     assert "category &lt;i&gt;" in html
     assert "category <i>" not in html
     assert "19 of 20 judgments" in html
+
+
+def test_some_judgments_are_on_the_page_as_text(make: Callable[..., Result], tmp_path: Path) -> None:
+    write_report(replace(make(), benchmarks={"mt_bench": {**FOUND, "shown": SHOWN}}), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "4 of its judgments" in html
+    for verdict in ("7 of 10", "refused", "worse", "better at 62.5%"):
+        assert f'<span class="value">{verdict}</span>' in html
+    assert html.count("the other answer, shown first") == 1
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(2)") == 3
 
 
 def test_on_the_terminal_without_categories(result: Result, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -226,9 +226,9 @@ def _evaluate(
     return {
         task: {
             **_numbers(metrics),
-            "documents": _documents(found, task),
-            "truncated": _truncated(lm, found["samples"].get(task, [])),
-            "fewshot": int(found["n-shot"].get(task) or 0),
+            "documents": sum(found["n-samples"][part]["effective"] for part in parts_of(found, task)),
+            "truncated": sum(_truncated(lm, found["samples"].get(part, [])) for part in parts_of(found, task)),
+            "fewshot": max(int(found["n-shot"].get(part) or 0) for part in parts_of(found, task)),
             "chat_template": int(rendered or template),
         }
         for task, metrics in found["results"].items()
@@ -256,10 +256,10 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
         )
 
 
-def _documents(found: dict[str, Any], task: str) -> int:
-    """Of a group those of all its tasks."""
-    parts = found.get("group_subtasks", {}).get(task) or [task]
-    return sum(found["n-samples"][part]["effective"] for part in parts if part in found["n-samples"])
+def parts_of(found: dict[str, Any], task: str) -> list[str]:
+    """Of lm-eval's results the tasks that a name stands for: of a group all its tasks and those of its groups."""
+    members = found.get("group_subtasks", {}).get(task)
+    return [part for member in members for part in parts_of(found, member)] if members else [task]
 
 
 def _truncated(lm: Any, samples: Sequence[dict[str, Any]]) -> int:

@@ -77,10 +77,7 @@ class VLLM:
 
     @contextmanager
     def open(self, model: Path, device: str) -> Iterator[Sampler]:
-        import torch
-
         renderer = Renderer(load_tokenizer(model))
-        torch.cuda.empty_cache()  # what training holds without using it, vLLM would count as taken
 
         def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
             if decoding.max_length > self.max_model_len:
@@ -107,6 +104,9 @@ class VLLM:
     @contextmanager
     def engine(self, model: Path) -> Iterator[Respond]:
         """vLLM itself, to be asked in its own terms."""
+        import torch
+
+        torch.cuda.empty_cache()  # what training holds without using it, vLLM would count as taken
         own = {"options": self._options(model), "adapter": self.adapter and str(Path(self.adapter).resolve())}
         if self.python is None and self.data_parallel_size == 1:
             with _engine_here(own) as respond:

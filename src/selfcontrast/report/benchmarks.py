@@ -21,13 +21,14 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Shown:
-    """A benchmark as the page shows it: per measure a cell for each system."""
+    """A benchmark as the page shows it: per measure a cell for each system, and of each system some judgments."""
 
     name: str
     systems: list[str]
     rows: list[tuple[str, list[str]]]
     judged: str
     radar: Markup | None
+    judgments: Lines
 
 
 def shown(result: "Result | Evaluated") -> list[Shown]:
@@ -95,7 +96,18 @@ def _shown(name: str, found: dict[str, Any]) -> Shown:
         [(what, [cells.get((what, system), NONE) for system in systems]) for what in whats],
         " ".join(filter(None, (_judged(found["facts"]), _seen(found.get("contamination"))))),
         inline(figure, f"radar_{name}", "Mean grades by category") if figure else None,
+        [{**row, "verdict": _verdict(row)} for row in found["shown"]],
     )
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """What a judgment says of the system's own answer, wherever that stood."""
+    value = row.get("rating", row.get("outcome"))
+    if value is None:
+        return str(row["status"])
+    if "rating" in row:
+        return f"{value:g} of 10"
+    return {0.0: "worse", 0.5: "neither is better", 1.0: "better"}.get(value, f"better at {percent(value)}")
 
 
 def _seen(contamination: dict[str, int] | None) -> str:
