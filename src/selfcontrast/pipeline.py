@@ -303,7 +303,7 @@ def measured_by(
     if reason := measure.left_out(examples, verifier):
         log.info("%-24s left out: %s", name, reason)
         return {}
-    if measure.relative and BASELINE not in systems:
+    if measure.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
     settings = {"benchmark": measure.fingerprint(), **({} if measure.own_prompts() else {"data": p.data.fingerprint()})}
     asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
