@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
-from jobs import TINY, kill_when, read_result, run_train, stages
+from jobs import ROOT, TINY, kill_when, read_result, run_train, stages
 from openai_server import Body, Fault, OpenAIServer
-from selfcontrast.data.builtin import Builtin
+from selfcontrast.config import build
 from selfcontrast.evaluation.contamination import user_text
 
 NAME = "evaluation.benchmarks.mt_bench"
@@ -57,8 +58,9 @@ def test_a_judge_that_fails_for_a_third_of_the_calls(tmp_path: Path) -> None:
 
 def planted(folder: Path) -> Path:
     """Eight questions of two turns, one of which is a training prompt of the tiny job's."""
-    data = Builtin(train=240, validation=24, test=48, noise=0.15, two_turn=0.25, seed=20240400)
-    seen = next(e for e in data.load()["train"] if e.turns)
+    settings = OmegaConf.load(ROOT / "conf/data/builtin.yaml")
+    data = build(OmegaConf.merge(settings, {"train": 240, "validation": 24, "test": 48}), "data")
+    seen = next(example for example in data.load()["train"] if example.turns)
     turns = [[f"What is the colour of thing {i}?", f"And why is thing {i} so?"] for i in range(7)] + [seen.turns]
     rows = [{"question_id": i, "category": f"part {i % 3}", "turns": asked} for i, asked in enumerate(turns)]
     file = folder / "questions.jsonl"
