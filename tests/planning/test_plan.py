@@ -24,7 +24,11 @@ def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> N
             for stage in ("generate", "embed", "filter", "reference", "align")
         ),
         *("evaluate SFT", "evaluate Self-Contrast round 1", "evaluate Self-Contrast"),
-        *("dialogues SFT", "dialogues Self-Contrast round 1", "dialogues Self-Contrast"),
+        *(
+            f"dialogues {asked}{system}"
+            for asked in ("answers ", "")
+            for system in ("SFT", "Self-Contrast round 1", "Self-Contrast")
+        ),
         *("pairwise Self-Contrast round 1", "pairwise Self-Contrast"),
     ]
     assert not any(step.artifact.cached for step in planned.steps)
