@@ -5,7 +5,7 @@ Only this module knows their order.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     """Runs or recalls all stages and writes the report; returns what it says, on the first node of the job."""
     if this_node(parts.hardware.num_nodes).rank > 0:
-        _ = policies(Job(parts, Untracked()))
+        _ = list(policies(Job(parts, Untracked())))
         return None
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
@@ -62,19 +62,20 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
 def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artifact]]]:
     """All stages in their order: by system its scores, and by benchmark each system's results."""
     _ = contaminated(job)
-    trained = policies(job)
-    systems = {name: scores_of(job, policy, name) for name, policy in trained.items()}
+    trained, systems = {}, {}
+    for name, policy in policies(job):
+        # Before anything is sampled from it: a poor fine-tuned model is seen early.
+        trained[name], systems[name] = policy, scores_of(job, policy, name)
     return systems, {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
 
 
-def policies(job: Job) -> dict[str, Artifact]:
-    """By name the fine-tuned model and the policy of every round, each of which starts from the one before."""
-    found = {BASELINE: sft(job)}
-    start, last, method = found[BASELINE], job.parts.rounds, job.parts.method
+def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
+    """With its name the fine-tuned model, then the policy of every round, each of which starts from the one before."""
+    start, last, method = sft(job), job.parts.rounds, job.parts.method
+    yield BASELINE, start
     for number in range(1, last + 1):
         start = Round(job, start, "" if number == last else f"round-{number}/").policy
-        found[method if number == last else f"{method} round {number}"] = start
-    return found
+        yield method if number == last else f"{method} round {number}", start
 
 
 def sft(job: Job) -> Artifact:

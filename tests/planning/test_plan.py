@@ -10,6 +10,7 @@ from selfcontrast.planning.terminal import print_plan
 from test_config import composed
 
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none")
+ROUND = ("generate", "embed", "filter", "reference", "align")
 
 
 def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> None:
@@ -17,13 +18,11 @@ def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> N
     planned = plan(cfg, Reader())
     assert [step.label for step in planned.steps] == [
         "contamination",
-        "sft",
-        *(
-            f"{prefix}{stage}"
-            for prefix in ("round-1/", "")
-            for stage in ("generate", "embed", "filter", "reference", "align")
-        ),
-        *("evaluate SFT", "evaluate Self-Contrast round 1", "evaluate Self-Contrast"),
+        *("sft", "evaluate SFT"),
+        *(f"round-1/{stage}" for stage in ROUND),
+        "evaluate Self-Contrast round 1",
+        *ROUND,
+        "evaluate Self-Contrast",
         *(
             f"dialogues {asked}{system}"
             for asked in ("answers ", "")
