@@ -1,0 +1,105 @@
+"""The error of a gradient estimated from n prompts with K negatives each: its parts, and what more of either buys.
+
+With g_ij the gradient of the loss of prompt i (with its one target) against negative j, the estimate is
+(1/n) sum_i (1/K) sum_j g_ij, and G its expectation. By the law of total variance
+
+    E ||estimate - G||^2 = (A + B / K) / n,     A = E ||E[g_ij | i] - G||^2,     B = E ||g_ij - E[g_ij | i]||^2.
+
+A is what prompts and their targets vary by, and no number of negatives makes it smaller; B is what a prompt's negatives
+vary by. Both are estimated without bias by the one-way analysis of variance (Searle, Casella and McCulloch 1992, 3.2).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of the error.
+
+    Attributes:
+        squared: ||G||^2. Estimated, it can be below 0 where noise drowns G.
+        between: A, of the prompts' own gradients. Likewise.
+        within: B, of a prompt's negatives.
+    """
+
+    squared: float
+    between: float
+    within: float
+
+    def error(self, prompts: float, negatives: float) -> float:
+        """E ||estimate - G||^2 of n prompts with K negatives each."""
+        return (self.between + self.within / negatives) / prompts
+
+    def relative(self, prompts: float, negatives: float) -> float:
+        """The error in units of ||G||^2; NaN where G is not told from 0."""
+        return self.error(prompts, negatives) / self.squared if self.squared > 0 else math.nan
+
+    @property
+    def ratio(self) -> float:
+        """B / A: what of the error with K = 1 unlimited negatives would take away is B / (A + B)."""
+        return self.within / self.between if self.between > 0 else math.inf
+
+    def worth(self, negatives: float) -> float:
+        """How many times as many prompts with one negative give the error that these have with K: (A + B) / (A + B/K).
+
+        At most 1 + B / A, however large K is.
+        """
+        between = max(self.between, 0.0)
+        return (between + self.within) / (between + self.within / negatives)
+
+    def best_negatives(self, prompt_tokens: float, response_tokens: float) -> float:
+        """The K of least error for a given number of tokens: sqrt(B/A (P + R)/R).
+
+        A group of P + (K+1) R tokens has the error A + B/K; the product of both is least there.
+        """
+        return math.sqrt(self.ratio * (prompt_tokens + response_tokens) / response_tokens)
+
+
+def components(gradients: Floats) -> Components:
+    """Unbiased estimates from the gradients [prompts, negatives, d] of independent prompts with M negatives each.
+
+    Raises ValueError for fewer than two prompts or negatives.
+    """
+    prompts, negatives, _ = gradients.shape
+    if min(prompts, negatives) < 2:
+        raise ValueError(f"{prompts} prompts with {negatives} negatives: two of each are needed")
+    means = gradients.mean(axis=1)
+    within = float(np.square(gradients - means[:, None]).sum() / (prompts * (negatives - 1)))
+    squared = inner(means, means)
+    of_means = float(np.square(means).sum() / prompts) - squared  # A + B/M: E ||mean_i||^2 is ||G||^2 + A + B/M
+    return Components(squared, of_means - within / negatives, within)
+
+
+def inner(a: Floats, b: Floats) -> float:
+    """<E a_i, E b_i> from independent pairs (a_i, b_i), [n, d] each, without the bias of an average's own noise.
+
+    The mean of <a_i, b_k> over i != k: what one prompt's noise has in common with itself is left out.
+    """
+    n = len(a)
+    return float((a.sum(axis=0) @ b.sum(axis=0) - (a * b).sum()) / (n * (n - 1)))
+
+
+def cosine(a: Floats, b: Floats) -> float:
+    """Of E a_i and E b_i, by `inner`, so neither attenuated by noise nor bounded by 1; NaN where noise drowns one."""
+    norms = inner(a, a), inner(b, b)
+    return inner(a, b) / math.sqrt(norms[0] * norms[1]) if min(norms) > 0 else math.nan
+
+
+def leave_one_out(gradients: Floats) -> list[Components]:
+    """The estimates without each of the prompts in turn: what their standard errors are made from."""
+    return [components(np.delete(gradients, i, axis=0)) for i in range(len(gradients))]
+
+
+def jackknife(estimate: float, without: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The interval of an estimate from its values without each of n prompts, [n]; Student's t with n - 1."""
+    n = len(without)
+    error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return estimate - half, estimate + half
