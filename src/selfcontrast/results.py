@@ -15,7 +15,7 @@ from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.table import judgments_table
-from selfcontrast.evaluation.compare import BASELINE, Comparison
+from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt
 from selfcontrast.evaluation.published import beside
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.filters import negatives
@@ -49,6 +49,7 @@ class Result:
         negatives_shown: training prompts with their target and their nearest and farthest negative.
         config: resolved.
         provenance: versions, commit, machine.
+        prompts: scores by prompt, as `evaluation.compare.by_prompt` has them: what seeds are compared by.
         benchmarks: by name their `lines` (of each system what was measured, and its interval), `facts` by system, and
             some of the judgments (`shown`).
         published: figures of others for this run's systems, beside what was measured (`evaluation.published.Beside`).
@@ -70,6 +71,7 @@ class Result:
     provenance: dict[str, Any]
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # results from before there were any have none
     published: list[dict[str, Any]] = field(default_factory=list)  # the same
+    prompts: dict[str, Any] = field(default_factory=dict)  # likewise
 
     @classmethod
     def collect(
@@ -103,6 +105,7 @@ class Result:
             negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.rounds else [],
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
+            prompts=by_prompt({name: artifact.path for name, artifact in systems.items()}, parts.evaluation),
             benchmarks=benchmarks,
             published=beside(parts.published, parts.negatives, benchmarks, lm_eval),
         )

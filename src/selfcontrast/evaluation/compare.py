@@ -79,6 +79,23 @@ def compare(
     return Comparison(measure, rows, categories, per_token, contamination)
 
 
+def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, Any]:
+    """What a comparison over several jobs is made from: `ids` of the prompts, sorted, and per system and decoding the
+    mean over a prompt's samples, in their order: `means`."""
+    answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
+    first = next(iter(answers.values()))
+    measure = "score" if "score" in first else "similarity"
+
+    def means(frame: pd.DataFrame, decoding: str) -> pd.Series:
+        return _dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
+
+    found = {
+        name: {way.name: means(frame, way.name).round(6).tolist() for way in settings.ways}
+        for name, frame in answers.items()
+    }
+    return {"ids": sorted(first["id"].unique().tolist()), "means": found}
+
+
 def _rows(
     answers: Mapping[str, pd.DataFrame],
     ways: Sequence[Decoded],

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfcontrast.report import text
+from selfcontrast.report import claims_page, text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
@@ -34,8 +34,14 @@ def write_sweep(sweep: Sweep) -> None:
     heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS]
     (sweep.folder / "results.md").write_text(markdown(heads, rows), encoding="utf-8")
     (sweep.folder / "results.tex").write_text(latex(heads, rows), encoding="utf-8")
+    claims = claims_page.shown([job.result for job in sweep.jobs])
+    claims_page.write_claims(claims, sweep.folder)
     page = render(
         "sweep.html.jinja",
+        claims=claims,
+        claim_heads=claims_page.CLAIM_HEADS,
+        rule=claims_page.RULE,
+        about_arms=claims_page.ARMS,
         sweep=sweep,
         folder=sweep.folder,
         headline=headline(sweep),

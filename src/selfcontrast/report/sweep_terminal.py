@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from selfcontrast.report import text
+from selfcontrast.report import claims_page, text
 from selfcontrast.report.sweep import HEADS, Job, Sweep, mean, numbers
 from selfcontrast.report.sweep_page import headline, sentence
 from selfcontrast.report.terminal import columns, say, show
@@ -49,6 +49,7 @@ def _print_jobs(sweep: Sweep) -> None:
         say(line, wrap=False)
     say("")
     say(f"{headline(sweep)}. {sentence(sweep)}")
+    claims_page.print_claims(claims_page.shown([job.result for job in sweep.jobs]))
 
 
 def plot(sweep: Sweep) -> list[str]:

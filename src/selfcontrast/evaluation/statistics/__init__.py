@@ -11,6 +11,7 @@ from selfcontrast.evaluation.statistics.bootstrap import (
     standard_error,
     win_rate,
 )
+from selfcontrast.evaluation.statistics.crossed import Crossed, crossed_mean
 from selfcontrast.evaluation.statistics.length_control import (
     Coefficients,
     LengthControlled,
@@ -24,9 +25,11 @@ from selfcontrast.evaluation.statistics.position import PositionBias, position_b
 
 __all__ = [
     "Coefficients",
+    "Crossed",
     "Interval",
     "LengthControlled",
     "PositionBias",
+    "crossed_mean",
     "holm",
     "length_controlled_difference",
     "length_controlled_win_rate",

@@ -1,0 +1,238 @@
+"""The paper's claims, each with its measured effect and a verdict, from the results of several arms and seeds.
+
+An effect is a mean over seeds and prompts of a contrast between arms that share the seed's fine-tuned model; its
+interval is for other seeds and other prompts (`statistics.crossed`). The rule, the same for every claim:
+
+- *supported*: the effect is above 0 and its p-value, corrected by Holm for the number of claims tested, is below 5%;
+- *not supported*: not so, and the interval's upper end is below `MARGIN`: an effect worth the name is excluded;
+- *inconclusive*: neither. With one seed nothing is concluded.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selfcontrast.evaluation.statistics import Crossed, crossed_mean, holm
+from selfcontrast.evaluation.statistics.clusters import Floats
+from selfcontrast.report.verdict import BASELINE
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+MARGIN = 0.01  # of the score's range of 1: the smallest effect that is worth the name
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
+
+# Methods by the names that conf/arm gives them.
+OURS, NO_FILTER, DPO_STD, CONTINUED = "Self-Contrast", "no filter", "DPO_std", "SFT continued"
+EQUAL_TOKENS = "K=1, tokens of the largest K"
+SHARED = ("data", "model", "sft", "evaluation")  # of the config: jobs that differ in one are different experiments
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its K, answering in one way."""
+
+    method: str
+    k: int
+    decoding: str
+
+    @property
+    def name(self) -> str:
+        return self.method if self.method in (BASELINE, DPO_STD, CONTINUED) else f"{self.method} K={self.k}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Attributes:
+    claim: in words.
+    contrast: what is subtracted from what.
+    effect: in units of the score.
+    p_holm: corrected for the claims of its experiment.
+    verdict: one of the three.
+    """
+
+    claim: str
+    contrast: str
+    effect: Crossed
+    p_holm: float
+    verdict: str
+
+
+class Experiment:
+    """The results that share data, base model, fine-tuning and evaluation: what contrasts are made within.
+
+    Args:
+        results: of any arms and seeds, one for each arm, K and seed.
+    """
+
+    def __init__(self, results: Sequence["Result"]) -> None:
+        self.results = sorted(results, key=lambda r: (method(r) != OURS, method(r), r.negatives, r.seed))
+        self.rows = self.results[0].comparison["rows"]
+        self.level = float(self.rows[0]["mean"]["level"])
+        self.decodings = list(dict.fromkeys(row["decoding"] for row in self.rows))
+        self.temperature = {row["decoding"]: float(row["temperature"]) for row in self.rows}
+
+    @property
+    def ks(self) -> list[int]:
+        """Of the method itself."""
+        return sorted({r.negatives for r in self.results if method(r) == OURS})
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({r.seed for r in self.results})
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The fine-tuned model first, the method by K, then the others; at the first decoding."""
+        found = {(method(r), r.negatives): None for r in self.results if method(r) in r.prompts["means"]}
+        first = self.decodings[0]
+        return [Arm(BASELINE, 0, first), *(Arm(name, k, first) for name, k in found)]
+
+    def of(self, arm: Arm) -> dict[int, "Result"]:
+        """By seed the results that hold the arm."""
+        own = [r for r in self.results if arm.method == BASELINE or (method(r), r.negatives) == (arm.method, arm.k)]
+        return {r.seed: r for r in reversed(own)}  # of the fine-tuned model, the first of each seed
+
+    def contrast(self, weights: Mapping[Arm, float]) -> Floats | None:
+        """sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None where none has."""
+        found = {arm: self.of(arm) for arm in weights}
+        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
+        if not seeds:
+            return None
+        return np.array([sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds])
+
+    def mean(self, weights: Mapping[Arm, float]) -> Crossed | None:
+        table = self.contrast(weights)
+        return None if table is None else crossed_mean(table, self.level)
+
+
+def experiments(results: Sequence["Result"]) -> list[Experiment]:
+    """Results by what they share, the largest first. Those that say nothing of single prompts are left out, and so are
+    experiments with two results for one arm, K and seed: nobody could say which is meant."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.prompts:
+            own = {name: result.config.get(name) for name in SHARED}
+            groups.setdefault(json.dumps([own, result.prompts["ids"]], sort_keys=True, default=str), []).append(result)
+    kept = [g for g in groups.values() if len({(method(r), r.negatives, r.seed) for r in g}) == len(g)]
+    return [Experiment(group) for group in sorted(kept, key=len, reverse=True)]
+
+
+def claims(experiment: Experiment) -> list[Claim]:
+    """The claims that the experiment has the arms for."""
+    found = []
+    for words, make in CLAIMS:
+        if made := make(experiment):
+            contrast, weights = made
+            if (effect := experiment.mean(weights)) is not None:
+                found.append((words, contrast, effect))
+    p_values = np.array([effect.p_value for _, _, effect in found])
+    known = np.isfinite(p_values)
+    p_values[known] = holm(p_values[known])
+    return [
+        Claim(words, contrast, effect, float(p), verdict(effect, float(p)))
+        for (words, contrast, effect), p in zip(found, p_values, strict=True)
+    ]
+
+
+def verdict(effect: Crossed, p_holm: float) -> str:
+    """By the rule above."""
+    if effect.seeds < 2 or not math.isfinite(effect.high):
+        return INCONCLUSIVE
+    if effect.estimate > 0 and p_holm < 1 - effect.level:
+        return SUPPORTED
+    return NOT_SUPPORTED if effect.high < MARGIN else INCONCLUSIVE
+
+
+def method(result: "Result") -> str:
+    return str(result.config.get("method", OURS))
+
+
+def _scores(result: "Result", arm: Arm) -> Floats:
+    return np.array(result.prompts["means"][arm.method][arm.decoding], dtype=np.float64)
+
+
+# ---- the claims: each the contrast in words and as weights of arms, or None where an arm is missing
+
+Contrast = tuple[str, dict[Arm, float]]
+
+
+def _against(experiment: Experiment, other: str, other_k: int, decoding: str | None = None) -> Contrast | None:
+    """The method at its largest K less another arm."""
+    if not experiment.ks:
+        return None
+    way = decoding or experiment.decodings[0]
+    ours, theirs = Arm(OURS, experiment.ks[-1], way), Arm(other, other_k, way)
+    if not experiment.of(theirs):
+        return None
+    return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+
+
+def _k_of(experiment: Experiment, name: str) -> int:
+    """The largest K of another method; 0 where it has none."""
+    return max((r.negatives for r in experiment.results if method(r) == name), default=0)
+
+
+def _named(name: str) -> Callable[[Experiment], Contrast | None]:
+    return lambda experiment: _against(experiment, name, _k_of(experiment, name))
+
+
+def _sft(experiment: Experiment) -> Contrast | None:
+    return _against(experiment, BASELINE, 0)
+
+
+def _sharpest(experiment: Experiment) -> Contrast | None:
+    """Both at the sharpest decoding, where being sharper is no advantage."""
+    sharpest = min(experiment.decodings, key=lambda name: experiment.temperature[name])
+    return None if sharpest == experiment.decodings[0] else _against(experiment, BASELINE, 0, sharpest)
+
+
+def _rise(experiment: Experiment) -> Contrast | None:
+    """From the smallest to the largest K along the least-squares line of score on log2 K."""
+    ks = experiment.ks
+    if len(ks) < 2:
+        return None
+    x = np.log2(ks) - np.log2(ks).mean()
+    slope = x / (x @ x) * (math.log2(ks[-1]) - math.log2(ks[0]))
+    way = experiment.decodings[0]
+    weights = {Arm(OURS, k, way): float(w) for k, w in zip(ks, slope, strict=True)}
+    return f"rise from K={ks[0]} to K={ks[-1]} along a line in log K, at {way}", weights
+
+
+def _filtered(experiment: Experiment) -> Contrast | None:
+    common = set(experiment.ks) & {r.negatives for r in experiment.results if method(r) == NO_FILTER}
+    if not common:
+        return None
+    way = experiment.decodings[0]
+    ours, theirs = Arm(OURS, max(common), way), Arm(NO_FILTER, max(common), way)
+    return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+
+
+CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
+    ("Self-Contrast beats SFT", _sft),
+    ("Self-Contrast beats standard DPO", _named(DPO_STD)),
+    ("it grows with K", _rise),
+    ("the filter helps", _filtered),
+    ("control: it is not merely more training", _named(CONTINUED)),
+    ("control: it is not merely sharper", _sharpest),
+    ("control: more negatives are not merely more tokens", _named(EQUAL_TOKENS)),
+]
+
+
+def titles(found: Sequence[Experiment]) -> list[str]:
+    """Per experiment the settings in which it differs from the others: "data.noise=0.0"; "" for a single one."""
+    flat = [dict(_flatten({n: one.results[0].config.get(n) for n in SHARED})) for one in found]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    differ = [key for key in keys if len({str(settings.get(key)) for settings in flat}) > 1]
+    return [", ".join(f"{key}={settings.get(key)}" for key in differ) for settings in flat]
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, own in value.items():
+        found += _flatten(own, f"{prefix}{key}.") if isinstance(own, Mapping) else [(f"{prefix}{key}", own)]
+    return found

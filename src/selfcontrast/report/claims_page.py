@@ -1,0 +1,147 @@
+"""The claims and arms of one or several experiments as tables: for the page, for Markdown, for the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfcontrast.report import text
+from selfcontrast.report.claims import (
+    MARGIN,
+    Arm,
+    Claim,
+    Experiment,
+    claims,
+    experiments,
+    titles,
+)
+from selfcontrast.report.sweep_tables import markdown
+from selfcontrast.report.terminal import columns, say, show
+from selfcontrast.report.verdict import BASELINE
+
+if TYPE_CHECKING:
+    from selfcontrast.results import Result
+
+FILE = "claims.md"
+CLAIM_HEADS = ["claim", "measured", "effect", "p", "Holm", "seeds × prompts", "verdict"]
+RULE = (
+    "Supported: the effect is above 0 with p < 0.05 after Holm's correction for the claims tested. Not supported: not "
+    f"so, and the interval's upper end is below {MARGIN}, the smallest effect worth the name. Inconclusive: neither. "
+    "Intervals are for other seeds and other prompts (crossed random effects)."
+)
+ARMS = (
+    "Means over seeds, with intervals for other seeds and prompts. Entropy: mean of −log p of an answer at temperature "
+    "1, in nats: lower is sharper. K used: negatives per prompt that training saw."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An experiment as a reader sees it.
+
+    Attributes:
+        title: the settings in which it differs from the others; "" for a single one.
+        claims, arms: tables' rows; the arms' heads depend on the decodings.
+    """
+
+    title: str
+    claims: list[list[str]]
+    arm_heads: list[str]
+    arms: list[list[str]]
+
+
+def shown(results: Sequence["Result"]) -> list[Shown]:
+    """Experiments with several arms or K, over two seeds or more; of fewer a sweep's own table says all there is."""
+    found = [one for one in experiments(results) if len(one.arms) > 2 and len(one.seeds) > 1]
+    return [
+        Shown(title, [_claim(one) for one in claims(experiment)], *_arms(experiment))
+        for title, experiment in zip(titles(found), found, strict=True)
+    ]
+
+
+def as_markdown(found: Sequence[Shown]) -> str:
+    parts = ["# The claims\n", f"{RULE}\n"]
+    for one in found:
+        parts += [f"## {one.title}\n"] if one.title else []
+        parts += [markdown(CLAIM_HEADS, one.claims), f"{ARMS}\n", markdown(one.arm_heads, one.arms)]
+    return "\n".join(parts)
+
+
+def write_claims(found: Sequence[Shown], folder: Path) -> None:
+    """Writes `claims.md` where there is anything to say."""
+    if found:
+        (folder / FILE).write_text(as_markdown(found), encoding="utf-8")
+
+
+def print_claims(found: Sequence[Shown]) -> None:
+    """Prints claim, effect and verdict to stdout."""
+    for one in found:
+        say("")
+        say(f"The claims{f', {one.title}' if one.title else ''}", "bold")
+        table = columns("claim", "effect", "Holm", "verdict", left=1)
+        for row in one.claims:
+            table.add_row(row[0], row[2], row[4], row[6])
+        show(table)
+    if found:
+        say(RULE, "italic")
+
+
+def _claim(claim: Claim) -> list[str]:
+    effect = claim.effect
+    return [
+        claim.claim,
+        claim.contrast,
+        text.interval(asdict(effect), signed=True),
+        text.p_value(effect.p_value),
+        text.p_value(claim.p_holm),
+        f"{effect.seeds} × {effect.prompts}",
+        claim.verdict,
+    ]
+
+
+def _arms(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
+    """Every arm: its scores by decoding, how sharp it is, and what it took."""
+    first = experiment.decodings[0]
+    heads = ["arm", "seeds", *experiment.decodings, f"less SFT, {first}"]
+    heads += ["entropy", "K used", "prompts", "training tokens", "seconds"]
+    return heads, [_arm(experiment, arm) for arm in experiment.arms]
+
+
+def _arm(experiment: Experiment, arm: Arm) -> list[str]:
+    own = experiment.of(arm)
+    cells = [arm.name, str(len(own))]
+    for way in experiment.decodings:
+        mean = experiment.mean({Arm(arm.method, arm.k, way): 1.0})
+        cells.append(text.interval(asdict(mean)) if mean else text.NONE)
+    less = None if arm.method == BASELINE else experiment.mean({arm: 1.0, Arm(BASELINE, 0, arm.decoding): -1.0})
+    surprises = [_row(result, arm)["surprise"] for result in own.values()]
+    facts = [] if arm.method == BASELINE else [_align(result) for result in own.values()]
+    return [
+        *cells,
+        text.interval(asdict(less), signed=True) if less else text.NONE,
+        text.number(_mean(surprises), 2),
+        text.number(_mean([fact.get("negatives_per_prompt") for fact in facts]), 1),
+        *(text.count(_whole([fact.get(name) for fact in facts])) for name in ("prompts", "tokens")),
+        text.number(_mean([fact.get("seconds") for fact in facts]), 0),
+    ]
+
+
+def _row(result: "Result", arm: Arm) -> dict[str, Any]:
+    rows = result.comparison["rows"]
+    return next(r for r in rows if (r["system"], r["decoding"]) == (arm.method, arm.decoding))
+
+
+def _align(result: "Result") -> dict[str, Any]:
+    """What the last round's training saw, and how long it took."""
+    stage: dict[str, Any] = next((s for s in result.stages if s["name"] == "align"), {"summary": {}})
+    return {**stage["summary"], "seconds": stage.get("seconds")}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _whole(values: Sequence[float | None]) -> float | None:
+    mean = _mean(values)
+    return None if mean is None else float(round(mean))

@@ -1,0 +1,209 @@
+"""Claims from results whose scores by prompt are made by hand, so that every effect and verdict is known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from selfcontrast.evaluation.statistics import Crossed
+from selfcontrast.report import claims_page
+from selfcontrast.report.claims import (
+    CONTINUED,
+    DPO_STD,
+    EQUAL_TOKENS,
+    INCONCLUSIVE,
+    MARGIN,
+    NO_FILTER,
+    NOT_SUPPORTED,
+    OURS,
+    SUPPORTED,
+    Arm,
+    claims,
+    experiments,
+    titles,
+    verdict,
+)
+from selfcontrast.report.sweep_page import write_sweep
+from selfcontrast.report.sweep_terminal import print_sweep
+from selfcontrast.results import Result
+
+Make = Callable[..., Result]
+ARMS = Path(__file__).parents[2] / "conf" / "arm"
+PROMPTS = 200
+WAYS = ("T=1", "T=0.7")
+
+
+def scores(level: float, seed: int, name: str) -> list[float]:
+    """Around `level`, with a little noise of the seed's and each prompt's own; the prompts' difficulty is shared."""
+    difficulty = np.random.default_rng(0).normal(0, 0.2, PROMPTS)
+    rng = np.random.default_rng([seed, *name.encode()])
+    return [float(x) for x in level + difficulty + rng.normal(0, 0.0005) + rng.normal(0, 0.01, PROMPTS)]
+
+
+def result(
+    make: Make, method: str, k: int, seed: int, gain: float, config: dict[str, Any] | None = None, sharp: float = 0.0
+) -> Result:
+    """A run whose policy is `gain` above SFT's 0.6 at T=1, and `sharp` above its 0.7 at T=0.7."""
+    ids = [f"p{i:03d}" for i in range(PROMPTS)]
+    means = {
+        system: {
+            way: scores(base + more, seed, f"{system}{way}" if system == "SFT" else f"{system}{k}{way}")
+            for way, base, more in zip(WAYS, (0.6, 0.7), extra, strict=True)
+        }
+        for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
+    }
+    made = make(k=k, seed=seed, config={"method": method, **(config or {})})
+    for row in made.comparison["rows"]:
+        row["system"] = method if row["system"] != "SFT" else "SFT"
+    return replace(made, prompts={"ids": ids, "means": means})
+
+
+GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
+
+
+@pytest.fixture
+def whole(make: Make) -> list[Result]:
+    """Three seeds of K=1, 4, 16 and of every arm that a claim needs."""
+    found = []
+    for seed in (1, 2, 3):
+        found += [result(make, OURS, k, seed, gain) for k, gain in GAINS.items()]
+        others = [(NO_FILTER, 16, 0.04), (DPO_STD, 1, 0.06), (CONTINUED, 16, 0.0), (EQUAL_TOKENS, 1, 0.035)]
+        found += [result(make, name, k, seed, gain) for name, k, gain in others]
+    return found
+
+
+def told(found: list[Result]) -> dict[str, Any]:
+    return {claim.claim: claim for claim in claims(experiments(found)[0])}
+
+
+def test_effects_and_verdicts(whole: list[Result]) -> None:
+    found = told(whole)
+    expected = {
+        "Self-Contrast beats SFT": (0.04, SUPPORTED),
+        "Self-Contrast beats standard DPO": (-0.02, NOT_SUPPORTED),
+        # The line through (0, .02), (2, .03), (4, .04) in log2 K rises by exactly .02.
+        "it grows with K": (0.02, SUPPORTED),
+        "the filter helps": (0.0, NOT_SUPPORTED),
+        "control: it is not merely more training": (0.04, SUPPORTED),
+        "control: it is not merely sharper": (0.0, NOT_SUPPORTED),
+        "control: more negatives are not merely more tokens": (0.005, None),
+    }
+    assert list(found) == list(expected)
+    for name, (effect, said) in expected.items():
+        assert found[name].effect.estimate == pytest.approx(effect, abs=0.003)
+        assert said is None or found[name].verdict == said, name
+    assert found["it grows with K"].contrast == "rise from K=1 to K=16 along a line in log K, at T=1"
+    assert found["control: it is not merely sharper"].contrast == "Self-Contrast K=16 less SFT, at T=0.7"
+
+
+def test_the_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
+    """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
+    effect = told(whole)["Self-Contrast beats SFT"].effect
+    own = [r for r in whole if r.config["method"] == OURS and r.negatives == 16]
+    by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in own]
+    assert effect.estimate == pytest.approx(np.mean(by_seed))
+    assert effect.high - effect.low < 0.04
+    assert (effect.seeds, effect.prompts) == (3, PROMPTS)
+
+
+def test_the_rise_is_the_least_squares_line(make: Make) -> None:
+    found = [result(make, OURS, k, seed, 0.01 * k) for seed in (1, 2) for k in (1, 2, 8)]
+    means = [np.mean([np.mean(r.prompts["means"][OURS]["T=1"]) for r in found if r.negatives == k]) for k in (1, 2, 8)]
+    slope = stats.linregress([0, 1, 3], means).slope
+    assert told(found)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
+
+
+def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
+    return Crossed(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, 9.0, seeds, 100, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("effect", "p_holm", "expected"),
+    [
+        (crossed(0.03, 0.01), 0.04, SUPPORTED),
+        (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # by itself it would be, among so many claims it is not
+        (crossed(-0.03, 0.01), 0.001, NOT_SUPPORTED),
+        (crossed(0.0, MARGIN * 0.9), 1.0, NOT_SUPPORTED),
+        (crossed(0.0, MARGIN * 1.1), 1.0, INCONCLUSIVE),
+        (crossed(0.03, 0.01, seeds=1), 0.001, INCONCLUSIVE),
+        (crossed(0.03, float("nan")), float("nan"), INCONCLUSIVE),
+    ],
+)
+def test_the_rule(effect: Crossed, p_holm: float, expected: str) -> None:
+    assert verdict(effect, p_holm) == expected
+
+
+def test_only_seeds_that_have_both_arms_count(whole: list[Result]) -> None:
+    fewer = [r for r in whole if not (r.config["method"] == DPO_STD and r.seed == 2)]
+    assert told(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
+    assert told(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
+
+
+def test_an_arm_that_is_missing_makes_no_claim(make: Make) -> None:
+    found = told([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
+    assert list(found) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
+
+
+def test_other_data_is_another_experiment(whole: list[Result], make: Make) -> None:
+    clean = {"data": {"noise": 0.0}}
+    noisy = [replace(r, config={**r.config, "data": {"noise": 0.15}}) for r in whole]
+    found = experiments([*(result(make, OURS, 16, s, -0.1, clean) for s in (1, 2)), *noisy])
+    assert titles(found) == ["data.noise=0.15", "data.noise=0.0"]
+    assert [len(one.results) for one in found] == [21, 2]
+    assert claims(found[1])[0].verdict == NOT_SUPPORTED
+
+
+def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) -> None:
+    assert experiments([*whole, whole[0]]) == []
+    assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
+
+
+def test_the_arms_are_called_as_their_files_call_them() -> None:
+    names = {str(yaml.safe_load(file.read_text())["method"]) for file in ARMS.glob("*.yaml")}
+    assert {OURS, NO_FILTER, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
+
+
+def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
+    shown = claims_page.shown(whole)[0]
+    by_name = {row[0]: dict(zip(shown.arm_heads, row, strict=True)) for row in shown.arms}
+    assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
+    assert by_name["SFT"]["T=1"].startswith("0.6")
+    assert by_name["SFT"]["less SFT, T=1"] == "–"
+    ours = by_name["Self-Contrast K=16"]
+    assert (ours["seeds"], ours["entropy"], ours["K used"], ours["prompts"], ours["seconds"]) == (
+        "3",
+        "17.25",
+        "15.5",
+        "49",
+        "61",
+    )
+    assert ours["less SFT, T=1"].startswith("+0.0")
+    experiment = experiments(whole)[0]
+    assert experiment.mean({Arm(OURS, 99, "T=1"): 1.0}) is None
+
+
+def test_one_seed_or_one_arm_alone_says_nothing(make: Make) -> None:
+    assert claims_page.shown([result(make, OURS, k, 1, 0.1) for k in (1, 4)]) == []
+    assert claims_page.shown([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)]) == []
+
+
+def test_in_a_sweeps_report(
+    whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from selfcontrast.report.sweep import read_sweep
+
+    for i, one in enumerate(whole):
+        write(tmp_path / str(i), one)
+    sweep = read_sweep(tmp_path)
+    write_sweep(sweep)
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "claims.md").read_text()
+    for part in ("The claims", "Self-Contrast beats standard DPO", NOT_SUPPORTED):
+        assert part in page
+    assert text.count(f"| {SUPPORTED} |") >= 3
+    print_sweep(sweep)
+    assert "it grows with K" in capsys.readouterr().out
