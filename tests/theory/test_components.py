@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from selfcontrast.theory.components import Components, components, cosine, inner, jackknife, leave_one_out
+from selfcontrast.theory.components import Components, components, inner, jackknife, leave_one_out, slope
 
 
 def test_by_hand() -> None:
@@ -41,7 +41,8 @@ def test_error_of_every_possible_estimate() -> None:
 
 def test_what_more_negatives_are_worth() -> None:
     parts = Components(squared=2.0, between=3.0, within=6.0)
-    assert parts.relative(prompts=3, negatives=2) == pytest.approx((3 + 6 / 2) / 3 / 2)
+    assert parts.prompts_needed(2) == pytest.approx((3 + 6 / 2) / 2)
+    assert parts.error(parts.prompts_needed(2), 2) == pytest.approx(parts.squared)
     assert parts.worth(1) == 1
     assert parts.worth(2) == pytest.approx(9 / 6)
     assert parts.worth(1e12) == pytest.approx(1 + parts.ratio) == pytest.approx(3)
@@ -64,17 +65,18 @@ def test_without_variation_between_prompts_nothing_bounds_what_negatives_are_wor
     parts = Components(squared=1.0, between=-0.1, within=1.0)  # an estimate can be below 0
     assert parts.worth(8) == pytest.approx(8)
     assert parts.ratio == math.inf
-    assert math.isnan(Components(-0.5, 1.0, 1.0).relative(1, 1))
+    assert Components(-0.5, 1.0, 1.0).prompts_needed(1) == math.inf
 
 
-def test_inner_and_cosine_leave_out_a_prompts_own_noise() -> None:
+def test_inner_and_slope_leave_out_a_prompts_own_noise() -> None:
     a = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     b = np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
     pairs = [a[i] @ b[k] for i in range(3) for k in range(3) if i != k]
     assert inner(a, b) == pytest.approx(np.mean(pairs))
     same = np.tile([3.0, 4.0], (5, 1))
-    assert cosine(same, 2 * same) == pytest.approx(1)
-    assert math.isnan(cosine(np.array([[1.0], [-1.0]]), np.array([[1.0], [1.0]])))
+    assert slope(same, 2 * same) == pytest.approx(5)
+    assert slope(np.tile([4.0, -3.0], (5, 1)), same) == pytest.approx(0)
+    assert math.isnan(slope(np.array([[1.0], [1.0]]), np.array([[1.0], [-1.0]])))
 
 
 def test_jackknife_of_a_mean_is_students_interval() -> None:
@@ -86,7 +88,8 @@ def test_jackknife_of_a_mean_is_students_interval() -> None:
 
 def test_leave_one_out() -> None:
     gradients = np.arange(12.0).reshape(3, 2, 2) ** 2
-    assert leave_one_out(gradients)[1] == components(gradients[[0, 2]])
+    found, expected = leave_one_out(gradients)[1], components(gradients[[0, 2]])
+    assert vars(found) == pytest.approx(vars(expected))
 
 
 def test_too_few_are_refused() -> None:

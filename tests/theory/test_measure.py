@@ -8,7 +8,7 @@ import pytest
 from selfcontrast.errors import UserError
 from selfcontrast.theory.bandit import BanditSettings
 from selfcontrast.theory.components import components
-from selfcontrast.theory.measure import GradientError, Measured, on_bandit, on_model
+from selfcontrast.theory.measure import ALL, NONE, GradientError, Measured, on_bandit, on_model
 
 BANDIT = BanditSettings(6, 2, 0.3, 0.5, 0.2, [1, 4], 1, 3000)
 SETTINGS = GradientError(40, 12, None, [1, 3, 12], [4], 3000, 0, 0.95, BANDIT)
@@ -34,14 +34,14 @@ def test_with_hardly_any_noise_the_filtered_gradient_points_uphill() -> None:
     """Negatives of 0 alone: a step of beta/2 (u+ - u-) = beta/2 (+1) in the first dimension, where scores grow."""
     found = on_model(SETTINGS, measured(noise=1e-6), BETA)
     rows = {row["negatives"]: row for row in found["directions"]}
-    assert rows["kept by the filter"]["cosine"][0] == pytest.approx(1)
-    assert rows["left out by the filter"]["cosine"][0] == pytest.approx(-1)
-    assert rows["kept by the filter"]["length"] == pytest.approx(BETA / 2, rel=1e-4)
+    assert rows["kept by the filter"]["slope"][0] == pytest.approx(BETA / 2, rel=1e-4)
+    assert rows["left out by the filter"]["slope"][0] == pytest.approx(-BETA / 2, rel=1e-4)
     # All of them: the gradients of right and wrong samples cancel, and nothing is left but noise.
-    assert (rows["all"]["length"] or 0) < 1e-5
+    assert rows[ALL]["slope"][0] == pytest.approx(0, abs=1e-5)
+    assert rows[NONE]["slope"][0] == pytest.approx(0, abs=1e-5)
     false = {name: row["false_negatives"] for name, row in rows.items()}
-    assert (false["all"], false["kept by the filter"], false["left out by the filter"]) == (0.5, 0.0, 1.0)
-    assert rows["kept by the filter"]["cosine"] == rows["worse than the target (oracle)"]["cosine"]
+    assert (false[ALL], false["kept by the filter"], false["left out by the filter"]) == (0.5, 0.0, 1.0)
+    assert rows["kept by the filter"]["slope"] == rows["worse than the target (oracle)"]["slope"]
 
 
 def test_parts_are_those_of_the_pairs() -> None:
@@ -55,7 +55,7 @@ def test_parts_are_those_of_the_pairs() -> None:
     assert low < share < high
     assert found["worth"]["3"][0] == pytest.approx(expected.worth(3))
     assert found["best_negatives"] == pytest.approx(expected.best_negatives(20, 10))
-    assert found["relative"]["4"]["1"] == pytest.approx(expected.relative(4, 1))
+    assert found["prompts_needed"]["1"] == pytest.approx(expected.prompts_needed(1))
 
 
 def test_drawn_estimates_have_the_error_of_the_formula() -> None:

@@ -15,6 +15,7 @@ from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, inline, save, styled
 from selfcontrast.report.sweep_tables import markdown
 from selfcontrast.report.terminal import columns, say, show
+from selfcontrast.theory.measure import ALL, KEPT, NONE, WORSE
 
 if TYPE_CHECKING:
     from selfcontrast.theory.experiment import Theory
@@ -94,12 +95,18 @@ def sentences(theory: "Theory") -> list[str]:
         f"{text.number(bandit['bias'][0]['squared'])} of the true gradient's squared length without a filter, "
         f"{text.number(bandit['bias'][1]['squared'])} where a filter takes half of them away.",
     ]
+    needed = told["prompts_needed"]
+    few, many = (text.count(float(math.ceil(needed[k]))) for k in ("1", str(last))) if needed else ("", "")
+    said.append(
+        f"An estimate is no longer mostly noise from {few} prompts on with K = 1, and from {many} on with K = {last}."
+        if told["squared"] > 0
+        else f"Over these {model['prompts']} prompts the true gradient is not told from zero."
+    )
     if rows := {row["negatives"]: row for row in model.get("directions", [])}:
-        named = ("all", "kept by the filter", "worse than the target (oracle)", "more of the target alone (SFT)")
-        cosines = [f"{name} {_bounds(rows[name]['cosine'])}" for name in named if rows[name]["cosine"]]
+        slopes = [f"{name} {_bounds(rows[name]['slope'])}" for name in (ALL, KEPT, WORSE, NONE) if rows[name]["slope"]]
         said.append(
-            "Cosine of a step with the direction in which the verifier's score grows fastest, by the negatives taken: "
-            f"{', '.join(cosines) or 'drowned in noise'}."
+            "What a step gains along the direction in which the verifier's score grows fastest, by its negatives: "
+            f"{'; '.join(slopes) or 'drowned in noise'}."
         )
     return said
 
@@ -110,34 +117,32 @@ def tables(theory: "Theory") -> list[Table]:
     for key, title in (("all", "All responses as negatives"), ("filtered", "The filter's draw as negatives")):
         if key in model:
             told = model[key]
-            ns = list(told["relative"])
-            rows = [
-                [k, _bounds(told["worth"][k], 2), *(text.number(told["relative"][n][k], 2) for n in ns)]
-                for k in told["worth"]
-            ]
+            needed = {
+                k: text.count(round(n)) if math.isfinite(n) else text.NONE for k, n in told["prompts_needed"].items()
+            }
+            rows = [[k, _bounds(told["worth"][k], 2), needed[k]] for k in told["worth"]]
             words = (
                 f"B/(A+B) = {_bounds(told['negatives_share'])}; at most {text.number(told['most'], 2)} times the "
                 f"prompts; least error per token at K = {text.number(told['best_negatives'], 1)}. "
                 "Intervals by the jackknife over prompts."
             )
-            heads = ["K", "worth prompts with K=1, times", *(f"relative squared error, n={n}" for n in ns)]
+            heads = ["K", "worth prompts with K=1, times", "prompts for an error of the gradient's length"]
             found.append(Table(title, words, heads, rows))
     if "directions" in model:
         rows = [
             [
                 row["negatives"],
                 str(row["prompts"]),
-                _bounds(row["cosine"]) if row["cosine"] else text.NONE,
+                _bounds(row["slope"]) if row["slope"] else text.NONE,
                 text.percent(row["false_negatives"]),
-                text.number(row["length"], 2),
             ]
             for row in model["directions"]
         ]
         words = (
-            "Cosine of the step with the gradient of the expected score over the policy's own samples, freed of each "
-            "prompt's own noise; length of the mean step. A false negative scores as high as the target."
+            "The mean step's component along the gradient of the expected score over the policy's own samples, freed "
+            "of each prompt's own noise. A false negative scores as high as the target."
         )
-        heads = ["negatives", "prompts", "cosine with the score's gradient", "false negatives", "length"]
+        heads = ["negatives", "prompts", "slope towards higher scores", "false negatives"]
         found.append(Table("Where the gradient points", words, heads, rows))
     found.append(_bandit(theory.bandit))
     return found
@@ -169,7 +174,13 @@ def figure(theory: "Theory") -> Figure:
     left.set_title("Bandit, one prompt")
     _lines(right, theory.model["curves"], "prompts", "measured", "prompt")
     right.set_title("Fine-tuned model")
-    left.set_ylabel("squared error / squared length")
+    left.set_ylabel("squared error / ||G||²")
+    right.set_ylabel("squared error")
+    if theory.model["all"]["squared"] > 0:
+        right.axhline(
+            theory.model["all"]["squared"], color=COLOURS["sft"], linestyle="--", linewidth=1.2, label="||G||²"
+        )
+    right.legend(fontsize=8)
     return drawn
 
 

@@ -37,9 +37,10 @@ class Components:
         """E ||estimate - G||^2 of n prompts with K negatives each."""
         return (self.between + self.within / negatives) / prompts
 
-    def relative(self, prompts: float, negatives: float) -> float:
-        """The error in units of ||G||^2; NaN where G is not told from 0."""
-        return self.error(prompts, negatives) / self.squared if self.squared > 0 else math.nan
+    def prompts_needed(self, negatives: float) -> float:
+        """How many prompts make the error as large as ||G||^2: with fewer, most of an estimate is noise. Infinite where
+        G is not told from 0."""
+        return self.error(1, negatives) / self.squared if self.squared > 0 else math.inf
 
     @property
     def ratio(self) -> float:
@@ -67,14 +68,32 @@ def components(gradients: Floats) -> Components:
 
     Raises ValueError for fewer than two prompts or negatives.
     """
+    return _estimate(*_sums(gradients), gradients.shape[1])
+
+
+def leave_one_out(gradients: Floats) -> list[Components]:
+    """The estimates without each of the prompts in turn: what their standard errors are made from."""
+    products, within = _sums(gradients)
+    rest = [np.delete(np.arange(len(within)), i) for i in range(len(within))]
+    return [_estimate(products[np.ix_(own, own)], within[own], gradients.shape[1]) for own in rest]
+
+
+def _sums(gradients: Floats) -> tuple[Floats, Floats]:
+    """Inner products of the prompts' means, [N, N], and each prompt's sum of squares around its mean, [N]."""
     prompts, negatives, _ = gradients.shape
     if min(prompts, negatives) < 2:
         raise ValueError(f"{prompts} prompts with {negatives} negatives: two of each are needed")
     means = gradients.mean(axis=1)
-    within = float(np.square(gradients - means[:, None]).sum() / (prompts * (negatives - 1)))
-    squared = inner(means, means)
-    of_means = float(np.square(means).sum() / prompts) - squared  # A + B/M: E ||mean_i||^2 is ||G||^2 + A + B/M
-    return Components(squared, of_means - within / negatives, within)
+    within = np.array([np.square(own - mean).sum() for own, mean in zip(gradients, means, strict=True)])
+    return np.asarray(means @ means.T), within
+
+
+def _estimate(products: Floats, within: Floats, negatives: int) -> Components:
+    prompts = len(within)
+    variance = float(within.sum()) / (prompts * (negatives - 1))
+    squared = float(products.sum() - np.trace(products)) / (prompts * (prompts - 1))
+    of_means = float(np.trace(products)) / prompts - squared  # A + B/M: E ||mean_i||^2 is ||G||^2 + A + B/M
+    return Components(squared, of_means - variance / negatives, variance)
 
 
 def inner(a: Floats, b: Floats) -> float:
@@ -86,15 +105,13 @@ def inner(a: Floats, b: Floats) -> float:
     return float((a.sum(axis=0) @ b.sum(axis=0) - (a * b).sum()) / (n * (n - 1)))
 
 
-def cosine(a: Floats, b: Floats) -> float:
-    """Of E a_i and E b_i, by `inner`, so neither attenuated by noise nor bounded by 1; NaN where noise drowns one."""
-    norms = inner(a, a), inner(b, b)
-    return inner(a, b) / math.sqrt(norms[0] * norms[1]) if min(norms) > 0 else math.nan
+def slope(step: Floats, uphill: Floats) -> float:
+    """What the mean step gains along the mean of `uphill`, [n, d] each: its component in that direction, by `inner`.
 
-
-def leave_one_out(gradients: Floats) -> list[Components]:
-    """The estimates without each of the prompts in turn: what their standard errors are made from."""
-    return [components(np.delete(gradients, i, axis=0)) for i in range(len(gradients))]
+    NaN where noise drowns the direction.
+    """
+    squared = inner(uphill, uphill)
+    return inner(step, uphill) / math.sqrt(squared) if squared > 0 else math.nan
 
 
 def jackknife(estimate: float, without: Floats, level: float = 0.95) -> tuple[float, float]:

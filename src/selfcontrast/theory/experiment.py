@@ -25,6 +25,7 @@ from selfcontrast.job import Job
 from selfcontrast.models.loading import load_model, load_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.objectives import Objective
 from selfcontrast.pipeline import Round, sft
 from selfcontrast.provenance import provenance
 from selfcontrast.results import stage_record
@@ -54,10 +55,12 @@ class Theory:
 def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> Theory:
     """Computes or recalls everything and writes `theory.json` and its report to the output folder.
 
-    Raises `UserError` where the generator does not sample from the job's model.
+    Raises `UserError` where the generator does not sample from the job's model, or the loss has no negatives.
     """
     if not isinstance(parts.generator, Generation):
         raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")
+    if not isinstance(parts.objective, Objective):
+        raise UserError("objective: the theory is of a preference loss: objective=self_contrast")
     few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
     parts = replace(parts, generator=few)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"theory s{parts.seed}", config, parts.output)
@@ -65,7 +68,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
         job = Job(parts, tracker)
         model = sft(job)
         sampled = Round(job, model, "theory/")
-        artifact = _measured(job, settings, model, sampled)
+        artifact = _measured(job, settings, parts.objective.beta, model, sampled)
         found = json.loads((artifact.path / FILE).read_text())
         stages = [stage_record(name, one) for name, one in job.artifacts.items()]
         theory = Theory(found["bandit"], found["model"], stages, dict(config), provenance())
@@ -74,16 +77,16 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
     return theory
 
 
-def _measured(job: Job, settings: GradientError, model: Artifact, sampled: Round) -> Artifact:
+def _measured(job: Job, settings: GradientError, beta: float, model: Artifact, sampled: Round) -> Artifact:
     p = job.parts
 
     def compute(folder: Path) -> Mapping[str, Any]:
-        return measure(folder, settings, _read(job, settings, model, sampled), p.objective.beta)
+        return measure(folder, settings, _read(job, settings, model, sampled), beta)
 
     key = {
         **settings_of(settings),
         "bandit": settings_of(settings.bandit),
-        "beta": p.objective.beta,
+        "beta": beta,
         "filter": {**settings_of(p.filter), "selector": settings_of(p.filter.selector)},
     }
     inputs = {"model": model, "candidates": sampled.candidates, "embeddings": sampled.embeddings}

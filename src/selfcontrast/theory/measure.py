@@ -22,15 +22,17 @@ from selfcontrast.theory.components import (
     Components,
     Floats,
     components,
-    cosine,
-    inner,
     jackknife,
     leave_one_out,
+    slope,
 )
 from selfcontrast.theory.gradients import pair_gradients
 
 VERSION = 1
 FILE = "theory.json"
+# What a step's negatives are.
+NONE, ALL = "none: the target alone, as supervised fine-tuning", "all responses"
+KEPT, WORSE = "kept by the filter", "worse than the target (oracle)"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def on_model(settings: GradientError, measured: Measured, beta: float) -> dict[s
         found["filtered"] = _told(settings, taken, measured.tokens)
     found["curves"] = _curves(settings, pairs)
     if measured.scores is not None:
-        found["directions"] = _directions(settings, measured, pairs)
+        found["directions"] = _directions(settings, measured, pairs, beta)
     return found
 
 
@@ -144,7 +146,7 @@ def _told(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -
         },
         "most": 1 + parts.ratio,
         "best_negatives": parts.best_negatives(*tokens),
-        "relative": {str(n): {str(k): parts.relative(n, k) for k in ks} for n in settings.estimates},
+        "prompts_needed": {str(k): parts.prompts_needed(k) for k in ks},
     }
 
 
@@ -172,54 +174,49 @@ def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
                 columns = np.argsort(rng.random((n, samples)), axis=1)[:, :k]
                 estimate = pairs[chosen[:, None], columns].mean(axis=(0, 1))
                 squared[draw] = np.square(estimate - whole[rest].mean(axis=0)).sum()
-            measured = squared.mean() - parts.error(total - n, samples)
-            scale = parts.squared if parts.squared > 0 else float("nan")
-            curves.append(
-                {"prompts": n, "negatives": k, "formula": parts.relative(n, k), "measured": float(measured / scale)}
-            )
+            measured = float(squared.mean()) - parts.error(total - n, samples)
+            curves.append({"prompts": n, "negatives": k, "formula": parts.error(n, k), "measured": measured})
     return curves
 
 
-def _directions(settings: GradientError, measured: Measured, pairs: Floats) -> list[dict[str, Any]]:
-    """Per choice of negatives: how far its gradient points to higher scores, and how false its negatives are.
+def _directions(settings: GradientError, measured: Measured, pairs: Floats, beta: float) -> list[dict[str, Any]]:
+    """Per choice of negatives: what a step gains towards higher scores, and how false its negatives are.
 
     The score's own gradient is E[(score - mean) grad log p(y|x)] over the policy's samples y. A step goes against the
-    loss's gradient, so the cosine is taken with its negative.
+    loss's gradient, so the slope is that of its negative.
     """
     assert measured.scores is not None
     target, scores = measured.scores[:, :1], measured.scores[:, 1:]
     centred = scores - scores.mean(axis=1, keepdims=True)
     uphill = np.einsum("nm,nmd->nd", centred, measured.gradients[:, 1:]) / (scores.shape[1] - 1)
-    everything = np.ones_like(measured.kept)
     choices: Mapping[str, NDArray[np.bool_]] = {
-        "all": everything,
-        "kept by the filter": measured.kept,
+        ALL: np.ones_like(measured.kept),
+        KEPT: measured.kept,
         "left out by the filter": ~measured.kept,
-        "worse than the target (oracle)": scores < target,
+        WORSE: scores < target,
         "as good as the target (oracle)": scores >= target,
     }
-    supervised = measured.gradients[:, 0]
-    rows = [_direction(settings, "more of the target alone (SFT)", supervised, uphill, np.arange(len(uphill)), None)]
+    prompts = np.arange(len(uphill))
+    rows = [_direction(settings, NONE, beta / 2 * measured.gradients[:, 0], uphill, prompts, None)]
     for name, chosen in choices.items():
-        prompts = np.flatnonzero(chosen.any(axis=1))
-        means = np.stack([-pairs[i, chosen[i]].mean(axis=0) for i in prompts]) if len(prompts) else pairs[:0, 0]
-        false = float((scores >= target)[chosen].mean()) if chosen.any() else float("nan")
-        rows.append(_direction(settings, name, means, uphill, prompts, false))
+        own = np.flatnonzero(chosen.any(axis=1))
+        means = np.stack([-pairs[i, chosen[i]].mean(axis=0) for i in own]) if len(own) else pairs[:0, 0]
+        false = float((scores >= target)[chosen].mean()) if chosen.any() else math.nan
+        rows.append(_direction(settings, name, means, uphill, own, false))
     return rows
 
 
 def _direction(
     settings: GradientError, name: str, step: Floats, uphill: Floats, prompts: NDArray[np.intp], false: float | None
 ) -> dict[str, Any]:
-    """A row: the cosine of the step [n, d] of these prompts with what raises their score, and its interval."""
+    """A row: the slope of the step [n, d] of these prompts towards what raises their score, and its interval."""
     row: dict[str, Any] = {"negatives": name, "prompts": len(prompts), "false_negatives": false}
     towards = uphill[prompts]
-    value = cosine(step, towards) if len(prompts) > 2 else math.nan
+    value = slope(step, towards) if len(prompts) > 2 else math.nan
     if math.isnan(value):
-        return {**row, "cosine": None, "length": None}
-    without = np.array([cosine(np.delete(step, i, axis=0), np.delete(towards, i, axis=0)) for i in range(len(step))])
-    bounds = jackknife(value, without, settings.level)
-    return {**row, "cosine": [value, *bounds], "length": math.sqrt(inner(step, step))}
+        return {**row, "slope": None}
+    without = np.array([slope(np.delete(step, i, axis=0), np.delete(towards, i, axis=0)) for i in range(len(step))])
+    return {**row, "slope": [value, *jackknife(value, without, settings.level)]}
 
 
 def measure(folder: Path, settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
