@@ -61,6 +61,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
         raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")
     if not isinstance(parts.objective, Objective):
         raise UserError("objective: the theory is of a preference loss: objective=self_contrast")
+    beta = parts.objective.beta
     few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
     parts = replace(parts, generator=few)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"theory s{parts.seed}", config, parts.output)
@@ -68,7 +69,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
         job = Job(parts, tracker)
         model = sft(job)
         sampled = Round(job, model, "theory/")
-        artifact = _measured(job, settings, parts.objective.beta, model, sampled)
+        artifact = _measured(job, settings, beta, model, sampled)
         found = json.loads((artifact.path / FILE).read_text())
         stages = [stage_record(name, one) for name, one in job.artifacts.items()]
         theory = Theory(found["bandit"], found["model"], stages, dict(config), provenance())
