@@ -1,0 +1,52 @@
+"""The miniature's commands on a tiny job: two K, two seeds and one baseline make one report with verdicts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import TINY, run_train
+from selfcontrast.report.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+
+
+def sweep(folder: Path, *overrides: str, without: tuple[str, ...] = ()) -> list[Path]:
+    """The results of a sweep of the miniature's, of which some of the tiny job's settings are left out."""
+    tiny = [setting for setting in TINY if setting.partition("=")[0] not in ("negatives", *without)]
+    ended = run_train("-m", *tiny, "seed=1,2", f"hydra.sweep.dir={folder}", *overrides, cwd=folder.parent.parent)
+    assert ended.returncode == 0, ended.stderr
+    return sorted(folder.rglob("result.json"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miniature") / "multirun"
+    assert len(sweep(folder / "a", "+experiment=miniature", "negatives=1,4")) == 4
+    sampling = ("generator.samples", "generator.max_new_tokens", "filter.max_negatives")
+    assert len(sweep(folder / "b", "+experiment=miniature/dpo_std", without=sampling)) == 2
+    return folder
+
+
+def test_one_report_of_all_sweeps_with_verdicts(swept: Path) -> None:
+    command = [sys.executable, "-m", "selfcontrast.report", str(swept)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    said = (swept / "claims.md").read_text()
+    for claim in ("beats SFT", "beats standard DPO", "grows with K", "not merely sharper"):
+        row = next(line for line in said.splitlines() if claim in line)
+        assert row.rstrip(" |").endswith((SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE))
+        assert "2 × 16" in row
+    assert "The claims" in (swept / "report.html").read_text()
+    assert "The claims" in ended.stdout
+
+
+def test_arms_of_a_seed_share_their_fine_tuned_model_and_seeds_do_not(swept: Path) -> None:
+    results = [json.loads(file.read_text()) for file in swept.rglob("result.json")]
+    keys = {
+        seed: {s["key"] for r in results if r["seed"] == seed for s in r["stages"] if s["name"] == "sft"}
+        for seed in (1, 2)
+    }
+    assert [len(found) for found in keys.values()] == [1, 1]
+    assert keys[1] != keys[2]
+    assert len({tuple(r["prompts"]["ids"]) for r in results}) == 1
