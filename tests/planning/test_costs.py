@@ -75,6 +75,18 @@ def test_the_work_of_baselines_and_budgets() -> None:
     assert work(step("benchmark", "pairwise SFT"), rewarded, SIZES) == Work(None, 0, 0)
 
 
+def test_a_benchmarks_own_questions_are_answered_turn_by_turn() -> None:
+    """Of the 80 questions of two turns those of four categories have a temperature above 0, and three samples."""
+    name = "evaluation.benchmarks.mt_bench"
+    changes = (
+        f"{name}.samples=3",
+        f"{name}.judge.model=x",
+        f"{name}.temperatures={{writing: 1.0, stem: 0.1, math: 0.5}}",
+    )
+    asked = parts(f"+benchmark@{name}=mt_bench", *changes)
+    assert work(step("answers", "mt_bench answers SFT"), asked, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
+
+
 def test_what_is_unknown_stays_unknown() -> None:
     nothing = Sizes(None, None, None, None, None)
     assert work(step("generate"), parts(), nothing) == Work("generate", None, None)

@@ -28,6 +28,7 @@ KINDS = {  # of the stages that take long
     "align": "train",
     "generate": "generate",
     "evaluate": "generate",
+    "answers": "generate",
     "reference": "score",
     "embed": "embed",
 }
@@ -126,10 +127,18 @@ def work(step: Step, parts: Parts, sizes: Sizes) -> Work:
         case "evaluate":
             answers = sum(way.samples for way in parts.evaluation.ways)
             return Work("generate", evaluated * answers * response, 0)
+        case "answers":
+            return Work("generate", _own_answers(step, parts) * response, 0)
         case "benchmark" if rewarded:
             return Work("score", evaluated * 2 * (asked + response), 0)
         case _:
             return Work(None, 0, 0)
+
+
+def _own_answers(step: Step, parts: Parts) -> int:
+    """To a benchmark's own questions, turn by turn."""
+    asking = parts.evaluation.benchmarks[step.label.partition(" ")[0]].asking(parts.evaluation.choose(parts.splits))
+    return sum(how.samples * max(1, len(one.turns)) for how, some in asking.asked for one in some)
 
 
 def _trained(recipe: Recipe, epoch: float) -> float:

@@ -64,7 +64,8 @@ def print_commands(commands: Mapping[str, Sequence[str]]) -> None:
 
 def _label(step: Step, planned: Planned, jobs: Sequence[Planned]) -> str:
     several = len({one.parts.negatives for one in jobs}) > 1
-    own = step.stage == "align" or (step.stage in ("evaluate", "benchmark") and not step.label.endswith(" SFT"))
+    measured = step.stage in ("evaluate", "answers", "benchmark")
+    own = step.stage == "align" or (measured and not step.label.endswith(" SFT"))
     return f"{step.label}, K = {planned.parts.negatives}" if several and own else step.label
 
 
