@@ -78,12 +78,7 @@ def test_the_work_of_baselines_and_budgets() -> None:
 def test_a_benchmarks_own_questions_are_answered_turn_by_turn() -> None:
     """Of the 80 questions of two turns those of four categories have a temperature above 0, and three samples."""
     name = "evaluation.benchmarks.mt_bench"
-    changes = (
-        f"{name}.samples=3",
-        f"{name}.judge.model=x",
-        f"{name}.temperatures={{writing: 1.0, stem: 0.1, math: 0.5}}",
-    )
-    asked = parts(f"+benchmark@{name}=mt_bench", *changes)
+    asked = parts(f"+benchmark@{name}=mt_bench", f"{name}.samples=3", f"{name}.judge.model=x")
     assert work(step("answers", "mt_bench answers SFT"), asked, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
 
 
