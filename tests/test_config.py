@@ -218,6 +218,10 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "use auto"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
         ("evaluation.lm_eval.tasks=[nothing_so]", ["evaluation.lm_eval.tasks=nothing_so", "target_choice"]),
+        ("evaluation.lm_eval.tasks=[humaneval]", ["tasks=humaneval", "confirm_run_unsafe_code=true"]),
+        ("evaluation.lm_eval.fewshot=-1", ["evaluation.lm_eval.fewshot=-1", "null"]),
+        ("evaluation.cap=5", ["evaluation.cap=5", "judge.reading.price"]),
+        ("evaluation.judgments_shown=0", ["evaluation.judgments_shown=0", "null for all"]),
         ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),
         ("evaluation.decodings=[7]", ["evaluation.decodings", "name", "temperature", "samples"]),
         ("evaluation.decodings=[{name: a, samples: 1}]", ["evaluation.decodings", "temperature"]),
@@ -482,3 +486,21 @@ def test_the_command_line_overrides_an_arm() -> None:
 def test_standard_pairs_cannot_be_drawn_again() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16")
     assert mistake("rounds=2", choose=composed("arm=dpo_std", *small)).startswith("rounds=2: each samples from")
+
+
+def test_lm_evals_backends(tmp_path: Path) -> None:
+    """vLLM's interpreter is looked for before any compute; a server's API gives no likelihoods."""
+    name = "evaluation.lm_eval.backend"
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: backend\.python=.*nowhere: cannot be run"):
+        configure(composed(f"backend@{name}=vllm", f"{name}.python={tmp_path}/nowhere", "output=out"))
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: hf or vllm"):
+        configure(composed(f"backend@{name}=openai", "output=out"))
+
+
+def test_a_cap_of_the_jobs_judgments_with_a_price() -> None:
+    name = "evaluation.benchmarks.mt_bench"
+    price = "{_target_: selfcontrast.evaluation.judges.budget.Price, prompt: 2.5, completion: 10}"
+    judge = (f"+benchmark@{name}=mt_bench", f"{name}.judge.model=x", f"{name}.judge.reading.price={price}")
+    parts = configure(composed(*judge, "evaluation.cap=5", "output=out"))
+    assert parts.evaluation.cap == 5
+    assert parts.evaluation.benchmarks["mt_bench"].judge.reading.price.of(1e6, 1e6) == 12.5

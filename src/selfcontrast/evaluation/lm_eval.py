@@ -41,6 +41,7 @@ class LmEval:
         apply_chat_template: whether prompts are rendered as chats.
         max_length: tokens of a held-out prompt and a response; what is longer is left out.
         confirm_run_unsafe_code: whether tasks may run code that the model wrote.
+        batch: sequences at once, with `HF`; vLLM batches as it likes.
         backend: what the model runs in, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
 
     The fewshot number and the template are not for tasks over the held-out prompts: those are rendered already.
@@ -52,6 +53,7 @@ class LmEval:
     apply_chat_template: bool
     max_length: int
     confirm_run_unsafe_code: bool
+    batch: int = field(metadata=NOT_IN_KEY)
     backend: Any = field(metadata=NOT_IN_KEY)  # by its own settings
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class LmEval:
             raise UserError(f"evaluation.lm_eval.limit={self.limit}: at least 1 document, or null for all")
         if self.fewshot is not None and self.fewshot < 0:
             raise UserError(f"evaluation.lm_eval.fewshot={self.fewshot}: 0 or more, or null for the task's own")
+        if self.batch < 1:
+            raise UserError(f"evaluation.lm_eval.batch={self.batch}: at least 1 sequence at a time")
 
     def check(self) -> None:
         """Raises `UserError` for a task that nobody has, or that may not run, or whose data cannot be had."""
@@ -251,7 +255,7 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
             tokenizer=renderer.tokenizer,
             device=device,
             dtype=settings.backend.precision,
-            batch_size=settings.backend.rows,
+            batch_size=settings.batch,
             add_bos_token=None if special_tokens else False,
         )
 

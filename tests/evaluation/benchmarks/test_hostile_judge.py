@@ -1,0 +1,97 @@
+"""A judge's server that fails in every way for a third of the calls: the coverage is true, and so is the mean."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from judging import reading
+from measuring import answered, subject
+from openai_server import Body, Fault, OpenAIServer
+from selfcontrast.client import Servers
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.benchmarks.benchmark import Options
+from selfcontrast.evaluation.benchmarks.mt_bench import MTBench
+from selfcontrast.evaluation.judges.openai import OpenAIJudge
+
+QUESTIONS = 30  # of two turns: 60 judgments
+OPTIONS = Options(level=0.95, resamples=200, seed=0)
+
+
+def said(text: str, finish: str = "stop", **message: Any) -> list[Body]:
+    return [{"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}]
+
+
+def whole(choices: list[Body]) -> Fault:
+    return Fault(200, json.dumps({"choices": choices}).encode())
+
+
+WRONG: list[tuple[str, Fault]] = [
+    ("api_error", Fault(500)),
+    ("api_error", Fault(200, b"<html><body>[[10]]</body></html>")),
+    ("api_error", Fault(200, b'{"choices": [{"message": {"content": "[[10]]', promised=500)),
+    ("refused", whole(said("", refusal="I will not. [[10]]"))),
+    ("refused", whole(said("[[10]]", "content_filter"))),
+    ("truncated", whole(said("[[10]] or rather", "length"))),
+    ("unparsable", whole(said("It is as good as it gets: 10"))),
+    ("unparsable", whole(said("> [[10]]"))),
+    ("out_of_range", whole(said("[[100]]"))),
+    ("out_of_range", whole(said("[[10]] [[-1]]"))),
+]
+
+
+def every_third(number: int, body: Body) -> Fault | None:
+    return WRONG[number // 3 % len(WRONG)][1] if number % 3 == 0 else None
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str, float], tuple[dict[str, Any], dict[str, Any]]]:
+    """Facts and lines of the benchmark, judged by the server at a URL."""
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"question_id": i, "category": "c", "turns": [f"What is {i}?", "Why?"]} for i in range(QUESTIONS)]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    scores = answered(tmp_path / "scores", {(str(i), 0): [f"first {i}", f"second {i}"] for i in range(QUESTIONS)})
+
+    def judged(url: str, least: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        servers = Servers([url], concurrency=3, timeout=5, retries=0, wait=0.01, key_variable=None)
+        of = MTBench(
+            grading="single",
+            questions=str(questions),
+            references=None,
+            guided=[],
+            limit=None,
+            temperature=0.0,
+            temperatures={},
+            samples=1,
+            max_new_tokens=4,
+            max_length=120,
+            seed=0,
+            min_coverage=least,
+            judge=OpenAIJudge("selfcontrast", 0.0, "text", {}, reading(attempts=1), servers),
+        )
+        facts = of.run(tmp_path, subject([], scores))
+        return facts, {line.what: line.value for line in of.lines({"SFT": tmp_path}, OPTIONS)}
+
+    return judged
+
+
+def test_a_finished_run_has_its_true_coverage_and_the_others_mean(run: Any) -> None:
+    with OpenAIServer(lambda body: said("[[4]]"), every_third).open() as server:
+        facts, lines = run(server.url, 0.5)
+    assert (facts["judgments"], facts["coverage"]) == (60, 40 / 60)
+    expected = {status: 2 * sum(own == status for own, _ in WRONG) for status, _ in WRONG}
+    assert {status: facts[status] for status in expected} == expected
+    assert (lines["mean"].estimate, lines["mean"].n) == (4, 40)
+    assert lines["turn 1"].n + lines["turn 2"].n == 40
+
+
+def test_below_its_bound_it_fails_and_then_asks_for_the_missing_ones_alone(run: Any) -> None:
+    with OpenAIServer(lambda body: said("[[4]]"), every_third).open() as server:
+        with pytest.raises(UserError, match=r"40 of 60 judgments can be used, 66\.7%, .* below min_coverage=0\.9"):
+            run(server.url, 0.9)
+        server.fault = lambda number, body: None
+        facts, lines = run(server.url, 0.9)
+        assert len(server.asked) == 80
+    assert (facts["coverage"], lines["mean"].estimate, lines["mean"].n) == (1, 4, 60)
