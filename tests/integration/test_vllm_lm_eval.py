@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import TINY, read_result, run_train, stages
 from measuring import lm_eval
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval import run_tasks
@@ -24,3 +25,23 @@ def test_vllm_and_transformers_agree(vllm_python: str, tmp_path: Path) -> None:
     there = run_tasks(settings, policy, EXAMPLES, Renderer(tokenizer()), "cpu", seed=0)
     assert 0 < there["target_choice"]["acc"] < 1
     assert there == here
+
+
+@pytest.mark.vllm
+def test_a_job_asks_its_policies_in_vllm(vllm_python: str, tmp_path: Path) -> None:
+    """With another interpreter's vLLM first, then with transformers: everything but the evaluation is recalled."""
+    tasks = (*TINY, "evaluation.lm_eval.tasks=[target_choice,target_generation]")
+    name = "evaluation.lm_eval.backend"
+    fine = (f"{name}.dtype=float32", f"{name}.gpu_memory_utilization=0.05", f"{name}.enforce_eager=true")
+    there = run_train(*tasks, f"backend@{name}=vllm", f"{name}.python={vllm_python}", *fine, cwd=tmp_path)
+    assert there.returncode == 0, there.stderr
+    first = read_result(tmp_path / "out")
+    here = run_train(*tasks, cwd=tmp_path)
+    assert here.returncode == 0, here.stderr
+    second = read_result(tmp_path / "out")
+    assert {label for label, stage in stages(second).items() if not stage["cached"]} >= {"evaluate SFT"}
+    assert stages(second)["align"]["cached"]
+    for system in ("SFT", "Self-Contrast"):
+        for task, metrics in first["lm_eval"][system].items():
+            assert metrics == pytest.approx(second["lm_eval"][system][task])
+        assert first["lm_eval"][system]["target_choice"]["documents"] == 16
