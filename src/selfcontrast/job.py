@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 
 from selfcontrast.config import Parts
+from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact
@@ -66,6 +67,11 @@ class Job:
             replay(artifact, self.tracker, name)
         self.tracker.artifact(artifact, list(inputs.values()))
         return artifact
+
+    def surroundings(self, who: str) -> Surroundings:
+        """What judges may need; `who` is the benchmark and the system that they are asked for."""
+        p = self.parts
+        return Surroundings(p.hardware.device, p.data.verifier(), p.store.root / "judgments", self.budget, who)
 
     def report(self, name: str) -> Callable[[Mapping[str, float]], None]:
         """Where a stage of this label sends its metrics while it runs."""

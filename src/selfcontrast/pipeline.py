@@ -20,7 +20,6 @@ from selfcontrast.evaluation import contamination, scores
 from selfcontrast.evaluation.benchmarks import asking, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE, compare
-from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.filters import diagnostics, embed, negatives, score
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
@@ -300,8 +299,8 @@ def measured_by(
     """
     p = job.parts
     measure: Benchmark = p.evaluation.benchmarks[name]
-    examples, verifier = p.evaluation.choose(p.splits), p.data.verifier()
-    if reason := measure.left_out(examples, verifier):
+    examples = p.evaluation.choose(p.splits)
+    if reason := measure.left_out(examples, p.data.verifier()):
         log.info("%-24s left out: %s", name, reason)
         return {}
     if measure.relative and (BASELINE not in systems or len(systems) == 1):
@@ -316,19 +315,9 @@ def measured_by(
         base = None if label == BASELINE else systems.get(BASELINE)
         if measure.relative and base is None:
             continue
-        subject = Subject(
-            label=label,
-            scores=answered.path,
-            baseline=base.path if base else None,
-            examples=examples,
-            decoding=decoding,
-            surroundings=Surroundings(
-                p.hardware.device, verifier, p.store.root / "judgments", job.budget, f"{name} {label}"
-            ),
-        )
-        inputs = {"answers": answered}
-        if measure.relative and base:
-            inputs["baseline"] = base
+        surroundings = job.surroundings(f"{name} {label}")
+        subject = Subject(label, answered.path, base.path if base else None, examples, decoding, surroundings)
+        inputs = {"answers": answered, **({"baseline": base} if measure.relative and base else {})}
         compute = partial(measure.run, subject=subject)
         found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
         if found[label].cached:
