@@ -139,6 +139,7 @@ class Result:
         tracker.summary(summary)
         tracker.table("samples", samples_table(self.samples))
         tracker.table("negatives", pd.DataFrame(self.negatives_shown))
+        tracker.figure("figure", folder / "figure.png")
         tracker.files(folder / RESULT, folder / "report.html")
 
 

@@ -37,6 +37,8 @@ class Tracker(Protocol):
 
     def table(self, name: str, frame: pd.DataFrame) -> None: ...
 
+    def figure(self, name: str, file: Path) -> None: ...
+
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
         """An artifact of the store, and those it was made from."""
 
@@ -62,6 +64,8 @@ class Untracked:
     def log(self, stage: str, record: Mapping[str, float]) -> None: ...
 
     def table(self, name: str, frame: pd.DataFrame) -> None: ...
+
+    def figure(self, name: str, file: Path) -> None: ...
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None: ...
 
@@ -155,7 +159,7 @@ class WandbTracking:
         return "online" if "WANDB_SWEEP_ID" in os.environ or _has_key() else "offline"
 
     @contextmanager
-    def run(self, name: str, config: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
+    def run(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str = "train") -> Iterator[Tracker]:
         import wandb
 
         mode = self.resolved_mode()
@@ -164,7 +168,7 @@ class WandbTracking:
             project=self.project,
             entity=self.entity,
             group=self.group or _sweep(),
-            job_type="train",
+            job_type=job_type,
             tags=self.tags,
             name=name,
             config={**_settings(config), "provenance": provenance()},
@@ -209,6 +213,11 @@ class _WandbRun:
         import wandb
 
         self.run.log({f"tables/{name}": wandb.Table(dataframe=frame)})
+
+    def figure(self, name: str, file: Path) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(file))})
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
         """What this run computed it logs, what it recalled it uses; offline, where W&B cannot use, it logs both."""
