@@ -107,6 +107,7 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
             tracker.log("sft", {"step": step, "loss": 1 / step})
         tracker.log("align", {"step": 1, "margin": 0.5})
         tracker.table("samples", pd.DataFrame({"prompt": ["a", "b"], "answer": ["c", "d"]}))
+        tracker.table("odd", pd.DataFrame({"rank": pd.array([1, None], "Int64"), "why": [float("nan"), "a"]}))
         tracker.artifact(sft, [])
         tracker.artifact(align, [sft])
         tracker.summary({"value": 0.75})
@@ -119,6 +120,8 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
     assert run.series("sft/step") == [1, 2, 3]
     assert run.series("align/margin") == [0.5]
     assert run.series("tables/samples.nrows") == [2]
+    (odd,) = tmp_path.rglob("media/table/tables/odd*.json")
+    assert json.loads(odd.read_text())["data"] == [[1, None], [None, "a"]]
     assert run.summary["value"] == 0.75
     found = {artifact.name: artifact for artifact in run.artifacts}
     assert sft.key in found[f"sft-{sft.key}"].aliases

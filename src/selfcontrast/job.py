@@ -16,6 +16,8 @@ from selfcontrast.training.nodes import Compute, Decisions, this_node
 
 log = logging.getLogger(__name__)
 
+DATA = "data"
+
 
 class Job:
     """A job at work.
@@ -64,8 +66,13 @@ class Job:
         self.artifacts[name] = artifact
         if artifact.cached:
             replay(artifact, self.tracker, name)
-        self.tracker.artifact(artifact, list(inputs.values()))
+        self.tracker.artifact(artifact, [*self._data(settings), *inputs.values()])
         return artifact
+
+    def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:
+        """The data, of a stage that is made from it: its fingerprint is among the settings."""
+        own = self.artifacts.get(DATA)
+        return [own] if own and DATA in settings else []
 
     def report(self, name: str) -> Callable[[Mapping[str, float]], None]:
         """Where a stage of this label sends its metrics while it runs."""

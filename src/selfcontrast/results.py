@@ -181,7 +181,7 @@ def track_judgments(tracker: Tracker, evaluation: Evaluation, measured: Mapping[
     for name, found in measured.items():
         table = judgments_table({system: a.path for system, a in found.items()}, evaluation.judgments_shown)
         if len(table):
-            tracker.table(name, table)
+            tracker.table(f"judgments/{name}", table)
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:

@@ -212,7 +212,8 @@ class _WandbRun:
     def table(self, name: str, frame: pd.DataFrame) -> None:
         import wandb
 
-        self.run.log({f"tables/{name}": wandb.Table(dataframe=frame)})
+        plain = frame.astype(object).where(frame.notna(), None)  # W&B knows neither NaN among words nor pandas' NA
+        self.run.log({f"tables/{name}": wandb.Table(dataframe=plain, allow_mixed_types=True)})
 
     def figure(self, name: str, file: Path) -> None:
         import wandb
@@ -220,7 +221,10 @@ class _WandbRun:
         self.run.log({name: wandb.Image(str(file))})
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
-        """What this run computed it logs, what it recalled it uses; offline, where W&B cannot use, it logs both."""
+        """What this run computed it logs, what it recalled it uses, and the data, which it begins with, it always uses.
+
+        Offline, where W&B cannot use, it logs all of it.
+        """
         import wandb
 
         mirrored = wandb.Artifact(
@@ -238,7 +242,7 @@ class _WandbRun:
             mirrored.add_dir(str(artifact.path))
         else:
             mirrored.add_reference(artifact.path.resolve().as_uri(), checksum=False)
-        if artifact.cached and not self.run.offline:
+        if (artifact.cached or artifact.stage == "data") and not self.run.offline:
             self.run.use_artifact(mirrored, aliases=[artifact.key])  # found by its content, or else created
         else:
             self.run.log_artifact(mirrored, aliases=[artifact.key])

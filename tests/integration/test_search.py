@@ -48,5 +48,5 @@ def test_the_best_trial_is_the_one_whose_job_returned_the_best_objective(
     assert {result["config"]["trainer"]["lr"] for result in results if result["value"] == chosen["value"]} >= {
         told["best_params"]["trainer.lr"]
     }
-    assert all(0 < result["value"] < 1 for result in results)
+    assert len({result["value"] for result in results}) > 1  # else any of them would be the best
     assert f"{len(found.jobs)} jobs" in ended.stdout

@@ -14,7 +14,7 @@ from jobs import ROOT, SECRET, TIMEOUT, TINY
 from selfcontrast.store import MANIFEST
 from wandb_server import WandbServer, serving
 
-SHARED = {"contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
+SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
 # `wandb agent` asks the server every 5 s whether there is more to do: too slow for a test.
 WANDB = "from wandb.cli.cli import cli; from wandb.wandb_agent import Agent; Agent.POLL_INTERVAL = 0.2; cli()"
 
