@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,9 @@ import pandas as pd
 import pytest
 import wandb
 
+from jobs import ROOT
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import ENDED, Stopped
 from selfcontrast.store import Artifact, Store
 from selfcontrast.tracking import CsvTracking, NoTracking, WandbTracking
 from wandb_files import OfflineRun
@@ -163,6 +167,35 @@ def test_a_job_that_fails_ends_its_run_as_failed(tmp_path: Path) -> None:
     assert run.exit_code == 1
 
 
+CHECKOUT = """
+import os
+from pathlib import Path
+from selfcontrast.tracking import WandbTracking
+
+with WandbTracking("selfcontrast", None, None, [], "offline", False).run("a name", {}, Path(os.environ["RUN"])):
+    pass
+"""
+
+
+def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
+    """Of the checkout that the code lies in, wherever the job is started."""
+    checkout, folder = tmp_path / "checkout", tmp_path / "run"
+    subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(checkout)], check=True)
+    git = ["git", "-C", str(checkout)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    with open(checkout / "src/selfcontrast/errors.py", "a") as file:
+        file.write("# changed by hand\n")
+    own = {"PYTHONPATH": str(checkout / "src"), "RUN": str(folder)}
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", CHECKOUT], cwd=tmp_path, env={**os.environ, **own}, check=True)
+    (patch,) = folder.rglob("diff.patch")
+    assert "+# changed by hand" in patch.read_text().splitlines()
+    (metadata,) = folder.rglob("wandb-metadata.json")
+    assert json.loads(metadata.read_text())["git"]["commit"] == head
+    (run,) = offline_runs(folder)
+    assert run.config["provenance"]["commit"] == head[:12] + "+"
+
+
 # --- a run that goes on
 
 
@@ -202,6 +235,60 @@ def test_a_job_that_was_cut_short_goes_on_in_its_run(
     _, again, other = server.runs.values()
     assert (again.series("align/step"), again.used, name in again.logged) == ([1, 2], [name], False)
     assert other.config["negatives"] == 3
+
+
+def test_nothing_is_lost_while_the_server_is_out_of_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
+) -> None:
+    """Its first requests fail, and then some at the end, among them the artifact's."""
+    for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER"):
+        monkeypatch.setenv(f"WANDB__{part}_RETRY_WAIT_MIN_SECONDS", "0.05")
+        monkeypatch.setenv(f"WANDB__{part}_RETRY_WAIT_MAX_SECONDS", "0.1")
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        server.broken = range(5)
+        with tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
+            server.broken = range(server.asked, server.asked + 40)
+            for step in range(1, 101):
+                tracker.log("align", {"step": step, "loss": 1 / step})
+            tracker.table("samples", pd.DataFrame({"prompt": ["a"]}))
+            tracker.artifact(artifacts[0], [])
+            tracker.summary({"value": 0.75})
+        wandb.teardown()
+        assert server.asked > server.broken.stop
+    (run,) = server.runs.values()
+    assert run.exit_code == 0
+    assert run.series("align/step") == list(range(1, 101))
+    assert run.summary["value"] == 0.75
+    assert f"sft-{artifacts[0].key}" in run.logged
+    assert all(artifact.committed for artifact in server.artifacts.values())
+    assert any(name.startswith("media/table/tables/samples") for name in run.files)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (Stopped(0), 0, {"stopped": "early"}),
+        (SystemExit(ENDED), 143, {"error": "terminated: the same command goes on from there"}),
+        (KeyboardInterrupt(), 1, {"error": "KeyboardInterrupt: "}),
+    ],
+)
+def test_how_a_job_was_ended_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: dict[str, str]
+) -> None:
+    def job() -> None:
+        with tracked.run("a name", {}, tmp_path):
+            raise error
+
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        with pytest.raises(type(error)):
+            job()
+        wandb.teardown()
+    (run,) = server.runs.values()
+    assert run.exit_code == code
+    assert told.items() <= run.summary.items()
+    assert ("stopped early" in run.fields["tags"]) == ("stopped" in told)
 
 
 def test_the_id_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

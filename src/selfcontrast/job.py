@@ -63,10 +63,10 @@ class Job:
 
         artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
         log.info("%-24s %s", name, stage_facts(artifact))
-        self.artifacts[name] = artifact
         if artifact.cached:
             replay(artifact, self.tracker, name)
         self.tracker.artifact(artifact, [*self._data(settings), *inputs.values()])
+        self.artifacts[name] = artifact
         return artifact
 
     def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:

@@ -19,6 +19,7 @@ import pandas as pd
 import yaml
 
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import ENDED, Stopped, stop
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 
@@ -97,7 +98,7 @@ class CsvTracking:
 
 
 class _CsvFiles(Untracked):
-    """Starts afresh: of a stage that goes on from a checkpoint it has what is reported from there."""
+    """Starts afresh."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -175,7 +176,7 @@ class WandbTracking:
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
             save_code=False,
-            settings=wandb.Settings(silent=True, git_root=_checkout()),
+            settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
             **(_identity(unfinished) if mode == "online" else {}),
         )
         # Finished whatever happens: in a multirun all jobs share this process, and a run that is left open would
@@ -184,8 +185,7 @@ class WandbTracking:
             run.log_code(str(PACKAGE), name="source-selfcontrast")
             yield _WandbRun(run, self.upload)
         except BaseException as error:
-            run.summary["error"] = f"{type(error).__name__}: {error}"
-            run.finish(exit_code=1)
+            run.finish(exit_code=_say_why(run, error))
             raise
         offline = Path(run.dir).parent
         run.finish()
@@ -257,6 +257,20 @@ class _WandbRun:
         for path in paths:
             report.add_file(str(path))
         self.run.log_artifact(report)
+
+
+def _say_why(run: Any, error: BaseException) -> int:
+    """Tells the run why its job ends before its time; returns the exit code."""
+    if isinstance(error, Stopped):
+        run.summary["stopped"] = "early"
+        run.tags = (*(run.tags or ()), "stopped early")
+        return int(error.code or 0)
+    if isinstance(error, SystemExit) and error.code == ENDED:
+        run.mark_preempting()  # a sweep gives it out again
+        run.summary["error"] = "terminated: the same command goes on from there"
+        return ENDED
+    run.summary["error"] = f"{type(error).__name__}: {error}"
+    return 1
 
 
 def _identity(unfinished: Path) -> dict[str, Any]:
