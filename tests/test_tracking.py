@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,7 @@ def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(checkout)], check=True)
     git = ["git", "-C", str(checkout)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    shutil.copytree(ROOT / "src", checkout / "src", dirs_exist_ok=True)
     with open(checkout / "src/selfcontrast/errors.py", "a") as file:
         file.write("# changed by hand\n")
     own = {"PYTHONPATH": str(checkout / "src"), "RUN": str(folder)}
@@ -190,9 +192,8 @@ def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", CHECKOUT], cwd=tmp_path, env={**os.environ, **own}, check=True)
     (patch,) = folder.rglob("diff.patch")
     assert "+# changed by hand" in patch.read_text().splitlines()
-    (metadata,) = folder.rglob("wandb-metadata.json")
-    assert json.loads(metadata.read_text())["git"]["commit"] == head
     (run,) = offline_runs(folder)
+    assert run.commit == head
     assert run.config["provenance"]["commit"] == head[:12] + "+"
 
 

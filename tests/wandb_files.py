@@ -45,6 +45,7 @@ class OfflineRun:
         history: one dictionary per logged step.
         artifacts: the artifact records.
         fields: what the run is called: name, group, job_type.
+        commit: of the code.
         exit_code: None while the run has not ended.
     """
 
@@ -54,6 +55,7 @@ class OfflineRun:
         self.history: list[dict[str, Any]] = []
         self.artifacts: list[Any] = []
         self.fields: dict[str, str] = {}
+        self.commit = ""
         self.exit_code: int | None = None
         for record in records(file):
             match record.WhichOneof("record_type"):
@@ -61,6 +63,8 @@ class OfflineRun:
                     self.config |= _items(record.run.config.update)
                     own = record.run
                     self.fields = {"name": own.display_name, "group": own.run_group, "job_type": own.job_type}
+                case "environment":
+                    self.commit = record.environment.git.commit or self.commit
                 case "config":
                     self.config |= _items(record.config.update)
                 case "summary":

@@ -175,7 +175,7 @@ class WandbTracking:
             config={**_settings(config), "provenance": provenance()},
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
-            save_code=False,
+            save_code=True,  # without it Wsave_code=False,B keeps no changes either
             settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
             **(_identity(unfinished) if mode == "online" else {}),
         )
