@@ -5,11 +5,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs import ROOT, TIMEOUT, TINY, read_result, run_train
+from jobs import ROOT, TIMEOUT, TINY, came_to, read_result, run_train
 from selfcontrast.errors import FAILED
 
 POINTS = [o for o in TINY if not o.startswith("negatives=")]
@@ -34,11 +33,6 @@ def swept(folder: Path, *launcher: str, env: Mapping[str, str] | None = None) ->
     results = [read_result(folder / "sweep" / job) for job in ("0", "2", "3", "4")]
     assert (folder / "sweep/0/metrics/align.csv").exists()
     return {r["negatives"]: came_to(r) for r in results}
-
-
-def came_to(result: dict[str, Any]) -> list[object]:
-    losses = [record["loss"] for stage in ("sft", "align") for record in result["histories"][stage] if "loss" in record]
-    return [result["value"], result["comparison"], losses, result["samples"]]
 
 
 @pytest.fixture(scope="module")

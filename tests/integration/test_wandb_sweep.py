@@ -7,20 +7,21 @@ from pathlib import Path
 import pytest
 
 from agents import environment, holds_secret, stage_of, sweep_file, wandb
-from jobs import ROOT, SECRET
+from jobs import ROOT, SECRET, TINY, came_to, read_result, run_train
 from selfcontrast.store import MANIFEST
 from wandb_server import WandbServer, serving
 
 SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
 BASELINES = {"evaluate", "answers", "benchmark"}  # of the fine-tuned model
 KS = (1, 4, 8, 16)
+LARGE = ("filter.max_negatives=16", "generator.samples=24")  # for K = 16
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
     """sweeps/negatives.yaml as it is, by one agent; everything it wrote lies in the folder."""
     folder = tmp_path_factory.mktemp("swept")
-    sweep_file(folder, "negatives.yaml", None, "filter.max_negatives=16", "generator.samples=24")
+    sweep_file(folder, "negatives.yaml", None, *LARGE)
     with serving() as server:
         env = environment(folder, server)
         said = wandb("sweep", "sweep.yaml", cwd=folder, env=env)
@@ -82,6 +83,17 @@ def test_the_lineage_begins_with_the_data(swept: tuple[Path, WandbServer]) -> No
         found |= todo
         todo = {source for name in todo for source in made_from[name]}
     assert {stage_of(name) for name in found} == {"align", *SHARED} - {"contamination"}
+
+
+def test_a_multirun_over_the_same_points_comes_to_the_same(swept: tuple[Path, WandbServer], tmp_path: Path) -> None:
+    folder, _ = swept
+    small = [o for o in TINY if not o.startswith(("negatives=", "filter.max_negatives=", "generator.samples="))]
+    points, sweep = "negatives=1,4,8,16", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    ended = run_train("-m", points, *small, *LARGE, "tracking=none", sweep, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for number in range(4):
+        agents = read_result(folder / "outputs" / f"run{number}")
+        assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(agents)
 
 
 def test_the_key_signs_requests_and_is_in_nothing_that_is_written_or_sent(swept: tuple[Path, WandbServer]) -> None:

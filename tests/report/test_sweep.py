@@ -257,6 +257,16 @@ def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Pat
     assert "K=4 (objective.beta=0.5)" in sentence(sweep)
 
 
+def test_of_many_variants_the_best_is_named(make: Make, write: Write, tmp_path: Path) -> None:
+    for job in range(11):
+        score = 0.7 if job == 7 else 0.6
+        write(tmp_path / str(job), make(policy=score, config={"objective": {"beta": job / 10}}))
+    write_sweep(read_sweep([tmp_path]))
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "Self-Contrast, objective.beta=0.7" in svg
+    assert svg.count("Self-Contrast, objective.beta=") == 1
+
+
 def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
     """Means 0.65, 0.7, 0.5 and SFT's 0.6 between the outermost ends, 0.45 and 0.75, in 60 characters."""
     lines = plot(read_sweep([folder]))

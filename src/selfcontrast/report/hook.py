@@ -65,9 +65,10 @@ def track_sweep(sweep: "Sweep") -> None:
 
 
 def _best(sweep: "Sweep") -> dict[str, Any]:
-    from selfcontrast.report.sweep import mean
+    from selfcontrast.report.sweep import best, mean
 
-    best = max(sweep.points, key=lambda point: mean(point.jobs))
-    measured = best.measured("mean") or {}
+    point = best(sweep)
+    measured = point.measured("mean") or {}
     bounds = {f"best/{bound}": measured.get(bound) for bound in ("estimate", "low", "high")}
-    return {"best/negatives": best.k, "best/p_holm": best.p_holm, **bounds, "sft": mean(sweep.jobs, base=True)}
+    told = {"best/negatives": point.k, "best/variant": point.variant, "best/p_holm": point.p_holm}
+    return {**told, **bounds, "sft": mean(sweep.jobs, base=True)}

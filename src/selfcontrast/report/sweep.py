@@ -248,6 +248,11 @@ def mean(jobs: Sequence[Job], base: bool = False) -> float:
     return sum(float((job.base if base else job.row)["mean"]["estimate"]) for job in jobs) / len(jobs)
 
 
+def best(sweep: Sweep) -> Point:
+    """The point with the highest mean."""
+    return max(sweep.points, key=lambda point: mean(point.jobs))
+
+
 def _begun(source: Path) -> Iterator[Path]:
     """The folders of jobs in or below a folder."""
     from selfcontrast.results import RESULT

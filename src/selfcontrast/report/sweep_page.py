@@ -11,12 +11,13 @@ from selfcontrast.report import text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
-from selfcontrast.report.sweep import Point, Sweep, mean
+from selfcontrast.report.sweep import Point, Sweep, best, mean
 from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
 from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE, sharpest_control
 
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
+MOST_NAMED = 10  # variants in the figure's legend; of more the best alone
 OUTCOMES = {
     "better": "Clear gain over",
     "worse": "Clear loss against",
@@ -73,10 +74,10 @@ def sentence(sweep: Sweep) -> str:
         named = [_name(sweep, point) + _share(sweep, point, n) for point, n in found if n]
         if named:
             parts.append(f"{words} SFT at {', '.join(named)}.")
-    best = max(sweep.points, key=lambda point: mean(point.jobs))
-    score, difference, *_ = numbers(best)
-    parts.append(f"Highest: {_name(sweep, best)} with {score}, {difference} from SFT.")
-    if control := sharpest_control(best.jobs[0].result.comparison["rows"]):
+    highest = best(sweep)
+    score, difference, *_ = numbers(highest)
+    parts.append(f"Highest: {_name(sweep, highest)} with {score}, {difference} from SFT.")
+    if control := sharpest_control(highest.jobs[0].result.comparison["rows"]):
         alone = text.number(control["mean"]["estimate"])
         parts.append(f"SFT's {control['decoding']} decoding alone gives {alone}.")
     return " ".join(parts)
@@ -89,8 +90,13 @@ def figure(sweep: Sweep) -> Figure:
     axes = drawn.subplots()
     _levels(axes, sweep)
     for at, variant in enumerate(sweep.variants):
-        side_by_side = 2 ** (0.1 * (at - (len(sweep.variants) - 1) / 2))
-        _series(axes, sweep, variant, SERIES[at % len(SERIES)], side_by_side)
+        if len(sweep.variants) <= MOST_NAMED:
+            side_by_side = 2 ** (0.1 * (at - (len(sweep.variants) - 1) / 2))
+            _series(axes, sweep, variant, SERIES[at % len(SERIES)], side_by_side)
+        elif variant != best(sweep).variant:  # as a search leaves them: the table has their names
+            _series(axes, sweep, variant, COLOURS["muted"], named=False)
+    if len(sweep.variants) > MOST_NAMED:
+        _series(axes, sweep, best(sweep).variant, SERIES[0])
     ks = sorted({job.result.negatives for job in sweep.jobs})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
@@ -103,13 +109,13 @@ def figure(sweep: Sweep) -> Figure:
     return drawn
 
 
-def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float) -> None:
+def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float = 1.0, named: bool = True) -> None:
     points = sweep.of(variant)
     where = [point.k * side_by_side for point in points]
     own = str(points[0].jobs[0].result.config.get("method", "Self-Contrast"))
     label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": "o", "markeredgewidth": 0}
-    axes.plot(where, [mean(point.jobs) for point in points], linewidth=1.2, label=label, markersize=6.5, **look)
+    axes.plot(where, [mean(point.jobs) for point in points], linewidth=1.2, label=label if named else None, markersize=6.5, **look)
     for at, point in zip(where, points, strict=True):
         if len(point.jobs) == 1:
             dot(axes, point.jobs[0].row["mean"], at, colour, vertical=True)
