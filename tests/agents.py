@@ -21,10 +21,7 @@ def environment(folder: Path, server: WandbServer) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
     kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     kept |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}
-    # Metrics are sent at once, and again soon after an error.
-    quick = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}
-    quick |= {f"WANDB__{part}_RETRY_WAIT_MIN_SECONDS": "0.1" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
-    quick |= {f"WANDB__{part}_RETRY_WAIT_MAX_SECONDS": "0.5" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
+    quick = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}  # seconds between pieces of the metrics
     return {**kept, **quick, **server.environment, "WANDB_API_KEY": SECRET}
 
 

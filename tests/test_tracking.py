@@ -242,14 +242,11 @@ def test_nothing_is_lost_while_the_server_is_out_of_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
 ) -> None:
     """Its first requests fail, and then some at the end, among them the artifact's."""
-    for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER"):
-        monkeypatch.setenv(f"WANDB__{part}_RETRY_WAIT_MIN_SECONDS", "0.05")
-        monkeypatch.setenv(f"WANDB__{part}_RETRY_WAIT_MAX_SECONDS", "0.1")
     with serving() as server:
         tracked = online(monkeypatch, server)
         server.broken = range(5)
         with tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
-            server.broken = range(server.asked, server.asked + 40)
+            server.broken = range(server.asked, server.asked + 4)
             for step in range(1, 101):
                 tracker.log("align", {"step": step, "loss": 1 / step})
             tracker.table("samples", pd.DataFrame({"prompt": ["a"]}))
@@ -264,6 +261,23 @@ def test_nothing_is_lost_while_the_server_is_out_of_order(
     assert f"sft-{artifacts[0].key}" in run.logged
     assert all(artifact.committed for artifact in server.artifacts.values())
     assert any(name.startswith("media/table/tables/samples") for name in run.files)
+
+
+def test_a_job_that_finds_no_server_runs_offline_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        server.broken = range(1_000_000)
+        with caplog.at_level("INFO"), tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
+            tracker.log("align", {"step": 1, "loss": 0.5})
+        (own,) = tmp_path.glob("wandb/offline-run-*")
+        (run,) = offline_runs(own)
+    assert (run.exit_code, run.series("align/loss"), run.config["negatives"]) == (0, [0.5], 2)
+    assert "W&B      cannot be reached" in caplog.text
+    assert "to upload this run: wandb sync" in caplog.text
+    assert server.runs == {}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ class WandbServer:
     Attributes:
         asked: how many requests there were.
         broken: the numbers of those that are answered by an error 500.
+        breaks_for: how many are, from when a run's first metrics have come.
         stop_when: whether early termination gives a run up, asked at every heartbeat of its agent.
     """
 
@@ -96,6 +97,7 @@ class WandbServer:
         self.lock = threading.RLock()
         self.asked = 0
         self.broken = range(0)
+        self.breaks_for = 0
         self.stop_when: Callable[[Run], bool] = lambda run: False
         self.requests: list[Request] = []
         self.runs: dict[str, Run] = {}
@@ -199,6 +201,8 @@ class WandbServer:
             rows = [json.loads(line) for line in file["content"] if line.strip()] if name.endswith("l") else []
             if name == "wandb-history.jsonl":
                 run.history += rows
+                if rows and self.breaks_for:
+                    self.broken, self.breaks_for = range(self.asked, self.asked + self.breaks_for), 0
             elif name == "wandb-summary.json":
                 run.summary = json.loads(file["content"][-1])
         if sent.get("complete"):

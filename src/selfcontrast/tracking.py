@@ -161,24 +161,8 @@ class WandbTracking:
 
     @contextmanager
     def run(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str = "train") -> Iterator[Tracker]:
-        import wandb
-
-        mode = self.resolved_mode()
         unfinished = folder / "wandb" / f"unfinished-{_digest(config)}"
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            group=self.group or _sweep(),
-            job_type=job_type,
-            tags=self.tags,
-            name=name,
-            config={**_settings(config), "provenance": provenance()},
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            save_code=True,  # without it Wsave_code=False,B keeps no changes either
-            settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
-            **(_identity(unfinished) if mode == "online" else {}),
-        )
+        run = self._begin(name, config, folder, job_type, unfinished)
         # Finished whatever happens: in a multirun all jobs share this process, and a run that is left open would
         # silently be handed to the next job. (W&B's own context manager prints a traceback besides.)
         try:
@@ -187,11 +171,40 @@ class WandbTracking:
         except BaseException as error:
             run.finish(exit_code=_say_why(run, error))
             raise
-        offline = Path(run.dir).parent
+        own, was_offline = Path(run.dir).parent, run.settings.mode == "offline"
         run.finish()
         unfinished.unlink(missing_ok=True)
-        if mode == "offline":
-            log.info("W&B      offline; to upload this run: wandb sync %s", _relative(offline))
+        if was_offline:
+            log.info("W&B      offline; to upload this run: wandb sync %s", _relative(own))
+
+    def _begin(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str, unfinished: Path) -> Any:
+        """The run: online, unless the server cannot be reached, which must not cost a night's sweep."""
+        import wandb
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=self.project,
+                entity=self.entity,
+                group=self.group or _sweep(),
+                job_type=job_type,
+                tags=self.tags,
+                name=name,
+                config={**_settings(config), "provenance": provenance()},
+                dir=str(folder),
+                mode=mode,  # type: ignore[arg-type]
+                save_code=True,  # without it W&B keeps no changes since the commit either
+                settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
+                **(_identity(unfinished) if mode == "online" else {}),
+            )
+
+        mode = self.resolved_mode()
+        try:
+            return begin(mode)
+        except wandb.errors.AuthenticationError as error:
+            raise UserError(f"W&B does not take the key: {_first_line(error)}") from error
+        except wandb.errors.CommError as error:
+            log.warning("W&B      cannot be reached (%s): the run is kept in its folder", _first_line(error))
+            return begin("offline")
 
 
 class _WandbRun:
@@ -322,6 +335,10 @@ def _checkout() -> str | None:
     """Whose commit and changes W&B keeps: this package's, wherever the job was started."""
     root = PACKAGE.parents[1]
     return str(root) if (root / ".git").exists() else None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def _parent(file: Path) -> Path:
