@@ -115,7 +115,14 @@ def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: f
     own = str(points[0].jobs[0].result.config.get("method", "Self-Contrast"))
     label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": "o", "markeredgewidth": 0}
-    axes.plot(where, [mean(point.jobs) for point in points], linewidth=1.2, label=label if named else None, markersize=6.5, **look)
+    axes.plot(
+        where,
+        [mean(point.jobs) for point in points],
+        linewidth=1.2,
+        label=label if named else None,
+        markersize=6.5,
+        **look,
+    )
     for at, point in zip(where, points, strict=True):
         if len(point.jobs) == 1:
             dot(axes, point.jobs[0].row["mean"], at, colour, vertical=True)
