@@ -8,7 +8,7 @@ from selfcontrast.data.published import FILE, publish
 
 
 def test_what_is_published_is_the_data(tmp_path: Path) -> None:
-    splits = Builtin(train=24, validation=8, test=16, noise=0.1, two_turn=0.5, seed=1).load()
+    splits = Builtin(train=24, validation=8, test=16, noise=0.1, two_turn=0.5, rejected_noise=0.3, seed=1).load()
     assert publish(tmp_path, splits) == {"train": 24, "validation": 8, "test": 16}
     rows = pq.read_table(tmp_path / FILE).to_pylist()
     for split in SPLITS:
