@@ -191,6 +191,14 @@ def test_a_run_that_repeats_another_to_the_digit_counts_once(make: Make, write: 
     assert [job.folder for job in read_sweep([tmp_path]).jobs] == ["a", "c"]
 
 
+def test_what_evaluate_py_left_is_no_job(make: Make, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "a", make())
+    (tmp_path / "b" / ".hydra").mkdir(parents=True)
+    (tmp_path / "b" / "result.json").write_text('{"model": "a folder", "comparison": {}}')
+    sweep = read_sweep([tmp_path])
+    assert ([job.folder for job in sweep.jobs], sweep.missing) == (["a"], [])
+
+
 def test_jobs_that_measure_different_things_are_refused(
     make: Make, proxy: Result, write: Write, tmp_path: Path
 ) -> None:

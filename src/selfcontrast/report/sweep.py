@@ -210,6 +210,8 @@ def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
         try:
             found[name] = Result.read(own)
         except (OSError, ValueError, TypeError):
+            if _of_one_model(own):  # evaluate.py's
+                continue
             missing.append(Missing(name, _own_overrides(own, begun), _why(own)))
     found = _distinct(found)
     _check_measure(found)
@@ -259,6 +261,15 @@ def _begun(source: Path) -> Iterator[Path]:
 
     yield from (path.parent for path in source.rglob(RESULT))
     yield from (path.parent for path in source.rglob(".hydra") if path.is_dir())
+
+
+def _of_one_model(folder: Path) -> bool:
+    from selfcontrast.results import RESULT
+
+    try:
+        return "policy" not in json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def _distinct(found: Mapping[str, "Result"]) -> dict[str, "Result"]:
