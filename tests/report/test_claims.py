@@ -199,7 +199,7 @@ def test_in_a_sweeps_report(
 
     for i, one in enumerate(whole):
         write(tmp_path / str(i), one)
-    sweep = read_sweep(tmp_path)
+    sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "claims.md").read_text()
     for part in ("The claims", "Self-Contrast beats standard DPO", NOT_SUPPORTED):
