@@ -158,8 +158,20 @@ def test_other_data_is_another_experiment(whole: list[Result], make: Make) -> No
     assert claims(found[1])[0].verdict == NOT_SUPPORTED
 
 
+def result_of_other_settings(one: Result) -> Result:
+    means = {
+        system: {way: [x + 0.01 for x in v] for way, v in ways.items()} for system, ways in one.prompts["means"].items()
+    }
+    return replace(one, prompts={**one.prompts, "means": means})
+
+
+def test_a_command_given_again_counts_once(whole: list[Result]) -> None:
+    assert claims(experiments([*whole, *whole[:5]])[0]) == claims(experiments(whole)[0])
+
+
 def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) -> None:
-    assert experiments([*whole, whole[0]]) == []
+    again = result_of_other_settings(whole[0])
+    assert experiments([*whole, again]) == []
     assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
 
 
