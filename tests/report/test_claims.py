@@ -91,7 +91,7 @@ def test_effects_and_verdicts(whole: list[Result]) -> None:
         "the filter helps": (0.0, NOT_SUPPORTED),
         "control: it is not merely more training": (0.04, SUPPORTED),
         "control: it is not merely sharper": (0.0, NOT_SUPPORTED),
-        "control: more negatives are not merely more tokens": (0.005, None),
+        "control: more negatives are not merely more tokens on the same prompts": (0.005, None),
     }
     assert list(found) == list(expected)
     for name, (effect, said) in expected.items():

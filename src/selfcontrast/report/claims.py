@@ -233,7 +233,7 @@ CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
     ("the filter helps", _filtered),
     ("control: it is not merely more training", _named(CONTINUED)),
     ("control: it is not merely sharper", _sharpest),
-    ("control: more negatives are not merely more tokens", _named(EQUAL_TOKENS)),
+    ("control: more negatives are not merely more tokens on the same prompts", _named(EQUAL_TOKENS)),
 ]
 
 
