@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.errors import FAILED, UserError
+from selfcontrast.gpus import own_gpus
 from selfcontrast.preemption import end_when_told
 
 CONF = Path(__file__).parent / "conf"
@@ -38,6 +39,11 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def run_job(cfg: DictConfig) -> float | None:
+    with own_gpus(cfg.hardware):
+        return run_here(cfg)
+
+
+def run_here(cfg: DictConfig) -> float | None:
     import transformers
 
     from selfcontrast.config import configure

@@ -129,3 +129,9 @@ def read_result(folder: Path) -> dict[str, Any]:
 def stages(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result's stages by name."""
     return {stage["name"]: stage for stage in result["stages"]}
+
+
+def came_to(result: Mapping[str, Any]) -> list[object]:
+    """What two runs of one job must agree in, to the bit."""
+    losses = [record["loss"] for stage in ("sft", "align") for record in result["histories"][stage] if "loss" in record]
+    return [result["value"], result["comparison"], losses, result["samples"]]

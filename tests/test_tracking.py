@@ -1,5 +1,8 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,9 @@ import pandas as pd
 import pytest
 import wandb
 
+from jobs import ROOT
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import ENDED, Stopped
 from selfcontrast.store import Artifact, Store
 from selfcontrast.tracking import CsvTracking, NoTracking, WandbTracking
 from wandb_files import OfflineRun
@@ -107,6 +112,7 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
             tracker.log("sft", {"step": step, "loss": 1 / step})
         tracker.log("align", {"step": 1, "margin": 0.5})
         tracker.table("samples", pd.DataFrame({"prompt": ["a", "b"], "answer": ["c", "d"]}))
+        tracker.table("odd", pd.DataFrame({"rank": pd.array([1, None], "Int64"), "why": [float("nan"), "a"]}))
         tracker.artifact(sft, [])
         tracker.artifact(align, [sft])
         tracker.summary({"value": 0.75})
@@ -119,6 +125,8 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
     assert run.series("sft/step") == [1, 2, 3]
     assert run.series("align/margin") == [0.5]
     assert run.series("tables/samples.nrows") == [2]
+    (odd,) = tmp_path.rglob("media/table/tables/odd*.json")
+    assert json.loads(odd.read_text())["data"] == [[1, None], [None, "a"]]
     assert run.summary["value"] == 0.75
     found = {artifact.name: artifact for artifact in run.artifacts}
     assert sft.key in found[f"sft-{sft.key}"].aliases
@@ -160,6 +168,35 @@ def test_a_job_that_fails_ends_its_run_as_failed(tmp_path: Path) -> None:
     assert run.exit_code == 1
 
 
+CHECKOUT = """
+import os
+from pathlib import Path
+from selfcontrast.tracking import WandbTracking
+
+with WandbTracking("selfcontrast", None, None, [], "offline", False).run("a name", {}, Path(os.environ["RUN"])):
+    pass
+"""
+
+
+def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
+    """Of the checkout that the code lies in, wherever the job is started."""
+    checkout, folder = tmp_path / "checkout", tmp_path / "run"
+    subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(checkout)], check=True)
+    git = ["git", "-C", str(checkout)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    shutil.copytree(ROOT / "src", checkout / "src", dirs_exist_ok=True)
+    with open(checkout / "src/selfcontrast/errors.py", "a") as file:
+        file.write("# changed by hand\n")
+    own = {"PYTHONPATH": str(checkout / "src"), "RUN": str(folder)}
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", CHECKOUT], cwd=tmp_path, env={**os.environ, **own}, check=True)
+    (patch,) = folder.rglob("diff.patch")
+    assert "+# changed by hand" in patch.read_text().splitlines()
+    (run,) = offline_runs(folder)
+    assert run.commit == head
+    assert run.config["provenance"]["commit"] == head[:12] + "+"
+
+
 # --- a run that goes on
 
 
@@ -199,6 +236,74 @@ def test_a_job_that_was_cut_short_goes_on_in_its_run(
     _, again, other = server.runs.values()
     assert (again.series("align/step"), again.used, name in again.logged) == ([1, 2], [name], False)
     assert other.config["negatives"] == 3
+
+
+def test_nothing_is_lost_while_the_server_is_out_of_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
+) -> None:
+    """Its first requests fail, and then some at the end, among them the artifact's."""
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        server.broken = range(5)
+        with tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
+            server.broken = range(server.asked, server.asked + 4)
+            for step in range(1, 101):
+                tracker.log("align", {"step": step, "loss": 1 / step})
+            tracker.table("samples", pd.DataFrame({"prompt": ["a"]}))
+            tracker.artifact(artifacts[0], [])
+            tracker.summary({"value": 0.75})
+        wandb.teardown()
+        assert server.asked > server.broken.stop
+    (run,) = server.runs.values()
+    assert run.exit_code == 0
+    assert run.series("align/step") == list(range(1, 101))
+    assert run.summary["value"] == 0.75
+    assert f"sft-{artifacts[0].key}" in run.logged
+    assert all(artifact.committed for artifact in server.artifacts.values())
+    assert any(name.startswith("media/table/tables/samples") for name in run.files)
+
+
+def test_a_job_that_finds_no_server_runs_offline_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        server.broken = range(1_000_000)
+        with caplog.at_level("INFO"), tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
+            tracker.log("align", {"step": 1, "loss": 0.5})
+        (own,) = tmp_path.glob("wandb/offline-run-*")
+        (run,) = offline_runs(own)
+    assert (run.exit_code, run.series("align/loss"), run.config["negatives"]) == (0, [0.5], 2)
+    assert "W&B      cannot be reached" in caplog.text
+    assert "to upload this run: wandb sync" in caplog.text
+    assert server.runs == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (Stopped(0), 0, {"stopped": "early"}),
+        (SystemExit(ENDED), 143, {"error": "terminated: the same command goes on from there"}),
+        (KeyboardInterrupt(), 1, {"error": "KeyboardInterrupt: "}),
+    ],
+)
+def test_how_a_job_was_ended_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: dict[str, str]
+) -> None:
+    def job() -> None:
+        with tracked.run("a name", {}, tmp_path):
+            raise error
+
+    with serving() as server:
+        tracked = online(monkeypatch, server)
+        with pytest.raises(type(error)):
+            job()
+        wandb.teardown()
+    (run,) = server.runs.values()
+    assert run.exit_code == code
+    assert told.items() <= run.summary.items()
+    assert ("stopped early" in run.fields["tags"]) == ("stopped" in told)
 
 
 def test_the_id_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

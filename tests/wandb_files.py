@@ -44,6 +44,8 @@ class OfflineRun:
         config, summary: by key; nested keys are joined with a dot.
         history: one dictionary per logged step.
         artifacts: the artifact records.
+        fields: what the run is called: name, group, job_type.
+        commit: of the code.
         exit_code: None while the run has not ended.
     """
 
@@ -52,11 +54,17 @@ class OfflineRun:
         self.summary: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self.artifacts: list[Any] = []
+        self.fields: dict[str, str] = {}
+        self.commit = ""
         self.exit_code: int | None = None
         for record in records(file):
             match record.WhichOneof("record_type"):
                 case "run":
                     self.config |= _items(record.run.config.update)
+                    own = record.run
+                    self.fields = {"name": own.display_name, "group": own.run_group, "job_type": own.job_type}
+                case "environment":
+                    self.commit = record.environment.git.commit or self.commit
                 case "config":
                     self.config |= _items(record.config.update)
                 case "summary":

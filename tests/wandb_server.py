@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +44,7 @@ class Run:
 
     Attributes:
         name: its id in URLs.
+        point: of the sweep, by parameter.
         fields: of the last `UpsertBucket`, by the client's names: groupName, jobType, tags, sweep, commit, …
         config, summary: by key.
         history: the rows, in the order in which they came.
@@ -53,6 +54,7 @@ class Run:
     """
 
     name: str
+    point: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -84,19 +86,25 @@ class WandbServer:
     """Use as `with serving() as server`; `server.environment` is what the client needs.
 
     Attributes:
-        failing: while True every request is answered by an error 500.
+        asked: how many requests there were.
+        broken: the numbers of those that are answered by an error 500.
+        breaks_for: how many are, from when a run's first metrics have come.
+        stop_when: whether early termination gives a run up, asked at every heartbeat of its agent.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.lock = threading.RLock()
-        self.failing = False
+        self.asked = 0
+        self.broken = range(0)
+        self.breaks_for = 0
+        self.stop_when: Callable[[Run], bool] = lambda run: False
         self.requests: list[Request] = []
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.sweep: dict[str, Any] = {}
         self.program = ""
-        self.waiting: list[dict[str, Any]] = []  # points of the sweep that no agent has begun
+        self.waiting: list[Run] = []  # of the sweep, which no agent has begun
 
     @property
     def environment(self) -> dict[str, str]:
@@ -122,7 +130,8 @@ class WandbServer:
             config = yaml.safe_load(asked["config"])
             self.sweep = {"id": "sweep-id", "name": "a1b2c3d4", "state": "RUNNING", "config": asked["config"]}
             self.program = config["program"]
-            self.waiting = list(_grid(config["parameters"]))
+            points = enumerate(_grid(config["parameters"]))
+            self.waiting = [Run(f"run{number}", point=point) for number, point in points]
         sweep = {"name": self.sweep["name"], "project": _project()}
         return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
 
@@ -136,15 +145,17 @@ class WandbServer:
         return {"createAgent": {"agent": {"id": "agent"}}}
 
     def on_Heartbeat(self, asked: Mapping[str, Any]) -> Any:
-        commands: list[dict[str, Any]] = []
-        if not any(json.loads(asked["runState"]).values()):
-            if self.waiting:
-                args = {name: {"value": value} for name, value in self.waiting.pop(0).items()}
-                name = f"run{len(self.runs)}"
-                self.runs[name] = Run(name)
-                commands = [{"type": "run", "run_id": name, "program": self.program, "args": args}]
-            else:
-                commands = [{"type": "exit"}]
+        running = [name for name, own in json.loads(asked["runState"]).items() if own]
+        commands: list[dict[str, Any]]
+        if running:
+            commands = [{"type": "stop", "run_id": n} for n in running if self.stop_when(self.runs[n])]
+        elif self.waiting:
+            run = self.waiting.pop(0)
+            self.runs.setdefault(run.name, run)
+            args = {name: {"value": value} for name, value in run.point.items()}
+            commands = [{"type": "run", "run_id": run.name, "program": self.program, "args": args}]
+        else:
+            commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
 
     # --- runs
@@ -190,6 +201,8 @@ class WandbServer:
             rows = [json.loads(line) for line in file["content"] if line.strip()] if name.endswith("l") else []
             if name == "wandb-history.jsonl":
                 run.history += rows
+                if rows and self.breaks_for:
+                    self.broken, self.breaks_for = range(self.asked, self.asked + self.breaks_for), 0
             elif name == "wandb-summary.json":
                 run.summary = json.loads(file["content"][-1])
         if sent.get("complete"):
@@ -300,7 +313,8 @@ class _Handler(BaseHTTPRequestHandler):
         key = base64.b64decode(user).decode().removeprefix("api:")
         wandb = self.server.wandb
         with wandb.lock:
-            if wandb.failing:
+            wandb.asked += 1
+            if wandb.asked - 1 in wandb.broken:
                 return self._send(500, {"errors": [{"message": "out of order"}]})
             asked = json.loads(body) if self.path == "/graphql" else {}
             found = OPERATION.search(asked.get("query", ""))

@@ -18,7 +18,7 @@ from selfcontrast.evaluation.compare import compare
 from selfcontrast.evaluation.scores import LM_EVAL
 from selfcontrast.job import Job
 from selfcontrast.models.loading import Pretrained, folder_hash, load_tokenizer, template_text
-from selfcontrast.pipeline import contaminated, measured_by, scores_of
+from selfcontrast.pipeline import contaminated, measured_by, published_data, scores_of
 from selfcontrast.provenance import provenance
 from selfcontrast.report.benchmarks import CATEGORY, cell
 from selfcontrast.report.evaluated import write_evaluated
@@ -80,6 +80,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
+        published_data(job)
         trained = {LABEL: as_artifact(folder, parts.output, template)}
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
         systems = {LABEL: scores_of(job, trained[LABEL], LABEL)}

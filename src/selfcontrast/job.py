@@ -17,6 +17,8 @@ from selfcontrast.training.nodes import Compute, Decisions, this_node
 
 log = logging.getLogger(__name__)
 
+DATA = "data"
+
 
 class Job:
     """A job at work.
@@ -62,16 +64,21 @@ class Job:
 
         artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
         log.info("%-24s %s", name, stage_facts(artifact))
-        self.artifacts[name] = artifact
         if artifact.cached:
             replay(artifact, self.tracker, name)
-        self.tracker.artifact(artifact, list(inputs.values()))
+        self.tracker.artifact(artifact, [*self._data(settings), *inputs.values()])
+        self.artifacts[name] = artifact
         return artifact
 
     def surroundings(self, who: str) -> Surroundings:
         """What judges may need; `who` is the benchmark and the system that they are asked for."""
         p = self.parts
         return Surroundings(p.hardware.device, p.data.verifier(), p.store.root / "judgments", self.budget, who)
+
+    def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:
+        """The data, of a stage that is made from it: its fingerprint is among the settings."""
+        own = self.artifacts.get(DATA)
+        return [own] if own and DATA in settings else []
 
     def report(self, name: str) -> Callable[[Mapping[str, float]], None]:
         """Where a stage of this label sends its metrics while it runs."""

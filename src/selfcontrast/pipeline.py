@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from selfcontrast.config import Parts
+from selfcontrast.data import published
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation import contamination, scores
@@ -21,9 +22,10 @@ from selfcontrast.evaluation.benchmarks import asking, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.filters import diagnostics, embed, negatives, score
+from selfcontrast.filters.shown import shown_candidates
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.backend import Responder
-from selfcontrast.job import Job
+from selfcontrast.job import DATA, Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
@@ -38,6 +40,8 @@ from selfcontrast.training.steps import length
 
 log = logging.getLogger(__name__)
 
+SHOWN_PROMPTS = 8  # whose candidates are tracked, all of them
+
 
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     """Runs or recalls all stages and writes the report; returns what it says, on the first node of the job."""
@@ -47,6 +51,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
+        published_data(job)
         systems, measured = everything(job)
         seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
@@ -54,6 +59,8 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
         result.write(parts.output)
         result.track(tracker, parts.output)
         track_judgments(tracker, parts.evaluation, measured)
+        if parts.rounds:
+            tracker.table("candidates", some_candidates(job))
     job.decisions.finish()
     return result
 
@@ -66,6 +73,12 @@ def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artif
         # Before anything is sampled from it: a poor fine-tuned model is seen early.
         trained[name], systems[name] = policy, scores_of(job, policy, name)
     return systems, {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
+
+
+def published_data(job: Job) -> Artifact:
+    p = job.parts
+    settings = {"data": p.data.fingerprint()}
+    return job.stage(DATA, published.VERSION, settings, {}, lambda folder: published.publish(folder, p.splits))
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
@@ -256,6 +269,14 @@ class Round:
         trained: bool = False,
     ) -> Artifact:
         return self.job.stage(stage, version, settings, inputs, compute, self.prefix + stage, trained)
+
+
+def some_candidates(job: Job) -> pd.DataFrame:
+    """Of the last round."""
+    found = {name: job.artifacts[name].path for name in ("generate", "embed", "filter")}
+    return shown_candidates(
+        found["generate"] / generation.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS
+    )
 
 
 def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:

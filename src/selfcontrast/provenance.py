@@ -1,5 +1,6 @@
 """What produced a result: versions, commit, machine. Nothing in it is secret."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit(),
         "platform": platform.platform(),
         "processor": processor(),
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "command": Path(sys.argv[0]).name,
     }
 

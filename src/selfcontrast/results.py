@@ -142,6 +142,7 @@ class Result:
         tracker.summary(summary)
         tracker.table("samples", samples_table(self.samples))
         tracker.table("negatives", pd.DataFrame(self.negatives_shown))
+        tracker.figure("figure", folder / "figure.png")
         tracker.files(folder / RESULT, folder / "report.html")
 
 
@@ -183,7 +184,7 @@ def track_judgments(tracker: Tracker, evaluation: Evaluation, measured: Mapping[
     for name, found in measured.items():
         table = judgments_table({system: a.path for system, a in found.items()}, evaluation.judgments_shown)
         if len(table):
-            tracker.table(name, table)
+            tracker.table(f"judgments/{name}", table)
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:

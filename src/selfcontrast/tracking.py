@@ -19,6 +19,7 @@ import pandas as pd
 import yaml
 
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import ENDED, Stopped, stop
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 
@@ -36,6 +37,8 @@ class Tracker(Protocol):
         """Metrics of a stage; `step` among them is the stage's own axis."""
 
     def table(self, name: str, frame: pd.DataFrame) -> None: ...
+
+    def figure(self, name: str, file: Path) -> None: ...
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
         """An artifact of the store, and those it was made from."""
@@ -62,6 +65,8 @@ class Untracked:
     def log(self, stage: str, record: Mapping[str, float]) -> None: ...
 
     def table(self, name: str, frame: pd.DataFrame) -> None: ...
+
+    def figure(self, name: str, file: Path) -> None: ...
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None: ...
 
@@ -93,7 +98,7 @@ class CsvTracking:
 
 
 class _CsvFiles(Untracked):
-    """Starts afresh: of a stage that goes on from a checkpoint it has what is reported from there."""
+    """Starts afresh."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -155,39 +160,51 @@ class WandbTracking:
         return "online" if "WANDB_SWEEP_ID" in os.environ or _has_key() else "offline"
 
     @contextmanager
-    def run(self, name: str, config: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
-        import wandb
-
-        mode = self.resolved_mode()
+    def run(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str = "train") -> Iterator[Tracker]:
         unfinished = folder / "wandb" / f"unfinished-{_digest(config)}"
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            group=self.group or _sweep(),
-            job_type="train",
-            tags=self.tags,
-            name=name,
-            config={**_settings(config), "provenance": provenance()},
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            save_code=False,
-            settings=wandb.Settings(silent=True, git_root=_checkout()),
-            **(_identity(unfinished) if mode == "online" else {}),
-        )
+        run = self._begin(name, config, folder, job_type, unfinished)
         # Finished whatever happens: in a multirun all jobs share this process, and a run that is left open would
         # silently be handed to the next job. (W&B's own context manager prints a traceback besides.)
         try:
             run.log_code(str(PACKAGE), name="source-selfcontrast")
             yield _WandbRun(run, self.upload)
         except BaseException as error:
-            run.summary["error"] = f"{type(error).__name__}: {error}"
-            run.finish(exit_code=1)
+            run.finish(exit_code=_say_why(run, error))
             raise
-        offline = Path(run.dir).parent
+        own, was_offline = Path(run.dir).parent, run.settings.mode == "offline"
         run.finish()
         unfinished.unlink(missing_ok=True)
-        if mode == "offline":
-            log.info("W&B      offline; to upload this run: wandb sync %s", _relative(offline))
+        if was_offline:
+            log.info("W&B      offline; to upload this run: wandb sync %s", _relative(own))
+
+    def _begin(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str, unfinished: Path) -> Any:
+        """The run: online, unless the server cannot be reached, which must not cost a night's sweep."""
+        import wandb
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=self.project,
+                entity=self.entity,
+                group=self.group or _sweep(),
+                job_type=job_type,
+                tags=self.tags,
+                name=name,
+                config={**_settings(config), "provenance": provenance()},
+                dir=str(folder),
+                mode=mode,  # type: ignore[arg-type]
+                save_code=True,  # without it W&B keeps no changes since the commit either
+                settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
+                **(_identity(unfinished) if mode == "online" else {}),
+            )
+
+        mode = self.resolved_mode()
+        try:
+            return begin(mode)
+        except wandb.errors.AuthenticationError as error:
+            raise UserError(f"W&B does not take the key: {_first_line(error)}") from error
+        except wandb.errors.CommError as error:
+            log.warning("W&B      cannot be reached (%s): the run is kept in its folder", _first_line(error))
+            return begin("offline")
 
 
 class _WandbRun:
@@ -208,10 +225,19 @@ class _WandbRun:
     def table(self, name: str, frame: pd.DataFrame) -> None:
         import wandb
 
-        self.run.log({f"tables/{name}": wandb.Table(dataframe=frame)})
+        plain = frame.astype(object).where(frame.notna(), None)  # W&B knows neither NaN among words nor pandas' NA
+        self.run.log({f"tables/{name}": wandb.Table(dataframe=plain, allow_mixed_types=True)})
+
+    def figure(self, name: str, file: Path) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(file))})
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
-        """What this run computed it logs, what it recalled it uses; offline, where W&B cannot use, it logs both."""
+        """What this run computed it logs, what it recalled it uses, and the data, which it begins with, it always uses.
+
+        Offline, where W&B cannot use, it logs all of it.
+        """
         import wandb
 
         mirrored = wandb.Artifact(
@@ -229,7 +255,7 @@ class _WandbRun:
             mirrored.add_dir(str(artifact.path))
         else:
             mirrored.add_reference(artifact.path.resolve().as_uri(), checksum=False)
-        if artifact.cached and not self.run.offline:
+        if (artifact.cached or artifact.stage == "data") and not self.run.offline:
             self.run.use_artifact(mirrored, aliases=[artifact.key])  # found by its content, or else created
         else:
             self.run.log_artifact(mirrored, aliases=[artifact.key])
@@ -244,6 +270,20 @@ class _WandbRun:
         for path in paths:
             report.add_file(str(path))
         self.run.log_artifact(report)
+
+
+def _say_why(run: Any, error: BaseException) -> int:
+    """Tells the run why its job ends before its time; returns the exit code."""
+    if isinstance(error, Stopped):
+        run.summary["stopped"] = "early"
+        run.tags = (*(run.tags or ()), "stopped early")
+        return int(error.code or 0)
+    if isinstance(error, SystemExit) and error.code == ENDED:
+        run.mark_preempting()  # a sweep gives it out again
+        run.summary["error"] = "terminated: the same command goes on from there"
+        return ENDED
+    run.summary["error"] = f"{type(error).__name__}: {error}"
+    return 1
 
 
 def _identity(unfinished: Path) -> dict[str, Any]:
@@ -295,6 +335,10 @@ def _checkout() -> str | None:
     """Whose commit and changes W&B keeps: this package's, wherever the job was started."""
     root = PACKAGE.parents[1]
     return str(root) if (root / ".git").exists() else None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def _parent(file: Path) -> Path:

@@ -48,7 +48,13 @@ def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished,
     ended = run_train("-m", *settings, *sweep, cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     alone, paired = (read_result(tmp_path / "sweep" / job) for job in "01")
-    assert {name.partition(" ")[0] for name in stages(alone)} == {"contamination", "sft", "evaluate", "dialogues"}
+    assert {name.partition(" ")[0] for name in stages(alone)} == {
+        "data",
+        "contamination",
+        "sft",
+        "evaluate",
+        "dialogues",
+    }
     assert alone["policy"] == str(Path(stages(alone)["sft"]["path"]) / "model")
     own, other = (stages(result)["align"]["summary"] for result in (paired, finished.result))
     most = max(own["tokens"] / own["steps"], 1)

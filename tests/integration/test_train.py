@@ -16,7 +16,7 @@ from selfcontrast.store import MANIFEST
 from selfcontrast.store.runs import all_runs
 from wandb_files import OfflineRun
 
-OWN_SHARED = ["contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
+OWN_SHARED = ["data", "contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
 OWN_STAGES = [*OWN_SHARED, "align", "evaluate Self-Contrast"]  # of one's own data
 SHARED = [*OWN_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier, which judges
 DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
@@ -181,10 +181,17 @@ def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, f
     (samples,) = run.series("tables/samples.nrows")
     assert samples == len(finished.result["samples"])
     assert run.series("tables/negatives.nrows") == [len(finished.result["negatives_shown"])]
+    assert run.series("tables/candidates.nrows") == [8 * 6]  # of 8 prompts all 6
+    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2]  # in both orders
     mirrored = {artifact.name: list(artifact.aliases) for artifact in run.artifacts}
     for stage in finished.result["stages"]:
         assert stage["key"] in mirrored[f"{Path(stage['path']).parent.name}-{stage['key']}"]
     assert any(artifact.type == "report" for artifact in run.artifacts)
+    (data,) = (name for name in mirrored if name.startswith("data-"))
+    made_from = {a.name: json.loads(a.metadata)["made_from"] for a in run.artifacts if "made_from" in a.metadata}
+    found = stages(finished.result)
+    assert data in made_from[f"sft-{found['sft']['key']}"]
+    assert made_from[f"generate-{found['generate']['key']}"] == [f"sft-{found['sft']['key']}"]
 
 
 # --- recalling

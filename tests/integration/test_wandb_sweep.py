@@ -1,102 +1,103 @@
-"""W&B's real commands, `wandb sweep` and `wandb agent`, drive `train.py` against a stand-in of the server."""
+"""The default sweep: `wandb sweep` and `wandb agent` drive `train.py` against a stand-in of the server."""
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
 
-from jobs import ROOT, SECRET, TIMEOUT, TINY
+from agents import environment, holds_secret, stage_of, sweep_file, wandb
+from jobs import ROOT, SECRET, TINY, came_to, read_result, run_train
 from selfcontrast.store import MANIFEST
 from wandb_server import WandbServer, serving
 
-SHARED = {"contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
-# `wandb agent` asks the server every 5 s whether there is more to do: too slow for a test.
-WANDB = "from wandb.cli.cli import cli; from wandb.wandb_agent import Agent; Agent.POLL_INTERVAL = 0.2; cli()"
-
-
-def wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> str:
-    """What a command of W&B's prints; it must end well."""
-    ended = subprocess.run(
-        [sys.executable, "-c", WANDB, *arguments],
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * TIMEOUT,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
+BASELINES = {"evaluate", "answers", "benchmark"}  # of the fine-tuned model
+KS = (1, 4, 8, 16)
+LARGE = ("filter.max_negatives=16", "generator.samples=24")  # for K = 16
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
-    """K of 1 and 2 by an agent; everything it wrote lies in the folder."""
+    """sweeps/negatives.yaml as it is, by one agent; everything it wrote lies in the folder."""
     folder = tmp_path_factory.mktemp("swept")
-    sweep = yaml.safe_load((ROOT / "sweeps/negatives.yaml").read_text())
-    sweep["program"] = str(ROOT / "train.py")
-    sweep["command"] = [*sweep["command"][:3], *(o for o in TINY if o != "negatives=2"), "${args_no_hyphens}"]
-    sweep["parameters"] = {"negatives": {"values": [1, 2]}, "seed": {"value": 1}}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
-    kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    kept |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}
+    sweep_file(folder, "negatives.yaml", None, *LARGE)
     with serving() as server:
-        env = {**kept, **server.environment, "WANDB_API_KEY": SECRET}
+        env = environment(folder, server)
         said = wandb("sweep", "sweep.yaml", cwd=folder, env=env)
-        said += wandb("agent", "--count", "2", server.sweep["name"], cwd=folder, env=env)
+        said += wandb("agent", "--count", "4", server.sweep["name"], cwd=folder, env=env)
         (folder / "said").write_text(said)
         return folder, server
 
 
-def test_the_agents_runs_finish_and_their_config_differs_in_k_alone(swept: tuple[Path, WandbServer]) -> None:
+def test_four_runs_finish_and_their_config_differs_in_k_alone(swept: tuple[Path, WandbServer]) -> None:
     _, server = swept
     runs = list(server.runs.values())
-    assert [run.exit_code for run in runs] == [0, 0]
-    assert [run.config["negatives"] for run in runs] == [1, 2]
-    one, two = ({k: v for k, v in run.config.items() if k not in ("negatives", "_wandb")} for run in runs)
-    assert one == two
-    assert {"sft", "objective", "provenance", "seed", "max_length"} <= one.keys()
+    assert [run.exit_code for run in runs] == [0, 0, 0, 0]
+    assert tuple(run.config["negatives"] for run in runs) == KS
+    first, *others = ({k: v for k, v in run.config.items() if k not in ("negatives", "_wandb")} for run in runs)
+    assert all(other == first for other in others)
+    assert {"sft", "objective", "provenance", "seed", "max_length"} <= first.keys()
 
 
 def test_a_run_is_whole(swept: tuple[Path, WandbServer]) -> None:
     _, server = swept
-    for k, run in zip((1, 2), server.runs.values(), strict=True):
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    for k, run in zip(KS, server.runs.values(), strict=True):
         assert run.fields["sweep"] == server.sweep["name"] == run.fields["groupName"]
         assert (run.fields["jobType"], run.fields["displayName"]) == ("train", f"Self-Contrast K={k} s1")
-        head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         assert run.fields["commit"] == head.stdout.strip()
         assert {"python", "cpu", "memory", "git"} <= json.loads(run.files["wandb-metadata.json"]).keys()
         assert b"torch==" in run.files["requirements.txt"]
         assert run.series("align/step") == sorted(run.series("align/step"))
         assert len(run.series("align/accuracy")) == len(run.series("align/loss")) > 10
         assert 0 <= run.summary["value"] <= 1
-        assert run.series("tables/samples")
+        for table in ("candidates", "negatives", "samples", "judgments/pairwise"):
+            assert run.series(f"tables/{table}"), table
 
 
-def test_what_the_second_run_recalls_it_uses_and_does_not_log(swept: tuple[Path, WandbServer]) -> None:
+def test_what_later_runs_recall_they_use_and_do_not_log(swept: tuple[Path, WandbServer]) -> None:
     folder, server = swept
-    first, second = server.runs.values()
-    assert not first.used
-    logged = {name.rsplit("-", 1)[0] for name in first.logged}
-    assert SHARED | {"align", "evaluate"} <= logged
-    used = {name.rsplit("-", 1)[0] for name in second.used}
-    assert used == SHARED | {"evaluate", "answers", "benchmark"}  # of the fine-tuned model
-    assert not SHARED & {name.rsplit("-", 1)[0] for name in second.logged}
+    first, *others = server.runs.values()
+    assert [stage_of(name) for name in first.used] == ["data"]  # it begins with them, whoever wrote them first
+    assert (SHARED - {"data"}) | {"align", "evaluate"} <= {stage_of(name) for name in first.logged}
+    for run in others:
+        assert {stage_of(name) for name in run.used} == SHARED | BASELINES
+        assert not SHARED & {stage_of(name) for name in run.logged}
     for stage in SHARED:
         assert len(list((folder / "store" / stage).glob(f"*/{MANIFEST}"))) == 1
     assert all(artifact.committed for artifact in server.artifacts.values())
+
+
+def test_the_lineage_begins_with_the_data(swept: tuple[Path, WandbServer]) -> None:
+    _, server = swept
+    made_from = {
+        own.fields["name"]: json.loads(own.fields["metadata"])["made_from"]
+        for own in server.artifacts.values()
+        if "made_from" in (own.fields.get("metadata") or "")
+    }
+    assert [made_from[name] for name in made_from if stage_of(name) == "data"] == [[]]
+    found: set[str] = set()
+    todo = {min(name for name in made_from if stage_of(name) == "align")}
+    while todo - found:
+        found |= todo
+        todo = {source for name in todo for source in made_from[name]}
+    assert {stage_of(name) for name in found} == {"align", *SHARED} - {"contamination"}
+
+
+def test_a_multirun_over_the_same_points_comes_to_the_same(swept: tuple[Path, WandbServer], tmp_path: Path) -> None:
+    folder, _ = swept
+    small = [o for o in TINY if not o.startswith(("negatives=", "filter.max_negatives=", "generator.samples="))]
+    points, sweep = "negatives=1,4,8,16", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    ended = run_train("-m", points, *small, *LARGE, "tracking=none", sweep, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for number in range(4):
+        agents = read_result(folder / "outputs" / f"run{number}")
+        assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(agents)
 
 
 def test_the_key_signs_requests_and_is_in_nothing_that_is_written_or_sent(swept: tuple[Path, WandbServer]) -> None:
     folder, server = swept
     assert {request.key for request in server.requests if request.path == "/graphql"} == {SECRET}
     assert [r.path for r in server.requests if SECRET in r.path or SECRET.encode() in r.body] == []
-    written = [file for file in folder.rglob("*") if file.is_file()]
-    assert len(written) > 50
-    assert [file for file in written if SECRET.encode() in file.read_bytes()] == []
+    assert holds_secret(folder) == []

@@ -10,6 +10,7 @@ import pytest
 
 from selfcontrast.results import RESULT, Result
 
+UNTRACKED = {"_target_": "selfcontrast.tracking.NoTracking"}
 Rows = dict[str, dict[str, float]]
 
 
@@ -94,6 +95,7 @@ def build(
     k: int = 4,
     seed: int = 1,
     config: dict[str, Any] | None = None,
+    tokens: int = 1000,
 ) -> Result:
     return Result(
         name=f"self-contrast K={k} s{seed}",
@@ -120,7 +122,7 @@ def build(
         stages=[
             stage("sft", 225.0, {}, cached=True),
             stage("filter", 3.0, FILTERED),
-            stage("align", 61.0, {"prompts": 49, "negatives_per_prompt": k - 0.5}),
+            stage("align", 61.0, {"prompts": 49, "negatives_per_prompt": k - 0.5, "tokens": tokens}),
         ],
         histories={
             "sft": [*({"step": i, "loss": 2 / i, "grad_norm": 1.0} for i in range(1, 60)), VALIDATION],
@@ -152,7 +154,7 @@ def build(
         lm_eval=LM_EVAL,
         samples=SAMPLES,
         negatives_shown=[],
-        config={"negatives": k, "seed": seed, **(config or {"note": "a: <script>b</script>"})},
+        config={"negatives": k, "seed": seed, "tracking": UNTRACKED, **(config or {"note": "a: <script>b</script>"})},
         provenance={"python": "3.11.7", "packages": {"torch": "2.13.0"}, "commit": "abc123"},
     )
 

@@ -38,7 +38,7 @@ def evaluated(make: Callable[..., Result]) -> Evaluated:
 def page(result: Evaluated, folder: Path) -> str:
     """As it is written again by the command that it names."""
     (folder / RESULT).write_text(json.dumps(asdict(result)))
-    main([folder])
+    main([str(folder)])
     return (folder / "report.html").read_text()
 
 

@@ -1,13 +1,27 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import wandb
 from omegaconf import OmegaConf
 
-from selfcontrast.errors import UserError
+from selfcontrast.errors import FAILED, UserError
 from selfcontrast.report.__main__ import main
 from selfcontrast.report.hook import SweepReport, finish_sweep
 from selfcontrast.results import Result
+from wandb_files import OfflineRun
+
+OFFLINE = {
+    "_target_": "selfcontrast.tracking.WandbTracking",
+    "project": "selfcontrast",
+    "entity": None,
+    "group": None,
+    "tags": [],
+    "mode": "offline",
+    "upload": False,
+}
 
 
 def test_a_run_and_a_sweep(
@@ -18,15 +32,34 @@ def test_a_run_and_a_sweep(
 ) -> None:
     write(tmp_path / "run", make())
     write(tmp_path / "sweep" / "0", make(k=1))
-    main([tmp_path / "run", tmp_path / "sweep"])
+    main([str(tmp_path / "run")])
     assert (tmp_path / "run" / "report.html").exists()
+    assert "score against K" not in capsys.readouterr().out
+    main([str(tmp_path / "sweep")])
     assert (tmp_path / "sweep" / "results.csv").exists()
     assert "score against K" in capsys.readouterr().out
 
 
+def test_several_folders_make_one_report(
+    make: Callable[..., Result],
+    write: Callable[[Path, Result], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path / "run", make(k=4))
+    write(tmp_path / "sweep" / "0", make(k=1))
+    folders = [str(tmp_path / "run"), str(tmp_path / "sweep")]
+    with pytest.raises(UserError, match="--to DIR"):
+        main(folders)
+    main([*folders, "--to", str(tmp_path / "new" / "both")])
+    assert pd.read_csv(tmp_path / "new" / "both" / "results.csv")["negatives"].tolist() == [1, 4]
+    assert not (tmp_path / "sweep" / "results.csv").exists()
+    assert "2 jobs" in capsys.readouterr().out
+
+
 def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no result\.json"):
-        main([tmp_path])
+        main([str(tmp_path)])
 
 
 def test_after_a_multirun_its_report_is_written(
@@ -44,3 +77,31 @@ def test_after_a_multirun_its_report_is_written(
     finish_sweep()
     assert (tmp_path / "report.html").exists()
     assert "score against K" in capsys.readouterr().out
+
+
+def test_a_sweep_that_wandb_tracks_has_a_run_of_its_own_there(
+    make: Callable[..., Result],
+    write: Callable[[Path, Result], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for job, k in enumerate((1, 4)):
+        write(tmp_path / "mine" / str(job), make(k=k, policy=0.6 + k / 40, config={"tracking": OFFLINE}))
+    failed = tmp_path / "mine" / "2"
+    (failed / ".hydra").mkdir(parents=True)
+    (failed / FAILED).write_text("too many")
+    monkeypatch.setattr(SweepReport, "folder", tmp_path / "mine")
+    finish_sweep()
+    wandb.teardown()
+    (file,) = tmp_path.rglob("*.wandb")
+    run = OfflineRun(file)
+    assert run.fields == {"group": "mine", "job_type": "sweep report", "name": "sweep mine"}
+    assert run.exit_code == 0
+    assert (run.summary["best/negatives"], run.summary["best/estimate"], run.summary["sft"]) == (4, 0.7, 0.6)
+    assert (run.summary["failed"], run.series("tables/sweep.nrows"), run.series("tables/failed.nrows")) == (1, [2], [1])
+    (report,) = (artifact for artifact in run.artifacts if artifact.type == "report")
+    assert {entry.path for entry in report.manifest.contents} == {
+        "report.html", "results.csv", "results.md", "results.tex"
+    }  # fmt: skip

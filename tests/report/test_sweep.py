@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from selfcontrast.errors import FAILED
-from selfcontrast.report.sweep import numbers, read_sweep, variants
+from selfcontrast.errors import FAILED, UserError
+from selfcontrast.report.sweep import Point, read_sweep, variants
+from selfcontrast.report.sweep_numbers import numbers
 from selfcontrast.report.sweep_page import headline, sentence, write_sweep
 from selfcontrast.report.sweep_terminal import plot, print_sweep
 from selfcontrast.results import Result
@@ -33,7 +34,7 @@ def folder(make: Make, write: Write, tmp_path: Path) -> Path:
 
 
 def test_jobs_by_k_and_the_missing_by_name(folder: Path) -> None:
-    sweep = read_sweep(folder)
+    sweep = read_sweep([folder])
     assert [(job.folder, job.result.negatives) for job in sweep.jobs] == [("2", 1), ("0", 4), ("10", 16)]
     assert [(job.folder, job.overrides) for job in sweep.missing] == [("1", "negatives=99")]
     assert [job.outcome for job in sweep.jobs] == ["level", "better", "worse"]
@@ -41,21 +42,21 @@ def test_jobs_by_k_and_the_missing_by_name(folder: Path) -> None:
 
 def test_why_a_job_failed_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "1" / FAILED).write_text("negatives=99 is <b>too many</b>")
-    assert [job.why for job in read_sweep(folder).missing] == ["negatives=99 is <b>too many</b>"]
-    print_sweep(read_sweep(folder))
+    assert [job.why for job in read_sweep([folder]).missing] == ["negatives=99 is <b>too many</b>"]
+    print_sweep(read_sweep([folder]))
     assert "negatives=99 is <b>too many</b>" in capsys.readouterr().out
-    write_sweep(read_sweep(folder))
+    write_sweep(read_sweep([folder]))
     page = (folder / "report.html").read_text()
     assert "negatives=99 is &lt;b&gt;too many&lt;/b&gt;" in page
 
 
 def test_a_result_cut_off_in_writing_is_missing(folder: Path) -> None:
     (folder / "0" / "result.json").write_text('{"name": "half')
-    assert [job.folder for job in read_sweep(folder).missing] == ["0", "1"]
+    assert [job.folder for job in read_sweep([folder]).missing] == ["0", "1"]
 
 
 def test_files(folder: Path) -> None:
-    write_sweep(read_sweep(folder))
+    write_sweep(read_sweep([folder]))
     table = pd.read_csv(folder / "results.csv")
     assert table["negatives"].tolist() == [1, 4, 16]
     assert table["score"].tolist() == pytest.approx([0.65, 0.7, 0.5])
@@ -65,11 +66,11 @@ def test_files(folder: Path) -> None:
     assert table["p_holm"].tolist() == pytest.approx([0.4, 0.006, 0.006])
     assert table["negatives_per_prompt"].tolist() == [0.5, 3.5, 15.5]
     # A stage's seconds, whether or not this job computed it, and those it did.
-    jobs = read_sweep(folder).jobs
+    jobs = read_sweep([folder]).jobs
     assert table["seconds"].tolist() == [sum(stage["seconds"] for stage in job.result.stages) for job in jobs]
     assert (table["seconds_own"] <= table["seconds"]).all()
     assert (folder / "results.md").read_text().count("\n") == 2 + 3
-    assert (folder / "results.tex").read_text().count("&") == 4 * 10  # 11 columns
+    assert (folder / "results.tex").read_text().count("&") == 4 * 12  # 13 columns
     page = (folder / "report.html").read_text()
     for expected in ("0.700 [0.650, 0.750]", "+0.100 [+0.060, +0.140]", "negatives=99", "1 min 01 s", "15.5"):
         assert expected in page, expected
@@ -79,7 +80,7 @@ def test_files(folder: Path) -> None:
 
 
 def test_words(folder: Path) -> None:
-    sweep = read_sweep(folder)
+    sweep = read_sweep([folder])
     assert headline(sweep) == "Score: 0.650 at K=1, 0.500 at K=16; SFT 0.600"
     assert "Clear gain over SFT at K=4." in sentence(sweep)
     assert "Clear loss against SFT at K=16." in sentence(sweep)
@@ -93,16 +94,16 @@ def test_a_gain_that_many_jobs_would_show_by_chance_is_not_called_clear(
     """p = 0.02 is below 0.05 alone, and 0.06 among three jobs."""
     for job, (policy, p) in enumerate(((0.7, 0.02), (0.61, 0.8), (0.61, 0.9))):
         write(tmp_path / str(job), make(policy=policy, p=p, k=2**job))
-    alone, *_ = sweep = read_sweep(tmp_path).jobs
+    alone, *_ = sweep = read_sweep([tmp_path]).jobs
     assert [job.p_holm for job in sweep] == pytest.approx([0.06, 1, 1])
     assert alone.outcome == "level"
-    assert "Clear" not in sentence(read_sweep(tmp_path))
+    assert "Clear" not in sentence(read_sweep([tmp_path]))
 
 
 def test_a_job_without_a_p_value_is_no_test(make: Make, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", make(p=0.02, k=1))
     write(tmp_path / "1", make(p=float("nan"), k=2))
-    first, second = read_sweep(tmp_path).jobs
+    first, second = read_sweep([tmp_path]).jobs
     assert first.p_holm == 0.02
     assert math.isnan(second.p_holm)
     assert second.outcome == "level"
@@ -113,7 +114,7 @@ def test_printed_in_80_columns(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "80")
-    print_sweep(read_sweep(folder))
+    print_sweep(read_sweep([folder]))
     out = capsys.readouterr().out
     assert "4  0.700 [0.650, 0.750] +0.100 [+0.060, +0.140] 55.0% 0.002 0.006  3.5" in out
     assert "no result: job 1 (negatives=99)" in out
@@ -123,21 +124,88 @@ def test_printed_in_80_columns(
 
 def test_nothing_finished_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed(tmp_path / "0", "negatives=99")
-    print_sweep(read_sweep(tmp_path))
+    print_sweep(read_sweep([tmp_path]))
     assert capsys.readouterr().out.split() == ["no", "result:", "job", "0", "(negatives=99)"]
 
 
 def test_several_seeds_give_their_mean_and_range(make: Make, write: Write, tmp_path: Path) -> None:
     for seed, policy in ((1, 0.7), (2, 0.8), (3, 0.6)):
         write(tmp_path / str(seed), make(policy=policy, seed=seed))
-    sweep = read_sweep(tmp_path)
-    [(k, jobs)] = sweep.by_k("")
-    assert (k, len(jobs)) == (4, 3)
-    assert numbers(jobs)[:2] == ["0.700 (0.600 to 0.800)", "+0.100 (0.000 to +0.200)"]
+    sweep = read_sweep([tmp_path])
+    [point] = sweep.of("")
+    assert (point.k, len(point.jobs)) == (4, 3)
+    # Standard deviation 0.1, so its error 0.1/sqrt(3) = 0.05774, times t of 2 degrees, 4.3027: 0.2484.
+    assert numbers(point)[:2] == ["0.700 [0.452, 0.948]", "+0.100 [-0.148, +0.348]"]
+    # t = 0.1 / 0.05774 = 1.7321; with 2 degrees P(|T| > t) = 1 - t / sqrt(2 + t^2) = 1 - 1.7321 / sqrt(5).
+    assert point.p_value == pytest.approx(1 - math.sqrt(3 / 5))
     assert "Clear gain over SFT at K=4 (2 of 3 seeds)." in sentence(sweep)
-    assert "Highest: K=4 with 0.700 (0.600 to 0.800)" in sentence(sweep)
+    assert "Highest: K=4 with 0.700 [0.452, 0.948]" in sentence(sweep)
     write_sweep(sweep)
-    assert "seeds" in (tmp_path / "report.html").read_text()
+    assert "By K" in (tmp_path / "report.html").read_text()
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert [line.count("|") for line in lines] == [12] * 3 + [0] + [14] * 5  # over K, then every job
+
+
+def test_what_a_point_costs(make: Make, write: Write, tmp_path: Path) -> None:
+    """sft 225 s, recalled or not, filter 3 s and align 61 s of two jobs, which read 1.2 M and 2.4 M tokens."""
+    write(tmp_path / "1", make(seed=1, tokens=1_200_000))
+    write(tmp_path / "2", make(seed=2, tokens=2_400_000))
+    sweep = read_sweep([tmp_path])
+    assert numbers(sweep.points[0])[-3:] == ["1 min 01 s", "1.80 M", "4 min 49 s"]
+    write_sweep(sweep)
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert table["align_tokens"].tolist() == [1_200_000, 2_400_000]
+    assert table["sampled_tokens"].isna().all()  # candidates made elsewhere
+    assert table["seconds_own"].tolist() == [64, 64]
+
+
+# --- any runs together
+
+
+def test_runs_of_several_folders_are_one_table(make: Make, write: Write, tmp_path: Path) -> None:
+    """Two sweeps over K, of one seed each, and a run that lies in one of them and is named once more."""
+    for sweep, seed in (("first", 1), ("second", 2)):
+        for job, k in enumerate((1, 4)):
+            write(tmp_path / sweep / str(job), make(k=k, seed=seed, policy=0.6 + k / 50 + seed / 100, p=0.01 * seed))
+    folders = [tmp_path / "first", tmp_path / "second", tmp_path / "second" / "1"]
+    sweep = read_sweep(folders, tmp_path / "both")
+    assert [job.folder for job in sweep.jobs] == ["first/0", "second/0", "first/1", "second/1"]
+    assert [(point.k, len(point.jobs)) for point in sweep.points] == [(1, 2), (4, 2)]
+    # Holm's over four jobs: 4 times 0.01 for both of seed 1; then 2 times 0.02, not below those.
+    assert [job.p_holm for job in sweep.jobs] == pytest.approx([0.04] * 4)
+    # Differences 0.03 and 0.04 of K=1: mean 7 times its error 0.005; of K=4 0.09 and 0.10, 19 times. Times 2 and 1.
+    one, four = (1 - 2 / math.pi * math.atan(t) for t in (7, 19))
+    assert [point.p_holm for point in sweep.points] == pytest.approx([one, 2 * four], rel=1e-6)
+    write_sweep(sweep)
+    assert {"report.html", "figure.png", "results.csv", "results.md", "results.tex"} <= {
+        file.name for file in (tmp_path / "both").iterdir()
+    }
+    assert f"--to {tmp_path / 'both'}" in (tmp_path / "both" / "report.html").read_text()
+
+
+def test_a_run_that_repeats_another_to_the_digit_counts_once(make: Make, write: Write, tmp_path: Path) -> None:
+    config = {"engine": {"actors": 1}, "output": "a"}
+    write(tmp_path / "a", make(config=config))
+    write(tmp_path / "b", make(config={**config, "output": "b"}))
+    write(tmp_path / "c", make(config=config, policy=0.75))  # another measurement
+    assert [job.folder for job in read_sweep([tmp_path]).jobs] == ["a", "c"]
+
+
+def test_what_evaluate_py_left_is_no_job(make: Make, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "a", make())
+    (tmp_path / "b" / ".hydra").mkdir(parents=True)
+    (tmp_path / "b" / "result.json").write_text('{"model": "a folder", "comparison": {}}')
+    sweep = read_sweep([tmp_path])
+    assert ([job.folder for job in sweep.jobs], sweep.missing) == (["a"], [])
+
+
+def test_jobs_that_measure_different_things_are_refused(
+    make: Make, proxy: Result, write: Write, tmp_path: Path
+) -> None:
+    write(tmp_path / "a", make())
+    write(tmp_path / "b", proxy)
+    with pytest.raises(UserError, match=r"not measure the same thing: score \(a\), similarity \(b\)"):
+        read_sweep([tmp_path])
 
 
 def test_other_settings_make_variants() -> None:
@@ -170,12 +238,13 @@ def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Writ
         )
         write(tmp_path / f"alone{seed}", alone)
     write(tmp_path / "policy", make(config={"method": "Self-Contrast"}))
-    sweep = read_sweep(tmp_path)
+    sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     print_sweep(sweep)
     by_name = {job.folder: job for job in sweep.jobs}
-    assert numbers([by_name["alone1"]])[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
-    assert numbers([by_name["alone1"], by_name["alone2"]])[:3] == ["0.600 (0.600 to 0.600)", "–", "–"]
+    one, two = by_name["alone1"], by_name["alone2"]
+    assert numbers(Point([one], one.p_holm))[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
+    assert numbers(Point([one, two], math.nan))[:4] == ["0.600 [0.600, 0.600]", "–", "–", "–"]
     assert (by_name["alone1"].variant, by_name["alone1"].outcome) == ("none", "alone")
     assert by_name["policy"].p_holm == 0.002  # one test, not three
     assert pd.read_csv(tmp_path / "results.csv").set_index("job")["difference"].isna().to_dict() == {
@@ -188,7 +257,7 @@ def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Writ
 def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Path) -> None:
     for job, beta in enumerate((0.1, 0.5)):
         write(tmp_path / str(job), make(config={"objective": {"beta": beta}}))
-    sweep = read_sweep(tmp_path)
+    sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     svg = (tmp_path / "figure.svg").read_text()
     assert "Self-Contrast, objective.beta=0.1" in svg
@@ -196,16 +265,26 @@ def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Pat
     assert "K=4 (objective.beta=0.5)" in sentence(sweep)
 
 
+def test_of_many_variants_the_best_is_named(make: Make, write: Write, tmp_path: Path) -> None:
+    for job in range(11):
+        score = 0.7 if job == 7 else 0.6
+        write(tmp_path / str(job), make(policy=score, config={"objective": {"beta": job / 10}}))
+    write_sweep(read_sweep([tmp_path]))
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "Self-Contrast, objective.beta=0.7" in svg
+    assert svg.count("Self-Contrast, objective.beta=") == 1
+
+
 def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
     """Means 0.65, 0.7, 0.5 and SFT's 0.6 between the outermost ends, 0.45 and 0.75, in 60 characters."""
-    lines = plot(read_sweep(folder))
+    lines = plot(read_sweep([folder]))
     assert [line.index("●") - 8 for line in lines[:3]] == [39, 49, 10]  # 59 * (x - 0.45) / 0.3, rounded
     assert {line.find("│") - 8 for line in lines if "│" in line} <= {29, 30}
 
 
 def test_unknown_intervals_do_not_stop_it(unbounded: Result, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", unbounded)
-    sweep = read_sweep(tmp_path)
+    sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     assert math.isnan(pd.read_csv(tmp_path / "results.csv")["score_low"].item())
     assert plot(sweep)
@@ -213,7 +292,7 @@ def test_unknown_intervals_do_not_stop_it(unbounded: Result, write: Write, tmp_p
 
 def test_a_proxy_is_labelled(proxy: Result, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "0", proxy)
-    sweep = read_sweep(tmp_path)
+    sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     assert "a proxy, not quality" in (tmp_path / "figure.svg").read_text()
     assert "similarity (proxy)" in (tmp_path / "report.html").read_text()

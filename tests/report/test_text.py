@@ -38,3 +38,12 @@ def test_p_value(p: float, cell: str, words: str) -> None:
 )
 def test_duration(seconds: float, expected: str) -> None:
     assert text.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(950, "950"), (1000, "1.00 k"), (12_345, "12.3 k"), (123_456, "123 k"), (4.56e6, "4.56 M"), (1.2e9, "1.20 G")],
+)
+def test_large(value: float, expected: str) -> None:
+    assert text.large(value) == expected
+    assert text.large(math.nan) == "–"

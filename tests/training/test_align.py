@@ -94,8 +94,10 @@ def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[
 def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Adapter) -> None:
     sft = policy_folder(tmp_path / "sft")
     summary, told = aligned(tmp_path / "align", sft, adapter)
-    counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps")}
-    assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8}
+    counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps", "tokens")}
+    groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=100)
+    read = sum(len(tokens) for group in groups for tokens in (group.prompt, *group.responses))
+    assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8, "tokens": 4 * read}
     history = json.loads((tmp_path / "align" / HISTORY).read_text())
     assert history == told
     assert history[-1]["margin"] > 0.1

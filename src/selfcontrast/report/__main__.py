@@ -1,6 +1,12 @@
-"""python -m selfcontrast.report DIR…   writes the reports of runs and sweeps again, from result.json."""
+"""Reports of runs and sweeps, from what they left, at any time and without a network.
 
+python -m selfcontrast.report DIR              a run's or a sweep's own report, written again
+python -m selfcontrast.report DIR… --to DIR    any runs and sweeps together, as one table and figure over K and seeds
+"""
+
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from selfcontrast.errors import UserError
@@ -13,30 +19,42 @@ from selfcontrast.report.sweep_terminal import print_sweep
 from selfcontrast.results import RESULT, Result
 
 
-def main(folders: list[Path]) -> None:
-    """A folder that holds a result is a run or a measured model; one with results below it is a sweep."""
-    if not folders:
-        raise UserError("which folders? python -m selfcontrast.report DIR…, each of a run or a sweep")
-    for folder in folders:
-        if (folder / RESULT).exists():
-            if Evaluated.is_in(folder):
-                evaluated = Evaluated.read(folder)
-                write_evaluated(evaluated, folder)
-                print_evaluated(evaluated, folder)
-                continue
-            result = Result.read(folder)
-            write_report(result, folder)
-            print_result(result, folder)
-            continue
-        sweep = read_sweep(folder)
-        if not sweep.jobs:
-            raise UserError(f"{folder}: no {RESULT} in it or below; give a finished run's or sweep's folder")
-        write_sweep(sweep)
-        print_sweep(sweep)
+def main(arguments: Sequence[str]) -> None:
+    """A folder that holds a result is a run or a measured model; one with results below it is a sweep, or of runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m selfcontrast.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run, of a sweep, or of several")
+    parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")
+    told = parser.parse_args(arguments)
+    folders: list[Path] = told.folders
+    if len(folders) == 1 and told.to is None and (folders[0] / RESULT).exists():
+        again(folders[0])
+        return
+    if len(folders) > 1 and told.to is None:
+        raise UserError("several folders make one report: where is it to go? --to DIR")
+    sweep = read_sweep(folders, told.to)
+    if not sweep.jobs:
+        named = ", ".join(map(str, folders))
+        raise UserError(f"{named}: no {RESULT} in it or below; give a finished run's or sweep's folder")
+    write_sweep(sweep)
+    print_sweep(sweep)
+
+
+def again(folder: Path) -> None:
+    """The own report of a run, or of a model that was measured."""
+    if Evaluated.is_in(folder):
+        evaluated = Evaluated.read(folder)
+        write_evaluated(evaluated, folder)
+        print_evaluated(evaluated, folder)
+        return
+    result = Result.read(folder)
+    write_report(result, folder)
+    print_result(result, folder)
 
 
 if __name__ == "__main__":
     try:
-        main([Path(argument) for argument in sys.argv[1:]])
+        main(sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")

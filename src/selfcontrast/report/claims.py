@@ -112,14 +112,28 @@ class Experiment:
 
 def experiments(results: Sequence["Result"]) -> list[Experiment]:
     """Results by what they share, the largest first. Those that say nothing of single prompts are left out, and so are
-    experiments with two results for one arm, K and seed: nobody could say which is meant."""
+    experiments with two different results for one arm, K and seed: nobody could say which is meant. A repetition to the
+    last digit, as a command leaves that was given again, counts once."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.prompts:
             own = {name: result.config.get(name) for name in SHARED}
             groups.setdefault(json.dumps([own, result.prompts["ids"]], sort_keys=True, default=str), []).append(result)
-    kept = [g for g in groups.values() if len({(method(r), r.negatives, r.seed) for r in g}) == len(g)]
+    once = [_distinct(group) for group in groups.values()]
+    kept = [g for g in once if len({(method(r), r.negatives, r.seed) for r in g}) == len(g)]
     return [Experiment(group) for group in sorted(kept, key=len, reverse=True)]
+
+
+def _distinct(results: Sequence["Result"]) -> list["Result"]:
+    """Without those that have an earlier one's arm, K, seed and scores."""
+    found: list[Result] = []
+    for one in results:
+        if all(
+            (method(one), one.negatives, one.seed, one.prompts) != (method(r), r.negatives, r.seed, r.prompts)
+            for r in found
+        ):
+            found.append(one)
+    return found
 
 
 def claims(experiment: Experiment) -> list[Claim]:
@@ -219,7 +233,7 @@ CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
     ("the filter helps", _filtered),
     ("control: it is not merely more training", _named(CONTINUED)),
     ("control: it is not merely sharper", _sharpest),
-    ("control: more negatives are not merely more tokens", _named(EQUAL_TOKENS)),
+    ("control: more negatives are not merely more tokens on the same prompts", _named(EQUAL_TOKENS)),
 ]
 
 

@@ -8,7 +8,7 @@ import yaml
 from selfcontrast.report import benchmarks, figures
 from selfcontrast.report.page import lm_eval_rows, render
 from selfcontrast.report.style import inline
-from selfcontrast.report.text import interval
+from selfcontrast.report.text import interval, place
 from selfcontrast.report.verdict import contamination, measure_name
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def write_evaluated(result: "Evaluated", folder: Path) -> None:
     """Writes `report.html` to `folder`."""
-    page = render("evaluated.html.jinja", folder=folder, **_content(result))
+    page = render("evaluated.html.jinja", again=place(folder), **_content(result))
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 

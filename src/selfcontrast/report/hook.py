@@ -4,11 +4,16 @@ Hydra calls `on_multirun_end` only where no job failed, so the callback merely r
 and `train.py` asks for the report when Hydra is through.
 """
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from selfcontrast.report.sweep import Sweep
 
 
 class SweepReport(Callback):
@@ -21,14 +26,49 @@ class SweepReport(Callback):
 
 
 def finish_sweep() -> None:
-    """Writes and prints the report of the sweep that ran in this process; nothing where none did."""
+    """Writes, prints and tracks the report of the sweep that ran in this process; nothing where none did."""
     from selfcontrast.report.sweep import read_sweep
     from selfcontrast.report.sweep_page import write_sweep
     from selfcontrast.report.sweep_terminal import print_sweep
 
     if SweepReport.folder is None:
         return
-    sweep = read_sweep(SweepReport.folder)
+    sweep = read_sweep([SweepReport.folder])
     if sweep.jobs:
         write_sweep(sweep)
+        track_sweep(sweep)
     print_sweep(sweep)
+
+
+def track_sweep(sweep: "Sweep") -> None:
+    """One more run of W&B in the jobs' group, where they are tracked there: the table, the figure, the report."""
+    from omegaconf import OmegaConf
+
+    from selfcontrast.config import build
+    from selfcontrast.report.sweep_numbers import frame
+    from selfcontrast.report.sweep_page import headline
+    from selfcontrast.tracking import WandbTracking
+
+    tracking = build(OmegaConf.create(sweep.jobs[0].result.config["tracking"]), "tracking")
+    if not isinstance(tracking, WandbTracking):
+        return
+    group, folder = tracking.group or sweep.folder.name, sweep.folder
+    config = {"jobs": len(sweep.jobs), "negatives": [point.k for point in sweep.points], "seeds": sweep.seeds}
+    own = replace(tracking, group=group)
+    with own.run(f"sweep {group}", config, folder, job_type="sweep report") as tracker:
+        tracker.table("sweep", frame(sweep))
+        if sweep.missing:
+            tracker.table("failed", pd.DataFrame([asdict(job) for job in sweep.missing]))
+        tracker.figure("figure", folder / "figure.png")
+        tracker.summary({"headline": headline(sweep), "failed": len(sweep.missing), **_best(sweep)})
+        tracker.files(*(folder / name for name in ("report.html", "results.csv", "results.md", "results.tex")))
+
+
+def _best(sweep: "Sweep") -> dict[str, Any]:
+    from selfcontrast.report.sweep import best, mean
+
+    point = best(sweep)
+    measured = point.measured("mean") or {}
+    bounds = {f"best/{bound}": measured.get(bound) for bound in ("estimate", "low", "high")}
+    told = {"best/negatives": point.k, "best/variant": point.variant, "best/p_holm": point.p_holm}
+    return {**told, **bounds, "sft": mean(sweep.jobs, base=True)}

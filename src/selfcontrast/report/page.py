@@ -112,7 +112,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "lm_eval": lm_eval_rows(result.lm_eval),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
-        "folder": folder,
+        "again": text.place(folder),
         **_figures(result),
     }
 

@@ -1,29 +1,26 @@
-"""The jobs of a sweep, read back from their folders, as one table."""
+"""The jobs of a sweep, or of any set of runs, read back from their folders."""
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
-from selfcontrast.errors import FAILED
-from selfcontrast.evaluation.statistics import holm
-from selfcontrast.report import text
+from selfcontrast.errors import FAILED, UserError
+from selfcontrast.evaluation.statistics import holm, over_seeds, seeds_test
 from selfcontrast.report.verdict import BASELINE, direction, measure_name, policy_row
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 # Of the config: what tells jobs apart without being a variant of the method.
-OWN_COLUMNS = ("negatives", "seed", "name", "method", "output", "store", "tracking")
-
-
-UNKNOWN = dict.fromkeys(("estimate", "low", "high"), math.nan)  # of what a job without a policy does not have
-HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align")  # of `numbers`, after the measure's own name
+OWN_COLUMNS = ("negatives", "seed", "method")
+NO_VARIANT = ("name", "output", "store", "store_cache", "tracking", "engine", "published")  # of two runs of one job
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,27 @@ class Job:
 
     @property
     def align(self) -> dict[str, Any]:
-        unknown = {"seconds": float("nan"), "summary": {}}
-        return next((stage for stage in self.result.stages if stage["name"] == "align"), unknown)
+        return self._stage("align")
 
     @property
     def used(self) -> float:
         """Negatives per prompt that training saw: fewer than K where prompts had no more."""
-        return float(self.align["summary"].get("negatives_per_prompt", float("nan")))
+        return self._fact("align", "negatives_per_prompt")
+
+    @property
+    def tokens(self) -> float:
+        """What preference training read in all its epochs, every prompt once for all of its responses."""
+        return self._fact("align", "tokens")
+
+    @property
+    def sampled(self) -> float:
+        """Tokens of all candidates, which the jobs of a sweep share."""
+        return self._fact("generate", "tokens")
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages it is made from, shared with other jobs or not."""
+        return sum(float(stage["seconds"]) for stage in self.result.stages)
 
     @property
     def outcome(self) -> str:
@@ -71,6 +82,50 @@ class Job:
         if "difference" not in self.row:
             return "alone"
         return direction({**self.row, "p_value": self.p_holm})
+
+    def _stage(self, name: str) -> dict[str, Any]:
+        unknown = {"seconds": float("nan"), "summary": {}}
+        return next((stage for stage in self.result.stages if stage["name"] == name), unknown)
+
+    def _fact(self, stage: str, name: str) -> float:
+        return float(self._stage(stage)["summary"].get(name, float("nan")))
+
+
+@dataclass(frozen=True)
+class Point:
+    """The jobs of one variant and K, one per seed: a point of the figure.
+
+    Attributes:
+        p_holm: `p_value`, corrected for the number of points.
+    """
+
+    jobs: Sequence[Job]
+    p_holm: float
+
+    @property
+    def variant(self) -> str:
+        return self.jobs[0].variant
+
+    @property
+    def k(self) -> int:
+        return self.jobs[0].result.negatives
+
+    @property
+    def p_value(self) -> float:
+        """That the policy is the fine-tuned model's equal: over prompts for one seed, over seeds for several."""
+        return p_value(self.jobs)
+
+    def measured(self, name: str) -> Mapping[str, Any] | None:
+        """`mean`, `difference` or `win_rate`: one job's with its interval over prompts; several's over seeds.
+
+        None for the last two where the fine-tuned model stands alone.
+        """
+        rows = [job.row[name] for job in self.jobs if name in job.row]
+        if len(rows) < len(self.jobs):
+            return None
+        if len(rows) == 1:
+            return dict(rows[0])
+        return asdict(over_seeds([row["estimate"] for row in rows], level=rows[0]["level"]))
 
 
 @dataclass(frozen=True)
@@ -85,12 +140,14 @@ class Missing:
 @dataclass(frozen=True)
 class Sweep:
     """Attributes:
-    folder: of the sweep.
+    folder: where its report is written.
+    sources: the folders that its jobs were found in.
     jobs: those that finished, by variant, K and seed.
     missing: those that did not.
     """
 
     folder: Path
+    sources: Sequence[Path]
     jobs: list[Job]
     missing: list[Missing]
 
@@ -114,32 +171,64 @@ class Sweep:
     def seeds(self) -> list[int]:
         return sorted({job.result.seed for job in self.jobs})
 
-    def by_k(self, variant: str) -> Iterator[tuple[int, list[Job]]]:
-        """K and its jobs, one per seed, in the order of K."""
-        own = [job for job in self.jobs if job.variant == variant]
-        for k in sorted({job.result.negatives for job in own}):
-            yield k, [job for job in own if job.result.negatives == k]
+    @property
+    def repeated(self) -> bool:
+        """Whether any point has several jobs."""
+        return any(len(point.jobs) > 1 for point in self.points)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """By variant and K."""
+        groups: dict[tuple[str, int], list[Job]] = {}
+        for job in self.jobs:
+            groups.setdefault((job.variant, job.result.negatives), []).append(job)
+        corrected = _holm([p_value(jobs) for jobs in groups.values()])
+        return [Point(jobs, p) for jobs, p in zip(groups.values(), corrected, strict=True)]
+
+    def of(self, variant: str) -> list[Point]:
+        """A variant's points in the order of K."""
+        return [point for point in self.points if point.variant == variant]
 
 
-def read_sweep(folder: Path) -> Sweep:
-    """Every job below `folder`: a folder that holds a result, or Hydra's record of a job that left none."""
-    from selfcontrast.results import RESULT, Result  # imports torch
+def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
+    """Every job in or below `sources`: a folder that holds a result, or Hydra's record of a job that left none.
 
-    begun = {path.parent for path in folder.rglob(".hydra") if path.is_dir()}
-    begun |= {path.parent for path in folder.rglob(RESULT)}
+    Args:
+        folder: where the report is to be written; by default the only source.
+
+    Raises:
+        UserError: where the jobs do not measure the same thing.
+    """
+    from selfcontrast.results import Result  # imports torch
+
+    begun = {path.resolve(): path for source in sources for path in _begun(source)}
+    root = Path(os.path.commonpath([source.resolve() for source in sources]))
     found: dict[str, Result] = {}
     missing = []
     for own in sorted(begun, key=_natural):
-        name = str(own.relative_to(folder))
+        name = str(own.relative_to(root))
         try:
             found[name] = Result.read(own)
         except (OSError, ValueError, TypeError):
+            if _of_one_model(own):  # evaluate.py's
+                continue
             missing.append(Missing(name, _own_overrides(own, begun), _why(own)))
+    found = _distinct(found)
+    _check_measure(found)
     names = variants({name: result.config for name, result in found.items()})
     corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in found.values()])
     jobs = [Job(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
     jobs.sort(key=lambda job: (job.variant, job.result.negatives, job.result.seed))
-    return Sweep(folder, jobs, missing)
+    return Sweep(folder or sources[0], sources, jobs, missing)
+
+
+def p_value(jobs: Sequence[Job]) -> float:
+    if len(jobs) == 1:
+        own = jobs[0].row.get("p_value")
+        return float("nan") if own is None else float(own)
+    if any("difference" not in job.row for job in jobs):  # fine-tuned models, which are compared with nothing
+        return float("nan")
+    return seeds_test([job.row["difference"]["estimate"] for job in jobs])
 
 
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -156,52 +245,51 @@ def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def frame(sweep: Sweep) -> pd.DataFrame:
-    """One row per job: what `results.csv` holds."""
-    rows = []
-    for job in sweep.jobs:
-        row: dict[str, Any] = {"job": job.folder, "variant": job.variant, "negatives": job.result.negatives}
-        row |= {"seed": job.result.seed, "decoding": job.base["decoding"]}
-        row |= _bounds(job.result.comparison["measure"], job.row["mean"]) | _bounds("sft", job.base["mean"])
-        row |= _bounds("difference", job.row.get("difference")) | _bounds("win_rate", job.row.get("win_rate"))
-        row |= {"p_value": job.row.get("p_value"), "p_holm": job.p_holm}
-        row |= {"surprise": job.row["surprise"], "tokens": job.row["tokens"]}
-        row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
-        row |= {f"align_{name}": job.align["summary"].get(name) for name in ("steps", "tokens")}
-        row |= {"align_seconds": job.align["seconds"], "policy": job.result.policy}
-        row["seconds"] = sum(stage["seconds"] for stage in job.result.stages)  # of all it is made from, shared or not
-        row["seconds_own"] = sum(stage["seconds"] for stage in job.result.stages if not stage["cached"])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def mean(jobs: Sequence[Job], base: bool = False) -> float:
     """Of the policy's estimates over jobs; of the fine-tuned model's with `base`."""
     return sum(float((job.base if base else job.row)["mean"]["estimate"]) for job in jobs) / len(jobs)
 
 
-def numbers(jobs: Sequence[Job]) -> list[str]:
-    """As `HEADS`: one job's with its intervals; the means over several seeds with their range."""
-    if len(jobs) == 1:
-        row = jobs[0].row
-        shown = [text.interval(row["mean"]), text.interval(row.get("difference"), signed=True)]
-        p_values = [text.p_value(p) for p in (row.get("p_value"), jobs[0].p_holm)]
-        shown += [text.percent(row.get("win_rate", UNKNOWN)["estimate"]), *p_values]
-    else:
-        wins = sum(job.row.get("win_rate", UNKNOWN)["estimate"] for job in jobs) / len(jobs)
-        shown = [
-            _range(jobs, "mean"),
-            _range(jobs, "difference", signed=True),
-            text.percent(wins),
-            text.NONE,
-            text.NONE,
-        ]
-    used = sum(job.used for job in jobs) / len(jobs)
-    seconds = sum(job.align["seconds"] for job in jobs) / len(jobs)
-    return [*shown, text.number(used, 1), text.duration(seconds)]
+def best(sweep: Sweep) -> Point:
+    """The point with the highest mean."""
+    return max(sweep.points, key=lambda point: mean(point.jobs))
 
 
-def _holm(p_values: Sequence[float | None]) -> list[float]:
+def _begun(source: Path) -> Iterator[Path]:
+    """The folders of jobs in or below a folder."""
+    from selfcontrast.results import RESULT
+
+    yield from (path.parent for path in source.rglob(RESULT))
+    yield from (path.parent for path in source.rglob(".hydra") if path.is_dir())
+
+
+def _of_one_model(folder: Path) -> bool:
+    from selfcontrast.results import RESULT
+
+    try:
+        return "policy" not in json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _distinct(found: Mapping[str, "Result"]) -> dict[str, "Result"]:
+    """Without runs that are another's repetition to the last digit: one measurement is not two."""
+    seen: dict[str, str] = {}
+    for name, result in found.items():
+        own = {key: value for key, value in result.config.items() if key not in NO_VARIANT}
+        told = [own, result.negatives, result.seed, result.comparison]
+        seen.setdefault(json.dumps(told, sort_keys=True, default=str), name)
+    return {name: found[name] for name in seen.values()}
+
+
+def _check_measure(found: Mapping[str, "Result"]) -> None:
+    by_measure = {result.comparison["measure"]: name for name, result in found.items()}
+    if len(by_measure) > 1:
+        told = ", ".join(f"{measure} ({name})" for measure, name in by_measure.items())
+        raise UserError(f"these runs do not measure the same thing: {told}; report them apart")
+
+
+def _holm(p_values: Iterable[float | None]) -> list[float]:
     """Corrected over those that are numbers; NaN for the others."""
     p = np.array([float("nan") if value is None else value for value in p_values])
     known = np.isfinite(p)
@@ -209,23 +297,9 @@ def _holm(p_values: Sequence[float | None]) -> list[float]:
     return [float(value) for value in p]
 
 
-def _range(jobs: Sequence[Job], name: str, signed: bool = False) -> str:
-    values = [float(job.row.get(name, UNKNOWN)["estimate"]) for job in jobs]
-    if not all(map(math.isfinite, values)):
-        return text.NONE
-    found = (sum(values) / len(values), min(values), max(values))
-    middle, low, high = (text.number(value, signed=signed) for value in found)
-    return f"{middle} ({low} to {high})"
-
-
-def _bounds(name: str, value: Mapping[str, Any] | None) -> dict[str, float]:
-    value = value or UNKNOWN
-    return {name: value["estimate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
-
-
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if prefix == "" and key in OWN_COLUMNS:
+        if prefix == "" and key in (*OWN_COLUMNS, *NO_VARIANT):
             continue
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
@@ -254,6 +328,6 @@ def _overrides(job: Path) -> list[str]:
         return []
 
 
-def _natural(path: Path) -> tuple[int, int, str]:
+def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Job 10 after job 9."""
-    return (0, int(path.name), "") if path.name.isdigit() else (1, 0, str(path))
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]

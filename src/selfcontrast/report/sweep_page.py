@@ -1,7 +1,7 @@
 """A sweep's files: score against K as a figure, a page that needs no network, and a table of numbers."""
 
 import math
-from collections.abc import Sequence
+import shlex
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,11 +11,13 @@ from selfcontrast.report import claims_page, text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
-from selfcontrast.report.sweep import HEADS, Job, Sweep, frame, mean, numbers
+from selfcontrast.report.sweep import Point, Sweep, best, mean
+from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
 from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE, sharpest_control
 
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
+MOST_NAMED = 10  # variants in the figure's legend; of more the best alone
 OUTCOMES = {
     "better": "Clear gain over",
     "worse": "Clear loss against",
@@ -25,15 +27,14 @@ OUTCOMES = {
 
 def write_sweep(sweep: Sweep) -> None:
     """Writes to the sweep's folder `report.html`, the figure (svg, png), and the table (csv, md, tex)."""
+    sweep.folder.mkdir(parents=True, exist_ok=True)
     save(figure(sweep), sweep.folder)
     frame(sweep).to_csv(sweep.folder / "results.csv", index=False)
-    rows = [
-        [job.folder, job.variant or text.NONE, job.result.negatives, job.result.seed, *numbers([job])]
-        for job in sweep.jobs
-    ]
-    heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS]
-    (sweep.folder / "results.md").write_text(markdown(heads, rows), encoding="utf-8")
-    (sweep.folder / "results.tex").write_text(latex(heads, rows), encoding="utf-8")
+    jobs = by_job(sweep)
+    points = by_point(sweep) if sweep.repeated else None
+    tables = [table for table in (points, jobs) if table]
+    (sweep.folder / "results.md").write_text("\n".join(markdown(*table) for table in tables), encoding="utf-8")
+    (sweep.folder / "results.tex").write_text("\n".join(latex(*table) for table in tables), encoding="utf-8")
     claims = claims_page.shown([job.result for job in sweep.jobs])
     claims_page.write_claims(claims, sweep.folder)
     page = render(
@@ -43,21 +44,29 @@ def write_sweep(sweep: Sweep) -> None:
         rule=claims_page.RULE,
         about_arms=claims_page.ARMS,
         sweep=sweep,
-        folder=sweep.folder,
+        again=again(sweep),
         headline=headline(sweep),
         sentence=sentence(sweep),
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} against K"),
         level=sweep.jobs[0].row["mean"]["level"],
-        heads=heads,
-        rows=rows,
+        points=points,
+        jobs=jobs,
     )
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")
 
 
+def again(sweep: Sweep) -> str:
+    """The arguments that make the same report."""
+    own = [text.place(source) for source in sweep.sources]
+    if list(sweep.sources) != [sweep.folder]:
+        own += ["--to", text.place(sweep.folder)]
+    return shlex.join(own)
+
+
 def headline(sweep: Sweep) -> str:
     """The finding's size in a few words: first and last K, no trend claimed."""
-    groups = list(sweep.by_k(sweep.variants[0]))
-    ends = dict.fromkeys(f"{text.number(mean(jobs))} at K={k}" for k, jobs in (groups[0], groups[-1]))
+    points = sweep.of(sweep.variants[0])
+    ends = dict.fromkeys(f"{text.number(mean(point.jobs))} at K={point.k}" for point in (points[0], points[-1]))
     where = f" ({sweep.variants[0]})" if len(sweep.variants) > 1 else ""
     sft = text.number(mean(sweep.jobs, base=True))
     return f"{sweep.measure.capitalize()}{where}: {', '.join(ends)}; SFT {sft}"
@@ -65,17 +74,16 @@ def headline(sweep: Sweep) -> str:
 
 def sentence(sweep: Sweep) -> str:
     """At which K the policy differs clearly from the fine-tuned model, and what the best K has."""
-    groups = [jobs for variant in sweep.variants for _, jobs in sweep.by_k(variant)]
     parts = []
     for outcome, words in OUTCOMES.items():
-        found = [(jobs, sum(job.outcome == outcome for job in jobs)) for jobs in groups]
-        named = [_name(sweep, jobs) + _share(sweep, jobs, n) for jobs, n in found if n]
+        found = [(point, sum(job.outcome == outcome for job in point.jobs)) for point in sweep.points]
+        named = [_name(sweep, point) + _share(sweep, point, n) for point, n in found if n]
         if named:
             parts.append(f"{words} SFT at {', '.join(named)}.")
-    best = max(groups, key=mean)
-    score, difference, *_ = numbers(best)
-    parts.append(f"Highest: {_name(sweep, best)} with {score}, {difference} from SFT.")
-    if control := sharpest_control(best[0].result.comparison["rows"]):
+    highest = best(sweep)
+    score, difference, *_ = numbers(highest)
+    parts.append(f"Highest: {_name(sweep, highest)} with {score}, {difference} from SFT.")
+    if control := sharpest_control(highest.jobs[0].result.comparison["rows"]):
         alone = text.number(control["mean"]["estimate"])
         parts.append(f"SFT's {control['decoding']} decoding alone gives {alone}.")
     return " ".join(parts)
@@ -88,8 +96,13 @@ def figure(sweep: Sweep) -> Figure:
     axes = drawn.subplots()
     _levels(axes, sweep)
     for at, variant in enumerate(sweep.variants):
-        side_by_side = 2 ** (0.1 * (at - (len(sweep.variants) - 1) / 2))
-        _series(axes, sweep, variant, SERIES[at % len(SERIES)], side_by_side)
+        if len(sweep.variants) <= MOST_NAMED:
+            side_by_side = 2 ** (0.1 * (at - (len(sweep.variants) - 1) / 2))
+            _series(axes, sweep, variant, SERIES[at % len(SERIES)], side_by_side)
+        elif variant != best(sweep).variant:  # as a search leaves them: the table has their names
+            _series(axes, sweep, variant, COLOURS["muted"], named=False)
+    if len(sweep.variants) > MOST_NAMED:
+        _series(axes, sweep, best(sweep).variant, SERIES[0])
     ks = sorted({job.result.negatives for job in sweep.jobs})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
@@ -102,18 +115,25 @@ def figure(sweep: Sweep) -> Figure:
     return drawn
 
 
-def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float) -> None:
-    groups = list(sweep.by_k(variant))
-    where = [k * side_by_side for k, _ in groups]
-    own = str(groups[0][1][0].result.config.get("method", "Self-Contrast"))
+def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float = 1.0, named: bool = True) -> None:
+    points = sweep.of(variant)
+    where = [point.k * side_by_side for point in points]
+    own = str(points[0].jobs[0].result.config.get("method", "Self-Contrast"))
     label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": "o", "markeredgewidth": 0}
-    axes.plot(where, [mean(jobs) for _, jobs in groups], linewidth=1.2, label=label, markersize=6.5, **look)
-    for at, (_, jobs) in zip(where, groups, strict=True):
-        if len(jobs) == 1:
-            dot(axes, jobs[0].row["mean"], at, colour, vertical=True)
+    axes.plot(
+        where,
+        [mean(point.jobs) for point in points],
+        linewidth=1.2,
+        label=label if named else None,
+        markersize=6.5,
+        **look,
+    )
+    for at, point in zip(where, points, strict=True):
+        if len(point.jobs) == 1:
+            dot(axes, point.jobs[0].row["mean"], at, colour, vertical=True)
         else:
-            seeds = [job.row["mean"]["estimate"] for job in jobs]
+            seeds = [job.row["mean"]["estimate"] for job in point.jobs]
             axes.plot([at] * len(seeds), seeds, linestyle="", alpha=0.45, markersize=4, **look)
 
 
@@ -130,11 +150,11 @@ def _levels(axes: Axes, sweep: Sweep) -> None:
             axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)
 
 
-def _name(sweep: Sweep, jobs: Sequence[Job]) -> str:
+def _name(sweep: Sweep, point: Point) -> str:
     """K, with the variant where there are several."""
-    variant = f" ({jobs[0].variant})" if len(sweep.variants) > 1 else ""
-    return f"K={jobs[0].result.negatives}{variant}"
+    variant = f" ({point.variant})" if len(sweep.variants) > 1 else ""
+    return f"K={point.k}{variant}"
 
 
-def _share(sweep: Sweep, jobs: Sequence[Job], count: int) -> str:
-    return f" ({count} of {len(jobs)} seeds)" if len(sweep.seeds) > 1 else ""
+def _share(sweep: Sweep, point: Point, count: int) -> str:
+    return f" ({count} of {len(point.jobs)} seeds)" if len(sweep.seeds) > 1 else ""

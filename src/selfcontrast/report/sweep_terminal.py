@@ -1,9 +1,8 @@
 """The last thing a sweep prints: score against K as a table and a plot, and where the figure lies."""
 
-from collections.abc import Sequence
-
 from selfcontrast.report import claims_page, text
-from selfcontrast.report.sweep import HEADS, Job, Sweep, mean, numbers
+from selfcontrast.report.sweep import Point, Sweep, mean
+from selfcontrast.report.sweep_numbers import HEADS, numbers
 from selfcontrast.report.sweep_page import headline, sentence
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.verdict import PROXY
@@ -33,17 +32,16 @@ def _print_jobs(sweep: Sweep) -> None:
         say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
     several, varied = len(sweep.seeds) > 1, len(sweep.variants) > 1
     names = [*(["variant"] if varied else []), "K", *(["seeds"] if several else [])]
-    # Without the last, the time of alignment: the page has it, and a terminal 80 columns.
-    table = columns(*names, sweep.measure.split()[0], *HEADS[:-1], left=1)
-    for variant in sweep.variants:
-        for k, own in sweep.by_k(variant):
-            cells = [*([variant] if varied else []), str(k), *([str(len(own))] if several else [])]
-            table.add_row(*cells, *numbers(own)[:-1])
+    costs = HEADS.index("align")  # from there on: the page has them, and a terminal 80 columns
+    table = columns(*names, sweep.measure.split()[0], *HEADS[:costs], left=1)
+    for point in sweep.points:
+        own = [*([point.variant] if varied else []), str(point.k), *([str(len(point.jobs))] if several else [])]
+        table.add_row(*own, *numbers(point)[: costs + 1])
     show(table)
     say("")
-    say("Holm: p corrected for the number of jobs; it decides what is called clear.", "italic")
+    say("Holm: p corrected for the number of rows.", "italic")
     if several:
-        say("Means over seeds, with lowest and highest seed in place of intervals.", "italic")
+        say("Means over seeds, with Student's t intervals and tests over seeds.", "italic")
     say("")
     for line in plot(sweep):
         say(line, wrap=False)
@@ -54,27 +52,26 @@ def _print_jobs(sweep: Sweep) -> None:
 
 def plot(sweep: Sweep) -> list[str]:
     """The figure in characters: per K its interval and estimate, and SFT as a vertical line."""
-    groups = [(k, jobs) for variant in sweep.variants for k, jobs in sweep.by_k(variant)]
-    sft, spans = mean(sweep.jobs, base=True), [_span(jobs) for _, jobs in groups]
+    sft, spans = mean(sweep.jobs, base=True), [_span(point) for point in sweep.points]
     low, high = min(sft, *(span[0] for span in spans)), max(sft, *(span[1] for span in spans))
 
     def column(value: float) -> int:
         return round((value - low) / ((high - low) or 1) * (PLOT - 1))
 
     lines = []
-    for (k, jobs), (left, right) in zip(groups, spans, strict=True):
+    for point, (left, right) in zip(sweep.points, spans, strict=True):
         cells = [" "] * PLOT
         cells[column(left) : column(right) + 1] = "─" * (column(right) - column(left) + 1)
         cells[column(sft)] = "│" if cells[column(sft)] == " " else "┼"
-        cells[column(mean(jobs))] = "●"
-        lines.append(f"{f'K={k}':>6}  {''.join(cells).rstrip()}")
+        cells[column(mean(point.jobs))] = "●"
+        lines.append(f"{f'K={point.k}':>6}  {''.join(cells).rstrip()}")
     return [*lines, " " * (8 + column(sft)) + "│", " " * (7 + column(sft)) + f"SFT {text.number(sft)}"]
 
 
-def _span(jobs: Sequence[Job]) -> tuple[float, float]:
+def _span(point: Point) -> tuple[float, float]:
     """The interval of one job; the range over several seeds."""
-    own = jobs[0].row["mean"]
-    if len(jobs) == 1 and text.bounded(own):
+    own = point.jobs[0].row["mean"]
+    if len(point.jobs) == 1 and text.bounded(own):
         return own["low"], own["high"]
-    values = [float(job.row["mean"]["estimate"]) for job in jobs]
+    values = [float(job.row["mean"]["estimate"]) for job in point.jobs]
     return min(values), max(values)

@@ -63,6 +63,17 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
 
 
+def large(value: float | None) -> str:
+    """Three digits: "950", "12.3 k", "4.56 M", "1.20 G"."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            scaled = value / size
+            return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f} {unit}"
+    return f"{value:.0f}"
+
+
 def duration(seconds: float) -> str:
     """ "0.3 s", "45 s", "3 min 45 s", "2 h 05 min"."""
     if not math.isfinite(seconds):

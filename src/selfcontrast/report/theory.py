@@ -81,11 +81,11 @@ def sentences(theory: "Theory") -> list[str]:
     """What the numbers say of K's diminishing returns."""
     model, bandit = theory.model, theory.bandit
     told = model["all"]
-    last = max(map(int, told["worth"]))
+    first, last = (str(k(map(int, told["worth"]))) for k in (min, max))
     said = [
         f"On the fine-tuned model, over {model['prompts']} training prompts, a gradient from n prompts with K "
         f"negatives each has the squared error (A + B/K)/n with B/(A+B) = {_bounds(told['negatives_share'])}. "
-        f"K = {last} negatives are worth {_bounds(told['worth'][str(last)], 2)} times as many prompts with one; "
+        f"K = {last} negatives are worth {_bounds(told['worth'][last], 2)} times as many prompts with one; "
         f"no number of them is worth more than {text.number(told['most'], 2)} times as many. With prompts of "
         f"{text.number(model['tokens'][0], 0)} tokens and responses of {text.number(model['tokens'][1], 0)}, a given "
         f"number of tokens gives the least error at K = {text.number(told['best_negatives'], 1)}.",
@@ -95,10 +95,10 @@ def sentences(theory: "Theory") -> list[str]:
         f"{text.number(bandit['bias'][0]['squared'])} of the true gradient's squared length without a filter, "
         f"{text.number(bandit['bias'][1]['squared'])} where a filter takes half of them away.",
     ]
-    needed = told["prompts_needed"]
-    few, many = (text.count(float(math.ceil(needed[k]))) for k in ("1", str(last))) if needed else ("", "")
+    needed = {k: _count(n) for k, n in told["prompts_needed"].items()}
     said.append(
-        f"An estimate is no longer mostly noise from {few} prompts on with K = 1, and from {many} on with K = {last}."
+        f"An estimate is no longer mostly noise from {needed[first]} prompts on with K = {first}, and from "
+        f"{needed[last]} on with K = {last}."
         if told["squared"] > 0
         else f"Over these {model['prompts']} prompts the true gradient is not told from zero."
     )
@@ -117,10 +117,7 @@ def tables(theory: "Theory") -> list[Table]:
     for key, title in (("all", "All responses as negatives"), ("filtered", "The filter's draw as negatives")):
         if key in model:
             told = model[key]
-            needed = {
-                k: text.count(round(n)) if math.isfinite(n) else text.NONE for k, n in told["prompts_needed"].items()
-            }
-            rows = [[k, _bounds(told["worth"][k], 2), needed[k]] for k in told["worth"]]
+            rows = [[k, _bounds(told["worth"][k], 2), _count(told["prompts_needed"][k])] for k in told["worth"]]
             words = (
                 f"B/(A+B) = {_bounds(told['negatives_share'])}; at most {text.number(told['most'], 2)} times the "
                 f"prompts; least error per token at K = {text.number(told['best_negatives'], 1)}. "
@@ -199,6 +196,11 @@ def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], of: str, points: s
     axes.set_xticks([], minor=True)
     axes.set_xlabel("negatives")
     axes.legend(fontsize=8)
+
+
+def _count(prompts: float) -> str:
+    """Rounded up; a dash where no number would do."""
+    return text.count(float(math.ceil(prompts))) if math.isfinite(prompts) else text.NONE
 
 
 def _bounds(value: Sequence[float], digits: int = 3) -> str:

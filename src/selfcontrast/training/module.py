@@ -144,6 +144,9 @@ class PackedModule(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.strict_loading = not self._frozen()
         self.history = checkpoint["history"]
+        if self.trainer.is_global_zero:  # who watches may be new, or have missed the last ones before the end
+            for record in self.history:
+                self.report(record)
 
     def _frozen(self) -> list[str]:
         return [name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad]

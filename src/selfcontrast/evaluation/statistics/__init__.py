@@ -22,6 +22,7 @@ from selfcontrast.evaluation.statistics.length_control import (
 from selfcontrast.evaluation.statistics.multiplicity import holm
 from selfcontrast.evaluation.statistics.permutation import paired_permutation_test
 from selfcontrast.evaluation.statistics.position import PositionBias, position_bias
+from selfcontrast.evaluation.statistics.seeds import over_seeds, seeds_test
 
 __all__ = [
     "Coefficients",
@@ -34,9 +35,11 @@ __all__ = [
     "length_controlled_difference",
     "length_controlled_win_rate",
     "mean_interval",
+    "over_seeds",
     "paired_difference",
     "paired_permutation_test",
     "position_bias",
+    "seeds_test",
     "standard_error",
     "win_rate",
     "win_rate_at_equal_length",

@@ -1,0 +1,32 @@
+"""Stage data: all examples of a job in one file, so that the lineage of whatever is made from them begins with them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selfcontrast.data.example import Example, Split
+
+VERSION = 1
+FILE = "examples.parquet"
+SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("id", pa.string()),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("target", pa.string()),
+        ("category", pa.string()),
+        ("reference", pa.string()),
+        ("rejected", pa.string()),
+        ("turns", pa.list_(pa.string())),
+    ]
+)
+
+
+def publish(folder: Path, splits: Mapping[Split, Sequence[Example]]) -> dict[str, Any]:
+    """Writes `folder/examples.parquet`; returns the number of examples per split."""
+    rows = [{"split": split, **example.to_dict()} for split, examples in splits.items() for example in examples]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / FILE, compression="zstd")
+    return {split: len(examples) for split, examples in splits.items()}

@@ -1,0 +1,83 @@
+"""A sweep's numbers as rows: for a reader, by point and by job, and for a machine, by job."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from selfcontrast.report import text
+from selfcontrast.report.sweep import Point, Sweep
+
+# Of `numbers`, after the measure's own name. The last three are what a point costs: the time of its alignment and the
+# tokens that it reads, and the time of all stages, as if nothing were shared.
+HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align", "tokens", "in all")
+
+UNKNOWN = dict.fromkeys(("estimate", "low", "high"), math.nan)  # of what a job without a policy does not have
+
+Row = list[str]
+
+
+def numbers(point: Point) -> Row:
+    """As `HEADS`: one job's with its intervals; of several seeds the means, with theirs over seeds."""
+    jobs = point.jobs
+    return [
+        text.interval(point.measured("mean")),
+        text.interval(point.measured("difference"), signed=True),
+        text.percent((point.measured("win_rate") or UNKNOWN)["estimate"]),
+        text.p_value(point.p_value),
+        text.p_value(point.p_holm),
+        text.number(_mean([job.used for job in jobs]), 1),
+        text.duration(_mean([job.align["seconds"] for job in jobs])),
+        text.large(_mean([job.tokens for job in jobs])),
+        text.duration(_mean([job.seconds for job in jobs])),
+    ]
+
+
+def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
+    """Heads and rows over K; of a variant's several seeds the mean."""
+    varied = len(sweep.variants) > 1
+    heads = [*(["variant"] if varied else []), "K", "seeds", sweep.measure, *HEADS]
+    rows = [
+        [*([point.variant] if varied else []), str(point.k), str(len(point.jobs)), *numbers(point)]
+        for point in sweep.points
+    ]
+    return heads, rows
+
+
+def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
+    """Heads and rows, one per job, whose p-values are corrected for the number of jobs."""
+    heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS]
+    rows = []
+    for job in sweep.jobs:
+        own = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
+        rows.append([*own, *numbers(Point([job], job.p_holm))])
+    return heads, rows
+
+
+def frame(sweep: Sweep) -> pd.DataFrame:
+    """One row per job: what `results.csv` holds."""
+    rows = []
+    for job in sweep.jobs:
+        row: dict[str, Any] = {"job": job.folder, "variant": job.variant, "negatives": job.result.negatives}
+        row |= {"seed": job.result.seed, "decoding": job.base["decoding"]}
+        row |= _bounds(job.result.comparison["measure"], job.row["mean"]) | _bounds("sft", job.base["mean"])
+        row |= _bounds("difference", job.row.get("difference")) | _bounds("win_rate", job.row.get("win_rate"))
+        row |= {"p_value": job.row.get("p_value"), "p_holm": job.p_holm}
+        row |= {"surprise": job.row["surprise"], "tokens_per_answer": job.row["tokens"]}
+        row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
+        row |= {"align_seconds": job.align["seconds"], "seconds": job.seconds}
+        row["seconds_own"] = sum(stage["seconds"] for stage in job.result.stages if not stage["cached"])
+        row |= {"align_steps": job.align["summary"].get("steps"), "align_tokens": job.tokens}
+        row |= {"sampled_tokens": job.sampled, "policy": job.result.policy}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _bounds(name: str, value: Mapping[str, Any] | None) -> dict[str, float]:
+    value = value or UNKNOWN
+    return {name: value["estimate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}

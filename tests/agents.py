@@ -1,0 +1,83 @@
+"""W&B's real commands, `wandb sweep` and `wandb agent`, over a tiny job and a stand-in of the server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs import ROOT, SECRET, TIMEOUT, TINY
+from wandb_server import WandbServer
+
+# `wandb agent` asks the server every 5 s whether there is more to do: too slow for a test.
+WANDB = "from wandb.cli.cli import cli; from wandb.wandb_agent import Agent; Agent.POLL_INTERVAL = 0.2; cli()"
+
+
+def environment(folder: Path, server: WandbServer) -> dict[str, str]:
+    """For commands in `folder`: nothing of the developer's, a store there, and `SECRET` as the key of W&B."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
+    kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    kept |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}
+    quick = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}  # seconds between pieces of the metrics
+    return {**kept, **quick, **server.environment, "WANDB_API_KEY": SECRET}
+
+
+def sweep_file(folder: Path, name: str, parameters: Mapping[str, Any] | None = None, *overrides: str) -> dict[str, Any]:
+    """Writes `folder/sweep.yaml`: one of `sweeps/`, which calls the tiny job. Returns what is in it.
+
+    Args:
+        parameters: in place of the sweep's own.
+        overrides: of the tiny job.
+    """
+    sweep: dict[str, Any] = yaml.safe_load((ROOT / "sweeps" / name).read_text())
+    sweep["parameters"] = parameters or sweep["parameters"]
+    own = {o.split("=")[0] for o in overrides} | set(sweep["parameters"])
+    tiny = [*(o for o in TINY if o.split("=")[0] not in own), *overrides]
+    sweep["program"] = str(ROOT / "train.py")
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    sweep["command"][-1:-1] = tiny
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    return sweep
+
+
+def start_wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", WANDB, *arguments],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> str:
+    """What a command of W&B's prints; it must end well."""
+    with start_wandb(*arguments, cwd=cwd, env=env) as process:
+        return ended(process)
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    try:
+        said, _ = process.communicate(timeout=4 * TIMEOUT)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    return said
+
+
+def stage_of(artifact: str) -> str:
+    """Of an artifact's name, STAGE-KEY."""
+    return artifact.rsplit("-", 1)[0]
+
+
+def holds_secret(folder: Path) -> list[Path]:
+    """The files in which the key stands."""
+    written = [file for file in folder.rglob("*") if file.is_file()]
+    assert len(written) > 50
+    return [file for file in written if SECRET.encode() in file.read_bytes()]
