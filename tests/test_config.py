@@ -504,3 +504,8 @@ def test_a_cap_of_the_jobs_judgments_with_a_price() -> None:
     parts = configure(composed(*judge, "evaluation.cap=5", "output=out"))
     assert parts.evaluation.cap == 5
     assert parts.evaluation.benchmarks["mt_bench"].judge.reading.price.of(1e6, 1e6) == 12.5
+
+
+def test_all_benchmarks_can_be_left_out() -> None:
+    none = [f"~benchmark@evaluation.benchmarks.{name}" for name in ("dialogues", "pairwise")]
+    assert configure(composed(*none, "output=out")).evaluation.benchmarks == {}

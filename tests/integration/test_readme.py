@@ -6,18 +6,23 @@ Those of `docs/`, many of which want a GPU, a cluster or a server, are composed 
 import json
 import re
 import shlex
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from jobs import ROOT, TINY, run_train
+from jobs import ROOT, TINY, TINY_MODEL, run_train
 from selfcontrast.config import GROUPS, build
 from tiny import policy_folder
 
 DOCUMENTS = ("README.md", "conf/config.yaml", "conf/data/jsonl.yaml")
 COMMAND = re.compile(r"python train\.py((?: [^\s#`]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+OTHER = re.compile(r"^python (evaluate\.py|reproduce\.py|-m selfcontrast\.report) ([^#\n]+)", re.MULTILINE)
 
 
 def commands(*files: Path) -> list[str]:
@@ -59,6 +64,24 @@ def test_command_runs(command: str, workplace: Path) -> None:
     ended = run_train(*given, *small, "tracking=none", cwd=workplace)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
+
+
+def test_the_readmes_other_commands_run(workplace: Path) -> None:
+    for k, folder in ((1, "multirun/0"), (2, "outputs/0")):
+        job = (*TINY, f"negatives={k}", "tracking=none", f"hydra.run.dir={workplace / folder}")
+        assert run_train(*job, cwd=workplace).returncode == 0
+    small = [s for s in TINY if s not in TINY_MODEL]
+    given = dict(OTHER.findall((ROOT / "README.md").read_text()))
+    assert set(given) == {"evaluate.py", "reproduce.py", "-m selfcontrast.report"}
+    measured = run_train(*given["evaluate.py"].split(), *small, "tracking=none", cwd=workplace, script="evaluate.py")
+    assert measured.returncode == 0, measured.stderr
+    plan = run_train(*given["reproduce.py"].split(), cwd=workplace, env=OFFLINE, script="reproduce.py")
+    assert plan.returncode == 0, plan.stderr
+    assert "align, K = 16" in plan.stdout
+    report = [sys.executable, "-m", "selfcontrast.report", *given["-m selfcontrast.report"].split()]
+    told = subprocess.run(report, cwd=workplace, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+    assert "2 jobs" in told.stdout
 
 
 @pytest.mark.parametrize("command", commands(*sorted((ROOT / "docs").glob("*.md"))))

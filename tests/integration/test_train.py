@@ -182,7 +182,7 @@ def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, f
     assert samples == len(finished.result["samples"])
     assert run.series("tables/negatives.nrows") == [len(finished.result["negatives_shown"])]
     assert run.series("tables/candidates.nrows") == [8 * 6]  # of 8 prompts all 6
-    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2]  # in both orders
+    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2 * 2]  # of two samples, in both orders
     mirrored = {artifact.name: list(artifact.aliases) for artifact in run.artifacts}
     for stage in finished.result["stages"]:
         assert stage["key"] in mirrored[f"{Path(stage['path']).parent.name}-{stage['key']}"]
