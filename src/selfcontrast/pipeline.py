@@ -51,7 +51,6 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
-        published_data(job)
         systems, measured = everything(job)
         seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
@@ -67,7 +66,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
 
 def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artifact]]]:
     """All stages in their order: by system its scores, and by benchmark each system's results."""
-    _ = contaminated(job)
+    _ = published_data(job), contaminated(job)
     trained, systems = {}, {}
     for name, policy in policies(job):
         # Before anything is sampled from it: a poor fine-tuned model is seen early.
@@ -76,6 +75,7 @@ def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artif
 
 
 def published_data(job: Job) -> Artifact:
+    """All examples: the lineage of whatever is made from them begins here."""
     p = job.parts
     settings = {"data": p.data.fingerprint()}
     return job.stage(DATA, published.VERSION, settings, {}, lambda folder: published.publish(folder, p.splits))

@@ -52,7 +52,7 @@ def test_what_is_said_of_a_model_is_on_its_page_and_in_its_tables(finished: Fini
     assert "Benchmark: dialogues" in page
     assert "<script" not in page
     tables = tmp_path / "run/out/tables"
-    judgments = pd.read_csv(tables / "dialogues.csv")
+    judgments = pd.read_csv(tables / "judgments" / "dialogues.csv")
     kept = pd.read_parquet(Path(stages(result)["dialogues model"]["path"]) / "judgments.parquet")
     assert len(judgments) == len(kept) > 0
     assert list(judgments.columns[:4]) == ["system", "category", "prompt", "answer"]

@@ -17,8 +17,7 @@ def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> N
     cfg = composed(*SMALL, "rounds=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
     planned = plan(cfg, Reader())
     assert [step.label for step in planned.steps] == [
-        "contamination",
-        *("sft", "evaluate SFT"),
+        *("data", "contamination", "sft", "evaluate SFT"),
         *(f"round-1/{stage}" for stage in ROUND),
         "evaluate Self-Contrast round 1",
         *ROUND,
