@@ -13,6 +13,7 @@ from scipy import stats
 from selfcontrast.evaluation.statistics import Crossed
 from selfcontrast.report import claims_page
 from selfcontrast.report.claims import (
+    AT_RANDOM,
     CONTINUED,
     DPO_STD,
     EQUAL_TOKENS,
@@ -172,12 +173,27 @@ def test_a_command_given_again_counts_once(whole: list[Result]) -> None:
 def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) -> None:
     again = result_of_other_settings(whole[0])
     assert experiments([*whole, again]) == []
+    (why,) = claims_page.shown([*whole, again])
+    assert why.left_out == "Self-Contrast has 2 results for K=1 and seed 1"
+    assert "not judged: Self-Contrast has 2 results" in claims_page.as_markdown([why])
     assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
+
+
+def test_an_arm_of_several_settings_makes_no_claims(whole: list[Result]) -> None:
+    other = replace(whole[0], config={**whole[0].config, "trainer": {"lr": 0.5}})
+    (why,) = claims_page.shown([other, *whole[1:]])
+    assert why.left_out.endswith("several settings (Self-Contrast; Self-Contrast, trainer.lr=0.5)")
+
+
+def test_nothing_is_claimed_by_similarity_to_the_target(whole: list[Result]) -> None:
+    by_proxy = [replace(r, comparison={**r.comparison, "measure": "similarity"}) for r in whole]
+    assert experiments(by_proxy) == []
+    assert claims_page.shown(by_proxy) == []
 
 
 def test_the_arms_are_called_as_their_files_call_them() -> None:
     names = {str(yaml.safe_load(file.read_text())["method"]) for file in ARMS.glob("*.yaml")}
-    assert {OURS, NO_FILTER, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
+    assert {OURS, NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
 
 
 def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:

@@ -2,9 +2,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.report.sweep import Point, read_sweep, variants
@@ -12,6 +14,7 @@ from selfcontrast.report.sweep_numbers import numbers
 from selfcontrast.report.sweep_page import headline, sentence, write_sweep
 from selfcontrast.report.sweep_terminal import plot, print_sweep
 from selfcontrast.results import Result
+from test_config import composed
 
 Make = Callable[..., Result]
 Write = Callable[[Path, Result], None]
@@ -215,6 +218,15 @@ def test_other_settings_make_variants() -> None:
     found = variants({"0": config(0.1, 1), "1": config(0.5, 1), "2": config(0.5, 8)})
     assert found == {"0": "objective.beta=0.1", "1": "objective.beta=0.5", "2": "objective.beta=0.5"}
     assert set(variants({"0": config(0.1, 1), "1": config(0.1, 8)}).values()) == {""}
+
+
+def test_a_setting_that_follows_the_seed_is_no_variant() -> None:
+    def config(*overrides: str) -> Any:
+        return OmegaConf.to_container(composed("+experiment=miniature", "output=out", *overrides), resolve=True)
+
+    configs = {f"{k}-{seed}": config(f"negatives={k}", f"seed={seed}") for k in (1, 4) for seed in (1, 2)}
+    assert set(variants(configs).values()) == {""}
+    assert variants({**configs, "other": config("generator.seed=9")})["other"] == "generator.seed=9"
 
 
 def test_methods_are_named_and_the_settings_that_make_them_are_not() -> None:

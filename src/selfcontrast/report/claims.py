@@ -6,10 +6,13 @@ interval is for other seeds and other prompts (`statistics.crossed`). The rule, 
 - *supported*: the effect is above 0 and its p-value, corrected by Holm for the number of claims tested, is below 5%;
 - *not supported*: not so, and the interval's upper end is below `MARGIN`: an effect worth the name is excluded;
 - *inconclusive*: neither. With one seed nothing is concluded.
+
+The score is a verifier's. Similarity to the target is what the filter selects by, so nothing is claimed by it.
 """
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,8 @@ import numpy as np
 
 from selfcontrast.evaluation.statistics import Crossed, crossed_mean, holm
 from selfcontrast.evaluation.statistics.clusters import Floats
-from selfcontrast.report.verdict import BASELINE
+from selfcontrast.report.sweep import variants
+from selfcontrast.report.verdict import BASELINE, OURS
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
@@ -27,9 +31,9 @@ MARGIN = 0.01  # of the score's range of 1: the smallest effect that is worth th
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 # Methods by the names that conf/arm gives them.
-OURS, NO_FILTER, DPO_STD, CONTINUED = "Self-Contrast", "no filter", "DPO_std", "SFT continued"
+NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED = "no filter", "random negatives", "DPO_std", "SFT continued"
 EQUAL_TOKENS = "K=1, tokens of the largest K"
-SHARED = ("data", "model", "sft", "evaluation")  # of the config: jobs that differ in one are different experiments
+SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs that differ in one are different experiments
 
 
 @dataclass(frozen=True)
@@ -111,17 +115,40 @@ class Experiment:
 
 
 def experiments(results: Sequence["Result"]) -> list[Experiment]:
-    """Results by what they share, the largest first. Those that say nothing of single prompts are left out, and so are
-    experiments with two different results for one arm, K and seed: nobody could say which is meant. A repetition to the
-    last digit, as a command leaves that was given again, counts once."""
+    """Results by what they share, the largest first; without those of which `ambiguities` tells."""
+    kept = [group for group in _groups(results) if not _ambiguity(group)]
+    return [Experiment(group) for group in sorted(kept, key=len, reverse=True)]
+
+
+def ambiguities(results: Sequence["Result"]) -> list[str]:
+    """Why experiments have no claims: several settings for a method, or several results for an arm, K and seed."""
+    return [why for group in _groups(results) if (why := _ambiguity(group))]
+
+
+def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
+    """Results whose prompts a verifier scored one by one, by what they share."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        if result.prompts:
-            own = {name: result.config.get(name) for name in SHARED}
-            groups.setdefault(json.dumps([own, result.prompts["ids"]], sort_keys=True, default=str), []).append(result)
-    once = [_distinct(group) for group in groups.values()]
-    kept = [g for g in once if len({(method(r), r.negatives, r.seed) for r in g}) == len(g)]
-    return [Experiment(group) for group in sorted(kept, key=len, reverse=True)]
+        if result.prompts and result.comparison["measure"] == "score":
+            own = [result.config.get(name) for name in SHARED]
+            own += [(result.config.get("hardware") or {}).get("precision"), result.prompts["ids"]]
+            groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(result)
+    return [_distinct(group) for group in groups.values()]
+
+
+def _ambiguity(group: Sequence["Result"]) -> str:
+    """Where nobody could say which result is meant; "" where all is clear."""
+    configs = {str(i): {n: v for n, v in r.config.items() if n != "hardware"} for i, r in enumerate(group)}
+    settings: dict[str, set[str]] = {}
+    for i, variant in variants(configs).items():
+        settings.setdefault(method(group[int(i)]), set()).add(variant)
+    for name, own in settings.items():
+        if len(own) > 1:
+            return f"{name} was run with several settings ({'; '.join(sorted(own))})"
+    for (name, k, seed), count in Counter((method(r), r.negatives, r.seed) for r in group).items():
+        if count > 1:
+            return f"{name} has {count} results for K={k} and seed {seed}"
+    return ""
 
 
 def _distinct(results: Sequence["Result"]) -> list["Result"]:
@@ -217,20 +244,26 @@ def _rise(experiment: Experiment) -> Contrast | None:
     return f"rise from K={ks[0]} to K={ks[-1]} along a line in log K, at {way}", weights
 
 
-def _filtered(experiment: Experiment) -> Contrast | None:
-    common = set(experiment.ks) & {r.negatives for r in experiment.results if method(r) == NO_FILTER}
-    if not common:
-        return None
-    way = experiment.decodings[0]
-    ours, theirs = Arm(OURS, max(common), way), Arm(NO_FILTER, max(common), way)
-    return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
+    """The method less another, at the largest K that both have."""
+
+    def contrast(experiment: Experiment) -> Contrast | None:
+        common = set(experiment.ks) & {r.negatives for r in experiment.results if method(r) == name}
+        if not common:
+            return None
+        way = experiment.decodings[0]
+        ours, theirs = Arm(OURS, max(common), way), Arm(name, max(common), way)
+        return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+
+    return contrast
 
 
 CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
     ("Self-Contrast beats SFT", _sft),
     ("Self-Contrast beats standard DPO", _named(DPO_STD)),
     ("it grows with K", _rise),
-    ("the filter helps", _filtered),
+    ("the filter helps", _same_k(NO_FILTER)),
+    ("control: it is not merely fewer candidates", _same_k(AT_RANDOM)),
     ("control: it is not merely more training", _named(CONTINUED)),
     ("control: it is not merely sharper", _sharpest),
     ("control: more negatives are not merely more tokens on the same prompts", _named(EQUAL_TOKENS)),

@@ -11,8 +11,10 @@ from selfcontrast.report.claims import (
     Arm,
     Claim,
     Experiment,
+    ambiguities,
     claims,
     experiments,
+    method,
     titles,
 )
 from selfcontrast.report.sweep_tables import markdown
@@ -29,6 +31,7 @@ RULE = (
     f"so, and the interval's upper end is below {MARGIN}, the smallest effect worth the name. Inconclusive: neither. "
     "Intervals are for other seeds and other prompts (crossed random effects)."
 )
+NOT_JUDGED = "Claims are not judged:"
 ARMS = (
     "Means over seeds, with intervals for other seeds and prompts. Entropy: mean of −log p of an answer at temperature "
     "1, in nats: lower is sharper. K used: negatives per prompt that training saw."
@@ -42,26 +45,33 @@ class Shown:
     Attributes:
         title: the settings in which it differs from the others; "" for a single one.
         claims, arms: tables' rows; the arms' heads depend on the decodings.
+    left_out: why there are none.
     """
 
     title: str
     claims: list[list[str]]
     arm_heads: list[str]
     arms: list[list[str]]
+    left_out: str = ""
 
 
 def shown(results: Sequence["Result"]) -> list[Shown]:
     """Experiments with several arms or K, over two seeds or more; of fewer a sweep's own table says all there is."""
     found = [one for one in experiments(results) if len(one.arms) > 2 and len(one.seeds) > 1]
-    return [
+    judged = [
         Shown(title, [_claim(one) for one in claims(experiment)], *_arms(experiment))
         for title, experiment in zip(titles(found), found, strict=True)
     ]
+    several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
+    return judged + [Shown("", [], [], [], why) for why in ambiguities(results) if several]
 
 
 def as_markdown(found: Sequence[Shown]) -> str:
     parts = ["# The claims\n", f"{RULE}\n"]
     for one in found:
+        if one.left_out:
+            parts.append(f"{NOT_JUDGED} {one.left_out}.\n")
+            continue
         parts += [f"## {one.title}\n"] if one.title else []
         parts += [markdown(CLAIM_HEADS, one.claims), f"{ARMS}\n", markdown(one.arm_heads, one.arms)]
     return "\n".join(parts)
@@ -77,12 +87,15 @@ def print_claims(found: Sequence[Shown]) -> None:
     """Prints claim, effect and verdict to stdout."""
     for one in found:
         say("")
+        if one.left_out:
+            say(f"{NOT_JUDGED} {one.left_out}.", "italic")
+            continue
         say(f"The claims{f', {one.title}' if one.title else ''}", "bold")
         table = columns("claim", "effect", "Holm", "verdict", left=1)
         for row in one.claims:
             table.add_row(row[0], row[2], row[4], row[6])
         show(table)
-    if found:
+    if any(one.claims for one in found):
         say(RULE, "italic")
 
 

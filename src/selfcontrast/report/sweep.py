@@ -13,7 +13,7 @@ import yaml
 
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.evaluation.statistics import holm, over_seeds, seeds_test
-from selfcontrast.report.verdict import BASELINE, direction, measure_name, policy_row
+from selfcontrast.report.verdict import BASELINE, OURS, direction, measure_name, policy_row
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
@@ -218,7 +218,7 @@ def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
     names = variants({name: result.config for name, result in found.items()})
     corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in found.values()])
     jobs = [Job(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
-    jobs.sort(key=lambda job: (job.variant, job.result.negatives, job.result.seed))
+    jobs.sort(key=lambda job: (not job.variant.startswith(OURS), job.variant, job.result.negatives, job.result.seed))
     return Sweep(folder or sources[0], sources, jobs, missing)
 
 
@@ -233,13 +233,19 @@ def p_value(jobs: Sequence[Job]) -> float:
 
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Per job what it is: "objective.beta=0.1, sft.lr=0.002", with its method before that where methods differ; "" for
-    none of it. Methods differ in many settings, which nobody wants listed: only those within a method are."""
+    none of it. Methods differ in many settings, which nobody wants listed: only those within a method are. A setting
+    that is the seed in every job (`generator.seed: ${seed}`) tells nothing that the seed does not."""
     methods = {name: str(config.get("method", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
     found = {}
     for name, settings in flat.items():
-        peers = [flat[other] for other, method in methods.items() if method == methods[name]]
-        differ = [key for key in settings if len({str(peer.get(key)) for peer in peers}) > 1]
+        peers = [other for other, method in methods.items() if method == methods[name]]
+        differ = [
+            key
+            for key in settings
+            if len({str(flat[peer].get(key)) for peer in peers}) > 1
+            and any(flat[peer].get(key) != configs[peer].get("seed") for peer in peers)
+        ]
         method = [methods[name]] if len(set(methods.values())) > 1 else []
         found[name] = ", ".join([*method, *(f"{key}={settings[key]}" for key in differ)])
     return found

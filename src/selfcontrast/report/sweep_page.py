@@ -42,6 +42,7 @@ def write_sweep(sweep: Sweep) -> None:
         claims=claims,
         claim_heads=claims_page.CLAIM_HEADS,
         rule=claims_page.RULE,
+        not_judged=claims_page.NOT_JUDGED,
         about_arms=claims_page.ARMS,
         sweep=sweep,
         again=again(sweep),

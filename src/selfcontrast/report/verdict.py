@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from selfcontrast.evaluate import Evaluated
     from selfcontrast.results import Result
 
-BASELINE = "SFT"
+BASELINE, OURS = "SFT", "Self-Contrast"
 PROXY = "similarity to the target's embedding: a proxy, not quality"
 SIMILARITY = "has an embedding similarity to the target (a proxy, not quality) of"
 Row = Mapping[str, Any]
