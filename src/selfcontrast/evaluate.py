@@ -75,6 +75,8 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
     Raises:
         UserError: for a model that cannot be had or has no chat template.
     """
+    if getattr(parts.model, "added_tokens", None):
+        raise UserError("model.added_tokens: a finished model has its tokens; only train.py adds any")
     folder = model_folder(parts.model)
     template = given_template(parts.model)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)

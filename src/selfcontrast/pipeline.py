@@ -283,6 +283,7 @@ def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
     p = job.parts
     settings = {
         **settings_of(p.evaluation),
+        "precision": p.model.precision,
         "backend": settings_of(p.evaluation.backend),
         "lm_eval": p.evaluation.lm_eval.fingerprint(),
         "data": p.data.fingerprint(),

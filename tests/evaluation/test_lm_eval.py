@@ -177,8 +177,19 @@ def test_a_tasks_file_decides_its_result(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
     (tmp_path / "own.yaml").write_text("task: own\n")
     before = lm_eval("own").fingerprint()
-    (tmp_path / "own.yaml").write_text("task: own\nnum_fewshot: 2\n")
-    assert lm_eval("own").fingerprint() != before
+    data = tmp_path / "d.jsonl"
+    for written in ("a", "b"):  # the file's own content, then that of its data
+        data.write_text(written)
+        (tmp_path / "own.yaml").write_text(f"task: own\ndataset_kwargs:\n  data_files: {{test: {data}}}\n")
+        before, known = lm_eval("own").fingerprint(), before
+        assert before != known
+
+
+def test_a_tasks_file_that_cannot_be_read_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+    (tmp_path / "own.yaml").write_text("task: own\nprocess_docs: !function utils.process\n")
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=own: own\.yaml cannot be read"):
+        lm_eval("own").check()
 
 
 def test_a_backend_without_what_it_needs_is_a_users_mistake() -> None:

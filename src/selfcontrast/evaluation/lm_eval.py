@@ -27,6 +27,8 @@ from selfcontrast.generators.hf import HF
 from selfcontrast.generators.vllm import VLLM
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
+log = logging.getLogger(__name__)
+
 TASKS = Path(__file__).parents[3] / "evaluation" / "lm_eval"
 
 
@@ -82,7 +84,7 @@ class LmEval:
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the results, as JSON: the files in `evaluation/lm_eval/` among it."""
-        files = {task: hashlib.sha256(_file(task).read_bytes()).hexdigest() for task in self.tasks if _ours(task)}
+        files = {task: _content(task) for task in self.tasks if _ours(task)}
         return {**settings_of(self), "backend": settings_of(self.backend), "files": files}
 
     def _check_theirs(self, task: str) -> None:
@@ -133,6 +135,8 @@ def run_tasks(
             config, left_out[task] = _written(task, some, renderer, settings.max_length, seed, Path(folder))
             if config:
                 configs.append(config)
+            else:
+                log.warning("lm-eval: %s is left out: none of its %d documents fits", task, left_out[task])
         if configs:
             found |= _evaluate(configs, settings, model, renderer, device, rendered=True)
         if others:
@@ -153,7 +157,22 @@ def _ours(task: str) -> bool:
 def _read(task: str) -> dict[str, Any]:
     import yaml
 
-    return dict(yaml.safe_load(_file(task).read_text()))
+    try:
+        return dict(yaml.safe_load(_file(task).read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"evaluation.lm_eval.tasks={task}: {_file(task).name} cannot be read ({first})") from error
+
+
+def _content(task: str) -> str:
+    """A hash of a task's file and of the local files that its data are in."""
+    found = hashlib.sha256(_file(task).read_bytes())
+    given = (_read(task).get("dataset_kwargs") or {}).get("data_files") or {}
+    for group in given.values() if isinstance(given, dict) else [given]:
+        for path in [group] if isinstance(group, str) else group:
+            if Path(path).is_file():
+                found.update(Path(path).read_bytes())
+    return found.hexdigest()
 
 
 def _rendered(task: str) -> bool:

@@ -87,6 +87,8 @@ class Evaluation:
             )
         if self.judgments_shown is not None and self.judgments_shown < 1:
             raise UserError(f"evaluation.judgments_shown={self.judgments_shown}: at least 1, or null for all")
+        if self.split in self.benchmarks:
+            raise UserError(f"evaluation.benchmarks.{self.split}: the split has that name; give the benchmark another")
         names = [way.name for way in self.ways]
         if len(set(names)) < len(names):
             raise UserError(f"evaluation.decodings: {', '.join(names)}: each needs a name of its own")

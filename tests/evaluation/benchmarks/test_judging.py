@@ -47,13 +47,13 @@ def run(benchmark: Any, folder: Path) -> tuple[dict[str, Any], dict[str, float]]
     [
         (right, [], [1, 1, 1, 1]),
         (longer, ["target twice", "constant"], [1, 0, 0, 1]),
-        (first, ["constant", "empty"], [1, 1, 0, 0]),
+        (first, ["target", "target twice", "constant", "empty"], [0, 0, 0, 0]),
     ],
 )
 def test_a_judge_that_ranks_probes_otherwise_is_reported(
     judge: Any, failed: list[str], shares: list[float], tmp_path: Path
 ) -> None:
-    """A judge of place says one thing in either order, so that its mean is a tie: also where there is none."""
+    """A judge of place says one thing in either order: its mean is a tie everywhere, and it is right nowhere."""
     facts, lines = run(
         Probes(constant="I cannot say anything of it.", limit=None, min_coverage=1.0, judge=Telling(judge)), tmp_path
     )

@@ -11,7 +11,7 @@ from judging import Lengths, around
 from measuring import Telling, answered, asked, subject
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
-from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench
+from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench, _evened, _mean
 from selfcontrast.evaluation.benchmarks.questions import read_questions
 from selfcontrast.evaluation.judges import Case, Judgment
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
@@ -199,3 +199,14 @@ def test_fastchats_files() -> None:
 def test_questions_that_cannot_be(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         read_questions(written(tmp_path, *rows), None)
+
+
+def test_questions_weigh_alike_however_many_samples_they_have() -> None:
+    """Of two questions with ratings 9 (three samples) and 3 (one, greedy) the mean is 6; of wins 1 and 0 a half."""
+    rows = [{"id": "hot", "turn": 0, "rating": 9.0, "outcome": 1.0}] * 3
+    rows += [{"id": "cold", "turn": 0, "rating": 3.0, "outcome": 0.0}]
+    frame = pd.DataFrame(rows)
+    assert _mean(frame, "rating", OPTIONS).estimate == 6
+    assert _evened(frame)["outcome"].mean() == 0.5
+    assert len(_evened(frame)) == 6
+    assert _evened(frame.iloc[:0]).empty

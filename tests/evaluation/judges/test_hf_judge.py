@@ -12,6 +12,7 @@ from judging import around, pair, reading, single
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Case, Judgment
+from selfcontrast.evaluation.judges.budget import Budget, Price
 from selfcontrast.evaluation.judges.hf import HFJudge
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.models.loading import load_model, save_policy
@@ -35,9 +36,9 @@ def judge(path: Path, verdict: str = "text", max_length: int = 4096, **changes: 
     return HFJudge(str(path), "float32", 0.0, verdict, max_length, reading(**{"attempts": 1, **changes}), batch=1)
 
 
-def ask(judge: HFJudge, cases: Sequence[Case], folder: Path) -> list[Judgment]:
+def ask(judge: HFJudge, cases: Sequence[Case], folder: Path, budget: Budget | None = None) -> list[Judgment]:
     judge.check(None)
-    with judge.open(around(folder)) as judging:
+    with judge.open(around(folder, budget=budget)) as judging:
         return judging(cases)
 
 
@@ -72,6 +73,12 @@ def test_a_verdict_is_weighed_by_the_models_own_probabilities(learned: list[Path
     assert found.value == pytest.approx((of["A"] + of["C"] / 2) / sum(of.values()), rel=1e-4)
     assert 0 < found.value < 0.5
     assert math.isfinite(found.value)
+
+
+def test_its_tokens_are_paid_from_the_jobs_budget(learned: list[Path], tmp_path: Path) -> None:
+    one = judge(learned[0], price=Price(prompt=1e6, completion=1e6))
+    with pytest.raises(UserError, match=r"evaluation\.cap=3 is reached"):
+        ask(one, CASES[:1], tmp_path, Budget(3))
 
 
 def test_a_model_that_cannot_judge_gives_no_verdict(tmp_path: Path) -> None:

@@ -41,3 +41,12 @@ def test_everything_that_decides_a_judgment_is_in_its_key(tmp_path: Path) -> Non
     assert len(set(keys)) == 4
     one.add(keys[0], Judgment("ok", 1.0))
     assert Ledger(tmp_path, {"model": "n"}).get(keys[0]) is None
+
+
+def test_a_failure_after_an_answer_hides_nothing(tmp_path: Path) -> None:
+    """Two jobs may ask for one judgment at once."""
+    ledger = Ledger(tmp_path, JUDGE)
+    ledger.add("k", Judgment("ok", 3.0, "[[3]]", 7, 4))
+    ledger.add("k", Judgment("api_error", None, "busy", 7, 0))
+    for one in (ledger, Ledger(tmp_path, JUDGE)):
+        assert one.get("k") == Judgment("ok", 3.0, "[[3]]", 14, 4)

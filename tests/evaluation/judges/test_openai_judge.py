@@ -242,3 +242,48 @@ def test_how_a_verdict_is_read_decides_it(tmp_path: Path) -> None:
     assert by_text.fingerprint() != by_weight.fingerprint()
     with pytest.raises(UserError, match=r"judge\.verdict=words: one of text, logprob"):
         judge("http://127.0.0.1:1/v1", verdict="words")
+
+
+def raw(text: str | bytes, **others: float) -> Body:
+    """A token with its bytes; half a character is no text, which servers write in words of their own."""
+    own = text if isinstance(text, bytes) else text.encode()
+    said = text if isinstance(text, str) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
+    return {**token(said, **others), "bytes": list(own)}
+
+
+def test_a_character_that_the_tokenizer_splits_moves_no_verdict(tmp_path: Path) -> None:
+    """B is said at 0.6 beside A's 0.3: a third of a win for A."""
+    smile = "😀".encode()
+    tokens = [raw(smile[:2]), raw(smile[2:]), raw(" [["), {**raw("B"), **token("B", 0.6, A=0.3)}, raw("]]")]
+    reply = [{**says("😀 [[B]]")[0], "logprobs": {"content": tokens}}]
+    without = [{name: value for name, value in one.items() if name != "bytes"} for one in tokens]
+    blind = [{**says("😀 [[B]]")[0], "logprobs": {"content": without}}]
+    with OpenAIServer(by_body({"bytes?": reply, "blind?": blind})).open() as server:
+        cases = [pair("x", "y", "bytes"), pair("x", "y", "blind")]
+        seen, unseen = ask(judge(server.url, verdict="logprob"), cases, tmp_path)
+    assert seen.value == pytest.approx(1 / 3)
+    assert (unseen.status, unseen.value) == ("api_error", None)  # never the verdict as it is said
+
+
+def test_a_judge_that_reasons_until_it_may_write_no_more_is_truncated_and_paid(tmp_path: Path) -> None:
+    answer = {"choices": says("", "length", content=None), "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+    with OpenAIServer(fault=lambda number, body: Fault(200, json.dumps(answer).encode())).open() as server:
+        [found] = ask(judge(server.url, attempts=2), [single("x")], tmp_path)
+        assert len(server.asked) == 2
+    assert (found.status, found.prompt_tokens, found.completion_tokens) == ("truncated", 200, 40)
+
+
+def test_what_two_cases_share_is_paid_once(tmp_path: Path) -> None:
+    answer = {"choices": says("[[5]]"), "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+    with OpenAIServer(fault=lambda number, body: Fault(200, json.dumps(answer).encode())).open() as server:
+        one = judge(server.url, price=Price(prompt=1e4, completion=1e5))
+        found = ask(one, [single("x"), single("x"), single("y")], tmp_path)
+        assert len(server.asked) == 2
+    assert [j.value for j in found] == [5, 5, 5]
+    assert one.cost(found) == pytest.approx(6)
+
+
+def test_other_templates_make_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = judge("http://127.0.0.1:1/v1").fingerprint()
+    monkeypatch.setattr("selfcontrast.evaluation.judges.openai.templates_hash", lambda: "other")
+    assert judge("http://127.0.0.1:1/v1").fingerprint() != before

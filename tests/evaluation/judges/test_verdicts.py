@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place, read_verdict, weighed
+from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place, from_scores, read_verdict, weighed
 from shared import shared_data
 
 
@@ -90,3 +90,9 @@ def test_recorded_gradings_parse_to_their_stored_scores() -> None:
             assert (judgment.status, judgment.value) == ("unparsable", None)
         else:
             assert (judgment.status, judgment.value) == ("ok", row["score"])
+
+
+@pytest.mark.parametrize("scores", [[math.nan], [0.5, math.nan], [math.inf, 0.0]])
+def test_a_score_that_is_no_number_is_no_judgment(scores: list[float]) -> None:
+    found = from_scores(scores)
+    assert (found.status, found.value) == ("unparsable", None)

@@ -13,7 +13,7 @@ from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.scores import ANSWERS
 from selfcontrast.evaluation.statistics import Interval
 
-VERSION = 2
+VERSION = 3
 JUDGMENTS = "judgments.parquet"
 
 

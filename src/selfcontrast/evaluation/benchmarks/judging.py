@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SYSTEM = "judge"  # whom the lines are about, whichever policy was the occasion
 GOLD = "gold.parquet"
+TIE = 0.1  # how far from a half a weighed verdict may be that is called a tie
 SAME, TWICE, CONSTANT, EMPTY = "target", "target twice", "constant", "empty"
 
 
@@ -40,7 +41,7 @@ class Probes(Judged):
         return None if self._prompts(examples) else "no prompt has a target"
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """Writes the judgments; says which probes were ranked otherwise than they must be (`failed_probes`)."""
+        """Writes the judgments; says in which probes it was mostly wrong (`failed_probes`)."""
         pairs = [
             Case(example, 0, ((example.target,), (answer,)), sample=at)
             for example in self._prompts(subject.examples)
@@ -49,22 +50,19 @@ class Probes(Judged):
         facts = judge_pairs(folder, "probes", self.judge, pairs, subject, self.min_coverage)
         failed = []
         for probe, found in _by_probe(folder).items():
-            mean = float(found["outcome"].mean())
-            if mean < 0.5 or (mean == 0.5 and probe in (CONSTANT, EMPTY)):
+            if (right := float(_right(probe, found).mean())) < 0.5:
                 failed.append(probe)
-                log.warning("probes: the judge does not prefer the target to the probe %r: %.3f of 1", probe, mean)
+                log.warning("probes: the judge is right in %.1f%% of the pairs with the probe %r", 100 * right, probe)
         return {**facts, "failed_probes": failed}
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
         """Per probe how often the judge did what is right: of the target and itself, neither."""
         found = []
         for probe, pairs in _by_probe(next(iter(folders.values()))).items():
-            outcome = pairs["outcome"].to_numpy()
-            right = {SAME: outcome == 0.5, TWICE: outcome >= 0.5}.get(probe, outcome > 0.5)
             what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
                 probe, f"better than {probe}"
             )
-            value = mean_interval(np.asarray(right, dtype=np.float64), pairs["id"], **vars(options))
+            value = mean_interval(_right(probe, pairs).astype(np.float64), pairs["id"], **vars(options))
             found.append(Line(SYSTEM, f"target: {what}", "share", value))
         return found
 
@@ -145,6 +143,16 @@ def read_gold(path: str) -> list[tuple[Case, float]]:
         example = Example(name, [{"role": "user", "content": instruction}], "")
         found.append((Case(example, 0, ((first,), (second,)), sample=len(found)), 2.0 - float(preference)))
     return found
+
+
+def _right(probe: str, pairs: pd.DataFrame) -> pd.Series:
+    """Where the judge did what it must. Of the target and itself both orders are one prompt, and so one verdict: half a
+    win in the mean whatever it says, so that the verdict itself is looked at."""
+    if probe == SAME:
+        return (pairs["first"] - 0.5).abs() < TIE
+    if probe == TWICE:
+        return (pairs["first"] >= 0.5 - TIE) & (pairs["second"] >= 0.5 - TIE)
+    return pairs["outcome"] > 0.5
 
 
 def _by_probe(folder: Path) -> dict[str, pd.DataFrame]:

@@ -1,5 +1,6 @@
 """Dialogues of several turns, each answer graded or compared, as in MT-Bench (Zheng et al. 2023, arXiv 2306.05685)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -108,7 +109,7 @@ class MTBench(Judged):
         if self.relative:
             pairs = {name: both_orders(frame) for name, frame in frames.items()}
             wins = [line for name, own in pairs.items() for line in _parts(name, own, "outcome", "share", options)]
-            return [*pair_lines(folders, SFT, options), *wins]
+            return [*pair_lines({name: _evened(own) for name, own in pairs.items()}, SFT, options), *wins]
         usable = {name: frame[frame["status"] == "ok"] for name, frame in frames.items()}
         found = []
         for name, frame in usable.items():
@@ -175,7 +176,20 @@ def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Optio
 
 
 def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
-    return mean_interval(frame[value], frame["id"], **vars(options))
+    """Over questions and their turns: one that is answered greedily, once, counts as much as the others."""
+    by_turn = frame.groupby(["id", "turn"], as_index=False)[value].mean()
+    return mean_interval(by_turn[value], by_turn["id"], **vars(options))
+
+
+def _evened(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of which those of a question with fewer samples come more often, so that questions weigh alike.
+
+    Intervals are by question, so that a row that comes twice tells nothing new.
+    """
+    if pairs.empty:
+        return pairs
+    sizes = pairs.groupby(["id", "turn"])["outcome"].transform("size")
+    return pairs.loc[pairs.index.repeat(math.lcm(*sizes) // sizes)].reset_index(drop=True)
 
 
 def _difference(own: pd.DataFrame, base: pd.DataFrame, options: Options) -> Interval:

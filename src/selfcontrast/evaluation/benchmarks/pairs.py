@@ -76,10 +76,14 @@ def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
     return pairs
 
 
-def pair_lines(folders: Mapping[str, Path], against: str, options: Options) -> list[Line]:
+def pairs_of(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
+    """By system its judged pairs, as `both_orders` gives them."""
+    return {name: both_orders(pd.read_parquet(folder / JUDGMENTS)) for name, folder in folders.items()}
+
+
+def pair_lines(judged_pairs: Mapping[str, pd.DataFrame], against: str, options: Options) -> list[Line]:
     """Per system the win rate, that at equal length, both less SFT's, and what the order of the answers did."""
     found: list[Line] = []
-    judged_pairs = {name: both_orders(pd.read_parquet(folder / JUDGMENTS)) for name, folder in folders.items()}
     for name, pairs in judged_pairs.items():
         outcomes, prompts, settings = pairs["outcome"].to_numpy(), pairs["id"].to_numpy(), vars(options)
         if not len(pairs):

@@ -12,7 +12,7 @@ from selfcontrast.evaluation.alpaca_eval import Output, read_outputs
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
 from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash
-from selfcontrast.evaluation.benchmarks.pairs import judge_pairs, pair_lines
+from selfcontrast.evaluation.benchmarks.pairs import judge_pairs, pair_lines, pairs_of
 from selfcontrast.evaluation.judges import Case
 
 OPPONENTS = ("target", "SFT")
@@ -57,7 +57,7 @@ class Pairwise(Judged):
         return judge_pairs(folder, f"pairwise {subject.label}", self.judge, pairs, subject, self.min_coverage)
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        return pair_lines(folders, self.against, options)
+        return pair_lines(pairs_of(folders), self.against, options)
 
     def _prompts(self, examples: Sequence[Example]) -> list[Example]:
         """A dialogue that is played has a target for its last turn only: it is compared with another system's."""
@@ -106,7 +106,7 @@ class AlpacaEval(Judged):
         return judge_pairs(folder, f"alpaca_eval {subject.label}", self.judge, pairs, subject, self.min_coverage)
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        return pair_lines(folders, "the file", options)
+        return pair_lines(pairs_of(folders), "the file", options)
 
     def _others(self) -> list[Output]:
         return list(read_outputs(self.outputs, "outputs").values())[: self.limit]

@@ -1,5 +1,6 @@
 """A judge in this process: a chat model of transformers."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
@@ -55,6 +57,7 @@ class HFJudge:
         return {
             **{name: value for name, value in settings_of(self).items() if name != "path"},
             "model": folder_hash(Path(self.path)),
+            "templates": templates_hash(),
             "max_tokens": self.reading.max_tokens,
             "max_characters": self.reading.max_characters,
         }
@@ -69,16 +72,16 @@ class HFJudge:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
             # Loaded only where something is left to ask for.
             def ask(prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
-                self._ask(surroundings.device, prompts, attempt, done)
+                self._ask(surroundings.device, prompts, attempt, account, done)
 
             return self.reading.judge(cases, fingerprint, surroundings, ask)
 
         yield judging
 
-    def _ask(self, device: str, prompts: Sequence[str], attempt: int, done: Done) -> None:
+    def _ask(self, device: str, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
         renderer = Renderer(load_tokenizer(Path(self.path)))
         decoding = Decoding(1, self.temperature, 1.0, self.reading.max_tokens, self.max_length)
-        requests = {at: self._request(renderer, at, prompt) for at, prompt in enumerate(prompts)}
+        requests = {at: _request(renderer, prompt) for at, prompt in enumerate(prompts)}
         fitting = [(at, r) for at, r in requests.items() if len(r.prompt) < self.max_length]
         for at, request in requests.items():
             if len(request.prompt) >= self.max_length:
@@ -91,14 +94,19 @@ class HFJudge:
         fit = Fitting(self.batch, draw)
         for begin in range(0, len(fitting), self.batch):
             some = fitting[begin : begin + self.batch]
+            reserved = [account.reserve(prompts[at], self.reading.max_tokens) for at, _ in some]
             found = fit([request for _, request in some], decoding, attempt)
-            for (at, request), reply in zip(some, found, strict=True):
+            for (at, request), reply, most in zip(some, found, reserved, strict=True):
+                account.settle(most, len(request.prompt), len(reply.token_ids))
                 finish: Any = "stop" if reply.finish_reason == "stop" else "truncated"
                 weights = _weights(model, renderer, request.prompt, reply) if self.verdict == "logprob" else None
                 done(at, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids), weights))
 
-    def _request(self, renderer: Renderer, at: int, prompt: str) -> Request:
-        return Request(str(at), renderer.prompt([{"role": "user", "content": prompt}]))
+
+def _request(renderer: Renderer, prompt: str) -> Request:
+    """Named, and so sampled, by what is asked: the same whatever is left to ask for beside it."""
+    name = hashlib.sha256(prompt.encode()).hexdigest()
+    return Request(name, renderer.prompt([{"role": "user", "content": prompt}]))
 
 
 def _weights(model: Any, renderer: Renderer, prompt: Sequence[int], reply: Candidate) -> dict[str, float] | None:

@@ -31,7 +31,7 @@ class Ledger:
         return key_of({"judge": self._judge, "prompt": prompt, "pairwise": pairwise})
 
     def get(self, key: str) -> Judgment | None:
-        """The latest, whatever its status, with the tokens of all tries."""
+        """The latest that is ok, or else the latest, with the tokens of all tries."""
         return self._found.get(key)
 
     def add(self, key: str, judgment: Judgment) -> None:
@@ -55,7 +55,8 @@ class Ledger:
     def _remember(self, key: str, judgment: Judgment) -> None:
         if before := self._found.get(key):
             judgment = replace(
-                judgment,
+                # Of two jobs that ask at once one may fail after the other was answered.
+                before if before.status == "ok" != judgment.status else judgment,
                 prompt_tokens=before.prompt_tokens + judgment.prompt_tokens,
                 completion_tokens=before.completion_tokens + judgment.completion_tokens,
             )

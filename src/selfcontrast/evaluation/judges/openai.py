@@ -10,6 +10,7 @@ from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
 from selfcontrast.data.example import Verifier
 from selfcontrast.evaluation.judges.budget import Account, estimated_tokens
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.store import NOT_IN_KEY, settings_of
@@ -42,6 +43,7 @@ class OpenAIJudge:
     def fingerprint(self) -> dict[str, Any]:
         return {
             **settings_of(self),
+            "templates": templates_hash(),
             "max_tokens": self.reading.max_tokens,
             "max_characters": self.reading.max_characters,
         }
@@ -108,10 +110,12 @@ def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
         raise Unusable("no message in the answer") from None
     if isinstance(refusal, str) and refusal:
         return Reply("refused", refusal, *_used(answer, prompt, refusal))
+    if text is None and finish == "length":
+        text = ""  # a judge that reasons, and used up all it may write before it came to an answer
     if finish not in FINISHED or not isinstance(text, str):
         raise Unusable(f"no usable message in the answer (finish_reason {str(finish)[:40]})")
     text = text.encode(errors="replace").decode()  # half of a surrogate pair is JSON, but no text
-    weights = _weights(choice.get("logprobs"), text) if weigh else None
+    weights = _weights(choice.get("logprobs"), text) if weigh and finish == "stop" else None
     return Reply(FINISHED[finish], text, *_used(answer, prompt, text), weights)  # type: ignore[arg-type]
 
 
@@ -119,17 +123,22 @@ def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
     """By letter its log-probability where the reply gives its verdict; None where it gives none."""
     if (place := choice_place(text)) is None:
         return None
-    begin = 0
+    # In bytes: a character that the tokenizer splits is whole in no token's text.
+    begin, sought = 0, len(text[:place].encode())
     try:
         for token in log_probs["content"]:
-            said, end = token["token"], begin + len(token["token"])
-            if begin <= place < end:
+            said, raw = token["token"], token.get("bytes")
+            end = begin + len(raw if isinstance(raw, list) else said.encode())
+            if begin <= sought < end:
+                at = len(said.encode()[: sought - begin].decode(errors="ignore"))
                 given = {other["token"]: float(other["logprob"]) for other in token["top_logprobs"]}
                 given[said] = float(token["logprob"])
-                tokens = alternatives(said, place - begin)
+                if said[at] != text[place]:
+                    break  # a server that gives no bytes, after a character that is split
+                tokens = alternatives(said, at)
                 return {letter: given[token] for letter, token in tokens.items() if token in given}
             begin = end
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         pass
     raise Unusable("no log-probabilities of the verdict in the answer, which judge.verdict=logprob needs")
 

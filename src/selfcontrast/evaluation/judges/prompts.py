@@ -40,6 +40,12 @@ def judge_prompt(case: Case, longest: int) -> str:
 
 
 @cache
+def templates_hash() -> str:
+    """Of all templates: a judge that is asked in other words is another judge."""
+    return hashlib.sha256("\0".join(_template(name) for name in NAMES).encode()).hexdigest()
+
+
+@cache
 def _template(name: str) -> str:
     return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
 

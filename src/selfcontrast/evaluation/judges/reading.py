@@ -73,16 +73,23 @@ class Reading:
             keys.append(ledger.key(prompt, case.pairwise))
             prompts[keys[-1]] = (prompt, case.pairwise)
         for key in prompts:
-            found = ledger.get(key)
-            surroundings.budget.count(key, (self.cost([found]) if found else None) or 0.0)
+            before = ledger.get(key)
+            surroundings.budget.count(key, (self.cost([before]) if before else None) or 0.0)
         account = Account(self.price, surroundings.budget, surroundings.who)
         for attempt in range(self.attempts):
-            pending = [key for key in prompts if (found := ledger.get(key)) is None or found.status != "ok"]
+            pending = [key for key in prompts if (last := ledger.get(key)) is None or last.status != "ok"]
             if not pending:
                 break
             self._announce([prompts[key][0] for key in pending], len(prompts), attempt)
             ask([prompts[key][0] for key in pending], attempt, account, _keeper(ledger, pending, prompts))
-        return [ledger.get(key) or Judgment("api_error", None, "not asked") for key in keys]
+        found: list[Judgment] = []
+        paid: set[str] = set()
+        for key in keys:
+            judgment = ledger.get(key) or Judgment("api_error", None, "not asked")
+            # What several cases share was asked for, and paid, once.
+            found.append(replace(judgment, prompt_tokens=0, completion_tokens=0) if key in paid else judgment)
+            paid.add(key)
+        return found
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """In the price's currency; None without a price."""
@@ -115,7 +122,7 @@ def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[
     def done(at: int, reply: Reply) -> None:
         if reply.finish == "stop":
             found = read_verdict(reply.text, prompts[pending[at]][1])
-            if reply.weights and found.status == "ok" and prompts[pending[at]][1]:
+            if reply.weights is not None and found.status == "ok" and prompts[pending[at]][1]:
                 found = replace(found, value=weighed(reply.weights))
         else:  # what a cut reply holds so far may not be its verdict
             found = Judgment(reply.finish, None, reply.text)

@@ -56,6 +56,8 @@ def weighed(log_probs: Mapping[str, float]) -> float:
 def from_scores(scores: Sequence[float]) -> Judgment:
     """Of a judge that computes numbers: of one score in [0, 1] a grade, of two scores which is higher."""
     said = " against ".join(f"{score:.4f}" for score in scores)
+    if not all(map(math.isfinite, scores)):
+        return Judgment("unparsable", None, said)
     if len(scores) == 1:
         return Judgment("ok", LOWEST + (HIGHEST - LOWEST) * scores[0], said)
     return Judgment("ok", 0.5 + 0.5 * float(np.sign(scores[0] - scores[1])), said)
