@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.gpus import own_gpus
-from selfcontrast.preemption import end_when_told
+from selfcontrast.preemption import Stopped, end_when_told
 
 CONF = Path(__file__).parent / "conf"
+ONE_RUN = "-m under WANDB_RUN_ID would give several jobs one W&B run: unset it, or leave out -m"
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # what the user asked for, before main() sets it
 
 
@@ -28,8 +29,17 @@ def job(cfg: DictConfig) -> float | None:
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     failed = Path(HydraConfig.get().runtime.output_dir) / FAILED
     try:
+        if multirun and "WANDB_RUN_ID" in os.environ:
+            raise UserError(ONE_RUN)
+        if str(HydraConfig.get().launcher._target_).endswith("JoblibLauncher"):
+            end_when_told()  # in the worker, too
         failed.unlink(missing_ok=True)
         return run_job(cfg)
+    except Stopped:
+        if not multirun:
+            raise
+        failed.write_text("stopped early, on W&B's page or by a sweep")
+        raise UserError("stopped early; the other jobs go on") from None
     except Exception as error:
         if multirun:
             failed.write_text(one_line(error).removeprefix("error: "))  # what the summary of the sweep says of it
@@ -78,7 +88,7 @@ def main() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars, of any library, in a log file
     if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
-        sys.exit("error: -m under WANDB_RUN_ID would give several jobs one W&B run: unset it, or leave out -m")
+        sys.exit(f"error: {ONE_RUN}")
     end_when_told()
     try:
         hydra.main(version_base="1.3", config_path="conf", config_name="config")(job)()
@@ -91,7 +101,10 @@ def main() -> None:
     finally:
         from selfcontrast.report.hook import finish_sweep
 
-        finish_sweep()  # of a multirun, whether or not a job failed
+        try:
+            finish_sweep()  # of a multirun, whether or not a job failed
+        except UserError as error:
+            print(one_line(error), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -92,14 +92,14 @@ def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
 
 def sft(job: Job) -> Artifact:
     p = job.parts
-    settings = {
-        "data": p.data.fingerprint(),
-        "model": p.model.fingerprint(),
-        "adapter": settings_of(p.adapter.at("sft")),
-        "recipe": settings_of(p.sft),
-        "hardware": settings_of(p.hardware),
-        "seed": p.seed,
-    }
+    settings: dict[str, Any] = {"data": p.data.fingerprint(), "model": p.model.fingerprint()}
+    if p.sft.epochs:  # else the model is what it was, whatever would have trained it
+        settings |= {
+            "adapter": settings_of(p.adapter.at("sft")),
+            "recipe": settings_of(p.sft),
+            "hardware": settings_of(p.hardware),
+            "seed": p.seed,
+        }
     return job.stage(
         "sft",
         fine_tune.VERSION,

@@ -40,6 +40,7 @@ def stop() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     agent = "WANDB_SWEEP_ID" in os.environ and "SLURM_JOB_ID" not in os.environ  # there it may be SLURM's signal
     if agent or _unwanted.is_set():
+        _unwanted.clear()  # in a multirun this process goes on with the next job
         print("stopped early: finished stages are kept", file=sys.stderr)
         raise Stopped(0)
     print("terminated: finished stages are kept; the same command goes on from there", file=sys.stderr)

@@ -145,6 +145,10 @@ def test_a_finished_run_tells_its_speeds_per_device(tmp_path: Path) -> None:
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert measured(tmp_path) == {"train": 100, "generate": 500, "embed": 25, "score": 300}
+    result["config"]["engine"] = {"actors": [1, 5], "gpus_per_actor": None}  # Ray's
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert measured(tmp_path) == {"train": 100, "generate": 100, "embed": 5, "score": 60}
+    del result["config"]["engine"]
     result["stages"][0]["resumed"] = True  # its seconds are those of its last attempt alone
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert measured(tmp_path) == {"train": 100, "score": 300}

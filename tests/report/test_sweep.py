@@ -211,6 +211,11 @@ def test_jobs_that_measure_different_things_are_refused(
         read_sweep([tmp_path])
 
 
+def test_a_job_that_failed_is_missing_whatever_lay_in_its_folder(folder: Path) -> None:
+    (folder / "0" / FAILED).write_text("negatives=8: no")
+    assert [job.folder for job in read_sweep([folder]).missing] == ["0", "1"]
+
+
 def test_other_settings_make_variants() -> None:
     def config(beta: float, k: int) -> dict[str, object]:
         return {"negatives": k, "seed": k, "output": str(k), "objective": {"beta": beta, "core": "ipo"}}

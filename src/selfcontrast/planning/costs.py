@@ -171,15 +171,24 @@ def measured(run: Path) -> dict[str, float]:
         speeds = [r["tokens_per_second"] for r in result["histories"].get(stage, []) if "tokens_per_second" in r]
         if speeds:
             found["train"] = statistics.median(speeds) / devices
+    side_by_side = _workers(result["config"])
     stages = {stage["name"]: stage for stage in result["stages"] if stage["seconds"] and not stage["resumed"]}
     generated = stages.get("generate", {"summary": {}})
     if tokens := generated["summary"].get("tokens"):
-        found["generate"] = tokens / generated["seconds"]
+        found["generate"] = tokens / generated["seconds"] / side_by_side
     if "embed" in stages and (responses := generated["summary"].get("responses")):
-        found["embed"] = (responses + generated["summary"]["prompts"]) / stages["embed"]["seconds"]
+        found["embed"] = (responses + generated["summary"]["prompts"]) / stages["embed"]["seconds"] / side_by_side
     if "reference" in stages and (tokens := stages["reference"]["summary"].get("tokens")):
-        found["score"] = tokens / stages["reference"]["seconds"]
+        found["score"] = tokens / stages["reference"]["seconds"] / side_by_side
     return found
+
+
+def _workers(config: Mapping[str, Any]) -> float:
+    """Devices that sampled, embedded and scored at once: one, but with Ray's actors, of which the most count."""
+    actors = config.get("engine", {}).get("actors", 1)
+    most = max(actors) if isinstance(actors, list) else actors
+    share = config.get("engine", {}).get("gpus_per_actor")
+    return float(most * (1 if share in (None, 0) else share))
 
 
 def from_file(file: Path, hardware: str) -> dict[str, float]:

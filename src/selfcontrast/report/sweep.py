@@ -208,6 +208,8 @@ def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
     for own in sorted(begun, key=_natural):
         name = str(own.relative_to(root))
         try:
+            if (own / FAILED).exists():  # beside what an earlier job left in the same folder
+                raise OSError
             found[name] = Result.read(own)
         except (OSError, ValueError, TypeError):
             if _of_one_model(own):  # evaluate.py's
