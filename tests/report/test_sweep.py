@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.report.sweep import Point, read_sweep, variants
 from selfcontrast.report.sweep_numbers import numbers
-from selfcontrast.report.sweep_page import headline, sentence, write_sweep
+from selfcontrast.report.sweep_page import figure, headline, sentence, write_sweep
 from selfcontrast.report.sweep_terminal import plot, print_sweep
 from selfcontrast.results import Result
 from test_config import composed
@@ -269,6 +269,17 @@ def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Writ
         "alone2": True,
         "policy": False,
     }
+
+
+def test_a_method_with_one_k_is_a_line_beside_those_with_several(make: Make, write: Write, tmp_path: Path) -> None:
+    for k in (1, 4):
+        write(tmp_path / f"ours{k}", make(k=k, config={"method": "Self-Contrast"}))
+    write(tmp_path / "other", make(policy=0.25, k=4, config={"method": "DPO_std"}))
+    (axes,) = figure(read_sweep([tmp_path])).axes
+    drawn = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
+    assert drawn["Self-Contrast"] == [1, 4]
+    assert drawn["DPO_std"] == [4]
+    assert any(list(line.get_ydata()) == [0.25, 0.25] and list(line.get_xdata()) == [0, 1] for line in axes.lines)
 
 
 def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE, sharpest_control
 
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
+MARKERS = "os^"  # another where the colours begin again
 MOST_NAMED = 10  # variants in the figure's legend; of more the best alone
 OUTCOMES = {
     "better": "Clear gain over",
@@ -92,14 +93,22 @@ def sentence(sweep: Sweep) -> str:
 
 @styled()
 def figure(sweep: Sweep) -> Figure:
-    """Score against K on a log2 axis, over the level of the fine-tuned model and of its sharper decoding."""
+    """Score against K on a log2 axis, over the level of the fine-tuned model and of its sharper decoding.
+
+    Beside variants of several K, one with a single K is a baseline: a dotted line.
+    """
     drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = drawn.subplots()
     _levels(axes, sweep)
+    curves = [variant for variant in sweep.variants if len(sweep.of(variant)) > 1] or sweep.variants
     for at, variant in enumerate(sweep.variants):
         if len(sweep.variants) <= MOST_NAMED:
-            side_by_side = 2 ** (0.1 * (at - (len(sweep.variants) - 1) / 2))
-            _series(axes, sweep, variant, SERIES[at % len(SERIES)], side_by_side)
+            colour, marker = SERIES[at % len(SERIES)], MARKERS[at // len(SERIES)]
+            if variant in curves:
+                side_by_side = 2 ** (0.1 * (curves.index(variant) - (len(curves) - 1) / 2))
+                _series(axes, sweep, variant, colour, marker, side_by_side)
+            else:
+                _baseline(axes, sweep.of(variant)[0], colour, marker)
         elif variant != best(sweep).variant:  # as a search leaves them: the table has their names
             _series(axes, sweep, variant, COLOURS["muted"], named=False)
     if len(sweep.variants) > MOST_NAMED:
@@ -116,12 +125,26 @@ def figure(sweep: Sweep) -> Figure:
     return drawn
 
 
-def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, side_by_side: float = 1.0, named: bool = True) -> None:
+def _baseline(axes: Axes, point: Point, colour: str, marker: str) -> None:
+    level = mean(point.jobs)
+    axes.axhline(level, color=colour, linewidth=1.0, linestyle=":")
+    axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=point.variant)
+
+
+def _series(
+    axes: Axes,
+    sweep: Sweep,
+    variant: str,
+    colour: str,
+    marker: str = "o",
+    side_by_side: float = 1.0,
+    named: bool = True,
+) -> None:
     points = sweep.of(variant)
     where = [point.k * side_by_side for point in points]
     own = str(points[0].jobs[0].result.config.get("method", "Self-Contrast"))
     label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
-    look: Any = {"color": colour, "marker": "o", "markeredgewidth": 0}
+    look: Any = {"color": colour, "marker": marker, "markeredgewidth": 0}
     axes.plot(
         where,
         [mean(point.jobs) for point in points],
