@@ -78,3 +78,23 @@ def test_nectar_spin_in_two_rounds_with_a_token_that_the_model_lacked(place: Pat
         assert found[f"{prefix}align"]["summary"]["negatives_per_prompt"] == 1
     tokenizer = load_tokenizer(Path(result["policy"]))
     assert tokenizer.convert_tokens_to_ids("<|end_of_turn|>") == len(tokenizer) - 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "method"),
+    [
+        ("hh_rlhf/dpo_std", "DPO_std"),
+        ("hh_rlhf/spin", "SPIN"),
+        ("ultrachat/sft", None),
+        ("ultrachat/self_contrast", "Self-Contrast"),
+        ("ultrachat/spin", "SPIN"),
+        ("nectar/sft", None),
+        ("nectar/dpo_std", "DPO_std"),
+        ("nectar/self_contrast", "Self-Contrast"),
+    ],
+)
+def test_the_others_run_too(experiment: str, method: str | None, place: Path) -> None:
+    smaller = {"Self-Contrast": ["negatives=4", "generator.samples=24"], "SPIN": ["rounds=1"]}.get(method or "", [])
+    result = run(place, experiment, *smaller)
+    assert systems(result) == {"SFT", *([method] if method else [])}
+    assert result["benchmarks"]["reward"]["lines"]
