@@ -10,8 +10,9 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from train import CONF, FULL_ERROR, one_line
+from train import CONF, FULL_ERROR, log, one_line
 
+from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
 
 
@@ -25,16 +26,14 @@ def job(cfg: DictConfig) -> None:
 
 
 def evaluate_model(cfg: DictConfig) -> None:
-    import transformers
-
+    log.info("checking the settings; output in %s", cfg.output)
     from selfcontrast.config import configure
-    from selfcontrast.evaluate import evaluate, print_evaluated
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     parts = configure(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    from selfcontrast.evaluate import evaluate, print_evaluated  # slow to import: a wrong setting is told first
+
     print_evaluated(evaluate(parts, {str(key): value for key, value in config.items()}), parts.output)
 
 
@@ -53,9 +52,7 @@ def overrides(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Hydra around `job`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    set_environment()
     sys.argv[1:] = overrides(sys.argv[1:])
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()

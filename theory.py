@@ -10,8 +10,9 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from train import CONF, FULL_ERROR, one_line
+from train import CONF, FULL_ERROR, log, one_line
 
+from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
 
 
@@ -25,18 +26,16 @@ def job(cfg: DictConfig) -> None:
 
 
 def measure_theory(cfg: DictConfig) -> None:
-    import transformers
-
+    log.info("checking the settings; output in %s", cfg.output)
     from selfcontrast.config import build, configure
-    from selfcontrast.report.theory import print_theory, write_theory
-    from selfcontrast.theory.experiment import run
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     settings = build(cfg.theory, "theory")
     parts = configure(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    from selfcontrast.report.theory import print_theory, write_theory  # slow to import: a wrong setting is told first
+    from selfcontrast.theory.experiment import run
+
     theory = run(parts, settings, {str(key): value for key, value in config.items()})
     write_theory(theory, parts.output)
     print_theory(theory, parts.output)
@@ -45,9 +44,7 @@ def measure_theory(cfg: DictConfig) -> None:
 def main() -> None:
     """Hydra around `job`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    set_environment()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="theory")(job)()
     except (HydraException, OmegaConfBaseException) as error:

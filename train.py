@@ -3,6 +3,7 @@
 python train.py --help
 """
 
+import logging
 import os
 import re
 import sys
@@ -15,9 +16,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfcontrast.environment import set_environment
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.gpus import own_gpus
 from selfcontrast.preemption import Stopped, end_when_told
+
+log = logging.getLogger("selfcontrast")
 
 CONF = Path(__file__).parent / "conf"
 ONE_RUN = "-m under WANDB_RUN_ID would give several jobs one W&B run: unset it, or leave out -m"
@@ -28,6 +32,7 @@ def job(cfg: DictConfig) -> float | None:
     """One job. Returns the config's `target_metric`, which is what a sweeper optimises."""
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     failed = Path(HydraConfig.get().runtime.output_dir) / FAILED
+    set_environment()  # in a launcher's worker, too
     try:
         if multirun and "WANDB_RUN_ID" in os.environ:
             raise UserError(ONE_RUN)
@@ -54,17 +59,16 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def run_here(cfg: DictConfig) -> float | None:
-    import transformers
-
+    log.info("%s: checking the settings; output in %s", cfg.name, cfg.output)
     from selfcontrast.config import configure
-    from selfcontrast.pipeline import run
-    from selfcontrast.report import print_result
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     parts = configure(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    # Only now: torch, transformers and Lightning take seconds to import, and a wrong setting should be told at once.
+    from selfcontrast.pipeline import run
+    from selfcontrast.report.terminal import print_result
+
     result = run(parts, {str(key): value for key, value in config.items()})
     if result is None:  # another node of the job has it
         return None
@@ -84,9 +88,7 @@ def one_line(error: Exception) -> str:
 def main() -> None:
     """Hydra around `job`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars, of any library, in a log file
+    set_environment()
     if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
         sys.exit(f"error: {ONE_RUN}")
     end_when_told()

@@ -1,115 +1,24 @@
-"""Preference losses over one target and K negatives: an aggregation over K, and a pairwise core.
+"""The objective of a run: one choice of aggregation over K negatives and pairwise core, with its settings.
 
-Pure functions of s_plus [B], s_minus [B, K], mask [B, K] and, where they are taken, weights [B, K]: the
-rewards r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, and which negatives
-exist. They return one loss per group, [B], so that the caller can divide by the groups of the whole optimiser
-step. What stands in a masked column, be it inf or nan, changes nothing and gets a gradient of exactly zero.
+The formulas are in `losses.py`, which needs torch; this file is part of the config and must be quick to import.
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING, Literal, get_args
 
 from selfcontrast.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfcontrast.losses import Core
+
 Aggregation = Literal["mean_of_pairs", "softmax", "plackett_luce", "mean_margin", "hardest", "nca"]
 CoreName = Literal["sigmoid", "robust", "ipo", "hinge", "simpo"]
-Core = Callable[[Tensor], Tensor]  # margin s - s_j, of any shape, to its loss
-
-
-# ---- cores
-
-
-def sigmoid(margin: Tensor, label_smoothing: float) -> Tensor:
-    """-(1-e) log sigmoid(m) - e log sigmoid(-m). DPO (arXiv 2305.18290, eq. 7); e > 0 is conservative DPO."""
-    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
-
-
-def robust(margin: Tensor, label_smoothing: float) -> Tensor:
-    """(-(1-e) log sigmoid(m) + e log sigmoid(-m)) / (1-2e): unbiased under flips (arXiv 2403.00409)."""
-    noisy = -(1 - label_smoothing) * logsigmoid(margin) + label_smoothing * logsigmoid(-margin)
-    return noisy / (1 - 2 * label_smoothing)
-
-
-def ipo(margin: Tensor, beta: float) -> Tensor:
-    """(m/beta - 1/(2 beta))^2. IPO (arXiv 2310.12036, eq. 17)."""
-    return ((margin - 0.5) / beta).square()
-
-
-def hinge(margin: Tensor) -> Tensor:
-    """max(0, 1 - m). SLiC (arXiv 2305.10425)."""
-    return (1 - margin).relu()
-
-
-def simpo(margin: Tensor, gamma: float) -> Tensor:
-    """-log sigmoid(m - gamma), on rewards (beta/|y|) log p(y|x). SimPO (arXiv 2405.14734, eq. 6)."""
-    return -logsigmoid(margin - gamma)
-
-
-# ---- aggregations
-
-
-def mean_of_pairs(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """(1/K) sum_j core(s - s_j): the paper's (arXiv 2404.00604); with weights, their weighted mean."""
-    losses = core(s_plus[:, None] - _real(s_minus, mask))
-    return _mean(losses, mask, weights)
-
-
-def mean_margin(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """core(s - mean_j s_j): multi-sample DPO."""
-    losses = core(s_plus - _mean(_real(s_minus, mask), mask, weights))
-    return _real(losses, mask.any(-1))
-
-
-def hardest(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-    """max_j core(s - s_j)."""
-    if not mask.shape[1]:
-        return torch.zeros_like(s_plus)
-    losses = core(s_plus[:, None] - _real(s_minus, mask)).masked_fill(~mask, -torch.inf)
-    return _real(losses.amax(-1), mask.any(-1))
-
-
-def softmax(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
-    exponents = _real(s_minus, mask) - s_plus[:, None] + _real(weights, mask).log()
-    return torch.cat([torch.zeros_like(s_plus)[:, None], exponents], -1).logsumexp(-1)
-
-
-def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-    """-sum_k log(e^s_k / sum_{l>=k} e^s_l), the target first, then the negatives by column, which must be in
-    order, best (most similar) first. DPO's appendix (arXiv 2305.18290)."""
-    scores = torch.cat([s_plus[:, None], _real(s_minus, mask)], -1)
-    exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
-    follows = exists.new_ones(exists.shape[1], exists.shape[1]).triu()
-    itself = torch.eye(len(follows), dtype=torch.bool, device=mask.device)
-    rivals = (follows & exists[:, None, :]) | itself
-    totals = scores[:, None, :].masked_fill(~rivals, -torch.inf).logsumexp(-1)
-    return _real(totals - scores, exists).sum(-1)
-
-
-def nca(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """-log sigmoid(s) - (1/(K+1)) sum over all K+1 of log sigmoid(-s_i). NCA (arXiv 2402.05369)."""
-    shunned = logsigmoid(-s_plus) + (_real(weights, mask) * logsigmoid(-_real(s_minus, mask))).sum(-1)
-    return -logsigmoid(s_plus) - shunned / (mask.sum(-1) + 1)
-
-
-def _real(values: Tensor, mask: Tensor) -> Tensor:
-    """0 where masked: before any arithmetic, so that no inf or nan reaches a gradient."""
-    return torch.where(mask, values, 0.0)
-
-
-def _mean(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over the existing of [B, K]; 0 for a group without any."""
-    weights = _real(weights, mask)
-    return (_real(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)
-
-
-# ---- the objective of a run
 
 
 @dataclass(frozen=True)
@@ -195,48 +104,54 @@ class Objective:
 
         Raises `UserError` where there are more negatives than rank_weights.
         """
+        from selfcontrast.losses import where_exists
+
         ratios = policy_logps - reference_logps if self.needs_reference else policy_logps
         rewards = self.beta * (ratios / lengths.clamp(min=1) if self.length_normalised else ratios)
         s_plus, s_minus = rewards[:, 0], rewards[:, 1:]
         loss = self._preference(s_plus, s_minus, mask)
         if self.nll_weight:  # per token, as in arXiv 2404.19733
             loss = loss - self.nll_weight * policy_logps[:, 0] / lengths[:, 0]
-        chosen, rejected = s_plus.detach(), _real(s_minus.detach(), mask)
-        return ObjectiveOutput(loss, chosen, rejected, _real(chosen[:, None] - rejected, mask))
+        chosen, rejected = s_plus.detach(), where_exists(s_minus.detach(), mask)
+        return ObjectiveOutput(loss, chosen, rejected, where_exists(chosen[:, None] - rejected, mask))
 
     def _preference(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        from selfcontrast import losses
+
         core, weights = self._core(), self._weights(s_minus)
         match self.aggregation:
             case "mean_of_pairs":
-                return mean_of_pairs(core, s_plus, s_minus, mask, weights)
+                return losses.mean_of_pairs(core, s_plus, s_minus, mask, weights)
             case "mean_margin":
-                return mean_margin(core, s_plus, s_minus, mask, weights)
+                return losses.mean_margin(core, s_plus, s_minus, mask, weights)
             case "hardest":
-                return hardest(core, s_plus, s_minus, mask)
+                return losses.hardest(core, s_plus, s_minus, mask)
             case "softmax":
-                return softmax(s_plus, s_minus, mask, weights)
+                return losses.softmax(s_plus, s_minus, mask, weights)
             case "plackett_luce":
-                return plackett_luce(s_plus, s_minus, mask)
+                return losses.plackett_luce(s_plus, s_minus, mask)
             case "nca":
-                return nca(s_plus, s_minus, mask, weights)
+                return losses.nca(s_plus, s_minus, mask, weights)
 
     def _core(self) -> Core:
+        from selfcontrast import losses
+
         match self.core:
             case "sigmoid":
-                return partial(sigmoid, label_smoothing=self.label_smoothing)
+                return partial(losses.sigmoid, label_smoothing=self.label_smoothing)
             case "robust":
-                return partial(robust, label_smoothing=self.label_smoothing)
+                return partial(losses.robust, label_smoothing=self.label_smoothing)
             case "ipo":
-                return partial(ipo, beta=self.beta)
+                return partial(losses.ipo, beta=self.beta)
             case "hinge":
-                return hinge
+                return losses.hinge
             case "simpo":
-                return partial(simpo, gamma=self.margin)
+                return partial(losses.simpo, gamma=self.margin)
 
     def _weights(self, s_minus: Tensor) -> Tensor:
         """[B, K]"""
         if self.rank_weights is None:
-            return torch.ones_like(s_minus)
+            return s_minus.new_ones(s_minus.shape)
         if len(self.rank_weights) < s_minus.shape[1]:
             raise UserError(
                 f"objective.rank_weights holds {len(self.rank_weights)} weights, and there are "

@@ -115,7 +115,7 @@ class Result:
         return cls(**json.loads((folder / RESULT).read_text()))
 
     def write(self, folder: Path) -> None:
-        from selfcontrast.report import write_report
+        from selfcontrast.report.page import write_report
 
         (folder / RESULT).write_text(json.dumps(asdict(self)))
         write_report(self, folder)

@@ -40,7 +40,7 @@ def write(path: Path, rows: list[Any]) -> Path:
     else:
         content = json.dumps(rows, ensure_ascii=False, indent=1)
     data = content.encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 
@@ -439,9 +439,9 @@ def test_unknown_columns_are_listed_with_the_accepted_ones(tmp_path: Path) -> No
         ("d.json", b"[]", "fewer than 8 different prompts in 0 usable rows"),
         ("d.json", b"", "the file is empty"),
         ("d.jsonl", b"\n \n", "the file is empty"),
-        ("d.jsonl.gz", gzip.compress(b""), "the file is empty"),
+        ("d.jsonl.gz", gzip.compress(b"", mtime=0), "the file is empty"),
         ("d.jsonl.gz", b"not gzip", "not a whole gzip file"),
-        ("d.jsonl.gz", gzip.compress(b"x" * 999)[:-9], "not a whole gzip file"),
+        ("d.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "not a whole gzip file"),
         ("d.parquet", b"", "not readable as Parquet"),
         ("d.parquet", b"PAR1 no", "not readable as Parquet"),
         ("d.csv", b"prompt,completion", "unknown suffix"),

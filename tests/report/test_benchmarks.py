@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from selfcontrast.report import print_result, write_report
 from selfcontrast.report.benchmarks import published, radar, shown
+from selfcontrast.report.page import write_report
+from selfcontrast.report.terminal import print_result
 from selfcontrast.results import Result
 
 

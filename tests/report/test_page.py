@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfcontrast.report import write_report
-from selfcontrast.report.page import filter_facts
+from selfcontrast.report.page import filter_facts, write_report
 from selfcontrast.results import Result
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from selfcontrast.report import print_result
+from selfcontrast.report.terminal import print_result
 from selfcontrast.results import Result
 
 MARKS = ("0.600 [", "sharpness control", "+0.1")  # of the lines looked for

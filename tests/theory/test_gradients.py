@@ -8,7 +8,8 @@ import tiny
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import pack
 from selfcontrast.objectives import Objective
-from selfcontrast.theory.gradients import Sketch, pair_gradients, response_gradients
+from selfcontrast.theory.components import pair_gradients
+from selfcontrast.theory.gradients import Sketch, response_gradients
 
 
 def test_pairs_are_the_objectives_gradient() -> None:

@@ -18,7 +18,6 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.contamination import Contamination
-from selfcontrast.evaluation.likelihood import target_log_probs
 from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Responder
@@ -135,6 +134,8 @@ def evaluate(
 
     Without a verifier, answers carry the cosine similarity to the target instead: a proxy, and named as one.
     """
+    from selfcontrast.evaluation.likelihood import target_log_probs
+
     renderer = Renderer(load_tokenizer(model))
     player = Player(responder, model, renderer, settings.seed, folder / RESUME)
     by_id = {example.id: example for example in examples}

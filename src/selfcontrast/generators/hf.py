@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
-from selfcontrast.generators.sampling import sample
 from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY
 
@@ -40,6 +37,8 @@ class HF:
 
     @contextmanager
     def open(self, model: Path, device: str) -> Iterator[Sampler]:
+        from selfcontrast.generators.sampling import sample
+
         tokenizer = load_tokenizer(model)
         ends = Renderer(tokenizer).end_ids
         policy = load_model(model, self.precision).to(device).eval()
@@ -96,12 +95,16 @@ class Fitting:
 
 def _out_of_memory(error: Exception) -> bool:
     """CUDA's has a type of its own; the CPU's and others' are known by their words."""
+    import torch
+
     told = str(error).lower()
     words = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in told for w in words)
 
 
 def _free() -> None:
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -10,13 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfcontrast.errors import UserError
-from selfcontrast.evaluate import Evaluated, print_evaluated
-from selfcontrast.report import print_result, write_report
-from selfcontrast.report.evaluated import write_evaluated
-from selfcontrast.report.sweep import read_sweep
-from selfcontrast.report.sweep_page import write_sweep
-from selfcontrast.report.sweep_terminal import print_sweep
-from selfcontrast.results import RESULT, Result
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,6 +20,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run, of a sweep, or of several")
     parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")
     told = parser.parse_args(arguments)
+    from selfcontrast.report.sweep import read_sweep
+    from selfcontrast.report.sweep_page import write_sweep
+    from selfcontrast.report.sweep_terminal import print_sweep
+    from selfcontrast.results import RESULT
+
     folders: list[Path] = told.folders
     if len(folders) == 1 and told.to is None and (folders[0] / RESULT).exists():
         again(folders[0])
@@ -42,7 +40,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def again(folder: Path) -> None:
-    """The own report of a run, or of a model that was measured."""
+    """Write and print a run's own report, or that of a model that was measured."""
+    from selfcontrast.evaluate import Evaluated, print_evaluated
+    from selfcontrast.report.evaluated import write_evaluated
+    from selfcontrast.report.page import write_report
+    from selfcontrast.report.terminal import print_result
+    from selfcontrast.results import Result
+
     if Evaluated.is_in(folder):
         evaluated = Evaluated.read(folder)
         write_evaluated(evaluated, folder)

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -27,12 +26,12 @@ class SweepReport(Callback):
 
 def finish_sweep() -> None:
     """Writes, prints and tracks the report of the sweep that ran in this process; nothing where none did."""
+    if SweepReport.folder is None:
+        return
     from selfcontrast.report.sweep import read_sweep
     from selfcontrast.report.sweep_page import write_sweep
     from selfcontrast.report.sweep_terminal import print_sweep
 
-    if SweepReport.folder is None:
-        return
     sweep = read_sweep([SweepReport.folder])
     if sweep.jobs:
         write_sweep(sweep)
@@ -42,6 +41,7 @@ def finish_sweep() -> None:
 
 def track_sweep(sweep: "Sweep") -> None:
     """One more run of W&B in the jobs' group, where they are tracked there: the table, the figure, the report."""
+    import pandas as pd
     from omegaconf import OmegaConf
 
     from selfcontrast.config import build

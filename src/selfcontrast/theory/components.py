@@ -120,3 +120,17 @@ def jackknife(estimate: float, without: Floats, level: float = 0.95) -> tuple[fl
     error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     return estimate - half, estimate + half
+
+
+def pair_gradients(gradients: Floats, log_probs: Floats, reference: Floats, beta: float) -> Floats:
+    """The gradient of -log sigmoid(r(y+) - r(y_j)) for every negative, [n, M, d].
+
+    Args:
+        gradients: of the responses' log-probabilities, target first, [n, 1 + M, d].
+        log_probs: of the policy, [n, 1 + M].
+        reference: the reference's, [n, 1 + M].
+        beta: r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
+    """
+    rewards = beta * (log_probs - reference)
+    weights = -beta / (1 + np.exp(rewards[:, :1] - rewards[:, 1:]))
+    return np.asarray(weights[:, :, None] * (gradients[:, :1] - gradients[:, 1:]))

@@ -65,17 +65,3 @@ def response_gradients(
             log_probs[i, j] = log_prob.item()
         done()
     return gradients, log_probs
-
-
-def pair_gradients(gradients: Floats, log_probs: Floats, reference: Floats, beta: float) -> Floats:
-    """The gradient of -log sigmoid(r(y+) - r(y_j)) for every negative, [n, M, d].
-
-    Args:
-        gradients: of the responses' log-probabilities, target first, [n, 1 + M, d].
-        log_probs: of the policy, [n, 1 + M].
-        reference: the reference's, [n, 1 + M].
-        beta: r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
-    """
-    rewards = beta * (log_probs - reference)
-    slope = -beta / (1 + np.exp(rewards[:, :1] - rewards[:, 1:]))
-    return np.asarray(slope[:, :, None] * (gradients[:, :1] - gradients[:, 1:]))

@@ -24,9 +24,9 @@ from selfcontrast.theory.components import (
     components,
     jackknife,
     leave_one_out,
+    pair_gradients,
     slope,
 )
-from selfcontrast.theory.gradients import pair_gradients
 
 VERSION = 1
 FILE = "theory.json"

@@ -119,12 +119,10 @@ class Hardware:
 
     def check(self) -> None:
         """Raises `UserError` where the machine lacks what the config asks for."""
-        import torch
-
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
+        if self.accelerator == "gpu" and _gpus() == 0:
             raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
-        if self.device == "cuda" and self.devices > torch.cuda.device_count():
-            raise UserError(f"hardware.devices={self.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
+        if self.device == "cuda" and self.devices > _gpus():
+            raise UserError(f"hardware.devices={self.devices}, but torch sees {_gpus()} GPUs here")
         if self.attention == ("flex" if self.device == "cpu" else "blocks"):
             raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}: use auto")
         if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
@@ -133,9 +131,7 @@ class Hardware:
     @property
     def device(self) -> str:
         """Where the stages that are not trained run their models."""
-        import torch
-
-        return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        return "cuda" if self.accelerator != "cpu" and _gpus() else "cpu"
 
     def autocast(self) -> AbstractContextManager[object]:
         """What Lightning runs a training step in."""
@@ -148,3 +144,10 @@ class Hardware:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+
+
+def _gpus() -> int:
+    """Count the GPUs that torch can use; a job on the CPU does not wait for torch's import."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

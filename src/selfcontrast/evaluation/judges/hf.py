@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
@@ -19,7 +17,6 @@ from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
-from selfcontrast.generators.sampling import sample
 from selfcontrast.models.loading import PRECISIONS, folder_hash, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
@@ -79,6 +76,8 @@ class HFJudge:
         yield judging
 
     def _ask(self, device: str, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
+        from selfcontrast.generators.sampling import sample
+
         renderer = Renderer(load_tokenizer(Path(self.path)))
         decoding = Decoding(1, self.temperature, 1.0, self.reading.max_tokens, self.max_length)
         requests = {at: _request(renderer, prompt) for at, prompt in enumerate(prompts)}
@@ -111,6 +110,8 @@ def _request(renderer: Renderer, prompt: str) -> Request:
 
 def _weights(model: Any, renderer: Renderer, prompt: Sequence[int], reply: Candidate) -> dict[str, float] | None:
     """By letter its log-probability where the reply gives its verdict; None where it gives none."""
+    import torch
+
     tokenizer = renderer.tokenizer
     texts = [str(tokenizer.decode(reply.token_ids[:end])) for end in range(len(reply.token_ids) + 1)]
     if (place := choice_place(texts[-1])) is None:

@@ -1,0 +1,103 @@
+"""Preference losses over one target and K negatives: an aggregation over K, and a pairwise core.
+
+Pure functions of s_plus [B], s_minus [B, K], mask [B, K] and, where they are taken, weights [B, K]: the rewards
+r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, and which negatives exist. They return
+one loss per group, [B], so that the caller can divide by the groups of the whole optimiser step. Masked entries, even
+inf or NaN, contribute nothing and receive exactly zero gradient.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+Core = Callable[[Tensor], Tensor]
+"""The loss of a margin s - s_j, of any shape."""
+
+
+# ---- cores
+
+
+def sigmoid(margin: Tensor, label_smoothing: float) -> Tensor:
+    """-(1-e) log sigmoid(m) - e log sigmoid(-m). DPO (arXiv 2305.18290, eq. 7); e > 0 is conservative DPO."""
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def robust(margin: Tensor, label_smoothing: float) -> Tensor:
+    """(-(1-e) log sigmoid(m) + e log sigmoid(-m)) / (1-2e): unbiased under flips (arXiv 2403.00409)."""
+    noisy = -(1 - label_smoothing) * logsigmoid(margin) + label_smoothing * logsigmoid(-margin)
+    return noisy / (1 - 2 * label_smoothing)
+
+
+def ipo(margin: Tensor, beta: float) -> Tensor:
+    """(m/beta - 1/(2 beta))^2. IPO (arXiv 2310.12036, eq. 17)."""
+    return ((margin - 0.5) / beta).square()
+
+
+def hinge(margin: Tensor) -> Tensor:
+    """max(0, 1 - m). SLiC (arXiv 2305.10425)."""
+    return (1 - margin).relu()
+
+
+def simpo(margin: Tensor, gamma: float) -> Tensor:
+    """-log sigmoid(m - gamma), on rewards (beta/|y|) log p(y|x). SimPO (arXiv 2405.14734, eq. 6)."""
+    return -logsigmoid(margin - gamma)
+
+
+# ---- aggregations
+
+
+def mean_of_pairs(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """(1/K) sum_j core(s - s_j): the paper's (arXiv 2404.00604); with weights, their weighted mean."""
+    losses = core(s_plus[:, None] - where_exists(s_minus, mask))
+    return mean_over_negatives(losses, mask, weights)
+
+
+def mean_margin(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """core(s - mean_j s_j): multi-sample DPO."""
+    losses = core(s_plus - mean_over_negatives(where_exists(s_minus, mask), mask, weights))
+    return where_exists(losses, mask.any(-1))
+
+
+def hardest(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+    """max_j core(s - s_j)."""
+    if not mask.shape[1]:
+        return torch.zeros_like(s_plus)
+    losses = core(s_plus[:, None] - where_exists(s_minus, mask)).masked_fill(~mask, -torch.inf)
+    return where_exists(losses.amax(-1), mask.any(-1))
+
+
+def softmax(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
+    exponents = where_exists(s_minus, mask) - s_plus[:, None] + where_exists(weights, mask).log()
+    return torch.cat([torch.zeros_like(s_plus)[:, None], exponents], -1).logsumexp(-1)
+
+
+def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+    """-sum_k log(e^s_k / sum_{l>=k} e^s_l), the target first, then the negatives by column, which must be in
+    order, best (most similar) first. DPO's appendix (arXiv 2305.18290)."""
+    scores = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
+    exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
+    follows = exists.new_ones(exists.shape[1], exists.shape[1]).triu()
+    itself = torch.eye(len(follows), dtype=torch.bool, device=mask.device)
+    rivals = (follows & exists[:, None, :]) | itself
+    totals = scores[:, None, :].masked_fill(~rivals, -torch.inf).logsumexp(-1)
+    return where_exists(totals - scores, exists).sum(-1)
+
+
+def nca(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """-log sigmoid(s) - (1/(K+1)) sum over all K+1 of log sigmoid(-s_i). NCA (arXiv 2402.05369)."""
+    shunned = logsigmoid(-s_plus) + (where_exists(weights, mask) * logsigmoid(-where_exists(s_minus, mask))).sum(-1)
+    return -logsigmoid(s_plus) - shunned / (mask.sum(-1) + 1)
+
+
+def where_exists(values: Tensor, mask: Tensor) -> Tensor:
+    """0 where masked: before any arithmetic, so that no inf or nan reaches a gradient."""
+    return torch.where(mask, values, 0.0)
+
+
+def mean_over_negatives(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over the existing of [B, K]; 0 for a group without any."""
+    weights = where_exists(weights, mask)
+    return (where_exists(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)

@@ -1,0 +1,77 @@
+"""A command starts at once: what is told before any compute needs none of the libraries that compute."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import ROOT
+
+SLOW = ("torch", "transformers", "lightning", "sentence_transformers", "matplotlib", "sklearn", "lm_eval", "datasets")
+TARGET = re.compile(r"_target_: *(selfcontrast\.[\w.]+)")
+TARGETS = sorted({name for file in (ROOT / "conf").rglob("*.yaml") for name in TARGET.findall(file.read_text())})
+
+COMPOSE = """
+from hydra import compose, initialize_config_dir
+with initialize_config_dir({conf!r}, version_base="1.3"):
+    config = compose("config", ["output=out", *{overrides!r}])
+from selfcontrast.config import configure
+configure(config)
+"""
+
+
+def slow_modules(code: str) -> set[str]:
+    """Run `code` in a process of its own, and return those of `SLOW` that it has imported."""
+    look = f"\nimport sys; print('imported', *(m for m in {SLOW!r} if m in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code + look], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.splitlines()[-1].split()[1:])
+
+
+def test_slow_modules_are_seen() -> None:
+    assert "torch" in slow_modules("import torch")
+
+
+@pytest.mark.parametrize("overrides", [[], ["arm=dpo_std", "tracking=none"], ["arm=sft_continued", "filter=mmr"]])
+def test_config_composed_and_checked_without_slow_imports(overrides: list[str]) -> None:
+    assert slow_modules(COMPOSE.format(conf=str(ROOT / "conf"), overrides=overrides)) == set()
+
+
+def test_every_class_of_the_config_is_imported_without_slow_imports() -> None:
+    assert len(TARGETS) > 40
+    assert slow_modules("\n".join(f"import {target.rpartition('.')[0]}" for target in TARGETS)) == set()
+
+
+SCRIPT = """
+import runpy, sys
+sys.argv = {words!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train.py --help",
+        "train.py --cfg job",
+        "train.py trainer.lr=no hydra.run.dir={out}",
+        "train.py negatives=40 hydra.run.dir={out}",
+        "evaluate.py --help",
+        "evaluate.py model={out}/none hydra.run.dir={out}",
+        "reproduce.py --help",
+        "theory.py --help",
+    ],
+)
+def test_help_and_wrong_setting_told_without_slow_imports(command: str, tmp_path: Path) -> None:
+    words = command.format(out=tmp_path).split()
+    assert slow_modules(SCRIPT.format(words=words)) == set()
+
+
+@pytest.mark.parametrize("module", ["selfcontrast.store.__main__", "selfcontrast.report.__main__"])
+def test_command_of_the_package_without_slow_imports(module: str) -> None:
+    assert slow_modules(f"import {module}") == set()
