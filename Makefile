@@ -6,16 +6,23 @@ READY := $(VENV)/.ready
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: run test test-vllm lint format bench clean
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: run test test-slow test-vllm test-all lint format bench clean
 
 run: $(READY)  ## the built-in default, from nothing to a report
 	$(BIN)/python train.py $(ARGS)
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## the tests, in at most ten minutes on two quiet cores
+	$(PYTEST) -m "not slow and not vllm" $(ARGS)
+
+test-slow: $(READY)  ## those that take longer: launchers, agents, Ray, compilation, the README's sweep
+	$(PYTEST) -m "slow and not vllm" $(ARGS)
 
 test-vllm: $(READY) $(VLLM_READY)  ## the tests that need vLLM, on the CPU
 	SELFCONTRAST_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/generators tests/integration $(ARGS)
+
+test-all: test test-slow test-vllm  ## what CI runs
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -1,9 +1,12 @@
-"""Puts `tests/` on the path (test modules import `tiny` and `jobs`), and takes hypothesis' clock away."""
+"""Put `tests/` on the path (test modules import `tiny` and `jobs`); one thread per process; no clock for hypothesis."""
 
 import os
 
 import pytest
 from hypothesis import settings
+
+# Before torch is imported: pytest runs a worker per core, and threads that wait for a core only spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # In CI the same examples every time: new ones are looked for where somebody can look at what was found.
 settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)

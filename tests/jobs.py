@@ -5,11 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from forked import Forked
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds; a whole tiny job takes about 15
@@ -58,19 +64,31 @@ class Finished:
 
 
 def start_train(
-    *overrides: str, cwd: Path, env: Mapping[str, str] | None = None, script: str = "train.py"
-) -> subprocess.Popen[str]:
-    """Starts `train.py`, or another script, in `cwd`, which gets the store and the run's folder `out`.
+    *overrides: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    script: str = "train.py",
+    fresh: bool = False,
+    stand_at: str | None = None,
+) -> "subprocess.Popen[str] | Forked":
+    """Start `train.py`, or another script, in `cwd`, which gets the store and the run's folder `out`.
 
     It leads a process group.
+
+    Args:
+        fresh: run it as a user does, in a Python that imports everything anew.
+        stand_at: what a file in `cwd` must match for the job to stand still from then on (not if `fresh`).
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
     own = {"SELFCONTRAST_STORE": str(cwd / "store"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     folder = [] if any(o.startswith(("hydra.", "-")) for o in overrides) else [f"hydra.run.dir={cwd / 'out'}"]
+    environment, arguments = {**kept, **own, **(env or {})}, [*folder, *overrides]
+    if not fresh:
+        return Forked(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "printed", stand_at)
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *folder, *overrides],
+        [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
-        env={**kept, **own, **(env or {})},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -82,20 +100,20 @@ def start_train(
 
 
 def run_train(
-    *overrides: str, cwd: Path, env: Mapping[str, str] | None = None, script: str = "train.py"
+    *overrides: str, cwd: Path, env: Mapping[str, str] | None = None, script: str = "train.py", fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `train.py`, or another script, to its end."""
-    with start_train(*overrides, cwd=cwd, env=env, script=script) as process:
+    """Run `train.py`, or another script, to its end."""
+    with start_train(*overrides, cwd=cwd, env=env, script=script, fresh=fresh) as process:
         try:
             out, err = process.communicate(timeout=TIMEOUT)
         except BaseException:  # a timeout, or Ctrl-C, which does not reach another process group
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
 
 
-def wait_for(job: subprocess.Popen[str], folder: Path, pattern: str) -> None:
-    """Until a file in the store of `folder` matches."""
+def wait_for(job: "subprocess.Popen[str] | Forked", folder: Path, pattern: str) -> None:
+    """Wait until a file in the store of `folder` matches."""
     end = time.monotonic() + TIMEOUT
     while not any((folder / "store").glob(pattern)):
         assert job.poll() is None, f"the job ended before there was a {pattern}"
@@ -103,22 +121,37 @@ def wait_for(job: subprocess.Popen[str], folder: Path, pattern: str) -> None:
         time.sleep(0.002)
 
 
+@contextmanager
+def standing(
+    folder: Path, overrides: Iterable[str], pattern: str, env: Mapping[str, str] | None = None
+) -> Iterator[Forked]:
+    """A job in `folder` that stands still from the moment a file in its store matches `pattern`.
+
+    SIGCONT lets it go on; its process group is killed in the end.
+    """
+    with start_train(*overrides, cwd=folder, env=env, stand_at=f"store/{pattern}") as job:
+        try:
+            end = time.monotonic() + TIMEOUT
+            while job.poll() is None and psutil.Process(job.pid).status() != psutil.STATUS_STOPPED:
+                assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
+                time.sleep(0.01)
+            assert job.poll() is None, f"the job ended before there was a {pattern}:\n{job.communicate()[1]}"
+            yield job
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+
+
 def kill_when(
     folder: Path, overrides: Iterable[str], pattern: str, look: Callable[[int], object] = lambda pid: None
 ) -> None:
-    """Starts a job in `folder`, and kills its process group once a file in the store matches.
+    """Start a job in `folder`, and kill its process group once a file in the store matches.
 
     Args:
         look: called with the job's process id just before it dies; the job stands still meanwhile.
     """
-    with start_train(*overrides, cwd=folder) as job:
-        try:
-            wait_for(job, folder, pattern)
-            os.killpg(job.pid, signal.SIGSTOP)
-            look(job.pid)
-        finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
+    with standing(folder, overrides, pattern) as job:
+        look(job.pid)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

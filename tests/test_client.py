@@ -110,10 +110,10 @@ def test_a_request_that_fails_for_good_says_why_and_the_others_go_on(fault: Faul
 
 
 def test_an_answer_that_takes_too_long() -> None:
-    with OpenAIServer(fault=first(Fault(200, delay=0.5))).open() as server:
-        (answer,) = ask(servers(server.url, timeout=0.1))
+    with OpenAIServer(fault=first(Fault(200, delay=60))).open() as server:
+        (answer,) = ask(servers(server.url, timeout=1.0))
         assert answer.startswith("the ")
-    with OpenAIServer(fault=lambda *_: Fault(200, delay=0.3)).open() as server:
+    with OpenAIServer(fault=lambda *_: Fault(200, delay=60)).open() as server:
         assert ask(servers(server.url, timeout=0.05, retries=0)) == ["unanswered: no answer in 0.05 s (tries: 1)"]
 
 

@@ -247,6 +247,7 @@ def test_a_job_that_was_cut_short_goes_on_in_its_run(
     assert other.config["negatives"] == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_server_is_out_of_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
 ) -> None:

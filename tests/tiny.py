@@ -1,5 +1,6 @@
 """Models, tokenizers and settings small enough for any test, made without a network."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,7 @@ from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.training.recipe import Hardware, Recipe
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE: str = yaml.safe_load((ROOT / "conf/model/tiny_llama.yaml").read_text())["chat_template"]

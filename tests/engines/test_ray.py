@@ -26,6 +26,8 @@ from selfcontrast.generators.backend import Responder, Sampler
 from selfcontrast.generators.hf import HF
 from tiny import policy_folder, tokenizer
 
+pytestmark = pytest.mark.slow
+
 FINE = {
     "prompts_per_shard": 2,
     "texts_per_shard": 1,

@@ -87,6 +87,7 @@ def test_half_precision_comes_out_as_float32_and_near(vectors: Embeddings, preci
     assert ((halved * vectors).sum(1) > 1 - 4 * 2.0**-bits).all()
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same(vectors: Embeddings) -> None:
     """Two processes, each with the model."""
     np.testing.assert_allclose(encoded(replace(MINILM, devices=["cpu", "cpu"]), TEXTS), vectors, atol=1e-5)

@@ -91,16 +91,16 @@ def test_chat_is_asked_with_the_messages(policy: Path, server: OpenAIServer) -> 
 
 
 def test_the_same_seed_asks_the_same_whatever_the_order_and_another_does_not(policy: Path) -> None:
-    def bodies(**changes: Any) -> list[str]:
-        with OpenAIServer().open() as server:
-            sampled(policy, backend(server.url, **changes), seed=changes.pop("seed", 0))
-        return sorted(json.dumps(asked.body) for asked in server.asked)
+    def texts(found: dict[str, list[Candidate]]) -> list[list[object]]:
+        # Without log-probabilities, which are NaN here: no NaN equals another, nor do dataclasses with one from
+        # Python 3.13 on.
+        return [[c.id, c.sample, c.text, c.token_ids, c.finish_reason] for each in found.values() for c in each]
 
     with OpenAIServer().open() as one:
-        first = sampled(policy, backend(one.url, concurrency=1))
+        first = texts(sampled(policy, backend(one.url, concurrency=1)))
     with OpenAIServer().open() as two:
-        assert sampled(policy, backend(two.url)) == first
-        other = sampled(policy, backend(two.url), seed=1)
+        assert texts(sampled(policy, backend(two.url))) == first
+        other = texts(sampled(policy, backend(two.url), seed=1))
     assert sorted(json.dumps(a.body) for a in one.asked) == sorted(json.dumps(a.body) for a in two.asked[:6])
     assert not {a.body["seed"] for a in two.asked[:6]} & {a.body["seed"] for a in two.asked[6:]}
     assert other != first

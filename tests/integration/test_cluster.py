@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 
 import torch
-from test_kill import published, wait_for
+from test_kill import published
 
-from jobs import TIMEOUT, TINY, Finished, read_result, start_train
+from jobs import TIMEOUT, TINY, Finished, read_result, standing, start_train
 
 
 def test_two_nodes_give_what_one_gives(finished: Finished, tmp_path: Path) -> None:
@@ -45,14 +45,11 @@ def test_a_time_limit_that_is_near_saves_the_step_and_requeues_the_job(tmp_path:
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     (tools / "scontrol").chmod(0o755)
     slurm = {"SLURM_JOB_ID": "4711", "PATH": f"{tools}:{os.environ['PATH']}"}
-    with start_train(*TINY, "sft.epochs=500", "hardware.checkpoint_every=500", cwd=tmp_path, env=slurm) as job:
-        try:
-            wait_for(job, tmp_path, "sft/*.partial/resume/last.ckpt")
-            job.send_signal(signal.SIGUSR1)
-            _, said = job.communicate(timeout=TIMEOUT)
-        finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
+    settings = [*TINY, "sft.epochs=500", "hardware.checkpoint_every=500"]
+    with standing(tmp_path, settings, "sft/*.partial/resume/last.ckpt", slurm) as job:
+        job.send_signal(signal.SIGUSR1)
+        job.send_signal(signal.SIGCONT)
+        _, said = job.communicate(timeout=TIMEOUT)
     assert job.returncode == 143, said
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     assert said.strip().splitlines()[-1].startswith("requeued: ")

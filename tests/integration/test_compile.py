@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from selfcontrast.training.modules import SupervisedFineTuning
 from selfcontrast.training.recipe import Hardware
 from selfcontrast.training.steps import Step
 from tiny import groups, hardware, llama, recipe
+
+pytestmark = pytest.mark.slow
 
 TRAIN = groups(10)
 

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import shutil
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from jobs import ROOT, TINY, kill_when, read_result, run_train, stages
+from jobs import ROOT, TIMEOUT, TINY, Finished, read_result, run_train, stages, start_train
 from openai_server import Body, Fault, OpenAIServer
 from selfcontrast.config import build
 from selfcontrast.evaluation.contamination import user_text
@@ -35,7 +39,8 @@ def third(number: int, body: Body) -> Fault | None:
     return Fault(200, b"<html>[[10]]</html>") if number % 3 == 0 else None
 
 
-def test_a_judge_that_fails_for_a_third_of_the_calls(tmp_path: Path) -> None:
+def test_a_judge_that_fails_for_a_third_of_the_calls(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "store", tmp_path / "store")
     with OpenAIServer(grade, third).open() as server:
         url = f"{NAME}.judge.servers.urls=[{server.url}]"
         failed = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
@@ -70,33 +75,44 @@ def planted(folder: Path) -> Path:
 
 
 def by_prompt(body: Body) -> list[Body]:
-    """A grade that depends on the prompt alone, said slowly enough to be killed in the midst of it."""
-    time.sleep(0.05)
+    """A grade that depends on the prompt alone."""
     digest = hashlib.sha256(body["messages"][0]["content"].encode()).digest()
     return [{"message": {"role": "assistant", "content": f"[[{1 + digest[0] % 10}]]"}, "finish_reason": "stop"}]
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:
-    """The judgments in a store, but for a line that was cut."""
+    """The judgments of MT-Bench's judge in a store, but for a line that was cut."""
     lines = [line for file in (folder / "store/judgments").glob("*.jsonl") for line in file.read_text().splitlines()]
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def test_killed_while_it_is_judged(tmp_path: Path) -> None:
+def test_killed_while_it_is_judged(finished: Finished, tmp_path: Path) -> None:
     """It goes on, asks for no kept judgment again, and gives what the same judgments give in one go."""
+    shutil.copytree(finished.folder / "store", tmp_path / "store")
     own = {"questions": planted(tmp_path), "guided": "[]", "judge.servers.concurrency": 1}
     settings = [*TINY, *SETTINGS, *(f"{NAME}.{key}={value}" for key, value in own.items())]
-    with OpenAIServer(by_prompt).open() as server:
+    dead = threading.Event()
+
+    def until_it_dies(body: Body) -> list[Body]:
+        """The fourth request gets no answer: by then the three before it are kept."""
+        if len(server.asked) == 4:
+            dead.wait(TIMEOUT)
+        return by_prompt(body)
+
+    with OpenAIServer(until_it_dies).open() as server:
         settings.append(f"{NAME}.judge.servers.urls=[{server.url}]")
-        at_death: list[int] = []
-        kill_when(tmp_path, settings, "judgments/*.jsonl", lambda pid: at_death.append(len(kept(tmp_path))))
-        before = len(server.asked)
-        assert 0 < at_death[0] <= before < 32
+        with start_train(*settings, cwd=tmp_path) as job:
+            while len(server.asked) < 4 or len(kept(tmp_path)) < 3:
+                assert job.poll() is None
+                time.sleep(0.01)
+            os.killpg(job.pid, signal.SIGKILL)
+        dead.set()
+        assert len(kept(tmp_path)) == 3
         ended = run_train(*settings, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
         prompts = [asked.body["messages"][0]["content"] for asked in server.asked]
     paid = len(prompts) - len(set(prompts))
-    assert paid <= before - at_death[0] <= 2  # what was under way when it died
+    assert paid == 1  # what was under way when it died
     result = read_result(tmp_path / "out")
     assert len({judgment["key"] for judgment in kept(tmp_path)}) == len(set(prompts))
     found = result["benchmarks"]["mt_bench"]
@@ -109,8 +125,9 @@ def test_killed_while_it_is_judged(tmp_path: Path) -> None:
         assert list(table["reply"]) == [f"[[{rating:.0f}]]" for rating in table["rating"]]
 
 
-def test_mt_bench_in_pairs_against_sft(tmp_path: Path) -> None:
+def test_mt_bench_in_pairs_against_sft(finished: Finished, tmp_path: Path) -> None:
     """The job compares the policy with SFT; single grades of the same answers then sample none again."""
+    shutil.copytree(finished.folder / "store", tmp_path / "store")
     prefers = lambda body: [{"message": {"content": "[[A]]"}, "finish_reason": "stop"}]  # noqa: E731
     with OpenAIServer(prefers).open() as server:
         url = f"{NAME}.judge.servers.urls=[{server.url}]"

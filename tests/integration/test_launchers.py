@@ -11,6 +11,8 @@ import pytest
 from jobs import ROOT, TIMEOUT, TINY, came_to, read_result, run_train
 from selfcontrast.errors import FAILED
 
+pytestmark = pytest.mark.slow
+
 POINTS = [o for o in TINY if not o.startswith("negatives=")]
 
 

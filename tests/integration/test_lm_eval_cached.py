@@ -15,6 +15,8 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval import run_tasks
 from tiny import policy_folder, tokenizer
 
+pytestmark = pytest.mark.slow
+
 TASK, HUB, CONFIG = "arc_easy", "allenai/ai2_arc", "ARC-Easy"
 WORDS = ["cat", "dog", "Paris", "the mat", "a name", "France", "sat on", "and"]
 

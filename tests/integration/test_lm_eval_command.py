@@ -16,6 +16,8 @@ from selfcontrast.evaluation.lm_eval_documents import choice_documents, generati
 from selfcontrast.models.loading import save_policy
 from tiny import example, taught, tokenizer
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["cat", "dog", "Paris", "the mat", "a name", "France", "sat on", "and"]
 EXAMPLES = [example(f"e{i}", f"what is {i}?", f"it is {WORDS[i * 3 % 8]} {i % 7}") for i in range(24)]
 

@@ -10,6 +10,8 @@ import pytest
 from jobs import TINY, run_train
 from selfcontrast.report.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 
+pytestmark = pytest.mark.slow
+
 
 def sweep(folder: Path, *overrides: str, without: tuple[str, ...] = ()) -> list[Path]:
     """The results of a sweep of the miniature's, of which some of the tiny job's settings are left out."""

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from doubling import shards
 from jobs import TIMEOUT, TINY, Finished, read_result, run_train, stages
+
+pytestmark = pytest.mark.slow
 
 AGAIN = ("generate", "embed", "filter")
 

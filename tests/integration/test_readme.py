@@ -6,6 +6,7 @@ Those of `docs/`, many of which want a GPU, a cluster or a server, are composed 
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from jobs import ROOT, TINY, TINY_MODEL, run_train
+from jobs import ROOT, TINY, TINY_MODEL, Finished, run_train
 from selfcontrast.config import GROUPS, build
 from tiny import policy_folder
 
@@ -33,9 +34,10 @@ COMMANDS = commands(*(ROOT / name for name in DOCUMENTS))
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the commands name, and one store for all of them."""
     folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(finished.folder / "store", folder / "store")
     rows = [{"prompt": f"Say the number {i}.", "completion": f"It is {i}."} for i in range(60)]
     for name in ("my_data.jsonl", "FILE"):
         (folder / name).with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -49,7 +51,7 @@ def test_the_readme_shows_commands() -> None:
     assert "-m negatives=1,4,8,16" in COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow if "," in c else ()) for c in COMMANDS])
 def test_command_runs(command: str, workplace: Path) -> None:
     given = [word.replace("path=FILE", "path=FILE.jsonl") for word in shlex.split(command)]
     own_data, own_model = any("data=jsonl" in w for w in given), any("model=hf" in w for w in given)
@@ -75,7 +77,7 @@ def test_the_readmes_other_commands_run(workplace: Path) -> None:
     assert set(given) == {"evaluate.py", "reproduce.py", "-m selfcontrast.report"}
     measured = run_train(*given["evaluate.py"].split(), *small, "tracking=none", cwd=workplace, script="evaluate.py")
     assert measured.returncode == 0, measured.stderr
-    plan = run_train(*given["reproduce.py"].split(), cwd=workplace, env=OFFLINE, script="reproduce.py")
+    plan = run_train(*given["reproduce.py"].split(), cwd=workplace, env=OFFLINE, script="reproduce.py", fresh=True)
     assert plan.returncode == 0, plan.stderr
     assert "align, K = 16" in plan.stdout
     report = [sys.executable, "-m", "selfcontrast.report", *given["-m selfcontrast.report"].split()]

@@ -10,6 +10,8 @@ import yaml
 from jobs import TINY, read_result, run_train
 from selfcontrast.report.sweep import read_sweep
 
+pytestmark = pytest.mark.slow
+
 SMALL = [o for o in TINY if not o.startswith(("negatives=", "trainer.epochs="))]
 
 

@@ -27,7 +27,7 @@ def test_a_job_killed_while_vllm_samples_goes_on_to_the_same_bytes(vllm_python: 
         "generator.backend.dtype=float32",
         "generator.backend.gpu_memory_utilization=0.05",
         "generator.backend.enforce_eager=true",
-        "engine.prompts_per_shard=1",  # 16 shards: time to be killed between two
+        "engine.prompts_per_shard=1",
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()

@@ -11,6 +11,8 @@ from jobs import read_result, stages, wait_for
 from selfcontrast.store import MANIFEST
 from wandb_server import Run, WandbServer, serving
 
+pytestmark = pytest.mark.slow
+
 TWO = {"negatives": {"values": [1, 2]}, "seed": {"value": 1}}
 
 

@@ -11,6 +11,8 @@ from jobs import ROOT, SECRET, TINY, came_to, read_result, run_train
 from selfcontrast.store import MANIFEST
 from wandb_server import WandbServer, serving
 
+pytestmark = pytest.mark.slow
+
 SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
 BASELINES = {"evaluate", "answers", "benchmark"}  # of the fine-tuned model
 KS = (1, 4, 8, 16)

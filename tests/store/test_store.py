@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -224,11 +223,15 @@ def test_one_that_waits_says_for_whom_and_goes_on_when_its_owner_is_killed(
     store: Store, hanging: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     who = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
-    killer = threading.Timer(0.3, os.kill, (hanging.pid, signal.SIGKILL))
-    killer.start()
+
+    def kill_when_it_waits(record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith("waiting for stage"):
+            os.kill(hanging.pid, signal.SIGKILL)
+        return True
+
+    caplog.handler.addFilter(kill_when_it_waits)
     with caplog.at_level(logging.INFO):
         artifact = store.get("stage", 1, {}, {}, write())
-    killer.join()
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith(f"waiting for stage, being computed by {who}")
     assert said[1].startswith(f"stage: taking over from {who}")

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,20 @@ from selfcontrast.training.steps import Pass
 from tiny import gpt2, groups, hardware, recipe
 
 TRAIN = groups(8)
-STEPS = 150  # enough to be told to end in the middle of
+STEPS = 8
 HOW = recipe(epochs=STEPS // 2)
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Waiting(SupervisedFineTuning):
+    """Stands in its sixth step until this process has been told to end."""
+
+    def losses(self, part: Pass) -> Any:
+        if self.trainer.global_step == 5:
+            handler: Any = signal.getsignal(signal.SIGTERM)
+            while handler.__self__.noted is None:
+                time.sleep(0.01)
+        return super().losses(part)
 
 
 class Poisoned(SupervisedFineTuning):
@@ -78,11 +90,11 @@ def test_a_training_that_is_told_to_end_saves_and_goes_on_to_the_bit(tmp_path: P
     before = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(Ended):
-            trained(tmp_path / "ended", tell, strategy=strategy, checkpoint_every=STEPS)
+            trained(tmp_path / "ended", tell, Waiting, strategy=strategy, checkpoint_every=STEPS)
     finally:
         signal.signal(signal.SIGTERM, before)
     saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]
-    assert 3 <= saved < STEPS
+    assert saved == 6  # the step that was under way
     told: list[Record] = []
     same_weights, same_losses = trained(tmp_path / "ended", told.append, strategy=strategy)
     assert [record["step"] for record in told] == list(range(1, STEPS + 1))  # the steps before its checkpoint too

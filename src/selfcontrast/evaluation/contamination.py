@@ -12,16 +12,18 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import Encoder
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 VERSION = 1
 FILE = "contamination.parquet"
@@ -169,8 +171,10 @@ def _ngrams(text: str, size: int) -> set[tuple[str, ...]]:
     return {tuple(words[at : at + size]) for at in range(len(words) - size + 1)}
 
 
-def _incidence(rows: Sequence[Sequence[int]], columns: int) -> csr_array:
+def _incidence(rows: Sequence[Sequence[int]], columns: int) -> "csr_array":
     """A sparse matrix [rows, columns] with 1 at the columns that each row names."""
+    from scipy.sparse import csr_array
+
     ends = np.cumsum([0, *(len(row) for row in rows)])
     indices = np.array([at for row in rows for at in row], dtype=np.int64)
     return csr_array((np.ones(len(indices), dtype=np.int32), indices, ends), shape=(len(rows), columns))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Floats, Indices, Pool
@@ -75,6 +74,8 @@ class Clusters:
         return share_of(samples, self.share)
 
     def keep(self, pool: Pool) -> Indices:
+        from scipy.cluster.vq import kmeans2
+
         count = self.most(len(pool.similarity))
         if not count:
             return np.arange(0)

@@ -25,6 +25,7 @@ from selfcontrast.training.signals import Postponed
 Train = Callable[[Any, Any, Path, str], Mapping[str, Tensor]]
 """Trains a module on its data, in a working folder, for a stage; gives the trained weights, on the first rank."""
 
+START = "spawn"  # how a rank is started: with the environment that this process has now
 GRACE = 5  # seconds for the other ranks to end, once one has
 
 
@@ -43,10 +44,10 @@ class Ranks:
             UserError: a rank's own.
         """
         report, module.report = module.report, None  # stays here, whatever it holds on to
-        messages = multiprocessing.get_context("spawn").SimpleQueue()
+        messages = multiprocessing.get_context(START).SimpleQueue()
         port = self.node.port + 1 if self.node.count > 1 else _free_port()
         work = (self, port, train, module, data, folder, stage, messages)
-        ranks: Any = start_processes(_rank, work, self.local, join=False)  # type: ignore[no-untyped-call]
+        ranks: Any = start_processes(_rank, work, self.local, join=False, start_method=START)  # type: ignore[no-untyped-call]
         receive = _Receiver(module, report)
 
         def pass_on(number: int) -> None:
