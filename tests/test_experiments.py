@@ -126,6 +126,7 @@ BY_ARM: dict[str, dict[str, Any]] = {
         "generator.samples": 32,
         "filter.selector._target_": "selfcontrast.filters.selectors.LeastSimilar",
         "filter.selector.share": 0.75,  # known for HH-RLHF alone
+        "filter.selector.of": "samples",
         "filter.max_negatives": 16,
     },
 }
@@ -174,6 +175,13 @@ def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tupl
     assert found == expected
     for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "rounds"):
         assert other[part] == whole[part], part
+
+
+def test_the_random_control_keeps_as_many_as_the_papers_filter_and_the_default_job_a_share_of_the_distinct() -> None:
+    control = composed("+experiment=hh_rlhf/self_contrast", "arm=random_negatives").filter.selector
+    assert control._target_ == "selfcontrast.filters.selectors.Random"
+    assert (control.share, control.of) == (0.75, "samples")
+    assert composed().filter.selector.of == "distinct"
 
 
 def test_standard_pairs_are_not_mixed_up_with_sampling() -> None:
