@@ -56,6 +56,7 @@ EVERY = {  # [repo] for all three
     "evaluation.benchmarks.reward.samples": 1,
     "evaluation.benchmarks.reward.reward_model.path": "./models/Starling-RM-7B-alpha",
     "evaluation.benchmarks.reward.reward_model.max_tokens": 2048,
+    "evaluation.benchmarks.reward.reward_model.read_at": "published",
 }
 SFT = {
     "sft.lr": 5e-6,
