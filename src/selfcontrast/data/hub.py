@@ -20,7 +20,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.loading import folder_hash
 from selfcontrast.store import NOT_IN_KEY
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same data and settings would give other examples."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -37,7 +37,7 @@ class Part:
         subset: a folder of the data set, None for all of them.
         revision: a full commit on the hub; of no matter for what lies here.
         split: its name there.
-        turns: the most messages of the user in a prompt, None for any number; longer dialogues are left out.
+        turns: the most messages of the user in a prompt; longer dialogues are cut to that many. None for any number.
         limit: the first so many usable rows, None for all.
     """
 
