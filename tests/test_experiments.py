@@ -265,6 +265,37 @@ def test_the_reward_model_that_has_not_been_made_is_missed_before_compute(debug:
         checked("hh_rlhf/sft", debug, path)
 
 
+def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Path) -> None:
+    """The command of docs/reproduction.md, with two pairs per prompt."""
+    folder = tmp_path / "HH-RLHF"
+    rows = [{"instruction": f"Q{i}?", "output": ["Yes.", f"No {n}."], "history": []} for i in range(20) for n in (1, 2)]
+    for name, some in (("Self-Contrast_2/train.jsonl", rows[:20]), ("test.jsonl", rows[20:])):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in some))
+    parts = configure(
+        composed(
+            "+experiment=hh_rlhf/dpo_std",
+            "data=self_contrast_release",
+            f"data.root={tmp_path}",
+            "data.rows=Self-Contrast_2",
+            "generator=import",
+            f"generator.path={folder / 'Self-Contrast_2'}",
+            "filter.max_negatives=2",
+            "negatives=2",
+            "method=Self-Contrast",
+            "hardware=cpu",
+            "hardware.devices=1",
+            "tracking=none",
+            "output=out",
+            f"model.path={debug / 'model'}",
+            "model.revision=null",
+            f"evaluation.benchmarks.reward.reward_model.path={debug / 'reward'}",
+        )
+    )
+    assert parts.generator.samples == 2
+    assert len(parts.splits["train"]) + len(parts.splits["validation"]) == len(parts.splits["test"]) == 10
+
+
 def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
     """What +debug=tiny changes are sizes and places."""
     whole, small = (

@@ -11,6 +11,8 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, recognise, text
 from selfcontrast.errors import UserError
 
+DUPLICATE = "exact duplicate"
+
 
 def read_examples(
     rows: Iterable[tuple[str, Any]],
@@ -57,7 +59,7 @@ def read_examples(
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
         if key in content:
-            dropped["exact duplicate"] += 1
+            dropped[DUPLICATE] += 1
             continue
         content.add(key)
         examples[example.id] = example
