@@ -296,6 +296,28 @@ def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Pat
     assert len(parts.splits["train"]) + len(parts.splits["validation"]) == len(parts.splits["test"]) == 10
 
 
+def test_a_published_figure_of_mt_bench_stands_beside_fastchats_questions_alone(debug: Path, tmp_path: Path) -> None:
+    entry = {"system": "SFT", "negatives": None, "benchmark": "mt_bench", "what": "mean", "page": 1, "source": "a test"}
+    (tmp_path / "figures.yaml").write_text(json.dumps([{**entry, "figure": 5.0}]))
+    asked = {"question_id": 1, "category": "writing", "turns": ["One?", "Two?"]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(asked) + "\n")
+    bench = "evaluation.benchmarks.mt_bench"
+    job = (
+        f"+benchmark@{bench}=mt_bench",
+        f"{bench}.judge.model=judge",
+        "published=" + str(tmp_path / "figures.yaml"),
+    )
+    with pytest.raises(
+        UserError, match=r"has figures of mt_bench, but .*questions=ours .* Set questions and references"
+    ):
+        checked("hh_rlhf/sft", debug, *job)
+    with pytest.raises(UserError, match=r"questions=None"):
+        checked("hh_rlhf/sft", debug, *job, f"{bench}.questions=null")
+    theirs = checked("hh_rlhf/sft", debug, *job, f"{bench}.questions={tmp_path / 'question.jsonl'}")
+    assert len(theirs.published) == 1
+    assert checked("hh_rlhf/sft", debug, *job[:2], "published=hh_rlhf").published == []
+
+
 def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
     """What +debug=tiny changes are sizes and places."""
     whole, small = (
