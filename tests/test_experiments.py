@@ -22,6 +22,7 @@ ARMS = ("sft", "dpo_std", "spin", "self_contrast")
 EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
 
 EVERY = {  # [repo] for all three
+    "seed": 42,
     "max_length": 2048,
     "objective._target_": "selfcontrast.objectives.Objective",
     "objective.aggregation": "mean_of_pairs",
@@ -213,6 +214,12 @@ def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
         assert len(part.revision) == 40
     experiment = composed(f"+experiment={data.partition('_pairs')[0]}/sft")
     assert len(experiment.model.revision) == 40
+
+
+def test_the_encoder_that_is_not_pinned_is_declared_with_how_to_pin_it() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text().partition("## What could differ")[2]
+    assert composed("+experiment=hh_rlhf/sft").encoder.revision is None
+    assert "encoder.revision=COMMIT" in text
 
 
 # --- the checks before compute
