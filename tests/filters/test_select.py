@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pools import NAMES, SELECTORS, pool, pools
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Filter, Pool, distinct, draw, seed_of
+from selfcontrast.filters.select import Filter, Pool, distinct, draw, excluded, seed_of
 from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored
 
 SEEDS = st.integers(0, 10**6)
@@ -97,6 +97,16 @@ def test_distinct_drops_empty_ones_copies_and_repetitions(texts: list[str]) -> N
     expected = [text for text in dict.fromkeys(stripped) if text not in ("", "target")]
     assert [stripped[i] for i in found] == expected
     assert found == [stripped.index(text) for text in expected]
+
+
+@given(st.lists(st.sampled_from(["", " ", "a", "target", " target\n"]), max_size=8), st.sampled_from(["target ", ""]))
+def test_excluded_are_the_first_empty_text_and_the_first_copy(texts: list[str], target: str) -> None:
+    stripped = [text.strip() for text in texts]
+    expected = {stripped.index(text) for text in ("", target.strip()) if text in stripped}
+    assert set(excluded(target, texts)) == expected
+    assert len(excluded(target, texts)) == len(expected)
+    left = {stripped[i] for i in [*excluded(target, texts), *distinct(target, texts)]}
+    assert left == set(stripped)  # with the candidates, every distinct response
 
 
 @pytest.mark.parametrize(
