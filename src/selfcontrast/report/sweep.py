@@ -59,11 +59,6 @@ class Job:
         return self._fact("align", "negatives_per_prompt")
 
     @property
-    def prompts(self) -> float:
-        """Prompts that preference training used."""
-        return self._fact("align", "prompts")
-
-    @property
     def tokens(self) -> float:
         """What preference training read in all its epochs, every prompt once for all of its responses."""
         return self._fact("align", "tokens")

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from selfcontrast.report import text
-from selfcontrast.report.sweep import Job, Point, Sweep
+from selfcontrast.report.sweep import Point, Sweep
+from selfcontrast.report.sweep_prompts import with_prompts
 
 # Of `numbers`, after the measure's own name. The last three are what a point costs: the time of its alignment and the
 # tokens that it reads, and the time of all stages, as if nothing were shared.
@@ -37,53 +38,22 @@ def numbers(point: Point) -> Row:
 def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
     """Heads and rows over K; of a variant's several seeds the mean."""
     varied = len(sweep.variants) > 1
-    heads = [*(["variant"] if varied else []), "K", "seeds", sweep.measure, *HEADS, *_prompts_head(sweep)]
+    heads = [*(["variant"] if varied else []), "K", "seeds", sweep.measure, *HEADS]
     rows = [
-        [
-            *([point.variant] if varied else []),
-            str(point.k),
-            str(len(point.jobs)),
-            *numbers(point),
-            *_prompts(sweep, point.jobs),
-        ]
+        [*([point.variant] if varied else []), str(point.k), str(len(point.jobs)), *numbers(point)]
         for point in sweep.points
     ]
-    return heads, rows
+    return with_prompts(sweep, heads, rows, [point.jobs for point in sweep.points])
 
 
 def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
     """Heads and rows, one per job, whose p-values are corrected for the number of jobs."""
-    heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS, *_prompts_head(sweep)]
+    heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS]
     rows = []
     for job in sweep.jobs:
         own = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
-        rows.append([*own, *numbers(Point([job], job.p_holm)), *_prompts(sweep, [job])])
-    return heads, rows
-
-
-def different_prompts(sweep: Sweep) -> str:
-    """Say how many prompts the jobs of each variant trained on; "" where all trained on as many."""
-    if not _uneven(sweep):
-        return ""
-    parts = []
-    for variant in sweep.variants:
-        found = sorted({job.prompts for point in sweep.of(variant) for job in point.jobs if math.isfinite(job.prompts)})
-        if found:
-            parts.append(f"{variant or 'all'} {' to '.join(dict.fromkeys(map(text.count, (found[0], found[-1]))))}")
-    return f"The jobs trained on different numbers of prompts: {', '.join(parts)}. This may explain differences."
-
-
-def _uneven(sweep: Sweep) -> bool:
-    return len({job.prompts for job in sweep.jobs if math.isfinite(job.prompts)}) > 1
-
-
-def _prompts_head(sweep: Sweep) -> Row:
-    return ["prompts"] if _uneven(sweep) else []
-
-
-def _prompts(sweep: Sweep, jobs: Sequence[Job]) -> Row:
-    """The cell of the column that stands there only where the numbers differ."""
-    return [text.count(_mean([job.prompts for job in jobs]))] if _uneven(sweep) else []
+        rows.append([*own, *numbers(Point([job], job.p_holm))])
+    return with_prompts(sweep, heads, rows, [[job] for job in sweep.jobs])
 
 
 def frame(sweep: Sweep) -> pd.DataFrame:

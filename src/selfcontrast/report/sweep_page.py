@@ -12,7 +12,8 @@ from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
 from selfcontrast.report.sweep import Point, Sweep, best, mean
-from selfcontrast.report.sweep_numbers import by_job, by_point, different_prompts, frame, numbers
+from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
+from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE, sharpest_control
 

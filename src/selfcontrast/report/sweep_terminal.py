@@ -2,8 +2,9 @@
 
 from selfcontrast.report import claims_page, text
 from selfcontrast.report.sweep import Point, Sweep, mean
-from selfcontrast.report.sweep_numbers import HEADS, different_prompts, numbers
+from selfcontrast.report.sweep_numbers import HEADS, numbers
 from selfcontrast.report.sweep_page import headline, sentence
+from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.verdict import PROXY
 
