@@ -28,11 +28,11 @@ from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastSimilar, MostSimilarBelow, Random, RankWindow
 
 SELECTORS = {
-    "least_similar": LeastSimilar(0.75),
+    "least_similar": LeastSimilar(0.75, "distinct"),
     "none": Everything(),
     "most_similar_below": MostSimilarBelow(0.8),
     "rank_window": RankWindow(0.25, 0.75),
-    "random": Random(0.75),
+    "random": Random(0.75, "distinct"),
     "mmr": MaximalMarginalRelevance(0.75, 0.5),
     "clusters": Clusters(0.75, 8, 20),
 }

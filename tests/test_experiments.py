@@ -22,6 +22,7 @@ ARMS = ("sft", "dpo_std", "spin", "self_contrast")
 EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
 
 EVERY = {  # [repo] for all three
+    "seed": 42,
     "max_length": 2048,
     "objective._target_": "selfcontrast.objectives.Objective",
     "objective.aggregation": "mean_of_pairs",
@@ -56,6 +57,7 @@ EVERY = {  # [repo] for all three
     "evaluation.benchmarks.reward.samples": 1,
     "evaluation.benchmarks.reward.reward_model.path": "./models/Starling-RM-7B-alpha",
     "evaluation.benchmarks.reward.reward_model.max_tokens": 2048,
+    "evaluation.benchmarks.reward.reward_model.read_at": "published",
 }
 SFT = {
     "sft.lr": 5e-6,
@@ -126,6 +128,7 @@ BY_ARM: dict[str, dict[str, Any]] = {
         "generator.samples": 32,
         "filter.selector._target_": "selfcontrast.filters.selectors.LeastSimilar",
         "filter.selector.share": 0.75,  # known for HH-RLHF alone
+        "filter.selector.of": "samples",
         "filter.max_negatives": 16,
     },
 }
@@ -176,6 +179,13 @@ def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tupl
         assert other[part] == whole[part], part
 
 
+def test_the_random_control_keeps_as_many_as_the_papers_filter_and_the_default_job_a_share_of_the_distinct() -> None:
+    control = composed("+experiment=hh_rlhf/self_contrast", "arm=random_negatives").filter.selector
+    assert control._target_ == "selfcontrast.filters.selectors.Random"
+    assert (control.share, control.of) == (0.75, "samples")
+    assert composed().filter.selector.of == "distinct"
+
+
 def test_standard_pairs_are_not_mixed_up_with_sampling() -> None:
     """The experiment with that arm on the command line would sample: it is refused, and dpo_std is the one to take."""
     cfg = composed("+experiment=nectar/self_contrast", "arm=dpo_std")
@@ -204,6 +214,12 @@ def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
         assert len(part.revision) == 40
     experiment = composed(f"+experiment={data.partition('_pairs')[0]}/sft")
     assert len(experiment.model.revision) == 40
+
+
+def test_the_encoder_that_is_not_pinned_is_declared_with_how_to_pin_it() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text().partition("## What could differ")[2]
+    assert composed("+experiment=hh_rlhf/sft").encoder.revision is None
+    assert "encoder.revision=COMMIT" in text
 
 
 # --- the checks before compute
@@ -254,6 +270,59 @@ def test_the_reward_model_that_has_not_been_made_is_missed_before_compute(debug:
     path = "evaluation.benchmarks.reward.reward_model.path=./models/Starling-RM-7B-alpha"
     with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha: no such folder"):
         checked("hh_rlhf/sft", debug, path)
+
+
+def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Path) -> None:
+    """The command of docs/reproduction.md, with two pairs per prompt."""
+    folder = tmp_path / "HH-RLHF"
+    rows = [{"instruction": f"Q{i}?", "output": ["Yes.", f"No {n}."], "history": []} for i in range(20) for n in (1, 2)]
+    for name, some in (("Self-Contrast_2/train.jsonl", rows[:20]), ("test.jsonl", rows[20:])):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in some))
+    parts = configure(
+        composed(
+            "+experiment=hh_rlhf/dpo_std",
+            "data=self_contrast_release",
+            f"data.root={tmp_path}",
+            "data.rows=Self-Contrast_2",
+            "generator=import",
+            f"generator.path={folder / 'Self-Contrast_2'}",
+            "filter.max_negatives=2",
+            "negatives=2",
+            "method=Self-Contrast",
+            "hardware=cpu",
+            "hardware.devices=1",
+            "tracking=none",
+            "output=out",
+            f"model.path={debug / 'model'}",
+            "model.revision=null",
+            f"evaluation.benchmarks.reward.reward_model.path={debug / 'reward'}",
+        )
+    )
+    assert parts.generator.samples == 2
+    assert len(parts.splits["train"]) + len(parts.splits["validation"]) == len(parts.splits["test"]) == 10
+
+
+def test_a_published_figure_of_mt_bench_stands_beside_fastchats_questions_alone(debug: Path, tmp_path: Path) -> None:
+    entry = {"system": "SFT", "negatives": None, "benchmark": "mt_bench", "what": "mean", "page": 1, "source": "a test"}
+    (tmp_path / "figures.yaml").write_text(json.dumps([{**entry, "figure": 5.0}]))
+    asked = {"question_id": 1, "category": "writing", "turns": ["One?", "Two?"]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(asked) + "\n")
+    bench = "evaluation.benchmarks.mt_bench"
+    job = (
+        f"+benchmark@{bench}=mt_bench",
+        f"{bench}.judge.model=judge",
+        "published=" + str(tmp_path / "figures.yaml"),
+    )
+    with pytest.raises(
+        UserError, match=r"has figures of mt_bench, but .*questions=ours .* Set questions and references"
+    ):
+        checked("hh_rlhf/sft", debug, *job)
+    with pytest.raises(UserError, match=r"questions=None"):
+        checked("hh_rlhf/sft", debug, *job, f"{bench}.questions=null")
+    theirs = checked("hh_rlhf/sft", debug, *job, f"{bench}.questions={tmp_path / 'question.jsonl'}")
+    assert len(theirs.published) == 1
+    assert checked("hh_rlhf/sft", debug, *job[:2], "published=hh_rlhf").published == []
 
 
 def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:

@@ -44,6 +44,13 @@ def test_a_command_composes_for_each_of_its_values(command: str) -> None:
         composed(*fixed, *point)
 
 
+def test_mt_bench_asks_the_questions_that_its_published_figures_are_of() -> None:
+    """Not this project's own 80, which the benchmark's file has by default."""
+    (command,) = [command for command in TRAIN if "mt_bench" in command]
+    bench = composed(*shlex.split(command)[2:]).evaluation.benchmarks.mt_bench
+    assert (bench.questions, bench.references) == ("question.jsonl", "gpt-4.jsonl")
+
+
 @pytest.mark.parametrize("command", PLAN)
 def test_a_plan_names_experiments(command: str) -> None:
     names = [word for word in shlex.split(command)[2:] if not word.startswith("-") and word != "outputs/RUN"]

@@ -108,7 +108,15 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
     parts["adapter"].check(parts["model"])
-    return assemble(cfg, parts, splits)
+    job = assemble(cfg, parts, splits)
+    for name in sorted({figure.benchmark for figure in job.published}):
+        if getattr(job.evaluation.benchmarks.get(name), "own_questions", False):
+            raise UserError(
+                f"published={cfg.published} has figures of {name}, but evaluation.benchmarks.{name}.questions="
+                f"{cfg.evaluation.benchmarks[name].questions} asks other questions. Set questions and references to "
+                "FastChat's files, or published=null"
+            )
+    return job
 
 
 def assemble(cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]]) -> Parts:

@@ -84,26 +84,63 @@ def test_odd_rows_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptur
     ]
     file = lines(tmp_path / "train.jsonl.gz", [hh(f"Question {i}?", f"Good {i}.", "Bad.") for i in range(9)] + odd)
     with caplog.at_level(logging.WARNING):
-        assert len(every(hub(part(file, turns=1)))) == 9 + 1
+        assert len(every(hub(part(file, turns=1)))) == 9 + 1 + 1
     (said,) = caplog.messages
-    assert said.startswith(f"data.train ({file}): kept 10 rows, dropped 6 (")
+    assert said.startswith(f"data.train ({file}): kept 11 rows, dropped 5 (")
     assert {reason.strip() for reason in said.partition("(an")[2].rstrip(")").split(",")} | {"an empty turn: 1"} >= {
         "one speaker twice in a row: 1",
         "does not begin with Human: 1",
         "column 'chosen' is missing or null: 1",
         "exact duplicate: 1",
-        "more than 1 turn of the user: 1",
     }
 
 
+def test_longer_dialogues_are_cut_to_their_first_turns(tmp_path: Path) -> None:
+    """The target is then the answer inside the dialogue, which no other answer was rejected for."""
+    more = f"{TALK}\n\nHuman: And you?\n\nAssistant: Well."
+    rows = [hh(f"Question {i}?", f"Good {i}.", f"Bad {i}.") for i in range(8)]
+    rows += [hh("Bye?", "Bye.", "No.", before=more), hh("Hello.", "Hi: what now?", "Go away.")]
+    file = lines(tmp_path / "train.jsonl.gz", rows)
+
+    def found(turns: int | None) -> dict[str, tuple[list[str], str, str]]:
+        first = {example.prompt[0]["content"]: example for example in every(hub(part(file, turns=turns)))}
+        return {name: ([message["content"] for message in e.prompt], e.target, e.rejected) for name, e in first.items()}
+
+    assert len(every(hub(part(file)))) == 10
+    assert len(every(hub(part(file, turns=1)))) == 9  # the two that begin alike are one
+    assert found(1)["Hello."] == (["Hello."], "Hi: what now?", "")
+    assert found(1)["Question 1?"] == (["Question 1?"], "Good 1.", "Bad 1.")
+    whole = [e for e in every(hub(part(file, turns=2))) if len(e.prompt) > 1]
+    assert [([m["content"] for m in e.prompt], e.target, e.rejected) for e in whole] == [
+        (["Hello.", "Hi: what now?", "And you?"], "Well.", "")
+    ]
+    assert [e.target for e in every(hub(part(file, turns=3))) if len(e.prompt) > 1] == ["Bye."]
+
+
+def test_two_messages_of_the_user_in_a_row_cannot_be_cut_between(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(start: str, *roles: str) -> Row:
+        return {"messages": [{"role": role, "content": f"{start} {i}"} for i, role in enumerate(roles)]}
+
+    rows = [said(f"row {i}", "user", "assistant") for i in range(8)]
+    file = lines(tmp_path / "train.jsonl.gz", [*rows, said("odd", "user", "user", "assistant")])
+    with caplog.at_level(logging.WARNING):
+        assert len(every(hub(part(file, turns=1)))) == 8
+    assert "one speaker twice in a row: 1" in caplog.text
+
+
 def test_real_dialogues_of_hh_rlhf() -> None:
-    """2,312 rows, of which 12 are odd or repeated; those of one turn begin the dialogue."""
+    """2,312 rows, of which 12 are odd or repeated; cut to one turn, those that begin alike are repeated, too."""
     file = shared_data("hh_rlhf", "harmless-base_test.jsonl.gz")
     found = every(hub(part(file)))
     assert len(found) == 2300
     single = every(hub(part(file, turns=1)))
-    assert 0 < len(single) < 2300
     assert {len(example.prompt) for example in single} == {1}
+    dialogues = [(e.prompt, e.target) for e in found]
+    begin = {(prompt[0]["content"], [*prompt[1:2], {"content": target}][0]["content"]) for prompt, target in dialogues}
+    assert {(e.prompt[0]["content"], e.target) for e in single} == begin
+    assert len(single) == len(begin) < 2300
     assert sum(bool(example.rejected) for example in found) == 2299
     assert len({example.id for example in found}) == 2300
 

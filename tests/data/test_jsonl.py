@@ -136,6 +136,16 @@ def test_alpaca_takes_system_and_history(tmp_path: Path) -> None:
     assert example.prompt == [system, user("And 1?"), assistant("2"), user("And 2?")]
 
 
+@pytest.mark.parametrize(
+    ("output", "target", "rejected"), [(["3", "4"], "3", "4"), (["3", " "], "3", ""), (["3"], "3", "")]
+)
+def test_alpaca_output_may_be_chosen_and_rejected(
+    tmp_path: Path, output: list[str], target: str, rejected: str
+) -> None:
+    example = parse_one(tmp_path, {"instruction": "Add.", "output": output})
+    assert (example.target, example.rejected) == (target, rejected)
+
+
 def test_alpaca_preference_rows_answer_with_chosen(tmp_path: Path) -> None:
     row = {"instruction": "Add.", "output": "three", "chosen": "3, please", "rejected": "3, fool"}
     example = parse_one(tmp_path, row)

@@ -20,10 +20,11 @@ from selfcontrast.filters.selectors import (
 NAMES = st.text(min_size=1, max_size=8)
 SHARES = st.floats(0.05, 1)
 BARS = st.floats(-0.875, 1, width=32)
+OF = st.sampled_from(["distinct", "samples"])
 SELECTORS = st.one_of(
     st.just(Everything()),
-    SHARES.map(LeastSimilar),
-    SHARES.map(Random),
+    st.builds(LeastSimilar, share=SHARES, of=OF),
+    st.builds(Random, share=SHARES, of=OF),
     BARS.map(LessSimilarThan),
     BARS.map(MostSimilarBelow),
     st.tuples(st.floats(0, 0.5), st.floats(0.55, 1)).map(lambda window: RankWindow(*window)),
@@ -33,18 +34,29 @@ SELECTORS = st.one_of(
 )
 
 
-def pool(similarity: Any, scores: Any = None, seed: int = 0, width: int = 3) -> Pool:
-    """Candidates of these cosines to the target (1, 0, 0, …), otherwise in random directions."""
+def pool(
+    similarity: Any, scores: Any = None, seed: int = 0, width: int = 3, repeated: int = 0, excluded: Any = ()
+) -> Pool:
+    """Candidates of these cosines to the target (1, 0, 0, …), otherwise in random directions.
+
+    Args:
+        repeated: how many of the samples repeat another.
+        excluded: cosines of an empty response and a copy of the target, where there is one.
+    """
     near = np.sort(np.asarray(similarity, dtype=np.float32))
     rest = np.random.default_rng(seed).standard_normal((len(near), width - 1))
     rest *= np.sqrt(1 - near.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
     vectors = np.concatenate([near[:, None], rest], axis=1).astype(np.float32)
-    return Pool(near, vectors, None if scores is None else np.asarray(scores, dtype=np.float32), [seed])
+    never = np.asarray(excluded, dtype=np.float32)
+    samples = len(near) + len(never) + repeated
+    return Pool(near, vectors, None if scores is None else np.asarray(scores, np.float32), [seed], samples, never)
 
 
 @st.composite
 def pools(draw: st.DrawFn, most: int = 24) -> Pool:
-    """Pools with scores on a coarse grid, so that some are equal."""
+    """Pools with scores on a coarse grid, so that some are equal; with repetitions, an empty response, a copy."""
     near = draw(st.lists(st.floats(-1, 1, width=32), max_size=most))
     scores = draw(st.lists(st.integers(0, 4), min_size=len(near), max_size=len(near)))
-    return pool(near, np.array(scores) / 4, draw(st.integers(0, 99)))
+    empty, copy = draw(st.one_of(st.just([]), st.floats(-1, 1, width=32).map(lambda x: [x]))), draw(st.booleans())
+    never = [*empty, *([1.0] if copy else [])]
+    return pool(near, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), never)

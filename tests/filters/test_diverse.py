@@ -17,7 +17,7 @@ def circle(*degrees: float) -> Pool:
     """Candidates on the unit circle, the target at 0 degrees: in the order of their similarity to it."""
     angles = np.radians(sorted(degrees, key=lambda d: np.cos(np.radians(d))))
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    return Pool(vectors[:, 0], vectors, None, [0])
+    return Pool(vectors[:, 0], vectors, None, [0], len(vectors), np.empty(0, np.float32))
 
 
 def angles_of(candidates: Pool, kept: Any) -> list[int]:
@@ -53,7 +53,8 @@ def test_diversity_by_hand() -> None:
     """
     near = np.array([-0.8, -0.7, -0.6], dtype=np.float32)
     vectors = np.array([[-0.8, 0.6, 0], [-0.7, 0.51**0.5, 0], [-0.6, 0, 0.8]], dtype=np.float32)
-    assert MaximalMarginalRelevance(1.0, 0.5).keep(Pool(near, vectors, None, [0])).tolist() == [0, 2, 1]
+    candidates = Pool(near, vectors, None, [0], 3, np.empty(0, np.float32))
+    assert MaximalMarginalRelevance(1.0, 0.5).keep(candidates).tolist() == [0, 2, 1]
 
 
 # --- clusters
@@ -100,7 +101,8 @@ def test_one_of_each_cluster_comes_first() -> None:
 def test_fewer_candidates_than_clusters_and_none_at_all() -> None:
     assert Clusters(1.0, 8, 5).keep(pool([0.1, 0.2])).tolist() == [0, 1]
     assert Clusters(0.5, 8, 5).keep(pool([0.1])).tolist() == []
-    same = Pool(np.full(4, 0.6, np.float32), np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1)), None, [0])
+    vectors = np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1))
+    same = Pool(np.full(4, 0.6, np.float32), vectors, None, [0], 4, np.empty(0, np.float32))
     assert Clusters(1.0, 3, 5).keep(same).tolist() == [0, 1, 2, 3]
 
 

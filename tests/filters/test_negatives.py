@@ -64,7 +64,7 @@ def select(
 
 
 def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None:
-    select(tmp_path, LeastSimilar(0.5))
+    select(tmp_path, LeastSimilar(0.5, "distinct"))
     found = read_negatives(tmp_path / FILE)
     assert set(found) == {"p", "r"}
     for name, ranked in found.items():
@@ -79,7 +79,7 @@ def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None
 
 def test_the_summary_by_hand(tmp_path: Path) -> None:
     """Distinct: p good bad worse fair, q good, r fair good worse bad. Drawn: bad and worse of p and r."""
-    summary = select(tmp_path, LeastSimilar(0.5))
+    summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     expected = {
         "prompts": 3,
         "prompts_used": 2,
@@ -110,7 +110,7 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
 
 
 def test_what_was_seen_is_on_file(tmp_path: Path) -> None:
-    select(tmp_path, LeastSimilar(0.5))
+    select(tmp_path, LeastSimilar(0.5, "distinct"))
     seen = pd.read_parquet(tmp_path / SIMILARITIES)
     assert seen["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
     assert seen.groupby("id")["drawn"].sum().to_dict() == {"p": 2, "q": 0, "r": 2}
@@ -125,7 +125,7 @@ def test_what_was_seen_is_on_file(tmp_path: Path) -> None:
 
 
 def test_without_a_judge_nothing_is_said_of_scores(tmp_path: Path) -> None:
-    summary = select(tmp_path, LeastSimilar(0.5), graded=False)
+    summary = select(tmp_path, LeastSimilar(0.5, "distinct"), graded=False)
     scores = [name for name in summary if "score" in name or "false" in name]
     assert len(scores) == 4
     assert {summary[name] for name in scores} == {None}
@@ -159,7 +159,7 @@ def test_prompts_that_the_selector_keeps_too_few_of_are_told_apart_and_can_be_re
 
 def test_no_prompt_left_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_negatives=5 .*\(2 with 4 distinct, 2 kept, 1 with 1 distinct, 0 kept\)"):
-        select(tmp_path, LeastSimilar(0.5), most=5)
+        select(tmp_path, LeastSimilar(0.5, "distinct"), most=5)
 
 
 # --- what must hold whatever is selected

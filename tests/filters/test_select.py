@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pools import NAMES, SELECTORS, pool, pools
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Filter, Pool, distinct, draw, seed_of
+from selfcontrast.filters.select import Filter, Pool, distinct, draw, excluded, seed_of
 from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored
 
 SEEDS = st.integers(0, 10**6)
 
 
 def own(most: int, on_shortage: str = "drop_everywhere", selector: Any = None, seed: int = 42) -> Filter:
-    return Filter(selector or LeastSimilar(0.75), most, on_shortage, seed, None)
+    return Filter(selector or LeastSimilar(0.75, "distinct"), most, on_shortage, seed, None)
 
 
 def drawn(settings: Filter, name: str, candidates: Pool) -> list[int]:
@@ -99,12 +99,22 @@ def test_distinct_drops_empty_ones_copies_and_repetitions(texts: list[str]) -> N
     assert found == [stripped.index(text) for text in expected]
 
 
+@given(st.lists(st.sampled_from(["", " ", "a", "target", " target\n"]), max_size=8), st.sampled_from(["target ", ""]))
+def test_excluded_are_the_first_empty_text_and_the_first_copy(texts: list[str], target: str) -> None:
+    stripped = [text.strip() for text in texts]
+    expected = {stripped.index(text) for text in ("", target.strip()) if text in stripped}
+    assert set(excluded(target, texts)) == expected
+    assert len(excluded(target, texts)) == len(expected)
+    left = {stripped[i] for i in [*excluded(target, texts), *distinct(target, texts)]}
+    assert left == set(stripped)  # with the candidates, every distinct response
+
+
 @pytest.mark.parametrize(
     ("settings", "negatives", "samples", "line"),
     [
         (own(4), 5, 32, r"negatives=5 is more than filter\.max_negatives=4"),
-        (own(16, selector=LeastSimilar(0.25)), 16, 32, r"max_negatives=16 is impossible.*keeps 8 at most"),
-        (own(16, selector=LeastSimilar(0.25)), 1, 32, r"max_negatives=16 is impossible"),
+        (own(16, selector=LeastSimilar(0.25, "distinct")), 16, 32, r"max_negatives=16 is impossible.*keeps 8 at most"),
+        (own(16, selector=LeastSimilar(0.25, "distinct")), 1, 32, r"max_negatives=16 is impossible"),
         (own(33, selector=Everything()), 1, 32, r"max_negatives=33 is impossible"),
         (own(33, "refill"), 1, 32, r"max_negatives=33 is impossible"),
         (
@@ -124,8 +134,8 @@ def test_what_cannot_be_is_refused_before_any_compute(
 
 def test_what_can_be() -> None:
     own(16).check(16, 32, verified=False)
-    own(8, selector=LeastSimilar(0.25)).check(1, 32, verified=False)
-    own(16, "refill", LeastSimilar(0.25)).check(16, 32, verified=False)  # what refill is for
+    own(8, selector=LeastSimilar(0.25, "distinct")).check(1, 32, verified=False)
+    own(16, "refill", LeastSimilar(0.25, "distinct")).check(16, 32, verified=False)  # what refill is for
     own(32, selector=Everything()).check(32, 32, verified=False)
     own(4, selector=LowestScored(1.0, 1.0)).check(4, 32, verified=True)
 

@@ -15,7 +15,9 @@ def shown(folder: Path, prompts: int) -> pd.DataFrame:
 
 
 def test_every_candidate_with_its_similarity_and_its_rank_in_the_pool(tmp_path: Path) -> None:
-    select(tmp_path, LeastSimilar(0.5))  # of p and r bad and worse; of q, which has one distinct candidate, none
+    select(
+        tmp_path, LeastSimilar(0.5, "distinct")
+    )  # of p and r bad and worse; of q, which has one distinct candidate, none
     found = shown(tmp_path, 3)
     assert found["candidate"].tolist() == [text for texts in SAMPLED.values() for text in texts]
     assert set(found["prompt"]) == {"?"}
@@ -32,6 +34,6 @@ def test_every_candidate_with_its_similarity_and_its_rank_in_the_pool(tmp_path: 
 
 
 def test_no_more_prompts_than_asked_for(tmp_path: Path) -> None:
-    select(tmp_path, LeastSimilar(0.5))
+    select(tmp_path, LeastSimilar(0.5, "distinct"))
     assert len(shown(tmp_path, 1)) == len(SAMPLED["p"])
     assert len(shown(tmp_path, 2)) == len(SAMPLED["p"]) + len(SAMPLED["q"])

@@ -36,7 +36,8 @@ def classifier_folder(folder: Path, labels: int = 1, template: bool = True) -> P
 
 
 def own(folder: Path, **changes: Any) -> RewardModel:
-    return replace(RewardModel(str(folder), None, "float32", 128, trust_remote_code=False, batch_size=2), **changes)
+    model = RewardModel(str(folder), None, "float32", 128, "last_token", trust_remote_code=False, batch_size=2)
+    return replace(model, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,47 @@ def test_of_a_long_dialogue_the_end_is_read(folder: Path) -> None:
         assert cut[1] == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
 
 
+@torch.inference_mode()
+def at_the_last_position(folder: Path, max_tokens: int) -> list[float]:
+    """The rewards by a plain forward pass over each row, padded to `max_tokens`, read at its last position.
+
+    A longer row keeps its first token, and of the others the last.
+    """
+    model, rendering = LlamaForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
+    found = []
+    for dialogue, text in RESPONSES:
+        messages = [*dialogue, {"role": "assistant", "content": text}]
+        ids = rendering.apply_chat_template(messages, return_dict=False)
+        row = ids if len(ids) <= max_tokens else [ids[0], *ids[-1:-max_tokens:-1][::-1]]
+        padding = max_tokens - len(row)
+        hidden = model.model(
+            torch.tensor([row + [rendering.pad_token_id] * padding]),
+            attention_mask=torch.tensor([[1] * len(row) + [0] * padding]),
+        ).last_hidden_state
+        found.append(float(model.score(hidden)[0, -1, 0]))
+    return found
+
+
+def lengths() -> list[int]:
+    messages = [[*dialogue, {"role": "assistant", "content": text}] for dialogue, text in RESPONSES]
+    return [len(tokenizer().apply_chat_template(own, return_dict=False)) for own in messages]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_read_at_published_is_the_last_position_of_the_padded_row(folder: Path, batch_size: int) -> None:
+    """Rows of every length against `max_tokens`: shorter, one token short of it, as long, and longer."""
+    assert len(set(lengths())) > 2
+    for max_tokens in (128, max(lengths()) + 1, max(lengths()), max(lengths()) - 1, min(lengths())):
+        found = rewards(own(folder, read_at="published", max_tokens=max_tokens, batch_size=batch_size))
+        np.testing.assert_allclose(found, at_the_last_position(folder, max_tokens), atol=1e-5)
+
+
+def test_where_the_reward_is_read_changes_it_and_is_in_the_key(folder: Path) -> None:
+    last, published = own(folder), own(folder, read_at="published")
+    assert (np.abs(rewards(last) - rewards(published)) > 1e-2).all()
+    assert last.fingerprint() != published.fingerprint()
+
+
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     two = classifier_folder(tmp_path / "two", labels=2)
     with pytest.raises(UserError, match=r"reward_model\.path=.*two has 2 outputs: .* one \(num_labels=1\)"):
@@ -100,7 +142,7 @@ def test_a_folders_content_decides(folder: Path, tmp_path: Path) -> None:
     assert own(Path("hub"), path="org/name").fingerprint()["path"] == "org/name"
 
 
-@pytest.mark.parametrize("changes", [{"precision": "int4"}, {"max_tokens": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("changes", [{"precision": "int4"}, {"max_tokens": 0}, {"batch_size": 0}, {"read_at": "eos"}])
 def test_settings_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"reward_model\."):
         own(Path("x"), **changes)

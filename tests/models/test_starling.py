@@ -17,7 +17,11 @@ TEXTS = ["Hello there, what now?", "A pear, and two apples.", "No."]
 
 
 class Published(nn.Module):
-    """As the model card has it: the body twice by name, and a head whose last token counts."""
+    """As the model card has it: the body twice by name, and a head.
+
+    The reward is read at the last token. The published code reads it before the first token with a certain id: the
+    first one that the tokenizer gives for "<unk>", which is <s>. That stands at position 0, so position -1 is read.
+    """
 
     def __init__(self, body: LlamaForCausalLM) -> None:
         super().__init__()
@@ -27,6 +31,12 @@ class Published(nn.Module):
 
     def forward(self, ids: list[int]) -> float:
         return float(self.v_head(self.transformer(torch.tensor([ids]))[0])[0, -1, 0])
+
+    def published(self, ids: list[int], length: int, unknown: int, first: int) -> float:
+        row, mask = torch.full((1, length), unknown), torch.zeros((1, length), dtype=torch.long)
+        row[0, : len(ids)], mask[0, : len(ids)] = torch.tensor(ids), 1
+        hidden = self.transformer(row, attention_mask=mask)[0]
+        return float(self.v_head(hidden)[0, row[0].tolist().index(first) - 1, 0])
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +74,22 @@ def test_rewards_are_those_of_the_published_weights(published: tuple[Path, Publi
         {"role": "user", "content": TEXTS[2]},
     ]
     asked = [(talk[:1], TEXTS[1]), (talk[:1], "No."), (talk, "A pear")]
-    with RewardModel(str(tmp_path / "out"), None, "float32", 200, False, 2).open("cpu") as reward:
+    with RewardModel(str(tmp_path / "out"), None, "float32", 200, "last_token", False, 2).open("cpu") as reward:
         found = reward(asked)
+    with RewardModel(str(tmp_path / "out"), None, "float32", 200, "published", False, 2).open("cpu") as reward:
+        published_code = reward(asked)
     written = [
         f"<s>[INST] {TEXTS[0]} [/INST] {TEXTS[1]} </s>",
         f"<s>[INST] {TEXTS[0]} [/INST] No. </s>",
         f"<s>[INST] {TEXTS[0]} [/INST] {TEXTS[1]} </s><s>[INST] {TEXTS[2]} [/INST] A pear </s>",
     ]
-    expected = [model([1, *tokenizer(text, add_special_tokens=False)["input_ids"]]) for text in written]
+    rows = [[1, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in written]
+    expected = [model(ids) for ids in rows]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == 3
+    padded = [model.published(ids, 200, tokenizer.unk_token_id, 1) for ids in rows]
+    assert published_code.tolist() == pytest.approx(padded, abs=1e-5)
+    assert all(abs(a - b) > 1e-3 for a, b in zip(padded, expected, strict=True))
 
 
 def test_a_body_that_is_in_the_file_under_one_name_only(published: tuple[Path, Published, Any], tmp_path: Path) -> None:

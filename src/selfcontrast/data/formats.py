@@ -41,6 +41,14 @@ def prompt_of(row: Row) -> list[Message]:
     return parse(row).prompt if parse else _prompt(row)
 
 
+def pair_of(value: Any) -> tuple[str, str] | None:
+    """Return (chosen, rejected) of a list of texts, where the second may be missing; None for anything else."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        return None
+    rejected = value[1] if len(value) > 1 else ""
+    return value[0], text(rejected, "a rejected answer", blank=True) if rejected.strip() else ""
+
+
 def text(value: Any, what: str, *, blank: bool = False) -> str:
     """The value, checked. Raises `RowError` for another type, or blank text where that is not allowed."""
     if not isinstance(value, str):
@@ -72,11 +80,16 @@ def _chat(row: Row, column: str) -> Parsed:
 
 
 def _alpaca(row: Row, target: str) -> Parsed:
-    """Alpaca, with LLaMA-Factory's optional `system` and `history` ([[user, assistant], ...])."""
+    """Alpaca, with LLaMA-Factory's optional `system` and `history` ([[user, assistant], ...]).
+
+    In LLaMA-Factory's older preference data, `output` is [chosen, rejected].
+    """
     content = text(_get(row, "instruction"), "'instruction'")
     if (extra := row.get("input")) is not None and text(extra, "'input'", blank=True).strip():
         content += "\n\n" + extra
     prompt = [*_system(row), *_history(row), Message(role="user", content=content)]
+    if pair := pair_of(row.get(target)):
+        return Parsed(prompt, text(pair[0], f"the first of '{target}'"), pair[1])
     return Parsed(prompt, _reply(row, target, prompt), _rejected(row, prompt))
 
 

@@ -20,7 +20,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.loading import folder_hash
 from selfcontrast.store import NOT_IN_KEY
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same data and settings would give other examples."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -37,7 +37,7 @@ class Part:
         subset: a folder of the data set, None for all of them.
         revision: a full commit on the hub; of no matter for what lies here.
         split: its name there.
-        turns: the most messages of the user in a prompt, None for any number; longer dialogues are left out.
+        turns: the most messages of the user in a prompt; longer dialogues are cut to that many. None for any number.
         limit: the first so many usable rows, None for all.
     """
 
@@ -63,7 +63,7 @@ class Part:
         place = self.place(root)
         if place is None:
             return {**own, "path": self.path, "revision": self.revision}
-        return {**own, "content": _hash(place, _stamp(place))}
+        return {**own, "content": content_hash(place)}
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,7 @@ class Hub:
         found = {name: self._read(name, part) for name, part in self._parts()}
         if "test" not in found:
             return split_by_prompt(found["train"], self.validation, self.test_share)
-        asked = {key_of_content(example.prompt) for example in found["test"]}
-        own = [example for example in found["train"] if key_of_content(example.prompt) not in asked]
-        if leaked := len(found["train"]) - len(own):
-            log.warning("data.train: %d rows have a prompt of data.test: left out", leaked)
-        train, validation = hold_out(own, self.validation)
-        return {"train": train, "validation": validation, "test": found["test"]}
+        return split_off(found["train"], found["test"], self.validation)
 
     def verifier(self) -> None:
         """Nothing grades published data exactly."""
@@ -164,6 +159,21 @@ class Hub:
             raise UserError(
                 f"{key}.path={part.path}: cannot be read ({first}); data.root=FOLDER reads a copy of it"
             ) from error
+
+
+def split_off(train: list[Example], test: list[Example], validation: float) -> dict[Split, list[Example]]:
+    """Leave prompts of the test out of training, and hold a share of the others out for validation."""
+    asked = {key_of_content(example.prompt) for example in test}
+    own = [example for example in train if key_of_content(example.prompt) not in asked]
+    if leaked := len(train) - len(own):
+        log.warning("data.train: %d rows have a prompt of data.test: left out", leaked)
+    kept, held = hold_out(own, validation)
+    return {"train": kept, "validation": held, "test": test}
+
+
+def content_hash(place: Path) -> str:
+    """Hash a folder or a file, read once as long as its names, sizes and times stay the same."""
+    return _hash(place, _stamp(place))
 
 
 def _stamp(place: Path) -> tuple[tuple[str, int, int], ...]:

@@ -139,6 +139,23 @@ def read_rows(path: str, setting: str = SETTING) -> Iterator[tuple[str, Any]]:
     return (_lines if file.name.removesuffix(".gz").endswith(".jsonl") else _array)(path, content)
 
 
+def read_folder(path: str, setting: str) -> Iterator[tuple[str, Any]]:
+    """Every row of the files in a folder, in the order of their names, or of a single file; with its place.
+
+    Raises:
+        UserError: for a folder without such files, or a file that cannot be read.
+    """
+    if not Path(path).is_dir():
+        yield from read_rows(path, setting)
+        return
+    files = sorted(file for file in Path(path).iterdir() if file.name.endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"{setting}={path}: no file in this folder ends with {', '.join(SUFFIXES)}")
+    for file in files:
+        for place, row in read_rows(str(file), setting):
+            yield f"{file.name}, {place}", row
+
+
 def _existing(path: str, setting: str) -> Path:
     file = Path(path)
     if file.is_dir():

@@ -11,6 +11,8 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, recognise, text
 from selfcontrast.errors import UserError
 
+DUPLICATE = "exact duplicate"
+
 
 def read_examples(
     rows: Iterable[tuple[str, Any]],
@@ -27,7 +29,8 @@ def read_examples(
         where: what the rows are of, for errors.
         dropped: is added to, by reason.
         limit: the first so many usable rows; None for all.
-        turns: the most messages of the user in a prompt; None for any number.
+        turns: the most messages of the user in a prompt; longer dialogues are cut to that many, and the assistant's
+            answer to the last of them is the target. None for any number.
         lenient: malformed rows are dropped and counted too, as befits a published data set, which nobody here can mend.
 
     Raises:
@@ -42,13 +45,11 @@ def read_examples(
                 raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
             if parse is None and (parse := recognise(row)) is None:
                 _unrecognised(f"{where}, {place}", row)
-            parsed = parse(row)
+            parsed = _first_turns(parse(row), turns)
             key = key_of_content([parsed.prompt, parsed.target])
             example = _example(row, parsed, key)
             if example.id in examples and key not in content:
                 raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
-            if turns is not None and sum(message["role"] == "user" for message in parsed.prompt) > turns:
-                raise OddRow(f"more than {turns} turn{'s' if turns > 1 else ''} of the user")
         except OddRow as reason:
             dropped[str(reason)] += 1
             continue
@@ -58,7 +59,7 @@ def read_examples(
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
         if key in content:
-            dropped["exact duplicate"] += 1
+            dropped[DUPLICATE] += 1
             continue
         content.add(key)
         examples[example.id] = example
@@ -75,6 +76,17 @@ def reasons(dropped: Counter[str]) -> str:
 def key_of_content(content: object) -> str:
     """sha256 of the content as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _first_turns(parsed: Parsed, turns: int | None) -> Parsed:
+    """Cut a longer dialogue to its first turns; it has no rejected answer then."""
+    asked = [i for i, message in enumerate(parsed.prompt) if message["role"] == "user"]
+    if turns is None or len(asked) <= turns:
+        return parsed
+    end = asked[turns - 1] + 1
+    if parsed.prompt[end]["role"] != "assistant":
+        raise OddRow("one speaker twice in a row")
+    return Parsed(parsed.prompt[:end], parsed.prompt[end]["content"], "")
 
 
 def _unrecognised(place: str, row: Row) -> NoReturn:

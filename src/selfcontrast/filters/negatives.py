@@ -24,7 +24,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import Judge
-from selfcontrast.filters.select import Drawn, Filter, Floats, Indices, Pool, distinct, draw, seed_of
+from selfcontrast.filters.select import Drawn, Filter, Floats, Indices, Pool, distinct, draw, excluded, seed_of
 
 VERSION = 2
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
@@ -132,7 +132,9 @@ def _choose(settings: Filter, example: Example, sampled: Sampled, judge: Judge |
     order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
     rows = np.array(found, dtype=np.intp)[order]
     scores, bar = judge(example, sampled.texts, rows.tolist()) if judge else (None, 0.0)
-    pool = Pool(cosines[order], sampled.vectors[rows], scores, seed_of(settings, sampled.id))
+    never = np.clip(sampled.vectors[excluded(example.target, sampled.texts)] @ sampled.target, -1, 1)
+    seed = seed_of(settings, sampled.id)
+    pool = Pool(cosines[order], sampled.vectors[rows], scores, seed, len(sampled.texts), never)
     good = None if scores is None else scores >= bar
     return Choice(sampled.rows.start + rows, pool, good, draw(settings, sampled.id, pool))
 

@@ -32,12 +32,16 @@ class Pool:
         vectors: embeddings of length one [n, d].
         scores: by the verifier or reward model [n]; None where neither is there.
         seed: of whatever is random; depends on the prompt alone, not on other prompts.
+        samples: how many responses were sampled, repetitions included.
+        excluded: cosines of the distinct responses that can never be negatives: an empty one, a copy of the target.
     """
 
     similarity: Floats
     vectors: Floats
     scores: Floats | None
     seed: list[int]
+    samples: int
+    excluded: Floats
 
 
 class Selector(Protocol):
@@ -52,7 +56,7 @@ class Selector(Protocol):
     scored: ClassVar[bool]
 
     def most(self, samples: int) -> int:
-        """The most candidates it can keep of `samples` distinct ones: what K is checked against before any compute."""
+        """Bound how many candidates are kept of `samples` responses. Used to reject an impossible K before compute."""
         ...
 
     def keep(self, pool: Pool) -> Indices:
@@ -137,6 +141,12 @@ def distinct(target: str, texts: Sequence[str]) -> list[int]:
             seen.add(stripped)
             kept.append(i)
     return kept
+
+
+def excluded(target: str, texts: Sequence[str]) -> list[int]:
+    """Indices of the first empty text and of the first copy of the target, where there is one."""
+    stripped = [text.strip() for text in texts]
+    return [stripped.index(text) for text in dict.fromkeys(("", target.strip())) if text in stripped]
 
 
 def seed_of(settings: Filter, name: str) -> list[int]:

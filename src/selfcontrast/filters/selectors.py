@@ -11,6 +11,8 @@ import numpy as np
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Indices, Pool
 
+DISTINCT, SAMPLES = "distinct", "samples"
+
 
 def share_of(count: int, share: float) -> int:
     """A share rounded down, but not by floating point: 0.1 of 30 is 3."""
@@ -48,18 +50,35 @@ class Everything(Unranked):
 
 @dataclass(frozen=True)
 class LeastSimilar(Unranked):
-    """The paper's filter: the share `a` of the candidates that is least similar to the target."""
+    """Keep the share `a` of the candidates that is least similar to the target: the paper's filter.
+
+    Attributes:
+        share: a.
+        of: what a is a share of. "distinct": the pool's candidates. "samples": all N responses, as in the reference
+            implementation. There min(floor(a·N), distinct - 1) of the distinct responses are kept, those less similar
+            than the next one; an empty response and a copy of the target count as distinct, and are removed last.
+    """
 
     share: float
+    of: str
 
     def __post_init__(self) -> None:
         check_share(self.share, "share")
+        if self.of not in (DISTINCT, SAMPLES):
+            raise UserError(f"filter.selector.of={self.of}: one of {DISTINCT}, {SAMPLES}")
 
     def most(self, samples: int) -> int:
-        return share_of(samples, self.share)
+        count = share_of(samples, self.share)
+        return count if self.of == DISTINCT else max(0, min(count, samples - 1))
 
     def keep(self, pool: Pool) -> Indices:
-        return np.arange(self.most(len(pool.similarity)))
+        if self.of == DISTINCT:
+            return np.arange(self.most(len(pool.similarity)))
+        every = np.sort(np.concatenate([pool.similarity, pool.excluded]))
+        if not len(every):
+            return np.arange(0)
+        threshold = every[min(share_of(pool.samples, self.share), len(every) - 1)]
+        return np.arange(np.searchsorted(pool.similarity, threshold, side="left"))
 
 
 @dataclass(frozen=True)
@@ -118,19 +137,24 @@ class MostSimilarBelow:
 
 @dataclass(frozen=True)
 class Random(Unranked):
-    """A share of the candidates, whichever: what a filter that keeps as many must do better than."""
+    """Keep as many candidates as `LeastSimilar` with these settings, at random: its control."""
 
     share: float
+    of: str
 
     def __post_init__(self) -> None:
-        check_share(self.share, "share")
+        _ = self._filter
+
+    @property
+    def _filter(self) -> LeastSimilar:
+        return LeastSimilar(self.share, self.of)
 
     def most(self, samples: int) -> int:
-        return share_of(samples, self.share)
+        return self._filter.most(samples)
 
     def keep(self, pool: Pool) -> Indices:
         apart, count = [*pool.seed, 1], len(pool.similarity)  # from the draw's, which shuffles what is kept
-        return np.random.default_rng(apart).permutation(count)[: self.most(count)]
+        return np.random.default_rng(apart).permutation(count)[: len(self._filter.keep(pool))]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from selfcontrast.data.example import Example, Message
-from selfcontrast.data.formats import OddRow, RowError, prompt_of, text
-from selfcontrast.data.jsonl import file_hash, read_rows
+from selfcontrast.data.formats import OddRow, RowError, pair_of, prompt_of, text
+from selfcontrast.data.hub import content_hash
+from selfcontrast.data.jsonl import file_hash, read_folder
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.given import write_given
@@ -24,19 +25,22 @@ WHERE = "generator.path"
 
 
 def content(path: str) -> str:
-    """What decides the candidates: the file's bytes, not where they lie."""
-    return file_hash(path, WHERE)
+    """Hash what decides the candidates: the files' bytes, not where they lie."""
+    return content_hash(Path(path)) if Path(path).is_dir() else file_hash(path, WHERE)
 
 
 @dataclass(frozen=True)
 class Import:
-    """A file of rows with a prompt, in any of the formats of `data/formats.py`, and a list of `responses`.
+    """Rows with a prompt, in any of the formats of `data/formats.py`, and a list of `responses`.
+
+    In the authors' release (`data/release.py`) the rejected answer of `output` = [chosen, rejected] is the response.
 
     A training prompt is given the responses of all rows whose messages are its own. They may be fewer for one prompt
     than for another.
 
     Attributes:
-        path: as of `data.jsonl.Jsonl`; its content is in the artifact's key, and not where it lies.
+        path: a file as of `data.jsonl.Jsonl`, or a folder of such files; its content is in the artifact's key, and not
+            where it lies.
         prompts: how many of the prompts with responses, drawn with `seed`; None for all.
         max_length: tokens of prompt and response; longer ones are left out and counted.
     """
@@ -88,7 +92,7 @@ class Import:
         return found
 
     def _read(self) -> Iterator[tuple[list[Message], list[str]]]:
-        for place, row in read_rows(self.path, WHERE):
+        for place, row in read_folder(self.path, WHERE):
             try:
                 if not isinstance(row, dict):
                     raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
@@ -102,6 +106,8 @@ class Import:
 def _texts(row: dict[str, Any]) -> list[str]:
     column = next((name for name in COLUMNS if row.get(name) is not None), COLUMNS[0])
     given = row.get(column)
+    if given is None and (pair := pair_of(row.get("output"))):
+        given = [pair[1]]
     if not isinstance(given, list) or not given:
         raise RowError(f"'{column}' must be a list of at least one text")
     return [text(item, f"{i} of '{column}'", blank=True) for i, item in enumerate(given, start=1)]

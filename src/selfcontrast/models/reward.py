@@ -15,6 +15,8 @@ from selfcontrast.models.loading import PRECISIONS, folder_hash
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
 Response = tuple[Sequence[Message], str]
+LAST_TOKEN, PUBLISHED = "last_token", "published"
+
 Reward = Callable[[Sequence[Response]], NDArray[np.float32]]
 """Rewards [n] of n responses, each given as (dialogue so far, response)."""
 
@@ -25,12 +27,17 @@ class RewardModel:
 
     Attributes:
         max_tokens: of dialogue and response together; of longer ones the beginning is not read.
+        read_at: where in the row the reward is read. "last_token": at the end of the response. "published": where
+            Starling-RM's published code reads it, at the last position of the row padded to `max_tokens`. A padding
+            token stands there, at the position `max_tokens - 1`, and attends to the dialogue and the response. A longer
+            row keeps its first token and loses those after it; the reward is read at its last token.
     """
 
     path: str
     revision: str | None
     precision: str
     max_tokens: int
+    read_at: str
     trust_remote_code: bool
     batch_size: int = field(metadata=NOT_IN_KEY)
 
@@ -39,6 +46,8 @@ class RewardModel:
             raise UserError(f"reward_model.precision={self.precision}: one of {', '.join(PRECISIONS)}")
         if min(self.max_tokens, self.batch_size) < 1:
             raise UserError("reward_model.max_tokens and reward_model.batch_size: at least 1")
+        if self.read_at not in (LAST_TOKEN, PUBLISHED):
+            raise UserError(f"reward_model.read_at={self.read_at}: one of {LAST_TOKEN}, {PUBLISHED}")
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the rewards: settings and, for a folder, the hash of its content."""
@@ -66,7 +75,9 @@ class RewardModel:
             rewards = np.empty(len(rows), dtype=np.float32)
             for begin in range(0, len(rows), self.batch_size):
                 chosen = by_length[begin : begin + self.batch_size]
-                padded = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt").to(device)
+                padded = dict(tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt").to(device))
+                if self.read_at == PUBLISHED:
+                    padded = self._with_last_position(padded, tokenizer.pad_token_id)
                 rewards[chosen] = model(**padded).logits[:, 0].float().cpu().numpy()
             return rewards
 
@@ -75,7 +86,23 @@ class RewardModel:
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
         messages = [*dialogue, {"role": "assistant", "content": text}]
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
+            return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
         return ids[-self.max_tokens :]
+
+    def _with_last_position(self, padded: dict[str, Any], pad: int) -> dict[str, Any]:
+        """Put a padding token at the last of `max_tokens` positions.
+
+        No token attends to padding, so the positions between it and the response need not be computed.
+        """
+        from torch.nn.functional import pad as extend
+
+        ids, mask = padded["input_ids"], padded["attention_mask"]
+        missing = int(ids.shape[1] < self.max_tokens)
+        positions = mask.new_ones(ids.shape[0], ids.shape[1] + missing).cumsum(-1) - 1
+        positions[:, -1] = self.max_tokens - 1
+        ids, mask = extend(ids, (0, missing), value=pad), extend(mask, (0, missing))
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def _config(self) -> Any:
         from transformers import AutoConfig
@@ -107,5 +134,6 @@ class RewardModel:
         model = AutoModelForSequenceClassification.from_pretrained(
             self.path, config=config, dtype=getattr(torch, self.precision), use_safetensors=True, **options
         )
-        model.config.pad_token_id = tokenizer.pad_token_id  # by which the last token is found
+        # The reward is read at the last token that is not this one: with an id that no token has, at the last position.
+        model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer

@@ -8,6 +8,7 @@ import pandas as pd
 
 from selfcontrast.report import text
 from selfcontrast.report.sweep import Point, Sweep
+from selfcontrast.report.sweep_prompts import with_prompts
 
 # Of `numbers`, after the measure's own name. The last three are what a point costs: the time of its alignment and the
 # tokens that it reads, and the time of all stages, as if nothing were shared.
@@ -42,7 +43,7 @@ def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
         [*([point.variant] if varied else []), str(point.k), str(len(point.jobs)), *numbers(point)]
         for point in sweep.points
     ]
-    return heads, rows
+    return with_prompts(sweep, heads, rows, [point.jobs for point in sweep.points])
 
 
 def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
@@ -52,7 +53,7 @@ def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
     for job in sweep.jobs:
         own = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
         rows.append([*own, *numbers(Point([job], job.p_holm))])
-    return heads, rows
+    return with_prompts(sweep, heads, rows, [[job] for job in sweep.jobs])
 
 
 def frame(sweep: Sweep) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
 from selfcontrast.report.sweep import Point, Sweep, best, mean
 from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
+from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE, sharpest_control
 
@@ -52,6 +53,7 @@ def write_sweep(sweep: Sweep) -> None:
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} against K"),
         level=sweep.jobs[0].row["mean"]["level"],
         points=points,
+        different_prompts=different_prompts(sweep),
         jobs=jobs,
     )
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")

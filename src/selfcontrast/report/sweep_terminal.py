@@ -4,6 +4,7 @@ from selfcontrast.report import claims_page, text
 from selfcontrast.report.sweep import Point, Sweep, mean
 from selfcontrast.report.sweep_numbers import HEADS, numbers
 from selfcontrast.report.sweep_page import headline, sentence
+from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.verdict import PROXY
 
@@ -39,6 +40,8 @@ def _print_jobs(sweep: Sweep) -> None:
         table.add_row(*own, *numbers(point)[: costs + 1])
     show(table)
     say("")
+    if note := different_prompts(sweep):
+        say(note, "bold")
     say("Holm: p corrected for the number of rows.", "italic")
     if several:
         say("Means over seeds, with Student's t intervals and tests over seeds.", "italic")

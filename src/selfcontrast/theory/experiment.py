@@ -18,7 +18,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
-from selfcontrast.filters.select import Filter, Indices, Pool, distinct, draw, seed_of
+from selfcontrast.filters.select import Filter, Indices, Pool, distinct, draw, excluded, seed_of
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.stage import Generation
 from selfcontrast.job import Job
@@ -130,11 +130,13 @@ def _chosen(
     kept, drawn = np.zeros((len(found), samples), dtype=bool), []
     for i, (example, own) in enumerate(found):
         vectors = near[i * samples : (i + 1) * samples]
-        rows = np.array(distinct(example.target, [c.text for c in own]), dtype=np.intp)
+        texts = [c.text for c in own]
+        rows = np.array(distinct(example.target, texts), dtype=np.intp)
         cosines = vectors[rows] @ towards[i : i + 1][0]
         rows, cosines = rows[np.argsort(cosines)], np.sort(cosines)
         own_scores = None if scores is None else scores[i, 1 + rows]
-        pool = Pool(cosines, vectors[rows], own_scores, seed_of(settings, example.id))
+        never = vectors[excluded(example.target, texts)] @ towards[i : i + 1][0]
+        pool = Pool(cosines, vectors[rows], own_scores, seed_of(settings, example.id), samples, never)
         choice = draw(settings, example.id, pool)
         kept[i, rows[choice.kept]] = True
         drawn.append(rows[choice.ranks])

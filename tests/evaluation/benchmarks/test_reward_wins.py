@@ -42,7 +42,7 @@ def _trained(folder: Path) -> RewardModel:
         optimizer.step()
     model.save_pretrained(str(folder))
     own.save_pretrained(str(folder))
-    return RewardModel(str(folder), None, "float32", 128, trust_remote_code=False, batch_size=4)
+    return RewardModel(str(folder), None, "float32", 128, "last_token", trust_remote_code=False, batch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,11 @@ class MTBench(Judged):
         return self.grading == "pairwise"
 
     @property
+    def own_questions(self) -> bool:
+        """Whether the questions are this project's or the data's: published figures are of FastChat's."""
+        return self.questions in (None, "ours")
+
+    @property
     def file(self) -> str | None:
         return _file_of(self.questions)
 

@@ -1,0 +1,147 @@
+"""The authors' release, in rows written by hand in the form that the reference implementation writes and reads."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcontrast.data.example import Example
+from selfcontrast.data.release import Release
+from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
+from selfcontrast.generators.imported import Import
+from selfcontrast.generators.pairs import Pairs
+from selfcontrast.generators.stage import candidates_by_prompt
+from tiny import policy_folder
+
+Row = dict[str, Any]
+HISTORY = [["the cat?", "a dog"]]
+
+
+def pair(number: int, rejected: str, history: Any = ()) -> Row:
+    """As src/construct_synthetic_data.py writes it: a row per pair."""
+    output = [f"Answer {number}.", rejected]
+    return {"instruction": f"Q{number}?", "input": "", "output": output, "system": "", "history": list(history)}
+
+
+def write(file: Path, rows: list[Row]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twelve prompts with two pairs each, in two files, and nine of the evaluation, of which one is trained on, too."""
+    folder = tmp_path / "data" / "HH-RLHF"
+    pairs = [pair(i, f"No {i}{way}.", HISTORY if i == 3 else []) for i in range(12) for way in "ab"]
+    write(folder / "Self-Contrast_2" / "a.jsonl", pairs[:10])
+    write(folder / "Self-Contrast_2" / "b.jsonl", pairs[10:])
+    write(folder / "DPO" / "train.jsonl", [pair(i, f"Bad {i}.") for i in range(12)])
+    write(folder / "SFT" / "train.jsonl", [{**pair(i, ""), "output": f"Answer {i}."} for i in range(12)])
+    write(folder / "test.jsonl", [pair(i, f"Bad {i}.") for i in range(11, 20)])
+    return tmp_path / "data"
+
+
+def release(root: Path, rows: str = "Self-Contrast_2", dataset: str = "HH-RLHF") -> Release:
+    return Release(str(root), dataset, rows, "test.jsonl", 0.1)
+
+
+def trained(source: Release) -> dict[str, Example]:
+    splits = source.load()
+    return {example.target: example for example in [*splits["train"], *splits["validation"]]}
+
+
+def test_pairs_of_a_prompt_are_one_example(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = trained(release(root))
+    assert set(found) == {f"Answer {i}." for i in range(11)}  # 11 is a prompt of the evaluation
+    assert found["Answer 5."].prompt == [{"role": "user", "content": "Q5?"}]
+    assert found["Answer 5."].rejected == "No 5a."
+    assert [message["content"] for message in found["Answer 3."].prompt] == ["the cat?", "a dog", "Q3?"]
+    assert "12 examples, 12 more pairs of theirs" in caplog.text
+    assert "data.train: 1 rows have a prompt of data.test: left out" in caplog.messages
+
+
+def test_the_prompts_of_the_evaluation_are_theirs(root: Path) -> None:
+    test = release(root).load()["test"]
+    assert [(e.prompt[0]["content"], e.target) for e in test] == [(f"Q{i}?", f"Answer {i}.") for i in range(11, 20)]
+
+
+@pytest.mark.parametrize(("rows", "rejected"), [("DPO", "Bad 4."), ("SFT", "")])
+def test_rows_of_the_baselines(root: Path, rows: str, rejected: str) -> None:
+    assert trained(release(root, rows))["Answer 4."].rejected == rejected
+
+
+def test_their_negatives_become_candidates(root: Path, tmp_path: Path) -> None:
+    """generator=import on the folder: each prompt has the rejected answers of its rows, and pairs only the first."""
+    examples = release(root).load()["train"]
+    policy = policy_folder(tmp_path / "policy")
+    own = Import(str(root / "HH-RLHF" / "Self-Contrast_2"), None, 120, 0)
+    assert own.samples == 2
+    own.check(examples)
+    for name, generator in (("k", own), ("one", Pairs(None, 120, 0))):
+        (tmp_path / name).mkdir()
+        generator.generate(tmp_path / name, policy, examples, Local(1, 1), "cpu")
+    numbers = {example.id: int(example.target[7:-1]) for example in examples}
+    found = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "k")}
+    assert found == {n: [f"No {n}a.", f"No {n}b."] for n in numbers.values()}
+    first = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "one")}
+    assert first == {n: texts[:1] for n, texts in found.items()}
+
+
+def test_where_it_lies_is_not_in_the_key_but_its_content_is(root: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = "HH-RLHF/Self-Contrast_2"
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    before = release(root).fingerprint(), Import(str(root / folder), None, 120, 0).fingerprint()
+    assert before == (release(copy).fingerprint(), Import(str(copy / folder), None, 120, 0).fingerprint())
+    assert str(root) not in json.dumps(before)
+    write(copy / folder / "c.jsonl", [pair(40, "No.")])
+    assert release(copy).fingerprint() != before[0]
+    assert Import(str(copy / folder), None, 120, 0).fingerprint() != before[1]
+    assert release(root, "DPO").fingerprint() != before[0]
+
+
+def test_ultrachats_prompts_are_messages(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f"Q{i}?",
+            "messages": [{"role": "user", "content": f"Q{i}?"}, {"role": "assistant", "content": "A."}],
+        }
+        for i in range(9)
+    ]
+    write(tmp_path / "UltraChat" / "for_inference" / "train.jsonl", rows)
+    write(tmp_path / "UltraChat" / "test.jsonl", [pair(i, "") for i in range(9, 18)])
+    splits = release(tmp_path, "for_inference", "UltraChat").load()
+    assert {e.prompt[0]["content"] for split in ("train", "validation") for e in splits[split]} == {
+        f"Q{i}?" for i in range(9)
+    }
+    assert splits["test"][0].target == "Answer 9."
+
+
+@pytest.mark.parametrize("answered", [{"target": "Best."}, {"answers": [{"answer": "Best.", "rank": 1.0}]}])
+def test_nectars_prompts_of_the_evaluation_are_dialogue_strings(tmp_path: Path, answered: Row) -> None:
+    write(tmp_path / "Nectar" / "DPO" / "train.jsonl", [pair(i, "No.") for i in range(9)])
+    talk = "\n\nHuman: the cat?\n\nAssistant: a dog\n\nHuman: And {}?\n\nAssistant: "
+    write(tmp_path / "Nectar" / "test.jsonl", [{"prompt": talk.format(i), **answered} for i in range(9)])
+    first = release(tmp_path, "DPO", "Nectar").load()["test"][0]
+    assert [message["content"] for message in first.prompt] == ["the cat?", "a dog", "And 0?"]
+    assert first.target == "Best."
+
+
+def test_what_is_missing_is_named_with_where_to_get_it(root: Path) -> None:
+    for source in (release(root, "Self-Contrast_3"), release(root / "nowhere")):
+        with pytest.raises(UserError, match=r"data\.rows=.* does not exist\. Download .*docs/reproduction\.md"):
+            source.load()
+    (root / "HH-RLHF" / "empty").mkdir()
+    with pytest.raises(UserError, match=r"data\.rows=.*empty: no file in this folder ends with \.json"):
+        release(root, "empty").load()
+    write(root / "HH-RLHF" / "few" / "a.jsonl", [pair(i, "No.") for i in range(7)])
+    with pytest.raises(UserError, match="fewer than 8 different prompts in 7 usable rows"):
+        release(root, "few").load()
+    with pytest.raises(UserError, match=r"data\.validation=0"):
+        Release(str(root), "HH-RLHF", "DPO", "test.jsonl", 0)

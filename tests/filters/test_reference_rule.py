@@ -1,0 +1,97 @@
+"""The kept sets of filter=least_similar against a slow re-statement of the reference implementation's rule.
+
+Pools of 32 responses, of which 32, 26 or 18 are distinct, with empty responses and copies of the target. The rule was
+read in THUDM/Self-Contrast, src/construct_synthetic_data.py ("lastdedup") and src/compute_embeddings.py (the ranks).
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_negatives import stored
+
+from selfcontrast.errors import UserError
+from selfcontrast.filters.negatives import PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.select import Filter
+from selfcontrast.filters.selectors import LeastSimilar
+from tiny import example
+
+POOLS, SAMPLES, SHARE = 50, 32, 0.75
+TARGET = "target"
+NEAR = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # cosines to the target: all different
+EMPTY = 0.32  # of an empty response, which stands between two others
+
+
+def near(text: str) -> float:
+    return NEAR.get(text.strip(), EMPTY)
+
+
+def responses(distinct: int, seed: int) -> list[str]:
+    """32 responses, `distinct` of them different; in half the pools an empty one, in half of each a target's copy."""
+    draw = random.Random(f"{distinct} {seed}")
+    special = [*([""] if seed % 2 else []), *([TARGET] if seed % 4 > 1 else [])]
+    texts = special + draw.sample([name for name in NEAR if name != TARGET], distinct - len(special))
+    texts += draw.choices(texts, k=SAMPLES - len(texts))
+    draw.shuffle(texts)
+    return texts
+
+
+def reference(texts: Sequence[str]) -> set[str]:
+    """Which texts the reference implementation keeps, one step after another."""
+    rank = {text: sum(near(other) < near(text) for other in texts) for text in texts}  # repetitions count
+    ranks = sorted(rank.values())
+    threshold = ranks[min(int(SHARE * len(texts)), len(ranks) - 1)]
+    kept = {text for text in rank if rank[text] < threshold}
+    return {text for text in kept if text.strip(" ")}
+
+
+def kept(folder: Path, sampled: dict[str, Sequence[str]], of: str, max_negatives: int = 1) -> dict[str, set[str]]:
+    folder.mkdir(exist_ok=True)
+    sources = stored(folder / "in", sampled, near)
+    examples = {name: example(name, "?", TARGET) for name in sampled}
+    settings = Filter(LeastSimilar(SHARE, of), max_negatives, "drop_everywhere", 42, None)
+    select_negatives(folder, settings, examples, *sources, None)
+    seen = pd.read_parquet(folder / SIMILARITIES)
+    found: dict[str, set[str]] = {name: set() for name in sampled}
+    for row in seen[seen["kept"]].itertuples():
+        found[row.id].add(sampled[row.id][row.sample])
+    return found
+
+
+@pytest.mark.parametrize("distinct", [32, 26, 18])
+def test_kept_sets_of_50_pools_are_the_references(distinct: int, tmp_path: Path) -> None:
+    sampled: dict[str, Sequence[str]] = {f"p{i}": responses(distinct, i) for i in range(POOLS)}
+    expected = {name: reference(texts) for name, texts in sampled.items()}
+    assert all(len(set(texts)) == distinct and len(texts) == SAMPLES for texts in sampled.values())
+    assert kept(tmp_path, sampled, "samples") == expected
+    sizes = {len(texts) for texts in expected.values()}
+    assert sizes == {min(24, distinct - 1), min(24, distinct - 1) - 1}  # less an empty one among them
+    assert not any(TARGET in texts for texts in expected.values())
+
+
+def test_a_share_of_the_distinct_candidates_keeps_fewer_of_a_short_pool(tmp_path: Path) -> None:
+    """Declared in docs/reproduction.md: 24, 19 and 13 where the reference keeps 24, 24 and 17."""
+    sampled: dict[str, Sequence[str]] = {f"p{n}": responses(n, 0) for n in (32, 26, 18)}
+    found = {name: len(texts) for name, texts in kept(tmp_path / "d", sampled, "distinct").items()}
+    assert found == {"p32": 24, "p26": 19, "p18": 13}
+    found = {name: len(texts) for name, texts in kept(tmp_path / "s", sampled, "samples").items()}
+    assert found == {"p32": 24, "p26": 24, "p18": 17}
+
+
+@pytest.mark.parametrize(("of", "needed"), [("samples", 17), ("distinct", 22)])
+def test_how_many_distinct_responses_a_prompt_needs(of: str, needed: int, tmp_path: Path) -> None:
+    """For 16 negatives, and so for every K: 17 as in the reference at K = 16, where for K it is K + 1."""
+    sampled: dict[str, Sequence[str]] = {f"p{n}": responses(n, 0) for n in range(1, SAMPLES + 1)}
+    kept(tmp_path, sampled, of, max_negatives=16)
+    prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
+    used = [name for name in sampled if prompts.loc[name, "drawn"] == 16]
+    assert used == [f"p{n}" for n in range(needed, SAMPLES + 1)]
+
+
+def test_one_negative_needs_two_distinct_responses(tmp_path: Path) -> None:
+    sampled: dict[str, Sequence[str]] = {"one": ["w1"] * 32, "two": ["w1", "w2"] * 16}
+    assert kept(tmp_path / "both", sampled, "samples") == {"one": set(), "two": {"w1"}}
+    with pytest.raises(UserError, match="no prompt gives"):
+        kept(tmp_path / "one", {"one": ["w1"] * 32}, "samples")

@@ -1,0 +1,36 @@
+"""The expected gradient of unfiltered negatives: what docs/theory.md says of it, by enumeration of all outcomes."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from selfcontrast.filters.select import distinct
+
+TEXTS = ["target", "often", "seldom", "never twice"]
+POLICY = np.array([0.2, 0.5, 0.25, 0.05])
+SAMPLES = 4
+
+
+def expected_step(keep_all: bool) -> np.ndarray:
+    """The mean of -∇ log p(y) by the logits of a softmax, over all prompts with a negative, one drawn per prompt."""
+    total, weight = np.zeros(4), 0.0
+    for drawn in product(range(4), repeat=SAMPLES):
+        rows = range(SAMPLES) if keep_all else distinct(TEXTS[0], [TEXTS[i] for i in drawn])
+        if rows:
+            chance = POLICY[list(drawn)].prod()
+            weight += chance
+            total -= chance * np.mean([np.eye(4)[drawn[row]] - POLICY for row in rows], axis=0)
+    return total / weight
+
+
+def test_plain_samples_have_a_zero_expected_gradient() -> None:
+    np.testing.assert_allclose(expected_step(keep_all=True), 0, atol=1e-12)
+
+
+def test_distinct_samples_without_copies_of_the_target_have_not() -> None:
+    """The target is raised; the seldomer a response, the more often it is a negative, relative to its probability."""
+    step = expected_step(keep_all=False)
+    assert step[0] == pytest.approx(POLICY[0])  # it is never drawn: -(0 - p)
+    often, seldom, rare = (POLICY - step)[1:] / POLICY[1:]  # by the probability of being drawn, -step + p
+    assert 1.1 < often < seldom < rare
