@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,9 @@ def test_holm_by_hand() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    with patch("gc.collect"):  # which theirs calls each time: a second, where torch is in memory
+        theirs = multipletests(p_values, method="holm")[1]
+    assert holm(p_values) == pytest.approx(theirs)
 
 
 def test_holm_of_nothing() -> None:
