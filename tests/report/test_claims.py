@@ -120,7 +120,7 @@ def test_the_rise_is_the_least_squares_line(make: Make) -> None:
 
 
 def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
-    return Crossed(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, 9.0, seeds, 100, 0.95)
+    return Crossed(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, seeds, 100, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,8 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
         (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # by itself it would be, among so many claims it is not
         (crossed(-0.03, 0.01), 0.001, NOT_SUPPORTED),
         (crossed(0.0, MARGIN * 0.9), 1.0, NOT_SUPPORTED),
+        (crossed(0.005, 0.003), 0.001, NOT_SUPPORTED),  # clearly above 0, and clearly not worth the name
+        (crossed(0.008, 0.003), 0.001, SUPPORTED),
         (crossed(0.0, MARGIN * 1.1), 1.0, INCONCLUSIVE),
         (crossed(0.03, 0.01, seeds=1), 0.001, INCONCLUSIVE),
         (crossed(0.03, float("nan")), float("nan"), INCONCLUSIVE),

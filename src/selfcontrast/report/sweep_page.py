@@ -42,7 +42,7 @@ def write_sweep(sweep: Sweep) -> None:
         "sweep.html.jinja",
         claims=claims,
         claim_heads=claims_page.CLAIM_HEADS,
-        rule=claims_page.RULE,
+        rules=claims_page.rules(claims),
         not_judged=claims_page.NOT_JUDGED,
         about_arms=claims_page.ARMS,
         sweep=sweep,

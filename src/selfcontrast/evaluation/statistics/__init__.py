@@ -8,6 +8,7 @@ from selfcontrast.evaluation.statistics.bootstrap import (
     Interval,
     mean_interval,
     paired_difference,
+    rate_interval,
     standard_error,
     win_rate,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "paired_difference",
     "paired_permutation_test",
     "position_bias",
+    "rate_interval",
     "seeds_test",
     "standard_error",
     "win_rate",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from selfcontrast.evaluation.statistics.bootstrap import Interval, mean_interval
+from selfcontrast.evaluation.statistics.bootstrap import Interval, rate_interval
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,6 @@ def position_bias(
     clusters: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> PositionBias:
     """Both figures with intervals clustered by prompt.
 
@@ -36,10 +34,10 @@ def position_bias(
         shown_first: outcome for a system, in [0, 1] (1: it wins), of each pair where its answer came first, [n].
         shown_second: its outcome of the same pairs where its answer came second, [n].
         clusters: [n].
-        level, resamples, seed: of the intervals.
+        level: of the intervals.
 
     Raises:
-        ValueError: as in `mean_interval`, and for an outcome outside [0, 1].
+        ValueError: as in `rate_interval`, and for an outcome outside [0, 1].
     """
     first, second = np.asarray(shown_first, dtype=np.float64), np.asarray(shown_second, dtype=np.float64)
     if first.shape != second.shape:
@@ -49,6 +47,6 @@ def position_bias(
     flips = np.sign(first - 0.5) != np.sign(second - 0.5)
     favours_first = (first + (1 - second)) / 2
     return PositionBias(
-        mean_interval(flips, clusters, level=level, resamples=resamples, seed=seed),
-        mean_interval(favours_first, clusters, level=level, resamples=resamples, seed=seed),
+        rate_interval(flips, clusters, level=level),
+        rate_interval(favours_first, clusters, level=level),
     )
