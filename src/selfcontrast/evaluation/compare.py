@@ -141,7 +141,7 @@ def _absolute(own: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
 def _relative(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
     both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
-    return {**_paired(own, base, options), "win_rate": asdict(win_rate(wins, both["id"], **options))}
+    return {**_paired(own, base, options), "win_rate": asdict(win_rate(wins, both["id"], level=options["level"]))}
 
 
 def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:

@@ -41,11 +41,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Beside:
-    """A published figure, and what this run measured: a line's value and kind; None where it did not."""
+    """A published figure, and what this run measured: a line's value, kind and note; None where it did not."""
 
     published: Figure
     kind: str | None
     measured: Mapping[str, Any] | None
+    note: str = ""
 
 
 def read_figures(name: str) -> list[Figure]:
@@ -88,18 +89,22 @@ def beside(
         benchmarks, lm_eval: as of `results.Result`.
     """
     lines = {
-        (line["system"], name, line["what"]): (line["kind"], line["value"])
+        (line["system"], name, line["what"]): (line["kind"], line["value"], line.get("note", ""))
         for name, found in benchmarks.items()
         for line in found["lines"]
     }
     for system, tasks in lm_eval.items():
         for task, metrics in tasks.items():
             for metric, value in metrics.items():
-                lines[system, "lm_eval", f"{task} {metric}"] = ("share", {"estimate": value, "low": None, "high": None})
+                lines[system, "lm_eval", f"{task} {metric}"] = (
+                    "share",
+                    {"estimate": value, "low": None, "high": None},
+                    "",
+                )
     systems = {system for system, _, _ in lines}
     rows = []
     for figure in figures:
         if figure.system in systems and figure.negatives in (None, negatives):
-            kind, value = lines.get((figure.system, figure.benchmark, figure.what), (None, None))
-            rows.append(asdict(Beside(figure, kind, value)))
+            kind, value, note = lines.get((figure.system, figure.benchmark, figure.what), (None, None, ""))
+            rows.append(asdict(Beside(figure, kind, value, note)))
     return rows

@@ -3,8 +3,8 @@
 An effect is a mean over seeds and prompts of a contrast between arms that share the seed's fine-tuned model; its
 interval is for other seeds and other prompts (`statistics.crossed`). The rule, the same for every claim:
 
-- *not supported*: the interval's upper end is below `MARGIN`: an effect worth the name is excluded, even where a smaller
-  one is clear;
+- *not supported*: the interval's upper end is below `MARGIN`: an effect worth the name is excluded, even where a
+  smaller one is clear;
 - *supported*: not so, the effect is above 0, and its p-value, corrected by Holm for the number of claims tested, is
   below 1 - level (5% at the usual level of 95%);
 - *inconclusive*: neither. With one seed nothing is concluded, and neither is from numbers that do not vary at all: they

@@ -57,8 +57,8 @@ class Shown:
 def rule(level: float) -> str:
     """State how claims are judged at a confidence level."""
     return (
-        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect worth the name. Supported: not "
-        f"so, and the effect is above 0 with p < {1 - level:.3g} after Holm's correction for the claims tested. "
+        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect worth the name. Supported: "
+        f"not so, and the effect is above 0 with p < {1 - level:.3g} after Holm's correction for the claims tested. "
         "Inconclusive: neither. Intervals are for other seeds and other prompts (crossed random effects)."
     )
 

@@ -88,11 +88,13 @@ class RewardWins:
             single = frame.dropna(subset="target_reward")
             if len(single):
                 wins = outcomes(single["reward"], single["target_reward"])
-                found.append(Line(name, "win rate over target", "share", win_rate(wins, single["id"], **settings)))
+                found.append(
+                    Line(name, "win rate over target", "share", win_rate(wins, single["id"], level=options.level))
+                )
             if name != SFT and SFT in frames:
                 both = frame.merge(frames[SFT], on=["id", "sample"], suffixes=("", "_base"))
                 wins = outcomes(both["reward"], both["reward_base"])
-                found.append(Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], **settings)))
+                found.append(Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], level=options.level)))
         return found
 
 

@@ -8,7 +8,7 @@ would take the prompts for given, prompts alone the seeds: either is too sure (C
 fallacy").
 
 With two or three seeds MS_seed is small by chance in many experiments, and degrees of freedom pooled over both parts
-(Satterthwaite's) then follow the prompts. The interval covers 87% instead of 95%. So each part keeps the quantile of its
+(Satterthwaite's) then follow the prompts. The interval covers 87%, not 95%. So each part keeps the quantile of its
 own degrees of freedom (Banerjee 1961, Sankhya A 23, 359):
 
     half-width^2 = [t^2(S-1) MS_seed + t^2(P-1) max(MS_prompt - MS_rest, 0)] / (S P)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from selfcontrast.evaluation.statistics.bootstrap import Interval, rate_interval
+from selfcontrast.evaluation.statistics.clusters import Floats
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def position_bias(
     *,
     level: float = 0.95,
 ) -> PositionBias:
-    """Both figures with intervals clustered by prompt.
+    """Return both figures with intervals clustered by prompt.
 
     Args:
         shown_first: outcome for a system, in [0, 1] (1: it wins), of each pair where its answer came first, [n].
@@ -44,9 +45,18 @@ def position_bias(
         raise ValueError(f"every pair needs both orders, not {first.shape} and {second.shape} outcomes")
     if not (((first >= 0) & (first <= 1)).all() and ((second >= 0) & (second <= 1)).all()):
         raise ValueError("outcomes must be in [0, 1]")
-    flips = np.sign(first - 0.5) != np.sign(second - 0.5)
-    favours_first = (first + (1 - second)) / 2
     return PositionBias(
-        rate_interval(flips, clusters, level=level),
-        rate_interval(favours_first, clusters, level=level),
+        rate_interval(flips(first, second), clusters, level=level),
+        rate_interval(favours_first(first, second), clusters, level=level),
     )
+
+
+def flips(first: Floats, second: Floats) -> NDArray[np.bool_]:
+    """Tell which pairs' verdicts depend on the order, [n]."""
+    found: NDArray[np.bool_] = np.sign(first - 0.5) != np.sign(second - 0.5)
+    return found
+
+
+def favours_first(first: Floats, second: Floats) -> Floats:
+    """Return each pair's mean outcome for the answer shown first, [n]."""
+    return (first + (1 - second)) / 2

@@ -7,9 +7,7 @@ from selfcontrast.evaluation.statistics.bootstrap import Interval
 from selfcontrast.evaluation.statistics.clusters import varies
 
 
-def over_seeds(
-    values: ArrayLike, *, level: float = 0.95, least: float = -np.inf, most: float = np.inf
-) -> Interval:
+def over_seeds(values: ArrayLike, *, level: float = 0.95, least: float = -np.inf, most: float = np.inf) -> Interval:
     """Return the mean of one number per seed, values: [n], with Student's t interval.
 
     The interval covers what training draws at random, not which prompts were asked: those are the same for every seed.
