@@ -77,11 +77,13 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, level: float = 0.
     """
     from scipy.special import betaincinv, ndtri
 
-    sums, counts = by_cluster(outcomes, clusters)
+    values = np.asarray(outcomes, dtype=np.float64)
+    by_cluster(values, clusters)  # refuses what is no list of numbers
+    if not ((values >= -1e-9) & (values <= 1 + 1e-9)).all():  # a mean of ones may be above 1 by rounding
+        raise ValueError("outcomes must be in [0, 1]")
+    sums, counts = by_cluster(np.clip(values, 0, 1), clusters)
     n, size = int(counts.sum()), len(sums)
     check_settings(level, 1)
-    if not ((np.asarray(outcomes) >= 0) & (np.asarray(outcomes) <= 1)).all():
-        raise ValueError("outcomes must be in [0, 1]")
     estimate = min(float(sums.sum() / n), 1.0)
     if size == 1:
         return Interval(estimate, np.nan, np.nan, n, size, level)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from scipy.special import expit, logit, stdtrit
 
 from selfcontrast.evaluation.statistics.bootstrap import Interval, bca
 from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_settings, varies
@@ -105,8 +105,8 @@ def length_controlled_win_rate(
         length_differences: the system's answer's length less the baseline's, in any unit, [n].
         clusters: the prompt of each, [n]; both orders and all samples of a prompt are one cluster.
         difficulties: of each instruction, in any unit, [n].
-        level, resamples, seed: of the interval, which is BCa as in `mean_interval`, with the model refitted
-            `resamples` times. Its bounds are NaN where there are no more clusters than coefficients.
+        level, resamples, seed: of the interval, as in `mean_interval`, with the model refitted `resamples`
+            times. Its bounds are NaN where there are no more clusters than coefficients.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -121,7 +121,7 @@ def length_controlled_win_rate(
         parts = [fit.refit(counts) for counts in draws_of(size, judged.size, resamples, seed)]
         rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         if not near:
-            interval = bootstrap_interval(interval, rates, fit.influence(), judged.parameters)
+            interval = refitted_interval(interval, rates, fit.influence(), judged.parameters, is_rate=True)
     return LengthControlled(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
 
 
@@ -141,7 +141,7 @@ def length_controlled_difference(
     Args:
         a, b: of each system outcomes [n], length differences [n], clusters [n] and, where they are known, difficulties
             [n], as `length_controlled_win_rate`'s; how many judgments a prompt has may differ.
-        level, resamples, seed: of the interval, which is BCa. Its bounds are NaN where there are no more prompts than
+        level, resamples, seed: of the interval. Its bounds are NaN where there are no more prompts than
             coefficients, or where the data hardly determine a fit. Its n is that of both systems' judgments.
 
     Raises:
@@ -164,7 +164,7 @@ def length_controlled_difference(
         fragile = np.concatenate(broken)
         if not near:
             influence = own.influence() - other.influence()
-            interval = bootstrap_interval(interval, np.concatenate(drawn), influence, parameters)
+            interval = refitted_interval(interval, np.concatenate(drawn), influence, parameters, is_rate=False)
     return Controlled(interval, near, float(fragile.mean()))
 
 
@@ -264,15 +264,29 @@ class _Fit:
         return centred
 
 
-def bootstrap_interval(value: Interval, drawn: Floats, influence: Floats, parameters: int) -> Interval:
-    """Return `value` with the bounds of its BCa interval; NaN where the bootstrap's samples do not differ.
+def refitted_interval(value: Interval, drawn: Floats, influence: Floats, parameters: int, is_rate: bool) -> Interval:
+    """Return `value` with bounds; NaN where the bootstrap's samples do not differ.
 
-    drawn: [resamples]; influence: [C]; parameters: as of `bca`.
+    Each end is the farther one of BCa's and Student's t, for the same reasons as in `mean_interval`. The latter is
+    that of the log-odds of a rate, so that it stays within [0, 1].
+
+    Args:
+        drawn: the estimate of each bootstrap sample, [resamples].
+        influence: the estimate's derivative by each cluster's weight, [C].
+        parameters: as of `bca`.
+        is_rate: or a difference of two.
     """
     if not varies(drawn):
         return value
     low, high = bca(value.estimate, drawn, influence, parameters, value.level)
-    return replace(value, low=low, high=high)
+    degrees = len(influence) - parameters
+    error = float(np.sqrt(len(influence) / degrees * (influence**2).sum()))
+    half = float(stdtrit(degrees, (1 + value.level) / 2)) * error
+    ends = value.estimate + half * np.array([-1.0, 1.0])
+    if is_rate:
+        spread = max(value.estimate * (1 - value.estimate), 1e-12)  # the derivative of the rate by its log-odds
+        ends = expit(logit(value.estimate) + half / spread * np.array([-1.0, 1.0]))
+    return replace(value, low=min(low, float(ends[0])), high=max(high, float(ends[1])))
 
 
 def check_judgments(outcomes: ArrayLike, length_differences: ArrayLike, *others: ArrayLike) -> tuple[Floats, Floats]:

@@ -30,9 +30,9 @@ from selfcontrast.evaluation.statistics.clusters import Floats, check_settings
 from selfcontrast.evaluation.statistics.length_control import (
     LEAST_INFORMATION,
     Controlled,
-    bootstrap_interval,
     check_judgments,
     draws_of,
+    refitted_interval,
 )
 from selfcontrast.evaluation.statistics.logistic import RIDGE
 
@@ -82,9 +82,9 @@ def length_controlled_within_prompts(
 ) -> WithinPrompts | None:
     """Estimate each system's win rate at equal length; None where it is not identified.
 
-    Differences are over the prompts that both systems were judged on. Intervals are BCa, with the model refitted in
-    each of `resamples` bootstrap samples of clusters. Their bounds are NaN where there are no more clusters than
-    coefficients, or where the data hardly determine the fit.
+    Differences are over the prompts that both systems were judged on. Intervals are as in `mean_interval`, with the
+    model refitted in each of `resamples` bootstrap samples of clusters. Their bounds are NaN where there are no more
+    clusters than coefficients, or where the data hardly determine the fit.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -96,7 +96,7 @@ def length_controlled_within_prompts(
     once = np.ones((1, model.size))
     start = model.fit(once)
     names = list(systems)
-    contrasts = [(name, None) for name in names]
+    contrasts: list[tuple[str, str | None]] = [(name, None) for name in names]
     contrasts += [(name, baseline) for name in names if baseline in names and name != baseline]
     estimates = model.values(start, once, contrasts)[0]
     weak = model.fragile(start, once)[0]
@@ -120,7 +120,7 @@ def length_controlled_within_prompts(
         interval = Interval(float(estimates[at]), np.nan, np.nan, n, size, level)
         if model.clusters > parameters and not near:
             influence = model.influence(start, name, other)
-            interval = bootstrap_interval(interval, values[:, at], influence, parameters)
+            interval = refitted_interval(interval, values[:, at], influence, parameters, is_rate=other is None)
         found.append(Controlled(interval, near, float(broken[:, members].max(axis=1).mean())))
     rates = dict(zip(names, found, strict=False))
     differences = {name: value for (name, other), value in zip(contrasts, found, strict=True) if other is not None}
@@ -215,7 +215,7 @@ class _Model:
         return np.stack(found, axis=1)
 
     def influence(self, fitted: _Fitted, name: str, other: str | None) -> Floats:
-        """How far each cluster moves a rate or a difference, up to a common factor, [C]; they add up to 0."""
+        """Return the derivative of a rate or a difference by each cluster's weight, [C]; they add up to 0."""
         chances, judged = self._chances(fitted, name, other)
         curvature, _, (_, precision, mixed) = self._curvature(fitted, np.ones((1, self.size)))
         count = judged.sum()
