@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.statistics.standard_error import metric_interval
 
 FOLDER = Path(__file__).parents[3] / "evaluation" / "published"
 
@@ -81,12 +82,17 @@ def _figure(entry: Any, where: str) -> Figure:
 
 
 def beside(
-    figures: list[Figure], negatives: int, benchmarks: Mapping[str, Any], lm_eval: Mapping[str, Any]
+    figures: list[Figure],
+    negatives: int,
+    benchmarks: Mapping[str, Any],
+    lm_eval: Mapping[str, Any],
+    level: float = 0.95,
 ) -> list[dict[str, Any]]:
     """Each figure that is of this run's systems and K, with what was measured, as JSON.
 
     Args:
         benchmarks, lm_eval: as of `results.Result`.
+        level: of lm-eval's intervals; a benchmark's have their own.
     """
     lines = {
         (line["system"], name, line["what"]): (line["kind"], line["value"], line.get("note", ""))
@@ -95,12 +101,9 @@ def beside(
     }
     for system, tasks in lm_eval.items():
         for task, metrics in tasks.items():
-            for metric, value in metrics.items():
-                lines[system, "lm_eval", f"{task} {metric}"] = (
-                    "share",
-                    {"estimate": value, "low": None, "high": None},
-                    "",
-                )
+            for metric in metrics:
+                value = asdict(metric_interval(metrics, metric, level))
+                lines[system, "lm_eval", f"{task} {metric}"] = ("share", value, "")
     systems = {system for system, _, _ in lines}
     rows = []
     for figure in figures:
