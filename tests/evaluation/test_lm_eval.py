@@ -15,7 +15,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval import TASKS, parts_of, run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
-from selfcontrast.evaluation.statistics.standard_error import metric_interval
+from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.models.loading import save_policy
 from tiny import example, llama, policy_folder, taught, tokenizer
 from vllm_cases import backend as vllm

@@ -24,7 +24,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
-from selfcontrast.evaluation.statistics.standard_error import STDERR
+from selfcontrast.evaluation.statistics.task_metrics import STDERR
 from selfcontrast.generators.hf import HF
 from selfcontrast.generators.vllm import VLLM
 from selfcontrast.store import NOT_IN_KEY, settings_of

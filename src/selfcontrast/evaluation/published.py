@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.statistics.standard_error import metric_interval
+from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 
 FOLDER = Path(__file__).parents[3] / "evaluation" / "published"
 

@@ -11,7 +11,7 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from selfcontrast.evaluation.statistics.standard_error import STDERR, metric_interval
+from selfcontrast.evaluation.statistics.task_metrics import STDERR, metric_interval
 from selfcontrast.report import benchmarks, figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import throughput

@@ -90,7 +90,7 @@ def test_the_influence_is_the_derivative_by_a_prompts_weight() -> None:
             weights[:, prompt] += [1e-4, -1e-4]
             up, down = model.values(model.fit(weights), weights, [contrast])[:, 0]
             moved.append((up - down) / 2e-4)
-        assert model.influence(start, *contrast) == pytest.approx(np.array(moved) - np.mean(moved), abs=1e-5)
+        assert model.influence(start, *contrast)[0] == pytest.approx(np.array(moved) - np.mean(moved), abs=1e-5)
 
 
 def test_a_single_pair_per_prompt_is_not_identified() -> None:
@@ -155,8 +155,11 @@ def test_one_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
     found = length_controlled_within_prompts(systems, "s0", resamples=50)
     assert found is not None
     assert found.rates["always"].weakness.startswith("weak")
-    assert np.isnan(found.rates["always"].interval.low)
-    assert found.differences["always"].near_separation
+    interval = found.rates["always"].interval
+    assert interval.low < 0.025 ** (1 / 100)  # no surer than Clopper and Pearson of 100 wins
+    difference = found.differences["always"]
+    assert difference.near_separation
+    assert difference.interval.high - difference.interval.low > 0.04
     assert found.rates["s0"].weakness == ""
 
 

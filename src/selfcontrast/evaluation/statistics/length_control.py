@@ -19,7 +19,12 @@ from scipy.special import expit, logit, stdtrit
 
 from selfcontrast.evaluation.statistics.bootstrap import Interval, bca
 from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_settings, varies
-from selfcontrast.evaluation.statistics.logistic import coefficient_influence, fit_logistic, least_information
+from selfcontrast.evaluation.statistics.logistic import (
+    coefficient_covariance,
+    coefficient_influence,
+    fit_logistic,
+    least_information,
+)
 
 Judgments = tuple[ArrayLike, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 """Outcomes, length differences, clusters, and difficulties where they are known."""
@@ -52,8 +57,7 @@ class Controlled:
     """A win rate at equal length, or the difference of two.
 
     Attributes:
-        interval: the rate in [0, 1], or the difference. Its bounds are NaN under `near_separation`: the ridge alone
-            would make them, and narrow.
+        interval: the rate in [0, 1], or the difference. Under `near_separation` it is as wide as the prior has it.
         near_separation: whether the data alone hardly determine the fit: (nearly) all wins or all losses, outcomes
             that length alone decides, or lengths that all differ by the same. The rate then means little.
         fragile_refits: fraction of the bootstrap's refits of which the same is true: well above 0, it is the interval
@@ -115,13 +119,12 @@ def length_controlled_win_rate(
     fit = _Fit.of(outcomes, length_differences, clusters, difficulties)
     judged, size = fit.judged, len(fit.names)
     near = fit.near_separation
-    interval = Interval(fit.rate, np.nan, np.nan, judged.size, size, level)
+    interval = fit.value(level)
     fragile = np.array([np.nan])
     if size > judged.parameters:
         parts = [fit.refit(counts) for counts in draws_of(size, judged.size, resamples, seed)]
         rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        if not near:
-            interval = refitted_interval(interval, rates, fit.influence(), judged.parameters, is_rate=True)
+        interval = fit.interval(interval, rates)
     return LengthControlled(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
 
 
@@ -142,7 +145,7 @@ def length_controlled_difference(
         a, b: of each system outcomes [n], length differences [n], clusters [n] and, where they are known, difficulties
             [n], as `length_controlled_win_rate`'s; how many judgments a prompt has may differ.
         level, resamples, seed: of the interval. Its bounds are NaN where there are no more prompts than
-            coefficients, or where the data hardly determine a fit. Its n is that of both systems' judgments.
+            coefficients, or where nothing varies. Its n is that of both systems' judgments.
 
     Raises:
         ValueError: as `length_controlled_win_rate`, and where the two systems do not have the same prompts.
@@ -156,15 +159,13 @@ def length_controlled_difference(
     interval, fragile = Interval(estimate, np.nan, np.nan, n, size, level), np.array([np.nan])
     near = own.near_separation or other.near_separation
     if size > parameters:
-        drawn, broken = [], []
-        for counts in draws_of(size, max(own.judged.size, other.judged.size), resamples, seed):
-            (rates, fragile_a), (rates_b, fragile_b) = own.refit(counts), other.refit(counts)
-            drawn.append(rates - rates_b)
-            broken.append(fragile_a | fragile_b)
-        fragile = np.concatenate(broken)
-        if not near:
-            influence = own.influence() - other.influence()
-            interval = refitted_interval(interval, np.concatenate(drawn), influence, parameters, is_rate=False)
+        draws = draws_of(size, max(own.judged.size, other.judged.size), resamples, seed)
+        refits = [(*own.refit(counts), *other.refit(counts)) for counts in draws]
+        rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
+        fragile = fragile_a | fragile_b
+        both = (own.interval(own.value(level), rates), other.interval(other.value(level), rates_b))
+        influence = own.influence() - other.influence()
+        interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near)
     return Controlled(interval, near, float(fragile.mean()))
 
 
@@ -208,6 +209,12 @@ class _Judged:
         through_fit = coefficient_influence(self.design, self.outcomes, fitted) @ slope
         influence: Floats = chance - chance.mean() + through_fit
         return influence
+
+    def error(self, fitted: Floats) -> float:
+        """The rate's standard error by the model's curvature. fitted: [k]."""
+        chance = expit(self.at_equal_length @ fitted)
+        slope = (chance * (1 - chance)) @ self.at_equal_length / self.size
+        return float(np.sqrt(slope @ coefficient_covariance(self.design, fitted) @ slope))
 
     def coefficients(self, fitted: Floats) -> Coefficients:
         """In the units that were given. fitted: [k]."""
@@ -257,36 +264,85 @@ class _Fit:
         fitted = self.judged.fit(weights, self.coefficients)
         return self.judged.rates(fitted, weights), self.judged.fragile(fitted, weights)
 
+    def value(self, level: float) -> Interval:
+        """Return the rate, without bounds."""
+        return Interval(self.rate, np.nan, np.nan, self.judged.size, len(self.names), level)
+
+    def interval(self, value: Interval, rates: Floats) -> Interval:
+        """Return the rate's interval from its refits. rates: [resamples]."""
+        error = self.judged.error(self.coefficients)
+        return refitted_rate(value, rates, self.influence(), self.judged.parameters, error, self.near_separation)
+
     def influence(self) -> Floats:
-        """How far each prompt moves the rate, [C]; they add up to 0."""
+        """Return the rate's derivative by each prompt's weight, [C]; they add up to 0."""
         influence = np.bincount(self.index, weights=self.judged.influence(self.coefficients)) / self.judged.size
         centred: Floats = influence - influence.mean()
         return centred
 
 
-def refitted_interval(value: Interval, drawn: Floats, influence: Floats, parameters: int, is_rate: bool) -> Interval:
-    """Return `value` with bounds; NaN where the bootstrap's samples do not differ.
+def refitted_rate(
+    value: Interval, drawn: Floats, influence: Floats, parameters: int, model_error: float, near_separation: bool
+) -> Interval:
+    """Return a rate with bounds: at each end the farther one of BCa and Student's t, as in `mean_interval`.
 
-    Each end is the farther one of BCa's and Student's t, for the same reasons as in `mean_interval`. The latter is
-    that of the log-odds of a rate, so that it stays within [0, 1].
+    The latter is that of the rate's log-odds, so that it stays within [0, 1]. Its standard error is the sandwich
+    estimator's. A fit that the data hardly determine, and one without variation, leave hardly any residuals and make
+    the sandwich far too small. There the standard error is at least that of the model with its ridge.
 
     Args:
-        drawn: the estimate of each bootstrap sample, [resamples].
-        influence: the estimate's derivative by each cluster's weight, [C].
+        drawn: the rate of each bootstrap sample, [resamples].
+        influence: the rate's derivative by each cluster's weight, [C].
         parameters: as of `bca`.
-        is_rate: or a difference of two.
+        model_error: the rate's standard error by the model's curvature.
     """
-    if not varies(drawn):
-        return value
-    low, high = bca(value.estimate, drawn, influence, parameters, value.level)
+    low, high = _bca_or_none(value, drawn, influence, parameters)
     degrees = len(influence) - parameters
-    error = float(np.sqrt(len(influence) / degrees * (influence**2).sum()))
-    half = float(stdtrit(degrees, (1 + value.level) / 2)) * error
-    ends = value.estimate + half * np.array([-1.0, 1.0])
-    if is_rate:
-        spread = max(value.estimate * (1 - value.estimate), 1e-12)  # the derivative of the rate by its log-odds
-        ends = expit(logit(value.estimate) + half / spread * np.array([-1.0, 1.0]))
+    error = _sandwich(influence, parameters)
+    if near_separation or not varies(drawn):
+        error = max(error, model_error)
+    spread = max(value.estimate * (1 - value.estimate), 1e-12)  # the derivative of the rate by its log-odds
+    half = float(stdtrit(degrees, (1 + value.level) / 2)) * error / spread
+    ends = expit(logit(value.estimate) + half * np.array([-1.0, 1.0]))
     return replace(value, low=min(low, float(ends[0])), high=max(high, float(ends[1])))
+
+
+def refitted_difference(
+    value: Interval,
+    drawn: Floats,
+    influence: Floats,
+    parameters: int,
+    rates: tuple[Interval, Interval],
+    near_separation: bool,
+) -> Interval:
+    """Return a difference of two rates with bounds, as `refitted_rate`.
+
+    Where a fit is hardly determined each end is at least as far as both rates' intervals put it, by the method of
+    variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, 1693). Arguments as there, and the two
+    rates with their intervals. NaN bounds where the difference does not vary: it cannot tell.
+    """
+    if not near_separation and not varies(drawn):
+        return value
+    low, high = _bca_or_none(value, drawn, influence, parameters)
+    degrees = len(influence) - parameters
+    half = float(stdtrit(degrees, (1 + value.level) / 2)) * _sandwich(influence, parameters)
+    low, high = min(low, value.estimate - half), max(high, value.estimate + half)
+    if near_separation:
+        a, b = rates
+        low = min(low, value.estimate - float(np.hypot(a.estimate - a.low, b.high - b.estimate)))
+        high = max(high, value.estimate + float(np.hypot(a.high - a.estimate, b.estimate - b.low)))
+    return replace(value, low=low, high=high)
+
+
+def _bca_or_none(value: Interval, drawn: Floats, influence: Floats, parameters: int) -> tuple[float, float]:
+    """The ends of the BCa interval; the estimate itself where the bootstrap's samples do not differ."""
+    if not varies(drawn):
+        return value.estimate, value.estimate
+    return bca(value.estimate, drawn, influence, parameters, value.level)
+
+
+def _sandwich(influence: Floats, parameters: int) -> float:
+    size = len(influence)
+    return float(np.sqrt(size / (size - parameters) * (influence**2).sum()))
 
 
 def check_judgments(outcomes: ArrayLike, length_differences: ArrayLike, *others: ArrayLike) -> tuple[Floats, Floats]:

@@ -32,7 +32,8 @@ from selfcontrast.evaluation.statistics.length_control import (
     Controlled,
     check_judgments,
     draws_of,
-    refitted_interval,
+    refitted_difference,
+    refitted_rate,
 )
 from selfcontrast.evaluation.statistics.logistic import RIDGE
 
@@ -84,7 +85,7 @@ def length_controlled_within_prompts(
 
     Differences are over the prompts that both systems were judged on. Intervals are as in `mean_interval`, with the
     model refitted in each of `resamples` bootstrap samples of clusters. Their bounds are NaN where there are no more
-    clusters than coefficients, or where the data hardly determine the fit.
+    clusters than coefficients, and a difference's where nothing varies.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -110,7 +111,7 @@ def length_controlled_within_prompts(
             drawn.append(model.values(fitted, weights, contrasts))
             fragile.append(model.fragile(fitted, weights))
     values, broken = np.concatenate(drawn), np.concatenate(fragile)
-    found = []
+    found: list[Controlled] = []
     for at, (name, other) in enumerate(contrasts):
         members = [names.index(own) for own in (name, other) if own is not None]
         n = sum(int((model.system == member).sum()) for member in members)
@@ -118,9 +119,13 @@ def length_controlled_within_prompts(
         size = len(np.unique(model.cluster[judged]))
         near = bool(weak[members].any())
         interval = Interval(float(estimates[at]), np.nan, np.nan, n, size, level)
-        if model.clusters > parameters and not near:
-            influence = model.influence(start, name, other)
-            interval = refitted_interval(interval, values[:, at], influence, parameters, is_rate=other is None)
+        if model.clusters > parameters:
+            influence, error = model.influence(start, name, other)
+            if other is None:
+                interval = refitted_rate(interval, values[:, at], influence, parameters, error, near)
+            else:
+                both = (found[members[0]].interval, found[members[1]].interval)
+                interval = refitted_difference(interval, values[:, at], influence, parameters, both, near)
         found.append(Controlled(interval, near, float(broken[:, members].max(axis=1).mean())))
     rates = dict(zip(names, found, strict=False))
     differences = {name: value for (name, other), value in zip(contrasts, found, strict=True) if other is not None}
@@ -214,8 +219,11 @@ class _Model:
             found.append(1 / np.linalg.eigvalsh(block)[:, -1] - RIDGE < LEAST_INFORMATION)
         return np.stack(found, axis=1)
 
-    def influence(self, fitted: _Fitted, name: str, other: str | None) -> Floats:
-        """Return the derivative of a rate or a difference by each cluster's weight, [C]; they add up to 0."""
+    def influence(self, fitted: _Fitted, name: str, other: str | None) -> tuple[Floats, float]:
+        """Return a rate's or a difference's derivative by each cluster's weight, [C], and its standard error.
+
+        The derivatives add up to 0. The standard error is that by the model's curvature.
+        """
         chances, judged = self._chances(fitted, name, other)
         curvature, _, (_, precision, mixed) = self._curvature(fitted, np.ones((1, self.size)))
         count = judged.sum()
@@ -231,11 +239,11 @@ class _Model:
                 gradient -= (slope / precision[0]) @ mixed[0]  # difficulties follow the coefficients
         residuals = self.outcomes - self._fitted_chances(fitted)[0]
         scores = np.add.reduceat(residuals[:, None] * self.design, self.starts)
-        through_fit = scores @ np.linalg.solve(curvature[0], gradient)
+        moving = np.linalg.solve(curvature[0], gradient)
+        through_fit = scores @ moving
         moved = (chances[0] - rate) * judged / count + through_fit
         found = np.bincount(self.cluster, weights=moved)
-        centred: Floats = found - found.mean()
-        return centred
+        return found - found.mean(), float(np.sqrt(gradient @ moving))
 
     def _chances(self, fitted: _Fitted, name: str, other: str | None) -> tuple[Floats, NDArray[np.bool_]]:
         """Per prompt the chance of a win at equal length, or the difference of two, [B, P], and where it counts [P]."""

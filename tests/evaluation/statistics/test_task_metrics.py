@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from selfcontrast.evaluation.statistics.standard_error import metric_interval
+from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.report.page import lm_eval_rows
 
 
