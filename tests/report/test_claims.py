@@ -181,6 +181,34 @@ def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) 
     assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
 
 
+def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -> None:
+    """Of a version that stored them; the report says so instead of ending with an error."""
+    means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
+    means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
+    (why,) = claims_page.shown([replace(whole[0], prompts={**whole[0].prompts, "means": means}), *whole[1:]])
+    assert why.left_out == "Self-Contrast K=1, seed 1 has stored scores that are no numbers"
+
+
+def test_scores_that_are_equal_everywhere_cannot_tell(whole: list[Result]) -> None:
+    """All differences are 0: not "not supported", as nothing says how much they vary."""
+    same = []
+    for one in whole:
+        name = str(one.config["method"])
+        means = one.prompts["means"] | {name: one.prompts["means"]["SFT"]}
+        same.append(replace(one, prompts={**one.prompts, "means": means}))
+    (shown,) = claims_page.shown(same)
+    assert {row[-1] for row in shown.claims} == {"inconclusive: its numbers do not vary, so they cannot tell"}
+    assert shown.claims[0][2] == "0.000 [–]"
+
+
+def test_the_rule_states_the_level_in_use(whole: list[Result]) -> None:
+    for one in whole:
+        one.comparison["rows"][0]["mean"]["level"] = 0.9
+    (shown,) = claims_page.shown(whole)
+    assert "p < 0.1 after Holm's correction" in shown.rule
+    assert shown.rule in claims_page.as_markdown([shown])
+
+
 def test_an_arm_of_several_settings_makes_no_claims(whole: list[Result]) -> None:
     other = replace(whole[0], config={**whole[0].config, "trainer": {"lr": 0.5}})
     (why,) = claims_page.shown([other, *whole[1:]])

@@ -110,7 +110,8 @@ class Experiment:
         seeds = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
         if not seeds:
             return None
-        return np.array([sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds])
+        table = [sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds]
+        return np.round(np.array(table), 12)  # equal scores differ by nothing, and not by rounding
 
     def mean(self, weights: Mapping[Arm, float]) -> Crossed | None:
         table = self.contrast(weights)
@@ -140,7 +141,11 @@ def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
 
 
 def _ambiguity(group: Sequence["Result"]) -> str:
-    """Where nobody could say which result is meant; "" where all is clear."""
+    """Say why nobody could tell which result is meant, or what it is; "" where all is clear."""
+    for result in group:
+        means = [np.array(own, dtype=np.float64) for ways in result.prompts["means"].values() for own in ways.values()]
+        if not all(np.isfinite(own).all() for own in means):
+            return f"{method(result)} K={result.negatives}, seed {result.seed} has stored scores that are no numbers"
     configs = {str(i): {n: v for n, v in r.config.items() if n != "hardware"} for i, r in enumerate(group)}
     settings: dict[str, set[str]] = {}
     for i, variant in variants(configs).items():
