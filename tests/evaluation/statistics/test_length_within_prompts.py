@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import optimize
 from scipy.special import expit
 
@@ -187,3 +189,29 @@ def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_input(own: Pairs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         length_controlled_within_prompts({"s": own})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(-9, 9), st.integers(0, 7), st.booleans()),
+        min_size=2,
+        max_size=30,
+    )
+)
+def test_any_pairs_give_ordered_numbers_in_range(rows: list[tuple[float, int, int, bool]]) -> None:
+    systems = {}
+    for name in (False, True):
+        own = [row for row in rows if row[3] == name]
+        if own:
+            outcomes, lengths, prompts, _ = zip(*own, strict=True)
+            systems[str(name)] = Pairs(outcomes, lengths, prompts, prompts)
+    found = length_controlled_within_prompts(systems, "False", resamples=30)
+    if found is None:
+        return
+    for controlled in found.rates.values():
+        interval = controlled.interval
+        assert 0 <= interval.estimate <= 1
+        if np.isfinite(interval.low):
+            assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+            assert interval.high - interval.low > 0.01

@@ -116,7 +116,10 @@ def pair_lines(
         own.insert(1, _line(name, EQUAL_LENGTH, "share", controlled.rates.get(name), options))
         found += own
         if name != SFT and SFT in judged_pairs:
-            found += _raw_difference(name, questions, _by_question(judged_pairs[SFT]), options)
+            raw = _raw_difference(name, questions, _by_question(judged_pairs[SFT]), options)
+            if not raw:
+                continue
+            found += raw
             what = f"win rate less SFT's {EQUAL_LENGTH.removeprefix('win rate ')}"
             found.append(_line(name, what, "difference", controlled.differences.get(name), options))
     return found

@@ -83,9 +83,9 @@ def length_controlled_within_prompts(
 ) -> WithinPrompts | None:
     """Estimate each system's win rate at equal length; None where it is not identified.
 
-    Differences are over the prompts that both systems were judged on. Intervals are as in `mean_interval`, with the
-    model refitted in each of `resamples` bootstrap samples of clusters. Their bounds are NaN where there are no more
-    clusters than coefficients, and a difference's where nothing varies.
+    Differences are over the prompts that both systems were judged on; there is none where no prompt is. Intervals are
+    as in `mean_interval`, with the model refitted in each of `resamples` bootstrap samples of clusters. Their bounds
+    are NaN where there are no more clusters than coefficients, and a difference's where nothing varies.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -98,7 +98,10 @@ def length_controlled_within_prompts(
     start = model.fit(once)
     names = list(systems)
     contrasts: list[tuple[str, str | None]] = [(name, None) for name in names]
-    contrasts += [(name, baseline) for name in names if baseline in names and name != baseline]
+    if baseline in names:
+        base = model.judged[names.index(baseline)]
+        common = [name for own, name in enumerate(names) if name != baseline and (model.judged[own] & base).any()]
+        contrasts += [(name, baseline) for name in common]
     estimates = model.values(start, once, contrasts)[0]
     weak = model.fragile(start, once)[0]
     drawn, fragile = [np.full((1, len(contrasts)), np.nan)], [np.full((1, len(names)), np.nan)]
