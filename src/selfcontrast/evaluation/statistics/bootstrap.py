@@ -70,7 +70,7 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, level: float = 0.
     - the effective number is multiplied by (z/t)^2. The degrees of freedom of t are the clusters that differ from the
       commonest value, plus 2, but at most C-1: among 98 perfect prompts and 2 others only those 2 tell the variance.
 
-    It covers at least its level in all simulated settings, and more where outcomes are few or mostly equal.
+    It covers its level in all simulated settings, and more where outcomes are few or mostly equal.
 
     Raises:
         ValueError: for an outcome outside [0, 1], and as `mean_interval`.

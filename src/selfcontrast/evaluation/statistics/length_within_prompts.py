@@ -11,7 +11,7 @@ system m wins pair i of prompt p are
 - `difficulty_p` is shrunken towards 0 (a normal prior of standard deviation `SPREAD`);
 - `between` is what prompts with longer answers differ by (Mundlak 1978, Econometrica 46, 69). With it `length` is
   estimated within prompts alone. Without it the shrinkage leaves a part of the difficulty to `length`: in simulations
-  the rates were off by 5 to 7 points (benchmarks/RESULTS.md).
+  the rates were off by 3 to 8 points (benchmarks/RESULTS.md).
 
 The rate is the mean over prompts of the probability at x_i = 0, each prompt as often as it was judged at all. Where no
 prompt has two pairs of different length, `length` is not identified, and there is no rate.
