@@ -14,8 +14,8 @@ own degrees of freedom (Banerjee 1961, Sankhya A 23, 359):
     half-width^2 = [t^2(S-1) MS_seed + t^2(P-1) max(MS_prompt - MS_rest, 0)] / (S P)
 
 Simulated with 2, 3 and 5 seeds it covers 94.0 to 99.6% (benchmarks/RESULTS.md). Nothing sharper was found that holds:
-the quantile of the Behrens-Fisher distribution is 4% narrower for two seeds and no narrower for three or five, and
-Welch's degrees of freedom cover as little as 88%.
+the quantile of the Behrens-Fisher distribution gives from 5% narrower to 6% wider intervals, and Welch's degrees of
+freedom cover as little as 88%.
 """
 
 from dataclasses import dataclass
