@@ -55,10 +55,10 @@ def contenders(judgments: int, resamples: int) -> dict[str, Callable[[], Any]]:
         "length-controlled win rate": lambda: length_controlled_win_rate(
             outcomes, lengths, prompts, difficulty, **options
         ),
-        "win rate": lambda: win_rate(outcomes, prompts, **options),
+        "win rate": lambda: win_rate(outcomes, prompts),
         "mean of as many clusters as judgments": lambda: mean_interval(outcomes, np.arange(len(outcomes)), **options),
         "paired permutation test": lambda: paired_permutation_test(first, second, labels, **options),
-        "position bias": lambda: position_bias(first, second, labels, **options),
+        "position bias": lambda: position_bias(first, second, labels),
         "13-gram containment, 400 in 100,000 prompts": lambda: containment(texts[:400], texts[400:], 13),
     }
 

@@ -22,6 +22,7 @@ from selfcontrast.pipeline import contaminated, measured_by, published_data, sco
 from selfcontrast.provenance import provenance
 from selfcontrast.report.benchmarks import CATEGORY, cell
 from selfcontrast.report.evaluated import write_evaluated
+from selfcontrast.report.page import lm_eval_rows
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.text import interval, number, place
 from selfcontrast.results import RESULT, measured_lines, samples_of, samples_table, stage_record, track_judgments
@@ -174,9 +175,9 @@ def print_evaluated(result: Evaluated, output: Path) -> None:
     show(table)
     if result.lm_eval:
         table = columns("lm-eval task", "metric", "", left=2)
-        for task, metrics in result.lm_eval.items():
-            for metric, value in metrics.items():
-                table.add_row(task, metric, number(value))
+        level = result.comparison["rows"][0]["mean"]["level"]
+        for task, metric, (value,) in lm_eval_rows({"": result.lm_eval}, level):
+            table.add_row(task, metric, value)
         say("")
         show(table)
     for name, found in result.benchmarks.items():

@@ -107,7 +107,7 @@ class Result:
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
             prompts=by_prompt({name: artifact.path for name, artifact in systems.items()}, parts.evaluation),
             benchmarks=benchmarks,
-            published=beside(parts.published, parts.negatives, benchmarks, lm_eval),
+            published=beside(parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.level),
         )
 
     @classmethod

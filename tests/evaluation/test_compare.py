@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from measuring import lm_eval
-from selfcontrast.evaluation.compare import BASELINE, Comparison, compare
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, compare
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
 
@@ -165,3 +166,15 @@ def test_categories_are_of_the_first_decoding_and_named(comparison: Comparison) 
 def test_likelihood_is_per_token(comparison: Comparison) -> None:
     found = {row["system"]: row["log_prob_per_token"]["estimate"] for row in comparison.likelihood}
     assert found == pytest.approx({BASELINE: (-2 - 3) / 2, "own": (-1 - 1) / 2})
+
+
+@pytest.mark.parametrize("column", ["score", "log_prob"])
+def test_a_stored_nan_is_refused_with_its_example(column: str, tmp_path: Path) -> None:
+    """A sum of log-probabilities skipped it, and so did the mean over a dialogue's turns: 0.0 was printed."""
+    folder = write(tmp_path / "sft", SFT, "score", [(-1.0, 2), (-2.0, 4)])
+    frame = pd.read_parquet(folder / ANSWERS)
+    frame.loc[frame["id"] == "c", column] = float("nan")
+    frame.to_parquet(folder / ANSWERS)
+    for ask in (lambda: compare({BASELINE: folder}, SETTINGS, seen()), lambda: by_prompt({BASELINE: folder}, SETTINGS)):
+        with pytest.raises(UserError, match=rf"the {column} of the answer to example 'c' is nan"):
+            ask()

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 from measuring import lm_eval
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval import TASKS, parts_of, run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
+from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.models.loading import save_policy
 from tiny import example, llama, policy_folder, taught, tokenizer
 from vllm_cases import backend as vllm
@@ -79,6 +81,10 @@ def test_lm_evals_accuracy_is_an_argmax_of_summed_log_probabilities(policy: Path
     assert found["acc"] == pytest.approx(np.mean(right))
     assert found["acc_norm"] == pytest.approx(np.mean(right_by_length))
     assert found["documents"] == 24
+    assert found["acc stderr"] == pytest.approx(stats.sem(right))
+    interval = metric_interval(found, "acc", 0.95)
+    exact = stats.binomtest(sum(right), 24).proportion_ci(0.95, method="exact")
+    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
     assert all(type(value) in (int, float) for value in found.values())
 
 

@@ -59,7 +59,7 @@ class Lengths:
     """Grades by what the grade must depend on: the example, the text and the turn."""
 
     def score(self, one: Example, response: str, turn: int = -1) -> float:
-        return len(one.target) + len(response) / 1000 + 100 * turn
+        return (len(one.target) + len(response) / 1000 + 100 * (turn + 1)) / 1000
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,36 @@ def test_answers_are_graded_by_the_verifier(tmp_path: Path, policy: Path) -> Non
         assert row["category"] == by_id[row["id"]].category
     assert summary == {"prompts": 3, "answers": 12, "tokens": int(answers["tokens"].sum())}
     assert json.loads((tmp_path / LM_EVAL).read_text()) == {}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Grades one example with a value that is no score."""
+
+    value: float
+
+    def score(self, one: Example, response: str, turn: int = -1) -> float:
+        return self.value if one.id == "b" else 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
+def test_a_score_that_is_no_number_is_refused_with_its_example(value: float, tmp_path: Path, policy: Path) -> None:
+    """And nothing is stored that a later comparison could trip over."""
+    with pytest.raises(UserError, match=r"verifier's score .* to example 'b' is .* \(3 of 12 are so\)"):
+        evaluated(tmp_path, policy, Broken(value))
+    assert not (tmp_path / ANSWERS).exists()
+
+
+def test_a_policy_that_gives_nan_is_refused(tmp_path: Path) -> None:
+    """A diverged policy has NaN weights; its log-probabilities were summed as 0."""
+    folder = policy_folder(tmp_path / "policy")
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[0] = float("nan")
+    model.save_pretrained(folder)
+    (tmp_path / "scores").mkdir()
+    with pytest.raises(UserError, match=r"probabilities after prompt 'a' are NaN"):
+        evaluated(tmp_path / "scores", folder, Lengths())
 
 
 def test_without_a_verifier_answers_carry_their_similarity_to_the_target(tmp_path: Path, policy: Path) -> None:

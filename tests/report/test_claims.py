@@ -120,7 +120,7 @@ def test_the_rise_is_the_least_squares_line(make: Make) -> None:
 
 
 def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
-    return Crossed(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, 9.0, seeds, 100, 0.95)
+    return Crossed(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, seeds, 100, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,8 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
         (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # by itself it would be, among so many claims it is not
         (crossed(-0.03, 0.01), 0.001, NOT_SUPPORTED),
         (crossed(0.0, MARGIN * 0.9), 1.0, NOT_SUPPORTED),
+        (crossed(0.005, 0.003), 0.001, NOT_SUPPORTED),  # clearly above 0, and clearly not worth the name
+        (crossed(0.008, 0.003), 0.001, SUPPORTED),
         (crossed(0.0, MARGIN * 1.1), 1.0, INCONCLUSIVE),
         (crossed(0.03, 0.01, seeds=1), 0.001, INCONCLUSIVE),
         (crossed(0.03, float("nan")), float("nan"), INCONCLUSIVE),
@@ -177,6 +179,34 @@ def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) 
     assert why.left_out == "Self-Contrast has 2 results for K=1 and seed 1"
     assert "not judged: Self-Contrast has 2 results" in claims_page.as_markdown([why])
     assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
+
+
+def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -> None:
+    """Of a version that stored them; the report says so instead of ending with an error."""
+    means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
+    means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
+    (why,) = claims_page.shown([replace(whole[0], prompts={**whole[0].prompts, "means": means}), *whole[1:]])
+    assert why.left_out == "Self-Contrast K=1, seed 1 has stored scores that are no numbers"
+
+
+def test_scores_that_are_equal_everywhere_cannot_tell(whole: list[Result]) -> None:
+    """All differences are 0: not "not supported", as nothing says how much they vary."""
+    same = []
+    for one in whole:
+        name = str(one.config["method"])
+        means = one.prompts["means"] | {name: one.prompts["means"]["SFT"]}
+        same.append(replace(one, prompts={**one.prompts, "means": means}))
+    (shown,) = claims_page.shown(same)
+    assert {row[-1] for row in shown.claims} == {"inconclusive: its numbers do not vary, so they cannot tell"}
+    assert shown.claims[0][2] == "0.000 [–]"
+
+
+def test_the_rule_states_the_level_in_use(whole: list[Result]) -> None:
+    for one in whole:
+        one.comparison["rows"][0]["mean"]["level"] = 0.9
+    (shown,) = claims_page.shown(whole)
+    assert "p < 0.1 after Holm's correction" in shown.rule
+    assert shown.rule in claims_page.as_markdown([shown])
 
 
 def test_an_arm_of_several_settings_makes_no_claims(whole: list[Result]) -> None:

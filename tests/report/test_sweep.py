@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from selfcontrast.errors import FAILED, UserError
-from selfcontrast.report.sweep import Point, read_sweep, variants
-from selfcontrast.report.sweep_numbers import numbers
+from selfcontrast.report.hook import SweepReport
+from selfcontrast.report.sweep import Point, best, read_sweep, variants
+from selfcontrast.report.sweep_numbers import by_point, numbers
 from selfcontrast.report.sweep_page import figure, headline, sentence, write_sweep
 from selfcontrast.report.sweep_terminal import plot, print_sweep
 from selfcontrast.results import Result
@@ -162,6 +164,86 @@ def test_what_a_point_costs(make: Make, write: Write, tmp_path: Path) -> None:
     assert table["seconds_own"].tolist() == [64, 64]
 
 
+def test_the_headline_compares_with_the_variants_own_sft(make: Make, write: Write, tmp_path: Path) -> None:
+    """SFT was averaged over data with and without noise: no job had it."""
+    for job, (noise, sft) in enumerate([(0.0, 0.84), (0.3, 0.534)]):
+        for k in (1, 4):
+            config = {"data": {"noise": noise}}
+            write(tmp_path / f"{job}-{k}", make(sft=sft, policy=sft, control=sft + 0.05, k=k, config=config))
+    sweep = read_sweep([tmp_path])
+    assert headline(sweep) == "Score (data.noise=0.0): 0.840 at K=1, 0.840 at K=4; SFT 0.840"
+    assert "SFT's T=0.7 decoding alone gives 0.890" in sentence(sweep)
+    levels = {str(line.get_label()): line.get_ydata()[0] for line in figure(sweep).axes[0].lines}
+    assert levels["SFT, T=1 (data.noise=0.0)"] == pytest.approx(0.84)
+    assert levels["SFT, T=0.7 (data.noise=0.3)"] == pytest.approx(0.584)
+    assert [line.strip() for line in plot(sweep) if "SFT" in line] == ["SFT 0.840", "SFT 0.534"]
+
+
+def test_the_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_path: Path) -> None:
+    """0.65 with seed 1 and 0.85 with seed 2."""
+    for seed, control in ((1, 0.65), (2, 0.85)):
+        write(tmp_path / str(seed), make(seed=seed, control=control, policy=0.6 + seed / 100))
+    sweep = read_sweep([tmp_path])
+    assert "SFT's T=0.7 decoding alone gives 0.750 on average over its seeds." in sentence(sweep)
+    lines = {str(line.get_label()): line.get_ydata()[0] for line in figure(sweep).axes[0].lines}
+    assert lines["SFT, T=0.7"] == pytest.approx(0.75)
+
+
+def test_unequal_seeds_make_no_rise(make: Make, write: Write, tmp_path: Path) -> None:
+    """The policy equals SFT everywhere. With K=16 alone having seed 2, whose SFT is better, 0.6 rose to 0.65."""
+    for k, seed in ((1, 1), (16, 1), (16, 2)):
+        level = {1: 0.6, 2: 0.7}[seed]
+        write(tmp_path / f"{k}-{seed}", make(sft=level, policy=level, control=level, k=k, seed=seed, p=1.0))
+    sweep = read_sweep([tmp_path])
+    assert headline(sweep) == "Score: 0.600 at K=1, 0.600 at K=16; SFT 0.600 (seed 1)"
+    assert "Points have other seeds (compared on seed 1, which all have): K=1 lacks seed 2." in sentence(sweep)
+    assert best(sweep).seeds == [1]
+    line = next(line for line in figure(sweep).axes[0].lines if line.get_label() == "Self-Contrast")
+    assert list(line.get_ydata()) == pytest.approx([0.6, 0.6])
+    heads, rows = by_point(sweep)
+    assert [row[heads.index("seeds")] for row in rows] == ["1 (1)", "2"]
+    write_sweep(sweep)
+    assert "K=1 lacks seed 2" in (tmp_path / "report.html").read_text()
+
+
+def test_points_without_a_common_seed_are_not_compared(make: Make, write: Write, tmp_path: Path) -> None:
+    for k, seed in ((1, 1), (4, 2)):
+        write(tmp_path / str(k), make(k=k, seed=seed, policy=0.6 + seed / 10))
+    sweep = read_sweep([tmp_path])
+    assert headline(sweep) == "Score: 0.700 at K=1 (seed 1), 0.800 at K=4 (seed 2): other seeds, not to be compared"
+    assert "no seed is in all" in sentence(sweep)
+
+
+def test_bounds_over_seeds_stay_in_the_scores_range(make: Make, write: Write, tmp_path: Path) -> None:
+    """Mean 0.95, standard deviation 0.05, t of 2 degrees 4.3027: 0.95 + 0.124 would be above 1."""
+    for seed, policy in ((1, 0.9), (2, 0.95), (3, 1.0)):
+        write(tmp_path / str(seed), make(policy=policy, seed=seed))
+    assert numbers(read_sweep([tmp_path]).points[0])[0] == "0.950 [0.826, 1.000]"
+
+
+@pytest.mark.parametrize(
+    ("resamples", "prompts", "overrides", "said"),
+    [
+        (200, 384, ["negatives=1,2,4,8", "seed=1,2,3"], "of 12 jobs.*smallest p-value is 0.005.*evaluation.resamples"),
+        (4000, 384, ["negatives=1,2,4,8", "seed=1,2,3"], ""),
+        (200, 384, ["negatives=1,2,4,8"], ""),  # 4 times 1/201 is 0.02
+        (4000, 6, ["negatives=1,2"], "of 2 jobs.*smallest p-value is 0.031.*evaluation.prompts"),  # 2 / 2^6
+        (200, 384, ["negatives=range(1,13)"], "of 12 jobs"),
+        (100, None, ["negatives=1,2,4,8,16", "+experiment=miniature"], ""),  # 5 times 1/101 is below 0.05
+    ],
+)
+def test_a_sweep_that_can_find_nothing_says_so_before_compute(
+    resamples: int, prompts: int | None, overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"resamples": resamples, "prompts": prompts, "level": 0.95}
+    hydra = {"sweep": {"dir": "out"}, "overrides": {"task": overrides}}
+    SweepReport().on_multirun_start(OmegaConf.create({"evaluation": evaluation, "hydra": hydra}))
+    SweepReport.folder = None
+    out = " ".join(capsys.readouterr().out.split())
+    assert bool(said) == bool(out)
+    assert re.search(said, out)
+
+
 # --- any runs together
 
 
@@ -261,7 +343,7 @@ def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Writ
     by_name = {job.folder: job for job in sweep.jobs}
     one, two = by_name["alone1"], by_name["alone2"]
     assert numbers(Point([one], one.p_holm))[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
-    assert numbers(Point([one, two], math.nan))[:4] == ["0.600 [0.600, 0.600]", "–", "–", "–"]
+    assert numbers(Point([one, two], math.nan))[:4] == ["0.600 [–]", "–", "–", "–"]  # nothing varies
     assert (by_name["alone1"].variant, by_name["alone1"].outcome) == ("none", "alone")
     assert by_name["policy"].p_holm == 0.002  # one test, not three
     assert pd.read_csv(tmp_path / "results.csv").set_index("job")["difference"].isna().to_dict() == {

@@ -4,6 +4,7 @@ Files are a JSON array or JSON Lines, also with .gz. Rows are matched by the ins
 a model that lacks some instructions would else be compared with the answers to others.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,19 @@ from selfcontrast.evaluation.statistics import (
     Interval,
     LengthControlled,
     length_controlled_win_rate,
-    mean_interval,
+    rate_interval,
     standard_error,
 )
 
 
 @dataclass(frozen=True)
 class Output:
-    """A model's answer to an instruction."""
+    """A model's answer to an instruction, and how difficult that is, where the file says so."""
 
     instruction: str
     output: str
     generator: str
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def read_outputs(path: str, key: str) -> dict[str, Output]:
     """
     found: dict[str, Output] = {}
     for place, row in _rows(path, key):
-        output = Output(_text(row, "instruction", place), _text(row, "output", place), str(row.get("generator") or ""))
+        difficulty = None if row.get("instruction_difficulty") is None else _difficulty(row, place)
+        texts = _text(row, "instruction", place), _text(row, "output", place)
+        output = Output(*texts, str(row.get("generator") or ""), difficulty)
         if output.instruction in found:
             raise UserError(f"{place}: the instruction stands twice; keep one output for each")
         found[output.instruction] = output
@@ -96,10 +100,7 @@ def read_difficulties(path: str, key: str) -> dict[str, float]:
     """`instruction_difficulty` by instruction. Raises `UserError`."""
     found = {}
     for place, row in _rows(path, key):
-        value = row.get("instruction_difficulty")
-        if not isinstance(value, int | float):
-            raise UserError(f"{place}: 'instruction_difficulty' must be a number, not {value!r}")
-        found[_text(row, "instruction", place)] = float(value)
+        found[_text(row, "instruction", place)] = _difficulty(row, place)
     return found
 
 
@@ -134,7 +135,7 @@ def score(
     outcomes = [float(annotation.preference or 0.0) for annotation in judged]
     options: Any = {"level": level, "resamples": resamples, "seed": seed}
     return Score(
-        win_rate=mean_interval(outcomes, instructions, **options),
+        win_rate=rate_interval(outcomes, instructions, level=level),
         standard_error=standard_error(outcomes, instructions),
         length_controlled=length_controlled_win_rate(
             outcomes,
@@ -159,6 +160,13 @@ def _text(row: Mapping[str, Any], column: str, place: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{place}: '{column}' must be a text, not {value!r}")
     return value
+
+
+def _difficulty(row: Mapping[str, Any], place: str) -> float:
+    value = row.get("instruction_difficulty")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{place}: 'instruction_difficulty' must be a number, not {value!r}")
+    return float(value)
 
 
 def _preference(row: Mapping[str, Any], place: str) -> float | None:

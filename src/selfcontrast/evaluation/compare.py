@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from selfcontrast.evaluation.finite import check_numbers
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Decoded, Evaluation
 from selfcontrast.evaluation.statistics import (
     Interval,
     mean_interval,
     paired_difference,
     paired_permutation_test,
+    rate_interval,
     win_rate,
 )
 
@@ -54,9 +56,9 @@ def compare(
     `seen` tells which prompts resemble a training prompt: the columns of `contamination.FILE`.
     """
     seen = seen[seen["benchmark"] == settings.split]  # benchmarks with questions of their own tell it themselves
-    answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
+    answers = _answers(systems)
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
-    measure = "score" if "score" in answers[baseline] else "similarity"
+    measure = _measure(answers[baseline])
     options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
     rows = _rows(answers, settings.ways, measure, options, baseline)
     first = settings.ways[0].name
@@ -64,7 +66,7 @@ def compare(
         {
             "system": name,
             "category": category,
-            "mean": asdict(mean_interval(part["value"], part["id"], **options)),
+            "mean": _mean(part, measure, options),
         }
         for name in systems
         for category, part in _dialogues(answers[name], first, measure).groupby("category")
@@ -82,9 +84,9 @@ def compare(
 def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, Any]:
     """What a comparison over several jobs is made from: `ids` of the prompts, sorted, and per system and decoding the
     mean over a prompt's samples, in their order: `means`."""
-    answers = {name: pd.read_parquet(folder / ANSWERS) for name, folder in systems.items()}
+    answers = _answers(systems)
     first = next(iter(answers.values()))
-    measure = "score" if "score" in first else "similarity"
+    measure = _measure(first)
 
     def means(frame: pd.DataFrame, decoding: str) -> pd.Series:
         return _dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
@@ -94,6 +96,20 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
         for name, frame in answers.items()
     }
     return {"ids": sorted(first["id"].unique().tolist()), "means": found}
+
+
+def _answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
+    """Read the answers of each system. Raises `UserError` for a stored number that is none, with its example's id."""
+    found = {}
+    for name, folder in systems.items():
+        frame = found[name] = pd.read_parquet(folder / ANSWERS)
+        for column in ("log_prob", _measure(frame)):
+            check_numbers(f"{folder / ANSWERS}: the {column} of the answer", frame["id"], frame[column])
+    return found
+
+
+def _measure(frame: pd.DataFrame) -> str:
+    return "score" if "score" in frame else "similarity"
 
 
 def _rows(
@@ -109,7 +125,12 @@ def _rows(
     for way in ways:
         for system, frame in answers.items():
             own = _dialogues(frame, way.name, measure)
-            row = {"system": system, "decoding": way.name, "temperature": way.temperature, **_absolute(own, options)}
+            row = {
+                "system": system,
+                "decoding": way.name,
+                "temperature": way.temperature,
+                **_absolute(own, measure, options),
+            }
             if system != baseline:
                 row |= _relative(own, base[way.name], options)
                 row["against_best"] = {"decoding": best, **_paired(own, base[best], options)}
@@ -129,9 +150,16 @@ def _dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFra
     ).reset_index()
 
 
-def _absolute(own: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+def _mean(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A score is in [0, 1], where an interval has width even if all answers are right."""
+    if measure == "score":
+        return asdict(rate_interval(own["value"], own["id"], level=options["level"]))
+    return asdict(mean_interval(own["value"], own["id"], **options))
+
+
+def _absolute(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> dict[str, Any]:
     return {
-        "mean": asdict(mean_interval(own["value"], own["id"], **options)),
+        "mean": _mean(own, measure, options),
         # Sampled at temperature 1, -log p is an unbiased estimate of the policy's entropy; else a mere description.
         "surprise": float(-own["log_prob"].mean()),
         "tokens": float(own["tokens"].mean()),
@@ -141,7 +169,7 @@ def _absolute(own: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
 def _relative(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
     both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
-    return {**_paired(own, base, options), "win_rate": asdict(win_rate(wins, both["id"], **options))}
+    return {**_paired(own, base, options), "win_rate": asdict(win_rate(wins, both["id"], level=options["level"]))}
 
 
 def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:

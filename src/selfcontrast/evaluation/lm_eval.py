@@ -8,9 +8,10 @@ written here as a local JSON Lines file: per document the rendered `query`, and 
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from io import StringIO
@@ -23,11 +24,14 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
+from selfcontrast.evaluation.statistics.task_metrics import STDERR
 from selfcontrast.generators.hf import HF
 from selfcontrast.generators.vllm import VLLM
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
 log = logging.getLogger(__name__)
+
+BOOTSTRAPS = 1000  # for the standard errors of metrics that are no means
 
 TASKS = Path(__file__).parents[3] / "evaluation" / "lm_eval"
 
@@ -118,7 +122,7 @@ class LmEval:
 def run_tasks(
     settings: LmEval, model: Path, examples: Sequence[Example], renderer: Renderer, device: str, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Per task its metrics, as plain numbers.
+    """Run the tasks; return per task its metrics, as plain numbers, each with its standard error ("acc stderr").
 
     Beside them: how many `documents` they are over, how many were `left_out` because they do not fit, and how many
     lm-eval has `truncated`; the examples shown before each (`fewshot`), and whether prompts were rendered with the
@@ -127,7 +131,7 @@ def run_tasks(
     rendered = [task for task in settings.tasks if _rendered(task)]
     others = [_read(task) if _ours(task) else task for task in settings.tasks if task not in rendered]
     found: dict[str, dict[str, float]] = {}
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _quiet(), _one_process(), tempfile.TemporaryDirectory() as folder:
         left_out: dict[str, int] = {}
         configs = []
         for task in rendered:
@@ -239,7 +243,7 @@ def _evaluate(
             num_fewshot=None if rendered else settings.fewshot,
             apply_chat_template=template,
             limit=None if rendered else settings.limit,
-            bootstrap_iters=0,
+            bootstrap_iters=BOOTSTRAPS,
             log_samples=True,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             random_seed=None,  # it would reseed the whole process
@@ -301,6 +305,21 @@ def _cut(lm: Any, arguments: Sequence[Any]) -> bool:
 
 
 @contextmanager
+def _one_process() -> Iterator[None]:
+    """Have lm-eval bootstrap standard errors in this process: it would fork one that holds a model, and print."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Without the loggers' and bars' lines, which no setting turns off; errors are raised, not printed."""
     import datasets
@@ -313,9 +332,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's results hold NumPy scalars, names and "N/A": the numbers of them."""
-    return {
-        name.removesuffix(",none"): float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float | np.number) and "stderr" not in name and name != "sample_len"
-    }
+    """Pick the numbers out of lm-eval's results, which hold NumPy scalars, names and "N/A" as well.
+
+    A metric's standard error, "acc_stderr,none" there, is called "acc stderr" here.
+    """
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, int | float | np.number) and name != "sample_len":
+            own = name.removesuffix(",none")
+            found[own.replace("_stderr", "", 1) + STDERR if "_stderr" in own else own] = float(value)
+    return found

@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 
 FOLDER = Path(__file__).parents[3] / "evaluation" / "published"
 
@@ -41,11 +42,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Beside:
-    """A published figure, and what this run measured: a line's value and kind; None where it did not."""
+    """A published figure, and what this run measured: a line's value, kind and note; None where it did not."""
 
     published: Figure
     kind: str | None
     measured: Mapping[str, Any] | None
+    note: str = ""
 
 
 def read_figures(name: str) -> list[Figure]:
@@ -80,26 +82,32 @@ def _figure(entry: Any, where: str) -> Figure:
 
 
 def beside(
-    figures: list[Figure], negatives: int, benchmarks: Mapping[str, Any], lm_eval: Mapping[str, Any]
+    figures: list[Figure],
+    negatives: int,
+    benchmarks: Mapping[str, Any],
+    lm_eval: Mapping[str, Any],
+    level: float = 0.95,
 ) -> list[dict[str, Any]]:
     """Each figure that is of this run's systems and K, with what was measured, as JSON.
 
     Args:
         benchmarks, lm_eval: as of `results.Result`.
+        level: of lm-eval's intervals; a benchmark's have their own.
     """
     lines = {
-        (line["system"], name, line["what"]): (line["kind"], line["value"])
+        (line["system"], name, line["what"]): (line["kind"], line["value"], line.get("note", ""))
         for name, found in benchmarks.items()
         for line in found["lines"]
     }
     for system, tasks in lm_eval.items():
         for task, metrics in tasks.items():
-            for metric, value in metrics.items():
-                lines[system, "lm_eval", f"{task} {metric}"] = ("share", {"estimate": value, "low": None, "high": None})
+            for metric in metrics:
+                value = asdict(metric_interval(metrics, metric, level))
+                lines[system, "lm_eval", f"{task} {metric}"] = ("share", value, "")
     systems = {system for system, _, _ in lines}
     rows = []
     for figure in figures:
         if figure.system in systems and figure.negatives in (None, negatives):
-            kind, value = lines.get((figure.system, figure.benchmark, figure.what), (None, None))
-            rows.append(asdict(Beside(figure, kind, value)))
+            kind, value, note = lines.get((figure.system, figure.benchmark, figure.what), (None, None, ""))
+            rows.append(asdict(Beside(figure, kind, value, note)))
     return rows

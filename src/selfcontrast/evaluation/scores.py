@@ -18,13 +18,14 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.contamination import Contamination
+from selfcontrast.evaluation.finite import check_numbers
 from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
-VERSION = 4
+VERSION = 5
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
 
 
@@ -133,6 +134,9 @@ def evaluate(
     """Writes answers with their scores, target likelihoods and lm-eval's results to `folder`.
 
     Without a verifier, answers carry the cosine similarity to the target instead: a proxy, and named as one.
+
+    Raises:
+        UserError: for a score, a similarity or a log-probability that is no number, with the id of its example.
     """
     from selfcontrast.evaluation.likelihood import target_log_probs
 
@@ -144,6 +148,7 @@ def evaluate(
         for way in settings.ways:
             played = player.play(examples, settings.decoding(way), f"{label} {way.name}")
             frame = pd.DataFrame([vars(answer) for answer in played])
+            check_numbers(f"the log-probability of {label}'s answer", frame["id"], frame["log_prob"])
             frame.insert(0, "decoding", way.name)
             frames.append(frame)
     answers = pd.concat(frames, ignore_index=True)
@@ -151,11 +156,17 @@ def evaluate(
     if verifier:
         columns = zip(answers["id"], answers["text"], answers["turn"], strict=True)
         answers["score"] = [verifier.score(by_id[name], text, int(turn)) for name, text, turn in columns]
+        check_numbers("the verifier's score of the answer", answers["id"], answers["score"], 0.0, 1.0)
     else:
         answers["similarity"] = _similarities(answers, by_id, encoder, device)
+        check_numbers("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
-    likelihood = target_log_probs(model, precision, renderer, examples, device, settings.max_length)
-    pd.DataFrame(likelihood, columns=["id", "log_prob", "tokens"]).to_parquet(folder / LIKELIHOOD)
+    likelihood = pd.DataFrame(
+        target_log_probs(model, precision, renderer, examples, device, settings.max_length),
+        columns=["id", "log_prob", "tokens"],
+    )
+    check_numbers(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])
+    likelihood.to_parquet(folder / LIKELIHOOD)
     results = run_tasks(settings.lm_eval, model, examples, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
     return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
+from selfcontrast.errors import UserError
 
 BLOCK = 64  # tokens whose probabilities are summed before the running sum
 
@@ -42,6 +43,9 @@ def sample(
         model: a causal model of transformers in evaluation mode.
         end_ids: tokens that end a response; the one that did is its last.
         samples: which of the N responses of each prompt; None for all.
+
+    Raises:
+        UserError: for a model whose probabilities are NaN, with the prompt's id.
     """
     drawn = range(decoding.samples) if samples is None else samples
     noise = torch.cat([uniforms(seed, request, decoding)[drawn.start : drawn.stop] for request in requests])  # [R, T]
@@ -53,6 +57,11 @@ def sample(
     log_probs = torch.zeros(len(noise), dtype=torch.float64)
     finished = ["length"] * len(noise)
     model_log_probs = run.log_probs
+    if (broken := model_log_probs.isnan().any(-1)).any():
+        name = requests[int(broken.int().argmax()) // len(drawn)].id
+        raise UserError(
+            f"the model's probabilities after prompt {name!r} are NaN: its training diverged, or its file is damaged"
+        )
     for position in range(int(room.max())):
         rows = run.rows
         tokens = draw(model_log_probs, noise[rows, position].to(model_log_probs.device), decoding)

@@ -1,5 +1,6 @@
 """A run's benchmarks as tables, and by category as a radar."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def published(result: "Result") -> list[list[str]]:
         figure, measured = beside["published"], beside["measured"]
         share = beside["kind"] == "share" or (measured is None and "rate" in figure["what"])
         printed = f"{figure['figure']:g}{'%' if share else ''}"
-        ours = cell({"kind": beside["kind"], "value": measured}) if measured else NONE
+        ours = cell({"kind": beside["kind"], "value": measured, "note": beside.get("note")}) if measured else NONE
         system = figure["system"] + (f", K = {figure['negatives']}" if figure["negatives"] is not None else "")
         where = f"{figure['source']}, p. {figure['page']}"
         rows.append([system, f"{figure['benchmark']}: {figure['what']}", printed, ours, where])
@@ -51,10 +52,15 @@ def published(result: "Result") -> list[list[str]]:
 
 
 def cell(line: dict[str, Any]) -> str:
-    """A number and its interval, as its kind is written."""
+    """Write a number and its interval as its kind is written, and what weakens it: "53.1% [–] (weak: ...)"."""
     if line["kind"] == "share":
-        return percent_interval(line["value"])
-    return interval(line["value"], signed=line["kind"] == "difference")
+        number = percent_interval(line["value"])
+    else:
+        number = interval(line["value"], signed=line["kind"] == "difference")
+    note = line.get("note")  # results of older versions have none
+    if line["value"]["estimate"] is None or not math.isfinite(line["value"]["estimate"]):
+        number = NONE
+    return f"{number} ({note})" if note else number
 
 
 @styled()

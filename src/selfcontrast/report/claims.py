@@ -3,9 +3,12 @@
 An effect is a mean over seeds and prompts of a contrast between arms that share the seed's fine-tuned model; its
 interval is for other seeds and other prompts (`statistics.crossed`). The rule, the same for every claim:
 
-- *supported*: the effect is above 0 and its p-value, corrected by Holm for the number of claims tested, is below 5%;
-- *not supported*: not so, and the interval's upper end is below `MARGIN`: an effect worth the name is excluded;
-- *inconclusive*: neither. With one seed nothing is concluded.
+- *not supported*: the interval's upper end is below `MARGIN`: an effect worth the name is excluded, even where a
+  smaller one is clear;
+- *supported*: not so, the effect is above 0, and its p-value, corrected by Holm for the number of claims tested, is
+  below 1 - level (5% at the usual level of 95%);
+- *inconclusive*: neither. With one seed nothing is concluded, and neither is from numbers that do not vary at all: they
+  cannot tell how much another seed or other prompts would differ.
 
 The score is a verifier's. Similarity to the target is what the filter selects by, so nothing is claimed by it.
 """
@@ -107,7 +110,8 @@ class Experiment:
         seeds = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
         if not seeds:
             return None
-        return np.array([sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds])
+        table = [sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds]
+        return np.round(np.array(table), 12)  # equal scores differ by nothing, and not by rounding
 
     def mean(self, weights: Mapping[Arm, float]) -> Crossed | None:
         table = self.contrast(weights)
@@ -137,7 +141,11 @@ def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
 
 
 def _ambiguity(group: Sequence["Result"]) -> str:
-    """Where nobody could say which result is meant; "" where all is clear."""
+    """Say why nobody could tell which result is meant, or what it is; "" where all is clear."""
+    for result in group:
+        means = [np.array(own, dtype=np.float64) for ways in result.prompts["means"].values() for own in ways.values()]
+        if not all(np.isfinite(own).all() for own in means):
+            return f"{method(result)} K={result.negatives}, seed {result.seed} has stored scores that are no numbers"
     configs = {str(i): {n: v for n, v in r.config.items() if n != "hardware"} for i, r in enumerate(group)}
     settings: dict[str, set[str]] = {}
     for i, variant in variants(configs).items():
@@ -181,12 +189,12 @@ def claims(experiment: Experiment) -> list[Claim]:
 
 
 def verdict(effect: Crossed, p_holm: float) -> str:
-    """By the rule above."""
+    """Judge an effect by the rule above."""
     if effect.seeds < 2 or not math.isfinite(effect.high):
         return INCONCLUSIVE
-    if effect.estimate > 0 and p_holm < 1 - effect.level:
-        return SUPPORTED
-    return NOT_SUPPORTED if effect.high < MARGIN else INCONCLUSIVE
+    if effect.high < MARGIN:
+        return NOT_SUPPORTED
+    return SUPPORTED if effect.estimate > 0 and p_holm < 1 - effect.level else INCONCLUSIVE
 
 
 def method(result: "Result") -> str:

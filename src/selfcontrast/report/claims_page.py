@@ -1,5 +1,6 @@
 """The claims and arms of one or several experiments as tables: for the page, for Markdown, for the terminal."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
 
 FILE = "claims.md"
 CLAIM_HEADS = ["claim", "measured", "effect", "p", "Holm", "seeds × prompts", "verdict"]
-RULE = (
-    "Supported: the effect is above 0 with p < 0.05 after Holm's correction for the claims tested. Not supported: not "
-    f"so, and the interval's upper end is below {MARGIN}, the smallest effect worth the name. Inconclusive: neither. "
-    "Intervals are for other seeds and other prompts (crossed random effects)."
-)
+NO_VARIATION = "its numbers do not vary, so they cannot tell"
 NOT_JUDGED = "Claims are not judged:"
 ARMS = (
     "Means over seeds, with intervals for other seeds and prompts. Entropy: mean of −log p of an answer at temperature "
@@ -45,29 +42,45 @@ class Shown:
     Attributes:
         title: the settings in which it differs from the others; "" for a single one.
         claims, arms: tables' rows; the arms' heads depend on the decodings.
-    left_out: why there are none.
+        rule: how its claims are judged.
+        left_out: why there are none.
     """
 
     title: str
     claims: list[list[str]]
     arm_heads: list[str]
     arms: list[list[str]]
+    rule: str = ""
     left_out: str = ""
+
+
+def rule(level: float) -> str:
+    """State how claims are judged at a confidence level."""
+    return (
+        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect worth the name. Supported: "
+        f"not so, and the effect is above 0 with p < {1 - level:.3g} after Holm's correction for the claims tested. "
+        "Inconclusive: neither. Intervals are for other seeds and other prompts (crossed random effects)."
+    )
 
 
 def shown(results: Sequence["Result"]) -> list[Shown]:
     """Experiments with several arms or K, over two seeds or more; of fewer a sweep's own table says all there is."""
     found = [one for one in experiments(results) if len(one.arms) > 2 and len(one.seeds) > 1]
     judged = [
-        Shown(title, [_claim(one) for one in claims(experiment)], *_arms(experiment))
+        Shown(title, [_claim(one) for one in claims(experiment)], *_arms(experiment), rule(experiment.level))
         for title, experiment in zip(titles(found), found, strict=True)
     ]
     several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
-    return judged + [Shown("", [], [], [], why) for why in ambiguities(results) if several]
+    return judged + [Shown("", [], [], [], left_out=why) for why in ambiguities(results) if several]
+
+
+def rules(found: Sequence[Shown]) -> list[str]:
+    """List the rules by which the experiments' claims are judged, each once."""
+    return list(dict.fromkeys(one.rule for one in found if one.rule))
 
 
 def as_markdown(found: Sequence[Shown]) -> str:
-    parts = ["# The claims\n", f"{RULE}\n"]
+    parts = ["# The claims\n", *(f"{words}\n" for words in rules(found))]
     for one in found:
         if one.left_out:
             parts.append(f"{NOT_JUDGED} {one.left_out}.\n")
@@ -95,8 +108,8 @@ def print_claims(found: Sequence[Shown]) -> None:
         for row in one.claims:
             table.add_row(row[0], row[2], row[4], row[6])
         show(table)
-    if any(one.claims for one in found):
-        say(RULE, "italic")
+    for words in rules(found):
+        say(words, "italic")
 
 
 def _claim(claim: Claim) -> list[str]:
@@ -108,7 +121,7 @@ def _claim(claim: Claim) -> list[str]:
         text.p_value(effect.p_value),
         text.p_value(claim.p_holm),
         f"{effect.seeds} × {effect.prompts}",
-        claim.verdict,
+        claim.verdict if effect.seeds < 2 or math.isfinite(effect.high) else f"{claim.verdict}: {NO_VARIATION}",
     ]
 
 

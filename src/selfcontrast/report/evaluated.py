@@ -34,7 +34,7 @@ def _content(result: "Evaluated") -> dict[str, Any]:
         "level": first["mean"]["level"],
         "prompts": first["mean"]["clusters"],
         "contamination": contamination(result),
-        "lm_eval": lm_eval_rows(dict.fromkeys(result.systems, result.lm_eval)),
+        "lm_eval": lm_eval_rows(dict.fromkeys(result.systems, result.lm_eval), first["mean"]["level"]),
         "benchmarks": benchmarks.shown(result),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),

@@ -4,12 +4,13 @@ Hydra calls `on_multirun_end` only where no job failed, so the callback merely r
 and `train.py` asks for the report when Hydra is through.
 """
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from selfcontrast.report.sweep import Sweep
@@ -22,6 +23,46 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepReport.folder = Path(config.hydra.sweep.dir)
+        if warning := too_many_tests(config):
+            from selfcontrast.report.terminal import say
+
+            say(warning)
+
+
+def too_many_tests(config: DictConfig) -> str:
+    """Say that no job of the sweep can differ clearly from SFT, whatever it shows; "" where one can.
+
+    Each job has a p-value of its own, corrected by Holm for the number of jobs, and permutations have a smallest one.
+    """
+    from selfcontrast.evaluation.statistics.permutation import least_p_value
+
+    evaluation = OmegaConf.select(config, "evaluation")
+    if evaluation is None:  # of another program than train.py
+        return ""
+    jobs = _jobs(list(config.hydra.overrides.task))
+    alpha, prompts, resamples = 1 - float(evaluation.level), evaluation.prompts, evaluation.resamples
+    if isinstance(prompts, str) or isinstance(resamples, str):  # swept over
+        return ""
+    least = least_p_value(prompts, resamples)
+    if least * jobs < alpha:
+        return ""
+    more = least_p_value(None, resamples) * jobs >= alpha
+    remedy = f"evaluation.resamples to {math.ceil(jobs / alpha)} or more" if more else "evaluation.prompts"
+    return (
+        f"No job can be told apart from SFT by its own p-value: with Holm's correction one of {jobs} jobs needs p < "
+        f"{alpha / jobs:.2g}, and the smallest p-value is {least:.2g}. Raise {remedy}."
+    )
+
+
+def _jobs(overrides: list[str]) -> int:
+    """Count the jobs of a grid over overrides; those that are sampled count once."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    jobs = 1
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_discrete_sweep():
+            jobs *= sum(1 for _ in override.sweep_iterator())
+    return jobs
 
 
 def finish_sweep() -> None:
@@ -42,7 +83,6 @@ def finish_sweep() -> None:
 def track_sweep(sweep: "Sweep") -> None:
     """One more run of W&B in the jobs' group, where they are tracked there: the table, the figure, the report."""
     import pandas as pd
-    from omegaconf import OmegaConf
 
     from selfcontrast.config import build
     from selfcontrast.report.sweep_numbers import frame
@@ -71,4 +111,4 @@ def _best(sweep: "Sweep") -> dict[str, Any]:
     measured = point.measured("mean") or {}
     bounds = {f"best/{bound}": measured.get(bound) for bound in ("estimate", "low", "high")}
     told = {"best/negatives": point.k, "best/variant": point.variant, "best/p_holm": point.p_holm}
-    return {**told, **bounds, "sft": mean(sweep.jobs, base=True)}
+    return {**told, **bounds, "sft": mean(point.jobs, base=True)}

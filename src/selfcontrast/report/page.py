@@ -1,6 +1,7 @@
 """A run's `report.html`: one file that needs no network, with its figures inside."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from selfcontrast.evaluation.statistics.task_metrics import STDERR, metric_interval
 from selfcontrast.report import benchmarks, figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import throughput
@@ -109,7 +111,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.shown(result),
         "published": benchmarks.published(result),
-        "lm_eval": lm_eval_rows(result.lm_eval),
+        "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["level"]),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
         "again": text.place(folder),
@@ -144,9 +146,25 @@ def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return [(words, write(told[key])) for key, (words, write) in FACTS.items() if key in told]
 
 
-def lm_eval_rows(
-    found: dict[str, dict[str, dict[str, float]]],
-) -> list[tuple[str, str, Sequence[float | None]]]:
-    """Task, metric, and its value per system in the order of `found`."""
-    keys = dict.fromkeys((task, metric) for tasks in found.values() for task, m in tasks.items() for metric in m)
-    return [(task, metric, [tasks.get(task, {}).get(metric) for tasks in found.values()]) for task, metric in keys]
+def lm_eval_rows(found: dict[str, dict[str, dict[str, float]]], level: float) -> list[tuple[str, str, Sequence[str]]]:
+    """Task, metric, and its value per system in the order of `found`, with its interval where it has one."""
+    keys = dict.fromkeys(
+        (task, metric)
+        for tasks in found.values()
+        for task, metrics in tasks.items()
+        for metric in metrics
+        if not metric.endswith(STDERR)
+    )
+    return [
+        (task, metric, [metric_cell(tasks.get(task, {}), metric, level) for tasks in found.values()])
+        for task, metric in keys
+    ]
+
+
+def metric_cell(metrics: dict[str, float], name: str, level: float) -> str:
+    """A metric of lm-eval's; with its interval where its standard error is known."""
+    if name not in metrics:
+        return text.NONE
+    if name + STDERR not in metrics:
+        return text.number(metrics[name])
+    return text.interval(asdict(metric_interval(metrics, name, level)))

@@ -13,7 +13,7 @@ import yaml
 
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.evaluation.statistics import holm, over_seeds, seeds_test
-from selfcontrast.report.verdict import BASELINE, OURS, direction, measure_name, policy_row
+from selfcontrast.report.verdict import BASELINE, OURS, direction, measure_name, policy_row, sharper_rows
 
 if TYPE_CHECKING:
     from selfcontrast.results import Result
@@ -125,7 +125,18 @@ class Point:
             return None
         if len(rows) == 1:
             return dict(rows[0])
-        return asdict(over_seeds([row["estimate"] for row in rows], level=rows[0]["level"]))
+        least = -1.0 if self.jobs[0].result.comparison["measure"] != "score" else 0.0  # a cosine, or a score
+        least, most = {"mean": (least, 1.0), "difference": (least - 1.0, 1.0 - least)}.get(name, (0.0, 1.0))
+        estimates = [row["estimate"] for row in rows]
+        return asdict(over_seeds(estimates, level=rows[0]["level"], least=least, most=most))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({job.result.seed for job in self.jobs})
+
+    def on(self, seeds: Collection[int]) -> "Point":
+        """Restrict it to the jobs of these seeds."""
+        return Point([job for job in self.jobs if job.result.seed in seeds], self.p_holm)
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,22 @@ class Sweep:
     def of(self, variant: str) -> list[Point]:
         """A variant's points in the order of K."""
         return [point for point in self.points if point.variant == variant]
+
+    @property
+    def baselines(self) -> list[list[str]]:
+        """The variants by the fine-tuned model that they begin with: those of other data have another."""
+        groups: list[tuple[dict[int, float], list[str]]] = []
+        for variant in self.variants:
+            jobs = [job for job in self.jobs if job.variant == variant]
+            own = {job.result.seed: float(job.base["mean"]["estimate"]) for job in jobs}
+            for known, members in groups:
+                if all(known.get(seed, value) == value for seed, value in own.items()) and known.keys() & own.keys():
+                    known.update(own)
+                    members.append(variant)
+                    break
+            else:
+                groups.append((own, [variant]))
+        return [members for _, members in groups]
 
 
 def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
@@ -259,8 +286,30 @@ def mean(jobs: Sequence[Job], base: bool = False) -> float:
 
 
 def best(sweep: Sweep) -> Point:
-    """The point with the highest mean."""
-    return max(sweep.points, key=lambda point: mean(point.jobs))
+    """Return the point with the highest mean, over the seeds that all points have, where there are such."""
+    points, _ = comparable(sweep.points)
+    return max(points, key=lambda point: mean(point.jobs))
+
+
+def comparable(points: Sequence[Point]) -> tuple[list[Point], list[int]]:
+    """Restrict points to the seeds that all of them have, and return those seeds.
+
+    Of other seeds alone a point would be higher or lower because its fine-tuned model is. Where no seed is in all
+    points they stay as they are, and the seeds are none.
+    """
+    shared = sorted(set.intersection(*(set(point.seeds) for point in points)))
+    return ([point.on(shared) for point in points] if shared else list(points)), shared
+
+
+def control_of(jobs: Sequence[Job]) -> tuple[str, float] | None:
+    """Name the fine-tuned model's best decoding among those sharper than the first, with its mean over the jobs."""
+    rows = [row for job in jobs for row in sharper_rows(job.result.comparison["rows"])]
+    means = {
+        decoding: sum(own) / len(own)
+        for decoding in dict.fromkeys(row["decoding"] for row in rows)
+        if len(own := [float(row["mean"]["estimate"]) for row in rows if row["decoding"] == decoding]) == len(jobs)
+    }
+    return max(means.items(), key=lambda item: item[1], default=None)
 
 
 def _begun(source: Path) -> Iterator[Path]:

@@ -40,10 +40,16 @@ def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
     varied = len(sweep.variants) > 1
     heads = [*(["variant"] if varied else []), "K", "seeds", sweep.measure, *HEADS]
     rows = [
-        [*([point.variant] if varied else []), str(point.k), str(len(point.jobs)), *numbers(point)]
+        [*([point.variant] if varied else []), str(point.k), seeds_cell(sweep, point), *numbers(point)]
         for point in sweep.points
     ]
     return with_prompts(sweep, heads, rows, [point.jobs for point in sweep.points])
+
+
+def seeds_cell(sweep: Sweep, point: Point) -> str:
+    """How many seeds a point has, and which, where others have more."""
+    named = f" ({', '.join(map(str, point.seeds))})" if point.seeds != sweep.seeds else ""
+    return f"{len(point.jobs)}{named}"
 
 
 def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:

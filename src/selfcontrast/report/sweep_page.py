@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,11 +12,11 @@ from selfcontrast.report import claims_page, text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
-from selfcontrast.report.sweep import Point, Sweep, best, mean
+from selfcontrast.report.sweep import Point, Sweep, best, comparable, control_of, mean
 from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
 from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.sweep_tables import latex, markdown
-from selfcontrast.report.verdict import BASELINE, sharpest_control
+from selfcontrast.report.verdict import BASELINE
 
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
 MARKERS = "os^"  # another where the colours begin again
@@ -43,7 +44,7 @@ def write_sweep(sweep: Sweep) -> None:
         "sweep.html.jinja",
         claims=claims,
         claim_heads=claims_page.CLAIM_HEADS,
-        rule=claims_page.RULE,
+        rules=claims_page.rules(claims),
         not_judged=claims_page.NOT_JUDGED,
         about_arms=claims_page.ARMS,
         sweep=sweep,
@@ -68,12 +69,21 @@ def again(sweep: Sweep) -> str:
 
 
 def headline(sweep: Sweep) -> str:
-    """The finding's size in a few words: first and last K, no trend claimed."""
-    points = sweep.of(sweep.variants[0])
-    ends = dict.fromkeys(f"{text.number(mean(point.jobs))} at K={point.k}" for point in (points[0], points[-1]))
+    """The finding's size in a few words: first and last K of one variant beside its own SFT, no trend claimed.
+
+    All three are over the seeds that every K of the variant has.
+    """
+    own = sweep.of(sweep.variants[0])
+    points, seeds = comparable(own)
+    ends = {point.k: f"{text.number(mean(point.jobs))} at K={point.k}" for point in (points[0], points[-1])}
     where = f" ({sweep.variants[0]})" if len(sweep.variants) > 1 else ""
-    sft = text.number(mean(sweep.jobs, base=True))
-    return f"{sweep.measure.capitalize()}{where}: {', '.join(ends)}; SFT {sft}"
+    measure = f"{sweep.measure.capitalize()}{where}"
+    if not seeds:
+        told = [f"{ends[point.k]} (seed {_listed(point.seeds)})" for point in (own[0], own[-1])]
+        return f"{measure}: {', '.join(told)}: other seeds, not to be compared"
+    sft = text.number(mean([job for point in points for job in point.jobs], base=True))
+    on = f" (seed {_listed(seeds)})" if len(seeds) < len({seed for point in own for seed in point.seeds}) else ""
+    return f"{measure}: {', '.join(ends.values())}; SFT {sft}{on}"
 
 
 def sentence(sweep: Sweep) -> str:
@@ -87,10 +97,28 @@ def sentence(sweep: Sweep) -> str:
     highest = best(sweep)
     score, difference, *_ = numbers(highest)
     parts.append(f"Highest: {_name(sweep, highest)} with {score}, {difference} from SFT.")
-    if control := sharpest_control(highest.jobs[0].result.comparison["rows"]):
-        alone = text.number(control["mean"]["estimate"])
-        parts.append(f"SFT's {control['decoding']} decoding alone gives {alone}.")
-    return " ".join(parts)
+    if control := control_of(highest.jobs):
+        parts.append(f"SFT's {control[0]} decoding alone gives {text.number(control[1])} on average over its seeds.")
+    return " ".join([*parts, unequal_seeds(sweep)]).strip()
+
+
+def unequal_seeds(sweep: Sweep) -> str:
+    """Say which points lack seeds that others have; "" where none does."""
+    every = set(sweep.seeds)
+    lacking = [
+        f"{_name(sweep, point)} lacks seed {_listed(missing)}"
+        for point in sweep.points
+        if (missing := sorted(every - set(point.seeds)))
+    ]
+    if not lacking:
+        return ""
+    _, shared = comparable(sweep.points)
+    on = f"compared on seed {_listed(shared)}, which all have" if shared else "no seed is in all, so compare none"
+    return f"Points have other seeds ({on}): {'; '.join(lacking)}."
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 @styled()
@@ -147,9 +175,10 @@ def _series(
     own = str(points[0].jobs[0].result.config.get("method", "Self-Contrast"))
     label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": marker, "markeredgewidth": 0}
+    compared, _ = comparable(points)  # the line rises or falls by the same seeds
     axes.plot(
         where,
-        [mean(point.jobs) for point in points],
+        [mean(point.jobs) for point in compared],
         linewidth=1.2,
         label=label if named else None,
         markersize=6.5,
@@ -164,16 +193,24 @@ def _series(
 
 
 def _levels(axes: Axes, sweep: Sweep) -> None:
-    """SFT as it is and at its best sharper decoding: means over jobs of its estimates and bounds."""
-    rows = [row for job in sweep.jobs for row in job.result.comparison["rows"] if row["system"] == BASELINE]
-    control = sharpest_control(sweep.jobs[0].result.comparison["rows"])
-    decodings = [sweep.decoding, *([control["decoding"]] if control else [])]
-    for decoding, line in zip(decodings, ("-", "--"), strict=False):
-        own = [row["mean"] for row in rows if row["decoding"] == decoding]
-        middle, low, high = (sum(value[bound] for value in own) / len(own) for bound in ("estimate", "low", "high"))
-        axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}")
-        if math.isfinite(low) and math.isfinite(high):
-            axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)
+    """Draw SFT as it is and at its best sharper decoding: means over jobs of its estimates and bounds.
+
+    Variants that begin with another fine-tuned model, such as those of other data, have lines of their own.
+    """
+    for variants in sweep.baselines:
+        jobs = [job for job in sweep.jobs if job.variant in variants]
+        rows = [row for job in jobs for row in job.result.comparison["rows"] if row["system"] == BASELINE]
+        control = control_of(jobs)
+        of = f" ({variants[0]})" if len(sweep.baselines) > 1 and len(sweep.variants) <= MOST_NAMED else ""
+        for decoding, line in zip([sweep.decoding, *([control[0]] if control else [])], ("-", "--"), strict=False):
+            own = [row["mean"] for row in rows if row["decoding"] == decoding]
+            middle, low, high = (
+                sum(math.nan if value[bound] is None else value[bound] for value in own) / len(own)
+                for bound in ("estimate", "low", "high")
+            )
+            axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}{of}")
+            if math.isfinite(low) and math.isfinite(high):
+                axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)
 
 
 def _name(sweep: Sweep, point: Point) -> str:

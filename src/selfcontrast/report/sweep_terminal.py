@@ -2,7 +2,7 @@
 
 from selfcontrast.report import claims_page, text
 from selfcontrast.report.sweep import Point, Sweep, mean
-from selfcontrast.report.sweep_numbers import HEADS, numbers
+from selfcontrast.report.sweep_numbers import HEADS, numbers, seeds_cell
 from selfcontrast.report.sweep_page import headline, sentence
 from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.terminal import columns, say, show
@@ -36,7 +36,7 @@ def _print_jobs(sweep: Sweep) -> None:
     costs = HEADS.index("align")  # from there on: the page has them, and a terminal 80 columns
     table = columns(*names, sweep.measure.split()[0], *HEADS[:costs], left=1)
     for point in sweep.points:
-        own = [*([point.variant] if varied else []), str(point.k), *([str(len(point.jobs))] if several else [])]
+        own = [*([point.variant] if varied else []), str(point.k), *([seeds_cell(sweep, point)] if several else [])]
         table.add_row(*own, *numbers(point)[: costs + 1])
     show(table)
     say("")
@@ -54,21 +54,29 @@ def _print_jobs(sweep: Sweep) -> None:
 
 
 def plot(sweep: Sweep) -> list[str]:
-    """The figure in characters: per K its interval and estimate, and SFT as a vertical line."""
-    sft, spans = mean(sweep.jobs, base=True), [_span(point) for point in sweep.points]
-    low, high = min(sft, *(span[0] for span in spans)), max(sft, *(span[1] for span in spans))
+    """The figure in characters: per K its interval and estimate, and the SFT of its variant as a vertical line."""
+    spans = [_span(point) for point in sweep.points]
+    levels = {
+        variant: mean([job for job in sweep.jobs if job.variant in members], base=True)
+        for members in sweep.baselines
+        for variant in members
+    }
+    low = min(*levels.values(), *(span[0] for span in spans))
+    high = max(*levels.values(), *(span[1] for span in spans))
 
     def column(value: float) -> int:
         return round((value - low) / ((high - low) or 1) * (PLOT - 1))
 
     lines = []
     for point, (left, right) in zip(sweep.points, spans, strict=True):
-        cells = [" "] * PLOT
+        cells, sft = [" "] * PLOT, levels[point.variant]
         cells[column(left) : column(right) + 1] = "─" * (column(right) - column(left) + 1)
         cells[column(sft)] = "│" if cells[column(sft)] == " " else "┼"
         cells[column(mean(point.jobs))] = "●"
         lines.append(f"{f'K={point.k}':>6}  {''.join(cells).rstrip()}")
-    return [*lines, " " * (8 + column(sft)) + "│", " " * (7 + column(sft)) + f"SFT {text.number(sft)}"]
+    for sft in dict.fromkeys(levels.values()):
+        lines += [" " * (8 + column(sft)) + "│", " " * (7 + column(sft)) + f"SFT {text.number(sft)}"]
+    return lines
 
 
 def _span(point: Point) -> tuple[float, float]:

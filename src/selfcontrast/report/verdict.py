@@ -105,9 +105,13 @@ def direction(row: Row) -> str:
 
 def sharpest_control(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The fine-tuned model's best row among the decodings sharper than the first."""
+    return max(sharper_rows(rows), key=_mean, default=None)
+
+
+def sharper_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """List the fine-tuned model's rows at decodings sharper than the first."""
     own = [row for row in rows if row["system"] == BASELINE]
-    sharper = [row for row in own[1:] if row["temperature"] < own[0]["temperature"]]
-    return max(sharper, key=_mean, default=None)
+    return [row for row in own[1:] if row["temperature"] < own[0]["temperature"]]
 
 
 def _sentence(result: "Result", base: Row, policy: Row, outcome: str) -> str:

@@ -1,19 +1,24 @@
 """Comparisons in both orders, and what follows from them."""
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 
 from measuring import Telling, answered, asked, subject
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
-from selfcontrast.evaluation.benchmarks.pairs import both_orders
+from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options
+from selfcontrast.evaluation.benchmarks.pairs import both_orders, pair_lines
 from selfcontrast.evaluation.benchmarks.pairwise import AlpacaEval, Pairwise
 from selfcontrast.evaluation.judges import Case, Judgment
+from selfcontrast.evaluation.statistics import length_controlled_win_rate
+from selfcontrast.report.benchmarks import cell
 from tiny import example, policy_folder
 
 OPTIONS = Options(level=0.95, resamples=200, seed=0)
@@ -24,6 +29,11 @@ def shorter(case: Case) -> Judgment:
     """Prefers the shorter answer, wherever it stands."""
     first, second = (len(own[-1]) for own in case.answers)
     return Judgment("ok", 0.5 + 0.5 * ((second > first) - (first > second)))
+
+
+def longer(case: Case) -> Judgment:
+    first, second = (len(answers[-1]) for answers in case.answers)
+    return Judgment("ok", 0.5 + 0.5 * ((first > second) - (first < second)))
 
 
 def place(case: Case) -> Judgment:
@@ -110,6 +120,103 @@ def test_two_systems_against_the_same_opponent(tmp_path: Path) -> None:
     assert (difference.estimate, difference.clusters) == (1, 3)
     assert found["Self-Contrast", "win rate less SFT's at equal length"].clusters == 3
     assert found["Self-Contrast", "win rate over target"].estimate == 0.75
+
+
+def told(of: Pairwise | AlpacaEval, folders: dict[str, Path]) -> dict[tuple[str, str], Line]:
+    return {(line.system, line.what): line for line in of.lines(folders, OPTIONS)}
+
+
+def test_a_single_pair_per_prompt_has_no_rate_at_equal_length(tmp_path: Path) -> None:
+    """How hard a prompt is cannot be told from what length does there."""
+    judge = Telling(shorter)
+    benchmark(judge).run(tmp_path, subject(EXAMPLES, answered(tmp_path / "scores", ANSWERS)))
+    line = told(benchmark(judge), {"SFT": tmp_path})["SFT", "win rate at equal length"]
+    assert math.isnan(line.value.estimate)
+    assert line.note == "not identified: no prompt has two pairs of different length"
+    assert cell(asdict(line)) == "– (not identified: no prompt has two pairs of different length)"
+
+
+def test_several_samples_per_prompt_identify_the_rate_at_equal_length(tmp_path: Path) -> None:
+    """A judge that goes by length alone finds neither better where both are as long."""
+    prompts = [example(f"p{i:02}", "?", "x" * (20 + 5 * i)) for i in range(20)]
+    answers = {(e.id, s): ["y" * (len(e.target) + 4 * s - 6)] for e in prompts for s in range(4)}
+    judge = Telling(longer)
+    benchmark(judge, samples=4).run(tmp_path, subject(prompts, answered(tmp_path / "scores", answers)))
+    found = told(benchmark(judge, samples=4), {"SFT": tmp_path})
+    line = found["SFT", "win rate at equal length"]
+    assert found["SFT", "win rate over target"].value.estimate == 0.5
+    assert line.value.estimate == pytest.approx(0.5, abs=0.02)
+    assert line.note == "weak: the data hardly determine it"  # length decides every verdict
+    assert line.value.low < 0.3 < 0.7 < line.value.high
+    assert cell(asdict(line)).endswith("] (weak: the data hardly determine it)")
+
+
+def test_a_pair_won_in_one_order_and_lost_in_the_other_is_no_tie(tmp_path: Path) -> None:
+    """Its mean outcome is a half, and so is a tie's."""
+    judge = Telling(lambda case: Judgment("ok", 0.5) if case.example.id == "a" else place(case))
+    benchmark(judge).run(tmp_path, subject(EXAMPLES, answered(tmp_path / "scores", ANSWERS)))
+    found = lines(benchmark(judge), tmp_path)
+    assert found["ties"] == 0.25
+    assert found["verdicts that flip with the order"] == 0.75
+
+
+def test_questions_weigh_alike_without_repeating_rows() -> None:
+    """Samples of 1 to 13 per question had a common multiple of 360,360 rows each."""
+    rows = [
+        {"id": f"q{n:02}", "turn": 0, "sample": s, "first": float(n % 2), "second": float(n % 2), "longer": s - n / 2}
+        for n in range(1, 14)
+        for s in range(n)
+    ]
+    pairs = pd.DataFrame(rows).assign(outcome=lambda frame: frame["first"])
+    begun = {line.what: line.value for line in pair_lines({"SFT": pairs}, "target", OPTIONS)}
+    assert begun["win rate over target"].estimate == pytest.approx(7 / 13)
+    assert begun["win rate over target"].n == 13
+
+
+def test_a_files_difficulties_are_used(tmp_path: Path) -> None:
+    """The rate at equal length is that of AlpacaEval's model with them, though each instruction has a single pair."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=60)
+    rows = [
+        {"instruction": f"what is {i}?", "output": "x" * int(30 + 8 * hard[i]), "instruction_difficulty": hard[i]}
+        for i in range(60)
+    ]
+    judged = [
+        {
+            "id": str(i),
+            "category": "",
+            "sample": 0,
+            "turn": 0,
+            "swapped": swapped,
+            "status": "ok",
+            "outcome": float(wins),
+            "answer": "y" * int(longer),
+            "other": rows[i]["output"],
+        }
+        for i, (wins, longer) in enumerate(zip(rng.random(60) < expit(hard), rng.integers(10, 50, 60), strict=True))
+        for swapped in (False, True)
+    ]
+    pd.DataFrame(judged).to_parquet(tmp_path / JUDGMENTS)
+    file = tmp_path / "outputs.json"
+    file.write_text(json.dumps(rows))
+    how = {"temperature": 0.0, "max_new_tokens": 5, "max_length": 120, "seed": 0, "min_coverage": 1.0}
+    of = AlpacaEval(outputs=str(file), limit=None, judge=Telling(place), **how)
+    found = told(of, {"SFT": tmp_path, "Self-Contrast": tmp_path})
+    one = judged[::2]
+    expected = length_controlled_win_rate(
+        [row["outcome"] for row in one],
+        [len(row["answer"]) - len(row["other"]) for row in one],
+        [row["id"] for row in one],
+        hard,
+        **vars(OPTIONS),
+    )
+    line = found["SFT", "win rate at equal length"]
+    assert line.value.estimate == pytest.approx(expected.win_rate.estimate)
+    assert found["Self-Contrast", "win rate less SFT's at equal length"].value.estimate == 0
+    del rows[7]["instruction_difficulty"]
+    file.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="1 of 60 instructions have no 'instruction_difficulty'"):
+        of.check(None)
 
 
 def test_too_few_judgments_are_no_result(tmp_path: Path) -> None:

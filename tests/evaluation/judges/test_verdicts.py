@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfcontrast.evaluation.judges import Judgment
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place, from_scores, read_verdict, weighed
 from shared import shared_data
 
@@ -17,6 +18,16 @@ from shared import shared_data
         ("Good. Rating: [[7]]", "ok", 7),
         ("[[ 9.5 ]]", "ok", 9.5),
         ("It asks for [[10]], which is a fault.\n[[2]]", "ok", 2),
+        ("[[7]] out of [[10]]", "ok", 7),
+        ("Rating: [[7]]/[[10]]", "ok", 7),
+        ("Rating: [[3]] / 10", "ok", 3),
+        ("It claims [[10]] out of [[10]]. I say [[4]] of [[10]].", "ok", 4),
+        ("The scale is [[1]] to [[10]]. Rating: [[6]]", "ok", 6),
+        ("[[11]] out of [[10]]", "out_of_range", None),
+        ("I give it 7 out of [[10]].", "unparsable", None),
+        ("**[[7]]** out of **[[10]]**", "ok", 7),
+        ("[[6]], on a scale from [[1]] to [[10]]", "ok", 6),
+        ("A rating of [[8]]", "ok", 8),
         ("[[1]]", "ok", 1),
         ("[[10]]", "ok", 10),
         ("[[0.99]]", "out_of_range", None),
@@ -76,8 +87,14 @@ def test_a_verdict_weighed_by_hand() -> None:
     chances = {"A": 0.6, "B": 0.1, "C": 0.1}
     assert weighed({letter: math.log(chance) for letter, chance in chances.items()}) == pytest.approx(0.8125)
     assert weighed({"A": -2000.0}) == 1
+    assert math.isnan(weighed({"A": -1.0, "B": math.nan}))
     assert weighed({"A": -2000.0, "B": -2000.0}) == pytest.approx(0.5)
     assert alternatives("[[A", 2) == {"A": "[[A", "B": "[[B", "C": "[[C"}
+
+
+def test_no_judgment_is_ok_with_a_value_that_is_no_number() -> None:
+    with pytest.raises(ValueError, match="ok with the value nan"):
+        Judgment("ok", math.nan)
 
 
 def test_recorded_gradings_parse_to_their_stored_scores() -> None:

@@ -8,10 +8,10 @@ from scipy import stats
 
 from clustered import correlated
 from selfcontrast.evaluation.statistics import (
-    Interval,
     clusters,
     mean_interval,
     paired_difference,
+    rate_interval,
     standard_error,
     win_rate,
 )
@@ -34,16 +34,18 @@ def test_half_width_is_the_clustered_standard_error() -> None:
 
 
 @pytest.mark.parametrize("size", [12, 80])
-def test_agrees_with_scipy_bca_at_the_expanded_level(size: int) -> None:
+def test_each_end_is_the_farther_of_scipys_bca_and_students_t(size: int) -> None:
     values = np.random.default_rng(1).exponential(size=size)
     z = np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1)
-    expected = stats.bootstrap(
+    bca = stats.bootstrap(
         (values,), np.mean, method="BCa", confidence_level=1 - 2 * stats.norm.sf(z), n_resamples=40_000, rng=3
     ).confidence_interval
+    students = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert students.low < bca.low < bca.high  # skewed to the right
+    assert students.high < bca.high
     result = mean_interval(values, np.arange(size), resamples=40_000)
-    width = expected.high - expected.low
-    assert result.low == pytest.approx(expected.low, abs=0.03 * width)
-    assert result.high == pytest.approx(expected.high, abs=0.03 * width)
+    assert result.low == pytest.approx(students.low)
+    assert result.high == pytest.approx(bca.high, abs=0.03 * (bca.high - bca.low))
 
 
 def test_clustered_is_wider_than_naive() -> None:
@@ -70,11 +72,14 @@ def test_low_estimate_and_high_are_ordered(rows: list[tuple[float, int]]) -> Non
     values, labels = zip(*rows, strict=True)
     result = mean_interval(values, labels, resamples=200)
     slack = 1e-9 * max(map(abs, values))
-    if result.clusters == 1:
-        assert np.isnan(result.low)
+    if np.isnan(result.low):
+        means = [np.mean([v for v, c in rows if c == label]) for label in set(labels)]
+        assert np.ptp(means) <= 1e-11 * max(1e-3, max(map(abs, values)))
         assert np.isnan(result.high)
     else:
-        assert min(values) - slack <= result.low <= result.high <= max(values) + slack
+        span = max(values) - min(values)
+        assert min(values) - 13 * span - slack <= result.low <= result.estimate + slack  # t(1) is 12.7
+        assert result.estimate - slack <= result.high <= max(values) + 13 * span + slack
 
 
 def test_order_and_names_of_clusters_do_not_matter() -> None:
@@ -97,6 +102,21 @@ def test_a_higher_level_is_wider() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
+@pytest.mark.parametrize("prompts", [10, 20])
+def test_coverage_of_few_prompts_that_mostly_tie(prompts: int) -> None:
+    """Two systems that each fail one prompt in twenty or thirty: BCa alone covers 84% at 10 and 81% at 20."""
+    rng = np.random.default_rng(30)
+    covered = told = 0
+    for seed in range(400):
+        a, b = rng.random(prompts) < 0.97, rng.random(prompts) < 0.95
+        result = paired_difference(a.astype(float), b.astype(float), np.arange(prompts), resamples=199, seed=seed)
+        if np.isfinite(result.low):
+            told += 1
+            covered += result.low <= 0.02 <= result.high
+    assert told > 150
+    assert covered / told > 0.935
+
+
 def test_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values, labels = correlated(np.random.default_rng(8), 30, 2)
     whole = mean_interval(values, labels)
@@ -106,14 +126,16 @@ def test_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9])
-def test_equal_scores_have_no_width(value: float) -> None:
+def test_equal_scores_cannot_tell_how_much_scores_vary(value: float) -> None:
     result = mean_interval([value] * 30, np.arange(30) // 3)
-    assert (result.estimate, result.low, result.high) == pytest.approx((value, value, value))
+    assert result.estimate == pytest.approx(value)
+    assert np.isnan([result.low, result.high]).all()
 
 
-def test_two_clusters_span_their_means() -> None:
+def test_two_clusters_by_hand() -> None:
+    """Means 0 and 1: error 1/2, t of one degree 12.706."""
     result = mean_interval([0, 0, 1, 1], [0, 0, 1, 1])
-    assert (result.low, result.high) == (0, 1)
+    assert (result.low, result.high) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
 
 
 def test_one_cluster_has_an_estimate_only() -> None:
@@ -173,11 +195,63 @@ def test_win_rate_counts_ties_as_half() -> None:
     assert 0 <= result.low < 0.625 < result.high <= 1
 
 
-def test_win_rate_is_close_to_wilson() -> None:
-    outcomes = np.r_[np.ones(720), np.zeros(80)]
-    result = win_rate(outcomes, np.arange(800))
-    expected = stats.binomtest(720, 800).proportion_ci(method="wilson")
-    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+@given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), st.sampled_from([0.9, 0.95]))
+def test_wins_and_losses_have_scipys_exact_interval(counts: tuple[int, int], level: float) -> None:
+    n, wins = counts
+    expected = stats.binomtest(wins, n).proportion_ci(level, method="exact")
+    result = win_rate(np.arange(n) < wins, np.arange(n), level=level)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_twenty_wins_of_twenty_are_not_certainty() -> None:
+    """The rate at which twenty wins have a probability of 2.5% is 0.025^(1/20) = 0.8316."""
+    result = win_rate(np.ones(20), np.arange(20))
+    assert (result.low, result.high) == (pytest.approx(0.8316, abs=1e-4), 1.0)
+    result = win_rate(np.zeros(20), np.arange(20))
+    assert (result.low, result.high) == (0.0, pytest.approx(1 - 0.8316, abs=1e-4))
+
+
+def test_samples_of_a_prompt_that_agree_are_one_observation() -> None:
+    once = rate_interval(np.r_[np.ones(15), np.zeros(5)], np.arange(20))
+    eight = rate_interval(np.repeat(np.r_[np.ones(15), np.zeros(5)], 8), np.repeat(np.arange(20), 8))
+    assert (eight.low, eight.high) == pytest.approx((once.low, once.high))
+    assert (once.n, eight.n, eight.clusters) == (20, 160, 20)
+
+
+def test_twenty_ties_are_not_certainty() -> None:
+    """The variance counts one cluster at its largest, a quarter, so 20^2 independent outcomes; t of 2 degrees is
+    4.3027, so 400 (1.95996 / 4.30265)^2 = 83.0. The interval is scipy's beta quantile for 41.5 wins of 83."""
+    result = win_rate(np.full(20, 0.5), np.arange(20))
+    n = 400 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 2)) ** 2
+    assert result.low == pytest.approx(stats.beta.ppf(0.025, n / 2, n / 2 + 1))
+    assert result.high == pytest.approx(1 - result.low)
+
+
+def test_many_clusters_have_the_interval_of_their_standard_error() -> None:
+    rng = np.random.default_rng(11)
+    values, labels = rng.binomial(8, rng.beta(3, 2, 900)) / 8, np.arange(900)
+    result = rate_interval(values, labels)
+    half = 1.96 * standard_error(values, labels)
+    assert (result.high - result.low) / 2 == pytest.approx(half, rel=0.03)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(0, 9)), min_size=1, max_size=40))
+def test_a_rate_has_width_and_stays_in_range(rows: list[tuple[float, int]]) -> None:
+    outcomes, labels = zip(*rows, strict=True)
+    result = rate_interval(outcomes, labels)
+    if result.clusters == 1:
+        assert np.isnan([result.low, result.high]).all()
+        return
+    assert 0 <= result.low <= result.estimate <= result.high <= 1
+    assert result.high - result.low > 0.01
+    mirrored = rate_interval([1 - outcome for outcome in outcomes], labels)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - result.high, 1 - result.low))
+
+
+@pytest.mark.parametrize("outcome", [1.5, -0.1])
+def test_a_rate_is_of_outcomes_between_0_and_1(outcome: float) -> None:
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        rate_interval([1.0, outcome], [0, 1])
 
 
 @pytest.mark.parametrize("outcome", [2, -1, 0.3, np.nan])
@@ -234,4 +308,6 @@ def test_rounding_is_no_difference() -> None:
     a, b = np.tile([0.1, 0.2, 0.3], 10), np.tile([0.3, 0.2, 0.1], 10)
     labels = np.repeat(np.arange(10), 3)
     assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
-    assert paired_difference(a, b, labels) == Interval(0, 0, 0, 60, 10, 0.95)
+    found = paired_difference(a, b, labels)
+    assert (found.estimate, found.n, found.clusters) == (0, 60, 10)
+    assert np.isnan([found.low, found.high]).all()

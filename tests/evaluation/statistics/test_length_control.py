@@ -10,6 +10,8 @@ from scipy.special import expit, logit
 
 from selfcontrast.evaluation.statistics import (
     Coefficients,
+    Controlled,
+    Interval,
     LengthControlled,
     clusters,
     length_controlled_difference,
@@ -115,10 +117,10 @@ def test_half_width_is_the_clustered_sandwich_of_statsmodels() -> None:
 @pytest.mark.parametrize("prompts", [30, 120])
 def test_coverage(prompts: int) -> None:
     rng = np.random.default_rng(4)
-    simulations = 500
+    simulations = 250
     covered = 0
     for seed in range(simulations):
-        result = length_controlled_win_rate(*judgments(rng, prompts), resamples=399, seed=seed).win_rate
+        result = length_controlled_win_rate(*judgments(rng, prompts), resamples=199, seed=seed).win_rate
         covered += result.low <= expit(MODEL) <= result.high
     assert 0.92 <= covered / simulations <= 0.98
 
@@ -153,6 +155,7 @@ def test_any_judgments_give_ordered_numbers_in_range(rows: list[tuple[float, int
     assert 0 <= result.win_rate.estimate <= 1
     if np.isfinite(result.win_rate.low):
         assert 0 <= result.win_rate.low <= result.win_rate.high <= 1
+        assert result.win_rate.high - result.win_rate.low > 0.01
     else:
         assert result.win_rate.clusters <= 2
         assert np.isnan(result.fragile_refits)
@@ -178,11 +181,41 @@ def two_systems(rng: np.random.Generator, prompts: int, better: float) -> tuple[
 def test_the_difference_is_that_of_the_two_rates() -> None:
     a, b = two_systems(np.random.default_rng(20), 300, 0.4)
     rates = [length_controlled_win_rate(*system, resamples=50).win_rate.estimate for system in (a, b)]
-    found = length_controlled_difference(a, b, resamples=200)
+    controlled = length_controlled_difference(a, b, resamples=200)
+    found = controlled.interval
     assert found.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
     assert found.low < found.estimate < found.high
     assert (found.n, found.clusters) == (1200, 300)
-    assert length_controlled_difference(b, a, resamples=200).estimate == pytest.approx(-found.estimate)
+    assert (controlled.near_separation, controlled.fragile_refits, controlled.weakness) == (False, 0.0, "")
+    assert length_controlled_difference(b, a, resamples=200).interval.estimate == pytest.approx(-found.estimate)
+
+
+def test_a_difference_has_the_flag_of_its_weaker_rate() -> None:
+    """All wins against all ties: the ridge alone made +0.4965 [+0.4947, +0.4970] of it."""
+    rng = np.random.default_rng(9)
+    lengths, labels = rng.normal(0, 300, 40), np.arange(40)
+    wins, ties = (np.ones(40), lengths, labels), (np.full(40, 0.5), lengths, labels)
+    found = length_controlled_difference(wins, ties, resamples=50)
+    assert found.near_separation
+    assert found.weakness == "weak: the data hardly determine it"
+    assert found.interval.low < 0 < 0.5 < found.interval.high
+
+
+def test_all_wins_are_not_certainty_at_equal_length() -> None:
+    """A prior of standard deviation 10 on log-odds, and 20 wins: log-odds of 0 are two standard deviations away."""
+    found = separated(np.ones(20), np.random.default_rng(7).normal(0, 300, 20)).win_rate
+    assert 0 < found.low < 0.6
+    assert 0.999 < found.high <= 1
+
+
+def test_a_difference_uses_difficulties() -> None:
+    """Each rate is that of `length_controlled_win_rate` with the same difficulties."""
+    a, b = two_systems(np.random.default_rng(27), 200, 0.4)
+    hard = np.random.default_rng(28).normal(size=200)
+    with_difficulty = [(*system, hard[system[2]]) for system in (a, b)]
+    rates = [length_controlled_win_rate(*system, resamples=50).win_rate.estimate for system in with_difficulty]
+    found = length_controlled_difference(*with_difficulty, resamples=50)
+    assert found.interval.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
 
 
 def test_the_interval_is_an_own_bootstrap_of_prompts_with_statsmodels() -> None:
@@ -198,7 +231,7 @@ def test_the_interval_is_an_own_bootstrap_of_prompts_with_statsmodels() -> None:
 
     drawn = [rng.integers(0, 120, 120) for _ in range(300)]
     spread = np.std([rate(a, d) - rate(b, d) for d in drawn])
-    found = length_controlled_difference(a, b, resamples=2000)
+    found = length_controlled_difference(a, b, resamples=2000).interval
     assert (found.high - found.low) / 2 == pytest.approx(1.98 * np.sqrt(120 / 118) * spread, rel=0.12)
 
 
@@ -207,23 +240,24 @@ def test_pairing_narrows_the_interval() -> None:
     a, b = two_systems(np.random.default_rng(22), 400, 0.4)
     order = np.random.default_rng(23).permutation(400)
     elsewhere = (*b[:2], order[b[2]])
-    paired, unpaired = (length_controlled_difference(a, system, resamples=500) for system in (b, elsewhere))
+    paired, unpaired = (length_controlled_difference(a, system, resamples=500).interval for system in (b, elsewhere))
     assert paired.estimate == pytest.approx(unpaired.estimate)
     assert paired.high - paired.low < 0.85 * (unpaired.high - unpaired.low)
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
     a, _ = two_systems(np.random.default_rng(24), 50, 0.4)
-    found = length_controlled_difference(a, a, resamples=100)
-    assert (found.estimate, found.low, found.high) == (0, 0, 0)
+    found = length_controlled_difference(a, a, resamples=100).interval
+    assert found.estimate == 0
+    assert np.isnan([found.low, found.high]).all()  # nothing varies
 
 
 def test_the_differences_interval_covers_the_truth() -> None:
     truth = float(expit(MODEL + 0.4) - expit(MODEL))
-    covered, simulations = 0, 300
+    covered, simulations = 0, 200
     for seed in range(simulations):
         a, b = two_systems(np.random.default_rng([25, seed]), 80, 0.4)
-        found = length_controlled_difference(a, b, resamples=399, seed=seed)
+        found = length_controlled_difference(a, b, resamples=199, seed=seed).interval
         covered += found.low <= truth <= found.high
     assert 0.92 <= covered / simulations <= 0.98
 
@@ -233,7 +267,7 @@ def test_other_prompts_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="the same clusters"):
         length_controlled_difference(a, (*b[:2], b[2] + 1))
     few = tuple(column[:4] for column in a)
-    assert np.isnan(length_controlled_difference(few, few).low)
+    assert np.isnan(length_controlled_difference(few, few).interval.low)
 
 
 # --- near separation ---
@@ -263,6 +297,14 @@ def test_one_loss_among_many_wins_breaks_in_the_refits() -> None:
     result = separated(outcomes, np.random.default_rng(8).normal(0, 300, 60))
     # A sample of prompts lacks the loss with probability (1 - 1/60)^60 = 0.36.
     assert result.fragile_refits > 0.3
+    assert result.weakness.startswith("weak")
+
+
+def test_refits_that_break_are_told() -> None:
+    interval = Interval(0.9, 0.8, 0.95, 60, 60, 0.95)
+    assert Controlled(interval, False, 0.37).weakness == "weak: the data hardly determine 37% of its refits"
+    assert Controlled(interval, False, 0.02).weakness == ""
+    assert Controlled(interval, False, float("nan")).weakness == ""
 
 
 # --- wrong input ---

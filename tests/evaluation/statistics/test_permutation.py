@@ -4,6 +4,7 @@ from scipy import stats
 
 from clustered import correlated
 from selfcontrast.evaluation.statistics import clusters, paired_permutation_test
+from selfcontrast.evaluation.statistics.permutation import least_p_value
 
 
 def test_exact_permutation_by_hand() -> None:
@@ -81,3 +82,11 @@ def test_wrong_input() -> None:
         paired_permutation_test([1, np.nan], [1, 2], [1, 2])
     with pytest.raises(ValueError, match="resamples"):
         paired_permutation_test([1, 2], [1, 2], [1, 2], resamples=0)
+
+
+@pytest.mark.parametrize(("prompts", "resamples"), [(3, 100), (6, 100), (40, 100)])
+def test_the_least_p_value_is_that_of_a_system_that_wins_everywhere(prompts: int, resamples: int) -> None:
+    """Of 2^3 and 2^6 patterns two are as far off; of 100 drawn among 2^40 none is."""
+    found = paired_permutation_test(np.ones(prompts), np.zeros(prompts), np.arange(prompts), resamples=resamples)
+    assert least_p_value(prompts, resamples) == found
+    assert found == pytest.approx({3: 2 / 8, 6: 2 / 64, 40: 1 / 101}[prompts])

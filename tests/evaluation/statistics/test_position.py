@@ -10,26 +10,26 @@ def test_by_hand() -> None:
     The verdict of the second and fourth depends on the order. The first place gets (1 + 0) / 2 = 0.5 of the first pair,
     1 of the second, 0.5 of the third, (1 + 0.5) / 2 of the fourth.
     """
-    result = position_bias([1, 1, 0.5, 1], [1, 0, 0.5, 0.5], ["a", "b", "c", "d"], resamples=200)
+    result = position_bias([1, 1, 0.5, 1], [1, 0, 0.5, 0.5], ["a", "b", "c", "d"])
     assert result.flip_rate.estimate == 0.5
     assert result.first_position_share.estimate == pytest.approx((0.5 + 1 + 0.5 + 0.75) / 4)
     assert result.flip_rate.clusters == 4
 
 
 def test_a_judge_of_places_alone() -> None:
-    always_first = position_bias(np.ones(20), np.zeros(20), np.arange(20), resamples=200)
+    always_first = position_bias(np.ones(20), np.zeros(20), np.arange(20))
     assert (always_first.flip_rate.estimate, always_first.first_position_share.estimate) == (1, 1)
-    always_second = position_bias(np.zeros(20), np.ones(20), np.arange(20), resamples=200)
+    always_second = position_bias(np.zeros(20), np.ones(20), np.arange(20))
     assert (always_second.flip_rate.estimate, always_second.first_position_share.estimate) == (1, 0)
 
 
 def test_a_judge_of_answers_alone_has_no_bias_however_one_sided() -> None:
-    result = position_bias(np.ones(20), np.ones(20), np.arange(20), resamples=200)
+    result = position_bias(np.ones(20), np.ones(20), np.arange(20))
     assert (result.flip_rate.estimate, result.first_position_share.estimate) == (0, 0.5)
 
 
 def test_probabilities_flip_where_the_winner_changes() -> None:
-    result = position_bias([0.9, 0.6], [0.6, 0.4], [0, 1], resamples=200)
+    result = position_bias([0.9, 0.6], [0.6, 0.4], [0, 1])
     assert result.flip_rate.estimate == 0.5
     assert result.first_position_share.estimate == pytest.approx(((0.9 + 0.4) / 2 + (0.6 + 0.6) / 2) / 2)
 

@@ -35,4 +35,18 @@ def test_what_one_seed_cannot_say() -> None:
     assert math.isnan(found.low)
     assert math.isnan(found.high)
     assert math.isnan(seeds_test([0.5]))
-    assert math.isnan(seeds_test([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5], [0.1 + 0.2, 0.3], [0.0, 1e-17, 0.0]])
+def test_seeds_that_differ_by_rounding_alone_cannot_tell(values: list[float]) -> None:
+    """0.1 + 0.2 is 0.3 and one bit more, which gave p = 8e-17."""
+    assert math.isnan(seeds_test(values))
+    assert math.isnan(over_seeds(values).low)
+    assert math.isnan(over_seeds(values).high)
+
+
+def test_bounds_stay_in_the_range_of_the_score() -> None:
+    """Mean 0.95, error 0.03, t of 2 degrees 4.3027: 0.95 + 0.129 would be above 1."""
+    found = over_seeds([0.89, 0.98, 0.98], least=0.0, most=1.0)
+    assert (found.low, found.high) == (pytest.approx(0.95 - 4.30265 * 0.03, abs=1e-5), 1.0)
+    assert over_seeds([0.11, 0.02, 0.02], least=0.0, most=1.0).low == 0.0

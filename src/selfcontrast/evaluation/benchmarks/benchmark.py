@@ -13,7 +13,7 @@ from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.scores import ANSWERS
 from selfcontrast.evaluation.statistics import Interval
 
-VERSION = 3
+VERSION = 4
 JUDGMENTS = "judgments.parquet"
 
 
@@ -41,13 +41,15 @@ class Subject:
 class Line:
     """A number of a benchmark: of one system, what it is, and its interval.
 
-    `kind` says how it is written: "rating" (1 to 10), "share" (of one) or "difference" (of either).
+    `kind` says how it is written: "rating" (1 to 10), "share" (of one) or "difference" (of either). `note` stands
+    beside the number wherever it is shown: why it is weak, or missing.
     """
 
     system: str
     what: str
     kind: str
     value: Interval
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash
 from selfcontrast.evaluation.benchmarks.pairs import both_orders, judge_pairs
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.judges.calibration import agreement
-from selfcontrast.evaluation.statistics import mean_interval
+from selfcontrast.evaluation.statistics import rate_interval
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Probes(Judged):
             what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
                 probe, f"better than {probe}"
             )
-            value = mean_interval(_right(probe, pairs).astype(np.float64), pairs["id"], **vars(options))
+            value = rate_interval(_right(probe, pairs).astype(np.float64), pairs["id"], level=options.level)
             found.append(Line(SYSTEM, f"target: {what}", "share", value))
         return found
 

@@ -1,6 +1,5 @@
 """Dialogues of several turns, each answer graded or compared, as in MT-Bench (Zheng et al. 2023, arXiv 2306.05685)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from selfcontrast.evaluation.benchmarks.pairs import SFT, both_orders, judge_pai
 from selfcontrast.evaluation.benchmarks.questions import Questions, read_questions
 from selfcontrast.evaluation.contamination import user_text
 from selfcontrast.evaluation.judges import Case
-from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference
+from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference, rate_interval
 
 GRADINGS = ("single", "pairwise")
 CATEGORY = "category "  # how the names of a category's lines begin
@@ -114,7 +113,7 @@ class MTBench(Judged):
         if self.relative:
             pairs = {name: both_orders(frame) for name, frame in frames.items()}
             wins = [line for name, own in pairs.items() for line in _parts(name, own, "outcome", "share", options)]
-            return [*pair_lines({name: _evened(own) for name, own in pairs.items()}, SFT, options), *wins]
+            return [*pair_lines(pairs, SFT, options), *wins]
         usable = {name: frame[frame["status"] == "ok"] for name, frame in frames.items()}
         found = []
         for name, frame in usable.items():
@@ -181,20 +180,11 @@ def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Optio
 
 
 def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
-    """Over questions and their turns: one that is answered greedily, once, counts as much as the others."""
+    """Average over questions and their turns: one that is answered greedily, once, counts as much as the others."""
     by_turn = frame.groupby(["id", "turn"], as_index=False)[value].mean()
+    if value == "outcome":
+        return rate_interval(by_turn[value], by_turn["id"], level=options.level)
     return mean_interval(by_turn[value], by_turn["id"], **vars(options))
-
-
-def _evened(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of which those of a question with fewer samples come more often, so that questions weigh alike.
-
-    Intervals are by question, so that a row that comes twice tells nothing new.
-    """
-    if pairs.empty:
-        return pairs
-    sizes = pairs.groupby(["id", "turn"])["outcome"].transform("size")
-    return pairs.loc[pairs.index.repeat(math.lcm(*sizes) // sizes)].reset_index(drop=True)
 
 
 def _difference(own: pd.DataFrame, base: pd.DataFrame, options: Options) -> Interval:

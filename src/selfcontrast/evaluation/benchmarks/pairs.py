@@ -12,15 +12,21 @@ from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Option
 from selfcontrast.evaluation.benchmarks.judged import judged
 from selfcontrast.evaluation.judges import Case, Judge
 from selfcontrast.evaluation.statistics import (
+    Controlled,
     Interval,
+    Pairs,
+    WithinPrompts,
     length_controlled_difference,
     length_controlled_win_rate,
-    mean_interval,
+    length_controlled_within_prompts,
     paired_difference,
-    position_bias,
+    rate_interval,
 )
+from selfcontrast.evaluation.statistics.position import favours_first, flips
 
 SFT = "SFT"
+EQUAL_LENGTH = "win rate at equal length"
+NOT_IDENTIFIED = "not identified: no prompt has two pairs of different length"
 
 
 def judge_pairs(
@@ -81,38 +87,97 @@ def pairs_of(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     return {name: both_orders(pd.read_parquet(folder / JUDGMENTS)) for name, folder in folders.items()}
 
 
-def pair_lines(judged_pairs: Mapping[str, pd.DataFrame], against: str, options: Options) -> list[Line]:
-    """Per system the win rate, that at equal length, both less SFT's, and what the order of the answers did."""
+def pair_lines(
+    judged_pairs: Mapping[str, pd.DataFrame],
+    against: str,
+    options: Options,
+    difficulties: Mapping[str, float] | None = None,
+) -> list[Line]:
+    """Per system the win rate, that at equal length, both less SFT's, and what the order of the answers did.
+
+    Questions weigh alike, however many samples each has. `difficulties` are of the prompts by id; where they are not
+    known they are estimated (`length_controlled_within_prompts`).
+    """
+    judged_pairs = {name: pairs for name, pairs in judged_pairs.items() if len(pairs)}
+    controlled = _controlled(judged_pairs, options, difficulties)
     found: list[Line] = []
     for name, pairs in judged_pairs.items():
-        outcomes, prompts, settings = pairs["outcome"].to_numpy(), pairs["id"].to_numpy(), vars(options)
-        if not len(pairs):
-            continue
-        controlled = length_controlled_win_rate(outcomes, pairs["longer"].to_numpy(), prompts, **settings)
-        means = " (the data hardly determine it)" if controlled.near_separation else ""
-        bias = position_bias(pairs["first"], pairs["second"], prompts, **settings)
-        values: list[tuple[str, Interval]] = [
-            (f"win rate over {against}", mean_interval(outcomes, prompts, **settings)),
-            (f"win rate at equal length{means}", controlled.win_rate),
-            ("verdicts that flip with the order", bias.flip_rate),
-            ("first position's share", bias.first_position_share),
-            ("ties", mean_interval(np.isclose(outcomes, 0.5), prompts, **settings)),
+        questions = _by_question(pairs)
+        values = [
+            (f"win rate over {against}", "outcome"),
+            ("verdicts that flip with the order", "flips"),
+            ("first position's share", "favours_first"),
+            ("ties", "ties"),
         ]
-        found += [Line(name, what, "share", value) for what, value in values]
+        own = [
+            Line(name, what, "share", rate_interval(questions[column], questions["id"], level=options.level))
+            for what, column in values
+        ]
+        own.insert(1, _line(name, EQUAL_LENGTH, "share", controlled.rates.get(name), options))
+        found += own
         if name != SFT and SFT in judged_pairs:
-            found += _differences(name, pairs, judged_pairs[SFT], options)
+            raw = _raw_difference(name, questions, _by_question(judged_pairs[SFT]), options)
+            if not raw:
+                continue
+            found += raw
+            what = f"win rate less SFT's {EQUAL_LENGTH.removeprefix('win rate ')}"
+            found.append(_line(name, what, "difference", controlled.differences.get(name), options))
     return found
 
 
-def _differences(name: str, own: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
-    """Of both win rates over the same opponent, on the prompts that both have judged."""
-    own, base = own[own["id"].isin(base["id"])], base[base["id"].isin(own["id"])]
-    if not len(own):
+def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
+    """A row per question and turn: the means over its samples. A tie is one in both orders."""
+    first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
+    every = pairs.assign(
+        flips=flips(first, second),
+        favours_first=favours_first(first, second),
+        ties=np.isclose(first, 0.5) & np.isclose(second, 0.5),
+    )
+    columns = ["outcome", "flips", "favours_first", "ties"]
+    return every.astype(dict.fromkeys(columns, "float64")).groupby(["id", "turn"], as_index=False)[columns].mean()
+
+
+def _raw_difference(name: str, own: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
+    """The difference of the win rates over the same opponent, on the questions and turns that both have judged."""
+    both = own.merge(base, on=["id", "turn"], suffixes=("", "_base"))
+    if both.empty:
         return []
-    raw = paired_difference(own["outcome"], base["outcome"], own["id"], base["id"], **vars(options))
-    columns = [(pairs["outcome"], pairs["longer"], pairs["id"]) for pairs in (own, base)]
-    controlled = length_controlled_difference(*columns, **vars(options))
-    return [
-        Line(name, "win rate less SFT's", "difference", raw),
-        Line(name, "win rate less SFT's at equal length", "difference", controlled),
-    ]
+    columns = (both["outcome"], both["outcome_base"], both["id"])
+    return [Line(name, "win rate less SFT's", "difference", paired_difference(*columns, **vars(options)))]
+
+
+def _controlled(
+    judged_pairs: Mapping[str, pd.DataFrame], options: Options, difficulties: Mapping[str, float] | None
+) -> WithinPrompts:
+    """Rates at equal length and their differences from SFT's; empty where they are not identified."""
+    if not judged_pairs:
+        return WithinPrompts({}, {}, float("nan"))
+    if difficulties is None:
+        systems = {
+            name: Pairs(pairs["outcome"], pairs["longer"], pairs["id"] + "/" + pairs["turn"].astype(str), pairs["id"])
+            for name, pairs in judged_pairs.items()
+        }
+        base = SFT if SFT in systems else None
+        found = length_controlled_within_prompts(systems, base, **vars(options))
+        return found or WithinPrompts({}, {}, float("nan"))
+
+    def columns(pairs: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
+        return pairs["outcome"], pairs["longer"], pairs["id"], pairs["id"].map(difficulties)
+
+    rates: dict[str, Controlled] = {}
+    differences = {}
+    for name, pairs in judged_pairs.items():
+        rates[name] = length_controlled_win_rate(*columns(pairs), **vars(options))
+        if name != SFT and SFT in judged_pairs:
+            base_pairs = judged_pairs[SFT]
+            own, other = pairs[pairs["id"].isin(base_pairs["id"])], base_pairs[base_pairs["id"].isin(pairs["id"])]
+            if len(own):
+                differences[name] = length_controlled_difference(columns(own), columns(other), **vars(options))
+    return WithinPrompts(rates, differences, float("nan"))
+
+
+def _line(name: str, what: str, kind: str, controlled: Controlled | None, options: Options) -> Line:
+    """A number at equal length, with what weakens it."""
+    if controlled is None:
+        return Line(name, what, kind, Interval(np.nan, np.nan, np.nan, 0, 0, options.level), NOT_IDENTIFIED)
+    return Line(name, what, kind, controlled.interval, controlled.weakness)

@@ -69,7 +69,8 @@ class AlpacaEval(Judged):
     """Answers to the instructions of a file of outputs, in AlpacaEval's format, against those outputs.
 
     Attributes:
-        outputs: the opponent's, one for each instruction.
+        outputs: the opponent's, one for each instruction. Length control uses their `instruction_difficulty`, as
+            AlpacaEval's own file has it; without it each instruction's difficulty is estimated.
         seed: of sampling.
     """
 
@@ -92,7 +93,7 @@ class AlpacaEval(Judged):
         return self.outputs
 
     def read(self) -> None:
-        self._others()
+        self._difficulties()
 
     def own_prompts(self) -> dict[str, str]:
         return {str(i): other.instruction for i, other in enumerate(self._others())}
@@ -106,7 +107,18 @@ class AlpacaEval(Judged):
         return judge_pairs(folder, f"alpaca_eval {subject.label}", self.judge, pairs, subject, self.min_coverage)
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        return pair_lines(pairs_of(folders), "the file", options)
+        return pair_lines(pairs_of(folders), "the file", options, self._difficulties())
+
+    def _difficulties(self) -> dict[str, float] | None:
+        """The instructions' difficulties by id, where the file has them. Raises `UserError` where it has some."""
+        found = {str(i): other.difficulty for i, other in enumerate(self._others())}
+        known = {name: value for name, value in found.items() if value is not None}
+        if known and len(known) < len(found):
+            raise UserError(
+                f"outputs={self.outputs}: {len(found) - len(known)} of {len(found)} instructions have no "
+                "'instruction_difficulty'. Give it for all, or for none."
+            )
+        return known or None
 
     def _others(self) -> list[Output]:
         return list(read_outputs(self.outputs, "outputs").values())[: self.limit]

@@ -13,6 +13,7 @@ from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
+from selfcontrast.evaluation.finite import check_numbers
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import mean_interval, win_rate
 from selfcontrast.models.reward import Response, RewardModel
@@ -59,7 +60,10 @@ class RewardWins:
         return {}
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """A row per prompt and sample: the reward of the answer, and of the target where there is one for it."""
+        """Write a row per prompt and sample: the reward of the answer, and of the target where there is one for it.
+
+        Raises `UserError` for a reward that is no number, with the id of its example.
+        """
         examples = {example.id: example for example in subject.examples[: self.limit]}
         answers = answers_of(subject.scores, subject.decoding)
         chosen = [(n, s, a) for (n, s), a in answers.items() if n in examples and s < self.samples]
@@ -70,6 +74,8 @@ class RewardWins:
         asked += [(examples[name].prompt, examples[name].target) for name in targets]
         with self.reward_model.open(subject.surroundings.device) as reward:
             rewards = np.asarray(reward(asked), dtype=np.float64)
+        names = [*(name for name, _, _ in chosen), *targets]
+        check_numbers("the reward of the answer or target", names, rewards)
         of_target = dict(zip(targets, rewards[len(chosen) :], strict=True))
         frame = pd.DataFrame([{"id": name, "sample": sample, "answer": own[-1]} for name, sample, own in chosen])
         frame["reward"] = rewards[: len(chosen)]
@@ -88,11 +94,13 @@ class RewardWins:
             single = frame.dropna(subset="target_reward")
             if len(single):
                 wins = outcomes(single["reward"], single["target_reward"])
-                found.append(Line(name, "win rate over target", "share", win_rate(wins, single["id"], **settings)))
+                found.append(
+                    Line(name, "win rate over target", "share", win_rate(wins, single["id"], level=options.level))
+                )
             if name != SFT and SFT in frames:
                 both = frame.merge(frames[SFT], on=["id", "sample"], suffixes=("", "_base"))
                 wins = outcomes(both["reward"], both["reward_base"])
-                found.append(Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], **settings)))
+                found.append(Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], level=options.level)))
         return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from selfcontrast.evaluation.statistics import Interval, PositionBias, mean_interval, position_bias
+from selfcontrast.evaluation.statistics import Interval, PositionBias, mean_interval, position_bias, rate_interval
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,12 @@ def agreement(
     shown_second: ArrayLike,
     longer: ArrayLike,
     clusters: ArrayLike,
-    **options: Any,
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
 ) -> Agreement:
-    """The three figures, with intervals clustered by prompt.
+    """Return the three figures, with intervals clustered by prompt.
 
     Args:
         gold: for one of the two answers of each pair, 1 where it is better, 0 where it is worse, 0.5 for neither, [n].
@@ -38,17 +41,18 @@ def agreement(
         shown_second: the same where it stands second, [n].
         longer: by how much it is longer than the other, [n].
         clusters: the prompt, [n].
-        options: level, resamples, seed.
+        level, resamples, seed: of the intervals.
 
     Raises:
         ValueError: as in `mean_interval` and `position_bias`.
     """
     right, first, second = (np.asarray(values, dtype=np.float64) for values in (gold, shown_first, shown_second))
-    position = position_bias(first, second, clusters, **options)
+    position = position_bias(first, second, clusters, level=level)
     outcome = (first + second) / 2
     agreed = 1 - np.abs(np.sign(outcome - 0.5) - np.sign(right - 0.5)) / 2
     sides = np.sign(np.asarray(longer, dtype=np.float64))
     uneven = sides != 0
     leaning = ((outcome - right) * sides)[uneven]
+    options: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
     length = mean_interval(leaning, np.asarray(clusters)[uneven], **options) if uneven.any() else None
-    return Agreement(mean_interval(agreed, clusters, **options), position, length)
+    return Agreement(rate_interval(agreed, clusters, level=level), position, length)

@@ -1,5 +1,6 @@
 """What is put before a judge, and what it says."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Judgment:
     completion_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if (self.status == "ok") != (self.value is not None):
+        if (self.status == "ok") != (self.value is not None) or not math.isfinite(self.value or 0.0):
             raise ValueError(f"a judgment that is {self.status} with the value {self.value}")
 
 

@@ -1,6 +1,7 @@
 """What judges that reply in words have in common: prompts, tries, the ledger, the budget."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -123,7 +124,10 @@ def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[
         if reply.finish == "stop":
             found = read_verdict(reply.text, prompts[pending[at]][1])
             if reply.weights is not None and found.status == "ok" and prompts[pending[at]][1]:
-                found = replace(found, value=weighed(reply.weights))
+                value = weighed(reply.weights)
+                found = (
+                    replace(found, value=value) if math.isfinite(value) else Judgment("unparsable", None, reply.text)
+                )
         else:  # what a cut reply holds so far may not be its verdict
             found = Judgment(reply.finish, None, reply.text)
         prompt_tokens, completion_tokens = reply.prompt_tokens, reply.completion_tokens

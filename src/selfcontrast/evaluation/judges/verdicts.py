@@ -18,12 +18,20 @@ OUTCOMES = {"A": 1.0, "B": 0.0, "C": 0.5}
 VERDICTS = ("text", "logprob")  # how a comparison's verdict is read: as it is said, or weighed by its probability
 LOWEST, HIGHEST = 1.0, 10.0
 _BLOCK = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
+_SCALE = (
+    re.compile(  # of "[[7]] out of [[10]]", "[[7]]/[[10]]", "[[7]] on a scale from [[1]] to [[10]]" one is a rating
+        r"(?:\bout\s+of|(?<=[\d\]])[\s*_]*(?:of|/))[\s*_]*\[\[[^\[\]]*\]\]"
+        r"|\[\[\s*1\s*\]\][\s*_]*(?:to|through|-|–)[\s*_]*\[\[\s*10\s*\]\]",
+        re.IGNORECASE,
+    )
+)
 _QUOTED = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
 
 
 def read_verdict(reply: str, pairwise: bool) -> Judgment:
     """`[[A]]`, `[[B]]` or `[[C]]` (neither) of two answers; `[[rating]]` from 1 to 10 of one."""
-    found: list[str] = (CHOICE if pairwise else RATING).findall(_own_words(reply))
+    words = _own_words(reply)
+    found: list[str] = CHOICE.findall(words) if pairwise else RATING.findall(_SCALE.sub("", words))
     if not found:
         return Judgment("unparsable", None, reply)
     if pairwise:
@@ -46,8 +54,10 @@ def alternatives(token: str, at: int) -> dict[str, str]:
 def weighed(log_probs: Mapping[str, float]) -> float:
     """The mean outcome, in [0, 1], of the letters' log-probabilities where the verdict was said (as AlpacaEval's).
 
-    What the other tokens have is left out. A letter that is not given has none.
+    What the other tokens have is left out. A letter that is not given has none. NaN where a log-probability is.
     """
+    if any(math.isnan(value) for value in log_probs.values()):
+        return math.nan
     highest = max(log_probs.values())
     chances = {letter: math.exp(value - highest) for letter, value in log_probs.items()}
     return sum(OUTCOMES[letter] * chance for letter, chance in chances.items()) / sum(chances.values())

@@ -8,16 +8,23 @@ from selfcontrast.evaluation.statistics.bootstrap import (
     Interval,
     mean_interval,
     paired_difference,
+    rate_interval,
     standard_error,
     win_rate,
 )
 from selfcontrast.evaluation.statistics.crossed import Crossed, crossed_mean
 from selfcontrast.evaluation.statistics.length_control import (
     Coefficients,
+    Controlled,
     LengthControlled,
     length_controlled_difference,
     length_controlled_win_rate,
     win_rate_at_equal_length,
+)
+from selfcontrast.evaluation.statistics.length_within_prompts import (
+    Pairs,
+    WithinPrompts,
+    length_controlled_within_prompts,
 )
 from selfcontrast.evaluation.statistics.multiplicity import holm
 from selfcontrast.evaluation.statistics.permutation import paired_permutation_test
@@ -26,19 +33,24 @@ from selfcontrast.evaluation.statistics.seeds import over_seeds, seeds_test
 
 __all__ = [
     "Coefficients",
+    "Controlled",
     "Crossed",
     "Interval",
     "LengthControlled",
+    "Pairs",
     "PositionBias",
+    "WithinPrompts",
     "crossed_mean",
     "holm",
     "length_controlled_difference",
     "length_controlled_win_rate",
+    "length_controlled_within_prompts",
     "mean_interval",
     "over_seeds",
     "paired_difference",
     "paired_permutation_test",
     "position_bias",
+    "rate_interval",
     "seeds_test",
     "standard_error",
     "win_rate",

@@ -34,6 +34,12 @@ def differences(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, clusters_b: Arr
     return np.where(np.isclose(mean_a, mean_b, rtol=1e-12, atol=0), 0.0, mean_a - mean_b)
 
 
+def varies(values: ArrayLike) -> bool:
+    """Tell whether values differ by more than rounding: 0.1 + 0.2 and 0.3 do not."""
+    x = np.asarray(values, dtype=np.float64)
+    return bool(np.ptp(x) > 1e-12 * max(float(np.abs(x).max()), 1e-3))
+
+
 def check_settings(level: float, resamples: int) -> None:
     if not (0 < level < 1 and resamples >= 1):
         raise ValueError(f"level must be in (0, 1) and resamples above 0, not {level} and {resamples}")

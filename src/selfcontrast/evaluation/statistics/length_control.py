@@ -10,19 +10,31 @@ penalty, so that every fit is one convex problem with one answer.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
+from scipy.special import expit, logit, stdtrit
 
 from selfcontrast.evaluation.statistics.bootstrap import Interval, bca
-from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_settings
-from selfcontrast.evaluation.statistics.logistic import coefficient_influence, fit_logistic, least_information
+from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_settings, varies
+from selfcontrast.evaluation.statistics.logistic import (
+    coefficient_covariance,
+    coefficient_influence,
+    fit_logistic,
+    least_information,
+)
+
+Judgments = tuple[ArrayLike, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
+"""Outcomes, length differences, clusters, and difficulties where they are known."""
 
 LEAST_INFORMATION = 0.5
 """As much as two judgments at even odds give: a fit that rests on less, in some direction, rests on the ridge."""
+
+
+FRAGILE = 0.05
+"""Above this fraction of fragile refits an interval is said to be weak: they reach beyond its 2.5% quantiles."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +53,40 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
-class LengthControlled:
-    """A win rate at equal length.
+class Controlled:
+    """A win rate at equal length, or the difference of two.
 
     Attributes:
-        win_rate: in [0, 1], with its interval.
-        coefficients: of the fit to all judgments.
+        interval: the rate in [0, 1], or the difference. Under `near_separation` it is as wide as the prior has it.
         near_separation: whether the data alone hardly determine the fit: (nearly) all wins or all losses, outcomes
             that length alone decides, or lengths that all differ by the same. The rate then means little.
-        fragile_refits: share of the bootstrap's refits of which the same is true: well above 0, it is the interval
+        fragile_refits: fraction of the bootstrap's refits of which the same is true: well above 0, it is the interval
             that means little. NaN where there was none.
     """
 
-    win_rate: Interval
-    coefficients: Coefficients
+    interval: Interval
     near_separation: bool
     fragile_refits: float
+
+    @property
+    def weakness(self) -> str:
+        """What a reader must know beside the number; "" where the data determine it."""
+        if self.near_separation:
+            return "weak: the data hardly determine it"
+        if self.fragile_refits > FRAGILE:
+            return f"weak: the data hardly determine {100 * self.fragile_refits:.0f}% of its refits"
+        return ""
+
+
+@dataclass(frozen=True)
+class LengthControlled(Controlled):
+    """A system's win rate at equal length, and the coefficients of the fit to all judgments."""
+
+    coefficients: Coefficients
+
+    @property
+    def win_rate(self) -> Interval:
+        return self.interval
 
 
 def length_controlled_win_rate(
@@ -69,15 +99,18 @@ def length_controlled_win_rate(
     resamples: int = 999,
     seed: int = 0,
 ) -> LengthControlled:
-    """The win rate that a system would have if its answers were as long as the baseline's.
+    """Estimate the win rate that a system would have if its answers were as long as the baseline's.
+
+    Without difficulties the rate is confounded where hard prompts have longer answers: use
+    `length_controlled_within_prompts` for prompts whose difficulty nobody has measured.
 
     Args:
         outcomes: of each judgment, in [0, 1]: 1 is a win, 0.5 a tie; a judge's probability of a win will do, [n].
         length_differences: the system's answer's length less the baseline's, in any unit, [n].
         clusters: the prompt of each, [n]; both orders and all samples of a prompt are one cluster.
         difficulties: of each instruction, in any unit, [n].
-        level, resamples, seed: of the interval, which is BCa as in `mean_interval`, with the model refitted
-            `resamples` times. Its bounds are NaN where there are no more clusters than coefficients.
+        level, resamples, seed: of the interval, as in `mean_interval`, with the model refitted `resamples`
+            times. Its bounds are NaN where there are no more clusters than coefficients.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -85,59 +118,59 @@ def length_controlled_win_rate(
     check_settings(level, resamples)
     fit = _Fit.of(outcomes, length_differences, clusters, difficulties)
     judged, size = fit.judged, len(fit.names)
-    result = Interval(fit.rate, np.nan, np.nan, judged.size, size, level)
+    near = fit.near_separation
+    interval = fit.value(level)
     fragile = np.array([np.nan])
     if size > judged.parameters:
-        parts = [fit.refit(counts) for counts in _draws(size, judged.size, resamples, seed)]
+        parts = [fit.refit(counts) for counts in draws_of(size, judged.size, resamples, seed)]
         rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        low, high = bca(fit.rate, rates, fit.influence(), judged.parameters, level)
-        result = Interval(fit.rate, low, high, judged.size, size, level)
-    return LengthControlled(
-        result,
-        judged.coefficients(fit.coefficients),
-        bool(judged.fragile(fit.coefficients[None], np.ones((1, judged.size)))[0]),
-        float(fragile.mean()),
-    )
+        interval = fit.interval(interval, rates)
+    return LengthControlled(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
 
 
 def length_controlled_difference(
-    a: tuple[ArrayLike, ArrayLike, ArrayLike],
-    b: tuple[ArrayLike, ArrayLike, ArrayLike],
+    a: Judgments,
+    b: Judgments,
     *,
     level: float = 0.95,
     resamples: int = 999,
     seed: int = 0,
-) -> Interval:
-    """The win rate at equal length of system A less that of system B, each against the same opponent's answers.
+) -> Controlled:
+    """Estimate the win rate at equal length of system A less that of system B, each against the same opponent.
 
     Both models are fitted again in every bootstrap sample, which draws the same prompts for both: what a prompt does to
     both alike cancels, as in `paired_difference`.
 
     Args:
-        a, b: of each system outcomes [n], length differences [n] and clusters [n], as `length_controlled_win_rate`'s;
-            how many judgments a prompt has may differ.
-        level, resamples, seed: of the interval, which is BCa. Its bounds are NaN where there are no more prompts than
-            coefficients. Its n is that of both systems' judgments.
+        a, b: of each system outcomes [n], length differences [n], clusters [n] and, where they are known, difficulties
+            [n], as `length_controlled_win_rate`'s; how many judgments a prompt has may differ.
+        level, resamples, seed: of the interval. Its bounds are NaN where there are no more prompts than
+            coefficients, or where nothing varies. Its n is that of both systems' judgments.
 
     Raises:
         ValueError: as `length_controlled_win_rate`, and where the two systems do not have the same prompts.
     """
     check_settings(level, resamples)
-    own, other = _Fit.of(*a, None), _Fit.of(*b, None)
+    own, other = _Fit.of(*a), _Fit.of(*b)
     if not np.array_equal(own.names, other.names):
         raise ValueError("the two systems must have the same clusters")
     estimate, size = own.rate - other.rate, len(own.names)
     n, parameters = own.judged.size + other.judged.size, max(own.judged.parameters, other.judged.parameters)
-    if size <= parameters:
-        return Interval(estimate, np.nan, np.nan, n, size, level)
-    draws = _draws(size, max(own.judged.size, other.judged.size), resamples, seed)
-    drawn = np.concatenate([own.refit(counts)[0] - other.refit(counts)[0] for counts in draws])
-    low, high = bca(estimate, drawn, own.influence() - other.influence(), parameters, level)
-    return Interval(estimate, low, high, n, size, level)
+    interval, fragile = Interval(estimate, np.nan, np.nan, n, size, level), np.array([np.nan])
+    near = own.near_separation or other.near_separation
+    if size > parameters:
+        draws = draws_of(size, max(own.judged.size, other.judged.size), resamples, seed)
+        refits = [(*own.refit(counts), *other.refit(counts)) for counts in draws]
+        rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
+        fragile = fragile_a | fragile_b
+        both = (own.interval(own.value(level), rates), other.interval(other.value(level), rates_b))
+        influence = own.influence() - other.influence()
+        interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near)
+    return Controlled(interval, near, float(fragile.mean()))
 
 
 def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike = (0.0,)) -> float:
-    """The mean over instructions of the model's win probability at Δ = 0. difficulties: [n]."""
+    """Return the mean over instructions of the model's win probability at Δ = 0. difficulties: [n]."""
     difficulty = np.asarray(difficulties, dtype=np.float64)
     return float(expit(coefficients.model + coefficients.difficulty * difficulty).mean())
 
@@ -177,6 +210,12 @@ class _Judged:
         influence: Floats = chance - chance.mean() + through_fit
         return influence
 
+    def error(self, fitted: Floats) -> float:
+        """The rate's standard error by the model's curvature. fitted: [k]."""
+        chance = expit(self.at_equal_length @ fitted)
+        slope = (chance * (1 - chance)) @ self.at_equal_length / self.size
+        return float(np.sqrt(slope @ coefficient_covariance(self.design, fitted) @ slope))
+
     def coefficients(self, fitted: Floats) -> Coefficients:
         """In the units that were given. fitted: [k]."""
         own = np.zeros(3)
@@ -203,12 +242,18 @@ class _Fit:
     rate: float
 
     @classmethod
-    def of(cls, outcomes: ArrayLike, lengths: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None) -> "_Fit":
+    def of(
+        cls, outcomes: ArrayLike, lengths: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None = None
+    ) -> "_Fit":
         judged = _Judged(np.asarray(outcomes, dtype=np.float64), *_columns(outcomes, lengths, clusters, difficulties))
         names, index = np.unique(np.asarray(clusters), return_inverse=True)
         once = np.ones((1, judged.size))
         fitted = judged.fit(once, np.zeros(judged.parameters))
         return cls(judged, names, index, fitted[0], float(judged.rates(fitted, once)[0]))
+
+    @property
+    def near_separation(self) -> bool:
+        return bool(self.judged.fragile(self.coefficients[None], np.ones((1, self.judged.size)))[0])
 
     def refit(self, counts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """The rate where each prompt counts so often, and whether that fit was fragile: [rows] each.
@@ -219,33 +264,116 @@ class _Fit:
         fitted = self.judged.fit(weights, self.coefficients)
         return self.judged.rates(fitted, weights), self.judged.fragile(fitted, weights)
 
+    def value(self, level: float) -> Interval:
+        """Return the rate, without bounds."""
+        return Interval(self.rate, np.nan, np.nan, self.judged.size, len(self.names), level)
+
+    def interval(self, value: Interval, rates: Floats) -> Interval:
+        """Return the rate's interval from its refits. rates: [resamples]."""
+        error = self.judged.error(self.coefficients)
+        return refitted_rate(value, rates, self.influence(), self.judged.parameters, error, self.near_separation)
+
     def influence(self) -> Floats:
-        """How far each prompt moves the rate, [C]; they add up to 0."""
+        """Return the rate's derivative by each prompt's weight, [C]; they add up to 0."""
         influence = np.bincount(self.index, weights=self.judged.influence(self.coefficients)) / self.judged.size
         centred: Floats = influence - influence.mean()
         return centred
 
 
-def _columns(
-    outcomes: ArrayLike, length_differences: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None
-) -> tuple[Floats, Floats]:
-    """tanh(Δ / std(Δ)) [n] and the difficulties [n], all input checked."""
+def refitted_rate(
+    value: Interval, drawn: Floats, influence: Floats, parameters: int, model_error: float, near_separation: bool
+) -> Interval:
+    """Return a rate with bounds: at each end the farther one of BCa and Student's t, as in `mean_interval`.
+
+    The latter is that of the rate's log-odds, so that it stays within [0, 1]. Its standard error is the sandwich
+    estimator's. A fit that the data hardly determine, and one without variation, leave hardly any residuals and make
+    the sandwich far too small. There the standard error is at least that of the model with its ridge.
+
+    Args:
+        drawn: the rate of each bootstrap sample, [resamples].
+        influence: the rate's derivative by each cluster's weight, [C].
+        parameters: as of `bca`.
+        model_error: the rate's standard error by the model's curvature.
+    """
+    low, high = _bca_or_none(value, drawn, influence, parameters)
+    degrees = len(influence) - parameters
+    error = _sandwich(influence, parameters)
+    if near_separation or not varies(drawn):
+        error = max(error, model_error)
+    spread = max(value.estimate * (1 - value.estimate), 1e-12)  # the derivative of the rate by its log-odds
+    half = float(stdtrit(degrees, (1 + value.level) / 2)) * error / spread
+    ends = expit(logit(value.estimate) + half * np.array([-1.0, 1.0]))
+    return replace(value, low=min(low, float(ends[0])), high=max(high, float(ends[1])))
+
+
+def refitted_difference(
+    value: Interval,
+    drawn: Floats,
+    influence: Floats,
+    parameters: int,
+    rates: tuple[Interval, Interval],
+    near_separation: bool,
+) -> Interval:
+    """Return a difference of two rates with bounds, as `refitted_rate`.
+
+    Where a fit is hardly determined each end is at least as far as both rates' intervals put it, by the method of
+    variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, 1693). Arguments as there, and the two
+    rates with their intervals. NaN bounds where the difference does not vary: it cannot tell.
+    """
+    if not near_separation and not varies(drawn):
+        return value
+    low, high = _bca_or_none(value, drawn, influence, parameters)
+    degrees = len(influence) - parameters
+    half = float(stdtrit(degrees, (1 + value.level) / 2)) * _sandwich(influence, parameters)
+    low, high = min(low, value.estimate - half), max(high, value.estimate + half)
+    if near_separation:
+        a, b = rates
+        low = min(low, value.estimate - float(np.hypot(a.estimate - a.low, b.high - b.estimate)))
+        high = max(high, value.estimate + float(np.hypot(a.high - a.estimate, b.estimate - b.low)))
+    return replace(value, low=low, high=high)
+
+
+def _bca_or_none(value: Interval, drawn: Floats, influence: Floats, parameters: int) -> tuple[float, float]:
+    """The ends of the BCa interval; the estimate itself where the bootstrap's samples do not differ."""
+    if not varies(drawn):
+        return value.estimate, value.estimate
+    return bca(value.estimate, drawn, influence, parameters, value.level)
+
+
+def _sandwich(influence: Floats, parameters: int) -> float:
+    size = len(influence)
+    return float(np.sqrt(size / (size - parameters) * (influence**2).sum()))
+
+
+def check_judgments(outcomes: ArrayLike, length_differences: ArrayLike, *others: ArrayLike) -> tuple[Floats, Floats]:
+    """Return outcomes [n] and length differences [n] as arrays. Raises ValueError for what is no judgment."""
     y, delta = np.asarray(outcomes, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
-    difficulty = np.zeros_like(y) if difficulties is None else np.asarray(difficulties, dtype=np.float64)
-    if y.ndim != 1 or not y.shape == delta.shape == np.shape(clusters) == difficulty.shape:
+    if y.ndim != 1 or any(np.shape(column) != y.shape for column in (delta, *others)):
         raise ValueError("outcomes, length differences, clusters and difficulties must be lists of one length")
     if y.size == 0:
         raise ValueError("no observations")
-    if not np.isfinite([y, delta, difficulty]).all():
+    if not np.isfinite([y, delta]).all():
         raise ValueError("values must be finite: take missing judgments out first, and count them")
     if not ((y >= 0) & (y <= 1)).all():
         raise ValueError("outcomes must be in [0, 1]")
-    spread = float(delta.std(ddof=1)) if y.size > 1 else 0.0
+    return y, delta
+
+
+def _columns(
+    outcomes: ArrayLike, length_differences: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None
+) -> tuple[Floats, Floats]:
+    """Return tanh(Δ / std(Δ)) [n] and the difficulties [n], all input checked."""
+    given = np.zeros(np.shape(outcomes)) if difficulties is None else difficulties
+    _, delta = check_judgments(outcomes, length_differences, clusters, given)
+    difficulty = np.asarray(given, dtype=np.float64)
+    if not np.isfinite(difficulty).all():
+        raise ValueError("values must be finite: take missing judgments out first, and count them")
+    spread = float(delta.std(ddof=1)) if delta.size > 1 else 0.0
     return (np.tanh(delta / spread) if spread > 0 else np.sign(delta)), difficulty
 
 
-def _draws(size: int, judgments: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each prompt was drawn, in blocks [rows, size] that add up to `resamples`."""
+def draws_of(size: int, judgments: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Count how often each prompt was drawn, in blocks [rows, size] that add up to `resamples`."""
     rng = np.random.default_rng(seed)
     for rows in blocks(resamples, judgments):
         drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]

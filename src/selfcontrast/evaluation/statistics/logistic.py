@@ -51,6 +51,18 @@ def least_information(design: Floats, weights: Floats, fitted: Floats) -> Floats
     return np.linalg.eigvalsh(information)[:, 0].astype(np.float64)
 
 
+def coefficient_covariance(design: Floats, fitted: Floats) -> Floats:
+    """Return the inverse curvature at a fit to all observations, the ridge's prior included, [k, k].
+
+    design: [n, k]; fitted: [k].
+    """
+    chance = expit(design @ fitted)
+    covariance: Floats = np.linalg.inv(
+        _curvature(np.ones((1, len(design))), chance[None], _squares(design), ridge=RIDGE)[0]
+    )
+    return covariance
+
+
 def coefficient_influence(design: Floats, outcomes: Floats, fitted: Floats) -> Floats:
     """The derivative of the coefficients with respect to each observation's weight, all weights being 1, [n, k].
 

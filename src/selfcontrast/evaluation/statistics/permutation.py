@@ -6,6 +6,12 @@ from numpy.typing import ArrayLike
 from selfcontrast.evaluation.statistics.clusters import blocks, check_settings, differences
 
 
+def least_p_value(prompts: int | None, resamples: int) -> float:
+    """Return the smallest p-value that `paired_permutation_test` can give for so many prompts; None for very many."""
+    exact = prompts is not None and 2**prompts <= resamples
+    return 2.0 / 2**prompts if exact and prompts else 1 / (1 + resamples)
+
+
 def paired_permutation_test(
     a: ArrayLike,
     b: ArrayLike,
@@ -15,7 +21,7 @@ def paired_permutation_test(
     resamples: int = 9999,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value in (0, 1] of `paired_difference`, by flipping signs of the clusters' differences.
+    """Return the two-sided p-value in (0, 1] of `paired_difference`, by flipping signs of the clusters' differences.
 
     Exact where there are no more sign patterns than `resamples`; else (1 + hits) / (1 + resamples), which is
     never 0 and keeps the test's level (Phipson & Smyth 2010). Shapes and errors as in `paired_difference`.

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from selfcontrast.evaluation.statistics.bootstrap import Interval, mean_interval
+from selfcontrast.evaluation.statistics.bootstrap import Interval, rate_interval
+from selfcontrast.evaluation.statistics.clusters import Floats
 
 
 @dataclass(frozen=True)
@@ -27,28 +28,35 @@ def position_bias(
     clusters: ArrayLike,
     *,
     level: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
 ) -> PositionBias:
-    """Both figures with intervals clustered by prompt.
+    """Return both figures with intervals clustered by prompt.
 
     Args:
         shown_first: outcome for a system, in [0, 1] (1: it wins), of each pair where its answer came first, [n].
         shown_second: its outcome of the same pairs where its answer came second, [n].
         clusters: [n].
-        level, resamples, seed: of the intervals.
+        level: of the intervals.
 
     Raises:
-        ValueError: as in `mean_interval`, and for an outcome outside [0, 1].
+        ValueError: as in `rate_interval`, and for an outcome outside [0, 1].
     """
     first, second = np.asarray(shown_first, dtype=np.float64), np.asarray(shown_second, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"every pair needs both orders, not {first.shape} and {second.shape} outcomes")
     if not (((first >= 0) & (first <= 1)).all() and ((second >= 0) & (second <= 1)).all()):
         raise ValueError("outcomes must be in [0, 1]")
-    flips = np.sign(first - 0.5) != np.sign(second - 0.5)
-    favours_first = (first + (1 - second)) / 2
     return PositionBias(
-        mean_interval(flips, clusters, level=level, resamples=resamples, seed=seed),
-        mean_interval(favours_first, clusters, level=level, resamples=resamples, seed=seed),
+        rate_interval(flips(first, second), clusters, level=level),
+        rate_interval(favours_first(first, second), clusters, level=level),
     )
+
+
+def flips(first: Floats, second: Floats) -> NDArray[np.bool_]:
+    """Tell which pairs' verdicts depend on the order, [n]."""
+    found: NDArray[np.bool_] = np.sign(first - 0.5) != np.sign(second - 0.5)
+    return found
+
+
+def favours_first(first: Floats, second: Floats) -> Floats:
+    """Return each pair's mean outcome for the answer shown first, [n]."""
+    return (first + (1 - second)) / 2
