@@ -13,7 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 from selfcontrast.environment import set_environment
 
@@ -36,11 +39,13 @@ PRELOAD = [
 _context = multiprocessing.get_context("forkserver")
 
 
+@cache
 def serve() -> None:
-    """Prepare the server, which the first process starts: the environment that the libraries read on import."""
-    os.environ["TQDM_DISABLE"] = "1"
-    set_environment()
+    """Start this worker's server, with the environment that the libraries read on import. No hub is ever asked."""
     _context.set_forkserver_preload(PRELOAD)
+    with patch.dict(os.environ, {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}):
+        set_environment()
+        forkserver.ensure_running()
 
 
 class Forked:

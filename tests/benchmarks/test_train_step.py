@@ -26,6 +26,7 @@ def output() -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_contender_has_the_same_gradient(output: str) -> None:
     rows = {cells[1].strip(): cells for line in output.splitlines() if len(cells := line.split("│")) > 8}
     assert list(rows) == ["pairs", "lean pairs", "TRL", "ours"]
@@ -35,6 +36,7 @@ def test_every_contender_has_the_same_gradient(output: str) -> None:
         assert int(cells[5].replace(",", "")) > 0
 
 
+@pytest.mark.slow
 def test_the_bound_is_that_of_the_tokens(output: str) -> None:
     # 2 * 3 * (9 + 7) / (9 + 4 * 7) = 96 / 37
     assert re.search(r"\(P, R, K\) = \(9,7,3\): bound 2\.59x", output)

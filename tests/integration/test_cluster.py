@@ -5,12 +5,14 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from test_kill import published
 
 from jobs import TIMEOUT, TINY, Finished, read_result, standing, start_train
 
 
+@pytest.mark.slow
 def test_two_nodes_give_what_one_gives(finished: Finished, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -22,7 +22,6 @@ from tiny import policy_folder
 DOCUMENTS = ("README.md", "conf/config.yaml", "conf/data/jsonl.yaml")
 COMMAND = re.compile(r"python train\.py((?: [^\s#`]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
 
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
 OTHER = re.compile(r"^python (evaluate\.py|reproduce\.py|-m selfcontrast\.report) ([^#\n]+)", re.MULTILINE)
 
 
@@ -77,7 +76,7 @@ def test_the_readmes_other_commands_run(workplace: Path) -> None:
     assert set(given) == {"evaluate.py", "reproduce.py", "-m selfcontrast.report"}
     measured = run_train(*given["evaluate.py"].split(), *small, "tracking=none", cwd=workplace, script="evaluate.py")
     assert measured.returncode == 0, measured.stderr
-    plan = run_train(*given["reproduce.py"].split(), cwd=workplace, env=OFFLINE, script="reproduce.py", fresh=True)
+    plan = run_train(*given["reproduce.py"].split(), cwd=workplace, script="reproduce.py")
     assert plan.returncode == 0, plan.stderr
     assert "align, K = 16" in plan.stdout
     report = [sys.executable, "-m", "selfcontrast.report", *given["-m selfcontrast.report"].split()]
