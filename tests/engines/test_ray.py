@@ -196,7 +196,7 @@ def test_a_cluster_of_its_own_hears_this_machine_alone_and_ends_with_its_job(sho
     processes = [psutil.Process(job.pid)]
     try:
         end = time.monotonic() + WAIT
-        while not (tmp_path / "waiting").exists():
+        while not ((tmp_path / "waiting").exists() and (tmp_path / "0.parquet").exists()):
             assert job.poll() is None
             assert time.monotonic() < end
             time.sleep(0.01)

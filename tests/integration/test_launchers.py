@@ -27,6 +27,7 @@ def swept(folder: Path, *launcher: str, env: Mapping[str, str] | None = None) ->
         f"hydra.sweep.dir={folder / 'sweep'}",
         cwd=folder,
         env=env,
+        fresh=True,  # a launcher starts processes by its own process' main module
     )
     assert ended.returncode == 1, ended.stderr
     assert "no result: job 1 (negatives=99)" in ended.stdout
