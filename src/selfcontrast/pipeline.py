@@ -17,6 +17,7 @@ from selfcontrast.config import Parts
 from selfcontrast.data import published
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
 from selfcontrast.evaluation import contamination, scores
 from selfcontrast.evaluation.benchmarks import asking, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
@@ -136,14 +137,20 @@ class Round:
     @cached_property
     def candidates(self) -> Artifact:
         p = self.parts
+        settings = p.generator.fingerprint()
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            model = self.start.path / "model"
+            summary = p.generator.generate(folder, model, p.splits["train"], p.engine, p.hardware.device)
+            _same("generator", settings, p.generator.fingerprint())
+            return summary
+
         return self._stage(
             "generate",
             generation.VERSION,
-            p.generator.fingerprint(),
+            settings,
             {"model": self.start},
-            lambda folder: p.generator.generate(
-                folder, self.start.path / "model", p.splits["train"], p.engine, p.hardware.device
-            ),
+            compute,
         )
 
     @cached_property
@@ -340,11 +347,27 @@ def measured_by(
         surroundings = job.surroundings(f"{name} {label}")
         subject = Subject(label, answered.path, base.path if base else None, examples, decoding, surroundings)
         inputs = {"answers": answered, **({"baseline": base} if measure.relative and base else {})}
-        compute = partial(measure.run, subject=subject)
+        compute = partial(_measured, measure, f"evaluation.benchmarks.{name}", settings["benchmark"], subject)
         found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
         if found[label].cached:
             job.budget.count(found[label].key, found[label].summary.get("cost") or 0.0)
     return found
+
+
+def _measured(
+    measure: Benchmark, name: str, before: Mapping[str, Any], subject: Subject, folder: Path
+) -> Mapping[str, Any]:
+    summary = measure.run(folder, subject=subject)
+    _same(name, before, measure.fingerprint())
+    return summary
+
+
+def _same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise `UserError` if a file that these settings name has been changed while the stage read it."""
+    if before != after:
+        raise UserError(
+            f"{name}: one of its files has changed while this job was reading it; run the same command again"
+        )
 
 
 def answers_to(job: Job, asked: asking.Asking, name: str, policy: Artifact, label: str) -> Artifact:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import folder_hash
+from selfcontrast.models.weights import first_line, refuse_partial
 from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.content import note, noted
 
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
 POOLINGS = ("cls", "mean")
@@ -69,7 +70,7 @@ class SentenceEncoder:
 
     def fingerprint(self) -> dict[str, Any]:
         own = settings_of(self)
-        return {**own, "path": folder_hash(Path(self.path))} if Path(self.path).is_dir() else own
+        return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
@@ -101,13 +102,24 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling
 
-        model = SentenceTransformer(
-            str(builtin_folder()) if self.path == BUILTIN else self.path,
-            device=device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            model_kwargs={"use_safetensors": True, "dtype": getattr(torch, self.precision)},
-        )
+        content = noted(self)
+        try:
+            model = SentenceTransformer(
+                str(builtin_folder()) if self.path == BUILTIN else self.path,
+                device=device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                model_kwargs={
+                    "use_safetensors": True,
+                    "dtype": getattr(torch, self.precision),
+                    "ignore_mismatched_sizes": True,
+                },
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"encoder.path={self.path} cannot be loaded: {first_line(error)}") from error
+        self._check_weights(model)
+        if content:
+            content.check("encoder.path")
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
         if self.pooling:
             layers = [layer for layer in model if isinstance(layer, Pooling)]
@@ -115,6 +127,31 @@ class SentenceEncoder:
                 raise UserError(f"encoder.pooling={self.pooling}: {self.path} has no pooling to change; use null")
             layers[0].pooling_mode = self.pooling
         return model
+
+    def _check_weights(self, model: Any) -> None:
+        """Raise `UserError` unless the files hold all weights.
+
+        sentence-transformers keeps the report of the loading to itself. So each of its transformers is loaded once
+        more onto torch's meta device, which reads the names and shapes alone.
+        """
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        # Pooling reads the token vectors, not the output of BERT's own pooler, which many encoders come without.
+        unused = ["pooler"] if any(isinstance(layer, Pooling) for layer in model) else []
+        for layer in model:
+            if isinstance(layer, Transformer):
+                own = layer.auto_model
+                again, report = type(own).from_pretrained(
+                    own.name_or_path,
+                    config=own.config,
+                    revision=self.revision,
+                    trust_remote_code=self.trust_remote_code,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    device_map="meta",
+                )
+                refuse_partial(again, report, f"encoder.path={self.path}", unused)
 
 
 @dataclass(frozen=True)

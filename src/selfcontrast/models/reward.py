@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import PRECISIONS, folder_hash
+from selfcontrast.models.loading import PRECISIONS
+from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.content import note, noted
 
 Response = tuple[Sequence[Message], str]
 LAST_TOKEN, PUBLISHED = "last_token", "published"
@@ -52,7 +54,7 @@ class RewardModel:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the rewards: settings and, for a folder, the hash of its content."""
         own = settings_of(self)
-        return {**own, "path": folder_hash(Path(self.path))} if Path(self.path).is_dir() else own
+        return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
         """Raises `UserError` for a folder that is missing, or whose config says that it gives no reward."""
@@ -124,6 +126,7 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        content = noted(self)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         config = self._config()
         tokenizer = AutoTokenizer.from_pretrained(self.path, padding_side="right", **options)
@@ -131,9 +134,10 @@ class RewardModel:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.path, config=config, dtype=getattr(torch, self.precision), use_safetensors=True, **options
-        )
+        what, dtype = f"reward_model.path={self.path}", getattr(torch, self.precision)
+        model = load_whole(AutoModelForSequenceClassification, self.path, what, config=config, dtype=dtype, **options)
+        if content:
+            content.check("reward_model.path")
         # The reward is read at the last token that is not this one: with an id that no token has, at the last position.
         model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer
