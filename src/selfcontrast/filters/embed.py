@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selfcontrast.engines.work import Engine, Shard, Worker, cut
+from selfcontrast.engines.work import Engine, Shard, Worker, cut, read_table
 from selfcontrast.filters.encode import Embeddings, Encoder, unit
 from selfcontrast.store import RESUME
 
@@ -68,11 +67,11 @@ def embed(
 
 def _joined(shards: Sequence[Shard], scratch: Path) -> Halves:
     """[distinct texts, d], in a file of its own: at a million texts it need not fit the memory."""
-    width = pq.read_schema(shards[0].file).field("embedding").type.list_size
+    width = read_table(shards[0].file).schema.field("embedding").type.list_size
     joined: Halves = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(sum(s.weight for s in shards), width))
     begin = 0
     for shard in shards:
-        found = _matrix(pq.read_table(shard.file)["embedding"].combine_chunks())
+        found = _matrix(read_table(shard.file)["embedding"].combine_chunks())
         joined[begin : begin + len(found)] = found
         begin += len(found)
     return joined

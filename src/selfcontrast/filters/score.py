@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.engines.work import Engine, Shard, Worker
+from selfcontrast.engines.work import Engine, Shard, Worker, read_table
 from selfcontrast.filters.select import Floats
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.store import RESUME
@@ -58,7 +58,7 @@ def score(
     place_of = iter(rows)
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for shard in shards:
-            found = pq.read_table(shard.file)["rewards"].to_pylist()
+            found = read_table(shard.file)["rewards"].to_pylist()
             every = [np.array(rewards, dtype=np.float32)[next(place_of)] for rewards in found]
             columns = {"target": [r[0] for r in every], "candidates": [r[1:] for r in every]}
             writer.write_table(pa.table(columns, schema=SCHEMA))
