@@ -87,7 +87,6 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     parts = {group: build(cfg[group], group) for group in GROUPS}
     verified = parts["data"].verifier() is not None
-    parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)
     parts["sft"].check("sft", parts["hardware"])
     parts["trainer"].check("trainer", parts["hardware"])
     parts["hardware"].check()
@@ -102,6 +101,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError(f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: hf or vllm")
     splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
+    parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)  # which pairs know by now
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()

@@ -19,7 +19,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import Content
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same data and settings would give other examples."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -15,7 +15,7 @@ from selfcontrast.data.rows import key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 from selfcontrast.store.content import Content, note, noted
 
-VERSION = 1  # raise it when the same file and settings would give other examples
+VERSION = 2  # raise it when the same file and settings would give other examples
 MIN_PROMPTS = 8
 SETTING = "data.path"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 class Jsonl:
     """A file of supervised rows; their format is recognised from the first row's columns (`formats.FORMATS`).
 
-    Rows with one prompt share a split, decided by a hash of the prompt (see `split_by_prompt`). An exact
-    duplicate (prompt and target) is dropped. An id is the row's own `id`, else a hash of prompt and target.
+    Rows with one prompt share a split, decided by a hash of the prompt (see `split_by_prompt`). Rows with one prompt
+    and target are one example, with all their rejected answers; an exact duplicate is dropped. An id is the row's own
+    `id`, else a hash of prompt and target.
 
     Attributes:
         path: .json (one array), .jsonl, either of them with .gz, or .parquet.

@@ -20,7 +20,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import Content
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same files and settings would give other examples."""
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Release:
     def _read(self, name: str, rows: Iterator[tuple[str, Any]]) -> list[Example]:
         where, dropped = f"data.{name} ({self._place(name)})", Counter[str]()
         examples = read_examples(((at, _dialogue(row)) for at, row in rows), where, dropped, None, lenient=True)
-        pairs = dropped.pop(DUPLICATE, 0)
+        pairs = dropped.pop(DUPLICATE, 0) + sum(len(example.more_rejected) for example in examples)
         log.info("%s: %d examples, %d more pairs of theirs", where, len(examples), pairs)
         if dropped:
             log.warning("%s: dropped %d rows (%s)", where, dropped.total(), reasons(dropped))

@@ -6,6 +6,7 @@ the two, so the boundary is the same in training (where the response is known) a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfcontrast.data.example import Example, Message
@@ -43,8 +44,12 @@ class Renderer:
         return self._tokenize(self._text(messages))
 
     def response(self, messages: Sequence[Message], target: str) -> list[int]:
-        """Token ids of `target` as the answer to `messages`, the end-of-turn token included."""
-        prompt, response = self._text(messages), self._response_text(messages, target)
+        """Token ids of `target` as the answer to `messages`, the end-of-turn token included.
+
+        White space around an answer is left out, whoever gives it: a target that kept it beside a rejected answer that
+        lost it would teach nothing but the white space.
+        """
+        prompt, response = self._text(messages), self._response_text(messages, target.strip())
         before, whole = self._tokenize(prompt), self._tokenize(prompt + response)
         # As the continuation of the prompt, which is what a model writes: apart from it, a tokenizer such as Llama's
         # would take the first word for the beginning of a text. Where the two merge into one token, apart it must be.
@@ -56,6 +61,16 @@ class Renderer:
     def example(self, example: Example) -> tuple[list[int], list[int]]:
         """Token ids of an example's prompt and target."""
         return self.prompt(example.prompt), self.response(example.prompt, example.target)
+
+    def as_read(self, example: Example) -> Example:
+        """The example with its answers as the text of their tokens, as sampled candidates have it.
+
+        That is another text where an answer spells a special token: an end token cuts it, others vanish.
+        """
+        answers = (example.target, *example.every_rejected)
+        target, *others = (self.text(self.response(example.prompt, answer)) for answer in answers)
+        rejected, more = (others[0], others[1:]) if others else ("", [])
+        return replace(example, target=target, rejected=rejected, more_rejected=more)
 
     def text(self, response_ids: Sequence[int]) -> str:
         """The text of a sampled response, without special tokens."""

@@ -24,7 +24,7 @@ from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME
 
-VERSION = 4
+VERSION = 5
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
 
 
@@ -152,7 +152,7 @@ def evaluate(
         columns = zip(answers["id"], answers["text"], answers["turn"], strict=True)
         answers["score"] = [verifier.score(by_id[name], text, int(turn)) for name, text, turn in columns]
     else:
-        answers["similarity"] = _similarities(answers, by_id, encoder, device)
+        answers["similarity"] = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
     answers.to_parquet(folder / ANSWERS)
     likelihood = target_log_probs(model, precision, renderer, examples, device, settings.max_length)
     pd.DataFrame(likelihood, columns=["id", "log_prob", "tokens"]).to_parquet(folder / LIKELIHOOD)
@@ -161,8 +161,9 @@ def evaluate(
     return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}
 
 
-def _similarities(answers: pd.DataFrame, by_id: dict[str, Example], encoder: Encoder, device: str) -> list[float]:
-    targets = [by_id[name].target for name in answers["id"]]
+def _similarities(answers: pd.DataFrame, examples: Sequence[Example], encoder: Encoder, device: str) -> list[float]:
+    of_id = {example.id: example.target for example in examples}
+    targets = [of_id[name] for name in answers["id"]]
     texts = sorted({*targets, *answers["text"]})
     row = {text: i for i, text in enumerate(texts)}
     with encoder.open(device) as encode:

@@ -20,7 +20,7 @@ from selfcontrast.engines.work import Engine, Shard, Worker, cut, read_table
 from selfcontrast.filters.encode import Embeddings, Encoder, unit
 from selfcontrast.store import RESUME
 
-VERSION = 3
+VERSION = 4
 TARGETS, CANDIDATES = "targets.arrow", "candidates.arrow"
 ROWS = 4096  # per block of a file: what is read at least
 

@@ -17,7 +17,7 @@ from selfcontrast.filters.select import Floats
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.store import RESUME
 
-VERSION = 1
+VERSION = 2
 FILE = "rewards.parquet"
 SCHEMA = pa.schema([("target", pa.float32()), ("candidates", pa.list_(pa.float32()))])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from selfcontrast.data.example import Example, Message
-from selfcontrast.data.formats import OddRow, RowError, pair_of, prompt_of, text
+from selfcontrast.data.formats import OddRow, RowError, prompt_of, ranked_texts, text
 from selfcontrast.data.jsonl import existing, read_folder
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
@@ -20,7 +20,7 @@ from selfcontrast.store.content import Content, note, noted
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("responses", "negatives")  # the first that a row has
+COLUMNS = ("responses", "negatives")  # one of them
 WHERE = "generator.path"
 
 
@@ -106,10 +106,13 @@ class Import:
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
-    column = next((name for name in COLUMNS if row.get(name) is not None), COLUMNS[0])
+    named = [name for name in COLUMNS if row.get(name) is not None]
+    if len(named) > 1:
+        raise RowError(f"{' and '.join(map(repr, named))} both hold responses: leave one of them out")
+    column = named[0] if named else COLUMNS[0]
     given = row.get(column)
-    if given is None and (pair := pair_of(row.get("output"))):
-        given = [pair[1]]
+    if given is None and (texts := ranked_texts(row.get("output"))):
+        given = texts[1:]
     if not isinstance(given, list) or not given:
         raise RowError(f"'{column}' must be a list of at least one text")
     return [text(item, f"{i} of '{column}'", blank=True) for i, item in enumerate(given, start=1)]

@@ -24,7 +24,7 @@ from selfcontrast.store import NOT_IN_KEY, RESUME, settings_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 FILE, FAILURES = "candidates.parquet", "failed.json"
 SHOWN = 5  # reasons of failure
 

@@ -86,7 +86,7 @@ class RewardModel:
         yield reward
 
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
-        messages = [*dialogue, {"role": "assistant", "content": text}]
+        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # as of every answer
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
             return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]

@@ -22,7 +22,7 @@ from selfcontrast.store import RESUME
 from selfcontrast.training.recipe import Hardware
 from selfcontrast.training.steps import as_pass, into_passes, length
 
-VERSION = 2
+VERSION = 3
 FILE = "reference.parquet"
 SCHEMA = pa.schema([("id", pa.string()), ("log_probs", pa.list_(pa.list_(pa.float32())))])
 

@@ -13,7 +13,7 @@ from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.scores import ANSWERS
 from selfcontrast.evaluation.statistics import Interval
 
-VERSION = 3
+VERSION = 4
 JUDGMENTS = "judgments.parquet"
 
 
