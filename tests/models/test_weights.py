@@ -96,7 +96,7 @@ def test_reward_model_without_a_trained_head_refused(policy: Path, tmp_path: Pat
 
 
 def encoder(path: Path) -> SentenceEncoder:
-    return SentenceEncoder(str(path), None, "", None, "float32", 256, False, 8, [])
+    return SentenceEncoder(str(path), None, "", None, "float32", 256, "cut", False, 8, [])
 
 
 @pytest.mark.parametrize("kind", [name for name in DAMAGE if name != "one"])  # its last is the pooler's, unused

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import PRECISIONS
+from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY, settings_of
 from selfcontrast.store.content import note, noted
@@ -21,6 +22,17 @@ LAST_TOKEN, PUBLISHED = "last_token", "published"
 
 Reward = Callable[[Sequence[Response]], NDArray[np.float32]]
 """Rewards [n] of n responses, each given as (dialogue so far, response)."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward model at work. `unread` counts the tokens of dialogue and response, and those that are cut."""
+
+    reward: Reward
+    unread: Callable[[Sequence[Response]], Counts]
+
+    def __call__(self, responses: Sequence[Response]) -> NDArray[np.float32]:
+        return self.reward(responses)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class RewardModel:
 
         @torch.inference_mode()
         def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
-            rows = [self._ids(tokenizer, dialogue, text) for dialogue, text in responses]
+            rows = [self._cut(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
             by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory fails early
             rewards = np.empty(len(rows), dtype=np.float32)
             for begin in range(0, len(rows), self.batch_size):
@@ -83,11 +95,19 @@ class RewardModel:
                 rewards[chosen] = model(**padded).logits[:, 0].float().cpu().numpy()
             return rewards
 
-        yield reward
+        def unread(responses: Sequence[Response]) -> Counts:
+            lengths = [len(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
+            return np.array([[length, max(0, length - self.max_tokens)] for length in lengths], dtype=np.int64)
+
+        yield Scorer(reward, unread)
 
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
         messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # as of every answer
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        return ids
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The tokens that are read of a dialogue and its response."""
         if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
             return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
         return ids[-self.max_tokens :]

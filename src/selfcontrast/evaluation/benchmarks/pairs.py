@@ -19,6 +19,7 @@ from selfcontrast.evaluation.statistics import (
     paired_difference,
     position_bias,
 )
+from selfcontrast.models.unread import unread
 
 SFT = "SFT"
 
@@ -29,7 +30,7 @@ def judge_pairs(
     """Judges pairs, each with the system's own answer first, in both orders; writes a row for each judgment."""
     cases = [case for pair in pairs for case in (pair, swapped(pair))]
     with judge.open(subject.surroundings) as judging:
-        found = judging(cases)
+        found, counts = judging(cases), unread(judging, cases)
     rows = []
     for case, judgment in zip(cases, found, strict=True):
         own, other = reversed(case.answers) if case.swapped else case.answers
@@ -50,7 +51,7 @@ def judge_pairs(
             }
         )
     pd.DataFrame(rows).astype({"outcome": "float64"}).to_parquet(folder / JUDGMENTS)
-    return judged(name, judge, found, least)
+    return judged(name, judge, found, least, counts)
 
 
 def swapped(case: Case) -> Case:

@@ -12,7 +12,7 @@ from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account
-from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
@@ -74,7 +74,7 @@ class HFJudge:
 
             return self.reading.judge(cases, fingerprint, surroundings, ask)
 
-        yield judging
+        yield Counting(judging, self.reading.unread)
 
     def _ask(self, device: str, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
         from selfcontrast.generators.sampling import sample
