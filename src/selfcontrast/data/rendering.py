@@ -5,8 +5,10 @@ adds after it, up to and including the token that ends the turn, tokenized as th
 the two, so the boundary is the same in training (where the response is known) and in sampling (where it is not yet).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from selfcontrast.data.example import Example, Message
@@ -15,7 +17,37 @@ from selfcontrast.errors import UserError
 # A target is an answer without reasoning before it: templates such as Qwen3's then put an empty block of thoughts into
 # the generation prompt, and the answer begins right after it. Templates that know no such switch ignore it.
 NO_THINKING = {"enable_thinking": False}
+# Templates such as Llama 3's write the date of today into the prompt. The same job must render the same prompts
+# tomorrow, and no key holds the day: so today is always this one, Llama 3.2's own where there is no clock.
+TODAY = datetime(2024, 7, 26)
+DIRECTIVES = ("A", "a", "B", "b", "c", "D", "d", "F", "H", "I", "j", "M", "m", "p", "S", "T", "X", "x", "Y", "y")
+CLOCK = "strftime_now"  # how a template asks for the time
+RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # what else in Jinja gives another text every time
 PROBE: list[Message] = [{"role": "user", "content": "ping"}]
+
+
+def repeatable(template: str) -> str:
+    """A chat template that renders the same every time: the clock that it may read shows `TODAY`.
+
+    Raises `UserError` for a template that draws at random.
+    """
+    if RANDOM.search(template):
+        raise UserError(
+            "the chat template draws at random, so a prompt would be another one every time: give one that does not "
+            "with model.chat_template=FILE"
+        )
+    if CLOCK not in template or template.startswith(FIXED):
+        return template
+    return FIXED + template
+
+
+def _fixed_clock() -> str:
+    """A macro in the place of transformers' function: it travels with the template, to servers and lm-eval too."""
+    days = "".join(f"|replace('%{d}', '{TODAY.strftime(f'%{d}')}')" for d in DIRECTIVES)
+    return f"{{% macro {CLOCK}(format) %}}{{{{ format{days} }}}}{{% endmacro %}}{{{{ '' }}}}"
+
+
+FIXED = _fixed_clock()
 
 
 class Renderer:
@@ -34,6 +66,8 @@ class Renderer:
             raise UserError(
                 "the tokenizer has no chat template: give one with model.chat_template=FILE (a Jinja template)"
             )
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so no response could ever end")
         self.end_ids = self._end_ids()
@@ -80,7 +114,10 @@ class Renderer:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generation_prompt, **NO_THINKING
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    **NO_THINKING,
                 )
             )
         except Exception as error:  # a template is the model author's program: it may raise anything

@@ -33,6 +33,9 @@ class Model(Protocol):
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""
 
+    def positions(self) -> int | None:
+        """Tokens that it has positions for; None where nobody says."""
+
     def skeleton(self) -> Any:
         """The model's modules without weights, on torch's meta device."""
 
@@ -68,6 +71,9 @@ class FromScratch:
 
     def check(self) -> None:
         _ = self._template
+
+    def positions(self) -> int | None:
+        return self.max_positions
 
     def skeleton(self) -> Any:
         import torch
@@ -164,11 +170,26 @@ class Pretrained:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.path={self.path}: its config cannot be loaded: {first}") from error
 
+    def positions(self) -> int | None:
+        """Tokens that the model has positions for, by its config; None where that names none, or is not here yet."""
+        from transformers import AutoConfig
+
+        if not Path(self.path).is_dir():
+            return None
+        config = AutoConfig.from_pretrained(self.path, **self._options()).get_text_config()
+        found: int | None = getattr(config, "max_position_embeddings", None)
+        return found
+
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         content = noted(self)
         model, tokenizer = load_model(self.path, self.precision, **self._options()), self._tokenizer()
         if content:
             content.check("model.path")
+        if (size := len(tokenizer)) > (rows := model.get_input_embeddings().weight.shape[0] + len(self.added_tokens)):
+            raise UserError(
+                f"model.path={self.path}: its tokenizer has {size} tokens and its embeddings {rows} rows: "
+                "they belong to different models"
+            )
         if self.added_tokens:
             give_embeddings(model, tokenizer.convert_tokens_to_ids(self.added_tokens), len(tokenizer))
         return model, tokenizer

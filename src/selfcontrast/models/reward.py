@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcontrast.data.example import Message
+from selfcontrast.data.rendering import repeatable
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import PRECISIONS
 from selfcontrast.models.unread import Counts
@@ -152,6 +153,8 @@ class RewardModel:
         tokenizer = AutoTokenizer.from_pretrained(self.path, padding_side="right", **options)
         if not tokenizer.chat_template:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         what, dtype = f"reward_model.path={self.path}", getattr(torch, self.precision)
