@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     prompts = made(args.prompts, args.samples, args.words, args.spread, args.repeated)
-    encoder = SentenceEncoder(BUILTIN, None, "", None, "float32", args.max_tokens, False, args.batch_size, [])
+    encoder = SentenceEncoder(BUILTIN, None, "", None, "float32", args.max_tokens, "cut", False, args.batch_size, [])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.device}, {args.prompts} prompts")
     by_prompt(prompts[:1], args.max_tokens, args.device)  # warms up
     by_stage(prompts[:1], encoder, args.device)

@@ -87,7 +87,6 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     parts = {group: build(cfg[group], group) for group in GROUPS}
     verified = parts["data"].verifier() is not None
-    parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)
     parts["sft"].check("sft", parts["hardware"])
     parts["trainer"].check("trainer", parts["hardware"])
     parts["hardware"].check()
@@ -102,12 +101,14 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError(f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: hf or vllm")
     splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
+    parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)  # which pairs know by now
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
     parts["adapter"].check(parts["model"])
+    _check_lengths(parts, cfg.rounds)
     job = assemble(cfg, parts, splits)
     for name in sorted({figure.benchmark for figure in job.published}):
         if getattr(job.evaluation.benchmarks.get(name), "own_questions", False):
@@ -117,6 +118,20 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
                 "FastChat's files, or published=null"
             )
     return job
+
+
+def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
+    """Raise `UserError` for rows that may be longer than the model has positions: it would compute them, wrongly."""
+    used = {
+        "sft.cutoff": parts["sft"].cutoff if parts["sft"].epochs else 0,
+        "trainer.cutoff": parts["trainer"].cutoff if rounds else 0,
+        "generator.max_length": parts["generator"].max_length if rounds else 0,
+        "evaluation.max_length": parts["evaluation"].max_length,
+    }
+    positions = parts["model"].positions()
+    name = max(used, key=lambda name: used[name])
+    if positions is not None and used[name] > positions:
+        raise UserError(f"{name}={used[name]} exceeds the {positions} positions of the model; lower it, or max_length")
 
 
 def assemble(cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]]) -> Parts:

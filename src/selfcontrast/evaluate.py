@@ -17,7 +17,7 @@ from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import compare
 from selfcontrast.evaluation.scores import LM_EVAL
 from selfcontrast.job import Job
-from selfcontrast.models.loading import Pretrained, folder_hash, load_tokenizer, template_text
+from selfcontrast.models.loading import Pretrained, load_tokenizer, template_text
 from selfcontrast.pipeline import contaminated, measured_by, published_data, scores_of
 from selfcontrast.provenance import provenance
 from selfcontrast.report.benchmarks import CATEGORY, cell
@@ -28,6 +28,7 @@ from selfcontrast.report.text import interval, number, place
 from selfcontrast.results import RESULT, measured_lines, samples_of, samples_table, stage_record, track_judgments
 from selfcontrast.store import Artifact
 from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
+from selfcontrast.store.content import Content
 from selfcontrast.tracking import Tracker
 
 LABEL = "model"
@@ -82,9 +83,10 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
     template = given_template(parts.model)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
     with tracked as tracker:
-        job = Job(parts, tracker)
+        content = Content.of(folder)
+        job = Job(parts, tracker, lambda: content.check("model.path"))
         published_data(job)
-        trained = {LABEL: as_artifact(folder, parts.output, template)}
+        trained = {LABEL: as_artifact(folder, parts.output, template, content)}
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
         systems = {LABEL: scores_of(job, trained[LABEL], LABEL)}
         comparison = compare({LABEL: systems[LABEL].path}, parts.evaluation, seen, baseline=LABEL)
@@ -142,7 +144,7 @@ def given_template(model: Any) -> str | None:
     return template_text(model.chat_template) if model.chat_template else None
 
 
-def as_artifact(folder: Path, output: Path, template: str | None) -> Artifact:
+def as_artifact(folder: Path, output: Path, template: str | None, content: Content) -> Artifact:
     """The model as what stages are made from. A policy of the store is itself, so its scores are recalled.
 
     Of any other the content is the key; links in `output` give it the place where stages look. A chat template in
@@ -151,7 +153,7 @@ def as_artifact(folder: Path, output: Path, template: str | None) -> Artifact:
     above = folder.parent
     if template is None and folder.name == "model" and (above / MANIFEST).is_file() and not verify_once(above):
         return Artifact.read(above, cached=True)
-    content = {"model": folder_hash(folder), **({} if template is None else {"chat_template": template})}
+    identity = {"model": content.hash, **({} if template is None else {"chat_template": template})}
     linked = output / "evaluated" / "model"
     if linked.parent.exists():  # of an earlier run in this folder
         shutil.rmtree(linked.parent)
@@ -162,7 +164,7 @@ def as_artifact(folder: Path, output: Path, template: str | None) -> Artifact:
     if template is not None:
         (linked / TEMPLATES[0]).write_text(template, encoding="utf-8")
     manifest = {"seconds": 0.0, "summary": {}, "resumed": False}
-    return Artifact("model", key_of(content), linked.parent, manifest, cached=True)
+    return Artifact("model", key_of(identity), linked.parent, manifest, cached=True)
 
 
 def print_evaluated(result: Evaluated, output: Path) -> None:

@@ -36,7 +36,7 @@ Prompts that a trainer's cutoff would leave out are in the file: the cutoff is t
 def trl(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
     """TRL's conversational preference rows, a prompt's together."""
     for negative in negatives:
-        yield {"prompt": example.prompt, "chosen": [_answer(example.target)], "rejected": [_answer(negative)]}
+        yield {"prompt": example.prompt, "chosen": [_answer(example.target.strip())], "rejected": [_answer(negative)]}
 
 
 def llamafactory(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
@@ -45,13 +45,13 @@ def llamafactory(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
     system = "".join(m["content"] for m in example.prompt[:1] if m["role"] == "system")
     talk = [{"from": names[m["role"]], "value": m["content"]} for m in example.prompt if m["role"] != "system"]
     for negative in negatives:
-        chosen, rejected = ({"from": "gpt", "value": answer} for answer in (example.target, negative))
+        chosen, rejected = ({"from": "gpt", "value": answer} for answer in (example.target.strip(), negative))
         yield {"system": system, "conversations": talk, "chosen": chosen, "rejected": rejected}
 
 
 def plain(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
     """One row with all negatives, in the order of their draw."""
-    yield {"id": example.id, "prompt": example.prompt, "target": example.target, "negatives": list(negatives)}
+    yield {"id": example.id, "prompt": example.prompt, "target": example.target.strip(), "negatives": list(negatives)}
 
 
 FORMATS: dict[str, Callable[[Example, Sequence[str]], Iterator[Row]]] = {
@@ -97,7 +97,7 @@ def dataset_info(output: Path) -> Row:
 
 
 def _texts(ranked: Sequence[Negative], count: int | None) -> list[str]:
-    return [negative.text for negative in ranked[:count]]
+    return [negative.text.strip() for negative in ranked[:count]]  # as the target: neither keeps its white space
 
 
 def _answer(text: str) -> Message:

@@ -27,10 +27,13 @@ class Job:
         artifacts: what its stages gave so far, by label.
         budget: of all its judgments.
         train: the training examples by id.
+        check_inputs: raises `UserError` if what stages read beside artifacts is another by now; asked after each of
+            them, before it is published.
     """
 
-    def __init__(self, parts: Parts, tracker: Tracker) -> None:
+    def __init__(self, parts: Parts, tracker: Tracker, check_inputs: Callable[[], None] = lambda: None) -> None:
         self.parts = parts
+        self.check_inputs = check_inputs
         self.tracker = tracker
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
@@ -57,7 +60,9 @@ class Job:
         def seeded(folder: Path) -> Mapping[str, Any] | None:
             log.info("%-24s running", name)
             lightning.seed_everything(self.parts.seed, verbose=False)
-            return compute(folder)
+            summary = compute(folder)
+            self.check_inputs()
+            return summary
 
         def get(computed: Compute) -> Artifact:
             return self.parts.store.get(stage, version, settings, inputs, computed)

@@ -7,6 +7,7 @@ Only this module knows their order.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pandas as pd
 from selfcontrast.config import Parts
 from selfcontrast.data import published
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
+from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
 from selfcontrast.evaluation import contamination, scores
 from selfcontrast.evaluation.benchmarks import asking, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
@@ -132,18 +135,25 @@ class Round:
         self.parts = job.parts
         self.start = start
         self.prefix = prefix
+        self._read: dict[str, Example] = {}
 
     @cached_property
     def candidates(self) -> Artifact:
         p = self.parts
+        settings = p.generator.fingerprint()
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            model = self.start.path / "model"
+            summary = p.generator.generate(folder, model, p.splits["train"], p.engine, p.hardware.device)
+            _same("generator", settings, p.generator.fingerprint())
+            return summary
+
         return self._stage(
             "generate",
             generation.VERSION,
-            p.generator.fingerprint(),
+            settings,
             {"model": self.start},
-            lambda folder: p.generator.generate(
-                folder, self.start.path / "model", p.splits["train"], p.engine, p.hardware.device
-            ),
+            compute,
         )
 
     @cached_property
@@ -152,7 +162,7 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
-            prompts = ((self.job.train[name].target, found) for name, found in texts)
+            prompts = ((self._train(name).target, found) for name, found in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
         return self._stage("embed", embed.VERSION, p.encoder.fingerprint(), {"candidates": self.candidates}, compute)
@@ -164,7 +174,7 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
-            prompts = ((self.job.train[name], found) for name, found in texts)
+            prompts = ((self._train(name), found) for name, found in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
         return self._stage("score", score.VERSION, model.fingerprint(), {"candidates": self.candidates}, compute)
@@ -187,7 +197,7 @@ class Round:
             lambda folder: negatives.select_negatives(
                 folder,
                 p.filter,
-                self.job.train,
+                {name: self._train(name) for name, _ in texts_by_prompt(self.candidates.path / generation.FILE)},
                 self.candidates.path / generation.FILE,
                 self.embeddings.path,
                 judge,
@@ -255,9 +265,18 @@ class Round:
         """Negatives per prompt that training looks at: not K, where it continues supervised fine-tuning."""
         return self.parts.negatives if isinstance(self.parts.objective, Objective) else 0
 
+    def _train(self, name: str) -> Example:
+        """A training example, with its answers as candidates have theirs: the text of their tokens."""
+        if name not in self._read:
+            self._read[name] = self._renderer.as_read(self.job.train[name])
+        return self._read[name]
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(load_tokenizer(self.start.path / "model"))
+
     def _groups(self, ranked: Mapping[str, Sequence[Negative]], count: int) -> tuple[list[Group], int]:
-        renderer = Renderer(load_tokenizer(self.start.path / "model"))
-        return preference_groups(renderer, self.parts.splits["train"], ranked, count, self.parts.trainer.cutoff)
+        return preference_groups(self._renderer, self.parts.splits["train"], ranked, count, self.parts.trainer.cutoff)
 
     def _stage(
         self,
@@ -340,11 +359,31 @@ def measured_by(
         surroundings = job.surroundings(f"{name} {label}")
         subject = Subject(label, answered.path, base.path if base else None, examples, decoding, surroundings)
         inputs = {"answers": answered, **({"baseline": base} if measure.relative and base else {})}
-        compute = partial(measure.run, subject=subject)
+        where, model = f"evaluation.benchmarks.{name}", trained[label].path / "model"
+        compute = partial(_measured, measure, where, settings["benchmark"], subject, model)
         found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
         if found[label].cached:
             job.budget.count(found[label].key, found[label].summary.get("cost") or 0.0)
     return found
+
+
+def _measured(
+    measure: Benchmark, name: str, before: Mapping[str, Any], subject: Subject, model: Path, folder: Path
+) -> Mapping[str, Any]:
+    """Run a benchmark on examples whose answers are the text of their tokens, as a policy's own answers are."""
+    renderer = Renderer(load_tokenizer(model))
+    read = [renderer.as_read(example) for example in subject.examples]
+    summary = measure.run(folder, subject=replace(subject, examples=read))
+    _same(name, before, measure.fingerprint())
+    return summary
+
+
+def _same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise `UserError` if a file that these settings name has been changed while the stage read it."""
+    if before != after:
+        raise UserError(
+            f"{name}: one of its files has changed while this job was reading it; run the same command again"
+        )
 
 
 def answers_to(job: Job, asked: asking.Asking, name: str, policy: Artifact, label: str) -> Artifact:

@@ -76,7 +76,7 @@ def test_rows_of_the_baselines(root: Path, rows: str, rejected: str) -> None:
 
 
 def test_their_negatives_become_candidates(root: Path, tmp_path: Path) -> None:
-    """generator=import on the folder: each prompt has the rejected answers of its rows, and pairs only the first."""
+    """generator=import on the folder: each prompt has the rejected answers of its rows, as pairs have them."""
     examples = release(root).load()["train"]
     policy = policy_folder(tmp_path / "policy")
     own = Import(str(root / "HH-RLHF" / "Self-Contrast_2"), None, 120, 0)
@@ -88,8 +88,8 @@ def test_their_negatives_become_candidates(root: Path, tmp_path: Path) -> None:
     numbers = {example.id: int(example.target[7:-1]) for example in examples}
     found = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "k")}
     assert found == {n: [f"No {n}a.", f"No {n}b."] for n in numbers.values()}
-    first = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "one")}
-    assert first == {n: texts[:1] for n, texts in found.items()}
+    paired = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "one")}
+    assert paired == found
 
 
 def test_where_it_lies_is_not_in_the_key_but_its_content_is(root: Path, tmp_path: Path) -> None:

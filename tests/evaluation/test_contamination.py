@@ -28,7 +28,7 @@ from selfcontrast.filters.encode import BUILTIN, Embeddings, Encode, SentenceEnc
 from shared import shared_data
 from tiny import example
 
-ENCODER = SentenceEncoder(BUILTIN, None, "", None, "float32", 256, False, 64, [])
+ENCODER = SentenceEncoder(BUILTIN, None, "", None, "float32", 256, "cut", False, 64, [])
 WORDS_ALONE = Contamination(ngram=3, containment=0.5, similarity=None)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
+from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors, embed
 from selfcontrast.filters.encode import (
     BUILTIN,
     Embeddings,
@@ -22,9 +24,13 @@ from selfcontrast.filters.encode import (
     builtin_folder,
     unit,
 )
+from selfcontrast.models.unread import unread
+from shared import shared_data
 
 TEXTS = ["a cat sits", "a cat is sitting", "stock prices fell", "", "你好 🙂", "word " * 600]
-MINILM = SentenceEncoder(BUILTIN, None, "", None, "float32", 64, trust_remote_code=False, batch_size=4, devices=[])
+MINILM = SentenceEncoder(
+    BUILTIN, None, "", None, "float32", 64, "cut", trust_remote_code=False, batch_size=4, devices=[]
+)
 LEXICAL = LexicalEncoder("word", 1, 2, 2**14)
 
 
@@ -126,6 +132,7 @@ def test_a_folders_content_decides_and_what_it_holds_in_folders_too(tmp_path: Pa
     ("encoder", "changes", "line"),
     [
         (MINILM, {"pooling": "max"}, r"encoder\.pooling=max: cls, mean, or null"),
+        (MINILM, {"long_texts": "mean"}, r"encoder\.long_texts=mean: cut or windows"),
         (MINILM, {"precision": "int8"}, r"encoder\.precision=int8: one of float32, float16, bfloat16"),
         (LEXICAL, {"analyzer": "line"}, r"encoder\.analyzer=line: one of word, char, char_wb"),
         (LEXICAL, {"shortest": 3}, r"encoder\.shortest=3: from 1 to encoder\.longest=2"),
@@ -173,3 +180,63 @@ def test_unit_by_hand() -> None:
     scaled = unit(np.array([[3, 4], [0, 0]], dtype=np.float32))
     np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, 0]], atol=1e-7)
     assert scaled.dtype == np.float32
+
+
+LONG = " ".join(f"Step {i}: add {i} apples to the basket and count them." for i in range(40))
+
+
+def test_texts_that_differ_beyond_the_window_are_counted() -> None:
+    """The paper's way of reading: 62 tokens beside [CLS] and [SEP]."""
+    texts = ["short", LONG + " Eat them.", LONG + " Sell them."]
+    with MINILM.open("cpu") as encode:
+        vectors, counts = encode(texts), unread(encode, texts)
+        lengths = [len(encode.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    np.testing.assert_allclose(vectors[1], vectors[2], atol=1e-6)
+    assert counts.tolist() == [[n, max(0, n - 62)] for n in lengths]
+    assert counts[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("prefix", ["", "query: "])
+def test_windows_read_all_of_a_long_text_as_the_mean_of_its_windows(prefix: str) -> None:
+    texts = ["short", LONG + " Eat them.", LONG + " Sell them."]
+    own = replace(MINILM, long_texts="windows", prefix=prefix)
+    with own.open("cpu") as encode, replace(MINILM, prefix=prefix).open("cpu") as cut:
+        vectors, counts, parts = encode(texts), unread(encode, texts), encode._parts(texts[1])
+        assert unread(cut, parts)[:, 1].max() == 0
+        expected = unit(cut(parts).mean(axis=0, keepdims=True))[0]
+        np.testing.assert_allclose(vectors[0], cut(texts[:1])[0], atol=1e-6)
+    assert "".join(parts) == texts[1]
+    assert not any(first[-1:].isalnum() and then[:1].isalnum() for first, then in pairwise(parts))  # between words
+    np.testing.assert_allclose(vectors[1], expected, atol=1e-6)
+    assert float(vectors[1] @ vectors[2]) < 1 - 1e-4
+    assert counts[:, 1].tolist() == [0, 0, 0]
+
+
+def test_windows_of_a_text_without_spaces() -> None:
+    with replace(MINILM, long_texts="windows").open("cpu") as encode:
+        parts = encode._parts("狗" * 300)
+        assert "".join(parts) == "狗" * 300
+        assert len(parts) > 1
+        assert np.isfinite(encode(["狗" * 300, "x" * 3000])).all()
+
+
+def test_embed_counts_cut_texts_and_warns_above_one_percent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = [("A short target.", [LONG + f" End {i}." for i in range(3)])]
+    summary = embed(tmp_path, MINILM, Local(1, 2), prompts, "cpu")
+    assert summary["texts_cut"] == 3
+    assert 0.5 < summary["unread_fraction"] < 1
+    assert "embed: 3 of 4 texts are cut, and" in caplog.text
+    assert "% of all tokens are not read: raise encoder.max_tokens, or use encoder.long_texts=windows" in caplog.text
+
+
+def test_embed_of_the_public_rows_tells_the_candidates_apart_by_windows(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in shared_data("cases", "long_tail.jsonl").read_text().splitlines()]
+    prompts = [(row["target"], row["responses"]) for row in rows[:1]]
+    wide = replace(MINILM, max_tokens=256, batch_size=16)
+    similarity = {}
+    for how in ("cut", "windows"):
+        (folder := tmp_path / how).mkdir()
+        embed(folder, replace(wide, long_texts=how), Local(1, 100), prompts, "cpu")
+        vectors = Vectors(folder / CANDIDATES)
+        similarity[how] = float((vectors[0 : len(vectors)] @ Vectors(folder / TARGETS)[0:1][0]).min())
+    assert similarity["cut"] > 0.999 > similarity["windows"]

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from selfcontrast.errors import UserError
 from selfcontrast.models.reward import Response, RewardModel
+from selfcontrast.models.unread import unread
 from tiny import tokenizer
 
 RESPONSES: list[Response] = [
@@ -146,3 +147,17 @@ def test_a_folders_content_decides(folder: Path, tmp_path: Path) -> None:
 def test_settings_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"reward_model\."):
         own(Path("x"), **changes)
+
+
+def test_tokens_beyond_the_limit_are_counted(folder: Path) -> None:
+    lengths = [len(tokens) for tokens in every_rendering()]
+    longest = max(lengths)
+    with own(folder, max_tokens=longest - 3).open("cpu") as reward:
+        counts = unread(reward, RESPONSES)
+    assert counts.tolist() == [[n, max(0, n - (longest - 3))] for n in lengths]
+    assert unread(lambda responses: None, RESPONSES).sum() == 0
+
+
+def every_rendering() -> list[list[int]]:
+    messages = [[*dialogue, {"role": "assistant", "content": text}] for dialogue, text in RESPONSES]
+    return [tokenizer().apply_chat_template(own, return_dict=False) for own in messages]

@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.objectives import Objective
+from selfcontrast.training.callbacks import intact
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
@@ -72,7 +73,7 @@ def trained(
         with pytest.raises(Kill):
             fit(module, data, folder, "test")
     else:
-        torch.manual_seed(7 if not (folder / "last.ckpt").exists() else 8)
+        torch.manual_seed(8 if (folder / "last.ckpt").exists() and intact(folder / "last.ckpt") else 7)
         fit(module, data, folder, "test")
     history = [without_speeds(record) for record in module.history]
     return {name: value.clone() for name, value in policy.state_dict().items()}, history
@@ -391,3 +392,31 @@ def test_a_recipe_that_cannot_be(setting: dict[str, Any]) -> None:
 def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
         hardware(**setting)
+
+
+def test_fit_flipped_cut_or_empty_checkpoint_is_reported_and_the_weights_are_the_same(
+    tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch.load takes a flipped byte for a weight, and a cut file ended in a traceback at every further run."""
+    trained(tmp_path, recipe(validations=3), ("begin", 5), checkpoint_every=2)
+    last = tmp_path / "last.ckpt"
+    good = last.read_bytes()
+    damages = [good[:at] + bytes([good[at] ^ 64]) + good[at + 1 :] for at in (len(good) // 3, len(good) // 2)]
+    for number, data in enumerate([*damages, good[: len(good) // 2], b""], start=1):
+        last.write_bytes(data)
+        weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=100)
+        assert history == whole[1]
+        assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
+        assert caplog.text.count("last.ckpt is damaged; training again from the first step") == number
+        assert not last.exists()
+
+
+def test_checkpoint_any_flipped_byte_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    trained(tmp_path, recipe(validations=3), ("begin", 3), checkpoint_every=2)
+    last = tmp_path / "last.ckpt"
+    good, state = last.read_bytes(), torch.load(last, weights_only=True)["state_dict"]
+    for at in range(0, len(good), max(1, len(good) // 300)):
+        last.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        if intact(last):  # the space between records, which fills them up to a multiple of 64 bytes
+            found = torch.load(last, weights_only=True)["state_dict"]
+            assert all(torch.equal(found[name], value) for name, value in state.items()), at

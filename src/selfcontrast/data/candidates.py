@@ -105,7 +105,11 @@ def candidates_table(candidates: Iterable[Candidate]) -> pa.Table:
 
 
 def read_candidates(file: Path) -> list[Candidate]:
-    return [Candidate(**row) for row in pq.read_table(file).to_pylist()]
+    return candidates_of(pq.read_table(file))
+
+
+def candidates_of(table: pa.Table) -> list[Candidate]:
+    return [Candidate(**row) for row in table.to_pylist()]
 
 
 def read_negatives(file: Path, ids: Sequence[str] | None = None) -> dict[str, list[Negative]]:

@@ -25,6 +25,7 @@ class Example:
         category: what results are broken down by.
         reference: what a verifier needs to grade a response, as JSON; its owner alone reads it.
         rejected: a dispreferred response that came with the data; generator=pairs and a judge's calibration use it.
+        more_rejected: further ones, each of them another text; generator=pairs uses all.
         turns: the user's messages in order where the dialogue is to be *played* in an evaluation, each
             answered by the model itself; empty where `prompt` is answered as it stands.
     """
@@ -36,6 +37,11 @@ class Example:
     reference: str = ""
     rejected: str = ""
     turns: list[str] = field(default_factory=list)
+    more_rejected: list[str] = field(default_factory=list)
+
+    @property
+    def every_rejected(self) -> list[str]:
+        return [self.rejected, *self.more_rejected] if self.rejected else []
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,7 +1,7 @@
 """The row formats that supervised data comes in: a row's columns to (prompt, target, rejected)."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,11 +20,19 @@ class OddRow(Exception):
 
 
 class Parsed(NamedTuple):
-    """One row: the prompt ends with the user, the target is not blank, rejected is "" where there is none."""
+    """One row: the prompt ends with the user, the target is not blank, rejected is "" where there is none.
+
+    `more_rejected` has further rejected answers.
+    """
 
     prompt: list[Message]
     target: str
     rejected: str
+    more_rejected: tuple[str, ...] = ()
+
+    @property
+    def every_rejected(self) -> tuple[str, ...]:
+        return (self.rejected, *self.more_rejected) if self.rejected else ()
 
 
 def recognise(columns: Collection[str]) -> Callable[[Row], Parsed] | None:
@@ -32,21 +40,74 @@ def recognise(columns: Collection[str]) -> Callable[[Row], Parsed] | None:
 
     The parser raises `RowError` for a malformed row, and `OddRow` for a dialogue to be left out.
     """
-    return next((parse for needed, parse in FORMATS.items() if set(needed) <= set(columns)), None)
+    parse = next((parse for needed, parse in FORMATS.items() if set(needed) <= set(columns)), None)
+    return None if parse is None else lambda row: in_turns(parse(row))
 
 
 def prompt_of(row: Row) -> list[Message]:
     """The prompt alone: of a row of any format, or of one with `prompt` and no target. Raises as its parser does."""
     parse = recognise(row)
-    return parse(row).prompt if parse else _prompt(row)
+    return parse(row).prompt if parse else in_turns(Parsed(_prompt(row), "", "")).prompt
 
 
-def pair_of(value: Any) -> tuple[str, str] | None:
-    """Return (chosen, rejected) of a list of texts, where the second may be missing; None for anything else."""
+def ranked_texts(value: Any) -> list[str] | None:
+    """Return [chosen, rejected, …] of a list of texts, blank rejected ones left out; None for anything else."""
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         return None
-    rejected = value[1] if len(value) > 1 else ""
-    return value[0], text(rejected, "a rejected answer", blank=True) if rejected.strip() else ""
+    return [value[0], *(text(item, "a rejected answer") for item in value[1:] if item.strip())]
+
+
+def other_targets(row: Row, target: str) -> list[tuple[str, str]]:
+    """The columns that hold another text than `target` which could be the target, each as (used, other)."""
+    needed = next(needed for needed in FORMATS if set(needed) <= set(row))
+    used = next((name for name in TARGETS if name in needed), needed[0])
+    if used in CHATS and _last_answer(row[used]) is None:
+        used = "chosen"
+    found = {name: _last_answer(row.get(name)) for name in (*TARGETS, *CHATS) if name != used}
+    return [(used, name) for name, answer in found.items() if answer and answer.strip() != target.strip()]
+
+
+def _last_answer(value: Any) -> str | None:
+    """The answer in a text, a message, a list of messages that ends with the assistant's, or a list of texts."""
+    if isinstance(value, str):
+        return value
+    if texts := ranked_texts(value):
+        return texts[0]
+    last = value[-1] if isinstance(value, list) and value else value
+    if not isinstance(last, dict) or _ROLES.get(str(last.get("role", last.get("from")))) != "assistant":
+        return None
+    content = last.get("content", last.get("value"))
+    return content if isinstance(content, str) else None
+
+
+def in_turns(parsed: Parsed) -> Parsed:
+    """Split a prompt that is a rendered dialogue, given as one message of the user, into its turns.
+
+    Raises `RowError` for a rendering that only its own template can read back.
+    """
+    *before, last = parsed.prompt
+    if any(message["role"] != "system" for message in before):
+        return parsed
+    whole = last["content"]
+    if whole.rstrip().endswith((":", ">", "]", "assistant", "model")) and (
+        template := next((name for name, pattern in RENDERED.items() if pattern.fullmatch(whole)), None)
+    ):
+        raise RowError(f"the prompt is a dialogue rendered by a template ({template}): give its turns as messages")
+    if not HUMAN.match(whole):
+        return parsed
+    turns = _turns(whole, waits=True) if WAITING.search(whole) else _asked(whole)
+
+    def answer(given: str) -> str:  # alone, or with the dialogue before it
+        return re.sub(r"^\s*Assistant:", "", given.removeprefix(whole)).strip()
+
+    target, rejected, *more = map(answer, (parsed.target, parsed.rejected, *parsed.more_rejected))
+    return Parsed([*before, *turns], target, rejected, tuple(more))
+
+
+def _asked(dialogue: str) -> list[Message]:
+    """The turns of a dialogue that ends with the user's."""
+    *turns, _ = _turns(dialogue + "\n\nAssistant: -")
+    return turns
 
 
 def text(value: Any, what: str, *, blank: bool = False) -> str:
@@ -76,7 +137,7 @@ def _chat(row: Row, column: str) -> Parsed:
         target = _reply(row, "chosen", prompt)
     else:
         raise RowError(f"the last message of '{column}' must be the assistant's")
-    return Parsed(prompt, target, _rejected(row, prompt))
+    return Parsed(prompt, target, *_rejected(row, prompt))
 
 
 def _alpaca(row: Row, target: str) -> Parsed:
@@ -88,15 +149,15 @@ def _alpaca(row: Row, target: str) -> Parsed:
     if (extra := row.get("input")) is not None and text(extra, "'input'", blank=True).strip():
         content += "\n\n" + extra
     prompt = [*_system(row), *_history(row), Message(role="user", content=content)]
-    if pair := pair_of(row.get(target)):
-        return Parsed(prompt, text(pair[0], f"the first of '{target}'"), pair[1])
-    return Parsed(prompt, _reply(row, target, prompt), _rejected(row, prompt))
+    if texts := ranked_texts(row.get(target)):
+        return Parsed(prompt, text(texts[0], f"the first of '{target}'"), *_split(texts[1:]))
+    return Parsed(prompt, _reply(row, target, prompt), *_rejected(row, prompt))
 
 
 def _completion(row: Row, target: str) -> Parsed:
     """`prompt` and `completion` (or `target`, or `chosen`, `rejected`), each a text or a list of messages."""
     prompt = _prompt(row)
-    return Parsed(prompt, _reply(row, target, prompt), _rejected(row, prompt))
+    return Parsed(prompt, _reply(row, target, prompt), *_rejected(row, prompt))
 
 
 def _prompt(row: Row) -> list[Message]:
@@ -152,6 +213,27 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
     ("prompt", "answers"): _ranked,
 }
 
+TARGETS = ("chosen", "completion", "target", "output", "response")  # columns that hold an answer alone
+CHATS = ("messages", "conversations")
+
+HUMAN = re.compile(r"\s*Human:(?=.*\n\nAssistant:)|\n\nHuman:", re.DOTALL)  # how a dialogue of hh-rlhf begins
+WAITING = re.compile(r"\n\nAssistant:\s*$")
+# Prompts that begin with the user's marker and end where the assistant's answer would begin, by their template.
+RENDERED = {
+    name: re.compile(pattern, re.DOTALL)
+    for name, pattern in {
+        "ChatML": r"\s*<\|im_start\|>.*<\|im_start\|>assistant\s*",
+        "Llama 3": r".*<\|start_header_id\|>.*<\|start_header_id\|>assistant<\|end_header_id\|>\s*",
+        "Llama 2, Mistral": r"\s*(<s>)?\s*\[INST\].*\[/INST\]\s*",
+        "Gemma": r"\s*(<bos>)?\s*<start_of_turn>.*<start_of_turn>model\s*",
+        "Zephyr, Phi-3": r"\s*(<s>)?\s*<\|(user|system)\|>.*<\|assistant\|>\s*",
+        "DeepSeek": r".*<[|｜]User[|｜]>.*<[|｜]Assistant[|｜]>\s*",
+        "OpenChat": r".*GPT4 Correct User:.*GPT4 Correct Assistant:\s*",
+        "Alpaca": r"(.*\n)?\s*#+ ?(Instruction|Human|User):.*\n#+ ?(Response|Assistant):\s*",
+        "Vicuna": r"(.*\s)?(USER|User): .*\s(ASSISTANT|Assistant):\s*",
+    }.items()
+}
+
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -197,8 +279,18 @@ def _reply(row: Row, column: str, prompt: list[Message]) -> str:
     return messages[-1]["content"]
 
 
-def _rejected(row: Row, prompt: list[Message]) -> str:
-    return "" if row.get("rejected") in (None, "") else _reply(row, "rejected", prompt)
+def _rejected(row: Row, prompt: list[Message]) -> tuple[str, tuple[str, ...]]:
+    """The first rejected answer, and further ones: `rejected` may be a list of texts."""
+    value = row.get("rejected")
+    if value in (None, "", []):
+        return "", ()
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return _split([text(item, "a text of 'rejected'") for item in value if item.strip()])
+    return _reply(row, "rejected", prompt), ()
+
+
+def _split(rejected: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    return (rejected[0], tuple(rejected[1:])) if rejected else ("", ())
 
 
 def _system(row: Row) -> list[Message]:

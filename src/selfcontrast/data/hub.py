@@ -9,18 +9,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.example import Example, Split
-from selfcontrast.data.jsonl import MIN_PROMPTS, SUFFIXES, file_hash, hold_out, read_rows, split_by_prompt
+from selfcontrast.data.jsonl import MIN_PROMPTS, SUFFIXES, hold_out, read_rows, split_by_prompt
 from selfcontrast.data.rows import key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import folder_hash
 from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.store.content import Content
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same data and settings would give other examples."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,13 +56,12 @@ class Part:
             raise UserError(f"{place} does not exist: a copy of {self.path}; data.root=null reads it from the hub")
         return None
 
-    def content(self, root: str | None) -> dict[str, Any]:
+    def content(self, read: Content | None) -> dict[str, Any]:
         """What decides its rows: a commit, or the content of files, and not where they lie."""
         own = {name: getattr(self, name) for name in ("subset", "split", "turns", "limit")}
-        place = self.place(root)
-        if place is None:
+        if read is None:
             return {**own, "path": self.path, "revision": self.revision}
-        return {**own, "content": content_hash(place)}
+        return {**own, "content": read.hash}
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,11 @@ class Hub:
 
     def load(self) -> dict[Split, list[Example]]:
         """The three splits. Raises `UserError` for a part that cannot be read or holds too few usable prompts."""
+        contents = vars(self)["_noted"] = self._contents()
         found = {name: self._read(name, part) for name, part in self._parts()}
+        for name, content in contents.items():
+            if content:
+                content.check(f"data.{name}.path")
         if "test" not in found:
             return split_by_prompt(found["train"], self.validation, self.test_share)
         return split_off(found["train"], found["test"], self.validation)
@@ -111,9 +113,15 @@ class Hub:
         """Nothing grades published data exactly."""
 
     def fingerprint(self) -> dict[str, Any]:
-        parts = {name: part.content(self.root) for name, part in self._parts()}
+        contents = vars(self).get("_noted") or self._contents()
+        parts = {name: part.content(contents[name]) for name, part in self._parts()}
         shares = {"validation": self.validation, "test_share": self.test_share}
         return {"source": "hub", "version": VERSION, **parts, **shares}
+
+    def _contents(self) -> dict[str, Content | None]:
+        """Per part what its copy holds now; None for the hub."""
+        places = {name: part.place(self.root) for name, part in self._parts()}
+        return {name: Content.of(place) if place else None for name, place in places.items()}
 
     def _parts(self) -> list[tuple[str, Part]]:
         return [("train", self.train), *([("test", self.test)] if self.test else [])]
@@ -169,20 +177,3 @@ def split_off(train: list[Example], test: list[Example], validation: float) -> d
         log.warning("data.train: %d rows have a prompt of data.test: left out", leaked)
     kept, held = hold_out(own, validation)
     return {"train": kept, "validation": held, "test": test}
-
-
-def content_hash(place: Path) -> str:
-    """Hash a folder or a file, read once as long as its names, sizes and times stay the same."""
-    return _hash(place, _stamp(place))
-
-
-def _stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of its files."""
-    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
-
-
-@lru_cache(maxsize=16)
-def _hash(place: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    """Of the content, read once as long as the files are as `stamp` says: a job asks often, and copies are large."""
-    return folder_hash(place) if place.is_dir() else file_hash(str(place))

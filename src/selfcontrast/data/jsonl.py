@@ -1,7 +1,6 @@
 """The user's own supervised data: one JSON, JSON Lines or Parquet file, split by prompt."""
 
 import gzip
-import hashlib
 import json
 import logging
 import zlib
@@ -14,8 +13,9 @@ from typing import Any
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rows import key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
+from selfcontrast.store.content import Content, note, noted
 
-VERSION = 1  # raise it when the same file and settings would give other examples
+VERSION = 2  # raise it when the same file and settings would give other examples
 MIN_PROMPTS = 8
 SETTING = "data.path"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 class Jsonl:
     """A file of supervised rows; their format is recognised from the first row's columns (`formats.FORMATS`).
 
-    Rows with one prompt share a split, decided by a hash of the prompt (see `split_by_prompt`). An exact
-    duplicate (prompt and target) is dropped. An id is the row's own `id`, else a hash of prompt and target.
+    Rows with one prompt share a split, decided by a hash of the prompt (see `split_by_prompt`). Rows with one prompt
+    and target are one example, with all their rejected answers; an exact duplicate is dropped. An id is the row's own
+    `id`, else a hash of prompt and target.
 
     Attributes:
         path: .json (one array), .jsonl, either of them with .gz, or .parquet.
@@ -56,7 +57,9 @@ class Jsonl:
         Raises `UserError` for an unusable file or row (counted from 1), and below 8 different prompts.
         """
         dropped: Counter[str] = Counter()
+        content = note(self, existing(self.path, SETTING))
         examples = read_examples(read_rows(self.path), self.path, dropped, self.limit)
+        content.check(SETTING)
         if dropped:
             told = (self.path, len(examples), dropped.total(), reasons(dropped))
             log.warning("%s: kept %d rows, dropped %d (%s)", *told)
@@ -71,14 +74,17 @@ class Jsonl:
         """Nothing grades a user's data exactly."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings and the file's bytes, not its path. Raises `UserError` where the file is missing."""
+        """The settings and the bytes that were read, or would be read now; not the path.
+
+        Raises `UserError` where the file is missing.
+        """
         return {
             "source": "jsonl",
             "version": VERSION,
             "validation": self.validation,
             "test": self.test,
             "limit": self.limit,
-            "sha256": file_hash(self.path),
+            "sha256": (noted(self) or Content.of(existing(self.path, SETTING))).hash,
         }
 
 
@@ -118,19 +124,13 @@ def _places(examples: list[Example]) -> dict[str, float]:
     return {key: int(key[:16], 16) / 2**64 for key in (key_of_content(example.prompt) for example in examples)}
 
 
-def file_hash(path: str, setting: str = SETTING) -> str:
-    """sha256 of the bytes of a file that `setting` names. Raises `UserError` where it is missing."""
-    with _existing(path, setting).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_rows(path: str, setting: str = SETTING) -> Iterator[tuple[str, Any]]:
     """Every row of the file that `setting` names, with its place ("line 3", "row 3").
 
     Raises:
         UserError: for a file that cannot be read.
     """
-    file = _existing(path, setting)
+    file = existing(path, setting)
     if file.name.endswith(".parquet"):
         return _parquet(file)
     content = _decode(file)
@@ -156,7 +156,8 @@ def read_folder(path: str, setting: str) -> Iterator[tuple[str, Any]]:
             yield f"{file.name}, {place}", row
 
 
-def _existing(path: str, setting: str) -> Path:
+def existing(path: str, setting: str) -> Path:
+    """The file of rows that `setting` names. Raises `UserError` for anything else."""
     file = Path(path)
     if file.is_dir():
         raise UserError(f"{setting}={path} is a folder; name one file ({', '.join(SUFFIXES)})")

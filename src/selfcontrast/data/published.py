@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from selfcontrast.data.example import Example, Split
 
-VERSION = 1
+VERSION = 2
 FILE = "examples.parquet"
 SCHEMA = pa.schema(
     [
@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("reference", pa.string()),
         ("rejected", pa.string()),
         ("turns", pa.list_(pa.string())),
+        ("more_rejected", pa.list_(pa.string())),
     ]
 )
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.example import Example, Split
-from selfcontrast.data.hub import content_hash, split_off
+from selfcontrast.data.hub import split_off
 from selfcontrast.data.jsonl import MIN_PROMPTS, read_folder, read_rows
 from selfcontrast.data.rows import DUPLICATE, key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.store.content import Content
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same files and settings would give other examples."""
 
 log = logging.getLogger(__name__)
@@ -49,16 +50,24 @@ class Release:
 
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits. Raises `UserError` for a missing or unusable file, or too few prompts."""
+        contents = vars(self)["_noted"] = self._contents()
         train = self._read("rows", read_folder(str(self._place("rows")), "data.rows"))
         test = self._read("test", read_rows(str(self._place("test")), "data.test"))
+        for name, content in contents.items():
+            content.check(f"data.{name}")
         return split_off(train, test, self.validation)
 
     def verifier(self) -> None:
         """Nothing grades published data exactly."""
 
     def fingerprint(self) -> dict[str, Any]:
-        content = {name: content_hash(self._place(name)) for name in ("rows", "test")}
+        contents: dict[str, Content] = vars(self).get("_noted") or self._contents()
+        content = {name: content.hash for name, content in contents.items()}
         return {"source": "release", "version": VERSION, **content, "validation": self.validation}
+
+    def _contents(self) -> dict[str, Content]:
+        """What rows and test hold now."""
+        return {name: Content.of(self._place(name)) for name in ("rows", "test")}
 
     def _place(self, name: str) -> Path:
         place = Path(self.root, self.dataset, getattr(self, name))
@@ -72,7 +81,7 @@ class Release:
     def _read(self, name: str, rows: Iterator[tuple[str, Any]]) -> list[Example]:
         where, dropped = f"data.{name} ({self._place(name)})", Counter[str]()
         examples = read_examples(((at, _dialogue(row)) for at, row in rows), where, dropped, None, lenient=True)
-        pairs = dropped.pop(DUPLICATE, 0)
+        pairs = dropped.pop(DUPLICATE, 0) + sum(len(example.more_rejected) for example in examples)
         log.info("%s: %d examples, %d more pairs of theirs", where, len(examples), pairs)
         if dropped:
             log.warning("%s: dropped %d rows (%s)", where, dropped.total(), reasons(dropped))

@@ -5,7 +5,10 @@ adds after it, up to and including the token that ends the turn, tokenized as th
 the two, so the boundary is the same in training (where the response is known) and in sampling (where it is not yet).
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from selfcontrast.data.example import Example, Message
@@ -14,7 +17,37 @@ from selfcontrast.errors import UserError
 # A target is an answer without reasoning before it: templates such as Qwen3's then put an empty block of thoughts into
 # the generation prompt, and the answer begins right after it. Templates that know no such switch ignore it.
 NO_THINKING = {"enable_thinking": False}
+# Templates such as Llama 3's write the date of today into the prompt. The same job must render the same prompts
+# tomorrow, and no key holds the day: so today is always this one, Llama 3.2's own where there is no clock.
+TODAY = datetime(2024, 7, 26)
+DIRECTIVES = ("A", "a", "B", "b", "c", "D", "d", "F", "H", "I", "j", "M", "m", "p", "S", "T", "X", "x", "Y", "y")
+CLOCK = "strftime_now"  # how a template asks for the time
+RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # what else in Jinja gives another text every time
 PROBE: list[Message] = [{"role": "user", "content": "ping"}]
+
+
+def repeatable(template: str) -> str:
+    """A chat template that renders the same every time: the clock that it may read shows `TODAY`.
+
+    Raises `UserError` for a template that draws at random.
+    """
+    if RANDOM.search(template):
+        raise UserError(
+            "the chat template draws at random, so a prompt would be another one every time: give one that does not "
+            "with model.chat_template=FILE"
+        )
+    if CLOCK not in template or template.startswith(FIXED):
+        return template
+    return FIXED + template
+
+
+def _fixed_clock() -> str:
+    """A macro in the place of transformers' function: it travels with the template, to servers and lm-eval too."""
+    days = "".join(f"|replace('%{d}', '{TODAY.strftime(f'%{d}')}')" for d in DIRECTIVES)
+    return f"{{% macro {CLOCK}(format) %}}{{{{ format{days} }}}}{{% endmacro %}}{{{{ '' }}}}"
+
+
+FIXED = _fixed_clock()
 
 
 class Renderer:
@@ -33,6 +66,8 @@ class Renderer:
             raise UserError(
                 "the tokenizer has no chat template: give one with model.chat_template=FILE (a Jinja template)"
             )
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so no response could ever end")
         self.end_ids = self._end_ids()
@@ -43,8 +78,12 @@ class Renderer:
         return self._tokenize(self._text(messages))
 
     def response(self, messages: Sequence[Message], target: str) -> list[int]:
-        """Token ids of `target` as the answer to `messages`, the end-of-turn token included."""
-        prompt, response = self._text(messages), self._response_text(messages, target)
+        """Token ids of `target` as the answer to `messages`, the end-of-turn token included.
+
+        White space around an answer is left out, whoever gives it: a target that kept it beside a rejected answer that
+        lost it would teach nothing but the white space.
+        """
+        prompt, response = self._text(messages), self._response_text(messages, target.strip())
         before, whole = self._tokenize(prompt), self._tokenize(prompt + response)
         # As the continuation of the prompt, which is what a model writes: apart from it, a tokenizer such as Llama's
         # would take the first word for the beginning of a text. Where the two merge into one token, apart it must be.
@@ -57,6 +96,16 @@ class Renderer:
         """Token ids of an example's prompt and target."""
         return self.prompt(example.prompt), self.response(example.prompt, example.target)
 
+    def as_read(self, example: Example) -> Example:
+        """The example with its answers as the text of their tokens, as sampled candidates have it.
+
+        That is another text where an answer spells a special token: an end token cuts it, others vanish.
+        """
+        answers = (example.target, *example.every_rejected)
+        target, *others = (self.text(self.response(example.prompt, answer)) for answer in answers)
+        rejected, more = (others[0], others[1:]) if others else ("", [])
+        return replace(example, target=target, rejected=rejected, more_rejected=more)
+
     def text(self, response_ids: Sequence[int]) -> str:
         """The text of a sampled response, without special tokens."""
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
@@ -65,7 +114,10 @@ class Renderer:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generation_prompt, **NO_THINKING
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    **NO_THINKING,
                 )
             )
         except Exception as error:  # a template is the model author's program: it may raise anything

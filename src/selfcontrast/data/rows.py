@@ -1,17 +1,25 @@
-"""Rows of a recognised format to examples: exact duplicates are dropped, and odd rows counted by reason."""
+"""Rows of a recognised format to examples.
+
+Rows with the same prompt and target are one example with all their rejected answers. Exact duplicates are dropped, and
+odd rows counted by reason.
+"""
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from selfcontrast.data.example import Example
-from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, recognise, text
+from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, other_targets, recognise, text
 from selfcontrast.errors import UserError
 
 DUPLICATE = "exact duplicate"
+
+log = logging.getLogger(__name__)
 
 
 def read_examples(
@@ -37,7 +45,8 @@ def read_examples(
         UserError: for a row that is malformed, unless `lenient`; in any case for a format that is not recognised.
     """
     parse = None
-    content: set[str] = set()
+    named: dict[str, str] = {}  # by content the example's id
+    spaced, others = 0, Counter[tuple[str, str]]()
     examples: dict[str, Example] = {}
     for place, row in rows:
         try:
@@ -45,10 +54,11 @@ def read_examples(
                 raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
             if parse is None and (parse := recognise(row)) is None:
                 _unrecognised(f"{where}, {place}", row)
-            parsed = _first_turns(parse(row), turns)
+            whole = parse(row)
+            parsed = _first_turns(whole, turns)
             key = key_of_content([parsed.prompt, parsed.target])
             example = _example(row, parsed, key)
-            if example.id in examples and key not in content:
+            if example.id in examples and key not in named:
                 raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
         except OddRow as reason:
             dropped[str(reason)] += 1
@@ -58,14 +68,29 @@ def read_examples(
                 raise UserError(f"{where}, {place}: {error}") from None
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
-        if key in content:
-            dropped[DUPLICATE] += 1
+        spaced += any(answer != answer.strip() for answer in (example.target, *example.every_rejected))
+        others.update(other_targets(row, whole.target))
+        if key in named:
+            earlier = examples[named[key]]
+            if not (new := [text for text in example.every_rejected if text not in earlier.every_rejected]):
+                dropped[DUPLICATE] += 1
+                continue
+            examples[earlier.id] = with_rejected(earlier, [*earlier.every_rejected, *new])
             continue
-        content.add(key)
+        named[key] = example.id
         examples[example.id] = example
         if len(examples) == limit:
             break
+    if spaced:
+        log.info("%s: %d rows have white space around an answer, which is not trained on", where, spaced)
+    for (used, other), count in others.items():
+        log.warning("%s: %d rows hold another possible target in '%s': '%s' is the target", where, count, other, used)
     return list(examples.values())
+
+
+def with_rejected(example: Example, rejected: Sequence[str]) -> Example:
+    """The example with these rejected answers, which are different texts."""
+    return replace(example, rejected=rejected[0] if rejected else "", more_rejected=list(rejected[1:]))
 
 
 def reasons(dropped: Counter[str]) -> str:
@@ -97,14 +122,14 @@ def _unrecognised(place: str, row: Row) -> NoReturn:
 
 
 def _example(row: Row, parsed: Parsed, key: str) -> Example:
-    return Example(
+    example = Example(
         id=_string(row, "id") or key[:16],
         prompt=parsed.prompt,
         target=parsed.target,
         category=_string(row, "category"),
         reference=_string(row, "reference"),
-        rejected=parsed.rejected,
     )
+    return with_rejected(example, [*dict.fromkeys(parsed.every_rejected)])
 
 
 def _string(row: Row, column: str) -> str:

@@ -4,6 +4,7 @@ A *task* says how a shard's items become a table; an *engine* says where. Neithe
 """
 
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from selfcontrast.errors import UserError
+from selfcontrast.store.sealed import Damaged, check_sealed, read_sealed, write_sealed
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Worker = Callable[[Sequence[Any]], pa.Table]
@@ -79,9 +82,17 @@ def check_sizes(engine: Engine) -> None:
 
 
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:
-    """The shards that have no file. Folders are listed, as a network file system remembers what it said was missing."""
-    done = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
-    return [shard for shard in shards if shard.file not in done]
+    """The shards that have no file, or a damaged one, which is reported and deleted.
+
+    Folders are listed, as a network file system remembers what it said was missing.
+    """
+    there = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
+    for shard in shards:
+        if shard.file in there and (damage := check_sealed(shard.file)):
+            log.warning("%s; computing it again", damage)
+            shard.file.unlink(missing_ok=True)
+            there.remove(shard.file)
+    return [shard for shard in shards if shard.file not in there]
 
 
 def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: str) -> "tqdm[Any]":
@@ -91,8 +102,14 @@ def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: s
 
 
 def write_table(file: Path, table: pa.Table) -> None:
-    """Atomically: a file that exists is whole."""
+    """Write a shard's file atomically, with its checksum: a file that exists is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.writing")
-    pq.write_table(table, partial)
-    os.replace(partial, file)
+    write_sealed(file, file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.writing"), table)
+
+
+def read_table(file: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a shard's file. Raises `UserError` if it has been damaged since the engine finished it."""
+    try:
+        return read_sealed(file, columns, schema)
+    except Damaged as damage:
+        raise UserError(f"{damage}; run the same command again, which computes it again") from damage

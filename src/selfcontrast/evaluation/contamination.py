@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import Encoder
+from selfcontrast.models.unread import report_unread, unread
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -145,7 +146,8 @@ def nearest_cosine(
     texts = list(dict.fromkeys([*prompts, *training]))
     row = {text: at for at, text in enumerate(texts)}
     with encoder.open(device) as encode:
-        vectors = encode(texts)
+        vectors, counts = encode(texts), unread(encode, texts)
+    report_unread("contamination", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
     own = vectors[[row[prompt] for prompt in prompts]]
     best, nearest = np.full(len(prompts), -np.inf), np.zeros(len(prompts), dtype=np.int64)
     for start, block in _blocks(training):

@@ -236,6 +236,7 @@ def _evaluate(
     named = any(isinstance(task, str) for task in tasks)
     # A rendered query holds its special tokens already, whoever has rendered it.
     with _opened(settings, model, renderer, device, special_tokens=not (rendered or template)) as lm:
+        lm.tokenizer.chat_template = renderer.tokenizer.chat_template  # without a clock that shows the day of today
         found = simple_evaluate(
             model=lm,
             tasks=list(tasks),

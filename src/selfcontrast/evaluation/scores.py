@@ -23,6 +23,7 @@ from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.models.unread import report_unread, unread
 from selfcontrast.store import RESUME
 
 VERSION = 5
@@ -153,12 +154,13 @@ def evaluate(
             frames.append(frame)
     answers = pd.concat(frames, ignore_index=True)
     answers["category"] = [by_id[name].category for name in answers["id"]]
+    told: dict[str, Any] = {}
     if verifier:
         columns = zip(answers["id"], answers["text"], answers["turn"], strict=True)
         answers["score"] = [verifier.score(by_id[name], text, int(turn)) for name, text, turn in columns]
         check_numbers("the verifier's score of the answer", answers["id"], answers["score"], 0.0, 1.0)
     else:
-        answers["similarity"] = _similarities(answers, by_id, encoder, device)
+        answers["similarity"], told = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
         check_numbers("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
     likelihood = pd.DataFrame(
@@ -169,15 +171,19 @@ def evaluate(
     likelihood.to_parquet(folder / LIKELIHOOD)
     results = run_tasks(settings.lm_eval, model, examples, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
-    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum())}
+    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum()), **told}
 
 
-def _similarities(answers: pd.DataFrame, by_id: dict[str, Example], encoder: Encoder, device: str) -> list[float]:
-    targets = [by_id[name].target for name in answers["id"]]
+def _similarities(
+    answers: pd.DataFrame, examples: Sequence[Example], encoder: Encoder, device: str
+) -> tuple[list[float], dict[str, Any]]:
+    """The cosine of each answer to its target, and how much the encoder did not read."""
+    of_id = {example.id: example.target for example in examples}
+    targets = [of_id[name] for name in answers["id"]]
     texts = sorted({*targets, *answers["text"]})
     row = {text: i for i, text in enumerate(texts)}
     with encoder.open(device) as encode:
-        vectors = encode(texts)
-    return [
-        float(vectors[row[text]] @ vectors[row[target]]) for text, target in zip(answers["text"], targets, strict=True)
-    ]
+        vectors, counts = encode(texts), unread(encode, texts)
+    told = report_unread("evaluate", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
+    pairs = zip(answers["text"], targets, strict=True)
+    return [float(vectors[row[text]] @ vectors[row[target]]) for text, target in pairs], told

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from selfcontrast.engines.work import Engine, Shard, Worker, cut
+from selfcontrast.engines.work import Engine, Shard, Worker, cut, read_table
 from selfcontrast.filters.encode import Embeddings, Encoder, unit
+from selfcontrast.models.unread import Counts, report_unread, unread
 from selfcontrast.store import RESUME
 
-VERSION = 3
+VERSION = 4
 TARGETS, CANDIDATES = "targets.arrow", "candidates.arrow"
 ROWS = 4096  # per block of a file: what is read at least
 
@@ -38,7 +38,7 @@ class Encoding:
     @contextmanager
     def open(self, device: str) -> Iterator[Worker]:
         with self.encoder.open(device) as encode:
-            yield lambda texts: pa.table({"embedding": _column(encode(texts).astype(np.float16))})
+            yield lambda texts: _table(encode(texts).astype(np.float16), unread(encode, texts))
 
 
 def embed(
@@ -59,23 +59,30 @@ def embed(
     place[[row_of[text] for text in by_length]] = np.arange(len(by_length))
     shards = cut(by_length, engine.texts_per_shard, folder / RESUME, str)
     engine.run(Encoding(encoder), shards, device, "embed", "text")
-    vectors = _joined(shards, folder / RESUME / "joined")
+    vectors, counts = _joined(shards, folder / RESUME / "joined")
     for rows, file in ((targets, TARGETS), (candidates, CANDIDATES)):
         _write(folder / file, vectors, place[np.frombuffer(rows, dtype=np.int64)] if rows else place[:0])
     texts_in_all = len(targets) + len(candidates)
-    return {"texts": texts_in_all, "distinct": len(by_length), "dimensions": vectors.shape[1]}
+    told = report_unread("embed", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
+    return {"texts": texts_in_all, "distinct": len(by_length), "dimensions": vectors.shape[1], **told}
 
 
-def _joined(shards: Sequence[Shard], scratch: Path) -> Halves:
-    """[distinct texts, d], in a file of its own: at a million texts it need not fit the memory."""
-    width = pq.read_schema(shards[0].file).field("embedding").type.list_size
+def _table(vectors: Halves, counts: Counts) -> pa.Table:
+    return pa.table({"embedding": _column(vectors), "tokens": counts[:, 0], "unread": counts[:, 1]})
+
+
+def _joined(shards: Sequence[Shard], scratch: Path) -> tuple[Halves, Counts]:
+    """[distinct texts, d], in a file of its own: at a million texts it need not fit the memory. And what is unread."""
+    width = read_table(shards[0].file).schema.field("embedding").type.list_size
     joined: Halves = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(sum(s.weight for s in shards), width))
-    begin = 0
+    begin, counts = 0, []
     for shard in shards:
-        found = _matrix(pq.read_table(shard.file)["embedding"].combine_chunks())
+        table = read_table(shard.file)
+        found = _matrix(table["embedding"].combine_chunks())
         joined[begin : begin + len(found)] = found
         begin += len(found)
-    return joined
+        counts.append(np.stack([table[name].to_numpy() for name in ("tokens", "unread")], axis=1))
+    return joined, np.concatenate(counts)
 
 
 def _write(file: Path, vectors: Halves, rows: Rows) -> None:

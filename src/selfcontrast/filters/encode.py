@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import folder_hash
+from selfcontrast.models.unread import Counts
+from selfcontrast.models.weights import first_line, refuse_partial
 from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.content import note, noted
 
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
 POOLINGS = ("cls", "mean")
 PRECISIONS = ("float32", "float16", "bfloat16")
+CUT, WINDOWS = "cut", "windows"
 ANALYZERS = ("word", "char", "char_wb")
 
 Embeddings = NDArray[np.float32]
@@ -47,6 +51,9 @@ class SentenceEncoder:
     Attributes:
         prefix: put before every text.
         pooling: of the token vectors, "cls" or "mean"; None for what the model's own config says.
+        max_tokens: of a text that are read at once, special tokens included; at most the model's own window.
+        long_texts: "cut" reads the beginning of a longer text. "windows" reads all of it, in windows that end between
+            words, and gives the mean of their vectors.
         precision: the model's weights are computed with; vectors come out in float32 whatever it is.
         devices: a process for each of these, where the hardware's one device is not enough; empty for that one.
     """
@@ -57,6 +64,7 @@ class SentenceEncoder:
     pooling: str | None
     precision: str
     max_tokens: int
+    long_texts: str
     trust_remote_code: bool
     batch_size: int = field(metadata=NOT_IN_KEY)
     devices: list[str] = field(metadata=NOT_IN_KEY)
@@ -66,10 +74,12 @@ class SentenceEncoder:
             raise UserError(f"encoder.pooling={self.pooling}: {', '.join(POOLINGS)}, or null for the model's own")
         if self.precision not in PRECISIONS:
             raise UserError(f"encoder.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if self.long_texts not in (CUT, WINDOWS):
+            raise UserError(f"encoder.long_texts={self.long_texts}: {CUT} or {WINDOWS}")
 
     def fingerprint(self) -> dict[str, Any]:
         own = settings_of(self)
-        return {**own, "path": folder_hash(Path(self.path))} if Path(self.path).is_dir() else own
+        return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
@@ -91,7 +101,7 @@ class SentenceEncoder:
             return unit(vectors.float().cpu().numpy())
 
         try:
-            yield encode
+            yield Reader(encode, model.tokenizer, model.max_seq_length, self.prefix, self.long_texts == WINDOWS)
         finally:
             if pool:
                 model.stop_multi_process_pool(pool)
@@ -101,13 +111,24 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling
 
-        model = SentenceTransformer(
-            str(builtin_folder()) if self.path == BUILTIN else self.path,
-            device=device,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            model_kwargs={"use_safetensors": True, "dtype": getattr(torch, self.precision)},
-        )
+        content = noted(self)
+        try:
+            model = SentenceTransformer(
+                str(builtin_folder()) if self.path == BUILTIN else self.path,
+                device=device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+                model_kwargs={
+                    "use_safetensors": True,
+                    "dtype": getattr(torch, self.precision),
+                    "ignore_mismatched_sizes": True,
+                },
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"encoder.path={self.path} cannot be loaded: {first_line(error)}") from error
+        self._check_weights(model)
+        if content:
+            content.check("encoder.path")
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
         if self.pooling:
             layers = [layer for layer in model if isinstance(layer, Pooling)]
@@ -115,6 +136,82 @@ class SentenceEncoder:
                 raise UserError(f"encoder.pooling={self.pooling}: {self.path} has no pooling to change; use null")
             layers[0].pooling_mode = self.pooling
         return model
+
+    def _check_weights(self, model: Any) -> None:
+        """Raise `UserError` unless the files hold all weights.
+
+        sentence-transformers keeps the report of the loading to itself. So each of its transformers is loaded once
+        more onto torch's meta device, which reads the names and shapes alone.
+        """
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        # Pooling reads the token vectors, not the output of BERT's own pooler, which many encoders come without.
+        unused = ["pooler"] if any(isinstance(layer, Pooling) for layer in model) else []
+        for layer in model:
+            if isinstance(layer, Transformer):
+                own = layer.auto_model
+                again, report = type(own).from_pretrained(
+                    own.name_or_path,
+                    config=own.config,
+                    revision=self.revision,
+                    trust_remote_code=self.trust_remote_code,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    device_map="meta",
+                )
+                refuse_partial(again, report, f"encoder.path={self.path}", unused)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An encoder at work, which knows how much of a text fits into its window.
+
+    Attributes:
+        encode: gives the vectors of texts, of which it reads `window` tokens.
+        windows: whether longer texts are read in several windows.
+    """
+
+    encode: Encode
+    tokenizer: Any
+    window: int
+    prefix: str
+    windows: bool
+
+    def __call__(self, texts: Sequence[str]) -> Embeddings:
+        if not self.windows:
+            return self.encode(texts)
+        parts = [self._parts(text) for text in texts]
+        vectors = self.encode([part for own in parts for part in own])
+        begins = np.cumsum([0, *(len(own) for own in parts)])
+        means = [vectors[begin:end].mean(axis=0) for begin, end in pairwise(begins)]
+        return unit(np.stack(means)) if means else vectors
+
+    def unread(self, texts: Sequence[str]) -> Counts:
+        """Tokens of each text, and those beyond the window."""
+        lengths = np.array([len(ids) for ids in self._tokenize([self.prefix + text for text in texts])["input_ids"]])
+        beyond = np.zeros_like(lengths) if self.windows else np.maximum(lengths - self._room(""), 0)
+        return np.stack([lengths, beyond], axis=1).astype(np.int64)
+
+    def _parts(self, text: str) -> list[str]:
+        """A text in pieces that fit into the window, each of whole words where a word fits."""
+        tokens = self._tokenize([text], return_offsets_mapping=True)
+        offsets, words, room = tokens["offset_mapping"][0], tokens.word_ids(0), self._room(self.prefix)
+        parts, begin = [], 0
+        while len(offsets) - begin > room:
+            ends = [end for end in range(begin + 1, begin + room + 1) if words[end] != words[end - 1]]
+            end = ends[-1] if ends else begin + room
+            parts.append(text[offsets[begin][0] : offsets[end][0]])
+            begin = end
+        return [*parts, text[offsets[begin][0] :]] if parts else [text]
+
+    def _room(self, prefix: str) -> int:
+        """Tokens of a text that fit beside the special ones and a prefix; at least one."""
+        own = len(self._tokenize([prefix])["input_ids"][0]) if prefix else 0
+        return max(1, self.window - int(self.tokenizer.num_special_tokens_to_add()) - own)
+
+    def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
+        return self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False, **options)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import Judge
 from selfcontrast.filters.select import Drawn, Filter, Floats, Indices, Pool, distinct, draw, excluded, seed_of
 
-VERSION = 2
+VERSION = 3
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
 PROMPTS, DIAGNOSTICS = "prompts.parquet", "diagnostics.json"
 COLUMNS = ["id", "sample", "text", "token_ids"]  # of the candidates

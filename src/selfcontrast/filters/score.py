@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.engines.work import Engine, Shard, Worker
+from selfcontrast.engines.work import Engine, Shard, Worker, read_table
 from selfcontrast.filters.select import Floats
 from selfcontrast.models.reward import Response, RewardModel
+from selfcontrast.models.unread import Counts, report_unread, unread
 from selfcontrast.store import RESUME
 
-VERSION = 1
+VERSION = 2
 FILE = "rewards.parquet"
 SCHEMA = pa.schema([("target", pa.float32()), ("candidates", pa.list_(pa.float32()))])
 
@@ -31,7 +32,12 @@ class Rewarding:
     @contextmanager
     def open(self, device: str) -> Iterator[Worker]:
         with self.model.open(device) as reward:
-            yield lambda prompts: _table(prompts, reward([answer for prompt in prompts for answer in prompt]))
+
+            def work(prompts: Sequence[Sequence[Response]]) -> pa.Table:
+                answers = [answer for prompt in prompts for answer in prompt]
+                return _table(prompts, reward(answers), unread(reward, answers))
+
+            yield work
 
 
 def score(
@@ -56,13 +62,17 @@ def score(
     shards = [Shard(folder / RESUME / f"{_digest(p)}.parquet", p, sum(map(len, p))) for p in parts]
     engine.run(Rewarding(model), shards, device, "score", "response")
     place_of = iter(rows)
+    counts: list[list[int]] = []
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for shard in shards:
-            found = pq.read_table(shard.file)["rewards"].to_pylist()
+            table = read_table(shard.file)
+            found = table["rewards"].to_pylist()
+            counts += [row for prompt in table["unread"].to_pylist() for row in prompt]
             every = [np.array(rewards, dtype=np.float32)[next(place_of)] for rewards in found]
             columns = {"target": [r[0] for r in every], "candidates": [r[1:] for r in every]}
             writer.write_table(pa.table(columns, schema=SCHEMA))
-    return {"prompts": len(items), "responses": sum(map(len, rows)), "distinct": sum(map(len, items))}
+    told = report_unread("score", np.array(counts).reshape(-1, 2), "tokens", "raise filter.reward_model.max_tokens")
+    return {"prompts": len(items), "responses": sum(map(len, rows)), "distinct": sum(map(len, items)), **told}
 
 
 def read_rewards(folder: Path) -> Iterator[tuple[float, Floats]]:
@@ -73,9 +83,11 @@ def read_rewards(folder: Path) -> Iterator[tuple[float, Floats]]:
                 yield row["target"], np.array(row["candidates"], dtype=np.float32)
 
 
-def _table(prompts: Sequence[Sequence[Response]], rewards: Floats) -> pa.Table:
+def _table(prompts: Sequence[Sequence[Response]], rewards: Floats, counts: Counts) -> pa.Table:
     ends = np.cumsum([len(prompt) for prompt in prompts])
-    return pa.table({"rewards": pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pa.array(rewards))})
+    offsets = pa.array([0, *ends], pa.int32())
+    columns = {"rewards": pa.array(rewards), "unread": pa.array(counts.tolist(), pa.list_(pa.int64()))}
+    return pa.table({name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()})
 
 
 def _parts(items: Sequence[list[Response]], size: int) -> list[list[list[Response]]]:

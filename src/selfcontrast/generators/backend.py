@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from selfcontrast.data.candidates import FAILED, Candidate, Decoding, Request, candidates_table, read_candidates
-from selfcontrast.engines.work import Engine, Shard, Worker, cut, write_table
+from selfcontrast.data.candidates import FAILED, Candidate, Decoding, Request, candidates_of, candidates_table
+from selfcontrast.engines.work import Engine, Shard, Worker, cut, read_table, unfinished, write_table
 from selfcontrast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ class Responder:
         """
         found: dict[str, list[Candidate]] = {request.id: [] for request in requests}
         for file in self.sample(model, requests, decoding, seed, folder, label):
-            for candidate in read_candidates(file):
+            for candidate in candidates_of(read_table(file)):
                 found[candidate.id].append(candidate)
         if failed := [c for candidates in found.values() for c in candidates if c.failed]:
             raise UserError(f"{label}: {len(failed)} of {len(found)} prompts got no response ({failed[0].text})")
@@ -96,7 +95,8 @@ class Responder:
 
     def _retry(self, task: Sampling, shards: Sequence[Shard], label: str) -> None:
         """Asks again for what failed in the shards that an earlier run left, and fills it in."""
-        again = [(shard, _failed(shard)) for shard in shards if shard.file.exists()]
+        missing = {shard.file for shard in unfinished(shards)}
+        again = [(shard, _failed(shard)) for shard in shards if shard.file not in missing]
         gaps = [
             (shard, Shard(shard.file.parent / "again" / shard.file.name, failed, len(failed) * task.decoding.samples))
             for shard, failed in again
@@ -107,13 +107,14 @@ class Responder:
         self.engine.run(task, [gap for _, gap in gaps], self.device, f"{label} again", "response")
         for shard, gap in gaps:
             place = {request.id: i for i, request in enumerate(shard.items)}
-            found = [c for c in read_candidates(shard.file) if not c.failed] + read_candidates(gap.file)
+            found = [c for c in candidates_of(read_table(shard.file)) if not c.failed]
+            found += candidates_of(read_table(gap.file))
             write_table(shard.file, candidates_table(sorted(found, key=lambda c: (place[c.id], c.sample))))
             gap.file.unlink()
 
 
 def _failed(shard: Shard) -> list[Request]:
-    table = pq.read_table(shard.file, columns=["id", "finish_reason"])
+    table = read_table(shard.file, columns=["id", "finish_reason"])
     names = set(table.filter(pc.equal(table["finish_reason"], FAILED))["id"].to_pylist())
     return [request for request in shard.items if request.id in names]
 

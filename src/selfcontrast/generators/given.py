@@ -35,12 +35,13 @@ def write_given(
         UserError: where none has room.
     """
     renderer = Renderer(load_tokenizer(model))
-    prompts = written = tokens = long = 0
+    prompts = written = tokens = long = changed = 0
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for start in tqdm(range(0, len(examples), WRITTEN), desc="candidates", unit="k prompts", disable=None):
             rows: list[Candidate] = []
             for example in examples[start : start + WRITTEN]:
                 found = _candidates(renderer, example, responses[example.id], max_length)
+                changed += sum(c.text != responses[example.id][c.sample].strip() for c in found)
                 long += len(responses[example.id]) - len(found)
                 prompts += bool(found)
                 rows += found
@@ -51,11 +52,19 @@ def write_given(
         raise UserError(f"no response has room in generator.max_length={max_length}: raise it")
     if long:
         log.warning("%d of %d responses are longer than generator.max_length: left out", long, long + written)
+    if changed:
+        log.warning(
+            "%d of %d responses are read as another text, such as one that spells a special token: candidates are "
+            "what their tokens spell",
+            changed,
+            written,
+        )
     return {
         "prompts": prompts,
         "prompts_without_room": len(examples) - prompts,
         "responses": written,
         "responses_without_room": long,
+        **({"responses_changed": changed} if changed else {}),
         "tokens": tokens,
         "tokens_per_response": tokens / written,
     }
@@ -64,6 +73,7 @@ def write_given(
 def _candidates(renderer: Renderer, example: Example, responses: Sequence[str], max_length: int) -> list[Candidate]:
     """Those that have room, numbered as they were given."""
     room = max_length - len(renderer.prompt(example.prompt))
-    texts = [given.strip() for given in responses]
-    ids = [renderer.response(example.prompt, given) for given in texts]
-    return [Candidate(example.id, i, texts[i], own, "stop", nan) for i, own in enumerate(ids) if len(own) <= room]
+    ids = [renderer.response(example.prompt, given) for given in responses]
+    return [
+        Candidate(example.id, i, renderer.text(own), own, "stop", nan) for i, own in enumerate(ids) if len(own) <= room
+    ]

@@ -9,24 +9,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from selfcontrast.data.example import Example, Message
-from selfcontrast.data.formats import OddRow, RowError, pair_of, prompt_of, text
-from selfcontrast.data.hub import content_hash
-from selfcontrast.data.jsonl import file_hash, read_folder
+from selfcontrast.data.formats import OddRow, RowError, prompt_of, ranked_texts, text
+from selfcontrast.data.jsonl import existing, read_folder
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.given import write_given
 from selfcontrast.generators.stage import choose
-from selfcontrast.store import settings_of
+from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.content import Content, note, noted
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("responses", "negatives")  # the first that a row has
+COLUMNS = ("responses", "negatives")  # one of them
 WHERE = "generator.path"
-
-
-def content(path: str) -> str:
-    """Hash what decides the candidates: the files' bytes, not where they lie."""
-    return content_hash(Path(path)) if Path(path).is_dir() else file_hash(path, WHERE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Import:
 
     follows_model: ClassVar[bool] = False
 
-    path: str = field(metadata={"in_key_as": content})
+    path: str = field(metadata=NOT_IN_KEY)  # its content is
     prompts: int | None
     max_length: int
     seed: int
@@ -70,7 +65,12 @@ class Import:
             log.warning("%s: %d of %d training prompts have no responses: not used", self.path, bare, len(asked))
 
     def fingerprint(self) -> dict[str, Any]:
-        return settings_of(self)
+        return {**settings_of(self), "path": (noted(self) or Content.of(self._place)).hash}
+
+    @property
+    def _place(self) -> Path:
+        """The file or folder. Raises `UserError` where it is missing."""
+        return Path(self.path) if Path(self.path).is_dir() else existing(self.path, WHERE)
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
@@ -84,9 +84,11 @@ class Import:
     @cached_property
     def _responses(self) -> dict[str, list[str]]:
         """Per prompt all its responses. Raises `UserError` that names the line of a row that is unusable."""
+        content = note(self, self._place)
         found: dict[str, list[str]] = {}
         for prompt, responses in self._read():
             found.setdefault(_key(prompt), []).extend(responses)
+        content.check(WHERE)
         if not found:
             raise UserError(f"{WHERE}={self.path}: no row with a prompt and responses")
         return found
@@ -104,10 +106,13 @@ class Import:
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
-    column = next((name for name in COLUMNS if row.get(name) is not None), COLUMNS[0])
+    named = [name for name in COLUMNS if row.get(name) is not None]
+    if len(named) > 1:
+        raise RowError(f"{' and '.join(map(repr, named))} both hold responses: leave one of them out")
+    column = named[0] if named else COLUMNS[0]
     given = row.get(column)
-    if given is None and (pair := pair_of(row.get("output"))):
-        given = [pair[1]]
+    if given is None and (texts := ranked_texts(row.get("output"))):
+        given = texts[1:]
     if not isinstance(given, list) or not given:
         raise RowError(f"'{column}' must be a list of at least one text")
     return [text(item, f"{i} of '{column}'", blank=True) for i, item in enumerate(given, start=1)]

@@ -180,6 +180,7 @@ class _Asking:
             text = _text(choice).encode(errors="replace").decode().strip()
             ids = self.renderer.response(request.messages, text)
             ids = ids if finish == "stop" else ids[:-1]
+            text = self.renderer.text(ids)  # another, where it spells a special token
         if finish == "stop" and ids[-1] not in self.renderer.end_ids:
             ids = [*ids, self.renderer.end_id]
         return Candidate(request.id, sample, text, ids, finish, log_prob)

@@ -1,4 +1,4 @@
-"""The data's own rejected answers as candidates, one per prompt: with them, DPO is the standard one (DPO_std)."""
+"""The data's own rejected answers as candidates: with one of each prompt, DPO is the standard one (DPO_std)."""
 
 import logging
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ from selfcontrast.store import settings_of
 
 log = logging.getLogger(__name__)
 
+_MOST = "_most"  # not a field: it is the data's, and no setting
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Of each training prompt its `rejected` answer; prompts without one are not used, and are counted.
+    """Of each training prompt all its rejected answers; prompts without one are not used, and are counted.
 
     Attributes:
         prompts: how many training prompts, drawn with `seed` as sampling draws them; None for all.
@@ -37,12 +39,14 @@ class Pairs:
 
     @property
     def samples(self) -> int:
-        return 1
+        """The most rejected answers of a prompt, once `check` has seen the examples; 1 before."""
+        return int(vars(self).get(_MOST, 1))
 
     def check(self, examples: Sequence[Example]) -> None:
         bare = sum(not example.rejected for example in examples)
         if bare == len(examples):
             raise UserError("generator=pairs: no training row of this data has a rejected answer; see conf/data")
+        vars(self)[_MOST] = max(len(example.every_rejected) for example in examples)
         if bare:
             log.warning("%d of %d training prompts have no rejected answer: not used", bare, len(examples))
 
@@ -54,4 +58,4 @@ class Pairs:
     ) -> dict[str, Any]:
         """Writes `folder/candidates.parquet`, the prompts in their own order."""
         own = [example for example in choose(examples, self.prompts, self.seed) if example.rejected]
-        return write_given(folder, model, own, {e.id: [e.rejected] for e in own}, self.max_length)
+        return write_given(folder, model, own, {e.id: e.every_rejected for e in own}, self.max_length)

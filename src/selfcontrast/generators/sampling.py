@@ -49,7 +49,7 @@ def sample(
     """
     drawn = range(decoding.samples) if samples is None else samples
     noise = torch.cat([uniforms(seed, request, decoding)[drawn.start : drawn.stop] for request in requests])  # [R, T]
-    run = _Run(model, tokenizer.pad_token_id, requests, len(drawn))
+    run = _Run(model, tokenizer.pad_token_id, len(tokenizer), requests, len(drawn))
     ends = torch.tensor(sorted(end_ids), device=model.device)
     room = torch.tensor([decoding.max_length - len(r.prompt) for r in requests]).clamp(max=decoding.max_new_tokens)
     room = room.repeat_interleave(len(drawn))
@@ -127,8 +127,9 @@ def _first_above(sums: Tensor, threshold: Tensor) -> Tensor:
 class _Run:
     """The key cache of the responses still going, and which they are."""
 
-    def __init__(self, model: Any, pad: int, requests: Sequence[Request], samples: int) -> None:
+    def __init__(self, model: Any, pad: int, tokens: int, requests: Sequence[Request], samples: int) -> None:
         self.model = model
+        self.tokens = tokens  # that the tokenizer has
         longest = max(len(request.prompt) for request in requests)
         padded = [[pad] * (longest - len(r.prompt)) + r.prompt for r in requests]
         mask = [[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in requests]
@@ -145,7 +146,7 @@ class _Run:
         self.cache.layers = [_repeated(layer, samples) for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
-        self.log_probs = _log_probs(output.logits).repeat_interleave(samples, dim=0)
+        self.log_probs = _log_probs(output.logits, self.tokens).repeat_interleave(samples, dim=0)
         self.rows = torch.arange(len(requests) * samples)
 
     def step(self, tokens: Tensor, going: Tensor) -> Tensor:
@@ -166,12 +167,18 @@ class _Run:
             use_cache=True,
         )
         self.positions = self.positions + 1
-        return _log_probs(output.logits)
+        return _log_probs(output.logits, self.tokens)
 
 
-def _log_probs(logits: Tensor) -> Tensor:
-    """Of the last position, float32 [n, V], at temperature 1."""
-    return logits[:, -1].float().log_softmax(-1)
+def _log_probs(logits: Tensor, tokens: int) -> Tensor:
+    """Of the last position, float32 [n, V], at temperature 1.
+
+    Models pad their vocabulary: ids that the tokenizer lacks have no text and are never drawn.
+    """
+    last = logits[:, -1].float()
+    if tokens < last.shape[-1]:
+        last[:, tokens:] = -torch.inf
+    return last.log_softmax(-1)
 
 
 def _closed(going: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from selfcontrast.data.candidates import FAILED, SCHEMA, Candidate, Decoding, Request
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.engines.work import Engine
+from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder, with_room
 from selfcontrast.models.loading import load_tokenizer
@@ -24,7 +24,7 @@ from selfcontrast.store import NOT_IN_KEY, RESUME, settings_of
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 FILE, FAILURES = "candidates.parquet", "failed.json"
 SHOWN = 5  # reasons of failure
 
@@ -138,7 +138,7 @@ def _join(shards: Sequence[Path], file: Path) -> tuple[dict[str, Any], dict[str,
     failures: dict[str, str] = {}
     with pq.ParquetWriter(file, SCHEMA) as writer:
         for shard in shards:
-            whole = pq.read_table(shard, schema=SCHEMA)
+            whole = read_table(shard, schema=SCHEMA)
             failed = pc.equal(whole["finish_reason"], FAILED)
             failures |= {row["id"]: row["text"] for row in whole.filter(failed).to_pylist()}
             table = whole.filter(pc.invert(failed))

@@ -18,8 +18,9 @@ from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
 from selfcontrast.generators.vllm_process import Respond, engines
 from selfcontrast.generators.vllm_worker import Ask, Engine
-from selfcontrast.models.loading import folder_hash, load_tokenizer
+from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.store.content import folder_hash
 
 DTYPES = ("float32", "bfloat16", "float16")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for

@@ -6,12 +6,16 @@ Weights are read from and written to safetensors only. A policy folder loads wit
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from selfcontrast.errors import UserError
+from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY
+from selfcontrast.store.content import folder_hash as folder_hash
+from selfcontrast.store.content import note, noted
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,9 @@ class Model(Protocol):
 
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""
+
+    def positions(self) -> int | None:
+        """Tokens that it has positions for; None where nobody says."""
 
     def skeleton(self) -> Any:
         """The model's modules without weights, on torch's meta device."""
@@ -56,10 +63,17 @@ class FromScratch:
         _check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**vars(self), "chat_template": template_text(self.chat_template)}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "chat_template": self._template}
+
+    @cached_property
+    def _template(self) -> str:
+        return template_text(self.chat_template)
 
     def check(self) -> None:
-        template_text(self.chat_template)
+        _ = self._template
+
+    def positions(self) -> int | None:
+        return self.max_positions
 
     def skeleton(self) -> Any:
         import torch
@@ -73,7 +87,7 @@ class FromScratch:
         from transformers import LlamaForCausalLM
 
         tokenizer = train_tokenizer(texts, self.vocabulary, self.max_positions)
-        tokenizer.chat_template = template_text(self.chat_template)
+        tokenizer.chat_template = self._template
         config = self._config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -120,11 +134,15 @@ class Pretrained:
         _check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
-        own = {**vars(self), "chat_template": template_text(self.chat_template) if self.chat_template else None}
-        del own["local_files_only"]
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("in_key", True)}
+        own["chat_template"] = self._template
         if Path(self.path).is_dir():  # a folder's content decides, not where it lies
-            own["path"] = folder_hash(Path(self.path))
+            own["path"] = note(self, Path(self.path)).hash
         return own
+
+    @cached_property
+    def _template(self) -> str | None:
+        return template_text(self.chat_template) if self.chat_template else None
 
     def check(self) -> None:
         """The folder, its weights' format, and the chat template, before anything is computed."""
@@ -152,8 +170,26 @@ class Pretrained:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"model.path={self.path}: its config cannot be loaded: {first}") from error
 
+    def positions(self) -> int | None:
+        """Tokens that the model has positions for, by its config; None where that names none, or is not here yet."""
+        from transformers import AutoConfig
+
+        if not Path(self.path).is_dir():
+            return None
+        config = AutoConfig.from_pretrained(self.path, **self._options()).get_text_config()
+        found: int | None = getattr(config, "max_position_embeddings", None)
+        return found
+
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        content = noted(self)
         model, tokenizer = load_model(self.path, self.precision, **self._options()), self._tokenizer()
+        if content:
+            content.check("model.path")
+        if (size := len(tokenizer)) > (rows := model.get_input_embeddings().weight.shape[0] + len(self.added_tokens)):
+            raise UserError(
+                f"model.path={self.path}: its tokenizer has {size} tokens and its embeddings {rows} rows: "
+                "they belong to different models"
+            )
         if self.added_tokens:
             give_embeddings(model, tokenizer.convert_tokens_to_ids(self.added_tokens), len(tokenizer))
         return model, tokenizer
@@ -176,24 +212,22 @@ class Pretrained:
         if known := [token for token in self.added_tokens if token in tokenizer.get_vocab()]:
             raise UserError(f"model.added_tokens: the tokenizer of {self.path} has {', '.join(known)} already")
         tokenizer.add_tokens(self.added_tokens, special_tokens=True)
-        if self.chat_template:
-            tokenizer.chat_template = template_text(self.chat_template)
+        if self._template:
+            tokenizer.chat_template = self._template
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
 
 def load_model(path: str | Path, precision: str = "float32", **options: Any) -> Any:
-    """A causal model from a hub name or folder, on the CPU, from safetensors alone."""
+    """Load a causal model from a hub name or folder, on the CPU, from safetensors alone.
+
+    Raises `UserError` unless its files hold all of its weights.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=getattr(torch, precision), use_safetensors=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return load_whole(AutoModelForCausalLM, path, f"model {path}", dtype=getattr(torch, precision), **options)
 
 
 def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
@@ -254,18 +288,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> A
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's files, those of hidden folders left out."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    for name in sorted(name for name in names if not any(part.startswith(".") for part in name.parts[:-1])):
-        with open(folder / name, "rb") as stream:
-            digest.update(f"{name.as_posix()}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def template_text(path_or_text: str) -> str:

@@ -10,15 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfcontrast.data.example import Message
+from selfcontrast.data.rendering import repeatable
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import PRECISIONS, folder_hash
+from selfcontrast.models.loading import PRECISIONS
+from selfcontrast.models.unread import Counts
+from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.content import note, noted
 
 Response = tuple[Sequence[Message], str]
 LAST_TOKEN, PUBLISHED = "last_token", "published"
 
 Reward = Callable[[Sequence[Response]], NDArray[np.float32]]
 """Rewards [n] of n responses, each given as (dialogue so far, response)."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward model at work. `unread` counts the tokens of dialogue and response, and those that are cut."""
+
+    reward: Reward
+    unread: Callable[[Sequence[Response]], Counts]
+
+    def __call__(self, responses: Sequence[Response]) -> NDArray[np.float32]:
+        return self.reward(responses)
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class RewardModel:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the rewards: settings and, for a folder, the hash of its content."""
         own = settings_of(self)
-        return {**own, "path": folder_hash(Path(self.path))} if Path(self.path).is_dir() else own
+        return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
         """Raises `UserError` for a folder that is missing, or whose config says that it gives no reward."""
@@ -70,7 +85,7 @@ class RewardModel:
 
         @torch.inference_mode()
         def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
-            rows = [self._ids(tokenizer, dialogue, text) for dialogue, text in responses]
+            rows = [self._cut(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
             by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory fails early
             rewards = np.empty(len(rows), dtype=np.float32)
             for begin in range(0, len(rows), self.batch_size):
@@ -81,11 +96,19 @@ class RewardModel:
                 rewards[chosen] = model(**padded).logits[:, 0].float().cpu().numpy()
             return rewards
 
-        yield reward
+        def unread(responses: Sequence[Response]) -> Counts:
+            lengths = [len(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
+            return np.array([[length, max(0, length - self.max_tokens)] for length in lengths], dtype=np.int64)
+
+        yield Scorer(reward, unread)
 
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
-        messages = [*dialogue, {"role": "assistant", "content": text}]
+        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # as of every answer
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        return ids
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The tokens that are read of a dialogue and its response."""
         if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
             return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
         return ids[-self.max_tokens :]
@@ -124,16 +147,20 @@ class RewardModel:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        content = noted(self)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         config = self._config()
         tokenizer = AutoTokenizer.from_pretrained(self.path, padding_side="right", **options)
         if not tokenizer.chat_template:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.path, config=config, dtype=getattr(torch, self.precision), use_safetensors=True, **options
-        )
+        what, dtype = f"reward_model.path={self.path}", getattr(torch, self.precision)
+        model = load_whole(AutoModelForSequenceClassification, self.path, what, config=config, dtype=dtype, **options)
+        if content:
+            content.check("reward_model.path")
         # The reward is read at the last token that is not this one: with an id that no token has, at the last position.
         model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer

@@ -67,6 +67,15 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
+# Of any stage's summary: how much of the texts the models did not read as they stand.
+CHANGED: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "targets_changed": ("targets trained on as another text", text.count),
+    "responses_changed": ("responses read as another text", text.count),
+    "texts_cut": ("texts longer than its model reads", text.count),
+    "unread_fraction": ("of all that they hold, not read", _share),
+}
+
+
 def write_report(result: "Result", folder: Path) -> None:
     """Writes `report.html`, and `figure.svg` and `figure.png` of the comparison, to `folder`."""
     method = result.comparison["rows"][-1]["system"]
@@ -107,7 +116,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "prompts": rows[0]["mean"]["clusters"],
         "align": stages["align"]["summary"] if "align" in stages else {},
         "throughput": {name: throughput(records) for name, records in result.histories.items()},
-        "facts": filter_facts(stages["filter"]["summary"]) if "filter" in stages else [],
+        "facts": [*changed_facts(result.stages), *filter_facts(stages.get("filter", {}).get("summary", {}))],
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.shown(result),
         "published": benchmarks.published(result),
@@ -168,3 +177,13 @@ def metric_cell(metrics: dict[str, float], name: str, level: float) -> str:
     if name + STDERR not in metrics:
         return text.number(metrics[name])
     return text.interval(asdict(metric_interval(metrics, name, level)))
+
+
+def changed_facts(stages: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What of its texts a stage has read as another text, or not read."""
+    return [
+        (f"{stage['name']}: {words}", write(stage["summary"][key]))
+        for stage in stages
+        for key, (words, write) in CHANGED.items()
+        if stage["summary"].get(key)
+    ]

@@ -21,6 +21,7 @@ NOT_IN_KEY = {"in_key": False}
 # Against accidents, not against an attacker, who could as well rewrite the manifest: so the fastest, which reads a
 # model of 15 GB in the time that the disk gives it, where sha256 alone takes 12 s. The key itself stays a sha256.
 CHECKSUM = "xxh3_128"
+OF_FACTS = "facts_checksum"
 _HASHES: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 Stamp = dict[str, tuple[int, ...]]
@@ -89,7 +90,8 @@ def key_of(identity: Mapping[str, Any]) -> str:
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Completes `folder` by a manifest of `facts` and of all its files but those under `RESUME`."""
     files = {name: _checksum(folder / name, CHECKSUM) for name in _names(folder) if not _resumes(name)}
-    write_json(folder / MANIFEST, {**facts, "checksum": CHECKSUM, "files": files})
+    manifest = {**facts, "checksum": CHECKSUM, "files": files}
+    write_json(folder / MANIFEST, {**manifest, OF_FACTS: _facts_checksum(manifest)})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -142,11 +144,14 @@ def _damage(folder: Path, name: str, present: set[str]) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
         files, key = dict(manifest["files"]), key_of({part: manifest[part] for part in IDENTITY})
         algorithm = manifest.get("checksum", "sha256")  # of those written before there was a choice
+        of_facts = manifest.get(OF_FACTS)  # none in those written before there was one
         _ = manifest["summary"], manifest["seconds"], manifest["resumed"], _HASHES[algorithm]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable manifest ({type(error).__name__})"
     if key != name:
         return "its manifest is another artifact's"
+    if of_facts is not None and of_facts != _facts_checksum(manifest):
+        return "its manifest has changed since it was written"
     if missing := sorted(files.keys() - present):
         return f"{missing[0]} is missing"
     if foreign := sorted(present - files.keys()):
@@ -179,6 +184,13 @@ def _stamp(folder: Path) -> Stamp:
     except OSError:  # damaged, as `verify` will say, or pruned meanwhile
         return {}
     return {name: (s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()}
+
+
+def _facts_checksum(manifest: Mapping[str, Any]) -> str:
+    """Of what neither the key nor a file's checksum gives away: the summary, the times and the provenance."""
+    facts = {name: value for name, value in manifest.items() if name not in (*IDENTITY, "files", "checksum", OF_FACTS)}
+    values = json.loads(json.dumps(facts))  # as a reader finds them: a key that is a number is a text there
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def _checksum(path: Path, algorithm: str) -> str:

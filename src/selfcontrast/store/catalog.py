@@ -151,7 +151,7 @@ def _entry(root: Path, folder: Path, recorded: Iterable[runs.Recorded]) -> Entry
         manifest = _manifest(folder)
         state = PUBLISHED if manifest else UNREADABLE
     size, changed = _measure(folder)
-    created = datetime.fromisoformat(manifest["created"]).timestamp() if "created" in manifest else changed
+    created = _created(manifest, changed)
     users = [run for run in recorded if f"{stage}/{key}" in run.artifacts]
     return Entry(
         stage,
@@ -165,6 +165,14 @@ def _entry(root: Path, folder: Path, recorded: Iterable[runs.Recorded]) -> Entry
         tuple(run.folder for run in users if run.exists),
         locks.owner(root, stage, key) if unfinished else None,
     )
+
+
+def _created(manifest: Mapping[str, Any], changed: float) -> float:
+    """When an artifact was made, by its manifest, if that says so."""
+    try:
+        return datetime.fromisoformat(manifest["created"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return changed
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

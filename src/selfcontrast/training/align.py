@@ -28,7 +28,7 @@ from selfcontrast.training.recipe import Hardware, Recipe
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 
 
 def align(

@@ -1,10 +1,10 @@
 """What watches over a training run: exact random states, checkpoints between steps, one progress bar."""
 
-import os
 import random
 import signal
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from selfcontrast.store.sealed import publish
 from selfcontrast.training.signals import Postponed
 
 
@@ -94,7 +95,20 @@ class Checkpoints(Callback):
         partial = self.file.with_suffix(".writing")
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            os.replace(partial, self.file)
+            publish(partial, self.file)
+
+
+def intact(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be loaded, and every record of it has the checksum that torch.save gave it.
+
+    torch.load itself compares no checksum.
+    """
+    try:
+        torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        with ZipFile(checkpoint) as records:
+            return records.testzip() is None
+    except Exception:  # whatever a damaged archive makes of its reader
+        return False
 
 
 class StageProgress(TQDMProgressBar):

@@ -21,7 +21,7 @@ from selfcontrast.training.recipe import Hardware, Recipe
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 HISTORY = "history.json"
 
 
@@ -56,6 +56,14 @@ def fine_tune(
             len(examples["train"]),
             recipe.cutoff,
         )
+    if changed := changed_targets(renderer, examples["train"], groups):
+        log.warning(
+            "sft: %d of %d targets are trained on as another text, such as that of %s: a text that spells a special "
+            "token is read as that token, and ends at an end token",
+            len(changed),
+            len(groups),
+            changed[0],
+        )
     data = StepData(groups, validation, recipe, hardware, seed)
     policy = adapter.wrap(policy, seed)
     prepare(policy, groups, hardware)
@@ -68,7 +76,8 @@ def fine_tune(
     (folder / HISTORY).write_text(json.dumps(module.history))
     steps = data.steps()
     counts = {"steps": len(steps), "tokens": steps.tokens}
-    return {"examples": len(groups), "dropped": dropped, "parameters": parameters, **counts}
+    facts = {"examples": len(groups), "dropped": dropped, "targets_changed": len(changed)}
+    return {**facts, "parameters": parameters, **counts}
 
 
 def supervised_groups(renderer: Renderer, examples: Sequence[Example], cutoff: int) -> tuple[list[Group], int]:
@@ -79,6 +88,12 @@ def supervised_groups(renderer: Renderer, examples: Sequence[Example], cutoff: i
         if len(prompt) + len(target) <= cutoff:
             groups.append(Group(example.id, array("i", prompt), array("i", target), []))
     return groups, len(examples) - len(groups)
+
+
+def changed_targets(renderer: Renderer, examples: Sequence[Example], groups: Sequence[Group]) -> list[str]:
+    """Ids of the examples whose tokens spell another text than their target."""
+    targets = {example.id: example.target.strip() for example in examples}
+    return [group.id for group in groups if renderer.text(group.target) != targets[group.id]]
 
 
 def texts(examples: Sequence[Example]) -> list[str]:

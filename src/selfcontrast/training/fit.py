@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
-from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress
+from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, intact
 from selfcontrast.training.module import PackedModule
 from selfcontrast.training.nodes import this_node
 from selfcontrast.training.ranks import Ranks
@@ -33,6 +33,8 @@ from selfcontrast.training.sharding import strategy, whole_weights
 from selfcontrast.training.steps import Pass, Remaining, Step, Steps, rank_passes
 
 log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
 
 
 class StepData(LightningDataModule):
@@ -90,6 +92,10 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     """
     hardware = data.hardware
     node = this_node(hardware.num_nodes)
+    last = folder / LAST
+    if last.exists() and not intact(last):
+        log.warning("%s: %s is damaged; training again from the first step", stage, last)
+        last.unlink(missing_ok=True)
     if hardware.devices * hardware.num_nodes == 1:
         train(module, data, folder, stage)
     else:
@@ -103,7 +109,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
     hardware.apply_threads()
     if hardware.compile:
         compile_layers(module.policy)
-    last = folder / "last.ckpt"
+    last = folder / LAST
     ranks = hardware.devices * hardware.num_nodes
     rank = int(os.environ["RANK"]) if ranks > 1 else 0
     bar = rank == 0 and sys.stderr.isatty()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from selfcontrast.engines.work import Engine, Worker, cut
+from selfcontrast.engines.work import Engine, Worker, cut, read_table
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.log_probs import token_log_probs
 from selfcontrast.models.packing import Group
@@ -22,7 +22,7 @@ from selfcontrast.store import RESUME
 from selfcontrast.training.recipe import Hardware
 from selfcontrast.training.steps import as_pass, into_passes, length
 
-VERSION = 2
+VERSION = 3
 FILE = "reference.parquet"
 SCHEMA = pa.schema([("id", pa.string()), ("log_probs", pa.list_(pa.list_(pa.float32())))])
 
@@ -65,7 +65,7 @@ def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequ
     engine.run(scoring, shards, device, "reference", "prompt")
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for shard in shards:
-            writer.write_table(pq.read_table(shard.file, schema=SCHEMA))
+            writer.write_table(read_table(shard.file, schema=SCHEMA))
 
 
 def read_reference(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
+from selfcontrast.models.unread import Counts, report_unread
 from selfcontrast.store import NOT_IN_KEY, settings_of
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,10 @@ class Judged:
         return {}
 
 
-def judged(name: str, judge: Judge, judgments: Sequence[Judgment], least: float) -> dict[str, Any]:
-    """How many of the judgments can be used, and what they cost.
+def judged(
+    name: str, judge: Judge, judgments: Sequence[Judgment], least: float, counts: Counts | None = None
+) -> dict[str, Any]:
+    """How many of the judgments can be used, what they cost, and how much the judge did not read.
 
     Raises:
         UserError: where they are fewer than the share `least`.
@@ -118,4 +121,5 @@ def judged(name: str, judge: Judge, judgments: Sequence[Judgment], least: float)
         "judge_prompt_tokens": sum(j.prompt_tokens for j in judgments),
         "judge_completion_tokens": sum(j.completion_tokens for j in judgments),
         "cost": cost,
+        **({} if counts is None else report_unread(name, counts, "text", "raise the judge's limit")),
     }

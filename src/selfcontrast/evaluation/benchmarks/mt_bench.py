@@ -19,6 +19,7 @@ from selfcontrast.evaluation.benchmarks.questions import Questions, read_questio
 from selfcontrast.evaluation.contamination import user_text
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference, rate_interval
+from selfcontrast.models.unread import unread
 
 GRADINGS = ("single", "pairwise")
 CATEGORY = "category "  # how the names of a category's lines begin
@@ -149,7 +150,7 @@ class MTBench(Judged):
 
     def _grade(self, folder: Path, name: str, cases: Sequence[Case], subject: Subject) -> dict[str, Any]:
         with self.judge.open(subject.surroundings) as judge:
-            found = judge(cases)
+            found, counts = judge(cases), unread(judge, cases)
         rows = [
             {
                 "id": case.example.id,
@@ -165,7 +166,7 @@ class MTBench(Judged):
             for case, judgment in zip(cases, found, strict=True)
         ]
         pd.DataFrame(rows).astype({"rating": "float64"}).to_parquet(folder / JUDGMENTS)
-        return judged(name, self.judge, found, self.min_coverage)
+        return judged(name, self.judge, found, self.min_coverage, counts)
 
 
 def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Options) -> list[Line]:

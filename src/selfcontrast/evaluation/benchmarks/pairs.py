@@ -23,6 +23,7 @@ from selfcontrast.evaluation.statistics import (
     rate_interval,
 )
 from selfcontrast.evaluation.statistics.position import favours_first, flips
+from selfcontrast.models.unread import unread
 
 SFT = "SFT"
 EQUAL_LENGTH = "win rate at equal length"
@@ -35,7 +36,7 @@ def judge_pairs(
     """Judges pairs, each with the system's own answer first, in both orders; writes a row for each judgment."""
     cases = [case for pair in pairs for case in (pair, swapped(pair))]
     with judge.open(subject.surroundings) as judging:
-        found = judging(cases)
+        found, counts = judging(cases), unread(judging, cases)
     rows = []
     for case, judgment in zip(cases, found, strict=True):
         own, other = reversed(case.answers) if case.swapped else case.answers
@@ -56,7 +57,7 @@ def judge_pairs(
             }
         )
     pd.DataFrame(rows).astype({"outcome": "float64"}).to_parquet(folder / JUDGMENTS)
-    return judged(name, judge, found, least)
+    return judged(name, judge, found, least, counts)
 
 
 def swapped(case: Case) -> Case:

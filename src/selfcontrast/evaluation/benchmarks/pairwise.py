@@ -124,8 +124,9 @@ class AlpacaEval(Judged):
         return list(read_outputs(self.outputs, "outputs").values())[: self.limit]
 
     def _asked(self) -> list[Example]:
+        """The instructions, with the file's outputs as targets: without white space around them, as a policy's are."""
         asked = enumerate(self._others())
-        return [Example(str(i), [{"role": "user", "content": o.instruction}], o.output) for i, o in asked]
+        return [Example(str(i), [{"role": "user", "content": o.instruction}], o.output.strip()) for i, o in asked]
 
 
 def _pair(example: Example, own: tuple[str, ...], other: tuple[str, ...], sample: int) -> Case:

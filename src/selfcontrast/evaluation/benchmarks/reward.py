@@ -17,6 +17,7 @@ from selfcontrast.evaluation.finite import check_numbers
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import mean_interval, win_rate
 from selfcontrast.models.reward import Response, RewardModel
+from selfcontrast.models.unread import report_unread, unread
 from selfcontrast.store import settings_of
 
 REWARDS = "rewards.parquet"
@@ -73,15 +74,16 @@ class RewardWins:
         ]
         asked += [(examples[name].prompt, examples[name].target) for name in targets]
         with self.reward_model.open(subject.surroundings.device) as reward:
-            rewards = np.asarray(reward(asked), dtype=np.float64)
+            rewards, counts = np.asarray(reward(asked), dtype=np.float64), unread(reward, asked)
         names = [*(name for name, _, _ in chosen), *targets]
         check_numbers("the reward of the answer or target", names, rewards)
+        told = report_unread(f"reward {subject.label}", counts, "tokens", "raise its reward_model.max_tokens")
         of_target = dict(zip(targets, rewards[len(chosen) :], strict=True))
         frame = pd.DataFrame([{"id": name, "sample": sample, "answer": own[-1]} for name, sample, own in chosen])
         frame["reward"] = rewards[: len(chosen)]
         frame["target_reward"] = frame["id"].map(of_target)
         frame.to_parquet(folder / REWARDS)
-        return {"answers": len(chosen), "targets": len(targets), "reward": float(frame["reward"].mean())}
+        return {"answers": len(chosen), "targets": len(targets), "reward": float(frame["reward"].mean()), **told}
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
         """The mean of sigmoid(reward), and win rates, in which a tie is half a win."""

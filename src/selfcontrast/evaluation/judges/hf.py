@@ -12,13 +12,14 @@ from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account
-from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
-from selfcontrast.models.loading import PRECISIONS, folder_hash, load_model, load_tokenizer
+from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.content import note, noted
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class HFJudge:
     def fingerprint(self) -> dict[str, Any]:
         return {
             **{name: value for name, value in settings_of(self).items() if name != "path"},
-            "model": folder_hash(Path(self.path)),
+            "model": note(self, Path(self.path)).hash,
             "templates": templates_hash(),
             "max_tokens": self.reading.max_tokens,
             "max_characters": self.reading.max_characters,
@@ -73,7 +74,7 @@ class HFJudge:
 
             return self.reading.judge(cases, fingerprint, surroundings, ask)
 
-        yield judging
+        yield Counting(judging, self.reading.unread)
 
     def _ask(self, device: str, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
         from selfcontrast.generators.sampling import sample
@@ -86,6 +87,8 @@ class HFJudge:
             if len(request.prompt) >= self.max_length:
                 done(at, Reply("truncated", f"the prompt fills all {self.max_length} tokens of judge.max_length"))
         model = load_model(Path(self.path), self.precision).to(device).eval()
+        if content := noted(self):
+            content.check("judge.path")
 
         def draw(some: Sequence[Request], samples: range, how: Decoding, seed: int) -> list[Candidate]:
             return sample(model, renderer.tokenizer, some, how, seed, renderer.end_ids, samples)

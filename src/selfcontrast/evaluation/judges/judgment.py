@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from selfcontrast.data.example import Example, Message, Verifier
 from selfcontrast.evaluation.judges.budget import Budget
+from selfcontrast.models.unread import Counts
 
 Status = Literal["ok", "out_of_range", "unparsable", "refused", "api_error", "truncated"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -92,6 +93,17 @@ class Surroundings:
 
 Judging = Callable[[Sequence[Case]], list[Judgment]]
 """A judgment of each case, in their order."""
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A judge at work that counts how much of the cases it does not read (`models.unread`)."""
+
+    judge: Judging
+    unread: Callable[[Sequence[Case]], Counts]
+
+    def __call__(self, cases: Sequence[Case]) -> list[Judgment]:
+        return self.judge(cases)
 
 
 class Judge(Protocol):

@@ -4,7 +4,7 @@ Every try is a line of a file, written as soon as it is there. Only a judgment t
 failed is asked for again, and its tokens still count.
 """
 
-import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,6 +13,9 @@ from typing import Any
 
 from selfcontrast.evaluation.judges.judgment import Judgment
 from selfcontrast.store.artifact import key_of
+from selfcontrast.store.sealed import Damaged, lines_of, read_line, sealed_line
+
+log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -23,8 +26,14 @@ class Ledger:
         self._file = folder / f"by-{key_of(self._judge)}.jsonl"
         self._found: dict[str, Judgment] = {}
         if self._file.exists():
-            for line in self._file.read_text(encoding="utf-8").splitlines():
-                self._read(line)
+            damaged = 0
+            for line in lines_of(self._file):
+                try:
+                    self._read(line)
+                except Damaged:
+                    damaged += 1
+            if damaged:
+                log.warning("%s: %d judgments are damaged and not used; they are asked for again", self._file, damaged)
 
     def key(self, prompt: str, pairwise: bool) -> str:
         """Of the judgment: the prompt holds the wording, the question, every answer and their order."""
@@ -36,7 +45,7 @@ class Ledger:
 
     def add(self, key: str, judgment: Judgment) -> None:
         """Keeps one try, on the disk before this returns."""
-        line = json.dumps({"key": key, **asdict(judgment)}, ensure_ascii=True)
+        line = sealed_line({"key": key, **asdict(judgment)})
         self._file.parent.mkdir(parents=True, exist_ok=True)
         # With a line break first: what a killed process left of its last line spoils no other.
         with open(self._file, "a", encoding="utf-8") as file:
@@ -46,11 +55,13 @@ class Ledger:
         self._remember(key, judgment)
 
     def _read(self, line: str) -> None:
-        try:
-            values = json.loads(line)
-            self._remember(values.pop("key"), Judgment(**values))
-        except (ValueError, TypeError, KeyError, AttributeError):  # half a line, of a process that was killed
+        """Raises `Damaged` for what is no judgment as it was written."""
+        if (values := read_line(line)) is None:  # half a line, of a process that was killed
             return
+        try:
+            self._remember(values.pop("key"), Judgment(**values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(str(error)) from error
 
     def _remember(self, key: str, judgment: Judgment) -> None:
         if before := self._found.get(key):

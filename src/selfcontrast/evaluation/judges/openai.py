@@ -9,7 +9,7 @@ from typing import Any
 from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
 from selfcontrast.data.example import Verifier
 from selfcontrast.evaluation.judges.budget import Account, estimated_tokens
-from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
@@ -56,7 +56,7 @@ class OpenAIJudge:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
             return self.reading.judge(cases, self.fingerprint(), surroundings, self._ask)
 
-        yield judging
+        yield Counting(judging, self.reading.unread)
 
     def _ask(self, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
         asyncio.run(self._all(prompts, attempt, account, done))

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account, Price, estimated_tokens
 from selfcontrast.evaluation.judges.judgment import Case, Judgment, Surroundings
 from selfcontrast.evaluation.judges.ledger import Ledger
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.evaluation.judges.verdicts import VERDICTS, read_verdict, weighed
+from selfcontrast.models.unread import Counts
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,11 @@ class Reading:
             found.append(replace(judgment, prompt_tokens=0, completion_tokens=0) if key in paid else judgment)
             paid.add(key)
         return found
+
+    def unread(self, cases: Sequence[Case]) -> Counts:
+        """Characters of every answer that is shown, and those in its middle that the judge does not see."""
+        lengths = [len(own[case.turn]) for case in cases for own in case.answers]
+        return np.array([[n, max(0, n - self.max_characters)] for n in lengths], dtype=np.int64).reshape(-1, 2)
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """In the price's currency; None without a price."""

@@ -9,9 +9,10 @@ import numpy as np
 from scipy.special import expit
 
 from selfcontrast.data.example import Verifier
-from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.verdicts import from_scores
 from selfcontrast.models.reward import Response, RewardModel
+from selfcontrast.models.unread import unread
 from selfcontrast.store import settings_of
 
 
@@ -34,12 +35,13 @@ class RewardJudge:
     def open(self, surroundings: Surroundings) -> Iterator[Judging]:
         with self.reward_model.open(surroundings.device) as reward:
 
+            def shown(cases: Sequence[Case]) -> list[Response]:
+                return [(case.dialogue(own), own[case.turn]) for case in cases for own in case.answers]
+
             def judging(cases: Sequence[Case]) -> list[Judgment]:
-                answers: list[Response] = [
-                    (case.dialogue(own), own[case.turn]) for case in cases for own in case.answers
-                ]
+                answers = shown(cases)
                 rewards = iter(np.asarray(reward(answers), dtype=np.float64))
                 own = [[float(next(rewards)) for _ in case.answers] for case in cases]
                 return [from_scores(r if len(r) == 2 else [float(expit(r[0]))]) for r in own]
 
-            yield judging
+            yield Counting(judging, lambda cases: unread(reward, shown(cases)))

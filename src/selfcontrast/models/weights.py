@@ -1,0 +1,84 @@
+"""Load models whose files hold all of their weights.
+
+transformers gives a tensor that no file has random values, and leaves out a tensor that no module has. Both change
+every number that comes after without an error, so both are refused here by name.
+"""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # names in an error
+
+
+def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
+    """Load a model from safetensors by a class of transformers.
+
+    Args:
+        loader: a model class, or one of the `AutoModel` classes.
+        what: how errors name the model, such as "model.path=FOLDER".
+
+    Raises:
+        UserError: if the files cannot be read, or lack one of the model's tensors, or hold it in another shape or
+            under another name.
+    """
+    try:
+        model, report = loader.from_pretrained(
+            str(path), use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # of a damaged file; the package exports it from its binary
+            raise
+        raise UserError(f"{what} cannot be loaded: a file of weights is damaged ({first_line(error)})") from error
+    refuse_partial(model, report, what)
+    return model
+
+
+def refuse_partial(model: Any, report: dict[str, Any], what: str, unused: Collection[str] = ()) -> None:
+    """Raise `UserError` if the report of a loading says that a tensor is missing, misshapen or left out.
+
+    Args:
+        report: as transformers gives it for `output_loading_info`.
+        unused: modules of the model whose output nobody reads, so that their weights may be missing.
+    """
+    heads = tuple(f"{name}." for name in unused)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(heads or ("\0",)))
+    mismatched = sorted(report["mismatched_keys"])
+    parts = {model.base_model_prefix, *(name for name, _ in model.named_children())}
+    foreign = sorted(name for name in report["unexpected_keys"] if name.split(".")[0] in parts)
+    others = sorted(set(report["unexpected_keys"]) - set(foreign))
+    if missing:
+        total = len(model.state_dict())
+        renamed = f"; the files name them otherwise, such as {others[0]}: rename them" if others else ""
+        raise UserError(f"{what}: {len(missing)} of {total} weights are missing: {_some(missing)}{renamed}")
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        shapes = f"{list(found)} in the file, {list(wanted)} by its config"
+        raise UserError(f"{what}: {len(mismatched)} weights have another shape, such as {name}: {shapes}")
+    if foreign:
+        raise UserError(
+            f"{what}: its config leaves out {len(foreign)} weights of its files: {_some(foreign)}; "
+            "give the config that they were saved with"
+        )
+    if report["error_msgs"]:
+        raise UserError(f"{what}: {report['error_msgs'][0]}")
+    if others:
+        log.info("%s: not used: %s", what, _some(others))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,134 @@
+"""Files that carry their own checksum, for state that outlives a process: shards of tables, lines of a ledger.
+
+An artifact's manifest holds checksums of its files. What lies in a working folder has no manifest yet, so a shard
+holds its checksum in its own footer: one file, written by one rename, and still an ordinary Parquet file.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+_KEY, _EMPTY = b"selfcontrast.xxh3_128", b"0" * 32
+SEAL = "sum"  # the checksum's name in a line
+_UNSEALED = {"key", "status", "value", "reply", "prompt_tokens", "completion_tokens"}  # of lines of earlier versions
+
+
+class Damaged(Exception):
+    """A sealed file that is not what was written. Its message says in what way."""
+
+
+def write_sealed(file: Path, partial: Path, table: pa.Table) -> None:
+    """Write a table to `partial`, and give it the name `file` once it is on the disk."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_KEY.decode(): _EMPTY.decode()})
+    data = bytearray(sink.getvalue().to_pybytes())
+    at = _place(data)
+    assert at is not None
+    data[at : at + len(_EMPTY)] = _digest(file.name, data).encode()
+    with open(partial, "wb") as stream:
+        stream.write(data)
+    publish(partial, file)
+
+
+def read_sealed(file: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a table that `write_sealed` wrote. Raises `Damaged` if a byte of it, or its name, is another."""
+    return pq.read_table(pa.BufferReader(_intact(file)), columns=columns, schema=schema)
+
+
+def check_sealed(file: Path) -> str | None:
+    """What is wrong with such a file; None where all is well."""
+    try:
+        _intact(file)
+    except Damaged as damage:
+        return str(damage)
+    return None
+
+
+def publish(partial: Path, file: Path) -> None:
+    """Give a file its name, in one step that a power cut cannot leave half-done."""
+    for place in (partial, None):
+        descriptor = os.open(place or file.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place:
+            os.replace(place, file)
+
+
+def sealed_line(values: Mapping[str, Any]) -> str:
+    """The values as a line of JSON with their checksum."""
+    return json.dumps({**values, SEAL: _line_digest(values)}, ensure_ascii=True)
+
+
+def lines_of(file: Path) -> list[str]:
+    """A file's lines that are not blank."""
+    return [line for line in file.read_bytes().decode("ascii", "replace").split("\n") if line.strip()]
+
+
+def damaged_lines(file: Path) -> int:
+    """Number of a file's lines that are not as they were written."""
+    damaged = 0
+    for line in lines_of(file):
+        try:
+            read_line(line)
+        except Damaged:
+            damaged += 1
+    return damaged
+
+
+def read_line(line: str) -> dict[str, Any] | None:
+    """The values of a line; None for what a killed process left of one.
+
+    Lines written before there was a checksum have none and are taken as they are. Raises `Damaged`.
+    """
+    try:
+        values = dict(json.loads(line))
+    except (ValueError, TypeError):
+        if line.rstrip().endswith("}"):
+            raise Damaged("a line is no JSON") from None
+        return None
+    seal = values.pop(SEAL, None)
+    if (seal is None and set(values) != _UNSEALED) or (seal is not None and seal != _line_digest(values)):
+        raise Damaged("a line has changed since it was written")
+    return values
+
+
+def _line_digest(values: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
+def _intact(file: Path) -> bytearray:
+    try:
+        data = bytearray(file.read_bytes())
+    except OSError as error:
+        raise Damaged(f"{file} cannot be read ({error.strerror})") from error
+    at = _place(data)
+    if at is None:
+        raise Damaged(f"{file} is incomplete" if data[-4:] != b"PAR1" else f"{file} has no checksum")
+    seal, data[at : at + len(_EMPTY)] = bytes(data[at : at + len(_EMPTY)]), _EMPTY
+    if seal != _digest(file.name, data).encode():
+        raise Damaged(f"{file} has changed since it was written")
+    return data
+
+
+def _place(data: bytearray) -> int | None:
+    """Where the checksum stands: behind its key in the footer, and a byte each for its type and its length."""
+    at = data.rfind(_KEY)
+    start = at + len(_KEY) + 2
+    return start if at >= 0 and len(data) >= start + len(_EMPTY) else None
+
+
+def _digest(name: str, data: bytearray) -> str:
+    """Of a file's name and bytes: one shard in the place of another is damage, too."""
+    digest = xxhash.xxh3_128(name.encode())
+    digest.update(data)
+    return digest.hexdigest()

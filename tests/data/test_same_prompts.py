@@ -1,0 +1,82 @@
+"""A prompt depends on what is in the key alone, and a model is asked for nothing that it cannot represent."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import chat_template_utils
+
+from jobs import TINY_ANYWHERE
+from selfcontrast.config import configure
+from selfcontrast.data.candidates import Decoding, Request
+from selfcontrast.data.rendering import Renderer, repeatable
+from selfcontrast.errors import UserError
+from selfcontrast.generators.sampling import sample
+from selfcontrast.models.loading import Pretrained, load_tokenizer, save_policy
+from test_config import composed
+from tiny import TEMPLATE, llama, policy_folder, tokenizer
+
+CLOCK = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + TEMPLATE
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("%d %b %Y", "26 Jul 2024"), ("%Y-%m-%d", "2024-07-26"), ("%A, %B %d at %H:%M", "Friday, July 26 at 00:00")],
+)
+def test_template_that_reads_the_clock_renders_the_same_on_every_day(
+    form: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2031, 1, 2)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    template = CLOCK.replace("%d %b %Y", form)
+    assert "2031" in tokenizer(CLOCK).apply_chat_template(MESSAGES, tokenize=False)
+    own = tokenizer(template)
+    assert Renderer(own)._text(MESSAGES).startswith(f"Today is {expected}. <|user|>")
+    save_policy(tmp_path, llama(), own, "")  # as whoever loads the policy renders it
+    again = load_tokenizer(tmp_path)
+    assert again.apply_chat_template(MESSAGES, tokenize=False).startswith(f"Today is {expected}. <|user|>")
+    assert repeatable(again.chat_template) == again.chat_template
+
+
+def test_template_without_a_clock_is_left_as_it_is() -> None:
+    assert Renderer(tokenizer()).tokenizer.chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("part", ["{{ ['Hi', 'Hello'] | random }}", "{{ [1, 2]|random }}", "{{ lipsum(n=1) }}"])
+def test_template_that_draws_at_random_refused(part: str) -> None:
+    with pytest.raises(UserError, match="the chat template draws at random"):
+        Renderer(tokenizer(part + TEMPLATE))
+
+
+def test_sampling_never_draws_an_id_that_the_tokenizer_lacks() -> None:
+    own = tokenizer()
+    model = llama(vocabulary=len(own) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be beyond
+    decoding = Decoding(16, 1.0, 1.0, 24, 128)
+    found = sample(model, own, [Request("a", own("the cat")["input_ids"])], decoding, 0, {own.eos_token_id})
+    assert max(token for candidate in found for token in candidate.token_ids) < len(own)
+    assert all(torch.isfinite(torch.tensor(candidate.log_prob)) for candidate in found)
+
+
+def test_pretrained_tokenizer_of_another_model_refused(tmp_path: Path) -> None:
+    save_policy(tmp_path, llama(vocabulary=len(tokenizer()) - 5), tokenizer(), "")
+    with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens and its embeddings \d+ rows"):
+        Pretrained(str(tmp_path), None, None, [], "float32", False, True).start([], 0)
+
+
+@pytest.mark.parametrize("setting", ["sft.cutoff", "trainer.cutoff", "generator.max_length", "evaluation.max_length"])
+def test_configure_rows_longer_than_the_models_positions_refused(setting: str, tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "model")
+    data = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
+    common = (*TINY_ANYWHERE, *data, "tracking=none", "model=hf", f"model.path={folder}")
+    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 128
+    with pytest.raises(UserError, match=rf"{setting}=129 exceeds the 128 positions of the model"):
+        configure(composed(*common, f"{setting}=129"))
+    configure(composed(*common))
