@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from selfcontrast.evaluation.finite import check_numbers
+from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Decoded, Evaluation
 from selfcontrast.evaluation.statistics import (
     Interval,
@@ -104,7 +104,7 @@ def _answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     for name, folder in systems.items():
         frame = found[name] = pd.read_parquet(folder / ANSWERS)
         for column in ("log_prob", _measure(frame)):
-            check_numbers(f"{folder / ANSWERS}: the {column} of the answer", frame["id"], frame[column])
+            check_finite(f"{folder / ANSWERS}: the {column} of the answer", frame["id"], frame[column])
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from selfcontrast.errors import UserError
 
 
-def check_numbers(what: str, ids: Iterable[Any], values: Any, least: float = -np.inf, most: float = np.inf) -> None:
+def check_finite(what: str, ids: Iterable[Any], values: Any, least: float = -np.inf, most: float = np.inf) -> None:
     """Raise `UserError` where a value is NaN, infinite, or outside [least, most]: a mean over the rest would be wrong.
 
     Args:

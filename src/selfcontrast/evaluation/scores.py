@@ -18,7 +18,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.contamination import Contamination
-from selfcontrast.evaluation.finite import check_numbers
+from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Responder
@@ -149,7 +149,7 @@ def evaluate(
         for way in settings.ways:
             played = player.play(examples, settings.decoding(way), f"{label} {way.name}")
             frame = pd.DataFrame([vars(answer) for answer in played])
-            check_numbers(f"the log-probability of {label}'s answer", frame["id"], frame["log_prob"])
+            check_finite(f"the log-probability of {label}'s answer", frame["id"], frame["log_prob"])
             frame.insert(0, "decoding", way.name)
             frames.append(frame)
     answers = pd.concat(frames, ignore_index=True)
@@ -158,16 +158,16 @@ def evaluate(
     if verifier:
         columns = zip(answers["id"], answers["text"], answers["turn"], strict=True)
         answers["score"] = [verifier.score(by_id[name], text, int(turn)) for name, text, turn in columns]
-        check_numbers("the verifier's score of the answer", answers["id"], answers["score"], 0.0, 1.0)
+        check_finite("the verifier's score of the answer", answers["id"], answers["score"], 0.0, 1.0)
     else:
         answers["similarity"], told = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
-        check_numbers("the similarity to the target of the answer", answers["id"], answers["similarity"])
+        check_finite("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
     likelihood = pd.DataFrame(
         target_log_probs(model, precision, renderer, examples, device, settings.max_length),
         columns=["id", "log_prob", "tokens"],
     )
-    check_numbers(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])
+    check_finite(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])
     likelihood.to_parquet(folder / LIKELIHOOD)
     results = run_tasks(settings.lm_eval, model, examples, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))

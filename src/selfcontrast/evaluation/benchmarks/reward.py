@@ -13,7 +13,7 @@ from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
-from selfcontrast.evaluation.finite import check_numbers
+from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import mean_interval, win_rate
 from selfcontrast.models.reward import Response, RewardModel
@@ -76,7 +76,7 @@ class RewardWins:
         with self.reward_model.open(subject.surroundings.device) as reward:
             rewards, counts = np.asarray(reward(asked), dtype=np.float64), unread(reward, asked)
         names = [*(name for name, _, _ in chosen), *targets]
-        check_numbers("the reward of the answer or target", names, rewards)
+        check_finite("the reward of the answer or target", names, rewards)
         told = report_unread(f"reward {subject.label}", counts, "tokens", "raise its reward_model.max_tokens")
         of_target = dict(zip(targets, rewards[len(chosen) :], strict=True))
         frame = pd.DataFrame([{"id": name, "sample": sample, "answer": own[-1]} for name, sample, own in chosen])
