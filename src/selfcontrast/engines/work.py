@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from selfcontrast.errors import UserError
-
 Item = TypeVar("Item")
 Worker = Callable[[Sequence[Any]], pa.Table]
 
@@ -70,12 +68,6 @@ class Engine(Protocol):
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
         """Writes the file of every shard that has none yet, with a progress bar of this label."""
-
-
-def check_sizes(engine: Engine) -> None:
-    for name in ("prompts_per_shard", "texts_per_shard"):
-        if getattr(engine, name) < 1:
-            raise UserError(f"engine.{name}={getattr(engine, name)}: at least 1")
 
 
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from selfcontrast.constrained import Count, Seed, Text, check_numbers
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.formats import OddRow, RowError, pair_of, prompt_of, text
 from selfcontrast.data.hub import content_hash
@@ -47,14 +48,13 @@ class Import:
 
     follows_model: ClassVar[bool] = False
 
-    path: str = field(metadata={"in_key_as": content})
-    prompts: int | None
-    max_length: int
-    seed: int
+    path: Text = field(metadata={"in_key_as": content})
+    prompts: Count | None
+    max_length: Count
+    seed: Seed
 
     def __post_init__(self) -> None:
-        if self.prompts is not None and self.prompts < 1:
-            raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
+        check_numbers(self, "generator")
 
     @property
     def samples(self) -> int:
