@@ -57,6 +57,10 @@ class Renderer:
         """Token ids of an example's prompt and target."""
         return self.prompt(example.prompt), self.response(example.prompt, example.target)
 
+    def check(self, messages: Sequence[Message], target: str) -> None:
+        """Raise `UserError` where the template does not render the dialogue with this answer."""
+        self._response_text(messages, target)
+
     def text(self, response_ids: Sequence[int]) -> str:
         """The text of a sampled response, without special tokens."""
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
