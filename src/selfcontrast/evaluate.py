@@ -81,7 +81,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
     template = given_template(parts.model)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
     with tracked as tracker:
-        job = Job(parts, tracker)
+        job = Job(parts, tracker, judged=True)
         published_data(job)
         trained = {LABEL: as_artifact(folder, parts.output, template)}
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from selfcontrast.data.example import Example, Message, Verifier
 from selfcontrast.evaluation.judges.budget import Budget
@@ -91,6 +91,14 @@ class Surroundings:
 
 Judging = Callable[[Sequence[Case]], list[Judgment]]
 """A judgment of each case, in their order."""
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A judge that somebody else runs."""
+
+    def ready(self, surroundings: Surroundings) -> None:
+        """Ask it once. Raises `UserError` where it does not answer."""
 
 
 class Judge(Protocol):
