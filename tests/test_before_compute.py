@@ -200,7 +200,6 @@ def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute
         {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6},  # Llama 2's
         {"temperature": 0.0, "do_sample": True},
         {"num_beams": 1, "early_stopping": True, "length_penalty": 2.0},
-        {"num_return_sequences": 3},
         {},
     ],
     ids=str,
