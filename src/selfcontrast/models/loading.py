@@ -155,10 +155,13 @@ class Pretrained:
             if not (folder / "config.json").is_file():
                 raise UserError(f"model.path={self.path}: no config.json there, so it is not a Hugging Face folder")
             check_causal(load_config(self.path, "model.path", **self._options()), f"model.path={self.path}")
-            check_weights(folder, "model.path")
+            if not list(folder.glob("*.safetensors")):
+                raise UserError(f"model.path={self.path}: no *.safetensors there (other weight formats are not read)")
         elif self.path.startswith((".", "/", "~")):
             raise UserError(f"model.path={self.path}: no such folder")
         Renderer(self.tokenizer())
+        if folder.is_dir():
+            check_weights(folder, "model.path")
 
     def skeleton(self) -> Any:
         import torch
