@@ -6,14 +6,14 @@ python evaluate.py model=FOLDER [data=…] [evaluation.…=…]
 import os
 import sys
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from train import CONF, FULL_ERROR, log, one_line
+from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import ending
+from selfcontrast.store.full import explained
 
 
 def job(cfg: DictConfig) -> None:
@@ -26,15 +26,15 @@ def job(cfg: DictConfig) -> None:
 
 
 def evaluate_model(cfg: DictConfig) -> None:
+    config = settings(cfg)
     log.info("checking the settings; output in %s", cfg.output)
     from selfcontrast.config import configure
 
     parts = configure(cfg)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     from selfcontrast.evaluate import evaluate, print_evaluated  # slow to import: a wrong setting is told first
 
-    print_evaluated(evaluate(parts, {str(key): value for key, value in config.items()}), parts.output)
+    with explained(parts.output, "output"):
+        print_evaluated(evaluate(parts, config), parts.output)
 
 
 def overrides(arguments: list[str]) -> list[str]:
@@ -54,14 +54,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
     set_environment()
     sys.argv[1:] = overrides(sys.argv[1:])
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if FULL_ERROR:
-            raise
-        sys.exit(one_line(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished stages are kept; the same command goes on from there")
+    with ending():
+        run_hydra(job, str(CONF), "config")
 
 
 if __name__ == "__main__":

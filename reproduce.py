@@ -8,10 +8,13 @@ python reproduce.py hh_rlhf/self_contrast +debug=tiny                  runs it; 
 
 import argparse
 import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -25,6 +28,7 @@ DATA = ("hh_rlhf", "ultrachat", "nectar")
 ARMS = ("sft", "dpo_std", "spin", "self_contrast")
 KS = (1, 2, 4, 8, 16)  # the paper's
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=PARTITION", "hydra.launcher.gpus_per_node=8")
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: SLURM, before a time limit
 SPEEDS = Path(__file__).parent / "benchmarks" / "throughput.yaml"
 
 
@@ -117,9 +121,34 @@ def run(names: Sequence[str], overrides: Sequence[str]) -> int:
     for experiment in names:
         called = [sys.executable, str(Path(__file__).parent / "train.py"), *command(experiment, overrides)]
         sys.stderr.write(f"== {experiment}\n")
-        if code := subprocess.run(called).returncode:
+        if code := call(called):
             return code
     return 0
+
+
+def call(words: Sequence[str]) -> int:
+    """Run a command, pass on what tells this process to end, and wait. Returns its exit code, as a shell counts it."""
+    children: list[subprocess.Popen[bytes]] = []
+    noted: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        terminal = sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+        for child in children:
+            if number != signal.SIGINT or not terminal:  # Ctrl-C reaches the whole group
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        with subprocess.Popen(words) as child:
+            children.append(child)
+            for number in noted:  # before there was a child
+                child.send_signal(number)
+            code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def main(given: Sequence[str] | None = None) -> int:

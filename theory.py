@@ -6,14 +6,14 @@ python theory.py [sft.…=…] [theory.prompts=…] …
 import os
 import sys
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from train import CONF, FULL_ERROR, log, one_line
+from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
+from selfcontrast.preemption import ending
+from selfcontrast.store.full import explained
 
 
 def job(cfg: DictConfig) -> None:
@@ -26,18 +26,18 @@ def job(cfg: DictConfig) -> None:
 
 
 def measure_theory(cfg: DictConfig) -> None:
+    config = settings(cfg)
     log.info("checking the settings; output in %s", cfg.output)
     from selfcontrast.config import build, configure
 
-    settings = build(cfg.theory, "theory")
+    measured = build(cfg.theory, "theory")
     parts = configure(cfg)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     from selfcontrast.report.theory import print_theory, write_theory  # slow to import: a wrong setting is told first
     from selfcontrast.theory.experiment import run
 
-    theory = run(parts, settings, {str(key): value for key, value in config.items()})
-    write_theory(theory, parts.output)
+    with explained(parts.output, "output"):
+        theory = run(parts, measured, config)
+        write_theory(theory, parts.output)
     print_theory(theory, parts.output)
 
 
@@ -45,14 +45,8 @@ def main() -> None:
     """Hydra around `job`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
     set_environment()
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="theory")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if FULL_ERROR:
-            raise
-        sys.exit(one_line(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished stages are kept; the same command goes on from there")
+    with ending():
+        run_hydra(job, str(CONF), "theory")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,10 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfcontrast.credentials import refuse_credentials, secrets_in
 from selfcontrast.environment import set_environment
-from selfcontrast.errors import FAILED, UserError
+from selfcontrast.errors import FAILED, UserError, printable
 from selfcontrast.gpus import own_gpus
-from selfcontrast.preemption import Stopped, end_when_told
+from selfcontrast.preemption import Stopped, end_when_told, ending, stays
+from selfcontrast.store.full import explained
 
 log = logging.getLogger("selfcontrast")
 
@@ -43,6 +47,7 @@ def job(cfg: DictConfig) -> float | None:
     except Stopped:
         if not multirun:
             raise
+        stays()
         failed.write_text("stopped early, on W&B's page or by a sweep")
         raise UserError("stopped early; the other jobs go on") from None
     except Exception as error:
@@ -59,21 +64,29 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def run_here(cfg: DictConfig) -> float | None:
+    config = settings(cfg)
     log.info("%s: checking the settings; output in %s", cfg.name, cfg.output)
     from selfcontrast.config import configure
 
     parts = configure(cfg)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     # Only now: torch, transformers and Lightning take seconds to import, and a wrong setting should be told at once.
     from selfcontrast.pipeline import run
     from selfcontrast.report.terminal import print_result
 
-    result = run(parts, {str(key): value for key, value in config.items()})
+    with explained(parts.output, "output"):
+        result = run(parts, config)
     if result is None:  # another node of the job has it
         return None
     print_result(result, parts.output)
     return result.value
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as they are recorded. Raises `UserError` where one of them holds a credential."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    refuse_credentials(config, Path(HydraConfig.get().runtime.output_dir))
+    return {str(key): value for key, value in config.items()}
 
 
 def one_line(error: Exception) -> str:
@@ -82,7 +95,7 @@ def one_line(error: Exception) -> str:
         key, group = unknown.groups()
         part = f" -p {group}" if (CONF / group).is_dir() else ""
         return f"error: {key}: no such setting; python train.py --cfg job{part} shows them all"
-    return "error: " + " ".join(str(error).split("\n    full_key")[0].split())
+    return "error: " + printable(str(error).split("\n    full_key")[0])
 
 
 def main() -> None:
@@ -91,22 +104,41 @@ def main() -> None:
     set_environment()
     if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
         sys.exit(f"error: {ONE_RUN}")
-    end_when_told()
+    with ending():
+        try:
+            run_hydra(job, "conf", "config")
+        finally:
+            from selfcontrast.report.hook import finish_sweep
+
+            try:
+                finish_sweep()  # of a multirun, whether or not a job failed
+            except UserError as error:
+                print(one_line(error), file=sys.stderr)
+
+
+def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None:
+    """Run a task with Hydra's command line. What a user can mend ends the process with one line and exit code 1."""
+    begun = False
+    for argument in sys.argv[1:]:  # before Hydra writes them down
+        if secrets_in(argument):
+            key = argument.partition("=")[0]
+            sys.exit(f"error: {key}: a URL with a credential in it, and settings are recorded: use the environment")
+
+    def begin(cfg: DictConfig) -> Any:
+        nonlocal begun
+        begun = True
+        return task(cfg)
+
     try:
-        hydra.main(version_base="1.3", config_path="conf", config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=folder, config_name=name)(begin)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if FULL_ERROR:
             raise
         sys.exit(one_line(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished stages are kept; the same command goes on from there")
-    finally:
-        from selfcontrast.report.hook import finish_sweep
-
-        try:
-            finish_sweep()  # of a multirun, whether or not a job failed
-        except UserError as error:
-            print(one_line(error), file=sys.stderr)
+    except OSError as error:
+        if FULL_ERROR or begun:
+            raise
+        sys.exit(one_line(UserError(f"the output folder cannot be used: {error}; choose another, hydra.run.dir=…")))
 
 
 if __name__ == "__main__":

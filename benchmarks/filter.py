@@ -24,10 +24,10 @@ from selfcontrast.data.example import Example
 from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
 from selfcontrast.filters.embed import CANDIDATES, ROWS, TARGETS
 from selfcontrast.filters.negatives import select_negatives
-from selfcontrast.filters.select import Filter
+from selfcontrast.filters.select import Filter, Selector
 from selfcontrast.filters.selectors import Everything, LeastSimilar, MostSimilarBelow, Random, RankWindow
 
-SELECTORS = {
+SELECTORS: dict[str, Selector] = {
     "least_similar": LeastSimilar(0.75, "distinct"),
     "none": Everything(),
     "most_similar_below": MostSimilarBelow(0.8),

@@ -242,7 +242,7 @@ def test_what_endpoints_offer() -> None:
         ({"urls": ["ftp://a/v1"]}, "is no endpoint"),
         ({"urls": ["https://me:secret@a/v1"]}, "no user or password"),
         ({"concurrency": 0}, "concurrency=0"),
-        ({"timeout": 0}, "above 0 seconds"),
+        ({"timeout": 0}, "timeout=0: must be greater than 0"),
         ({"retries": -1}, "retries"),
     ],
     ids=str,
@@ -252,3 +252,46 @@ def test_servers_that_cannot_be(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         servers(*urls, **wrong)
     assert "secret" not in str(caught.value)
+
+
+# --- a server that never answers again
+
+
+@pytest.mark.parametrize("fault", [Fault(500), Fault(200, HTML), Fault(429, headers={"Retry-After": "0"})], ids=str)
+def test_server_that_never_answers_is_given_up(
+    fault: Fault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "PATIENCE", 0.0)
+    monkeypatch.setattr(client, "LOOK", 0.0)
+    with OpenAIServer(fault=lambda *_: fault).open() as server:
+        with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s \(.*what was answered is kept"):
+            asyncio.run(many(servers(server.url, retries=5), 100))
+        assert len(server.asked) < 20
+    assert sum("trying again" in record.getMessage() for record in caplog.records) == 1
+
+
+async def many(asked: Servers, count: int) -> None:
+    async with Client(asked) as own:
+        try:
+            for _ in range(count):
+                await own.post("/completions", {}, text)
+        except Unanswered:
+            raise AssertionError("it was not given up") from None
+
+
+def test_server_that_refuses_requests_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PATIENCE", 0.0)
+    with OpenAIServer(fault=lambda *_: Fault(400)).open() as server:
+        assert all(answer.startswith("unanswered: HTTP 400") for answer in ask(servers(server.url), 30))
+
+
+def test_escape_codes_of_a_server_reach_no_message() -> None:
+    fault = Fault(400, b'{"message": "\\u001b[31mred\\u0007 \\u009b2J\\u202e"}')
+    with OpenAIServer(fault=lambda *_: fault).open() as server:
+        assert ask(servers(server.url)) == ["unanswered: HTTP 400: [31mred 2J"]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999", "-1", "http"])
+def test_port_that_is_none(port: str) -> None:
+    with pytest.raises(UserError, match="is no endpoint"):
+        servers(f"http://localhost:{port}/v1")

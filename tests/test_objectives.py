@@ -334,7 +334,7 @@ def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: O
         ({"core": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 must be 0"),
         ({"core": "simpo", "length_normalised": False}, "length_normalised=False must be true"),
         ({"aggregation": "hardest", "rank_weights": [1.0]}, "must be null"),
-        ({"rank_weights": [1.0, 0.0]}, "above 0"),
+        ({"rank_weights": [1.0, 0.0]}, r"rank_weights\[1\]=0.0: must be greater than 0"),
     ],
 )
 def test_settings_without_effect_or_out_of_range_are_refused(changes: dict[str, Any], problem: str) -> None:

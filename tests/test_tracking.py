@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -372,3 +373,26 @@ def test_without_tracking_the_same_calls_leave_nothing(
         tracker.summary({"value": 0.75})
         tracker.files(report)
     assert list(folder.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"project": "a/b"}, r"tracking\.project=a/b: at most 128 characters, none of them"),
+        ({"project": "x" * 129}, r"tracking\.project=x+: at most 128"),
+        ({"entity": "me?"}, r"tracking\.entity=me\?"),
+        ({"group": "g" * 129}, r"tracking\.group=g+"),
+        ({"tags": ["fine", "t" * 65]}, r"tracking\.tags=t+…: at most 64 characters each"),
+    ],
+)
+def test_limits_of_wandb_are_told_before_compute(setting: dict[str, Any], said: str) -> None:
+    fine: dict[str, Any] = {
+        "project": "p",
+        "entity": None,
+        "group": None,
+        "tags": [],
+        "mode": "offline",
+        "upload": False,
+    }
+    with pytest.raises(UserError, match=said):
+        WandbTracking(**{**fine, **setting})

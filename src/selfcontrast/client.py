@@ -5,25 +5,33 @@ The key comes from an environment variable, and goes into the request's header a
 
 import asyncio
 import json
+import logging
 import os
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from math import inf
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from selfcontrast.errors import UserError
+from selfcontrast.constrained import Seconds, Text, Tries, Workers, check_numbers
+from selfcontrast.errors import UserError, printable
 
 LONGEST_BACKOFF = 60.0  # seconds between two tries
 LONGEST_REST = 600.0  # seconds; whatever a server's Retry-After says
 LOOK = 5.0  # seconds that `models` waits
 LATER = {408, 409, 425, 429, *range(500, 600)}  # statuses after which the same request may well succeed
+WORKED_ON = {408, 502, 504}  # of those, the ones after which an answer may have been made, and billed
+PATIENCE = 600.0  # seconds without any answer, after which a client gives up
+BETWEEN_LINES = 60.0  # seconds between two lines of the log about failures
 SHOWN = 200  # characters of a server's complaint
+
+log = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 T = TypeVar("T")
@@ -38,11 +46,30 @@ class Unusable(Exception):
 
 
 class _Later(Exception):
-    """A failure that may pass. `rest`: the seconds that the server asks for, if it does."""
+    """A failure that may pass.
 
-    def __init__(self, reason: str, rest: float | None = None) -> None:
+    Attributes:
+        rest: the seconds that the server asks for, if it does.
+        free: whether nobody can have worked on the request, and so nobody bills it.
+    """
+
+    def __init__(self, reason: str, rest: float | None = None, free: bool = False) -> None:
         super().__init__(reason)
         self.rest = rest
+        self.free = free
+
+
+class Meter(Protocol):
+    """Counts the tries of a request that may be billed."""
+
+    async def begin(self) -> None:
+        """Called before each try. Raises `UserError` where it must not be made."""
+
+    def end(self) -> None:
+        """Called after each try, whatever became of it."""
+
+    def free(self) -> None:
+        """Called after a try that cost nothing: it has not arrived, or was refused."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +85,26 @@ class Servers:
         key_variable: name of the environment variable that holds the key; None where none is asked for.
     """
 
-    urls: list[str]
-    concurrency: int
-    timeout: float
-    retries: int
-    wait: float
-    key_variable: str | None
+    urls: list[Text]
+    concurrency: Workers
+    timeout: Seconds
+    retries: Tries
+    wait: Seconds
+    key_variable: Text | None
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise UserError(f"urls={self.urls}: one or more different endpoints, such as [http://127.0.0.1:8000/v1]")
         for url in self.urls:
-            parts = urlsplit(url)
+            try:
+                parts, port = urlsplit(url), urlsplit(url).port
+            except ValueError:
+                parts, port = urlsplit(""), None
             if parts.username or parts.password:
                 raise UserError(f"urls: {parts.hostname}: no user or password in a URL; name a key_variable instead")
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
                 raise UserError(f"urls: {url!r} is no endpoint: http://HOST:PORT/v1, or https")
-        if self.concurrency < 1:
-            raise UserError(f"concurrency={self.concurrency}: at least 1 request at a time")
-        if self.timeout <= 0 or self.wait <= 0 or self.retries < 0:
-            raise UserError("timeout and wait: above 0 seconds; retries: 0 or more")
 
     @property
     def key(self) -> str | None:
@@ -102,6 +129,10 @@ class Client:
 
     servers: Servers
     answered: int = field(default=0, init=False)  # requests so far
+    failed: int = field(default=0, init=False)  # tries so far
+    _silent_since: float | None = field(default=None, init=False)  # the first failure after the last answer
+    _gives_up_at: float = field(default=0.0, init=False)
+    _said_at: float = field(default=-inf, init=False)
 
     async def __aenter__(self) -> Self:
         key = self.servers.key
@@ -127,32 +158,89 @@ class Client:
     ) -> None:
         await self._session.close()
 
-    async def post(self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T]) -> T:
+    async def post(
+        self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T], meter: Meter | None = None
+    ) -> T:
         """What `read` makes of the answer, from whichever endpoint gives one that it can read.
 
         Args:
             read: raises `Unusable` for an answer that is not what was asked for.
+            meter: is told of each try.
 
         Raises:
             Unanswered: when the request is refused, or still fails after all retries.
-            UserError: when any other request would fail as well: the key, the address or the model is wrong.
+            UserError: when any other request would fail as well: the key, the address or the model is wrong, or no
+                request has been answered for `PATIENCE` seconds.
         """
         for tried in range(self.servers.retries + 1):
             if tried:
                 await asyncio.sleep(self._backoff(tried - 1))
             endpoint = await self._slot()
             try:
-                found = read(await self._ask(endpoint, "POST", path, body))
+                self._check_patience()
+                if meter:
+                    await meter.begin()
+                try:
+                    found = read(await self._metered(endpoint, path, body, meter))
+                finally:
+                    if meter:
+                        meter.end()
             except (_Later, Unusable) as error:
-                reason = str(error)
+                reason = self._safe(str(error))
                 self._rest(endpoint, error)
+                self._tell(endpoint, reason, getattr(error, "rest", None))
+            except Unanswered:
+                self._silent_since = None  # a server that refuses a request is there
+                raise
             else:
                 endpoint.failures = 0
                 self.answered += 1
+                self._silent_since = None
                 return found
             finally:
                 self._slots.put_nowait(endpoint)
         raise Unanswered(f"{reason} (tries: {self.servers.retries + 1})")
+
+    async def _metered(self, endpoint: _Endpoint, path: str, body: Mapping[str, Any], meter: Meter | None) -> Answer:
+        if meter is None:
+            return await self._ask(endpoint, "POST", path, body)
+        try:
+            return await self._ask(endpoint, "POST", path, body)
+        except (Unanswered, UserError):
+            meter.free()
+            raise
+        except _Later as error:
+            if error.free:
+                meter.free()
+            raise
+
+    def _tell(self, endpoint: _Endpoint, reason: str, rest: float | None) -> None:
+        """Log the first failure, and what still fails a minute later; note since when nothing has been answered."""
+        now = time.monotonic()
+        self.failed += 1
+        self._last_reason = reason
+        if self._silent_since is None:
+            self._silent_since, self._gives_up_at = now, now + PATIENCE
+        # A rest that a server asks for is waited for once; one that asks again and again is as good as dead.
+        if rest:
+            asked = min(now + rest + LOOK, self._silent_since + 2 * PATIENCE)
+            self._gives_up_at = max(self._gives_up_at, asked)
+        if now - self._said_at >= BETWEEN_LINES:
+            self._said_at = now
+            log.warning(
+                "%s: %s; trying again (%d tries failed, %d requests answered so far)",
+                endpoint.url,
+                reason,
+                self.failed,
+                self.answered,
+            )
+
+    def _check_patience(self) -> None:
+        if self._silent_since is not None and time.monotonic() >= self._gives_up_at:
+            raise UserError(
+                f"no answer from {', '.join(self.servers.urls)} for {time.monotonic() - self._silent_since:.0f} s "
+                f"({self._last_reason}): mend or start it, and run the same command again; what was answered is kept"
+            )
 
     async def models(self) -> dict[str, list[Answer] | str]:
         """Per URL the models that it offers, or why it does not say.
@@ -204,12 +292,13 @@ class Client:
         except TimeoutError:
             raise _Later(f"no answer in {self.servers.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _Later(self._safe(f"{type(error).__name__}: {error}")) from None
+            unsent = isinstance(error, aiohttp.ClientConnectorError)
+            raise _Later(self._safe(f"{type(error).__name__}: {error}"), free=unsent) from None
         if status == 200:
             return self._json(content)
         reason = self._safe(f"HTTP {status}: {_complaint(content)}")
         if status in LATER:
-            raise _Later(reason, _retry_after(headers.get("Retry-After")))
+            raise _Later(reason, _retry_after(headers.get("Retry-After")), free=status not in WORKED_ON)
         if status in (401, 403):
             raise UserError(f"{endpoint.url} refuses the key ({reason}): key_variable={self.servers.key_variable}")
         if (status == 404 or 300 <= status < 400) and method == "POST":
@@ -228,7 +317,7 @@ class Client:
     def _safe(self, text: str) -> str:
         """One line, without the key, which servers have been seen to repeat."""
         text = text.replace(self._secret, "***") if self._secret else text
-        return " ".join(text.split())[:SHOWN]
+        return printable(text)[:SHOWN]
 
 
 def _complaint(content: bytes) -> str:

@@ -5,15 +5,20 @@ Each group of `conf/` names the class it builds (`_target_`). Those classes are 
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, Strict
 
+from selfcontrast.constrained import Samples, Seed, Text, WholeNumber, finite, typed
+from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
+from selfcontrast.data.renderable import renderable
+from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
@@ -25,8 +30,10 @@ from selfcontrast.filters.select import Filter
 from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
+from selfcontrast.models.reward import RewardModel
 from selfcontrast.objectives import Objective, TargetLikelihood
 from selfcontrast.store import Store
+from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracking
 from selfcontrast.training.recipe import Hardware, Recipe
 
@@ -34,6 +41,14 @@ GROUPS = (
     "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",
     "evaluation", "engine", "tracking",
 )  # fmt: skip
+# Beside the groups. OmegaConf gives whole numbers as such: a text or a fraction is a mistake.
+SCALARS: dict[str, Any] = {
+    "negatives": Annotated[Samples, Strict()],
+    "rounds": Annotated[WholeNumber, Strict(), Field(le=1000)],
+    "seed": Annotated[Seed, Strict()],
+    **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
+    "published": Text | None,
+}
 TARGET_METRICS = ("score", "difference", "win_rate")
 
 
@@ -64,6 +79,13 @@ class Parts:
     tracking: Tracking
     published: list[Figure]
     splits: dict[Split, list[Example]]
+    left_out: list[str]
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """What decides the examples: the data, and the rows of it that the model's template cannot render."""
+        found = self.data.fingerprint()
+        return {"data": found, **({"left_out": key_of({"rows": sorted(self.left_out)})} if self.left_out else {})}
 
 
 def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None) -> Parts:
@@ -72,20 +94,13 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     Args:
         splits: what the config's data gives, where it has been read already.
     """
-    for name in ("negatives", "rounds", "seed"):
-        if not isinstance(cfg[name], int) or isinstance(cfg[name], bool):
-            raise UserError(f"{name}={cfg[name]}: a whole number")
-    if cfg.negatives < 1:
-        raise UserError(f"negatives={cfg.negatives}: at least 1 negative per prompt")
-    if cfg.rounds < 0:
-        raise UserError(f"rounds={cfg.rounds}: at least 1, or 0 for supervised fine-tuning alone")
+    for name, annotation in SCALARS.items():
+        typed(finite(cfg[name], name), annotation, name)
     if cfg.method == BASELINE:
         raise UserError(f"method={BASELINE}: the fine-tuned model has that name; give the policy another")
-    if cfg.seed < 0:
-        raise UserError(f"seed={cfg.seed}: 0 or more")
     if cfg.target_metric not in TARGET_METRICS:
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
-    parts = {group: build(cfg[group], group) for group in GROUPS}
+    parts = build_groups(cfg)
     verified = parts["data"].verifier() is not None
     parts["sft"].check("sft", parts["hardware"])
     parts["trainer"].check("trainer", parts["hardware"])
@@ -109,7 +124,12 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
     parts["adapter"].check(parts["model"])
     _check_lengths(parts, cfg.rounds)
-    job = assemble(cfg, parts, splits)
+    left_out: list[str] = []
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
+        splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
+    for model in _reward_models(parts):
+        model.check_examples([example for examples in splits.values() for example in examples])
+    job = assemble(cfg, parts, splits, left_out)
     for name in sorted({figure.benchmark for figure in job.published}):
         if getattr(job.evaluation.benchmarks.get(name), "own_questions", False):
             raise UserError(
@@ -134,8 +154,11 @@ def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
         raise UserError(f"{name}={used[name]} exceeds the {positions} positions of the model; lower it, or max_length")
 
 
-def assemble(cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]]) -> Parts:
-    """A job of parts that are built, unchecked."""
+def assemble(
+    cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]], left_out: Sequence[str] = ()
+) -> Parts:
+    """A job of parts that are built, unchecked but for the folders that it writes to."""
+    output = Path(typed(finite(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),
         method=str(cfg.method),
@@ -143,12 +166,19 @@ def assemble(cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Ex
         rounds=cfg.rounds,
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
-        store=Store.at(str(cfg.store), Path(cfg.store_cache), Path(cfg.output)),
-        output=Path(cfg.output),
+        store=Store.at(str(cfg.store), Path(cfg.store_cache), output),
+        output=output,
         published=[] if cfg.published is None else read_figures(str(cfg.published)),
         splits=splits,
+        left_out=list(left_out),
         **parts,
     )
+
+
+def build_groups(cfg: DictConfig) -> dict[str, Any]:
+    """Build each group of the config. Raises `UserError` as `build` does, and for a group of another kind."""
+    kinds = get_type_hints(Parts)
+    return {group: typed(build(cfg[group], group), kinds[group], group) for group in GROUPS}
 
 
 def build(node: Any, where: str) -> Any:
@@ -160,14 +190,18 @@ def build(node: Any, where: str) -> Any:
     if isinstance(node, ListConfig):
         return [build(item, f"{where}[{i}]") for i, item in enumerate(node)]
     if not isinstance(node, DictConfig):
-        return node
+        return finite(node, where)
     if "_target_" not in node:
         return {str(key): build(value, f"{where}.{key!s}") for key, value in node.items()}
     cls = _class(node["_target_"], where)
     _check_keys(node, cls, where)
     values = {str(name): build(value, f"{where}.{name!s}") for name, value in node.items() if name != "_target_"}
-    hints = get_type_hints(cls)
-    return cls(**{f.name: _typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)})
+    hints = get_type_hints(cls, include_extras=True)
+    checked = {f.name: typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)}
+    try:
+        return cls(**checked)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: these settings do not go together ({error})") from error
 
 
 def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
@@ -178,6 +212,14 @@ def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> Non
         benchmark.check(verifier)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _reward_models(parts: dict[str, Any]) -> list[RewardModel]:
+    """All that score dialogues of the data: of the filter, of benchmarks and of their judges."""
+    benchmarks = list(parts["evaluation"].benchmarks.values())
+    holders = [parts["filter"], *benchmarks, *(getattr(benchmark, "judge", None) for benchmark in benchmarks)]
+    found = [getattr(holder, "reward_model", None) for holder in holders]
+    return [model for model in found if isinstance(model, RewardModel)]
 
 
 def _class(target: str, where: str) -> Any:
@@ -202,13 +244,3 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
             raise UserError(f"{where}.{key} must be given: {where}.{key}=…")
         if key not in node:
             raise UserError(f"{where}.{key} is missing from the config")
-
-
-def _typed(value: Any, annotation: Any, name: str) -> Any:
-    """`value` as the field's type: 1 is a float, "many" is not."""
-    if annotation is Any or is_dataclass(value):
-        return value
-    try:
-        return TypeAdapter(annotation).validate_python(value)
-    except ValidationError as error:
-        raise UserError(f"{name}={value!r}: {error.errors()[0]['msg']}") from error

@@ -6,3 +6,8 @@ class UserError(Exception):
 
 
 FAILED = "error.txt"  # in the folder of a sweep's job that failed: why, in one line
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: without escape codes, which others may have put into their texts."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -84,7 +84,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
     with tracked as tracker:
         content = Content.of(folder)
-        job = Job(parts, tracker, lambda: content.check("model.path"))
+        job = Job(parts, tracker, lambda: content.check("model.path"), judged=True)
         published_data(job)
         trained = {LABEL: as_artifact(folder, parts.output, template, content)}
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)

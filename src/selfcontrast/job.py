@@ -8,8 +8,10 @@ from typing import Any
 import lightning
 
 from selfcontrast.config import Parts
+from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.budget import Budget
+from selfcontrast.evaluation.judges.judgment import Remote
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import Tracker
@@ -18,6 +20,7 @@ from selfcontrast.training.nodes import Compute, Decisions, this_node
 log = logging.getLogger(__name__)
 
 DATA = "data"
+COSTLY = ("generate", "evaluate")  # stages that may take hours, beside those that train
 
 
 class Job:
@@ -27,13 +30,19 @@ class Job:
         artifacts: what its stages gave so far, by label.
         budget: of all its judgments.
         train: the training examples by id.
+
+    Args:
         check_inputs: raises `UserError` if what stages read beside artifacts is another by now; asked after each of
             them, before it is published.
+        judged: the benchmarks' judges will be needed, and are asked once before anything costly is computed.
     """
 
-    def __init__(self, parts: Parts, tracker: Tracker, check_inputs: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, parts: Parts, tracker: Tracker, check_inputs: Callable[[], None] = lambda: None, judged: bool = False
+    ) -> None:
         self.parts = parts
         self.check_inputs = check_inputs
+        self._asks = judged
         self.tracker = tracker
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
@@ -58,6 +67,8 @@ class Job:
         name = label or stage
 
         def seeded(folder: Path) -> Mapping[str, Any] | None:
+            if trained or stage in COSTLY:
+                self._ask_judges()
             log.info("%-24s running", name)
             lightning.seed_everything(self.parts.seed, verbose=False)
             summary = compute(folder)
@@ -79,6 +90,22 @@ class Job:
         """What judges may need; `who` is the benchmark and the system that they are asked for."""
         p = self.parts
         return Surroundings(p.hardware.device, p.data.verifier(), p.store.root / "judgments", self.budget, who)
+
+    def _ask_judges(self) -> None:
+        """Ask each judge that somebody else runs, once: one that is dead is not found after hours of training."""
+        if not self._asks:
+            return
+        self._asks = False
+        p = self.parts
+        examples, asked = p.evaluation.choose(p.splits), list[Remote]()
+        for name, benchmark in p.evaluation.benchmarks.items():
+            judge = getattr(benchmark, "judge", None)
+            if isinstance(judge, Remote) and judge not in asked and not benchmark.left_out(examples, p.data.verifier()):
+                asked.append(judge)
+                try:
+                    judge.ready(self.surroundings(name))
+                except UserError as error:
+                    raise UserError(f"evaluation.benchmarks.{name}: {error}") from error
 
     def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:
         """The data, of a stage that is made from it: its fingerprint is among the settings."""

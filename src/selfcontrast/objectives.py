@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
+from pydantic import Field
+
+from selfcontrast.constrained import NonNegative, Positive, Real, check_numbers
 from selfcontrast.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,21 +60,17 @@ class Objective:
 
     aggregation: Aggregation
     core: CoreName
-    beta: float
-    label_smoothing: float
-    margin: float
-    nll_weight: float
+    beta: Annotated[Positive, Field(le=10_000)]
+    label_smoothing: Annotated[Real, Field(ge=0, lt=0.5)]
+    margin: Annotated[NonNegative, Field(le=10_000)]
+    nll_weight: Annotated[NonNegative, Field(le=10_000)]
     length_normalised: bool
-    rank_weights: Sequence[float] | None
+    rank_weights: Sequence[Positive] | None
 
     def __post_init__(self) -> None:
+        check_numbers(self, "objective")
         self._check(self.aggregation in get_args(Aggregation), "aggregation", f"one of {get_args(Aggregation)}")
         self._check(self.core in get_args(CoreName), "core", f"one of {get_args(CoreName)}")
-        self._check(self.beta > 0, "beta", "above 0")
-        self._check(0 <= self.label_smoothing < 0.5, "label_smoothing", "in [0, 0.5)")
-        self._check(self.margin >= 0, "margin", "at least 0")
-        self._check(self.nll_weight >= 0, "nll_weight", "at least 0")
-        self._check(all(w > 0 for w in self.rank_weights or ()), "rank_weights", "above 0, each of them")
         if self.aggregation in ("softmax", "plackett_luce", "nca"):
             self._check(self.core == "sigmoid", "core", f"sigmoid, which {self.aggregation} is defined with")
             self._check(not self.label_smoothing, "label_smoothing", f"0: {self.aggregation} has none")

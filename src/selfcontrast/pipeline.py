@@ -53,7 +53,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
         return None
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
-        job = Job(parts, tracker)
+        job = Job(parts, tracker, judged=True)
         systems, measured = everything(job)
         seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
@@ -80,7 +80,7 @@ def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artif
 def published_data(job: Job) -> Artifact:
     """All examples: the lineage of whatever is made from them begins here."""
     p = job.parts
-    settings = {"data": p.data.fingerprint()}
+    settings = p.rows
     return job.stage(DATA, published.VERSION, settings, {}, lambda folder: published.publish(folder, p.splits))
 
 
@@ -171,6 +171,7 @@ class Round:
     def rewards(self) -> Artifact:
         p = self.parts
         model = p.filter.reward_model
+        assert model is not None, "asked for where there is one alone"
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
@@ -408,7 +409,7 @@ def contaminated(job: Job) -> Artifact:
         **({"benchmarks": key_of(asked)} if asked else {}),
         "split": p.evaluation.split,
         "prompts": p.evaluation.prompts,
-        "data": p.data.fingerprint(),
+        **p.rows,
         "encoder": None if rule.similarity is None else p.encoder.fingerprint(),
     }
 

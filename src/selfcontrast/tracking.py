@@ -18,13 +18,15 @@ from typing import Any, Protocol
 import pandas as pd
 import yaml
 
-from selfcontrast.errors import UserError
+from selfcontrast.constrained import Text
+from selfcontrast.errors import UserError, printable
 from selfcontrast.preemption import ENDED, Stopped, stop
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME, LONGEST_TAG, NOT_IN_NAMES = 128, 64, frozenset("/\\#?%:")  # W&B's limits
 MODES = ("auto", "online", "offline", "disabled")
 NO_SETTINGS = ("name", "output")  # of the config: what differs between any two runs
 PACKAGE = Path(__file__).parent
@@ -135,16 +137,26 @@ class WandbTracking:
         upload: whether artifacts' files are uploaded, or referred to by their path and checksum.
     """
 
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str] = field()
+    project: Text
+    entity: Text | None
+    group: Text | None
+    tags: list[Text] = field()
     mode: str = field()
     upload: bool = field()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"tracking.mode={self.mode}: one of {', '.join(MODES)}")
+        for name in ("project", "entity", "group"):
+            value = getattr(self, name)
+            if value is not None and (len(value) > LONGEST_NAME or (name != "group" and set(value) & NOT_IN_NAMES)):
+                raise UserError(
+                    f"tracking.{name}={printable(value)[:40]}: at most {LONGEST_NAME} characters, none of them "
+                    f"{' '.join(sorted(NOT_IN_NAMES))}"
+                )
+        for tag in self.tags:
+            if len(tag) > LONGEST_TAG:
+                raise UserError(f"tracking.tags={printable(tag)[:40]}…: at most {LONGEST_TAG} characters each")
 
     def check(self) -> None:
         if self.resolved_mode() not in MODES[1:]:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfcontrast.data.example import Example, Message
-from selfcontrast.data.jsonl import Jsonl, split_by_prompt
+from selfcontrast.data.jsonl import Jsonl, read_rows, split_by_prompt
 from selfcontrast.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -528,3 +528,18 @@ def test_a_public_file_of_another_format_is_refused_by_its_columns() -> None:
     assert "id, name, instruction, instances" in refusal(
         SHARED / "instruction_tuning/self_instruct_seed_tasks_175.jsonl"
     )
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl.gz"
+    with gzip.open(file, "wb", compresslevel=9) as stream:
+        for _ in range(64):
+            stream.write(bytes(2**20))
+    with pytest.raises(UserError, match=r"data\.jsonl\.gz: unpacks to more than 200 times its size"):
+        list(read_rows(str(file)))
+
+
+def test_a_small_file_of_repetitions_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"prompt": "a", "completion": "' + b"b" * 10**6 + b'"}'))
+    assert len(list(read_rows(str(file)))) == 1

@@ -137,7 +137,7 @@ def test_a_folders_content_decides_and_what_it_holds_in_folders_too(tmp_path: Pa
         (LEXICAL, {"analyzer": "line"}, r"encoder\.analyzer=line: one of word, char, char_wb"),
         (LEXICAL, {"shortest": 3}, r"encoder\.shortest=3: from 1 to encoder\.longest=2"),
         (LEXICAL, {"shortest": 0}, r"encoder\.shortest=0"),
-        (LEXICAL, {"dimensions": 1}, r"encoder\.dimensions=1: at least 2"),
+        (LEXICAL, {"dimensions": 1}, r"encoder\.dimensions=1: must be greater than or equal to 2"),
     ],
 )
 def test_settings_that_cannot_be(encoder: Any, changes: dict[str, Any], line: str) -> None:

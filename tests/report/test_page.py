@@ -1,6 +1,7 @@
+import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -151,3 +152,15 @@ def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
         "repeated responses": "10.00%",
         "characters of a target (10%, median, 90%)": "12 / 1,234 / 5,000",
     }
+
+
+@pytest.mark.parametrize("name", ["$", "$x^2$", "a $ b $ c", "$\\frac{a}$", "${", "\\$5"])
+def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[..., Result], tmp_path: Path) -> None:
+    """matplotlib would read mathematics, and fail where it is none."""
+    written = json.dumps(asdict(make()))
+    for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
+        assert old in written
+        written = written.replace(old, json.dumps(f"{old} {name}")[1:-1])
+    _, seen = page(Result(**json.loads(written)), tmp_path)
+    for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
+        assert f"{old} {name}" in seen.shown

@@ -30,8 +30,11 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from selfcontrast.constrained import Count, Probability, Seed, check_numbers
 from selfcontrast.data.example import SPLITS, Example, Message, Split
 from selfcontrast.data.families import FAMILIES, FORMS, Turn, sample_target
 from selfcontrast.data.verifier import Verifier
@@ -41,6 +44,8 @@ VERSION = 2
 """Raise it with any change to the words, the templates or the order of random draws."""
 
 MAX_DRAWS = 1000
+
+MOST = 10_000_000  # examples of a split: all are held in memory
 
 
 @dataclass(frozen=True)
@@ -55,21 +60,16 @@ class Builtin:
         seed: of the data, apart from the training seed.
     """
 
-    train: int
-    validation: int
-    test: int
-    noise: float
-    rejected_noise: float
-    two_turn: float
-    seed: int
+    train: Annotated[Count, Field(le=MOST)]
+    validation: Annotated[Count, Field(le=MOST)]
+    test: Annotated[Count, Field(le=MOST)]
+    noise: Probability
+    rejected_noise: Probability
+    two_turn: Probability
+    seed: Seed
 
     def __post_init__(self) -> None:
-        for split in SPLITS:
-            if getattr(self, split) < 1:
-                raise UserError(f"data.{split}={getattr(self, split)}: a split needs at least 1 example")
-        for name in ("noise", "rejected_noise", "two_turn"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.{name}={getattr(self, name)}: give a probability between 0 and 1")
+        check_numbers(self, "data")
 
     def load(self) -> dict[Split, list[Example]]:
         """All splits. Raises `UserError` where a family has too few distinct prompts for their sizes."""

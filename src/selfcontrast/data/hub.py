@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import Count, ProperFraction, Text, check_numbers
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.jsonl import MIN_PROMPTS, SUFFIXES, hold_out, read_rows, split_by_prompt
 from selfcontrast.data.rows import key_of_content, read_examples, reasons
@@ -40,12 +41,15 @@ class Part:
         limit: the first so many usable rows, None for all.
     """
 
-    path: str
-    subset: str | None
-    revision: str | None
-    split: str
-    turns: int | None
-    limit: int | None
+    path: Text
+    subset: Text | None
+    revision: Text | None
+    split: Text
+    turns: Count | None
+    limit: Count | None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "data")
 
     def place(self, root: str | None) -> Path | None:
         """Where it lies on this machine; None for the hub. Raises `UserError` where `root` holds no copy."""
@@ -82,9 +86,9 @@ class Hub:
 
     train: Part
     test: Part | None
-    validation: float
-    test_share: float
-    root: str | None = field(metadata=NOT_IN_KEY)
+    validation: ProperFraction
+    test_share: ProperFraction
+    root: Text | None = field(metadata=NOT_IN_KEY)
     streaming: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
@@ -95,8 +99,6 @@ class Hub:
         for name, part in self._parts():
             if part.limit is not None and part.limit < MIN_PROMPTS:
                 raise UserError(f"data.{name}.limit={part.limit}: at least {MIN_PROMPTS}, or null for all rows")
-            if part.turns is not None and part.turns < 1:
-                raise UserError(f"data.{name}.turns={part.turns}: at least 1, or null for any number")
 
     def load(self) -> dict[Split, list[Example]]:
         """The three splits. Raises `UserError` for a part that cannot be read or holds too few usable prompts."""

@@ -1,6 +1,7 @@
 """The user's own supervised data: one JSON, JSON Lines or Parquet file, split by prompt."""
 
 import gzip
+import io
 import json
 import logging
 import zlib
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import Count, ProperFraction, Text
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rows import key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
@@ -18,6 +20,8 @@ from selfcontrast.store.content import Content, note, noted
 VERSION = 2  # raise it when the same file and settings would give other examples
 MIN_PROMPTS = 8
 SETTING = "data.path"
+LARGEST_RATIO = 200  # of a gzip file: text has 3 to 20, and a bomb about 1000
+SMALL = 2**24  # bytes that may be of any ratio
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 log = logging.getLogger(__name__)
@@ -38,10 +42,10 @@ class Jsonl:
         limit: the first rows that are usable; None is all.
     """
 
-    path: str
-    validation: float
-    test: float
-    limit: int | None
+    path: Text
+    validation: ProperFraction
+    test: ProperFraction
+    limit: Count | None
 
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
@@ -171,13 +175,23 @@ def existing(path: str, setting: str) -> Path:
 def _decode(file: Path) -> str:
     data = file.read_bytes()
     try:
-        data = gzip.decompress(data) if file.suffix == ".gz" else data
+        data = _unpacked(data, file) if file.suffix == ".gz" else data
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}, line {line}: not valid UTF-8; save the file as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}: not a whole gzip file ({error})") from None
+
+
+def _unpacked(data: bytes, file: Path) -> bytes:
+    """Decompress a gzip file. Raises `UserError` for one of almost nothing but repetitions, before it fills memory."""
+    most = max(SMALL, LARGEST_RATIO * len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        unpacked = stream.read(most + 1)
+    if len(unpacked) > most:
+        raise UserError(f"{file}: unpacks to more than {LARGEST_RATIO} times its size, as no text does: not read")
+    return unpacked
 
 
 def _lines(path: str, content: str) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import ProperFraction, Text, check_numbers
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.hub import split_off
 from selfcontrast.data.jsonl import MIN_PROMPTS, read_folder, read_rows
@@ -38,15 +39,14 @@ class Release:
         validation: share of the training prompts, in (0, 1).
     """
 
-    root: str = field(metadata=NOT_IN_KEY)
-    dataset: str
-    rows: str
-    test: str
-    validation: float
+    root: Text = field(metadata=NOT_IN_KEY)
+    dataset: Text
+    rows: Text
+    test: Text
+    validation: ProperFraction
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise UserError(f"data.validation={self.validation}: above 0 and below 1")
+        check_numbers(self, "data")
 
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits. Raises `UserError` for a missing or unusable file, or too few prompts."""

@@ -106,6 +106,10 @@ class Renderer:
         rejected, more = (others[0], others[1:]) if others else ("", [])
         return replace(example, target=target, rejected=rejected, more_rejected=more)
 
+    def check(self, messages: Sequence[Message], target: str) -> None:
+        """Raise `UserError` where the template does not render the dialogue with this answer."""
+        self._response_text(messages, target)
+
     def text(self, response_ids: Sequence[int]) -> str:
         """The text of a sampled response, without special tokens."""
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from selfcontrast.engines.work import Shard, Task, check_sizes, progress, unfinished, write_table
+from selfcontrast.constrained import Count, check_numbers
+from selfcontrast.engines.work import Shard, Task, progress, unfinished, write_table
 from selfcontrast.store import NOT_IN_KEY
 
 
@@ -12,11 +13,11 @@ from selfcontrast.store import NOT_IN_KEY
 class Local:
     """One worker, opened when the first shard asks for it."""
 
-    prompts_per_shard: int = field(metadata=NOT_IN_KEY)
-    texts_per_shard: int = field(metadata=NOT_IN_KEY)
+    prompts_per_shard: Count = field(metadata=NOT_IN_KEY)
+    texts_per_shard: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        check_numbers(self, "engine")
 
     def check(self) -> None: ...
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from selfcontrast.engines.work import Shard, Task, Worker, check_sizes, progress, unfinished, write_table
+from selfcontrast.constrained import Count, NonNegative, Text, Tries, Workers, check_numbers
+from selfcontrast.engines.work import Shard, Task, Worker, progress, unfinished, write_table
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 
@@ -45,16 +46,16 @@ REDUNDANT = ("exceptions", "_internal.execution.streaming_executor_state", "_int
 class Ray:
     """Actors on a cluster that exists, or on one of this machine that lives as long as the work."""
 
-    prompts_per_shard: int = field(metadata=NOT_IN_KEY)
-    texts_per_shard: int = field(metadata=NOT_IN_KEY)
-    actors: int | list[int] = field(metadata=NOT_IN_KEY)
-    cpus_per_actor: float = field(metadata=NOT_IN_KEY)
-    gpus_per_actor: float | None = field(metadata=NOT_IN_KEY)
-    restarts: int = field(metadata=NOT_IN_KEY)
-    address: str | None = field(metadata=NOT_IN_KEY)
+    prompts_per_shard: Count = field(metadata=NOT_IN_KEY)
+    texts_per_shard: Count = field(metadata=NOT_IN_KEY)
+    actors: Workers | list[Workers] = field(metadata=NOT_IN_KEY)
+    cpus_per_actor: NonNegative = field(metadata=NOT_IN_KEY)
+    gpus_per_actor: NonNegative | None = field(metadata=NOT_IN_KEY)
+    restarts: Tries = field(metadata=NOT_IN_KEY)
+    address: Text | None = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        check_numbers(self, "engine")
         bounds = self._bounds
         if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
             raise UserError(f"engine.actors={self.actors}: 1 or more, or [least, most]")
@@ -62,8 +63,6 @@ class Ray:
             share = getattr(self, name)
             if share is not None and (share < 0 or (share > 1 and share % 1)):
                 raise UserError(f"engine.{name}={share:g}: a whole number, or a share of one")
-        if self.restarts < 0:
-            raise UserError(f"engine.restarts={self.restarts}: 0 or more")
         if self.address not in (None, "auto"):
             raise UserError(
                 f"engine.address={self.address}: null or auto; Ray Data is not made for ray://, so start train.py on a "

@@ -75,12 +75,6 @@ class Engine(Protocol):
         """Writes the file of every shard that has none yet, with a progress bar of this label."""
 
 
-def check_sizes(engine: Engine) -> None:
-    for name in ("prompts_per_shard", "texts_per_shard"):
-        if getattr(engine, name) < 1:
-            raise UserError(f"engine.{name}={getattr(engine, name)}: at least 1")
-
-
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:
     """The shards that have no file, or a damaged one, which is reported and deleted.
 

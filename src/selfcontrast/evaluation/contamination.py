@@ -12,14 +12,15 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
+from selfcontrast.constrained import Count, Fraction, check_numbers
 from selfcontrast.data.example import Example
-from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.models.unread import report_unread, unread
 
@@ -48,19 +49,12 @@ class Contamination:
             computes no embeddings.
     """
 
-    ngram: int
-    containment: float
-    similarity: float | None
+    ngram: Annotated[Count, Field(ge=2, le=1000)]
+    containment: Fraction
+    similarity: Fraction | None
 
     def __post_init__(self) -> None:
-        if self.ngram < 2:
-            raise UserError(f"evaluation.contamination.ngram={self.ngram}: at least 2 words, e.g. 8")
-        if not 0 < self.containment <= 1:
-            raise UserError(f"evaluation.contamination.containment={self.containment}: above 0, at most 1, e.g. 0.5")
-        if self.similarity is not None and not 0 < self.similarity <= 1:
-            raise UserError(
-                f"evaluation.contamination.similarity={self.similarity}: above 0, at most 1, e.g. 0.95, or null"
-            )
+        check_numbers(self, "evaluation.contamination")
 
 
 def check_benchmarks(

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
+from selfcontrast.constrained import Count, Text, WholeNumber, check_numbers
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
@@ -53,29 +55,24 @@ class LmEval:
     The fewshot number and the template are not for tasks over the held-out prompts: those are rendered already.
     """
 
-    tasks: list[str]
-    limit: int | None
-    fewshot: int | None
+    tasks: list[Text]
+    limit: Count | None
+    fewshot: Annotated[WholeNumber, Field(le=1000)] | None
     apply_chat_template: bool
-    max_length: int
+    max_length: Count
     confirm_run_unsafe_code: bool
-    batch: int = field(metadata=NOT_IN_KEY)
+    batch: Count = field(metadata=NOT_IN_KEY)
     backend: Any = field(metadata=NOT_IN_KEY)  # by its own settings
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"evaluation.lm_eval.limit={self.limit}: at least 1 document, or null for all")
-        if self.fewshot is not None and self.fewshot < 0:
-            raise UserError(f"evaluation.lm_eval.fewshot={self.fewshot}: 0 or more, or null for the task's own")
-        if self.batch < 1:
-            raise UserError(f"evaluation.lm_eval.batch={self.batch}: at least 1 sequence at a time")
+        check_numbers(self, "evaluation.lm_eval")
 
     def check(self) -> None:
         """Raises `UserError` for a task that nobody has, or that may not run, or whose data cannot be had."""
-        if not self.tasks:
-            return
         if not isinstance(self.backend, HF | VLLM):
             raise UserError("evaluation.lm_eval.backend: hf or vllm; others give no likelihoods of a prompt")
+        if not self.tasks:
+            return
         try:
             self.backend.check()
         except UserError as error:

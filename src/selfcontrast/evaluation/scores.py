@@ -7,11 +7,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from selfcontrast.constrained import (
+    Count,
+    Fraction,
+    NonNegative,
+    ProperFraction,
+    Samples,
+    Seed,
+    Temperature,
+    Text,
+    check_numbers,
+    typed,
+)
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
@@ -21,7 +34,7 @@ from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
-from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.backend import Backend, Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.unread import report_unread, unread
 from selfcontrast.store import RESUME
@@ -34,9 +47,9 @@ ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval
 class Decoded:
     """A way of answering that is evaluated: the first is the one that headlines are made of."""
 
-    name: str
-    temperature: float
-    samples: int
+    name: Text
+    temperature: Temperature
+    samples: Samples
 
 
 @dataclass(frozen=True)
@@ -56,38 +69,31 @@ class Evaluation:
     """
 
     split: str
-    prompts: int | None
+    prompts: Annotated[Count, Field(ge=2)] | None
     decodings: list[Any]
-    top_p: float
-    max_new_tokens: int
-    max_length: int
+    top_p: Fraction
+    max_new_tokens: Count
+    max_length: Count
     lm_eval: LmEval = field(metadata={"in_key": False})  # by its own fingerprint
-    seed: int = field()
-    cap: float | None = field(metadata={"in_key": False})
-    judgments_shown: int | None = field(metadata={"in_key": False})
+    seed: Seed = field()
+    cap: NonNegative | None = field(metadata={"in_key": False})
+    judgments_shown: Count | None = field(metadata={"in_key": False})
     contamination: Contamination = field(metadata={"in_key": False})
-    level: float = field(metadata={"in_key": False})
-    resamples: int = field(metadata={"in_key": False})
-    backend: Any = field()
-    benchmarks: dict[str, Any] = field(metadata={"in_key": False})
+    level: ProperFraction = field(metadata={"in_key": False})
+    resamples: Annotated[Count, Field(ge=100, le=1_000_000)] = field(metadata={"in_key": False})
+    backend: Backend = field()
+    benchmarks: dict[Text, Any] = field(metadata={"in_key": False})
 
     def __post_init__(self) -> None:
+        check_numbers(self, "evaluation")
         if self.split not in ("validation", "test"):
             raise UserError(f"evaluation.split={self.split}: validation or test")
         if not self.decodings:
             raise UserError("evaluation.decodings: at least one")
-        if self.prompts is not None and self.prompts < 2:
-            raise UserError(f"evaluation.prompts={self.prompts}: at least 2, or null for all")
-        if not 0 < self.level < 1:
-            raise UserError(f"evaluation.level={self.level}: between 0 and 1, e.g. 0.95")
-        if self.resamples < 100:
-            raise UserError(f"evaluation.resamples={self.resamples}: at least 100")
         if self.cap is not None and not any(_priced(benchmark) for benchmark in self.benchmarks.values()):
             raise UserError(
                 f"evaluation.cap={self.cap:g} needs a judge with a price: judge.reading.price={{prompt: …}}"
             )
-        if self.judgments_shown is not None and self.judgments_shown < 1:
-            raise UserError(f"evaluation.judgments_shown={self.judgments_shown}: at least 1, or null for all")
         if self.split in self.benchmarks:
             raise UserError(f"evaluation.benchmarks.{self.split}: the split has that name; give the benchmark another")
         names = [way.name for way in self.ways]
@@ -98,10 +104,8 @@ class Evaluation:
 
     @property
     def ways(self) -> list[Decoded]:
-        try:
-            return [Decoded(str(d["name"]), float(d["temperature"]), int(d["samples"])) for d in self.decodings]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError("evaluation.decodings: each needs a name, a temperature and samples") from error
+        ways: list[Decoded] = typed(self.decodings, list[Decoded], "evaluation.decodings")
+        return ways
 
     def decoding(self, way: Decoded) -> Decoding:
         return Decoding(way.samples, way.temperature, self.top_p, self.max_new_tokens, self.max_length)

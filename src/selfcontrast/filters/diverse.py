@@ -4,13 +4,14 @@ Both give their own order, in which every beginning is diverse: rank k is chosen
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from selfcontrast.errors import UserError
+from selfcontrast.constrained import Count, Fraction, Probability, check_numbers
 from selfcontrast.filters.select import Floats, Indices, Pool
-from selfcontrast.filters.selectors import check_share, share_of
+from selfcontrast.filters.selectors import share_of
 
 SAME = 1e-3  # vectors nearer than this differ by no more than they are stored with
 
@@ -23,15 +24,13 @@ class MaximalMarginalRelevance:
     maximal marginal relevance (Carbonell and Goldstein, 1998), where being unlike the target is what is relevant.
     """
 
-    share: float
-    weight: float
+    share: Fraction
+    weight: Probability
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share(self.share, "share")
-        if not 0 <= self.weight <= 1:
-            raise UserError(f"filter.selector.weight={self.weight}: from 0 (diversity alone) to 1 (similarity alone)")
+        check_numbers(self, "filter.selector")
 
     def most(self, samples: int) -> int:
         return share_of(samples, self.share)
@@ -58,17 +57,14 @@ class Clusters:
     again, at the one farthest from all of them: nothing is random.
     """
 
-    share: float
-    clusters: int
-    iterations: int
+    share: Fraction
+    clusters: Count
+    iterations: Annotated[Count, Field(le=1_000_000)]
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share(self.share, "share")
-        for name in ("clusters", "iterations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"filter.selector.{name}={getattr(self, name)}: at least 1")
+        check_numbers(self, "filter.selector")
 
     def most(self, samples: int) -> int:
         return share_of(samples, self.share)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from selfcontrast.constrained import Count, Text, check_numbers
 from selfcontrast.errors import UserError
+from selfcontrast.models.folders import check_weights
 from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import first_line, refuse_partial
 from selfcontrast.store import NOT_IN_KEY, settings_of
@@ -58,18 +61,19 @@ class SentenceEncoder:
         devices: a process for each of these, where the hardware's one device is not enough; empty for that one.
     """
 
-    path: str
-    revision: str | None
+    path: Text
+    revision: Text | None
     prefix: str
     pooling: str | None
     precision: str
-    max_tokens: int
+    max_tokens: Count
     long_texts: str
     trust_remote_code: bool
-    batch_size: int = field(metadata=NOT_IN_KEY)
-    devices: list[str] = field(metadata=NOT_IN_KEY)
+    batch_size: Count = field(metadata=NOT_IN_KEY)
+    devices: list[Text] = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "encoder")
         if self.pooling not in (None, *POOLINGS):
             raise UserError(f"encoder.pooling={self.pooling}: {', '.join(POOLINGS)}, or null for the model's own")
         if self.precision not in PRECISIONS:
@@ -84,6 +88,8 @@ class SentenceEncoder:
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
             raise UserError(f"encoder.path={self.path}: no such folder")
+        if (folder := Path(self.path)).is_dir():
+            check_weights(folder, "encoder.path")
 
     @contextmanager
     def open(self, device: str) -> Iterator[Encode]:
@@ -227,17 +233,16 @@ class LexicalEncoder:
     """
 
     analyzer: str
-    shortest: int
-    longest: int
-    dimensions: int
+    shortest: Annotated[Count, Field(le=1000)]
+    longest: Annotated[Count, Field(le=1000)]
+    dimensions: Annotated[Count, Field(ge=2, le=1_000_000)]
 
     def __post_init__(self) -> None:
+        check_numbers(self, "encoder")
         if self.analyzer not in ANALYZERS:
             raise UserError(f"encoder.analyzer={self.analyzer}: one of {', '.join(ANALYZERS)}")
         if not 1 <= self.shortest <= self.longest:
             raise UserError(f"encoder.shortest={self.shortest}: from 1 to encoder.longest={self.longest}")
-        if self.dimensions < 2:
-            raise UserError(f"encoder.dimensions={self.dimensions}: at least 2")
 
     def fingerprint(self) -> dict[str, Any]:
         return settings_of(self)

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from selfcontrast.constrained import Samples, Seed, check_numbers
 from selfcontrast.errors import UserError
+from selfcontrast.models.reward import RewardModel
 from selfcontrast.store import NOT_IN_KEY
 
 Floats = NDArray[np.floating[Any]]
@@ -79,15 +81,14 @@ class Filter:
             None for that verifier, where there is one.
     """
 
-    selector: Any
-    max_negatives: int
+    selector: Selector
+    max_negatives: Samples
     on_shortage: str
-    seed: int
-    reward_model: Any = field(metadata=NOT_IN_KEY)  # its scores are an input of the stage
+    seed: Seed
+    reward_model: RewardModel | None = field(metadata=NOT_IN_KEY)  # its scores are an input of the stage
 
     def __post_init__(self) -> None:
-        if self.max_negatives < 1:
-            raise UserError(f"filter.max_negatives={self.max_negatives}: at least 1")
+        check_numbers(self, "filter")
         if self.on_shortage not in SHORTAGES:
             raise UserError(f"filter.on_shortage={self.on_shortage}: one of {', '.join(SHORTAGES)}")
 

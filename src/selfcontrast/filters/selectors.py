@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from selfcontrast.constrained import BelowOne, Cosine, Fraction, Real, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Indices, Pool
 
@@ -17,16 +18,6 @@ DISTINCT, SAMPLES = "distinct", "samples"
 def share_of(count: int, share: float) -> int:
     """A share rounded down, but not by floating point: 0.1 of 30 is 3."""
     return int(share * count + 1e-9)
-
-
-def check_share(value: float, key: str) -> None:
-    if not 0 < value <= 1:
-        raise UserError(f"filter.selector.{key}={value}: a share of the candidates, above 0 and at most 1")
-
-
-def check_cosine(value: float, key: str) -> None:
-    if not -1 < value <= 1:
-        raise UserError(f"filter.selector.{key}={value}: a cosine similarity, above -1 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -59,11 +50,11 @@ class LeastSimilar(Unranked):
             than the next one; an empty response and a copy of the target count as distinct, and are removed last.
     """
 
-    share: float
+    share: Fraction
     of: str
 
     def __post_init__(self) -> None:
-        check_share(self.share, "share")
+        check_numbers(self, "filter.selector")
         if self.of not in (DISTINCT, SAMPLES):
             raise UserError(f"filter.selector.of={self.of}: one of {DISTINCT}, {SAMPLES}")
 
@@ -85,13 +76,13 @@ class LeastSimilar(Unranked):
 class RankWindow(Unranked):
     """Candidates whose place in the order of similarity is from the share `low` up to the share `high`."""
 
-    low: float
-    high: float
+    low: BelowOne
+    high: Fraction
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < self.high <= 1:
-            raise UserError(f"filter.selector.low={self.low}: at least 0, and below filter.selector.high={self.high}")
-        check_share(self.high, "high")
+        check_numbers(self, "filter.selector")
+        if self.low >= self.high:
+            raise UserError(f"filter.selector.low={self.low}: must be below filter.selector.high={self.high}")
 
     def most(self, samples: int) -> int:
         return share_of(samples, self.high) - share_of(samples, self.low)
@@ -105,10 +96,10 @@ class RankWindow(Unranked):
 class LessSimilarThan(Unranked):
     """All candidates whose similarity to the target is below `bar`, however many those are."""
 
-    bar: float
+    bar: Cosine
 
     def __post_init__(self) -> None:
-        check_cosine(self.bar, "bar")
+        check_numbers(self, "filter.selector")
 
     def most(self, samples: int) -> int:
         return samples
@@ -121,12 +112,12 @@ class LessSimilarThan(Unranked):
 class MostSimilarBelow:
     """The hardest negatives that are no false ones: below `bar`, the most similar first (rank 0)."""
 
-    bar: float
+    bar: Cosine
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_cosine(self.bar, "bar")
+        check_numbers(self, "filter.selector")
 
     def most(self, samples: int) -> int:
         return samples
@@ -139,7 +130,7 @@ class MostSimilarBelow:
 class Random(Unranked):
     """Keep as many candidates as `LeastSimilar` with these settings, at random: its control."""
 
-    share: float
+    share: Fraction
     of: str
 
     def __post_init__(self) -> None:
@@ -161,13 +152,13 @@ class Random(Unranked):
 class LowestScored:
     """An oracle: of the candidates that score below `below` (None: of all) the share with the lowest scores."""
 
-    share: float
-    below: float | None
+    share: Fraction
+    below: Real | None
     ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_share(self.share, "share")
+        check_numbers(self, "filter.selector")
 
     def most(self, samples: int) -> int:
         return share_of(samples, self.share)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from selfcontrast.constrained import Count, check_numbers
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
@@ -25,13 +26,12 @@ class HF:
     follows_model: ClassVar[bool] = True
 
     precision: str
-    rows: int = field(metadata=NOT_IN_KEY)
+    rows: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "backend")
         if self.precision not in PRECISIONS:
             raise UserError(f"backend.precision={self.precision}: one of {', '.join(PRECISIONS)}")
-        if self.rows < 1:
-            raise UserError(f"backend.rows={self.rows}: at least 1")
 
     def check(self) -> None: ...
 

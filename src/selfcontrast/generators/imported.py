@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from selfcontrast.constrained import Count, Seed, Text, check_numbers
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.formats import OddRow, RowError, prompt_of, ranked_texts, text
 from selfcontrast.data.jsonl import existing, read_folder
@@ -42,14 +43,13 @@ class Import:
 
     follows_model: ClassVar[bool] = False
 
-    path: str = field(metadata=NOT_IN_KEY)  # its content is
-    prompts: int | None
-    max_length: int
-    seed: int
+    path: Text = field(metadata=NOT_IN_KEY)  # its content is
+    prompts: Count | None
+    max_length: Count
+    seed: Seed
 
     def __post_init__(self) -> None:
-        if self.prompts is not None and self.prompts < 1:
-            raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
+        check_numbers(self, "generator")
 
     @property
     def samples(self) -> int:

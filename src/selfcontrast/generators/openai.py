@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
+from selfcontrast.constrained import Seconds, Text, Tries, Workers
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
@@ -37,15 +38,15 @@ class OpenAI:
 
     follows_model: ClassVar[bool] = False
 
-    model: str
+    model: Text
     api: str
     extra: dict[str, Any]
-    urls: list[str] = field(metadata=NOT_IN_KEY)
-    concurrency: int = field(metadata=NOT_IN_KEY)
-    timeout: float = field(metadata=NOT_IN_KEY)
-    retries: int = field(metadata=NOT_IN_KEY)
-    wait: float = field(metadata=NOT_IN_KEY)
-    key_variable: str | None = field(metadata=NOT_IN_KEY)
+    urls: list[Text] = field(metadata=NOT_IN_KEY)
+    concurrency: Workers = field(metadata=NOT_IN_KEY)
+    timeout: Seconds = field(metadata=NOT_IN_KEY)
+    retries: Tries = field(metadata=NOT_IN_KEY)
+    wait: Seconds = field(metadata=NOT_IN_KEY)
+    key_variable: Text | None = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         if self.api not in APIS:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from selfcontrast.constrained import Count, Seed, check_numbers
 from selfcontrast.data.example import Example
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
@@ -29,13 +30,12 @@ class Pairs:
 
     follows_model: ClassVar[bool] = False
 
-    prompts: int | None
-    max_length: int
-    seed: int
+    prompts: Count | None
+    max_length: Count
+    seed: Seed
 
     def __post_init__(self) -> None:
-        if self.prompts is not None and self.prompts < 1:
-            raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
+        check_numbers(self, "generator")
 
     @property
     def samples(self) -> int:

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selfcontrast.constrained import Count, Fraction, Probability, Samples, Seed, Temperature, check_numbers
 from selfcontrast.data.candidates import FAILED, SCHEMA, Candidate, Decoding, Request
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
-from selfcontrast.generators.backend import Responder, with_room
+from selfcontrast.generators.backend import Backend, Responder, with_room
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, RESUME, settings_of
 
@@ -39,21 +40,18 @@ class Generation:
         backend: a `selfcontrast.generators.backend.Backend`.
     """
 
-    prompts: int | None
-    samples: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    max_length: int
-    seed: int
-    max_failed_share: float = field(metadata=NOT_IN_KEY)
-    backend: Any = field()
+    prompts: Count | None
+    samples: Samples
+    temperature: Temperature
+    top_p: Fraction
+    max_new_tokens: Count
+    max_length: Count
+    seed: Seed
+    max_failed_share: Probability = field(metadata=NOT_IN_KEY)
+    backend: Backend = field()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_failed_share <= 1:
-            raise UserError(f"generator.max_failed_share={self.max_failed_share}: a share of the prompts, 0 to 1")
-        if self.prompts is not None and self.prompts < 1:
-            raise UserError(f"generator.prompts={self.prompts}: at least 1, or null for all")
+        check_numbers(self, "generator")
         if self.temperature == 0:
             raise UserError("generator.temperature=0 gives one response over and over: negatives need sampling")
         _ = self.decoding

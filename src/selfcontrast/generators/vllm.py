@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+from selfcontrast.constrained import Count, Fraction, Text, Workers, check_numbers
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
@@ -46,22 +47,18 @@ class VLLM:
     follows_model: ClassVar[bool] = True
 
     dtype: str
-    adapter: str | None = field(metadata={"in_key_as": adapter_content})
-    python: str | None = field(metadata=NOT_IN_KEY)
-    max_model_len: int = field(metadata=NOT_IN_KEY)
-    tensor_parallel_size: int = field(metadata=NOT_IN_KEY)
-    data_parallel_size: int = field(metadata=NOT_IN_KEY)
-    gpu_memory_utilization: float = field(metadata=NOT_IN_KEY)
+    adapter: Text | None = field(metadata={"in_key_as": adapter_content})
+    python: Text | None = field(metadata=NOT_IN_KEY)
+    max_model_len: Count = field(metadata=NOT_IN_KEY)
+    tensor_parallel_size: Workers = field(metadata=NOT_IN_KEY)
+    data_parallel_size: Workers = field(metadata=NOT_IN_KEY)
+    gpu_memory_utilization: Fraction = field(metadata=NOT_IN_KEY)
     enforce_eager: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "backend")
         if self.dtype not in DTYPES:
             raise UserError(f"backend.dtype={self.dtype}: one of {', '.join(DTYPES)}")
-        for name in ("max_model_len", "tensor_parallel_size", "data_parallel_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"backend.{name}={getattr(self, name)}: at least 1")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise UserError(f"backend.gpu_memory_utilization={self.gpu_memory_utilization}: above 0 and at most 1")
 
     def check(self) -> None:
         if self.python is None:

@@ -7,8 +7,11 @@ a policy folder is an ordinary one and loads without peft.
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
+from pydantic import Field
+
+from selfcontrast.constrained import BelowOne, Count, Positive, Text, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.store import NOT_IN_KEY
@@ -61,19 +64,14 @@ class LoRA:
         stages: the trainings that train adapters alone.
     """
 
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: Literal["all-linear"] | list[str]
+    rank: Annotated[Count, Field(le=1_000_000)]
+    alpha: Positive
+    dropout: BelowOne
+    target_modules: Literal["all-linear"] | list[Text]
     stages: list[str] = field(metadata=NOT_IN_KEY)  # `at` has decided by then
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"adapter.rank={self.rank}: at least 1")
-        if self.alpha <= 0:
-            raise UserError(f"adapter.alpha={self.alpha}: must be positive")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"adapter.dropout={self.dropout}: in [0, 1)")
+        check_numbers(self, "adapter")
         if not self.target_modules:
             raise UserError("adapter.target_modules=[]: names of linear layers, or all-linear")
         if not self.stages or set(self.stages) - set(STAGES):

@@ -9,9 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from pydantic import Field
+
+from selfcontrast.constrained import Count, Positive, Text, check_numbers
 from selfcontrast.errors import UserError
+from selfcontrast.models.folders import check_causal, check_weights, load_config, tokenizer_at
 from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import folder_hash as folder_hash
@@ -20,6 +24,8 @@ from selfcontrast.store.content import note, noted
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
+LEAST_VOCABULARY = 261  # all bytes and five special tokens
+MOST_PARAMETERS = 10**11  # of a model from scratch
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
@@ -36,6 +42,9 @@ class Model(Protocol):
     def positions(self) -> int | None:
         """Tokens that it has positions for; None where nobody says."""
 
+    def tokenizer(self) -> Any:
+        """A tokenizer that renders dialogues as the model's; one that is trained knows no texts yet."""
+
     def skeleton(self) -> Any:
         """The model's modules without weights, on torch's meta device."""
 
@@ -47,19 +56,25 @@ class Model(Protocol):
 class FromScratch:
     """A Llama with random weights and a byte-level BPE tokenizer trained on the training texts."""
 
-    vocabulary: int
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    max_positions: int
-    init_std: float
-    chat_template: str
+    vocabulary: Annotated[Count, Field(ge=LEAST_VOCABULARY, le=10_000_000)]
+    hidden: Count
+    layers: Count
+    heads: Count
+    intermediate: Count
+    max_positions: Count
+    init_std: Annotated[Positive, Field(le=1000)]
+    chat_template: Text
     precision: str
 
     def __post_init__(self) -> None:
+        check_numbers(self, "model")
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise UserError(f"model.hidden={self.hidden} does not give {self.heads} heads of an even size each")
+        weights = self.vocabulary * self.hidden + self.layers * self.hidden * (4 * self.hidden + 3 * self.intermediate)
+        if weights > MOST_PARAMETERS:
+            raise UserError(
+                f"model.hidden={self.hidden}: {weights:.1e} parameters from scratch; lower it, or the layers"
+            )
         _check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -74,6 +89,11 @@ class FromScratch:
 
     def positions(self) -> int | None:
         return self.max_positions
+
+    def tokenizer(self) -> Any:
+        tokenizer = train_tokenizer([], self.vocabulary, self.max_positions)
+        tokenizer.chat_template = template_text(self.chat_template)
+        return tokenizer
 
     def skeleton(self) -> Any:
         import torch
@@ -122,10 +142,10 @@ class Pretrained:
         added_tokens: special tokens that the template needs and the tokenizer lacks.
     """
 
-    path: str
-    revision: str | None
-    chat_template: str | None
-    added_tokens: list[str]
+    path: Text
+    revision: Text | None
+    chat_template: Text | None
+    added_tokens: list[Text]
     precision: str
     trust_remote_code: bool
     local_files_only: bool = field(metadata=NOT_IN_KEY)
@@ -152,11 +172,14 @@ class Pretrained:
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise UserError(f"model.path={self.path}: no config.json there, so it is not a Hugging Face folder")
+            check_causal(load_config(self.path, "model.path", **self._options()), f"model.path={self.path}")
             if not list(folder.glob("*.safetensors")):
                 raise UserError(f"model.path={self.path}: no *.safetensors there (other weight formats are not read)")
         elif self.path.startswith((".", "/", "~")):
             raise UserError(f"model.path={self.path}: no such folder")
-        Renderer(self._tokenizer())
+        Renderer(self.tokenizer())
+        if folder.is_dir():
+            check_weights(folder, "model.path")
 
     def skeleton(self) -> Any:
         import torch
@@ -182,7 +205,7 @@ class Pretrained:
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         content = noted(self)
-        model, tokenizer = load_model(self.path, self.precision, **self._options()), self._tokenizer()
+        model, tokenizer = load_model(self.path, self.precision, **self._options()), self.tokenizer()
         if content:
             content.check("model.path")
         if (size := len(tokenizer)) > (rows := model.get_input_embeddings().weight.shape[0] + len(self.added_tokens)):
@@ -201,14 +224,8 @@ class Pretrained:
             "local_files_only": self.local_files_only,
         }
 
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, **self._options())
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"model.path={self.path}: its tokenizer cannot be loaded: {first}") from error
+    def tokenizer(self) -> Any:
+        tokenizer = tokenizer_at(self.path, "model.path", **self._options())
         if known := [token for token in self.added_tokens if token in tokenizer.get_vocab()]:
             raise UserError(f"model.added_tokens: the tokenizer of {self.path} has {', '.join(known)} already")
         tokenizer.add_tokens(self.added_tokens, special_tokens=True)
@@ -246,22 +263,42 @@ def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a policy folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    """The tokenizer of a policy folder, with a token to pad with."""
+    return tokenizer_at(str(path), "the model in", local_files_only=True)
 
 
 def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     """Weights, tokenizer with its chat template, generation config and model card: a Hugging Face folder."""
     from selfcontrast.data.rendering import Renderer
 
+    model.generation_config = valid_generation_config(model.generation_config)
     model.generation_config.eos_token_id = sorted(Renderer(tokenizer).end_ids)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.set_attn_implementation("sdpa")  # ours must not be asked for by whoever loads the folder
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").write_text(card)
+
+
+def valid_generation_config(given: Any) -> Any:
+    """The generation config in a form that can be saved: those of older models sample without saying so."""
+    from copy import deepcopy
+    from tempfile import TemporaryDirectory
+
+    from transformers import GenerationConfig
+
+    sampling = deepcopy(given)
+    sampling.do_sample = True
+    special = {name: getattr(given, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for config in (given, sampling):
+        try:
+            with TemporaryDirectory() as scratch:  # what is checked at saving is not checked by `validate` alone
+                config.save_pretrained(scratch)
+                GenerationConfig.from_pretrained(scratch).validate(strict=True)
+        except Exception:  # transformers has had several kinds of errors for it
+            continue
+        return config
+    return GenerationConfig(**special)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> Any:

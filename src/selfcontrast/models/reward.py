@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfcontrast.data.example import Message
+from selfcontrast.constrained import Count, Text, check_numbers
+from selfcontrast.data.example import Example, Message
 from selfcontrast.data.rendering import repeatable
 from selfcontrast.errors import UserError
+from selfcontrast.models.folders import check_weights, load_config, tokenizer_at
 from selfcontrast.models.loading import PRECISIONS
 from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import load_whole
@@ -48,19 +50,18 @@ class RewardModel:
             row keeps its first token and loses those after it; the reward is read at its last token.
     """
 
-    path: str
-    revision: str | None
+    path: Text
+    revision: Text | None
     precision: str
-    max_tokens: int
+    max_tokens: Count
     read_at: str
     trust_remote_code: bool
-    batch_size: int = field(metadata=NOT_IN_KEY)
+    batch_size: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "reward_model")
         if self.precision not in PRECISIONS:
             raise UserError(f"reward_model.precision={self.precision}: one of {', '.join(PRECISIONS)}")
-        if min(self.max_tokens, self.batch_size) < 1:
-            raise UserError("reward_model.max_tokens and reward_model.batch_size: at least 1")
         if self.read_at not in (LAST_TOKEN, PUBLISHED):
             raise UserError(f"reward_model.read_at={self.read_at}: one of {LAST_TOKEN}, {PUBLISHED}")
 
@@ -74,8 +75,20 @@ class RewardModel:
         folder = Path(self.path)
         if folder.is_dir():
             self._config()
+            check_weights(folder, "reward_model.path")
         elif self.path.startswith((".", "/", "~")):
             raise UserError(f"reward_model.path={self.path}: no such folder")
+
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """Render examples, where the model lies here. Raises `UserError` for a dialogue that its template refuses."""
+        from selfcontrast.data.renderable import check_tokenizer  # which reads data sets, and so this package
+
+        if Path(self.path).is_dir():
+            check_tokenizer(self._tokenizer(), f"reward_model.path={self.path}", examples)
+
+    def _tokenizer(self) -> Any:
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return tokenizer_at(self.path, "reward_model.path", padding_side="right", **options)
 
     @contextmanager
     def open(self, device: str) -> Iterator[Reward]:
@@ -128,14 +141,8 @@ class RewardModel:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def _config(self) -> Any:
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(
-                self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"reward_model.path={self.path}: {str(error).strip().splitlines()[0]}") from error
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        config = load_config(self.path, "reward_model.path", **options)
         if config.num_labels != 1:
             raise UserError(
                 f"reward_model.path={self.path} has {config.num_labels} outputs: a reward model is a sequence "
@@ -145,12 +152,12 @@ class RewardModel:
 
     def _load(self, device: str) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         content = noted(self)
         options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         config = self._config()
-        tokenizer = AutoTokenizer.from_pretrained(self.path, padding_side="right", **options)
+        tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
         if isinstance(tokenizer.chat_template, str):

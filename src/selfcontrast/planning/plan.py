@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from selfcontrast.config import GROUPS, Parts, assemble, build, configure
+from selfcontrast.config import Parts, assemble, build, build_groups, configure
 from selfcontrast.data.example import Example, Split
 from selfcontrast.errors import UserError
 from selfcontrast.job import Job
@@ -103,7 +103,7 @@ def plan(cfg: DictConfig, read: Reader) -> Planned:
         except UserError as error:
             obstacle = str(error)
     if obstacle:
-        parts = assemble(cfg, {group: build(cfg[group], group) for group in GROUPS}, splits)
+        parts = assemble(cfg, build_groups(cfg), splits)
     rehearsal = Rehearsal(parts)
     everything(rehearsal)
     return Planned(parts, rehearsal.steps, obstacle)

@@ -28,6 +28,7 @@ STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a category may be called "$x$": names are shown as they are
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["rule"],
     "axes.labelcolor": COLOURS["muted"],

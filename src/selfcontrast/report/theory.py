@@ -192,6 +192,8 @@ def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], of: str, points: s
         axes.plot(x, dots, "o", color=colour, markersize=5, markeredgewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("negatives")

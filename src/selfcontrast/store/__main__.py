@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import prune
+from selfcontrast.store import full, prune
 from selfcontrast.store.artifact import verify
 from selfcontrast.store.catalog import Catalog, Entry
 from selfcontrast.store.remote import is_url
@@ -27,8 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if is_url(given.store):
         raise UserError(f"--store {given.store}: these commands work on a folder: give that of the working copies")
-    catalog = Catalog.read(Path(given.store))
-    code: int = given.command(catalog, given)
+    with full.explained(Path(given.store)):
+        catalog = Catalog.read(Path(given.store))
+        code: int = given.command(catalog, given)
     return code
 
 

@@ -16,8 +16,12 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def explained(root: Path) -> Iterator[None]:
-    """Turns the error of a full or forbidden disk into a `UserError` that names the store and what to do."""
+def explained(root: Path, setting: str = "store") -> Iterator[None]:
+    """Turns the error of a full or forbidden disk into a `UserError` that names the folder and what to do.
+
+    Args:
+        setting: the folder's.
+    """
     try:
         yield
     except Exception as error:
@@ -25,13 +29,15 @@ def explained(root: Path) -> Iterator[None]:
             free = ", ".join(
                 f"{shutil.disk_usage(place).free / 2**20:,.0f} MiB free in {place}" for place in _disks(root)
             )
+            hint = (
+                f", for instance with python -m selfcontrast.store prune --store {root}" if setting == "store" else ""
+            )
             raise UserError(
-                f"store={root}: {reason} ({free}); make room, for instance with "
-                f"python -m selfcontrast.store prune --store {root}: the same command then goes on from here"
+                f"{setting}={root}: {reason} ({free}); make room{hint}: the same command then goes on from here"
             ) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _below(root, error.filename):
             raise UserError(
-                f"store={root}: {error.filename}: {error.strerror}; choose a folder that is yours"
+                f"{setting}={root}: {error.filename}: {error.strerror}; choose a folder that is yours"
             ) from error
         raise
 

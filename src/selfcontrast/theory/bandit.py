@@ -10,11 +10,14 @@ in theta: the normalisers cancel. Targets are drawn from `targets`, negatives fr
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import expit, log_softmax
 
+from selfcontrast.constrained import Count, NonNegative, Positive, ProperFraction, Seed, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.theory.components import Components, Floats
 
@@ -34,24 +37,19 @@ class BanditSettings:
         replicates: estimates simulated at each number of positives and negatives.
     """
 
-    responses: int
-    good: int
-    reference_good: float
-    moved: float
-    beta: float
-    positives: list[int]
-    seed: int
-    replicates: int
+    responses: Annotated[Count, Field(le=100_000)]
+    good: Count
+    reference_good: ProperFraction
+    moved: Annotated[NonNegative, Field(le=100)]
+    beta: Annotated[Positive, Field(le=10_000)]
+    positives: Annotated[list[Count], Field(min_length=1)]
+    seed: Seed
+    replicates: Annotated[Count, Field(ge=2, le=10_000_000)]
 
     def __post_init__(self) -> None:
+        check_numbers(self, "theory.bandit")
         if not 1 <= self.good <= self.responses - 2:
             raise UserError(f"theory.bandit.good={self.good}: 1 to responses - 2, so that there are two bad ones")
-        if not 0 < self.reference_good < 1:
-            raise UserError(f"theory.bandit.reference_good={self.reference_good}: a probability between 0 and 1")
-        if not self.positives or min(self.positives) < 1:
-            raise UserError(f"theory.bandit.positives={self.positives}: one number of targets or more, each at least 1")
-        if self.replicates < 2:
-            raise UserError(f"theory.bandit.replicates={self.replicates}: at least 2")
 
     def build(self) -> "Bandit":
         rng = np.random.default_rng(self.seed)

@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from selfcontrast.constrained import Count, ProperFraction, Samples, Seed, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.theory.bandit import Bandit, BanditSettings
@@ -39,25 +41,22 @@ KEPT, WORSE = "kept by the filter", "worse than the target (oracle)"
 class GradientError:
     """What is measured; `conf/theory.yaml` explains each."""
 
-    prompts: int
-    samples: int
-    dimensions: int | None
-    negatives: list[int]
-    estimates: list[int]
-    draws: int
-    seed: int
-    level: float = field(metadata=NOT_IN_KEY)
+    prompts: Annotated[Count, Field(ge=3)]
+    samples: Annotated[Samples, Field(ge=2)]
+    dimensions: Count | None
+    negatives: Annotated[list[Count], Field(min_length=1)]
+    estimates: Annotated[list[Count], Field(min_length=1)]
+    draws: Annotated[Count, Field(ge=2, le=10_000_000)]
+    seed: Seed
+    level: ProperFraction = field(metadata=NOT_IN_KEY)
     bandit: BanditSettings = field()
 
     def __post_init__(self) -> None:
-        if self.samples < 2 or self.prompts < 3:
-            raise UserError("theory: at least 3 prompts and 2 samples, or there is no variance to measure")
-        if not self.negatives or not 1 <= min(self.negatives) <= max(self.negatives) <= self.samples:
+        check_numbers(self, "theory")
+        if max(self.negatives) > self.samples:
             raise UserError(f"theory.negatives={self.negatives}: each from 1 to theory.samples={self.samples}")
-        if not self.estimates or not 1 <= min(self.estimates) <= max(self.estimates) < self.prompts:
+        if max(self.estimates) >= self.prompts:
             raise UserError(f"theory.estimates={self.estimates}: each below theory.prompts={self.prompts}")
-        if self.draws < 2:
-            raise UserError(f"theory.draws={self.draws}: at least 2")
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,14 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         partial = self.file.with_suffix(".writing")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            publish(partial, self.file)
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                publish(partial, self.file)
+        except BaseException:
+            if partial.is_file():  # of a full disk: it would keep the next attempt from its space
+                partial.unlink()
+            raise
 
 
 def intact(checkpoint: Path) -> bool:

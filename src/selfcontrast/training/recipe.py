@@ -6,7 +6,11 @@ import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Annotated
 
+from pydantic import Field
+
+from selfcontrast.constrained import BelowOne, Count, NonNegative, Positive, WholeNumber, Workers, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.models.attention.choice import ATTENTIONS
 from selfcontrast.store import NOT_IN_KEY
@@ -26,34 +30,24 @@ class Recipe:
     """
 
     optimizer: str
-    lr: float
-    epochs: int
-    tokens: int | None
-    prompts_per_step: int
-    cutoff: int
+    lr: Annotated[Positive, Field(le=100)]
+    epochs: Annotated[WholeNumber, Field(le=1_000_000)]
+    tokens: Annotated[int, Field(ge=1, le=2**53)] | None
+    prompts_per_step: Count
+    cutoff: Count
     schedule: str
-    warmup: float
-    weight_decay: float
-    betas: list[float]
-    clip_norm: float
-    validations: int
+    warmup: BelowOne
+    weight_decay: Annotated[NonNegative, Field(le=100)]
+    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)]
+    clip_norm: Positive
+    validations: WholeNumber
 
     def __post_init__(self) -> None:
+        check_numbers(self, "")
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer={self.optimizer}: one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule={self.schedule}: one of {', '.join(SCHEDULES)}")
-        if self.epochs < 0:
-            raise UserError(f"epochs={self.epochs}: at least 1; of sft 0, for a model that is fine-tuned already")
-        for name in ("lr", "prompts_per_step", "cutoff", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)}: must be positive")
-        if self.tokens is not None and self.tokens < 1:
-            raise UserError(f"tokens={self.tokens}: at least 1, or null for `epochs`")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"warmup={self.warmup}: a share of the steps, at least 0 and below 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas={self.betas}: two numbers in [0, 1)")
 
     def check(self, name: str, hardware: "Hardware") -> None:
         """Raises `UserError` where the recipe, called `name` in the config, cannot be followed here."""
@@ -89,25 +83,21 @@ class Hardware:
 
     precision: str
     accelerator: str = field(metadata=NOT_IN_KEY)
-    devices: int = field(metadata=NOT_IN_KEY)
-    num_nodes: int = field(metadata=NOT_IN_KEY)
+    devices: Workers = field(metadata=NOT_IN_KEY)
+    num_nodes: Workers = field(metadata=NOT_IN_KEY)
     strategy: str = field(metadata=NOT_IN_KEY)
-    threads: int | None = field(metadata=NOT_IN_KEY)
+    threads: Workers | None = field(metadata=NOT_IN_KEY)
     attention: str = field(metadata=NOT_IN_KEY)
     compile: bool = field(metadata=NOT_IN_KEY)
-    tokens_per_pass: int = field(metadata=NOT_IN_KEY)
-    logits_chunk: int = field(metadata=NOT_IN_KEY)
+    tokens_per_pass: Count = field(metadata=NOT_IN_KEY)
+    logits_chunk: Count = field(metadata=NOT_IN_KEY)
     gradient_checkpointing: bool = field(metadata=NOT_IN_KEY)
-    checkpoint_every: int = field(metadata=NOT_IN_KEY)
-    peak_tflops: float | None = field(metadata=NOT_IN_KEY)
+    checkpoint_every: Count = field(metadata=NOT_IN_KEY)
+    peak_tflops: Positive | None = field(metadata=NOT_IN_KEY)
     self_check: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes", "tokens_per_pass", "logits_chunk", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"hardware.{name}={getattr(self, name)}: at least 1")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise UserError(f"hardware.peak_tflops={self.peak_tflops}: positive, or null where it is not known")
+        check_numbers(self, "hardware")
         if self.precision not in ARITHMETICS:
             raise UserError(f"hardware.precision={self.precision}: one of {', '.join(ARITHMETICS)}")
         if self.strategy not in STRATEGIES:

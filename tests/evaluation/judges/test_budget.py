@@ -1,38 +1,70 @@
 """One cap for all that a job's judgments cost."""
 
+from pathlib import Path
+
 import pytest
 
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges.budget import Account, Budget, Price
+from selfcontrast.evaluation.judges.bills import Bills
+from selfcontrast.evaluation.judges.budget import OVERHEAD, Account, Budget, Price, most_tokens
 
 ONE_PER_TOKEN = Price(prompt=1e6, completion=1e6)
 
 
-def test_a_budget_stops_before_it_is_exceeded_whoever_spends() -> None:
-    budget = Budget(100)
-    one, other = (Account(ONE_PER_TOKEN, budget, who) for who in ("mt_bench SFT", "pairwise SFT"))
+def account(folder: Path, budget: Budget, who: str = "a benchmark", price: Price | None = ONE_PER_TOKEN) -> Account:
+    return Account(price, budget, who, Bills(folder, {"judge": "one"}))
+
+
+def test_a_budget_stops_before_it_is_exceeded_whoever_spends(tmp_path: Path) -> None:
+    budget = Budget(100 + 2 * OVERHEAD)
+    one, other = (account(tmp_path, budget, who) for who in ("mt_bench SFT", "pairwise SFT"))
     budget.count("paid before", 10)
-    reserved = one.reserve("x" * 90, 50)  # 30 and 50: 90 in all
-    assert reserved == 80
-    with pytest.raises(UserError, match=r"evaluation\.cap=100 is reached by pairwise SFT: 90 "):
+    tried = one.reserve("x" * 30, 50)  # 30 bytes and 50: with the overhead 122 in all
+    assert tried.reserved == 80 + OVERHEAD
+    with pytest.raises(UserError, match=r"evaluation\.cap=164 is reached by pairwise SFT: 122 "):
         other.reserve("", 11)
-    one.settle(reserved, 20, 10)  # 40 in all
-    assert other.reserve("", 60) == 60
+    tried.settle(20, 10)  # 40 in all
+    assert other.reserve("", 60 + OVERHEAD).reserved == 60 + 2 * OVERHEAD
     with pytest.raises(UserError, match="reached by mt_bench SFT"):
         one.reserve("x", 0)
 
 
-def test_what_was_paid_before_counts_once() -> None:
-    budget = Budget(100)
+def test_what_was_paid_before_counts_once(tmp_path: Path) -> None:
+    budget = Budget(100 + OVERHEAD)
     for _ in range(3):
         budget.count("a", 60)
-    account = Account(ONE_PER_TOKEN, budget, "a benchmark")
-    assert account.reserve("", 40) == 40
+    own = account(tmp_path, budget)
+    assert own.reserve("", 40).reserved == 40 + OVERHEAD
     budget.count("b", 1)
     with pytest.raises(UserError):
-        account.reserve("", 0)
+        own.reserve("", 0)
 
 
-def test_without_a_price_or_a_cap_nothing_stops() -> None:
-    assert Account(None, Budget(0), "a benchmark").reserve("x" * 10**6, 10**6) == 0
-    assert Account(ONE_PER_TOKEN, Budget(None), "a benchmark").reserve("", 10**9) == 10**9
+def test_without_a_price_or_a_cap_nothing_stops(tmp_path: Path) -> None:
+    assert account(tmp_path, Budget(0), price=None).reserve("x" * 10**6, 10**6).reserved == 0
+    assert account(tmp_path, Budget(None)).reserve("", 10**9).reserved == 10**9 + OVERHEAD
+
+
+def test_try_that_was_never_settled_counts_at_its_most_in_the_next_run(tmp_path: Path) -> None:
+    own = account(tmp_path, Budget(None))
+    own.reserve("x", 50)
+    own.reserve("x", 50).settle(3, 4)
+    own.reserve("y", 50).settle(0, 0)
+    again = Bills(tmp_path, {"judge": "one"})
+    assert again.tokens("x") == (1 + OVERHEAD + 3, 54)
+    assert again.tokens("y") == again.tokens("z") == (0, 0)
+    assert Bills(tmp_path, {"judge": "another"}).tokens("x") == (0, 0)
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"try": "1", "prompt": "p"}', '{"try": 1, "prompt": 2, "promp', "7"])
+def test_line_that_a_killed_process_left_spoils_no_other(left: str, tmp_path: Path) -> None:
+    account(tmp_path, Budget(None)).reserve("x", 5)
+    (file,) = tmp_path.iterdir()
+    file.write_text(f"{file.read_text()}{left}")
+    account(tmp_path, Budget(None)).reserve("x", 6)
+    assert Bills(tmp_path, {"judge": "one"}).tokens("x") == (2 * (1 + OVERHEAD), 11)
+
+
+@pytest.mark.parametrize("prompt", ["", "words in plain English", "数字と漢字", "1234567890", "🙂🙂", "\ud800"])
+def test_reserved_tokens_bound_those_of_any_tokenizer(prompt: str) -> None:
+    assert most_tokens(prompt) >= len(prompt.encode(errors="replace"))

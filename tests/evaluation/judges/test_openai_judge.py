@@ -1,9 +1,11 @@
 """The judge behind an HTTP endpoint, with a real client and a server that fails as it is told to."""
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from judging import around, pair, reading, single
 from openai_server import Body, Fault, OpenAIServer
+from selfcontrast import client
 from selfcontrast.client import Servers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.pairs import swapped
@@ -287,3 +290,115 @@ def test_other_templates_make_another_judge(monkeypatch: pytest.MonkeyPatch) -> 
     before = judge("http://127.0.0.1:1/v1").fingerprint()
     monkeypatch.setattr("selfcontrast.evaluation.judges.openai.templates_hash", lambda: "other")
     assert judge("http://127.0.0.1:1/v1").fingerprint() != before
+
+
+# --- what requests cost, whatever becomes of them
+
+ONE = Price(prompt=1e6, completion=1e6)
+
+
+def billed(server: OpenAIServer, each: int) -> int:
+    return each * len(server.asked)
+
+
+def paid_answer(text: str = "[[5]]", read: int = 300, written: int = 20, finish: str = "stop") -> bytes:
+    usage = {"prompt_tokens": read, "completion_tokens": written}
+    return json.dumps({"choices": says(text, finish), "usage": usage}).encode()
+
+
+CUT = {
+    "half a body": Fault(200, paid_answer()[:40], promised=900),
+    "no JSON": Fault(200, b"<html>"),
+    "no message": Fault(200, b'{"choices": []}'),
+    "a finish that nobody knows": Fault(200, paid_answer(finish="tired")),
+    "a gateway that gave up": Fault(504, b""),
+}
+
+
+@pytest.mark.parametrize("fault", CUT.values(), ids=CUT)
+def test_replies_that_cannot_be_used_stay_within_the_cap(fault: Fault, tmp_path: Path) -> None:
+    cases = [single(f"answer {i}", f"q{i}") for i in range(40)]
+    with OpenAIServer(fault=lambda number, body: fault).open() as server:
+        one = judge(server.url, retries=2, price=ONE, max_tokens=20)
+        for _ in range(3):  # runs, one after another
+            with pytest.raises(UserError, match=r"evaluation\.cap=3000 is reached"):
+                ask(one, cases, tmp_path, Budget(3000))
+        assert 0 < billed(server, 320) <= 3000
+
+
+def test_a_third_of_the_requests_fail_same_judgments_within_the_cap(tmp_path: Path) -> None:
+    faults = [Fault(500), Fault(429, headers={"Retry-After": "0"}), *CUT.values()]
+    cases = [single(f"answer {i}", f"q{i}") for i in range(30)]
+
+    def score(body: Body) -> bytes:
+        digest = hashlib.sha256(body["messages"][0]["content"].encode()).digest()
+        return paid_answer(f"[[{1 + digest[0] % 10}]]")
+
+    def some(number: int, body: Body) -> Fault:
+        return faults[number // 3 % len(faults)] if number % 3 == 0 else Fault(200, score(body))
+
+    with OpenAIServer(fault=lambda number, body: Fault(200, score(body))).open() as server:
+        expected = ask(judge(server.url), cases, tmp_path / "plain")
+    with OpenAIServer(fault=some).open() as server:
+        found = ask(judge(server.url, retries=8, price=ONE, max_tokens=20), cases, tmp_path, Budget(60_000))
+        assert len(server.asked) > len(cases)
+        assert billed(server, 320) <= sum(j.prompt_tokens + j.completion_tokens for j in found) <= 60_000
+    assert [j.value for j in found] == [j.value for j in expected]
+
+
+def test_requests_wait_for_what_others_turn_out_to_cost(tmp_path: Path) -> None:
+    """Reserved at the bytes of its prompt, each request would fill the cap alone; in fact it costs a few tokens."""
+    cases = [single(f"answer {i}", f"q{i}") for i in range(12)]
+    with OpenAIServer(fault=lambda number, body: Fault(200, paid_answer(read=5, written=5))).open() as server:
+        found = ask(judge(server.url, price=ONE, max_tokens=20), cases, tmp_path, Budget(1800))
+        assert server.most == 1
+    assert {j.value for j in found} == {5}
+
+
+def test_limits_of_extra_fields_are_reserved(tmp_path: Path) -> None:
+    own = judge("http://127.0.0.1:9/v1", price=ONE, max_tokens=20)
+    assert own._most == 20
+    assert replace(own, extra={"max_tokens": None, "max_completion_tokens": 4000, "n": 2})._most == 8000
+
+
+# --- a judge that is not there
+
+
+def test_judge_is_asked_once_before_anything_else(tmp_path: Path) -> None:
+    budget = Budget(10_000)
+    with OpenAIServer(fault=lambda number, body: Fault(200, paid_answer())).open() as server:
+        own = judge(server.url, price=ONE, max_tokens=20)
+        own.ready(around(tmp_path, budget=budget))
+        assert len(server.asked) == 1
+    with pytest.raises(UserError, match="reached"):
+        budget.reserve(9_690, "another")
+    budget.reserve(9_680, "another")
+
+
+@pytest.mark.parametrize("fault", [Fault(500), Fault(200, b"<html>"), Fault(400, b'{"message": "no temperature"}')])
+def test_judge_that_does_not_answer_is_refused_before_anything_else(fault: Fault, tmp_path: Path) -> None:
+    with OpenAIServer(fault=lambda number, body: fault).open() as server:
+        own = judge(server.url)
+        with pytest.raises(
+            UserError, match=r"the judge selfcontrast does not answer at http\S+ \(.*nothing was trained yet"
+        ):
+            own.ready(around(tmp_path))
+
+
+def test_judge_that_dies_meanwhile_ends_the_job_with_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "PATIENCE", 0.0)
+    cases = [single(f"answer {i}", f"q{i}") for i in range(200)]
+    with OpenAIServer(
+        fault=lambda number, body: Fault(500) if number >= 20 else Fault(200, paid_answer())
+    ).open() as server:
+        with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s \(HTTP 500: out of order\).* is kept"):
+            ask(judge(server.url, retries=5), cases, tmp_path)
+        assert len(server.asked) < 40
+    lines = [record.getMessage() for record in caplog.records if "trying again" in record.getMessage()]
+    assert len(lines) == 1
+    assert "HTTP 500: out of order; trying again" in lines[0]
+    with OpenAIServer(fault=lambda number, body: Fault(200, paid_answer())).open() as server:
+        assert {j.value for j in ask(judge(server.url), cases, tmp_path)} == {5}
+        assert len(server.asked) == 180

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import Count, Fraction, check_numbers
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
@@ -34,15 +35,12 @@ class Judged:
         judge: a `selfcontrast.evaluation.judges.Judge`.
     """
 
-    limit: int | None
-    min_coverage: float
-    judge: Any = field(metadata=NOT_IN_KEY)  # by its own fingerprint
+    limit: Count | None
+    min_coverage: Fraction
+    judge: Judge = field(metadata=NOT_IN_KEY)  # by its own fingerprint
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit={self.limit}: at least 1, or null for all")
-        if not 0 < self.min_coverage <= 1:
-            raise UserError(f"min_coverage={self.min_coverage}: above 0 and at most 1")
+        check_numbers(self, "")
 
     @property
     def relative(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from selfcontrast.constrained import Text
 from selfcontrast.data.example import Example
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
@@ -83,7 +84,7 @@ class Calibration(Judged):
             for neither; None for the data's own.
     """
 
-    gold: str | None = field(metadata={"in_key_as": file_hash})
+    gold: Text | None = field(metadata={"in_key_as": file_hash})
 
     @property
     def file(self) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from selfcontrast.constrained import Count, Samples, Seed, Temperature, Text
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
@@ -49,15 +50,15 @@ class MTBench(Judged):
     """
 
     grading: str
-    questions: str | None = field(metadata={"in_key_as": _questions_hash})
-    references: str | None = field(metadata={"in_key_as": file_hash})
-    guided: list[str]
-    temperature: float
-    temperatures: dict[str, float]
-    samples: int
-    max_new_tokens: int
-    max_length: int
-    seed: int
+    questions: Text | None = field(metadata={"in_key_as": _questions_hash})
+    references: Text | None = field(metadata={"in_key_as": file_hash})
+    guided: list[Text]
+    temperature: Temperature
+    temperatures: dict[str, Temperature]
+    samples: Samples
+    max_new_tokens: Count
+    max_length: Count
+    seed: Seed
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import Count, Samples, Seed, Temperature, Text
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
@@ -28,14 +29,12 @@ class Pairwise(Judged):
     """
 
     against: str
-    samples: int
+    samples: Samples
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.against not in OPPONENTS:
             raise UserError(f"against={self.against}: one of {', '.join(OPPONENTS)}; a file is benchmark=alpaca_eval's")
-        if self.samples < 1:
-            raise UserError(f"samples={self.samples}: at least 1")
 
     @property
     def relative(self) -> bool:
@@ -74,11 +73,11 @@ class AlpacaEval(Judged):
         seed: of sampling.
     """
 
-    outputs: str = field(metadata={"in_key_as": file_hash})
-    temperature: float
-    max_new_tokens: int
-    max_length: int
-    seed: int
+    outputs: Text = field(metadata={"in_key_as": file_hash})
+    temperature: Temperature
+    max_new_tokens: Count
+    max_length: Count
+    seed: Seed
 
     def __post_init__(self) -> None:
         super().__post_init__()

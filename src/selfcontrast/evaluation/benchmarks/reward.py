@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from selfcontrast.constrained import Count, Samples, check_numbers
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
 from selfcontrast.evaluation.finite import check_finite
@@ -33,13 +33,12 @@ class RewardWins:
         samples: answers per prompt, at most those that there are.
     """
 
-    limit: int | None
-    samples: int
+    limit: Count | None
+    samples: Samples
     reward_model: RewardModel
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or (self.limit is not None and self.limit < 1):
-            raise UserError("samples and limit: at least 1; limit=null for all prompts")
+        check_numbers(self, "")
 
     @property
     def relative(self) -> bool:

@@ -2,17 +2,23 @@
 
 from dataclasses import dataclass
 
+from selfcontrast.constrained import NonNegative, check_numbers
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges.bills import Bills
 
 CHARACTERS_PER_TOKEN = 3  # few, so that an estimate is rather too high; what was really used replaces it
+OVERHEAD = 32  # tokens that a chat template may put around a prompt
 
 
 @dataclass(frozen=True)
 class Price:
     """Of a million tokens, in any currency."""
 
-    prompt: float
-    completion: float
+    prompt: NonNegative
+    completion: NonNegative
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "price")
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
@@ -24,6 +30,7 @@ class Budget:
     def __init__(self, cap: float | None) -> None:
         self._cap = cap
         self._spent = 0.0
+        self._under_way = 0.0  # of it, what may still turn out to be less
         self._counted: set[str] = set()
 
     def count(self, key: str, cost: float) -> None:
@@ -40,35 +47,69 @@ class Budget:
                 "judged is kept: raise the cap and run the same command again, or lower that benchmark's limit"
             )
         self._spent += most
+        self._under_way += most
 
     def settle(self, reserved: float, cost: float) -> None:
         """Replaces what was set aside by what was used."""
         self._spent += cost - reserved
+        self._under_way -= reserved
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a request is under way, after which there may be more to spend."""
+        return self._under_way > 1e-12
 
 
 @dataclass(frozen=True)
 class Account:
     """A judge at work for a benchmark, spending from the job's budget.
 
-    A request is only made where even its longest answer stays within the cap.
+    A request is only made where even its longest answer stays within the cap, and after that is on the disk: whatever
+    becomes of the request, or of this process, it counts.
     """
 
     price: Price | None
     budget: Budget
     who: str
+    bills: Bills
 
-    def reserve(self, prompt: str, max_tokens: int) -> float:
-        """What is set aside for a request. Raises `UserError` where that is too much."""
+    def reserve(self, prompt: str, max_tokens: int) -> "Try":
+        """Set aside what one try of a request may cost at most. Raises `UserError` where that is too much."""
         if self.price is None:
-            return 0.0
-        most = self.price.of(estimated_tokens(prompt), max_tokens)
-        self.budget.reserve(most, self.who)
-        return most
+            return Try(self, 0.0, None)
+        tokens = most_tokens(prompt)
+        reserved = self.price.of(tokens, max_tokens)
+        self.budget.reserve(reserved, self.who)
+        return Try(self, reserved, self.bills.begin(prompt, tokens, max_tokens))
 
-    def settle(self, reserved: float, prompt_tokens: int, completion_tokens: int) -> None:
-        if self.price:
-            self.budget.settle(reserved, self.price.of(prompt_tokens, completion_tokens))
+
+@dataclass
+class Try:
+    """One try of a request."""
+
+    account: Account
+    reserved: float
+    number: str | None
+    open: bool = True
+
+    def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Replace what was set aside by what was used: nothing, where a request was refused or has not arrived."""
+        if self.open and self.account.price and self.number:
+            self.account.bills.settle(self.number, prompt_tokens, completion_tokens)
+            self.account.budget.settle(self.reserved, self.account.price.of(prompt_tokens, completion_tokens))
+        self.open = False
+
+    def end(self) -> None:
+        """Let a try that was not settled count at the most that it may cost: nobody says what it did."""
+        if self.open:
+            self.account.budget.settle(self.reserved, self.reserved)
+        self.open = False
 
 
 def estimated_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def most_tokens(prompt: str) -> int:
+    """Bound the tokens of a prompt: no tokenizer makes more of a text than it has bytes."""
+    return len(prompt.encode(errors="replace")) + OVERHEAD

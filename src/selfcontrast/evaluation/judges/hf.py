@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import Count, Temperature, Text, check_numbers
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
@@ -17,6 +18,7 @@ from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
+from selfcontrast.models.folders import check_causal, check_weights, load_config
 from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, settings_of
 from selfcontrast.store.content import note, noted
@@ -31,24 +33,25 @@ class HFJudge:
     batch: judgments asked for at once, and so lost where the process is killed.
     """
 
-    path: str
+    path: Text
     precision: str
-    temperature: float
+    temperature: Temperature
     verdict: str
-    max_length: int
+    max_length: Count
     reading: Reading = field(metadata=NOT_IN_KEY)
-    batch: int = field(metadata=NOT_IN_KEY)
+    batch: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
+        check_numbers(self, "judge")
         check_verdict(self.verdict)
         if self.precision not in PRECISIONS:
             raise UserError(f"judge.precision={self.precision}: one of {', '.join(PRECISIONS)}")
-        if self.batch < 1:
-            raise UserError(f"judge.batch={self.batch}: at least 1")
 
     def check(self, verifier: Verifier | None) -> None:
         if not (Path(self.path) / "config.json").is_file():
             raise UserError(f"judge.path={self.path}: no folder of a model; download it first, and name the folder")
+        check_causal(load_config(self.path, "judge.path"), f"judge.path={self.path}")
+        check_weights(Path(self.path), "judge.path")
         Renderer(load_tokenizer(Path(self.path)))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -98,8 +101,8 @@ class HFJudge:
             some = fitting[begin : begin + self.batch]
             reserved = [account.reserve(prompts[at], self.reading.max_tokens) for at, _ in some]
             found = fit([request for _, request in some], decoding, attempt)
-            for (at, request), reply, most in zip(some, found, reserved, strict=True):
-                account.settle(most, len(request.prompt), len(reply.token_ids))
+            for (at, request), reply, tried in zip(some, found, reserved, strict=True):
+                tried.settle(len(request.prompt), len(reply.token_ids))
                 finish: Any = "stop" if reply.finish_reason == "stop" else "truncated"
                 weights = _weights(model, renderer, request.prompt, reply) if self.verdict == "logprob" else None
                 done(at, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids), weights))

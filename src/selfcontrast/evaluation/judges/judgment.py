@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from selfcontrast.data.example import Example, Message, Verifier
 from selfcontrast.evaluation.judges.budget import Budget
@@ -104,6 +104,14 @@ class Counting:
 
     def __call__(self, cases: Sequence[Case]) -> list[Judgment]:
         return self.judge(cases)
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A judge that somebody else runs."""
+
+    def ready(self, surroundings: Surroundings) -> None:
+        """Ask it once. Raises `UserError` where it does not answer."""
 
 
 class Judge(Protocol):

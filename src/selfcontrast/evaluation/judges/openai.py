@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
+from selfcontrast.constrained import Temperature, Text
 from selfcontrast.data.example import Verifier
-from selfcontrast.evaluation.judges.budget import Account, estimated_tokens
+from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges.budget import Account, Try, estimated_tokens
 from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store.artifact import key_of
 
 MOST_LOGPROBS = 20  # of a token's alternatives, that OpenAI gives
+LOOKS = 3
+PROBE = "Is anybody there? Reply with [[5]] and nothing else."
 FINISHED = {"stop": "stop", "length": "truncated", "content_filter": "refused"}
 
 
@@ -27,8 +32,8 @@ class OpenAIJudge:
     extra: further fields of each request.
     """
 
-    model: str
-    temperature: float
+    model: Text
+    temperature: Temperature
     verdict: str
     extra: dict[str, Any]
     reading: Reading = field(metadata=NOT_IN_KEY)
@@ -65,13 +70,11 @@ class OpenAIJudge:
         # As many workers as requests may be under way: what is asked for next is only paid for when it is its turn.
         places = iter(range(len(prompts)))
         async with Client(self.servers) as client:
+            ended = asyncio.Event()
 
             async def work() -> None:
                 for at in places:
-                    reserved = account.reserve(prompts[at], self.reading.max_tokens)
-                    reply = await self._reply(client, prompts[at], attempt)
-                    account.settle(reserved, reply.prompt_tokens, reply.completion_tokens)
-                    done(at, reply)
+                    done(at, await self._reply(client, prompts[at], attempt, account, ended))
 
             workers = min(len(prompts), self.servers.concurrency * len(self.servers.urls))
             found = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
@@ -79,7 +82,36 @@ class OpenAIJudge:
             if isinstance(error, BaseException):
                 raise error
 
-    async def _reply(self, client: Client, prompt: str, attempt: int) -> Reply:
+    def ready(self, surroundings: Surroundings) -> None:
+        """Ask before anything costly is computed. Raises `UserError` where `LOOKS` requests get no reply."""
+        account = self.reading.account(self.fingerprint(), surroundings)
+        spent = self.reading.price.of(*account.bills.tokens(PROBE)) if self.reading.price else 0.0
+        surroundings.budget.count(key_of({"probe": self.fingerprint()}), spent)
+
+        async def once() -> Reply:
+            async with Client(self.servers) as client:
+                return await self._reply(client, PROBE, 0, account, asyncio.Event())
+
+        for _ in range(LOOKS):  # one failure may be chance
+            reply = asyncio.run(once())
+            if reply.finish != "api_error":
+                break
+        else:
+            urls = ", ".join(self.servers.urls)
+            raise UserError(
+                f"the judge {self.model} does not answer at {urls} ({reply.text}): start it, or mend its settings, and "
+                "run the same command again; nothing was trained yet"
+            )
+
+    @property
+    def _most(self) -> int:
+        """Bound the tokens of a reply, which `extra` may change."""
+        given = (self.extra.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        longest = max([self.reading.max_tokens, *(value for value in given if isinstance(value, int))])
+        choices = self.extra.get("n")
+        return longest * (choices if isinstance(choices, int) and choices > 1 else 1)
+
+    async def _reply(self, client: Client, prompt: str, attempt: int, account: Account, ended: asyncio.Event) -> Reply:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -90,10 +122,58 @@ class OpenAIJudge:
             **self.extra,
         }
         weigh = self.verdict == "logprob"
+        meter = _Meter(account, prompt, self._most, ended)
+
+        def read(answer: Answer) -> Reply:
+            try:
+                reply = _read(answer, prompt, weigh)
+            except Unusable:
+                meter.paid(_usage(answer))  # what cannot be used is billed all the same
+                raise
+            meter.paid((reply.prompt_tokens, reply.completion_tokens))
+            return reply
+
         try:
-            return await client.post("/chat/completions", body, lambda answer: _read(answer, prompt, weigh))
+            return await client.post("/chat/completions", body, read, meter)
         except Unanswered as reason:
             return Reply("api_error", str(reason))
+
+
+@dataclass
+class _Meter:
+    """Counts the tries of one request. `ended` is set whenever a request has ended, this one or another."""
+
+    account: Account
+    prompt: str
+    most: int
+    ended: asyncio.Event
+    last: Try | None = None
+
+    async def begin(self) -> None:
+        """Set aside what the try may cost; where the cap has no room, wait for what others turn out to cost."""
+        while True:
+            try:
+                self.last = self.account.reserve(self.prompt, self.most)
+                return
+            except UserError:
+                if not self.account.budget.under_way:
+                    raise
+            self.ended.clear()
+            await self.ended.wait()
+
+    def free(self) -> None:
+        self.paid((0, 0))
+
+    def end(self) -> None:
+        if self.last:
+            self.last.end()
+        self.last = None
+        self.ended.set()
+
+    def paid(self, tokens: tuple[int | None, int | None]) -> None:
+        """Settle the last try; what is not known stays at its most."""
+        if self.last and tokens[0] is not None and tokens[1] is not None:
+            self.last.settle(tokens[0], tokens[1])
 
 
 def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
@@ -145,11 +225,19 @@ def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
 
 def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:
     """Tokens read and written, as the server counts them; estimated where it does not say."""
-    usage = answer.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    prompt_tokens, completion_tokens = (c if isinstance(c, int) and c >= 0 else None for c in counts)
+    prompt_tokens, completion_tokens = _usage(answer)
     return (
         estimated_tokens(prompt) if prompt_tokens is None else prompt_tokens,
         estimated_tokens(text) if completion_tokens is None else completion_tokens,
     )
+
+
+def _usage(answer: Answer) -> tuple[int | None, int | None]:
+    """Tokens read and written, as the server counts them; None where it does not say."""
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    read, written = (
+        count if isinstance(count, int) and count >= 0 else None
+        for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    )
+    return read, written

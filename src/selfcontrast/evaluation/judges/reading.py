@@ -4,11 +4,14 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from selfcontrast.constrained import Count, check_numbers
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.judges.bills import Bills
 from selfcontrast.evaluation.judges.budget import Account, Price, estimated_tokens
 from selfcontrast.evaluation.judges.judgment import Case, Judgment, Surroundings
 from selfcontrast.evaluation.judges.ledger import Ledger
@@ -54,16 +57,13 @@ class Reading:
         price: of a million tokens; None where it costs nothing, or nobody knows.
     """
 
-    attempts: int
-    max_tokens: int
-    max_characters: int
+    attempts: Annotated[Count, Field(le=1000)]
+    max_tokens: Count
+    max_characters: Annotated[Count, Field(ge=100)]
     price: Price | None
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise UserError(f"judge.attempts={self.attempts}: at least 1")
-        if self.max_tokens < 1 or self.max_characters < 100:
-            raise UserError("judge.max_tokens: at least 1; judge.max_characters: at least 100")
+        check_numbers(self, "judge")
 
     def judge(
         self, cases: Sequence[Case], judge: Mapping[str, Any], surroundings: Surroundings, ask: Ask
@@ -76,10 +76,10 @@ class Reading:
             prompt = judge_prompt(case, self.max_characters)
             keys.append(ledger.key(prompt, case.pairwise))
             prompts[keys[-1]] = (prompt, case.pairwise)
-        for key in prompts:
-            before = ledger.get(key)
-            surroundings.budget.count(key, (self.cost([before]) if before else None) or 0.0)
-        account = Account(self.price, surroundings.budget, surroundings.who)
+        account = self.account(judge, surroundings)
+        for key, (prompt, _) in prompts.items():
+            before = _billed(ledger.get(key) or Judgment("api_error", None), account, prompt)
+            surroundings.budget.count(key, self.cost([before]) or 0.0)
         for attempt in range(self.attempts):
             pending = [key for key in prompts if (last := ledger.get(key)) is None or last.status != "ok"]
             if not pending:
@@ -90,6 +90,7 @@ class Reading:
         paid: set[str] = set()
         for key in keys:
             judgment = ledger.get(key) or Judgment("api_error", None, "not asked")
+            judgment = _billed(judgment, account, prompts[key][0])
             # What several cases share was asked for, and paid, once.
             found.append(replace(judgment, prompt_tokens=0, completion_tokens=0) if key in paid else judgment)
             paid.add(key)
@@ -99,6 +100,11 @@ class Reading:
         """Characters of every answer that is shown, and those in its middle that the judge does not see."""
         lengths = [len(own[case.turn]) for case in cases for own in case.answers]
         return np.array([[n, max(0, n - self.max_characters)] for n in lengths], dtype=np.int64).reshape(-1, 2)
+
+    def account(self, judge: Mapping[str, Any], surroundings: Surroundings) -> Account:
+        """What requests to this judge are paid from, with the bills of earlier runs."""
+        bills = Bills(surroundings.judgments, judge)
+        return Account(self.price, surroundings.budget, surroundings.who, bills)
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """In the price's currency; None without a price."""
@@ -125,6 +131,13 @@ def check_verdict(verdict: str) -> None:
     """Raises `UserError` for a way of reading verdicts that there is not."""
     if verdict not in VERDICTS:
         raise UserError(f"judge.verdict={verdict}: one of {', '.join(VERDICTS)}")
+
+
+def _billed(judgment: Judgment, account: Account, prompt: str) -> Judgment:
+    """The judgment with the tokens of all tries that may have been billed, and not of those alone that it has."""
+    read, written = account.bills.tokens(prompt)
+    read, written = max(read, judgment.prompt_tokens), max(written, judgment.completion_tokens)
+    return replace(judgment, prompt_tokens=read, completion_tokens=written)
 
 
 def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[str, bool]]) -> Done:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfcontrast.constrained import Text
 from selfcontrast.data.example import Verifier
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
@@ -29,9 +30,9 @@ class ReplayJudge:
         against: the other model's name, for comparisons; None for grades.
     """
 
-    path: str
-    model: str
-    against: str | None
+    path: Text
+    model: Text
+    against: Text | None
 
     def check(self, verifier: Verifier | None) -> None:
         """Raises `UserError` for a judgment that stands twice with different words: two sets of answers were mixed."""

@@ -1,0 +1,142 @@
+"""The numbers and texts that settings may be: types with bounds, which the config's classes annotate their fields with.
+
+`config.build` checks every field against its type and names the setting by its full key. A bound from above keeps out
+numbers that no machine could follow: they would end in an error of memory, after hours of work.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import get_protocol_members, is_protocol
+
+from selfcontrast.errors import UserError
+
+LARGEST = 2**31 - 1  # what files and libraries store in 32 bits
+SHOWN = 60  # characters of a value in an error
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _has_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_bool), Field(le=LARGEST)]
+Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+
+Count = Annotated[Integer, Field(ge=1)]
+WholeNumber = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)]  # what NumPy and Lightning take
+Workers = Annotated[Count, Field(le=4096)]  # threads, devices, processes, requests under way at once
+Samples = Annotated[Count, Field(le=100_000)]  # responses of a prompt
+Tries = Annotated[WholeNumber, Field(le=1000)]
+
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Seconds = Annotated[Positive, Field(le=1e7)]
+Probability = Annotated[Real, Field(ge=0, le=1)]
+BelowOne = Annotated[Real, Field(ge=0, lt=1)]
+Fraction = Annotated[Real, Field(gt=0, le=1)]  # of something that may be all of it
+ProperFraction = Annotated[Real, Field(gt=0, lt=1)]
+Cosine = Annotated[Real, Field(gt=-1, le=1)]
+Temperature = Annotated[NonNegative, Field(le=1000)]
+
+Text = Annotated[str, AfterValidator(_has_text)]
+
+
+def typed(value: Any, annotation: Any, name: str) -> Any:
+    """Return `value` as `annotation`: 1 is a float, "many" is not.
+
+    Raises:
+        UserError: for a value of another type or out of bounds, named by its full key.
+    """
+    if annotation is Any:
+        return value
+    if is_protocol(annotation):
+        return implementing(value, annotation, name)
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    classes = [cls for cls in choices if isinstance(cls, type) and is_dataclass(cls)]
+    if classes or is_dataclass(value):
+        if not isinstance(value, tuple(cls for cls in choices if isinstance(cls, type))):
+            shown = type(value).__name__ if is_dataclass(value) else value
+            _refuse(name, shown, f"must be a {' or '.join(c.__name__ for c in classes) or 'value'}: see conf")
+        return value
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"] if _is_key(part))
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        return _refuse(name + inner, first["input"] if inner else value, reason + _or_null(annotation))
+
+
+def check_numbers(settings: Any, where: str) -> None:
+    """Check the numbers of a dataclass that is built without a config. Raises `UserError` as `typed` does.
+
+    Args:
+        where: the name of the settings in the config.
+    """
+    cls: Any = type(settings)
+    for name, annotation in _hints(cls).items():
+        value = getattr(settings, name, None)
+        listed = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
+        if isinstance(value, int | float) or listed:
+            typed(value, annotation, f"{where}.{name}".lstrip("."))
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def implementing(value: Any, protocol: Any, name: str) -> Any:
+    """Return `value`. Raises `UserError` where it lacks a member of the protocol; none of them is evaluated."""
+    absent = object()
+    missing = [m for m in get_protocol_members(protocol) if inspect.getattr_static(value, m, absent) is absent]
+    if missing:
+        shown = value if not is_dataclass(value) else type(value).__name__
+        _refuse(name, shown, f"no {protocol.__name__.lower()}: choose one of the files in conf, which name a _target_")
+    return value
+
+
+def finite(value: Any, name: str) -> Any:
+    """Return `value`. Raises `UserError` where it is, or holds, a number that is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value}: must be a finite number")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            finite(item, f"{name}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for index, item in enumerate(value):
+            finite(item, f"{name}[{index}]")
+    return value
+
+
+def _refuse(name: str, value: Any, reason: str) -> Any:
+    shown = repr(value) if not isinstance(value, str) or not value.isidentifier() else value
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+    raise UserError(f"{name}={shown}: {reason}")
+
+
+def _is_key(part: int | str) -> bool:
+    """Whether it is a place in the value, and not one of pydantic's names for the types that were tried."""
+    return isinstance(part, int) or (part.isidentifier() and part not in ("int", "float", "str", "bool", "none"))
+
+
+def _or_null(annotation: Any) -> str:
+    return ", or null" if type(None) in get_args(annotation) else ""

@@ -1,0 +1,66 @@
+"""Fifty kills: a tiny job is killed at random moments, and must end with the numbers of an undisturbed one.
+
+python tests/fifty_kills.py [--kills 50] [--seed 0]
+
+It takes about ten minutes, so it is no test of the suite. Every moment is drawn from the seconds that the job needs, so
+a kill hits any stage, a stage's publication, the imports and the report. Exit code 1 where a number differs.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jobs import TINY, came_to, read_result, run_train, start_train
+
+
+def killed(folder: Path, seconds: float) -> bool:
+    """Run the job, and kill its process group after so many seconds; returns whether it was still running."""
+    with start_train(*TINY, cwd=folder) as job:
+        try:
+            job.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            return True
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    draw, done, different, jobs = random.Random(given.seed), 0, 0, 0
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch, "plain")
+        plain.mkdir()
+        run_train("--help", cwd=plain)  # starts the server that jobs are forked from
+        begun = time.perf_counter()
+        ended = run_train(*TINY, cwd=plain)
+        if ended.returncode:
+            sys.exit(ended.stderr)
+        whole, expected = time.perf_counter() - begun, came_to(read_result(plain / "out"))
+        while done < given.kills:
+            folder, jobs = Path(scratch, f"job{jobs}"), jobs + 1
+            folder.mkdir()
+            for _ in range(min(5, given.kills - done)):
+                if not killed(folder, draw.uniform(0, whole)):
+                    break
+                done += 1
+            last = run_train(*TINY, cwd=folder)
+            same = last.returncode == 0 and came_to(read_result(folder / "out")) == expected
+            different += not same
+            print(f"{done} kills, {jobs} jobs, {different} different", last.stderr if not same else "", flush=True)
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

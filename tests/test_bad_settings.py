@@ -1,0 +1,185 @@
+"""Bad settings by the hundred: whatever a setting is given, a job starts or is refused in one line, before compute."""
+
+import math
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jobs import ROOT, TINY, run_train
+from selfcontrast.config import build, configure
+from selfcontrast.data.example import Example, Split
+from selfcontrast.errors import UserError
+
+sys.path.insert(0, str(ROOT))
+
+import train
+
+CHOICES = {
+    "plain": (),
+    "judge": (
+        "+benchmark@evaluation.benchmarks.mt_bench=mt_bench",
+        "evaluation.benchmarks.mt_bench.judge.model=x",
+        "evaluation.benchmarks.mt_bench.judge.reading.price="
+        "{_target_: selfcontrast.evaluation.judges.budget.Price, prompt: 1, completion: 1}",
+        "evaluation.cap=5",
+    ),
+    "local judge": (
+        "+benchmark@evaluation.benchmarks.grades=mt_bench",
+        "judge@evaluation.benchmarks.grades.judge=hf",
+        "evaluation.benchmarks.grades.judge.path=/nowhere",
+    ),
+    "server": ("generator=openai",),
+    "vllm": ("generator=vllm",),
+    "pairs": ("arm=dpo_std",),
+    "lora, lexical, mmr": ("adapter=lora", "encoder=lexical", "filter=mmr", "objective=softmax", "engine=ray"),
+    "rewards": ("filter=oracle_reward", "filter.reward_model.path=/nowhere"),
+    "clusters": ("filter=clusters", "tracking=csv"),
+}
+BAD = [
+    math.nan, math.inf, -math.inf, -1, -5, 0, 0.5, -0.5, 1e308, 10**12, 10**30, "", " ", "nan", "x\0y", "no such thing",
+    True, None, [], {}, [math.nan], [None], {"a": 1}, "${nowhere}", "../..", "$x^2",
+]  # fmt: skip
+
+
+@cache
+def composed(choice: str, config: str = "config") -> DictConfig:
+    own = [each for each in TINY if choice != "pairs" or not each.startswith("generator.")]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(config, [*own, *CHOICES[choice], "output=out", "store=store"])
+
+
+@cache
+def leaves(choice: str) -> list[str]:
+    """The full keys of all settings, `_target_` excluded."""
+
+    def walk(node: Any, where: str) -> Iterator[str]:
+        for key in map(str, node):
+            if key == "_target_":
+                continue
+            name = f"{where}{key}"
+            yield name
+            if isinstance(node, DictConfig) and isinstance(node[key], DictConfig):
+                yield from walk(node[key], f"{name}.")
+
+    return list(walk(composed(choice), ""))
+
+
+def refused(choice: str, key: str, value: Any) -> str | None:
+    """The line that the job is refused with; None where it would start. Any other error is a traceback."""
+    cfg = OmegaConf.create(OmegaConf.to_container(composed(choice), resolve=False))
+    OmegaConf.set_struct(cfg, True)
+    try:
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+        configure(DictConfig(cfg), splits(key))
+    except (UserError, OmegaConfBaseException) as error:
+        return train.one_line(error)
+    return None
+
+
+@cache
+def read() -> dict[Split, list[Example]]:
+    return dict(build(composed("plain").data, "data").load())
+
+
+def splits(key: str) -> dict[Split, list[Example]] | None:
+    """The data, read once where the setting is another's."""
+    return None if key.startswith("data") else read()
+
+
+@st.composite
+def bad_settings(draw: st.DrawFn) -> tuple[str, str, Any]:
+    choice = draw(st.sampled_from(sorted(CHOICES)))
+    return choice, draw(st.sampled_from(leaves(choice))), draw(st.sampled_from(BAD))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(bad_settings())
+@example(("plain", "evaluation.seed", -1))
+@example(("judge", "evaluation.benchmarks.mt_bench.judge.extra", {"top_p": math.nan}))
+def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> None:
+    choice, key, value = bad
+    line = refused(choice, key, value)
+    assert line is None or (line.startswith("error: ") and "\n" not in line)
+    if isinstance(value, float) and not math.isfinite(value):
+        assert line is not None, f"{key}={value} is taken for a number"
+
+
+NUMBERS = {
+    "evaluation.seed": [-1, 2**32, math.nan],
+    "seed": [-1, 2**32, 0.5, True, math.inf],
+    "hardware.threads": [0, -1, 10**6],
+    "model.heads": [0, -2],
+    "model.vocabulary": [0, 260],
+    "model.hidden": [10**9],
+    "encoder.batch_size": [0],
+    "generator.backend.rows": [0, None],
+    "sft.weight_decay": [-5, math.nan, math.inf],
+    "trainer.lr": [0, 1e308, math.nan, "nan"],
+    "trainer.betas": [[0.9], [0.9, 1.0], [0.9, math.nan], 0.9],
+    "evaluation.level": [0, 1, math.nan],
+    "evaluation.decodings": [[{"name": "a", "temperature": math.nan, "samples": 1}], 5, [{"name": "", "samples": 1}]],
+    "evaluation.resamples": [10**12],
+    "data.train": [0, 10**12],
+    "filter.selector": [None, "least", {}],
+    "generator.backend": [5, {"a": 1}],
+    "objective": [5, {}],
+    "data": [None],
+    "store": ["", " ", None, 5, "x\0y"],
+    "store_cache": [""],
+    "output": ["", None, 5, [1]],
+    "tracking.project": ["", "a/b", "x" * 129],
+    "tracking.tags": [[""], ["x" * 65], [None]],
+}
+JUDGED = {
+    "evaluation.cap": [math.nan, -1, math.inf],
+    "evaluation.benchmarks.mt_bench.judge": [None, 5],
+    "evaluation.benchmarks.mt_bench.judge.reading.price.prompt": [-1, math.nan],
+    "evaluation.benchmarks.mt_bench.judge.servers.timeout": [-1, 0, 1e300],
+    "evaluation.benchmarks.mt_bench.judge.servers.urls": [
+        ["http://a:99999/v1"],
+        ["http://a:0/v1"],
+        ["http://[::1"],
+        [],
+    ],
+    "evaluation.benchmarks.mt_bench.judge.extra": [{"top_p": math.nan}, {"stop": [math.inf]}],
+}
+CASES = [("plain", key, value) for key, values in NUMBERS.items() for value in values]
+CASES += [("judge", key, value) for key, values in JUDGED.items() for value in values]
+
+
+@pytest.mark.parametrize(("choice", "key", "value"), CASES, ids=lambda part: str(part)[:40].replace("\0", "NUL"))
+def test_value_that_cannot_be_is_refused_by_its_full_key(choice: str, key: str, value: Any) -> None:
+    line = refused(choice, key, value)
+    assert line is not None
+    assert line.startswith(f"error: {key}") or "servers" in key
+    assert line == " ".join(line.split())
+
+
+@pytest.mark.parametrize("override", ["sft.lr=nan", "evaluation.seed=-1", "hardware.threads=0", "store=''"])
+def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_path: Path) -> None:
+    ended = run_train(override, cwd=tmp_path)
+    assert ended.returncode == 1
+    *before, last = ended.stderr.splitlines()
+    assert last.startswith(f"error: {override.partition('=')[0]}=")
+    assert all("checking the settings" in said for said in before)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["theory.draws=nan", "theory.level=1.0", "theory.bandit.beta=-1", "theory.prompts=0", "theory.negatives=[]"],
+)
+def test_setting_of_the_theory_is_refused_by_its_full_key(override: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("theory", [override])
+    with pytest.raises(UserError, match=rf"^{override.partition('=')[0]}="):
+        build(cfg.theory, "theory")

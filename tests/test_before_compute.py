@@ -1,0 +1,227 @@
+"""What can be known of data and models before anything is computed is told then, in one line."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GenerationConfig,
+    LlamaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from selfcontrast.config import Parts, configure
+from selfcontrast.data.example import Example
+from selfcontrast.data.renderable import shapes
+from selfcontrast.errors import UserError
+from selfcontrast.models.loading import load_tokenizer, save_policy, valid_generation_config
+from shared import shared_data
+from test_config import composed
+from tiny import llama, policy_folder, tokenizer
+
+NO_SYSTEM = """{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}\
+{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}<|{{ m.role }}|>
+{{ m.content | trim }}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+USER, SYSTEM = {"role": "user", "content": "Name a tree."}, {"role": "system", "content": "Be brief (5)."}
+ANSWER = {"role": "assistant", "content": "An oak."}
+
+
+def rows(*odd: Sequence[dict[str, str]], plain: int = 24) -> list[dict[str, Any]]:
+    usual = [[{"role": "user", "content": f"Name fruit number {i}, please."}, ANSWER] for i in range(plain)]
+    return [{"messages": list(messages)} for messages in (*usual, *odd)]
+
+
+def written(file: Path, found: Sequence[dict[str, Any]]) -> Path:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in found))
+    return file
+
+
+def checked(folder: Path, data: Path, *overrides: str, template: str = NO_SYSTEM, kind: str = "jsonl") -> Parts:
+    (folder / "own.jinja").write_text(template)
+    model = folder / "model"
+    if not model.exists():
+        policy_folder(model)
+    path = {"jsonl": "data.path", "hub": "data.train.path"}[kind]
+    return configure(
+        composed(
+            "model=hf", f"model.path={model}", f"model.chat_template={folder / 'own.jinja'}", f"data={kind}",
+            f"{path}={data}", "tracking=none", f"output={folder / 'out'}", f"store={folder / 'store'}", *overrides,
+        )
+    )  # fmt: skip
+
+
+ODD = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER, ANSWER]}
+
+
+@pytest.mark.parametrize("messages", ODD.values(), ids=ODD)
+def test_row_that_the_template_refuses_is_named_before_compute(messages: list[dict[str, str]], tmp_path: Path) -> None:
+    data = written(tmp_path / "data.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(rows(messages))])
+    with pytest.raises(UserError, match=r"^data: the row r24 of the split \w+ \('.*Name a tree.*model\.chat_template="):
+        checked(tmp_path, data)
+
+
+@pytest.mark.parametrize("messages", ODD.values(), ids=ODD)
+def test_row_of_a_published_set_is_left_out_and_counted(
+    messages: list[dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clean = checked(tmp_path, written(tmp_path / "a.jsonl", rows()), "data.test=null", kind="hub")
+    parts = checked(tmp_path, written(tmp_path / "b.jsonl", rows(messages)), "data.test=null", kind="hub")
+    assert sum(map(len, parts.splits.values())) == 24 == sum(map(len, clean.splits.values()))
+    assert len(parts.left_out) == 1
+    assert "1 of" in caplog.text
+    assert "left_out" in parts.rows
+    assert "left_out" not in clean.rows
+
+
+@pytest.mark.parametrize(("name", "row"), [("system_in_train", "System role"), ("one_odd_row", "roles must alternate")])
+def test_cases_of_the_issue(name: str, row: str, tmp_path: Path) -> None:
+    data, template = shared_data("cases", f"{name}.jsonl"), shared_data("cases", "nosystem.jinja")
+    with pytest.raises(UserError, match=rf"^data: the row \w+ of .*Name a tree.*{row}"):
+        checked(tmp_path, data, template=template.read_text())
+
+
+def test_row_that_the_template_alters_is_named(tmp_path: Path) -> None:
+    """A template that cuts thoughts out of answers gives another answer than the one that is trained on."""
+    cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
+    thinking = [USER, {"role": "assistant", "content": "<think>hm</think>An oak."}]
+    with pytest.raises(UserError, match=r"^data: the row \w+ of the split"):
+        checked(tmp_path, written(tmp_path / "data.jsonl", rows(thinking)), template=cuts)
+
+
+def test_every_sequence_of_roles_is_seen_once() -> None:
+    examples = [Example(str(i), [*first, USER], "x") for i, first in enumerate([[], [SYSTEM], [], [SYSTEM], []])]
+    assert [e.id for e in shapes([*examples, Example("played", [USER], "x", turns=["a", "b"])])] == ["played", "0", "1"]
+
+
+# --- models that cannot be used
+
+
+def of_another_kind(folder: Path, kind: str) -> Path:
+    small: dict[str, Any] = {"vocab_size": 300, "num_hidden_layers": 1}
+    if kind == "t5":
+        model: Any = T5ForConditionalGeneration(T5Config(vocab_size=300, d_model=8, d_ff=8, num_layers=1, num_heads=2))
+    else:
+        model = BertForMaskedLM(BertConfig(hidden_size=8, intermediate_size=8, num_attention_heads=2, **small))
+    model.save_pretrained(str(folder))
+    tokenizer().save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_folder_of_another_kind_of_model_is_refused(kind: str, tmp_path: Path) -> None:
+    of_another_kind(tmp_path / "model", kind)
+    with pytest.raises(UserError, match=rf"^model\.path=\S+: a {kind} is no causal language model"):
+        checked(tmp_path, written(tmp_path / "data.jsonl", rows()))
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "truncated weights": truncated,
+    "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "weights of noise": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "a shard missing": lambda folder: (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
+    ),
+    "a damaged index": lambda folder: (folder / "model.safetensors.index.json").write_text("[1"),
+    "a damaged config": lambda folder: (folder / "config.json").write_text("{"),
+    "an empty config": lambda folder: (folder / "config.json").write_text("{}"),
+    "a damaged tokenizer": lambda folder: (folder / "tokenizer.json").write_text('{"model": 1}'),
+    "no tokenizer": lambda folder: [file.unlink() for file in folder.glob("token*")],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_model_is_refused_in_one_line(damage: Any, tmp_path: Path) -> None:
+    damage(policy_folder(tmp_path / "model"))
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, written(tmp_path / "data.jsonl", rows()))
+    assert str(caught.value).startswith("model.path=")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [DAMAGE["truncated weights"], DAMAGE["no tokenizer"]])
+def test_damaged_judge_is_refused_in_one_line(damage: Any, tmp_path: Path) -> None:
+    damage(policy_folder(tmp_path / "judge"))
+    name = "evaluation.benchmarks.grades"
+    judge = (f"+benchmark@{name}=mt_bench", f"judge@{name}.judge=hf", f"{name}.judge.path={tmp_path / 'judge'}")
+    with pytest.raises(UserError, match=r"^evaluation\.benchmarks\.grades: [^\n]*$"):
+        checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *judge)
+
+
+def reward_folder(folder: Path, template: str) -> Path:
+    config = llama().config
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(str(folder))
+    tokenizer(template).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("where", ["filter", "benchmark", "judge"])
+def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute(where: str, tmp_path: Path) -> None:
+    folder = reward_folder(tmp_path / "reward", NO_SYSTEM)
+    data = written(tmp_path / "data.jsonl", rows(*([[SYSTEM, USER, ANSWER]] * 2)))
+    name = "evaluation.benchmarks.own"
+    choice = {
+        "filter": ("filter=oracle_reward", f"filter.reward_model.path={folder}"),
+        "benchmark": (f"+benchmark@{name}=reward", f"{name}.reward_model.path={folder}"),
+        "judge": (
+            f"+benchmark@{name}=probes",
+            f"judge@{name}.judge=reward_model",
+            f"{name}.judge.reward_model.path={folder}",
+        ),
+    }  # fmt: skip
+    lenient = NO_SYSTEM.replace("System role not supported", "").replace("raise_exception('')", "''")
+    lenient = lenient.replace("{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}", "{% if false %}")
+    with pytest.raises(UserError, match=r"reward_model\.path=\S+: its chat template fails on .*System role"):
+        checked(tmp_path, data, *choice[where], template=lenient)
+
+
+# --- what would be lost at the end
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6},  # Llama 2's
+        {"temperature": 0.0, "do_sample": True},
+        {"num_beams": 1, "early_stopping": True, "length_penalty": 2.0},
+        {},
+    ],
+    ids=str,
+)
+def test_policy_is_saved_whatever_its_generation_config(given: dict[str, Any], tmp_path: Path) -> None:
+    model = llama()
+    model.generation_config = GenerationConfig(**given)
+    save_policy(tmp_path / "policy", model, tokenizer(), "# a card\n")
+    GenerationConfig.from_pretrained(str(tmp_path / "policy")).validate(strict=True)
+
+
+def test_valid_generation_config_stays_as_it_is() -> None:
+    given = GenerationConfig(do_sample=True, temperature=0.5)
+    assert valid_generation_config(given) is given
+
+
+def test_tokenizer_without_a_padding_token_pads_with_the_end(tmp_path: Path) -> None:
+    own = policy_folder(tmp_path / "policy")
+    bare = tokenizer()
+    bare.pad_token = None
+    shutil.rmtree(own / "tokenizer.json", ignore_errors=True)
+    bare.save_pretrained(str(own))
+    found = load_tokenizer(own)
+    assert found.pad_token_id == found.eos_token_id
+    assert torch.is_tensor(found.pad({"input_ids": [[1], [1, 2]]}, return_tensors="pt")["input_ids"])

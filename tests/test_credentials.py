@@ -1,0 +1,59 @@
+"""No credential is recorded: it is refused before Hydra writes it down, or taken out of what it has written."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import run_train
+from selfcontrast.credentials import secrets_in
+
+SECRET = "hunter2-0123456789"
+SETTINGS = [
+    f"store=http://{SECRET}@host/path",
+    f"store=s3://key:{SECRET}@bucket",
+    f"model.chat_template=https://host/x?api_key={SECRET}",
+    f"generator.backend.urls=['http://me:{SECRET}@host/v1']",
+    f"generator.backend.urls=['http://host/v1?key={SECRET}']",
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_credential_in_a_setting_is_refused_and_in_no_file(setting: str, tmp_path: Path) -> None:
+    choice = ["generator=openai"] if setting.startswith("generator") else []
+    ended = run_train(*choice, setting, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert SECRET not in ended.stdout + ended.stderr
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and SECRET in file.read_text(errors="replace")]
+
+
+def test_credential_in_a_file_of_settings_is_masked_where_hydra_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "arm").mkdir(parents=True)
+    (tmp_path / "conf" / "arm" / "mine.yaml").write_text(f"# @package _global_\nstore: http://{SECRET}@host/path\n")
+    ended = run_train(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "arm=mine", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert SECRET not in ended.stdout + ended.stderr
+    assert not [file for file in tmp_path.glob("[!c]*/**/*.yaml") if SECRET in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("http://TOKEN@host", ["TOKEN"]),
+        ("https://u:p@host/x", ["u:p"]),
+        ("http://host/v1?key=abc&x=1", ["abc"]),
+        ("http://host/v1?x=1&access_token=abc", ["abc"]),
+        ("http://host/v1?sig=abc#f", ["abc"]),
+        ("s3://bucket/path", []),
+        ("abfs://container@account.dfs.core.windows.net/x", []),
+        ("sftp://me@host/path", []),
+        ("sftp://me:word@host/path", ["me:word"]),
+        ("http://127.0.0.1:8000/v1", []),
+        ("http://host/v1?key=${oc.env:KEY}", []),
+        ("mail me@host", []),
+        ("monkey=7", []),
+    ],
+)
+def test_what_looks_like_a_credential(text: str, found: list[str]) -> None:
+    assert secrets_in(text) == found

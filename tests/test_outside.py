@@ -1,0 +1,58 @@
+"""Disks and folders that cannot be used: one line, from each command."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import run_train
+from selfcontrast.errors import UserError, printable
+from selfcontrast.store import prune
+from selfcontrast.store.__main__ import main
+from selfcontrast.store.full import explained
+
+
+def test_output_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    ended = run_train(f"hydra.run.dir={tmp_path / 'taken'}", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the output folder cannot be used: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_output_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    ended = run_train(f"hydra.run.dir={tmp_path / 'taken' / 'out'}", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_of_the_output_folder_is_one_line(code: int, tmp_path: Path) -> None:
+    line = rf"^output={tmp_path}: {os.strerror(code)} \(.*MiB free.*make room: the same"
+    with pytest.raises(UserError, match=line), explained(tmp_path, "output"):
+        raise OSError(code, os.strerror(code), str(tmp_path / "report.html"))
+
+
+def test_prune_on_a_store_that_one_may_only_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(root: Path) -> None:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(root / ".trash"))
+
+    monkeypatch.setattr(prune, "sweep", forbidden)
+    with pytest.raises(UserError, match=rf"^store={tmp_path}: .*Read-only file system; choose a folder that is yours$"):
+        main(["prune", "--yes", "--store", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x07", "[31mred"),
+        ("a\nb\tc", "a b c"),
+        ("\x9b2J", "2J"),
+        ("\u202eabc", "abc"),
+        ("数字 ✓", "数字 ✓"),
+    ],
+)
+def test_escape_codes_reach_no_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
