@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selfcontrast.report.page import filter_facts, write_report
+from selfcontrast.report.page import changed_facts, filter_facts, write_report
 from selfcontrast.results import Result
 
 
@@ -151,3 +151,19 @@ def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
         "repeated responses": "10.00%",
         "characters of a target (10%, median, 90%)": "12 / 1,234 / 5,000",
     }
+
+
+def test_texts_that_were_not_read_stand_in_the_report() -> None:
+    found = changed_facts(
+        [
+            {"name": "embed", "summary": {"texts": 4, "texts_cut": 3, "unread_fraction": 0.125}},
+            {"name": "sft", "summary": {"targets_changed": 1, "steps": 2}},
+            {"name": "generate", "summary": {"responses_changed": 0}},
+        ]
+    )
+    assert [words for words, _ in found] == [
+        "embed: texts longer than its model reads",
+        "embed: of all that they hold, not read",
+        "sft: targets trained on as another text",
+    ]
+    assert found[1][1].startswith("12.5")
