@@ -5,6 +5,7 @@ Each group of `conf/` names the class it builds (`_target_`). Those classes are 
 """
 
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ GROUPS = (
     "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",
     "evaluation", "engine", "tracking",
 )  # fmt: skip
+log = logging.getLogger(__name__)
+
 # Beside the groups. OmegaConf gives whole numbers as such: a text or a fraction is a mistake.
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
@@ -141,17 +144,16 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
 
 
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
-    """Raise `UserError` for rows that may be longer than the model has positions: it would compute them, wrongly."""
-    used = {
+    """Warn of rows that may become longer than the model has positions. Training refuses those that are."""
+    positions = parts["model"].positions()
+    bounds = {
         "sft.cutoff": parts["sft"].cutoff if parts["sft"].epochs else 0,
         "trainer.cutoff": parts["trainer"].cutoff if rounds else 0,
         "generator.max_length": parts["generator"].max_length if rounds else 0,
         "evaluation.max_length": parts["evaluation"].max_length,
     }
-    positions = parts["model"].positions()
-    name = max(used, key=lambda name: used[name])
-    if positions is not None and used[name] > positions:
-        raise UserError(f"{name}={used[name]} exceeds the {positions} positions of the model; lower it, or max_length")
+    if positions is not None and (longer := [f"{name}={n}" for name, n in bounds.items() if n > positions]):
+        log.warning("%s: more than the %d positions of the model; lower max_length", ", ".join(longer), positions)
 
 
 def assemble(

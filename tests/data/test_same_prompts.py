@@ -16,8 +16,10 @@ from selfcontrast.data.rendering import Renderer, repeatable
 from selfcontrast.errors import UserError
 from selfcontrast.generators.sampling import sample
 from selfcontrast.models.loading import Pretrained, load_tokenizer, save_policy
+from selfcontrast.models.packing import Group
+from selfcontrast.training.fit import prepare
 from test_config import composed
-from tiny import TEMPLATE, llama, policy_folder, tokenizer
+from tiny import TEMPLATE, hardware, llama, policy_folder, tokenizer
 
 CLOCK = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + TEMPLATE
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -71,12 +73,20 @@ def test_pretrained_tokenizer_of_another_model_refused(tmp_path: Path) -> None:
         Pretrained(str(tmp_path), None, None, [], "float32", False, True).start([], 0)
 
 
-@pytest.mark.parametrize("setting", ["sft.cutoff", "trainer.cutoff", "generator.max_length", "evaluation.max_length"])
-def test_configure_rows_longer_than_the_models_positions_refused(setting: str, tmp_path: Path) -> None:
+def test_configure_rows_longer_than_the_models_positions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = policy_folder(tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 128
     data = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
     common = (*TINY_ANYWHERE, *data, "tracking=none", "model=hf", f"model.path={folder}")
-    assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 128
-    with pytest.raises(UserError, match=rf"{setting}=129 exceeds the 128 positions of the model"):
-        configure(composed(*common, f"{setting}=129"))
     configure(composed(*common))
+    assert "positions" not in caplog.text
+    for name in ("sft.cutoff", "trainer.cutoff", "generator.max_length", "evaluation.max_length"):
+        configure(composed(*common, f"{name}=129"))
+        assert f"{name}=129: more than the 128 positions of the model; lower max_length" in caplog.text
+
+
+def test_prepare_row_longer_than_the_models_positions_refused() -> None:
+    rows = [Group("a", [1] * 100, [2] * 20, [[3] * 28]), Group("b", [1], [2], [[3]])]
+    prepare(llama(), rows, hardware(self_check=False))
+    with pytest.raises(UserError, match="a prompt with its response has 129 tokens, and the model 128 positions"):
+        prepare(llama(), [*rows, Group("c", [1] * 100, [2] * 20, [[3] * 29])], hardware(self_check=False))

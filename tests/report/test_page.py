@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfcontrast.report.page import filter_facts, write_report
+from selfcontrast.report.page import changed_facts, filter_facts, write_report
 from selfcontrast.results import Result
 
 
@@ -164,3 +164,19 @@ def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[...
     _, seen = page(Result(**json.loads(written)), tmp_path)
     for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
         assert f"{old} {name}" in seen.shown
+
+
+def test_texts_that_were_not_read_stand_in_the_report() -> None:
+    found = changed_facts(
+        [
+            {"name": "embed", "summary": {"texts": 4, "texts_cut": 3, "unread_fraction": 0.125}},
+            {"name": "sft", "summary": {"targets_changed": 1, "steps": 2}},
+            {"name": "generate", "summary": {"responses_changed": 0}},
+        ]
+    )
+    assert [words for words, _ in found] == [
+        "embed: texts longer than its model reads",
+        "embed: of all that they hold, not read",
+        "sft: targets trained on as another text",
+    ]
+    assert found[1][1].startswith("12.5")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfcontrast.errors import UserError
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
@@ -73,6 +74,13 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
 
     Raises `UserError` for a model that packed groups would be computed wrongly by.
     """
+    positions = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"a prompt with its response has {longest} tokens, and the model {positions} positions: "
+            "lower sft.cutoff and trainer.cutoff, or max_length"
+        )
     use_shared_prompt(policy, hardware.attention)
     if hardware.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,140 @@
+"""Damage a store in many ways, run the same job again, and compare: no damage may change a result without a word.
+
+    python tests/corruptions.py                     # 50 damages, about ten minutes
+    python tests/corruptions.py --count 5 --seed 7  # others
+
+Each damage hits one random file of a finished job's store, or of the store of a job that was killed while it sampled or
+trained. The job must then end with the numbers of an undamaged run, or with one line that says what is wrong. Prints a
+line per damage, and exits with 1 where a result differs or there is a traceback.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jobs import TINY, came_to, kill_when, read_result, run_train
+
+JOB = (*TINY, "tracking=none")
+KILLS = ("generate/*.partial/resume/**/*.parquet", "align/*.partial/resume/last.ckpt")
+OURS = ("runs", "locks", "trash")  # what of a store no result is made from
+
+
+def flip(file: Path, draw: random.Random) -> None:
+    data = bytearray(file.read_bytes()) or bytearray(1)
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+
+
+def digit(file: Path, draw: random.Random) -> None:
+    """Another digit in the place of one: what stays well-formed."""
+    data = bytearray(file.read_bytes())
+    places = [at for at, byte in enumerate(data) if 48 <= byte <= 57]
+    if places:
+        at = draw.choice(places)
+        data[at] = 48 + (data[at] - 47) % 10
+        file.write_bytes(data)
+    else:
+        flip(file, draw)
+
+
+def cut(file: Path, draw: random.Random) -> None:
+    file.write_bytes(file.read_bytes()[: draw.randrange(max(1, file.stat().st_size))])
+
+
+def empty(file: Path, draw: random.Random) -> None:
+    file.write_bytes(b"")
+
+
+def delete(file: Path, draw: random.Random) -> None:
+    file.unlink()
+
+
+def swap(file: Path, draw: random.Random) -> None:
+    """Another file of the same kind in its place."""
+    others = [other for other in file.parent.glob(f"*{file.suffix}") if other != file and other.is_file()]
+    if others:
+        shutil.copy(draw.choice(others), file)
+    else:
+        flip(file, draw)
+
+
+def append(file: Path, draw: random.Random) -> None:
+    with open(file, "ab") as stream:
+        stream.write(draw.randbytes(7))
+
+
+DAMAGES: list[Callable[[Path, random.Random], None]] = [flip, flip, digit, cut, empty, delete, swap, append]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job after a damage. `fault` is empty where all is well."""
+
+    damage: str
+    code: int
+    told: str
+    fault: str
+
+
+def damaged(source: Path, folder: Path, expected: list[object], draw: random.Random) -> Outcome:
+    """Copy the store of `source` to `folder`, damage one of its files, and run the job there."""
+    shutil.copytree(source / "store", folder / "store", symlinks=True)
+    files = sorted(file for file in (folder / "store").rglob("*") if file.is_file())
+    files = [file for file in files if file.relative_to(folder / "store").parts[0] not in OURS]
+    partial = [file for file in files if ".partial" in str(file)]
+    file, damage = draw.choice(partial if partial and draw.random() < 0.8 else files), draw.choice(DAMAGES)
+    damage(file, draw)
+    ended = run_train(*JOB, cwd=folder)
+    told = next((line for line in ended.stderr.splitlines() if "again" in line or line.startswith("error: ")), "")
+    fault = "traceback" if "Traceback" in ended.stderr else ""
+    if not ended.returncode and came_to(read_result(folder / "out")) != expected:
+        fault = "another result"
+    if ended.returncode and not told:
+        fault = fault or "no line"
+    return Outcome(f"{damage.__name__} {file.relative_to(folder / 'store')}", ended.returncode, told, fault)
+
+
+def stores(folder: Path) -> tuple[list[Path], list[object]]:
+    """Folders with a finished and two killed jobs, and what an undamaged job comes to."""
+    (whole := folder / "whole").mkdir(parents=True)
+    ended = run_train(*JOB, cwd=whole)
+    assert ended.returncode == 0, ended.stderr
+    places = [whole]
+    for number, pattern in enumerate(KILLS):
+        killed = folder / f"killed{number}"
+        if number:  # it goes on from the one before
+            shutil.copytree(places[-1] / "store", killed / "store")
+        else:
+            killed.mkdir()
+        kill_when(killed, JOB, pattern)
+        places.append(killed)
+    return places, came_to(read_result(whole / "out"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    draw, faults = random.Random(args.seed), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        places, expected = stores(Path(scratch))
+        for number in range(args.count):
+            folder = Path(scratch) / f"try{number}"
+            outcome = damaged(places[number % len(places)], folder, expected, draw)
+            faults += bool(outcome.fault)
+            print(f"{outcome.fault or 'ok':<15} {outcome.damage}: {outcome.told or 'nothing to say'}", flush=True)
+            shutil.rmtree(folder)
+    print(f"{args.count} damages, {faults} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
