@@ -4,6 +4,7 @@ On a CPU its kernel has no backward pass, but its reference implementation has: 
 the way, and compiled to plain tensor operations, it trains there too.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -27,14 +28,16 @@ WINDOWS = st.one_of(st.none(), st.integers(1, 12))
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
     """FlexAttention for training on a CPU; counts what is compiled."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=True, backend=counter)))
     monkeypatch.setattr(choice, "obstacle", lambda *_: None)
+    choice._choose.cache_clear()
     torch._dynamo.reset()
-    return counter
+    yield counter
+    choice._choose.cache_clear()
 
 
 def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
