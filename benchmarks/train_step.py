@@ -32,7 +32,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from contenders import Contender, ours, pairs, trl
+from contender_trl import trl
+from contenders import Contender, ours, pairs
 from datasets import disable_progress_bars
 from meters import difference, gradients, peak_memory, seconds
 from rich.console import Console
@@ -52,15 +53,16 @@ def measure(name: str, groups: list[Group], args: argparse.Namespace, console: C
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory() as folder:
+        batches = [[group] for group in groups]
         contenders = [
-            pairs(model, groups, lean=False),
-            pairs(model, groups, lean=True),
-            trl(model, groups, folder, args.gradient_checkpointing),
-            ours(model, groups, args.chunk_size, args.attention),
+            pairs(model, batches, lean=False),
+            pairs(model, batches, lean=True),
+            trl(model, batches, folder, args.gradient_checkpointing),
+            ours(model, batches, args.chunk_size, args.attention),
         ]
         if args.compile:
             again = random_model(args.model, args.device, DTYPES[args.dtype])
-            contenders.append(ours(again, groups, args.chunk_size, args.attention, compiled=True))
+            contenders.append(ours(again, batches, args.chunk_size, args.attention, True, "ours, compiled"))
         expected, errors = None, {}
         for contender in contenders:  # this warms them up, too
             found = gradients(contender)

@@ -141,6 +141,13 @@ def packed_work(groups: Sequence[Group]) -> Work:
     return Work(tokens, scored, seen)
 
 
+def rows_work(groups: Sequence[Group]) -> Work:
+    """Each response once, with a prompt of its own."""
+    rows = [(len(group.prompt), len(response)) for group in groups for response in group.responses]
+    tokens, scored = sum(p + r for p, r in rows), sum(r for _, r in rows)
+    return Work(tokens, scored, sum(_causal(p + r) for p, r in rows))
+
+
 def pairs_work(groups: Sequence[Group], every_position: bool) -> Work:
     """The target and its prompt anew with each negative."""
     rows = [(len(g.prompt), len(r)) for g in groups for n in g.negatives for r in (g.target, n)]
