@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from contenders import BETA, Batch, Contender, flat
-from datasets import Dataset
+from contenders import BETA, Batch, Contender, flat, padded_tokens, within
+from datasets import Dataset, disable_progress_bars
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -16,11 +16,12 @@ from workload import pairs_work
 from selfcontrast.models.packing import Group
 
 
-def trl(model: Any, batches: Sequence[Batch], folder: str, checkpointing: bool) -> Contender:
-    """A batch is the pairs of all its groups.
+def trl(model: Any, batches: Sequence[Batch], folder: str, checkpointing: bool, budget: int) -> Contender:
+    """A pass is the pairs of as many groups as `budget` tokens allow, padded.
 
     The model's weights are in the type they are trained in, so that its bf16 (autocast) has nothing to add.
     """
+    disable_progress_bars()
     model.set_attn_implementation("sdpa")
     trainer = DPOTrainer(
         model=model,
@@ -39,11 +40,13 @@ def trl(model: Any, batches: Sequence[Batch], folder: str, checkpointing: bool) 
     )
     trainer.get_train_dataloader()  # scores the reference
     rows = iter(list(trainer.train_dataset))
-    inputs = [trainer.data_collator([next(rows) for g in batch for _ in g.negatives]) for batch in batches]
+    parts = [within(batch, budget, padded_tokens) for batch in batches]
+    inputs = [[trainer.data_collator([next(rows) for g in part for _ in g.negatives]) for part in b] for b in parts]
 
     def step(i: int) -> None:
-        batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in inputs[i].items()}
-        trainer.compute_loss(model, batch).backward()
+        for groups, rows in zip(parts[i], inputs[i], strict=True):
+            part = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in rows.items()}
+            (trainer.compute_loss(model, part) * len(groups)).backward()  # TRL's loss is a mean over rows
 
     return Contender("TRL", model, "sdpa", step, pairs_work(flat(batches), every_position=model.device.type == "cpu"))
 

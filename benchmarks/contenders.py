@@ -10,7 +10,7 @@ from torch import Tensor
 from workload import Work, packed_work, pairs_work, rows_work
 
 from selfcontrast.models.log_probs import response_log_probs
-from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.packing import Group, pack, to_device
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import compile_layers
@@ -62,34 +62,38 @@ def ours(
     return Contender(name, model, model.config._attn_implementation, step, packed_work(flat(batches)))
 
 
-def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str) -> Contender:
+def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
     """Each response with a prompt of its own, without padding, in one causal call: what a careful trainer would do.
 
-    The same code as ours, on groups that hold one response each, so that they have nothing to share.
+    The same code as ours, on groups that hold one response each, so that they have nothing to share. Passes hold whole
+    groups of equally many negatives, within `budget` tokens where one allows it.
     """
     use_shared_prompt(model, attention)
-    apart = [[Group("", g.prompt, r, []) for g in batch for r in g.responses] for batch in batches]
+    parts = [within(batch, budget, lambda g: rows_work([g]).tokens) for batch in batches]
 
-    def log_probs(i: int) -> Tensor:
-        """[B, K+1], for groups of equally many negatives."""
-        packed = pack(apart[i]).to(model.device)
-        return response_log_probs(model, packed, chunk_size)[:, 0].view(len(batches[i]), -1)
+    def log_probs(groups: Batch) -> Tensor:
+        """[B, K+1]"""
+        apart = [Group("", g.prompt, response, []) for g in groups for response in g.responses]
+        packed = pack(apart).to(model.device)
+        return response_log_probs(model, packed, chunk_size)[:, 0].view(len(groups), -1)
 
     with torch.no_grad():
-        references = [log_probs(i) for i in range(len(batches))]
+        references = [[log_probs(part) for part in batch] for batch in parts]
 
     def step(i: int) -> None:
-        values = log_probs(i)
-        lengths = torch.tensor([[len(r) for r in g.responses] for g in batches[i]]).to(values.device)
-        torch.autograd.backward(OBJECTIVE(values, references[i], lengths, lengths[:, 1:] > 0).loss.sum())
+        for part, reference in zip(parts[i], references[i], strict=True):
+            values = log_probs(part)
+            lengths = to_device(torch.tensor([[len(r) for r in g.responses] for g in part]), values.device)
+            torch.autograd.backward(OBJECTIVE(values, reference, lengths, lengths[:, 1:] > 0).loss.sum())
 
     return Contender("unpadded rows", model, model.config._attn_implementation, step, rows_work(flat(batches)))
 
 
-def pairs(model: Any, batches: Sequence[Batch], lean: bool) -> Contender:
-    """2K padded rows per group; groups whose prompts are equally long share a forward pass."""
+def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Contender:
+    """2K padded rows per group; groups whose prompts are equally long share a pass, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
-    parts = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
+    alike = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
+    parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in alike]
     inputs = [[_Padded.of(part, model.device) for part in batch] for batch in parts]
 
     def log_probs(rows: _Padded) -> Tensor:
@@ -140,6 +144,23 @@ class _Padded:
             ids[i, : len(row)], attended[i, : len(row)] = torch.tensor(row), 1
         weights = torch.tensor([1 / len(g.negatives) for g in groups for _ in g.negatives])
         return cls(ids.to(device), attended.to(device), len(groups[0].prompt), weights.to(device))
+
+
+def padded_tokens(group: Group) -> int:
+    return 2 * len(group.negatives) * (len(group.prompt) + max(map(len, group.responses)))
+
+
+def within(groups: Batch, budget: int, tokens: Callable[[Group], int]) -> list[list[Group]]:
+    """Neighbours together, each part within `budget` tokens where a single group allows it."""
+    parts: list[list[Group]] = []
+    taken = budget
+    for group in groups:
+        if taken + tokens(group) > budget:
+            parts.append([])
+            taken = 0
+        parts[-1].append(group)
+        taken += tokens(group)
+    return parts
 
 
 def flat(batches: Sequence[Batch]) -> list[Group]:

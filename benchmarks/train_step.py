@@ -34,7 +34,6 @@ from pathlib import Path
 import torch
 from contender_trl import trl
 from contenders import Contender, ours, pairs
-from datasets import disable_progress_bars
 from meters import difference, gradients, peak_memory, seconds
 from rich.console import Console
 from rich.table import Table
@@ -55,9 +54,9 @@ def measure(name: str, groups: list[Group], args: argparse.Namespace, console: C
     with tempfile.TemporaryDirectory() as folder:
         batches = [[group] for group in groups]
         contenders = [
-            pairs(model, batches, lean=False),
-            pairs(model, batches, lean=True),
-            trl(model, batches, folder, args.gradient_checkpointing),
+            pairs(model, batches, lean=False, budget=1),
+            pairs(model, batches, lean=True, budget=1),
+            trl(model, batches, folder, args.gradient_checkpointing, budget=1),
             ours(model, batches, args.chunk_size, args.attention),
         ]
         if args.compile:
@@ -131,7 +130,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
-    disable_progress_bars()
     console, draw = Console(width=120), random.Random(0)
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} thread(s)"
     console.print(f"torch {torch.__version__}, {device}, {args.model} in {args.dtype}, medians of {args.rounds} rounds")

@@ -45,6 +45,7 @@ def _llama(hidden: int, layers: int, heads: int, intermediate: int, vocabulary: 
 
 MODELS = {
     "llama-13m": _llama(256, 6, 8, 704, 8192),
+    "llama-0.4b": _llama(1024, 24, 16, 2816, 32000),
     "llama-7b": _llama(4096, 32, 32, 11008, 32000),
     "qwen-0.5b": _qwen(896, 24, 14, 2, 4864, 151936),
     "qwen-tiny": _qwen(64, 2, 4, 2, 128, 512),
