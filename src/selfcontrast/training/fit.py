@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfcontrast.compilation import end_workers_at_exit
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
@@ -142,6 +143,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
 
 def compile_layers(policy: nn.Module) -> None:
     """Each decoder layer by torch.compile, for all lengths at once: linears, norms and MLPs, without the attention."""
+    end_workers_at_exit()
     for layer in policy.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # what transformers builds every decoder's layers from
             layer.compile(dynamic=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from selfcontrast.compilation import end_workers_at_exit
 from selfcontrast.models.packing import Layout
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -60,4 +61,5 @@ def mask(layout: Layout, window: int | None) -> Mask:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    end_workers_at_exit()
     return torch.compile(function, dynamic=True)
