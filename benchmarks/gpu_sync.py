@@ -18,7 +18,7 @@ from selfcontrast.training.fit import StepData, fit
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.steps import Step
 
-ALLOWED = 1  # per step, at its end: the metrics and the gradient's norm are read
+ALLOWED = 2  # per step, both before the update: the metrics and the gradient's norm are read
 
 
 class _Watched(SelfContrastDPO):

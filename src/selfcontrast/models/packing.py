@@ -70,6 +70,20 @@ class Layout:
         """The groups whose responses lie apart from their prompt."""
         return tuple(group for group in self.groups if group[1] < group[2])
 
+    @property
+    def attended(self) -> int:
+        """Pairs of a token and one that it attends to, itself included."""
+        lengths, pairs = iter(self.lengths), 0
+        for start, _, end in self.groups:
+            prompt = next(lengths)
+            pairs += prompt * (prompt + 1) // 2
+            at = start + prompt
+            while at < end:
+                response = next(lengths)
+                pairs += response * prompt + response * (response + 1) // 2
+                at += response
+        return pairs
+
     @cached_property
     def memo(self) -> dict[Any, Any]:
         """What a way of attention derives from this layout: computed once for all layers, on this device."""

@@ -91,14 +91,21 @@ class PackedModule(LightningModule, ABC):
             sums.append(_counted(metrics, part))
             if part.counts:
                 by_group.append((part.packed.ids, loss.detach()))
-        norm = _whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm))
-        if not math.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
+        # The one place where the host waits for a GPU: it then prepares the next step during the update of this one.
+        means, grad_norm = self._means(sums), _whole(norm)
+        if not math.isfinite(grad_norm):
             self._stop_on_nan(by_group)
+        facts = self.facts()
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         lr = scheduler.get_last_lr()[0]
         scheduler.step()
-        self._record(step, sums, {"grad_norm": norm, "lr": lr})
+        self._record(step, {**means, "grad_norm": grad_norm, "lr": lr, **facts})
+
+    def facts(self) -> Record:
+        """More to record of this step, before its update."""
+        return {}
 
     def validation_step(self, part: Pass, index: int) -> None:
         self._validation.append(_counted(self.losses(part)[1], part))
@@ -161,10 +168,10 @@ class PackedModule(LightningModule, ABC):
         blocked: AbstractContextManager[Any] = strategy.block_backward_sync()
         return blocked
 
-    def _record(self, step: Step, sums: list[Sums], facts: Record) -> None:
+    def _record(self, step: Step, facts: Record) -> None:
+        """Log a step whose losses have been read. Its seconds are from one such reading to the next."""
         own = [part.packed for part in step.passes if part.counts]
         flops = float(sum(self.cost.flops(packed) for packed in own))
-        means = self._means(sums)  # before the clock is read: it waits for the device
         now = time.perf_counter()
         seconds, self._begun = now - self._begun, now
         costs = {
@@ -175,7 +182,7 @@ class PackedModule(LightningModule, ABC):
         }
         if self.peak_tflops is not None:
             costs["mfu"] = costs["tflops"] / self.peak_tflops
-        self._log({**means, **facts, **costs})
+        self._log({**facts, **costs})
 
     def _log(self, record: Record) -> None:
         record = {"step": self.trainer.global_step, **record}
