@@ -8,7 +8,7 @@ a mean of means, which differs for unequal passes.)
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -61,6 +61,7 @@ class PackedModule(LightningModule, ABC):
         self.report = report
         self.peak_tflops = peak_tflops
         self.cost = Cost.of(policy)
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's, where it is a skeleton to be sharded
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._begun = time.perf_counter()
@@ -68,7 +69,10 @@ class PackedModule(LightningModule, ABC):
     def configure_model(self) -> None:
         """Shards the policy, where the strategy asks for it."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            shard(self, self.policy, self.device_mesh["data_parallel"], forward="losses")
+            mesh, bf16 = self.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed"
+            device = self.trainer.strategy.root_device
+            shard(self, self.policy, mesh, "losses", bf16, device, self.weights)
+            self.weights = None
 
     @abstractmethod
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
