@@ -16,6 +16,7 @@ The bounds are ratios of token counts: 2K(P+R) / (P+(K+1)R) against pairs, (K+1)
 
 import argparse
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -114,6 +115,7 @@ def _measured(measure: Measure, setting: Setting, limit: int) -> dict[str, Any]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        gc.collect()  # a trainer and its module hold one another
         if setting.device == "cuda":
             torch.cuda.empty_cache()
 

@@ -79,9 +79,16 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
         sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
         policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
         tolerance = 0.2 if policy.dtype == torch.bfloat16 else 1e-3
+        use_shared_prompt(policy, _checked_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
+        use_shared_prompt(policy, hardware.attention)
         policy.to("cpu")  # from where it goes to the ranks
     policy.train()
+
+
+def _checked_attention(hardware: Hardware, sharded: bool) -> str:
+    """The way that a model is checked by: in its weights' type, in which varlen may have no kernel on a GPU."""
+    return hardware.attention if sharded or hardware.device == "cpu" else "masked"
 
 
 def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
