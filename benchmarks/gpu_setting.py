@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from unittest.mock import MagicMock
 
@@ -53,8 +54,16 @@ class Setting:
 
 
 def stand_in_for_file_formats() -> None:
-    """Let modules be imported that read or write files, on a device without the packages for that."""
-    for package, parts in _FILES_ONLY.items():
-        if find_spec(package) is None:
-            for name in (package, *(f"{package}.{part}" for part in parts)):
-                sys.modules[name] = MagicMock()
+    """Import the modules that read or write files, on a device without the packages for that."""
+    missing = {package: parts for package, parts in _FILES_ONLY.items() if find_spec(package) is None}
+    if not missing:
+        return
+    # First the libraries that look for these packages themselves: they must find none.
+    for library in ("lightning.pytorch", "transformers.generation", "transformers.modeling_layers"):
+        import_module(library)
+    names = [name for package, parts in missing.items() for name in (package, *(f"{package}.{p}" for p in parts))]
+    sys.modules.update({name: MagicMock() for name in names})
+    for module in ("store", "data.candidates", "generators.sampling", "training.reference"):
+        import_module(f"selfcontrast.{module}")
+    for name in names:
+        del sys.modules[name]
