@@ -8,7 +8,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: run test test-slow test-vllm test-all lint format bench clean
+.PHONY: run test test-slow test-vllm test-all lint format bench gpu-check clean
 
 run: $(READY)  ## the built-in default, from nothing to a report
 	$(BIN)/python train.py $(ARGS)
@@ -35,6 +35,9 @@ format: $(READY)
 
 bench: $(READY)  ## the training step beside TRL's and padded pairs
 	$(BIN)/python benchmarks/train_step.py $(ARGS)
+
+gpu-check: $(READY)  ## the GPU path's gradients, speed and end, in at most eight minutes; tiny sizes without a GPU
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 # Installed once, and again when the dependencies change.
 $(READY): pyproject.toml

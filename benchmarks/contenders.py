@@ -2,23 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
-from workload import Work, packed_work, pairs_work
+from workload import Work, packed_work, pairs_work, rows_work
 
 from selfcontrast.models.log_probs import response_log_probs
-from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.packing import Group, pack, to_device
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import compile_layers
+
+Batch = Sequence[Group]
+"""Groups that are computed together."""
 
 BETA = 0.1
 OBJECTIVE = Objective("mean_of_pairs", "sigmoid", BETA, 0.0, 0.0, 0.0, False, None)  # the paper's
@@ -30,8 +28,8 @@ class Contender:
     Attributes:
         model: shared by all contenders, but for a compiled one.
         attention: what transformers is to call, set before this contender's turn.
-        step: forward and backward pass of the i-th group, which leaves gradients on the model.
-        work: what that takes, over all groups.
+        step: forward and backward pass of the i-th batch, which leaves gradients on the model.
+        work: what that takes, over all batches.
     """
 
     name: str
@@ -46,30 +44,61 @@ class Contender:
         self.model.zero_grad()
 
 
-def ours(model: Any, groups: Sequence[Group], chunk_size: int, attention: str, compiled: bool = False) -> Contender:
+def ours(
+    model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, compiled: bool = False, name: str = "ours"
+) -> Contender:
+    """Each batch as one packed row."""
     use_shared_prompt(model, attention)
     if compiled:
         compile_layers(model)
     with torch.no_grad():
-        references = [response_log_probs(model, pack([g]).to(model.device), chunk_size) for g in groups]
+        references = [response_log_probs(model, pack(batch).to(model.device), chunk_size) for batch in batches]
 
     def step(i: int) -> None:
-        p = pack([groups[i]]).to(model.device)  # packing is part of the step
+        p = pack(batches[i]).to(model.device)  # packing is part of the step
         log_probs = response_log_probs(model, p, chunk_size)
         torch.autograd.backward(OBJECTIVE(log_probs, references[i], p.lengths, p.mask).loss.sum())
 
-    name = "ours, compiled" if compiled else "ours"
-    return Contender(name, model, model.config._attn_implementation, step, packed_work(groups))
+    return Contender(name, model, model.config._attn_implementation, step, packed_work(flat(batches)))
 
 
-def pairs(model: Any, groups: Sequence[Group], lean: bool) -> Contender:
+def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
+    """Each response with a prompt of its own, without padding, in one causal call: what a careful trainer would do.
+
+    The same code as ours, on groups that hold one response each, so that they have nothing to share. Passes hold whole
+    groups of equally many negatives, within `budget` tokens where one allows it.
+    """
+    use_shared_prompt(model, attention)
+    parts = [within(batch, budget, lambda g: rows_work([g]).tokens) for batch in batches]
+
+    def log_probs(groups: Batch) -> Tensor:
+        """[B, K+1]"""
+        apart = [Group("", g.prompt, response, []) for g in groups for response in g.responses]
+        packed = pack(apart).to(model.device)
+        return response_log_probs(model, packed, chunk_size)[:, 0].view(len(groups), -1)
+
+    with torch.no_grad():
+        references = [[log_probs(part) for part in batch] for batch in parts]
+
+    def step(i: int) -> None:
+        for part, reference in zip(parts[i], references[i], strict=True):
+            values = log_probs(part)
+            lengths = to_device(torch.tensor([[len(r) for r in g.responses] for g in part]), values.device)
+            torch.autograd.backward(OBJECTIVE(values, reference, lengths, lengths[:, 1:] > 0).loss.sum())
+
+    return Contender("unpadded rows", model, model.config._attn_implementation, step, rows_work(flat(batches)))
+
+
+def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Contender:
+    """2K padded rows per group; groups whose prompts are equally long share a pass, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
-    batches = [[x.to(model.device) for x in _pair_rows(group)] for group in groups]
+    alike = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
+    parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in alike]
+    inputs = [[_Padded.of(part, model.device) for part in batch] for batch in parts]
 
-    def log_probs(i: int) -> Tensor:
-        """[K, 2]"""
-        ids, attended = batches[i]
-        prompt = len(groups[i].prompt)
+    def log_probs(rows: _Padded) -> Tensor:
+        """[pairs, 2]"""
+        ids, attended, prompt = rows.ids, rows.attended, rows.prompt
         if lean:
             hidden = model.model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[:, prompt - 1 : -1])
@@ -79,67 +108,60 @@ def pairs(model: Any, groups: Sequence[Group], lean: bool) -> Contender:
         return (tokens * attended[:, prompt:]).sum(-1).view(-1, 2)
 
     with torch.no_grad():
-        references = [log_probs(i) for i in range(len(groups))]
+        references = [[log_probs(rows) for rows in batch] for batch in inputs]
 
     def step(i: int) -> None:
-        rewards = BETA * (log_probs(i) - references[i])
-        torch.autograd.backward(-torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean())
+        for rows, reference in zip(inputs[i], references[i], strict=True):
+            rewards = BETA * (log_probs(rows) - reference)
+            losses = -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1])
+            torch.autograd.backward((losses * rows.weights).sum())
 
-    work = pairs_work(groups, every_position=not lean)
+    work = pairs_work(flat(batches), every_position=not lean)
     return Contender("lean pairs" if lean else "pairs", model, "sdpa", step, work)
 
 
-def _pair_rows(group: Group) -> tuple[Tensor, Tensor]:
-    """ids and attention mask [2K, longest]: target and negative in turns, padded on the right."""
-    rows = [[*group.prompt, *response] for n in group.negatives for response in (group.target, n)]
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    attended = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], attended[i, : len(row)] = torch.tensor(row), 1
-    return ids, attended
+@dataclass
+class _Padded:
+    """Rows of prompt and response, padded on the right; target and negative in turns.
+
+    Attributes:
+        ids, attended: [rows, longest].
+        prompt: tokens of every row's prompt.
+        weights: [pairs] 1 / K of each pair's group: the loss of a group is the mean over its negatives.
+    """
+
+    ids: Tensor
+    attended: Tensor
+    prompt: int
+    weights: Tensor
+
+    @classmethod
+    def of(cls, groups: Batch, device: torch.device) -> "_Padded":
+        rows = [[*g.prompt, *response] for g in groups for n in g.negatives for response in (g.target, n)]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        attended = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], attended[i, : len(row)] = torch.tensor(row), 1
+        weights = torch.tensor([1 / len(g.negatives) for g in groups for _ in g.negatives])
+        return cls(ids.to(device), attended.to(device), len(groups[0].prompt), weights.to(device))
 
 
-def trl(model: Any, groups: Sequence[Group], folder: str, checkpointing: bool) -> Contender:
-    """The model's weights are in the type they are trained in, so that its bf16 (autocast) has nothing to add."""
-    model.set_attn_implementation("sdpa")
-    trainer = DPOTrainer(
-        model=model,
-        args=DPOConfig(
-            output_dir=folder,
-            beta=BETA,
-            max_length=None,
-            precompute_ref_log_probs=True,
-            gradient_checkpointing=checkpointing,
-            bf16=False,
-            use_cpu=model.device.type == "cpu",
-            report_to=[],
-        ),
-        train_dataset=Dataset.from_list([row for group in groups for row in _trl_rows(group)]),
-        processing_class=_tokenizer(model.config.vocab_size),
-    )
-    trainer.get_train_dataloader()  # scores the reference
-    rows = iter(list(trainer.train_dataset))
-    batches = [trainer.data_collator([next(rows) for _ in group.negatives]) for group in groups]
-
-    def step(i: int) -> None:
-        batch = {name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in batches[i].items()}
-        trainer.compute_loss(model, batch).backward()
-
-    return Contender("TRL", model, "sdpa", step, pairs_work(groups, every_position=model.device.type == "cpu"))
+def padded_tokens(group: Group) -> int:
+    return 2 * len(group.negatives) * (len(group.prompt) + max(map(len, group.responses)))
 
 
-def _trl_rows(group: Group) -> list[dict[str, str]]:
-    """Text whose words are the token ids; TRL appends the end of text itself, so a response ends before it."""
-    prompt, target = (" ".join(map(str, ids)) for ids in (group.prompt, group.target[:-1]))
-    return [
-        {"prompt": prompt, "chosen": f" {target}", "rejected": " " + " ".join(map(str, negative[:-1]))}
-        for negative in group.negatives
-    ]
+def within(groups: Batch, budget: int, tokens: Callable[[Group], int]) -> list[list[Group]]:
+    """Neighbours together, each part within `budget` tokens where a single group allows it."""
+    parts: list[list[Group]] = []
+    taken = budget
+    for group in groups:
+        if taken + tokens(group) > budget:
+            parts.append([])
+            taken = 0
+        parts[-1].append(group)
+        taken += tokens(group)
+    return parts
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """The words are the numbers of the tokens; 0 is the end of text."""
-    words = {"<eos>": 0, **{str(i): i for i in range(1, vocabulary)}}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+def flat(batches: Sequence[Batch]) -> list[Group]:
+    return [group for batch in batches for group in batch]

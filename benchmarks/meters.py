@@ -11,17 +11,17 @@ from contenders import Contender
 from torch import Tensor
 
 
-def seconds(contender: Contender, groups: int) -> float:
-    """Per step, each group once."""
+def seconds(contender: Contender, batches: int) -> float:
+    """Per step, each batch once."""
     total = 0.0
-    for i in range(groups):
+    for i in range(batches):
         contender.take_turn()
         _wait(contender)
         start = time.perf_counter()
         contender.step(i)
         _wait(contender)
         total += time.perf_counter() - start
-    return total / groups
+    return total / batches
 
 
 def _wait(contender: Contender) -> None:
@@ -29,7 +29,7 @@ def _wait(contender: Contender) -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory(contender: Contender, groups: int) -> float | None:
+def peak_memory(contender: Contender, batches: int) -> float | None:
     """MB that a step takes at most beyond what was there, or None where Linux does not say."""
     contender.take_turn()
     gc.collect()
@@ -37,13 +37,13 @@ def peak_memory(contender: Contender, groups: int) -> float | None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        seconds(contender, groups)
+        seconds(contender, batches)
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         resident = _status("VmRSS")
-        seconds(contender, groups)
+        seconds(contender, batches)
     except OSError:
         return None
     return (_status("VmHWM") - resident) / 1024
@@ -56,7 +56,7 @@ def _status(key: str) -> int:
 
 
 def gradients(contender: Contender) -> list[Tensor] | None:
-    """Of the first group, in the CPU's memory; None where the device's does not suffice for the step."""
+    """Of the first batch, in the CPU's memory; None where the device's does not suffice for the step."""
     try:
         contender.take_turn()
         contender.step(0)

@@ -32,8 +32,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from contenders import Contender, ours, pairs, trl
-from datasets import disable_progress_bars
+from contender_trl import trl
+from contenders import Contender, ours, pairs
 from meters import difference, gradients, peak_memory, seconds
 from rich.console import Console
 from rich.table import Table
@@ -52,15 +52,16 @@ def measure(name: str, groups: list[Group], args: argparse.Namespace, console: C
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory() as folder:
+        batches = [[group] for group in groups]
         contenders = [
-            pairs(model, groups, lean=False),
-            pairs(model, groups, lean=True),
-            trl(model, groups, folder, args.gradient_checkpointing),
-            ours(model, groups, args.chunk_size, args.attention),
+            pairs(model, batches, lean=False, budget=1),
+            pairs(model, batches, lean=True, budget=1),
+            trl(model, batches, folder, args.gradient_checkpointing, budget=1),
+            ours(model, batches, args.chunk_size, args.attention),
         ]
         if args.compile:
             again = random_model(args.model, args.device, DTYPES[args.dtype])
-            contenders.append(ours(again, groups, args.chunk_size, args.attention, compiled=True))
+            contenders.append(ours(again, batches, args.chunk_size, args.attention, True, "ours, compiled"))
         expected, errors = None, {}
         for contender in contenders:  # this warms them up, too
             found = gradients(contender)
@@ -129,7 +130,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
-    disable_progress_bars()
     console, draw = Console(width=120), random.Random(0)
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} thread(s)"
     console.print(f"torch {torch.__version__}, {device}, {args.model} in {args.dtype}, medians of {args.rounds} rounds")

@@ -45,6 +45,7 @@ def _llama(hidden: int, layers: int, heads: int, intermediate: int, vocabulary: 
 
 MODELS = {
     "llama-13m": _llama(256, 6, 8, 704, 8192),
+    "llama-0.4b": _llama(1024, 24, 16, 2816, 32000),
     "llama-7b": _llama(4096, 32, 32, 11008, 32000),
     "qwen-0.5b": _qwen(896, 24, 14, 2, 4864, 151936),
     "qwen-tiny": _qwen(64, 2, 4, 2, 128, 512),
@@ -139,6 +140,13 @@ def packed_work(groups: Sequence[Group]) -> Work:
         scored += sum(responses)
         seen += _causal(prompt) + sum(_causal(r) + r * prompt for r in responses)
     return Work(tokens, scored, seen)
+
+
+def rows_work(groups: Sequence[Group]) -> Work:
+    """Each response once, with a prompt of its own."""
+    rows = [(len(group.prompt), len(response)) for group in groups for response in group.responses]
+    tokens, scored = sum(p + r for p, r in rows), sum(r for _, r in rows)
+    return Work(tokens, scored, sum(_causal(p + r) for p, r in rows))
 
 
 def pairs_work(groups: Sequence[Group], every_position: bool) -> Work:

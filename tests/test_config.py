@@ -214,7 +214,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("hardware.peak_tflops=-1", ["hardware.peak_tflops=-1", "null"]),
         ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
         ("hardware.strategy=ddp2", ["hardware.strategy=ddp2", "ddp, fsdp2"]),
-        ("hardware.attention=dense", ["hardware.attention=dense", "auto, blocks, flex, masked"]),
+        ("hardware.attention=dense", ["hardware.attention=dense", "auto, blocks, varlen, flex, masked"]),
         ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "use auto"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
         ("evaluation.lm_eval.tasks=[nothing_so]", ["evaluation.lm_eval.tasks=nothing_so", "target_choice"]),

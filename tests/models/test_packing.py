@@ -43,36 +43,6 @@ def test_each_response_reads_as_a_row_of_its_own(groups: list[Group]) -> None:
 
 
 @given(GROUPS)
-def test_every_token_lies_once_in_the_buckets(groups: list[Group]) -> None:
-    packed = pack(groups)
-    layout = packed.layout
-    flat = torch.cat([bucket.tokens.flatten() for bucket in layout.buckets])
-    row = torch.arange(packed.input_ids.shape[1])
-    assert torch.equal(flat[layout.slot], row)
-    assert len(layout.slot.unique()) == len(row)
-    real = torch.cat([_real(bucket.tokens, bucket.padding) for bucket in layout.buckets])
-    assert torch.equal(real.sort().values, row)
-
-
-@given(GROUPS)
-def test_a_row_of_a_bucket_is_one_segment_and_mostly_real(groups: list[Group]) -> None:
-    layout = pack(groups).layout
-    for bucket in layout.buckets:
-        segments = layout.segment[bucket.tokens]
-        assert (segments == segments[:, :1]).all()
-        padding = torch.zeros_like(bucket.tokens, dtype=torch.bool) if bucket.padding is None else bucket.padding
-        assert (padding.float().mean(-1) <= 0.25).all()
-        for tokens, pads in zip(bucket.tokens, padding, strict=True):
-            kept = tokens[~pads]
-            assert torch.equal(kept, torch.arange(int(kept[0]), int(kept[0]) + len(kept)))
-            assert not pads[: len(kept)].any()
-
-
-def _real(tokens: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-    return tokens.flatten() if padding is None else tokens[~padding]
-
-
-@given(GROUPS)
 def test_sums_per_response(groups: list[Group]) -> None:
     packed = pack(groups)
     values = torch.arange(len(packed.labels), dtype=torch.float64) + 1
@@ -88,14 +58,14 @@ def test_groups_without_negatives_share_nothing() -> None:
     layout = pack([Group("a", [1, 2], [3], []), Group("b", [4], [5], [[6]])]).layout
     assert layout.sharing == ((3, 4, 6),)
     assert layout.segment.tolist() == [0, 0, 0, 1, 2, 3]
+    assert layout.lengths == (3, 1, 1, 1)
     assert layout.longest == 3
 
 
 def test_to_moves_every_tensor() -> None:
     packed = pack([Group("a", [1, 2], [3], [[4, 5], [6]])]).to("meta")
     layout = packed.layout
-    bucketed = [t for bucket in layout.buckets for t in (bucket.tokens, bucket.padding) if t is not None]
-    for tensor in (packed.input_ids, packed.mask, packed.lengths, layout.slot, layout.segment, *bucketed):
+    for tensor in (packed.input_ids, packed.mask, packed.lengths, layout.segment, layout.prompt, layout.position):
         assert tensor.device.type == "meta"
 
 

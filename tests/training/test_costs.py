@@ -39,7 +39,8 @@ def test_the_tokens_and_pairs_of_a_packed_row() -> None:
     cost = Cost(body=10_000, head=100, attention=1)
     packed = pack([Group("a", [1, 2, 3], [4, 5], [[6], [7, 8, 9]]), Group("b", [1], [2], [])])
     pairs = (1 + 2 + 3) + (4 + 5) + 4 + (4 + 5 + 6) + (1 + 2)
-    assert cost.flops(packed).item() == 10_000 * 11 + 100 * 7 + pairs
+    assert packed.layout.attended == pairs == int((packed.position_ids + 1).sum())
+    assert cost.flops(packed) == 10_000 * 11 + 100 * 7 + pairs
 
 
 def test_frozen_matrices_spare_their_own_gradient() -> None:

@@ -14,6 +14,8 @@ from transformers import get_cosine_schedule_with_warmup
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.objectives import Objective
+from selfcontrast.training import fit as fit_module
+from selfcontrast.training import recipe as recipe_module
 from selfcontrast.training.callbacks import intact
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
@@ -284,6 +286,14 @@ def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path:
     assert len(third) == 2  # once an epoch
     for record, same in zip(*found, strict=True):
         assert same == pytest.approx(record, abs=1e-4)
+
+
+def test_a_gpu_checks_a_model_by_the_way_that_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit_module._checked_attention(hardware(attention="blocks"), sharded=False) == "blocks"
+    monkeypatch.setattr(recipe_module, "_gpus", lambda: 1)
+    own = hardware(accelerator="gpu", precision="bf16-mixed")
+    assert fit_module._checked_attention(own, sharded=False) == "masked"
+    assert fit_module._checked_attention(own, sharded=True) == "auto"  # on the CPU
 
 
 def test_what_a_step_costs_is_told(tmp_path: Path) -> None:

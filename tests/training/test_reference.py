@@ -1,5 +1,6 @@
 """Reference scores: what a plain forward pass says, stored per group."""
 
+import math
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
-from selfcontrast.training.reference import FILE, Scoring, read_reference, score_reference
+from selfcontrast.training.reference import FILE, Scoring, read_reference, score_groups, score_reference
 from tiny import groups, hardware, llama, policy_folder, recipe
 
 GROUPS = groups(7, negatives=3)
@@ -64,6 +65,26 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     fit(module, data, tmp_path, "test")
     assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-4)
+    assert records[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
+    assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_a_margin_at_step_0_is_recorded_once_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A reference that is off by one nat: every margin of beta 0.5 is 0.5, whatever the passes."""
+    policy, own, how = llama(), hardware(tokens_per_pass=60), recipe(prompts_per_step=4, epochs=1, lr=1e-9)
+    prepare(policy, GROUPS, own)
+    scored = score_groups(policy, GROUPS, own)
+    reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}
+    for scores in reference.values():
+        scores[0] -= 1.0
+    objective = Objective("mean_of_pairs", "sigmoid", 0.5, 0.0, 0.0, 0.0, False, None)
+    records: list[Record] = []
+    module = SelfContrastDPO(policy, how, 2, own.logits_chunk, records.append, objective, reference)
+    fit(module, StepData(GROUPS, [], how, own, 0), tmp_path, "test")
+    assert records[0]["step0/margin_std"] == pytest.approx(0.5, abs=1e-4)
+    assert "step0/margin_std" not in records[1]
+    (message,) = [r.getMessage() for r in caplog.records if "step 0" in r.getMessage()]
+    assert "margins are 0.5 away from 0" in message
 
 
 def test_a_killed_scoring_goes_on_from_its_shards(tmp_path: Path, policy: Path) -> None:

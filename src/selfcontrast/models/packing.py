@@ -16,9 +16,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# Segments are padded to the longest of their bucket: no more than a quarter of it is padding.
-_FILL = 0.75
-
 
 @dataclass(frozen=True)
 class Group:
@@ -47,54 +44,53 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Segments (prompts or responses) of similar length, as a batch of n rows padded to L.
-
-    Attributes:
-        tokens: [n, L] index into the packed row; padding repeats a segment's last token.
-        padding: [n, L] bool, or None where the segments are of one length.
-    """
-
-    tokens: Tensor
-    padding: Tensor | None
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where prompts and responses lie in a packed row of T tokens: all that attention needs to know.
 
     Attributes:
         groups: per group (start, end of prompt = start of responses, end) in the row. A group without
             negatives has nothing to share: it counts as all prompt.
+        lengths: tokens of every segment (prompt or response), in the row's order. Numbers, not a tensor: reading them
+            never waits for a GPU.
         longest: tokens of the longest prompt with a response, which a sliding window must not undercut.
         segment: [T] a number per prompt and per response; a group's prompt is its lowest.
         prompt: [T] the segment of the group's prompt.
         position: [T] position ids.
-        buckets: every segment of the row, in exactly one bucket.
-        slot: [T] where a token lies in the buckets, flattened and concatenated.
     """
 
     groups: tuple[tuple[int, int, int], ...]
+    lengths: tuple[int, ...]
     longest: int
     segment: Tensor
     prompt: Tensor
     position: Tensor
-    buckets: tuple[Bucket, ...]
-    slot: Tensor
 
     @property
     def sharing(self) -> tuple[tuple[int, int, int], ...]:
         """The groups whose responses lie apart from their prompt."""
         return tuple(group for group in self.groups if group[1] < group[2])
 
+    @property
+    def attended(self) -> int:
+        """Pairs of a token and one that it attends to, itself included."""
+        lengths, pairs = iter(self.lengths), 0
+        for start, _, end in self.groups:
+            prompt = next(lengths)
+            pairs += prompt * (prompt + 1) // 2
+            at = start + prompt
+            while at < end:
+                response = next(lengths)
+                pairs += response * prompt + response * (response + 1) // 2
+                at += response
+        return pairs
+
     @cached_property
-    def memo(self) -> dict[int | None, Any]:
-        """Masks that an attention makes of this layout, by sliding window: once for all layers, and for this device."""
+    def memo(self) -> dict[Any, Any]:
+        """What a way of attention derives from this layout: computed once for all layers, on this device."""
         return {}
 
     def to(self, device: torch.device | str) -> "Layout":
-        buckets = tuple(_move(bucket, device) for bucket in self.buckets)
-        return replace(_move(self, device), buckets=buckets)
+        return _move(self, device)
 
 
 @dataclass(frozen=True)
@@ -174,49 +170,30 @@ def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
         for group in groups
     ]
     ends = list(accumulate(sum(group) for group in lengths))
-    flat = torch.tensor([length for group in lengths for length in group])
-    buckets = _buckets(flat)
-    slot = torch.empty(int(flat.sum()), dtype=torch.long)
-    taken = 0
-    for bucket in buckets:
-        tokens, padding = bucket.tokens.flatten(), bucket.padding
-        slots = torch.arange(taken, taken + tokens.numel())
-        real = slice(None) if padding is None else ~padding.flatten()
-        slot[tokens[real]] = slots[real]
-        taken += tokens.numel()
+    flat = [length for group in lengths for length in group]
     spans = tuple((end - sum(group), end - sum(group[1:]), end) for end, group in zip(ends, lengths, strict=True))
-    segment = torch.repeat_interleave(flat)
+    segment = torch.repeat_interleave(torch.tensor(flat))
     return Layout(
         groups=spans,
+        lengths=tuple(flat),
         longest=int(position.max()) + 1,
         segment=segment,
         prompt=torch.cat([segment[start].expand(end - start) for start, _, end in spans]),
         position=position,
-        buckets=buckets,
-        slot=slot,
     )
 
 
-def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
-    """Segments of these lengths [S], as they follow one another, batched with the ones nearest in length."""
-    ends = lengths.cumsum(0)
-    order = lengths.argsort(descending=True, stable=True)
-    buckets = []
-    while order.numel():
-        longest = int(lengths[order[0]])
-        taken = int((lengths[order] >= _FILL * longest).sum())
-        chosen, order = order[:taken].sort().values, order[taken:]
-        offsets, length = torch.arange(longest), lengths[chosen][:, None]
-        tokens = (ends[chosen][:, None] - length) + offsets.minimum(length - 1)
-        padding = offsets >= length
-        buckets.append(Bucket(tokens, padding if bool(padding.any()) else None))
-    return tuple(buckets)
+_Item = TypeVar("_Item", Layout, PackedGroups)
 
 
-_Item = TypeVar("_Item", Bucket, Layout, PackedGroups)
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy to a device. A copy to a GPU starts from pinned memory, so that the host does not wait for it."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _move(item: _Item, device: torch.device | str) -> _Item:
     values: dict[str, Any] = {field.name: getattr(item, field.name) for field in fields(item)}
-    moved: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    moved: Any = {name: to_device(value, device) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(item, **moved)

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from selfcontrast.errors import UserError
-from selfcontrast.models.attention import blocks, flex, masked
+from selfcontrast.models.attention import blocks, flex_check, masked, varlen
 from selfcontrast.models.attention.choice import ATTENTIONS, choose
 from selfcontrast.models.packing import Layout
 
@@ -111,8 +111,12 @@ def _attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window and sliding_window < shared_prompt.longest else None
     used = choose(way, query, value, dropout, window)
+    if used == "varlen":
+        return varlen.attend(query, key, value, shared_prompt, scaling), None
     if used == "flex":
-        return flex.attend(query, key, value, shared_prompt, scaling, window), None
+        output = flex_check.attend(query, key, value, shared_prompt, scaling, window)
+        if output is not None:
+            return output, None
     repeats = query.shape[1] // key.shape[1]
     key, value = _repeat(key, repeats), _repeat(value, repeats)
     if used == "blocks":

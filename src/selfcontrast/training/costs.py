@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from selfcontrast.models.packing import PackedGroups
 
@@ -40,9 +40,9 @@ class Cost:
         attention = 12 * config.num_hidden_layers * config.num_attention_heads * width
         return cls(body, _per_token(output), attention)
 
-    def flops(self, packed: PackedGroups) -> Tensor:
-        """Of one forward and backward pass, float64 []. A token attends to as many as its position says, and itself."""
-        pairs = (packed.position_ids + 1).sum().double()
+    def flops(self, packed: PackedGroups) -> int:
+        """Count one forward and backward pass, without reading the device."""
+        pairs = packed.layout.attended
         return self.body * packed.input_ids.numel() + self.head * packed.labels.numel() + self.attention * pairs
 
 

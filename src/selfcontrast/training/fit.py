@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfcontrast.compilation import end_workers_at_exit
 from selfcontrast.errors import UserError
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
@@ -88,9 +89,16 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
         sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
         policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
         tolerance = 0.2 if policy.dtype == torch.bfloat16 else 1e-3
+        use_shared_prompt(policy, _checked_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
+        use_shared_prompt(policy, hardware.attention)
         policy.to("cpu")  # from where it goes to the ranks
     policy.train()
+
+
+def _checked_attention(hardware: Hardware, sharded: bool) -> str:
+    """The way that a model is checked by: in its weights' type, in which varlen may have no kernel on a GPU."""
+    return hardware.attention if sharded or hardware.device == "cpu" else "masked"
 
 
 def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
@@ -156,6 +164,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
 
 def compile_layers(policy: nn.Module) -> None:
     """Each decoder layer by torch.compile, for all lengths at once: linears, norms and MLPs, without the attention."""
+    end_workers_at_exit()
     for layer in policy.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # what transformers builds every decoder's layers from
             layer.compile(dynamic=True)

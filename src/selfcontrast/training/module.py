@@ -8,7 +8,7 @@ a mean of means, which differs for unequal passes.)
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -61,6 +61,7 @@ class PackedModule(LightningModule, ABC):
         self.report = report
         self.peak_tflops = peak_tflops
         self.cost = Cost.of(policy)
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's, where it is a skeleton to be sharded
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._begun = time.perf_counter()
@@ -68,7 +69,10 @@ class PackedModule(LightningModule, ABC):
     def configure_model(self) -> None:
         """Shards the policy, where the strategy asks for it."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            shard(self, self.policy, self.device_mesh["data_parallel"], forward="losses")
+            mesh, bf16 = self.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed"
+            device = self.trainer.strategy.root_device
+            shard(self, self.policy, mesh, "losses", bf16, device, self.weights)
+            self.weights = None
 
     @abstractmethod
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
@@ -91,14 +95,21 @@ class PackedModule(LightningModule, ABC):
             sums.append(_counted(metrics, part))
             if part.counts:
                 by_group.append((part.packed.ids, loss.detach()))
-        norm = _whole(torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm))
-        if not math.isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
+        # The one place where the host waits for a GPU: it then prepares the next step during the update of this one.
+        means, grad_norm = self._means(sums), _whole(norm)
+        if not math.isfinite(grad_norm):
             self._stop_on_nan(by_group)
+        facts = self.facts()
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         lr = scheduler.get_last_lr()[0]
         scheduler.step()
-        self._record(step, sums, {"grad_norm": norm, "lr": lr})
+        self._record(step, {**means, "grad_norm": grad_norm, "lr": lr, **facts})
+
+    def facts(self) -> Record:
+        """More to record of this step, before its update."""
+        return {}
 
     def validation_step(self, part: Pass, index: int) -> None:
         self._validation.append(_counted(self.losses(part)[1], part))
@@ -161,10 +172,10 @@ class PackedModule(LightningModule, ABC):
         blocked: AbstractContextManager[Any] = strategy.block_backward_sync()
         return blocked
 
-    def _record(self, step: Step, sums: list[Sums], facts: Record) -> None:
+    def _record(self, step: Step, facts: Record) -> None:
+        """Log a step whose losses have been read. Its seconds are from one such reading to the next."""
         own = [part.packed for part in step.passes if part.counts]
         flops = float(sum(self.cost.flops(packed) for packed in own))
-        means = self._means(sums)  # before the clock is read: it waits for the device
         now = time.perf_counter()
         seconds, self._begun = now - self._begun, now
         costs = {
@@ -175,7 +186,7 @@ class PackedModule(LightningModule, ABC):
         }
         if self.peak_tflops is not None:
             costs["mfu"] = costs["tflops"] / self.peak_tflops
-        self._log({**means, **facts, **costs})
+        self._log({**facts, **costs})
 
     def _log(self, record: Record) -> None:
         record = {"step": self.trainer.global_step, **record}

@@ -1,5 +1,7 @@
 """The two trainings of the method: supervised fine-tuning, and DPO over K negatives."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,10 +9,15 @@ import torch
 from torch import Tensor
 
 from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import to_device
 from selfcontrast.objectives import Objective, ObjectiveOutput
 from selfcontrast.training.module import PackedModule, Record, Sums
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.steps import Pass, Step
+
+MARGIN_NOISE = 0.05  # in units of reward; a preference's weight in the gradient then is off by one percent
+
+log = logging.getLogger(__name__)
 
 
 class SupervisedFineTuning(PackedModule):
@@ -48,6 +55,32 @@ class SelfContrastDPO(PackedModule):
         self.objective = objective
         self.reference = reference
         self.ranks = max((len(scores) - 1 for scores in reference.values()), default=0)  # the most negatives of any
+        self._first: list[Tensor] | None = None  # of each pass of step 0 [2]: squared margins, and their number
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.trainer.global_step == 0 and self.objective.needs_reference:
+            self._first = []
+
+    def facts(self) -> Record:
+        """At step 0 the policy is the reference: `step0/margin_std` is the margins' distance from 0, as one number.
+
+        It is rounding (the reference was scored in other passes) and dropout, in units of reward.
+        """
+        if self._first is None:
+            return {}
+        total, self._first = torch.stack(self._first).sum(0), None
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        squares, count = total.tolist()
+        noise = math.sqrt(squares / max(1.0, count))
+        if noise > MARGIN_NOISE and self.trainer.is_global_zero:
+            log.warning(
+                "align: at step 0 margins are %.3g away from 0 (standard deviation), though policy and reference are "
+                "the same: dropout, or rounding. In bf16 lower objective.beta or use hardware.precision=32-true",
+                noise,
+            )
+        return {"step0/margin_std": noise}
 
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
         packed = part.packed
@@ -62,11 +95,11 @@ class SelfContrastDPO(PackedModule):
 
     def _reference(self, ids: tuple[str, ...], like: Tensor) -> Tensor:
         """The stored scores as [B, K + 1], zeros where a group has fewer negatives."""
-        out = torch.zeros_like(like)
+        out = torch.zeros(like.shape, dtype=like.dtype)
         for row, name in enumerate(ids):
             scores = self.reference[name][: like.shape[1]]
             out[row, : len(scores)] = scores
-        return out
+        return to_device(out, like.device)
 
     def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, part: Pass) -> Sums:
         """What is watched, in nats: means over groups, and over each group's own negatives first.
@@ -79,6 +112,9 @@ class SelfContrastDPO(PackedModule):
         would mostly give less.
         """
         mask, lengths = part.packed.mask, part.packed.lengths
+        if self._first is not None:
+            squares = torch.stack([out.margin.square().sum().float(), mask.sum().float()])
+            self._first.append(squares * part.counts)
         per_token, change = policy / lengths.clamp(min=1), policy - reference
         accuracy = (out.margin > 0).to(policy.dtype)
         return {
@@ -100,7 +136,7 @@ class SelfContrastDPO(PackedModule):
 
 def _sum(values: Tensor) -> Tensor:
     """[B] -> [2]: the sum over groups, and their number."""
-    return torch.stack([values.sum().float(), values.new_tensor(len(values), dtype=torch.float32)])
+    return torch.stack([values.sum().float(), values.new_full((), len(values), dtype=torch.float32)])
 
 
 def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from selfcontrast.errors import UserError
 from selfcontrast.training.nodes import Node
+from selfcontrast.training.sharding import skeleton
 from selfcontrast.training.signals import Postponed
 
 Train = Callable[[Any, Any, Path, str], Mapping[str, Tensor]]
@@ -113,7 +114,10 @@ def _rank(
     lightning.seed_everything(ranks.seed + rank, verbose=False)  # no two ranks draw the same dropout
     module.report = (lambda record: messages.put(("record", record))) if rank == 0 else (lambda record: None)
     shared: nn.Module = module.policy
-    module.policy = copy.deepcopy(shared)
+    if data.hardware.strategy == "fsdp2":  # a shard of the weights is all that this process will hold
+        module.policy, module.weights = skeleton(shared), shared.state_dict()
+    else:
+        module.policy = copy.deepcopy(shared)
     try:
         weights = train(module, data, folder, stage)
     except UserError as error:

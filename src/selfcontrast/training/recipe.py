@@ -12,7 +12,7 @@ from pydantic import Field
 
 from selfcontrast.constrained import BelowOne, Count, NonNegative, Positive, WholeNumber, Workers, check_numbers
 from selfcontrast.errors import UserError
-from selfcontrast.models.attention.choice import ATTENTIONS
+from selfcontrast.models.attention.choice import ATTENTIONS, TRAINS_ON
 from selfcontrast.store import NOT_IN_KEY
 
 OPTIMIZERS = ("adamw", "adamw_8bit")
@@ -113,7 +113,7 @@ class Hardware:
             raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
         if self.device == "cuda" and self.devices > _gpus():
             raise UserError(f"hardware.devices={self.devices}, but torch sees {_gpus()} GPUs here")
-        if self.attention == ("flex" if self.device == "cpu" else "blocks"):
+        if self.attention not in TRAINS_ON[self.device]:
             raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}: use auto")
         if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
             raise UserError("hardware.compile=true needs a C++ compiler (g++): install one, or leave it false")

@@ -42,17 +42,22 @@ class Scoring:
         use_shared_prompt(policy, self.hardware.attention)
         yield lambda groups: self._table(policy, groups)
 
-    @torch.no_grad()
     def _table(self, policy: torch.nn.Module, groups: Sequence[Group]) -> pa.Table:
-        rows = []
-        for share in into_passes(groups, self.hardware.tokens_per_pass):
-            packed = as_pass(share, counts=True).packed.to(next(policy.parameters()).device)
-            with self.hardware.autocast():
-                values = iter(token_log_probs(policy, packed, self.hardware.logits_chunk).tolist())
-            for group in share:
-                scores = [[next(values) for _ in response] for response in group.responses]
-                rows.append({"id": group.id, "log_probs": scores})
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
+        scored = score_groups(policy, groups, self.hardware)
+        return pa.Table.from_pylist([{"id": name, "log_probs": s} for name, s in scored.items()], schema=SCHEMA)
+
+
+@torch.no_grad()
+def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Hardware) -> dict[str, list[list[float]]]:
+    """Per group id the log-probability of every token of every response, target first, in nats."""
+    scored = {}
+    for share in into_passes(groups, hardware.tokens_per_pass):
+        packed = as_pass(share, counts=True).packed.to(next(policy.parameters()).device)
+        with hardware.autocast():
+            values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
+        for group in share:
+            scored[group.id] = [[next(values) for _ in response] for response in group.responses]
+    return scored
 
 
 def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], device: str) -> None:

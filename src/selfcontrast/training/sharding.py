@@ -1,13 +1,15 @@
 """Several ranks' strategies: replicas (DDP) or shards (FSDP2) of the policy."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from selfcontrast.training.recipe import Hardware
 
@@ -24,19 +26,53 @@ def strategy(hardware: Hardware) -> Any:
     return DDPStrategy(gradient_as_bucket_view=True)
 
 
-def shard(module: nn.Module, policy: Any, mesh: Any, forward: str) -> None:
+def skeleton(policy: nn.Module) -> nn.Module:
+    """A copy of the policy whose parameters have no memory: for a rank that will hold a shard of them."""
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in policy.parameters()
+    }
+    return copy.deepcopy(policy, memo=dict(empty))
+
+
+def shard(
+    module: nn.Module,
+    policy: Any,
+    mesh: Any,
+    forward: str,
+    bf16: bool,
+    device: torch.device,
+    weights: Mapping[str, Tensor] | None,
+) -> None:
     """Shards a policy's parameters over a mesh, layer by layer, and the rest with `module`.
+
+    In bf16 the layers' matrices are gathered in bfloat16, and their gradients are summed in float32. Norms between
+    them and the inputs stay in float32, as under autocast on one device.
 
     Args:
         module: the whole that is trained.
-        policy: a causal model of transformers inside it.
+        policy: a causal model of transformers inside it, or its `skeleton`.
         forward: the method of `module` that runs the policy: parameters are gathered for it, outside of it sharded.
+        device: of this rank.
+        weights: of the policy, whole, on the CPU, where it is a skeleton: each rank copies its shard of them.
     """
-    for part in policy.modules():
+    low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for part in list(policy.modules()):
         if type(part).__name__ in policy._no_split_modules:  # transformers' word for a layer
+            if bf16:
+                fully_shard([m for m in part.children() if _has_matrices(m)], mesh=mesh, mp_policy=low)
             fully_shard(part, mesh=mesh)
     fully_shard(module, mesh=mesh)
     register_fsdp_forward_method(module, forward)
+    if weights is not None:
+        module._apply(  # type: ignore[no-untyped-call]
+            lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)
+        )
+        set_model_state_dict(policy, dict(weights), options=StateDictOptions(full_state_dict=True))
+
+
+def _has_matrices(module: nn.Module) -> bool:
+    return any(p.ndim >= 2 for p in module.parameters())
 
 
 def whole_weights(policy: nn.Module) -> Mapping[str, Tensor]:

@@ -16,13 +16,14 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said_yet() -> Iterator[None]:
-    choice._report.cache_clear()
+def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(choice, "_has_flash", lambda device: device.index != 1)  # GPU 1 is an old one
+    choice._choose.cache_clear()
     yield
-    choice._report.cache_clear()
+    choice._choose.cache_clear()
 
 
-def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
+def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """On "meta" tensors other devices need not be there."""
 
     class Elsewhere(Tensor):
@@ -37,17 +38,27 @@ def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.float32)
     ("asked", "device", "changes", "used", "reason"),
     [
         ("auto", "cpu", {}, "blocks", None),
-        ("auto", "cuda", {}, "flex", None),
-        ("auto", "mps", {}, "masked", "no backward pass on mps"),
+        ("auto", "cuda", {}, "varlen", None),
+        ("auto", "cuda", {"dtype": torch.float16}, "varlen", None),
+        ("auto", "cuda", {"dimensions": 256}, "varlen", None),
+        ("auto", "mps", {}, "masked", "CUDA's, and the model is on mps"),
         ("auto", "cpu", {"dropout": 0.1}, "masked", "dropout"),
         ("auto", "cpu", {"window": 4}, "masked", "sliding window"),
-        ("auto", "cuda", {"window": 4}, "flex", None),
+        ("auto", "cuda", {"window": 4}, "flex", "sliding window"),
         ("auto", "cuda", {"dropout": 0.1}, "masked", "dropout"),
-        ("auto", "cuda", {"dimensions": 8}, "masked", "16 dimensions"),
-        ("auto", "cuda", {"dtype": torch.float64}, "masked", "float64"),
+        ("auto", "cuda", {"dimensions": 20}, "flex", "multiple of 8"),
+        ("auto", "cuda", {"dimensions": 264}, "flex", "at most 256"),
+        ("auto", "cuda", {"dtype": torch.float32}, "flex", "not in float32"),
+        ("auto", "cuda", {"dtype": torch.float64}, "masked", "not in float64"),
+        ("auto", "cuda:1", {}, "flex", "compute capability 8.0"),
+        ("flex", "cuda", {"window": 4}, "flex", None),
+        ("flex", "cuda", {"dimensions": 8}, "varlen", "16 dimensions"),
+        ("flex", "cuda", {"dtype": torch.float64}, "masked", "float64"),
         ("flex", "cpu", {}, "blocks", "no backward pass on cpu"),
         ("flex", "cpu", {"window": 4}, "masked", "no backward pass on cpu"),
-        ("blocks", "cuda", {}, "flex", "CPU's, and the model is on cuda"),
+        ("varlen", "cpu", {}, "varlen", None),
+        ("varlen", "xpu", {}, "flex", "CUDA's, and the model is on xpu"),
+        ("blocks", "cuda", {}, "varlen", "CPU's, and the model is on cuda"),
         ("masked", "cpu", {}, "masked", None),
         ("masked", "cuda", {"dropout": 0.1}, "masked", None),
     ],
@@ -60,7 +71,7 @@ def test_the_way_that_runs_and_why(
     reason: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    x = heads(device, changes.get("dimensions", 16), changes.get("dtype", torch.float32))
+    x = heads(device, changes.get("dimensions", 16), changes.get("dtype", torch.bfloat16))
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             assert choice.choose(asked, x, x, changes.get("dropout", 0.0), changes.get("window")) == used

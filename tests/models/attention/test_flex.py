@@ -4,6 +4,8 @@ On a CPU its kernel has no backward pass, but its reference implementation has: 
 the way, and compiled to plain tensor operations, it trains there too.
 """
 
+import random
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 
 from padded import CONFIGS, gradients, padded, ragged, relative, tiny
-from selfcontrast.models.attention import choice, flex, masked
+from selfcontrast.models.attention import choice, flex, flex_check, masked
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
@@ -27,14 +29,19 @@ WINDOWS = st.one_of(st.none(), st.integers(1, 12))
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
     """FlexAttention for training on a CPU; counts what is compiled."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=True, backend=counter)))
     monkeypatch.setattr(choice, "obstacle", lambda *_: None)
+    caches = (choice._choose, flex_check.is_right, flex_check._report_limit)
     torch._dynamo.reset()
-    return counter
+    for function in caches:
+        function.cache_clear()
+    yield counter
+    for function in caches:
+        function.cache_clear()
 
 
 def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
@@ -57,7 +64,7 @@ def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
 def test_the_mask_is_what_rows_of_their_own_would_see(groups: list[Group], window: int | None) -> None:
     layout = pack(groups).layout
     expected = torch.tensor(by_definition(groups, window))
-    row = torch.arange(len(expected))
+    row = torch.arange(len(expected))  # without the padding
     none = torch.zeros((), dtype=torch.long)
     assert torch.equal(flex.mask(layout, window)(none, none, row[:, None], row), expected)
     boolean = torch.zeros_like(expected)
@@ -94,12 +101,67 @@ def test_values_equal_the_masked_way(
         torch.testing.assert_close(found, masked.attend(query, key, value, layout, 0.3, 0.0, window))
 
 
-def test_a_new_length_is_no_new_kernel(on_cpu: CompileCounterWithBackend) -> None:
-    for length in range(130, 900, 41):
-        for window in (None, 64):
-            layout = pack([Group("a", [1] * length, [2] * 9, [[3] * (length // 3)])]).layout
-            flex.attend(*heads(len(layout.segment), 4, 2), layout, 0.25, window)
-    assert on_cpu.frame_count <= 3  # of 38 rows: one for all, and where 2 or 4 blocks are as many as there are heads
+def test_200_ragged_rows_compile_at_most_4_kernels(on_cpu: CompileCounterWithBackend) -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        group = Group("a", [1] * draw.randint(1, 200), [2] * draw.randint(1, 60), [[3] * draw.randint(1, 60)])
+        layout, window = pack([group]).layout, draw.choice((None, 64))
+        flex.attend(*heads(len(layout.segment), 2, 1), layout, 0.25, window)
+    assert on_cpu.frame_count <= 4
+
+
+def test_padding_is_whole_blocks_and_sees_itself_alone() -> None:
+    layout = pack([Group("a", [1] * 100, [2] * 20, [[3] * 20])]).layout  # 140 tokens
+    made = flex.block_mask(layout, None)
+    assert made.shape == (1, 1, 256, 256)
+    sees, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
+    row = torch.arange(256)
+    seen = sees(none, none, row[:, None], row)
+    assert torch.equal(seen[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
+    assert not seen[140:, :140].any()
+    assert not seen[:140, 140:].any()
+
+
+def test_a_limit_of_kernels_is_reported_and_the_masked_way_goes_on(
+    on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flex, "RECOMPILE_LIMIT", 1)
+    monkeypatch.setattr(flex_check, "is_right", lambda kind: True)
+    monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=False, backend=on_cpu)))
+    plain, model = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"])
+    use_shared_prompt(model, "flex")
+    for length in (9, 110):  # one block, then three
+        groups = [Group("a", [1] * length, [2] * length, [[3] * length])]
+        found, expected = response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)
+        assert relative(found, expected) <= 1e-5
+    (message,) = [r.getMessage() for r in caplog.records if "masked" in r.getMessage()]
+    assert "1 times for 4 heads over 2 of 8 dimensions in float32" in message
+
+
+@pytest.mark.parametrize("fault", ["wrong", "broken"])
+def test_a_kind_that_is_wrong_falls_back_with_a_message(
+    on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    def faulty(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        if fault == "broken":
+            raise RuntimeError("no kernel")
+        return query.transpose(1, 2) + (key + value).sum()
+
+    monkeypatch.setattr(flex, "attend", faulty)
+    plain, model, groups = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"]), ragged(0)
+    use_shared_prompt(model, "flex")
+    assert relative(response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)) <= 1e-5
+    (message,) = [r.getMessage() for r in caplog.records if "masked" in r.getMessage()]
+    assert ("does not compile: no kernel" if fault == "broken" else "differs from the masked way") in message
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_the_check_passes_where_flex_is_right(on_cpu: CompileCounterWithBackend, window: bool) -> None:
+    before = torch.get_rng_state()
+    kind = flex_check.Kind(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
+    with torch.no_grad():  # as where the reference is scored
+        assert flex_check.is_right(kind)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("name", "checkpointing"), [*((name, False) for name in CONFIGS), ("mistral", True)])
@@ -119,6 +181,7 @@ def test_the_mask_is_made_once_for_all_layers(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
+    monkeypatch.setattr(flex_check, "is_right", lambda kind: True)  # it makes masks of its own
     create: Any = flex.create_block_mask
     monkeypatch.setattr(flex, "create_block_mask", lambda *a, **k: made.append(1) or create(*a, **k))
     model, packed = tiny(CONFIGS["mistral with a window shorter than the rows"]), pack(ragged(0))

@@ -6,6 +6,8 @@ given the *merged* output and log-sum-exp: the kernel rebuilds the probabilities
 its gradients are this block's share of the exact ones.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,35 @@ from selfcontrast.models.packing import Layout
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+# Segments are padded to the longest of their bucket: no more than a quarter of it is padding.
+_FILL = 0.75
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments (prompts or responses) of similar length, as a batch of n rows padded to L.
+
+    Attributes:
+        tokens: [n, L] index into the packed row; padding repeats a segment's last token.
+        padding: [n, L] bool, or None where the segments are of one length.
+    """
+
+    tokens: Tensor
+    padding: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The segments of a packed row of T tokens as batches without masks.
+
+    Attributes:
+        buckets: every segment, in exactly one bucket.
+        slot: [T] where a token lies in the buckets, flattened and concatenated.
+    """
+
+    buckets: tuple[Bucket, ...]
+    slot: Tensor
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
     """query, key and value [1, H, T, d] -> [1, T, H, d]."""
@@ -24,17 +55,51 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     return output[None]
 
 
+def batches(layout: Layout) -> Batches:
+    """Batch the segments of a row by length; computed once for all layers."""
+    if "blocks" not in layout.memo:
+        buckets = _buckets(layout.lengths)
+        slot = torch.empty(sum(layout.lengths), dtype=torch.long)
+        taken = 0
+        for bucket in buckets:
+            tokens, padding = bucket.tokens.flatten(), bucket.padding
+            slots = torch.arange(taken, taken + tokens.numel())
+            real = slice(None) if padding is None else ~padding.flatten()
+            slot[tokens[real]] = slots[real]
+            taken += tokens.numel()
+        layout.memo["blocks"] = Batches(buckets, slot)
+    made: Batches = layout.memo["blocks"]
+    return made
+
+
+def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:
+    """Batch segments of these lengths, in the row's order, with the ones nearest in length."""
+    lengths = torch.tensor(segments)
+    ends = lengths.cumsum(0)
+    order = lengths.argsort(descending=True, stable=True)
+    buckets = []
+    while order.numel():
+        longest = int(lengths[order[0]])
+        taken = int((lengths[order] >= _FILL * longest).sum())
+        chosen, order = order[:taken].sort().values, order[taken:]
+        offsets, length = torch.arange(longest), lengths[chosen][:, None]
+        tokens = (ends[chosen][:, None] - length) + offsets.minimum(length - 1)
+        padding = offsets >= length
+        buckets.append(Bucket(tokens, padding if bool(padding.any()) else None))
+    return tuple(buckets)
+
+
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
         """[T, H, d] -> [T, H, d]."""
-        outputs, sums = [], []
-        for bucket in layout.buckets:
+        outputs, sums, batched = [], [], batches(layout)
+        for bucket in batched.buckets:
             blocks = [_batch(x, bucket.tokens) for x in (query, key, value)]
             output, lse = _flash(*blocks, is_causal=True, scale=scale)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
             sums.append(lse.transpose(1, 2).flatten(0, 1))
-        output, lse = torch.cat(outputs)[layout.slot], torch.cat(sums)[layout.slot]
+        output, lse = torch.cat(outputs)[batched.slot], torch.cat(sums)[batched.slot]
         for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
             other, other_lse = _flash(_row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale)
@@ -52,14 +117,15 @@ class _Blocks(torch.autograd.Function):
         query, key, value, output, lse = ctx.saved_tensors
         layout, scale = ctx.layout, ctx.scale
         parts: list[tuple[Tensor, ...]] = []
-        for bucket in layout.buckets:
+        batched = batches(layout)
+        for bucket in batched.buckets:
             blocks = [_batch(x, bucket.tokens) for x in (grad, query, key, value, output)]
             sums = lse[bucket.tokens].transpose(1, 2)
             if bucket.padding is not None:
                 blocks[0].masked_fill_(bucket.padding[:, None, :, None], 0.0)
             found = _flash_backward(*blocks, sums, 0.0, True, scale=scale)
             parts.append(tuple(x.transpose(1, 2).flatten(0, 1) for x in found))
-        totals = [torch.cat(part)[layout.slot] for part in zip(*parts, strict=True)]
+        totals = [torch.cat(part)[batched.slot] for part in zip(*parts, strict=True)]
         for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
             taken = (responses, responses, prompt, prompt, responses)

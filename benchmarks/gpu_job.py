@@ -1,0 +1,134 @@
+"""A small job on ragged lengths to its end: fine-tune, sample, score, align; and align on even lengths beside it."""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_setting import Setting
+from gpu_speed import ragged_groups
+from gpu_training import hardware, recipe
+from workload import MODELS, random_group, random_model
+
+from selfcontrast.data.candidates import Decoding, Request
+from selfcontrast.generators.sampling import sample
+from selfcontrast.models.packing import Group
+from selfcontrast.objectives import Objective
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.module import PackedModule, Record
+from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
+from selfcontrast.training.reference import score_groups
+from selfcontrast.training.steps import length
+
+OBJECTIVE = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+END = 0  # the token that ends a response
+EVEN = 0.8  # of the rate on even lengths, that ragged ones must reach
+PROMPTS_PER_STEP = 16
+
+
+class _NoText:
+    """Stands in for a tokenizer: the job is on token ids."""
+
+    pad_token_id = END
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return ""
+
+
+def ragged_job(setting: Setting) -> list[dict[str, Any]]:
+    """Seconds and tokens per second of each stage; step 0 of align must have no margin."""
+    name = setting.model if setting.tiny else "llama-0.4b"
+    policy, draw, vocabulary = random_model(name, "cpu", torch.float32), random.Random(0), MODELS[name].vocab_size
+    table: list[dict[str, Any]] = []
+    first = ragged_groups(setting.sft_steps * PROMPTS_PER_STEP, 0, vocabulary, draw, setting.tiny)
+    table.append(_trained("sft", policy, _named(first), None, setting))
+
+    groups = _named(ragged_groups(setting.prompts, 0, vocabulary, draw, setting.tiny))
+    table.append(_timed("sample", lambda: _add_negatives(policy, groups, setting, draw)))
+    reference: dict[str, torch.Tensor] = {}
+    table.append(_timed("reference", lambda: _score(policy, groups, reference, setting)))
+    table.append(_trained("align", policy, groups, reference, setting))
+
+    even = _named(_even(groups, vocabulary, draw))
+    _score(policy, even, reference, setting)
+    table.append(_trained("align, even lengths", policy, even, reference, setting))
+    fraction = table[-2]["tokens/s"] / table[-1]["tokens/s"]
+    table[-2] |= {"of even lengths' rate": fraction, "ok": setting.tiny or fraction >= EVEN}
+    return table
+
+
+def _named(groups: Sequence[Group]) -> list[Group]:
+    return [replace(group, id=str(i)) for i, group in enumerate(groups)]
+
+
+def _timed(stage: str, work: Callable[[], int]) -> dict[str, Any]:
+    """`work` returns the tokens that it computed."""
+    begun = time.perf_counter()
+    tokens = work()
+    took = time.perf_counter() - begun
+    return {"stage": stage, "s": took, "tokens/s": tokens / took}
+
+
+def _add_negatives(policy: Any, groups: list[Group], setting: Setting, draw: random.Random) -> int:
+    """Sample for every prompt, in batches. Random weights never end a response: each is cut at a random length."""
+    policy.to(setting.device).eval()
+    decoding = Decoding(setting.samples, 1.0, 1.0, 4 if setting.tiny else 64, 1024)
+    size, tokens = max(1, 1024 // setting.samples), 0
+    for start in range(0, len(groups), size):
+        batch = groups[start : start + size]
+        requests = [Request(group.id, list(group.prompt)) for group in batch]
+        with torch.autocast(setting.device, torch.bfloat16, enabled=not setting.tiny):
+            candidates = sample(policy, _NoText(), requests, decoding, 0, {END})
+        tokens += sum(len(c.token_ids) for c in candidates)
+        for i, group in enumerate(batch):
+            drawn = [c.token_ids for c in candidates[i * setting.samples : (i + 1) * setting.samples]]
+            cut = [[*ids[: draw.randint(1, len(ids)) - 1], END] for ids in drawn[: setting.samples // 2]]
+            groups[start + i] = replace(group, negatives=cut)
+    return tokens
+
+
+def _score(policy: Any, groups: Sequence[Group], into: dict[str, torch.Tensor], setting: Setting) -> int:
+    policy.to(setting.device).eval()
+    scored = score_groups(policy, groups, hardware(setting))
+    into.update({name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()})
+    return sum(map(length, groups))
+
+
+def _even(groups: Sequence[Group], vocabulary: int, draw: random.Random) -> list[Group]:
+    """As many groups, all of the mean lengths."""
+    prompt = round(statistics.mean(len(g.prompt) for g in groups))
+    response = round(statistics.mean(len(r) for g in groups for r in g.responses))
+    negatives = len(groups[0].negatives)
+    return [random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in groups]
+
+
+def _trained(
+    stage: str, policy: Any, groups: list[Group], reference: dict[str, torch.Tensor] | None, setting: Setting
+) -> dict[str, Any]:
+    """One epoch through the trainer. The rate is the median over steps, the first two left out."""
+    machine, settings = hardware(setting), recipe(PROMPTS_PER_STEP)
+    data, records = StepData(groups, [], settings, machine, 0), list[Record]()
+    prepare(policy, groups, machine)
+    steps, chunk = len(data.steps()), machine.logits_chunk
+    module: PackedModule
+    if reference is None:
+        module = SupervisedFineTuning(policy, settings, steps, chunk, records.append)
+    else:
+        module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, reference)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        fit(module, data, Path(folder), stage)
+    rates = [record["tokens_per_second"] for record in records]
+    row = {
+        "stage": stage,
+        "s": time.perf_counter() - begun,
+        "tokens/s": statistics.median(rates[2:] or rates),
+        "GiB": records[-1]["peak_memory_gib"],
+        "graphs compiled": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+    }
+    return row | {name: records[0][name] for name in ("step0/margin_std",) if name in records[0]}

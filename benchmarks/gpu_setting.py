@@ -1,0 +1,69 @@
+"""Where and how large the GPU check runs; and placeholders for packages that the device may lack."""
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from unittest.mock import MagicMock
+
+# Dense bfloat16 TFLOP/s by NVIDIA's data sheets.
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+# What stages read and write files with: here nothing is read or written, so an import without effect will do.
+_FILES_ONLY = {"pyarrow": ("parquet", "compute", "dataset"), "xxhash": ()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    Attributes:
+        device: "cuda", or "cpu" for a trial of the check itself, with tiny sizes.
+        model: whose training steps are timed, a name of `workload.MODELS`.
+        large: the model of the whole training loop.
+        shapes: (P, R, K) in tokens, tokens and negatives.
+        tokens_per_pass: of every contender.
+        rounds: timed turns of every contender.
+        sft_steps, prompts, samples: of the ragged job.
+        peak_tflops: of the device, or None where it is not known.
+    """
+
+    device: str
+    model: str
+    large: str
+    shapes: tuple[tuple[int, int, int], ...]
+    tokens_per_pass: int
+    rounds: int
+    sft_steps: int
+    prompts: int
+    samples: int
+    peak_tflops: float | None
+
+    @property
+    def tiny(self) -> bool:
+        return self.device == "cpu"
+
+    @classmethod
+    def on(cls, device: str) -> "Setting":
+        if device == "cpu":
+            return cls("cpu", "qwen-tiny", "qwen-tiny", ((9, 7, 1), (9, 7, 3)), 128, 1, 2, 6, 3, None)
+        import torch
+
+        name = torch.cuda.get_device_name()
+        peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+        shapes = ((256, 256, 1), (256, 256, 16), (1024, 256, 16), (256, 64, 16))
+        return cls("cuda", "qwen-0.5b", "llama-7b", shapes, 16384, 3, 60, 256, 32, peak)
+
+
+def stand_in_for_file_formats() -> None:
+    """Import the modules that read or write files, on a device without the packages for that."""
+    missing = {package: parts for package, parts in _FILES_ONLY.items() if find_spec(package) is None}
+    if not missing:
+        return
+    # First the libraries that look for these packages themselves: they must find none.
+    for library in ("lightning.pytorch", "transformers.generation", "transformers.modeling_layers"):
+        import_module(library)
+    names = [name for package, parts in missing.items() for name in (package, *(f"{package}.{p}" for p in parts))]
+    sys.modules.update({name: MagicMock() for name in names})
+    for module in ("store", "data.candidates", "generators.sampling", "training.reference"):
+        import_module(f"selfcontrast.{module}")
+    for name in names:
+        del sys.modules[name]

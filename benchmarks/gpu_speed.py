@@ -1,0 +1,137 @@
+"""Tokens per second, share of the peak and memory of a training step, beside the baselines."""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from contenders import Batch, Contender, flat, ours, pairs, rows
+from gpu_setting import Setting
+from meters import peak_memory, seconds
+from workload import MODELS, packed_work, pairs_work, random_group, random_model, rows_work
+
+from selfcontrast.models.packing import Group
+from selfcontrast.training.steps import into_passes
+
+RAGGED = "ragged"
+ROWS, PAIRS = "unpadded rows", "lean pairs"
+CHUNK = 2048  # response tokens whose logits exist at a time
+
+
+def speeds(
+    case: tuple[int, int, int] | str, ways: Sequence[str], baselines: bool, setting: Setting
+) -> list[dict[str, Any]]:
+    """Forward and backward pass of one batch of prompts that fills a pass, in bfloat16 weights on a GPU.
+
+    Args:
+        case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
+        ways: "varlen", "flex" or "compiled": what of ours is measured.
+        baselines: whether padded pairs, unpadded rows and TRL take their turns.
+    """
+    batches = batches_of(case, setting)
+    model = random_model(setting.model, setting.device, torch.float32 if setting.tiny else torch.bfloat16)
+    makers = {f"ours: {way}": _ours(way, batches, model) for way in ways}
+    budget = setting.tokens_per_pass
+    with tempfile.TemporaryDirectory() as folder:
+        if baselines:
+            makers[ROWS] = lambda: rows(model, batches, CHUNK, "varlen", budget)
+            makers[PAIRS] = lambda: pairs(model, batches, lean=True, budget=budget)
+            if (trl := _trl()) is not None:
+                makers["TRL"] = lambda: trl(model, batches, folder, False, budget)
+        timed = [_Timed.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
+        return _table(timed, batches, setting)
+
+
+class _Timed:
+    """A contender's measurements; `failure` says why there are none."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.failure: str | None = None
+        self.first = self.median = 0.0
+        self.memory: float | None = None
+        self.flops = self.tokens = 0
+
+    @classmethod
+    def of(cls, name: str, make: Callable[[], Contender], batches: int, rounds: int) -> "_Timed":
+        own = cls(name)
+        try:
+            begun = time.perf_counter()
+            contender = make()
+            seconds(contender, 1)
+            own.first = time.perf_counter() - begun
+            seconds(contender, batches)
+            own.median = statistics.median(seconds(contender, batches) for _ in range(rounds))
+            own.memory = peak_memory(contender, batches)
+            own.flops = contender.work.flops(contender.model) // batches
+            own.tokens = contender.work.tokens // batches
+        except torch.OutOfMemoryError:
+            own.failure = "out of memory"
+            torch.cuda.empty_cache()
+        return own
+
+
+def _table(timed: list[_Timed], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
+    groups = flat(batches)
+    mine = packed_work(groups).tokens
+    bounds = {
+        ROWS: rows_work(groups).tokens / mine,
+        PAIRS: pairs_work(groups, every_position=False).tokens / mine,
+    }
+    first, table = timed[0], []
+    for one in timed:
+        row: dict[str, Any] = {"contender": one.name, "failure": one.failure}
+        if one.failure is None:
+            bound, ratio = bounds.get(one.name), one.median / first.median if first.median else None
+            row |= {
+                "s/step": one.median,
+                "first step, s": one.first,
+                "own tokens/s": round(one.tokens / one.median),
+                "MFU": one.flops / one.median / setting.peak_tflops / 1e12 if setting.peak_tflops else None,
+                "GiB": one.memory * 1e6 / 2**30 if one.memory is not None else None,
+                "ours is faster by": ratio if one is not first else None,
+                "bound": bound,
+                "of bound": ratio / bound if bound and ratio else None,
+            }
+        table.append({name: value for name, value in row.items() if value is not None})
+    return table
+
+
+def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[Group]]:
+    """One pass full of groups of random tokens; of ragged groups three passes, because no two are alike."""
+    draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
+    if case == RAGGED:
+        groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)
+        return into_passes(groups, setting.tokens_per_pass)[1:4]
+    prompt, response, negatives = (int(n) for n in case)
+    count = max(1, setting.tokens_per_pass // (prompt + (negatives + 1) * response))
+    return [[random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in range(count)]]
+
+
+def ragged_groups(count: int, negatives: int, vocabulary: int, draw: random.Random, tiny: bool) -> list[Group]:
+    """As long as hh-rlhf's dialogues, by a log-normal: prompts' median is 80 tokens, responses' 29, at most 512."""
+
+    def tokens(median: float, spread: float) -> int:
+        return max(1, min(16 if tiny else 512, round(median * draw.lognormvariate(0, spread) / (20 if tiny else 1))))
+
+    def group() -> Group:
+        lengths = tokens(80, 1.13), tokens(29, 0.92), [tokens(29, 0.92) for _ in range(negatives)]
+        return random_group(lengths, vocabulary, draw)
+
+    return [group() for _ in range(count)]
+
+
+def _ours(way: str, batches: Sequence[Batch], model: Any) -> Callable[[], Contender]:
+    compiled = way == "compiled"
+    return lambda: ours(model, batches, CHUNK, "varlen" if compiled else way, compiled)
+
+
+def _trl() -> Callable[..., Contender] | None:
+    try:
+        from contender_trl import trl
+    except ImportError:
+        return None
+    return trl

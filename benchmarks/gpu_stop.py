@@ -1,0 +1,80 @@
+"""Seconds from SIGTERM to the end of a training process, with its checkpoint.
+
+python benchmarks/gpu_stop.py FOLDER DEVICE [compile]     # trains until it is told to end
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpu_setting import Setting, stand_in_for_file_formats
+
+LIMIT = 30  # seconds from the signal to the end
+ENDED = 143  # the exit code by which schedulers know a process that was terminated
+STEPS_BEFORE = 3
+
+
+def seconds_to_exit(setting: Setting) -> list[dict[str, Any]]:
+    """With and without compiled layers; on a CPU, where compiling takes long, without."""
+    return [_stopped(setting, compiled) for compiled in ((False,) if setting.tiny else (False, True))]
+
+
+def _stopped(setting: Setting, compiled: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, folder, setting.device, *(["compile"] if compiled else [])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            steps = sum(1 for _, line in zip(range(STEPS_BEFORE), process.stdout, strict=False) if line)
+            begun = time.perf_counter()
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=2 * LIMIT)
+        except subprocess.TimeoutExpired:
+            errors = "still running"
+        finally:
+            process.kill()
+        took, saved = time.perf_counter() - begun, (Path(folder) / "last.ckpt").exists()
+    code = process.returncode
+    return {
+        "compiled": compiled,
+        "steps before": steps,
+        "s to exit": took,
+        "exit code": code,
+        "checkpoint": saved,
+        "ok": took <= LIMIT and code == ENDED and saved,
+        **({} if code == ENDED else {"last line": errors.strip().rpartition("\n")[2][:200]}),
+    }
+
+
+def train_until_told(folder: Path, device: str, compiled: bool) -> None:
+    """Print a line per step."""
+    import torch
+    from gpu_training import hardware, recipe
+    from workload import random_group, random_model
+
+    from selfcontrast.preemption import end_when_told
+    from selfcontrast.training.fit import StepData, fit, prepare
+    from selfcontrast.training.modules import SupervisedFineTuning
+
+    end_when_told()
+    setting, draw = Setting.on(device), random.Random(0)
+    machine = replace(hardware(setting), compile=compiled)
+    groups = [random_group((9, 7, []), 512, draw) for _ in range(64)]
+    policy = random_model("qwen-tiny", "cpu", torch.float32)
+    prepare(policy, groups, machine)
+    endless = replace(recipe(8), epochs=10**6)
+    data = StepData(groups, [], endless, machine, 0)
+    report = lambda record: print("step", record["step"], flush=True)  # noqa: E731
+    module = SupervisedFineTuning(policy, endless, len(data.steps()), machine.logits_chunk, report)
+    fit(module, data, folder, "stop")
+
+
+if __name__ == "__main__":
+    stand_in_for_file_formats()
+    train_until_told(Path(sys.argv[1]), sys.argv[2], "compile" in sys.argv[3:])

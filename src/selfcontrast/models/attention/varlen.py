@@ -1,0 +1,183 @@
+"""Attention by two calls of variable-length flash attention, merged by their log-sum-exps; the default on a GPU.
+
+The first call is causal over every segment's own tokens (prompts and responses). In the second the responses of a
+group, as one query sequence, attend to their whole prompt. In the backward pass both calls are given the *merged*
+output and log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so that its gradients are its
+share of the exact ones. Nothing is compiled, grouped-query heads are not repeated, and no call waits for the GPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcontrast.models.attention import varlen_plain
+from selfcontrast.models.packing import Layout, to_device
+
+Rows = slice | Tensor
+"""Tokens of the packed row: a slice where they lie together (no copy), else their indices, int64 [n]."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Query and key sequences of one call, side by side.
+
+    Attributes:
+        queries: cumulative lengths, int32 [S + 1], on the device of the row.
+        keys: the same of the keys.
+        longest_query: upper bound on the tokens of a query sequence.
+        longest_key: upper bound on the tokens of a key sequence.
+        causal: whether a token sees only the tokens up to its own place.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    longest_query: int
+    longest_key: int
+    causal: bool
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The second call: the responses of each group, as one sequence, over their prompt."""
+
+    sequences: Sequences
+    responses: Rows
+    prompts: Rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The two calls for a packed row; `shared` is None where no group shares a prompt."""
+
+    own: Sequences
+    shared: Sharing | None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    """query [1, H, T, d], key and value [1, H or fewer, T, d] -> [1, T, H, d]."""
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    output: Tensor = _Merged.apply(q, k, v, plan(layout), scale)  # type: ignore[no-untyped-call]
+    return output[None]
+
+
+def plan(layout: Layout) -> Plan:
+    """Make the sequences of a row on the CPU, once for all layers, and copy them without waiting for the GPU."""
+    if "varlen" not in layout.memo:
+        device = layout.segment.device
+        own = _sequences(layout.lengths, layout.lengths, True, device)
+        layout.memo["varlen"] = Plan(own, _sharing(layout.sharing, device) if layout.sharing else None)
+    made: Plan = layout.memo["varlen"]
+    return made
+
+
+def _sharing(groups: Sequence[tuple[int, int, int]], device: torch.device) -> Sharing:
+    queries = [end - boundary for _, boundary, end in groups]
+    keys = [boundary - start for start, boundary, _ in groups]
+    responses = [slice(boundary, end) for _, boundary, end in groups]
+    prompts = [slice(start, boundary) for start, boundary, _ in groups]
+    sequences = _sequences(queries, keys, False, device)
+    return Sharing(sequences, _rows(responses, device), _rows(prompts, device))
+
+
+def _sequences(queries: Sequence[int], keys: Sequence[int], causal: bool, device: torch.device) -> Sequences:
+    # At least 2: for queries of one token FlashAttention 2 rearranges grouped heads, and the log-sum-exp with them.
+    return Sequences(_ends(queries, device), _ends(keys, device), max(2, *queries), max(2, *keys), causal)
+
+
+def _ends(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
+
+
+def _rows(parts: Sequence[slice], device: torch.device) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return to_device(torch.cat([torch.arange(part.start, part.stop) for part in parts]), device)
+
+
+class _Merged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None) -> Tensor:
+        """query [T, H, d], key and value [T, H or fewer, d] -> [T, H, d]."""
+        output, lse = _forward(query, key, value, plan.own, scale)  # lse [H, T], float32
+        if plan.shared is not None:
+            at, over = plan.shared.responses, plan.shared.prompts
+            heads = _take(query, at), _take(key, over), _take(value, over)
+            other, other_lse = _forward(*heads, plan.shared.sequences, scale)
+            own, own_lse = _take(output, at), _take(lse.T, at).T
+            share = torch.sigmoid(other_lse - own_lse).T[..., None]  # in bfloat16 it would add half as much error again
+            _put(output, at, torch.lerp(own.to(share.dtype), other.to(share.dtype), share).to(own.dtype))
+            _put(lse.T, at, torch.logaddexp(own_lse, other_lse).T)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.plan, ctx.scale = plan, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, lse = ctx.saved_tensors
+        plan, scale = ctx.plan, ctx.scale
+        grad = grad.contiguous()
+        totals = _backward(grad, query, key, value, output, lse, plan.own, scale)
+        if plan.shared is not None:
+            at, over = plan.shared.responses, plan.shared.prompts
+            heads = _take(query, at), _take(key, over), _take(value, over)
+            merged = _take(output, at), _take(lse.T, at).T.contiguous()
+            shares = _backward(_take(grad, at), *heads, *merged, plan.shared.sequences, scale)
+            for total, rows, share in zip(totals, (at, over, over), shares, strict=True):
+                _add(total, rows, share)
+        return (*totals, None, None)
+
+
+def _take(x: Tensor, rows: Rows) -> Tensor:
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+
+
+def _put(x: Tensor, rows: Rows, values: Tensor) -> None:
+    if isinstance(rows, slice):
+        x[rows] = values
+    else:
+        x.index_copy_(0, rows, values)
+
+
+def _add(x: Tensor, rows: Rows, values: Tensor) -> None:
+    """Each row at most once, so that the sum has one order."""
+    if isinstance(rows, slice):
+        x[rows] += values
+    else:
+        x.index_copy_(0, rows, x.index_select(0, rows) + values)
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, over: Sequences, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Output [T, H, d] and log-sum-exp [H, T]."""
+    if not query.is_cuda:
+        return varlen_plain.forward(query, key, value, over.queries, over.keys, over.causal, scale)
+    lengths = (over.queries, over.keys, over.longest_query, over.longest_key)
+    output, lse, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, *lengths, 0.0, over.causal, False, scale=scale
+    )
+    return output, lse
+
+
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    over: Sequences,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    if not query.is_cuda:
+        return varlen_plain.backward(grad, query, key, value, output, lse, over.queries, over.keys, over.causal, scale)
+    lengths = (over.queries, over.keys, over.longest_query, over.longest_key)
+    state = torch.empty(2, dtype=torch.uint64, device=query.device)  # the dropout's, and never read: there is none
+    unused = torch.empty(0, device=query.device)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+        grad, query, key, value, output, lse, *lengths, 0.0, over.causal, state, unused, scale=scale
+    )
+    return found

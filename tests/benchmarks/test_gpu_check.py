@@ -1,0 +1,105 @@
+"""The GPU check on a CPU: it runs whole, keeps what was measured at any stop, and its report follows from the data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_whole_check_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    command = [sys.executable, "benchmarks/gpu_check.py", "--device", "cpu", "--output", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(file.read_text())
+    assert all("rows" in step for step in results["steps"].values())
+    errors = [row["error"] for row in results["steps"]["gradients"]["rows"] if row["arithmetic"] == "float32"]
+    assert len(errors) == 6  # two ways, three models
+    speed = results["steps"]["speed 9,7,3"]["rows"]
+    bounds = {row["contender"]: row.get("bound") for row in speed}
+    assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))
+    assert bounds["lean pairs"] == pytest.approx(2 * 3 * (9 + 7) / (9 + 4 * 7))
+    stages = [row["stage"] for row in results["steps"]["ragged job"]["rows"]]
+    assert stages == ["sft", "sample", "reference", "align", "align, even lengths"]
+    assert results["steps"]["SIGTERM"]["rows"][0]["exit code"] == 143
+
+
+def test_a_step_that_fails_is_recorded_and_the_next_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+
+    file = tmp_path / "results.json"
+
+    def broken(setting: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    def sees_the_file(setting: Any) -> Any:
+        return [{"steps before": len(json.loads(file.read_text())["steps"])}]
+
+    made = {"before": lambda setting: 1 / 0, "broken": broken, "after": sees_the_file}
+    monkeypatch.setattr(gpu_check, "steps", lambda setting: made)
+    results: dict[str, Any] = {"steps": {"before": {"rows": []}}}  # of an earlier run: not done again
+    gpu_check.run(gpu_check.Setting.on("cpu"), file, 60, results)
+    steps = json.loads(file.read_text())["steps"]
+    assert steps["before"] == {"rows": []}
+    assert steps["broken"]["error"] == "RuntimeError: no such kernel"
+    assert steps["after"]["rows"] == [{"steps before": 2}]
+
+
+def test_without_time_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "steps", lambda setting: {"late": lambda setting: 1 / 0})
+    results: dict[str, Any] = {"steps": {}}
+    gpu_check.run(gpu_check.Setting.on("cpu"), tmp_path / "results.json", 1, results)
+    assert results["steps"]["late"] == {"skipped": "no time left"}
+
+
+def test_a_step_that_takes_too_long_is_given_up() -> None:
+    import gpu_check
+
+    def endless(setting: Any) -> Any:
+        while True:
+            pass
+
+    assert gpu_check._measured(endless, gpu_check.Setting.on("cpu"), 1) == {"error": "TooLong: given up after 1 s"}
+
+
+def test_tables_by_hand() -> None:
+    from gpu_report import as_table
+
+    rows = [{"name": "a", "x": 1234567, "ok": True}, {"name": "b", "error": 3.2e-7, "x": 2.5}]
+    assert as_table("title", {"rows": rows, "seconds": 1.5}).splitlines()[1:] == [
+        "### title (1.5 s)",
+        "",
+        "| name | x | ok | error |",
+        "|---|---|---|---|",
+        "| a | 1,234,567 | yes |  |",
+        "| b | 2.5 |  | 3.20e-07 |",
+    ]
+    assert as_table("title", {"error": "why"}).endswith("\nwhy")
+
+
+def test_the_first_line_names_what_no_gpu_has_run() -> None:
+    from gpu_report import OUTSIDE, PARTS, first_line
+
+    done: dict[str, Any] = {"rows": []}
+    names = ["gradients", "speed 256,256,1", "ragged job", "SIGTERM", "host waits", "training loop", "compiled ragged"]
+    line = first_line([{"steps": dict.fromkeys(names, done)}])
+    missing = [PARTS["gradients of flex"], PARTS["flex"], OUTSIDE]
+    assert [text for text in [*PARTS.values(), OUTSIDE] if text in line] == missing
+    everything = [*names, "gradients of flex", "flex 256,64,16"]
+    assert first_line([]).count(";") == len(PARTS)
+    assert ";" not in first_line([{"steps": dict.fromkeys(everything, done)}])
+
+
+def test_the_report_is_made_from_the_results() -> None:
+    from gpu_report import REPORT, read_runs, rewritten
+
+    report = REPORT.read_text()
+    assert rewritten(report, read_runs()) == report  # else: python benchmarks/gpu_report.py
