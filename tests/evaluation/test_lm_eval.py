@@ -203,7 +203,6 @@ def test_a_backend_without_what_it_needs_is_a_users_mistake() -> None:
         lm_eval("target_choice", backend=vllm(python="nowhere")).check()
     with pytest.raises(UserError, match=r"lm_eval\.backend: hf or vllm"):
         lm_eval("target_choice", backend=None).check()
-    lm_eval(backend=None).check()  # which nobody asks
 
 
 @pytest.mark.parametrize(("setting", "value"), [("limit", 0), ("fewshot", -1), ("batch", 0)])

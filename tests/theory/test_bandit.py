@@ -126,5 +126,5 @@ def test_false_negatives_bias_and_a_filter_takes_it_away() -> None:
     ("key", "value"), [("good", 7), ("good", 0), ("reference_good", 1.0), ("positives", [0]), ("replicates", 1)]
 )
 def test_impossible_settings_name_their_key(key: str, value: object) -> None:
-    with pytest.raises(UserError, match=re.escape(f"theory.bandit.{key}={value}")):
+    with pytest.raises(UserError, match=rf"^theory\.bandit\.{key}(\[0\])?=" + re.escape(str(value).strip("[]"))):
         BanditSettings(**{**vars(SETTINGS), key: value})

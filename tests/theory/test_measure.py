@@ -98,7 +98,7 @@ def test_bandit_formula_and_simulation() -> None:
     [
         ({"negatives": [1, 13]}, "theory.negatives"),
         ({"estimates": [40]}, "theory.estimates"),
-        ({"prompts": 2}, "at least 3 prompts"),
+        ({"prompts": 2}, "theory.prompts"),
         ({"draws": 1}, "theory.draws"),
     ],
 )
