@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,15 @@ EVEN = 0.8  # of the rate on even lengths, that ragged ones must reach
 PROMPTS_PER_STEP = 16
 
 
+@dataclass(frozen=True)
 class _NoText:
-    """Stands in for a tokenizer: the job is on token ids."""
+    """Stand in for a tokenizer of `vocabulary` tokens: the job is on token ids."""
 
-    pad_token_id = END
+    vocabulary: int
+    pad_token_id: int = END
+
+    def __len__(self) -> int:
+        return self.vocabulary
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         return ""
@@ -83,7 +88,7 @@ def _add_negatives(policy: Any, groups: list[Group], setting: Setting, draw: ran
         batch = groups[start : start + size]
         requests = [Request(group.id, list(group.prompt)) for group in batch]
         with torch.autocast(setting.device, torch.bfloat16, enabled=not setting.tiny):
-            candidates = sample(policy, _NoText(), requests, decoding, 0, {END})
+            candidates = sample(policy, _NoText(policy.config.vocab_size), requests, decoding, 0, {END})
         tokens += sum(len(c.token_ids) for c in candidates)
         for i, group in enumerate(batch):
             drawn = [c.token_ids for c in candidates[i * setting.samples : (i + 1) * setting.samples]]
