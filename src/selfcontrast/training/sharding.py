@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from selfcontrast.training.recipe import Hardware
 
@@ -68,7 +69,20 @@ def shard(
         module._apply(  # type: ignore[no-untyped-call]
             lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)
         )
-        set_model_state_dict(policy, dict(weights), options=StateDictOptions(full_state_dict=True))
+        _copy_own_shards(policy, weights)
+
+
+@torch.no_grad()
+def _copy_own_shards(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies this rank's rows of each weight. (torch's `set_model_state_dict` holds every shard twice meanwhile.)"""
+    for name, value in policy.state_dict().items():
+        if isinstance(value, DTensor):  # `fully_shard` splits the first dimension as `chunk` does
+            rows = weights[name].chunk(value.device_mesh.size())
+            rank = value.device_mesh.get_local_rank()
+            if rank < len(rows):
+                value.to_local().copy_(rows[rank])
+        else:
+            value.copy_(weights[name])
 
 
 def _has_matrices(module: nn.Module) -> bool:
