@@ -12,14 +12,16 @@ from workload import Work, packed_work, pairs_work, rows_work
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack, to_device
 from selfcontrast.models.shared_prompt import use_shared_prompt
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import SelfContrast
 from selfcontrast.training.fit import compile_layers
 
 Batch = Sequence[Group]
 """Groups that are computed together."""
 
 BETA = 0.1
-OBJECTIVE = Objective("mean_of_pairs", "sigmoid", BETA, 0.0, 0.0, 0.0, False, None)  # the paper's
+OBJECTIVE = SelfContrast(
+    beta=BETA, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None
+)  # the paper's
 
 
 @dataclass

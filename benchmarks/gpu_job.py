@@ -18,14 +18,14 @@ from workload import MODELS, random_group, random_model
 from selfcontrast.data.candidates import Decoding, Request
 from selfcontrast.generators.sampling import sample
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import SelfContrast
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.steps import length
 
-OBJECTIVE = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+OBJECTIVE = SelfContrast(beta=0.1, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
 END = 0  # the token that ends a response
 EVEN = 0.8  # of the rate on even lengths, that ragged ones must reach
 PROMPTS_PER_STEP = 16

@@ -209,7 +209,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ),
         ("filter.selector._target_=nowhere.Selector", ["filter.selector._target_=", "nowhere"]),
         ("filter.selector._target_=os.system", ["filter.selector._target_=os.system"]),
-        ("objective.core=cubic", ["cubic", "sigmoid"]),
+        ("objective.label_smoothing=0.5", ["objective.label_smoothing=0.5", "less than 0.5"]),
         ("trainer.optimizer=sgd", ["optimizer=sgd", "adamw, adamw_8bit"]),
         ("hardware.peak_tflops=-1", ["hardware.peak_tflops=-1", "null"]),
         ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),

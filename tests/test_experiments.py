@@ -24,9 +24,7 @@ EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
 EVERY = {  # [repo] for all three
     "seed": 42,
     "max_length": 2048,
-    "objective._target_": "selfcontrast.objectives.Objective",
-    "objective.aggregation": "mean_of_pairs",
-    "objective.core": "sigmoid",
+    "objective._target_": "selfcontrast.objectives.SelfContrast",
     "objective.beta": 0.1,
     "objective.label_smoothing": 0.0,
     "objective.nll_weight": 0.0,  # dpo_ftx
@@ -161,7 +159,7 @@ def test_there_are_no_other_experiments_and_each_names_its_command() -> None:
 
 
 EVERYTHING, LEAST = (f"selfcontrast.filters.selectors.{name}" for name in ("Everything", "LeastSimilar"))
-PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("Objective", "TargetLikelihood"))
+PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("SelfContrast", "TargetLikelihood"))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Each objective against a plain loop in float64, and the properties that hold for any margins."""
 
 import math
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -17,27 +18,30 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfcontrast import objectives
 from selfcontrast.errors import UserError
-from selfcontrast.objectives import Aggregation, CoreName, Objective, TargetLikelihood
+from selfcontrast.objectives import Objective
+from tiny import self_contrast
 
 CONF = Path(__file__).parents[1] / "conf" / "objective"
 BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
-SET = ("softmax", "plackett_luce", "nca")
-CHOICES = [(a, c) for a in get_args(Aggregation) for c in get_args(CoreName) if a not in SET or c == "sigmoid"]
-UNORDERED = [choice for choice in CHOICES if choice[0] != "plackett_luce"]
+PAIRS = ["SelfContrast", "Robust", "IPO", "Hinge", "SimPO"]  # whose loss is a mean over pairs
+SETS = ["Softmax", "PlackettLuce", "NCA"]
+CHOICES = [*PAIRS, "MeanMargin", "Hardest", *SETS]
+UNORDERED = [name for name in CHOICES if name != "PlackettLuce"]
 
 
-def objective(aggregation: Any = "mean_of_pairs", core: Any = "sigmoid", **changes: Any) -> Objective:
-    smoothed = core in ("sigmoid", "robust") and aggregation not in SET
+def objective(name: str = "SelfContrast", **changes: Any) -> Any:
+    cls = getattr(objectives, name)
     values: dict[str, Any] = {
         "beta": BETA,
-        "label_smoothing": SMOOTHING if smoothed else 0.0,
-        "margin": GAMMA if core == "simpo" else 0.0,
+        "label_smoothing": SMOOTHING,
+        "margin": GAMMA,
         "nll_weight": 0.0,
-        "length_normalised": core == "simpo",
+        "length_normalised": name == "SimPO",
         "rank_weights": None,
     }
-    return Objective(aggregation=aggregation, core=core, **(values | changes))
+    return cls(**{key: value for key, value in values.items() if key in {f.name for f in fields(cls)}} | changes)
 
 
 # ---- the independent implementation: scalars and loops
@@ -49,46 +53,44 @@ def log_sigmoid(x: float) -> float:
 
 def slow_core(name: str, margin: float) -> float:
     match name:
-        case "sigmoid":
-            return -(1 - SMOOTHING) * log_sigmoid(margin) - SMOOTHING * log_sigmoid(-margin)
-        case "robust":
+        case "Robust":
             flipped = (1 - SMOOTHING) * log_sigmoid(margin) - SMOOTHING * log_sigmoid(-margin)
             return -flipped / (1 - 2 * SMOOTHING)
-        case "ipo":
+        case "IPO":
             return (margin / BETA - 1 / (2 * BETA)) ** 2
-        case "hinge":
+        case "Hinge":
             return max(0.0, 1 - margin)
-        case _:
+        case "SimPO":
             return -log_sigmoid(margin - GAMMA)
+        case _:
+            return -(1 - SMOOTHING) * log_sigmoid(margin) - SMOOTHING * log_sigmoid(-margin)
 
 
-def slow_loss(aggregation: str, core: str, s: float, rejected: list[float]) -> float:
+def slow_loss(name: str, s: float, rejected: list[float]) -> float:
     k = len(rejected)
-    match aggregation:
-        case "mean_of_pairs":
-            return sum(slow_core(core, s - r) for r in rejected) / k if k else 0.0
-        case "mean_margin":
-            return slow_core(core, s - sum(rejected) / k) if k else 0.0
-        case "hardest":
-            return max((slow_core(core, s - r) for r in rejected), default=0.0)
-        case "softmax":
+    match name:
+        case "MeanMargin":
+            return slow_core(name, s - sum(rejected) / k) if k else 0.0
+        case "Hardest":
+            return max((slow_core(name, s - r) for r in rejected), default=0.0)
+        case "Softmax":
             return math.log(1 + sum(math.exp(r - s) for r in rejected))
-        case "plackett_luce":
+        case "PlackettLuce":
             ranking = [s, *rejected]
             terms = [math.log(sum(math.exp(x) for x in ranking[i:])) - ranking[i] for i in range(k + 1)]
             return sum(terms)
-        case _:
+        case "NCA":
             return -log_sigmoid(s) - sum(log_sigmoid(-x) for x in [s, *rejected]) / (k + 1)
+        case _:
+            return sum(slow_core(name, s - r) for r in rejected) / k if k else 0.0
 
 
-def slow(
-    aggregation: str, core: str, policy: list[float], reference: list[float], lengths: list[int], count: int
-) -> float:
+def slow(name: str, policy: list[float], reference: list[float], lengths: list[int], count: int) -> float:
     """One group: `count` negatives exist; the rest of the columns are padding."""
     rewards = []
     for p, r, n in zip(policy, reference, lengths, strict=True):
-        rewards.append(BETA * p / n if core == "simpo" else BETA * (p - r))
-    return slow_loss(aggregation, core, rewards[0], rewards[1 : count + 1])
+        rewards.append(BETA * p / n if name == "SimPO" else BETA * (p - r))
+    return slow_loss(name, rewards[0], rewards[1 : count + 1])
 
 
 def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> tuple[Tensor, ...]:
@@ -101,25 +103,25 @@ def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> tupl
     return policy, reference, lengths, mask
 
 
-@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
-def test_equals_a_plain_loop(aggregation: str, core: str) -> None:
+@pytest.mark.parametrize("name", CHOICES)
+def test_equals_a_plain_loop(name: str) -> None:
     policy, reference, lengths, mask = batch(0)
-    found = objective(aggregation, core)(policy, reference, lengths, mask).loss
+    found = objective(name)(policy, reference, lengths, mask).loss
     expected = [
-        slow(aggregation, core, p, r, [max(1, n) for n in length], sum(m))
+        slow(name, p, r, [max(1, n) for n in length], sum(m))
         for p, r, length, m in zip(policy.tolist(), reference.tolist(), lengths.tolist(), mask.tolist(), strict=True)
     ]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("rubbish", [math.inf, -math.inf, math.nan])
-def test_masked_columns_change_nothing_and_get_no_gradient(aggregation: str, core: str, rubbish: float) -> None:
+def test_masked_columns_change_nothing_and_get_no_gradient(name: str, rubbish: float) -> None:
     policy, reference, lengths, mask = batch(1)
-    clean = objective(aggregation, core)(policy, reference, lengths, mask).loss
+    clean = objective(name)(policy, reference, lengths, mask).loss
     policy[:, 1:][~mask] = rubbish
     policy.requires_grad_()
-    found = objective(aggregation, core)(policy, reference, lengths, mask)
+    found = objective(name)(policy, reference, lengths, mask)
     assert torch.equal(found.loss, clean)
     found.loss.sum().backward()
     assert policy.grad is not None
@@ -129,19 +131,19 @@ def test_masked_columns_change_nothing_and_get_no_gradient(aggregation: str, cor
     assert (found.rejected_reward[~mask] == 0).all()
 
 
-@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
-def test_gradient_against_finite_differences(aggregation: str, core: str) -> None:
+@pytest.mark.parametrize("name", CHOICES)
+def test_gradient_against_finite_differences(name: str) -> None:
     policy, reference, lengths, mask = batch(2)
     policy.requires_grad_()
-    chosen = objective(aggregation, core, nll_weight=0.3)
+    chosen = objective(name, nll_weight=0.3)
     assert torch.autograd.gradcheck(lambda p: chosen(p, reference, lengths, mask).loss, (policy,))
 
 
-@pytest.mark.parametrize(("aggregation", "core"), CHOICES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
-def test_extreme_margins_stay_finite_in_float32(aggregation: str, core: str, extreme: float) -> None:
+def test_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> None:
     policy = torch.tensor([[extreme, 0.0, 1.0]], requires_grad=True)
-    chosen = objective(aggregation, core, beta=1.0)
+    chosen = objective(name, beta=1.0)
     loss = chosen(policy, torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1, 2, dtype=torch.bool)).loss
     loss.sum().backward()
     assert policy.grad is not None
@@ -149,12 +151,12 @@ def test_extreme_margins_stay_finite_in_float32(aggregation: str, core: str, ext
     assert policy.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("aggregation", "core"), UNORDERED)
+@pytest.mark.parametrize("name", UNORDERED)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
-def test_the_order_of_negatives_is_nothing(aggregation: str, core: str, order: list[int], seed: int) -> None:
+def test_the_order_of_negatives_is_nothing(name: str, order: list[int], seed: int) -> None:
     policy, reference, lengths, mask = batch(seed)
     columns = [0, *(1 + i for i in order)]
-    chosen = objective(aggregation, core)
+    chosen = objective(name)
     one = chosen(policy, reference, lengths, mask).loss
     other = chosen(policy[:, columns], reference[:, columns], lengths[:, columns], mask[:, order]).loss
     torch.testing.assert_close(one, other)
@@ -164,15 +166,16 @@ def test_plackett_luce_prefers_its_ranking() -> None:
     def loss(rejected: list[float]) -> float:
         policy = torch.tensor([[3.0, *rejected]])
         mask = torch.ones(1, 2, dtype=torch.bool)
-        return float(objective("plackett_luce")(policy, torch.zeros(1, 3), torch.ones(1, 3), mask).loss)
+        return float(objective("PlackettLuce")(policy, torch.zeros(1, 3), torch.ones(1, 3), mask).loss)
 
     assert loss([2.0, 1.0]) < loss([1.0, 2.0])
 
 
-@pytest.mark.parametrize("aggregation", ["mean_of_pairs", "mean_margin", "hardest", "softmax", "plackett_luce"])
-def test_one_negative_is_dpo(aggregation: str) -> None:
+@pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Hardest", "Softmax", "PlackettLuce"])
+def test_one_negative_is_dpo(name: str) -> None:
     policy, reference, lengths, mask = batch(3, (1, 1, 1), 1)
-    found = objective(aggregation, label_smoothing=0.0)(policy, reference, lengths, mask).loss
+    plain = {} if name in SETS else {"label_smoothing": 0.0}
+    found = objective(name, **plain)(policy, reference, lengths, mask).loss
     ratio = policy - reference
     expected = [-log_sigmoid(BETA * float(row[0] - row[1])) for row in ratio]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
@@ -182,24 +185,24 @@ def test_one_negative_is_dpo(aggregation: str) -> None:
 def test_copies_of_one_negative_are_one_negative(seed: int) -> None:
     policy, reference, lengths, _ = batch(seed, (1,), 1)
     copies, one = [0, 1, 1, 1], torch.ones(1, 1, dtype=torch.bool)
-    for aggregation, core in CHOICES:
-        if aggregation not in SET:
-            chosen = objective(aggregation, core)
+    for name in CHOICES:
+        if name not in SETS:
+            chosen = objective(name)
             single = chosen(policy, reference, lengths, one).loss
             many = chosen(policy[:, copies], reference[:, copies], lengths[:, copies], one.expand(1, 3)).loss
             torch.testing.assert_close(single, many)
 
 
-@pytest.mark.parametrize("aggregation", ["mean_of_pairs", "mean_margin", "softmax", "nca"])
-def test_a_whole_weight_is_as_many_negatives(aggregation: str) -> None:
+@pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Softmax", "NCA"])
+def test_a_whole_weight_is_as_many_negatives(name: str) -> None:
     policy, reference, lengths, _ = batch(4, (2,), 2)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    weighted = objective(aggregation, rank_weights=[2.0, 1.0])(policy, reference, lengths, mask).loss
+    weighted = objective(name, rank_weights=[2.0, 1.0])(policy, reference, lengths, mask).loss
     columns = [0, 1, 1, 2]
-    repeated = objective(aggregation)(
+    repeated = objective(name)(
         policy[:, columns], reference[:, columns], lengths[:, columns], torch.ones(1, 3, dtype=torch.bool)
     ).loss
-    if aggregation == "nca":  # its share 1/(K+1) counts negatives, not weights
+    if name == "NCA":  # its share 1/(K+1) counts negatives, not weights
         rewards = BETA * (policy - reference)[0]
         repeated = -torch.nn.functional.logsigmoid(rewards[:1]) + (
             (repeated + torch.nn.functional.logsigmoid(rewards[:1])) * 4 / 3
@@ -226,7 +229,7 @@ def test_nll_and_length_normalisation_by_hand() -> None:
 
 def test_simpo_needs_no_reference() -> None:
     policy, reference, lengths, mask = batch(5)
-    chosen = objective("mean_of_pairs", "simpo")
+    chosen = objective("SimPO")
     assert not chosen.needs_reference
     assert objective().needs_reference
     nothing = chosen(policy, torch.full_like(reference, math.nan), lengths, mask).loss
@@ -308,10 +311,10 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> Against:
     ("loss_type", "chosen"),
     [
         ("sigmoid", objective(label_smoothing=0.0)),
-        ("robust", objective(core="robust")),
-        ("ipo", objective(core="ipo", length_normalised=True)),
-        ("hinge", objective(core="hinge")),
-        ("nca_pair", objective("nca")),
+        ("robust", objective("Robust")),
+        ("ipo", objective("IPO", length_normalised=True)),
+        ("hinge", objective("Hinge")),
+        ("nca_pair", objective("NCA")),
     ],
 )
 def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: Objective) -> None:
@@ -322,22 +325,14 @@ def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: O
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"aggregation": "mean"}, "aggregation=mean"),
-        ({"core": "dpo"}, "core=dpo"),
         ({"beta": 0.0}, "beta=0.0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"nll_weight": -1.0}, "nll_weight=-1.0"),
-        ({"margin": -1.0}, "margin=-1.0"),
-        ({"margin": 1.0}, "margin=1.0"),
-        ({"aggregation": "softmax", "core": "ipo"}, "core=ipo must be sigmoid"),
-        ({"aggregation": "nca", "label_smoothing": 0.1}, "label_smoothing=0.1 must be 0"),
-        ({"core": "hinge", "label_smoothing": 0.1}, "label_smoothing=0.1 must be 0"),
-        ({"core": "simpo", "length_normalised": False}, "length_normalised=False must be true"),
-        ({"aggregation": "hardest", "rank_weights": [1.0]}, "must be null"),
+        ({"name": "SimPO", "margin": -1.0}, "margin=-1.0"),
         ({"rank_weights": [1.0, 0.0]}, r"rank_weights\[1\]=0.0: must be greater than 0"),
     ],
 )
-def test_settings_without_effect_or_out_of_range_are_refused(changes: dict[str, Any], problem: str) -> None:
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         objective(**changes)
 
@@ -346,16 +341,11 @@ def test_settings_without_effect_or_out_of_range_are_refused(changes: dict[str, 
 def test_every_config_builds_and_says_everything(file: Path) -> None:
     config = OmegaConf.load(file)
     built = instantiate(config)
-    assert type(built) is (TargetLikelihood if file.stem == "sft_continued" else Objective)
-    assert set(config) == {"_target_", *type(built).__dataclass_fields__}
+    assert built.uses_negatives == (file.stem != "sft_continued")
+    assert set(config) == {"_target_", *(field.name for field in fields(built))}
     assert all(" # " in line for line in file.read_text().splitlines() if line[0] not in "#_")
 
 
 def test_the_default_is_the_papers() -> None:
     built = instantiate(OmegaConf.load(CONF / "self_contrast.yaml"))
-    assert (built.aggregation, built.core, built.beta, built.label_smoothing) == (
-        "mean_of_pairs",
-        "sigmoid",
-        0.1,
-        0,
-    )
+    assert built == self_contrast(0.1)

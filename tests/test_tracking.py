@@ -330,11 +330,11 @@ def test_a_group_that_the_sweep_chooses_keeps_its_settings(tmp_path: Path, monke
     (tmp_path / "params.yaml").write_text("wandb_version: 1\nobjective:\n  value: hinge\n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "params.yaml"))
     monkeypatch.setenv("WANDB_SWEEP_ID", "swept")
-    with tracking("offline").run("a name", {"objective": {"core": "hinge", "beta": 0.1}}, tmp_path):
+    with tracking("offline").run("a name", {"objective": {"nll_weight": 0.5, "beta": 0.1}}, tmp_path):
         pass
     (run,) = offline_runs(tmp_path)
     assert run.config["objective"] == "hinge"
-    assert (run.config["objective.core"], run.config["objective.beta"]) == ("hinge", 0.1)
+    assert (run.config["objective.nll_weight"], run.config["objective.beta"]) == (0.5, 0.1)
 
 
 # --- without W&B

@@ -17,6 +17,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
+from selfcontrast.objectives import SelfContrast
 from selfcontrast.training.recipe import Hardware, Recipe
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -157,3 +158,8 @@ def recipe(**changes: Any) -> Recipe:
 
 def lora(**changes: Any) -> LoRA:
     return replace(LORA, **changes)
+
+
+def self_contrast(beta: float) -> SelfContrast:
+    """The paper's objective, plain."""
+    return SelfContrast(beta=beta, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)

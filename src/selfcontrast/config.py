@@ -32,7 +32,7 @@ from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.models.reward import RewardModel
-from selfcontrast.objectives import Objective, TargetLikelihood
+from selfcontrast.objectives import Objective
 from selfcontrast.store import Store
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracking
@@ -73,7 +73,7 @@ class Parts:
     generator: Generator
     encoder: Encoder
     filter: Filter
-    objective: Objective | TargetLikelihood
+    objective: Objective
     adapter: Adapter
     trainer: Recipe
     hardware: Hardware

@@ -1,9 +1,9 @@
-"""Preference losses over one target and K negatives: an aggregation over K, and a pairwise core.
+"""Preference losses of one target against K negatives.
 
-Pure functions of s_plus [B], s_minus [B, K], mask [B, K] and, where they are taken, weights [B, K]: the rewards
-r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, and which negatives exist. They return
-one loss per group, [B], so that the caller can divide by the groups of the whole optimiser step. Masked entries, even
-inf or NaN, contribute nothing and receive exactly zero gradient.
+Pure functions of s_plus [B], s_minus [B, K] and, where they are taken, mask [B, K] and weights [B, K]: the rewards
+r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, which negatives exist (None: all), and
+how much each counts (None: alike). They return one loss per group, [B], so that the caller can divide by the groups of
+the whole optimiser step. Masked entries, even inf or NaN, contribute nothing and receive exactly zero gradient.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+MaybeTensor = Tensor | None
 Core = Callable[[Tensor], Tensor]
 """The loss of a margin s - s_j, of any shape."""
 
@@ -19,7 +20,7 @@ Core = Callable[[Tensor], Tensor]
 # ---- cores
 
 
-def sigmoid(margin: Tensor, label_smoothing: float) -> Tensor:
+def sigmoid(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """-(1-e) log sigmoid(m) - e log sigmoid(-m). DPO (arXiv 2305.18290, eq. 7); e > 0 is conservative DPO."""
     return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
 
@@ -45,38 +46,62 @@ def simpo(margin: Tensor, gamma: float) -> Tensor:
     return -logsigmoid(margin - gamma)
 
 
-# ---- aggregations
+# ---- losses
 
 
-def mean_of_pairs(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """(1/K) sum_j core(s - s_j): the paper's (arXiv 2404.00604); with weights, their weighted mean."""
+def dpo(
+    s_plus: Tensor,
+    s_minus: Tensor,
+    mask: MaybeTensor = None,
+    weights: MaybeTensor = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """(1/K) sum_j -log sigmoid(s - s_j): the paper's objective (arXiv 2404.00604); DPO where K = 1."""
+    return mean_of_pairs(lambda margin: sigmoid(margin, label_smoothing), s_plus, s_minus, mask, weights)
+
+
+def mean_of_pairs(
+    core: Core, s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None
+) -> Tensor:
+    """(1/K) sum_j core(s - s_j); with weights, their weighted mean."""
+    mask, weights = _given(s_minus, mask, weights)
     losses = core(s_plus[:, None] - where_exists(s_minus, mask))
     return mean_over_negatives(losses, mask, weights)
 
 
-def mean_margin(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """core(s - mean_j s_j): multi-sample DPO."""
-    losses = core(s_plus - mean_over_negatives(where_exists(s_minus, mask), mask, weights))
-    return where_exists(losses, mask.any(-1))
+def mean_margin(
+    s_plus: Tensor,
+    s_minus: Tensor,
+    mask: MaybeTensor = None,
+    weights: MaybeTensor = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-log sigmoid(s - mean_j s_j): multi-sample DPO."""
+    mask, weights = _given(s_minus, mask, weights)
+    margin = s_plus - mean_over_negatives(where_exists(s_minus, mask), mask, weights)
+    return where_exists(sigmoid(margin, label_smoothing), mask.any(-1))
 
 
-def hardest(core: Core, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-    """max_j core(s - s_j)."""
+def hardest(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, label_smoothing: float = 0.0) -> Tensor:
+    """max_j -log sigmoid(s - s_j)."""
+    mask, _ = _given(s_minus, mask)
     if not mask.shape[1]:
         return torch.zeros_like(s_plus)
-    losses = core(s_plus[:, None] - where_exists(s_minus, mask)).masked_fill(~mask, -torch.inf)
-    return where_exists(losses.amax(-1), mask.any(-1))
+    losses = sigmoid(s_plus[:, None] - where_exists(s_minus, mask), label_smoothing)
+    return where_exists(losses.masked_fill(~mask, -torch.inf).amax(-1), mask.any(-1))
 
 
-def softmax(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+def softmax(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None) -> Tensor:
     """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
+    mask, weights = _given(s_minus, mask, weights)
     exponents = where_exists(s_minus, mask) - s_plus[:, None] + where_exists(weights, mask).log()
     return torch.cat([torch.zeros_like(s_plus)[:, None], exponents], -1).logsumexp(-1)
 
 
-def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None) -> Tensor:
     """-sum_k log(e^s_k / sum_{l>=k} e^s_l), the target first, then the negatives by column, which must be in
     order, best (most similar) first. DPO's appendix (arXiv 2305.18290)."""
+    mask, _ = _given(s_minus, mask)
     scores = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
     exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
     follows = exists.new_ones(exists.shape[1], exists.shape[1]).triu()
@@ -86,8 +111,9 @@ def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
     return where_exists(totals - scores, exists).sum(-1)
 
 
-def nca(s_plus: Tensor, s_minus: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+def nca(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None) -> Tensor:
     """-log sigmoid(s) - (1/(K+1)) sum over all K+1 of log sigmoid(-s_i). NCA (arXiv 2402.05369)."""
+    mask, weights = _given(s_minus, mask, weights)
     shunned = logsigmoid(-s_plus) + (where_exists(weights, mask) * logsigmoid(-where_exists(s_minus, mask))).sum(-1)
     return -logsigmoid(s_plus) - shunned / (mask.sum(-1) + 1)
 
@@ -101,3 +127,9 @@ def mean_over_negatives(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor
     """Weighted mean over the existing of [B, K]; 0 for a group without any."""
     weights = where_exists(weights, mask)
     return (where_exists(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)
+
+
+def _given(s_minus: Tensor, mask: MaybeTensor, weights: MaybeTensor = None) -> tuple[Tensor, Tensor]:
+    """The mask [B, K] and the weights [B, K], all ones where there are none."""
+    mask = torch.ones_like(s_minus, dtype=torch.bool) if mask is None else mask
+    return mask, s_minus.new_ones(s_minus.shape) if weights is None else weights.expand_as(s_minus)

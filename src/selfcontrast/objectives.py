@@ -1,27 +1,33 @@
-"""The objective of a run: one choice of aggregation over K negatives and pairwise core, with its settings.
+"""The objectives: each a small dataclass of its own settings, with its formula.
 
-The formulas are in `losses.py`, which needs torch; this file is part of the config and must be quick to import.
+A new objective is one class here (or in any module that can be imported) and one YAML in `conf/objective` with its
+fields. s is the target's reward and s_j the reward of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)),
+per token of the response where `length_normalised`. The formulas' functions are in `losses.py`, which needs torch;
+this file is part of the config and must be quick to import.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
 from pydantic import Field
 
 from selfcontrast.constrained import NonNegative, Positive, Real, check_numbers
 from selfcontrast.errors import UserError
+from selfcontrast.lazy import Lazy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfcontrast.losses import Core
+    from selfcontrast import losses
+else:
+    losses = Lazy("selfcontrast.losses")
 
-Aggregation = Literal["mean_of_pairs", "softmax", "plackett_luce", "mean_margin", "hardest", "nca"]
-CoreName = Literal["sigmoid", "robust", "ipo", "hinge", "simpo"]
+Smoothing = Annotated[Real, Field(ge=0, lt=0.5)]
+Weight = Annotated[NonNegative, Field(le=10_000)]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,31 @@ class ObjectiveOutput:
     margin: Tensor
 
 
+class Objective(Protocol):
+    """What preference training needs of an objective.
+
+    Attributes:
+        uses_negatives: False for the control that continues supervised fine-tuning; it is never called.
+        needs_reference: whether reference log-probabilities are used at all.
+    """
+
+    @property
+    def uses_negatives(self) -> bool: ...
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
+        """One loss per group.
+
+        Args:
+            policy_logps: summed over response tokens, [B, K+1]; column 0 is the target.
+            reference_logps: [B, K+1]; not looked at where no reference is needed.
+            lengths: response tokens, [B, K+1].
+            mask: which negatives exist, [B, K].
+        """
+
+
 @dataclass(frozen=True)
 class TargetLikelihood:
     """Supervised fine-tuning continued: no preference, and no negative is looked at.
@@ -42,115 +73,62 @@ class TargetLikelihood:
     The control of every contrast: the same prompts in the same order for as many steps, without what negatives add.
     """
 
+    uses_negatives: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
 
-@dataclass(frozen=True)
-class Objective:
-    """One choice of aggregation and core, with its settings; `conf/objective` explains each.
+    def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
+        raise NotImplementedError("trained as supervised fine-tuning is")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(ABC):
+    """An objective over rewards: subclasses say what their loss is.
 
     Attributes:
-        aggregation: over the K negatives; softmax, plackett_luce and nca have the sigmoid built in.
-        core: the loss of a margin; simpo does without a reference.
         beta: the reward of one nat of log-probability (> 0).
-        label_smoothing: the probability that a preference is flipped, for sigmoid and robust ([0, 0.5)).
-        margin: SimPO's gamma, in units of reward (>= 0).
-        nll_weight: of the target's negative log-likelihood per token, added to the loss (>= 0).
+        nll_weight: of the target's negative log-likelihood per token, added to the loss (>= 0; arXiv 2404.19733).
         length_normalised: rewards per token of their response.
-        rank_weights: one positive weight per rank of negative, or None for equal ones.
     """
 
-    aggregation: Aggregation
-    core: CoreName
     beta: Annotated[Positive, Field(le=10_000)]
-    label_smoothing: Annotated[Real, Field(ge=0, lt=0.5)]
-    margin: Annotated[NonNegative, Field(le=10_000)]
-    nll_weight: Annotated[NonNegative, Field(le=10_000)]
+    nll_weight: Weight
     length_normalised: bool
-    rank_weights: Sequence[Positive] | None
+
+    uses_negatives: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_numbers(self, "objective")
-        self._check(self.aggregation in get_args(Aggregation), "aggregation", f"one of {get_args(Aggregation)}")
-        self._check(self.core in get_args(CoreName), "core", f"one of {get_args(CoreName)}")
-        if self.aggregation in ("softmax", "plackett_luce", "nca"):
-            self._check(self.core == "sigmoid", "core", f"sigmoid, which {self.aggregation} is defined with")
-            self._check(not self.label_smoothing, "label_smoothing", f"0: {self.aggregation} has none")
-        if self.core not in ("sigmoid", "robust"):
-            self._check(not self.label_smoothing, "label_smoothing", f"0: core {self.core} has none")
-        if self.core == "simpo":
-            self._check(self.length_normalised, "length_normalised", "true: simpo's rewards are per token")
-        else:
-            self._check(not self.margin, "margin", f"0: core {self.core} has none, simpo has")
-        if self.aggregation in ("plackett_luce", "hardest"):
-            self._check(self.rank_weights is None, "rank_weights", f"null: {self.aggregation} takes none")
 
-    def _check(self, fine: bool, name: str, must_be: str) -> None:
-        if not fine:
-            raise UserError(f"objective.{name}={getattr(self, name)} must be {must_be}")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether reference log-probabilities are used at all."""
-        return self.core != "simpo"
+    @abstractmethod
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        """Loss per group [B] of the rewards of targets [B] and negatives [B, K], of which `mask` says which exist."""
 
     def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
-        """One loss per group.
-
-        Args:
-            policy_logps: summed over response tokens, [B, K+1]; column 0 is the target.
-            reference_logps: [B, K+1]; not looked at by simpo.
-            lengths: response tokens, [B, K+1].
-            mask: which negatives exist, [B, K].
-
-        Raises `UserError` where there are more negatives than rank_weights.
-        """
-        from selfcontrast.losses import where_exists
-
         ratios = policy_logps - reference_logps if self.needs_reference else policy_logps
         rewards = self.beta * (ratios / lengths.clamp(min=1) if self.length_normalised else ratios)
         s_plus, s_minus = rewards[:, 0], rewards[:, 1:]
-        loss = self._preference(s_plus, s_minus, mask)
-        if self.nll_weight:  # per token, as in arXiv 2404.19733
+        loss = self.loss(s_plus, s_minus, mask)
+        if self.nll_weight:
             loss = loss - self.nll_weight * policy_logps[:, 0] / lengths[:, 0]
-        chosen, rejected = s_plus.detach(), where_exists(s_minus.detach(), mask)
-        return ObjectiveOutput(loss, chosen, rejected, where_exists(chosen[:, None] - rejected, mask))
+        chosen, rejected = s_plus.detach(), losses.where_exists(s_minus.detach(), mask)
+        return ObjectiveOutput(loss, chosen, rejected, losses.where_exists(chosen[:, None] - rejected, mask))
 
-    def _preference(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-        from selfcontrast import losses
 
-        core, weights = self._core(), self._weights(s_minus)
-        match self.aggregation:
-            case "mean_of_pairs":
-                return losses.mean_of_pairs(core, s_plus, s_minus, mask, weights)
-            case "mean_margin":
-                return losses.mean_margin(core, s_plus, s_minus, mask, weights)
-            case "hardest":
-                return losses.hardest(core, s_plus, s_minus, mask)
-            case "softmax":
-                return losses.softmax(s_plus, s_minus, mask, weights)
-            case "plackett_luce":
-                return losses.plackett_luce(s_plus, s_minus, mask)
-            case "nca":
-                return losses.nca(s_plus, s_minus, mask, weights)
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Contrast):
+    """An objective whose negatives can count differently.
 
-    def _core(self) -> Core:
-        from selfcontrast import losses
+    Attributes:
+        rank_weights: one positive weight per rank of negative, the most similar first, or None for equal ones.
+    """
 
-        match self.core:
-            case "sigmoid":
-                return partial(losses.sigmoid, label_smoothing=self.label_smoothing)
-            case "robust":
-                return partial(losses.robust, label_smoothing=self.label_smoothing)
-            case "ipo":
-                return partial(losses.ipo, beta=self.beta)
-            case "hinge":
-                return losses.hinge
-            case "simpo":
-                return partial(losses.simpo, gamma=self.margin)
+    rank_weights: Sequence[Positive] | None
 
-    def _weights(self, s_minus: Tensor) -> Tensor:
-        """[B, K]"""
+    def weights(self, s_minus: Tensor) -> Tensor | None:
+        """[B, K]. Raises `UserError` where there are more negatives than weights."""
         if self.rank_weights is None:
-            return s_minus.new_ones(s_minus.shape)
+            return None
         if len(self.rank_weights) < s_minus.shape[1]:
             raise UserError(
                 f"objective.rank_weights holds {len(self.rank_weights)} weights, and there are "
@@ -158,3 +136,113 @@ class Objective:
             )
         weights = s_minus.new_tensor(list(self.rank_weights)[: s_minus.shape[1]])
         return weights.expand_as(s_minus)
+
+
+class MeanOfPairs(Weighted):
+    """(1/K) sum_j core(s - s_j), where subclasses say what the core is."""
+
+    @abstractmethod
+    def core(self, margin: Tensor) -> Tensor:
+        """The loss of a margin, of any shape."""
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.mean_of_pairs(self.core, s_plus, s_minus, mask, self.weights(s_minus))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfContrast(MeanOfPairs):
+    """The paper's (arXiv 2404.00604): DPO's loss (arXiv 2305.18290, eq. 7), its mean over the K pairs.
+
+    Attributes:
+        label_smoothing: the probability that a preference is flipped; above 0 it is conservative DPO.
+    """
+
+    label_smoothing: Smoothing
+
+    def core(self, margin: Tensor) -> Tensor:
+        return losses.sigmoid(margin, self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust(MeanOfPairs):
+    """Robust DPO (arXiv 2403.00409): unbiased under flipped preferences.
+
+    Attributes:
+        label_smoothing: the share of preferences that are flipped.
+    """
+
+    label_smoothing: Smoothing
+
+    def core(self, margin: Tensor) -> Tensor:
+        return losses.robust(margin, self.label_smoothing)
+
+
+class IPO(MeanOfPairs):
+    """(m/beta - 1/(2 beta))^2 of a margin m (arXiv 2310.12036, eq. 17)."""
+
+    def core(self, margin: Tensor) -> Tensor:
+        return losses.ipo(margin, self.beta)
+
+
+class Hinge(MeanOfPairs):
+    """max(0, 1 - m) of a margin m: SLiC (arXiv 2305.10425)."""
+
+    def core(self, margin: Tensor) -> Tensor:
+        return losses.hinge(margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPO(MeanOfPairs):
+    """-log sigmoid(m - gamma) of a margin m of rewards without a reference (arXiv 2405.14734, eq. 6).
+
+    Attributes:
+        margin: gamma, in units of reward.
+    """
+
+    margin: Weight
+
+    needs_reference: ClassVar[bool] = False
+
+    def core(self, margin: Tensor) -> Tensor:
+        return losses.simpo(margin, self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanMargin(Weighted):
+    """DPO's loss of s - mean_j s_j: multi-sample DPO."""
+
+    label_smoothing: Smoothing
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.mean_margin(s_plus, s_minus, mask, self.weights(s_minus), self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardest(Contrast):
+    """max_j of DPO's loss of s - s_j."""
+
+    label_smoothing: Smoothing
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.hardest(s_plus, s_minus, mask, self.label_smoothing)
+
+
+class Softmax(Weighted):
+    """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.softmax(s_plus, s_minus, mask, self.weights(s_minus))
+
+
+class NCA(Weighted):
+    """-log sigmoid(s) - (1/(K+1)) sum over all K+1 of log sigmoid(-s_i) (arXiv 2402.05369)."""
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.nca(s_plus, s_minus, mask, self.weights(s_minus))
+
+
+class PlackettLuce(Contrast):
+    """The likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.plackett_luce(s_plus, s_minus, mask)

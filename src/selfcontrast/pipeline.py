@@ -31,7 +31,6 @@ from selfcontrast.generators.backend import Responder
 from selfcontrast.job import DATA, Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective
 from selfcontrast.results import Result, track_judgments
 from selfcontrast.store import Artifact, settings_of
 from selfcontrast.store.artifact import key_of
@@ -264,7 +263,7 @@ class Round:
     @property
     def _used(self) -> int:
         """Negatives per prompt that training looks at: not K, where it continues supervised fine-tuning."""
-        return self.parts.negatives if isinstance(self.parts.objective, Objective) else 0
+        return self.parts.negatives if self.parts.objective.uses_negatives else 0
 
     def _train(self, name: str) -> Example:
         """A training example, with its answers as candidates have theirs: the text of their tokens."""

@@ -316,7 +316,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What W&B is told of the config.
 
     A group that a sweep chooses (objective=hinge) is locked to that word, and W&B would drop the group's settings:
-    they go beside it, flat (objective.core).
+    they go beside it, flat (objective.beta).
     """
     own = {key: value for key, value in config.items() if key not in NO_SETTINGS}
     for key in _swept():

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfcontrast.errors import UserError
-from selfcontrast.objectives import Objective
 from selfcontrast.theory.bandit import Bandit, BanditSettings
+from tiny import self_contrast
 
 SETTINGS = BanditSettings(
     responses=8, good=3, reference_good=0.25, moved=0.7, beta=0.5, positives=[1], seed=3, replicates=4000
@@ -27,7 +27,7 @@ SMALL = Bandit(
 
 def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndarray:
     """The gradient of the real objective of one target against these negatives."""
-    objective = Objective("mean_of_pairs", "sigmoid", bandit.beta, 0.0, 0.0, 0.0, False, None)
+    objective = self_contrast(bandit.beta)
     theta = torch.tensor(bandit.logits, requires_grad=True)
     chosen = [target, *negatives]
     policy = theta.log_softmax(-1)[chosen][None]

@@ -7,9 +7,9 @@ import torch
 import tiny
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import pack
-from selfcontrast.objectives import Objective
 from selfcontrast.theory.components import pair_gradients
 from selfcontrast.theory.gradients import Sketch, response_gradients
+from tiny import self_contrast
 
 
 def test_pairs_are_the_objectives_gradient() -> None:
@@ -21,7 +21,7 @@ def test_pairs_are_the_objectives_gradient() -> None:
     found = pair_gradients(gradients, log_probs, reference.numpy(), beta).mean(axis=1)[0]
 
     packed = pack([group])
-    objective = Objective("mean_of_pairs", "sigmoid", beta, 0.0, 0.0, 0.0, False, None)
+    objective = self_contrast(beta)
     values = response_log_probs(policy, packed, 7)
     np.testing.assert_allclose(log_probs, values.detach().numpy(), rtol=1e-5)
     loss = objective(values, reference, packed.lengths, packed.mask).loss.sum()

@@ -14,15 +14,14 @@ from trl import DPOConfig, DPOTrainer
 
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
-from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.recipe import Recipe
-from tiny import groups, hardware, llama, recipe
+from tiny import groups, hardware, llama, recipe, self_contrast
 
 BETA, VOCABULARY = 0.5, 50
-OBJECTIVE = Objective("mean_of_pairs", "sigmoid", BETA, 0.0, 0.0, 0.0, False, None)
+OBJECTIVE = self_contrast(BETA)
 # Few epochs of few pairs at a high rate: the losses must move for their agreement to mean something.
 RECIPE = recipe(lr=1e-3, epochs=2, prompts_per_step=3, schedule="constant", warmup=0.0, weight_decay=0.1)
 GROUPS = [

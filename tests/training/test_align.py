@@ -18,12 +18,12 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective, TargetLikelihood
+from selfcontrast.objectives import TargetLikelihood
 from selfcontrast.training.align import align, nearest_first, preference_groups
 from selfcontrast.training.fine_tune import HISTORY, fine_tune
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
-from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, tokenizer
+from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, self_contrast, tokenizer
 
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(5)]
@@ -32,7 +32,7 @@ NEGATIVES = {
     for e in EXAMPLES
     if e.id != "e3"
 }
-OBJECTIVE = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+OBJECTIVE = self_contrast(0.1)
 
 
 def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:

@@ -13,7 +13,6 @@ from transformers import get_cosine_schedule_with_warmup
 
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
-from selfcontrast.objectives import Objective
 from selfcontrast.training import fit as fit_module
 from selfcontrast.training import recipe as recipe_module
 from selfcontrast.training.callbacks import intact
@@ -22,7 +21,7 @@ from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.steps import Pass, Step
-from tiny import gpt2, groups, hardware, llama, lora, recipe
+from tiny import gpt2, groups, hardware, llama, lora, recipe, self_contrast
 
 SPEEDS = {"tokens_per_second", "prompts_per_second", "tflops", "mfu", "peak_memory_gib"}  # differ from run to run
 TRAIN, VALIDATION = groups(10), groups(3, seed=1)
@@ -271,7 +270,7 @@ def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path:
         replace(group, negatives=group.negatives[:count])
         for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)
     ]
-    objective = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+    objective = self_contrast(0.1)
     stored = {group.id: torch.full((1 + len(group.negatives),), -9.0) for group in rows}
     how, found = recipe(prompts_per_step=3), []
     for ranks in (1, 2):

@@ -22,7 +22,7 @@ from selfcontrast.objectives import Objective
 from selfcontrast.training.module import Sums, _counted
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.steps import Pass, Step
-from tiny import ROOT, gpt2, groups, llama, recipe
+from tiny import ROOT, gpt2, groups, llama, recipe, self_contrast
 
 OBJECTIVES = sorted(set((ROOT / "conf/objective").glob("*.yaml")) - {ROOT / "conf/objective/sft_continued.yaml"})
 SHAPE: dict[str, Any] = {
@@ -42,7 +42,7 @@ MODELS = {
     "qwen3": Qwen3Config(**SHAPE, head_dim=16),
     "gpt2": gpt2(0.0).config,
 }
-OBJECTIVE = Objective("mean_of_pairs", "sigmoid", 0.1, 0.0, 0.0, 0.0, False, None)
+OBJECTIVE = self_contrast(0.1)
 
 
 def tiny(model: str, seed: int) -> Any:

@@ -10,12 +10,11 @@ import torch
 from selfcontrast.engines.local import Local
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import FILE, Scoring, read_reference, score_groups, score_reference
-from tiny import groups, hardware, llama, policy_folder, recipe
+from tiny import groups, hardware, llama, policy_folder, recipe, self_contrast
 
 GROUPS = groups(7, negatives=3)
 
@@ -57,7 +56,7 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     own = hardware(precision=precision)
     score(tmp_path, Scoring(policy, weights, own))
     how = recipe(prompts_per_step=7, epochs=1)
-    objective = Objective("mean_of_pairs", "sigmoid", 1.0, 0.0, 0.0, 0.0, False, None)
+    objective = self_contrast(1.0)
     records: list[Record] = []
     data, model = StepData(GROUPS, [], how, own, 0), load_model(policy, weights)
     prepare(model, GROUPS, own)
@@ -77,7 +76,7 @@ def test_a_margin_at_step_0_is_recorded_once_and_warned_of(tmp_path: Path, caplo
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}
     for scores in reference.values():
         scores[0] -= 1.0
-    objective = Objective("mean_of_pairs", "sigmoid", 0.5, 0.0, 0.0, 0.0, False, None)
+    objective = self_contrast(0.5)
     records: list[Record] = []
     module = SelfContrastDPO(policy, how, 2, own.logits_chunk, records.append, objective, reference)
     fit(module, StepData(GROUPS, [], how, own, 0), tmp_path, "test")

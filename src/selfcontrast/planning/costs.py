@@ -17,7 +17,6 @@ from selfcontrast.config import Parts
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.reward import RewardWins
 from selfcontrast.models.loading import FromScratch
-from selfcontrast.objectives import Objective
 from selfcontrast.planning.plan import Planned, Step
 from selfcontrast.training.recipe import Recipe
 
@@ -122,7 +121,7 @@ def work(step: Step, parts: Parts, sizes: Sizes) -> Work:
             scored = chosen * (asked + (1 + parts.filter.max_negatives) * response)
             return Work("score", scored, scored * 4)
         case "align":
-            used = parts.negatives if isinstance(parts.objective, Objective) else 0
+            used = parts.negatives if parts.objective.uses_negatives else 0
             return Work("train", _trained(parts.trainer, chosen * (asked + (1 + used) * response)), policy)
         case "evaluate":
             answers = sum(way.samples for way in parts.evaluation.ways)

@@ -25,7 +25,7 @@ from selfcontrast.job import Job
 from selfcontrast.models.loading import load_model, load_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Contrast
 from selfcontrast.pipeline import Round, sft
 from selfcontrast.provenance import provenance
 from selfcontrast.results import stage_record
@@ -59,7 +59,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
     """
     if not isinstance(parts.generator, Generation):
         raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")
-    if not isinstance(parts.objective, Objective):
+    if not isinstance(parts.objective, Contrast):
         raise UserError("objective: the theory is of a preference loss: objective=self_contrast")
     beta = parts.objective.beta
     few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)

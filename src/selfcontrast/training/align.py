@@ -17,7 +17,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import Objective, TargetLikelihood
+from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
 from selfcontrast.training.displacement import Displacement
 from selfcontrast.training.fine_tune import HISTORY, model_card
@@ -37,7 +37,7 @@ def align(
     groups: list[Group],
     reference: Mapping[str, Tensor],
     negatives: int,
-    objective: Objective | TargetLikelihood,
+    objective: Objective,
     adapter: Adapter,
     recipe: Recipe,
     precision: str,
@@ -52,7 +52,7 @@ def align(
     chunk, peak = hardware.logits_chunk, hardware.peak_tflops
     steps = data.steps()
     module: PackedModule
-    if isinstance(objective, Objective):
+    if objective.uses_negatives:
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference, peak)
         title, how = "Preference training", f"with {negatives} negatives per prompt over {len(groups)} prompts"
     else:
@@ -67,7 +67,7 @@ def align(
         "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
         "steps": len(steps),
         "tokens": steps.tokens,
-        **(_displacement(module.history) if isinstance(objective, Objective) else {}),
+        **(_displacement(module.history) if objective.uses_negatives else {}),
     }
 
 
