@@ -31,6 +31,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.generators.hf import HF
 from selfcontrast.models.loading import load_model, load_tokenizer
 from selfcontrast.training.fine_tune import fine_tune
+from selfcontrast.training.training import Training
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -44,7 +45,7 @@ def tiny_policy(folder: Path, threads: int) -> Path:
         cfg = compose("config", ["data.train=4000", "sft.epochs=2", "sft.validations=0", f"hardware.threads={threads}"])
     groups = ("data", "model", "adapter", "sft", "hardware")
     data, model, adapter, recipe, hardware = (build(cfg[group], group) for group in groups)
-    fine_tune(folder, model, data.load(), adapter.at("sft"), recipe, hardware, 1, lambda record: None)
+    fine_tune(folder, model, data.load(), Training(adapter.at("sft"), recipe, hardware, 1, lambda record: None))
     return folder / "model"
 
 

@@ -20,7 +20,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.export import dataset_info, export, main
 from selfcontrast.filters.negatives import FILE
 from selfcontrast.generators.imported import Import
-from selfcontrast.store import Artifact, Store
+from selfcontrast.store import Artifact, Stage, Store
 from tiny import llama, tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -48,9 +48,9 @@ def made_from(store: Store, data: Any, examples: list[Example], ranks: int = 3) 
         rows = [vars(negative(e.id, rank)) for rank in reversed(range(ranks)) for e in examples[1:]]
         pq.write_table(pa.Table.from_pylist(rows), folder / FILE)
 
-    sft = store.get("sft", 1, {"data": data.fingerprint()}, {}, lambda folder: None)
-    candidates = store.get("generate", 1, {}, {"sft": sft}, lambda folder: None)
-    return store.get("filter", 1, {}, {"candidates": candidates}, write)
+    sft = store.get(Stage("sft", 1, {"data": data.fingerprint()}, {}, lambda folder: None))
+    candidates = store.get(Stage("generate", 1, {}, {"sft": sft}, lambda folder: None))
+    return store.get(Stage("filter", 1, {}, {"candidates": candidates}, write))
 
 
 @pytest.fixture

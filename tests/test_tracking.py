@@ -15,7 +15,7 @@ import wandb
 from jobs import ROOT
 from selfcontrast.errors import UserError
 from selfcontrast.preemption import ENDED, Stopped
-from selfcontrast.store import Artifact, Store
+from selfcontrast.store import Artifact, Stage, Store
 from selfcontrast.tracking import CsvTracking, NoTracking, WandbTracking
 from wandb_files import OfflineRun
 from wandb_server import WandbServer, serving
@@ -44,8 +44,8 @@ def artifacts(tmp_path: Path) -> tuple[Artifact, Artifact]:
         (folder / "file.txt").write_text("content")
         return {"prompts": 3}
 
-    first = store.get("sft", 1, {"lr": 0.1}, {}, compute)
-    return first, store.get("align", 1, {"negatives": 2}, {"sft": first}, compute)
+    first = store.get(Stage("sft", 1, {"lr": 0.1}, {}, compute))
+    return first, store.get(Stage("align", 1, {"negatives": 2}, {"sft": first}, compute))
 
 
 # --- which mode

@@ -51,7 +51,12 @@ SCALARS: dict[str, Any] = {
     "seed": Annotated[Seed, Strict()],
     **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
+    "recompute": list[str],
 }
+STAGES = (
+    "data", "contamination", "sft", "generate", "embed", "score", "filter", "reference", "align", "evaluate", "answers",
+    "benchmark",
+)  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 
 
@@ -81,6 +86,7 @@ class Parts:
     engine: Engine
     tracking: Tracking
     published: list[Figure]
+    recompute: list[str]
     splits: dict[Split, list[Example]]
     left_out: list[str]
 
@@ -98,11 +104,14 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         splits: what the config's data gives, where it has been read already.
     """
     for name, annotation in SCALARS.items():
-        typed(finite(cfg[name], name), annotation, name)
+        value = OmegaConf.to_container(cfg[name]) if isinstance(cfg[name], ListConfig) else cfg[name]
+        typed(finite(value, name), annotation, name)
     if cfg.method == BASELINE:
         raise UserError(f"method={BASELINE}: the fine-tuned model has that name; give the policy another")
     if cfg.target_metric not in TARGET_METRICS:
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
+    if unknown := sorted(set(cfg.recompute) - set(STAGES)):
+        raise UserError(f"recompute={unknown}: a list of {', '.join(STAGES)}")
     parts = build_groups(cfg)
     verified = parts["data"].verifier() is not None
     parts["sft"].check("sft", parts["hardware"])
@@ -168,6 +177,7 @@ def assemble(
         rounds=cfg.rounds,
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
+        recompute=list(cfg.recompute),
         store=Store.at(str(cfg.store), Path(cfg.store_cache), output),
         output=output,
         published=[] if cfg.published is None else read_figures(str(cfg.published)),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.judgment import Remote
 from selfcontrast.results import replay, stage_facts
-from selfcontrast.store import Artifact
+from selfcontrast.store import Artifact, Compute, Stage
+from selfcontrast.store.code import changed
 from selfcontrast.tracking import Tracker
-from selfcontrast.training.nodes import Compute, Decisions, this_node
+from selfcontrast.training.nodes import Decisions, this_node
 
 log = logging.getLogger(__name__)
 
 DATA = "data"
+SHOWN_FILES = 4  # of those whose code has changed
 COSTLY = ("generate", "evaluate")  # stages that may take hours, beside those that train
 
 
@@ -49,42 +52,44 @@ class Job:
         self.budget = Budget(parts.evaluation.cap)
         self.train = {example.id: example for example in parts.splits["train"]}
 
-    def stage(
-        self,
-        stage: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        compute: Compute,
-        label: str | None = None,
-        trained: bool = False,
-    ) -> Artifact:
+    def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
         """The stage's artifact, computed if it is not there; `label` is what this job calls it, if not by its name.
 
         Args:
             trained: all nodes of the job compute it together.
         """
-        name = label or stage
+        name = label or stage.name
 
         def seeded(folder: Path) -> Mapping[str, Any] | None:
-            if trained or stage in COSTLY:
+            if trained or stage.name in COSTLY:
                 self._ask_judges()
             log.info("%-24s running", name)
             lightning.seed_everything(self.parts.seed, verbose=False)
-            summary = compute(folder)
+            summary = stage.compute(folder)
             self.check_inputs()
             return summary
 
         def get(computed: Compute) -> Artifact:
-            return self.parts.store.get(stage, version, settings, inputs, computed)
+            again = stage.name in self.parts.recompute
+            return self.parts.store.get(replace(stage, compute=computed), again)
 
         artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
         log.info("%-24s %s", name, stage_facts(artifact))
         if artifact.cached:
+            self._say_other_code(name, stage, artifact)
             replay(artifact, self.tracker, name)
-        self.tracker.artifact(artifact, [*self._data(settings), *inputs.values()])
+        self.tracker.artifact(artifact, [*self._data(stage.settings), *stage.inputs.values()])
         self.artifacts[name] = artifact
         return artifact
+
+    def _say_other_code(self, name: str, stage: Stage, artifact: Artifact) -> None:
+        before = artifact.manifest.get("code")  # none in those of earlier releases
+        if before and (files := changed(before, stage.code)):
+            more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+            log.warning(
+                "%-24s was made by other code (%s%s); recompute=[%s] computes it again",
+                name, ", ".join(files[:SHOWN_FILES]), more, stage.name,
+            )  # fmt: skip
 
     def surroundings(self, who: str) -> Surroundings:
         """What judges may need; `who` is the benchmark and the system that they are asked for."""

@@ -32,13 +32,14 @@ from selfcontrast.job import DATA, Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.results import Result, track_judgments
-from selfcontrast.store import Artifact, settings_of
+from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracker, Untracked
 from selfcontrast.training import align, fine_tune, reference
 from selfcontrast.training.align import preference_groups
-from selfcontrast.training.nodes import Compute, this_node
+from selfcontrast.training.nodes import this_node
 from selfcontrast.training.steps import length
+from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,10 @@ def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artif
 def published_data(job: Job) -> Artifact:
     """All examples: the lineage of whatever is made from them begins here."""
     p = job.parts
-    settings = p.rows
-    return job.stage(DATA, published.VERSION, settings, {}, lambda folder: published.publish(folder, p.splits))
+    stage = Stage(
+        DATA, published.VERSION, p.rows, {}, lambda folder: published.publish(folder, p.splits), published.__name__
+    )
+    return job.get(stage)
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
@@ -94,31 +97,15 @@ def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
 
 def sft(job: Job) -> Artifact:
     p = job.parts
-    settings: dict[str, Any] = {"data": p.data.fingerprint(), "model": p.model.fingerprint()}
+    settings: dict[str, Any] = {"data": p.data, "model": p.model}
     if p.sft.epochs:  # else the model is what it was, whatever would have trained it
-        settings |= {
-            "adapter": settings_of(p.adapter.at("sft")),
-            "recipe": settings_of(p.sft),
-            "hardware": settings_of(p.hardware),
-            "seed": p.seed,
-        }
-    return job.stage(
-        "sft",
-        fine_tune.VERSION,
-        settings,
-        {},
-        lambda folder: fine_tune.fine_tune(
-            folder,
-            p.model,
-            p.splits,
-            p.adapter.at("sft"),
-            p.sft,
-            p.hardware,
-            p.seed,
-            job.report("sft"),
-        ),
-        trained=True,
-    )
+        settings |= {"adapter": p.adapter.at("sft"), "recipe": p.sft, "hardware": p.hardware, "seed": p.seed}
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        training = Training(p.adapter.at("sft"), p.sft, p.hardware, p.seed, job.report("sft"))
+        return fine_tune.fine_tune(folder, p.model, p.splits, training)
+
+    return job.get(Stage("sft", fine_tune.VERSION, settings, {}, compute, fine_tune.__name__), trained=True)
 
 
 class Round:
@@ -139,20 +126,17 @@ class Round:
     @cached_property
     def candidates(self) -> Artifact:
         p = self.parts
-        settings = p.generator.fingerprint()
+        before = settings_of(p.generator)
 
         def compute(folder: Path) -> Mapping[str, Any]:
             model = self.start.path / "model"
             summary = p.generator.generate(folder, model, p.splits["train"], p.engine, p.hardware.device)
-            _same("generator", settings, p.generator.fingerprint())
+            _same("generator", before, settings_of(p.generator))
             return summary
 
-        return self._stage(
-            "generate",
-            generation.VERSION,
-            settings,
-            {"model": self.start},
-            compute,
+        settings = {"generator": p.generator}
+        return self._get(
+            Stage("generate", generation.VERSION, settings, {"model": self.start}, compute, generation.__name__)
         )
 
     @cached_property
@@ -164,7 +148,8 @@ class Round:
             prompts = ((self._train(name).target, found) for name, found in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
-        return self._stage("embed", embed.VERSION, p.encoder.fingerprint(), {"candidates": self.candidates}, compute)
+        inputs = {"candidates": self.candidates}
+        return self._get(Stage("embed", embed.VERSION, {"encoder": p.encoder}, inputs, compute, embed.__name__))
 
     @cached_property
     def rewards(self) -> Artifact:
@@ -177,31 +162,26 @@ class Round:
             prompts = ((self._train(name), found) for name, found in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
-        return self._stage("score", score.VERSION, model.fingerprint(), {"candidates": self.candidates}, compute)
+        inputs = {"candidates": self.candidates}
+        return self._get(Stage("score", score.VERSION, {"reward_model": model}, inputs, compute, score.__name__))
 
     @cached_property
     def negatives(self) -> Artifact:
         p = self.parts
         verifier = p.data.verifier()
-        settings = {**settings_of(p.filter), "selector": settings_of(p.filter.selector)}
         inputs = {"candidates": self.candidates, "embeddings": self.embeddings}
         judge: score.Judge | None = score.Verified(verifier) if verifier else None
         if p.filter.reward_model is not None:
             inputs["rewards"] = self.rewards
             judge = score.Rewarded(self.rewards.path)
-        artifact = self._stage(
-            "filter",
-            negatives.VERSION,
-            settings,
-            inputs,
-            lambda folder: negatives.select_negatives(
-                folder,
-                p.filter,
-                {name: self._train(name) for name, _ in texts_by_prompt(self.candidates.path / generation.FILE)},
-                self.candidates.path / generation.FILE,
-                self.embeddings.path,
-                judge,
-            ),
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            candidates = self.candidates.path / generation.FILE
+            examples = {name: self._train(name) for name, _ in texts_by_prompt(candidates)}
+            return negatives.select_negatives(folder, p.filter, examples, candidates, self.embeddings.path, judge)
+
+        artifact = self._get(
+            Stage("filter", negatives.VERSION, {"filter": p.filter}, inputs, compute, negatives.__name__)
         )
         if artifact.summary:
             for line in diagnostics.lines(artifact.summary):
@@ -222,7 +202,7 @@ class Round:
 
         settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
         inputs = {"model": self.start, "negatives": self.negatives}
-        return self._stage("reference", reference.VERSION, settings, inputs, compute)
+        return self._get(Stage("reference", reference.VERSION, settings, inputs, compute, reference.__name__))
 
     @cached_property
     def policy(self) -> Artifact:
@@ -234,31 +214,21 @@ class Round:
             if without_room:
                 log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
             groups, scored = align.nearest_first(drawn, ranked, reference.read_reference(self.reference.path))
-            return align.align(
-                folder,
-                self.start.path / "model",
-                groups,
-                scored,
-                self._used,
-                p.objective,
-                p.adapter.at("align"),
-                p.trainer,
-                p.model.precision,
-                p.hardware,
-                p.seed,
-                self.job.report(self.prefix + "align"),
-            )
+            report = self.job.report(self.prefix + "align")
+            training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report)
+            start = self.start.path / "model"
+            return align.align(folder, start, p.model.precision, groups, scored, p.objective, training)
 
         settings = {
             "negatives": self._used,
-            "objective": settings_of(p.objective),
-            "adapter": settings_of(p.adapter.at("align")),
-            "recipe": settings_of(p.trainer),
-            "hardware": settings_of(p.hardware),
+            "objective": p.objective,
+            "adapter": p.adapter.at("align"),
+            "recipe": p.trainer,
+            "hardware": p.hardware,
             "seed": p.seed,
         }
         inputs = {"model": self.start, "negatives": self.negatives, "reference": self.reference}
-        return self._stage("align", align.VERSION, settings, inputs, compute, trained=True)
+        return self._get(Stage("align", align.VERSION, settings, inputs, compute, align.__name__), trained=True)
 
     @property
     def _used(self) -> int:
@@ -278,16 +248,8 @@ class Round:
     def _groups(self, ranked: Mapping[str, Sequence[Negative]], count: int) -> tuple[list[Group], int]:
         return preference_groups(self._renderer, self.parts.splits["train"], ranked, count, self.parts.trainer.cutoff)
 
-    def _stage(
-        self,
-        stage: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        compute: Compute,
-        trained: bool = False,
-    ) -> Artifact:
-        return self.job.stage(stage, version, settings, inputs, compute, self.prefix + stage, trained)
+    def _get(self, stage: Stage, trained: bool = False) -> Artifact:
+        return self.job.get(stage, self.prefix + stage.name, trained)
 
 
 def some_candidates(job: Job) -> pd.DataFrame:
@@ -300,33 +262,22 @@ def some_candidates(job: Job) -> pd.DataFrame:
 
 def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
     p = job.parts
+    verifier = p.data.verifier()
     settings = {
-        **settings_of(p.evaluation),
+        "evaluation": p.evaluation,
         "precision": p.model.precision,
-        "backend": settings_of(p.evaluation.backend),
-        "lm_eval": p.evaluation.lm_eval.fingerprint(),
-        "data": p.data.fingerprint(),
-        "encoder": None if p.data.verifier() else p.encoder.fingerprint(),
+        "data": p.data,
+        "encoder": None if verifier else p.encoder,
     }
-    return job.stage(
-        "evaluate",
-        scores.VERSION,
-        settings,
-        {"policy": policy},
-        lambda folder: scores.evaluate(
-            folder,
-            p.evaluation,
-            policy.path / "model",
-            p.evaluation.choose(p.splits),
-            p.data.verifier(),
-            p.encoder,
-            Responder(p.evaluation.backend, p.engine, p.hardware.device),
-            p.model.precision,
-            p.hardware.device,
-            name,
-        ),
-        label=f"evaluate {name}",
-    )
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        measured = scores.Policy(name, policy.path / "model", p.model.precision, p.hardware.device)
+        responder = Responder(p.evaluation.backend, p.engine, p.hardware.device)
+        examples = p.evaluation.choose(p.splits)
+        return scores.evaluate(folder, p.evaluation, measured, examples, verifier, p.encoder, responder)
+
+    stage = Stage("evaluate", scores.VERSION, settings, {"policy": policy}, compute, scores.__name__)
+    return job.get(stage, f"evaluate {name}")
 
 
 def measured_by(
@@ -346,7 +297,7 @@ def measured_by(
         return {}
     if measure.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
-    settings = {"benchmark": measure.fingerprint(), **({} if measure.own_prompts() else {"data": p.data.fingerprint()})}
+    settings = {"benchmark": measure, **({} if measure.own_prompts() else {"data": p.data})}
     asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
     if asked:
         systems = {label: answers_to(job, asked, name, trained[label], label) for label in systems}
@@ -360,8 +311,9 @@ def measured_by(
         subject = Subject(label, answered.path, base.path if base else None, examples, decoding, surroundings)
         inputs = {"answers": answered, **({"baseline": base} if measure.relative and base else {})}
         where, model = f"evaluation.benchmarks.{name}", trained[label].path / "model"
-        compute = partial(_measured, measure, where, settings["benchmark"], subject, model)
-        found[label] = job.stage("benchmark", benchmark.VERSION, settings, inputs, compute, label=f"{name} {label}")
+        compute = partial(_measured, measure, where, settings_of(measure), subject, model)
+        stage = Stage("benchmark", benchmark.VERSION, settings, inputs, compute, benchmark.__name__)
+        found[label] = job.get(stage, f"{name} {label}")
         if found[label].cached:
             job.budget.count(found[label].key, found[label].summary.get("cost") or 0.0)
     return found
@@ -374,7 +326,7 @@ def _measured(
     renderer = Renderer(load_tokenizer(model))
     read = [renderer.as_read(example) for example in subject.examples]
     summary = measure.run(folder, subject=replace(subject, examples=read))
-    _same(name, before, measure.fingerprint())
+    _same(name, before, settings_of(measure))
     return summary
 
 
@@ -389,13 +341,14 @@ def _same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
 def answers_to(job: Job, asked: asking.Asking, name: str, policy: Artifact, label: str) -> Artifact:
     """A policy's answers to a benchmark's own questions: the same for every judge."""
     p = job.parts
-    settings = {**asked.fingerprint(), "backend": settings_of(p.evaluation.backend)}
+    settings = {"asked": asked, "backend": p.evaluation.backend}
 
     def compute(folder: Path) -> Mapping[str, Any]:
         responder = Responder(p.evaluation.backend, p.engine, p.hardware.device)
         return asked.answer(folder, policy.path / "model", responder, f"{name} answers {label}")
 
-    return job.stage("answers", asking.VERSION, settings, {"policy": policy}, compute, f"{name} answers {label}")
+    stage = Stage("answers", asking.VERSION, settings, {"policy": policy}, compute, asking.__name__)
+    return job.get(stage, f"{name} answers {label}")
 
 
 def contaminated(job: Job) -> Artifact:
@@ -404,12 +357,12 @@ def contaminated(job: Job) -> Artifact:
     rule = p.evaluation.contamination
     asked = {name: own for name, each in p.evaluation.benchmarks.items() if (own := each.own_prompts())}
     settings = {
-        **settings_of(rule),
+        "rule": rule,
         **({"benchmarks": key_of(asked)} if asked else {}),
         "split": p.evaluation.split,
         "prompts": p.evaluation.prompts,
         **p.rows,
-        "encoder": None if rule.similarity is None else p.encoder.fingerprint(),
+        "encoder": None if rule.similarity is None else p.encoder,
     }
 
     def compute(folder: Path) -> Mapping[str, Any]:
@@ -418,4 +371,4 @@ def contaminated(job: Job) -> Artifact:
         benchmarks = {p.evaluation.split: prompts, **asked}
         return contamination.check_benchmarks(folder, rule, benchmarks, training, p.encoder, p.hardware.device)
 
-    return job.stage("contamination", contamination.VERSION, settings, {}, compute)
+    return job.get(Stage("contamination", contamination.VERSION, settings, {}, compute, contamination.__name__))

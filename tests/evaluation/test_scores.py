@@ -19,7 +19,7 @@ from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.likelihood import target_log_probs
-from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, evaluate
+from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, Policy, evaluate
 from selfcontrast.filters.encode import Embeddings, Encode
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF
@@ -85,7 +85,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluated(folder: Path, policy: Path, verifier: Verifier | None) -> dict[str, Any]:
     responder = Responder(HF("float32", 4), Local(2, 1), "cpu")
-    return evaluate(folder, settings(), policy, EXAMPLES, verifier, Directions(), responder, "float32", "cpu", "SFT")
+    measured = Policy("SFT", policy, "float32", "cpu")
+    return evaluate(folder, settings(), measured, EXAMPLES, verifier, Directions(), responder)
 
 
 def test_answers_are_graded_by_the_verifier(tmp_path: Path, policy: Path) -> None:

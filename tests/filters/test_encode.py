@@ -25,6 +25,7 @@ from selfcontrast.filters.encode import (
     unit,
 )
 from selfcontrast.models.unread import unread
+from selfcontrast.store import settings_of
 from shared import shared_data
 
 TEXTS = ["a cat sits", "a cat is sitting", "stock prices fell", "", "你好 🙂", "word " * 600]
@@ -119,13 +120,13 @@ def test_a_folders_content_decides_and_what_it_holds_in_folders_too(tmp_path: Pa
     config = tmp_path / "1_Pooling" / "config.json"
     config.write_text("{}")
     own = replace(MINILM, path=str(tmp_path))
-    before = own.fingerprint()
-    assert replace(own, batch_size=9, devices=["cpu"]).fingerprint() == before
-    assert replace(own, pooling="cls").fingerprint() != before
+    before = settings_of(own)
+    assert settings_of(replace(own, batch_size=9, devices=["cpu"])) == before
+    assert settings_of(replace(own, pooling="cls")) != before
     config.write_text("[]")
-    assert own.fingerprint() != before
-    assert MINILM.fingerprint()["path"] == BUILTIN
-    assert LEXICAL.fingerprint() != replace(LEXICAL, dimensions=7).fingerprint()
+    assert settings_of(own) != before
+    assert settings_of(MINILM)["path"] == BUILTIN
+    assert settings_of(LEXICAL) != settings_of(replace(LEXICAL, dimensions=7))
 
 
 @pytest.mark.parametrize(

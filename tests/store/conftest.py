@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from computing import write
 
-from selfcontrast.store import RESUME, Artifact, Store
+from selfcontrast.store import RESUME, Artifact, Stage, Store
 from selfcontrast.store.runs import Run
 
 
@@ -34,13 +34,13 @@ def lived(tmp_path: Path) -> Lived:
         (tmp_path / name).mkdir(exist_ok=True)
     first, second = (Store(root, Run(root, tmp_path / name)) for name in ("one", "gone"))
     recipe = {"epochs": 3, "betas": [0.9, 0.95]}
-    sft = first.get("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write("12345"))
-    generate = first.get("generate", 1, {"samples": 4}, {"sft": sft}, write())
-    one = first.get("align", 1, {"negatives": 1, "seed": 1}, {"sft": sft, "negatives": generate}, write())
-    second.get("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write())
-    second.get("generate", 1, {"samples": 4}, {"sft": sft}, write())
-    eight = second.get("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write())
-    old = Store(root).get("sft", 1, {"recipe": {"lr": 0.1, **recipe}, "seed": 1}, {}, write())
+    sft = first.get(Stage("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write("12345")))
+    generate = first.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
+    one = first.get(Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
+    second.get(Stage("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write()))
+    second.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
+    eight = second.get(Stage("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
+    old = Store(root).get(Stage("sft", 1, {"recipe": {"lr": 0.1, **recipe}, "seed": 1}, {}, write()))
 
     def fails(folder: Path) -> None:
         (folder / RESUME).mkdir()
@@ -48,7 +48,7 @@ def lived(tmp_path: Path) -> Lived:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        Store(root).get("generate", 1, {"samples": 9}, {"sft": sft}, fails)
+        Store(root).get(Stage("generate", 1, {"samples": 9}, {"sft": sft}, fails))
     (abandoned,) = root.glob("generate/*.partial")
     shutil.rmtree(tmp_path / "gone")
     return Lived(root, sft, old, generate, one, eight, abandoned)

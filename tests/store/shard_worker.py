@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfcontrast.store import RESUME, Store
+from selfcontrast.store import RESUME, Stage, Store
 
 SHARDS = 30
 SECONDS = 0.02  # each
@@ -40,7 +40,7 @@ def ask(root: Path, logged: Path) -> None:
                 whole.write((shards / f"{number:02}").read_bytes())
         return {"shards": SHARDS}
 
-    Store(root).get("stage", 1, {}, {}, compute)
+    Store(root).get(Stage("stage", 1, {}, {}, compute))
 
 
 if __name__ == "__main__":

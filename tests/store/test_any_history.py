@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from selfcontrast.store import RESUME, Artifact, Store, verify
+from selfcontrast.store import RESUME, Artifact, Stage, Store, verify
 from selfcontrast.store.catalog import Catalog
 from selfcontrast.store.prune import Wish, choose, delete, sweep
 from selfcontrast.store.runs import Run
@@ -55,7 +55,7 @@ class Histories(RuleBasedStateMachine):
         self.computed.clear()
         intact = self.there.get(identity, False)
         try:
-            artifact = store.get(stage, 1, {"number": number}, inputs, compute)
+            artifact = store.get(Stage(stage, 1, {"number": number}, inputs, compute))
         except RuntimeError:
             self.shards[identity] = self.shards.get(identity, 0) + 1
             raise

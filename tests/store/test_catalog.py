@@ -6,7 +6,7 @@ from computing import write
 
 from conftest import Lived
 from selfcontrast.errors import UserError
-from selfcontrast.store import MANIFEST, Store
+from selfcontrast.store import MANIFEST, Stage, Store
 from selfcontrast.store.catalog import Catalog, Entry
 from selfcontrast.store.locks import locked
 
@@ -44,7 +44,7 @@ def test_what_tells_an_artifact_apart_is_what_is_not_the_same_in_its_stage(lived
     assert catalog.apart(entry(catalog, f"sft/{lived.sft.key}")) == {"recipe.lr": "0.001"}
     assert catalog.apart(entry(catalog, f"align/{lived.eight.key}")) == {"negatives": "8"}
     assert catalog.apart(entry(catalog, f"generate/{lived.generate.key}")) == {}
-    Store(lived.root).get("sft", 2, {"recipe": None}, {}, write())
+    Store(lived.root).get(Stage("sft", 2, {"recipe": None}, {}, write()))
     changed = Catalog.read(lived.root)
     assert changed.apart(entry(changed, f"sft/{lived.sft.key}")) == {
         "recipe.lr": "0.001",
@@ -56,9 +56,9 @@ def test_what_tells_an_artifact_apart_is_what_is_not_the_same_in_its_stage(lived
 
 
 def test_inputs_tell_artifacts_apart_unless_another_input_implies_them(lived: Lived) -> None:
-    other = Store(lived.root).get("generate", 1, {"samples": 4}, {"sft": lived.old}, write())
+    other = Store(lived.root).get(Stage("generate", 1, {"samples": 4}, {"sft": lived.old}, write()))
     made = Store(lived.root).get(
-        "align", 1, {"negatives": 1, "seed": 1}, {"sft": lived.old, "negatives": other}, write()
+        Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": lived.old, "negatives": other}, write())
     )
     catalog = Catalog.read(lived.root)
     assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{lived.old.key}"}

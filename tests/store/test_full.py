@@ -14,7 +14,7 @@ from computing import write
 from safetensors.numpy import save_file
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import RESUME, Store, verify
+from selfcontrast.store import RESUME, Stage, Store, verify
 
 fork = multiprocessing.get_context("fork")
 
@@ -62,11 +62,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_one_line_and_the_same_call_goes_on_when_there_is_room(small_disk: Path) -> None:
     root = small_disk / "store"
     with pytest.raises(UserError) as raised:
-        Store(root).get("stage", 1, {}, {}, stage)
+        Store(root).get(Stage("stage", 1, {}, {}, stage))
     assert_one_line(raised.value, root, "No space left on device")
     assert_nothing_half_written(root)
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    artifact = Store(root).get("stage", 1, {}, {}, stage)
+    artifact = Store(root).get(Stage("stage", 1, {}, {}, stage))
     assert artifact.manifest["resumed"]
     assert verify(artifact.path) is None
 
@@ -76,16 +76,16 @@ def test_a_disk_full_to_the_last_byte_is_the_same_line_before_anything_is_comput
     with open(small_disk / "filling", "wb", buffering=0) as filling:
         assert filling.write(b"x" * 2**21) < 2**21
     with pytest.raises(UserError) as raised:
-        Store(root).get("stage", 1, {}, {}, write())
+        Store(root).get(Stage("stage", 1, {}, {}, write()))
     assert_one_line(raised.value, root, "No space left on device")
     (small_disk / "filling").unlink()
-    assert not Store(root).get("stage", 1, {}, {}, write()).cached
+    assert not Store(root).get(Stage("stage", 1, {}, {}, write())).cached
 
 
 def _limited(root: Path, said: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     try:
-        Store(root).get("stage", 1, {}, {}, stage)
+        Store(root).get(Stage("stage", 1, {}, {}, stage))
     except UserError as error:
         said.put(str(error))
 
@@ -98,7 +98,7 @@ def test_a_limit_on_the_size_of_files_is_the_same_line(tmp_path: Path) -> None:
     assert process.exitcode == 0
     assert_one_line(UserError(said.get()), root, os.strerror(27))
     assert_nothing_half_written(root)
-    assert Store(root).get("stage", 1, {}, {}, stage).manifest["resumed"]
+    assert Store(root).get(Stage("stage", 1, {}, {}, stage)).manifest["resumed"]
 
 
 def test_an_error_that_has_a_full_disk_for_its_cause_is_said_too(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_error_that_has_a_full_disk_for_its_cause_is_said_too(tmp_path: Path)
             raise RuntimeError("could not save") from error
 
     with pytest.raises(UserError) as raised:
-        Store(tmp_path).get("stage", 1, {}, {}, compute)
+        Store(tmp_path).get(Stage("stage", 1, {}, {}, compute))
     assert_one_line(raised.value, tmp_path, "No space left on device")
 
 
@@ -119,7 +119,7 @@ def test_another_error_is_left_as_it_is(tmp_path: Path) -> None:
         raise ValueError("File too large for this test")
 
     with pytest.raises(ValueError, match="for this test"):
-        Store(tmp_path).get("stage", 1, {}, {}, compute)
+        Store(tmp_path).get(Stage("stage", 1, {}, {}, compute))
 
 
 def test_a_folder_that_is_not_ours_is_one_line(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_folder_that_is_not_ours_is_one_line(tmp_path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "file"))
 
     with pytest.raises(UserError, match=r"store=.*Permission denied; choose a folder that is yours"):
-        Store(tmp_path).get("stage", 1, {}, {}, compute)
+        Store(tmp_path).get(Stage("stage", 1, {}, {}, compute))
 
 
 def test_a_forbidden_file_elsewhere_is_left_as_it_is(tmp_path: Path) -> None:
@@ -135,4 +135,4 @@ def test_a_forbidden_file_elsewhere_is_left_as_it_is(tmp_path: Path) -> None:
         raise PermissionError(13, "Permission denied", "/elsewhere")
 
     with pytest.raises(PermissionError):
-        Store(tmp_path).get("stage", 1, {}, {}, compute)
+        Store(tmp_path).get(Stage("stage", 1, {}, {}, compute))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shard_worker import SECONDS, SHARDS, ask, shard
 
-from selfcontrast.store import RESUME, Store, verify
+from selfcontrast.store import RESUME, Stage, Store, verify
 
 HERE = Path(__file__).parent
 TIMEOUT = 120
@@ -77,4 +77,4 @@ def test_killed_at_twenty_random_moments_no_finished_shard_is_lost_and_the_end_i
 def test_what_was_killed_is_byte_equal_to_what_was_not(tmp_path: Path) -> None:
     ask(tmp_path / "store", tmp_path / "log")
     assert whole(tmp_path / "store") == b"".join(map(shard, range(SHARDS)))
-    assert Store(tmp_path / "store").get("stage", 1, {}, {}, lambda folder: None).cached
+    assert Store(tmp_path / "store").get(Stage("stage", 1, {}, {}, lambda folder: None)).cached

@@ -8,7 +8,7 @@ import pytest
 from computing import never, write
 
 from conftest import Lived
-from selfcontrast.store import Artifact, Store, prune, verify
+from selfcontrast.store import Artifact, Stage, Store, prune, verify
 from selfcontrast.store.catalog import Catalog
 from selfcontrast.store.locks import all_locks, locked
 from selfcontrast.store.prune import Wish, choose, delete, sweep
@@ -73,7 +73,7 @@ def test_deleting_leaves_the_rest_intact_and_no_litter(lived: Lived) -> None:
     assert all_locks(lived.root) == []
     assert not list((lived.root / "trash").iterdir())
     assert [run.folder.name for run in all_runs(lived.root)] == ["one"]
-    assert Store(lived.root).get("generate", 1, {"samples": 4}, {"sft": lived.sft}, never) == lived.generate
+    assert Store(lived.root).get(Stage("generate", 1, {"samples": 4}, {"sft": lived.sft}, never)) == lived.generate
 
 
 def test_what_a_live_process_holds_is_neither_chosen_nor_deleted(lived: Lived) -> None:
@@ -91,9 +91,9 @@ def test_what_a_live_process_holds_is_neither_chosen_nor_deleted(lived: Lived) -
 
 def test_what_was_published_since_it_was_chosen_as_abandoned_stays(lived: Lived) -> None:
     before = choose(Catalog.read(lived.root), Wish(keys=[lived.abandoned.stem]))
-    Store(lived.root).get("generate", 1, {"samples": 9}, {"sft": lived.sft}, write())
+    Store(lived.root).get(Stage("generate", 1, {"samples": 9}, {"sft": lived.sft}, write()))
     assert [delete(lived.root, e, used=False) for e in before] == [False]
-    assert Store(lived.root).get("generate", 1, {"samples": 9}, {"sft": lived.sft}, never).cached
+    assert Store(lived.root).get(Stage("generate", 1, {"samples": 9}, {"sft": lived.sft}, never)).cached
 
 
 @pytest.mark.parametrize("moment", ["before", "between"])
@@ -107,7 +107,7 @@ def test_a_run_that_takes_an_artifact_into_use_just_now_keeps_it(
     settings = {"recipe": {"lr": 0.1, "epochs": 3, "betas": [0.9, 0.95]}, "seed": 1}
 
     def use() -> Artifact:
-        return Store(lived.root, Run(lived.root, output)).get("sft", 1, settings, {}, never)
+        return Store(lived.root, Run(lived.root, output)).get(Stage("sft", 1, settings, {}, never))
 
     original = prune.trash.discard
 

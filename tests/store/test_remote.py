@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import MANIFEST, Artifact, Store, verify
+from selfcontrast.store import MANIFEST, Artifact, Stage, Store, verify
 from selfcontrast.store.remote import Remote
 
 
@@ -43,8 +43,8 @@ def there(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem, str]
 
 def test_what_one_machine_computed_another_downloads(machine, url: str) -> None:
     first, second = machine(), machine()
-    made = first.get("sft", 1, {"x": 1}, {}, write("four"))
-    got = second.get("sft", 1, {"x": 1}, {}, never)
+    made = first.get(Stage("sft", 1, {"x": 1}, {}, write("four")))
+    got = second.get(Stage("sft", 1, {"x": 1}, {}, never))
     assert got.path == second.root / "sft" / made.key
     assert got.manifest == made.manifest
     assert got.cached
@@ -55,19 +55,19 @@ def test_what_one_machine_computed_another_downloads(machine, url: str) -> None:
 
 def test_working_copies_are_found_without_the_remote(machine, url: str) -> None:
     store = machine()
-    artifact = store.get("sft", 1, {}, {}, write())
+    artifact = store.get(Stage("sft", 1, {}, {}, write()))
     fs, place = there(url, artifact)
     fs.rm(place, recursive=True)
-    assert store.get("sft", 1, {}, {}, never).cached
+    assert store.get(Stage("sft", 1, {}, {}, never)).cached
     assert fs.exists(f"{place}/{MANIFEST}")  # and what it lacks it gets
 
 
 def test_an_upload_without_its_manifest_is_not_read(machine, url: str) -> None:
-    artifact = machine().get("sft", 1, {}, {}, write())
+    artifact = machine().get(Stage("sft", 1, {}, {}, write()))
     fs, place = there(url, artifact)
     fs.rm(f"{place}/{MANIFEST}")
-    assert not machine().get("sft", 1, {}, {}, write()).cached
-    assert machine().get("sft", 1, {}, {}, never).cached
+    assert not machine().get(Stage("sft", 1, {}, {}, write())).cached
+    assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
 
 def test_the_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_the_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.Mo
         for name in ("z", "a", "n"):
             (folder / name).touch()
 
-    store.get("sft", 1, {}, {}, compute)
+    store.get(Stage("sft", 1, {}, {}, compute))
     assert len(sent) == 4
     assert sent[3] == MANIFEST
 
@@ -105,15 +105,15 @@ def test_the_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.Mo
 def test_damage_there_is_noticed_computed_again_and_mended(
     machine, url: str, caplog: pytest.LogCaptureFixture, damage, said: str
 ) -> None:
-    damage(*there(url, machine().get("sft", 1, {}, {}, write())))
+    damage(*there(url, machine().get(Stage("sft", 1, {}, {}, write()))))
     second = machine()
     with caplog.at_level(logging.WARNING):
-        artifact = second.get("sft", 1, {}, {}, write())
+        artifact = second.get(Stage("sft", 1, {}, {}, write()))
     assert f"{said}; computing it again" in caplog.text
     assert not artifact.cached
     assert verify(artifact.path) is None
     assert not list(second.root.rglob("*.download"))
-    assert machine().get("sft", 1, {}, {}, never).cached
+    assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
 
 def test_an_upload_that_fails_is_a_warning_and_made_up_for(
@@ -126,10 +126,10 @@ def test_an_upload_that_fails_is_a_warning_and_made_up_for(
 
     with monkeypatch.context() as broken:
         broken.setattr(type(store.remote.fs), "put_file", refuse)
-        artifact = store.get("sft", 1, {}, {}, write())
+        artifact = store.get(Stage("sft", 1, {}, {}, write()))
     assert f"{url}/sft/{artifact.key}: not uploaded (ConnectionError: no route)" in caplog.text
-    store.get("sft", 1, {}, {}, never)
-    assert machine().get("sft", 1, {}, {}, never).cached
+    store.get(Stage("sft", 1, {}, {}, never))
+    assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
 
 def test_a_remote_that_cannot_be_reached_is_an_error_before_computing(
@@ -142,11 +142,11 @@ def test_a_remote_that_cannot_be_reached_is_an_error_before_computing(
 
     monkeypatch.setattr(type(store.remote.fs), "exists", refuse)
     with pytest.raises(UserError, match=rf"store={url}: cannot be reached \(ConnectionError: no route\)"):
-        store.get("sft", 1, {}, {}, never)
+        store.get(Stage("sft", 1, {}, {}, never))
 
 
 def test_a_full_disk_while_downloading_is_said_as_such(machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine().get("sft", 1, {}, {}, write())
+    machine().get(Stage("sft", 1, {}, {}, write()))
     second = machine()
 
     def fill(self: object, there: str, here: str, **_: object) -> None:
@@ -156,7 +156,7 @@ def test_a_full_disk_while_downloading_is_said_as_such(machine, monkeypatch: pyt
 
     monkeypatch.setattr(type(second.remote.fs), "get_file", fill)
     with pytest.raises(UserError, match=f"store={second.root}: {os.strerror(28)}"):
-        second.get("sft", 1, {}, {}, never)
+        second.get(Stage("sft", 1, {}, {}, never))
     assert not list(second.root.rglob("*.download"))
 
 

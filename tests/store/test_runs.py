@@ -8,7 +8,7 @@ import pytest
 from computing import never, write
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import Store, runs
+from selfcontrast.store import Stage, Store, runs
 from selfcontrast.store.runs import Recorded, Run, all_runs
 
 
@@ -18,10 +18,10 @@ def used(root: Path) -> dict[str, set[str]]:
 
 def test_a_run_is_on_record_with_all_it_asked_for_whether_computed_or_recalled(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    a = Store(root, Run(root, tmp_path / "first")).get("sft", 1, {}, {}, write())
+    a = Store(root, Run(root, tmp_path / "first")).get(Stage("sft", 1, {}, {}, write()))
     store = Store(root, Run(root, tmp_path / "second"))
-    store.get("sft", 1, {}, {}, never)
-    b = store.get("align", 1, {}, {"sft": a}, write())
+    store.get(Stage("sft", 1, {}, {}, never))
+    b = store.get(Stage("align", 1, {}, {"sft": a}, write()))
     assert used(root) == {"first": {f"sft/{a.key}"}, "second": {f"sft/{a.key}", f"align/{b.key}"}}
 
 
@@ -31,7 +31,7 @@ def test_it_is_on_record_before_the_artifact_is_there(tmp_path: Path) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        Store(tmp_path, Run(tmp_path, tmp_path / "out")).get("sft", 1, {}, {}, fails)
+        Store(tmp_path, Run(tmp_path, tmp_path / "out")).get(Stage("sft", 1, {}, {}, fails))
 
 
 def test_a_run_that_goes_on_keeps_what_it_used(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> No
 
 
 def test_a_store_one_may_only_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact = Store(tmp_path).get("sft", 1, {}, {}, write())
+    artifact = Store(tmp_path).get(Stage("sft", 1, {}, {}, write()))
 
     def refuse(path: Path, value: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
@@ -78,6 +78,6 @@ def test_a_store_one_may_only_read_is_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(runs, "write_json", refuse)
     monkeypatch.setattr("selfcontrast.store.locks.write_json", refuse)
     store = Store(tmp_path, Run(tmp_path, tmp_path / "out"))
-    assert store.get("sft", 1, {}, {}, never) == artifact
+    assert store.get(Stage("sft", 1, {}, {}, never)) == artifact
     with pytest.raises(UserError, match="Read-only file system; choose a folder that is yours"):
-        store.get("sft", 2, {}, {}, never)
+        store.get(Stage("sft", 2, {}, {}, never))

@@ -14,6 +14,7 @@ from selfcontrast.engines.work import read_table, write_table
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Judgment
 from selfcontrast.evaluation.judges.ledger import Ledger
+from selfcontrast.store import Stage
 from selfcontrast.store.__main__ import main
 from selfcontrast.store.sealed import Damaged, check_sealed, read_line, sealed_line
 from selfcontrast.store.store import Store
@@ -124,7 +125,9 @@ def test_ledger_written_before_there_were_checksums_is_read(tmp_path: Path) -> N
 @pytest.mark.parametrize("part", ["summary", "seconds", "created", "provenance"])
 def test_verify_edited_manifest_found(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path)
-    artifact = store.get("stage", 1, {}, {}, lambda folder: {"steps": 3, "mean": float("nan"), "by_rank": {1: 2}})
+    artifact = store.get(
+        Stage("stage", 1, {}, {}, lambda folder: {"steps": 3, "mean": float("nan"), "by_rank": {1: 2}})
+    )
     assert main(["verify", "--store", str(tmp_path)]) == 0
     manifest = artifact.path / "manifest.json"
     values = json.loads(manifest.read_text())
@@ -132,6 +135,6 @@ def test_verify_edited_manifest_found(part: str, tmp_path: Path, capsys: pytest.
     manifest.write_text(json.dumps(values))
     assert main(["verify", "--store", str(tmp_path)]) == 1
     assert "its manifest has changed since it was written" in capsys.readouterr().out
-    again = store.get("stage", 1, {}, {}, lambda folder: {"steps": 3})
+    again = store.get(Stage("stage", 1, {}, {}, lambda folder: {"steps": 3}))
     assert not again.cached
     assert again.summary == {"steps": 3}

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.generators.hf import HF
-from selfcontrast.store import MANIFEST, NOT_IN_KEY, RESUME, Artifact, Store, canonical, settings_of, verify
+from selfcontrast.store import MANIFEST, NOT_IN_KEY, RESUME, Artifact, Stage, Store, canonical, settings_of, verify
 from selfcontrast.store import artifact as contents
 from selfcontrast.training.recipe import Hardware
 
@@ -74,25 +74,25 @@ def test_different_settings_have_different_texts(a: dict[str, Any], b: dict[str,
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x"), b"x"])
 def test_settings_that_json_cannot_hold_are_refused(store: Store, value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
-        store.get("stage", 1, {"value": value}, {}, never)
+        store.get(Stage("stage", 1, {"value": value}, {}, never))
 
 
 def test_the_key_depends_on_stage_version_settings_and_inputs_and_on_nothing_else(store: Store, tmp_path: Path) -> None:
-    a, b = store.get("input", 1, {"n": 1}, {}, write()), store.get("input", 1, {"n": 2}, {}, write())
-    base = store.get("stage", 1, {"x": 1, "y": 2}, {"role": a}, write())
+    a, b = store.get(Stage("input", 1, {"n": 1}, {}, write())), store.get(Stage("input", 1, {"n": 2}, {}, write()))
+    base = store.get(Stage("stage", 1, {"x": 1, "y": 2}, {"role": a}, write()))
     others = [
-        store.get("other", 1, {"x": 1, "y": 2}, {"role": a}, write()),
-        store.get("stage", 2, {"x": 1, "y": 2}, {"role": a}, write()),
-        store.get("stage", 1, {"x": 1, "y": 3}, {"role": a}, write()),
-        store.get("stage", 1, {"x": 1, "y": 2}, {"role": b}, write()),
-        store.get("stage", 1, {"x": 1, "y": 2}, {"another": a}, write()),
-        store.get("stage", 1, {"x": 1, "y": 2}, {}, write()),
+        store.get(Stage("other", 1, {"x": 1, "y": 2}, {"role": a}, write())),
+        store.get(Stage("stage", 2, {"x": 1, "y": 2}, {"role": a}, write())),
+        store.get(Stage("stage", 1, {"x": 1, "y": 3}, {"role": a}, write())),
+        store.get(Stage("stage", 1, {"x": 1, "y": 2}, {"role": b}, write())),
+        store.get(Stage("stage", 1, {"x": 1, "y": 2}, {"another": a}, write())),
+        store.get(Stage("stage", 1, {"x": 1, "y": 2}, {}, write())),
     ]
     assert len({artifact.key for artifact in [a, b, base, *others]}) == 9
-    assert store.get("stage", 1, {"y": 2, "x": 1}, {"role": a}, never).key == base.key
+    assert store.get(Stage("stage", 1, {"y": 2, "x": 1}, {"role": a}, never)).key == base.key
     elsewhere = Store(tmp_path / "elsewhere")
-    moved = elsewhere.get("input", 1, {"n": 1}, {}, write("other content"))
-    assert elsewhere.get("stage", 1, {"x": 1, "y": 2}, {"role": moved}, write()).key == base.key
+    moved = elsewhere.get(Stage("input", 1, {"n": 1}, {}, write("other content")))
+    assert elsewhere.get(Stage("stage", 1, {"x": 1, "y": 2}, {"role": moved}, write())).key == base.key
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def test_what_only_makes_a_stage_faster_is_in_no_key(part: Any, deciding: set[st
 
 
 def test_an_artifact_is_computed_once_and_recalled_with_all_it_holds(store: Store) -> None:
-    first = store.get("stage", 1, {"x": 1}, {}, write("four"))
-    second = store.get("stage", 1, {"x": 1}, {}, never)
+    first = store.get(Stage("stage", 1, {"x": 1}, {}, write("four")))
+    second = store.get(Stage("stage", 1, {"x": 1}, {}, never))
     assert (first.cached, second.cached) == (False, True)
     assert first == second
     assert second.path == store.root / "stage" / second.key
@@ -135,9 +135,9 @@ def test_an_artifact_is_computed_once_and_recalled_with_all_it_holds(store: Stor
 
 
 def test_the_manifest_says_what_an_artifact_was_made_from(store: Store) -> None:
-    a = store.get("input", 1, {}, {}, write())
+    a = store.get(Stage("input", 1, {}, {}, write()))
     manifest = json.loads(
-        (store.get("stage", 3, {"b": [1, 2], "a": None}, {"role": a}, write()).path / MANIFEST).read_text()
+        (store.get(Stage("stage", 3, {"b": [1, 2], "a": None}, {"role": a}, write())).path / MANIFEST).read_text()
     )
     assert manifest["stage"] == "stage"
     assert manifest["version"] == 3
@@ -153,7 +153,7 @@ def test_no_secret_of_the_environment_or_the_command_line_is_in_a_manifest(
     for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "planted-secret")
     monkeypatch.setattr("sys.argv", ["train.py", "token=planted-secret"])
-    artifact = store.get("stage", 1, {}, {}, write())
+    artifact = store.get(Stage("stage", 1, {}, {}, write()))
     assert "planted-secret" not in (artifact.path / MANIFEST).read_text()
 
 
@@ -168,7 +168,7 @@ def test_an_exception_publishes_nothing_and_keeps_what_can_be_resumed(store: Sto
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        store.get("stage", 1, {}, {}, fails)
+        store.get(Stage("stage", 1, {}, {}, fails))
     (partial,) = (store.root / "stage").iterdir()
     assert partial.suffix == ".partial"
 
@@ -176,7 +176,7 @@ def test_an_exception_publishes_nothing_and_keeps_what_can_be_resumed(store: Sto
         assert (folder / RESUME / "shard").read_text() == "done"
         return write()(folder)
 
-    artifact = store.get("stage", 1, {}, {}, goes_on)
+    artifact = store.get(Stage("stage", 1, {}, {}, goes_on))
     assert artifact.manifest["resumed"]
     assert [f.name for f in sorted(artifact.path.rglob("*")) if f.is_file()] == [MANIFEST, "file.txt"]
     assert list((store.root / "stage").iterdir()) == [artifact.path]
@@ -184,8 +184,8 @@ def test_an_exception_publishes_nothing_and_keeps_what_can_be_resumed(store: Sto
 
 def test_an_attempt_that_kept_nothing_is_not_called_resumed(store: Store) -> None:
     with pytest.raises(AssertionError):
-        store.get("stage", 1, {}, {}, never)
-    assert not store.get("stage", 1, {}, {}, write()).manifest["resumed"]
+        store.get(Stage("stage", 1, {}, {}, never))
+    assert not store.get(Stage("stage", 1, {}, {}, write())).manifest["resumed"]
 
 
 def _hang(root: Path) -> None:
@@ -194,7 +194,7 @@ def _hang(root: Path) -> None:
         (folder / RESUME / "shard").write_text("done")
         time.sleep(600)
 
-    Store(root).get("stage", 1, {}, {}, compute)
+    Store(root).get(Stage("stage", 1, {}, {}, compute))
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_killed_computation_publishes_nothing_and_frees_its_lock(store: Store,
     os.kill(hanging.pid, signal.SIGKILL)
     hanging.join()
     assert not list(store.root.glob(f"stage/*/{MANIFEST}"))
-    artifact = store.get("stage", 1, {}, {}, write())
+    artifact = store.get(Stage("stage", 1, {}, {}, write()))
     assert artifact.manifest["resumed"]
     assert not artifact.cached
 
@@ -231,16 +231,16 @@ def test_one_that_waits_says_for_whom_and_goes_on_when_its_owner_is_killed(
 
     caplog.handler.addFilter(kill_when_it_waits)
     with caplog.at_level(logging.INFO):
-        artifact = store.get("stage", 1, {}, {}, write())
+        artifact = store.get(Stage("stage", 1, {}, {}, write()))
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith(f"waiting for stage, being computed by {who}")
     assert said[1].startswith(f"stage: taking over from {who}")
     assert artifact.manifest["resumed"]
-    assert store.get("stage", 1, {}, {}, never).cached
+    assert store.get(Stage("stage", 1, {}, {}, never)).cached
 
 
 def test_different_artifacts_do_not_wait_for_each_other(store: Store, hanging: Any) -> None:
-    assert not store.get("stage", 2, {}, {}, write()).cached
+    assert not store.get(Stage("stage", 2, {}, {}, write())).cached
     assert hanging.is_alive()
 
 
@@ -254,7 +254,7 @@ def _dies_at(root: Path, function: str, call: int) -> None:
         return original(*args, **kwargs)
 
     setattr(os, function, dying)
-    Store(root).get("stage", 1, {}, {}, _with_shard)
+    Store(root).get(Stage("stage", 1, {}, {}, _with_shard))
 
 
 def _with_shard(folder: Path) -> Mapping[str, Any]:
@@ -276,10 +276,10 @@ def test_killed_at_any_step_of_publishing_nothing_that_was_finished_is_computed_
     assert dying.exitcode == -signal.SIGKILL
     assert not list(store.root.glob(f"stage/{20 * '?'}"))
     if done:
-        artifact = store.get("stage", 1, {}, {}, never)
+        artifact = store.get(Stage("stage", 1, {}, {}, never))
         assert artifact.cached
     else:
-        artifact = store.get("stage", 1, {}, {}, _with_shard)
+        artifact = store.get(Stage("stage", 1, {}, {}, _with_shard))
         assert artifact.manifest["resumed"]
     assert verify(artifact.path) is None
     assert [f.name for f in sorted(artifact.path.rglob("*")) if f.is_file()] == [MANIFEST, "file.txt"]
@@ -315,20 +315,20 @@ def test_a_damaged_artifact_is_noticed_and_computed_again(
     store: Store, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     damage, said = DAMAGES[kind]
-    artifact = store.get("stage", 1, {"x": 1}, {}, write())
+    artifact = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
     assert verify(artifact.path) is None
     damage(artifact)
     assert said in str(verify(artifact.path))
     with caplog.at_level(logging.WARNING):
-        again = store.get("stage", 1, {"x": 1}, {}, write())
+        again = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
     assert said in caplog.text
     assert not again.cached
     assert verify(again.path) is None
-    assert store.get("stage", 1, {"x": 1}, {}, never).cached
+    assert store.get(Stage("stage", 1, {"x": 1}, {}, never)).cached
 
 
 def test_who_reads_a_damaged_artifact_keeps_its_other_files_until_the_new_ones_are_there(store: Store) -> None:
-    artifact = store.get("stage", 1, {}, {}, write())
+    artifact = store.get(Stage("stage", 1, {}, {}, write()))
     (artifact.path / "foreign").touch()
     reader = open(artifact.path / "sub/file.txt")  # noqa: SIM115
 
@@ -336,18 +336,18 @@ def test_who_reads_a_damaged_artifact_keeps_its_other_files_until_the_new_ones_a
         assert (artifact.path / "sub/file.txt").read_text() == "content"
         return write()(folder)
 
-    assert not store.get("stage", 1, {}, {}, compute).cached
+    assert not store.get(Stage("stage", 1, {}, {}, compute)).cached
     with reader:
         assert reader.read() == "content"
     assert not list((store.root / "trash").iterdir())
 
 
 def test_a_manifest_with_the_checksums_of_earlier_versions_is_understood(store: Store) -> None:
-    artifact = store.get("stage", 1, {}, {}, write())
+    artifact = store.get(Stage("stage", 1, {}, {}, write()))
     manifest = {**artifact.manifest, "files": {"sub/file.txt": hashlib.sha256(b"content").hexdigest()}}
     del manifest["checksum"]
     (artifact.path / MANIFEST).write_text(json.dumps(manifest))
-    assert store.get("stage", 1, {}, {}, never).cached
+    assert store.get(Stage("stage", 1, {}, {}, never)).cached
     (artifact.path / "sub/file.txt").write_text("Content")
     assert "has changed" in str(verify(artifact.path))
     edit(artifact.path / MANIFEST, checksum="crc7")
@@ -372,29 +372,29 @@ def test_a_process_reads_an_unchanged_artifact_once(
     store: Store, readings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if it had been written long ago
-    file = store.get("stage", 1, {}, {}, write()).path / "sub/file.txt"
+    file = store.get(Stage("stage", 1, {}, {}, write())).path / "sub/file.txt"
     readings.clear()
     for _ in range(3):
-        store.get("stage", 1, {}, {}, never)
+        store.get(Stage("stage", 1, {}, {}, never))
     assert readings == [file]
     before = file.stat()
     file.write_text("Content")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as like its old self as anybody can make it
-    assert not store.get("stage", 1, {}, {}, write()).cached
+    assert not store.get(Stage("stage", 1, {}, {}, write())).cached
 
 
 def test_an_artifact_written_just_now_is_read_each_time(store: Store, readings: list[Path]) -> None:
-    file = store.get("stage", 1, {}, {}, write()).path / "sub/file.txt"
+    file = store.get(Stage("stage", 1, {}, {}, write())).path / "sub/file.txt"
     readings.clear()
     for _ in range(3):
-        store.get("stage", 1, {}, {}, never)
+        store.get(Stage("stage", 1, {}, {}, never))
     assert readings == [file] * 3
 
 
 def test_an_artifact_that_vanishes_while_it_is_recalled_is_computed_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = store.get("stage", 1, {}, {}, write())
+    artifact = store.get(Stage("stage", 1, {}, {}, write()))
 
     def pruned_now(folder: Path, cached: bool) -> Artifact:
         monkeypatch.undo()
@@ -402,6 +402,6 @@ def test_an_artifact_that_vanishes_while_it_is_recalled_is_computed_again(
         return Artifact.read(folder, cached)
 
     monkeypatch.setattr(Artifact, "read", pruned_now)
-    again = store.get("stage", 1, {}, {}, write())
+    again = store.get(Stage("stage", 1, {}, {}, write()))
     assert not again.cached
     assert (again.key, again.summary) == (artifact.key, artifact.summary)

@@ -23,6 +23,7 @@ from selfcontrast.training.align import align, nearest_first, preference_groups
 from selfcontrast.training.fine_tune import HISTORY, fine_tune
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
+from selfcontrast.training.training import Training
 from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, self_contrast, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -76,16 +77,11 @@ def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[
     summary = align(
         folder,
         sft,
+        "float32",
         groups,
         read_reference(folder.parent),
-        2,
         OBJECTIVE,
-        adapter,
-        how,
-        "float32",
-        own,
-        seed=0,
-        report=told.append,
+        Training(adapter, how, own, 0, told.append),
     )
     return summary, told
 
@@ -116,12 +112,12 @@ def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(
     told: list[Record] = []
     for folder in (tmp_path / "align", tmp_path / "tuned"):
         folder.mkdir()
-    options: Any = {"precision": "float32", "hardware": own, "seed": 0, "report": told.append}
-    objective = TargetLikelihood()
-    summary = align(tmp_path / "align", sft, groups, {}, 0, objective, NoAdapter(), how, **options)
+    training = Training(NoAdapter(), how, own, 0, told.append)
+    summary = align(tmp_path / "align", sft, "float32", groups, {}, TargetLikelihood(), training)
     model = Pretrained(str(sft), None, None, [], "float32", False, True)
     splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
-    fine_tune(tmp_path / "tuned", model, splits, NoAdapter(), replace(how, cutoff=100), own, 0, lambda record: None)
+    other = Training(NoAdapter(), replace(how, cutoff=100), own, 0, lambda record: None)
+    fine_tune(tmp_path / "tuned", model, splits, other)
     one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import Artifact, Store
+from selfcontrast.store import Artifact, Stage, Store
 from selfcontrast.training.nodes import Compute, Decisions, Node, this_node
 
 
@@ -68,7 +68,7 @@ def test_nodes_compute_together_and_one_publishes(tmp_path: Path) -> None:
             return {"by": rank}
 
         def get(computed: Compute) -> Artifact:
-            return Store(tmp_path).get("sft", 1, {}, {}, computed)
+            return Store(tmp_path).get(Stage("sft", 1, {}, {}, computed))
 
         found[rank] += [decisions.together(name, compute, get) for name in ("computed", "recalled")]
         if rank == 0:

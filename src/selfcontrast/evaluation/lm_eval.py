@@ -27,15 +27,16 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
 from selfcontrast.evaluation.statistics.task_metrics import STDERR
+from selfcontrast.files import EVALUATION
 from selfcontrast.generators.hf import HF
 from selfcontrast.generators.vllm import VLLM
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import NOT_IN_KEY, fields_of
 
 log = logging.getLogger(__name__)
 
 BOOTSTRAPS = 1000  # for the standard errors of metrics that are no means
 
-TASKS = Path(__file__).parents[3] / "evaluation" / "lm_eval"
+TASKS = EVALUATION / "lm_eval"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class LmEval:
     max_length: Count
     confirm_run_unsafe_code: bool
     batch: Count = field(metadata=NOT_IN_KEY)
-    backend: Any = field(metadata=NOT_IN_KEY)  # by its own settings
+    backend: Any
 
     def __post_init__(self) -> None:
         check_numbers(self, "evaluation.lm_eval")
@@ -86,7 +87,7 @@ class LmEval:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the results, as JSON: the files in `evaluation/lm_eval/` among it."""
         files = {task: _content(task) for task in self.tasks if _ours(task)}
-        return {**settings_of(self), "backend": settings_of(self.backend), "files": files}
+        return {**fields_of(self), "files": files}
 
     def _check_theirs(self, task: str) -> None:
         with _quiet():

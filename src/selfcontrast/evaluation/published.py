@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.statistics.task_metrics import metric_interval
+from selfcontrast.files import EVALUATION
 
-FOLDER = Path(__file__).parents[3] / "evaluation" / "published"
+FOLDER = EVALUATION / "published"
 
 
 @dataclass(frozen=True)

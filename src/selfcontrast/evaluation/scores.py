@@ -37,7 +37,7 @@ from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Backend, Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.unread import report_unread, unread
-from selfcontrast.store import RESUME
+from selfcontrast.store import NOT_IN_KEY, RESUME
 
 VERSION = 5
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
@@ -74,15 +74,15 @@ class Evaluation:
     top_p: Fraction
     max_new_tokens: Count
     max_length: Count
-    lm_eval: LmEval = field(metadata={"in_key": False})  # by its own fingerprint
-    seed: Seed = field()
-    cap: NonNegative | None = field(metadata={"in_key": False})
-    judgments_shown: Count | None = field(metadata={"in_key": False})
-    contamination: Contamination = field(metadata={"in_key": False})
-    level: ProperFraction = field(metadata={"in_key": False})
-    resamples: Annotated[Count, Field(ge=100, le=1_000_000)] = field(metadata={"in_key": False})
+    lm_eval: LmEval
+    seed: Seed
+    cap: NonNegative | None = field(metadata=NOT_IN_KEY)
+    judgments_shown: Count | None = field(metadata=NOT_IN_KEY)
+    contamination: Contamination = field(metadata=NOT_IN_KEY)
+    level: ProperFraction = field(metadata=NOT_IN_KEY)
+    resamples: Annotated[Count, Field(ge=100, le=1_000_000)] = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
-    benchmarks: dict[Text, Any] = field(metadata={"in_key": False})
+    benchmarks: dict[Text, Any] = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         check_numbers(self, "evaluation")
@@ -124,17 +124,29 @@ def _priced(benchmark: Any) -> bool:
     return judge is not None and judge.cost([]) is not None
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What is evaluated.
+
+    Attributes:
+        label: what the job calls it.
+        folder: of the model, whose weights are read in `precision`.
+    """
+
+    label: str
+    folder: Path
+    precision: str
+    device: str
+
+
 def evaluate(
     folder: Path,
     settings: Evaluation,
-    model: Path,
+    policy: Policy,
     examples: Sequence[Example],
     verifier: Verifier | None,
     encoder: Encoder,
     responder: Responder,
-    precision: str,
-    device: str,
-    label: str,
 ) -> dict[str, Any]:
     """Writes answers with their scores, target likelihoods and lm-eval's results to `folder`.
 
@@ -145,6 +157,7 @@ def evaluate(
     """
     from selfcontrast.evaluation.likelihood import target_log_probs
 
+    model, label, device = policy.folder, policy.label, policy.device
     renderer = Renderer(load_tokenizer(model))
     player = Player(responder, model, renderer, settings.seed, folder / RESUME)
     by_id = {example.id: example for example in examples}
@@ -168,7 +181,7 @@ def evaluate(
         check_finite("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
     likelihood = pd.DataFrame(
-        target_log_probs(model, precision, renderer, examples, device, settings.max_length),
+        target_log_probs(model, policy.precision, renderer, examples, device, settings.max_length),
         columns=["id", "log_prob", "tokens"],
     )
     check_finite(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])

@@ -17,7 +17,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_weights
 from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import first_line, refuse_partial
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
 
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
@@ -33,10 +33,6 @@ Encode = Callable[[Sequence[str]], Embeddings]
 
 class Encoder(Protocol):
     """Gives each text a vector of length one; the cosine of two is their inner product."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the vectors: settings and, for a folder, the hash of its content."""
-        ...
 
     def check(self) -> None:
         """Raises `UserError` where the model is known to be missing."""
@@ -82,7 +78,7 @@ class SentenceEncoder:
             raise UserError(f"encoder.long_texts={self.long_texts}: {CUT} or {WINDOWS}")
 
     def fingerprint(self) -> dict[str, Any]:
-        own = settings_of(self)
+        own = fields_of(self)
         return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
 
     def check(self) -> None:
@@ -243,9 +239,6 @@ class LexicalEncoder:
             raise UserError(f"encoder.analyzer={self.analyzer}: one of {', '.join(ANALYZERS)}")
         if not 1 <= self.shortest <= self.longest:
             raise UserError(f"encoder.shortest={self.shortest}: from 1 to encoder.longest={self.longest}")
-
-    def fingerprint(self) -> dict[str, Any]:
-        return settings_of(self)
 
     def check(self) -> None: ...
 

@@ -7,7 +7,8 @@ only a few numbers are kept, for the diagnostics.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from selfcontrast.data.candidates import spans, whole_prompts
 from selfcontrast.data.example import Example
@@ -24,7 +24,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import Judge
-from selfcontrast.filters.select import Drawn, Filter, Floats, Indices, Pool, distinct, draw, excluded, seed_of
+from selfcontrast.filters.select import Choice, Filter, Sampled, choose
 
 VERSION = 3
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
@@ -42,34 +42,6 @@ NEGATIVES = pa.schema(
         ("similarity", pa.float32()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A prompt's candidates in a table: their rows, their texts, their vectors [n, d] and their target's [d]."""
-
-    id: str
-    rows: slice
-    texts: Sequence[str]
-    vectors: Floats
-    target: Floats
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was decided of a prompt.
-
-    Attributes:
-        rows: of its distinct candidates in the table, in the order of the pool.
-        pool: those candidates.
-        good: whether each is as good as the target [n]; None where nothing scores.
-        drawn: indices into `rows`.
-    """
-
-    rows: Indices
-    pool: Pool
-    good: NDArray[np.bool_] | None
-    drawn: Drawn
 
 
 def select_negatives(
@@ -95,21 +67,25 @@ def select_negatives(
     compared: list[tuple[list[list[int]], list[list[int]]]] = []
     every = max(1, len(Vectors(embeddings / TARGETS)) // COMPARED)
     with pq.ParquetWriter(folder / FILE, NEGATIVES) as negatives:
-        for table, block in _blocks(candidates, embeddings):
+        for table, block in _blocks(candidates, embeddings, examples):
             choices = []
-            for sampled in block:
-                choice = _choose(settings, examples[sampled.id], sampled, judge)
+            for first, sampled in block:
+                score = partial(judge, examples[sampled.id], sampled.texts) if judge else None
+                choice = choose(settings, sampled, score)
+                choice = replace(choice, rows=first + choice.rows)  # as rows of the table
                 if len(prompts) % every == 0:
                     compared.append(_token_ids(table, choice))
-                prompts.append(_facts(settings, examples[sampled.id].target, sampled, choice))
+                prompts.append(_facts(settings, sampled, choice))
                 choices.append(choice)
             seen.append(_seen(table, choices, len(prompts) - len(choices)))
             negatives.write_table(_negatives(table, choices))
     return _told(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
 
 
-def _blocks(candidates: Path, embeddings: Path) -> Iterator[tuple[pa.Table, list[Sampled]]]:
-    """Candidates as tables of whole prompts, each with what there is of its prompts."""
+def _blocks(
+    candidates: Path, embeddings: Path, examples: Mapping[str, Example]
+) -> Iterator[tuple[pa.Table, list[tuple[int, Sampled]]]]:
+    """Candidates as tables of whole prompts, each with its prompts and the first row of each."""
     near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
     row = prompt = 0
     for table in whole_prompts(candidates, COLUMNS):
@@ -119,24 +95,10 @@ def _blocks(candidates: Path, embeddings: Path) -> Iterator[tuple[pa.Table, list
         yield (
             table,
             [
-                Sampled(name, rows, texts[rows], vectors[rows], target)
+                (rows.start, Sampled(name, examples[name].target, target, texts[rows], vectors[rows]))
                 for (name, rows), target in zip(found, targets, strict=True)
             ],
         )
-
-
-def _choose(settings: Filter, example: Example, sampled: Sampled, judge: Judge | None) -> Choice:
-    """The pool of a prompt, and the draw from it."""
-    found = distinct(example.target, sampled.texts)
-    cosines = np.clip(sampled.vectors[found] @ sampled.target, -1, 1)
-    order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
-    rows = np.array(found, dtype=np.intp)[order]
-    scores, bar = judge(example, sampled.texts, rows.tolist()) if judge else (None, 0.0)
-    never = np.clip(sampled.vectors[excluded(example.target, sampled.texts)] @ sampled.target, -1, 1)
-    seed = seed_of(settings, sampled.id)
-    pool = Pool(cosines[order], sampled.vectors[rows], scores, seed, len(sampled.texts), never)
-    good = None if scores is None else scores >= bar
-    return Choice(sampled.rows.start + rows, pool, good, draw(settings, sampled.id, pool))
 
 
 def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
@@ -179,10 +141,10 @@ def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFram
     )
 
 
-def _facts(settings: Filter, target: str, sampled: Sampled, choice: Choice) -> dict[str, Any]:
+def _facts(settings: Filter, sampled: Sampled, choice: Choice) -> dict[str, Any]:
     """A row of the prompts' file."""
     found, kept, drawn = len(choice.rows), len(choice.drawn.kept), len(choice.drawn.ranks)
-    texts = [text.strip() for text in sampled.texts]
+    texts, target = [text.strip() for text in sampled.texts], sampled.target
     reason = "distinct" if found < settings.max_negatives else "kept" if kept < settings.max_negatives else ""
     return {
         "id": sampled.id,

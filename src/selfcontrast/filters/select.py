@@ -6,7 +6,7 @@ with K negatives takes the first K ranks, so its negatives are a subset of those
 same prompts, because which prompts can be used is decided for the whole pool (`max_negatives`), not for K.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +20,7 @@ from selfcontrast.store import NOT_IN_KEY
 
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.intp]
+Score = Callable[[list[int]], tuple[Floats, float]]
 SHORTAGES = ("drop_everywhere", "refill", "error")
 
 
@@ -130,6 +131,68 @@ class Drawn:
     kept: Indices
     ranks: Indices
     refilled: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A prompt and its candidates.
+
+    Attributes:
+        id: the example's.
+        target: its text.
+        target_vector: of length one [d].
+        texts: the candidates', as they were sampled.
+        vectors: theirs, of length one [n, d].
+    """
+
+    id: str
+    target: str
+    target_vector: Floats
+    texts: Sequence[str]
+    vectors: Floats
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided of a prompt.
+
+    Attributes:
+        rows: which of the candidates are the pool's [n].
+        pool: the distinct candidates.
+        good: whether each is as good as the target [n]; None where nothing scores.
+        drawn: indices into `rows`.
+    """
+
+    rows: Indices
+    pool: Pool
+    good: NDArray[np.bool_] | None
+    drawn: Drawn
+
+    @property
+    def negatives(self) -> Indices:
+        """Which of the candidates are negatives, in rank order."""
+        return self.rows[self.drawn.ranks]
+
+
+def choose(settings: Filter, sampled: Sampled, score: Score | None = None) -> Choice:
+    """A prompt's pool, and the negatives that are drawn from it.
+
+    Args:
+        score: of the candidates at some indices, how good they are, and the least that is as good as the target.
+
+    Raises:
+        UserError: for too few negatives, where the settings want that to be an error.
+    """
+    found = distinct(sampled.target, sampled.texts)
+    cosines = np.clip(sampled.vectors[found] @ sampled.target_vector, -1, 1)
+    order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
+    rows = np.array(found, dtype=np.intp)[order]
+    scores, bar = score(rows.tolist()) if score else (None, 0.0)
+    never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
+    seed = seed_of(settings, sampled.id)
+    pool = Pool(cosines[order], sampled.vectors[rows], scores, seed, len(sampled.texts), never)
+    good = None if scores is None else scores >= bar
+    return Choice(rows, pool, good, draw(settings, sampled.id, pool))
 
 
 def distinct(target: str, texts: Sequence[str]) -> list[int]:

@@ -16,7 +16,7 @@ from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.given import write_given
 from selfcontrast.generators.stage import choose
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import Content, note, noted
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Import:
             log.warning("%s: %d of %d training prompts have no responses: not used", self.path, bare, len(asked))
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**settings_of(self), "path": (noted(self) or Content.of(self._place)).hash}
+        return {**fields_of(self), "path": (noted(self) or Content.of(self._place)).hash}
 
     @property
     def _place(self) -> Path:

@@ -12,7 +12,6 @@ from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.given import write_given
 from selfcontrast.generators.stage import choose
-from selfcontrast.store import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +48,6 @@ class Pairs:
         vars(self)[_MOST] = max(len(example.every_rejected) for example in examples)
         if bare:
             log.warning("%d of %d training prompts have no rejected answer: not used", bare, len(examples))
-
-    def fingerprint(self) -> dict[str, Any]:
-        return settings_of(self)
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str

@@ -21,7 +21,7 @@ from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Backend, Responder, with_room
 from selfcontrast.models.loading import load_tokenizer
-from selfcontrast.store import NOT_IN_KEY, RESUME, settings_of
+from selfcontrast.store import NOT_IN_KEY, RESUME
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,6 @@ class Generation:
     def check(self, examples: Sequence[Example]) -> None:
         self.backend.check()
 
-    def fingerprint(self) -> dict[str, Any]:
-        return {**settings_of(self), "backend": settings_of(self.backend)}
-
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
@@ -89,9 +86,6 @@ class Generator(Protocol):
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the candidates, beside the fine-tuned model."""
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str

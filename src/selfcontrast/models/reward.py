@@ -17,7 +17,7 @@ from selfcontrast.models.folders import check_weights, load_config, tokenizer_at
 from selfcontrast.models.loading import PRECISIONS
 from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import load_whole
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
 
 Response = tuple[Sequence[Message], str]
@@ -67,7 +67,7 @@ class RewardModel:
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the rewards: settings and, for a folder, the hash of its content."""
-        own = settings_of(self)
+        own = fields_of(self)
         return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
 
     def check(self) -> None:

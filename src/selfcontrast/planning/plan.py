@@ -4,7 +4,6 @@ The pipeline itself is asked, with a job whose stages only work out their keys: 
 keys of the inputs alone, so the plan cannot drift from what a run would do.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,8 @@ from selfcontrast.data.example import Example, Split
 from selfcontrast.errors import UserError
 from selfcontrast.job import Job
 from selfcontrast.pipeline import everything
-from selfcontrast.store import Artifact
-from selfcontrast.store.artifact import identity_of, key_of
+from selfcontrast.store import Artifact, Stage
 from selfcontrast.tracking import Untracked
-from selfcontrast.training.nodes import Compute
 
 NOTHING: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
 
@@ -57,23 +54,13 @@ class Rehearsal(Job):
         super().__init__(parts, Untracked())
         self.steps: list[Step] = []
 
-    def stage(
-        self,
-        stage: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        compute: Compute,
-        label: str | None = None,
-        trained: bool = False,
-    ) -> Artifact:
-        key = key_of(identity_of(stage, version, settings, inputs))
-        folder = self.parts.store.root / stage / key
+    def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
+        folder = self.parts.store.root / stage.name / stage.key
         try:
             artifact = Artifact.read(folder, cached=True)
         except (OSError, ValueError, KeyError):
-            artifact = Artifact(stage, key, folder, {"stage": stage, **NOTHING}, cached=False)
-        self.steps.append(Step(label or stage, artifact))
+            artifact = Artifact(stage.name, stage.key, folder, {"stage": stage.name, **NOTHING}, cached=False)
+        self.steps.append(Step(label or stage.name, artifact))
         return artifact
 
 

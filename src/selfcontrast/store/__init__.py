@@ -5,7 +5,21 @@ its content: the stage, the stage's version, its settings, and the keys of its i
 `python -m selfcontrast.store` looks after it.
 """
 
-from selfcontrast.store.artifact import MANIFEST, NOT_IN_KEY, RESUME, Artifact, canonical, settings_of, verify
+from selfcontrast.store.artifact import MANIFEST, RESUME, Artifact, canonical, verify
+from selfcontrast.store.settings import NOT_IN_KEY, fields_of, settings_of
+from selfcontrast.store.stage import Compute, Stage
 from selfcontrast.store.store import Store
 
-__all__ = ["MANIFEST", "NOT_IN_KEY", "RESUME", "Artifact", "Store", "canonical", "settings_of", "verify"]
+__all__ = [
+    "MANIFEST",
+    "NOT_IN_KEY",
+    "RESUME",
+    "Artifact",
+    "Compute",
+    "Stage",
+    "Store",
+    "canonical",
+    "fields_of",
+    "settings_of",
+    "verify",
+]

@@ -1,4 +1,4 @@
-"""python -m selfcontrast.store ls|show|verify|prune   looks after a store."""
+"""python -m selfcontrast.store ls|show|diff|verify|prune   looks after a store."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from selfcontrast.store.artifact import verify
 from selfcontrast.store.catalog import Catalog, Entry
 from selfcontrast.store.remote import is_url
 from selfcontrast.store.sealed import damaged_lines
-from selfcontrast.store.terminal import age, print_entries, print_entry, size, users
+from selfcontrast.store.terminal import age, print_differences, print_entries, print_entry, size, users
 
 LEDGERS = "judgments/*.jsonl"
 UNITS = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -44,6 +44,11 @@ def ls(catalog: Catalog, given: argparse.Namespace) -> int:
 
 def show(catalog: Catalog, given: argparse.Namespace) -> int:
     print_entry(catalog, catalog.find(given.key))
+    return 0
+
+
+def diff(catalog: Catalog, given: argparse.Namespace) -> int:
+    print_differences(catalog, catalog.find(given.one), catalog.find(given.other))
     return 0
 
 
@@ -119,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("SELFCONTRAST_STORE", "store"),
         help="the store (default: $SELFCONTRAST_STORE, else ./store)",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="ls|show|verify|prune")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="ls|show|diff|verify|prune")
 
     one = commands.add_parser("ls", parents=[where], help="list artifacts: size, age, users, and what tells them apart")
     one.add_argument("--stage", action="append", metavar="STAGE", help="of this stage only; may be given repeatedly")
@@ -129,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("show", parents=[where], help="one artifact: manifest, lineage, users")
     one.add_argument("key", metavar="KEY")
     one.set_defaults(command=show)
+
+    one = commands.add_parser("diff", parents=[where], help="how two artifacts differ: settings, inputs, code")
+    one.add_argument("one", metavar="A")
+    one.add_argument("other", metavar="B")
+    one.set_defaults(command=diff)
 
     one = commands.add_parser(
         "verify", parents=[where], help="compare all checksums; exit code 1 where there is damage"

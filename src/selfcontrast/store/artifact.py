@@ -5,18 +5,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from selfcontrast.store.settings import settings_of
+
 MANIFEST = "manifest.json"
 IDENTITY = ("stage", "version", "settings", "inputs")  # what of a manifest the key is a hash of
 RESUME = "resume"  # a stage's own state inside its working folder; never published
-
-# Metadata of a dataclass field that cannot change a stage's result (batch sizes, devices, workers).
-NOT_IN_KEY = {"in_key": False}
 
 # Against accidents, not against an attacker, who could as well rewrite the manifest: so the fastest, which reads a
 # model of 15 GB in the time that the disk gives it, where sha256 alone takes 12 s. The key itself stays a sha256.
@@ -42,7 +42,7 @@ class Artifact:
     @classmethod
     def read(cls, folder: Path, cached: bool) -> "Artifact":
         """What is published in `folder`, unverified."""
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_manifest(folder)
         return cls(manifest["stage"], folder.name, folder, manifest, cached)
 
     @property
@@ -51,22 +51,14 @@ class Artifact:
         return float(self.manifest["seconds"])
 
     @property
+    def created(self) -> float:
+        """When it was computed, in seconds since the epoch."""
+        return datetime.fromisoformat(self.manifest["created"]).timestamp()
+
+    @property
     def summary(self) -> dict[str, Any]:
         """The small facts that the stage returned."""
         return dict(self.manifest["summary"])
-
-
-def settings_of(component: Any) -> dict[str, Any]:
-    """What decides a component's results: its class and its fields, less those marked `NOT_IN_KEY`.
-
-    A field that names a file or folder has a function in its metadata, `in_key_as`, which gives the content's hash.
-    """
-    own = {
-        f.name: f.metadata.get("in_key_as", lambda value: value)(getattr(component, f.name))
-        for f in fields(component)
-        if f.metadata.get("in_key", True)
-    }
-    return {"class": f"{type(component).__module__}.{type(component).__qualname__}", **own}
 
 
 def canonical(value: Any) -> str:
@@ -77,14 +69,41 @@ def canonical(value: Any) -> str:
 def identity_of(
     stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]
 ) -> dict[str, Any]:
-    """The values of `IDENTITY`, as JSON."""
+    """The values of `IDENTITY`, as JSON; of components among the settings, `settings_of`."""
     keys = {role: artifact.key for role, artifact in inputs.items()}
-    return {"stage": stage, "version": version, "settings": json.loads(canonical(settings)), "inputs": keys}
+    return {
+        "stage": stage,
+        "version": version,
+        "settings": json.loads(canonical(settings_of(settings))),
+        "inputs": keys,
+    }
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
     """20 hexadecimal digits for the values of `IDENTITY`."""
     return hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return manifest
+
+
+def made_from(root: Path, key: str) -> list[Path]:
+    """The published folders of a store that were made from an artifact, directly or not, the last ones first."""
+    inputs: dict[Path, set[str]] = {}
+    for file in root.glob(f"*/*/{MANIFEST}"):
+        try:
+            inputs[file.parent] = set(json.loads(file.read_text())["inputs"].values())
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged: noticed when it is asked for
+            continue
+    found, waiting = list[Path](), [key]
+    while waiting:
+        one = waiting.pop()
+        users = [folder for folder, keys in inputs.items() if one in keys and folder not in found]
+        found += users
+        waiting += [folder.name for folder in users]
+    return found[::-1]
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -8,10 +8,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from selfcontrast.provenance import provenance
 from selfcontrast.store import full
@@ -19,8 +17,8 @@ from selfcontrast.store.artifact import (
     RESUME,
     Artifact,
     complete,
-    identity_of,
-    key_of,
+    made_from,
+    read_manifest,
     verify,
     verify_once,
     write_manifest,
@@ -28,11 +26,12 @@ from selfcontrast.store.artifact import (
 from selfcontrast.store.locks import locked, locked_if_free
 from selfcontrast.store.remote import Remote, is_url
 from selfcontrast.store.runs import Run
+from selfcontrast.store.stage import Stage
 from selfcontrast.store.trash import discard, empty
 
 log = logging.getLogger(__name__)
 
-Compute = Callable[[Path], Mapping[str, Any] | None]
+BEGUN = time.time()  # when this process did, near enough
 
 
 class Store:
@@ -59,80 +58,94 @@ class Store:
         root, remote = (cache, Remote(place)) if is_url(place) else (Path(place), None)
         return cls(root, Run(root, output), remote)
 
-    def get(
-        self,
-        stage: str,
-        version: int,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        compute: Compute,
-    ) -> Artifact:
-        """The artifact of these settings and inputs, computed if it is not there.
+    def get(self, stage: Stage, again: bool = False) -> Artifact:
+        """The stage's artifact, computed if it is not there.
 
         Args:
-            stage: name, and folder, of the stage.
-            version: raised whenever the stage's code changes what it computes.
-            settings: JSON values that decide the result.
-            inputs: the artifacts it is computed from, by role.
-            compute: fills the folder it is given; what it returns (a small JSON object) becomes the summary. It
-                may keep resumable state under `RESUME` there.
+            again: compute it even so, where it was made before this process began. Artifacts that were made from the
+                old one are deleted, unless the new one's files are the same.
 
         Raises:
             UserError: where the disk is full, is not ours to write on, or has no file locks.
         """
-        identity = identity_of(stage, version, settings, inputs)
-        key = key_of(identity)
         with full.explained(self.root):
             if self.run:
-                self.run.uses(stage, key)
-            artifact = self._recall(stage, key) or self._obtain(stage, key, identity, compute)
+                self.run.uses(stage.name, stage.key)
+            artifact = (None if again else self._recall(stage)) or self._obtain(stage, again)
             self._mirror(artifact)
         return artifact
 
-    def _recall(self, stage: str, key: str) -> Artifact | None:
+    def _recall(self, stage: Stage) -> Artifact | None:
         """What is published and intact. It needs no lock: nothing changes under a published name."""
-        folder = self.root / stage / key
+        folder = self.root / stage.name / stage.key
         try:
             return Artifact.read(folder, cached=True) if folder.exists() and not verify_once(folder) else None
         except OSError:  # gone since: pruned, or damaged and just now replaced
             return None
 
-    def _obtain(self, stage: str, key: str, identity: Mapping[str, Any], compute: Compute) -> Artifact:
-        final = self.root / stage / key
-        with locked(self.root, stage, key):
-            if found := self._recall(stage, key):  # by whom we have waited for
+    def _obtain(self, stage: Stage, again: bool) -> Artifact:
+        final = self.root / stage.name / stage.key
+        with locked(self.root, stage.name, stage.key):
+            # By whom we have waited for, or, where it is to be made again, by an earlier job of this process.
+            if (found := self._recall(stage)) and not (again and found.created < BEGUN):
                 return found
-            if final.exists():
-                log.warning("%s: %s; computing it again", final, verify(final))
             partial = final.with_suffix(".partial")
-            if complete(partial, key):  # whoever computed it was killed before the last rename
-                return self._publish(partial, final, cached=True)
-            if self.remote and self.remote.has(stage, key):
-                copy = final.with_suffix(".download")
-                if self.remote.download(stage, key, copy):
-                    return self._publish(copy, final, cached=True)
-            self._compute(partial, identity, compute)
+            if found is None and (recovered := self._recover(stage, final, partial)):
+                return recovered
+            self._compute(partial, stage)
+            if found:
+                self._discard_made_from(found, partial)
             return self._publish(partial, final, cached=False)
 
-    def _compute(self, partial: Path, identity: Mapping[str, Any], compute: Compute) -> None:
+    def _recover(self, stage: Stage, final: Path, partial: Path) -> Artifact | None:
+        """What needs no computing: a whole artifact that was not yet published, or one of the remote store."""
+        if final.exists():
+            log.warning("%s: %s; computing it again", final, verify(final))
+        if complete(partial, stage.key):  # whoever computed it was killed before the last rename
+            return self._publish(partial, final, cached=True)
+        if self.remote and self.remote.has(stage.name, stage.key):
+            copy = final.with_suffix(".download")
+            if self.remote.download(stage.name, stage.key, copy):
+                return self._publish(copy, final, cached=True)
+        return None
+
+    def _compute(self, partial: Path, stage: Stage) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         _clear(partial)
+        code = stage.code  # before it is run: who edits a file meanwhile has not changed this process
         begun, resumed = time.perf_counter(), (partial / RESUME).exists()
         try:
-            summary = compute(partial) or {}
+            summary = stage.compute(partial) or {}
             facts = {
-                **identity,
+                **stage.identity,
                 "summary": summary,
                 "seconds": round(time.perf_counter() - begun, 3),
                 "resumed": resumed,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "provenance": provenance(),
+                "code": code,
             }
             write_manifest(partial, facts)
         except Exception as error:
             if full.no_space(error):
                 _clear(partial)  # half-written files would keep the next attempt from its space
             raise
+
+    def _discard_made_from(self, old: Artifact, new: Path) -> None:
+        """Removes what was made from an artifact, and from that, where another is about to take its place."""
+        if read_manifest(new)["files"] == old.manifest["files"]:
+            return
+        made = made_from(self.root, old.key)
+        log.info(
+            "%s/%s: another result; deleting %d artifacts that were made from the old one",
+            old.stage,
+            old.key,
+            len(made),
+        )
+        for folder in made:
+            with locked(self.root, folder.parent.name, folder.name):
+                if folder.exists():
+                    empty(discard(self.root, folder))
 
     def _publish(self, folder: Path, final: Path, cached: bool) -> Artifact:
         """Gives a complete folder its name; a damaged one keeps it until now, for those who read its other files."""

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from selfcontrast.errors import UserError
 from selfcontrast.store.artifact import MANIFEST
 from selfcontrast.store.catalog import ABANDONED, IN_PROGRESS, PUBLISHED, Catalog, Entry
+from selfcontrast.store.difference import differences
 
 SHOWN_KEY = 8  # digits, which tell the artifacts of any real store apart
 SHOWN_VALUE = 24  # characters of a setting in a table
@@ -57,6 +59,21 @@ def print_entry(catalog: Catalog, entry: Entry) -> None:
     for run in entry.runs:
         runs.add(Text(str(run)))
     console.print(runs if entry.runs else Text("used by no run"), soft_wrap=True)
+
+
+def print_differences(catalog: Catalog, one: Entry, other: Entry) -> None:
+    """Raises `UserError` for artifacts of two stages."""
+    if one.stage != other.stage:
+        raise UserError(f"{one.name} and {other.name}: artifacts of two stages have nothing to compare")
+    console, where = _console(), ""
+    for found in differences(catalog, one, other):
+        if found.where != where:
+            where = found.where
+            console.print(Text(where, "bold"))
+        before, after = map(_short, found.values)
+        console.print(Text(f"  {found.what}: {before} → {after}"), soft_wrap=True)
+    if not where:
+        console.print("no difference: the same settings, inputs and code")
 
 
 def users(catalog: Catalog, entry: Entry) -> str:

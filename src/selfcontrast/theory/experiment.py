@@ -29,7 +29,7 @@ from selfcontrast.objectives import Contrast
 from selfcontrast.pipeline import Round, sft
 from selfcontrast.provenance import provenance
 from selfcontrast.results import stage_record
-from selfcontrast.store import Artifact, settings_of
+from selfcontrast.store import Artifact, Stage
 from selfcontrast.theory.components import Floats
 from selfcontrast.theory.gradients import response_gradients
 from selfcontrast.theory.measure import FILE, VERSION, GradientError, Measured, measure
@@ -84,14 +84,9 @@ def _measured(job: Job, settings: GradientError, beta: float, model: Artifact, s
     def compute(folder: Path) -> Mapping[str, Any]:
         return measure(folder, settings, _read(job, settings, model, sampled), beta)
 
-    key = {
-        **settings_of(settings),
-        "bandit": settings_of(settings.bandit),
-        "beta": beta,
-        "filter": {**settings_of(p.filter), "selector": settings_of(p.filter.selector)},
-    }
+    key = {"gradient_error": settings, "beta": beta, "filter": p.filter}
     inputs = {"model": model, "candidates": sampled.candidates, "embeddings": sampled.embeddings}
-    return job.stage("theory", VERSION, key, inputs, compute)
+    return job.get(Stage("theory", VERSION, key, inputs, compute, __name__))
 
 
 def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) -> Measured:

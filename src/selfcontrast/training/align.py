@@ -3,7 +3,7 @@
 import json
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from selfcontrast.data.candidates import Negative
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
@@ -24,7 +23,7 @@ from selfcontrast.training.fine_tune import HISTORY, model_card
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -34,33 +33,35 @@ VERSION = 4
 def align(
     folder: Path,
     sft: Path,
+    precision: str,
     groups: list[Group],
     reference: Mapping[str, Tensor],
-    negatives: int,
     objective: Objective,
-    adapter: Adapter,
-    recipe: Recipe,
-    precision: str,
-    hardware: Hardware,
-    seed: int,
-    report: Callable[[Record], None],
+    training: Training,
 ) -> dict[str, Any]:
-    """Writes the aligned policy to `folder/model` and its training curves to `folder/history.json`."""
-    policy, tokenizer = adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
+    """Writes the aligned policy to `folder/model` and its training curves to `folder/history.json`.
+
+    Args:
+        sft: the model that it starts from, whose weights are read in `precision`.
+        reference: per group id, the reference's summed log-probabilities, target first: [K + 1].
+    """
+    recipe, hardware, seed, report = training.recipe, training.hardware, training.seed, training.report
+    policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
     data = StepData(groups, [], recipe, hardware, seed)
     prepare(policy, groups, hardware)
     chunk, peak = hardware.logits_chunk, hardware.peak_tflops
     steps = data.steps()
     module: PackedModule
     if objective.uses_negatives:
+        most = max(len(group.negatives) for group in groups)
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference, peak)
-        title, how = "Preference training", f"with {negatives} negatives per prompt over {len(groups)} prompts"
+        title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
     else:
         module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report, peak)
         title, how = "Supervised fine-tuning, continued", f"on the targets of {len(groups)} prompts"
     if not fit(module, data, folder / RESUME, "align"):
         return {}
-    save_policy(folder / "model", adapter.merge(policy), tokenizer, model_card(title, how, module.history))
+    save_policy(folder / "model", training.adapter.merge(policy), tokenizer, model_card(title, how, module.history))
     (folder / HISTORY).write_text(json.dumps(module.history))
     return {
         "prompts": len(groups),

@@ -3,21 +3,20 @@
 import json
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import Model, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.store import RESUME
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SupervisedFineTuning
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +28,13 @@ def fine_tune(
     folder: Path,
     model: Model,
     examples: Mapping[Split, Sequence[Example]],
-    adapter: Adapter,
-    recipe: Recipe,
-    hardware: Hardware,
-    seed: int,
-    report: Callable[[Record], None],
+    training: Training,
 ) -> dict[str, Any]:
     """Writes the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`.
 
-    With `recipe.epochs` 0 the model is taken for fine-tuned: it is written as it is, with the job's chat template.
+    With a recipe of 0 epochs the model is taken for fine-tuned: it is written as it is, with the job's chat template.
     """
+    recipe, hardware, seed = training.recipe, training.hardware, training.seed
     policy, tokenizer = model.start(texts(examples["train"]), seed)
     parameters = sum(p.numel() for p in policy.parameters())
     if recipe.epochs == 0:
@@ -65,14 +61,14 @@ def fine_tune(
             changed[0],
         )
     data = StepData(groups, validation, recipe, hardware, seed)
-    policy = adapter.wrap(policy, seed)
+    policy = training.adapter.wrap(policy, seed)
     prepare(policy, groups, hardware)
     chunk, peak = hardware.logits_chunk, hardware.peak_tflops
-    module = SupervisedFineTuning(policy, recipe, len(data.steps()), chunk, report, peak)
+    module = SupervisedFineTuning(policy, recipe, len(data.steps()), chunk, training.report, peak)
     if not fit(module, data, folder / RESUME, "sft"):
         return {}
     card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)
-    save_policy(folder / "model", adapter.merge(policy), tokenizer, card)
+    save_policy(folder / "model", training.adapter.merge(policy), tokenizer, card)
     (folder / HISTORY).write_text(json.dumps(module.history))
     steps = data.steps()
     counts = {"steps": len(steps), "tokens": steps.tokens}

@@ -15,9 +15,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
 from selfcontrast.errors import UserError
-from selfcontrast.store import Artifact
+from selfcontrast.store import Artifact, Compute
 
-Compute = Callable[[Path], Mapping[str, Any] | None]
 PATIENCE = timedelta(days=30)  # a node may wait for stages that run for days
 
 

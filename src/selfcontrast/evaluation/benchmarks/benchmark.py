@@ -71,10 +71,6 @@ class Benchmark(Protocol):
         """Why it does not apply to this data, if so."""
         ...
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides its result, as JSON."""
-        ...
-
     @property
     def relative(self) -> bool:
         """Whether it compares with the SFT model, which then is no subject itself."""

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.unread import Counts, report_unread
-from selfcontrast.store import NOT_IN_KEY, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Judged:
 
     limit: Count | None
     min_coverage: Fraction
-    judge: Judge = field(metadata=NOT_IN_KEY)  # by its own fingerprint
+    judge: Judge
 
     def __post_init__(self) -> None:
         check_numbers(self, "")
@@ -73,9 +72,6 @@ class Judged:
     def nothing_in(self, examples: Sequence[Example]) -> str | None:
         """Why there is nothing to judge in these, if so."""
         return None
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {**settings_of(self), "judge": self.judge.fingerprint()}
 
     def asking(self, examples: Sequence[Example]) -> Asking | None:
         return None

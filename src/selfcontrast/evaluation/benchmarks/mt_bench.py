@@ -20,11 +20,12 @@ from selfcontrast.evaluation.benchmarks.questions import Questions, read_questio
 from selfcontrast.evaluation.contamination import user_text
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference, rate_interval
+from selfcontrast.files import EVALUATION
 from selfcontrast.models.unread import unread
 
 GRADINGS = ("single", "pairwise")
 CATEGORY = "category "  # how the names of a category's lines begin
-OURS = Path(__file__).parents[4] / "evaluation" / "mt_bench" / "questions.jsonl"
+OURS = EVALUATION / "mt_bench" / "questions.jsonl"
 
 Answers = Mapping[tuple[str, int], tuple[str, ...]]
 

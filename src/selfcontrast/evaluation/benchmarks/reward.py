@@ -18,7 +18,6 @@ from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import mean_interval, win_rate
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.models.unread import report_unread, unread
-from selfcontrast.store import settings_of
 
 REWARDS = "rewards.parquet"
 SFT = "SFT"
@@ -49,9 +48,6 @@ class RewardWins:
 
     def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
         return None
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {**settings_of(self), "reward_model": self.reward_model.fingerprint()}
 
     def asking(self, examples: Sequence[Example]) -> Asking | None:
         return None

@@ -20,7 +20,7 @@ from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
 from selfcontrast.models.folders import check_causal, check_weights, load_config
 from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
 
 
@@ -56,7 +56,7 @@ class HFJudge:
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            **{name: value for name, value in settings_of(self).items() if name != "path"},
+            **{name: value for name, value in fields_of(self).items() if name != "path"},
             "model": note(self, Path(self.path)).hash,
             "templates": templates_hash(),
             "max_tokens": self.reading.max_tokens,

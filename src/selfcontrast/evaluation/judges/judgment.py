@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from selfcontrast.data.example import Example, Message, Verifier
 from selfcontrast.evaluation.judges.budget import Budget
@@ -119,10 +119,6 @@ class Judge(Protocol):
 
     def check(self, verifier: Verifier | None) -> None:
         """Raises `UserError` for what can be known before any compute."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides its judgments, as JSON."""
-        ...
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """What they cost, where a price is known."""

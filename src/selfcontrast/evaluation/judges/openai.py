@@ -15,7 +15,7 @@ from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Jud
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
-from selfcontrast.store import NOT_IN_KEY, settings_of
+from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.artifact import key_of
 
 MOST_LOGPROBS = 20  # of a token's alternatives, that OpenAI gives
@@ -47,7 +47,7 @@ class OpenAIJudge:
 
     def fingerprint(self) -> dict[str, Any]:
         return {
-            **settings_of(self),
+            **fields_of(self),
             "templates": templates_hash(),
             "max_tokens": self.reading.max_tokens,
             "max_characters": self.reading.max_characters,

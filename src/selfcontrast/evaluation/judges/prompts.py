@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from selfcontrast.data.example import Message
 from selfcontrast.evaluation.judges.judgment import Case
+from selfcontrast.files import EVALUATION
 
-TEMPLATES = Path(__file__).parents[4] / "evaluation" / "judge_templates"
+TEMPLATES = EVALUATION / "judge_templates"
 NAMES = ("single", "single_reference", "pairwise", "pairwise_reference")
 _HOLE = re.compile(r"\{(\w+)\}")
 

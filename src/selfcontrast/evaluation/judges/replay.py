@@ -13,7 +13,7 @@ from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.verdicts import read_verdict
-from selfcontrast.store import settings_of
+from selfcontrast.store import fields_of
 
 Place = tuple[str, int, int, bool]  # question, turn from 0, sample, swapped
 
@@ -39,7 +39,7 @@ class ReplayJudge:
         self._replies()
 
     def fingerprint(self) -> dict[str, Any]:
-        own = {name: value for name, value in settings_of(self).items() if name != "path"}
+        own = {name: value for name, value in fields_of(self).items() if name != "path"}
         return {**own, "file": hashlib.sha256(Path(self.path).read_bytes()).hexdigest()}
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -13,7 +12,6 @@ from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Jud
 from selfcontrast.evaluation.judges.verdicts import from_scores
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.models.unread import unread
-from selfcontrast.store import settings_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,6 @@ class RewardJudge:
 
     def check(self, verifier: Verifier | None) -> None:
         self.reward_model.check()
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"class": settings_of(self)["class"], "reward_model": self.reward_model.fingerprint()}
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         return None

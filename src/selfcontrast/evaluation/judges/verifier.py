@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from selfcontrast.data.example import Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.verdicts import from_scores
-from selfcontrast.store import settings_of
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,6 @@ class VerifierJudge:
     def check(self, verifier: Verifier | None) -> None:
         if verifier is None:
             raise UserError("judge=verifier: the data has no verifier; name another judge, such as judge=openai")
-
-    def fingerprint(self) -> dict[str, Any]:
-        return settings_of(self)
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         return None

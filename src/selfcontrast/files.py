@@ -1,0 +1,14 @@
+"""The folders `conf` and `evaluation`: beside `src` in a checkout, inside of the package where a wheel is installed."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _folder(name: str) -> Path:
+    installed = _PACKAGE / "_files" / name
+    return installed if installed.is_dir() else _PACKAGE.parents[1] / name
+
+
+CONF = _folder("conf")
+EVALUATION = _folder("evaluation")

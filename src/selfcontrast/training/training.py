@@ -1,0 +1,18 @@
+"""What the trainings of a job have beside their data and their model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from selfcontrast.models.adapters import Adapter
+from selfcontrast.training.recipe import Hardware, Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """`report` is called with every record of metrics as it is made."""
+
+    adapter: Adapter
+    recipe: Recipe
+    hardware: Hardware
+    seed: int
+    report: Callable[[Mapping[str, float]], None]

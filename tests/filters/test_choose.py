@@ -1,0 +1,69 @@
+"""The API's choice for one prompt is the stage's choice for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from selfcontrast import choose_negatives
+from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
+from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
+from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
+from selfcontrast.filters.embed import embed
+from selfcontrast.filters.encode import LexicalEncoder
+from selfcontrast.filters.negatives import FILE, select_negatives
+from selfcontrast.filters.select import Filter
+from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, Random
+from tiny import example
+
+ENCODER = LexicalEncoder("char", 1, 3, 64)
+SAMPLED = {
+    "first": ["a cat", "a dog", "the cat", "", "a cat", "cats and dogs", "no", "a hat"],
+    "second": ["one two", "two", "three one", "one", "four", "five six", "one two three"],
+}
+SELECTORS = [
+    Everything(),
+    LeastSimilar(0.75, "samples"),
+    Random(0.75, "distinct"),
+    MaximalMarginalRelevance(0.75, 0.5),
+    Clusters(0.75, 3, 4),
+]
+TARGETS = {"first": "the cat", "second": "one two three four"}
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: type(s).__name__)
+def test_choose_negatives_equals_the_stage(tmp_path: Path, selector: Any) -> None:
+    prompts: list[tuple[str, Sequence[str]]] = [(TARGETS[name], texts) for name, texts in SAMPLED.items()]
+    rows = [Candidate(n, i, t, [1], "stop", -1.0) for n, texts in SAMPLED.items() for i, t in enumerate(texts)]
+    pq.write_table(candidates_table(rows), tmp_path / "candidates.parquet")
+    embed(tmp_path, ENCODER, Local(2, 100), prompts, "cpu")
+    examples = {name: example(name, "?", target) for name, target in TARGETS.items()}
+    settings = Filter(selector, 2, "drop_everywhere", 7, None)
+    select_negatives(tmp_path, settings, examples, tmp_path / "candidates.parquet", tmp_path, None)
+    stage = read_negatives(tmp_path / FILE)
+    assert stage
+    with ENCODER.open("cpu") as encode:
+        for name, ranked in stage.items():
+            for k in (1, 2):
+                found = choose_negatives(
+                    TARGETS[name], SAMPLED[name], encoder=encode, selector=selector, k=k, seed=7, name=name
+                )
+                assert found == [negative.sample for negative in ranked[:k]]
+
+
+def ones(texts: Sequence[str]) -> Any:
+    return np.ones((len(texts), 2))
+
+
+def test_choose_negatives_too_few_refused() -> None:
+    with pytest.raises(UserError, match="1 negatives"):
+        choose_negatives("a", ["b", "b", "a", ""], encoder=ones, selector=Everything(), k=2)
+
+
+def test_choose_negatives_by_scores_refused() -> None:
+    with pytest.raises(UserError, match="needs scores"):
+        choose_negatives("a", ["b"], encoder=ones, selector=LowestScored(0.5, 0.5), k=1)
