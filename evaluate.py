@@ -8,12 +8,12 @@ import sys
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
 from selfcontrast.preemption import ending
 from selfcontrast.store.full import explained
+from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 
 def job(cfg: DictConfig) -> None:
