@@ -31,7 +31,8 @@ def evaluate_model(cfg: DictConfig) -> None:
     from selfcontrast.config import configure
 
     parts = configure(cfg)
-    from selfcontrast.evaluate import evaluate, print_evaluated  # slow to import: a wrong setting is told first
+    from selfcontrast.evaluate import evaluate  # slow to import: a wrong setting is told first
+    from selfcontrast.report.evaluated import print_evaluated
 
     with explained(parts.output, "output"):
         print_evaluated(evaluate(parts, config), parts.output)

@@ -56,11 +56,10 @@ def report_sweep(folders: Sequence[Path], to: Path | None) -> "Sweep":
 
 def again(folder: Path) -> None:
     """Write and print a run's own report, or that of a model that was measured."""
-    from selfcontrast.evaluate import Evaluated, print_evaluated
-    from selfcontrast.report.evaluated import write_evaluated
+    from selfcontrast.report.evaluated import print_evaluated, write_evaluated
     from selfcontrast.report.page import write_report
     from selfcontrast.report.terminal import print_result
-    from selfcontrast.results import Result
+    from selfcontrast.results import Evaluated, Result
 
     if Evaluated.is_in(folder):
         evaluated = Evaluated.read(folder)
