@@ -1,9 +1,10 @@
 """Models, tokenizers and settings small enough for any test, made without a network."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from selfcontrast.data.candidates import Candidate, read_candidates
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.generators.stage import FILE as CANDIDATES
 from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
@@ -157,3 +160,9 @@ def recipe(**changes: Any) -> Recipe:
 
 def lora(**changes: Any) -> LoRA:
     return replace(LORA, **changes)
+
+
+def candidates_by_prompt(folder: Path) -> Iterator[tuple[str, list[Candidate]]]:
+    """Example id and candidates, in order of sampling, of what the stage generate has left in a folder."""
+    for name, found in groupby(read_candidates(folder / CANDIDATES), key=lambda candidate: candidate.id):
+        yield name, list(found)
