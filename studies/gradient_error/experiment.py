@@ -17,8 +17,9 @@ from selfcontrast.data.candidates import Candidate, read_candidates
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
-from selfcontrast.filters.select import Filter, Indices, Pool, distinct, draw, excluded, seed_of
+from selfcontrast.filters.negatives import blocks, choose
+from selfcontrast.filters.score import Judge, Verified
+from selfcontrast.filters.select import Filter, Indices
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.stage import Generation
 from selfcontrast.job import Job
@@ -31,7 +32,6 @@ from selfcontrast.provenance import provenance
 from selfcontrast.results import stage_record
 from selfcontrast.store import Artifact, settings_of
 from selfcontrast.tracking import Tracker
-from studies.gradient_error.components import Floats
 from studies.gradient_error.gradients import response_gradients
 from studies.gradient_error.measure import FILE, VERSION, GradientError, Measured, measure
 
@@ -107,7 +107,8 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) ->
     scores = None
     if verifier:
         scores = np.array([[verifier.score(e, t) for t in (e.target, *(c.text for c in own))] for e, own in found])
-    kept, drawn = _chosen(p.filter, found, sampled.embeddings.path, scores)
+    files = sampled.candidates.path / generation.FILE, sampled.embeddings.path
+    kept, drawn = chosen(p.filter, job.train, *files, Verified(verifier) if verifier else None)
     with tqdm(total=len(groups), desc="theory", unit="prompt", disable=None) as bar:
         chunk = p.hardware.logits_chunk
         gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
@@ -121,23 +122,15 @@ def _group(renderer: Renderer, example: Example, own: list[Candidate]) -> Group:
     return Group(example.id, prompt, target, [c.token_ids for c in own])
 
 
-def _chosen(
-    settings: Filter, found: list[tuple[Example, list[Candidate]]], embeddings: Path, scores: Floats | None
+def chosen(
+    settings: Filter, examples: Mapping[str, Example], candidates: Path, embeddings: Path, judge: Judge | None
 ) -> tuple[NDArray[np.bool_], list[Indices]]:
-    """Which samples the filter keeps [N, M], and which it would draw, in rank order; of those that are distinct."""
-    near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
-    samples = len(found[0][1])
-    kept, drawn = np.zeros((len(found), samples), dtype=bool), []
-    for i, (example, own) in enumerate(found):
-        vectors = near[i * samples : (i + 1) * samples]
-        texts = [c.text for c in own]
-        rows = np.array(distinct(example.target, texts), dtype=np.intp)
-        cosines = vectors[rows] @ towards[i : i + 1][0]
-        rows, cosines = rows[np.argsort(cosines)], np.sort(cosines)
-        own_scores = None if scores is None else scores[i, 1 + rows]
-        never = vectors[excluded(example.target, texts)] @ towards[i : i + 1][0]
-        pool = Pool(cosines, vectors[rows], own_scores, seed_of(settings, example.id), samples, never)
-        choice = draw(settings, example.id, pool)
-        kept[i, rows[choice.kept]] = True
-        drawn.append(rows[choice.ranks])
-    return kept, drawn
+    """Say which samples the filter stage keeps [N, M], and which it draws, in rank order, as indices [K] per prompt."""
+    kept, drawn = list[NDArray[np.bool_]](), list[Indices]()
+    for _, block in blocks(candidates, embeddings):
+        for sampled in block:
+            choice = choose(settings, examples[sampled.id], sampled, judge)
+            rows = choice.rows - sampled.rows.start
+            kept.append(np.isin(np.arange(len(sampled.texts)), rows[choice.drawn.kept]))
+            drawn.append(rows[choice.drawn.ranks])
+    return np.stack(kept), drawn

@@ -30,7 +30,7 @@ from studies.gradient_error.components import (
     slope,
 )
 
-VERSION = 1
+VERSION = 2
 FILE = "theory.json"
 # What a step's negatives are.
 NONE, ALL = "none: the target alone, as supervised fine-tuning", "all responses"

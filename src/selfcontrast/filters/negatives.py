@@ -95,10 +95,10 @@ def select_negatives(
     compared: list[tuple[list[list[int]], list[list[int]]]] = []
     every = max(1, len(Vectors(embeddings / TARGETS)) // COMPARED)
     with pq.ParquetWriter(folder / FILE, NEGATIVES) as negatives:
-        for table, block in _blocks(candidates, embeddings):
+        for table, block in blocks(candidates, embeddings):
             choices = []
             for sampled in block:
-                choice = _choose(settings, examples[sampled.id], sampled, judge)
+                choice = choose(settings, examples[sampled.id], sampled, judge)
                 if len(prompts) % every == 0:
                     compared.append(_token_ids(table, choice))
                 prompts.append(_facts(settings, examples[sampled.id].target, sampled, choice))
@@ -108,7 +108,7 @@ def select_negatives(
     return _told(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
 
 
-def _blocks(candidates: Path, embeddings: Path) -> Iterator[tuple[pa.Table, list[Sampled]]]:
+def blocks(candidates: Path, embeddings: Path) -> Iterator[tuple[pa.Table, list[Sampled]]]:
     """Candidates as tables of whole prompts, each with what there is of its prompts."""
     near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
     row = prompt = 0
@@ -125,7 +125,7 @@ def _blocks(candidates: Path, embeddings: Path) -> Iterator[tuple[pa.Table, list
         )
 
 
-def _choose(settings: Filter, example: Example, sampled: Sampled, judge: Judge | None) -> Choice:
+def choose(settings: Filter, example: Example, sampled: Sampled, judge: Judge | None) -> Choice:
     """The pool of a prompt, and the draw from it."""
     found = distinct(example.target, sampled.texts)
     cosines = np.clip(sampled.vectors[found] @ sampled.target, -1, 1)
