@@ -133,7 +133,7 @@ def test_a_finished_run_tells_its_speeds_per_device(tmp_path: Path) -> None:
     def stage(name: str, seconds: float, **summary: float) -> dict[str, Any]:
         return {"name": name, "seconds": seconds, "resumed": False, "summary": summary}
 
-    result = {
+    result: Any = {
         "config": {"hardware": {"devices": 4, "num_nodes": 2}},
         "histories": {"align": [{"tokens_per_second": value} for value in (1.0, 800.0, 900.0)], "sft": []},
         "stages": [
