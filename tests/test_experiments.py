@@ -21,6 +21,13 @@ DATA = ("hh_rlhf", "ultrachat", "nectar")
 ARMS = ("sft", "dpo_std", "spin", "self_contrast")
 EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
 
+
+def chosen(experiment: str) -> list[str]:
+    """What train.py is told for DATA/ARM. UltraChat has no pairs of its own."""
+    data, arm = experiment.split("/")
+    return ["+experiment=paper", f"data={data}{'_pairs' if experiment == 'ultrachat/dpo_std' else ''}", f"arm={arm}"]
+
+
 EVERY = {  # [repo] for all three
     "seed": 42,
     "max_length": 2048,
@@ -142,20 +149,40 @@ def setting(cfg: DictConfig, key: str) -> Any:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_setting_is_that_of_the_table(experiment: str) -> None:
     data, arm = experiment.split("/")
-    cfg = composed(f"+experiment={experiment}")
+    cfg = composed(*chosen(experiment))
     expected = {**EVERY, **BY_DATA[data], **BY_ARM[arm]}
     assert {key: setting(cfg, key) for key in expected} == expected
 
 
-def test_there_are_no_other_experiments_and_each_names_its_command() -> None:
-    files = {
-        str(file.relative_to(CONF).with_suffix("")): file for file in CONF.glob("*/*.yaml") if file.parent.name in DATA
-    }
-    assert set(files) - {f"{data}/settings" for data in DATA} == set(EXPERIMENTS)
-    for name in EXPERIMENTS:
-        head = files[name].read_text().splitlines()[:2]
-        assert head[0] == "# @package _global_"
-        assert f"+experiment={name}" in head[1]
+def test_an_experiment_names_its_command_and_what_it_adds_is_of_an_option_that_there_is() -> None:
+    experiments = {file.stem: file.read_text() for file in CONF.glob("*.yaml")}
+    for name, text in experiments.items():
+        assert f"+experiment={name}" in text
+    for file in CONF.glob("*/*/*.yaml"):
+        group, name = file.parent.parent.name, file.parent.name
+        assert name in experiments
+        assert (CONF.parent / group / file.name).is_file()
+        assert file.read_text().startswith("# @package _global_\n")
+
+
+def test_the_model_and_length_of_a_data_set_can_be_taken_with_the_authors_copy_of_it() -> None:
+    """conf/experiment/data/paper/self_contrast_release.yaml says so."""
+    release = ("+experiment=paper", "data=self_contrast_release")
+    assert composed(*release).model == composed(*chosen("hh_rlhf/spin")).model
+    for part in ("model", "trainer", "published"):
+        assert composed(*release, "experiment/data=paper/nectar")[part] == composed(*chosen("nectar/spin"))[part]
+
+
+def test_no_fine_tuning_is_asked_for_beside_an_experiment() -> None:
+    """docs/reproduction.md: sft=none model.path=FOLDER, for a model that is fine-tuned already."""
+    assert composed(*chosen("hh_rlhf/spin"), "sft=none").sft.epochs == 0
+
+
+def test_an_arm_has_the_last_word_on_what_an_experiment_samples() -> None:
+    """SPIN draws one response, and with whichever backend the length of a response is the experiment's."""
+    for generator in ("hf", "vllm", "openai"):
+        spin = composed(*chosen("hh_rlhf/spin"), f"generator={generator}")
+        assert (spin.generator.samples, spin.negatives, spin.generator.max_new_tokens) == (1, 1, 2048)
 
 
 EVERYTHING, LEAST = (f"selfcontrast.filters.selectors.{name}" for name in ("Everything", "LeastSimilar"))
@@ -170,7 +197,7 @@ PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("SelfCo
     ],
 )
 def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tuple[str, ...]) -> None:
-    whole, other = (composed("+experiment=nectar/self_contrast", *more) for more in ((), (f"arm={arm}",)))
+    whole, other = (composed(*chosen(f"nectar/{name}")) for name in ("self_contrast", arm))
     found = (other.method, other.filter.selector._target_, other.objective._target_)
     assert found == expected
     for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "rounds"):
@@ -178,30 +205,24 @@ def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tupl
 
 
 def test_the_random_control_keeps_as_many_as_the_papers_filter_and_the_default_job_a_share_of_the_distinct() -> None:
-    control = composed("+experiment=hh_rlhf/self_contrast", "arm=random_negatives").filter.selector
+    control = composed(*chosen("hh_rlhf/random_negatives")).filter.selector
     assert control._target_ == "selfcontrast.filters.selectors.Random"
     assert (control.share, control.of) == (0.75, "samples")
     assert composed().filter.selector.of == "distinct"
 
 
-def test_standard_pairs_are_not_mixed_up_with_sampling() -> None:
-    """The experiment with that arm on the command line would sample: it is refused, and dpo_std is the one to take."""
-    cfg = composed("+experiment=nectar/self_contrast", "arm=dpo_std")
-    with pytest.raises(UserError, match=r"generator\.\w+: no such setting"):
-        configure(cfg)
-
-
 SOURCES = ("[repo]", "[paper]", "unknown", "our choice", "ours", "room for", "docs/")
 
 
-@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+PAPER = sorted([CONF / "paper.yaml", *CONF.glob("*/paper/*.yaml")])
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda file: str(file.relative_to(CONF)))
 def test_every_setting_says_where_it_comes_from(file: Path) -> None:
     """On each line that gives a value: from where it is, or that it is unknown or ours."""
-    if file.parent.name not in (*DATA, "experiment"):
-        return
     for line in file.read_text().splitlines():
         key, _, value = line.partition("#")[0].strip().partition(":")
-        if key and value and not line.lstrip().startswith("- ") and (key, value.strip()) != ("epochs", "0"):
+        if key and value and not line.lstrip().startswith("- "):
             assert any(word in line for word in SOURCES), line
 
 
@@ -210,13 +231,13 @@ def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
     cfg = composed(f"data={data}").data
     for part in filter(None, (cfg.train, cfg.test)):
         assert len(part.revision) == 40
-    experiment = composed(f"+experiment={data.partition('_pairs')[0]}/sft")
+    experiment = composed("+experiment=paper", f"data={data}", "arm=sft")
     assert len(experiment.model.revision) == 40
 
 
 def test_the_encoder_that_is_not_pinned_is_declared_with_how_to_pin_it() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text().partition("## What could differ")[2]
-    assert composed("+experiment=hh_rlhf/sft").encoder.revision is None
+    assert composed(*chosen("hh_rlhf/sft")).encoder.revision is None
     assert "encoder.revision=COMMIT" in text
 
 
@@ -244,7 +265,7 @@ def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
         "data.validation=0.1",
         "data.test_share=0.25",
     )
-    return configure(composed(f"+experiment={experiment}", "hardware.devices=1", *here, *overrides))
+    return configure(composed(*chosen(experiment), "hardware.devices=1", *here, *overrides))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -279,7 +300,8 @@ def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Pat
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in some))
     parts = configure(
         composed(
-            "+experiment=hh_rlhf/dpo_std",
+            "+experiment=paper",
+            "arm=dpo_std",
             "data=self_contrast_release",
             f"data.root={tmp_path}",
             "data.rows=Self-Contrast_2",
@@ -326,7 +348,7 @@ def test_a_published_figure_of_mt_bench_stands_beside_fastchats_questions_alone(
 def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
     """What +debug=tiny changes are sizes and places."""
     whole, small = (
-        json.loads(json.dumps(OmegaConf.to_container(composed("+experiment=hh_rlhf/self_contrast", *more))))
+        json.loads(json.dumps(OmegaConf.to_container(composed(*chosen("hh_rlhf/self_contrast"), *more))))
         for more in ((), ("+debug=tiny",))
     )
     assert small["max_length"] == 256

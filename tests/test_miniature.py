@@ -12,23 +12,28 @@ from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Filter
 from test_config import composed
 
-FOLDER = ROOT / "conf" / "experiment" / "miniature"
-ARMS = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "settings")
+CLEAN = "data.noise=0.0"
+TOKENS = "trainer.tokens=538702"  # docs/miniature.md
+ARMS = sorted(file.stem for file in (ROOT / "conf" / "arm").glob("*.yaml") if file.stem != "sft")
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
 SAME = ("model", "sft", "encoder", "trainer", "evaluation", "engine", "hardware", "adapter")
 ONE_NEGATIVE = ("dpo_std", "spin", "equal_tokens")
 
 
+def chosen(arm: str) -> list[str]:
+    return ["+experiment=miniature", f"arm={arm}", *([TOKENS] if arm == "equal_tokens" else [])]
+
+
 def settings(arm: str, *overrides: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(composed(f"+experiment=miniature/{arm}", "output=out", *overrides), resolve=True)
+    found = OmegaConf.to_container(composed(*chosen(arm), "output=out", *overrides), resolve=True)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_passes_the_checks_before_compute(arm: str) -> None:
-    for k in (1, 16) if arm in ("self_contrast", "clean") else (None,):
-        parts = configure(composed(f"+experiment=miniature/{arm}", *SMALL, *([f"negatives={k}"] if k else [])))
+    for k in (1, 16) if arm == "self_contrast" else (None,):
+        parts = configure(composed(*chosen(arm), *SMALL, *([f"negatives={k}"] if k else [])))
         assert parts.generator.check(parts.splits["train"]) is None
 
 
@@ -40,22 +45,21 @@ def test_the_same_hyper_parameters_for_every_arm(arm: str) -> None:
         method["trainer"].pop("tokens")
     for part in SAME:
         assert own[part] == method[part], part
-    if not arm.startswith("clean"):
-        assert own["data"] == method["data"]
+    assert own["data"] == method["data"]
     assert own["generator"]["prompts"] == method["generator"]["prompts"]
     assert (own["negatives"] == 1) == (arm in ONE_NEGATIVE)
 
 
 def test_the_clean_arms_differ_in_the_noise_alone() -> None:
-    for clean, noisy in (("clean", "self_contrast"), ("clean_continued", "sft_continued")):
-        one, other = settings(clean), settings(noisy)
+    for arm in ("self_contrast", "sft_continued"):
+        one, other = settings(arm, CLEAN), settings(arm)
         assert (one["data"].pop("noise"), other["data"].pop("noise")) == (0.0, 0.15)
         assert one == other
 
 
 def test_the_issues_command_is_the_method_with_any_k_and_seed() -> None:
     short = composed("+experiment=miniature", "negatives=16", "seed=3", "output=out")
-    long = composed("+experiment=miniature/self_contrast", "negatives=16", "seed=3", "output=out")
+    long = composed(*chosen("self_contrast"), "negatives=16", "seed=3", "output=out")
     assert short == long
     assert (short.negatives, short.seed, short.generator.seed) == (16, 3, 3)
 
@@ -72,6 +76,8 @@ def test_every_k_is_real() -> None:
 
 def test_the_documented_commands_name_every_arm() -> None:
     text = (ROOT / "docs" / "miniature.md").read_text()
-    named = set(re.findall(r"miniature/(\w+)", text)) | {"self_contrast"}
-    assert set(ARMS) <= named
+    given = [found.split(",") for found in re.findall(r"\+experiment=miniature arm=([\w,]+)", text)]
+    assert set(ARMS) <= {arm for arms in given for arm in arms} | {"self_contrast"}
+    assert f"arm=equal_tokens {TOKENS} " in text
+    assert f"{CLEAN} " in text
     assert "python train.py -m +experiment=miniature negatives=1,2,4,8,16 seed=1,2,3,4,5" in text

@@ -152,7 +152,7 @@ def test_reproduce_passes_a_signal_on_and_waits(sent: signal.Signals, tmp_path: 
         "def end(*given):\n open('ended', 'w').close()\n sys.exit(143)\n"
         f"signal.signal({int(sent)}, end)\n" + READY + "time.sleep(10000)\n"
     )
-    body = f"sys.path.insert(0, {str(ROOT)!r})\nimport reproduce\nos.chdir({str(tmp_path)!r})\n"
+    body = f"sys.path.insert(0, {str(ROOT)!r})\nfrom studies.paper import reproduce\nos.chdir({str(tmp_path)!r})\n"
     body += "sys.exit(reproduce.call([sys.executable, 'child.py']))\n"
     with running(body) as script:
         script.send_signal(sent)

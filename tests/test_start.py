@@ -10,8 +10,9 @@ import pytest
 from jobs import ROOT
 
 SLOW = ("torch", "transformers", "lightning", "sentence_transformers", "matplotlib", "sklearn", "lm_eval", "datasets")
-TARGET = re.compile(r"_target_: *(selfcontrast\.[\w.]+)")
-TARGETS = sorted({name for file in (ROOT / "conf").rglob("*.yaml") for name in TARGET.findall(file.read_text())})
+TARGET = re.compile(r"_target_: *((?:selfcontrast|studies)\.[\w.]+)")
+FILES = [file for folder in ("conf", "studies") for file in (ROOT / folder).rglob("*.yaml")]
+TARGETS = sorted({name for file in FILES for name in TARGET.findall(file.read_text())})
 
 COMPOSE = """
 from hydra import compose, initialize_config_dir
@@ -63,8 +64,9 @@ except SystemExit:
         "train.py negatives=40 hydra.run.dir={out}",
         "evaluate.py --help",
         "evaluate.py model={out}/none hydra.run.dir={out}",
-        "reproduce.py --help",
-        "theory.py --help",
+        "studies/paper/reproduce.py --help",
+        "studies/gradient_error/__main__.py --help",
+        "studies/claims/__main__.py --help",
     ],
 )
 def test_help_and_wrong_setting_told_without_slow_imports(command: str, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Models, tokenizers and settings small enough for any test, made without a network."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from selfcontrast.data.candidates import Candidate, read_candidates
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.generators.stage import FILE as CANDIDATES
 from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
@@ -163,3 +166,9 @@ def lora(**changes: Any) -> LoRA:
 def self_contrast(beta: float) -> SelfContrast:
     """The paper's objective, plain."""
     return SelfContrast(beta=beta, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
+
+
+def candidates_by_prompt(folder: Path) -> Iterator[tuple[str, list[Candidate]]]:
+    """Example id and candidates, in order of sampling, of what the stage generate has left in a folder."""
+    for name, found in groupby(read_candidates(folder / CANDIDATES), key=lambda candidate: candidate.id):
+        yield name, list(found)

@@ -1,7 +1,7 @@
 """What `+debug=tiny` runs on: tiny models of random weights, and a few rows in the upstream formats of the data sets.
 
 python -m selfcontrast.debug debug
-python train.py +experiment=hh_rlhf/self_contrast negatives=4 +debug=tiny
+python train.py +experiment=paper data=hh_rlhf negatives=4 +debug=tiny
 
 The rows say what the built-in data says, in the columns, files and folders that hh-rlhf, UltraChat, UltraFeedback and
 Nectar have on the hub. They show that an experiment runs, and nothing else.

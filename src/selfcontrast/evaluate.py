@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +20,24 @@ from selfcontrast.job import Job
 from selfcontrast.models.loading import Pretrained, load_tokenizer, template_text
 from selfcontrast.pipeline import contaminated, measured_by, published_data, scores_of
 from selfcontrast.provenance import provenance
-from selfcontrast.report.benchmarks import CATEGORY, cell
 from selfcontrast.report.evaluated import write_evaluated
-from selfcontrast.report.page import lm_eval_rows
-from selfcontrast.report.terminal import columns, say, show
-from selfcontrast.report.text import interval, number, place
-from selfcontrast.results import RESULT, measured_lines, samples_of, samples_table, stage_record, track_judgments
+from selfcontrast.results import (
+    MODEL,
+    RESULT,
+    Evaluated,
+    measured_lines,
+    samples_of,
+    samples_table,
+    stage_record,
+    track_judgments,
+)
 from selfcontrast.store import Artifact
 from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
 from selfcontrast.store.content import Content
 from selfcontrast.tracking import Tracker
 
-LABEL = "model"
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates")  # what holds them in a model's folder
 BOUNDS = ("estimate", "low", "high")  # of an interval
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What was measured of a model, as JSON.
-
-    Attributes:
-        model: its folder.
-        comparison: as of `results.Result`, with this system alone.
-        lm_eval: per task its metrics.
-        benchmarks: by name, as of `results.Result`; without those that compare with the SFT model.
-        samples, stages, config, provenance: as of `results.Result`.
-    """
-
-    model: str
-    comparison: dict[str, Any]
-    lm_eval: dict[str, dict[str, float]]
-    benchmarks: dict[str, dict[str, Any]]
-    samples: list[dict[str, Any]]
-    stages: list[dict[str, Any]]
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-
-    @property
-    def systems(self) -> list[str]:
-        return [LABEL]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Evaluated":
-        return cls(**json.loads((folder / RESULT).read_text()))
-
-    @staticmethod
-    def is_in(folder: Path) -> bool:
-        """Whether the folder's result is of one model, and not of a run."""
-        return "policy" not in json.loads((folder / RESULT).read_text())
 
 
 def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
@@ -86,15 +55,15 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
         content = Content.of(folder)
         job = Job(parts, tracker, lambda: content.check("model.path"), judged=True)
         published_data(job)
-        trained = {LABEL: as_artifact(folder, parts.output, template, content)}
+        trained = {MODEL: as_artifact(folder, parts.output, template, content)}
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
-        systems = {LABEL: scores_of(job, trained[LABEL], LABEL)}
-        comparison = compare({LABEL: systems[LABEL].path}, parts.evaluation, seen, baseline=LABEL)
+        systems = {MODEL: scores_of(job, trained[MODEL], MODEL)}
+        comparison = compare({MODEL: systems[MODEL].path}, parts.evaluation, seen, baseline=MODEL)
         measured = {name: measured_by(job, name, trained, systems) for name in parts.evaluation.benchmarks}
         result = Evaluated(
             model=str(folder),
             comparison=asdict(comparison),
-            lm_eval=json.loads((systems[LABEL].path / LM_EVAL).read_text()),
+            lm_eval=json.loads((systems[MODEL].path / LM_EVAL).read_text()),
             benchmarks={
                 name: measured_lines(parts.evaluation, name, found, job.artifacts["contamination"])
                 for name, found in measured.items()
@@ -165,33 +134,6 @@ def as_artifact(folder: Path, output: Path, template: str | None, content: Conte
         (linked / TEMPLATES[0]).write_text(template, encoding="utf-8")
     manifest = {"seconds": 0.0, "summary": {}, "resumed": False}
     return Artifact("model", key_of(identity), linked.parent, manifest, cached=True)
-
-
-def print_evaluated(result: Evaluated, output: Path) -> None:
-    """Prints the numbers to stdout."""
-    measure = result.comparison["measure"]
-    table = columns(f"{measure}, at", "mean", "tokens")
-    for row in result.comparison["rows"]:
-        table.add_row(row["decoding"], interval(row["mean"]), number(row["tokens"], 1))
-    say("")
-    show(table)
-    if result.lm_eval:
-        table = columns("lm-eval task", "metric", "", left=2)
-        level = result.comparison["rows"][0]["mean"]["level"]
-        for task, metric, (value,) in lm_eval_rows({"": result.lm_eval}, level):
-            table.add_row(task, metric, value)
-        say("")
-        show(table)
-    for name, found in result.benchmarks.items():
-        table = columns(name, "")
-        for line in found["lines"]:
-            if not line["what"].startswith(CATEGORY):
-                table.add_row(line["what"], cell(line))
-        say("")
-        show(table)
-    say("")
-    for name, file in (("report", "report.html"), ("results", RESULT)):
-        say(f"{name:<8} {place(output / file)}", wrap=False)
 
 
 def _numbers(result: Evaluated) -> dict[str, Any]:

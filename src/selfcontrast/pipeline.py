@@ -4,10 +4,11 @@ Each stage is a function from its settings and the artifacts before it to one ar
 Only this module knows their order.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from selfcontrast.generators.backend import Responder
 from selfcontrast.job import DATA, Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
-from selfcontrast.results import Result, track_judgments
+from selfcontrast.report.page import write_report
+from selfcontrast.results import RESULT, Result, track_judgments
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracker, Untracked
@@ -58,7 +60,8 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
         seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
         result = Result.collect(parts, config, job.artifacts, systems, comparison, measured)
-        result.write(parts.output)
+        (parts.output / RESULT).write_text(json.dumps(asdict(result)))
+        write_report(result, parts.output)
         result.track(tracker, parts.output)
         track_judgments(tracker, parts.evaluation, measured)
         if parts.rounds:

@@ -1,4 +1,4 @@
-"""A job's result: what the report, the table on the terminal, W&B and a sweep's report are all made from."""
+"""The result of a job, or of a model measured alone: what reports, the terminal and W&B are all made from."""
 
 import json
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ from selfcontrast.training.costs import peak_memory
 from selfcontrast.training.fine_tune import HISTORY
 
 RESULT = "result.json"
+MODEL = "model"  # what evaluate.py calls the one system that it measures
 SAMPLES = 24  # prompts shown with their answers
 
 
@@ -114,12 +115,6 @@ class Result:
     def read(cls, folder: Path) -> "Result":
         return cls(**json.loads((folder / RESULT).read_text()))
 
-    def write(self, folder: Path) -> None:
-        from selfcontrast.report.page import write_report
-
-        (folder / RESULT).write_text(json.dumps(asdict(self)))
-        write_report(self, folder)
-
     def track(self, tracker: Tracker, folder: Path) -> None:
         """The headline numbers, tables and files of the run."""
         summary: dict[str, Any] = {"value": self.value, "policy": self.policy}
@@ -144,6 +139,41 @@ class Result:
         tracker.table("negatives", pd.DataFrame(self.negatives_shown))
         tracker.figure("figure", folder / "figure.png")
         tracker.files(folder / RESULT, folder / "report.html")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured of a model, as JSON.
+
+    Attributes:
+        model: its folder.
+        comparison: as of `Result`, with this system alone.
+        lm_eval: per task its metrics.
+        benchmarks: by name, as of `Result`; without those that compare with the SFT model.
+        samples, stages, config, provenance: as of `Result`.
+    """
+
+    model: str
+    comparison: dict[str, Any]
+    lm_eval: dict[str, dict[str, float]]
+    benchmarks: dict[str, dict[str, Any]]
+    samples: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def systems(self) -> list[str]:
+        return [MODEL]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Evaluated":
+        return cls(**json.loads((folder / RESULT).read_text()))
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether the folder's result is of one model, and not of a run."""
+        return "policy" not in json.loads((folder / RESULT).read_text())
 
 
 def stage_facts(artifact: Artifact) -> str:

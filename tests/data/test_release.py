@@ -13,8 +13,7 @@ from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.imported import Import
 from selfcontrast.generators.pairs import Pairs
-from selfcontrast.generators.stage import candidates_by_prompt
-from tiny import policy_folder
+from tiny import candidates_by_prompt, policy_folder
 
 Row = dict[str, Any]
 HISTORY = [["the cat?", "a dog"]]

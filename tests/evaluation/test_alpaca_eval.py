@@ -9,25 +9,18 @@ import pandas as pd
 import pytest
 
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.alpaca_eval import (
-    Annotation,
-    Output,
-    pair_up,
-    read_annotations,
-    read_difficulties,
-    read_outputs,
-    score,
-)
+from selfcontrast.evaluation.alpaca_eval import Output, read_outputs
 from selfcontrast.evaluation.statistics import (
     Coefficients,
     Pairs,
     length_controlled_win_rate,
     length_controlled_within_prompts,
+    rate_interval,
+    standard_error,
     win_rate_at_equal_length,
 )
 from shared import shared_data
 
-OPTIONS: dict[str, Any] = {"level": 0.95, "resamples": 500, "seed": 0}
 # Their published weights are not those that their rows of the leaderboard were computed with: 0.13 and 0.19 points off.
 WEIGHTS_OF_ANOTHER_FIT = {"NullModel", "dbrx-instruct"}
 
@@ -35,11 +28,6 @@ WEIGHTS_OF_ANOTHER_FIT = {"NullModel", "dbrx-instruct"}
 def write(path: Path, rows: Any) -> str:
     path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
     return str(path)
-
-
-def row(instruction: str, baseline: str, model: str, preference: Any) -> dict[str, Any]:
-    own = {"output_1": baseline, "output_2": model, "generator_1": "base", "generator_2": "own"}
-    return {"instruction": instruction, "preference": preference, "annotator": "judge", **own}
 
 
 @pytest.mark.parametrize("name", ["outputs.json", "outputs.jsonl"])
@@ -57,32 +45,6 @@ def test_outputs_carry_the_difficulty_of_their_instruction(tmp_path: Path) -> No
             read_outputs(write(tmp_path / "a.json", [{**rows[0], "instruction_difficulty": wrong}]), "key")
 
 
-def test_models_pair_up_by_instruction_not_by_row() -> None:
-    own = {i: Output(i, f"own {i}", "own") for i in ("c", "a")}
-    base = {i: Output(i, f"base {i}", "base") for i in ("a", "b", "c")}
-    pairs, missing = pair_up(own, base)
-    assert [(x.output, y.output) for x, y in pairs] == [("own c", "base c"), ("own a", "base a")]
-    assert missing == ["b"]
-
-
-def test_annotations_are_read_as_preferences_for_the_model(tmp_path: Path) -> None:
-    rows = [row("a?", "long", "s", 1.25), row("b?", "x", "xy", 2), row("c?", "", "", 0), row("d?", "", "", 1.5)]
-    found = read_annotations(write(tmp_path / "a.json", [*rows, row("e?", "x", "y", None)]), "key")
-    assert [a.preference for a in found] == [0.25, 1, 0.5, 0.5, None]
-    assert [a.length_difference for a in found] == [-3, 1, 0, 0, 0]
-    assert (found[0].model.generator, found[0].baseline.generator) == ("own", "base")
-
-
-def test_scores_by_hand(tmp_path: Path) -> None:
-    """Preferences 1, 0.5, 0 and one without a verdict."""
-    rows = [row("a?", "x", "y", 2), row("b?", "x", "y", 1.5), row("c?", "x", "y", 1), row("d?", "x", "y", None)]
-    result = score(read_annotations(write(tmp_path / "a.json", rows), "key"), None, **OPTIONS)
-    assert result.win_rate.estimate == 0.5
-    assert result.standard_error == pytest.approx(0.5 / np.sqrt(3))  # s = 0.5
-    assert result.without_verdict == 1
-    assert result.length_controlled.win_rate.n == 3
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
@@ -98,20 +60,6 @@ def test_unusable_outputs(name: str, rows: Any, message: str, tmp_path: Path) ->
         read_outputs(write(tmp_path / name, rows), "evaluation.outputs")
 
 
-@pytest.mark.parametrize("preference", [3, 0.7, -1, "2", True, float("nan")])
-def test_no_preference_at_all(preference: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'preference' must be from 1 to 2"):
-        read_annotations(write(tmp_path / "a.json", [row("a?", "x", "y", preference)]), "key")
-
-
-def test_unknown_difficulties(tmp_path: Path) -> None:
-    annotation = Annotation("a?", Output("a?", "x", ""), Output("a?", "y", ""), 1.0)
-    with pytest.raises(UserError, match=r"1 instructions have no difficulty, such as 'a\?'"):
-        score([annotation], {"b?": 1.0}, **OPTIONS)
-    with pytest.raises(UserError, match="'instruction_difficulty' must be a number"):
-        read_difficulties(write(tmp_path / "d.json", [{"instruction": "a?"}]), "key")
-
-
 # --- the published leaderboard ---
 
 
@@ -125,34 +73,26 @@ def baseline() -> dict[int, Output]:
     return dict(enumerate(outputs.values()))
 
 
-def annotations(judged: pd.DataFrame, outputs: dict[int, Output]) -> list[Annotation]:
-    """Of compact rows: texts as long as the real ones."""
-    found = []
-    for one in judged.itertuples():
-        instruction = outputs[int(one.instruction_index)].instruction  # type: ignore[arg-type]
-        lengths = int(one.len_baseline), int(one.len_model)  # type: ignore[arg-type]
-        base, own = (Output(instruction, "x" * length, "") for length in lengths)
-        found.append(Annotation(instruction, base, own, float(one.preference) - 1))  # type: ignore[arg-type]
-    return found
-
-
 def test_ten_models_have_the_leaderboards_win_rate_and_standard_error() -> None:
-    published, outputs = leaderboard(), baseline()
+    published, outputs = leaderboard(), list(baseline().values())
     judged = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
-    difficulties = read_difficulties(str(shared_data("alpaca_eval", "instructions_baseline.jsonl")), "key")
     models = list(judged.groupby("model"))
     assert len(models) == 10
     for name, rows in models:
-        found, expected = score(annotations(rows, outputs), difficulties, **OPTIONS), published.loc[str(name)]
-        assert 100 * found.win_rate.estimate == pytest.approx(expected["win_rate"], abs=1e-6), name
-        assert 100 * found.standard_error == pytest.approx(expected["standard_error"], abs=1e-6), name
-        assert found.win_rate.n == expected["n_total"]
+        expected = published.loc[str(name)]
+        index, outcomes = rows["instruction_index"].to_numpy(), rows["preference"].to_numpy() - 1
+        rate = rate_interval(outcomes, index)
+        assert 100 * rate.estimate == pytest.approx(expected["win_rate"], abs=1e-6), name
+        assert 100 * standard_error(outcomes, index) == pytest.approx(expected["standard_error"], abs=1e-6), name
+        assert rate.n == expected["n_total"]
         # Another penalty than ours, so another estimate: but inside the interval, where difficulties were joined right.
-        controlled = found.length_controlled
+        lengths = (rows["len_model"] - rows["len_baseline"]).to_numpy()
+        difficulties = [outputs[i].difficulty or 0.0 for i in index]
+        controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, resamples=500, seed=0)
         assert not controlled.near_separation
         if name not in WEIGHTS_OF_ANOTHER_FIT and len(rows) == 805:
-            rate = expected["length_controlled_winrate"] / 100
-            assert controlled.win_rate.low < rate < controlled.win_rate.high, name
+            rate_at_equal_length = expected["length_controlled_winrate"] / 100
+            assert controlled.win_rate.low < rate_at_equal_length < controlled.win_rate.high, name
 
 
 # Published with difficulties joined by row number, which a missing row shifts: no estimate of ours need agree.
@@ -192,9 +132,7 @@ def test_published_weights_give_the_leaderboards_length_controlled_rates() -> No
     """Of all models with every instruction. The others' were published with difficulties joined by row number."""
     published = leaderboard()
     weights = pd.read_csv(shared_data("alpaca_eval", "glm_weights_length_controlled_v1.csv"), index_col=0)
-    difficulties = list(
-        read_difficulties(str(shared_data("alpaca_eval", "instructions_baseline.jsonl")), "key").values()
-    )
+    difficulties = [output.difficulty or 0.0 for output in baseline().values()]
     whole = published[published["n_total"] == 805].join(weights, how="inner")
     assert len(whole) > 180
     other = set()
@@ -204,20 +142,3 @@ def test_published_weights_give_the_leaderboards_length_controlled_rates() -> No
         if rate != pytest.approx(expected["length_controlled_winrate"], abs=1e-3):
             other.add(name)
     assert other == WEIGHTS_OF_ANOTHER_FIT
-
-
-def test_real_annotations_through_the_file_format(tmp_path: Path) -> None:
-    """vicuna-7b's outputs and preferences, shuffled, written as AlpacaEval writes them."""
-    outputs = baseline()
-    lines = shared_data("alpaca_eval", "vicuna-7b.jsonl").read_text().splitlines()
-    judged = [json.loads(line) for line in reversed(lines)]
-    rows = [
-        row(outputs[one["index"]].instruction, outputs[one["index"]].output, one["output"], one["preference"])
-        for one in judged
-    ]
-    found = score(read_annotations(write(tmp_path / "annotations.json", rows), "key"), None, **OPTIONS)
-    expected = leaderboard().loc["vicuna-7b"]
-    assert 100 * found.win_rate.estimate == pytest.approx(expected["win_rate"], abs=1e-6)
-    assert 100 * found.standard_error == pytest.approx(expected["standard_error"], abs=1e-6)
-    average = np.mean([len(one["output"]) for one in judged])
-    assert int(average) == expected["avg_length"]

@@ -22,6 +22,7 @@ from selfcontrast.filters.negatives import DIAGNOSTICS, FILE, PROMPTS, SIMILARIT
 from selfcontrast.filters.score import Verified
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, MostSimilarBelow
+from studies.gradient_error.experiment import chosen
 from tiny import example
 
 EXAMPLES = {name: example(name, "?", "target") for name in ("p", "q", "r")}
@@ -173,7 +174,7 @@ def cosine(text: str) -> float:
     return (WORDS.index(text.strip()) - 4) / 5 if text.strip() in WORDS else 0.3
 
 
-def chosen(folder: Path, sampled: dict[str, Sequence[str]], selector: Any, most: int) -> dict[str, list[str]]:
+def chosen_texts(folder: Path, sampled: dict[str, Sequence[str]], selector: Any, most: int) -> dict[str, list[str]]:
     """Per prompt its negatives' stripped texts in rank order; nothing where no prompt gives them."""
     sources = stored(folder, sampled, cosine)
     examples = {name: example(name, "?", "target") for name in sampled}
@@ -200,20 +201,35 @@ def test_a_prompts_negatives_are_distinct_no_copies_and_its_own_affair(
 ) -> None:
     """Neither other prompts, nor the order of its candidates, nor how the file is read changes a prompt's negatives."""
     sampled: dict[str, Sequence[str]] = {f"p{i}": texts for i, texts in enumerate(prompts)}
-    found = chosen(tmp_path / "all", sampled, selector, most)
+    found = chosen_texts(tmp_path / "all", sampled, selector, most)
     for texts in found.values():
         assert len(set(texts)) == len(texts) == most
         assert set(texts) <= set(WORDS)
     for name, texts in sampled.items():
         shuffled = shuffle.sample(list(texts), len(texts))
-        assert chosen(tmp_path / "one", {name: shuffled}, selector, most).get(name) == found.get(name)
+        assert chosen_texts(tmp_path / "one", {name: shuffled}, selector, most).get(name) == found.get(name)
+
+
+@pytest.mark.parametrize("near", [lambda text: NEAR.get(text.strip(), 0.0), lambda text: 0.5], ids=["distinct", "ties"])
+@pytest.mark.parametrize("selector", [LeastSimilar(0.75, "distinct"), MostSimilarBelow(1.0)], ids=["drawn", "ranked"])
+def test_the_study_of_the_gradient_takes_the_negatives_that_training_takes(
+    tmp_path: Path, near: Any, selector: Any
+) -> None:
+    sources, own = stored(tmp_path / "in", SAMPLED, near), Filter(selector, 2, "drop_everywhere", 0, None)
+    select_negatives(tmp_path, own, EXAMPLES, *sources, None)
+    trained = read_negatives(tmp_path / FILE)
+    seen = pd.read_parquet(tmp_path / SIMILARITIES)
+    kept, drawn = chosen(own, EXAMPLES, *sources, None)
+    for name, mask, rows in zip(SAMPLED, kept, drawn, strict=True):
+        assert list(rows) == [negative.sample for negative in trained.get(name, [])]
+        assert set(np.flatnonzero(mask)) == set(seen[(seen["id"] == name) & seen["kept"]]["sample"])
 
 
 def test_a_file_read_in_small_pieces_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = {f"p{i}": [WORDS[(i * k) % 9] for k in range(1, 9)] for i in range(1, 9)}
-    whole = chosen(tmp_path / "whole", sampled, Everything(), 3)
+    whole = chosen_texts(tmp_path / "whole", sampled, Everything(), 3)
     whole_prompts = files.whole_prompts
     monkeypatch.setattr(
         "selfcontrast.filters.negatives.whole_prompts", lambda file, columns: whole_prompts(file, columns, rows=3)
     )
-    assert chosen(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}
+    assert chosen_texts(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}

@@ -17,9 +17,9 @@ from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder, Sampler, with_room
 from selfcontrast.generators.hf import HF, Fitting
 from selfcontrast.generators.sampling import sample
-from selfcontrast.generators.stage import FILE, Generation, candidates_by_prompt, choose, generate
+from selfcontrast.generators.stage import FILE, Generation, choose, generate
 from selfcontrast.models.loading import load_model, load_tokenizer
-from tiny import example, policy_folder, tokenizer
+from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [example(f"e{i}", "the cat " * (1 + i % 4), "a cat") for i in range(9)]

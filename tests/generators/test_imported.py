@@ -14,8 +14,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.imported import Import
-from selfcontrast.generators.stage import candidates_by_prompt
-from tiny import example, policy_folder, tokenizer
+from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
 TALK: list[Message] = [

@@ -16,9 +16,9 @@ from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.openai import OpenAI
-from selfcontrast.generators.stage import FAILURES, FILE, Generation, candidates_by_prompt, generate
+from selfcontrast.generators.stage import FAILURES, FILE, Generation, generate
 from selfcontrast.store import settings_of
-from tiny import example, policy_folder, tokenizer
+from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 TOKENIZER = tokenizer()
 RENDERER = Renderer(TOKENIZER)

@@ -10,8 +10,8 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.pairs import Pairs
-from selfcontrast.generators.stage import candidates_by_prompt, choose
-from tiny import example, policy_folder, tokenizer
+from selfcontrast.generators.stage import choose
+from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [

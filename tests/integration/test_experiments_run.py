@@ -9,6 +9,7 @@ import pytest
 from jobs import read_result, run_train, stages
 from selfcontrast.debug import ROWS, write_debug
 from selfcontrast.models.loading import load_tokenizer
+from test_experiments import chosen
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(place: Path, experiment: str, *overrides: str, script: str = "train.py") -> dict[str, Any]:
     out = place / experiment.replace("/", "_")
-    name = experiment if script == "reproduce.py" else f"+experiment={experiment}"
-    ended = run_train(name, "+debug=tiny", f"hydra.run.dir={out}", *overrides, cwd=place, script=script)
+    names = chosen(experiment) if script == "train.py" else [experiment]
+    ended = run_train(*names, "+debug=tiny", f"hydra.run.dir={out}", *overrides, cwd=place, script=script)
     assert ended.returncode == 0, ended.stderr
     assert (out / "report.html").is_file()
     return read_result(out)
@@ -47,7 +48,7 @@ def test_hh_rlhf_self_contrast_and_the_fine_tuning_that_it_begins_with(place: Pa
     measured = {(line["system"], line["what"]) for line in result["benchmarks"]["reward"]["lines"]}
     assert ("Self-Contrast", "win rate over target") in measured
     assert ("Self-Contrast", "mean of sigmoid(reward)") in measured
-    alone = run(place, "hh_rlhf/sft", script="reproduce.py")
+    alone = run(place, "hh_rlhf/sft", script="studies/paper/reproduce.py")
     assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (found["sft"]["key"], True)
     assert systems(alone) == {"SFT"}
     template = load_tokenizer(Path(result["policy"])).apply_chat_template(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import TINY, run_train
-from selfcontrast.report.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
+from jobs import ROOT, TINY, run_train
+from studies.claims.judge import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 
 pytestmark = pytest.mark.slow
 
@@ -26,13 +26,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("miniature") / "multirun"
     assert len(sweep(folder / "a", "+experiment=miniature", "negatives=1,4")) == 4
     sampling = ("generator.samples", "generator.max_new_tokens", "filter.max_negatives")
-    assert len(sweep(folder / "b", "+experiment=miniature/dpo_std", without=sampling)) == 2
+    assert len(sweep(folder / "b", "+experiment=miniature", "arm=dpo_std", without=sampling)) == 2
     return folder
 
 
 def test_one_report_of_all_sweeps_with_verdicts(swept: Path) -> None:
-    command = [sys.executable, "-m", "selfcontrast.report", str(swept)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "studies.claims", str(swept)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     said = (swept / "claims.md").read_text()
     for claim in ("beats SFT", "beats standard DPO", "grows with K", "not merely sharper"):
@@ -40,7 +40,7 @@ def test_one_report_of_all_sweeps_with_verdicts(swept: Path) -> None:
         verdict = row.rstrip(" |").rpartition("| ")[2]
         assert verdict.partition(":")[0] in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE)
         assert "2 × 16" in row
-    assert "The claims" in (swept / "report.html").read_text()
+    assert "The claims" in (swept / "claims.html").read_text()
     assert "The claims" in ended.stdout
 
 

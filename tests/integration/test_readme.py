@@ -22,7 +22,9 @@ from tiny import policy_folder
 DOCUMENTS = ("README.md", "conf/config.yaml", "conf/data/jsonl.yaml")
 COMMAND = re.compile(r"python train\.py((?: [^\s#`]+)*?)(?=\s{2,}|\s*$|\s+#|`)", re.MULTILINE)
 
-OTHER = re.compile(r"^python (evaluate\.py|reproduce\.py|-m selfcontrast\.report) ([^#\n]+)", re.MULTILINE)
+OTHER = re.compile(
+    r"^python (evaluate\.py|-m studies\.paper\.reproduce|-m selfcontrast\.report) ([^#\n]+)", re.MULTILINE
+)
 
 
 def commands(*files: Path) -> list[str]:
@@ -73,12 +75,13 @@ def test_the_readmes_other_commands_run(workplace: Path) -> None:
         assert run_train(*job, cwd=workplace).returncode == 0
     small = [s for s in TINY if s not in TINY_MODEL]
     given = dict(OTHER.findall((ROOT / "README.md").read_text()))
-    assert set(given) == {"evaluate.py", "reproduce.py", "-m selfcontrast.report"}
+    assert set(given) == {"evaluate.py", "-m studies.paper.reproduce", "-m selfcontrast.report"}
     measured = run_train(*given["evaluate.py"].split(), *small, "tracking=none", cwd=workplace, script="evaluate.py")
     assert measured.returncode == 0, measured.stderr
-    plan = run_train(*given["reproduce.py"].split(), cwd=workplace, script="reproduce.py")
+    planned = given["-m studies.paper.reproduce"].split()
+    plan = run_train(*planned, cwd=workplace, script="studies/paper/reproduce.py")
     assert plan.returncode == 0, plan.stderr
-    assert "align, K = 16" in plan.stdout
+    assert "evaluate SPIN" in plan.stdout
     report = [sys.executable, "-m", "selfcontrast.report", *given["-m selfcontrast.report"].split()]
     told = subprocess.run(report, cwd=workplace, capture_output=True, text=True, timeout=300)
     assert told.returncode == 0, told.stderr

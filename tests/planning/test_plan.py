@@ -6,7 +6,7 @@ import pytest
 
 from selfcontrast.config import configure
 from selfcontrast.planning.plan import Reader, plan
-from selfcontrast.planning.terminal import print_plan
+from studies.paper.terminal import print_plan
 from test_config import composed
 
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none")

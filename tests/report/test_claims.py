@@ -10,9 +10,12 @@ import pytest
 import yaml
 from scipy import stats
 
+from selfcontrast.errors import UserError
 from selfcontrast.evaluation.statistics import Crossed
-from selfcontrast.report import claims_page
-from selfcontrast.report.claims import (
+from selfcontrast.results import Result
+from studies.claims import page as claims_page
+from studies.claims.__main__ import main
+from studies.claims.judge import (
     AT_RANDOM,
     CONTINUED,
     DPO_STD,
@@ -29,9 +32,6 @@ from selfcontrast.report.claims import (
     titles,
     verdict,
 )
-from selfcontrast.report.sweep_page import write_sweep
-from selfcontrast.report.sweep_terminal import print_sweep
-from selfcontrast.results import Result
 
 Make = Callable[..., Result]
 ARMS = Path(__file__).parents[2] / "conf" / "arm"
@@ -250,18 +250,23 @@ def test_one_seed_or_one_arm_alone_says_nothing(make: Make) -> None:
     assert claims_page.shown([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)]) == []
 
 
-def test_in_a_sweeps_report(
+def test_the_command_writes_them_beside_the_report_of_all_runs(
     whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from selfcontrast.report.sweep import read_sweep
-
     for i, one in enumerate(whole):
         write(tmp_path / str(i), one)
-    sweep = read_sweep([tmp_path])
-    write_sweep(sweep)
-    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "claims.md").read_text()
+    main([str(tmp_path)])
+    page, text = (tmp_path / "claims.html").read_text(), (tmp_path / "claims.md").read_text()
     for part in ("The claims", "Self-Contrast beats standard DPO", NOT_SUPPORTED):
         assert part in page
     assert text.count(f"| {SUPPORTED} |") >= 3
-    print_sweep(sweep)
+    assert (tmp_path / "report.html").is_file()
     assert "it grows with K" in capsys.readouterr().out
+
+
+def test_the_command_says_what_claims_need_where_there_are_none(
+    whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path
+) -> None:
+    write(tmp_path / "0", whole[0])
+    with pytest.raises(UserError, match="no claim can be judged: it takes several methods or K, two seeds"):
+        main([str(tmp_path)])

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from selfcontrast.evaluate import Evaluated
 from selfcontrast.report.__main__ import main
-from selfcontrast.results import RESULT, Result
+from selfcontrast.results import RESULT, Evaluated, Result
 
 
 @pytest.fixture

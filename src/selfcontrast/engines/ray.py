@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from logging.handlers import QueueHandler
@@ -133,41 +133,30 @@ class Ray:
                 "often that is too little memory: fewer actors, or smaller batches"
             ) from error
 
-    def ready(self) -> AbstractContextManager[None]:
-        return connected(self.address, "engine.address")
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Connected to Ray; what was connected or started here is gone afterwards."""
+        for name, value in {**QUIET, **(PRIVATE if self.address is None else {})}.items():
+            os.environ.setdefault(name, value)
+        import ray
 
-
-@contextmanager
-def connected(address: str | None, setting: str) -> Iterator[None]:
-    """Connected to Ray; what was connected or started here is gone afterwards.
-
-    Args:
-        address: null for a cluster of this machine alone; auto for the one that it is part of.
-        setting: what the config calls the address.
-    """
-    for name, value in {**QUIET, **(PRIVATE if address is None else {})}.items():
-        os.environ.setdefault(name, value)
-    if find_spec("ray") is None:
-        raise UserError("Ray is not installed: pip install 'selfcontrast[ray]'")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    with ExitStack() as stack:
-        own: dict[str, Any] = {}
-        if address is None:
-            folder = tempfile.TemporaryDirectory(prefix="ray-", dir=os.environ.get("RAY_TMPDIR"))
-            own = {"include_dashboard": False, "_temp_dir": stack.enter_context(folder)}
-        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        stack.callback(ray.shutdown)
-        try:
-            ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{setting}={address or 'null'}: {error}") from error
-        # Ray's own handler writes the stack of its threads.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        yield
+        if ray.is_initialized():
+            yield
+            return
+        with ExitStack() as stack:
+            own: dict[str, Any] = {}
+            if self.address is None:
+                folder = tempfile.TemporaryDirectory(prefix="ray-", dir=os.environ.get("RAY_TMPDIR"))
+                own = {"include_dashboard": False, "_temp_dir": stack.enter_context(folder)}
+            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            stack.callback(ray.shutdown)
+            try:
+                ray.init(self.address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise UserError(f"engine.address={self.address or 'null'}: {error}") from error
+            # Ray's own handler writes the stack of its threads.
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            yield
 
 
 class Actor:

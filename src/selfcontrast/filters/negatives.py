@@ -67,7 +67,7 @@ def select_negatives(
     compared: list[tuple[list[list[int]], list[list[int]]]] = []
     every = max(1, len(Vectors(embeddings / TARGETS)) // COMPARED)
     with pq.ParquetWriter(folder / FILE, NEGATIVES) as negatives:
-        for table, block in _blocks(candidates, embeddings, examples):
+        for table, block in blocks(candidates, embeddings, examples):
             choices = []
             for first, sampled in block:
                 score = partial(judge, examples[sampled.id], sampled.texts) if judge else None
@@ -82,7 +82,7 @@ def select_negatives(
     return _told(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
 
 
-def _blocks(
+def blocks(
     candidates: Path, embeddings: Path, examples: Mapping[str, Example]
 ) -> Iterator[tuple[pa.Table, list[tuple[int, Sampled]]]]:
     """Candidates as tables of whole prompts, each with its prompts and the first row of each."""

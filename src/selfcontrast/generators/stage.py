@@ -3,9 +3,8 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfcontrast.constrained import Count, Fraction, Probability, Samples, Seed, Temperature, check_numbers
-from selfcontrast.data.candidates import FAILED, SCHEMA, Candidate, Decoding, Request
+from selfcontrast.data.candidates import FAILED, SCHEMA, Decoding, Request
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine, read_table
@@ -169,11 +168,3 @@ def choose(examples: Sequence[Example], count: int | None, seed: int) -> list[Ex
         return list(examples)
     drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
     return [examples[i] for i in sorted(drawn)]
-
-
-def candidates_by_prompt(folder: Path) -> Iterator[tuple[str, list[Candidate]]]:
-    """Example id and its candidates in order of sampling, one prompt after another: never all in memory."""
-    with pq.ParquetFile(folder / FILE) as file:
-        rows = (Candidate(**row) for batch in file.iter_batches() for row in batch.to_pylist())
-        for name, candidates in groupby(rows, key=lambda candidate: candidate.id):
-            yield name, list(candidates)

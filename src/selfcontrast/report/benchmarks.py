@@ -13,8 +13,7 @@ from selfcontrast.report.style import COLOURS, inline, styled
 from selfcontrast.report.text import NONE, interval, percent, percent_interval
 
 if TYPE_CHECKING:
-    from selfcontrast.evaluate import Evaluated
-    from selfcontrast.results import Result
+    from selfcontrast.results import Evaluated, Result
 
 CATEGORY = "category "
 Lines = list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The `report.html` of one model that `evaluate.py` has measured."""
+"""The `report.html` of one model that `evaluate.py` has measured, and what it prints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,19 +6,48 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from selfcontrast.report import benchmarks, figures
+from selfcontrast.report.benchmarks import CATEGORY, cell
 from selfcontrast.report.page import lm_eval_rows, render
 from selfcontrast.report.style import inline
-from selfcontrast.report.text import interval, place
+from selfcontrast.report.terminal import columns, say, show
+from selfcontrast.report.text import interval, number, place
 from selfcontrast.report.verdict import contamination, measure_name
 
 if TYPE_CHECKING:
-    from selfcontrast.evaluate import Evaluated
+    from selfcontrast.results import Evaluated
 
 
 def write_evaluated(result: "Evaluated", folder: Path) -> None:
     """Writes `report.html` to `folder`."""
     page = render("evaluated.html.jinja", again=place(folder), **_content(result))
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def print_evaluated(result: "Evaluated", output: Path) -> None:
+    """Prints the numbers to stdout."""
+    measure = result.comparison["measure"]
+    table = columns(f"{measure}, at", "mean", "tokens")
+    for row in result.comparison["rows"]:
+        table.add_row(row["decoding"], interval(row["mean"]), number(row["tokens"], 1))
+    say("")
+    show(table)
+    if result.lm_eval:
+        table = columns("lm-eval task", "metric", "", left=2)
+        level = result.comparison["rows"][0]["mean"]["level"]
+        for task, metric, (value,) in lm_eval_rows({"": result.lm_eval}, level):
+            table.add_row(task, metric, value)
+        say("")
+        show(table)
+    for name, found in result.benchmarks.items():
+        table = columns(name, "")
+        for line in found["lines"]:
+            if not line["what"].startswith(CATEGORY):
+                table.add_row(line["what"], cell(line))
+        say("")
+        show(table)
+    say("")
+    for name, file in (("report", "report.html"), ("results", "result.json")):
+        say(f"{name:<8} {place(output / file)}", wrap=False)
 
 
 def _content(result: "Evaluated") -> dict[str, Any]:

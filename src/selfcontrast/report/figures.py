@@ -13,8 +13,7 @@ from selfcontrast.report.training import Records, ends, mean_of, ranks
 from selfcontrast.report.verdict import BASELINE, PROXY
 
 if TYPE_CHECKING:
-    from selfcontrast.evaluate import Evaluated
-    from selfcontrast.results import Result
+    from selfcontrast.results import Evaluated, Result
 
 POINTS = 300  # of a curve, at most: what a page's width can show
 

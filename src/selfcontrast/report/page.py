@@ -84,10 +84,12 @@ def write_report(result: "Result", folder: Path) -> None:
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def render(template: str, **content: Any) -> str:
-    """A template of this package, everything put into it escaped."""
+def render(template: str | Path, **content: Any) -> str:
+    """Fill a template of this package, or a file elsewhere that extends one. Everything put into it is escaped."""
+    file = Path(template)
+    own = jinja2.PackageLoader("selfcontrast.report", ".")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("selfcontrast.report", "."),
+        loader=jinja2.ChoiceLoader([own, jinja2.FileSystemLoader(file.parent)]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -95,7 +97,7 @@ def render(template: str, **content: Any) -> str:
     )
     environment.globals.update(BASELINE=BASELINE, PROXY=PROXY, now=f"{datetime.now():%Y-%m-%d %H:%M}")
     environment.filters.update({name: getattr(text, name) for name in FILTERS})
-    return environment.get_template(template).render(**content)
+    return environment.get_template(file.name).render(**content)
 
 
 def _content(result: "Result", folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfcontrast.report import claims_page, text
+from selfcontrast.report import text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
 from selfcontrast.report.style import COLOURS, dot, inline, save, styled
@@ -38,15 +38,8 @@ def write_sweep(sweep: Sweep) -> None:
     tables = [table for table in (points, jobs) if table]
     (sweep.folder / "results.md").write_text("\n".join(markdown(*table) for table in tables), encoding="utf-8")
     (sweep.folder / "results.tex").write_text("\n".join(latex(*table) for table in tables), encoding="utf-8")
-    claims = claims_page.shown([job.result for job in sweep.jobs])
-    claims_page.write_claims(claims, sweep.folder)
     page = render(
         "sweep.html.jinja",
-        claims=claims,
-        claim_heads=claims_page.CLAIM_HEADS,
-        rules=claims_page.rules(claims),
-        not_judged=claims_page.NOT_JUDGED,
-        about_arms=claims_page.ARMS,
         sweep=sweep,
         again=again(sweep),
         headline=headline(sweep),

@@ -1,6 +1,6 @@
 """The last thing a sweep prints: score against K as a table and a plot, and where the figure lies."""
 
-from selfcontrast.report import claims_page, text
+from selfcontrast.report import text
 from selfcontrast.report.sweep import Point, Sweep, mean
 from selfcontrast.report.sweep_numbers import HEADS, numbers, seeds_cell
 from selfcontrast.report.sweep_page import headline, sentence
@@ -50,7 +50,6 @@ def _print_jobs(sweep: Sweep) -> None:
         say(line, wrap=False)
     say("")
     say(f"{headline(sweep)}. {sentence(sweep)}")
-    claims_page.print_claims(claims_page.shown([job.result for job in sweep.jobs]))
 
 
 def plot(sweep: Sweep) -> list[str]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from selfcontrast.report.text import bounded, interval, number, p_equals, percent
 
 if TYPE_CHECKING:
-    from selfcontrast.evaluate import Evaluated
-    from selfcontrast.results import Result
+    from selfcontrast.results import Evaluated, Result
 
 BASELINE, OURS = "SFT", "Self-Contrast"
 PROXY = "similarity to the target's embedding: a proxy, not quality"

@@ -1,21 +1,8 @@
-"""benchmarks/coverage.py, short and seeded: every kind of interval covers the truth as often as it says."""
-
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
+"""`python -m studies.coverage`, short and seeded: every kind of interval covers the truth as often as it says."""
 
 import pytest
 
-# By its path: the package that measures test coverage has the same name.
-SPEC = importlib.util.spec_from_file_location(
-    "coverage_cells", Path(__file__).parents[3] / "benchmarks" / "coverage.py"
-)
-assert SPEC is not None
-assert SPEC.loader is not None
-simulated: Any = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = simulated  # dataclasses look their module up
-SPEC.loader.exec_module(simulated)
+from studies import coverage as simulated
 
 SCALE = {"paired": 0.1, "rates": 0.1, "equal_length": 0.03, "claims": 0.1}
 SIZES = {"equal_length": (20,)}  # a model is fitted 399 times for each interval

@@ -1,0 +1,153 @@
+"""A softmax policy over a finite set of responses: every expectation is a finite sum, so nothing need be believed.
+
+The policy's log-probability of response a is theta_a less the log of the sum of all exp(theta). With the rewards
+r(a) = beta (log p_theta(a) - log p_ref(a)), the loss -log sigmoid(r(a) - r(b)) of a target a and a negative b has the
+gradient
+
+    g(a, b) = -beta sigmoid(r(b) - r(a)) (e_a - e_b)
+
+in theta: the normalisers cancel. Targets are drawn from `targets`, negatives from `negatives`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.special import expit, log_softmax
+
+from selfcontrast.constrained import Count, NonNegative, Positive, ProperFraction, Seed, check_numbers
+from selfcontrast.errors import UserError
+from studies.gradient_error.components import Components, Floats
+
+
+@dataclass(frozen=True)
+class BanditSettings:
+    """Which bandit.
+
+    Attributes:
+        responses: how many there are.
+        good: how many of them are good: the targets, each as likely.
+        reference_good: the probability that the reference answers with a good one, in (0, 1).
+        moved: standard deviation of the policy's logits around the reference's: 0 is the start of training.
+        beta: of the loss.
+        positives: numbers of targets at which the error is told.
+        seed: of the reference's and the policy's logits, and of the simulation.
+        replicates: estimates simulated at each number of positives and negatives.
+    """
+
+    responses: Annotated[Count, Field(le=100_000)]
+    good: Count
+    reference_good: ProperFraction
+    moved: Annotated[NonNegative, Field(le=100)]
+    beta: Annotated[Positive, Field(le=10_000)]
+    positives: Annotated[list[Count], Field(min_length=1)]
+    seed: Seed
+    replicates: Annotated[Count, Field(ge=2, le=10_000_000)]
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "theory.bandit")
+        if not 1 <= self.good <= self.responses - 2:
+            raise UserError(f"theory.bandit.good={self.good}: 1 to responses - 2, so that there are two bad ones")
+
+    def build(self) -> "Bandit":
+        rng = np.random.default_rng(self.seed)
+        is_good = np.arange(self.responses) < self.good
+        weights = np.exp(rng.standard_normal(self.responses))
+        share = np.where(is_good, self.reference_good, 1 - self.reference_good)
+        reference = share * weights / np.where(is_good, weights[is_good].sum(), weights[~is_good].sum())
+        logits = np.log(reference) + self.moved * rng.standard_normal(self.responses)
+        return Bandit(logits, reference, is_good / self.good, reference, self.beta)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Hoeffding's decomposition of the variance of g(a, b): of the target, of the negative, and of both at once."""
+
+    squared: float
+    target: float
+    negative: float
+    both: float
+
+    def crossed(self, positives: float, negatives: float) -> float:
+        """E ||estimate - G||^2 of all pairs of n targets and m negatives of one prompt."""
+        return self.target / positives + self.negative / negatives + self.both / (positives * negatives)
+
+    @property
+    def nested(self) -> Components:
+        """Where every target has negatives of its own."""
+        return Components(self.squared, self.target, self.negative + self.both)
+
+    @property
+    def most_balanced(self) -> float:
+        """How many pairs, each with a target and a negative of its own, unlimited negatives make of one target.
+
+        n targets against m negatives have, for m without bound, the error target / n; n' pairs have
+        (target + negative + both) / n'.
+        """
+        return (self.target + self.negative + self.both) / self.target
+
+
+@dataclass(frozen=True)
+class Bandit:
+    """Attributes:
+    logits: theta, [A].
+    reference: probabilities, [A].
+    targets: probabilities of the target, [A].
+    negatives: of a negative, [A]; the reference's own for Self-Contrast without a filter.
+    beta: of the loss.
+    """
+
+    logits: Floats
+    reference: Floats
+    targets: Floats
+    negatives: Floats
+    beta: float
+
+    @property
+    def gradients(self) -> Floats:
+        """g(a, b), [A, A, A]: of target, negative, and coordinate of theta."""
+        rewards = self.beta * (log_softmax(self.logits) - np.log(self.reference))
+        slope = -self.beta * expit(rewards[None, :] - rewards[:, None])
+        one = np.eye(len(self.logits))
+        return np.asarray(slope[:, :, None] * (one[:, None, :] - one[None, :, :]))
+
+    @property
+    def gradient(self) -> Floats:
+        """G: the expectation of g, [A]."""
+        return np.asarray(np.einsum("a,b,abi->i", self.targets, self.negatives, self.gradients))
+
+    @property
+    def parts(self) -> Parts:
+        g, mean = self.gradients, self.gradient
+        by_target = np.einsum("b,abi->ai", self.negatives, g) - mean
+        by_negative = np.einsum("a,abi->bi", self.targets, g) - mean
+        total = np.einsum("a,b,ab->", self.targets, self.negatives, np.square(g - mean).sum(axis=-1))
+        target = float(self.targets @ np.square(by_target).sum(axis=-1))
+        negative = float(self.negatives @ np.square(by_negative).sum(axis=-1))
+        return Parts(float(mean @ mean), target, negative, float(total) - target - negative)
+
+    def without(self, false: NDArray[np.bool_], share: float) -> "Bandit":
+        """The same where a filter leaves `share` of the probability of the false negatives, [A] bool."""
+        kept = self.negatives * np.where(false, share, 1.0)
+        return Bandit(self.logits, self.reference, self.targets, kept / kept.sum(), self.beta)
+
+    def simulate(self, positives: int, negatives: int, replicates: int, seed: int, crossed: bool) -> Floats:
+        """Estimated gradients, [replicates, A].
+
+        Args:
+            positives: targets drawn.
+            negatives: drawn for each target; with `crossed`, drawn once for all of them.
+        """
+        rng = np.random.default_rng(seed)
+        size = len(self.logits)
+        a = rng.choice(size, (replicates, positives, 1), p=self.targets)
+        b = rng.choice(size, (replicates, 1 if crossed else positives, negatives), p=self.negatives)
+        rewards = self.beta * (log_softmax(self.logits) - np.log(self.reference))
+        weight = -self.beta * expit(rewards[b] - rewards[a]) / (positives * negatives)  # [replicates, n, m]
+        found = np.zeros((replicates, size))
+        rows = np.arange(replicates)[:, None, None]
+        np.add.at(found, (np.broadcast_to(rows, weight.shape), np.broadcast_to(a, weight.shape)), weight)
+        np.add.at(found, (np.broadcast_to(rows, weight.shape), np.broadcast_to(b, weight.shape)), -weight)
+        return found

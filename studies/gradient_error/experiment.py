@@ -1,0 +1,132 @@
+"""The experiment on a job's own model: fine-tune or recall it, sample, embed, measure."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from selfcontrast.config import Parts
+from selfcontrast.data.candidates import Candidate, read_candidates
+from selfcontrast.data.example import Example
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.filters.negatives import blocks
+from selfcontrast.filters.score import Judge, Verified
+from selfcontrast.filters.select import Filter, Indices, choose
+from selfcontrast.generators import stage as generation
+from selfcontrast.generators.stage import Generation
+from selfcontrast.job import Job
+from selfcontrast.models.loading import load_model, load_tokenizer
+from selfcontrast.models.packing import Group
+from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.objectives import Contrast
+from selfcontrast.pipeline import Round, sft
+from selfcontrast.provenance import provenance
+from selfcontrast.results import stage_record
+from selfcontrast.store import Artifact, Stage
+from selfcontrast.tracking import Tracker
+from studies.gradient_error.gradients import response_gradients
+from studies.gradient_error.measure import FILE, VERSION, GradientError, Measured, measure
+
+
+@dataclass(frozen=True)
+class Theory:
+    """What was measured, as JSON.
+
+    Attributes:
+        bandit, model: as `measure.on_bandit` and `measure.on_model` give them.
+        stages, config, provenance: as of `results.Result`.
+    """
+
+    bandit: dict[str, Any]
+    model: dict[str, Any]
+    stages: list[dict[str, Any]]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> Theory:
+    """Computes or recalls everything and writes `theory.json` and its report to the output folder.
+
+    Raises `UserError` where the generator does not sample from the job's model, or the loss has no negatives.
+    """
+    if not isinstance(parts.generator, Generation):
+        raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")
+    if not isinstance(parts.objective, Contrast):
+        raise UserError("objective: the theory is of a preference loss: objective=self_contrast")
+    beta = parts.objective.beta
+    few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
+    parts = replace(parts, generator=few)
+    tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"theory s{parts.seed}", config, parts.output)
+    with tracked as tracker:
+        job = Job(parts, tracker)
+        model = sft(job)
+        sampled = Round(job, model, "theory/")
+        artifact = _measured(job, settings, beta, model, sampled)
+        found = json.loads((artifact.path / FILE).read_text())
+        stages = [stage_record(name, one) for name, one in job.artifacts.items()]
+        theory = Theory(found["bandit"], found["model"], stages, dict(config), provenance())
+        tracker.summary({f"theory/{name}": value for name, value in artifact.summary.items()})
+    job.decisions.finish()
+    return theory
+
+
+def _measured(job: Job, settings: GradientError, beta: float, model: Artifact, sampled: Round) -> Artifact:
+    p = job.parts
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        return measure(folder, settings, _read(job, settings, model, sampled), beta)
+
+    key = {"gradient_error": settings, "beta": beta, "filter": p.filter}
+    inputs = {"model": model, "candidates": sampled.candidates, "embeddings": sampled.embeddings}
+    return job.get(Stage("theory", VERSION, key, inputs, compute, __name__))
+
+
+def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) -> Measured:
+    """Gradients of every response, at the start of preference training: the policy is the reference."""
+    p = job.parts
+    p.hardware.apply_threads()
+    policy = load_model(model.path / "model", p.model.precision).eval()
+    use_shared_prompt(policy, p.hardware.attention)
+    renderer, verifier = Renderer(load_tokenizer(model.path / "model")), p.data.verifier()
+    candidates = read_candidates(sampled.candidates.path / generation.FILE)
+    found = [(job.train[name], list(own)) for name, own in groupby(candidates, lambda c: c.id)]
+    groups = [_group(renderer, example, own) for example, own in found]
+    scores = None
+    if verifier:
+        scores = np.array([[verifier.score(e, t) for t in (e.target, *(c.text for c in own))] for e, own in found])
+    files = sampled.candidates.path / generation.FILE, sampled.embeddings.path
+    kept, drawn = chosen(p.filter, job.train, *files, Verified(verifier) if verifier else None)
+    with tqdm(total=len(groups), desc="theory", unit="prompt", disable=None) as bar:
+        chunk = p.hardware.logits_chunk
+        gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
+    responses = [len(r) for group in groups for r in group.responses]
+    tokens = (float(np.mean([len(group.prompt) for group in groups])), float(np.mean(responses)))
+    return Measured(gradients, log_probs, log_probs, scores, kept, drawn, tokens)
+
+
+def _group(renderer: Renderer, example: Example, own: list[Candidate]) -> Group:
+    prompt, target = renderer.example(example)
+    return Group(example.id, prompt, target, [c.token_ids for c in own])
+
+
+def chosen(
+    settings: Filter, examples: Mapping[str, Example], candidates: Path, embeddings: Path, judge: Judge | None
+) -> tuple[NDArray[np.bool_], list[Indices]]:
+    """Say which samples the filter stage keeps [N, M], and which it draws, in rank order, as indices [K] per prompt."""
+    kept, drawn = list[NDArray[np.bool_]](), list[Indices]()
+    for _, block in blocks(candidates, embeddings, examples):
+        for _, sampled in block:
+            score = partial(judge, examples[sampled.id], sampled.texts) if judge else None
+            choice = choose(settings, sampled, score)
+            kept.append(np.isin(np.arange(len(sampled.texts)), choice.rows[choice.drawn.kept]))
+            drawn.append(choice.negatives)
+    return np.stack(kept), drawn

@@ -1,0 +1,229 @@
+"""Stage theory: the parts of the gradient's error, on the bandit and on a fine-tuned model, as numbers.
+
+On the model every quantity is a mean over training prompts of what their sampled responses give. Beside the gradient's
+own noise stands what it is worth: the score of a verifier is a function of the responses, so the direction in which it
+grows fastest is known too, and how far the gradient points that way can be measured for any choice of negatives.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from selfcontrast.constrained import Count, ProperFraction, Samples, Seed, check_numbers
+from selfcontrast.errors import UserError
+from selfcontrast.store import NOT_IN_KEY
+from studies.gradient_error.bandit import Bandit, BanditSettings
+from studies.gradient_error.components import (
+    Components,
+    Floats,
+    components,
+    jackknife,
+    leave_one_out,
+    pair_gradients,
+    slope,
+)
+
+VERSION = 2
+FILE = "theory.json"
+# What a step's negatives are.
+NONE, ALL = "none: the target alone, as supervised fine-tuning", "all responses"
+KEPT, WORSE = "kept by the filter", "worse than the target (oracle)"
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """What is measured; `gradient_error.yaml` explains each."""
+
+    prompts: Annotated[Count, Field(ge=3)]
+    samples: Annotated[Samples, Field(ge=2)]
+    dimensions: Count | None
+    negatives: Annotated[list[Count], Field(min_length=1)]
+    estimates: Annotated[list[Count], Field(min_length=1)]
+    draws: Annotated[Count, Field(ge=2, le=10_000_000)]
+    seed: Seed
+    level: ProperFraction = field(metadata=NOT_IN_KEY)
+    bandit: BanditSettings = field()
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "theory")
+        if max(self.negatives) > self.samples:
+            raise UserError(f"theory.negatives={self.negatives}: each from 1 to theory.samples={self.samples}")
+        if max(self.estimates) >= self.prompts:
+            raise UserError(f"theory.estimates={self.estimates}: each below theory.prompts={self.prompts}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Gradients of a model's responses, and what is known of them. N prompts, M samples of each.
+
+    Attributes:
+        gradients: of log-probabilities, target first, [N, 1 + M, d].
+        log_probs: of the policy, [N, 1 + M].
+        reference: of the reference, [N, 1 + M].
+        scores: by the verifier, target first, [N, 1 + M]; None where there is none.
+        kept: which samples the filter keeps, [N, M] bool.
+        drawn: per prompt which samples training would take as negatives, in rank order, [N, K] with K the pool's size;
+            prompts that the filter drops have none and are left out of what is told of the filter.
+        tokens: mean tokens of a prompt and of a response.
+    """
+
+    gradients: Floats
+    log_probs: Floats
+    reference: Floats
+    scores: Floats | None
+    kept: NDArray[np.bool_]
+    drawn: Sequence[NDArray[np.intp]]
+    tokens: tuple[float, float]
+
+
+def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, Any]:
+    """Exact parts, and the error by formula and by simulation, of n targets against m negatives of one prompt."""
+    bandit = settings.build()
+    parts = bandit.parts
+    curves = []
+    for n in settings.positives:
+        for m in negatives:
+            drawn = bandit.simulate(n, m, settings.replicates, settings.seed, crossed=True)
+            squared = np.square(drawn - bandit.gradient).sum(axis=1) / parts.squared
+            error = float(squared.std(ddof=1) / np.sqrt(len(squared)))
+            formula = parts.crossed(n, m) / parts.squared
+            curves.append(
+                {"positives": n, "negatives": m, "formula": formula, "simulated": float(squared.mean()), "error": error}
+            )
+    return {
+        "parts": asdict(parts),
+        "worth": {str(m): parts.nested.worth(m) for m in negatives},
+        "most_balanced": parts.most_balanced,
+        "curves": curves,
+        "bias": [{"left": left, "squared": _bias(bandit, settings.good, left)} for left in (1.0, 0.5, 0.25, 0.0)],
+    }
+
+
+def _bias(bandit: Bandit, good: int, left: float) -> float:
+    """||E estimate - G||^2 in units of ||G||^2, G with bad negatives alone, the estimate with `left` of the good."""
+    is_good = np.arange(len(bandit.logits)) < good
+    ideal = bandit.without(is_good, 0.0).gradient
+    return float(np.square(bandit.without(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
+
+
+def on_model(settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
+    """The parts of the error on a model, the error measured, and how far the gradient points to higher scores."""
+    pairs = pair_gradients(measured.gradients, measured.log_probs, measured.reference, beta)
+    usable = [i for i, drawn in enumerate(measured.drawn) if len(drawn)]
+    found: dict[str, Any] = {"tokens": list(measured.tokens), "prompts": len(pairs)}
+    found["all"] = _told(settings, pairs, measured.tokens)
+    if len(usable) > 2 and len(measured.drawn[usable[0]]) > 1:
+        taken = np.stack([pairs[i, measured.drawn[i]] for i in usable])
+        found["filtered"] = _told(settings, taken, measured.tokens)
+    found["curves"] = _curves(settings, pairs)
+    if measured.scores is not None:
+        found["directions"] = _directions(settings, measured, pairs, beta)
+    return found
+
+
+def _told(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -> dict[str, Any]:
+    """The parts, what they imply, and the intervals of both, by the jackknife over prompts."""
+    parts, without = components(pairs), leave_one_out(pairs)
+    share, shares = _share(parts), np.array([_share(one) for one in without])
+    ks = [k for k in settings.negatives if k <= pairs.shape[1]]
+    return {
+        **asdict(parts),
+        "negatives_share": [share, *jackknife(share, shares, settings.level)],
+        "worth": {
+            str(k): [
+                parts.worth(k),
+                *jackknife(parts.worth(k), np.array([one.worth(k) for one in without]), settings.level),
+            ]
+            for k in ks
+        },
+        "most": 1 + parts.ratio,
+        "best_negatives": parts.best_negatives(*tokens),
+        "prompts_needed": {str(k): parts.prompts_needed(k) for k in ks},
+    }
+
+
+def _share(parts: Components) -> float:
+    """B / (A + B): what of the squared error with one negative unlimited negatives would take away."""
+    return parts.within / (parts.between + parts.within)
+
+
+def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
+    """The error of estimates that are really drawn, without replacement, against the mean of the prompts not drawn.
+
+    The latter's own noise, (A + B/M) / (N - n), is known and taken off.
+    """
+    rng = np.random.default_rng(settings.seed)
+    parts = components(pairs)
+    total, samples, _ = pairs.shape
+    whole = pairs.mean(axis=1)
+    curves = []
+    for n in settings.estimates:
+        for k in settings.negatives:
+            squared = np.empty(settings.draws)
+            for draw in range(settings.draws):
+                order = rng.permutation(total)
+                chosen, rest = order[:n], order[n:]
+                columns = np.argsort(rng.random((n, samples)), axis=1)[:, :k]
+                estimate = pairs[chosen[:, None], columns].mean(axis=(0, 1))
+                squared[draw] = np.square(estimate - whole[rest].mean(axis=0)).sum()
+            measured = float(squared.mean()) - parts.error(total - n, samples)
+            curves.append({"prompts": n, "negatives": k, "formula": parts.error(n, k), "measured": measured})
+    return curves
+
+
+def _directions(settings: GradientError, measured: Measured, pairs: Floats, beta: float) -> list[dict[str, Any]]:
+    """Per choice of negatives: what a step gains towards higher scores, and how false its negatives are.
+
+    The score's own gradient is E[(score - mean) grad log p(y|x)] over the policy's samples y. A step goes against the
+    loss's gradient, so the slope is that of its negative.
+    """
+    assert measured.scores is not None
+    target, scores = measured.scores[:, :1], measured.scores[:, 1:]
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    uphill = np.einsum("nm,nmd->nd", centred, measured.gradients[:, 1:]) / (scores.shape[1] - 1)
+    choices: Mapping[str, NDArray[np.bool_]] = {
+        ALL: np.ones_like(measured.kept),
+        KEPT: measured.kept,
+        "left out by the filter": ~measured.kept,
+        WORSE: scores < target,
+        "as good as the target (oracle)": scores >= target,
+    }
+    prompts = np.arange(len(uphill))
+    rows = [_direction(settings, NONE, beta / 2 * measured.gradients[:, 0], uphill, prompts, None)]
+    for name, chosen in choices.items():
+        own = np.flatnonzero(chosen.any(axis=1))
+        means = np.stack([-pairs[i, chosen[i]].mean(axis=0) for i in own]) if len(own) else pairs[:0, 0]
+        false = float((scores >= target)[chosen].mean()) if chosen.any() else math.nan
+        rows.append(_direction(settings, name, means, uphill, own, false))
+    return rows
+
+
+def _direction(
+    settings: GradientError, name: str, step: Floats, uphill: Floats, prompts: NDArray[np.intp], false: float | None
+) -> dict[str, Any]:
+    """A row: the slope of the step [n, d] of these prompts towards what raises their score, and its interval."""
+    row: dict[str, Any] = {"negatives": name, "prompts": len(prompts), "false_negatives": false}
+    towards = uphill[prompts]
+    value = slope(step, towards) if len(prompts) > 2 else math.nan
+    if math.isnan(value):
+        return {**row, "slope": None}
+    without = np.array([slope(np.delete(step, i, axis=0), np.delete(towards, i, axis=0)) for i in range(len(step))])
+    return {**row, "slope": [value, *jackknife(value, without, settings.level)]}
+
+
+def measure(folder: Path, settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
+    """Writes all numbers to `folder/theory.json`; returns the headline ones."""
+    found = {
+        "bandit": on_bandit(settings.bandit, settings.negatives),
+        "model": on_model(settings, measured, beta),
+    }
+    (folder / FILE).write_text(json.dumps(found, indent=1))
+    whole = found["model"]["all"]
+    return {name: whole[name] for name in ("negatives_share", "most", "best_negatives")}

@@ -1,0 +1,55 @@
+"""The theory's report, of a gradient that is told from zero and of one that noise drowns."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.gradient_error.bandit import BanditSettings
+from studies.gradient_error.experiment import Theory
+from studies.gradient_error.measure import GradientError, Measured, on_bandit, on_model
+from studies.gradient_error.report import headline, print_theory, sentences, write_theory
+
+BANDIT = BanditSettings(6, 2, 0.3, 0.5, 0.2, [1, 4], 1, 50)
+SETTINGS = GradientError(12, 6, None, [1, 2, 4], [4], 20, 0, 0.95, BANDIT)
+
+
+def measured(gradient: float) -> Theory:
+    """A target that is `gradient` away from its samples, which differ from prompt to prompt by 1."""
+    rng = np.random.default_rng(3)
+    gradients = rng.standard_normal((12, 7, 4))
+    gradients[:, 0] += gradient
+    flat = np.zeros((12, 7))
+    scores = rng.integers(0, 2, (12, 7)).astype(float)
+    kept = rng.random((12, 6)) < 0.5
+    data = Measured(gradients, flat, flat, scores, kept, [np.arange(3)] * 12, (20.0, 10.0))
+    return Theory(on_bandit(BANDIT, [1, 2, 4]), on_model(SETTINGS, data, 0.5), [], {}, {})
+
+
+@pytest.mark.parametrize("gradient", [3.0, 0.0])
+def test_files_and_terminal(gradient: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theory = measured(gradient)
+    write_theory(theory, tmp_path)
+    print_theory(theory, tmp_path)
+    printed = capsys.readouterr().out
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "theory.md").read_text()
+    for part in ("Where the gradient points", "All responses as negatives", "Bandit"):
+        assert part in page
+        assert part in text
+        assert part in printed
+    assert headline(theory) in printed
+    assert "inf" not in text.replace("infer", "")
+
+
+def test_a_gradient_that_noise_drowns_is_said_to_be_drowned() -> None:
+    theory = measured(0.0)
+    theory.model["all"] |= {"squared": -0.1, "prompts_needed": dict.fromkeys(("1", "2", "4"), math.inf)}
+    assert "Over these 12 prompts the true gradient is not told from zero." in sentences(theory)
+
+
+def test_how_many_prompts_an_estimate_needs() -> None:
+    theory = measured(3.0)
+    theory.model["all"] |= {"squared": 2.0, "prompts_needed": {"1": 10.2, "2": 8.0, "4": 1234.0}}
+    said = "An estimate is no longer mostly noise from 11 prompts on with K = 1, and from 1,234 on with K = 4."
+    assert said in sentences(theory)

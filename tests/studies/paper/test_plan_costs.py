@@ -1,0 +1,176 @@
+"""What stages cost, by hand; and speeds that nobody measured, which are not made up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import ROOT
+from selfcontrast.config import GROUPS, assemble, build
+from selfcontrast.errors import UserError
+from selfcontrast.planning.plan import Planned, Step
+from selfcontrast.store import Artifact
+from studies.paper.costs import (
+    SPEEDS,
+    Sizes,
+    Work,
+    checked,
+    from_file,
+    hours,
+    measured,
+    parameters,
+    sizes_of,
+    work,
+)
+from test_config import composed
+from tiny import example
+
+SIZES = Sizes(prompts=100, evaluated=20, prompt_tokens=10, response_tokens=5, parameters=1000)
+
+
+def step(stage: str, label: str = "", summary: dict[str, Any] | None = None) -> Step:
+    return Step(label or stage, Artifact(stage, "0f", Path("none"), {"summary": summary or {}}, cached=False))
+
+
+def parts(*overrides: str) -> Any:
+    cfg = composed("output=out", *overrides)
+    built = {group: build(cfg[group], group) for group in GROUPS}
+    return assemble(cfg, built, {"train": [], "validation": [], "test": []})
+
+
+def test_the_work_of_the_default_job() -> None:
+    """K = 8 of a pool of 16, N = 32, seven epochs of fine-tuning, 6 + 6 + 1 answers; MiniLM has 384 dimensions."""
+    found = {
+        stage: work(step(stage), parts(), SIZES)
+        for stage in ("sft", "generate", "embed", "filter", "reference", "align", "evaluate", "contamination")
+    }
+    assert found == {
+        "sft": Work("train", 7 * 100 * 15, 4000),
+        "generate": Work("generate", 100 * 32 * 5, 100 * 32 * 5 * 8),
+        "embed": Work("embed", 100 * 33, 100 * 33 * 384 * 2),
+        "filter": Work(None, 0, 0),
+        "reference": Work("score", 100 * (10 + 17 * 5), 100 * (10 + 17 * 5) * 4),
+        "align": Work("train", 100 * (10 + 9 * 5), 4000),
+        "evaluate": Work("generate", 20 * 13 * 5, 0),
+        "contamination": Work(None, 0, 0),
+    }
+
+
+def test_the_work_of_baselines_and_budgets() -> None:
+    align, generate = step("align"), step("generate")
+    assert work(align, parts("arm=sft_continued"), SIZES).amount == 100 * (10 + 5)
+    assert work(generate, parts("arm=dpo_std"), SIZES) == Work(None, 0, 100 * 1 * 5 * 8)  # nothing is sampled
+    assert work(step("reference"), parts("arm=dpo_std"), SIZES).amount == 100 * (10 + 2 * 5)
+    assert work(step("embed"), parts("arm=spin"), SIZES).amount == 200
+    assert work(align, parts("trainer.tokens=777"), SIZES).amount == 777
+    assert work(align, parts("trainer.epochs=3", "negatives=1"), SIZES).amount == 3 * 100 * (10 + 2 * 5)
+    assert work(generate, parts("generator.prompts=40"), SIZES).amount == 40 * 32 * 5
+    assert work(step("sft"), parts("sft=none"), SIZES).amount == 0
+    rewarded = parts(
+        "+benchmark@evaluation.benchmarks.reward=reward", "evaluation.benchmarks.reward.reward_model.path=x"
+    )
+    assert work(step("benchmark", "reward SFT"), rewarded, SIZES) == Work("score", 20 * 2 * 15, 0)
+    assert work(step("benchmark", "pairwise SFT"), rewarded, SIZES) == Work(None, 0, 0)
+
+
+def test_a_benchmarks_own_questions_are_answered_turn_by_turn() -> None:
+    """Of the 80 questions of two turns those of four categories have a temperature above 0, and three samples."""
+    name = "evaluation.benchmarks.mt_bench"
+    asked = parts(f"+benchmark@{name}=mt_bench", f"{name}.samples=3", f"{name}.judge.model=x")
+    assert work(step("answers", "mt_bench answers SFT"), asked, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
+
+
+def test_what_is_unknown_stays_unknown() -> None:
+    nothing = Sizes(None, None, None, None, None)
+    assert work(step("generate"), parts(), nothing) == Work("generate", None, None)
+    assert work(step("align"), parts(), nothing) == Work("train", None, None)
+    assert hours(Work("train", None, None), {"train": 1.0}) is None
+    assert hours(Work("train", 100, 0), {"score": 1.0}) is None
+    assert hours(Work(None, 0, 0), {}) == 0
+    assert hours(Work("train", 36000, 0), {"train": 5.0}) == 2
+
+
+def test_sizes_are_those_of_the_data_unless_given_or_known_better() -> None:
+    """16 characters of prompt and 24 of target are 4 and 6 tokens."""
+    own = parts()
+    examples = [example(str(i), "x" * 16, "y" * 24) for i in range(7)]
+    held = [example(str(i), "x", "y") for i in range(5)]
+    planned = Planned(
+        assembled(own, examples, held), [step("generate", summary={"tokens_per_response": 9.5}), step("align")], ""
+    )
+    found = sizes_of(planned)
+    assert (found.prompts, found.evaluated, found.prompt_tokens, found.response_tokens) == (7, 5, 4, 9.5)
+    unsampled = Planned(planned.parts, [step("generate")], "")
+    assert sizes_of(unsampled).response_tokens == 6
+    given = sizes_of(unsampled, prompts=1000, response_tokens=None, parameters=5.0)
+    assert (given.prompts, given.response_tokens, given.parameters) == (1000, 6, 5.0)
+    unreadable = sizes_of(Planned(own, [], ""))
+    assert (unreadable.prompts, unreadable.prompt_tokens) == (None, None)
+
+
+def assembled(own: Any, train: list[Any], test: list[Any]) -> Any:
+    from dataclasses import replace
+
+    return replace(own, splits={"train": train, "validation": [], "test": test})
+
+
+def test_parameters_of_a_config_that_is_here_and_of_the_papers_models() -> None:
+    """By their architecture: embeddings and output layer, and in each layer attention, MLP and two norms."""
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    mistral = 2 * 32000 * 4096 + 32 * layer + 4096
+    assert parameters(parts("+experiment=paper", "data=hh_rlhf")) == mistral
+    assert parameters(parts("model=hf", "model.path=somebody/something")) is None
+    built_in = 2048 * 128 + 3 * (4 * 128 * 128 + 3 * 128 * 384 + 2 * 128) + 128
+    assert parameters(parts()) == built_in
+
+
+# --- speeds
+
+
+def test_a_finished_run_tells_its_speeds_per_device(tmp_path: Path) -> None:
+    def stage(name: str, seconds: float, **summary: float) -> dict[str, Any]:
+        return {"name": name, "seconds": seconds, "resumed": False, "summary": summary}
+
+    result: Any = {
+        "config": {"hardware": {"devices": 4, "num_nodes": 2}},
+        "histories": {"align": [{"tokens_per_second": value} for value in (1.0, 800.0, 900.0)], "sft": []},
+        "stages": [
+            stage("generate", 10, tokens=5000, responses=90, prompts=10),
+            stage("embed", 4),
+            stage("reference", 2, tokens=600),
+            stage("filter", 1),
+        ],
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert measured(tmp_path) == {"train": 100, "generate": 500, "embed": 25, "score": 300}
+    result["config"]["engine"] = {"actors": [1, 5], "gpus_per_actor": None}  # Ray's
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert measured(tmp_path) == {"train": 100, "generate": 100, "embed": 5, "score": 60}
+    del result["config"]["engine"]
+    result["stages"][0]["resumed"] = True  # its seconds are those of its last attempt alone
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert measured(tmp_path) == {"train": 100, "score": 300}
+    with pytest.raises(UserError, match=r"no result\.json of a finished run"):
+        measured(tmp_path / "none")
+
+
+def test_the_file_of_speeds_has_sources_and_nothing_that_is_not_measured() -> None:
+    file = ROOT / "studies" / "paper" / "throughput.yaml"
+    entries = yaml.safe_load(file.read_text())
+    for entry in entries:
+        assert from_file(file, entry["hardware"]).keys() <= set(SPEEDS)
+        assert (ROOT / entry["source"].split(",")[0]).is_file()
+    with pytest.raises(UserError, match=r"--hardware h100: .*throughput\.yaml has cpu-2"):
+        from_file(file, "h100")
+
+
+def test_speeds_that_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump([{"hardware": "mine", "speeds": {"train": 1}}]))
+    with pytest.raises(UserError, match="mine has no source"):
+        from_file(file, "mine")
+    for wrong in ({"trian": 1.0}, {"train": 0}, {"train": "fast"}):
+        with pytest.raises(UserError, match="one of train, generate, score, embed"):
+            checked(wrong)
