@@ -64,7 +64,7 @@ class VLLM:
         if self.python is None:
             if find_spec("vllm") is None:
                 raise UserError(
-                    "vLLM is not installed here: pip install 'selfcontrast[vllm]', "
+                    "vLLM is not installed here: pip install -e '.[vllm]', "
                     "or name the interpreter of an environment that has it with backend.python=PATH"
                 )
         else:

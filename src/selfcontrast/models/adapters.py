@@ -82,7 +82,7 @@ class LoRA:
 
     def check(self, model: Model) -> None:
         if find_spec("peft") is None:
-            raise UserError("adapter=lora needs peft: pip install 'selfcontrast[peft]', or use adapter=none")
+            raise UserError("adapter=lora needs peft: pip install -e '.[peft]', or use adapter=none")
         if "sft" in self.stages and isinstance(model, FromScratch):
             raise UserError(
                 f"adapter.stages={self.stages}: a model of random weights cannot be fine-tuned by adapters alone; "

@@ -62,7 +62,7 @@ class Recipe:
             )
         if find_spec("bitsandbytes") is None:
             raise UserError(
-                f"{name}.optimizer=adamw_8bit needs bitsandbytes: pip install 'selfcontrast[8bit]', "
+                f"{name}.optimizer=adamw_8bit needs bitsandbytes: pip install -e '.[8bit]', "
                 f"or use {name}.optimizer=adamw"
             )
 
