@@ -59,12 +59,12 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def run_job(cfg: DictConfig) -> float | None:
+    config = settings(cfg)  # first: it masks credentials in what Hydra has written
     with own_gpus(cfg.hardware):
-        return run_here(cfg)
+        return run_here(cfg, config)
 
 
-def run_here(cfg: DictConfig) -> float | None:
-    config = settings(cfg)
+def run_here(cfg: DictConfig, config: dict[str, Any]) -> float | None:
     log.info("%s: checking the settings; output in %s", cfg.name, cfg.output)
     from selfcontrast.config import configure
 
@@ -83,9 +83,11 @@ def run_here(cfg: DictConfig) -> float | None:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """The settings as they are recorded. Raises `UserError` where one of them holds a credential."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    refuse_credentials(OmegaConf.to_container(cfg), folder)  # as Hydra has written them
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    refuse_credentials(config, Path(HydraConfig.get().runtime.output_dir))
+    refuse_credentials(config, folder)
     return {str(key): value for key, value in config.items()}
 
 
