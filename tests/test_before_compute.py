@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -17,10 +18,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from jobs import run_train
+from models.test_reward import classifier_folder
 from selfcontrast.config import Parts, configure
 from selfcontrast.data.example import Example
 from selfcontrast.data.renderable import shapes
 from selfcontrast.errors import UserError
+from selfcontrast.filters.encode import builtin_folder
 from selfcontrast.models.loading import load_tokenizer, save_policy, valid_generation_config
 from shared import shared_data
 from test_config import composed
@@ -129,7 +133,23 @@ def truncated(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def damaged(value: torch.Tensor) -> Callable[[Path], None]:
+    """Another value in the place of one of the weights."""
+
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        name = next(name for name in sorted(weights) if name.lower().endswith("norm.weight"))
+        weights[name] = weights[name].to(value.dtype)
+        weights[name][0] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
 DAMAGE = {
+    "a weight that is NaN": damaged(torch.tensor(torch.nan)),
+    "an infinite weight": damaged(torch.tensor(-torch.inf, dtype=torch.bfloat16)),
+    "weights in whole numbers": damaged(torch.tensor(1)),
     "truncated weights": truncated,
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "weights of noise": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
@@ -154,7 +174,39 @@ def test_damaged_model_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [DAMAGE["truncated weights"], DAMAGE["no tokenizer"]])
+@pytest.mark.parametrize(
+    "damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"], DAMAGE["weights in whole numbers"]]
+)
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_command_refuses_a_damaged_model_in_one_line(script: str, damage: Any, tmp_path: Path) -> None:
+    damage(policy_folder(tmp_path / "model"))
+    model = f"model={tmp_path / 'model'}" if script == "evaluate.py" else f"model.path={tmp_path / 'model'}"
+    ended = run_train(*(["model=hf"] if script == "train.py" else []), model, script=script, cwd=tmp_path)
+    assert ended.returncode == 1
+    *before, last = ended.stderr.splitlines()
+    assert last.startswith("error: model.path=")
+    assert all("checking the settings" in line for line in before)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("where", ["encoder", "filter.reward_model"])
+@pytest.mark.parametrize("damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"]])
+def test_damaged_encoder_or_reward_model_is_refused_before_compute(where: str, damage: Any, tmp_path: Path) -> None:
+    if where == "encoder":
+        folder = tmp_path / "own"
+        shutil.copytree(builtin_folder(), folder)
+    else:
+        folder = classifier_folder(tmp_path)
+    damage(folder)
+    choice = ["filter=oracle_reward"] if where != "encoder" else []
+    with pytest.raises(UserError, match=r"^(encoder|reward_model)\.path=") as caught:
+        checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *choice, f"{where}.path={folder}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [DAMAGE["truncated weights"], DAMAGE["no tokenizer"], DAMAGE["a weight that is NaN"]]
+)
 def test_damaged_judge_is_refused_in_one_line(damage: Any, tmp_path: Path) -> None:
     damage(policy_folder(tmp_path / "judge"))
     name = "evaluation.benchmarks.grades"
