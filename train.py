@@ -141,6 +141,10 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
         if FULL_ERROR or begun:
             raise
         sys.exit(one_line(UserError(f"the output folder cannot be used: {error}; choose another, hydra.run.dir=…")))
+    except Exception as error:  # Hydra's own code is no match for some overrides, such as encoder=[null]
+        if FULL_ERROR or begun:
+            raise
+        sys.exit(one_line(UserError(f"these settings cannot be composed: {error}; python {sys.argv[0]} --help")))
 
 
 if __name__ == "__main__":
