@@ -62,7 +62,8 @@ class Jsonl:
         """
         dropped: Counter[str] = Counter()
         content = note(self, existing(self.path, SETTING))
-        examples = read_examples(read_rows(self.path), self.path, dropped, self.limit)
+        places = vars(self)["_places"] = dict[str, str]()
+        examples = read_examples(read_rows(self.path), self.path, dropped, self.limit, places=places)
         content.check(SETTING)
         if dropped:
             told = (self.path, len(examples), dropped.total(), reasons(dropped))
@@ -73,6 +74,10 @@ class Jsonl:
                 f" (dropped: {reasons(dropped) or 'none'}); give a larger file"
             )
         return split_by_prompt(examples, self.validation, self.test)
+
+    def place_of(self, name: str) -> str:
+        """Where the row of an example that was loaded stands: "line 3 of FILE"."""
+        return f"{vars(self)['_places'][name]} of {self.path}"
 
     def verifier(self) -> None:
         """Nothing grades a user's data exactly."""

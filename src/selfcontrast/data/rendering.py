@@ -93,8 +93,11 @@ class Renderer:
         return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
-        """Token ids of an example's prompt and target."""
-        return self.prompt(example.prompt), self.response(example.prompt, example.target)
+        """Token ids of an example's prompt and target. Raises `UserError` with its id where the template fails."""
+        try:
+            return self.prompt(example.prompt), self.response(example.prompt, example.target)
+        except UserError as error:
+            raise UserError(f"the row {example.id}: {error}") from error
 
     def as_read(self, example: Example) -> Example:
         """The example with its answers as the text of their tokens, as sampled candidates have it.
