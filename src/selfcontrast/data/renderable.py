@@ -8,7 +8,7 @@ from selfcontrast.data.example import Example, Message, Source, Split
 from selfcontrast.data.hub import Hub
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.release import Release
-from selfcontrast.data.rendering import Renderer
+from selfcontrast.data.rendering import Renderer, refuse_addresses
 from selfcontrast.errors import UserError, printable
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ def check_tokenizer(tokenizer: Any, setting: str, examples: Sequence[Example]) -
     if not tokenizer.chat_template:
         raise UserError(f"{setting}: its tokenizer has no chat template to render dialogues")
     for example in shapes(examples):
-        messages = [*dialogue(example), {"role": "assistant", "content": example.target or "…"}]
+        answer = Message(role="assistant", content=example.target or "…")
+        messages = [*dialogue(example), answer]
         try:
-            tokenizer.apply_chat_template(messages, tokenize=False)
+            refuse_addresses(str(tokenizer.apply_chat_template(messages, tokenize=False)), messages)
         except Exception as error:  # a template is the model author's program: it may raise anything
             row = f"the row {example.id}, {_shown(example)}"
             raise UserError(f"{setting}: its chat template fails on {row}: {printable(str(error))}") from error

@@ -340,7 +340,7 @@ def template_text(path_or_text: str) -> str:
     if (own := TEMPLATES / f"{path_or_text}.jinja").is_file():
         return own.read_text(encoding="utf-8").strip("\n")
     try:
-        return Path(path_or_text).read_text(encoding="utf-8")
+        return Path(path_or_text).read_text(encoding="utf-8-sig")  # a mark of the byte order is no part of a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template={path_or_text}: cannot be read ({error})") from error
 

@@ -95,7 +95,10 @@ class RewardModel:
 
     def _tokenizer(self) -> Any:
         options: dict[str, Any] = {"revision": self.commit, "trust_remote_code": self.trust_remote_code}
-        return tokenizer_at(self.path, "reward_model.path", padding_side="right", **options)
+        tokenizer = tokenizer_at(self.path, "reward_model.path", padding_side="right", **options)
+        if tokenizer.chat_template:
+            tokenizer.chat_template = repeatable(tokenizer.chat_template)
+        return tokenizer
 
     @contextmanager
     def open(self, device: str) -> Iterator[Reward]:
@@ -167,8 +170,6 @@ class RewardModel:
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
-        if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         what, dtype = f"reward_model.path={self.path}", getattr(torch, self.precision)
