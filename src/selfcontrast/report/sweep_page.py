@@ -158,7 +158,8 @@ def figure(sweep: Sweep) -> Figure:
 def _baseline(axes: Axes, point: Point, colour: str, marker: str) -> None:
     level = mean(point.jobs)
     axes.axhline(level, color=colour, linewidth=1.0, linestyle=":")
-    axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=legend_name(point.variant))
+    label = legend_name(point.variant)
+    axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=label)
 
 
 def _series(
