@@ -162,6 +162,15 @@ class Renderer:
         """The text of a sampled response, without special tokens."""
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
 
+    def known(self, response_ids: Sequence[int]) -> list[int]:
+        """The ids before the first that the tokenizer lacks; an end token where that leaves none.
+
+        Models pad their vocabularies, and a sampler may draw from the padding, which has no text.
+        """
+        size = len(self.tokenizer)
+        at = next((i for i, token in enumerate(response_ids) if not 0 <= token < size), len(response_ids))
+        return list(response_ids[:at]) or [self.end_id]
+
     def _text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
         try:
             text = str(
