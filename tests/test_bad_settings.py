@@ -202,6 +202,26 @@ def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_pat
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("override", ["method=M\udcff", "+x\udce9=1", "data.path=\udcc3", "name=\ud83d"], ids=ascii)
+def test_command_setting_that_is_no_text_is_one_line(override: str, tmp_path: Path) -> None:
+    """An argument in another encoding than the locale's: the report failed on it, after all compute."""
+    ended = run_train(override, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert "is no text in the encoding utf-8: give it in UTF-8" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", "\udcff"), ("evaluation.top_p", {"\udcff": 1}), ("store", "\ud800")]
+)
+def test_setting_that_is_no_text_is_refused(key: str, value: Any) -> None:
+    line = refused("plain", key, value)
+    assert line is not None
+    assert line.startswith(f"error: {key}")
+    line.encode()
+
+
 def written(value: Any) -> str:
     """A value in the grammar of Hydra's command line."""
     if value is None or isinstance(value, bool):
