@@ -4,6 +4,7 @@ python evaluate.py model=FOLDER [data=…] [evaluation.…=…]
 """
 
 import os
+import re
 import sys
 
 from omegaconf import DictConfig
@@ -44,10 +45,15 @@ def overrides(arguments: list[str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "model" and value != "hf":
-            own.append(f"model.path='{value}'")
+            own.append(f"model.path={quoted(value)}")
         elif argument != "model=hf":
             own.append(argument)
     return own
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, whose own quotes, and backslashes before these, are escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def main() -> None:

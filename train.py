@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfcontrast.constrained import check_text
 from selfcontrast.credentials import refuse_credentials, secrets_in
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import FAILED, UserError, printable
@@ -48,23 +49,24 @@ def job(cfg: DictConfig) -> float | None:
         if not multirun:
             raise
         stays()
-        failed.write_text("stopped early, on W&B's page or by a sweep")
+        failed.write_text("stopped early, on W&B's page or by a sweep", encoding="utf-8")
         raise UserError("stopped early; the other jobs go on") from None
     except Exception as error:
         if multirun:
-            failed.write_text(one_line(error).removeprefix("error: "))  # what the summary of the sweep says of it
+            line = one_line(error).removeprefix("error: ")
+            failed.write_text(line, encoding="utf-8")  # what the summary of the sweep says of it
         if FULL_ERROR or multirun or not isinstance(error, (UserError, OmegaConfBaseException)):
             raise  # in a sweep the later jobs still run, and Hydra says which one failed
         sys.exit(one_line(error))  # an exception would make Hydra print a line of its own
 
 
 def run_job(cfg: DictConfig) -> float | None:
+    config = settings(cfg)  # first: it masks credentials in what Hydra has written
     with own_gpus(cfg.hardware):
-        return run_here(cfg)
+        return run_here(cfg, config)
 
 
-def run_here(cfg: DictConfig) -> float | None:
-    config = settings(cfg)
+def run_here(cfg: DictConfig, config: dict[str, Any]) -> float | None:
     log.info("%s: checking the settings; output in %s", cfg.name, cfg.output)
     from selfcontrast.config import configure
 
@@ -83,9 +85,11 @@ def run_here(cfg: DictConfig) -> float | None:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """The settings as they are recorded. Raises `UserError` where one of them holds a credential."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    refuse_credentials(OmegaConf.to_container(cfg), folder)  # as Hydra has written them
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    refuse_credentials(config, Path(HydraConfig.get().runtime.output_dir))
+    refuse_credentials(config, folder)
     return {str(key): value for key, value in config.items()}
 
 
@@ -120,8 +124,12 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
     """Run a task with Hydra's command line. What a user can mend ends the process with one line and exit code 1."""
     begun = False
     for argument in sys.argv[1:]:  # before Hydra writes them down
+        key = argument.partition("=")[0]
+        try:
+            check_text(argument, key)
+        except UserError as error:
+            sys.exit(one_line(error))
         if secrets_in(argument):
-            key = argument.partition("=")[0]
             sys.exit(f"error: {key}: a URL with a credential in it, and settings are recorded: use the environment")
 
     def begin(cfg: DictConfig) -> Any:
@@ -139,6 +147,10 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
         if FULL_ERROR or begun:
             raise
         sys.exit(one_line(UserError(f"the output folder cannot be used: {error}; choose another, hydra.run.dir=…")))
+    except Exception as error:  # Hydra's own code is no match for some overrides, such as encoder=[null]
+        if FULL_ERROR or begun:
+            raise
+        sys.exit(one_line(UserError(f"these settings cannot be composed: {error}; python {sys.argv[0]} --help")))
 
 
 if __name__ == "__main__":

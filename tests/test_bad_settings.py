@@ -1,6 +1,7 @@
 """Bad settings by the hundred: whatever a setting is given, a job starts or is refused in one line, before compute."""
 
 import math
+import random
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -113,6 +114,23 @@ def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> Non
         assert line is not None, f"{key}={value} is taken for a number"
 
 
+@pytest.mark.parametrize(
+    ("choice", "key"),
+    [
+        ("plain", "sft.optimizer"),
+        ("plain", "model.precision"),
+        ("local judge", "evaluation.benchmarks.dialogues.grading"),
+        ("local judge", "evaluation.benchmarks.grades.judge.precision"),
+        ("server", "generator.backend.api"),
+        ("rewards", "filter.reward_model.precision"),
+    ],
+)
+def test_text_that_is_no_choice_is_refused_by_its_full_key(choice: str, key: str) -> None:
+    line = refused(choice, key, "nothing")
+    assert line is not None
+    assert line.startswith(f"error: {key}=nothing: ")
+
+
 NUMBERS = {
     "evaluation.seed": [-1, 2**32, math.nan],
     "seed": [-1, 2**32, 0.5, True, math.inf],
@@ -164,6 +182,16 @@ def test_value_that_cannot_be_is_refused_by_its_full_key(choice: str, key: str, 
     assert line == " ".join(line.split())
 
 
+@pytest.mark.parametrize(
+    "override", ["objective=0", "encoder=[null]", "hardware.devices={a: 1}", "hardware.devices=[1]", "model=1"]
+)
+def test_command_override_that_hydra_trips_over_is_one_line(override: str, tmp_path: Path) -> None:
+    ended = run_train(override, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("override", ["sft.lr=nan", "evaluation.seed=-1", "hardware.threads=0", "store=''"])
 def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_path: Path) -> None:
     ended = run_train(override, cwd=tmp_path)
@@ -172,6 +200,67 @@ def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_pat
     assert last.startswith(f"error: {override.partition('=')[0]}=")
     assert all("checking the settings" in said for said in before)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("override", ["method=M\udcff", "+x\udce9=1", "data.path=\udcc3", "name=\ud83d"], ids=ascii)
+def test_command_setting_that_is_no_text_is_one_line(override: str, tmp_path: Path) -> None:
+    """An argument in another encoding than the locale's: the report failed on it, after all compute."""
+    ended = run_train(override, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert "is no text in the encoding utf-8: give it in UTF-8" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", "\udcff"), ("evaluation.top_p", {"\udcff": 1}), ("store", "\ud800")]
+)
+def test_setting_that_is_no_text_is_refused(key: str, value: Any) -> None:
+    line = refused("plain", key, value)
+    assert line is not None
+    assert line.startswith(f"error: {key}")
+    line.encode()
+
+
+def written(value: Any) -> str:
+    """A value in the grammar of Hydra's command line."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, str):
+        return "'" + value.replace("'", r"\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
+    return str(value)
+
+
+COMPUTED = ("sft", "generate", "align", "evaluate")  # stages that may take hours
+DRAWN = [choice for choice in sorted(CHOICES) if choice not in ("server", "vllm", "lora, lexical, mmr")]
+
+
+def drawn(count: int, seed: int) -> list[tuple[str, str, Any]]:
+    """Bad settings of jobs that need no server, no GPU and no cluster."""
+    draw = random.Random(seed)
+    settings = []
+    for _ in range(count):
+        choice = draw.choice(DRAWN)
+        settings.append((choice, draw.choice(leaves(choice)), draw.choice(BAD)))
+    return settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(30))
+def test_command_ends_well_or_with_one_line_before_compute(number: int, tmp_path: Path) -> None:
+    choice, key, value = drawn(30, seed=0)[number]
+    plain = [each for each in TINY if choice != "pairs" or not each.startswith("generator.")]
+    ended = run_train(*plain, *CHOICES[choice], f"{key}={written(value)}", cwd=tmp_path)
+    assert "Traceback" not in ended.stderr, f"{key}={value!r}\n{ended.stderr}"
+    if ended.returncode:
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines()[-1].startswith("error: "), f"{key}={value!r}\n{ended.stderr}"
+        late = [stage for stage in COMPUTED if list(tmp_path.glob(f"store/{stage}/*/manifest.json"))]
+        assert not late, f"{key}={value!r} is refused late\n{ended.stderr}"
 
 
 @pytest.mark.parametrize(

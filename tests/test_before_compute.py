@@ -1,13 +1,17 @@
 """What can be known of data and models before anything is computed is told then, in one line."""
 
+import gzip
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -17,10 +21,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from jobs import run_train
+from models.test_reward import classifier_folder
 from selfcontrast.config import Parts, configure
 from selfcontrast.data.example import Example
 from selfcontrast.data.renderable import shapes
 from selfcontrast.errors import UserError
+from selfcontrast.filters.encode import builtin_folder
 from selfcontrast.models.loading import load_tokenizer, save_policy, valid_generation_config
 from shared import shared_data
 from test_config import composed
@@ -66,7 +73,8 @@ ODD = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER
 @pytest.mark.parametrize("messages", ODD.values(), ids=ODD)
 def test_row_that_the_template_refuses_is_named_before_compute(messages: list[dict[str, str]], tmp_path: Path) -> None:
     data = written(tmp_path / "data.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(rows(messages))])
-    with pytest.raises(UserError, match=r"^data: the row r24 of the split \w+ \('.*Name a tree.*model\.chat_template="):
+    line = r"^data: the row r24 \(line 25 of \S+data\.jsonl\) of the split \w+, '.*Name a tree"
+    with pytest.raises(UserError, match=line):
         checked(tmp_path, data)
 
 
@@ -86,7 +94,7 @@ def test_row_of_a_published_set_is_left_out_and_counted(
 @pytest.mark.parametrize(("name", "row"), [("system_in_train", "System role"), ("one_odd_row", "roles must alternate")])
 def test_cases_of_the_issue(name: str, row: str, tmp_path: Path) -> None:
     data, template = shared_data("cases", f"{name}.jsonl"), shared_data("cases", "nosystem.jinja")
-    with pytest.raises(UserError, match=rf"^data: the row \w+ of .*Name a tree.*{row}"):
+    with pytest.raises(UserError, match=rf"^data: the row \w+ \(line \d+ of .*Name a tree.*{row}"):
         checked(tmp_path, data, template=template.read_text())
 
 
@@ -94,8 +102,30 @@ def test_row_that_the_template_alters_is_named(tmp_path: Path) -> None:
     """A template that cuts thoughts out of answers gives another answer than the one that is trained on."""
     cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
     thinking = [USER, {"role": "assistant", "content": "<think>hm</think>An oak."}]
-    with pytest.raises(UserError, match=r"^data: the row \w+ of the split"):
+    with pytest.raises(UserError, match=r"^data: the row \w+ \(line 25 of \S+\) of the split"):
         checked(tmp_path, written(tmp_path / "data.jsonl", rows(thinking)), template=cuts)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
+def test_row_is_named_by_its_place_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+    found, file = rows([SYSTEM, USER, ANSWER]), tmp_path / f"data.{kind}"
+    lines = "\n" + "\n".join(map(json.dumps, found))  # the blank line counts
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(found), file)
+    else:
+        text = json.dumps(found) if kind == "json" else lines
+        file.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    place = "row 25" if kind in ("json", "parquet") else "line 26"
+    with pytest.raises(UserError, match=rf"^data: the row \w+ \({place} of \S+{kind}\)"):
+        checked(tmp_path, file)
+
+
+def test_every_further_rejected_answer_is_rendered(tmp_path: Path) -> None:
+    cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
+    odd = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
+    plain = [{"prompt": f"Name fruit {i}.", "chosen": "A pear.", "rejected": "None."} for i in range(24)]
+    with pytest.raises(UserError, match=r"line 25 of"):
+        checked(tmp_path, written(tmp_path / "data.jsonl", [*plain, odd]), template=cuts)
 
 
 def test_every_sequence_of_roles_is_seen_once() -> None:
@@ -129,7 +159,23 @@ def truncated(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def damaged(value: torch.Tensor) -> Callable[[Path], None]:
+    """Another value in the place of one of the weights."""
+
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        name = next(name for name in sorted(weights) if name.lower().endswith("norm.weight"))
+        weights[name] = weights[name].to(value.dtype)
+        weights[name][0] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
 DAMAGE = {
+    "a weight that is NaN": damaged(torch.tensor(torch.nan)),
+    "an infinite weight": damaged(torch.tensor(-torch.inf, dtype=torch.bfloat16)),
+    "weights in whole numbers": damaged(torch.tensor(1)),
     "truncated weights": truncated,
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "weights of noise": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
@@ -154,7 +200,39 @@ def test_damaged_model_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [DAMAGE["truncated weights"], DAMAGE["no tokenizer"]])
+@pytest.mark.parametrize(
+    "damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"], DAMAGE["weights in whole numbers"]]
+)
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_command_refuses_a_damaged_model_in_one_line(script: str, damage: Any, tmp_path: Path) -> None:
+    damage(policy_folder(tmp_path / "model"))
+    model = f"model={tmp_path / 'model'}" if script == "evaluate.py" else f"model.path={tmp_path / 'model'}"
+    ended = run_train(*(["model=hf"] if script == "train.py" else []), model, script=script, cwd=tmp_path)
+    assert ended.returncode == 1
+    *before, last = ended.stderr.splitlines()
+    assert last.startswith("error: model.path=")
+    assert all("checking the settings" in line for line in before)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("where", ["encoder", "filter.reward_model"])
+@pytest.mark.parametrize("damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"]])
+def test_damaged_encoder_or_reward_model_is_refused_before_compute(where: str, damage: Any, tmp_path: Path) -> None:
+    if where == "encoder":
+        folder = tmp_path / "own"
+        shutil.copytree(builtin_folder(), folder)
+    else:
+        folder = classifier_folder(tmp_path)
+    damage(folder)
+    choice = ["filter=oracle_reward"] if where != "encoder" else []
+    with pytest.raises(UserError, match=r"^(encoder|reward_model)\.path=") as caught:
+        checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *choice, f"{where}.path={folder}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [DAMAGE["truncated weights"], DAMAGE["no tokenizer"], DAMAGE["a weight that is NaN"]]
+)
 def test_damaged_judge_is_refused_in_one_line(damage: Any, tmp_path: Path) -> None:
     damage(policy_folder(tmp_path / "judge"))
     name = "evaluation.benchmarks.grades"
@@ -187,7 +265,8 @@ def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute
     }  # fmt: skip
     lenient = NO_SYSTEM.replace("System role not supported", "").replace("raise_exception('')", "''")
     lenient = lenient.replace("{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}", "{% if false %}")
-    with pytest.raises(UserError, match=r"reward_model\.path=\S+: its chat template fails on .*System role"):
+    line = r"reward_model\.path=\S+: its chat template fails on the row \w+, .*System role"
+    with pytest.raises(UserError, match=line):
         checked(tmp_path, data, *choice[where], template=lenient)
 
 

@@ -270,12 +270,12 @@ def test_adapters_that_cannot_be(override: str, line: str) -> None:
         (
             "peft",
             ["adapter=lora"],
-            "adapter=lora needs peft: pip install 'selfcontrast[peft]', or use adapter=none",
+            "adapter=lora needs peft: pip install -e '.[peft]', or use adapter=none",
         ),
         (
             "bitsandbytes",
             ["sft.optimizer=adamw_8bit"],
-            "sft.optimizer=adamw_8bit needs bitsandbytes: pip install 'selfcontrast[8bit]', or use sft.optimizer=adamw",
+            "sft.optimizer=adamw_8bit needs bitsandbytes: pip install -e '.[8bit]', or use sft.optimizer=adamw",
         ),
     ],
 )

@@ -1,12 +1,15 @@
 """Disks and folders that cannot be used: one line, from each command."""
 
 import errno
+import logging
+import logging.config
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 
-from jobs import run_train
+from jobs import ROOT, run_train
 from selfcontrast.errors import UserError, printable
 from selfcontrast.store import prune
 from selfcontrast.store.__main__ import main
@@ -56,3 +59,13 @@ def test_prune_on_a_store_that_one_may_only_read_is_one_line(tmp_path: Path, mon
 )
 def test_escape_codes_reach_no_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize("name", ["job_logging", "hydra_logging"])
+def test_escape_codes_of_data_reach_no_log(name: str) -> None:
+    """Ids and texts of rows are told in warnings; lines of a traceback stay lines."""
+    settings = yaml.safe_load((ROOT / "conf" / "hydra" / name / "plain.yaml").read_text())
+    for formatter in settings["formatters"].values():
+        shown = logging.config.DictConfigurator({}).configure_formatter(dict(formatter))
+        record = logging.LogRecord("x", logging.WARNING, "", 0, "the row %s", ("a\x1b[2J\x07\u202eb\n\tc",), None)
+        assert shown.format(record).endswith("the row a?[2J??b\n\tc")

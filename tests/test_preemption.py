@@ -121,23 +121,6 @@ def test_requeue_is_asked_for_though_nothing_acts_on_the_signal(tmp_path: Path) 
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
 
 
-def test_compile_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Module:
-        class Pool:
-            process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10000)"])
-
-        _pool_set = (Pool,)
-
-        @staticmethod
-        def shutdown_compile_workers() -> None:
-            Module.Pool.process.wait()
-
-    monkeypatch.setitem(sys.modules, "torch._inductor.async_compile", Module)  # type: ignore[arg-type]
-    monkeypatch.setattr(preemption, "WORKERS", 0.1)
-    preemption.end_compile_workers()
-    assert Module.Pool.process.wait(TIMEOUT) == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", ""])
 def test_grace_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SELFCONTRAST_GRACE", value)

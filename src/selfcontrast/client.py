@@ -26,7 +26,9 @@ LONGEST_BACKOFF = 60.0  # seconds between two tries
 LONGEST_REST = 600.0  # seconds; whatever a server's Retry-After says
 LOOK = 5.0  # seconds that `models` waits
 LATER = {408, 409, 425, 429, *range(500, 600)}  # statuses after which the same request may well succeed
-WORKED_ON = {408, 502, 504}  # of those, the ones after which an answer may have been made, and billed
+# Of those, the ones that turn a request away before anybody works on it. After any other an answer may have been made,
+# and billed: a proxy says 503 as well where the server behind it has died in the middle of one.
+TURNED_AWAY = {425, 429}
 PATIENCE = 600.0  # seconds without any answer, after which a client gives up
 BETWEEN_LINES = 60.0  # seconds between two lines of the log about failures
 SHOWN = 200  # characters of a server's complaint
@@ -298,7 +300,7 @@ class Client:
             return self._json(content)
         reason = self._safe(f"HTTP {status}: {_complaint(content)}")
         if status in LATER:
-            raise _Later(reason, _retry_after(headers.get("Retry-After")), free=status not in WORKED_ON)
+            raise _Later(reason, _retry_after(headers.get("Retry-After")), free=status in TURNED_AWAY)
         if status in (401, 403):
             raise UserError(f"{endpoint.url} refuses the key ({reason}): key_variable={self.servers.key_variable}")
         if (status == 404 or 300 <= status < 400) and method == "POST":

@@ -6,7 +6,8 @@ Each group of `conf/` names the class it builds (`_target_`). Those classes are 
 
 import difflib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -212,8 +213,19 @@ def build(node: Any, where: str) -> Any:
     checked = {f.name: typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)}
     try:
         return cls(**checked)
+    except UserError as error:
+        raise UserError(_full_key(str(error), where, checked)) from error
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{where}: these settings do not go together ({error})") from error
+
+
+def _full_key(message: str, where: str, known: Collection[str]) -> str:
+    """The message of a class that does not know where in the config it stands, with the setting's full key."""
+    above, _, last = where.rpartition(".")
+    first = re.split(r"\W", message, maxsplit=1)[0]
+    if first in known:
+        return f"{where}.{message}"
+    return f"{above}.{message}" if above and first == re.split(r"\W", last)[0] else message
 
 
 def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:

@@ -6,6 +6,7 @@ numbers that no machine could follow: they would end in an error of memory, afte
 
 import inspect
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -115,16 +116,31 @@ def implementing(value: Any, protocol: Any, name: str) -> Any:
 
 
 def finite(value: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` where it is, or holds, a number that is none."""
+    """Return `value`. Raises `UserError` where it is, or holds, a number that is none or a text that is none."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number")
-    if isinstance(value, Mapping):
+    if isinstance(value, str):
+        check_text(value, name)
+    elif isinstance(value, Mapping):
         for key, item in value.items():
+            finite(key, name)
             finite(item, f"{name}.{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
         for index, item in enumerate(value):
             finite(item, f"{name}[{index}]")
     return value
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise `UserError` for a text with half of a surrogate pair: Python's reading of bytes that are no text here."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        name, shown = (each.encode("utf-8", "backslashreplace").decode() for each in (name, text))
+        raise UserError(
+            f"{name}: {shown!r} is no text in the encoding {sys.getfilesystemencoding()}: give it in UTF-8, and set a "
+            "locale such as LC_ALL=C.UTF-8"
+        ) from None
 
 
 def _refuse(name: str, value: Any, reason: str) -> Any:

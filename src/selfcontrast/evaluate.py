@@ -95,7 +95,7 @@ def model_folder(model: Any) -> Path:
         try:
             found = snapshot_download(
                 model.path,
-                revision=model.revision,
+                revision=model.commit,
                 local_files_only=model.local_files_only,
                 allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
             )

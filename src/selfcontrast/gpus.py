@@ -36,10 +36,12 @@ def own_gpus(hardware: DictConfig) -> Iterator[None]:
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]
     several = settings.mode == RunMode.MULTIRUN and launcher in SIDE_BY_SIDE
     found = present() if several and hardware.accelerator != "cpu" else []
-    if len(found) < hardware.devices:  # none, or too few, as `Hardware.check` says in its own words
+    devices = hardware.devices if found else 0
+    # None, too few, or no number: `Hardware` says that in its own words.
+    if not found or not isinstance(devices, int) or len(found) < devices:
         yield
         return
-    with taken(found, hardware.devices) as own:
+    with taken(found, devices) as own:
         os.environ[VISIBLE] = ",".join(own)
         yield
 

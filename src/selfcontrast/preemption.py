@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from types import FrameType
 
+from selfcontrast.compilation import end_workers
 from selfcontrast.errors import UserError
 
 ENDED = 143  # 128 + SIGTERM: what schedulers take for "terminated", not for success
@@ -30,7 +31,6 @@ INTERRUPTED = 130  # 128 + SIGINT
 GRACE = 60.0  # seconds from a signal to the end of the process, at most
 GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # another number of seconds: of the environment, as it is the scheduler's
 QUIET = 2.0  # seconds from a signal to the line that says what is waited for
-WORKERS = 5.0  # seconds for torch's compile workers to end
 _unwanted = Event()  # the run that is tracked
 _hears = 0  # the process whose signals the thread hears
 _goes_on = Event()  # this process is not to end after all
@@ -61,7 +61,7 @@ def ending() -> Iterator[None]:
         # From here on there is nothing to save: a signal ends the process at once, without a traceback of an exit hook.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        end_compile_workers()
+        end_workers()
 
 
 def grace() -> float:
@@ -79,20 +79,6 @@ def grace() -> float:
 def stays() -> None:
     """Stop the clock: this process was told to end, and goes on with another job."""
     _goes_on.set()
-
-
-def end_compile_workers() -> None:
-    """End the processes that torch compiles in. Its own exit hook waits 300 s for one that does not answer."""
-    module = sys.modules.get("torch._inductor.async_compile")
-    if module is None:
-        return
-    told = Thread(target=module.shutdown_compile_workers, daemon=True)
-    told.start()
-    told.join(WORKERS)
-    if told.is_alive():
-        for pool in list(getattr(module, "_pool_set", ())):
-            if process := getattr(pool, "process", None):
-                process.kill()
 
 
 def stop() -> None:

@@ -443,6 +443,8 @@ def test_unknown_columns_are_listed_with_the_accepted_ones(tmp_path: Path) -> No
         ("d.jsonl", b'{"prompt": "q", "completion": "a"}\n{"prompt": "\xff"}', "line 2: not valid UTF-8"),
         ("d.jsonl", b"\xff" * 4, "line 1: not valid UTF-8"),
         ("d.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
+        ("d.jsonl", b'{"prompt": "q", "completion": "a", "prompt": "r"}\n', "line 1: not valid JSON (the key 'prompt'"),
+        ("d.json", b'[{"messages": [{"role": "user", "role": "system"}]}]', "the key 'role' stands twice"),
         ("d.json", b'[\n{"prompt": "q"\n', "line 3: not valid JSON"),
         ("d.json", b'{"prompt": "q"}', "must be one JSON array"),
         ("d.json", b'{"prompt": "q"}\n{"prompt": "q"}', "name it .jsonl"),

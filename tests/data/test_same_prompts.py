@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 from jobs import TINY_ANYWHERE
 from selfcontrast.config import configure
 from selfcontrast.data.candidates import Decoding, Request
-from selfcontrast.data.rendering import Renderer, repeatable
+from selfcontrast.data.rendering import PROBE, Renderer, repeatable
 from selfcontrast.errors import UserError
 from selfcontrast.generators.sampling import sample
 from selfcontrast.models.loading import Pretrained, load_tokenizer, save_policy
@@ -52,7 +52,49 @@ def test_template_without_a_clock_is_left_as_it_is() -> None:
     assert Renderer(tokenizer()).tokenizer.chat_template == TEMPLATE
 
 
-@pytest.mark.parametrize("part", ["{{ ['Hi', 'Hello'] | random }}", "{{ [1, 2]|random }}", "{{ lipsum(n=1) }}"])
+DRAWS = [
+    "{{ ['Hi', 'Hello'] | random }}",
+    "{{ [1, 2]|random }}",
+    "{{ lipsum(n=1) }}",
+    "{% set f = lipsum %}{{ f(n=1) }}",
+    "{% filter random %}abc{% endfilter %}",
+    "{{ [['Hi', 'Hello']]|map('random')|first }}",
+    "{% for a in [1] %}{% break %}{% endfor %}{% generation %}{{ [1, 2]|random }}{% endgeneration %}",
+]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "{{ messages[0].content.strip }}",
+        "{{ messages|map(attribute='role') }}",
+        "{{ raise_exception }}",
+        "{{ messages[0].items }}",
+    ],
+)
+def test_template_that_shows_an_object_is_refused(part: str) -> None:
+    """Its address in memory is another in every process, and so would be the prompt."""
+    with pytest.raises(UserError, match=r"the chat template shows an object .* at 0x[0-9a-f]+>"):
+        Renderer(tokenizer(part + TEMPLATE))
+
+
+def test_address_in_the_text_of_a_row_is_rendered() -> None:
+    renderer, text = Renderer(tokenizer()), "What is <function f at 0x7f00ab>?"
+    assert text in renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": text}]))
+
+
+def test_every_one_of_several_templates_is_made_repeatable() -> None:
+    own = tokenizer({"default": CLOCK, "tool_use": CLOCK})  # type: ignore[arg-type]
+    assert Renderer(own).prompt(PROBE) == Renderer(tokenizer(CLOCK)).prompt(PROBE)
+    with pytest.raises(UserError, match="draws at random"):
+        Renderer(tokenizer({"default": TEMPLATE, "other": DRAWS[0]}))  # type: ignore[arg-type]
+
+
+def test_word_random_in_the_text_of_a_template_is_no_draw() -> None:
+    Renderer(tokenizer("{# at random #}a random text {{ 'of random words' }}" + TEMPLATE))
+
+
+@pytest.mark.parametrize("part", DRAWS)
 def test_template_that_draws_at_random_refused(part: str) -> None:
     with pytest.raises(UserError, match="the chat template draws at random"):
         Renderer(tokenizer(part + TEMPLATE))

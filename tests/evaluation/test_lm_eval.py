@@ -11,6 +11,7 @@ import yaml
 from scipy import stats
 
 from measuring import lm_eval
+from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval import TASKS, parts_of, run_tasks
@@ -65,8 +66,22 @@ def test_lm_evals_accuracy_is_an_argmax_of_summed_log_probabilities(policy: Path
     state = torch.get_rng_state()
     (found,) = run_tasks(lm_eval("target_choice"), policy, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert torch.equal(torch.get_rng_state(), state)  # lm-eval would else seed the whole process
-    model, right, right_by_length = llama(), [], []
-    for document in choice_documents(EXAMPLES, RENDERER, 120, seed=0):
+    right, right_by_length = chosen(llama(), EXAMPLES)
+    assert 0 < np.mean(right) < 1
+    assert found["acc"] == pytest.approx(np.mean(right))
+    assert found["acc_norm"] == pytest.approx(np.mean(right_by_length))
+    assert found["documents"] == 24
+    assert found["acc stderr"] == pytest.approx(stats.sem(right))
+    interval = metric_interval(found, "acc", 0.95)
+    exact = stats.binomtest(sum(right), 24).proportion_ci(0.95, method="exact")
+    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
+    assert all(type(value) in (int, float) for value in found.values())
+
+
+def chosen(model: Any, examples: list[Example]) -> tuple[list[bool], list[bool]]:
+    """Whether the likeliest choice of each document is the right one, by its sum and by its mean over characters."""
+    right, right_by_length = [], []
+    for document in choice_documents(examples, RENDERER, 120, seed=0):
         prompt = RENDERER.tokenizer(document["query"])["input_ids"]
         sums = []
         for choice in document["choices"]:
@@ -77,15 +92,7 @@ def test_lm_evals_accuracy_is_an_argmax_of_summed_log_probabilities(policy: Path
         by_length = [value / len(choice) for value, choice in zip(sums, document["choices"], strict=True)]
         right.append(int(np.argmax(sums)) == document["gold"])
         right_by_length.append(int(np.argmax(by_length)) == document["gold"])
-    assert 0 < np.mean(right) < 1
-    assert found["acc"] == pytest.approx(np.mean(right))
-    assert found["acc_norm"] == pytest.approx(np.mean(right_by_length))
-    assert found["documents"] == 24
-    assert found["acc stderr"] == pytest.approx(stats.sem(right))
-    interval = metric_interval(found, "acc", 0.95)
-    exact = stats.binomtest(sum(right), 24).proportion_ci(0.95, method="exact")
-    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
-    assert all(type(value) in (int, float) for value in found.values())
+    return right, right_by_length
 
 
 def test_a_limit_and_no_tasks(policy: Path) -> None:
@@ -113,6 +120,19 @@ def test_lm_evals_exact_match_is_that_of_greedy_answers(tmp_path: Path) -> None:
     assert found["exact_match"] == pytest.approx(np.mean(expected))
     assert (found["documents"], found["left_out"]) == (24, 0)
     assert (found["truncated"], found["fewshot"], found["chat_template"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("form", ["20{}-01-02", "[{}, 2]", "0{}", "{{'a': {}}}"])
+def test_targets_that_a_library_would_read_otherwise_stay_texts(form: str, tmp_path: Path) -> None:
+    """A column of dates became times, and a target such as [1, 2] a list: no answer was ever right."""
+    examples = [example(f"e{i}", f"what is {i}?", form.format(10 + i)) for i in range(8)]
+    model = taught(examples)
+    save_policy(tmp_path, model, RENDERER.tokenizer, "")
+    found = run_tasks(lm_eval("target_generation", "target_choice"), tmp_path, examples, RENDERER, "cpu", seed=0)
+    greedily = [greedy(model, RENDERER.prompt(e.prompt), 32) == e.target for e in examples]
+    assert any(greedily)
+    assert found["target_generation"]["exact_match"] == pytest.approx(np.mean(greedily))
+    assert found["target_choice"]["acc"] == pytest.approx(np.mean(chosen(model, examples)[0]))
 
 
 def test_a_prompt_that_cannot_be_answered_whole_is_left_out_of_generation() -> None:

@@ -127,15 +127,22 @@ def test_a_score_that_is_no_number_is_refused_with_its_example(value: float, tmp
     assert not (tmp_path / ANSWERS).exists()
 
 
-def test_a_policy_that_gives_nan_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (float("nan"), r"the weight model\.norm\.weight has values that are NaN or infinite: its training diverged"),
+        (3e38, r"probabilities after prompt 'a' are NaN"),  # finite, but not what is computed with it
+    ],
+)
+def test_a_policy_that_gives_nan_is_refused(weight: float, said: str, tmp_path: Path) -> None:
     """A diverged policy has NaN weights; its log-probabilities were summed as 0."""
     folder = policy_folder(tmp_path / "policy")
     model = llama()
     with torch.no_grad():
-        model.lm_head.weight[0] = float("nan")
+        model.model.norm.weight[:] = weight
     model.save_pretrained(folder)
     (tmp_path / "scores").mkdir()
-    with pytest.raises(UserError, match=r"probabilities after prompt 'a' are NaN"):
+    with pytest.raises(UserError, match=said):
         evaluated(tmp_path / "scores", folder, Lengths())
 
 

@@ -40,6 +40,20 @@ def together(sampled: Sampler) -> list[Candidate]:
     return sampled(REQUESTS, FREE, 0)
 
 
+def test_ids_that_the_tokenizer_lacks_end_a_response(caplog: pytest.LogCaptureFixture) -> None:
+    """A model's vocabulary is padded, and vLLM draws from all of it."""
+    whole, renderer = TOKENIZER("the cat")["input_ids"], Renderer(TOKENIZER)
+    beyond = len(TOKENIZER)
+    drawn = [[*whole, beyond, *whole], [beyond + 7], [*whole, renderer.end_id], [-1]]
+    answers = [[{"token_ids": ids, "finish_reason": "stop", "log_prob": -1.0} for ids in drawn]]
+    found = vllm.candidates_of_answers(REQUESTS[:1], answers, renderer)  # type: ignore[arg-type]
+    assert [c.token_ids for c in found] == [whole, [renderer.end_id], [*whole, renderer.end_id], [renderer.end_id]]
+    assert [(c.text, c.finish_reason) for c in found] == [
+        ("the cat", "length"), ("", "length"), ("the cat", "stop"), ("", "length"),
+    ]  # fmt: skip
+    assert "in 3 of 4 responses" in caplog.text
+
+
 @pytest.mark.vllm
 def test_greedy_responses_and_log_probabilities_are_those_of_transformers(sampled: Sampler, wide_policy: Path) -> None:
     expected = by_hf(wide_policy)

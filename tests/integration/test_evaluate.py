@@ -1,13 +1,15 @@
 """`evaluate.py` on a finished job's policy, where it lies and as a copy."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from jobs import TINY, TINY_MODEL, Finished, read_result, run_train, stages
+from jobs import ROOT, TINY, TINY_MODEL, Finished, read_result, run_train, stages
 from selfcontrast.models.loading import load_tokenizer
 
 SETTINGS = [setting for setting in TINY if setting not in TINY_MODEL]
@@ -88,3 +90,15 @@ def test_no_model_is_a_users_mistake(tmp_path: Path) -> None:
         assert ended.returncode == 1
         assert said in ended.stderr
         assert [line.partition(":")[0] for line in ended.stderr.splitlines()][1:] == ["error"]
+
+
+NAMES = ["it's", "a\\'b", "c\\", "\\\\", "a, b=c", "[x]", "{y}", "  z ", "''", "#c", "null", "1e5"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folder_of_any_name_reaches_the_config_as_it_is(name: str) -> None:
+    sys.path.insert(0, str(ROOT))
+    import evaluate
+
+    _, override = evaluate.overrides([f"model=/models/{name}"])
+    assert OverridesParser.create().parse_override(override).value() == f"/models/{name}"

@@ -1,6 +1,7 @@
 """Files that lack a model's weights, hold them under other names or in other shapes, are refused by name."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.hf import HFJudge
 from selfcontrast.filters.encode import SentenceEncoder, builtin_folder
-from selfcontrast.models.loading import Pretrained, load_model
+from selfcontrast.models.folders import check_weights, is_finite
+from selfcontrast.models.loading import Pretrained, load_model, save_policy
 from selfcontrast.models.reward import RewardModel
-from tiny import policy_folder
+from tiny import llama, policy_folder, tokenizer
 
 Weights = dict[str, torch.Tensor]
 Change = Callable[[Weights], Weights]
@@ -49,7 +51,32 @@ def shorter(weights: Weights) -> Weights:
     return {**weights, name: weights[name][:-1].clone()}
 
 
+def with_value(value: float) -> Change:
+    def change(weights: Weights) -> Weights:
+        name = next(name for name, each in sorted(weights.items()) if each.dim() > 1)
+        weights[name].view(-1)[-1] = value
+        return weights
+
+    return change
+
+
+def of_type(dtype: torch.dtype) -> Change:
+    def change(weights: Weights) -> Weights:
+        name = next(name for name, each in sorted(weights.items()) if each.dim() > 1)
+        return {**weights, name: (100 * weights[name]).to(dtype)}
+
+    return change
+
+
+UNUSABLE = r"the weight \S+ has values that are NaN or infinite"
 DAMAGE = {
+    "NaN": (with_value(float("nan")), UNUSABLE),
+    "infinite": (with_value(float("-inf")), UNUSABLE),
+    "infinite in float32": (lambda w: {n: v.double() * 1e300 for n, v in w.items()}, UNUSABLE),
+    "whole numbers": (of_type(torch.int32), r"the weight \S+ has the type I32, which is no floating-point type"),
+    "bytes": (of_type(torch.uint8), "has the type U8"),
+    "truth values": (of_type(torch.bool), "has the type BOOL"),
+    "complex numbers": (of_type(torch.complex64), "has the type C64"),
     "as DDP saves them": (as_ddp, r"are missing: .*name them otherwise, such as module\."),
     "compiled": (lambda w: {f"_orig_mod.{n}": v for n, v in w.items()}, r"such as _orig_mod\."),
     "half of them": (half, r"weights are missing: "),
@@ -156,6 +183,38 @@ def test_load_model_bert_folder_refused(tmp_path: Path) -> None:
     BertForMaskedLM(config).bert.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match="weights are missing: cls"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_is_finite_of_every_type(dtype: torch.dtype) -> None:
+    fine = torch.linspace(-2, 2, 12).to(dtype).view(3, 4)
+    assert is_finite(fine)
+    assert is_finite(fine[:0])
+    for bad in (math.nan, *([] if dtype.itemsize == 1 else [math.inf, -math.inf])):  # float8_e4m3fn has no infinity
+        fine = fine.clone()
+        fine[1, 2] = torch.tensor(bad).to(dtype)
+        assert not is_finite(fine)
+
+
+def test_check_weights_buffers_of_whole_numbers_are_no_weights(policy: Path, tmp_path: Path) -> None:
+    """GPT-2's mask is called attn.bias, and BERT's positions are weights of no layer."""
+    more = {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "embeddings.position_ids": torch.arange(4)}
+    check_weights(rewritten(policy, tmp_path / "model", lambda weights: {**weights, **more}), "model.path")
+
+
+def test_check_weights_quantized_model_may_hold_whole_numbers(policy: Path, tmp_path: Path) -> None:
+    folder = rewritten(policy, tmp_path / "model", of_type(torch.int8))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "any"}}))
+    check_weights(folder, "model.path")
+
+
+def test_load_model_of_a_training_that_diverged_refused(tmp_path: Path) -> None:
+    model = llama()
+    model.model.norm.weight.data[0] = torch.nan
+    save_policy(tmp_path / "model", model, tokenizer(), "")
+    with pytest.raises(UserError, match=r"model\.norm\.weight has values that are NaN.*its training diverged"):
+        load_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize("cut", [0, 7, 200, 5000])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from selfcontrast.report.figures import categories, systems
 from selfcontrast.report.page import changed_facts, filter_facts, write_report
 from selfcontrast.results import Result
 
@@ -164,6 +165,14 @@ def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[...
     _, seen = page(Result(**json.loads(written)), tmp_path)
     for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
         assert f"{old} {name}" in seen.shown
+
+
+def test_name_that_begins_with_an_underscore_stands_in_the_legend(make: Callable[..., Result]) -> None:
+    written = json.dumps(asdict(make())).replace("Self-Contrast", "_mine")
+    result = Result(**json.loads(written))
+    for figure in (systems(result), categories(result)):
+        assert figure is not None
+        assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["SFT", "_mine"]
 
 
 def test_texts_that_were_not_read_stand_in_the_report() -> None:

@@ -1,5 +1,7 @@
 """The run over its steps: exact resumption, exact accumulation, the optimiser's settings."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
@@ -15,7 +18,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.training import fit as fit_module
 from selfcontrast.training import recipe as recipe_module
-from selfcontrast.training.callbacks import intact
+from selfcontrast.training.callbacks import damage
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
@@ -74,7 +77,7 @@ def trained(
         with pytest.raises(Kill):
             fit(module, data, folder, "test")
     else:
-        torch.manual_seed(8 if (folder / "last.ckpt").exists() and intact(folder / "last.ckpt") else 7)
+        torch.manual_seed(8 if (folder / "last.ckpt").exists() and not damage(folder / "last.ckpt") else 7)
         fit(module, data, folder, "test")
     history = [without_speeds(record) for record in module.history]
     return {name: value.clone() for name, value in policy.state_dict().items()}, history
@@ -416,8 +419,36 @@ def test_fit_flipped_cut_or_empty_checkpoint_is_reported_and_the_weights_are_the
         weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=100)
         assert history == whole[1]
         assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
-        assert caplog.text.count("last.ckpt is damaged; training again from the first step") == number
+        told = [record.getMessage() for record in caplog.records if "last.ckpt is damaged (" in record.getMessage()]
+        assert len(told) == number
+        assert told[-1].endswith("); training again from the first step")
+        assert "\n" not in told[-1]
         assert not last.exists()
+
+
+def test_fit_full_disk_leaves_no_half_written_checkpoint(
+    tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half would keep the next attempt from its space. So would that of an attempt that was killed."""
+    save, saved = Trainer.save_checkpoint, []
+
+    def full(trainer: Trainer, file: Path) -> None:
+        assert not file.exists()
+        saved.append(file)
+        save(trainer, file)
+        if len(saved) > 1:
+            file.write_bytes(file.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    (tmp_path / "last.writing").write_bytes(b"of an attempt that was killed")
+    with pytest.raises(OSError, match="No space left"):
+        trained(tmp_path, recipe(validations=3), checkpoint_every=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    monkeypatch.setattr(Trainer, "save_checkpoint", save)
+    weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=2)
+    assert history == whole[1]
+    assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
 
 
 def test_checkpoint_any_flipped_byte_is_found_or_changes_nothing(tmp_path: Path) -> None:
@@ -426,6 +457,6 @@ def test_checkpoint_any_flipped_byte_is_found_or_changes_nothing(tmp_path: Path)
     good, state = last.read_bytes(), torch.load(last, weights_only=True)["state_dict"]
     for at in range(0, len(good), max(1, len(good) // 300)):
         last.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        if intact(last):  # the space between records, which fills them up to a multiple of 64 bytes
+        if not damage(last):  # the space between records, which fills them up to a multiple of 64 bytes
             found = torch.load(last, weights_only=True)["state_dict"]
             assert all(torch.equal(found[name], value) for name, value in state.items()), at

@@ -62,7 +62,8 @@ class Jsonl:
         """
         dropped: Counter[str] = Counter()
         content = note(self, existing(self.path, SETTING))
-        examples = read_examples(read_rows(self.path), self.path, dropped, self.limit)
+        places = vars(self)["_places"] = dict[str, str]()
+        examples = read_examples(read_rows(self.path), self.path, dropped, self.limit, places=places)
         content.check(SETTING)
         if dropped:
             told = (self.path, len(examples), dropped.total(), reasons(dropped))
@@ -73,6 +74,10 @@ class Jsonl:
                 f" (dropped: {reasons(dropped) or 'none'}); give a larger file"
             )
         return split_by_prompt(examples, self.validation, self.test)
+
+    def place_of(self, name: str) -> str:
+        """Where the row of an example that was loaded stands: "line 3 of FILE"."""
+        return f"{vars(self)['_places'][name]} of {self.path}"
 
     def verifier(self) -> None:
         """Nothing grades a user's data exactly."""
@@ -199,7 +204,7 @@ def _lines(path: str, content: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_unique)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not valid JSON ({_fault(error)})") from None
             yield f"line {number}", row
@@ -207,7 +212,7 @@ def _lines(path: str, content: str) -> Iterator[tuple[str, Any]]:
 
 def _array(path: str, content: str) -> Iterator[tuple[str, Any]]:
     try:
-        rows = json.loads(content)
+        rows = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         hint = "if it holds one object a line, name it .jsonl"
         raise UserError(
@@ -216,6 +221,15 @@ def _array(path: str, content: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(rows, list):
         raise UserError(f"{path}: must be one JSON array of rows, not {type(rows).__name__}")
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises `ValueError` for one with a key twice, of which Python would keep the last alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
 
 
 def _fault(error: ValueError | RecursionError) -> str:

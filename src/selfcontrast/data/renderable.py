@@ -6,8 +6,9 @@ from typing import Any
 
 from selfcontrast.data.example import Example, Message, Source, Split
 from selfcontrast.data.hub import Hub
+from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.release import Release
-from selfcontrast.data.rendering import Renderer
+from selfcontrast.data.rendering import Renderer, refuse_addresses
 from selfcontrast.errors import UserError, printable
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,10 @@ def renderable(
         for name, reason in odd.items():
             if not isinstance(source, Hub | Release):
                 (row,) = [example for example in examples if example.id == name]
+                place = f" ({source.place_of(name)})" if isinstance(source, Jsonl) else ""
                 raise UserError(
-                    f"data: the row {name} of the split {split} ({_shown(row)}) cannot be rendered: {reason}. Mend the "
-                    "row, or give another template: model.chat_template=FILE"
+                    f"data: the row {name}{place} of the split {split}, {_shown(row)}, cannot be rendered: {reason}. "
+                    "Mend the row, or give another template: model.chat_template=FILE"
                 )
         kept[split] = [example for example in examples if example.id not in odd]
         if odd:
@@ -69,8 +71,8 @@ def _odd(renderer: Renderer, examples: Sequence[Example]) -> Iterator[tuple[str,
         if id(example) in chosen:
             try:
                 renderer.check(messages, example.target)
-                if example.rejected:
-                    renderer.check(messages, example.rejected)
+                for rejected in example.every_rejected:
+                    renderer.check(messages, rejected)
             except UserError as error:
                 failing[roles] = str(error)
                 yield example.id, str(error)
@@ -88,10 +90,10 @@ def check_tokenizer(tokenizer: Any, setting: str, examples: Sequence[Example]) -
     if not tokenizer.chat_template:
         raise UserError(f"{setting}: its tokenizer has no chat template to render dialogues")
     for example in shapes(examples):
-        messages = [*dialogue(example), {"role": "assistant", "content": example.target or "…"}]
+        answer = Message(role="assistant", content=example.target or "…")
+        messages = [*dialogue(example), answer]
         try:
-            tokenizer.apply_chat_template(messages, tokenize=False)
+            refuse_addresses(str(tokenizer.apply_chat_template(messages, tokenize=False)), messages)
         except Exception as error:  # a template is the model author's program: it may raise anything
-            raise UserError(
-                f"{setting}: its chat template fails on {_shown(example)}: {printable(str(error))}"
-            ) from error
+            row = f"the row {example.id}, {_shown(example)}"
+            raise UserError(f"{setting}: its chat template fails on {row}: {printable(str(error))}") from error

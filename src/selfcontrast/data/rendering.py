@@ -22,16 +22,25 @@ NO_THINKING = {"enable_thinking": False}
 TODAY = datetime(2024, 7, 26)
 DIRECTIVES = ("A", "a", "B", "b", "c", "D", "d", "F", "H", "I", "j", "M", "m", "p", "S", "T", "X", "x", "Y", "y")
 CLOCK = "strftime_now"  # how a template asks for the time
-RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")  # what else in Jinja gives another text every time
+RANDOM = ("random", "lipsum")  # a filter and a function: what else in Jinja gives another text every time
+ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # how Python shows a function or a generator: another in every process
 PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 
 
-def repeatable(template: str) -> str:
+def repeatable(template: str | dict[str, str]) -> str | dict[str, str]:
     """A chat template that renders the same every time: the clock that it may read shows `TODAY`.
 
-    Raises `UserError` for a template that draws at random.
+    transformers' sandbox lets a template keep nothing from one rendering to the next.
+
+    Args:
+        template: one, or several by their names.
+
+    Raises:
+        UserError: for a template that draws at random.
     """
-    if RANDOM.search(template):
+    if isinstance(template, dict):
+        return {name: str(repeatable(each)) for name, each in template.items()}
+    if _draws(template):
         raise UserError(
             "the chat template draws at random, so a prompt would be another one every time: give one that does not "
             "with model.chat_template=FILE"
@@ -39,6 +48,43 @@ def repeatable(template: str) -> str:
     if CLOCK not in template or template.startswith(FIXED):
         return template
     return FIXED + template
+
+
+def _draws(template: str) -> bool:
+    """Whether a template names something of `RANDOM`: as a filter or a function, or in a text, as `map` takes it."""
+    from jinja2 import Environment, TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+
+    class Generation(Extension):  # transformers' own block
+        tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        tree = Environment(extensions=[Generation, loopcontrols]).parse(template)
+    except TemplateError:
+        return False  # it renders nothing, and that is told where it is tried
+    named: list[Any] = [node.name for node in tree.find_all(nodes.Filter)]
+    named += [node.name for node in tree.find_all(nodes.Name)]
+    named += [node.value for node in tree.find_all(nodes.Const)]
+    return any(name in named for name in RANDOM)
+
+
+def refuse_addresses(text: str, messages: Sequence[Message]) -> None:
+    """Raise `UserError` for a rendered dialogue with an address of this process's memory in it.
+
+    A template shows one where it forgets the parentheses of a call, or `|list` after a filter such as `map`.
+    """
+    given = {found for message in messages for found in ADDRESS.findall(message["content"])}
+    if shown := set(ADDRESS.findall(text)) - given:
+        at = text.index(min(shown))
+        raise UserError(
+            f"the chat template shows an object instead of its text (…{text[max(0, at - 60) : at + 20]!r}…), which is "
+            "another in every process: mend the template"
+        )
 
 
 def _fixed_clock() -> str:
@@ -66,8 +112,7 @@ class Renderer:
             raise UserError(
                 "the tokenizer has no chat template: give one with model.chat_template=FILE (a Jinja template)"
             )
-        if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = repeatable(tokenizer.chat_template)
+        tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so no response could ever end")
         self.end_ids = self._end_ids()
@@ -93,8 +138,11 @@ class Renderer:
         return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
-        """Token ids of an example's prompt and target."""
-        return self.prompt(example.prompt), self.response(example.prompt, example.target)
+        """Token ids of an example's prompt and target. Raises `UserError` with its id where the template fails."""
+        try:
+            return self.prompt(example.prompt), self.response(example.prompt, example.target)
+        except UserError as error:
+            raise UserError(f"the row {example.id}: {error}") from error
 
     def as_read(self, example: Example) -> Example:
         """The example with its answers as the text of their tokens, as sampled candidates have it.
@@ -114,9 +162,18 @@ class Renderer:
         """The text of a sampled response, without special tokens."""
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
 
+    def known(self, response_ids: Sequence[int]) -> list[int]:
+        """The ids before the first that the tokenizer lacks; an end token where that leaves none.
+
+        Models pad their vocabularies, and a sampler may draw from the padding, which has no text.
+        """
+        size = len(self.tokenizer)
+        at = next((i for i, token in enumerate(response_ids) if not 0 <= token < size), len(response_ids))
+        return list(response_ids[:at]) or [self.end_id]
+
     def _text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
         try:
-            return str(
+            text = str(
                 self.tokenizer.apply_chat_template(
                     list(messages),
                     tokenize=False,
@@ -126,6 +183,8 @@ class Renderer:
             )
         except Exception as error:  # a template is the model author's program: it may raise anything
             raise UserError(f"the chat template fails on {messages[0]['role']!r} … : {error}") from error
+        refuse_addresses(text, messages)
+        return text
 
     def _response_text(self, messages: Sequence[Message], target: str) -> str:
         prompt = self._text(messages)

@@ -29,6 +29,7 @@ def read_examples(
     limit: int | None,
     turns: int | None = None,
     lenient: bool = False,
+    places: dict[str, str] | None = None,
 ) -> list[Example]:
     """The examples of rows, in their order; the format is recognised from the first row's columns.
 
@@ -39,6 +40,7 @@ def read_examples(
         limit: the first so many usable rows; None for all.
         turns: the most messages of the user in a prompt; longer dialogues are cut to that many, and the assistant's
             answer to the last of them is the target. None for any number.
+        places: is filled with the place of each example's first row, by id.
         lenient: malformed rows are dropped and counted too, as befits a published data set, which nobody here can mend.
 
     Raises:
@@ -79,6 +81,8 @@ def read_examples(
             continue
         named[key] = example.id
         examples[example.id] = example
+        if places is not None:
+            places[example.id] = place
         if len(examples) == limit:
             break
     if spaced:

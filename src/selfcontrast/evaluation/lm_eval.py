@@ -1,12 +1,11 @@
 """Tasks of lm-evaluation-harness: its own by name, and those in `evaluation/lm_eval/` over the data at hand.
 
 A file there is a task in lm-eval's format. One without `dataset_kwargs` is over the held-out prompts, which are
-written here as a local JSON Lines file: per document the rendered `query`, and either its `choices` and the index
+written here as a local Parquet file: per document the rendered `query`, and either its `choices` and the index
 `gold` of the right one (multiple_choice) or its `target` (generate_until). Nothing is downloaded for these.
 """
 
 import hashlib
-import json
 import logging
 import os
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from selfcontrast.constrained import Count, Text, WholeNumber, check_numbers
@@ -193,8 +194,9 @@ def _written(
         documents = generation_documents(examples, renderer, max_length, config["generation_kwargs"]["max_gen_toks"])
     if not documents:
         return None, len(examples)
-    file = folder / f"{task}.jsonl"
-    file.write_text("\n".join(json.dumps(document) for document in documents))
+    # Parquet, whose columns have types: of JSON, texts that all look like dates would become dates.
+    file, config["dataset_path"] = folder / f"{task}.parquet", "parquet"
+    pq.write_table(pa.Table.from_pylist(documents), file)
     config["dataset_kwargs"] = {"data_files": {"test": str(file)}, "cache_dir": str(folder)}
     return config, len(examples) - len(documents)
 

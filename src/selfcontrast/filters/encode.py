@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +16,9 @@ from pydantic import Field
 from selfcontrast.constrained import Count, Text, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_weights
+from selfcontrast.models.hub import pinned
 from selfcontrast.models.unread import Counts
-from selfcontrast.models.weights import first_line, refuse_partial
+from selfcontrast.models.weights import first_line, refuse_partial, refuse_unusable
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
 
@@ -78,8 +80,13 @@ class SentenceEncoder:
             raise UserError(f"encoder.long_texts={self.long_texts}: {CUT} or {WINDOWS}")
 
     def fingerprint(self) -> dict[str, Any]:
-        own = fields_of(self)
+        own = {**fields_of(self), "revision": self.commit}
         return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
+
+    @cached_property
+    def commit(self) -> str | None:
+        """Of a model on the hub the commit that is loaded, where somebody knows it; else `revision`."""
+        return self.revision if self.path == BUILTIN else pinned(self.path, self.revision, "encoder")
 
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
@@ -118,7 +125,7 @@ class SentenceEncoder:
             model = SentenceTransformer(
                 str(builtin_folder()) if self.path == BUILTIN else self.path,
                 device=device,
-                revision=self.revision,
+                revision=self.commit,
                 trust_remote_code=self.trust_remote_code,
                 model_kwargs={
                     "use_safetensors": True,
@@ -129,6 +136,8 @@ class SentenceEncoder:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"encoder.path={self.path} cannot be loaded: {first_line(error)}") from error
         self._check_weights(model)
+        place = str(builtin_folder()) if self.path == BUILTIN else self.path
+        refuse_unusable(model, place, f"encoder.path={self.path}", self.commit)
         if content:
             content.check("encoder.path")
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
@@ -155,7 +164,7 @@ class SentenceEncoder:
                 again, report = type(own).from_pretrained(
                     own.name_or_path,
                     config=own.config,
-                    revision=self.revision,
+                    revision=self.commit,
                     trust_remote_code=self.trust_remote_code,
                     use_safetensors=True,
                     output_loading_info=True,

@@ -192,7 +192,8 @@ class _Asking:
         if isinstance(ids, list) and ids and all(isinstance(i, int) and 0 <= i < size for i in ids):
             return ids
         if not self.said:
-            log.info("the server gives no token ids: its texts are tokenized here, perhaps not as they were sampled")
+            foreign = f"token ids that are none of the {size} here" if ids else "no token ids"
+            log.info("the server gives %s: its texts are tokenized here, perhaps not as they were sampled", foreign)
             self.said = True
         return None
 

@@ -159,7 +159,7 @@ def _check_failures(folder: Path, failures: Mapping[str, str], asked: int, most:
             f"{len(failures)} of {asked} prompts got no response ({reasons[0][0]}): mend it and run the same command "
             f"again, which asks for these alone; or raise generator.max_failed_share={most}"
         )
-    (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False))
+    (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def choose(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
 from selfcontrast.generators.vllm_process import Respond, engines
-from selfcontrast.generators.vllm_worker import Ask, Engine
+from selfcontrast.generators.vllm_worker import Answer, Ask, Engine
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import folder_hash
+
+log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
@@ -83,18 +86,7 @@ class VLLM:
                     f"backend.max_model_len={self.max_model_len} is below max_length={decoding.max_length}: raise it"
                 )
             answers = respond([ask(request, decoding, seed, renderer.end_ids) for request in requests])
-            return [
-                Candidate(
-                    request.id,
-                    sample,
-                    renderer.text(answer["token_ids"]),
-                    answer["token_ids"],
-                    answer["finish_reason"],
-                    answer["log_prob"],
-                )
-                for request, responses in zip(requests, answers, strict=True)
-                for sample, answer in enumerate(responses)
-            ]
+            return candidates_of_answers(requests, answers, renderer)
 
         with self.engine(model) as respond:
             yield sampler
@@ -145,6 +137,27 @@ class VLLM:
                 f"{needed} devices, and CUDA_VISIBLE_DEVICES={given} names {len(visible)}: lower one of the two"
             )
         return [",".join(visible[i : i + each]) for i in range(0, needed, each)]
+
+
+def candidates_of_answers(
+    requests: Sequence[Request], answers: Sequence[Sequence[Answer]], renderer: Renderer
+) -> list[Candidate]:
+    """vLLM's answers, cut where they hold an id that the tokenizer lacks, which is counted in a warning."""
+    found, cut = list[Candidate](), 0
+    for request, responses in zip(requests, answers, strict=True):
+        for sample, answer in enumerate(responses):
+            ids, finish = renderer.known(answer["token_ids"]), answer["finish_reason"]
+            if ids != answer["token_ids"]:
+                cut, finish = cut + 1, "length"
+            found.append(Candidate(request.id, sample, renderer.text(ids), ids, finish, answer["log_prob"]))
+    if cut:
+        log.warning(
+            "vLLM drew ids that the tokenizer lacks in %d of %d responses, which are cut there: its vocabulary has %d",
+            cut,
+            len(found),
+            len(renderer.tokenizer),
+        )
+    return found
 
 
 def ask(request: Request, decoding: Decoding, seed: int, end_ids: frozenset[int]) -> Ask:

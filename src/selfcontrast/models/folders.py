@@ -1,16 +1,25 @@
 """Folders of models, checked before anything is computed: what is missing, damaged or of another kind."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from selfcontrast.errors import UserError, printable
+from selfcontrast.store.content import Stamp, stamp_of
+
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names of types that weights may have
 
 
 def check_weights(folder: Path, setting: str) -> None:
-    """Open the header of every file of weights. Raises `UserError` for one that is missing or damaged."""
-    from safetensors import safe_open
+    """Open every file of weights and look at its numbers.
 
+    A folder that this process has looked at is not read again before one of its files changes.
+
+    Raises:
+        UserError: for a file that is missing or damaged, and for a weight that is no floating-point number, is NaN or
+            is infinite. transformers would load all of these: it casts whole numbers.
+    """
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
         raise UserError(f"{setting}={folder}: no *.safetensors there (other weight formats are not read)")
@@ -21,12 +30,54 @@ def check_weights(folder: Path, setting: str) -> None:
             raise UserError(f"{setting}={folder}: {index.name} is damaged ({_first(error)}): copy it again") from error
         if lacking := sorted(str(name) for name in named if not (folder / str(name)).is_file()):
             raise UserError(f"{setting}={folder}: {lacking[0]} is missing, which {index.name} names: copy it again")
+    quantized = _is_quantized(folder)
     for file in files:
         try:
-            with safe_open(str(file), framework="np"):
-                pass
+            fault = _fault(file, stamp_of(file), quantized)
         except Exception as error:  # the library has errors of its own
             raise UserError(f"{setting}={folder}: {file.name} is damaged ({_first(error)}): copy it again") from error
+        if fault:
+            raise UserError(f"{setting}={folder}: {fault} ({file.name}): give another model")
+
+
+@lru_cache(maxsize=256)
+def _fault(file: Path, stamp: Stamp, quantized: bool) -> str | None:
+    """The first weight in a file that no model can use, and why; None where there is none."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118  # it is no dictionary
+            part = weights.get_slice(name)
+            kind = part.get_dtype()
+            if kind not in FLOATS:
+                if _is_weight(name, part.get_shape()) and not quantized:
+                    return f"the weight {name} has the type {kind}, which is no floating-point type"
+            elif not is_finite(weights.get_tensor(name)):
+                return f"the weight {name} has values that are NaN or infinite"
+    return None
+
+
+def _is_weight(name: str, shape: list[int]) -> bool:
+    """Whether it is trained, and no buffer of positions or of an attention mask, which GPT-2 calls a bias."""
+    last = name.rpartition(".")[2]
+    return last == "weight" or (last == "bias" and len(shape) == 1)
+
+
+def _is_quantized(folder: Path) -> bool:
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # told by `load_config`; sentence-transformers have theirs elsewhere
+        return False
+
+
+def is_finite(tensor: Any) -> bool:
+    """Whether no value of a floating-point tensor is NaN or infinite."""
+    import torch
+
+    if not tensor.numel():
+        return True
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # makes no copy of the tensor
 
 
 def check_causal(config: Any, setting: str) -> None:

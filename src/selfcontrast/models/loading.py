@@ -16,6 +16,7 @@ from pydantic import Field
 from selfcontrast.constrained import Count, Positive, Text, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_causal, check_weights, load_config, tokenizer_at
+from selfcontrast.models.hub import pinned
 from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import folder_hash as folder_hash
@@ -155,7 +156,7 @@ class Pretrained:
 
     def fingerprint(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("in_key", True)}
-        own["chat_template"] = self._template
+        own |= {"chat_template": self._template, "revision": self.commit}
         if Path(self.path).is_dir():  # a folder's content decides, not where it lies
             own["path"] = note(self, Path(self.path)).hash
         return own
@@ -163,6 +164,11 @@ class Pretrained:
     @cached_property
     def _template(self) -> str | None:
         return template_text(self.chat_template) if self.chat_template else None
+
+    @cached_property
+    def commit(self) -> str | None:
+        """Of a model on the hub the commit that is loaded, where somebody knows it; else `revision`."""
+        return pinned(self.path, self.revision, "model", self.local_files_only)
 
     def check(self) -> None:
         """The folder, its weights' format, and the chat template, before anything is computed."""
@@ -219,7 +225,7 @@ class Pretrained:
 
     def _options(self) -> dict[str, Any]:
         return {
-            "revision": self.revision,
+            "revision": self.commit,
             "trust_remote_code": self.trust_remote_code,
             "local_files_only": self.local_files_only,
         }
@@ -244,7 +250,7 @@ def load_model(path: str | Path, precision: str = "float32", **options: Any) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    return load_whole(AutoModelForCausalLM, path, f"model {path}", dtype=getattr(torch, precision), **options)
+    return load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, precision), **options)
 
 
 def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
@@ -334,7 +340,7 @@ def template_text(path_or_text: str) -> str:
     if (own := TEMPLATES / f"{path_or_text}.jinja").is_file():
         return own.read_text(encoding="utf-8").strip("\n")
     try:
-        return Path(path_or_text).read_text(encoding="utf-8")
+        return Path(path_or_text).read_text(encoding="utf-8-sig")  # a mark of the byte order is no part of a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template={path_or_text}: cannot be read ({error})") from error
 

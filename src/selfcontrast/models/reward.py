@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from selfcontrast.data.example import Example, Message
 from selfcontrast.data.rendering import repeatable
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_weights, load_config, tokenizer_at
+from selfcontrast.models.hub import pinned
 from selfcontrast.models.loading import PRECISIONS
 from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import load_whole
@@ -67,8 +69,13 @@ class RewardModel:
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the rewards: settings and, for a folder, the hash of its content."""
-        own = fields_of(self)
+        own = {**fields_of(self), "revision": self.commit}
         return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
+
+    @cached_property
+    def commit(self) -> str | None:
+        """As `Pretrained.commit`."""
+        return pinned(self.path, self.revision, "reward_model")
 
     def check(self) -> None:
         """Raises `UserError` for a folder that is missing, or whose config says that it gives no reward."""
@@ -87,8 +94,11 @@ class RewardModel:
             check_tokenizer(self._tokenizer(), f"reward_model.path={self.path}", examples)
 
     def _tokenizer(self) -> Any:
-        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        return tokenizer_at(self.path, "reward_model.path", padding_side="right", **options)
+        options: dict[str, Any] = {"revision": self.commit, "trust_remote_code": self.trust_remote_code}
+        tokenizer = tokenizer_at(self.path, "reward_model.path", padding_side="right", **options)
+        if tokenizer.chat_template:
+            tokenizer.chat_template = repeatable(tokenizer.chat_template)
+        return tokenizer
 
     @contextmanager
     def open(self, device: str) -> Iterator[Reward]:
@@ -141,7 +151,7 @@ class RewardModel:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def _config(self) -> Any:
-        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        options: dict[str, Any] = {"revision": self.commit, "trust_remote_code": self.trust_remote_code}
         config = load_config(self.path, "reward_model.path", **options)
         if config.num_labels != 1:
             raise UserError(
@@ -155,13 +165,11 @@ class RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         content = noted(self)
-        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        options: dict[str, Any] = {"revision": self.commit, "trust_remote_code": self.trust_remote_code}
         config = self._config()
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
-        if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         what, dtype = f"reward_model.path={self.path}", getattr(torch, self.precision)

@@ -1,7 +1,8 @@
 """Load models whose files hold all of their weights.
 
 transformers gives a tensor that no file has random values, and leaves out a tensor that no module has. Both change
-every number that comes after without an error, so both are refused here by name.
+every number that comes after without an error, so both are refused here by name. So are weights that are NaN or
+infinite, and whole numbers in the place of weights, which transformers casts.
 """
 
 import logging
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.errors import UserError
+from selfcontrast.models.folders import check_weights, is_finite
+from selfcontrast.models.hub import local_folder
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
 
     Args:
         loader: a model class, or one of the `AutoModel` classes.
-        what: how errors name the model, such as "model.path=FOLDER".
+        what: how errors name the model: "SETTING=PLACE".
 
     Raises:
         UserError: if the files cannot be read, or lack one of the model's tensors, or hold it in another shape or
@@ -40,7 +43,23 @@ def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
             raise
         raise UserError(f"{what} cannot be loaded: a file of weights is damaged ({first_line(error)})") from error
     refuse_partial(model, report, what)
+    refuse_unusable(model, path, what, options.get("revision"))
     return model
+
+
+def refuse_unusable(model: Any, path: str | Path, what: str, revision: str | None) -> None:
+    """Raise `UserError` if a weight of a loaded model is NaN or infinite, or was no floating-point number in its file.
+
+    The first may come from the type that a weight was cast to: 1e300 is infinite in float32.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.is_meta and not is_finite(weight.detach()):
+            raise UserError(
+                f"{what}: the weight {name} has values that are NaN or infinite: its training diverged, or its file "
+                "is damaged"
+            )
+    if folder := local_folder(str(path), revision):
+        check_weights(folder, what.partition("=")[0])
 
 
 def refuse_partial(model: Any, report: dict[str, Any], what: str, unused: Collection[str] = ()) -> None:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from selfcontrast.report.style import COLOURS, dot, styled
+from selfcontrast.report.style import COLOURS, dot, legend_name, styled
 from selfcontrast.report.text import number, percent
 from selfcontrast.report.training import Records, ends, mean_of, ranks
 from selfcontrast.report.verdict import BASELINE, PROXY
@@ -37,7 +37,7 @@ def systems(result: "Result | Evaluated", title: str = "") -> Figure:
     for row in rows:
         at = decodings.index(row["decoding"]) + _offset(names, row["system"], 0.34)
         first = row["decoding"] == decodings[0]
-        dot(axes, row["mean"], at, colour_of(row["system"]), label=row["system"] if first else None)
+        dot(axes, row["mean"], at, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
         _beside(axes, row["mean"], at, number(row["mean"]["estimate"]))
     _categorical(axes, decodings)
     axes.set_xlabel(axis_label(result.comparison["measure"]))
@@ -63,7 +63,7 @@ def categories(result: "Result | Evaluated") -> Figure | None:
     for row in rows:
         at = found.index(row["category"]) + _offset(names, row["system"], 0.34)
         first = row["category"] == found[0]
-        dot(axes, row["mean"], at, colour_of(row["system"]), label=row["system"] if first else None)
+        dot(axes, row["mean"], at, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
     _categorical(axes, found)
     axes.set_xlabel(axis_label(result.comparison["measure"]))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))

@@ -93,6 +93,11 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     return files
 
 
+def legend_name(name: str) -> str:
+    """A name as the legend shows it: matplotlib leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def dot(axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **how: Any) -> None:
     """An estimate with its interval, if that is known, along x; along y where `vertical`."""
     if bounded(value):

@@ -373,14 +373,14 @@ def _own_overrides(job: Path, jobs: Collection[Path]) -> str:
 
 def _why(job: Path) -> str:
     try:
-        return (job / FAILED).read_text()
+        return (job / FAILED).read_text(encoding="utf-8")
     except OSError:
         return ""
 
 
 def _overrides(job: Path) -> list[str]:
     try:
-        return list(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or [])
+        return list(yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or [])
     except (OSError, yaml.YAMLError):
         return []
 

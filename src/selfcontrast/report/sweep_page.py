@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from selfcontrast.report import text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
-from selfcontrast.report.style import COLOURS, dot, inline, save, styled
+from selfcontrast.report.style import COLOURS, dot, inline, legend_name, save, styled
 from selfcontrast.report.sweep import Point, Sweep, best, comparable, control_of, mean
 from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
 from selfcontrast.report.sweep_prompts import different_prompts
@@ -151,7 +151,8 @@ def figure(sweep: Sweep) -> Figure:
 def _baseline(axes: Axes, point: Point, colour: str, marker: str) -> None:
     level = mean(point.jobs)
     axes.axhline(level, color=colour, linewidth=1.0, linestyle=":")
-    axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=point.variant)
+    label = legend_name(point.variant)
+    axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=label)
 
 
 def _series(
@@ -173,7 +174,7 @@ def _series(
         where,
         [mean(point.jobs) for point in compared],
         linewidth=1.2,
-        label=label if named else None,
+        label=legend_name(label) if named else None,
         markersize=6.5,
         **look,
     )

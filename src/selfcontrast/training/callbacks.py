@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from selfcontrast.errors import printable
+from selfcontrast.models.weights import first_line
 from selfcontrast.store.sealed import publish
 from selfcontrast.training.signals import Postponed
 
@@ -92,7 +94,7 @@ class Checkpoints(Callback):
         self.signals.__exit__(None, None, None)
 
     def _save(self, trainer: Trainer) -> None:
-        partial = self.file.with_suffix(".writing")
+        partial = writing(self.file)
         try:
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
@@ -103,17 +105,23 @@ class Checkpoints(Callback):
             raise
 
 
-def intact(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be loaded, and every record of it has the checksum that torch.save gave it.
+def writing(checkpoint: Path) -> Path:
+    """The file that a checkpoint has this name of while it is written."""
+    return checkpoint.with_suffix(".writing")
 
-    torch.load itself compares no checksum.
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be trusted; None where it can be loaded and its records have their checksums.
+
+    torch.save writes a checksum of every record, and torch.load compares none.
     """
     try:
         torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         with ZipFile(checkpoint) as records:
-            return records.testzip() is None
-    except Exception:  # whatever a damaged archive makes of its reader
-        return False
+            bad = records.testzip()
+    except Exception as error:  # whatever a damaged archive makes of its reader
+        return printable(first_line(error))
+    return f"the checksum of its record {bad} differs" if bad else None
 
 
 class StageProgress(TQDMProgressBar):

@@ -26,7 +26,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
-from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, intact
+from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, damage, writing
 from selfcontrast.training.module import PackedModule
 from selfcontrast.training.nodes import this_node
 from selfcontrast.training.ranks import Ranks
@@ -109,8 +109,9 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     hardware = data.hardware
     node = this_node(hardware.num_nodes)
     last = folder / LAST
-    if last.exists() and not intact(last):
-        log.warning("%s: %s is damaged; training again from the first step", stage, last)
+    writing(last).unlink(missing_ok=True)  # of an attempt that was killed: its space may be needed
+    if last.exists() and (why := damage(last)):
+        log.warning("%s: %s is damaged (%s); training again from the first step", stage, last, why)
         last.unlink(missing_ok=True)
     if hardware.devices * hardware.num_nodes == 1:
         train(module, data, folder, stage)

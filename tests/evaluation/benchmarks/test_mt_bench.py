@@ -208,3 +208,26 @@ def test_questions_weigh_alike_however_many_samples_they_have() -> None:
     frame = pd.DataFrame(rows)
     assert _mean(frame, "rating", OPTIONS).estimate == 6
     assert _mean(frame, "outcome", OPTIONS).estimate == 0.5
+
+
+@pytest.mark.parametrize("which", ["questions", "references"])
+def test_file_that_changes_between_the_check_and_its_key_is_refused(which: str, tmp_path: Path) -> None:
+    """It was read when the job began, and hashed when the benchmark's turn came: hours later, and another file."""
+    files = {"questions": written(tmp_path, *ROWS), "references": str(tmp_path / "references.jsonl")}
+    answers = [{"question_id": i, "choices": [{"turns": ["a", "b"]}]} for i in (1, 2)]
+    Path(files["references"]).write_text("\n".join(map(json.dumps, answers)))
+    of = benchmark(Telling(by_turn), **files)
+    of.check(None)
+    before = of.fingerprint()
+    assert before == of.fingerprint()
+    file = Path(files[which])
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match=r"the benchmark's file=\S+ has changed while this job was reading it"):
+        of.fingerprint()
+    of.check(None)  # the next job's
+    assert of.fingerprint() != before
+
+
+def test_references_without_questions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^references=\S+: of which questions\?"):
+        benchmark(Telling(by_turn), references=str(tmp_path)).check(None)

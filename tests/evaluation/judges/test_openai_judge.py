@@ -312,6 +312,8 @@ CUT = {
     "no message": Fault(200, b'{"choices": []}'),
     "a finish that nobody knows": Fault(200, paid_answer(finish="tired")),
     "a gateway that gave up": Fault(504, b""),
+    "a server that failed": Fault(500),
+    "a proxy whose server died": Fault(503),
 }
 
 
@@ -324,6 +326,22 @@ def test_replies_that_cannot_be_used_stay_within_the_cap(fault: Fault, tmp_path:
             with pytest.raises(UserError, match=r"evaluation\.cap=3000 is reached"):
                 ask(one, cases, tmp_path, Budget(3000))
         assert 0 < billed(server, 320) <= 3000
+
+
+@pytest.mark.parametrize("status", [429, 425, 400, 422])
+def test_request_that_is_turned_away_costs_nothing(status: int, tmp_path: Path) -> None:
+    def some(number: int, body: Body) -> Fault:
+        return Fault(status, headers={"Retry-After": "0"}) if number % 2 == 0 else Fault(200, paid_answer(read=300))
+
+    cases, budget = [single(f"answer {i}", f"q{i}") for i in range(10)], Budget(10_000)
+    with OpenAIServer(fault=some).open() as server:
+        own = judge(server.url, retries=3, price=ONE, max_tokens=20)
+        found = ask(own, cases, tmp_path, budget)
+    answered = sum(each.status == "ok" for each in found)
+    assert answered
+    budget.reserve(10_000 - 320 * answered, "another")
+    with pytest.raises(UserError, match="is reached by one more"):
+        budget.reserve(1, "one more")
 
 
 def test_a_third_of_the_requests_fail_same_judgments_within_the_cap(tmp_path: Path) -> None:

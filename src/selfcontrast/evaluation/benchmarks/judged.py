@@ -15,6 +15,8 @@ from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.unread import Counts, report_unread
+from selfcontrast.store import fields_of
+from selfcontrast.store.content import Content
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,19 @@ class Judged:
         """Of its own questions or pairs; None where they are the data's."""
         return None
 
+    @property
+    def files(self) -> list[str]:
+        """All that it reads."""
+        return [] if self.file is None else [self.file]
+
     def read(self) -> None:
         """Reads its file. Raises `UserError`."""
 
     def check(self, verifier: Verifier | None) -> None:
         verified = isinstance(self.judge, VerifierJudge)
         if self.file is not None:
+            found = [place for place in map(Path, self.files) if place.is_file()]
+            vars(self)["_contents"] = [Content.of(place) for place in found]  # no field: it is no setting
             self.read()
             if verified:
                 raise UserError("judge=verifier grades the data's own prompts only: name another for those of a file")
@@ -72,6 +81,13 @@ class Judged:
     def nothing_in(self, examples: Sequence[Example]) -> str | None:
         """Why there is nothing to judge in these, if so."""
         return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides its result. Raises `UserError` where a file is another than `check` has read, hours ago."""
+        contents: list[Content] = vars(self).get("_contents", [])
+        for content in contents:
+            content.check("the benchmark's file")
+        return fields_of(self)
 
     def asking(self, examples: Sequence[Example]) -> Asking | None:
         return None

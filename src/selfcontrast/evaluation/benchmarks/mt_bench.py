@@ -10,7 +10,7 @@ import pandas as pd
 
 from selfcontrast.constrained import Count, Samples, Seed, Temperature, Text
 from selfcontrast.data.candidates import Decoding
-from selfcontrast.data.example import Example
+from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.asking import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject, answers_of
@@ -81,7 +81,17 @@ class MTBench(Judged):
     def file(self) -> str | None:
         return _file_of(self.questions)
 
+    @property
+    def files(self) -> list[str]:
+        return [*super().files, *([self.references] if self.references else [])]
+
+    def check(self, verifier: Verifier | None) -> None:
+        if self.references and self.file is None:
+            raise UserError(f"references={self.references}: of which questions? Give questions=FILE, or no references")
+        super().check(verifier)
+
     def read(self) -> None:
+        vars(self).pop("_read", None)  # of an earlier check
         _ = self._read
 
     def nothing_in(self, examples: Sequence[Example]) -> str | None:
