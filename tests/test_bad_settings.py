@@ -22,7 +22,7 @@ from selfcontrast.errors import UserError
 
 sys.path.insert(0, str(ROOT))
 
-import train
+from selfcontrast.cli.hydra_app import one_line
 
 CHOICES = {
     "plain": (),
@@ -82,7 +82,7 @@ def refused(choice: str, key: str, value: Any) -> str | None:
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         configure(DictConfig(cfg), splits(key))
     except (UserError, OmegaConfBaseException) as error:
-        return train.one_line(error)
+        return one_line(error)
     return None
 
 

@@ -3,18 +3,18 @@
 python -m studies.gradient_error [sft.…=…] [theory.prompts=…] …
 """
 
-import os
 import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from selfcontrast.cli.hydra_app import FULL_ERROR, log, one_line, run_hydra, settings
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
+from selfcontrast.files import CONF
 from selfcontrast.preemption import ending
 from selfcontrast.store.full import explained
-from train import CONF, FULL_ERROR, log, one_line, run_hydra, settings
 
 
 def job(cfg: DictConfig) -> None:
@@ -44,7 +44,6 @@ def measure_theory(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Hydra around `job`."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
     set_environment()
     with ending():
         sys.argv[1:1] = ["--config-dir", str(Path(__file__).parent)]

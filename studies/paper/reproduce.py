@@ -23,8 +23,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from selfcontrast.cli.hydra_app import one_line
 from selfcontrast.errors import UserError
-from train import CONF, one_line
+from selfcontrast.files import CONF
 
 DATA = ("hh_rlhf", "ultrachat", "nectar")
 ARMS = ("sft", "dpo_std", "spin", "self_contrast")

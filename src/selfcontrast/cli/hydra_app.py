@@ -1,0 +1,77 @@
+"""What the commands that Hydra composes have in common: their errors are one line, and no credential is recorded."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from selfcontrast.constrained import check_text
+from selfcontrast.credentials import refuse_credentials, secrets_in
+from selfcontrast.errors import UserError, printable
+from selfcontrast.files import CONF
+
+log = logging.getLogger("selfcontrast")
+
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # what the user asked for, before `run_hydra` sets it
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as they are recorded. Raises `UserError` where one of them holds a credential."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    refuse_credentials(OmegaConf.to_container(cfg), folder)  # as Hydra has written them
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    refuse_credentials(config, folder)
+    return {str(key): value for key, value in config.items()}
+
+
+def one_line(error: Exception) -> str:
+    """The error without a traceback, for what a user can mend."""
+    if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
+        key, group = unknown.groups()
+        part = f" -p {group}" if (CONF / group).is_dir() else ""
+        return f"error: {key}: no such setting; python train.py --cfg job{part} shows them all"
+    return "error: " + printable(str(error).split("\n    full_key")[0])
+
+
+def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None:
+    """Run a task with Hydra's command line. What a user can mend ends the process with one line and exit code 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
+    begun = False
+    for argument in sys.argv[1:]:  # before Hydra writes them down
+        key = argument.partition("=")[0]
+        try:
+            check_text(argument, key)
+        except UserError as error:
+            sys.exit(one_line(error))
+        if secrets_in(argument):
+            sys.exit(f"error: {key}: a URL with a credential in it, and settings are recorded: use the environment")
+
+    def begin(cfg: DictConfig) -> Any:
+        nonlocal begun
+        begun = True
+        return task(cfg)
+
+    try:
+        hydra.main(version_base="1.3", config_path=folder, config_name=name)(begin)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if FULL_ERROR:
+            raise
+        sys.exit(one_line(error))
+    except OSError as error:
+        if FULL_ERROR or begun:
+            raise
+        sys.exit(one_line(UserError(f"the output folder cannot be used: {error}; choose another, hydra.run.dir=…")))
+    except Exception as error:  # Hydra's own code is no match for some overrides, such as encoder=[null]
+        if FULL_ERROR or begun:
+            raise
+        sys.exit(one_line(UserError(f"these settings cannot be composed: {error}; python {sys.argv[0]} --help")))

@@ -1,0 +1,35 @@
+"""Say what a job would compute, and what the store has already. Nothing is computed."""
+
+import argparse
+from collections.abc import Sequence
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from selfcontrast.cli.hydra_app import one_line
+from selfcontrast.environment import set_environment
+from selfcontrast.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Raises `UserError` for a job that would not start here."""
+    parser = argparse.ArgumentParser(prog="selfcontrast plan", description=__doc__)
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="as of selfcontrast train")
+    given = parser.parse_args(arguments)
+    set_environment()
+    from selfcontrast.api import compose, plan
+    from selfcontrast.report.terminal import columns, say, show
+
+    try:
+        planned = plan(compose(*given.settings, output="."))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error).removeprefix("error: ")) from error
+    table = columns("stage", "", "artifact", left=3)
+    for step in planned.steps:
+        artifact = step.artifact
+        table.add_row(step.label, "in the store" if artifact.cached else "to do", f"{artifact.stage}/{artifact.key}")
+    show(table)
+    missing = sum(not step.artifact.cached for step in planned.steps)
+    say(f"{missing} of {len(planned.steps)} stages to do")
+    if planned.obstacle:
+        raise UserError(f"it would not start here: {planned.obstacle}")
