@@ -148,7 +148,11 @@ class Objective:
                 return partial(losses.simpo, gamma=self.margin)
 
     def _weights(self, s_minus: Tensor) -> Tensor:
-        """[B, K]"""
+        """[B, K], without waiting for the GPU."""
+        import torch
+
+        from selfcontrast.models.packing import to_device
+
         if self.rank_weights is None:
             return s_minus.new_ones(s_minus.shape)
         if len(self.rank_weights) < s_minus.shape[1]:
@@ -156,5 +160,5 @@ class Objective:
                 f"objective.rank_weights holds {len(self.rank_weights)} weights, and there are "
                 f"{s_minus.shape[1]} negatives: give one each, or null."
             )
-        weights = s_minus.new_tensor(list(self.rank_weights)[: s_minus.shape[1]])
-        return weights.expand_as(s_minus)
+        weights = torch.tensor(list(self.rank_weights)[: s_minus.shape[1]], dtype=s_minus.dtype)
+        return to_device(weights, s_minus.device).expand_as(s_minus)
