@@ -38,6 +38,7 @@ HARDWARE = Hardware(
     tokens_per_pass=64,
     logits_chunk=7,
     gradient_checkpointing=False,
+    bf16_copy=False,
     checkpoint_every=100,
     peak_tflops=None,
     self_check=False,

@@ -51,7 +51,7 @@ class Scoring:
 def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Hardware) -> dict[str, list[list[float]]]:
     """Per group id the log-probability of every token of every response, target first, in nats."""
     scored = {}
-    for share in into_passes(groups, hardware.tokens_per_pass):
+    for share in into_passes(groups, hardware.fixed_tokens_per_pass()):
         packed = as_pass(share, counts=True).packed.to(next(policy.parameters()).device)
         with hardware.autocast():
             values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
