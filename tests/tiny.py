@@ -39,6 +39,7 @@ HARDWARE = Hardware(
     logits_chunk=7,
     gradient_checkpointing=False,
     bf16_copy=False,
+    rescore_reference=False,
     checkpoint_every=100,
     peak_tflops=None,
     self_check=False,

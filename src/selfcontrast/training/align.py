@@ -25,6 +25,7 @@ from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.reference import score_in_passes
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def align(
     steps = data.steps()
     module: PackedModule
     if isinstance(objective, Objective):
+        if hardware.rescore_reference and objective.needs_reference:
+            reference = {**reference, **_rescored(policy, data)}
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference, peak)
         title, how = "Preference training", f"with {negatives} negatives per prompt over {len(groups)} prompts"
     else:
@@ -69,6 +72,15 @@ def align(
         "tokens": steps.tokens,
         **(_displacement(module.history) if isinstance(objective, Objective) else {}),
     }
+
+
+def _rescored(policy: Any, data: StepData) -> Mapping[str, Tensor]:
+    ranks = data.hardware.devices * data.hardware.num_nodes
+    scores = score_in_passes(
+        policy.to(data.hardware.device), (data.steps(rank, ranks) for rank in range(ranks)), data.hardware
+    )
+    policy.to("cpu").train()
+    return scores
 
 
 def _displacement(history: Sequence[Record]) -> dict[str, Any]:

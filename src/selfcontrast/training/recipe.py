@@ -96,6 +96,7 @@ class Hardware:
     logits_chunk: Count = field(metadata=NOT_IN_KEY)
     gradient_checkpointing: bool | Literal["selective"] = field(metadata=NOT_IN_KEY)
     bf16_copy: bool = field(metadata=NOT_IN_KEY)
+    rescore_reference: bool = field(metadata=NOT_IN_KEY)
     checkpoint_every: Count = field(metadata=NOT_IN_KEY)
     peak_tflops: Positive | None = field(metadata=NOT_IN_KEY)
     self_check: bool = field(metadata=NOT_IN_KEY)
@@ -114,6 +115,10 @@ class Hardware:
             raise UserError("hardware.bf16_copy=true is for hardware.precision=bf16-mixed: leave it false")
         if self.bf16_copy and self.strategy == "fsdp2":
             raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 by itself: leave it false")
+        if self.rescore_reference and self.strategy == "fsdp2":
+            raise UserError("hardware.rescore_reference=true needs a device that holds the policy: use strategy=ddp")
+        if self.rescore_reference and self.tokens_per_pass == "auto":
+            raise UserError("hardware.rescore_reference=true needs to know the passes: give tokens_per_pass a number")
 
     def check(self) -> None:
         """Raises `UserError` where the machine lacks what the config asks for."""
