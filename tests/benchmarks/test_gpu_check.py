@@ -26,7 +26,9 @@ def test_the_whole_check_on_a_cpu(tmp_path: Path) -> None:
     assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))
     assert bounds["lean pairs"] == pytest.approx(2 * 3 * (9 + 7) / (9 + 4 * 7))
     stages = [row["stage"] for row in results["steps"]["ragged job"]["rows"]]
-    assert stages == ["sft", "sample", "reference", "align", "align, even lengths"]
+    passes = "reference, in training's passes"
+    assert stages == ["sft", "sample", "reference", passes, "align", "align, even lengths"]
+    assert results["steps"]["ragged job"]["rows"][4]["step0/margin_std"] == 0
     assert results["steps"]["SIGTERM"]["rows"][0]["exit code"] == 143
     last = results["steps"]["loop 5 larger passes"]["rows"][0]
     assert last["with"] == "recompute all, selective, bf16 copy, compiled, larger passes"
