@@ -47,8 +47,8 @@ def steps(setting: Setting) -> dict[str, Measure]:
     """All steps by name, the most valuable first."""
     from gpu_gradients import gradient_errors
     from gpu_job import ragged_job
-    from gpu_loop import training_loop
-    from gpu_speed import RAGGED, speeds
+    from gpu_loop import CHANGES, training_loop, with_changes
+    from gpu_speed import RAGGED, kernel_options, speeds
     from gpu_stop import seconds_to_exit
     from gpu_sync import host_waits
 
@@ -59,6 +59,7 @@ def steps(setting: Setting) -> dict[str, Measure]:
         rest = {f"compiled {_name(case)}": partial(speeds, case, ("compiled",), False) for case in cases}
         rest["gradients of flex"] = partial(gradient_errors, ("flex",))
         rest |= {f"flex {_name(case)}": partial(speeds, case, ("flex",), False) for case in cases}
+        rest["options of flex"] = kernel_options
     return {
         "gradients": partial(gradient_errors, ("varlen", "masked")),
         **first,
@@ -66,6 +67,7 @@ def steps(setting: Setting) -> dict[str, Measure]:
         "SIGTERM": seconds_to_exit,
         "host waits": host_waits,
         "training loop": training_loop,
+        **{f"loop {i} {name}": partial(with_changes, name) for i, name in enumerate(CHANGES, start=1)},
         **rest,
     }
 

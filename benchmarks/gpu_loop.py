@@ -1,4 +1,7 @@
-"""The whole training loop on a large model: float32 weights, bf16 arithmetic, AdamW, as `hardware=gpu` has it."""
+"""The whole training loop on a large model: float32 weights, bf16 arithmetic, AdamW, as `hardware=gpu` has it.
+
+Then the settings that are to make it faster, each on top of those before, on a quarter of its layers.
+"""
 
 import random
 import tempfile
@@ -15,8 +18,18 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.fit import StepData, fit
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.recipe import Hardware
+from selfcontrast.training.recomputation import checkpoint_layers
 
 STEPS = 4
+# Of `Hardware`, in this order; the last lets passes fill the memory.
+CHANGES: dict[str, dict[str, Any]] = {
+    "recompute all": {"gradient_checkpointing": True},
+    "selective": {"gradient_checkpointing": "selective"},
+    "bf16 copy": {"bf16_copy": True},
+    "compiled": {"compile": True},
+    "larger passes": {"tokens_per_pass": "auto"},
+}
 
 
 def training_loop(setting: Setting) -> list[dict[str, Any]]:
@@ -24,24 +37,42 @@ def training_loop(setting: Setting) -> list[dict[str, Any]]:
 
     Losses mean nothing: the reference is zero.
     """
+    return _loop(setting.large, hardware(setting), setting)
+
+
+def with_changes(last: str, setting: Setting) -> list[dict[str, Any]]:
+    """The loop with all of `CHANGES` up to `last`; a row of its median step and its first."""
+    names = list(CHANGES)[: list(CHANGES).index(last) + 1]
+    changes = {key: value for name in names for key, value in CHANGES[name].items()}
+    if setting.tiny:
+        changes |= {"precision": "bf16-mixed"}
+        changes.pop("compile", None)  # half a minute on a CPU
+    rows = _loop(setting.layers, Hardware(**{**vars(hardware(setting)), **changes}), setting)
+    if "failure" in rows[0]:
+        return [{"with": ", ".join(names), **rows[0]}]
+    middle = sorted(rows[1:], key=lambda row: row["s"])[len(rows[1:]) // 2]
+    return [{"with": ", ".join(names), **middle, "first step, s": rows[0]["s"]}]
+
+
+def _loop(model: str, machine: Hardware, setting: Setting) -> list[dict[str, Any]]:
     try:
-        return _steps(setting)
+        return _steps(model, machine, setting)
     except torch.OutOfMemoryError:
-        return [{"model": setting.large, "failure": "out of memory"}]
+        return [{"model": model, "failure": "out of memory"}]
 
 
-def _steps(setting: Setting) -> list[dict[str, Any]]:
+def _steps(model: str, machine: Hardware, setting: Setting) -> list[dict[str, Any]]:
     prompt, response, negatives = (9, 7, 3) if setting.tiny else (256, 256, 8)
-    draw, vocabulary = random.Random(0), MODELS[setting.large].vocab_size
+    draw, vocabulary = random.Random(0), MODELS[model].vocab_size
     per_step = 4 * max(1, setting.tokens_per_pass // (prompt + (negatives + 1) * response))
     groups = [
         random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in range(STEPS * per_step)
     ]
-    machine, settings, records = hardware(setting), recipe(per_step), list[Record]()
-    policy = random_model(setting.large, setting.device, torch.float32)
+    settings, records = recipe(per_step), list[Record]()
+    policy = random_model(model, setting.device, torch.float32)
     use_shared_prompt(policy, machine.attention)
     if machine.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(policy, machine.gradient_checkpointing)
     reference = {"0": torch.zeros(negatives + 1)}
     module = SelfContrastDPO(
         policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, reference, setting.peak_tflops
@@ -51,7 +82,7 @@ def _steps(setting: Setting) -> list[dict[str, Any]]:
     tokens = per_step * (prompt + (negatives + 1) * response)
     return [
         {
-            "model": setting.large,
+            "model": model,
             "(P, R, K)": f"({prompt}, {response}, {negatives})",
             "step": int(record["step"]),
             "s": tokens / record["tokens_per_second"],

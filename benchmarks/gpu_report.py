@@ -22,9 +22,11 @@ PARTS = {
     "SIGTERM": "the end after SIGTERM",
     "host waits": "the count of host waits",
     "training loop": "the training loop at 7B",
+    "loop": "selective checkpointing, bf16 copies and passes that fill the memory",
     "compiled": "compiled layers",
     "gradients of flex": "gradients of attention=flex",
     "flex": "speed of attention=flex",
+    "options of flex": "kernel options of attention=flex",
 }
 OUTSIDE = "training on several GPUs, sampling with vLLM"
 

@@ -19,6 +19,7 @@ class Setting:
         device: "cuda", or "cpu" for a trial of the check itself, with tiny sizes.
         model: whose training steps are timed, a name of `workload.MODELS`.
         large: the model of the whole training loop.
+        layers: a model of some of its layers.
         shapes: (P, R, K) in tokens, tokens and negatives.
         tokens_per_pass: of every contender.
         rounds: timed turns of every contender.
@@ -29,6 +30,7 @@ class Setting:
     device: str
     model: str
     large: str
+    layers: str
     shapes: tuple[tuple[int, int, int], ...]
     tokens_per_pass: int
     rounds: int
@@ -44,13 +46,13 @@ class Setting:
     @classmethod
     def on(cls, device: str) -> "Setting":
         if device == "cpu":
-            return cls("cpu", "qwen-tiny", "qwen-tiny", ((9, 7, 1), (9, 7, 3)), 128, 1, 2, 6, 3, None)
+            return cls("cpu", "qwen-tiny", "qwen-tiny", "qwen-tiny", ((9, 7, 1), (9, 7, 3)), 128, 1, 2, 6, 3, None)
         import torch
 
         name = torch.cuda.get_device_name()
         peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
         shapes = ((256, 256, 1), (256, 256, 16), (1024, 256, 16), (256, 64, 16))
-        return cls("cuda", "qwen-0.5b", "llama-7b", shapes, 16384, 3, 60, 256, 32, peak)
+        return cls("cuda", "qwen-0.5b", "llama-7b", "llama-7b-8-layers", shapes, 16384, 3, 60, 256, 32, peak)
 
 
 def stand_in_for_file_formats() -> None:

@@ -13,12 +13,19 @@ from gpu_setting import Setting
 from meters import peak_memory, seconds
 from workload import MODELS, packed_work, pairs_work, random_group, random_model, rows_work
 
+from selfcontrast.models.attention import flex
 from selfcontrast.models.packing import Group
 from selfcontrast.training.steps import into_passes
 
 RAGGED = "ragged"
 ROWS, PAIRS = "unpadded rows", "lean pairs"
 CHUNK = 2048  # response tokens whose logits exist at a time
+# For FlexAttention's kernels, by torch's names. Every token sees itself, so that no row is without a score.
+OPTIONS: list[dict[str, int | bool]] = [
+    {},
+    {"ROWS_GUARANTEED_SAFE": True},
+    {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_M1": 32, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 32},
+]
 
 
 def speeds(
@@ -43,6 +50,25 @@ def speeds(
                 makers["TRL"] = lambda: trl(model, batches, folder, False, budget)
         timed = [_Timed.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
         return _table(timed, batches, setting)
+
+
+def kernel_options(setting: Setting) -> list[dict[str, Any]]:
+    """FlexAttention with other options for its kernels, at the second shape; each is compiled anew."""
+    batches = batches_of(setting.shapes[1], setting)
+    model = random_model(setting.model, setting.device, torch.bfloat16)
+    table, before = [], flex.KERNEL_OPTIONS
+    try:
+        for options in OPTIONS:
+            torch._dynamo.reset()
+            flex._compiled.cache_clear()
+            flex.KERNEL_OPTIONS = options
+            timed = _Timed.of(
+                str(options or "torch's own"), _ours("flex", batches, model), len(batches), setting.rounds
+            )
+            table += _table([timed], batches, setting)
+    finally:
+        flex.KERNEL_OPTIONS = before
+    return table
 
 
 class _Timed:

@@ -6,7 +6,7 @@ how much each counts (None: alike). They return one loss per group, [B], so that
 the whole optimiser step. Masked entries, even inf or NaN, contribute nothing and receive exactly zero gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -127,6 +127,12 @@ def mean_over_negatives(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor
     """Weighted mean over the existing of [B, K]; 0 for a group without any."""
     weights = where_exists(weights, mask)
     return (where_exists(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)
+
+
+def row(values: Sequence[float], like: Tensor) -> Tensor:
+    """[n] of the type and on the device of `like`; the host does not wait for a GPU."""
+    made = torch.tensor(values, dtype=like.dtype)
+    return (made.pin_memory() if like.is_cuda else made).to(like.device, non_blocking=True)
 
 
 def _given(s_minus: Tensor, mask: MaybeTensor, weights: MaybeTensor = None) -> tuple[Tensor, Tensor]:

@@ -134,8 +134,7 @@ class Weighted(Contrast):
                 f"objective.rank_weights holds {len(self.rank_weights)} weights, and there are "
                 f"{s_minus.shape[1]} negatives: give one each, or null."
             )
-        weights = s_minus.new_tensor(list(self.rank_weights)[: s_minus.shape[1]])
-        return weights.expand_as(s_minus)
+        return losses.row(list(self.rank_weights)[: s_minus.shape[1]], s_minus).expand_as(s_minus)
 
 
 class MeanOfPairs(Weighted):

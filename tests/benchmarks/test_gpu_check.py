@@ -26,8 +26,13 @@ def test_the_whole_check_on_a_cpu(tmp_path: Path) -> None:
     assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))
     assert bounds["lean pairs"] == pytest.approx(2 * 3 * (9 + 7) / (9 + 4 * 7))
     stages = [row["stage"] for row in results["steps"]["ragged job"]["rows"]]
-    assert stages == ["sft", "sample", "reference", "align", "align, even lengths"]
+    passes = "reference, in training's passes"
+    assert stages == ["sft", "sample", "reference", passes, "align", "align, even lengths"]
+    assert results["steps"]["ragged job"]["rows"][4]["step0/margin_std"] == 0
     assert results["steps"]["SIGTERM"]["rows"][0]["exit code"] == 143
+    last = results["steps"]["loop 5 larger passes"]["rows"][0]
+    assert last["with"] == "recompute all, selective, bf16 copy, compiled, larger passes"
+    assert last["tokens/s"] > 0
 
 
 def test_a_step_that_fails_is_recorded_and_the_next_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +94,12 @@ def test_the_first_line_names_what_no_gpu_has_run() -> None:
     from gpu_report import OUTSIDE, PARTS, first_line
 
     done: dict[str, Any] = {"rows": []}
-    names = ["gradients", "speed 256,256,1", "ragged job", "SIGTERM", "host waits", "training loop", "compiled ragged"]
+    names = ["gradients", "speed 256,256,1", "ragged job", "SIGTERM", "host waits", "training loop", "loop 5 larger"]
+    names.append("compiled ragged")
     line = first_line([{"steps": dict.fromkeys(names, done)}])
-    missing = [PARTS["gradients of flex"], PARTS["flex"], OUTSIDE]
+    missing = [PARTS["gradients of flex"], PARTS["flex"], PARTS["options of flex"], OUTSIDE]
     assert [text for text in [*PARTS.values(), OUTSIDE] if text in line] == missing
-    everything = [*names, "gradients of flex", "flex 256,64,16"]
+    everything = [*names, "gradients of flex", "flex 256,64,16", "options of flex"]
     assert first_line([]).count(";") == len(PARTS)
     assert ";" not in first_line([{"steps": dict.fromkeys(everything, done)}])
 

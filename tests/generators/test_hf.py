@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,38 @@ def test_finished_shards_are_not_sampled_again(policy: Path, tmp_path: Path) -> 
     after = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert sorted(after) == sorted([*files, half])
     assert [file for file in files if after[file] != before[file]] == [files[1]]
+
+
+def test_the_rate_is_logged_of_what_was_sampled_now(
+    policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    expected = generated(policy, tmp_path)
+    first = sorted(tmp_path.iterdir())[0]
+    again = sum(len(c.token_ids) for c in read_candidates(first))
+    first.unlink()
+    generated(policy, tmp_path)
+    generated(policy, tmp_path)  # nothing is left to do, nothing is said
+    counts = [m.split()[1] for m in caplog.messages if re.fullmatch(r"test: \d+ tokens in .* s: \d+ tokens/s", m)]
+    assert counts == [str(sum(len(c.token_ids) for found in expected.values() for c in found)), str(again)]
+
+
+def test_prompts_of_similar_length_are_sampled_together(tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+
+    class Noting(HF):
+        @contextmanager
+        def open(self, model: Path, device: str) -> Iterator[Sampler]:
+            def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
+                asked.append([len(request.prompt) for request in requests])
+                return [Candidate(r.id, s, "", [1], "stop", 0.0) for r in requests for s in range(decoding.samples)]
+
+            yield sampler
+
+    Responder(Noting("float32", 6), Local(3, 1), "cpu").answers(tmp_path, REQUESTS, DECODING, 0, tmp_path, "test")
+    lengths = sorted(len(request.prompt) for request in REQUESTS)
+    assert len(set(lengths)) > 1
+    assert asked == [lengths[0:3], lengths[3:6], lengths[6:9]]
 
 
 def test_nothing_is_loaded_where_all_shards_are_there(policy: Path, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ Tests marked `vllm` run the real engine, on the CPU (`make test-vllm`).
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from scipy import stats
 from transformers import LlamaForCausalLM
@@ -20,9 +22,9 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators import vllm
 from selfcontrast.generators.backend import Sampler
-from selfcontrast.generators.vllm import ask
+from selfcontrast.generators.vllm import VLLM, ask
 from selfcontrast.store import settings_of
-from tiny import tokenizer
+from tiny import ROOT, tokenizer
 from vllm_cases import FREE, GREEDY, LENGTH, REQUESTS, backend, by_hf, same
 
 TOKENIZER = tokenizer()
@@ -270,6 +272,50 @@ def test_the_room_for_an_adapters_rank(tmp_path: Path, config: dict[str, Any], e
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert backend(adapter=str(tmp_path))._options(tmp_path)["max_lora_rank"] == expected
+
+
+def test_the_engines_arguments_on_a_gpu(tmp_path: Path) -> None:
+    """Of conf/backend/vllm.yaml: bfloat16, prompts cached, most of the memory, which training has given back before."""
+    config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_model_len": 512}
+    config.pop("_target_")
+    assert VLLM(**config)._options(tmp_path) == {
+        "model": str(tmp_path),
+        "load_format": "safetensors",
+        "dtype": "bfloat16",
+        "max_model_len": 512,
+        "tensor_parallel_size": 1,
+        "gpu_memory_utilization": 0.9,
+        "enforce_eager": False,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": False,
+        "logprobs_mode": "raw_logprobs",
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_memory_is_free_before_the_engine_starts_and_after_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    events: list[str] = []
+
+    class Fake:
+        def __init__(self, options: dict[str, Any], adapter: str | None) -> None:
+            events.append("started")
+
+        def respond(self, asks: list[Any]) -> list[Any]:
+            raise ValueError("no answer")
+
+        def close(self) -> None:
+            events.append("closed")
+
+    monkeypatch.setattr(vllm, "Engine", Fake)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
+    with pytest.raises(ValueError, match="no answer") if fails else nullcontext(), backend().engine(tmp_path) as ask_it:
+        events.append("asked")
+        if fails:
+            ask_it([])
+    assert events == ["freed", "started", "asked", "closed"]
 
 
 def test_an_adapter_that_cannot_be(bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

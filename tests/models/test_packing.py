@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfcontrast.models.packing import Group, pack, sum_per_response
+from selfcontrast.models.packing import Group, pack, sharing_bound, sum_per_response
 
 TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=12)
 GROUPS = st.lists(
@@ -27,9 +27,30 @@ def test_a_row_by_hand() -> None:
     assert packed.mask.tolist() == [[True, True], [False, False]]
 
 
-@given(GROUPS)
-def test_each_response_reads_as_a_row_of_its_own(groups: list[Group]) -> None:
-    packed = pack(groups)
+def test_a_row_without_sharing_by_hand() -> None:
+    groups = [Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])]
+    packed, shared = pack(groups, sharing=False), pack(groups)
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 1, 2, 5, 1, 2, 6, 7, 8, 9]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 0, 1]]
+    assert packed.predictors.tolist() == [1, 2, 5, 8, 9, 11]
+    assert packed.layout.lengths == (4, 3, 4, 2)
+    assert packed.layout.groups == ((0, 4, 4), (4, 7, 7), (7, 11, 11), (11, 13, 13))
+    assert packed.layout.sharing == ()
+    assert packed.layout.segment.tolist() == packed.layout.prompt.tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 2
+    for name in ("ids", "labels", "segments", "lengths", "mask"):  # what the objective sees is the same
+        found, expected = getattr(packed, name), getattr(shared, name)
+        assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+
+
+def test_the_bound_by_hand() -> None:
+    # (3 * 2 + 5) + (1 + 1) tokens of rows, (2 + 5) + (1 + 1) of packed groups.
+    assert sharing_bound([Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])]) == 13 / 9
+    assert sharing_bound([Group("b", [8], [9], [])]) == 1
+
+
+@given(GROUPS, st.booleans())
+def test_each_response_reads_as_a_row_of_its_own(groups: list[Group], sharing: bool) -> None:
+    packed = pack(groups, sharing)
     columns = packed.mask.shape[1] + 1
     for row, group in enumerate(groups):
         for column, response in enumerate(group.responses):

@@ -43,6 +43,15 @@ def test_gradients_equal_padded_rows_to_the_last_bits_in_float64() -> None:
     assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-12
 
 
+@pytest.mark.parametrize("way", ["blocks", "varlen", "masked"])
+def test_gradients_without_sharing_are_the_same(way: str) -> None:
+    model, groups = tiny(CONFIGS["gpt2"], torch.float64), ragged(3)
+    use_shared_prompt(model, way)
+    found, expected = (response_log_probs(model, pack(groups, sharing), chunk_size=7) for sharing in (False, True))
+    assert relative(found, expected) <= 1e-13
+    assert relative(gradients(model, found), gradients(model, expected)) <= 1e-12
+
+
 def test_autocast_is_as_close_as_bfloat16_allows() -> None:
     plain, model, groups = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"]), ragged(4)
     exact = gradients(plain, padded(plain, groups))

@@ -1,6 +1,7 @@
 """The run over its steps: exact resumption, exact accumulation, the optimiser's settings."""
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.training import fit as fit_module
 from selfcontrast.training import recipe as recipe_module
+from selfcontrast.training import steps as steps_module
 from selfcontrast.training.callbacks import damage
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
@@ -288,6 +290,28 @@ def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path:
     assert len(third) == 2  # once an epoch
     for record, same in zip(*found, strict=True):
         assert same == pytest.approx(record, abs=1e-4)
+
+
+def test_rows_without_sharing_train_the_same_and_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, how, own = groups(6, negatives=2), recipe(prompts_per_step=3), hardware(tokens_per_pass=60)
+    objective = self_contrast(0.1)
+    stored = {group.id: torch.full((3,), -9.0) for group in rows}
+    found, told = [], []
+    for least in (1.0, 100.0):
+        monkeypatch.setattr(steps_module, "SHARING_PAYS", least)
+        policy, data = precise(), StepData(rows, [], how, own, seed=3)
+        prepare(policy, rows, own)
+        module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, objective, stored)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert fit(module, data, tmp_path / str(least), "align")
+        found.append(policy.state_dict())
+        told.append([m for m in caplog.messages if "every response has a prompt of its own" in m])
+    assert [len(messages) for messages in told] == [0, 1]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-9, rtol=1e-9)
 
 
 def test_a_gpu_checks_a_model_by_the_way_that_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,34 @@
 """Reference scores: what a plain forward pass says, stored per group."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
+from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.packing import Group
+from selfcontrast.training.align import align
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
-from selfcontrast.training.reference import FILE, Scoring, read_reference, score_groups, score_reference
-from tiny import groups, hardware, llama, policy_folder, recipe, self_contrast
+from selfcontrast.training.recipe import Hardware
+from selfcontrast.training.reference import (
+    FILE,
+    Scoring,
+    read_reference,
+    score_groups,
+    score_in_passes,
+    score_reference,
+)
+from selfcontrast.training.steps import Steps
+from tiny import groups, hardware, llama, lora, policy_folder, recipe, self_contrast
 
 GROUPS = groups(7, negatives=3)
 
@@ -66,6 +80,51 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-4)
     assert records[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def aligned(
+    folder: Path, policy: Path, own: Hardware, reference: dict[str, torch.Tensor], adapter: Adapter
+) -> list[Record]:
+    objective, records = self_contrast(1.0), list[Record]()
+    how = recipe(prompts_per_step=4, epochs=1)
+    training = Training(adapter, how, own, 0, records.append)
+    align(folder, policy, "float32", GROUPS, reference, objective, training)
+    return records
+
+
+@pytest.mark.parametrize("adapter", [NoAdapter(), lora(dropout=0.0)], ids=["whole", "LoRA"])
+@pytest.mark.parametrize("ways", [{}, {"gradient_checkpointing": "selective", "bf16_copy": True}], ids=str)
+def test_rescored_in_trainings_own_passes_step_0_has_no_margin_in_bf16(
+    tmp_path: Path, policy: Path, adapter: Adapter, ways: dict[str, Any]
+) -> None:
+    """Stored scores are one group to a pass, and training's passes hold several."""
+    own = hardware(precision="bf16-mixed", tokens_per_pass=10**6, logits_chunk=64, **ways)
+    score(tmp_path, Scoring(policy, "float32", replace(own, tokens_per_pass=1)))
+    stored = read_reference(tmp_path)
+    before = aligned(tmp_path / "before", policy, own, stored, adapter)[0]
+    after = aligned(tmp_path / "after", policy, replace(own, rescore_reference=True), stored, adapter)
+    assert before["step0/margin_std"] > 0
+    assert after[0]["step0/margin_std"] == 0
+    assert after[0]["margin"] == after[0]["chosen_log_prob_change"] == 0
+    assert after[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert len(after) == 2
+    assert after[1]["margin"] != 0
+
+
+def test_passes_of_two_ranks_score_every_group() -> None:
+    policy, own = llama(), hardware(tokens_per_pass=40)
+    steps = [Steps(GROUPS, 4, 2, 40, 0, rank, 2) for rank in range(2)]
+    found = score_in_passes(policy, steps, own)
+    assert found.keys() == {group.id for group in GROUPS}
+    for group in GROUPS:
+        expected = [sum(plain(group, response)) for response in group.responses]
+        assert found[group.id].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"strategy": "fsdp2"}, {"tokens_per_pass": "auto"}], ids=str)
+def test_rescoring_where_it_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^hardware\.rescore_reference=true needs"):
+        hardware(rescore_reference=True, **wrong)
 
 
 def test_a_margin_at_step_0_is_recorded_once_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -95,6 +95,18 @@ def test_ranks_share_a_step(count: int, ranks: int, per_step: int, budget: int, 
             assert len(part.packed.ids) == 1 or tokens <= budget
 
 
+def test_rows_are_shared_where_that_can_win() -> None:
+    """Two responses of 20 tokens: a prompt of 2 is 44 / 42, of 3 is 46 / 43."""
+
+    def steps(prompt: int) -> Steps:
+        return Steps([Group(str(i), [1] * prompt, [1] * 20, [[1] * 20]) for i in range(3)], 3, 1, 88, seed=0)
+
+    assert (steps(2).sharing, steps(3).sharing) == (False, True)
+    assert [part.packed.input_ids.shape[1] for part in steps(2)[0].passes] == [88, 44]  # 44 each, not 42
+    assert [part.packed.input_ids.shape[1] for part in steps(3)[0].passes] == [86, 43]
+    assert steps(2).tokens == 3 * 42  # what a budget counts does not depend on it
+
+
 def test_a_rank_without_groups_makes_filler_passes_only() -> None:
     lonely = Steps(groups(1), 4, 1, 50, seed=0, rank=1, ranks=2)[0]
     assert [part.counts for part in lonely.passes] == [False]

@@ -1,6 +1,7 @@
 """What draws responses: the interface that every backend gives, and its work in shards."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,11 @@ class Responder:
         shards = cut(by_length, self.engine.prompts_per_shard, folder, lambda request: request.id, decoding.samples)
         task = Sampling(self.backend, model, decoding, seed)
         self._retry(task, shards, label)
+        todo, begun = unfinished(shards), time.monotonic()
         self.engine.run(task, shards, self.device, label, "response")
+        if todo:
+            tokens, seconds = sum(map(_tokens, todo)), time.monotonic() - begun
+            log.info("%s: %d tokens in %.1f s: %.0f tokens/s", label, tokens, seconds, tokens / seconds)
         return [shard.file for shard in shards]
 
     def answers(
@@ -111,6 +116,12 @@ class Responder:
             found += candidates_of(read_table(gap.file))
             write_table(shard.file, candidates_table(sorted(found, key=lambda c: (place[c.id], c.sample))))
             gap.file.unlink()
+
+
+def _tokens(shard: Shard) -> int:
+    """Tokens of a finished shard's responses."""
+    lengths = pc.list_value_length(read_table(shard.file, columns=["token_ids"])["token_ids"])
+    return int(pc.sum(lengths).as_py() or 0)
 
 
 def _failed(shard: Shard) -> list[Request]:

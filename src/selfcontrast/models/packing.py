@@ -5,9 +5,13 @@
 Positions restart after the prompt for each response, so that a token has the position (and, by the attention
 of `shared_prompt`, the context) that it would have in a row of its own. P + (K+1)R tokens take the place of
 the 2K(P+R) of padded pairs. Pure functions of token ids; B groups, K the most negatives any of them has.
+
+Where prompts are so short that sharing them saves nothing, each response has a prompt of its own instead:
+
+    [prompt | target] [prompt | negative_1] …
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate
@@ -48,8 +52,8 @@ class Layout:
     """Where prompts and responses lie in a packed row of T tokens: all that attention needs to know.
 
     Attributes:
-        groups: per group (start, end of prompt = start of responses, end) in the row. A group without
-            negatives has nothing to share: it counts as all prompt.
+        groups: per group (start, end of prompt = start of responses, end) in the row. A response with a prompt of
+            its own is a group here that has nothing to share: it counts as all prompt.
         lengths: tokens of every segment (prompt or response), in the row's order. Numbers, not a tensor: reading them
             never waits for a GPU.
         longest: tokens of the longest prompt with a response, which a sliding window must not undercut.
@@ -123,21 +127,31 @@ class PackedGroups:
         return replace(_move(self, device), layout=self.layout.to(device))
 
 
-def pack(groups: Sequence[Group]) -> PackedGroups:
-    """All groups in one row. Raises ValueError where there is none."""
+def sharing_bound(groups: Sequence[Group]) -> float:
+    """Tokens of all responses with a prompt each, over those with one prompt per group: at most so much is gained."""
+    prompts, responses = sum(len(g.prompt) for g in groups), sum(len(r) for g in groups for r in g.responses)
+    return (sum(len(g.prompt) * len(g.responses) for g in groups) + responses) / (prompts + responses)
+
+
+def pack(groups: Sequence[Group], sharing: bool = True) -> PackedGroups:
+    """Pack all groups into one row; without `sharing` each response follows a prompt of its own.
+
+    Raises ValueError where there is no group.
+    """
     if not groups:
         raise ValueError("pack needs at least one group")
+    parts = list(_parts(groups, sharing))
     negatives = max(len(group.negatives) for group in groups)
     lengths = torch.zeros(len(groups), negatives + 1, dtype=torch.long)
     tokens: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
     segments: list[int] = []
-    for row, group in enumerate(groups):
-        last, first = len(tokens) + len(group.prompt) - 1, len(group.prompt)
-        tokens += group.prompt
+    for row, prompt, responses in parts:
+        last, first = len(tokens) + len(prompt) - 1, len(prompt)
+        tokens += prompt
         positions += range(first)
-        for column, response in enumerate(group.responses):
+        for column, response in responses:
             predictors += [last, *range(len(tokens), len(tokens) + len(response) - 1)]
             segments += [row * (negatives + 1) + column] * len(response)
             positions += range(first, first + len(response))
@@ -153,7 +167,7 @@ def pack(groups: Sequence[Group]) -> PackedGroups:
         segments=torch.tensor(segments),
         mask=lengths[:, 1:] > 0,
         lengths=lengths,
-        layout=_layout(groups, torch.tensor(positions)),
+        layout=_layout(parts, torch.tensor(positions)),
     )
 
 
@@ -163,11 +177,22 @@ def sum_per_response(values: Tensor, packed: PackedGroups) -> Tensor:
     return sums.view_as(packed.lengths)
 
 
-def _layout(groups: Sequence[Group], position: Tensor) -> Layout:
-    # A target alone needs no sharing: with its prompt it is one causal segment.
+_Part = tuple[int, Sequence[int], list[tuple[int, Sequence[int]]]]
+"""A group's number, its prompt, and the responses that follow this prompt, each with its number in the group."""
+
+
+def _parts(groups: Sequence[Group], sharing: bool) -> Iterator[_Part]:
+    for row, group in enumerate(groups):
+        responses = list(enumerate(group.responses))
+        for part in [responses] if sharing else [[response] for response in responses]:
+            yield row, group.prompt, part
+
+
+def _layout(parts: Sequence[_Part], position: Tensor) -> Layout:
+    # A response alone needs no sharing: with its prompt it is one causal segment.
     lengths = [
-        [len(group.prompt), *map(len, group.responses)] if group.negatives else [len(group.prompt) + len(group.target)]
-        for group in groups
+        [len(prompt), *(len(r) for _, r in responses)] if len(responses) > 1 else [len(prompt) + len(responses[0][1])]
+        for _, prompt, responses in parts
     ]
     ends = list(accumulate(sum(group) for group in lengths))
     flat = [length for group in lengths for length in group]

@@ -23,6 +23,7 @@ from selfcontrast.training.fine_tune import HISTORY, model_card
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
+from selfcontrast.training.reference import score_in_passes
 from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ def align(
     module: PackedModule
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
+        if hardware.rescore_reference and objective.needs_reference:
+            reference = {**reference, **_rescored(policy, data)}
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference, peak)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
     else:
@@ -70,6 +73,15 @@ def align(
         "tokens": steps.tokens,
         **(_displacement(module.history) if objective.uses_negatives else {}),
     }
+
+
+def _rescored(policy: Any, data: StepData) -> Mapping[str, Tensor]:
+    ranks = data.hardware.devices * data.hardware.num_nodes
+    scores = score_in_passes(
+        policy.to(data.hardware.device), (data.steps(rank, ranks) for rank in range(ranks)), data.hardware
+    )
+    policy.to("cpu").train()
+    return scores
 
 
 def _displacement(history: Sequence[Record]) -> dict[str, Any]:

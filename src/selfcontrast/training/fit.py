@@ -27,12 +27,15 @@ from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, damage, writing
+from selfcontrast.training.memory import bytes_per_token, fitting_pass
 from selfcontrast.training.module import PackedModule
 from selfcontrast.training.nodes import this_node
 from selfcontrast.training.ranks import Ranks
 from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.recomputation import checkpoint_layers
 from selfcontrast.training.sharding import strategy, whole_weights
 from selfcontrast.training.steps import Pass, Remaining, Step, Steps, rank_passes
+from selfcontrast.training.weight_copies import UseCopies
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +54,29 @@ class StepData(LightningDataModule):
         self.recipe = recipe
         self.hardware = hardware
         self.seed = seed
+        self.bytes_per_token: float | None = None  # of activations, where passes are to fill a GPU's memory
+        self._tokens_per_pass: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
-        recipe, tokens = self.recipe, self.hardware.tokens_per_pass
+        recipe, tokens = self.recipe, self._tokens_per_pass or self.hardware.fixed_tokens_per_pass()
         return Steps(self.groups, recipe.prompts_per_step, recipe.epochs, tokens, self.seed, rank, ranks, recipe.tokens)
 
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer
+        if self.bytes_per_token is not None:
+            policy = trainer.lightning_module.policy
+            tokens = fitting_pass(policy, trainer.optimizers, self.hardware, self.bytes_per_token)
+            self._tokens_per_pass = tokens
+            if trainer.is_global_zero:
+                log.info("hardware.tokens_per_pass=auto: %d tokens", tokens)
         steps = self.steps(trainer.global_rank, trainer.world_size)
         sampler = Remaining(len(steps), trainer.global_step)
         return DataLoader(steps, batch_size=None, sampler=sampler, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[Pass]:
         trainer: Any = self.trainer
-        tokens, rank, ranks = self.hardware.tokens_per_pass, trainer.global_rank, trainer.world_size
+        tokens = self._tokens_per_pass or self.hardware.fixed_tokens_per_pass()
+        rank, ranks = trainer.global_rank, trainer.world_size
         passes = rank_passes(self.validation, tokens, rank, ranks) if self.validation else []
         # A generator of its own: a loader's iterator else draws from the global one, and so from training's dropout.
         return DataLoader(passes, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
@@ -84,7 +96,7 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
         )
     use_shared_prompt(policy, hardware.attention)
     if hardware.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(policy, hardware.gradient_checkpointing)
     if hardware.self_check:
         sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
         policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
@@ -113,6 +125,16 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     if last.exists() and (why := damage(last)):
         log.warning("%s: %s is damaged (%s); training again from the first step", stage, last, why)
         last.unlink(missing_ok=True)
+    steps = data.steps()
+    if not steps.sharing and any(group.negatives for group in data.groups):
+        log.info(
+            "%s: every response has a prompt of its own: prompts are so short that one for all would save a factor of "
+            "%.3f at most",
+            stage,
+            steps.bound,
+        )
+    if hardware.tokens_per_pass == "auto" and hardware.device == "cuda":
+        data.bytes_per_token = bytes_per_token(module.policy, hardware)
     if hardware.devices * hardware.num_nodes == 1:
         train(module, data, folder, stage)
     else:
@@ -131,6 +153,8 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
     rank = int(os.environ["RANK"]) if ranks > 1 else 0
     bar = rank == 0 and sys.stderr.isatty()
     callbacks: list[Callback] = [RandomStates(rank), Checkpoints(last, hardware.checkpoint_every)]
+    if hardware.bf16_copy:
+        callbacks.append(UseCopies())
     with warnings.catch_warnings():
         _quiet()
         trainer = Trainer(

@@ -65,7 +65,8 @@ class SelfContrastDPO(PackedModule):
     def facts(self) -> Record:
         """At step 0 the policy is the reference: `step0/margin_std` is the margins' distance from 0, as one number.
 
-        It is rounding (the reference was scored in other passes) and dropout, in units of reward.
+        It is rounding (the reference was scored in other passes, but for `hardware.rescore_reference`) and dropout, in
+        units of reward.
         """
         if self._first is None:
             return {}
@@ -77,7 +78,7 @@ class SelfContrastDPO(PackedModule):
         if noise > MARGIN_NOISE and self.trainer.is_global_zero:
             log.warning(
                 "align: at step 0 margins are %.3g away from 0 (standard deviation), though policy and reference are "
-                "the same: dropout, or rounding. In bf16 lower objective.beta or use hardware.precision=32-true",
+                "the same: dropout, or rounding. In bf16 use hardware.rescore_reference=true or lower objective.beta",
                 noise,
             )
         return {"step0/margin_std": noise}

@@ -6,7 +6,7 @@ import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ STRATEGIES = ("ddp", "fsdp2")
 SCHEDULES = ("cosine", "linear", "constant")
 # Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.precision.
 ARITHMETICS = ("32-true", "bf16-mixed")
+
+# Of tokens_per_pass=auto: in training on a CPU, and wherever there is no backward pass.
+TOKENS_PER_PASS = {"cpu": 8192, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,11 @@ class Hardware:
     threads: Workers | None = field(metadata=NOT_IN_KEY)
     attention: str = field(metadata=NOT_IN_KEY)
     compile: bool = field(metadata=NOT_IN_KEY)
-    tokens_per_pass: Count = field(metadata=NOT_IN_KEY)
+    tokens_per_pass: Count | Literal["auto"] = field(metadata=NOT_IN_KEY)
     logits_chunk: Count = field(metadata=NOT_IN_KEY)
-    gradient_checkpointing: bool = field(metadata=NOT_IN_KEY)
+    gradient_checkpointing: bool | Literal["selective"] = field(metadata=NOT_IN_KEY)
+    bf16_copy: bool = field(metadata=NOT_IN_KEY)
+    rescore_reference: bool = field(metadata=NOT_IN_KEY)
     checkpoint_every: Count = field(metadata=NOT_IN_KEY)
     peak_tflops: Positive | None = field(metadata=NOT_IN_KEY)
     self_check: bool = field(metadata=NOT_IN_KEY)
@@ -106,6 +111,14 @@ class Hardware:
             raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
         if self.attention not in ATTENTIONS:
             raise UserError(f"hardware.attention={self.attention}: one of {', '.join(ATTENTIONS)}")
+        if self.bf16_copy and self.precision != "bf16-mixed":
+            raise UserError("hardware.bf16_copy=true is for hardware.precision=bf16-mixed: leave it false")
+        if self.bf16_copy and self.strategy == "fsdp2":
+            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 by itself: leave it false")
+        if self.rescore_reference and self.strategy == "fsdp2":
+            raise UserError("hardware.rescore_reference=true needs a device that holds the policy: use strategy=ddp")
+        if self.rescore_reference and self.tokens_per_pass == "auto":
+            raise UserError("hardware.rescore_reference=true needs to know the passes: give tokens_per_pass a number")
 
     def check(self) -> None:
         """Raises `UserError` where the machine lacks what the config asks for."""
@@ -117,6 +130,10 @@ class Hardware:
             raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}: use auto")
         if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
             raise UserError("hardware.compile=true needs a C++ compiler (g++): install one, or leave it false")
+
+    def fixed_tokens_per_pass(self) -> int:
+        """The number in the config; where it says auto, one that needs no look at the memory."""
+        return TOKENS_PER_PASS[self.device] if self.tokens_per_pass == "auto" else self.tokens_per_pass
 
     @property
     def device(self) -> str:

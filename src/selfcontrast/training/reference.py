@@ -4,10 +4,11 @@ Every negative of the pool is scored, so all K of a sweep, every objective, beta
 reference model sits in memory while the policy is trained.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +16,12 @@ import torch
 
 from selfcontrast.engines.work import Engine, Worker, cut, read_table
 from selfcontrast.models.loading import load_model
-from selfcontrast.models.log_probs import token_log_probs
+from selfcontrast.models.log_probs import response_log_probs, token_log_probs
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.store import RESUME
 from selfcontrast.training.recipe import Hardware
-from selfcontrast.training.steps import as_pass, into_passes, length
+from selfcontrast.training.steps import Steps, as_pass, into_passes, length
 
 VERSION = 3
 FILE = "reference.parquet"
@@ -51,13 +52,31 @@ class Scoring:
 def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Hardware) -> dict[str, list[list[float]]]:
     """Per group id the log-probability of every token of every response, target first, in nats."""
     scored = {}
-    for share in into_passes(groups, hardware.tokens_per_pass):
+    for share in into_passes(groups, hardware.fixed_tokens_per_pass()):
         packed = as_pass(share, counts=True).packed.to(next(policy.parameters()).device)
         with hardware.autocast():
             values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
         for group in share:
             scored[group.id] = [[next(values) for _ in response] for response in group.responses]
     return scored
+
+
+@torch.no_grad()
+def score_in_passes(policy: Any, by_rank: Iterable[Steps], hardware: Hardware) -> dict[str, torch.Tensor]:
+    """Per group id the summed log-probabilities [1 + K], target first, in the passes of training's first epoch.
+
+    In low precision a token's log-probability depends on what it is computed with. Scored in these passes, the policy
+    that training starts from differs from its reference by nothing. `policy` is left in evaluation mode.
+    """
+    policy.eval()
+    found: dict[str, torch.Tensor] = {}
+    for steps in by_rank:
+        passes = (part for step in range(min(steps.per_epoch, len(steps))) for part in steps[step].passes)
+        for part in (part.packed.to(policy.device) for part in passes if part.counts):
+            with hardware.autocast():
+                scores = response_log_probs(policy, part, hardware.logits_chunk)
+            found |= dict(zip(part.ids, scores.cpu().unbind(), strict=True))
+    return found
 
 
 def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], device: str) -> None:

@@ -14,7 +14,9 @@ from functools import cached_property
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from selfcontrast.models.packing import Group, PackedGroups, pack
+from selfcontrast.models.packing import Group, PackedGroups, pack, sharing_bound
+
+SHARING_PAYS = 1.05  # the least bound; below it the second call of attention costs what the tokens save
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Steps(Dataset[Step]):
         self.seed = seed
         self.rank = rank
         self.ranks = ranks
+        self.bound = sharing_bound(groups)
+        self.sharing = self.bound >= SHARING_PAYS
         self.per_epoch = -(-len(groups) // prompts_per_step)
         self.count = epochs * self.per_epoch if budget is None else self._enough(budget)
 
@@ -67,7 +71,7 @@ class Steps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         chosen = [self.groups[i] for i in self.indices(step)]
         return Step(
-            passes=rank_passes(chosen, self.tokens_per_pass, self.rank, self.ranks),
+            passes=rank_passes(chosen, self.tokens_per_pass, self.rank, self.ranks, self.sharing),
             groups=len(chosen),
             target_tokens=sum(len(group.target) for group in chosen),
         )
@@ -132,27 +136,30 @@ def deal(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
     return heaps
 
 
-def rank_passes(groups: Sequence[Group], tokens_per_pass: int, rank: int, ranks: int) -> list[Pass]:
+def rank_passes(
+    groups: Sequence[Group], tokens_per_pass: int, rank: int, ranks: int, sharing: bool = True
+) -> list[Pass]:
     """One rank's part of the groups, filled up to as many passes as the other ranks make."""
-    per_rank = [into_passes(share, tokens_per_pass) for share in deal(groups, ranks)]
+    per_rank = [into_passes(share, tokens_per_pass, sharing) for share in deal(groups, ranks)]
     most = max(len(passes) for passes in per_rank)
-    own = [as_pass(share, counts=True) for share in per_rank[rank]]
+    own = [as_pass(share, True, sharing) for share in per_rank[rank]]
     filler = [min(groups, key=length)]
-    return own + [as_pass(filler, counts=False)] * (most - len(own))
+    return own + [as_pass(filler, False, sharing)] * (most - len(own))
 
 
-def into_passes(groups: Sequence[Group], tokens_per_pass: int) -> list[list[Group]]:
+def into_passes(groups: Sequence[Group], tokens_per_pass: int, sharing: bool = True) -> list[list[Group]]:
     """Neighbours in length together, each pass within `tokens_per_pass` where a single group allows it."""
     passes: list[list[Group]] = []
     tokens = tokens_per_pass
     for group in sorted(groups, key=length, reverse=True):
-        if tokens + length(group) > tokens_per_pass:
+        own = length(group) + (0 if sharing else len(group.prompt) * len(group.negatives))
+        if tokens + own > tokens_per_pass:
             passes.append([])
             tokens = 0
         passes[-1].append(group)
-        tokens += length(group)
+        tokens += own
     return passes
 
 
-def as_pass(groups: list[Group], counts: bool) -> Pass:
-    return Pass(pack(groups), counts)
+def as_pass(groups: list[Group], counts: bool, sharing: bool = True) -> Pass:
+    return Pass(pack(groups, sharing), counts)

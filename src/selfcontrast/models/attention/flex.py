@@ -19,6 +19,7 @@ from selfcontrast.models.packing import Layout
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 128  # tokens
+KERNEL_OPTIONS: dict[str, int | bool] = {}  # torch's own choice: `make gpu-check` measures others
 RECOMPILE_LIMIT = 32  # kernels; torch's own limit of 8 ends in attention without one
 
 
@@ -33,7 +34,9 @@ def attend(
     q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, -tokens % BLOCK)) for x in (query, key, value))
     grouped, blocks = query.shape[1] != key.shape[1], block_mask(layout, window)
     with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True):
-        output: Tensor = _compiled(flex_attention)(q, k, v, block_mask=blocks, scale=scale, enable_gqa=grouped)
+        output: Tensor = _compiled(flex_attention)(
+            q, k, v, block_mask=blocks, scale=scale, enable_gqa=grouped, kernel_options=KERNEL_OPTIONS or None
+        )
     return output[:, :, :tokens].transpose(1, 2)
 
 

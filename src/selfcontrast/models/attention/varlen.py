@@ -4,6 +4,8 @@ The first call is causal over every segment's own tokens (prompts and responses)
 group, as one query sequence, attend to their whole prompt. In the backward pass both calls are given the *merged*
 output and log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so that its gradients are its
 share of the exact ones. Nothing is compiled, grouped-query heads are not repeated, and no call waits for the GPU.
+
+The merged forward pass is one operation of torch, so that selective checkpointing can keep its result.
 """
 
 from collections.abc import Sequence
@@ -98,19 +100,33 @@ def _rows(parts: Sequence[slice], device: torch.device) -> Rows:
     return to_device(torch.cat([torch.arange(part.start, part.stop) for part in parts]), device)
 
 
+@torch.library.custom_op("selfcontrast::merged_attention", mutates_args=())
+def merged(
+    query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], numbers: list[int], scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """query [T, H, d], key and value [T, H or fewer, d] -> output [T, H, d] and log-sum-exp [H, T], in float32.
+
+    `tensors` and `numbers` are a plan, as `_taken_apart` makes them.
+    """
+    plan = _put_together(tensors, numbers)
+    output, lse = _forward(query, key, value, plan.own, scale)
+    if plan.shared is not None:
+        at, over = plan.shared.responses, plan.shared.prompts
+        heads = _take(query, at), _take(key, over), _take(value, over)
+        other, other_lse = _forward(*heads, plan.shared.sequences, scale)
+        own, own_lse = _take(output, at), _take(lse.T, at).T
+        share = torch.sigmoid(other_lse - own_lse).T[..., None]  # in bfloat16 it would add half as much error again
+        _put(output, at, torch.lerp(own.to(share.dtype), other.to(share.dtype), share).to(own.dtype))
+        _put(lse.T, at, torch.logaddexp(own_lse, other_lse).T)
+    return output, lse
+
+
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None) -> Tensor:
         """query [T, H, d], key and value [T, H or fewer, d] -> [T, H, d]."""
-        output, lse = _forward(query, key, value, plan.own, scale)  # lse [H, T], float32
-        if plan.shared is not None:
-            at, over = plan.shared.responses, plan.shared.prompts
-            heads = _take(query, at), _take(key, over), _take(value, over)
-            other, other_lse = _forward(*heads, plan.shared.sequences, scale)
-            own, own_lse = _take(output, at), _take(lse.T, at).T
-            share = torch.sigmoid(other_lse - own_lse).T[..., None]  # in bfloat16 it would add half as much error again
-            _put(output, at, torch.lerp(own.to(share.dtype), other.to(share.dtype), share).to(own.dtype))
-            _put(lse.T, at, torch.logaddexp(own_lse, other_lse).T)
+        output: Tensor
+        output, lse = merged(query, key, value, *_taken_apart(plan), scale)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.plan, ctx.scale = plan, scale
         return output
@@ -129,6 +145,29 @@ class _Merged(torch.autograd.Function):
             for total, rows, share in zip(totals, (at, over, over), shares, strict=True):
                 _add(total, rows, share)
         return (*totals, None, None)
+
+
+def _taken_apart(plan: Plan) -> tuple[list[Tensor], list[int]]:
+    """A plan as an operation of torch takes it: tensors, and whole numbers."""
+    calls = [plan.own] if plan.shared is None else [plan.own, plan.shared.sequences]
+    rows = [] if plan.shared is None else [plan.shared.responses, plan.shared.prompts]
+    tensors = [x for call in calls for x in (call.queries, call.keys)]
+    numbers = [n for call in calls for n in (call.longest_query, call.longest_key)]
+    for at in rows:
+        if isinstance(at, slice):
+            numbers += [at.start, at.stop]
+        else:
+            tensors.append(at)
+    return tensors, numbers
+
+
+def _put_together(tensors: list[Tensor], numbers: list[int]) -> Plan:
+    own = Sequences(tensors[0], tensors[1], numbers[0], numbers[1], True)
+    if len(tensors) == 2:
+        return Plan(own, None)
+    over = Sequences(tensors[2], tensors[3], numbers[2], numbers[3], False)
+    rows: list[Rows] = list(tensors[4:]) or [slice(numbers[4], numbers[5]), slice(numbers[6], numbers[7])]
+    return Plan(own, Sharing(over, rows[0], rows[1]))
 
 
 def _take(x: Tensor, rows: Rows) -> Tensor:

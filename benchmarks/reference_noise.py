@@ -1,0 +1,91 @@
+"""How far a bfloat16 policy is from its own reference at step 0, on a CPU, by how the reference is scored.
+
+    OMP_NUM_THREADS=1 python benchmarks/reference_noise.py
+
+Stored scores come from passes of one group with all its negatives; training's passes hold several groups, with half of
+them. `head` says how the output layer is computed: as it is; from rounded factors with float32 sums, as on a GPU; or in
+float32 throughout.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from workload import random_group
+
+from selfcontrast.models import log_probs
+from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.shared_prompt import use_shared_prompt
+
+BETA = 0.1
+_APPLY: Any = log_probs._ChunkedLogProbs.apply
+
+
+def _float32_sums(a: Tensor, b: Tensor) -> Tensor:
+    return a.float() @ b.float()
+
+
+def _float32(states: Tensor, weight: Tensor, bias: Any, labels: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
+    found: Tensor = _APPLY(states.float(), weight.float(), bias, labels, chunk, torch.float32)
+    return found
+
+
+HEADS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "as it is": nullcontext,
+    "float32 sums": lambda: patch.object(log_probs, "_product", _float32_sums),
+    "float32": lambda: patch.object(log_probs, "_ChunkedLogProbs", SimpleNamespace(apply=_float32)),
+}
+
+
+@torch.no_grad()
+def scores(model: Any, passes: Sequence[Sequence[Group]], negatives: int) -> Tensor:
+    """[groups, 5]: summed log-probabilities of the target and of the first four negatives."""
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [
+            log_probs.response_log_probs(
+                model, pack([replace(g, negatives=g.negatives[:negatives]) for g in part]), chunk_size=512
+            )
+            for part in passes
+        ]
+    return torch.cat([values[:, :5] for values in found])
+
+
+def margin_std(found: Tensor, reference: Tensor) -> float:
+    change = BETA * (found - reference)
+    return float((change[:, :1] - change[:, 1:]).square().mean().sqrt())
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=2048,
+            hidden_size=256,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            intermediate_size=704,
+            initializer_range=0.06,
+        )
+    ).eval()
+    use_shared_prompt(model)
+    draw = random.Random(0)
+    lengths = [(draw.randint(20, 120), draw.randint(20, 60), [draw.randint(20, 60) for _ in "K" * 8]) for _ in "B" * 8]
+    groups = [random_group(one, 2048, draw) for one in lengths]
+    stored, own = [[group] for group in groups], [groups[:4], groups[4:]]
+    print(f"torch {torch.__version__}; margins' distance from 0, beta {BETA}")
+    for name, head in HEADS.items():
+        with head():
+            policy = scores(model, own, 4)
+            other, same = (margin_std(policy, scores(model, *how)) for how in ((stored, 8), (own, 4)))
+        print(f"head {name}: stored scores {other:.4f}, training's own passes {same:.4f}")
+
+
+if __name__ == "__main__":
+    main()

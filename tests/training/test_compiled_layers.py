@@ -1,0 +1,52 @@
+"""Compiled layers: at most four graphs, whatever the rows' lengths and however many layers there are."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from padded import CONFIGS, tiny
+from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import Group, pack
+from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.training.fit import compile_layers
+from selfcontrast.training.recomputation import checkpoint_layers
+from selfcontrast.training.weight_copies import WeightCopies
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Counts graphs. They are traced as in training and run as they are: a compiler does not change their number."""
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "how", "copied"), [("llama", "selective", True), ("qwen2", False, False), ("gpt2", True, False)]
+)
+def test_200_ragged_rows_compile_at_most_4_graphs(graphs: Any, name: str, how: Any, copied: bool) -> None:
+    model, draw = tiny(CONFIGS[name]).train(), random.Random(0)
+    use_shared_prompt(model, "blocks")
+    if how:
+        checkpoint_layers(model, how)
+    compile_layers(model)
+    copies = WeightCopies(model) if copied else None
+    for _ in range(200):
+        groups = [
+            Group(str(i), *([1] * draw.randint(1, 12) for _ in "pt"), [[1] * draw.randint(1, 9)] * draw.randint(0, 3))
+            for i in range(draw.randint(1, 3))
+        ]
+        with torch.autocast("cpu", torch.bfloat16, enabled=copied):
+            response_log_probs(model, pack(groups), 64).sum().backward()
+        if copies is not None:
+            copies.refresh()
+    assert 1 <= graphs() <= 4
