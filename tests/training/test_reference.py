@@ -28,6 +28,7 @@ from selfcontrast.training.reference import (
     score_reference,
 )
 from selfcontrast.training.steps import Steps
+from selfcontrast.training.training import Training
 from tiny import groups, hardware, llama, lora, policy_folder, recipe, self_contrast
 
 GROUPS = groups(7, negatives=3)
