@@ -74,9 +74,7 @@ def _steps(model: str, machine: Hardware, setting: Setting) -> list[dict[str, An
     if machine.gradient_checkpointing:
         checkpoint_layers(policy, machine.gradient_checkpointing)
     reference = {"0": torch.zeros(negatives + 1)}
-    module = SelfContrastDPO(
-        policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, reference, setting.peak_tflops
-    )
+    module = SelfContrastDPO(policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, reference)
     with tempfile.TemporaryDirectory() as folder:
         fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "loop")
     tokens = per_step * (prompt + (negatives + 1) * response)

@@ -22,7 +22,7 @@ from scipy.special import expit
 
 from selfcontrast.evaluation.statistics import (
     Interval,
-    Pairs,
+    OutcomePairs,
     crossed_mean,
     holm,
     length_controlled_win_rate,
@@ -163,8 +163,10 @@ def rates(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 # --- rates at equal length
 
 
-def confounded(rng: np.random.Generator, prompts: int, models: list[float], each: int) -> tuple[list[Pairs], Floats]:
-    """Pairs of each system, and the prompts' difficulties: easy prompts have short answers of the opponent."""
+def confounded(
+    rng: np.random.Generator, prompts: int, models: list[float], each: int
+) -> tuple[list[OutcomePairs], Floats]:
+    """The pairs of each system, and the prompts' difficulties: easy prompts have short answers of the opponent."""
     size = rng.normal(size=prompts)
     opponent, difficulty = np.exp(7 + 0.6 * size), -size + 0.5 * rng.normal(size=prompts)
     labels = np.repeat(np.arange(prompts), each)
@@ -174,7 +176,7 @@ def confounded(rng: np.random.Generator, prompts: int, models: list[float], each
         lengths -= opponent[:, None]
         chance = expit(model + np.tanh(lengths / 1000) + difficulty[:, None])
         outcomes = (rng.random((prompts, each)) < chance).astype(float)
-        found.append(Pairs(outcomes.ravel(), lengths.ravel(), labels, labels))
+        found.append(OutcomePairs(outcomes.ravel(), lengths.ravel(), labels, labels))
     return found, difficulty
 
 

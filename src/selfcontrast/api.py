@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfcontrast.environment import set_environment
 from selfcontrast.files import CONF
-from selfcontrast.planning.plan import Planned, Reader
+from selfcontrast.planning.plan import DataReader, Planned
 from selfcontrast.planning.plan import plan as plan_of
 from selfcontrast.results import Result
 
@@ -26,7 +26,7 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
 def plan(cfg: DictConfig) -> Planned:
     """The stages of a job, and which of them the store has. Nothing is computed. Raises `UserError`."""
-    return plan_of(cfg, Reader())
+    return plan_of(cfg, DataReader())
 
 
 def run(cfg: DictConfig) -> Result:

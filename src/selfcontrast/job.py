@@ -12,7 +12,7 @@ from selfcontrast.config import Parts
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.budget import Budget
-from selfcontrast.evaluation.judges.judgment import Remote
+from selfcontrast.evaluation.judges.judgment import RemoteJudge
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact, Compute, Stage
 from selfcontrast.store.code import changed
@@ -102,10 +102,14 @@ class Job:
             return
         self._asks = False
         p = self.parts
-        examples, asked = p.evaluation.choose(p.splits), list[Remote]()
+        examples, asked = p.evaluation.choose(p.splits), list[RemoteJudge]()
         for name, benchmark in p.evaluation.benchmarks.items():
             judge = getattr(benchmark, "judge", None)
-            if isinstance(judge, Remote) and judge not in asked and not benchmark.left_out(examples, p.data.verifier()):
+            if (
+                isinstance(judge, RemoteJudge)
+                and judge not in asked
+                and not benchmark.left_out(examples, p.data.verifier())
+            ):
                 asked.append(judge)
                 try:
                     judge.ready(self.surroundings(name))

@@ -148,7 +148,7 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
-            prompts = ((self._train(name).target, found) for name, found in texts)
+            prompts = ((self.example(name).target, found) for name, found in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
         inputs = {"candidates": self.candidates}
@@ -162,7 +162,7 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generation.FILE)
-            prompts = ((self._train(name), found) for name, found in texts)
+            prompts = ((self.example(name), found) for name, found in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
         inputs = {"candidates": self.candidates}
@@ -173,14 +173,14 @@ class Round:
         p = self.parts
         verifier = p.data.verifier()
         inputs = {"candidates": self.candidates, "embeddings": self.embeddings}
-        judge: score.Judge | None = score.Verified(verifier) if verifier else None
+        judge: score.Scorer | None = score.Verified(verifier) if verifier else None
         if p.filter.reward_model is not None:
             inputs["rewards"] = self.rewards
             judge = score.Rewarded(self.rewards.path)
 
         def compute(folder: Path) -> Mapping[str, Any]:
             candidates = self.candidates.path / generation.FILE
-            examples = {name: self._train(name) for name, _ in texts_by_prompt(candidates)}
+            examples = {name: self.example(name) for name, _ in texts_by_prompt(candidates)}
             return negatives.select_negatives(folder, p.filter, examples, candidates, self.embeddings.path, judge)
 
         artifact = self._get(
@@ -238,7 +238,7 @@ class Round:
         """Negatives per prompt that training looks at: not K, where it continues supervised fine-tuning."""
         return self.parts.negatives if self.parts.objective.uses_negatives else 0
 
-    def _train(self, name: str) -> Example:
+    def example(self, name: str) -> Example:
         """A training example, with its answers as candidates have theirs: the text of their tokens."""
         if name not in self._read:
             self._read[name] = self._renderer.as_read(self.job.train[name])

@@ -36,7 +36,7 @@ ARMS = (
 
 
 @dataclass(frozen=True)
-class Shown:
+class JudgedExperiment:
     """An experiment as a reader sees it.
 
     Attributes:
@@ -63,23 +63,23 @@ def rule(level: float) -> str:
     )
 
 
-def shown(results: Sequence["Result"]) -> list[Shown]:
+def shown(results: Sequence["Result"]) -> list[JudgedExperiment]:
     """Experiments with several arms or K, over two seeds or more; of fewer a sweep's own table says all there is."""
     found = [one for one in experiments(results) if len(one.arms) > 2 and len(one.seeds) > 1]
     judged = [
-        Shown(title, [_claim(one) for one in claims(experiment)], *_arms(experiment), rule(experiment.level))
+        JudgedExperiment(title, [_claim(one) for one in claims(experiment)], *_arms(experiment), rule(experiment.level))
         for title, experiment in zip(titles(found), found, strict=True)
     ]
     several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
-    return judged + [Shown("", [], [], [], left_out=why) for why in ambiguities(results) if several]
+    return judged + [JudgedExperiment("", [], [], [], left_out=why) for why in ambiguities(results) if several]
 
 
-def rules(found: Sequence[Shown]) -> list[str]:
+def rules(found: Sequence[JudgedExperiment]) -> list[str]:
     """List the rules by which the experiments' claims are judged, each once."""
     return list(dict.fromkeys(one.rule for one in found if one.rule))
 
 
-def as_markdown(found: Sequence[Shown]) -> str:
+def as_markdown(found: Sequence[JudgedExperiment]) -> str:
     parts = ["# The claims\n", *(f"{words}\n" for words in rules(found))]
     for one in found:
         if one.left_out:
@@ -90,7 +90,7 @@ def as_markdown(found: Sequence[Shown]) -> str:
     return "\n".join(parts)
 
 
-def write_claims(found: Sequence[Shown], folder: Path) -> None:
+def write_claims(found: Sequence[JudgedExperiment], folder: Path) -> None:
     """Write `claims.html` and `claims.md`."""
     page = render(
         Path(__file__).parent / "claims.html.jinja",
@@ -104,7 +104,7 @@ def write_claims(found: Sequence[Shown], folder: Path) -> None:
     (folder / "claims.md").write_text(as_markdown(found), encoding="utf-8")
 
 
-def print_claims(found: Sequence[Shown], folder: Path) -> None:
+def print_claims(found: Sequence[JudgedExperiment], folder: Path) -> None:
     """Print claim, effect, verdict, and where the page is, to stdout."""
     for one in found:
         say("")

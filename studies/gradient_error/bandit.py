@@ -62,7 +62,7 @@ class BanditSettings:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PairParts:
     """Hoeffding's decomposition of the variance of g(a, b): of the target, of the negative, and of both at once."""
 
     squared: float
@@ -119,14 +119,14 @@ class Bandit:
         return np.asarray(np.einsum("a,b,abi->i", self.targets, self.negatives, self.gradients))
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> PairParts:
         g, mean = self.gradients, self.gradient
         by_target = np.einsum("b,abi->ai", self.negatives, g) - mean
         by_negative = np.einsum("a,abi->bi", self.targets, g) - mean
         total = np.einsum("a,b,ab->", self.targets, self.negatives, np.square(g - mean).sum(axis=-1))
         target = float(self.targets @ np.square(by_target).sum(axis=-1))
         negative = float(self.negatives @ np.square(by_negative).sum(axis=-1))
-        return Parts(float(mean @ mean), target, negative, float(total) - target - negative)
+        return PairParts(float(mean @ mean), target, negative, float(total) - target - negative)
 
     def without(self, false: NDArray[np.bool_], share: float) -> "Bandit":
         """The same where a filter leaves `share` of the probability of the false negatives, [A] bool."""

@@ -19,7 +19,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.filters.negatives import blocks
-from selfcontrast.filters.score import Judge, Verified
+from selfcontrast.filters.score import Scorer, Verified
 from selfcontrast.filters.select import Filter, Indices, choose
 from selfcontrast.generators import stage as generation
 from selfcontrast.generators.stage import Generation
@@ -98,13 +98,14 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) ->
     use_shared_prompt(policy, p.hardware.attention)
     renderer, verifier = Renderer(load_tokenizer(model.path / "model")), p.data.verifier()
     candidates = read_candidates(sampled.candidates.path / generation.FILE)
-    found = [(job.train[name], list(own)) for name, own in groupby(candidates, lambda c: c.id)]
+    found = [(sampled.example(name), list(own)) for name, own in groupby(candidates, lambda c: c.id)]
     groups = [_group(renderer, example, own) for example, own in found]
     scores = None
     if verifier:
         scores = np.array([[verifier.score(e, t) for t in (e.target, *(c.text for c in own))] for e, own in found])
     files = sampled.candidates.path / generation.FILE, sampled.embeddings.path
-    kept, drawn = chosen(p.filter, job.train, *files, Verified(verifier) if verifier else None)
+    examples = {example.id: example for example, _ in found}
+    kept, drawn = chosen(p.filter, examples, *files, Verified(verifier) if verifier else None)
     with tqdm(total=len(groups), desc="theory", unit="prompt", disable=None) as bar:
         chunk = p.hardware.logits_chunk
         gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
@@ -119,7 +120,7 @@ def _group(renderer: Renderer, example: Example, own: list[Candidate]) -> Group:
 
 
 def chosen(
-    settings: Filter, examples: Mapping[str, Example], candidates: Path, embeddings: Path, judge: Judge | None
+    settings: Filter, examples: Mapping[str, Example], candidates: Path, embeddings: Path, judge: Scorer | None
 ) -> tuple[NDArray[np.bool_], list[Indices]]:
     """Say which samples the filter stage keeps [N, M], and which it draws, in rank order, as indices [K] per prompt."""
     kept, drawn = list[NDArray[np.bool_]](), list[Indices]()

@@ -17,7 +17,7 @@ from selfcontrast.config import Parts
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.reward import RewardWins
 from selfcontrast.models.loading import FromScratch
-from selfcontrast.planning.plan import Planned, Step
+from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.training.recipe import Recipe
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly; where no tokenizer is at hand
@@ -97,7 +97,7 @@ def _mean(characters: Sequence[int]) -> float | None:
     return statistics.fmean(characters) / CHARACTERS_PER_TOKEN if characters else None
 
 
-def work(step: Step, parts: Parts, sizes: Sizes) -> Work:
+def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
     """Of a step that is not there yet. Filtering and comparing take minutes on a CPU, and count as nothing."""
     rewarded = isinstance(parts.evaluation.benchmarks.get(step.label.partition(" ")[0]), RewardWins)
     if None in (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens):
@@ -134,7 +134,7 @@ def work(step: Step, parts: Parts, sizes: Sizes) -> Work:
             return Work(None, 0, 0)
 
 
-def _own_answers(step: Step, parts: Parts) -> int:
+def _own_answers(step: PlannedStage, parts: Parts) -> int:
     """To a benchmark's own questions, turn by turn."""
     asking = parts.evaluation.benchmarks[step.label.partition(" ")[0]].asking(parts.evaluation.choose(parts.splits))
     return sum(how.samples * max(1, len(one.turns)) for how, some in asking.asked for one in some)
@@ -144,7 +144,7 @@ def _trained(recipe: Recipe, epoch: float) -> float:
     return float(recipe.tokens) if recipe.tokens is not None else recipe.epochs * epoch
 
 
-def _policy_bytes(step: Step, parts: Parts, sizes: Sizes) -> float | None:
+def _policy_bytes(step: PlannedStage, parts: Parts, sizes: Sizes) -> float | None:
     if step.stage not in ("sft", "align"):
         return 0
     return None if sizes.parameters is None else sizes.parameters * BYTES[parts.model.precision]

@@ -108,10 +108,10 @@ def speeds(told: argparse.Namespace) -> dict[str, float]:
 
 
 def show(names: Sequence[str], overrides: Sequence[str], told: argparse.Namespace) -> None:
-    from selfcontrast.planning.plan import Reader, plan
+    from selfcontrast.planning.plan import DataReader, plan
     from studies.paper.terminal import AGENTS, print_commands, print_plan
 
-    known, seen, read = speeds(told), set[str](), Reader()
+    known, seen, read = speeds(told), set[str](), DataReader()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; that it failed is told once
     given = {name: getattr(told, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:

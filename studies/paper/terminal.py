@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 
-from selfcontrast.planning.plan import Planned, Step
+from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.text import count
 from studies.paper.costs import OPTIMISER_BYTES, UNITS, Sizes, Work, hours, sizes_of, work
@@ -62,7 +62,7 @@ def print_commands(commands: Mapping[str, Sequence[str]]) -> None:
         say(f"{'':<11} wandb agent ID   # which that prints; once on each machine, with one store", wrap=False)
 
 
-def _label(step: Step, planned: Planned, jobs: Sequence[Planned]) -> str:
+def _label(step: PlannedStage, planned: Planned, jobs: Sequence[Planned]) -> str:
     several = len({one.parts.negatives for one in jobs}) > 1
     measured = step.stage in ("evaluate", "answers", "benchmark")
     own = step.stage == "align" or (measured and not step.label.endswith(" SFT"))

@@ -15,7 +15,7 @@ import yaml
 from selfcontrast.data.builtin import Builtin, check_disjoint, content
 from selfcontrast.data.example import SPLITS, Example
 from selfcontrast.data.families import FAMILIES, FORMS, sample_target
-from selfcontrast.data.verifier import Verifier
+from selfcontrast.data.verifier import BuiltinVerifier
 from selfcontrast.errors import UserError
 
 SETTINGS = {
@@ -72,16 +72,16 @@ def test_an_overlap_made_on_purpose_is_found() -> None:
 
 
 def test_train_targets_are_noisy_to_the_extent_meant() -> None:
-    scores = [Verifier().score(example, example.target) for example in DATA["train"]]
+    scores = [BuiltinVerifier().score(example, example.target) for example in DATA["train"]]
     assert 0.83 < statistics.mean(scores) < 0.89
     assert 0.42 < scores.count(1.0) / len(scores) < 0.6
 
 
 def test_every_example_has_a_rejected_answer_with_a_wrong_slot() -> None:
     examples = [example for split in SPLITS for example in DATA[split]]
-    assert {e.rejected == e.target or Verifier().score(e, e.rejected) == 1.0 for e in examples} == {False}
+    assert {e.rejected == e.target or BuiltinVerifier().score(e, e.rejected) == 1.0 for e in examples} == {False}
     for example in examples:
-        wrong = [slot for slot, right in Verifier().details(example, example.rejected).items() if not right]
+        wrong = [slot for slot, right in BuiltinVerifier().details(example, example.rejected).items() if not right]
         assert wrong
         assert "form" not in wrong
 
@@ -90,7 +90,7 @@ def test_rejected_answers_are_noisier_than_targets_but_not_always_worse() -> Non
     """Clean targets are always the better ones; a noisy target is now and then the worse of the two."""
 
     def worse(examples: list[Example]) -> float:
-        scores = [(Verifier().score(e, e.target), Verifier().score(e, e.rejected)) for e in examples]
+        scores = [(BuiltinVerifier().score(e, e.target), BuiltinVerifier().score(e, e.rejected)) for e in examples]
         return sum(rejected > target for target, rejected in scores) / len(scores)
 
     assert worse(HELD_OUT) == 0
@@ -110,7 +110,7 @@ def test_noise_leaves_the_prompts_and_the_held_out_splits_as_they_are() -> None:
     assert [users(e) for e in clean["train"]] == [users(e) for e in DATA["train"]]
     assert clean["test"] == DATA["test"]
     assert clean["validation"] == DATA["validation"]
-    assert {Verifier().score(e, e.target) for e in clean["train"]} == {1.0}
+    assert {BuiltinVerifier().score(e, e.target) for e in clean["train"]} == {1.0}
 
 
 def test_held_out_splits_do_not_depend_on_the_size_of_train() -> None:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example
 from selfcontrast.data.families import FORMS
-from selfcontrast.data.verifier import Verifier, grade
+from selfcontrast.data.verifier import BuiltinVerifier, grade
 from selfcontrast.errors import UserError
 
 SPLITS = Builtin(train=160, validation=160, test=160, noise=0.15, rejected_noise=0.3, two_turn=0.5, seed=3).load()
 CLEAN = SPLITS["test"] + SPLITS["validation"]
-VERIFIER = Verifier()
+VERIFIER = BuiltinVerifier()
 
 
 def reference(form: str, **want: list[str]) -> str:

@@ -12,7 +12,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.alpaca_eval import Output, read_outputs
 from selfcontrast.evaluation.statistics import (
     Coefficients,
-    Pairs,
+    OutcomePairs,
     length_controlled_win_rate,
     length_controlled_within_prompts,
     rate_interval,
@@ -115,7 +115,7 @@ def test_length_controlled_rates_are_near_the_published_ones_and_in_their_order(
         )
         found = length_controlled_win_rate(outcomes, lengths, index, difficulties, resamples=1)
         given[str(name)] = 100 * found.win_rate.estimate
-        pairs[str(name)] = Pairs(outcomes, lengths, index, index)
+        pairs[str(name)] = OutcomePairs(outcomes, lengths, index, index)
     jointly = length_controlled_within_prompts(pairs, resamples=1)
     assert jointly is not None
     estimated = {name: 100 * found.interval.estimate for name, found in jointly.rates.items()}

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval_vllm import VllmLM
-from selfcontrast.generators.vllm_worker import Answer, Ask
+from selfcontrast.generators.vllm_worker import Ask, Completion
 from tiny import example, llama, policy_folder, taught, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -28,18 +28,18 @@ class Engine:
         self.model = model
         self.asked: list[Ask] = []
 
-    def __call__(self, asks: list[Ask]) -> list[list[Answer]]:
+    def __call__(self, asks: list[Ask]) -> list[list[Completion]]:
         self.asked += asks
         return [[self.answer(ask["prompt"], ask["params"])] for ask in asks]
 
-    def answer(self, prompt: list[int], params: dict[str, Any]) -> Answer:
+    def answer(self, prompt: list[int], params: dict[str, Any]) -> Completion:
         assert len(prompt) + params["max_tokens"] <= LENGTH
         ids = list(prompt)
         for _ in range(params["max_tokens"]):
             ids.append(int(self.logits(ids)[-1].argmax()))
             if ids[-1] in params["stop_token_ids"]:
                 break
-        found: Answer = {"token_ids": ids[len(prompt) :], "finish_reason": "stop", "log_prob": 0.0}
+        found: Completion = {"token_ids": ids[len(prompt) :], "finish_reason": "stop", "log_prob": 0.0}
         if "prompt_logprobs" in params:
             logits = self.logits(prompt)
             rows = [(logits[at], token) for at, token in enumerate(prompt[1:])]

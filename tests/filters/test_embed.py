@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
 from selfcontrast.filters import embed as stage
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors, embed
 from selfcontrast.filters.encode import Embeddings, Encode
@@ -73,7 +74,7 @@ def test_any_slice_is_what_an_array_gives(rows: int, block: int, data: Any) -> N
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
     with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory() as folder:
         patched.setattr(stage, "ROWS", block)
-        stage._write(Path(folder) / "v.arrow", vectors, np.arange(rows))
+        stage._write(Path(folder) / "v.arrow", vectors, np.zeros(rows, dtype=np.uint64), np.arange(rows))
         found = Vectors(Path(folder) / "v.arrow")
         assert len(found) == rows
         np.testing.assert_allclose(found[begin:end], vectors[begin:end], atol=2**-10)
@@ -84,7 +85,7 @@ def test_a_cosine_is_off_by_less_than_is_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     exact = rng.standard_normal((200, 384))
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
-    stage._write(tmp_path / "v.arrow", exact.astype(np.float16), np.arange(200))
+    stage._write(tmp_path / "v.arrow", exact.astype(np.float16), np.zeros(200, dtype=np.uint64), np.arange(200))
     stored = Vectors(tmp_path / "v.arrow")[0:200]
     assert np.abs(stored @ stored.T - exact @ exact.T).max() < 2**-10
 
@@ -93,4 +94,16 @@ def test_the_file_is_arrows_own(tmp_path: Path) -> None:
     embed(tmp_path, Counting(), Local(1, 2), PROMPTS, "cpu")
     with pa.ipc.open_file(str(tmp_path / TARGETS)) as file:
         table = file.read_all()
-    assert table.schema == pa.schema({"embedding": pa.list_(pa.float16(), 2)})
+    assert table.schema == pa.schema({"embedding": pa.list_(pa.float16(), 2), "text": pa.uint64()})
+
+
+def test_vectors_of_other_texts_are_refused(tmp_path: Path) -> None:
+    embed(tmp_path, Counting(), Local(1, 2), PROMPTS, "cpu")
+    vectors = Vectors(tmp_path / CANDIDATES)
+    texts = [text for _, texts in PROMPTS for text in texts]
+    np.testing.assert_array_equal(vectors.of(0, texts), vectors[0:5])
+    np.testing.assert_array_equal(vectors.of(3, texts[3:]), vectors[3:5])
+    assert vectors.of(5, []).shape == (0, 2)
+    for begin, wrong in ((1, texts[:4]), (0, [*texts[:4], "b"]), (0, texts[::-1])):
+        with pytest.raises(UserError, match="vectors are of other texts"):
+            vectors.of(begin, wrong)

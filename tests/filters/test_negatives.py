@@ -17,7 +17,7 @@ from selfcontrast.data import candidates as files
 from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write
+from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
 from selfcontrast.filters.negatives import DIAGNOSTICS, FILE, PROMPTS, SIMILARITIES, select_negatives
 from selfcontrast.filters.score import Verified
 from selfcontrast.filters.select import Filter
@@ -46,8 +46,9 @@ def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[
     pq.write_table(candidates_table(rows), folder / "candidates.parquet")
     cosines = np.array([near(row.text) for row in rows])
     vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float16)
-    _write(folder / CANDIDATES, vectors, np.arange(len(rows)))
-    _write(folder / TARGETS, np.array([[1, 0]] * len(sampled), np.float16), np.arange(len(sampled)))
+    _write(folder / CANDIDATES, vectors, hashes_of([row.text for row in rows]), np.arange(len(rows)))
+    targets = hashes_of(["target"] * len(sampled))
+    _write(folder / TARGETS, np.array([[1, 0]] * len(sampled), np.float16), targets, np.arange(len(sampled)))
     return folder / "candidates.parquet", folder
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
 from selfcontrast.filters.score import FILE, Rewarded, Verified, read_rewards, score
 from selfcontrast.models.reward import Response, Reward
 from tiny import example
@@ -41,8 +42,13 @@ def test_rewards_by_hand_in_the_candidates_order(tmp_path: Path) -> None:
     assert summary == {"prompts": 3, "responses": 8, "distinct": 6}
     assert model.asked == [["target", "a", "bb"], ["a", "a", "ccc"]]  # whole prompts, three responses at least
     found = list(read_rewards(tmp_path))
-    assert [target for target, _ in found] == pytest.approx([6.4, 1.4, 1.4])
-    assert [rewards.tolist() for _, rewards in found] == [pytest.approx([1.4, 2.4, 1.4, 6.4]), [], pytest.approx([3.4])]
+    assert [name for name, _, _ in found] == [example.id for example, _ in PROMPTS]
+    assert [target for _, target, _ in found] == pytest.approx([6.4, 1.4, 1.4])
+    assert [rewards.tolist() for _, _, rewards in found] == [
+        pytest.approx([1.4, 2.4, 1.4, 6.4]),
+        [],
+        pytest.approx([3.4]),
+    ]
 
 
 def test_shards_that_are_there_are_not_scored_again(tmp_path: Path) -> None:
@@ -71,3 +77,9 @@ def test_by_a_verifier_it_must_be_right_throughout() -> None:
 
     scores, bar = Verified(Half())(PROMPTS[0][0], ["a", "bb", ""], [1, 2])
     assert (scores.tolist(), bar) == ([1.0, 0.0], 1.0)
+
+
+def test_rewards_of_another_prompt_are_refused(tmp_path: Path) -> None:
+    score(tmp_path, Lengths(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="rewards are of other candidates"):
+        Rewarded(tmp_path)(PROMPTS[1][0], PROMPTS[1][1], [])

@@ -249,7 +249,7 @@ def test_a_backend_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 def test_vllm_that_is_not_installed_is_said_before_any_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'selfcontrast\[vllm\]'.*backend\.python=PATH"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[vllm\]'.*backend\.python=PATH"):
         backend().check()
 
 
@@ -309,7 +309,7 @@ def test_memory_is_free_before_the_engine_starts_and_after_it_ends(
         def close(self) -> None:
             events.append("closed")
 
-    monkeypatch.setattr(vllm, "Engine", Fake)
+    monkeypatch.setattr(vllm, "VllmEngine", Fake)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
     with pytest.raises(ValueError, match="no answer") if fails else nullcontext(), backend().engine(tmp_path) as ask_it:
         events.append("asked")

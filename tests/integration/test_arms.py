@@ -7,7 +7,7 @@ import pandas as pd
 
 from jobs import TINY, Finished, read_result, run_train, stages
 from selfcontrast.data.builtin import Builtin
-from selfcontrast.planning.plan import Reader, plan
+from selfcontrast.planning.plan import DataReader, plan
 from test_config import composed
 
 OWN = ("negatives=", "filter.max_negatives=", "filter.on_shortage=", "generator.samples=")  # an arm's own business
@@ -91,12 +91,12 @@ def test_spin_draws_one_response_of_each_rounds_own_policy(finished: Finished, t
 def test_a_plan_knows_the_stages_of_the_run_by_their_keys(finished: Finished) -> None:
     """And of another K those that it shares."""
     place = (f"store={finished.folder / 'store'}", "output=out", "tracking=none")
-    planned = plan(composed(*TINY, *place), Reader())
+    planned = plan(composed(*TINY, *place), DataReader())
     assert {step.label: step.artifact.key for step in planned.steps} == {
         name: stage["key"] for name, stage in stages(finished.result).items()
     }
     assert all(step.artifact.cached for step in planned.steps)
-    other = plan(composed(*TINY, *place, "negatives=3"), Reader())
+    other = plan(composed(*TINY, *place, "negatives=3"), DataReader())
     missing = {step.label for step in other.steps if not step.artifact.cached}
     assert missing == {
         label for label in stages(finished.result) if label == "align" or label.endswith("Self-Contrast")

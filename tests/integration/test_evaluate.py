@@ -1,7 +1,6 @@
 """`evaluate.py` on a finished job's policy, where it lies and as a copy."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from jobs import ROOT, TINY, TINY_MODEL, Finished, read_result, run_train, stages
+from jobs import TINY, TINY_MODEL, Finished, read_result, run_train, stages
+from selfcontrast.cli.evaluate import overrides
 from selfcontrast.models.loading import load_tokenizer
 
 SETTINGS = [setting for setting in TINY if setting not in TINY_MODEL]
@@ -97,8 +97,5 @@ NAMES = ["it's", "a\\'b", "c\\", "\\\\", "a, b=c", "[x]", "{y}", "  z ", "''", "
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folder_of_any_name_reaches_the_config_as_it_is(name: str) -> None:
-    sys.path.insert(0, str(ROOT))
-    import evaluate
-
-    _, override = evaluate.overrides([f"model=/models/{name}"])
+    _, override = overrides([f"model=/models/{name}"])
     assert OverridesParser.create().parse_override(override).value() == f"/models/{name}"

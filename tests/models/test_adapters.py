@@ -128,7 +128,7 @@ def test_random_weights_are_not_fine_tuned_by_adapters() -> None:
 
 def test_without_peft_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"needs peft: pip install 'selfcontrast\[peft\]'"):
+    with pytest.raises(UserError, match=r"needs peft: pip install -e '\.\[peft\]'"):
         lora().check(SCRATCH)
     NoAdapter().check(SCRATCH)
 

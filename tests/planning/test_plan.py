@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from selfcontrast.config import configure
-from selfcontrast.planning.plan import Reader, plan
+from selfcontrast.planning.plan import DataReader, plan
 from studies.paper.terminal import print_plan
 from test_config import composed
 
@@ -15,7 +15,7 @@ ROUND = ("generate", "embed", "filter", "reference", "align")
 
 def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> None:
     cfg = composed(*SMALL, "rounds=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
-    planned = plan(cfg, Reader())
+    planned = plan(cfg, DataReader())
     assert [step.label for step in planned.steps] == [
         *("data", "contamination", "sft", "evaluate SFT"),
         *(f"round-1/{stage}" for stage in ROUND),
@@ -35,7 +35,7 @@ def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> N
 
 
 def test_jobs_share_what_k_does_not_decide(tmp_path: Path) -> None:
-    read = Reader()
+    read = DataReader()
     one, other = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))
     keys = [{step.label: step.artifact.key for step in planned.steps} for planned in (one, other)]
     differ = {label for label, key in keys[0].items() if keys[1][label] != key}
@@ -48,7 +48,7 @@ def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Pat
     with pytest.raises(Exception, match="does not exist"):
         configure(cfg)
     cfg = composed("data=hub", "data.train.path=a/b", "tracking=none", f"store={tmp_path}", "output=out")
-    planned = plan(cfg, Reader())
+    planned = plan(cfg, DataReader())
     assert planned.obstacle.startswith("data.train.revision=None: the full commit on the hub")
     assert "align" in [step.label for step in planned.steps]
     assert planned.parts.splits["train"] == []
@@ -56,11 +56,11 @@ def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Pat
 
 def test_what_the_checks_say_is_an_obstacle_too(tmp_path: Path) -> None:
     cfg = composed(*SMALL, "negatives=17", f"store={tmp_path}", "output=out")
-    assert plan(cfg, Reader()).obstacle.startswith("negatives=17 is more than filter.max_negatives=16")
+    assert plan(cfg, DataReader()).obstacle.startswith("negatives=17 is more than filter.max_negatives=16")
 
 
 def test_a_plan_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    read, seen = Reader(), set[str]()
+    read, seen = DataReader(), set[str]()
     jobs = [plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8)]
     print_plan("own", jobs, {"train": 1e9}, seen, {"prompts": 3600})
     shown = capsys.readouterr().out

@@ -323,10 +323,10 @@ def test_a_gpu_checks_a_model_by_the_way_that_has_float32(monkeypatch: pytest.Mo
 
 
 def test_what_a_step_costs_is_told(tmp_path: Path) -> None:
-    policy, own = llama(), hardware()
+    policy, own = llama(), hardware(peak_tflops=0.5)
     data = StepData(TRAIN, [], recipe(), own, seed=3)
     prepare(policy, TRAIN, own)
-    module = SupervisedFineTuning(policy, recipe(), len(data.steps()), 7, lambda record: None, peak_tflops=0.5)
+    module = SupervisedFineTuning(policy, recipe(), len(data.steps()), 7, lambda record: None)
     fit(module, data, tmp_path, "test")
     for number, record in enumerate(module.history):
         passes = [part.packed for part in data.steps()[number].passes]

@@ -114,7 +114,7 @@ def test_rescored_in_trainings_own_passes_step_0_has_no_margin_in_bf16(
 
 def test_passes_of_two_ranks_score_every_group() -> None:
     policy, own = llama(), hardware(tokens_per_pass=40)
-    steps = [Steps(GROUPS, 4, 2, 40, 0, rank, 2) for rank in range(2)]
+    steps = [Steps(GROUPS, 4, 2, 40, 0, ranks=(rank, 2)) for rank in range(2)]
     found = score_in_passes(policy, steps, own)
     assert found.keys() == {group.id for group in GROUPS}
     for group in GROUPS:

@@ -35,7 +35,7 @@ def test_a_step_is_a_function_of_seed_epoch_and_step() -> None:
     other = Steps(groups(40), 8, 2, 50, seed=2)
     assert own.indices(0) != other.indices(0)
     assert own.indices(0) != own.indices(5)  # the next epoch's first step
-    for changed in (Steps(groups(40, negatives=3), 8, 2, 9, seed=1), Steps(groups(40), 8, 2, 50, 1, 1, 3)):
+    for changed in (Steps(groups(40, negatives=3), 8, 2, 9, seed=1), Steps(groups(40), 8, 2, 50, 1, ranks=(1, 3))):
         assert [changed.indices(step) for step in range(10)] == [own.indices(step) for step in range(10)]
 
 
@@ -79,7 +79,7 @@ def test_dealing_is_longest_first_to_the_lightest() -> None:
 @given(count=COUNTS, ranks=st.integers(1, 5), per_step=st.integers(1, 12), budget=st.integers(1, 80), seed=SEEDS)
 def test_ranks_share_a_step(count: int, ranks: int, per_step: int, budget: int, seed: int) -> None:
     own = groups(count, negatives=1)
-    by_rank = [Steps(own, per_step, 1, budget, seed, rank, ranks) for rank in range(ranks)]
+    by_rank = [Steps(own, per_step, 1, budget, seed, ranks=(rank, ranks)) for rank in range(ranks)]
     named = {group.id: group for group in own}
     for number in range(len(by_rank[0])):
         parts = [steps[number] for steps in by_rank]
@@ -108,7 +108,7 @@ def test_rows_are_shared_where_that_can_win() -> None:
 
 
 def test_a_rank_without_groups_makes_filler_passes_only() -> None:
-    lonely = Steps(groups(1), 4, 1, 50, seed=0, rank=1, ranks=2)[0]
+    lonely = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
     assert [part.counts for part in lonely.passes] == [False]
     assert (lonely.groups, ids_of(lonely)) == (1, [])
 

@@ -46,7 +46,7 @@ def grade(reference: str, response: str, turn: int = -1) -> Grade:
 
 
 @dataclass(frozen=True)
-class Verifier:
+class BuiltinVerifier:
     """Grades responses to the built-in data. Raises `UserError` for an example of another source."""
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:

@@ -14,19 +14,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from selfcontrast.engines.work import Engine, Shard, Worker, cut, read_table
+from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import Embeddings, Encoder, unit
 from selfcontrast.models.unread import Counts, report_unread, unread
 from selfcontrast.store import RESUME
 
-VERSION = 4
+VERSION = 5
 TARGETS, CANDIDATES = "targets.arrow", "candidates.arrow"
 ROWS = 4096  # per block of a file: what is read at least
 
 Halves = NDArray[np.float16]
 Rows = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def embed(
     shards = cut(by_length, engine.texts_per_shard, folder / RESUME, str)
     engine.run(Encoding(encoder), shards, device, "embed", "text")
     vectors, counts = _joined(shards, folder / RESUME / "joined")
+    hashes = hashes_of(by_length)
     for rows, file in ((targets, TARGETS), (candidates, CANDIDATES)):
-        _write(folder / file, vectors, place[np.frombuffer(rows, dtype=np.int64)] if rows else place[:0])
+        _write(folder / file, vectors, hashes, place[np.frombuffer(rows, dtype=np.int64)] if rows else place[:0])
     texts_in_all = len(targets) + len(candidates)
     told = report_unread("embed", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
     return {"texts": texts_in_all, "distinct": len(by_length), "dimensions": vectors.shape[1], **told}
@@ -85,19 +89,25 @@ def _joined(shards: Sequence[Shard], scratch: Path) -> tuple[Halves, Counts]:
     return joined, np.concatenate(counts)
 
 
-def _write(file: Path, vectors: Halves, rows: Rows) -> None:
-    """The vectors at these rows, in blocks of `ROWS`."""
-    schema = pa.schema({"embedding": pa.list_(pa.float16(), vectors.shape[1])})
+def hashes_of(texts: Sequence[str]) -> Hashes:
+    """[n], by which a row says whose vector it holds."""
+    return np.array([xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass")) for text in texts], dtype=np.uint64)
+
+
+def _write(file: Path, vectors: Halves, hashes: Hashes, rows: Rows) -> None:
+    """The vectors at these rows, with their texts' hashes, in blocks of `ROWS`."""
+    schema = pa.schema({"embedding": pa.list_(pa.float16(), vectors.shape[1]), "text": pa.uint64()})
     with pa.ipc.new_file(str(file), schema) as writer:
         for begin in range(0, len(rows), ROWS):
-            block = vectors[rows[begin : begin + ROWS]]
-            writer.write_batch(pa.record_batch([_column(block)], schema=schema))
+            block = rows[begin : begin + ROWS]
+            writer.write_batch(pa.record_batch([_column(vectors[block]), pa.array(hashes[block])], schema=schema))
 
 
 class Vectors:
     """Vectors of length one, in a file that `embed` wrote: `vectors[a:b]` reads no more than it must, into memory."""
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         self._reader = pa.ipc.open_file(pa.OSFile(str(file)))
 
     def __len__(self) -> int:
@@ -108,12 +118,30 @@ class Vectors:
         """[b - a, d]"""
         begin, end = rows.start, rows.stop
         width = self._reader.schema.field("embedding").type.list_size
-        blocks = range(begin // ROWS, -(-end // ROWS))
         if begin >= end:
             return np.empty((0, width), dtype=np.float32)
-        found = np.concatenate([_matrix(self._reader.get_batch(i).column(0)) for i in blocks])
-        first = begin - blocks.start * ROWS
+        found = np.concatenate([_matrix(column) for column in self._columns(rows, "embedding")])
+        first = begin % ROWS
         return unit(found[first : first + end - begin].astype(np.float32))
+
+    def of(self, begin: int, texts: Sequence[str]) -> Embeddings:
+        """The vectors [n, d] of these texts, which are those of the rows from `begin` on.
+
+        Raises:
+            UserError: where a row holds another text's vector.
+        """
+        rows = slice(begin, begin + len(texts))
+        if texts:
+            stored = np.concatenate([column.to_numpy() for column in self._columns(rows, "text")])
+            first = begin % ROWS
+            if not np.array_equal(stored[first : first + len(texts)], hashes_of(texts)):
+                raise UserError(f"{self._file}: its vectors are of other texts; recompute=[embed] computes them again")
+        return self[rows]
+
+    def _columns(self, rows: slice, name: str) -> Iterator[Any]:
+        """A column of the blocks that hold these rows."""
+        for block in range(rows.start // ROWS, -(-rows.stop // ROWS)):
+            yield self._reader.get_batch(block).column(name)
 
 
 def _column(vectors: Halves) -> pa.FixedSizeListArray:

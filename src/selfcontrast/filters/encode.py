@@ -110,7 +110,9 @@ class SentenceEncoder:
             return unit(vectors.float().cpu().numpy())
 
         try:
-            yield Reader(encode, model.tokenizer, model.max_seq_length, self.prefix, self.long_texts == WINDOWS)
+            yield WindowedEncoder(
+                encode, model.tokenizer, model.max_seq_length, self.prefix, self.long_texts == WINDOWS
+            )
         finally:
             if pool:
                 model.stop_multi_process_pool(pool)
@@ -175,7 +177,7 @@ class SentenceEncoder:
 
 
 @dataclass(frozen=True)
-class Reader:
+class WindowedEncoder:
     """An encoder at work, which knows how much of a text fits into its window.
 
     Attributes:

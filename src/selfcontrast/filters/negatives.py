@@ -23,7 +23,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
-from selfcontrast.filters.score import Judge
+from selfcontrast.filters.score import Scorer
 from selfcontrast.filters.select import Choice, Filter, Sampled, choose
 
 VERSION = 3
@@ -50,7 +50,7 @@ def select_negatives(
     examples: Mapping[str, Example],
     candidates: Path,
     embeddings: Path,
-    judge: Judge | None,
+    judge: Scorer | None,
 ) -> dict[str, Any]:
     """Writes the negatives of every prompt that can give `max_negatives`, and what was seen; returns the summary.
 
@@ -90,13 +90,14 @@ def blocks(
     row = prompt = 0
     for table in whole_prompts(candidates, COLUMNS):
         texts, found = table["text"].to_pylist(), list(spans(table))
-        vectors, targets = near[row : row + table.num_rows], towards[prompt : prompt + len(found)]
+        targets = [examples[name].target for name, _ in found]
+        vectors, target_vectors = near.of(row, texts), towards.of(prompt, targets)
         row, prompt = row + table.num_rows, prompt + len(found)
         yield (
             table,
             [
-                (rows.start, Sampled(name, examples[name].target, target, texts[rows], vectors[rows]))
-                for (name, rows), target in zip(found, targets, strict=True)
+                (rows.start, Sampled(name, target, target_vector, texts[rows], vectors[rows]))
+                for (name, rows), target, target_vector in zip(found, targets, target_vectors, strict=True)
             ],
         )
 

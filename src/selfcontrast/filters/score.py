@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +14,15 @@ import pyarrow.parquet as pq
 
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.work import Engine, Shard, Worker, read_table
+from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Floats
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.models.unread import Counts, report_unread, unread
 from selfcontrast.store import RESUME
 
-VERSION = 2
+VERSION = 3
 FILE = "rewards.parquet"
-SCHEMA = pa.schema([("target", pa.float32()), ("candidates", pa.list_(pa.float32()))])
+SCHEMA = pa.schema([("id", pa.string()), ("target", pa.float32()), ("candidates", pa.list_(pa.float32()))])
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,17 @@ def score(
         prompts: each with its candidates' texts.
     """
     items: list[list[Response]] = []
+    names: list[str] = []
     rows: list[list[int]] = []  # per prompt the place of target and candidates among its distinct responses
     for example, texts in prompts:
+        names.append(example.id)
         place: dict[str, int] = {}
         rows.append([place.setdefault(text, len(place)) for text in (example.target, *texts)])
         items.append([(example.prompt, text) for text in place])
     parts = _parts(items, engine.texts_per_shard)
     shards = [Shard(folder / RESUME / f"{_digest(p)}.parquet", p, sum(map(len, p))) for p in parts]
     engine.run(Rewarding(model), shards, device, "score", "response")
-    place_of = iter(rows)
+    place_of, name_of = iter(rows), iter(names)
     counts: list[list[int]] = []
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for shard in shards:
@@ -69,18 +73,19 @@ def score(
             found = table["rewards"].to_pylist()
             counts += [row for prompt in table["unread"].to_pylist() for row in prompt]
             every = [np.array(rewards, dtype=np.float32)[next(place_of)] for rewards in found]
-            columns = {"target": [r[0] for r in every], "candidates": [r[1:] for r in every]}
+            names_here = list(islice(name_of, len(every)))
+            columns = {"id": names_here, "target": [r[0] for r in every], "candidates": [r[1:] for r in every]}
             writer.write_table(pa.table(columns, schema=SCHEMA))
     told = report_unread("score", np.array(counts).reshape(-1, 2), "tokens", "raise filter.reward_model.max_tokens")
     return {"prompts": len(items), "responses": sum(map(len, rows)), "distinct": sum(map(len, items)), **told}
 
 
-def read_rewards(folder: Path) -> Iterator[tuple[float, Floats]]:
-    """Per prompt the rewards of its target and its candidates, in the candidates' order."""
+def read_rewards(folder: Path) -> Iterator[tuple[str, float, Floats]]:
+    """Per prompt its id and the rewards of its target and its candidates, in the candidates' order."""
     with pq.ParquetFile(folder / FILE) as file:
         for batch in file.iter_batches(1024):
             for row in batch.to_pylist():
-                yield row["target"], np.array(row["candidates"], dtype=np.float32)
+                yield row["id"], row["target"], np.array(row["candidates"], dtype=np.float32)
 
 
 def _table(prompts: Sequence[Sequence[Response]], rewards: Floats, counts: Counts) -> pa.Table:
@@ -111,7 +116,7 @@ def _digest(prompts: Sequence[Sequence[Response]]) -> str:
     return digest.hexdigest()[:20]
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """Scores candidates of one prompt after another, in the candidates' order."""
 
     def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
@@ -136,5 +141,7 @@ class Rewarded:
         self._rewards = read_rewards(folder)
 
     def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
-        target, candidates = next(self._rewards)
+        name, target, candidates = next(self._rewards)
+        if (name, len(candidates)) != (example.id, len(texts)):
+            raise UserError(f"the stored rewards are of other candidates than {example.id}'s; recompute=[score]")
         return candidates[list(rows)], target

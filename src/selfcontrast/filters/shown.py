@@ -33,8 +33,9 @@ def shown_candidates(
     near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
     parts = []
     for at, name in zip(chosen, names, strict=True):
-        cosines = near[places[at][1]] @ towards[at : at + 1][0]
-        parts.append(_prompt(rows[rows["id"] == name], cosines, drawn.get(name, []), examples[name]))
+        own = rows[rows["id"] == name]
+        cosines = near.of(places[at][1].start, own["text"].to_list()) @ towards[at : at + 1][0]
+        parts.append(_prompt(own, cosines, drawn.get(name, []), examples[name]))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -19,7 +19,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
 from selfcontrast.generators.vllm_process import Respond, engines
-from selfcontrast.generators.vllm_worker import Answer, Ask, Engine
+from selfcontrast.generators.vllm_worker import Ask, Completion, VllmEngine
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import folder_hash
@@ -140,7 +140,7 @@ class VLLM:
 
 
 def candidates_of_answers(
-    requests: Sequence[Request], answers: Sequence[Sequence[Answer]], renderer: Renderer
+    requests: Sequence[Request], answers: Sequence[Sequence[Completion]], renderer: Renderer
 ) -> list[Candidate]:
     """vLLM's answers, cut where they hold an id that the tokenizer lacks, which is counted in a warning."""
     found, cut = list[Candidate](), 0
@@ -182,7 +182,7 @@ def ask(request: Request, decoding: Decoding, seed: int, end_ids: frozenset[int]
 @contextmanager
 def _engine_here(own: dict[str, Any]) -> Iterator[Respond]:
     try:
-        engine = Engine(**own)
+        engine = VllmEngine(**own)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"vLLM failed: {' '.join(str(error).split())[:400]}") from error
     try:

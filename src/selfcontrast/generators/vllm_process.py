@@ -12,9 +12,9 @@ from typing import Any
 
 from selfcontrast.errors import UserError
 from selfcontrast.generators import vllm_worker
-from selfcontrast.generators.vllm_worker import GRACE, Answer, Ask
+from selfcontrast.generators.vllm_worker import GRACE, Ask, Completion
 
-Respond = Callable[[list[Ask]], list[list[Answer]]]
+Respond = Callable[[list[Ask]], list[list[Completion]]]
 """All responses to each ask, in the order of the asks."""
 
 
@@ -34,11 +34,11 @@ def engines(python: str, options: dict[str, Any], devices: Sequence[str | None])
         for process in processes:
             process.receive()
 
-        def respond(asks: list[Ask]) -> list[list[Answer]]:
+        def respond(asks: list[Ask]) -> list[list[Completion]]:
             busy = processes[: len(asks)]
             for i, process in enumerate(busy):
                 process.send(asks[i :: len(busy)])
-            answers: list[list[Answer]] = [[] for _ in asks]
+            answers: list[list[Completion]] = [[] for _ in asks]
             for i, process in enumerate(busy):
                 answers[i :: len(busy)] = process.receive()
             return answers
@@ -82,7 +82,7 @@ class _Process:
         except BrokenPipeError:
             self._fail(None)
 
-    def receive(self) -> list[list[Answer]]:
+    def receive(self) -> list[list[Completion]]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         message = json.loads(line) if line.endswith("\n") else {}

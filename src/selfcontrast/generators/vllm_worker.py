@@ -26,7 +26,7 @@ class Ask(TypedDict):
     params: dict[str, Any]
 
 
-class Answer(TypedDict):
+class Completion(TypedDict):
     """A response; its log-probability is the sum over its tokens, in nats, at temperature 1.
 
     Where `prompt_logprobs` was asked for: of every token of the prompt but the first its log-probability, and its rank
@@ -39,7 +39,7 @@ class Answer(TypedDict):
     prompt_log_probs: NotRequired[list[tuple[float, int]]]
 
 
-class Engine:
+class VllmEngine:
     """A model in vLLM, with a LoRA adapter over it or without.
 
     Args:
@@ -55,7 +55,7 @@ class Engine:
         self.llm = LLM(**options)
         self.adapter = LoRARequest("adapter", 1, adapter) if adapter else None
 
-    def respond(self, asks: list[Ask]) -> list[list[Answer]]:
+    def respond(self, asks: list[Ask]) -> list[list[Completion]]:
         """All responses to each ask, in the order of the asks. They do not depend on what was asked before."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -82,10 +82,10 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def _answer(response: Any, output: Any) -> Answer:
+def _answer(response: Any, output: Any) -> Completion:
     if response.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"a request ended with {response.finish_reason!r}")
-    answer: Answer = {
+    answer: Completion = {
         "token_ids": list(response.token_ids),
         "finish_reason": response.finish_reason,
         "log_prob": response.cumulative_logprob,
@@ -114,7 +114,7 @@ def main() -> None:
 
     engine = None
     try:
-        engine = Engine(**json.loads(inbox.get() or "{}"))
+        engine = VllmEngine(**json.loads(inbox.get() or "{}"))
         say({"answers": []})
         while True:
             waiting.set()

@@ -85,7 +85,7 @@ def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, 
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, every row's blocks would be a graph of their own
-def _attention(
+def _attention(  # noqa: PLR0913  # transformers' own arguments
     way: str,
     module: nn.Module,
     query: Tensor,

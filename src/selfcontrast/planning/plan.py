@@ -21,7 +21,7 @@ NOTHING: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """A stage of a job, by the label that the job gives it. `artifact.cached` says that the store has it."""
 
     label: str
@@ -43,7 +43,7 @@ class Planned:
     """
 
     parts: Parts
-    steps: list[Step]
+    steps: list[PlannedStage]
     obstacle: str
 
 
@@ -52,7 +52,7 @@ class Rehearsal(Job):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts, Untracked())
-        self.steps: list[Step] = []
+        self.steps: list[PlannedStage] = []
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
         folder = self.parts.store.root / stage.name / stage.key
@@ -60,11 +60,11 @@ class Rehearsal(Job):
             artifact = Artifact.read(folder, cached=True)
         except (OSError, ValueError, KeyError):
             artifact = Artifact(stage.name, stage.key, folder, {"stage": stage.name, **NOTHING}, cached=False)
-        self.steps.append(Step(label or stage.name, artifact))
+        self.steps.append(PlannedStage(label or stage.name, artifact))
         return artifact
 
 
-class Reader:
+class DataReader:
     """Reads each data set once, however many jobs are planned with it."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Reader:
         return self.found[text]
 
 
-def plan(cfg: DictConfig, read: Reader) -> Planned:
+def plan(cfg: DictConfig, read: DataReader) -> Planned:
     """The stages of the job that a config describes. Raises `UserError` where no job could be built from it at all."""
     splits, obstacle = read(cfg.data)
     if not obstacle:

@@ -24,7 +24,7 @@ NO_VARIANT = ("name", "output", "store", "store_cache", "tracking", "engine", "p
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """A finished job.
 
     Attributes:
@@ -99,7 +99,7 @@ class Point:
         p_holm: `p_value`, corrected for the number of points.
     """
 
-    jobs: Sequence[Job]
+    jobs: Sequence[SweepJob]
     p_holm: float
 
     @property
@@ -159,7 +159,7 @@ class Sweep:
 
     folder: Path
     sources: Sequence[Path]
-    jobs: list[Job]
+    jobs: list[SweepJob]
     missing: list[Missing]
 
     @property
@@ -190,7 +190,7 @@ class Sweep:
     @cached_property
     def points(self) -> list[Point]:
         """By variant and K."""
-        groups: dict[tuple[str, int], list[Job]] = {}
+        groups: dict[tuple[str, int], list[SweepJob]] = {}
         for job in self.jobs:
             groups.setdefault((job.variant, job.result.negatives), []).append(job)
         corrected = _holm([p_value(jobs) for jobs in groups.values()])
@@ -246,12 +246,12 @@ def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
     _check_measure(found)
     names = variants({name: result.config for name, result in found.items()})
     corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in found.values()])
-    jobs = [Job(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
+    jobs = [SweepJob(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
     jobs.sort(key=lambda job: (not job.variant.startswith(OURS), job.variant, job.result.negatives, job.result.seed))
     return Sweep(folder or sources[0], sources, jobs, missing)
 
 
-def p_value(jobs: Sequence[Job]) -> float:
+def p_value(jobs: Sequence[SweepJob]) -> float:
     if len(jobs) == 1:
         own = jobs[0].row.get("p_value")
         return float("nan") if own is None else float(own)
@@ -280,7 +280,7 @@ def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def mean(jobs: Sequence[Job], base: bool = False) -> float:
+def mean(jobs: Sequence[SweepJob], base: bool = False) -> float:
     """Of the policy's estimates over jobs; of the fine-tuned model's with `base`."""
     return sum(float((job.base if base else job.row)["mean"]["estimate"]) for job in jobs) / len(jobs)
 
@@ -301,7 +301,7 @@ def comparable(points: Sequence[Point]) -> tuple[list[Point], list[int]]:
     return ([point.on(shared) for point in points] if shared else list(points)), shared
 
 
-def control_of(jobs: Sequence[Job]) -> tuple[str, float] | None:
+def control_of(jobs: Sequence[SweepJob]) -> tuple[str, float] | None:
     """Name the fine-tuned model's best decoding among those sharper than the first, with its mean over the jobs."""
     rows = [row for job in jobs for row in sharper_rows(job.result.comparison["rows"])]
     means = {
@@ -386,5 +386,5 @@ def _overrides(job: Path) -> list[str]:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """Job 10 after job 9."""
+    """SweepJob 10 after job 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]

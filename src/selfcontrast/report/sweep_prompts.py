@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from selfcontrast.report import text
-from selfcontrast.report.sweep import Job, Sweep
+from selfcontrast.report.sweep import Sweep, SweepJob
 
 
 def different_prompts(sweep: Sweep) -> str:
@@ -23,7 +23,7 @@ def different_prompts(sweep: Sweep) -> str:
 
 
 def with_prompts(
-    sweep: Sweep, heads: list[str], rows: list[list[str]], jobs: Sequence[Sequence[Job]]
+    sweep: Sweep, heads: list[str], rows: list[list[str]], jobs: Sequence[Sequence[SweepJob]]
 ) -> tuple[list[str], list[list[str]]]:
     """Add a column with the mean number of prompts to a table, where the jobs differ in it.
 
@@ -40,6 +40,6 @@ def _uneven(sweep: Sweep) -> bool:
     return len(set(_known(sweep.jobs))) > 1
 
 
-def _known(jobs: Sequence[Job]) -> list[float]:
+def _known(jobs: Sequence[SweepJob]) -> list[float]:
     """The numbers of prompts; none for a job without preference training."""
     return [count for job in jobs if math.isfinite(count := float(job.align["summary"].get("prompts", math.nan)))]

@@ -50,17 +50,17 @@ def align(
     policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
     data = StepData(groups, [], recipe, hardware, seed)
     prepare(policy, groups, hardware)
-    chunk, peak = hardware.logits_chunk, hardware.peak_tflops
+    chunk = hardware.logits_chunk
     steps = data.steps()
     module: PackedModule
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
         if hardware.rescore_reference and objective.needs_reference:
             reference = {**reference, **_rescored(policy, data)}
-        module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference, peak)
+        module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
     else:
-        module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report, peak)
+        module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report)
         title, how = "Supervised fine-tuning, continued", f"on the targets of {len(groups)} prompts"
     if not fit(module, data, folder / RESUME, "align"):
         return {}

@@ -63,8 +63,8 @@ def fine_tune(
     data = StepData(groups, validation, recipe, hardware, seed)
     policy = training.adapter.wrap(policy, seed)
     prepare(policy, groups, hardware)
-    chunk, peak = hardware.logits_chunk, hardware.peak_tflops
-    module = SupervisedFineTuning(policy, recipe, len(data.steps()), chunk, training.report, peak)
+    chunk = hardware.logits_chunk
+    module = SupervisedFineTuning(policy, recipe, len(data.steps()), chunk, training.report)
     if not fit(module, data, folder / RESUME, "sft"):
         return {}
     card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)

@@ -59,7 +59,8 @@ class StepData(LightningDataModule):
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
         recipe, tokens = self.recipe, self._tokens_per_pass or self.hardware.fixed_tokens_per_pass()
-        return Steps(self.groups, recipe.prompts_per_step, recipe.epochs, tokens, self.seed, rank, ranks, recipe.tokens)
+        per_step, place = recipe.prompts_per_step, (rank, ranks)
+        return Steps(self.groups, per_step, recipe.epochs, tokens, self.seed, recipe.tokens, place)
 
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer
@@ -119,6 +120,7 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     Returns whether this process is to go on with the trained policy: on the first node alone.
     """
     hardware = data.hardware
+    module.peak_tflops = hardware.peak_tflops
     node = this_node(hardware.num_nodes)
     last = folder / LAST
     writing(last).unlink(missing_ok=True)  # of an attempt that was killed: its space may be needed

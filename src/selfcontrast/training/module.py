@@ -40,7 +40,6 @@ class PackedModule(LightningModule, ABC):
         total_steps: of the whole run, for the learning rate's schedule.
         chunk_size: response tokens whose logits exist at a time.
         report: called with every record of metrics as it is made.
-        peak_tflops: of one device, where the share of it that is reached is wanted.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class PackedModule(LightningModule, ABC):
         total_steps: int,
         chunk_size: int,
         report: Callable[[Record], None],
-        peak_tflops: float | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -59,7 +57,7 @@ class PackedModule(LightningModule, ABC):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.report = report
-        self.peak_tflops = peak_tflops
+        self.peak_tflops: float | None = None  # of one device, where the share of it that is reached is wanted
         self.cost = Cost.of(policy)
         self.weights: Mapping[str, Tensor] | None = None  # the policy's, where it is a skeleton to be sharded
         self.history: list[Record] = []

@@ -49,9 +49,8 @@ class SelfContrastDPO(PackedModule):
         report: Callable[[Record], None],
         objective: Objective,
         reference: Mapping[str, Tensor],
-        peak_tflops: float | None = None,
     ) -> None:
-        super().__init__(policy, recipe, total_steps, chunk_size, report, peak_tflops)
+        super().__init__(policy, recipe, total_steps, chunk_size, report)
         self.objective = objective
         self.reference = reference
         self.ranks = max((len(scores) - 1 for scores in reference.values()), default=0)  # the most negatives of any

@@ -31,6 +31,17 @@ GRACE = 5  # seconds for the other ranks to end, once one has
 
 
 @dataclass(frozen=True)
+class RankWork:
+    """What every process trains: a module on its data, in a working folder, for a stage."""
+
+    train: Train
+    module: Any
+    data: Any
+    folder: Path
+    stage: str
+
+
+@dataclass(frozen=True)
 class Ranks:
     """All of a training's processes: `local` on this node."""
 
@@ -47,7 +58,7 @@ class Ranks:
         report, module.report = module.report, None  # stays here, whatever it holds on to
         messages = multiprocessing.get_context(START).SimpleQueue()
         port = self.node.port + 1 if self.node.count > 1 else _free_port()
-        work = (self, port, train, module, data, folder, stage, messages)
+        work = (self, port, RankWork(train, module, data, folder, stage), messages)
         ranks: Any = start_processes(_rank, work, self.local, join=False, start_method=START)  # type: ignore[no-untyped-call]
         receive = _Receiver(module, report)
 
@@ -89,17 +100,8 @@ class _Receiver:
                 self.error = content
 
 
-def _rank(
-    local: int,
-    ranks: Ranks,
-    port: int,
-    train: Train,
-    module: Any,
-    data: Any,
-    folder: Path,
-    stage: str,
-    messages: Any,
-) -> None:
+def _rank(local: int, ranks: Ranks, port: int, work: RankWork, messages: Any) -> None:
+    module = work.module
     node, count = ranks.node, ranks.node.count * ranks.local
     rank = node.rank * ranks.local + local
     os.environ |= {
@@ -114,12 +116,12 @@ def _rank(
     lightning.seed_everything(ranks.seed + rank, verbose=False)  # no two ranks draw the same dropout
     module.report = (lambda record: messages.put(("record", record))) if rank == 0 else (lambda record: None)
     shared: nn.Module = module.policy
-    if data.hardware.strategy == "fsdp2":  # a shard of the weights is all that this process will hold
+    if work.data.hardware.strategy == "fsdp2":  # a shard of the weights is all that this process will hold
         module.policy, module.weights = skeleton(shared), shared.state_dict()
     else:
         module.policy = copy.deepcopy(shared)
     try:
-        weights = train(module, data, folder, stage)
+        weights = work.train(module, work.data, work.folder, work.stage)
     except UserError as error:
         messages.put(("error", str(error)))
         sys.exit(1)

@@ -41,6 +41,7 @@ class Steps(Dataset[Step]):
 
     Args:
         budget: packed tokens to see, over as many epochs as that takes; None for `epochs` epochs.
+        ranks: which process this is, of how many.
     """
 
     def __init__(
@@ -50,16 +51,14 @@ class Steps(Dataset[Step]):
         epochs: int,
         tokens_per_pass: int,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
         budget: int | None = None,
+        ranks: tuple[int, int] = (0, 1),
     ) -> None:
         self.groups = groups
         self.prompts_per_step = prompts_per_step
         self.tokens_per_pass = tokens_per_pass
         self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
+        self.rank, self.ranks = ranks
         self.bound = sharing_bound(groups)
         self.sharing = self.bound >= SHARING_PAYS
         self.per_epoch = -(-len(groups) // prompts_per_step)

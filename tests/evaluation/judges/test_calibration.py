@@ -12,7 +12,7 @@ def test_accuracy_position_and_length_by_hand() -> None:
 
     Length: (1-1)·1, (0-1)·(-1) = 1, (0.5-0)·1 = 0.5, none where both are as long: 1.5 of 3.
     """
-    found = agreement([1, 1, 0, 0.5], [1, 0, 1, 0.5], [1, 0, 0, 0.5], [5, -2, 1, 0], list("abcd"), **OPTIONS)
+    found = agreement([1, 1, 0, 0.5], ([1, 0, 1, 0.5], [1, 0, 0, 0.5]), [5, -2, 1, 0], list("abcd"), **OPTIONS)
     assert found.accuracy.estimate == pytest.approx(2.5 / 4)
     assert found.length is not None
     assert found.length.estimate == pytest.approx(1.5 / 3)
@@ -20,4 +20,4 @@ def test_accuracy_position_and_length_by_hand() -> None:
 
 
 def test_answers_of_one_length_tell_nothing_of_length() -> None:
-    assert agreement([1, 0], [1, 0], [1, 0], [0, 0], ["a", "b"], **OPTIONS).length is None
+    assert agreement([1, 0], ([1, 0], [1, 0]), [0, 0], ["a", "b"], **OPTIONS).length is None

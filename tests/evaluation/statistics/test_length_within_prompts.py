@@ -10,7 +10,7 @@ from scipy import optimize
 from scipy.special import expit
 
 from selfcontrast.evaluation.statistics import (
-    Pairs,
+    OutcomePairs,
     clusters,
     length_controlled_win_rate,
     length_controlled_within_prompts,
@@ -21,7 +21,7 @@ from selfcontrast.evaluation.statistics.logistic import RIDGE
 
 def confounded(
     rng: np.random.Generator, prompts: int, models: tuple[float, ...], each: int, length: float = 1.0
-) -> dict[str, Pairs]:
+) -> dict[str, OutcomePairs]:
     """Easy prompts have short answers of the opponent. So a system's answers, nearly all shorter than the opponent's,
     come near to it in length on easy prompts only."""
     size = rng.normal(size=prompts)
@@ -33,7 +33,7 @@ def confounded(
         draw = rng.random((prompts, each))
         outcomes = draw < expit(model + length * np.tanh(lengths / lengths.std()) + difficulty[:, None])
         labels = np.repeat(np.arange(prompts), each)
-        found[f"s{at}"] = Pairs(outcomes.ravel().astype(float), lengths.ravel(), labels, labels)
+        found[f"s{at}"] = OutcomePairs(outcomes.ravel().astype(float), lengths.ravel(), labels, labels)
     return found
 
 
@@ -98,7 +98,7 @@ def test_the_influence_is_the_derivative_by_a_prompts_weight() -> None:
 def test_a_single_pair_per_prompt_is_not_identified() -> None:
     systems = confounded(np.random.default_rng(5), 50, (0.0,), 1)
     assert length_controlled_within_prompts(systems) is None
-    same = Pairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # two pairs, of the same length
+    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # two pairs, of the same length
     assert length_controlled_within_prompts({"s": same}) is None
     assert length_controlled_within_prompts(confounded(np.random.default_rng(5), 50, (0.0, 0.5), 1)) is not None
 
@@ -107,7 +107,7 @@ def test_a_prompt_that_nobody_wins_more_often_at_any_length_leaves_the_raw_rate(
     """Without an effect of length or difficulty, the rate at equal length is the raw one, but for noise."""
     rng = np.random.default_rng(6)
     labels = np.repeat(np.arange(400), 4)
-    own = Pairs((rng.random(1600) < 0.7).astype(float), rng.normal(0, 100, 1600), labels, labels)
+    own = OutcomePairs((rng.random(1600) < 0.7).astype(float), rng.normal(0, 100, 1600), labels, labels)
     found = length_controlled_within_prompts({"s": own}, resamples=300)
     assert found is not None
     interval = found.rates["s"].interval
@@ -131,7 +131,9 @@ def test_a_systems_difference_from_the_baseline() -> None:
 def test_a_difference_is_over_the_prompts_that_both_were_judged_on() -> None:
     systems = confounded(np.random.default_rng(8), 60, (0.0, 0.5), 2)
     own = systems["s1"]
-    fewer = Pairs(*(np.asarray(column)[:80] for column in (own.outcomes, own.lengths, own.prompts, own.clusters)))
+    fewer = OutcomePairs(
+        *(np.asarray(column)[:80] for column in (own.outcomes, own.lengths, own.prompts, own.clusters))
+    )
     found = length_controlled_within_prompts({"s0": systems["s0"], "s1": fewer}, "s0", resamples=50)
     assert found is not None
     assert found.differences["s1"].interval.clusters == 40
@@ -143,7 +145,7 @@ def test_a_question_counts_once_however_many_samples_it_has() -> None:
     """One question has 40 samples that all win, nine have 4 that lose half: lengths vary, and have no effect."""
     labels = np.r_[np.zeros(40, dtype=int), np.repeat(np.arange(1, 10), 4)]
     lengths = np.where(np.arange(76) // 2 % 2, 10.0, -10.0)
-    own = Pairs(np.r_[np.ones(40), np.tile([1.0, 0.0, 1.0, 0.0], 9)], lengths, labels, labels)
+    own = OutcomePairs(np.r_[np.ones(40), np.tile([1.0, 0.0, 1.0, 0.0], 9)], lengths, labels, labels)
     found = length_controlled_within_prompts({"s": own}, resamples=20)
     assert found is not None
     # Nine questions of about a half and one of nearly 1: 0.55, where the mean over pairs is 0.76.
@@ -153,7 +155,7 @@ def test_a_question_counts_once_however_many_samples_it_has() -> None:
 def test_one_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
     systems = confounded(np.random.default_rng(9), 100, (0.0,), 2)
     own = systems["s0"]
-    systems["always"] = Pairs(np.ones(200), np.asarray(own.lengths) + 50, own.prompts, own.clusters)
+    systems["always"] = OutcomePairs(np.ones(200), np.asarray(own.lengths) + 50, own.prompts, own.clusters)
     found = length_controlled_within_prompts(systems, "s0", resamples=50)
     assert found is not None
     assert found.rates["always"].weakness.startswith("weak")
@@ -180,13 +182,13 @@ def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (Pairs([], [], [], []), "no observations"),
-        (Pairs([1, 0], [1], [0, 1], [0, 1]), "one length"),
-        (Pairs([1, float("nan")], [1, 2], [0, 1], [0, 1]), "finite"),
-        (Pairs([1, 2], [1, 2], [0, 1], [0, 1]), r"\[0, 1\]"),
+        (OutcomePairs([], [], [], []), "no observations"),
+        (OutcomePairs([1, 0], [1], [0, 1], [0, 1]), "one length"),
+        (OutcomePairs([1, float("nan")], [1, 2], [0, 1], [0, 1]), "finite"),
+        (OutcomePairs([1, 2], [1, 2], [0, 1], [0, 1]), r"\[0, 1\]"),
     ],
 )
-def test_wrong_input(own: Pairs, message: str) -> None:
+def test_wrong_input(own: OutcomePairs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         length_controlled_within_prompts({"s": own})
 
@@ -205,7 +207,7 @@ def test_any_pairs_give_ordered_numbers_in_range(rows: list[tuple[float, int, in
         own = [row for row in rows if row[3] == name]
         if own:
             outcomes, lengths, prompts, _ = zip(*own, strict=True)
-            systems[str(name)] = Pairs(outcomes, lengths, prompts, prompts)
+            systems[str(name)] = OutcomePairs(outcomes, lengths, prompts, prompts)
     found = length_controlled_within_prompts(systems, "False", resamples=30)
     if found is None:
         return

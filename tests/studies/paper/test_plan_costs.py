@@ -10,7 +10,7 @@ import yaml
 from jobs import ROOT
 from selfcontrast.config import GROUPS, assemble, build
 from selfcontrast.errors import UserError
-from selfcontrast.planning.plan import Planned, Step
+from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.store import Artifact
 from studies.paper.costs import (
     SPEEDS,
@@ -30,8 +30,8 @@ from tiny import example
 SIZES = Sizes(prompts=100, evaluated=20, prompt_tokens=10, response_tokens=5, parameters=1000)
 
 
-def step(stage: str, label: str = "", summary: dict[str, Any] | None = None) -> Step:
-    return Step(label or stage, Artifact(stage, "0f", Path("none"), {"summary": summary or {}}, cached=False))
+def step(stage: str, label: str = "", summary: dict[str, Any] | None = None) -> PlannedStage:
+    return PlannedStage(label or stage, Artifact(stage, "0f", Path("none"), {"summary": summary or {}}, cached=False))
 
 
 def parts(*overrides: str) -> Any:

@@ -111,8 +111,8 @@ class Calibration(Judged):
         )
         if not len(found):
             return []
-        columns = (found[name].to_numpy() for name in ("gold", "first", "second", "longer", "id"))
-        figures = agreement(*columns, **vars(options))
+        gold, *shown, longer, ids = (found[name].to_numpy() for name in ("gold", "first", "second", "longer", "id"))
+        figures = agreement(gold, shown, longer, ids, **vars(options))
         values = [
             ("agrees with gold", "share", figures.accuracy),
             ("verdicts that flip with the order", "share", figures.position.flip_rate),

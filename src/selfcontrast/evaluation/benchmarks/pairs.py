@@ -1,4 +1,4 @@
-"""Pairs of answers, judged in both orders, and what follows from the verdicts."""
+"""OutcomePairs of answers, judged in both orders, and what follows from the verdicts."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from selfcontrast.evaluation.judges import Case, Judge
 from selfcontrast.evaluation.statistics import (
     Controlled,
     Interval,
-    Pairs,
+    OutcomePairs,
     WithinPrompts,
     length_controlled_difference,
     length_controlled_win_rate,
@@ -155,7 +155,9 @@ def _controlled(
         return WithinPrompts({}, {}, float("nan"))
     if difficulties is None:
         systems = {
-            name: Pairs(pairs["outcome"], pairs["longer"], pairs["id"] + "/" + pairs["turn"].astype(str), pairs["id"])
+            name: OutcomePairs(
+                pairs["outcome"], pairs["longer"], pairs["id"] + "/" + pairs["turn"].astype(str), pairs["id"]
+            )
             for name, pairs in judged_pairs.items()
         }
         base = SFT if SFT in systems else None

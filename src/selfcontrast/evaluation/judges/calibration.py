@@ -24,8 +24,7 @@ class Agreement:
 
 def agreement(
     gold: ArrayLike,
-    shown_first: ArrayLike,
-    shown_second: ArrayLike,
+    shown: ArrayLike,
     longer: ArrayLike,
     clusters: ArrayLike,
     *,
@@ -37,8 +36,7 @@ def agreement(
 
     Args:
         gold: for one of the two answers of each pair, 1 where it is better, 0 where it is worse, 0.5 for neither, [n].
-        shown_first: the judge's outcome for that answer where it stands first, in [0, 1], [n].
-        shown_second: the same where it stands second, [n].
+        shown: the judge's outcome for that answer, in [0, 1], where it stands first and where it stands second, [2, n].
         longer: by how much it is longer than the other, [n].
         clusters: the prompt, [n].
         level, resamples, seed: of the intervals.
@@ -46,7 +44,7 @@ def agreement(
     Raises:
         ValueError: as in `mean_interval` and `position_bias`.
     """
-    right, first, second = (np.asarray(values, dtype=np.float64) for values in (gold, shown_first, shown_second))
+    right, (first, second) = np.asarray(gold, dtype=np.float64), np.asarray(shown, dtype=np.float64)
     position = position_bias(first, second, clusters, level=level)
     outcome = (first + second) / 2
     agreed = 1 - np.abs(np.sign(outcome - 0.5) - np.sign(right - 0.5)) / 2

@@ -107,7 +107,7 @@ class Counting:
 
 
 @runtime_checkable
-class Remote(Protocol):
+class RemoteJudge(Protocol):
     """A judge that somebody else runs."""
 
     def ready(self, surroundings: Surroundings) -> None:

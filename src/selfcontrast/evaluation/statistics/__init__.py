@@ -22,7 +22,7 @@ from selfcontrast.evaluation.statistics.length_control import (
     win_rate_at_equal_length,
 )
 from selfcontrast.evaluation.statistics.length_within_prompts import (
-    Pairs,
+    OutcomePairs,
     WithinPrompts,
     length_controlled_within_prompts,
 )
@@ -37,7 +37,7 @@ __all__ = [
     "Crossed",
     "Interval",
     "LengthControlled",
-    "Pairs",
+    "OutcomePairs",
     "PositionBias",
     "WithinPrompts",
     "crossed_mean",

@@ -44,7 +44,7 @@ _STEPS, _TOLERANCE = 200, 1e-7  # of a log-odds
 
 
 @dataclass(frozen=True)
-class Pairs:
+class OutcomePairs:
     """A system's judged pairs.
 
     Attributes:
@@ -74,7 +74,7 @@ class WithinPrompts:
 
 
 def length_controlled_within_prompts(
-    systems: Mapping[str, Pairs],
+    systems: Mapping[str, OutcomePairs],
     baseline: str | None = None,
     *,
     level: float = 0.95,
@@ -150,7 +150,7 @@ class _Model:
         judged: which prompts each system was judged on, [systems, P].
     """
 
-    def __init__(self, systems: Mapping[str, Pairs]) -> None:
+    def __init__(self, systems: Mapping[str, OutcomePairs]) -> None:
         columns = [check_judgments(own.outcomes, own.lengths, own.prompts, own.clusters) for own in systems.values()]
         outcomes, lengths = (np.concatenate([own[at] for own in columns]) for at in (0, 1))
         prompts, clusters = (

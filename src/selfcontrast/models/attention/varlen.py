@@ -200,7 +200,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, over: Sequences, scale: 
     return output, lse
 
 
-def _backward(
+def _backward(  # noqa: PLR0913  # the operation's own arguments
     grad: Tensor,
     query: Tensor,
     key: Tensor,
