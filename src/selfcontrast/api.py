@@ -6,6 +6,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from selfcontrast.credentials import refuse_credentials
 from selfcontrast.environment import set_environment
 from selfcontrast.files import CONF
 from selfcontrast.planning.plan import DataReader, Planned
@@ -40,6 +41,7 @@ def run(cfg: DictConfig) -> Result:
 
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    refuse_credentials(config)
     parts = configure(cfg)
     parts.output.mkdir(parents=True, exist_ok=True)
     result = run_parts(parts, {str(key): value for key, value in config.items()})

@@ -13,6 +13,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.judgment import RemoteJudge
+from selfcontrast.progress import current, signs_of_life
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact, Compute, Stage
 from selfcontrast.store.code import changed
@@ -65,7 +66,8 @@ class Job:
                 self._ask_judges()
             log.info("%-24s running", name)
             lightning.seed_everything(self.parts.seed, verbose=False)
-            summary = stage.compute(folder)
+            with signs_of_life(name):
+                summary = stage.compute(folder)
             self.check_inputs()
             return summary
 
@@ -123,4 +125,10 @@ class Job:
 
     def report(self, name: str) -> Callable[[Mapping[str, float]], None]:
         """Where a stage of this label sends its metrics while it runs."""
-        return lambda record: self.tracker.log(name, record)
+
+        def tell(record: Mapping[str, float]) -> None:
+            self.tracker.log(name, record)
+            if (counted := current()) and "loss" in record:
+                counted.done, counted.loss = int(record["step"]), record["loss"]
+
+        return tell

@@ -28,7 +28,7 @@ class Local:
         todo = unfinished(shards)
         if not todo:
             return
-        with task.open(device) as work, progress(shards, todo, label, unit) as bar:
+        with task.open(device) as work, progress(shards, todo, label, unit) as more:
             for shard in todo:
                 write_table(shard.file, work(shard.items))
-                bar.update(shard.weight)
+                more(shard.weight)

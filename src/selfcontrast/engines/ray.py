@@ -93,13 +93,13 @@ class Ray:
             return
         for folder in {shard.file.parent for shard in todo}:
             folder.mkdir(parents=True, exist_ok=True)
-        with self.ready(), progress(shards, todo, label, unit) as bar:
+        with self.ready(), progress(shards, todo, label, unit) as more:
             for done in self._pipeline(task, todo, device):
                 for record in pickle.loads(done["records"]):
                     logging.getLogger(record.name).handle(record)
                 if done["error"]:
                     raise UserError(done["error"])
-                bar.update(int(done["weight"]))
+                more(int(done["weight"]))
 
     def _pipeline(self, task: Task, todo: Sequence[Shard], device: str) -> Iterator[dict[str, Any]]:
         """What the actors return of each shard, as it is finished."""

@@ -7,8 +7,8 @@ import hashlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from selfcontrast.errors import UserError
+from selfcontrast.progress import count
 from selfcontrast.store.sealed import Damaged, check_sealed, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
@@ -89,10 +90,18 @@ def unfinished(shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if shard.file not in there]
 
 
-def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: str) -> "tqdm[Any]":
-    """The bar. What an earlier attempt did is in it from the start, and in no rate."""
+@contextmanager
+def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told what more is done. What an earlier attempt did counts from the start, and in no rate."""
     every, left = sum(s.weight for s in shards), sum(s.weight for s in todo)
-    return tqdm(total=every, initial=every - left, desc=label, unit=unit, disable=None)
+    counted = count(every, unit, every - left)
+    with tqdm(total=every, initial=every - left, desc=label, unit=unit, disable=None) as bar:
+
+        def more(weight: int) -> None:
+            counted.done += weight
+            bar.update(weight)
+
+        yield more
 
 
 def write_table(file: Path, table: pa.Table) -> None:

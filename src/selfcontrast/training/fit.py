@@ -26,6 +26,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.progress import count
 from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, damage, writing
 from selfcontrast.training.memory import bytes_per_token, fitting_pass
 from selfcontrast.training.module import PackedModule
@@ -137,6 +138,7 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
         )
     if hardware.tokens_per_pass == "auto" and hardware.device == "cuda":
         data.bytes_per_token = bytes_per_token(module.policy, hardware)
+    count(len(steps), "step")
     if hardware.devices * hardware.num_nodes == 1:
         train(module, data, folder, stage)
     else:

@@ -1,0 +1,101 @@
+"""Lines that say how far a stage is, where nobody sees a bar."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from doubling import Doubling, shards
+from selfcontrast import progress
+from selfcontrast.engines.local import Local
+from tiny import groups, hardware, llama, recipe
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Lines all the time."""
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    caplog.set_level(logging.INFO, progress.__name__)
+    return caplog
+
+
+def wait_for_lines(log: pytest.LogCaptureFixture, count: int) -> None:
+    seen = len(log.messages)
+    while len(log.messages) < seen + count:
+        time.sleep(0.005)
+
+
+def test_stage_of_unknown_size_says_how_long_it_has_run(often: pytest.LogCaptureFixture) -> None:
+    with progress.signs_of_life("evaluate SFT"):
+        wait_for_lines(often, 2)
+    assert often.messages[0].split() == ["evaluate", "SFT", "for", "0", "s", "so", "far"]
+
+
+def test_counted_stage_says_done_rate_time_left_and_loss(often: pytest.LogCaptureFixture) -> None:
+    with progress.signs_of_life("sft"):
+        counted = progress.count(1200, "step")
+        wait_for_lines(often, 1)
+        counted.done, counted.loss = 600, 0.5
+        wait_for_lines(often, 2)
+        end = len(often.messages)
+    assert any("600 of 1,200 steps" in line and "a second" in line and "left" in line for line in often.messages)
+    assert often.messages[end - 1].endswith("600 of 1,200 steps, loss 0.5")  # nothing new since the line before
+    assert progress.current() is None
+
+
+def test_what_an_earlier_attempt_did_is_in_no_rate() -> None:
+    counted = progress.Counted(100, "text", 50)
+    counted.last = (counted.last[0] - 10, 50)
+    counted.done = 60
+    assert counted.line() == "60 of 100 texts, 1 a second, 40 s left"
+
+
+def test_lines_end_with_the_stage_also_when_it_fails(often: pytest.LogCaptureFixture) -> None:
+    @progress.signs_of_life("embed")
+    def fails() -> None:
+        wait_for_lines(often, 1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fails()
+    seen = len(often.messages)
+    time.sleep(0.05)
+    assert len(often.messages) == seen
+
+
+def test_on_a_terminal_lines_go_to_the_log_file_alone(
+    often: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    handler = logging.FileHandler(tmp_path / "train.log")
+    logging.getLogger().addHandler(handler)
+    try:
+        with progress.signs_of_life("generate"):
+            while not (tmp_path / "train.log").read_text().count("\n") > 1:
+                time.sleep(0.005)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    assert not often.messages
+
+
+def test_engine_and_training_count_their_work(tmp_path: Path) -> None:
+    from selfcontrast.training.fit import StepData, fit, prepare
+    from selfcontrast.training.modules import SupervisedFineTuning
+
+    with progress.signs_of_life("generate"):
+        Local(2, 2).run(Doubling(tmp_path), shards(tmp_path, [1, 2], [3]), "cpu", "generate", "number")
+        counted = progress.current()
+        assert counted is not None
+        assert (counted.done, counted.total, counted.unit) == (3, 3, "number")
+        policy, own, how, train = llama(), hardware(), recipe(), groups(8)
+        data = StepData(train, [], how, own, seed=3)
+        prepare(policy, train, own)
+        module = SupervisedFineTuning(policy, how, len(data.steps()), 7, lambda record: None)
+        fit(module, data, tmp_path, "sft")
+        counted = progress.current()
+        assert counted is not None
+        assert (counted.total, counted.unit) == (len(data.steps()), "step")
