@@ -105,6 +105,7 @@ def bad_settings(draw: st.DrawFn) -> tuple[str, str, Any]:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bad_settings())
 @example(("plain", "evaluation.seed", -1))
+@example(("clusters", "share_of", math.nan))
 @example(("judge", "evaluation.benchmarks.mt_bench.judge.extra", {"top_p": math.nan}))
 def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> None:
     choice, key, value = bad

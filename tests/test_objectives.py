@@ -329,6 +329,7 @@ def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: O
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"nll_weight": -1.0}, "nll_weight=-1.0"),
         ({"name": "SimPO", "margin": -1.0}, "margin=-1.0"),
+        ({"name": "SimPO", "length_normalised": False}, "length_normalised=false must be true"),
         ({"rank_weights": [1.0, 0.0]}, r"rank_weights\[1\]=0.0: must be greater than 0"),
     ],
 )

@@ -53,6 +53,17 @@ def test_what_an_earlier_attempt_did_is_in_no_rate() -> None:
     assert counted.line() == "60 of 100 texts, 1 a second, 40 s left"
 
 
+def test_steps_that_are_told_again_after_a_resume_are_in_no_rate() -> None:
+    counted = progress.Counted(100, "step", 0)
+    for step in range(1, 51):
+        counted.reach(step, 0.5)
+    assert counted.last[1] == 50
+    counted.last = (counted.last[0] - 10, 50)
+    counted.told -= 1
+    counted.reach(51, 0.25)
+    assert counted.line() == "51 of 100 steps, 0.1 a second, 8 min left, loss 0.25"
+
+
 def test_lines_end_with_the_stage_also_when_it_fails(often: pytest.LogCaptureFixture) -> None:
     @progress.signs_of_life("embed")
     def fails() -> None:
@@ -88,9 +99,7 @@ def test_engine_and_training_count_their_work(tmp_path: Path) -> None:
 
     with progress.signs_of_life("generate"):
         Local(2, 2).run(Doubling(tmp_path), shards(tmp_path, [1, 2], [3]), "cpu", "generate", "number")
-        counted = progress.current()
-        assert counted is not None
-        assert (counted.done, counted.total, counted.unit) == (3, 3, "number")
+        assert progress.current() is None  # the stage goes on with something else
         policy, own, how, train = llama(), hardware(), recipe(), groups(8)
         data = StepData(train, [], how, own, seed=3)
         prepare(policy, train, own)

@@ -1,17 +1,21 @@
 """Jobs from Python: compose a config, see what it would do, run it."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from selfcontrast.constrained import quoted
 from selfcontrast.credentials import refuse_credentials
 from selfcontrast.environment import set_environment
 from selfcontrast.files import CONF
 from selfcontrast.planning.plan import DataReader, Planned
 from selfcontrast.planning.plan import plan as plan_of
 from selfcontrast.results import Result
+from selfcontrast.store.full import explained
 
 
 def compose(*overrides: str, output: str | Path) -> DictConfig:
@@ -19,9 +23,12 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
     Args:
         output: the folder for its report, config and results.
+
+    Raises:
+        HydraException: for a setting or a choice that does not exist.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: DictConfig = hydra_compose("config", [*overrides, f"output='{output}'"])
+        cfg: DictConfig = hydra_compose("config", [*overrides, f"output={quoted(str(output))}"])
     return cfg
 
 
@@ -30,10 +37,14 @@ def plan(cfg: DictConfig) -> Planned:
     return plan_of(cfg, DataReader())
 
 
-def run(cfg: DictConfig) -> Result:
-    """Runs or recalls all stages of a job, and writes its report; returns what that says. Raises `UserError`.
+def run(cfg: DictConfig) -> Result | None:
+    """Runs or recalls all stages of a job, and writes its report.
 
-    The current process keeps its signal handlers: a job that is killed goes on where it was when it is run again.
+    Returns what the report says; None on another node than a job's first. What `recompute` names is computed again by
+    every call.
+
+    Raises:
+        UserError: with one line, for what a user can mend.
     """
     set_environment()
     from selfcontrast.config import configure
@@ -42,8 +53,7 @@ def run(cfg: DictConfig) -> Result:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     refuse_credentials(config)
-    parts = configure(cfg)
-    parts.output.mkdir(parents=True, exist_ok=True)
-    result = run_parts(parts, {str(key): value for key, value in config.items()})
-    assert result is not None, "on one node"
-    return result
+    parts = replace(configure(cfg), begun=time.time())
+    with explained(parts.output, "output"):
+        parts.output.mkdir(parents=True, exist_ok=True)
+        return run_parts(parts, {str(key): value for key, value in config.items()})

@@ -6,22 +6,25 @@ Each group of `conf/` names the class it builds (`_target_`). Those classes are 
 
 import difflib
 import logging
+import os
 import re
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
-from selfcontrast.constrained import Samples, Seed, Text, WholeNumber, finite, typed
+from selfcontrast.constrained import Count, Samples, Seed, Text, WholeNumber, finite, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.renderable import renderable
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine
+from selfcontrast.environment import BEGUN
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
@@ -53,6 +56,8 @@ SCALARS: dict[str, Any] = {
     **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
     "recompute": list[str],
+    "share_of": Literal["distinct", "samples"],  # which a filter may leave unused
+    "max_length": Annotated[Count, Strict()],
 }
 STAGES = (
     "data", "contamination", "sft", "generate", "embed", "score", "filter", "reference", "align", "evaluate", "answers",
@@ -63,7 +68,10 @@ TARGET_METRICS = ("score", "difference", "win_rate")
 
 @dataclass(frozen=True)
 class Parts:
-    """A job, built and checked: what `pipeline.run` takes."""
+    """A job, built and checked: what `pipeline.run` takes.
+
+    `begun` is when the command began, in seconds since the epoch: what `recompute` names and is older is made again.
+    """
 
     name: str
     method: str
@@ -88,6 +96,7 @@ class Parts:
     tracking: Tracking
     published: list[Figure]
     recompute: list[str]
+    begun: float
     splits: dict[Split, list[Example]]
     left_out: list[str]
 
@@ -114,6 +123,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if unknown := sorted(set(cfg.recompute) - set(STAGES)):
         raise UserError(f"recompute={unknown}: a list of {', '.join(STAGES)}")
     parts = build_groups(cfg)
+    if cfg.recompute and parts["hardware"].num_nodes > 1:
+        raise UserError("recompute with hardware.num_nodes above 1: compute those stages again on one node first")
     verified = parts["data"].verifier() is not None
     parts["sft"].check("sft", parts["hardware"])
     parts["trainer"].check("trainer", parts["hardware"])
@@ -179,6 +190,7 @@ def assemble(
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
         recompute=list(cfg.recompute),
+        begun=float(os.environ.get(BEGUN, time.time())),
         store=Store.at(str(cfg.store), Path(cfg.store_cache), output),
         output=output,
         published=[] if cfg.published is None else read_figures(str(cfg.published)),

@@ -6,6 +6,7 @@ numbers that no machine could follow: they would end in an error of memory, afte
 
 import inspect
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -83,6 +84,11 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
         inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"] if _is_key(part))
         reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         return _refuse(name + inner, first["input"] if inner else value, reason + _or_null(annotation))
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, whose own quotes, and backslashes before these, are escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def check_numbers(settings: Any, where: str) -> None:

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import time
+
+BEGUN = "SELFCONTRAST_BEGUN"  # when the command began, for all processes that it starts
 
 
 def set_environment() -> None:
@@ -9,6 +12,7 @@ def set_environment() -> None:
 
     Variables and not function calls, so that a job need not import a library only to make it quiet.
     """
+    os.environ.setdefault(BEGUN, str(time.time()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -62,7 +62,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
         measured = {name: measured_by(job, name, trained, systems) for name in parts.evaluation.benchmarks}
         result = Evaluated(
             model=str(folder),
-            comparison=asdict(comparison),
+            comparison=comparison,
             lm_eval=json.loads((systems[MODEL].path / LM_EVAL).read_text()),
             benchmarks={
                 name: measured_lines(parts.evaluation, name, found, job.artifacts["contamination"])
@@ -137,7 +137,8 @@ def as_artifact(folder: Path, output: Path, template: str | None, content: Conte
 
 
 def _numbers(result: Evaluated) -> dict[str, Any]:
-    rows = {f"evaluate/{row['decoding']}/{b}": row["mean"][b] for row in result.comparison["rows"] for b in BOUNDS}
+    means = {row["decoding"]: dict(row["mean"]) for row in result.comparison["rows"]}
+    rows = {f"evaluate/{decoding}/{bound}": mean[bound] for decoding, mean in means.items() for bound in BOUNDS}
     tasks = {f"lm_eval/{task}/{name}": value for task, found in result.lm_eval.items() for name, value in found.items()}
     lines = {
         f"{name}/{line['what']}/{bound}": line["value"][bound]

@@ -149,7 +149,7 @@ def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m selfcontrast.export",
+        prog="selfcontrast export",
         description="Writes prompts, targets and negatives for other trainers.",
         epilog=FORMATS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""What all stages of a job have in common: the store, the tracker, the seed, and the record of what was had."""
+"""What all stages of a job share: the store, the tracker, the seed, and the list of artifacts so far."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -16,7 +16,8 @@ from selfcontrast.evaluation.judges.judgment import RemoteJudge
 from selfcontrast.progress import current, signs_of_life
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact, Compute, Stage
-from selfcontrast.store.code import changed
+from selfcontrast.store.code import changed, remember
+from selfcontrast.store.settings import PACKAGE
 from selfcontrast.tracking import Tracker
 from selfcontrast.training.nodes import Decisions, this_node
 
@@ -44,6 +45,7 @@ class Job:
     def __init__(
         self, parts: Parts, tracker: Tracker, check_inputs: Callable[[], None] = lambda: None, judged: bool = False
     ) -> None:
+        remember(PACKAGE)
         self.parts = parts
         self.check_inputs = check_inputs
         self._asks = judged
@@ -72,8 +74,8 @@ class Job:
             return summary
 
         def get(computed: Compute) -> Artifact:
-            again = stage.name in self.parts.recompute
-            return self.parts.store.get(replace(stage, compute=computed), again)
+            again_before = self.parts.begun if stage.name in self.parts.recompute else 0.0
+            return self.parts.store.get(replace(stage, compute=computed), again_before)
 
         artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
         log.info("%-24s %s", name, stage_facts(artifact))
@@ -129,6 +131,6 @@ class Job:
         def tell(record: Mapping[str, float]) -> None:
             self.tracker.log(name, record)
             if (counted := current()) and "loss" in record:
-                counted.done, counted.loss = int(record["step"]), record["loss"]
+                counted.reach(int(record["step"]), record["loss"])
 
         return tell

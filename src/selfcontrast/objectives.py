@@ -22,7 +22,7 @@ from selfcontrast.lazy import Lazy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfcontrast import losses
+    import selfcontrast.losses as losses
 else:
     losses = Lazy("selfcontrast.losses")
 
@@ -201,6 +201,11 @@ class SimPO(MeanOfPairs):
     margin: Weight
 
     needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.length_normalised:
+            raise UserError("objective.length_normalised=false must be true: SimPO's rewards are per token")
 
     def core(self, margin: Tensor) -> Tensor:
         return losses.simpo(margin, self.margin)

@@ -228,6 +228,7 @@ class Round:
             "adapter": p.adapter.at("align"),
             "recipe": p.trainer,
             "hardware": p.hardware,
+            **({"rescore_reference": True} if p.hardware.rescore_reference else {}),
             "seed": p.seed,
         }
         inputs = {"model": self.start, "negatives": self.negatives, "reference": self.reference}

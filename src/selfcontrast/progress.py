@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 log = logging.getLogger(__name__)
 
 EVERY = 30.0  # seconds
+FASTEST = 0.001  # seconds; steps told faster were made by an earlier attempt
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Counted:
         done: of `total`, in `unit`; what an earlier attempt did counts.
         loss: the latest, of a training.
         last: when the last line was written, and what was done then: the rate is that since.
+        told: when a step was last told.
     """
 
     total: int
@@ -28,9 +30,17 @@ class Counted:
     done: int
     loss: float | None = None
     last: tuple[float, int] = field(init=False)
+    told: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.last = (time.monotonic(), self.done)
+
+    def reach(self, done: int, loss: float) -> None:
+        """Steps that an earlier attempt made are told all at once, and are in no rate."""
+        now = time.monotonic()
+        if now - self.told < FASTEST:
+            self.last = (now, done)
+        self.done, self.loss, self.told = done, loss, now
 
     def line(self) -> str:
         """How much is done, how fast, and when it will be; called once per line."""
@@ -51,6 +61,12 @@ def count(total: int, unit: str, done: int = 0) -> Counted:
     global _current
     _current = Counted(total, unit, done)
     return _current
+
+
+def finish() -> None:
+    """The counted work is done, and the stage goes on with something else."""
+    global _current
+    _current = None
 
 
 def current() -> Counted | None:

@@ -15,7 +15,7 @@ from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.table import judgments_table
-from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt
+from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, row_of
 from selfcontrast.evaluation.published import beside
 from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.filters import negatives
@@ -61,7 +61,7 @@ class Result:
     seed: int
     value: float | None
     policy: str
-    comparison: dict[str, Any]
+    comparison: Comparison
     stages: list[dict[str, Any]]
     histories: dict[str, list[dict[str, float]]]
     similarities: dict[str, Any]
@@ -97,7 +97,7 @@ class Result:
             seed=parts.seed,
             value=_value(parts.target_metric, comparison, parts),
             policy=str(artifacts["align" if parts.rounds else "sft"].path / "model"),
-            comparison=asdict(comparison),
+            comparison=comparison,
             stages=[stage_record(name, artifact) for name, artifact in artifacts.items()],
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=_similarities(artifacts),
@@ -154,7 +154,7 @@ class Evaluated:
     """
 
     model: str
-    comparison: dict[str, Any]
+    comparison: Comparison
     lm_eval: dict[str, dict[str, float]]
     benchmarks: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
@@ -236,8 +236,9 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
     """Of the policy; without one the score is the fine-tuned model's, and nothing is compared."""
-    row = comparison.row(parts.method if parts.rounds else BASELINE, parts.evaluation.ways[0].name)
-    found = row.get("mean" if metric == "score" else metric)
+    row = row_of(comparison, parts.method if parts.rounds else BASELINE, parts.evaluation.ways[0].name)
+    values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
+    found = values[metric]
     return float(found["estimate"]) if found else None
 
 

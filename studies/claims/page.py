@@ -24,6 +24,7 @@ from studies.claims.judge import (
 )
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluation.compare import Row
     from selfcontrast.results import Result
 
 CLAIM_HEADS = ["claim", "measured", "effect", "p", "Holm", "seeds × prompts", "verdict"]
@@ -162,7 +163,7 @@ def _arm(experiment: Experiment, arm: Arm) -> list[str]:
     ]
 
 
-def _row(result: "Result", arm: Arm) -> dict[str, Any]:
+def _row(result: "Result", arm: Arm) -> "Row":
     rows = result.comparison["rows"]
     return next(r for r in rows if (r["system"], r["decoding"]) == (arm.method, arm.decoding))
 

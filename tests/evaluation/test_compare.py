@@ -8,7 +8,7 @@ import pytest
 
 from measuring import lm_eval
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, compare
+from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, compare, row_of
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
 
@@ -90,8 +90,8 @@ def comparison(systems: dict[str, Path]) -> Comparison:
 
 
 def test_the_measure_is_named(comparison: Comparison, measure: str) -> None:
-    assert comparison.measure == measure
-    assert [(r["system"], r["decoding"], r["temperature"]) for r in comparison.rows] == [
+    assert comparison["measure"] == measure
+    assert [(r["system"], r["decoding"], r["temperature"]) for r in comparison["rows"]] == [
         (BASELINE, "T=1", 1.0),
         ("own", "T=1", 1.0),
         (BASELINE, "T=0.5", 0.5),
@@ -102,7 +102,7 @@ def test_the_measure_is_named(comparison: Comparison, measure: str) -> None:
 def test_means_are_over_dialogues(comparison: Comparison) -> None:
     """A dialogue's score is the mean of its turns: SFT 0, 0.5 | 1, 0 | 0.4, 0.5; own 1, 0.5 | 0, 0.5 | 0.5, 0.5."""
     for way, factor in (("T=1", 1.0), ("T=0.5", 0.5)):
-        sft, own = comparison.row(BASELINE, way), comparison.row("own", way)
+        sft, own = row_of(comparison, BASELINE, way), row_of(comparison, "own", way)
         assert sft["mean"]["estimate"] == pytest.approx(factor * 2.4 / 6)
         assert own["mean"]["estimate"] == pytest.approx(factor * 3.0 / 6)
         assert (own["mean"]["n"], own["mean"]["clusters"], own["mean"]["level"]) == (6, 3, 0.9)
@@ -112,59 +112,59 @@ def test_means_are_over_dialogues(comparison: Comparison) -> None:
 def test_the_difference_is_paired_by_prompt(comparison: Comparison) -> None:
     """By prompt 0.5, -0.25 and 0.05, in sum 0.3. Of the sign patterns' sums, 0.8, 0.7, 0.3 and 0.2 up to sign,
     all but the last reach it: six of eight."""
-    own = comparison.row("own", "T=1")
+    own = row_of(comparison, "own", "T=1")
     assert own["difference"]["estimate"] == pytest.approx((0.5 - 0.25 + 0.05) / 3)
     assert own["p_value"] == pytest.approx(6 / 8)
-    assert "difference" not in comparison.row(BASELINE, "T=1")
+    assert "difference" not in row_of(comparison, BASELINE, "T=1")
 
 
 def test_the_difference_from_sft_at_its_best(comparison: Comparison) -> None:
     """SFT is best at T=1, by prompt 0.25, 0.5 and 0.45; own at T=0.5 has 0.375, 0.125, 0.25: in sum -0.45. Of the sign
     patterns of 0.125, -0.375, -0.2 those sum to 0.7, 0.45, 0.3 and 0.05 up to sign: four of eight reach it."""
-    best = comparison.row("own", "T=0.5")["against_best"]
+    best = row_of(comparison, "own", "T=0.5")["against_best"]
     assert best["decoding"] == "T=1"
     assert best["difference"]["estimate"] == pytest.approx((0.125 - 0.375 - 0.2) / 3)
     assert best["p_value"] == pytest.approx(4 / 8)
-    same = comparison.row("own", "T=1")
+    same = row_of(comparison, "own", "T=1")
     assert same["against_best"]["difference"] == same["difference"]
 
 
 def test_scores_without_the_prompts_seen_in_training(systems: dict[str, Path], comparison: Comparison) -> None:
-    assert comparison.contamination == {
+    assert comparison["contamination"] == {
         "benchmark": "test", "prompts": 3, "flagged": 0, "examples": [], "without": []
     }  # fmt: skip
     other = seen("a", "b", "c").assign(benchmark="mt_bench")  # its questions have ids, and a line, of their own
     found = compare(systems, SETTINGS, pd.concat([seen("a"), other], ignore_index=True))
-    sft, own = found.contamination["without"]
-    assert (found.contamination["flagged"], found.contamination["prompts"]) == (1, 3)
+    sft, own = found["contamination"]["without"]
+    assert (found["contamination"]["flagged"], found["contamination"]["prompts"]) == (1, 3)
     assert [(r["system"], r["decoding"]) for r in (sft, own)] == [(BASELINE, "T=1"), ("own", "T=1")]
     assert sft["mean"]["estimate"] == pytest.approx((1 + 0 + 0.4 + 0.5) / 4)
     assert own["difference"]["estimate"] == pytest.approx((-0.25 + 0.05) / 2)
-    [example] = found.contamination["examples"]
+    [example] = found["contamination"]["examples"]
     assert example == {"prompt": "a?", "match": "a!", "containment": 1.0, "similarity": None}
-    assert found.rows == comparison.rows  # the scores themselves are of all prompts
-    assert compare(systems, SETTINGS, seen("a", "b", "c")).contamination["without"] == []
+    assert found["rows"] == comparison["rows"]  # the scores themselves are of all prompts
+    assert compare(systems, SETTINGS, seen("a", "b", "c"))["contamination"]["without"] == []
 
 
 def test_wins_are_by_prompt_and_sample_with_ties_as_halves(comparison: Comparison) -> None:
     """own against SFT: win, tie | loss, win | win, tie."""
-    assert comparison.row("own", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
+    assert row_of(comparison, "own", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
 
 
 def test_surprise_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
-    own = comparison.row("own", "T=1")
+    own = row_of(comparison, "own", "T=1")
     assert own["surprise"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
     assert own["tokens"] == pytest.approx((4 * 3 + 2 * 6) / 6)
 
 
 def test_categories_are_of_the_first_decoding_and_named(comparison: Comparison) -> None:
-    means = {(c["system"], c["category"]): c["mean"]["estimate"] for c in comparison.categories}
+    means = {(c["system"], c["category"]): c["mean"]["estimate"] for c in comparison["categories"]}
     expected = {(BASELINE, "x"): 0.25, (BASELINE, "y"): 0.45, ("own", "x"): 0.75, ("own", "y"): 0.5}
     assert means == pytest.approx(expected)
 
 
 def test_likelihood_is_per_token(comparison: Comparison) -> None:
-    found = {row["system"]: row["log_prob_per_token"]["estimate"] for row in comparison.likelihood}
+    found = {row["system"]: row["log_prob_per_token"]["estimate"] for row in comparison["likelihood"]}
     assert found == pytest.approx({BASELINE: (-2 - 3) / 2, "own": (-1 - 1) / 2})
 
 

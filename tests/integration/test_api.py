@@ -11,6 +11,7 @@ import pytest
 import selfcontrast
 from jobs import ROOT, TINY, read_result, run_train
 
+TINY_SPLITS = [word for word in TINY if word.startswith("data.")]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
 
 
@@ -30,6 +31,32 @@ def test_every_public_name_is_shown_in_the_docs_and_can_be_imported() -> None:
         assert re.search(rf"\b{name}\b", shown), name
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = selfcontrast.no_such_name
+
+
+def test_compose_output_folder_of_any_name() -> None:
+    assert selfcontrast.compose(output="/tmp/o'brien, [x]").output == "/tmp/o'brien, [x]"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ([], 0, "selfcontrast COMMAND"),
+        (["trai"], 1, "error: trai: no such command; one of train, evaluate"),
+        (["plan", "encoder=[null]"], 1, "error: "),
+        (["plan", "negativ=4"], 1, "error: negativ: no such setting"),
+        (["plan", "negatives=400", *TINY_SPLITS], 1, "error: it would not start here: negatives=400"),
+        (["store", "ls", "--store", "nowhere"], 1, "error: --store nowhere: no such folder"),
+        (["store"], 2, "usage: selfcontrast store"),
+        (["train", "negatives=400"], 1, "error: negatives=400 is more than"),
+    ],
+    ids=str,
+)
+def test_command_says_what_is_wrong_in_one_line(words: list[str], code: int, says: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfcontrast.cli", *words]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == code
+    assert says in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow

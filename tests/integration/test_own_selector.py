@@ -46,7 +46,6 @@ def test_edited_selector_is_said_to_be_other_code_and_computed_again_on_request(
     again = stage_lines("recompute=[filter]")
     assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["recalled"] * 3
     assert [again[name].split()[0] for name in ("filter", "reference", "align")] == ["done"] * 3
-    assert "another result" in again["said"]
     settled = stage_lines()
     assert all(settled[name].startswith("recalled") for name in ("filter", "reference", "align"))
     assert "other code" not in settled["said"]

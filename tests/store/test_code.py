@@ -1,17 +1,21 @@
 """The code that artifacts are made by: which files decide one, and what is said and done when they change."""
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from computing import never, write
 
-from selfcontrast.store import MANIFEST, Stage, Store
-from selfcontrast.store import store as stores
+from selfcontrast.errors import UserError
+from selfcontrast.store import RESUME, Artifact, Stage, Store
+from selfcontrast.store import code as codes
 from selfcontrast.store.__main__ import main
 from selfcontrast.store.artifact import read_manifest
 from selfcontrast.store.code import changed, code_of
+from selfcontrast.store.remote import Remote
 from selfcontrast.store.settings import class_name
 
 FILES = {
@@ -32,11 +36,18 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
+    forget()
     return tmp_path / "shop"
 
 
+def forget() -> None:
+    """As in a new process."""
+    codes._text.cache_clear()
+    codes._read.cache_clear()
+
+
 def test_code_of_module_is_every_file_of_its_package_that_it_imports(shop: Path) -> None:
-    assert set(code_of(["shop.till"])) == set(FILES) - {"shop/unused.py"}
+    assert set(code_of(["shop.till"])) == {name for name in FILES if "__init__" not in name} - {"shop/unused.py"}
     assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
     assert not {name for name in sys.modules if name.partition(".")[0] == "shop"}  # looked at, not imported
 
@@ -49,6 +60,8 @@ def test_code_changed_names_the_files_that_differ(shop: Path) -> None:
     before = code_of(["shop.till"])
     (shop / "tax.py").write_text("rate = 2\n")
     (shop / "deep" / "table.py").write_text("import shop.unused\n")
+    assert code_of(["shop.till"]) == before  # what this process runs is what it was
+    forget()
     assert changed(before, code_of(["shop.till"])) == ["shop/deep/table.py", "shop/tax.py", "shop/unused.py"]
     assert changed(before, before) == []
 
@@ -64,13 +77,34 @@ def test_stage_code_is_that_of_its_module_and_of_its_components() -> None:
     assert any(name.endswith("test_code.py") for name in stage.code)
 
 
-def test_key_moved_class_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
-    monkeypatch.setattr(Part, "__module__", f"{__name__.partition('.')[0]}.elsewhere")
-    assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key == key
-    monkeypatch.setattr(Part, "__module__", "another_package.elsewhere")
-    assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key != key
+def test_key_of_our_class_is_the_same_wherever_it_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     assert class_name(Store) == "Store"
+    key = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
+    monkeypatch.setattr(Part, "__module__", "selfcontrast.one")
+    ours = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
+    monkeypatch.setattr(Part, "__module__", "selfcontrast.another")
+    assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key == ours != key
+
+
+def test_keys_of_other_packages_classes_differ_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for module in ("mine.one", "mine.two"):
+        monkeypatch.setattr(Part, "__module__", module)
+        keys.add(Stage("stage", 1, {"part": Part(0.5)}, {}, never).key)
+    assert len(keys) == 2
+
+
+def test_code_of_half_saved_and_namespace_modules(shop: Path) -> None:
+    (shop / "tax.py").write_text("rate = (\n")
+    (shop / "__init__.py").unlink()
+    assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
+
+
+def test_code_of_training_does_not_hold_the_report() -> None:
+    found = code_of(["selfcontrast.training.align"])
+    assert "selfcontrast/losses.py" in found
+    assert "selfcontrast/training/module.py" in found
+    assert not [name for name in found if name.startswith(("selfcontrast/report", "selfcontrast/cli"))]
 
 
 def test_manifest_holds_code_of_its_computation(tmp_path: Path) -> None:
@@ -81,45 +115,129 @@ def test_manifest_holds_code_of_its_computation(tmp_path: Path) -> None:
 # --- computing again
 
 
-@pytest.fixture
-def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store with a chain of three, all from before this process began."""
-    store = Store(tmp_path / "store")
-    first = store.get(Stage("first", 1, {}, {}, write("one")))
-    second = store.get(Stage("second", 1, {}, {"input": first}, write("two")))
-    store.get(Stage("third", 1, {}, {"input": second}, write("three")))
-    monkeypatch.setattr(stores, "BEGUN", max(a.created for a in (first, second)) + 1000)
-    return store
+def chain(store: Store, text: str = "one", again_before: float = 0.0, history: str = "") -> list[Artifact]:
+    """Three artifacts, each made from the one before; `text` is what the first holds, and so what all hold."""
+
+    def first(folder: Path) -> None:
+        (folder / "text").write_text(text)
+        (folder / "history.json").write_text(history)
+
+    def copy(source: Artifact) -> Callable[[Path], None]:
+        return lambda folder: (folder / "text").write_text((source.path / "text").read_text()) and None
+
+    made = [store.get(Stage("first", 1, {}, {}, first), again_before)]
+    for name in ("second", "third"):
+        made.append(store.get(Stage(name, 1, {}, {"input": made[-1]}, copy(made[-1]))))
+    return made
 
 
-def published(store: Store) -> set[str]:
-    return {file.parent.parent.name for file in store.root.glob(f"*/*/{MANIFEST}")}
+LATER = time.time() + 1e6  # whatever is made before this is computed again
 
 
-def test_get_again_with_another_result_deletes_what_was_made_from_the_old_one(old: Store) -> None:
-    assert published(old) == {"first", "second", "third"}
-    first = old.get(Stage("first", 1, {}, {}, write("another")), again=True)
-    assert not first.cached
-    assert (first.path / "sub" / "file.txt").read_text() == "another"
-    assert published(old) == {"first"}
+def texts(made: list[Artifact]) -> list[str]:
+    return [(artifact.path / "text").read_text() for artifact in made]
 
 
-def test_get_again_with_the_same_result_keeps_what_was_made_from_it(old: Store) -> None:
-    assert not old.get(Stage("first", 1, {}, {}, write("one")), again=True).cached
-    assert published(old) == {"first", "second", "third"}
+def test_get_again_with_another_result_computes_what_was_made_from_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = [artifact.key for artifact in chain(store)]
+    again = chain(store, "two", LATER)
+    assert texts(again) == ["two"] * 3
+    assert [artifact.cached for artifact in again] == [False] * 3
+    assert [artifact.key for artifact in again] == keys
+    assert all(artifact.cached for artifact in chain(store, "three"))  # the first is there, and is not made again
 
 
-def test_get_again_happens_once_per_process(old: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    old.get(Stage("first", 1, {}, {}, write("another")), again=True)
-    monkeypatch.setattr(stores, "BEGUN", 0)
-    assert old.get(Stage("first", 1, {}, {}, never), again=True).cached
+def test_get_again_with_the_same_result_computes_nothing_more(tmp_path: Path) -> None:
+    """A history has timings, which no stage reads."""
+    chain(Store(tmp_path), history="1 s")
+    assert [artifact.cached for artifact in chain(Store(tmp_path), again_before=LATER, history="2 s")] == [
+        False,
+        True,
+        True,
+    ]
 
 
-def test_get_again_that_fails_leaves_the_old_artifacts(old: Store) -> None:
+def test_what_is_newer_is_not_computed_again(tmp_path: Path) -> None:
+    store, begun = Store(tmp_path), time.time() - 1
+    assert not chain(store, again_before=begun)[0].cached
+    assert all(artifact.cached for artifact in chain(store, "two", begun))
+
+
+def test_get_again_that_fails_leaves_the_old_artifacts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    chain(store)
     with pytest.raises(AssertionError, match="computed again"):
-        old.get(Stage("first", 1, {}, {}, never), again=True)
-    assert published(old) == {"first", "second", "third"}
-    assert old.get(Stage("first", 1, {}, {}, never)).cached
+        store.get(Stage("first", 1, {}, {}, never), LATER)
+    assert all(artifact.cached for artifact in chain(store, "two"))
+
+
+def test_what_an_attempt_left_of_other_inputs_is_dropped(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, *_ = chain(store)
+
+    def interrupted(folder: Path) -> None:
+        (folder / RESUME).mkdir()
+        (folder / RESUME / "half").write_text((first.path / "text").read_text())
+        raise KeyboardInterrupt
+
+    def goes_on(folder: Path) -> dict[str, bool]:
+        return {"resumed": (folder / RESUME / "half").exists()}
+
+    with pytest.raises(KeyboardInterrupt):
+        store.get(Stage("fourth", 1, {}, {"input": first}, interrupted))
+    other, *_ = chain(store, "two", LATER)
+    assert store.get(Stage("fourth", 1, {}, {"input": other}, goes_on)).summary == {"resumed": False}
+    with pytest.raises(KeyboardInterrupt):
+        store.get(Stage("fifth", 1, {}, {"input": other}, interrupted))
+    assert store.get(Stage("fifth", 1, {}, {"input": other}, goes_on)).summary == {"resumed": True}
+    assert not list(tmp_path.glob("*/*/begun_with.json"))  # it is of working folders
+
+
+def test_what_an_attempt_of_other_code_left_is_dropped_where_a_stage_is_computed_again(
+    tmp_path: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path) -> None:
+        (folder / RESUME).mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    def goes_on(folder: Path) -> dict[str, bool]:
+        return {"resumed": (folder / RESUME).exists()}
+
+    store = Store(tmp_path / "store")
+    store.get(Stage("stage", 1, {}, {}, write(), "shop.tax"))
+    for edited, resumed in ((False, True), (True, False)):
+        with pytest.raises(KeyboardInterrupt):
+            store.get(Stage("stage", 1, {}, {}, interrupted, "shop.tax"), LATER)
+        if edited:
+            (shop / "tax.py").write_text("rate = 3\n")
+            forget()
+        assert store.get(Stage("stage", 1, {}, {}, goes_on, "shop.tax"), LATER).summary == {"resumed": resumed}
+
+
+def test_an_input_that_another_process_computes_again_meanwhile_ends_the_stage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, *_ = chain(store)
+
+    def overtaken(folder: Path) -> None:
+        chain(Store(tmp_path), "two", LATER)
+
+    with pytest.raises(UserError, match="computed again by another process"):
+        store.get(Stage("fourth", 1, {}, {"input": first}, overtaken))
+    assert not [file for file in tmp_path.glob("fourth/*") if "." not in file.name]
+
+
+def test_a_remote_store_gets_the_new_artifact_and_gives_no_stale_one(tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'remote'}"
+
+    def on(machine: str) -> Store:
+        return Store(tmp_path / machine, remote=Remote(url))
+
+    chain(on("one"))
+    assert texts(chain(on("one"), "two", LATER)) == ["two"] * 3
+    assert texts(chain(on("two"), "never")) == ["two"] * 3  # downloaded
+    assert texts(chain(on("three"), "three", LATER)) == ["three"] * 3  # not downloaded, as it is to be made again
+    assert texts(chain(on("four"), "never")) == ["three"] * 3
 
 
 # --- store diff
@@ -130,6 +248,7 @@ def test_diff_says_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: 
     made = []
     for share in (0.25, 0.5):
         (shop / "tax.py").write_text(f"rate = {share}\n")
+        forget()
         first = store.get(Stage("first", 1, {"selector": {"share": share}}, {}, write(), "shop.tax"))
         made.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
     one, other = made
@@ -144,10 +263,7 @@ def test_diff_says_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: 
     assert "no difference" in capsys.readouterr().out
 
 
-def test_diff_of_two_stages_refused(old: Store) -> None:
-    from selfcontrast.errors import UserError
-    from selfcontrast.store.catalog import Catalog
-
-    keys = [entry.key for entry in Catalog.read(old.root).published]
+def test_diff_of_two_stages_refused(tmp_path: Path) -> None:
+    keys = [artifact.key for artifact in chain(Store(tmp_path))]
     with pytest.raises(UserError, match="two stages"):
-        main(["diff", keys[0], keys[1], "--store", str(old.root)])
+        main(["diff", keys[0], keys[1], "--store", str(tmp_path)])

@@ -38,7 +38,7 @@ def stage(folder: Path) -> Mapping[str, Any]:
 
 def assert_nothing_half_written(root: Path) -> None:
     (partial,) = (root / "stage").iterdir()
-    assert [f.name for f in partial.rglob("*") if f.is_file()] == ["shard"]
+    assert sorted(f.name for f in partial.rglob("*") if f.is_file()) == ["begun_with.json", "shard"]
 
 
 def assert_one_line(error: BaseException, root: Path, reason: str) -> None:

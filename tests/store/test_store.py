@@ -263,9 +263,10 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
     return write()(folder)
 
 
-# replace: the owner's record, then the manifest. rename: the resumable state goes, then the folder gets its name.
+# replace: the owner's record, what the attempt begins with, then the manifest.
+# rename: the resumable state goes, then the folder gets its name.
 @pytest.mark.parametrize(
-    ("function", "call", "done"), [("replace", 2, False), ("rename", 1, True), ("rename", 2, True)]
+    ("function", "call", "done"), [("replace", 3, False), ("rename", 1, True), ("rename", 2, True)]
 )
 def test_killed_at_any_step_of_publishing_nothing_that_was_finished_is_computed_again(
     store: Store, function: str, call: int, done: bool

@@ -32,13 +32,14 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE, end="")
-    elif name in HYDRA:
-        sys.argv = [f"{sys.argv[0]} {name}", *rest]
-        import_module(HYDRA[name]).main()
-    elif name in OTHERS:
-        command: Callable[[Sequence[str]], int | None] = import_module(OTHERS[name]).main
+    elif name in HYDRA or name in OTHERS:
+        sys.argv = [f"selfcontrast {name}", *rest]
         try:
-            sys.exit(command(rest) or 0)
+            if name in HYDRA:
+                import_module(HYDRA[name]).main()
+            else:
+                command: Callable[[Sequence[str]], int | None] = import_module(OTHERS[name]).main
+                sys.exit(command(rest) or 0)
         except UserError as error:
             sys.exit(f"error: {error}")
     else:

@@ -1,12 +1,12 @@
 """Measure any model as a job measures its policies."""
 
-import re
 import sys
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.cli.hydra_app import FULL_ERROR, log, one_line, run_hydra, settings
+from selfcontrast.constrained import quoted
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import UserError
 from selfcontrast.files import CONF
@@ -46,11 +46,6 @@ def overrides(arguments: list[str]) -> list[str]:
         elif argument != "model=hf":
             own.append(argument)
     return own
-
-
-def quoted(text: str) -> str:
-    """A text in Hydra's quotes, whose own quotes, and backslashes before these, are escaped."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from selfcontrast.files import CONF
 
 log = logging.getLogger("selfcontrast")
 
+IN_JOB = "in_job"  # marks an error of a job
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # what the user asked for, before `run_hydra` sets it
 
 
@@ -39,14 +40,19 @@ def one_line(error: Exception) -> str:
     if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
         key, group = unknown.groups()
         part = f" -p {group}" if (CONF / group).is_dir() else ""
-        return f"error: {key}: no such setting; python train.py --cfg job{part} shows them all"
+        return f"error: {key}: no such setting; {command()} --cfg job{part} shows them all"
     return "error: " + printable(str(error).split("\n    full_key")[0])
+
+
+def command() -> str:
+    """What starts a job here: the installed command, or a checkout's script."""
+    return "selfcontrast train" if Path(sys.argv[0]).name.startswith("selfcontrast") else "python train.py"
 
 
 def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None:
     """Run a task with Hydra's command line. What a user can mend ends the process with one line and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here
-    begun = False
+    begun, several = False, bool({"-m", "--multirun"} & set(sys.argv))
     for argument in sys.argv[1:]:  # before Hydra writes them down
         key = argument.partition("=")[0]
         try:
@@ -59,7 +65,11 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
     def begin(cfg: DictConfig) -> Any:
         nonlocal begun
         begun = True
-        return task(cfg)
+        try:
+            return task(cfg)
+        except Exception as error:
+            vars(error)[IN_JOB] = True  # for the process that waits for this one
+            raise
 
     try:
         hydra.main(version_base="1.3", config_path=folder, config_name=name)(begin)()
@@ -68,10 +78,10 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
             raise
         sys.exit(one_line(error))
     except OSError as error:
-        if FULL_ERROR or begun:
+        if FULL_ERROR or begun or IN_JOB in vars(error):
             raise
         sys.exit(one_line(UserError(f"the output folder cannot be used: {error}; choose another, hydra.run.dir=…")))
     except Exception as error:  # Hydra's own code is no match for some overrides, such as encoder=[null]
-        if FULL_ERROR or begun:
+        if FULL_ERROR or begun or several:  # of several, it may be an error of a job in another process
             raise
-        sys.exit(one_line(UserError(f"these settings cannot be composed: {error}; python {sys.argv[0]} --help")))
+        sys.exit(one_line(UserError(f"these settings cannot be composed: {error}; {command()} --help")))

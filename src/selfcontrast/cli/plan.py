@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 
-from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.cli.hydra_app import one_line
@@ -21,8 +20,12 @@ def main(arguments: Sequence[str]) -> None:
     from selfcontrast.report.terminal import columns, say, show
 
     try:
-        planned = plan(compose(*given.settings, output="."))
-    except (HydraException, OmegaConfBaseException) as error:
+        cfg = compose(*given.settings, output=".")
+    except Exception as error:  # Hydra's own code is no match for some settings, such as encoder=[null]
+        raise UserError(one_line(error).removeprefix("error: ")) from error
+    try:
+        planned = plan(cfg)
+    except OmegaConfBaseException as error:
         raise UserError(one_line(error).removeprefix("error: ")) from error
     table = columns("stage", "", "artifact", left=3)
     for step in planned.steps:

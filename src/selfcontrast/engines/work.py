@@ -17,7 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from selfcontrast.errors import UserError
-from selfcontrast.progress import count
+from selfcontrast.progress import count, finish
 from selfcontrast.store.sealed import Damaged, check_sealed, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,7 @@ def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: s
             bar.update(weight)
 
         yield more
+    finish()
 
 
 def write_table(file: Path, table: pa.Table) -> None:

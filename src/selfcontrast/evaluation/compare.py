@@ -1,9 +1,8 @@
 """Policies side by side: means, paired differences and win rates, each with an interval clustered by prompt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -23,29 +22,107 @@ BASELINE = "SFT"
 EXAMPLES = 20  # of flagged prompts, shown in the report
 
 
-@dataclass(frozen=True)
-class Comparison:
+# What is compared is written to result.json and read back as it is: dictionaries, of which these are the types.
+
+
+class Bounds(TypedDict):
+    """An `Interval` in JSON."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+    level: float
+
+
+class Paired(TypedDict):
+    """A difference from the baseline, paired by prompt, and its p-value."""
+
+    difference: Bounds
+    p_value: float
+
+
+class AgainstBest(Paired):
+    """The same from the baseline at the decoding that suits it best."""
+
+    decoding: str
+
+
+class Row(TypedDict):
+    """A system at a decoding.
+
+    Attributes:
+        surprise: -log p of a response, in nats: at temperature 1 an estimate of the policy's entropy.
+        tokens: of a response, the mean.
+        difference, p_value, win_rate, against_best: from and over the baseline; absent from its own rows.
+    """
+
+    system: str
+    decoding: str
+    temperature: float
+    mean: Bounds
+    surprise: float
+    tokens: float
+    difference: NotRequired[Bounds]
+    p_value: NotRequired[float]
+    win_rate: NotRequired[Bounds]
+    against_best: NotRequired[AgainstBest]
+
+
+class CategoryRow(TypedDict):
+    """A system's mean in a category of prompts, at the first decoding."""
+
+    system: str
+    category: str
+    mean: Bounds
+
+
+class LikelihoodRow(TypedDict):
+    """The mean log-probability per token that a system gives the targets."""
+
+    system: str
+    log_prob_per_token: Bounds
+
+
+class FlaggedPrompt(TypedDict):
+    """A prompt that resembles a training prompt, and that prompt."""
+
+    prompt: str
+    match: str
+    containment: float | None
+    similarity: float | None
+
+
+class Contaminated(TypedDict):
+    """Of the `prompts` of `benchmark` how many are `flagged` as resembling a training prompt, some of them, and the
+    rows of the first decoding `without` them; none where none is flagged, or all."""
+
+    benchmark: str
+    prompts: int
+    flagged: int
+    examples: list[FlaggedPrompt]
+    without: list[Row]
+
+
+class Comparison(TypedDict):
     """The numbers of a run.
 
     Attributes:
         measure: "score" where a verifier graded, else "similarity" (to the target's embedding: a proxy).
-        rows: one per system and decoding: system, decoding, mean, difference from SFT at the same decoding, its
-            p-value, win rate over SFT, difference from SFT at whatever decoding suits SFT best, entropy (nats per
-            response), tokens.
-        categories: per system and category, at the first decoding, the mean.
-        likelihood: per system the targets' mean log-probability per token.
-        contamination: of the `prompts` of `benchmark` how many are `flagged` as resembling a training prompt, some of
-            them (`examples`), and the rows of the first decoding `without` them; none where none is flagged, or all.
+        rows: one per system and decoding.
+        contamination: absent from results of early releases.
     """
 
     measure: str
-    rows: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    likelihood: list[dict[str, Any]]
-    contamination: dict[str, Any]
+    rows: list[Row]
+    categories: list[CategoryRow]
+    likelihood: list[LikelihoodRow]
+    contamination: NotRequired[Contaminated]
 
-    def row(self, system: str, decoding: str) -> dict[str, Any]:
-        return next(r for r in self.rows if r["system"] == system and r["decoding"] == decoding)
+
+def row_of(comparison: Comparison, system: str, decoding: str) -> Row:
+    return next(r for r in comparison["rows"] if r["system"] == system and r["decoding"] == decoding)
 
 
 def compare(
@@ -63,22 +140,22 @@ def compare(
     rows = _rows(answers, settings.ways, measure, options, baseline)
     first = settings.ways[0].name
     categories = [
-        {
-            "system": name,
-            "category": category,
-            "mean": _mean(part, measure, options),
-        }
+        CategoryRow(system=name, category=str(category), mean=_mean(part, measure, options))
         for name in systems
         for category, part in _dialogues(answers[name], first, measure).groupby("category")
         if category
     ]
-    per_token = [{"system": name, **_likelihood(frame, options)} for name, frame in likelihood.items()]
+    per_token = [
+        LikelihoodRow(system=name, log_prob_per_token=_per_token(frame, options)) for name, frame in likelihood.items()
+    ]
     contamination = _contamination(seen)
     flagged = set(seen.loc[seen["flagged"], "id"])
     if 0 < len(flagged) < len(seen):
         clean = {name: frame[~frame["id"].isin(flagged)] for name, frame in answers.items()}
         contamination["without"] = _rows(clean, settings.ways[:1], measure, options, baseline)
-    return Comparison(measure, rows, categories, per_token, contamination)
+    return Comparison(
+        measure=measure, rows=rows, categories=categories, likelihood=per_token, contamination=contamination
+    )
 
 
 def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, Any]:
@@ -118,22 +195,27 @@ def _rows(
     measure: str,
     options: dict[str, Any],
     baseline: str,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     base = {way.name: _dialogues(answers[baseline], way.name, measure) for way in ways}
     best = max(base, key=lambda name: float(base[name]["value"].mean()))
     rows = []
     for way in ways:
         for system, frame in answers.items():
             own = _dialogues(frame, way.name, measure)
-            row = {
-                "system": system,
-                "decoding": way.name,
-                "temperature": way.temperature,
-                **_absolute(own, measure, options),
-            }
+            row = Row(
+                system=system,
+                decoding=way.name,
+                temperature=way.temperature,
+                mean=_mean(own, measure, options),
+                # Sampled at temperature 1, -log p is an unbiased estimate of the entropy; else a mere description.
+                surprise=float(-own["log_prob"].mean()),
+                tokens=float(own["tokens"].mean()),
+            )
             if system != baseline:
-                row |= _relative(own, base[way.name], options)
-                row["against_best"] = {"decoding": best, **_paired(own, base[best], options)}
+                same, against = _paired(own, base[way.name], options), _paired(own, base[best], options)
+                row["difference"], row["p_value"] = same["difference"], same["p_value"]
+                row["win_rate"] = _win_rate(own, base[way.name], options)
+                row["against_best"] = AgainstBest(decoding=best, **against)
             rows.append(row)
     return rows
 
@@ -150,54 +232,45 @@ def _dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFra
     ).reset_index()
 
 
-def _mean(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> dict[str, Any]:
+def _bounds(interval: Interval) -> Bounds:
+    return cast("Bounds", dict(vars(interval)))
+
+
+def _mean(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
     """A score is in [0, 1], where an interval has width even if all answers are right."""
     if measure == "score":
-        return asdict(rate_interval(own["value"], own["id"], level=options["level"]))
-    return asdict(mean_interval(own["value"], own["id"], **options))
+        return _bounds(rate_interval(own["value"], own["id"], level=options["level"]))
+    return _bounds(mean_interval(own["value"], own["id"], **options))
 
 
-def _absolute(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "mean": _mean(own, measure, options),
-        # Sampled at temperature 1, -log p is an unbiased estimate of the policy's entropy; else a mere description.
-        "surprise": float(-own["log_prob"].mean()),
-        "tokens": float(own["tokens"].mean()),
-    }
-
-
-def _relative(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+def _win_rate(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
-    return {**_paired(own, base, options), "win_rate": asdict(win_rate(wins, both["id"], level=options["level"]))}
+    return _bounds(win_rate(wins, both["id"], level=options["level"]))
 
 
-def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
     """The mean difference by prompt. SFT's best decoding is chosen on the same prompts, which flatters it a little: a
     gain over it stands, a loss against it is rather overstated."""
     paired = (own["value"], base["value"], own["id"], base["id"])
     tested = {name: value for name, value in options.items() if name != "level"}
-    return {
-        "difference": asdict(paired_difference(*paired, **options)),
-        "p_value": paired_permutation_test(*paired, **tested),
-    }
+    difference = _bounds(paired_difference(*paired, **options))
+    return Paired(difference=difference, p_value=paired_permutation_test(*paired, **tested))
 
 
-def _contamination(seen: pd.DataFrame) -> dict[str, Any]:
+def _contamination(seen: pd.DataFrame) -> Contaminated:
     flagged = seen[seen["flagged"]]
     shown = flagged[["prompt", "match", "containment", "similarity"]].head(EXAMPLES).astype(object)
     return {
         "benchmark": ", ".join(dict.fromkeys(seen["benchmark"])),
         "prompts": len(seen),
         "flagged": len(flagged),
-        "examples": shown.where(shown.notna(), None).to_dict("records"),
+        "examples": cast("list[FlaggedPrompt]", shown.where(shown.notna(), None).to_dict("records")),
         "without": [],
     }
 
 
-def _likelihood(frame: pd.DataFrame, options: dict[str, Any]) -> dict[str, Any]:
+def _per_token(frame: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     per_token = frame["log_prob"] / frame["tokens"]
     empty = Interval(float("nan"), float("nan"), float("nan"), 0, 0, options["level"])
-    return {
-        "log_prob_per_token": asdict(mean_interval(per_token, frame["id"], **options) if len(frame) else empty),
-    }
+    return _bounds(mean_interval(per_token, frame["id"], **options) if len(frame) else empty)

@@ -53,13 +53,20 @@ class Rehearsal(Job):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts, Untracked())
         self.steps: list[PlannedStage] = []
+        self._again: set[str] = set()  # keys of what is to be computed again, and of what is made from that
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
         folder = self.parts.store.root / stage.name / stage.key
+        missing = Artifact(stage.name, stage.key, folder, {"stage": stage.name, **NOTHING}, cached=False)
         try:
             artifact = Artifact.read(folder, cached=True)
         except (OSError, ValueError, KeyError):
-            artifact = Artifact(stage.name, stage.key, folder, {"stage": stage.name, **NOTHING}, cached=False)
+            artifact = missing
+        made_again = any(made.key in self._again for made in stage.inputs.values())
+        known = all(made.content for made in stage.inputs.values())
+        if stage.name in self.parts.recompute or made_again or (known and stage.stale(artifact.manifest)):
+            self._again.add(stage.key)
+            artifact = missing
         self.steps.append(PlannedStage(label or stage.name, artifact))
         return artifact
 

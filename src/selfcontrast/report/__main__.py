@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> None:
     """A folder that holds a result is a run or a measured model; one with results below it is a sweep, or of runs."""
     parser = argparse.ArgumentParser(
-        prog="python -m selfcontrast.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="selfcontrast report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run, of a sweep, or of several")
     parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")

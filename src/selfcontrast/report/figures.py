@@ -1,6 +1,6 @@
 """The figures of one run, each from its `Result`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from selfcontrast.report.training import Records, ends, mean_of, ranks
 from selfcontrast.report.verdict import BASELINE, PROXY
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluation.compare import Bounds
     from selfcontrast.results import Evaluated, Result
 
 POINTS = 300  # of a curve, at most: what a page's width can show
@@ -183,7 +184,7 @@ def _categorical(axes: Axes, names: list[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _beside(axes: Axes, value: dict[str, Any], at: float, text: str) -> None:
+def _beside(axes: Axes, value: "Bounds", at: float, text: str) -> None:
     """A number right of its interval."""
     edge = np.nanmax([value["estimate"], value["high"] if value["high"] is not None else np.nan])
     axes.annotate(text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"])

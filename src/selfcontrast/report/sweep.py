@@ -16,6 +16,7 @@ from selfcontrast.evaluation.statistics import holm, over_seeds, seeds_test
 from selfcontrast.report.verdict import BASELINE, OURS, direction, measure_name, policy_row, sharper_rows
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluation.compare import Row
     from selfcontrast.results import Result
 
 # Of the config: what tells jobs apart without being a variant of the method.
@@ -41,11 +42,11 @@ class SweepJob:
     p_holm: float
 
     @property
-    def base(self) -> dict[str, Any]:
+    def base(self) -> "Row":
         return next(row for row in self.result.comparison["rows"] if row["system"] == BASELINE)
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> "Row":
         """The policy's at the first decoding."""
         return policy_row(self.result.comparison["rows"])
 
@@ -120,7 +121,8 @@ class Point:
 
         None for the last two where the fine-tuned model stands alone.
         """
-        rows = [job.row[name] for job in self.jobs if name in job.row]
+        found = [dict(job.row) for job in self.jobs]
+        rows: list[Any] = [row[name] for row in found if name in row]
         if len(rows) < len(self.jobs):
             return None
         if len(rows) == 1:

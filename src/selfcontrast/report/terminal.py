@@ -1,7 +1,7 @@
 """The last thing a run prints: what came out, what it took, and where it lies."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,7 @@ from selfcontrast.report.text import duration, had, interval, p_value, percent, 
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluation.compare import Row
     from selfcontrast.results import Result
 
 WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of what must not be cut
@@ -85,7 +86,7 @@ def _comparison(result: "Result") -> Table:
     return table
 
 
-def _cells(row: dict[str, Any], first: bool) -> list[str]:
+def _cells(row: "Row", first: bool) -> list[str]:
     name = row["system"] if first else ""
     if row["system"] == BASELINE:
         return [name, row["decoding"], interval(row["mean"]), "" if first else "sharpness control", "", ""]

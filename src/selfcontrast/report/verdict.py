@@ -1,18 +1,17 @@
 """What a run shows, in one or two plain sentences made from its numbers, whichever way they fall."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selfcontrast.report.text import bounded, interval, number, p_equals, percent
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluation.compare import Row
     from selfcontrast.results import Evaluated, Result
 
 BASELINE, OURS = "SFT", "Self-Contrast"
 PROXY = "similarity to the target's embedding: a proxy, not quality"
 SIMILARITY = "has an embedding similarity to the target (a proxy, not quality) of"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,12 @@ def contamination(result: "Result | Evaluated") -> str:
     return f"{said}; without them {scores}, difference {difference}, {p_equals(policy['p_value'])}."
 
 
-def policy_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def policy_row(rows: "list[Row]") -> "Row":
     """The last round's policy at the first decoding; the fine-tuned model's row where there is no policy."""
     return [row for row in rows if row["decoding"] == rows[0]["decoding"]][-1]
 
 
-def direction(row: Row) -> str:
+def direction(row: "Row") -> str:
     """better, worse or level: a difference counts where its interval excludes 0 and the test agrees."""
     difference, p = row["difference"], row["p_value"]
     clear = bounded(difference) and difference["low"] * difference["high"] > 0
@@ -102,18 +101,18 @@ def direction(row: Row) -> str:
     return "better" if difference["estimate"] > 0 else "worse"
 
 
-def sharpest_control(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def sharpest_control(rows: "list[Row]") -> "Row | None":
     """The fine-tuned model's best row among the decodings sharper than the first."""
     return max(sharper_rows(rows), key=_mean, default=None)
 
 
-def sharper_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sharper_rows(rows: "list[Row]") -> "list[Row]":
     """List the fine-tuned model's rows at decodings sharper than the first."""
     own = [row for row in rows if row["system"] == BASELINE]
     return [row for row in own[1:] if row["temperature"] < own[0]["temperature"]]
 
 
-def _sentence(result: "Result", base: Row, policy: Row, outcome: str) -> str:
+def _sentence(result: "Result", base: "Row", policy: "Row", outcome: str) -> str:
     scored = result.comparison["measure"] == "score"
     unit = "scores" if scored else SIMILARITY
     ends = {"better": "a clear gain", "worse": "a clear loss", "level": "no significant difference"}
@@ -124,7 +123,7 @@ def _sentence(result: "Result", base: Row, policy: Row, outcome: str) -> str:
     )
 
 
-def _control(base: Row, policy: Row, control: Row | None, outcome: str) -> str:
+def _control(base: "Row", policy: "Row", control: "Row | None", outcome: str) -> str:
     if control is None:
         return ""
     given = f"SFT's {control['decoding']} decoding alone gives {number(_mean(control))}"
@@ -142,7 +141,7 @@ def _control(base: Row, policy: Row, control: Row | None, outcome: str) -> str:
     return f"{given}: sharper sampling explains at most {100 * sharper / gain:.0f}% of the gain."
 
 
-def _best(base: Row, policy: Row) -> str:
+def _best(base: "Row", policy: "Row") -> str:
     """The policy as it is against the fine-tuned model however that is best decoded."""
     best = policy.get("against_best")
     if not best or best["decoding"] == base["decoding"]:
@@ -153,5 +152,5 @@ def _best(base: Row, policy: Row) -> str:
     )
 
 
-def _mean(row: Row) -> float:
+def _mean(row: "Row") -> float:
     return float(row["mean"]["estimate"])

@@ -114,7 +114,7 @@ def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m selfcontrast.store",
+        prog="selfcontrast store",
         description="Looks after a store of finished stages. A key may be cut short wherever one is asked for.",
     )
     where = argparse.ArgumentParser(add_help=False)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ RESUME = "resume"  # a stage's own state inside its working folder; never publis
 # Against accidents, not against an attacker, who could as well rewrite the manifest: so the fastest, which reads a
 # model of 15 GB in the time that the disk gives it, where sha256 alone takes 12 s. The key itself stays a sha256.
 CHECKSUM = "xxh3_128"
+FOR_PEOPLE = {"history.json"}  # files with timings, which no stage reads
 OF_FACTS = "facts_checksum"
 _HASHES: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
@@ -54,6 +56,11 @@ class Artifact:
     def created(self) -> float:
         """When it was computed, in seconds since the epoch."""
         return datetime.fromisoformat(self.manifest["created"]).timestamp()
+
+    @cached_property
+    def content(self) -> str:
+        """As `content_of`."""
+        return content_of(self.manifest)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -89,21 +96,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def made_from(root: Path, key: str) -> list[Path]:
-    """The published folders of a store that were made from an artifact, directly or not, the last ones first."""
-    inputs: dict[Path, set[str]] = {}
-    for file in root.glob(f"*/*/{MANIFEST}"):
-        try:
-            inputs[file.parent] = set(json.loads(file.read_text())["inputs"].values())
-        except (OSError, ValueError, KeyError, AttributeError):  # damaged: noticed when it is asked for
-            continue
-    found, waiting = list[Path](), [key]
-    while waiting:
-        one = waiting.pop()
-        users = [folder for folder, keys in inputs.items() if one in keys and folder not in found]
-        found += users
-        waiting += [folder.name for folder in users]
-    return found[::-1]
+def content_of(manifest: Mapping[str, Any]) -> str:
+    """A hash of the files that later stages read; "" for an artifact that lists none."""
+    files = {name: checksum for name, checksum in manifest.get("files", {}).items() if name not in FOR_PEOPLE}
+    return xxhash.xxh3_128_hexdigest(canonical(files).encode()) if files else ""
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ class Catalog:
         """
         found = [e for e in self.published if e.key.startswith(prefix) or e.name.startswith(prefix)]
         if not found:
-            raise UserError(f"{prefix}: no artifact's key begins so; python -m selfcontrast.store ls shows them")
+            raise UserError(f"{prefix}: no artifact's key begins so; selfcontrast store ls shows them")
         if len(found) > 1:
             raise UserError(f"{prefix}: could be {' or '.join(e.name for e in found[:4])}; give more of the key")
         return found[0]

@@ -8,6 +8,7 @@ import ast
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def code_of(modules: Iterable[str]) -> Code:
         module = waiting.pop()
         if (file := _file(module)) is None or (name := _name(module, file)) in found:
             continue
-        found[name], imported = _read(file, name, file.stat().st_mtime_ns)
+        found[name], imported = _read(file, name)
         waiting += imported
     return dict(sorted(found.items()))
 
@@ -36,19 +37,47 @@ def changed(before: Code, now: Code) -> list[str]:
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
+def remember(package: str) -> None:
+    """Reads all source files of a package: what is recorded from now on is what they are now.
+
+    A process runs the code that it has imported, whatever becomes of the files.
+    """
+    for folder in _folders(package):
+        for file in folder.rglob("*.py"):
+            _text(file)
+
+
+@cache
+def _text(file: Path) -> bytes:
+    return file.read_bytes()
+
+
+def _folders(package: str) -> list[Path]:
+    """Where a top-level package's modules are; none for a module without a folder."""
+    spec = _spec(package)
+    return [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name) if name != "__main__" else None
+    except ValueError:  # a module that was made by hand
+        return None
+
+
 def _file(module: str) -> Path | None:
     """Where a module's source is. Nothing is imported for that."""
     top, *below = module.split(".")
-    try:
-        spec = find_spec(top)
-    except ValueError:  # `__main__`
-        return None
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    if not below:
-        return Path(spec.origin)
-    place = Path(spec.origin).parent.joinpath(*below)
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+    if not below and not _folders(top):
+        spec = _spec(top)
+        origin = spec.origin if spec else None
+        return Path(origin) if origin and origin.endswith(".py") else None
+    for folder in _folders(top):
+        place = folder.joinpath(*below)
+        for file in (place.with_suffix(".py"), place / "__init__.py") if below else (place / "__init__.py",):
+            if file.is_file():
+                return file
+    return None
 
 
 def _name(module: str, file: Path) -> str:
@@ -58,21 +87,29 @@ def _name(module: str, file: Path) -> str:
 
 
 @cache
-def _read(file: Path, name: str, changed_at: int) -> tuple[str, tuple[str, ...]]:
+def _read(file: Path, name: str) -> tuple[str, tuple[str, ...]]:
     """The hash of a file's text, and the modules of its package that it imports."""
-    text = file.read_bytes()
+    text = _text(file)
     package = name.split("/")[:-1]
-    names = {found for found in _imports(ast.parse(text), package) if package and found.split(".")[0] == package[0]}
-    return hashlib.sha256(text).hexdigest()[:16], tuple(sorted(names))
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # saved half-way; what runs was imported before
+        return _hash(text), ()
+    names = {found for found in _imports(tree, package) if package and found.split(".")[0] == package[0]}
+    return _hash(text), tuple(sorted(names))
+
+
+def _hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
-    """All names that a module may import as modules; of `from a import b` both a and a.b."""
+    """All names that a module imports as modules; of `from a import b` a.b if that is a module, else a."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if _file(f"{base}.{alias.name}") else base

@@ -70,6 +70,10 @@ class Remote:
             self._damaged.add(place)
         return damage is None
 
+    def replace(self, stage: str, key: str) -> None:
+        """What is there is not what is wanted: the next artifact of this key is uploaded in its place."""
+        self._damaged.add(self._place(stage, key))
+
     def mirror(self, artifact: Artifact) -> None:
         """Uploads the artifact if it is not there. Failing is a warning: it is safe here, and tried again next time."""
         place = self._place(artifact.stage, artifact.key)

@@ -42,12 +42,12 @@ def fields_of(component: Any) -> dict[str, Any]:
 
 
 def class_name(cls: type) -> str:
-    """A class's name without its module, so that moving a file recomputes nothing.
+    """A class's name; of this package's classes without the module, so that moving a file recomputes nothing.
 
-    The name of the top-level package stands before it, where that is not this one.
+    Two classes of other packages may have the same name and fields, and be told apart by their modules alone.
     """
-    package = cls.__module__.partition(".")[0]
-    return cls.__qualname__ if package == PACKAGE else f"{package}.{cls.__qualname__}"
+    own = cls.__module__.partition(".")[0] == PACKAGE
+    return cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def classes_in(value: Any) -> set[type]:

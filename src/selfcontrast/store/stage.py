@@ -44,6 +44,19 @@ class Stage:
         return key_of(self.identity)
 
     @cached_property
+    def made_of(self) -> dict[str, str]:
+        """By role the content of the inputs, which a key does not hold: it holds their keys."""
+        return {role: artifact.content for role, artifact in self.inputs.items()}
+
+    def stale(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether an artifact of this key was made from inputs whose content is another by now.
+
+        Artifacts of earlier releases do not say what they were made of.
+        """
+        recorded: dict[str, str] = manifest.get("made_of", self.made_of)
+        return recorded != self.made_of
+
+    @cached_property
     def code(self) -> Code:
         """The source files that decide the result, as they are now."""
         own = {self.module} if self.module else set()
