@@ -177,7 +177,10 @@ from doubling import Doubling, shards
 from selfcontrast.engines.ray import Ray
 folder = Path(sys.argv[1])
 try:
-    Ray(2, 1, 1, 1, None, 1, None).run(Doubling(folder), shards(folder, [1], [15]), "cpu", "double", "number")
+    engine = Ray(2, 1, 1, 1, None, 1, None)
+    with engine.ready():  # one after the other: Ray takes shards in any order
+        engine.run(Doubling(folder), shards(folder, [1]), "cpu", "double", "number")
+        engine.run(Doubling(folder), shards(folder, [1], [15]), "cpu", "double", "number")
 except KeyboardInterrupt:
     sys.exit("interrupted")
 """
