@@ -12,8 +12,10 @@ from selfcontrast.store.__main__ import main
 
 
 @pytest.fixture
-def said(lived: Lived, capsys: pytest.CaptureFixture[str]):
-    """Runs a command on the store and gives what it printed."""
+def said(lived: Lived, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Runs a command on the store and gives what it printed, on lines of any length."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
     def run(*arguments: str, code: int = 0) -> str:
         assert main([*arguments, "--store", str(lived.root)]) == code

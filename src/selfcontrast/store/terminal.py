@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -157,6 +158,6 @@ def _bytes(path: Path) -> int:
 def _console() -> Console:
     """As wide as the terminal; in a file or a pipe wide enough for a row to be a line."""
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # is_terminal is also true under FORCE_COLOR
         console.width = 200
     return console
