@@ -18,7 +18,6 @@ from selfcontrast.evaluation.compare import compare
 from selfcontrast.evaluation.scores import LM_EVAL
 from selfcontrast.job import Job
 from selfcontrast.models.loading import Pretrained, load_tokenizer, template_text
-from selfcontrast.pipeline import contaminated, measured_by, published_data, scores_of
 from selfcontrast.provenance import provenance
 from selfcontrast.report.evaluated import write_evaluated
 from selfcontrast.results import (
@@ -31,6 +30,8 @@ from selfcontrast.results import (
     stage_record,
     track_judgments,
 )
+from selfcontrast.stages.data import contaminated, published_data
+from selfcontrast.stages.evaluate import measured_by, scores_of
 from selfcontrast.store import Artifact
 from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
 from selfcontrast.store.content import Content

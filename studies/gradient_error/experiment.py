@@ -28,9 +28,10 @@ from selfcontrast.models.loading import load_model, load_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import Contrast
-from selfcontrast.pipeline import Round, sft
 from selfcontrast.provenance import provenance
 from selfcontrast.results import stage_record
+from selfcontrast.stages.round import Round
+from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact, Stage
 from selfcontrast.tracking import Tracker
 from studies.gradient_error.gradients import response_gradients

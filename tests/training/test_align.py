@@ -19,8 +19,9 @@ from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import TargetLikelihood
-from selfcontrast.training.align import align, nearest_first, preference_groups
+from selfcontrast.training.align import align
 from selfcontrast.training.fine_tune import HISTORY, fine_tune
+from selfcontrast.training.groups import in_order, nearest_first, preference_groups
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.training import Training
@@ -29,16 +30,22 @@ from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(5)]
 NEGATIVES = {
-    e.id: [Negative(e.id, rank, rank, "", [10 + rank] * (3 + 9 * rank), 0.5) for rank in (2, 0, 3, 1)]
+    e.id: [Negative(e.id, rank, rank, "", [10 + rank] * (3 + 9 * rank), 0.5) for rank in range(4)]
     for e in EXAMPLES
     if e.id != "e3"
 }
 OBJECTIVE = self_contrast(0.1)
 
 
+def first(count: int, cutoff: int) -> tuple[list[Group], int]:
+    """Groups of the first `count` negatives of every prompt."""
+    used = {name: nearest_first(ranked, count) for name, ranked in NEGATIVES.items()}
+    return preference_groups(RENDERER, EXAMPLES, used, cutoff)
+
+
 def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:
     for count in (1, 2, 4):
-        groups, without_room = preference_groups(RENDERER, EXAMPLES, NEGATIVES, count, cutoff=200)
+        groups, without_room = first(count, cutoff=200)
         assert ([g.id for g in groups], without_room) == (["e0", "e1", "e2", "e4"], 0)
         for group, one in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
             assert (list(group.prompt), list(group.target)) == RENDERER.example(one)
@@ -50,7 +57,7 @@ def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
     cutoff = sum(sizes["e2"])  # e2 fits exactly, e4 does not
     used = []
     for count in (1, 4):
-        groups, without_room = preference_groups(RENDERER, EXAMPLES, NEGATIVES, count, cutoff)
+        groups, without_room = first(count, cutoff)
         assert without_room == 1
         assert all(len(g.prompt) + max(map(len, g.responses)) <= cutoff for g in groups)
         for group in groups:
@@ -63,13 +70,13 @@ def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
 
 def test_a_cutoff_that_nothing_fits_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match=r"trainer\.cutoff=5"):
-        preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=5)
+        first(2, cutoff=5)
 
 
 def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[dict[str, Any], list[Record]]:
     """The stage's summary, and what it told while it trained: 8 steps of 2 prompts."""
-    groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=100)
-    pool, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 4, cutoff=100)
+    groups, _ = first(2, cutoff=100)
+    pool, _ = first(4, cutoff=100)
     own, how = hardware(self_check=True), recipe(**{"epochs": 4, "prompts_per_step": 2, **changes})
     folder.mkdir()
     score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", own), pool, "cpu")
@@ -91,7 +98,7 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Ada
     sft = policy_folder(tmp_path / "sft")
     summary, told = aligned(tmp_path / "align", sft, adapter)
     counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps", "tokens")}
-    groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 2, cutoff=100)
+    groups, _ = first(2, cutoff=100)
     read = sum(len(tokens) for group in groups for tokens in (group.prompt, *group.responses))
     assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8, "tokens": 4 * read}
     history = json.loads((tmp_path / "align" / HISTORY).read_text())
@@ -108,7 +115,7 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Ada
 def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(tmp_path: Path) -> None:
     """Bit by bit what the sft stage makes of the same model, data, seed and recipe."""
     sft, own, how = policy_folder(tmp_path / "sft"), hardware(self_check=True), recipe(prompts_per_step=2)
-    groups, _ = preference_groups(RENDERER, EXAMPLES, NEGATIVES, 0, cutoff=100)
+    groups, _ = first(0, cutoff=100)
     told: list[Record] = []
     for folder in (tmp_path / "align", tmp_path / "tuned"):
         folder.mkdir()
@@ -162,10 +169,10 @@ def test_targets_that_become_less_likely_are_warned_about(tmp_path: Path, caplog
     assert not caplog.records
 
 
-def test_nearest_first_orders_negatives_and_their_scores_alike() -> None:
-    ranked = [Negative("a", rank, rank, "", [10 + rank], near) for rank, near in enumerate((0.2, 0.9, 0.5, 0.7))]
-    group = Group("a", [1], [2], [[10], [11], [12]])  # K = 3: the fourth rank is not used
+def test_nearest_first_orders_the_first_ranks_and_in_order_their_scores_alike() -> None:
+    ranked = [Negative("a", rank, rank, "", [10 + rank], near) for rank, near in enumerate((0.2, 0.9, 0.5, 0.9))]
+    used = nearest_first(ranked, 3)  # the fourth rank is not used
+    assert [negative.rank for negative in used] == [1, 2, 0]
+    assert [negative.rank for negative in nearest_first(ranked, 4)] == [1, 3, 2, 0], "of equal ones the lower rank"
     scores = torch.tensor([-1.0, -10.0, -11.0, -12.0, -13.0])
-    groups, reference = nearest_first([group], {"a": ranked[::-1]}, {"a": scores})
-    assert groups[0].negatives == [[11], [12], [10]]
-    assert reference["a"].tolist() == [-1.0, -11.0, -12.0, -10.0]
+    assert in_order({"a": scores, "b": scores}, {"a": used})["a"].tolist() == [-1.0, -11.0, -12.0, -10.0]

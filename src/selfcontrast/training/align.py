@@ -2,18 +2,12 @@
 
 import json
 import logging
-from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from selfcontrast.data.candidates import Negative
-from selfcontrast.data.example import Example
-from selfcontrast.data.rendering import Renderer
-from selfcontrast.errors import UserError
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
@@ -93,46 +87,3 @@ def _displacement(history: Sequence[Record]) -> dict[str, Any]:
             -displacement.change,
         )
     return {"target_log_prob_change": displacement.change, "displaced": displacement.clear}
-
-
-def preference_groups(
-    renderer: Renderer,
-    examples: Sequence[Example],
-    negatives: Mapping[str, Sequence[Negative]],
-    count: int,
-    cutoff: int,
-) -> tuple[list[Group], int]:
-    """Groups of the first `count` ranks of every prompt, and how many prompts the cutoff leaves without room.
-
-    Negatives keep the token ids they were sampled as. Which prompts are used depends on the prompt and its target
-    alone, never on a negative's length; a negative is cut to the tokens that are left, as sampling would have.
-    Raises `UserError` where no prompt has room.
-    """
-    groups = []
-    used = [example for example in examples if example.id in negatives]
-    for example in used:
-        prompt, target = renderer.example(example)
-        room = cutoff - len(prompt)
-        if len(target) <= room:
-            ranked = sorted(negatives[example.id], key=lambda negative: negative.rank)[:count]
-            shown = [n.token_ids[:room] for n in ranked]
-            groups.append(Group(example.id, array("i", prompt), array("i", target), shown))
-    if not groups:
-        raise UserError(f"no prompt and target fit into trainer.cutoff={cutoff} tokens: raise it")
-    return groups, len(used) - len(groups)
-
-
-def nearest_first(
-    groups: Sequence[Group], negatives: Mapping[str, Sequence[Negative]], reference: Mapping[str, Tensor]
-) -> tuple[list[Group], dict[str, Tensor]]:
-    """Groups, and their reference scores [1 + K], with the negatives most similar to the target first.
-
-    The nested draw is in random order. Plackett-Luce ranks by similarity, and weights by rank mean nothing without it.
-    """
-    ordered, scores = [], {}
-    for group in groups:
-        ranked = sorted(negatives[group.id], key=lambda negative: negative.rank)[: len(group.negatives)]
-        order = sorted(range(len(ranked)), key=lambda rank: -ranked[rank].similarity)
-        ordered.append(replace(group, negatives=[group.negatives[rank] for rank in order]))
-        scores[group.id] = reference[group.id][[0, *(1 + rank for rank in order)]]
-    return ordered, scores
