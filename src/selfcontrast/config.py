@@ -134,6 +134,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["evaluation"].backend.check()
     parts["evaluation"].lm_eval.check()
     parts["encoder"].check()
+    parts["evaluation"].contamination.check()
     if not parts["evaluation"].backend.follows_model:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     if cfg.rounds > 1 and not parts["generator"].follows_model:

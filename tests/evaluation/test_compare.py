@@ -11,6 +11,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, compare, row_of
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
+from selfcontrast.filters.encode import LexicalEncoder
 
 # Scores per prompt: two samples each, of one turn or (c) two.
 SFT = {"a": [[0.0], [0.5]], "b": [[1.0], [0.0]], "c": [[0.2, 0.6], [1.0, 0.0]]}
@@ -26,7 +27,7 @@ SETTINGS = Evaluation(
     lm_eval=lm_eval(),
     cap=None,
     judgments_shown=None,
-    contamination=Contamination(8, 0.8, None),
+    contamination=Contamination(8, 0.8, None, LexicalEncoder("word", 1, 1, 16)),
     seed=0,
     level=0.9,
     resamples=200,

@@ -29,7 +29,6 @@ from shared import shared_data
 from tiny import example
 
 ENCODER = SentenceEncoder(BUILTIN, None, "", None, "float32", 256, "cut", False, 64, [])
-WORDS_ALONE = Contamination(ngram=3, containment=0.5, similarity=None)
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,9 @@ class Angles:
         assert len(set(texts)) == len(texts)
         angles = np.radians([float(text) for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+WORDS_ALONE = Contamination(ngram=3, containment=0.5, similarity=None, encoder=Angles())
 
 
 # --- n-grams ---
@@ -128,31 +130,31 @@ def test_nearest_by_hand() -> None:
 
 
 def test_either_rule_flags_and_names_its_match() -> None:
-    rule = Contamination(ngram=2, containment=1.0, similarity=0.9)
-    found = find_contamination(rule, ["10", "50", "90"], ["10", "70", "140"], Angles(), "cpu")
+    rule = Contamination(ngram=2, containment=1.0, similarity=0.9, encoder=Angles())
+    found = find_contamination(rule, ["10", "50", "90"], ["10", "70", "140"], "cpu")
     assert found["containment"].tolist() == [1, 0, 0]
     assert found["copied"].tolist() == ["10", "", ""]
     assert found["nearest"].tolist() == ["10", "70", "70"]
     assert found["similarity"].tolist() == pytest.approx(np.cos(np.radians([0, 20, 20])), abs=1e-6)
     assert found["flagged"].tolist() == [True, True, True]
     assert found["match"].tolist() == ["10", "70", "70"]
-    strict = find_contamination(Contamination(2, 1.0, 0.95), ["10", "50"], ["10", "70"], Angles(), "cpu")
+    strict = find_contamination(Contamination(2, 1.0, 0.95, Angles()), ["10", "50"], ["10", "70"], "cpu")
     assert strict["flagged"].tolist() == [True, False]
     assert strict["match"].tolist() == ["10", ""]
 
 
 def test_without_a_similarity_nothing_is_embedded() -> None:
-    found = find_contamination(WORDS_ALONE, ["a b c", "words of its own"], ["a b c d"], Angles(), "cpu")
+    found = find_contamination(WORDS_ALONE, ["a b c", "words of its own"], ["a b c d"], "cpu")
     assert found["similarity"].isna().all()
     assert found["flagged"].tolist() == [True, False]
     assert found["match"].tolist() == ["a b c d", ""]
 
 
 def test_a_reworded_prompt_is_found_by_meaning_alone() -> None:
-    rule = Contamination(ngram=8, containment=0.8, similarity=0.8)
+    rule = Contamination(ngram=8, containment=0.8, similarity=0.8, encoder=ENCODER)
     prompts = ["How do I bake sourdough bread at home?", "Who painted the ceiling of the Sistine Chapel?"]
     training = ["What is the way to bake a sourdough bread at home?", "Write a poem about the sea."]
-    found = find_contamination(rule, prompts, training, ENCODER, "cpu")
+    found = find_contamination(rule, prompts, training, "cpu")
     assert found["containment"].tolist() == [0, 0]
     assert found["match"].tolist() == [training[0], ""]
 
@@ -162,7 +164,7 @@ def test_a_reworded_prompt_is_found_by_meaning_alone() -> None:
 
 def test_benchmarks_are_written_one_below_the_other(tmp_path: Path) -> None:
     benchmarks = {"test": {"t1": "a b c", "t2": "x y z"}, "mt_bench": {"m1": "p q r"}}
-    summary = check_benchmarks(tmp_path, WORDS_ALONE, benchmarks, ["a b c", "a b c", "p q r s"], Angles(), "cpu")
+    summary = check_benchmarks(tmp_path, WORDS_ALONE, benchmarks, ["a b c", "a b c", "p q r s"], "cpu")
     assert summary == {"test/prompts": 2, "mt_bench/prompts": 1, "test/flagged": 1, "mt_bench/flagged": 1}
     found = pd.read_parquet(tmp_path / FILE)
     assert list(zip(found["benchmark"], found["id"], found["flagged"], strict=True)) == [
@@ -174,7 +176,7 @@ def test_benchmarks_are_written_one_below_the_other(tmp_path: Path) -> None:
 
 def test_no_training_prompts() -> None:
     with pytest.raises(ValueError, match="no training prompts"):
-        find_contamination(WORDS_ALONE, ["a"], [], Angles(), "cpu")
+        find_contamination(WORDS_ALONE, ["a"], [], "cpu")
 
 
 def test_only_what_the_user_says_is_compared() -> None:
@@ -201,7 +203,7 @@ def test_only_what_the_user_says_is_compared() -> None:
 )
 def test_a_rule_that_cannot_be(wrong: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.contamination\.{key}="):
-        Contamination(**{"ngram": 8, "containment": 0.8, "similarity": None, **wrong})
+        Contamination(**{"ngram": 8, "containment": 0.8, "similarity": None, "encoder": Angles(), **wrong})
 
 
 # --- real prompts ---
@@ -219,12 +221,12 @@ def test_self_instructs_user_oriented_tasks_are_found_in_alpaca_eval() -> None:
     """AlpacaEval took them over. Of another collection one prompt stands in both."""
     alpaca = prompts("alpaca_eval", "instructions_baseline.jsonl")
     own = prompts("instruction_tuning", "self_instruct_user_oriented_252.jsonl")
-    rule = Contamination(ngram=13, containment=0.8, similarity=None)
-    found = find_contamination(rule, own, alpaca, Angles(), "cpu")
+    rule = Contamination(ngram=13, containment=0.8, similarity=None, encoder=Angles())
+    found = find_contamination(rule, own, alpaca, "cpu")
     copies = {" ".join(text.split()) for text in alpaca}
     exact = np.array([" ".join(text.split()) in copies for text in own])
     assert found["flagged"][exact].all()
     assert found["flagged"].sum() >= max(247, exact.sum())
     other = prompts("instruction_tuning", "rasbt_instruction_1100.json")
-    found = find_contamination(rule, other, alpaca, Angles(), "cpu")
+    found = find_contamination(rule, other, alpaca, "cpu")
     assert found.loc[found["flagged"], "prompt"].tolist() == ["What is the capital of Australia?"]

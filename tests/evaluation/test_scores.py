@@ -20,7 +20,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.likelihood import target_log_probs
 from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, Policy, evaluate
-from selfcontrast.filters.encode import Embeddings, Encode
+from selfcontrast.filters.encode import Embeddings, Encode, LexicalEncoder
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF
 from tiny import example, llama, policy_folder, tokenizer
@@ -44,7 +44,7 @@ def settings(**changes: Any) -> Evaluation:
         "lm_eval": lm_eval(),
         "cap": None,
         "judgments_shown": None,
-        "contamination": Contamination(8, 0.8, None),
+        "contamination": Contamination(8, 0.8, None, LexicalEncoder("word", 1, 1, 16)),
         "seed": 0,
         "level": 0.95,
         "resamples": 100,

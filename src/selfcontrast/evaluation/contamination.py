@@ -23,6 +23,7 @@ from selfcontrast.constrained import Count, Fraction, check_numbers
 from selfcontrast.data.example import Example
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.models.unread import report_unread, unread
+from selfcontrast.store import fields_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -47,14 +48,25 @@ class Contamination:
         containment: share of the prompt's n-grams in one training prompt, in (0, 1], from which on it is flagged.
         similarity: cosine to the nearest training prompt's embedding, in (0, 1], from which on it is flagged; None
             computes no embeddings.
+        encoder: embeds the prompts; not used where `similarity` is None.
     """
 
     ngram: Annotated[Count, Field(ge=2, le=1000)]
     containment: Fraction
     similarity: Fraction | None
+    encoder: Encoder
 
     def __post_init__(self) -> None:
         check_numbers(self, "evaluation.contamination")
+
+    def check(self) -> None:
+        """Raise `UserError` where the encoder is needed and known to be missing."""
+        if self.similarity is not None:
+            self.encoder.check()
+
+    def fingerprint(self) -> dict[str, Any]:
+        settings = fields_of(self)
+        return settings if self.similarity is not None else {**settings, "encoder": None}
 
 
 def check_benchmarks(
@@ -62,14 +74,13 @@ def check_benchmarks(
     settings: Contamination,
     benchmarks: Mapping[str, Mapping[str, str]],
     training: Sequence[str],
-    encoder: Encoder,
     device: str,
 ) -> dict[str, Any]:
     """Writes `find_contamination` of each benchmark (prompts by id) to `folder`; returns how many were flagged."""
     training = list(dict.fromkeys(training))
     frames = []
     for name, prompts in benchmarks.items():
-        frame = find_contamination(settings, list(prompts.values()), training, encoder, device)
+        frame = find_contamination(settings, list(prompts.values()), training, device)
         frame.insert(0, "benchmark", name)
         frame.insert(1, "id", list(prompts))
         frames.append(frame)
@@ -81,7 +92,7 @@ def check_benchmarks(
 
 
 def find_contamination(
-    settings: Contamination, prompts: Sequence[str], training: Sequence[str], encoder: Encoder, device: str
+    settings: Contamination, prompts: Sequence[str], training: Sequence[str], device: str
 ) -> pd.DataFrame:
     """One row per prompt [n], in order; ValueError where there is no training prompt.
 
@@ -96,7 +107,7 @@ def find_contamination(
     by_words = share >= settings.containment
     similarity, nearest = np.full(len(prompts), np.nan), [""] * len(prompts)
     if settings.similarity is not None:
-        similarity, closest = nearest_cosine(prompts, training, encoder, device)
+        similarity, closest = nearest_cosine(prompts, training, settings.encoder, device)
         nearest = [training[at] for at in closest]
     by_meaning = similarity >= (settings.similarity or 1.0)  # never of NaN
     matches = zip(by_words, copied, by_meaning, nearest, strict=True)

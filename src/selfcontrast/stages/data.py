@@ -31,13 +31,12 @@ def contaminated(job: Job) -> Artifact:
         "split": p.evaluation.split,
         "prompts": p.evaluation.prompts,
         **p.rows,
-        "encoder": None if rule.similarity is None else p.encoder,
     }
 
     def compute(folder: Path) -> Mapping[str, Any]:
         prompts = {e.id: contamination.user_text(e) for e in p.evaluation.choose(p.splits)}
         training = [contamination.user_text(e) for e in p.splits["train"]]
         benchmarks = {p.evaluation.split: prompts, **asked}
-        return contamination.check_benchmarks(folder, rule, benchmarks, training, p.encoder, p.hardware.device)
+        return contamination.check_benchmarks(folder, rule, benchmarks, training, p.hardware.device)
 
     return job.get(Stage("contamination", contamination.VERSION, settings, {}, compute, contamination.__name__))
