@@ -21,7 +21,8 @@ from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import SelfContrast
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.recipe import Recipe
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -40,7 +40,8 @@ from selfcontrast.objectives import Objective
 from selfcontrast.store import Store
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracking
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.recipe import Recipe
 
 GROUPS = (
     "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",

@@ -18,7 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.training import fit as fit_module
-from selfcontrast.training import recipe as recipe_module
+from selfcontrast.training import hardware as hardware_module
 from selfcontrast.training import steps as steps_module
 from selfcontrast.training.callbacks import damage
 from selfcontrast.training.fit import StepData, fit, prepare
@@ -316,7 +316,7 @@ def test_rows_without_sharing_train_the_same_and_are_told(
 
 def test_a_gpu_checks_a_model_by_the_way_that_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit_module._checked_attention(hardware(attention="blocks"), sharded=False) == "blocks"
-    monkeypatch.setattr(recipe_module, "_gpus", lambda: 1)
+    monkeypatch.setattr(hardware_module, "_gpus", lambda: 1)
     own = hardware(accelerator="gpu", precision="bf16-mixed")
     assert fit_module._checked_attention(own, sharded=False) == "masked"
     assert fit_module._checked_attention(own, sharded=True) == "auto"  # on the CPU
