@@ -28,11 +28,11 @@ from selfcontrast.environment import BEGUN
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
+from selfcontrast.evaluation.evaluate import Evaluation
 from selfcontrast.evaluation.published import Figure, read_figures
-from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
-from selfcontrast.generators.stage import Generator
+from selfcontrast.generators.generate import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.models.reward import RewardModel

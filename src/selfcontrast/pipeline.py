@@ -16,18 +16,21 @@ from typing import Any
 import pandas as pd
 
 from selfcontrast.config import Parts
-from selfcontrast.data import published
+from selfcontrast.data import dataset as published
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation import contamination, scores
-from selfcontrast.evaluation.benchmarks import asking, benchmark
+from selfcontrast.evaluation import contamination
+from selfcontrast.evaluation import evaluate as scores
+from selfcontrast.evaluation.benchmarks import answers as asking
+from selfcontrast.evaluation.benchmarks import benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE, compare
-from selfcontrast.filters import diagnostics, embed, negatives, score
+from selfcontrast.filters import diagnostics, embed, score
+from selfcontrast.filters import filter as negatives
 from selfcontrast.filters.shown import shown_candidates
-from selfcontrast.generators import stage as generation
+from selfcontrast.generators import generate as generation
 from selfcontrast.generators.backend import Responder
 from selfcontrast.job import DATA, Job
 from selfcontrast.models.loading import load_tokenizer
@@ -37,7 +40,8 @@ from selfcontrast.results import RESULT, Result, track_judgments
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracker, Untracked
-from selfcontrast.training import align, fine_tune, reference
+from selfcontrast.training import align, reference
+from selfcontrast.training import sft as fine_tune
 from selfcontrast.training.align import preference_groups
 from selfcontrast.training.nodes import this_node
 from selfcontrast.training.steps import length

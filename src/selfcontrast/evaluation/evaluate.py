@@ -29,8 +29,8 @@ from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.contamination import Contamination
+from selfcontrast.evaluation.dialogue import Player
 from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
