@@ -6,7 +6,7 @@ Most mistakes go through `configure` in this process; some through the real comm
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -510,3 +510,28 @@ def test_a_cap_of_the_jobs_judgments_with_a_price() -> None:
 def test_all_benchmarks_can_be_left_out() -> None:
     none = [f"~benchmark@evaluation.benchmarks.{name}" for name in ("dialogues", "pairwise")]
     assert configure(composed(*none, "output=out")).evaluation.benchmarks == {}
+
+
+@dataclass(frozen=True)
+class HalfBenchmark:
+    """A benchmark of somebody's own that lacks most methods."""
+
+    def check(self, verifier: Any) -> None: ...
+
+    def left_out(self, examples: Any, verifier: Any) -> None: ...
+
+
+def test_a_benchmark_that_lacks_methods_is_refused() -> None:
+    name = "evaluation.benchmarks.mine"
+    assert mistake(f"{name}._target_=test_config.HalfBenchmark") == (
+        f"{name}=HalfBenchmark: no benchmark (it lacks asking, lines, own_prompts, relative, run): "
+        "choose one of the files in conf, which name a _target_"
+    )
+    assert mistake(f"{name}=5").startswith(f"{name}=5: no benchmark: choose one of the files in conf")
+
+
+def test_a_backend_of_lm_eval_that_lacks_methods_is_refused() -> None:
+    name = "evaluation.lm_eval.backend"
+    cfg = composed("output=out")
+    cfg.evaluation.lm_eval.backend = {"_target_": "test_config.HalfBenchmark"}
+    assert mistake(choose=cfg).startswith(f"{name}=HalfBenchmark: no backend (it lacks follows_model, open): ")

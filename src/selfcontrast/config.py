@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
-from selfcontrast.constrained import Count, Samples, Seed, Text, WholeNumber, finite, typed
+from selfcontrast.constrained import Count, Samples, Seed, Text, WholeNumber, finite, implementing, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.renderable import renderable
@@ -242,9 +242,8 @@ def _full_key(message: str, where: str, known: Collection[str]) -> str:
 
 
 def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
-    """Names the benchmark whose check fails."""
-    if not hasattr(benchmark, "left_out"):
-        raise UserError(f"{where}: no benchmark; give it a _target_, as the files in conf/benchmark/ do")
+    """Check a benchmark before compute. Raises `UserError` with its name in the config."""
+    implementing(benchmark, Benchmark, where)
     try:
         benchmark.check(verifier)
     except UserError as error:
