@@ -23,7 +23,7 @@ from selfcontrast.data.candidates import SCHEMA
 from selfcontrast.data.example import Example
 from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
 from selfcontrast.filters.embed import CANDIDATES, ROWS, TARGETS
-from selfcontrast.filters.negatives import select_negatives
+from selfcontrast.filters.filter import select_negatives
 from selfcontrast.filters.select import Filter, Selector
 from selfcontrast.filters.selectors import Everything, LeastSimilar, MostSimilarBelow, Random, RankWindow
 

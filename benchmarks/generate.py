@@ -30,7 +30,7 @@ from selfcontrast.data.candidates import Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.generators.hf import HF
 from selfcontrast.models.loading import load_model, load_tokenizer
-from selfcontrast.training.fine_tune import fine_tune
+from selfcontrast.training.sft import fine_tune
 from selfcontrast.training.training import Training
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -16,9 +16,9 @@ from workload import MODELS, random_group, random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.fit import StepData, fit
+from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
-from selfcontrast.training.recipe import Hardware
 from selfcontrast.training.recomputation import checkpoint_layers
 
 STEPS = 4

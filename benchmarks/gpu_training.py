@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from gpu_setting import Setting
 
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.recipe import Recipe
 
 CONF = Path(__file__).parents[1] / "conf" / "hardware"
 

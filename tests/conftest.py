@@ -19,3 +19,17 @@ def vllm_python() -> str:
     if not (python := os.environ.get("SELFCONTRAST_VLLM_PYTHON")):
         pytest.skip("needs an environment with vLLM: make test-vllm, or SELFCONTRAST_VLLM_PYTHON=PATH")
     return os.path.abspath(python)
+
+
+@pytest.fixture
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the settings that a developer's environment may give to a job."""
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_SWEEP_ID",
+        "WANDB_RUN_ID",
+        "SELFCONTRAST_STORE",
+        "SELFCONTRAST_STORE_CACHE",
+    ):
+        monkeypatch.delenv(name, raising=False)

@@ -11,11 +11,11 @@ import pandas as pd
 from judging import around
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.local import Local
-from selfcontrast.evaluation.benchmarks.asking import OWN
+from selfcontrast.evaluation.benchmarks.answers import OWN
 from selfcontrast.evaluation.benchmarks.benchmark import Subject
+from selfcontrast.evaluation.evaluate import ANSWERS
 from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.lm_eval import LmEval
-from selfcontrast.evaluation.scores import ANSWERS
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF
 

@@ -16,12 +16,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from selfcontrast.data.candidates import Candidate, read_candidates
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.generators.stage import FILE as CANDIDATES
+from selfcontrast.generators.generate import FILE as CANDIDATES
 from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import SelfContrast
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.recipe import Recipe
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

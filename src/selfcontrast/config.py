@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
-from selfcontrast.constrained import Count, Samples, Seed, Text, WholeNumber, finite, typed
+from selfcontrast.constrained import Count, Samples, Seed, Text, WholeNumber, finite, implementing, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.renderable import renderable
@@ -28,11 +28,11 @@ from selfcontrast.environment import BEGUN
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
+from selfcontrast.evaluation.evaluate import Evaluation
 from selfcontrast.evaluation.published import Figure, read_figures
-from selfcontrast.evaluation.scores import Evaluation
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
-from selfcontrast.generators.stage import Generator
+from selfcontrast.generators.generate import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.models.reward import RewardModel
@@ -40,7 +40,8 @@ from selfcontrast.objectives import Objective
 from selfcontrast.store import Store
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracking
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.recipe import Recipe
 
 GROUPS = (
     "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",
@@ -242,9 +243,8 @@ def _full_key(message: str, where: str, known: Collection[str]) -> str:
 
 
 def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
-    """Names the benchmark whose check fails."""
-    if not hasattr(benchmark, "left_out"):
-        raise UserError(f"{where}: no benchmark; give it a _target_, as the files in conf/benchmark/ do")
+    """Check a benchmark before compute. Raises `UserError` with its name in the config."""
+    implementing(benchmark, Benchmark, where)
     try:
         benchmark.check(verifier)
     except UserError as error:

@@ -114,10 +114,12 @@ def _hints(cls: Any) -> dict[str, Any]:
 def implementing(value: Any, protocol: Any, name: str) -> Any:
     """Return `value`. Raises `UserError` where it lacks a member of the protocol; none of them is evaluated."""
     absent = object()
-    missing = [m for m in get_protocol_members(protocol) if inspect.getattr_static(value, m, absent) is absent]
+    missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
-        shown = value if not is_dataclass(value) else type(value).__name__
-        _refuse(name, shown, f"no {protocol.__name__.lower()}: choose one of the files in conf, which name a _target_")
+        kind, shown, lacks = protocol.__name__.lower(), value, ""
+        if is_dataclass(value):
+            shown, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
+        _refuse(name, shown, f"no {kind}{lacks}: choose one of the files in conf, which name a _target_")
     return value
 
 

@@ -15,7 +15,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import compare
-from selfcontrast.evaluation.scores import LM_EVAL
+from selfcontrast.evaluation.evaluate import LM_EVAL
 from selfcontrast.job import Job
 from selfcontrast.models.loading import Pretrained, load_tokenizer, template_text
 from selfcontrast.provenance import provenance

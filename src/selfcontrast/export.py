@@ -16,7 +16,7 @@ from selfcontrast.data.candidates import Negative, read_negatives
 from selfcontrast.data.example import Example, Message, Source
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.errors import UserError
-from selfcontrast.filters.negatives import FILE
+from selfcontrast.filters.filter import FILE
 from selfcontrast.results import RESULT, Result
 from selfcontrast.store import MANIFEST
 

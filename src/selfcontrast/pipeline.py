@@ -16,7 +16,7 @@ from selfcontrast.config import Parts
 from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.filters.shown import shown_candidates
-from selfcontrast.generators import stage as generation
+from selfcontrast.generators import generate as generation
 from selfcontrast.job import Job
 from selfcontrast.report.page import write_report
 from selfcontrast.results import RESULT, Result, track_judgments

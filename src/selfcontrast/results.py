@@ -16,14 +16,14 @@ from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.table import judgments_table
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, row_of
+from selfcontrast.evaluation.evaluate import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.evaluation.published import beside
-from selfcontrast.evaluation.scores import ANSWERS, LM_EVAL, Evaluation
-from selfcontrast.filters import negatives
+from selfcontrast.filters import filter as filter_stage
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import Tracker
 from selfcontrast.training.costs import peak_memory
-from selfcontrast.training.fine_tune import HISTORY
+from selfcontrast.training.sft import HISTORY
 
 RESULT = "result.json"
 MODEL = "model"  # what evaluate.py calls the one system that it measures
@@ -246,7 +246,7 @@ def _similarities(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """Empty where nothing was filtered."""
     if "filter" not in artifacts:
         return {}
-    return dict(json.loads((artifacts["filter"].path / negatives.DIAGNOSTICS).read_text()))
+    return dict(json.loads((artifacts["filter"].path / filter_stage.DIAGNOSTICS).read_text()))
 
 
 def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:
@@ -277,7 +277,7 @@ def _answers(frame: pd.DataFrame, name: str, decoding: str) -> list[dict[str, An
 
 
 def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[dict[str, Any]]:
-    file = artifact.path / negatives.FILE
+    file = artifact.path / filter_stage.FILE
     names = pc.unique(pq.read_table(file, columns=["id"])["id"]).to_pylist()
     chosen = names[:: max(1, len(names) // SAMPLES)][:SAMPLES]
     ranked = read_negatives(file, chosen)

@@ -7,23 +7,12 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from selfcontrast.cli.hydra_app import FULL_ERROR, log, one_line, run_hydra, settings
+from selfcontrast.cli.hydra_app import errors_in_one_line, log, run_hydra, settings
 from selfcontrast.environment import set_environment
-from selfcontrast.errors import UserError
 from selfcontrast.files import CONF
 from selfcontrast.preemption import ending
 from selfcontrast.store.full import explained
-
-
-def job(cfg: DictConfig) -> None:
-    try:
-        measure_theory(cfg)
-    except (UserError, OmegaConfBaseException) as error:
-        if FULL_ERROR:
-            raise
-        sys.exit(one_line(error))  # an exception would make Hydra print a line of its own
 
 
 def measure_theory(cfg: DictConfig) -> None:
@@ -43,11 +32,11 @@ def measure_theory(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Hydra around `job`."""
+    """Hydra around `measure_theory`."""
     set_environment()
     with ending():
         sys.argv[1:1] = ["--config-dir", str(Path(__file__).parent)]
-        run_hydra(job, str(CONF), "gradient_error")
+        run_hydra(errors_in_one_line(measure_theory), str(CONF), "gradient_error")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from selfcontrast.data.candidates import Candidate, read_candidates
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.filters.negatives import blocks
+from selfcontrast.filters.filter import blocks
 from selfcontrast.filters.score import Scorer, Verified
 from selfcontrast.filters.select import Filter, Indices, choose
-from selfcontrast.generators import stage as generation
-from selfcontrast.generators.stage import Generation
+from selfcontrast.generators import generate as generation
+from selfcontrast.generators.generate import Generation
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_model, load_tokenizer
 from selfcontrast.models.packing import Group

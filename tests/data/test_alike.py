@@ -19,7 +19,7 @@ from selfcontrast.filters.select import distinct, excluded
 from selfcontrast.generators.imported import Import
 from selfcontrast.generators.openai import OpenAI, _Asking
 from selfcontrast.generators.pairs import Pairs
-from selfcontrast.training.fine_tune import changed_targets, supervised_groups
+from selfcontrast.training.sft import changed_targets, supervised_groups
 from shared import shared_data
 from tiny import candidates_by_prompt, policy_folder, tokenizer
 

@@ -10,7 +10,7 @@ from measuring import lm_eval
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, compare, row_of
 from selfcontrast.evaluation.contamination import Contamination
-from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Evaluation
+from selfcontrast.evaluation.evaluate import ANSWERS, LIKELIHOOD, Evaluation
 from selfcontrast.filters.encode import LexicalEncoder
 
 # Scores per prompt: two samples each, of one turn or (c) two.

@@ -15,7 +15,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
 from selfcontrast.filters.embed import embed
 from selfcontrast.filters.encode import LexicalEncoder
-from selfcontrast.filters.negatives import FILE, select_negatives
+from selfcontrast.filters.filter import FILE, select_negatives
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, Random
 from tiny import example

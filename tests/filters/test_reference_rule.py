@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_negatives import stored
+from test_filter import stored
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.negatives import PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.filter import PROMPTS, SIMILARITIES, select_negatives
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import LeastSimilar
 from tiny import example

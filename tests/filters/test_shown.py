@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_negatives import EXAMPLES, NEAR, SAMPLED, select
+from test_filter import EXAMPLES, NEAR, SAMPLED, select
 
 from selfcontrast.data.candidates import read_negatives
-from selfcontrast.filters.negatives import FILE
+from selfcontrast.filters.filter import FILE
 from selfcontrast.filters.selectors import LeastSimilar
 from selfcontrast.filters.shown import shown_candidates
 

@@ -16,9 +16,9 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder, Sampler, with_room
+from selfcontrast.generators.generate import FILE, Generation, choose, generate
 from selfcontrast.generators.hf import HF, Fitting
 from selfcontrast.generators.sampling import sample
-from selfcontrast.generators.stage import FILE, Generation, choose, generate
 from selfcontrast.models.loading import load_model, load_tokenizer
 from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 

@@ -15,8 +15,8 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.generate import FAILURES, FILE, Generation, generate
 from selfcontrast.generators.openai import OpenAI
-from selfcontrast.generators.stage import FAILURES, FILE, Generation, generate
 from selfcontrast.store import settings_of
 from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 

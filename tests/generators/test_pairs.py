@@ -9,8 +9,8 @@ import pytest
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
+from selfcontrast.generators.generate import choose
 from selfcontrast.generators.pairs import Pairs
-from selfcontrast.generators.stage import choose
 from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.modules import SupervisedFineTuning
-from selfcontrast.training.recipe import Hardware
 from selfcontrast.training.steps import Step
 from tiny import groups, hardware, llama, recipe
 

@@ -10,7 +10,7 @@ import pytest
 
 from selfcontrast.results import RESULT, Result
 
-UNTRACKED = {"_target_": "selfcontrast.tracking.NoTracking"}
+UNTRACKED = {"_target_": "selfcontrast.tracking.tracker.NoTracking"}
 Rows = dict[str, dict[str, float]]
 
 

@@ -14,7 +14,7 @@ from selfcontrast.results import Result
 from wandb_files import OfflineRun
 
 OFFLINE = {
-    "_target_": "selfcontrast.tracking.WandbTracking",
+    "_target_": "selfcontrast.tracking.wandb.WandbTracking",
     "project": "selfcontrast",
     "entity": None,
     "group": None,

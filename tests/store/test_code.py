@@ -56,6 +56,15 @@ def test_code_of_names_that_are_no_files_is_nothing() -> None:
     assert code_of(["__main__", "sys", "json.nothing", "no_such_package.module"]) == {}
 
 
+def test_code_of_imports_for_the_type_checker_alone_is_nothing(shop: Path) -> None:
+    (shop / "tax.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from shop import till\nelse:\n    from shop import prices\n"
+    )
+    (shop / "prices.py").write_text("")
+    assert set(code_of(["shop.tax"])) == {"shop/tax.py", "shop/prices.py"}
+
+
 def test_code_changed_names_the_files_that_differ(shop: Path) -> None:
     before = code_of(["shop.till"])
     (shop / "tax.py").write_text("rate = 2\n")
@@ -105,6 +114,13 @@ def test_code_of_training_does_not_hold_the_report() -> None:
     assert "selfcontrast/losses.py" in found
     assert "selfcontrast/training/module.py" in found
     assert not [name for name in found if name.startswith(("selfcontrast/report", "selfcontrast/cli"))]
+
+
+def test_code_of_evaluation_does_not_hold_its_benchmarks() -> None:
+    found = code_of(["selfcontrast.evaluation.evaluate"])
+    assert "selfcontrast/evaluation/likelihood.py" in found
+    others = ("selfcontrast/evaluation/benchmarks", "selfcontrast/evaluation/judges")
+    assert not [name for name in found if name.startswith(others)]
 
 
 def test_manifest_holds_code_of_its_computation(tmp_path: Path) -> None:

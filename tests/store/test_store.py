@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from selfcontrast.generators.hf import HF
 from selfcontrast.store import MANIFEST, NOT_IN_KEY, RESUME, Artifact, Stage, Store, canonical, settings_of, verify
 from selfcontrast.store import artifact as contents
-from selfcontrast.training.recipe import Hardware
+from selfcontrast.training.hardware import Hardware
 
 fork = multiprocessing.get_context("fork")
 

@@ -20,10 +20,10 @@ from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import TargetLikelihood
 from selfcontrast.training.align import align
-from selfcontrast.training.fine_tune import HISTORY, fine_tune
 from selfcontrast.training.groups import in_order, nearest_first, preference_groups
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
+from selfcontrast.training.sft import HISTORY, fine_tune
 from selfcontrast.training.training import Training
 from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, self_contrast, tokenizer
 

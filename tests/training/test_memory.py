@@ -13,7 +13,7 @@ from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training import fit as fit_module
-from selfcontrast.training import recipe as recipe_module
+from selfcontrast.training import hardware as hardware_module
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.memory import LEAST, MOST, bytes_per_token, still_to_come, tokens_that_fit
 from selfcontrast.training.modules import SupervisedFineTuning
@@ -109,7 +109,7 @@ def test_auto_on_a_gpu_is_asked_for_once_all_weights_are_there(
     losses = module.losses
     monkeypatch.setattr(module, "losses", lambda part: passes.append(part.packed.input_ids.shape[1]) or losses(part))
     monkeypatch.setattr(fit_module, "fitting_pass", fitting)
-    monkeypatch.setattr(recipe_module.Hardware, "device", "cuda")
+    monkeypatch.setattr(hardware_module.Hardware, "device", "cuda")
     with caplog.at_level(logging.INFO):
         fit(module, data, tmp_path, "test")
     assert asked == [(1, expected)]

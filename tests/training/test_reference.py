@@ -16,9 +16,9 @@ from selfcontrast.models.loading import load_model
 from selfcontrast.models.packing import Group
 from selfcontrast.training.align import align
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
-from selfcontrast.training.recipe import Hardware
 from selfcontrast.training.reference import (
     FILE,
     Scoring,

@@ -3,24 +3,13 @@
 import sys
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from selfcontrast.cli.hydra_app import FULL_ERROR, log, one_line, run_hydra, settings
+from selfcontrast.cli.hydra_app import errors_in_one_line, log, run_hydra, settings
 from selfcontrast.constrained import quoted
 from selfcontrast.environment import set_environment
-from selfcontrast.errors import UserError
 from selfcontrast.files import CONF
 from selfcontrast.preemption import ending
 from selfcontrast.store.full import explained
-
-
-def job(cfg: DictConfig) -> None:
-    try:
-        evaluate_model(cfg)
-    except (UserError, OmegaConfBaseException) as error:
-        if FULL_ERROR:
-            raise
-        sys.exit(one_line(error))  # an exception would make Hydra print a line of its own
 
 
 def evaluate_model(cfg: DictConfig) -> None:
@@ -49,8 +38,8 @@ def overrides(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Hydra around `job`."""
+    """Hydra around `evaluate_model`."""
     set_environment()
     sys.argv[1:] = overrides(sys.argv[1:])
     with ending():
-        run_hydra(job, str(CONF), "config")
+        run_hydra(errors_in_one_line(evaluate_model), str(CONF), "config")

@@ -49,6 +49,20 @@ def command() -> str:
     return "selfcontrast train" if Path(sys.argv[0]).name.startswith("selfcontrast") else "python train.py"
 
 
+def errors_in_one_line(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Return the task with an exit in place of an error that a user can mend: Hydra would print a line of its own."""
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except (UserError, OmegaConfBaseException) as error:
+            if FULL_ERROR:
+                raise
+            sys.exit(one_line(error))
+
+    return job
+
+
 def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None:
     """Run a task with Hydra's command line. What a user can mend ends the process with one line and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here

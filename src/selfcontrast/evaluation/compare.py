@@ -7,8 +7,8 @@ from typing import Any, NotRequired, TypedDict, cast
 import pandas as pd
 import pyarrow.parquet as pq
 
+from selfcontrast.evaluation.evaluate import ANSWERS, LIKELIHOOD, Decoded, Evaluation
 from selfcontrast.evaluation.finite import check_finite
-from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, Decoded, Evaluation
 from selfcontrast.evaluation.statistics import (
     Interval,
     mean_interval,

@@ -29,6 +29,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
 from selfcontrast.evaluation.statistics.task_metrics import STDERR
 from selfcontrast.files import EVALUATION
+from selfcontrast.generators.backend import Backend
 from selfcontrast.generators.hf import HF
 from selfcontrast.generators.vllm import VLLM
 from selfcontrast.store import NOT_IN_KEY, fields_of
@@ -64,7 +65,7 @@ class LmEval:
     max_length: Count
     confirm_run_unsafe_code: bool
     batch: Count = field(metadata=NOT_IN_KEY)
-    backend: Any
+    backend: Backend
 
     def __post_init__(self) -> None:
         check_numbers(self, "evaluation.lm_eval")
@@ -272,6 +273,7 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
         with settings.backend.engine(model) as respond:
             yield VllmLM(respond, renderer, settings.backend.max_model_len, special_tokens)
     else:
+        assert isinstance(settings.backend, HF)  # as `check` requires
         from lm_eval.models.huggingface import HFLM
 
         yield HFLM(

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from selfcontrast.data.candidates import Negative, read_negatives, spans
 from selfcontrast.data.example import Example
-from selfcontrast.filters import negatives
+from selfcontrast.filters import filter as filter_stage
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 
 COLUMNS = ["id", "sample", "text", "token_ids", "finish_reason", "log_prob"]
@@ -28,7 +28,7 @@ def shown_candidates(
     places = list(spans(pq.read_table(candidates, columns=["id"])))
     chosen = list(range(0, len(places), max(1, len(places) // prompts)))[:prompts]
     names = [places[at][0] for at in chosen]
-    drawn = read_negatives(selected / negatives.FILE, names)
+    drawn = read_negatives(selected / filter_stage.FILE, names)
     rows = pq.read_table(candidates, columns=COLUMNS, filters=[("id", "in", names)]).to_pandas()
     near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
     parts = []

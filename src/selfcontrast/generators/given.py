@@ -13,7 +13,7 @@ from selfcontrast.data.candidates import SCHEMA, Candidate, candidates_table
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.generators.stage import FILE
+from selfcontrast.generators.generate import FILE
 from selfcontrast.models.loading import load_tokenizer
 
 log = logging.getLogger(__name__)

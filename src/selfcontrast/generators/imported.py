@@ -14,8 +14,8 @@ from selfcontrast.data.formats import OddRow, RowError, prompt_of, ranked_texts,
 from selfcontrast.data.jsonl import existing, read_folder
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
+from selfcontrast.generators.generate import choose
 from selfcontrast.generators.given import write_given
-from selfcontrast.generators.stage import choose
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import Content, note, noted
 

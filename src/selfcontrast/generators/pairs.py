@@ -10,8 +10,8 @@ from selfcontrast.constrained import Count, Seed, check_numbers
 from selfcontrast.data.example import Example
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
+from selfcontrast.generators.generate import choose
 from selfcontrast.generators.given import write_given
-from selfcontrast.generators.stage import choose
 
 log = logging.getLogger(__name__)
 

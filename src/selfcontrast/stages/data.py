@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfcontrast.data import published
+from selfcontrast.data import dataset
 from selfcontrast.evaluation import contamination
 from selfcontrast.job import DATA, Job
 from selfcontrast.store import Artifact, Stage
@@ -14,9 +14,7 @@ from selfcontrast.store.artifact import key_of
 def published_data(job: Job) -> Artifact:
     """All examples: the lineage of whatever is made from them begins here."""
     p = job.parts
-    stage = Stage(
-        DATA, published.VERSION, p.rows, {}, lambda folder: published.publish(folder, p.splits), published.__name__
-    )
+    stage = Stage(DATA, dataset.VERSION, p.rows, {}, lambda folder: dataset.publish(folder, p.splits), dataset.__name__)
     return job.get(stage)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation import scores
-from selfcontrast.evaluation.benchmarks import asking, benchmark
+from selfcontrast.evaluation import evaluate as scores
+from selfcontrast.evaluation.benchmarks import answers as asking
+from selfcontrast.evaluation.benchmarks import benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.generators.backend import Responder

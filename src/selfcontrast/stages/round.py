@@ -9,8 +9,9 @@ from typing import Any
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.filters import diagnostics, embed, negatives, score
-from selfcontrast.generators import stage as generation
+from selfcontrast.filters import diagnostics, embed, score
+from selfcontrast.filters import filter as negatives
+from selfcontrast.generators import generate as generation
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfcontrast.job import Job
 from selfcontrast.store import Artifact, Stage
-from selfcontrast.training import fine_tune
+from selfcontrast.training import sft as fine_tune
 from selfcontrast.training.training import Training
 
 

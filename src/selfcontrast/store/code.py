@@ -104,12 +104,24 @@ def _hash(text: bytes) -> str:
 
 
 def _imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
-    """All names that a module imports as modules; of `from a import b` a.b if that is a module, else a."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield f"{base}.{alias.name}" if _file(f"{base}.{alias.name}") else base
+    """All names that a module imports as modules; of `from a import b` a.b if that is a module, else a.
+
+    Imports for the type checker alone are left out, since they never run. A `Lazy` module is imported.
+    """
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                waiting += node.orelse
+                continue
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                above = package[: len(package) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                for alias in node.names:
+                    yield f"{base}.{alias.name}" if _file(f"{base}.{alias.name}") else base
+            case ast.Call(func=ast.Name(id="Lazy"), args=[ast.Constant(value=str(name))]):
+                yield name
+        waiting += ast.iter_child_nodes(node)

@@ -69,6 +69,16 @@ def sealed_line(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, SEAL: _line_digest(values)}, ensure_ascii=True)
 
 
+def append_line(file: Path, line: str) -> None:
+    """Add a line to a file, which is created where it does not exist. It is on the disk before this returns."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # With a line break first: what a killed process left of its last line spoils no other.
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(f"\n{line}\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def lines_of(file: Path) -> list[str]:
     """A file's lines that are not blank."""
     return [line for line in file.read_bytes().decode("ascii", "replace").split("\n") if line.strip()]

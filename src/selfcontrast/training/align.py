@@ -13,11 +13,11 @@ from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
 from selfcontrast.training.displacement import Displacement
-from selfcontrast.training.fine_tune import HISTORY, model_card
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.reference import score_in_passes
+from selfcontrast.training.sft import HISTORY, model_card
 from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)

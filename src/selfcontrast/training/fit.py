@@ -28,11 +28,12 @@ from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.progress import count
 from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, damage, writing
+from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.memory import bytes_per_token, fitting_pass
 from selfcontrast.training.module import PackedModule
 from selfcontrast.training.nodes import this_node
 from selfcontrast.training.ranks import Ranks
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.recomputation import checkpoint_layers
 from selfcontrast.training.sharding import strategy, whole_weights
 from selfcontrast.training.steps import Pass, Remaining, Step, Steps, rank_passes

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
-from selfcontrast.training.recipe import Hardware
+from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recomputation import checkpoint_layers, is_kept, widest_kept
 
 FRACTION = 0.8  # of what is left; allocators leave gaps, and lengths differ

@@ -20,7 +20,7 @@ from selfcontrast.models.log_probs import response_log_probs, token_log_probs
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.store import RESUME
-from selfcontrast.training.recipe import Hardware
+from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.steps import Steps, as_pass, into_passes, length
 
 VERSION = 3

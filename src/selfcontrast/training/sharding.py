@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from selfcontrast.training.recipe import Hardware
+from selfcontrast.training.hardware import Hardware
 
 
 def strategy(hardware: Hardware) -> Any:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from selfcontrast.models.adapters import Adapter
-from selfcontrast.training.recipe import Hardware, Recipe
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import pandas as pd
 
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.evaluation.benchmarks.asking import Asking
+from selfcontrast.evaluation.benchmarks.answers import Asking
+from selfcontrast.evaluation.evaluate import ANSWERS
 from selfcontrast.evaluation.judges import Surroundings
-from selfcontrast.evaluation.scores import ANSWERS
 from selfcontrast.evaluation.statistics import Interval
 
 VERSION = 4

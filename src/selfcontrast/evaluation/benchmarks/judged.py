@@ -11,7 +11,7 @@ from typing import Any
 from selfcontrast.constrained import Count, Fraction, check_numbers
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.benchmarks.asking import Asking
+from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.unread import Counts, report_unread

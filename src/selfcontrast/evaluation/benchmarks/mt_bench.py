@@ -12,7 +12,7 @@ from selfcontrast.constrained import Count, Samples, Seed, Temperature, Text
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.benchmarks.asking import Asking
+from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject, answers_of
 from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash, judged
 from selfcontrast.evaluation.benchmarks.pairs import SFT, both_orders, judge_pairs, pair_lines

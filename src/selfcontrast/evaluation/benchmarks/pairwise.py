@@ -10,7 +10,7 @@ from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.alpaca_eval import Output, read_outputs
-from selfcontrast.evaluation.benchmarks.asking import Asking
+from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
 from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash
 from selfcontrast.evaluation.benchmarks.pairs import judge_pairs, pair_lines, pairs_of

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from selfcontrast.constrained import Count, Samples, check_numbers
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.evaluation.benchmarks.asking import Asking
+from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
 from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.judges import Case

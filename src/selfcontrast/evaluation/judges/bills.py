@@ -7,7 +7,6 @@ What no line replaces counts at its most.
 
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.store.artifact import key_of
+from selfcontrast.store.sealed import append_line
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,7 @@ class Bills:
         self._write(number, Bill(self._bills[number].prompt, prompt_tokens, completion_tokens))
 
     def _write(self, number: str, bill: Bill) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        # With a line break first: what a killed process left of its last line spoils no other.
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps({'try': number, **vars(bill)})}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._file, json.dumps({"try": number, **vars(bill)}))
         self._remember(number, bill)
 
     def _read(self, line: str) -> None:

@@ -5,7 +5,6 @@ failed is asked for again, and its tokens still count.
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from selfcontrast.evaluation.judges.judgment import Judgment
 from selfcontrast.store.artifact import key_of
-from selfcontrast.store.sealed import Damaged, lines_of, read_line, sealed_line
+from selfcontrast.store.sealed import Damaged, append_line, lines_of, read_line, sealed_line
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +44,7 @@ class Ledger:
 
     def add(self, key: str, judgment: Judgment) -> None:
         """Keeps one try, on the disk before this returns."""
-        line = sealed_line({"key": key, **asdict(judgment)})
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        # With a line break first: what a killed process left of its last line spoils no other.
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._file, sealed_line({"key": key, **asdict(judgment)}))
         self._remember(key, judgment)
 
     def _read(self, line: str) -> None:

@@ -3,52 +3,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import wandb
+from wandb_runs import KEY, offline_runs, online, tracking
 
 from jobs import ROOT
 from selfcontrast.errors import UserError
-from selfcontrast.preemption import ENDED, Stopped
-from selfcontrast.store import Artifact, Stage, Store
-from selfcontrast.tracking import CsvTracking, NoTracking, WandbTracking
-from wandb_files import OfflineRun
-from wandb_server import WandbServer, serving
-
-KEY = "f" * 40
-
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the developer's key nor the settings of an agent."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-
-
-def tracking(mode: str = "auto", upload: bool = False) -> WandbTracking:
-    return WandbTracking("selfcontrast", None, "a group", ["a tag"], mode, upload)
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> tuple[Artifact, Artifact]:
-    """Two, of which the second is made from the first."""
-    store = Store(tmp_path / "store")
-
-    def compute(folder: Path) -> dict[str, int]:
-        (folder / "file.txt").write_text("content")
-        return {"prompts": 3}
-
-    first = store.get(Stage("sft", 1, {"lr": 0.1}, {}, compute))
-    return first, store.get(Stage("align", 1, {"negatives": 2}, {"sft": first}, compute))
-
-
-# --- which mode
+from selfcontrast.store import Artifact
+from selfcontrast.tracking import WandbTracking
+from wandb_server import serving
 
 
 @pytest.mark.parametrize(
@@ -71,22 +38,6 @@ def test_the_mode(monkeypatch: pytest.MonkeyPatch, mode: str, environment: dict[
     assert tracking(mode).resolved_mode() == resolved
 
 
-def test_a_key_in_the_netrc_file_counts(tmp_path: Path) -> None:
-    assert tracking().resolved_mode() == "offline"
-    (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
-    (tmp_path / "netrc").chmod(0o600)
-    assert tracking().resolved_mode() == "online"
-
-
-def test_a_key_of_a_server_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `wandb login --host` leaves it: the host in W&B's settings, the key under it."""
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    (tmp_path / "netrc").write_text(f"machine wandb.example\n  login user\n  password {KEY}\n")
-    (tmp_path / "netrc").chmod(0o600)
-    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example\n")
-    assert tracking().resolved_mode() == "online"
-
-
 def test_online_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="online needs a key"):
         tracking("online").check()
@@ -104,13 +55,27 @@ def test_a_mode_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             tracking().check()
 
 
-# --- what a run holds
-
-
-def offline_runs(folder: Path) -> Iterator[OfflineRun]:
-    wandb.teardown()  # its service writes behind our back until it ends
-    for file in sorted(folder.rglob("*.wandb"), key=lambda file: file.stat().st_mtime):
-        yield OfflineRun(file)
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"project": "a/b"}, r"tracking\.project=a/b: at most 128 characters, none of them"),
+        ({"project": "x" * 129}, r"tracking\.project=x+: at most 128"),
+        ({"entity": "me?"}, r"tracking\.entity=me\?"),
+        ({"group": "g" * 129}, r"tracking\.group=g+"),
+        ({"tags": ["fine", "t" * 65]}, r"tracking\.tags=t+…: at most 64 characters each"),
+    ],
+)
+def test_limits_of_wandb_are_told_before_compute(setting: dict[str, Any], said: str) -> None:
+    fine: dict[str, Any] = {
+        "project": "p",
+        "entity": None,
+        "group": None,
+        "tags": [],
+        "mode": "offline",
+        "upload": False,
+    }
+    with pytest.raises(UserError, match=said):
+        WandbTracking(**{**fine, **setting})
 
 
 def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
@@ -146,7 +111,7 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
     assert {entry.ref for entry in contents} == {f"{place}/file.txt", f"{place}/manifest.json"}
     assert "report" in [artifact.type for artifact in run.artifacts]
     (code,) = (artifact for artifact in run.artifacts if artifact.type == "code")
-    assert "tracking.py" in {entry.path for entry in code.manifest.contents}
+    assert "tracking/wandb.py" in {entry.path for entry in code.manifest.contents}
     assert run.config["provenance"]["packages"]["wandb"] == wandb.__version__
 
 
@@ -207,47 +172,6 @@ def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
     assert run.config["provenance"]["commit"] == head[:12] + "+"
 
 
-# --- a run that goes on
-
-
-def online(monkeypatch: pytest.MonkeyPatch, server: WandbServer) -> WandbTracking:
-    for name, value in {**server.environment, "WANDB_API_KEY": KEY}.items():
-        monkeypatch.setenv(name, value)
-    return tracking("online")
-
-
-def test_a_job_that_was_cut_short_goes_on_in_its_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
-) -> None:
-    def job(settings: dict[str, int], steps: range, fail: bool) -> None:
-        with tracked.run("a name", settings, tmp_path) as tracker:
-            tracker.artifact(replace(artifacts[0], cached=not fail), [])
-            for step in steps:
-                tracker.log("align", {"step": step, "loss": 1 / step})
-            if fail:
-                raise RuntimeError("out of memory")
-
-    with serving() as server:
-        tracked = online(monkeypatch, server)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            job({"negatives": 2}, range(1, 4), fail=True)
-        (run,) = server.runs.values()
-        assert run.exit_code == 1
-        assert run.summary["error"] == "RuntimeError: out of memory"
-        job({"negatives": 2}, range(2, 6), fail=False)  # from the checkpoint of step 1 on
-        assert list(server.runs.values()) == [run]
-        job({"negatives": 2}, range(1, 3), fail=False)  # the same once more, which is another run
-        job({"negatives": 3}, range(1, 3), fail=False)
-        wandb.teardown()
-    assert run.exit_code == 0
-    assert run.series("align/step") == [1, 2, 3, 4, 5]
-    name = f"sft-{artifacts[0].key}"
-    assert (name in run.logged, run.used) == (True, [name])
-    _, again, other = server.runs.values()
-    assert (again.series("align/step"), again.used, name in again.logged) == ([1, 2], [name], False)
-    assert other.config["negatives"] == 3
-
-
 @pytest.mark.slow
 def test_nothing_is_lost_while_the_server_is_out_of_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
@@ -291,41 +215,6 @@ def test_a_job_that_finds_no_server_runs_offline_and_says_so(
     assert server.runs == {}
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "told"),
-    [
-        (Stopped(0), 0, {"stopped": "early"}),
-        (SystemExit(ENDED), 143, {"error": "terminated: the same command goes on from there"}),
-        (KeyboardInterrupt(), 1, {"error": "KeyboardInterrupt: "}),
-    ],
-)
-def test_how_a_job_was_ended_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: dict[str, str]
-) -> None:
-    def job() -> None:
-        with tracked.run("a name", {}, tmp_path):
-            raise error
-
-    with serving() as server:
-        tracked = online(monkeypatch, server)
-        with pytest.raises(type(error)):
-            job()
-        wandb.teardown()
-    (run,) = server.runs.values()
-    assert run.exit_code == code
-    assert told.items() <= run.summary.items()
-    assert ("stopped early" in run.fields["tags"]) == ("stopped" in told)
-
-
-def test_the_id_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_RUN_ID", "given")
-    with serving() as server:
-        with online(monkeypatch, server).run("a name", {}, tmp_path):
-            pass
-        wandb.teardown()
-    assert list(server.runs) == ["given"]
-
-
 def test_a_group_that_the_sweep_chooses_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text("wandb_version: 1\nobjective:\n  value: hinge\n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "params.yaml"))
@@ -335,64 +224,3 @@ def test_a_group_that_the_sweep_chooses_keeps_its_settings(tmp_path: Path, monke
     (run,) = offline_runs(tmp_path)
     assert run.config["objective"] == "hinge"
     assert (run.config["objective.nll_weight"], run.config["objective.beta"]) == (0.5, 0.1)
-
-
-# --- without W&B
-
-
-def test_csv_files_hold_metrics_tables_and_summary(tmp_path: Path) -> None:
-    with CsvTracking().run("a name", {}, tmp_path) as tracker:
-        tracker.log("sft", {"step": 1, "loss": 0.5})
-        tracker.log("sft", {"step": 2, "loss": 0.25})
-        tracker.log("sft", {"step": 2, "validation_loss": 0.75})
-        tracker.log("sft", {"loss": 0.125, "step": 3})
-        tracker.log("align", {"step": 1, "margin": 2.0})
-        tracker.table("samples", pd.DataFrame({"prompt": ['a, "b"'], "answer": ["c\nd"]}))
-        tracker.summary({"value": 0.75})
-    assert (tmp_path / "metrics/sft.csv").read_text() == (
-        "step,loss,validation_loss\n1,0.5,\n2,0.25,\n2,,0.75\n3,0.125,\n"
-    )
-    assert (tmp_path / "metrics/align.csv").read_text() == "step,margin\n1,2.0\n"
-    assert pd.read_csv(tmp_path / "tables/samples.csv").to_dict("records") == [{"prompt": 'a, "b"', "answer": "c\nd"}]
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"value": 0.75}
-
-
-@pytest.mark.parametrize("off", [NoTracking(), tracking("disabled")])
-def test_without_tracking_the_same_calls_leave_nothing(
-    tmp_path: Path, artifacts: tuple[Artifact, Artifact], off: NoTracking | WandbTracking
-) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    report = tmp_path / "report.html"
-    report.write_text("<html></html>")
-    off.check()
-    with off.run("a name", {"negatives": 2}, folder) as tracker:
-        tracker.log("sft", {"step": 1, "loss": 1.0})
-        tracker.table("samples", pd.DataFrame({"prompt": ["a"]}))
-        tracker.artifact(artifacts[1], [artifacts[0]])
-        tracker.summary({"value": 0.75})
-        tracker.files(report)
-    assert list(folder.rglob("*")) == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ({"project": "a/b"}, r"tracking\.project=a/b: at most 128 characters, none of them"),
-        ({"project": "x" * 129}, r"tracking\.project=x+: at most 128"),
-        ({"entity": "me?"}, r"tracking\.entity=me\?"),
-        ({"group": "g" * 129}, r"tracking\.group=g+"),
-        ({"tags": ["fine", "t" * 65]}, r"tracking\.tags=t+…: at most 64 characters each"),
-    ],
-)
-def test_limits_of_wandb_are_told_before_compute(setting: dict[str, Any], said: str) -> None:
-    fine: dict[str, Any] = {
-        "project": "p",
-        "entity": None,
-        "group": None,
-        "tags": [],
-        "mode": "offline",
-        "upload": False,
-    }
-    with pytest.raises(UserError, match=said):
-        WandbTracking(**{**fine, **setting})

@@ -18,7 +18,7 @@ from selfcontrast.data.candidates import Candidate, candidates_table, read_negat
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
-from selfcontrast.filters.negatives import DIAGNOSTICS, FILE, PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.filter import DIAGNOSTICS, FILE, PROMPTS, SIMILARITIES, select_negatives
 from selfcontrast.filters.score import Verified
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, MostSimilarBelow
@@ -231,6 +231,6 @@ def test_a_file_read_in_small_pieces_gives_the_same(tmp_path: Path, monkeypatch:
     whole = chosen_texts(tmp_path / "whole", sampled, Everything(), 3)
     whole_prompts = files.whole_prompts
     monkeypatch.setattr(
-        "selfcontrast.filters.negatives.whole_prompts", lambda file, columns: whole_prompts(file, columns, rows=3)
+        "selfcontrast.filters.filter.whole_prompts", lambda file, columns: whole_prompts(file, columns, rows=3)
     )
     assert chosen_texts(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}

@@ -18,8 +18,8 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.contamination import Contamination
+from selfcontrast.evaluation.evaluate import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, Policy, evaluate
 from selfcontrast.evaluation.likelihood import target_log_probs
-from selfcontrast.evaluation.scores import ANSWERS, LIKELIHOOD, LM_EVAL, Evaluation, Policy, evaluate
 from selfcontrast.filters.encode import Embeddings, Encode, LexicalEncoder
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF

@@ -13,8 +13,8 @@ import pandas as pd
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.answers import Player
-from selfcontrast.evaluation.scores import ANSWERS
+from selfcontrast.evaluation.dialogue import Player
+from selfcontrast.evaluation.evaluate import ANSWERS
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import RESUME

@@ -11,7 +11,7 @@ from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.example import Message
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
-from selfcontrast.evaluation.answers import Answer, Player
+from selfcontrast.evaluation.dialogue import Answer, Player
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF
 from tiny import example, policy_folder, tokenizer

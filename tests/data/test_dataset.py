@@ -3,8 +3,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from selfcontrast.data.builtin import Builtin
+from selfcontrast.data.dataset import FILE, publish
 from selfcontrast.data.example import SPLITS, Example
-from selfcontrast.data.published import FILE, publish
 
 
 def test_what_is_published_is_the_data(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,8 @@ from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.answers import Player
 from selfcontrast.evaluation.contamination import Contamination
+from selfcontrast.evaluation.dialogue import Player
 from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
@@ -38,6 +38,13 @@ from selfcontrast.generators.backend import Backend, Responder
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.unread import report_unread, unread
 from selfcontrast.store import NOT_IN_KEY, RESUME
+
+if TYPE_CHECKING:
+    from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
+else:
+    # Its module imports the judges and statistics, which decide none of the results of this stage, and would be part
+    # of the code that they are made by. `selfcontrast.config` checks that each has the methods of a `Benchmark`.
+    Benchmark = Any
 
 VERSION = 5
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
@@ -82,7 +89,7 @@ class Evaluation:
     level: ProperFraction = field(metadata=NOT_IN_KEY)
     resamples: Annotated[Count, Field(ge=100, le=1_000_000)] = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
-    benchmarks: dict[Text, Any] = field(metadata=NOT_IN_KEY)
+    benchmarks: dict[Text, Benchmark] = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         check_numbers(self, "evaluation")

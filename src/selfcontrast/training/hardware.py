@@ -1,0 +1,99 @@
+"""What a stage is trained on: devices, arithmetic and memory."""
+
+import os
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from selfcontrast.constrained import Count, Positive, Workers, check_numbers
+from selfcontrast.errors import UserError
+from selfcontrast.models.attention.choice import ATTENTIONS, TRAINS_ON
+from selfcontrast.store import NOT_IN_KEY
+
+STRATEGIES = ("ddp", "fsdp2")
+# Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.precision.
+ARITHMETICS = ("32-true", "bf16-mixed")
+
+# Of tokens_per_pass=auto: in training on a CPU, and wherever there is no backward pass.
+TOKENS_PER_PASS = {"cpu": 8192, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a stage is trained. `precision` decides the result; the rest decides how fast it is had."""
+
+    precision: str
+    accelerator: str = field(metadata=NOT_IN_KEY)
+    devices: Workers = field(metadata=NOT_IN_KEY)
+    num_nodes: Workers = field(metadata=NOT_IN_KEY)
+    strategy: str = field(metadata=NOT_IN_KEY)
+    threads: Workers | None = field(metadata=NOT_IN_KEY)
+    attention: str = field(metadata=NOT_IN_KEY)
+    compile: bool = field(metadata=NOT_IN_KEY)
+    tokens_per_pass: Count | Literal["auto"] = field(metadata=NOT_IN_KEY)
+    logits_chunk: Count = field(metadata=NOT_IN_KEY)
+    gradient_checkpointing: bool | Literal["selective"] = field(metadata=NOT_IN_KEY)
+    bf16_copy: bool = field(metadata=NOT_IN_KEY)
+    rescore_reference: bool = field(metadata=NOT_IN_KEY)
+    checkpoint_every: Count = field(metadata=NOT_IN_KEY)
+    peak_tflops: Positive | None = field(metadata=NOT_IN_KEY)
+    self_check: bool = field(metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "hardware")
+        if self.precision not in ARITHMETICS:
+            raise UserError(f"hardware.precision={self.precision}: one of {', '.join(ARITHMETICS)}")
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"hardware.strategy={self.strategy}: one of {', '.join(STRATEGIES)}")
+        if self.accelerator not in ("cpu", "gpu", "auto"):
+            raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
+        if self.attention not in ATTENTIONS:
+            raise UserError(f"hardware.attention={self.attention}: one of {', '.join(ATTENTIONS)}")
+        if self.bf16_copy and self.precision != "bf16-mixed":
+            raise UserError("hardware.bf16_copy=true is for hardware.precision=bf16-mixed: leave it false")
+        if self.bf16_copy and self.strategy == "fsdp2":
+            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 by itself: leave it false")
+        if self.rescore_reference and self.strategy == "fsdp2":
+            raise UserError("hardware.rescore_reference=true needs a device that holds the policy: use strategy=ddp")
+        if self.rescore_reference and self.tokens_per_pass == "auto":
+            raise UserError("hardware.rescore_reference=true needs to know the passes: give tokens_per_pass a number")
+
+    def check(self) -> None:
+        """Raises `UserError` where the machine lacks what the config asks for."""
+        if self.accelerator == "gpu" and _gpus() == 0:
+            raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
+        if self.device == "cuda" and self.devices > _gpus():
+            raise UserError(f"hardware.devices={self.devices}, but torch sees {_gpus()} GPUs here")
+        if self.attention not in TRAINS_ON[self.device]:
+            raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}: use auto")
+        if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+            raise UserError("hardware.compile=true needs a C++ compiler (g++): install one, or leave it false")
+
+    def fixed_tokens_per_pass(self) -> int:
+        """The number in the config; where it says auto, one that needs no look at the memory."""
+        return TOKENS_PER_PASS[self.device] if self.tokens_per_pass == "auto" else self.tokens_per_pass
+
+    @property
+    def device(self) -> str:
+        """Where the stages that are not trained run their models."""
+        return "cuda" if self.accelerator != "cpu" and _gpus() else "cpu"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What Lightning runs a training step in."""
+        import torch
+
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+    def apply_threads(self) -> None:
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+
+def _gpus() -> int:
+    """Count the GPUs that torch can use; a job on the CPU does not wait for torch's import."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

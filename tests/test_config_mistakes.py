@@ -1,0 +1,277 @@
+"""Every mistake in the settings is one line before any compute."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from jobs import TINY
+from selfcontrast.config import configure
+from selfcontrast.errors import UserError
+from test_config import composed, mistake
+
+pytestmark = pytest.mark.usefixtures("quiet_environment")
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("data.trian", "data.train"),
+        ("model.hiden", "model.hidden"),
+        ("sft.learning_rate", None),
+        ("sft.lrr", "sft.lr"),
+        ("generator.sample", "generator.samples"),
+        ("generator.backend.row", "generator.backend.rows"),
+        ("encoder.pth", "encoder.path"),
+        ("filter.max_negative", "filter.max_negatives"),
+        ("filter.selector.shares", "filter.selector.share"),
+        ("objective.betta", "objective.beta"),
+        ("trainer.epoch", "trainer.epochs"),
+        ("hardware.thread", "hardware.threads"),
+        ("evaluation.prompt", "evaluation.prompts"),
+        ("tracking.projekt", "tracking.project"),
+    ],
+)
+def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
+    said = mistake(f"{misspelt}=1")
+    assert said.startswith(f"{misspelt}: no such setting; ")
+    assert (f"did you mean {meant}?" if meant else "it has optimizer, lr, ") in said
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("negatives=0", "negatives=0: must be greater than or equal to 1"),
+        ("negatives=-1", "negatives=-1: must be greater than or equal to 1"),
+        ("negatives=many", "negatives=many: must be a valid integer"),
+        ("negatives=2.5", "negatives=2.5: must be a valid integer"),
+        ("negatives=true", "negatives=True: must be a number, not true or false"),
+        ("negatives=null", "negatives=None: must be a valid integer"),
+        ("rounds=-1", "rounds=-1: must be greater than or equal to 0"),
+        ("method=SFT", "method=SFT: the fine-tuned model has that name; give the policy another"),
+        ("negatives=5", "negatives=5 is more than filter.max_negatives=4: raise that, or lower K"),
+        ("seed=-1", "seed=-1: must be greater than or equal to 0"),
+        (
+            "filter.max_negatives=7",  # refill may use all 6 samples
+            "filter.max_negatives=7 is impossible: of generator.samples=6 the filter keeps 6 at most. "
+            "Sample more, keep more, or ask for fewer",
+        ),
+    ],
+)
+def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
+    assert mistake(override) == line
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("sft.lr=fast", ["sft.lr=fast", "number"]),
+        ("sft.epochs=1.5", ["sft.epochs=1.5", "integer"]),
+        ("trainer.betas=0.9", ["trainer.betas=0.9", "list"]),
+        ("sft.lr=-1", ["sft.lr=-1", "greater than 0"]),
+        ("trainer.tokens=0", ["tokens=0", "null"]),
+        ("sft.epochs=-1", ["sft.epochs=-1", "greater than or equal to 0"]),
+        ("sft.epochs=0", ["sft.epochs=0", "random weights"]),
+        ("trainer.epochs=0", ["trainer.epochs=0", "rounds=0"]),
+        ("model.hidden=63", ["model.hidden=63"]),
+        ("model.precision=int4", ["model.precision=int4", "float32, bfloat16"]),
+        ("generator.temperature=0", ["generator.temperature=0"]),
+        ("filter.selector.share=0", ["filter.selector.share=0"]),
+        ("filter.selector.share=1.5", ["filter.selector.share=1.5"]),
+        (
+            "filter.selector._target_=selfcontrast.filters.selectors.Nearest",
+            ["filter.selector._target_=", "Nearest"],
+        ),
+        ("filter.selector._target_=nowhere.Selector", ["filter.selector._target_=", "nowhere"]),
+        ("filter.selector._target_=os.system", ["filter.selector._target_=os.system"]),
+        ("objective.label_smoothing=0.5", ["objective.label_smoothing=0.5", "less than 0.5"]),
+        ("trainer.optimizer=sgd", ["optimizer=sgd", "adamw, adamw_8bit"]),
+        ("hardware.peak_tflops=-1", ["hardware.peak_tflops=-1", "null"]),
+        ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
+        ("hardware.strategy=ddp2", ["hardware.strategy=ddp2", "ddp, fsdp2"]),
+        ("hardware.attention=dense", ["hardware.attention=dense", "auto, blocks, varlen, flex, masked"]),
+        ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "use auto"]),
+        ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
+        ("evaluation.lm_eval.tasks=[nothing_so]", ["evaluation.lm_eval.tasks=nothing_so", "target_choice"]),
+        ("evaluation.lm_eval.tasks=[humaneval]", ["tasks=humaneval", "confirm_run_unsafe_code=true"]),
+        ("evaluation.lm_eval.fewshot=-1", ["evaluation.lm_eval.fewshot=-1", "null"]),
+        ("evaluation.cap=5", ["evaluation.cap=5", "judge.reading.price"]),
+        ("evaluation.judgments_shown=0", ["evaluation.judgments_shown=0", "or null"]),
+        ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),
+        ("evaluation.decodings=[7]", ["evaluation.decodings[0]=7"]),
+        ("evaluation.decodings=[{name: a, samples: 1}]", ["evaluation.decodings", "temperature"]),
+        ("evaluation.decodings=[{name: a, temperature: hot, samples: 1}]", ["evaluation.decodings"]),
+        (
+            "evaluation.decodings=[{name: a, temperature: 0, samples: 4}]",
+            ["temperature=0", "samples must be 1"],
+        ),
+        ("tracking.mode=cloud", ["tracking.mode=cloud", "offline"]),
+        ("tracking.mode=online", ["online needs a key", "WANDB_API_KEY"]),
+        ("encoder.path=./nowhere", ["encoder.path=./nowhere", "no such folder"]),
+        ("target_metric=elegance", ["target_metric=elegance", "score"]),
+    ],
+)
+def test_values_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, override: str, parts: list[str]
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # the developer's own key
+    said = mistake(override)
+    assert [part for part in parts if part not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("adapter.rank=0", "adapter.rank=0: must be greater than or equal to 1"),
+        (
+            "adapter.target_modules=[q_proj,queries]",
+            "adapter.target_modules: queries is no linear layer of a llama; there are "
+            "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+        ),
+        (
+            "adapter.stages=[sft,align]",
+            "adapter.stages=['sft', 'align']: a model of random weights cannot be fine-tuned by adapters alone; "
+            "use adapter.stages=[align]",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be(override: str, line: str) -> None:
+    assert mistake(override, choose=composed(*TINY, "adapter=lora")) == line
+
+
+@pytest.mark.parametrize(
+    ("package", "overrides", "line"),
+    [
+        (
+            "peft",
+            ["adapter=lora"],
+            "adapter=lora needs peft: pip install -e '.[peft]', or use adapter=none",
+        ),
+        (
+            "bitsandbytes",
+            ["sft.optimizer=adamw_8bit"],
+            "sft.optimizer=adamw_8bit needs bitsandbytes: pip install -e '.[8bit]', or use sft.optimizer=adamw",
+        ),
+    ],
+)
+def test_a_package_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, package: str, overrides: list[str], line: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert mistake(choose=composed(*TINY, *overrides)) == line
+
+
+def test_a_setting_of_no_adapter() -> None:
+    assert mistake("adapter.rank=8") == "adapter.rank: no such setting; it has none"
+
+
+def test_a_store_that_cannot_be() -> None:
+    said = mistake("store=s4://bucket/path", "output=out")
+    assert said.startswith("store=s4://bucket/path: ")
+    assert said.endswith("; a folder, or a URL such as s3://bucket/path")
+
+
+def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "cloud")
+    assert mistake() == "WANDB_MODE=cloud: one of online, offline, disabled"
+
+
+ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("data.jsonl", "", ["data.jsonl", "the file is empty"]),
+        (
+            "data.jsonl",
+            '{"prompt": "a", "completion": "b"}\n{"prompt": \n',
+            ["data.jsonl, line 2", "not valid JSON"],
+        ),
+        ("data.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": 7, "completion": "b"}', ["line 2"]),
+        ("data.jsonl", '{"question": "a"}', ["data.jsonl, line 1", "question", "prompt + completion"]),
+        ("data.json", '[{"prompt": "a",\n "completion" "b"}]', ["data.json, line 2", "not valid JSON"]),
+        ("data.parquet", "PAR1 no", ["data.parquet", "Parquet"]),
+        ("data.csv", "prompt,completion", ["data.csv", ".jsonl"]),
+        ("data.jsonl", json.dumps(ROWS[0]), ["data.jsonl", "fewer than 8"]),
+    ],
+)
+def test_a_data_file_that_cannot_be_used(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
+    (tmp_path / name).write_text(content)
+    said = mistake(choose=composed("data=jsonl", f"data.path={tmp_path / name}"))
+    assert [part for part in parts if part not in said] == []
+
+
+def test_a_data_file_that_is_not_there() -> None:
+    assert mistake(choose=composed("data=jsonl")) == "data.path must be given: data.path=…"
+    assert "data.path=none.jsonl does not exist" in mistake("data.path=none.jsonl", choose=composed("data=jsonl"))
+
+
+ELSEWHERE = [("openai", ""), ("import", "generator.path=")]
+
+
+def own_generator(tmp_path: Path, option: str, given: str) -> DictConfig:
+    """The tiny job with another generator; candidates are those of its first training prompt."""
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Who?", "responses": list("abcdefgh")}))
+    chosen = composed(*[o for o in TINY if not o.startswith("generator.")], f"generator={option}")
+    if given:
+        chosen.generator.path = str(tmp_path / "own.jsonl")
+    return chosen
+
+
+@pytest.mark.parametrize(("option", "given"), ELSEWHERE)
+def test_rounds_need_a_generator_that_follows_the_model(tmp_path: Path, option: str, given: str) -> None:
+    assert mistake("rounds=2", choose=own_generator(tmp_path, option, given)).startswith("rounds=2: each samples from")
+
+
+def test_an_evaluation_needs_a_backend_that_follows_the_model() -> None:
+    said = mistake(choose=composed(*TINY, "backend@evaluation.backend=openai"))
+    assert said.startswith("evaluation.backend: a server has one model")
+
+
+def test_imported_candidates_are_compared_with_the_data_before_any_compute(tmp_path: Path) -> None:
+    said = mistake(choose=own_generator(tmp_path, "import", "generator.path="))
+    assert said.endswith("own.jsonl: none of its 1 prompts is one of the training split's")
+
+
+def test_standard_pairs_cannot_be_drawn_again() -> None:
+    small = ("data.train=64", "data.test=16", "data.validation=16")
+    assert mistake("rounds=2", choose=composed("arm=dpo_std", *small)).startswith("rounds=2: each samples from")
+
+
+def test_lm_evals_backends(tmp_path: Path) -> None:
+    """vLLM's interpreter is looked for before any compute; a server's API gives no likelihoods."""
+    name = "evaluation.lm_eval.backend"
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: backend\.python=.*nowhere: cannot be run"):
+        configure(composed(f"backend@{name}=vllm", f"{name}.python={tmp_path}/nowhere", "output=out"))
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: hf or vllm"):
+        configure(composed(f"backend@{name}=openai", "output=out"))
+
+
+@dataclass(frozen=True)
+class HalfBenchmark:
+    """A benchmark of somebody's own that lacks most methods."""
+
+    def check(self, verifier: Any) -> None: ...
+
+    def left_out(self, examples: Any, verifier: Any) -> None: ...
+
+
+def test_a_benchmark_that_lacks_methods_is_refused() -> None:
+    name = "evaluation.benchmarks.mine"
+    assert mistake(f"{name}._target_=test_config_mistakes.HalfBenchmark") == (
+        f"{name}=HalfBenchmark: no benchmark (it lacks asking, lines, own_prompts, relative, run): "
+        "choose one of the files in conf, which name a _target_"
+    )
+    assert mistake(f"{name}=5").startswith(f"{name}=5: no benchmark: choose one of the files in conf")
+
+
+def test_a_backend_of_lm_eval_that_lacks_methods_is_refused() -> None:
+    name = "evaluation.lm_eval.backend"
+    cfg = composed("output=out")
+    cfg.evaluation.lm_eval.backend = {"_target_": "test_config_mistakes.HalfBenchmark"}
+    assert mistake(choose=cfg).startswith(f"{name}=HalfBenchmark: no backend (it lacks follows_model, open): ")

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from wandb_runs import tracking
+
+from selfcontrast.store import Artifact
+from selfcontrast.tracking import NoTracking, WandbTracking
+
+
+@pytest.mark.parametrize("off", [NoTracking(), tracking("disabled")])
+def test_without_tracking_the_same_calls_leave_nothing(
+    tmp_path: Path, artifacts: tuple[Artifact, Artifact], off: NoTracking | WandbTracking
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    report = tmp_path / "report.html"
+    report.write_text("<html></html>")
+    off.check()
+    with off.run("a name", {"negatives": 2}, folder) as tracker:
+        tracker.log("sft", {"step": 1, "loss": 1.0})
+        tracker.table("samples", pd.DataFrame({"prompt": ["a"]}))
+        tracker.artifact(artifacts[1], [artifacts[0]])
+        tracker.summary({"value": 0.75})
+        tracker.files(report)
+    assert list(folder.rglob("*")) == []

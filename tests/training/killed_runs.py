@@ -1,0 +1,77 @@
+"""Train a small policy, and end the training at any point."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfcontrast.training.callbacks import damage
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.module import Record
+from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.steps import Pass, Step
+from tiny import gpt2, groups, hardware
+
+SPEEDS = {"tokens_per_second", "prompts_per_second", "tflops", "mfu", "peak_memory_gib"}  # differ from run to run
+TRAIN, VALIDATION = groups(10), groups(3, seed=1)
+
+
+class Kill(Exception):
+    pass
+
+
+class Killed(SupervisedFineTuning):
+    """Ends its training by an exception: before, amid or after the update of a step, or in a validation."""
+
+    kill_at: tuple[str, int] = ("", -1)
+
+    def training_step(self, step: Step, index: int) -> None:
+        self._maybe("begin")
+        super().training_step(step, index)
+        self._maybe("end")
+
+    def losses(self, part: Pass) -> Any:
+        if self.trainer.validating:
+            self._maybe("validation")
+        found = super().losses(part)
+        if self.trainer.training:
+            self._maybe("forward")
+        return found
+
+    def _maybe(self, where: str) -> None:
+        if (where, self.trainer.global_step) == self.kill_at:
+            raise Kill
+
+
+def trained(
+    folder: Path,
+    how: Recipe,
+    kill_at: tuple[str, int] | None = None,
+    policy: Any = None,
+    report: Callable[[Record], None] = lambda record: None,
+    **machine: Any,
+) -> tuple[dict[str, Tensor], list[Record]]:
+    """Weights and history (less speeds) after a run, which goes on from what lies in `folder`."""
+    policy = policy or gpt2(0.1)
+    own = hardware(**machine)
+    data = StepData(TRAIN, VALIDATION, how, own, seed=3)
+    prepare(policy, TRAIN, own)
+    module = Killed(policy, how, len(data.steps()), own.logits_chunk, report)
+    module.kill_at = kill_at or ("", -1)
+    if kill_at:
+        torch.manual_seed(7)
+        with pytest.raises(Kill):
+            fit(module, data, folder, "test")
+    else:
+        torch.manual_seed(8 if (folder / "last.ckpt").exists() and not damage(folder / "last.ckpt") else 7)
+        fit(module, data, folder, "test")
+    history = [without_speeds(record) for record in module.history]
+    return {name: value.clone() for name, value in policy.state_dict().items()}, history
+
+
+def without_speeds(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in SPEEDS}

@@ -1,0 +1,18 @@
+"""The settings of the hardware: what is refused."""
+
+from typing import Any
+
+import pytest
+
+from selfcontrast.errors import UserError
+from tiny import hardware
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"devices": 0}, {"tokens_per_pass": 0}, {"peak_tflops": 0.0}, {"accelerator": "tpu"}, {"precision": "16-mixed"}],
+    ids=str,
+)
+def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(setting))):
+        hardware(**setting)
