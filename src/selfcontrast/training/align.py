@@ -16,6 +16,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
+from selfcontrast.models.rows import why_unshared
 from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
 from selfcontrast.training.displacement import Displacement
@@ -48,7 +49,7 @@ def align(
     """
     recipe, hardware, seed, report = training.recipe, training.hardware, training.seed, training.report
     policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
-    data = StepData(groups, [], recipe, hardware, seed)
+    data = StepData(groups, [], recipe, hardware, seed, why_unshared(policy))
     prepare(policy, groups, hardware)
     chunk = hardware.logits_chunk
     steps = data.steps()

@@ -18,7 +18,7 @@ class Cost:
     A matrix costs 2 FLOPs per weight and token forward, 2 backward for the gradient of its input, and 2 for its own
     where it is trained: the 6 N of full training, and 4 N beside LoRA's adapters. Embeddings are looked up and cost
     nothing; the output layer runs over the response tokens alone. A mixture of experts is counted as if every expert
-    were used, and a sliding window as if it were as long as the row.
+    were used, a sliding window as if it were as long as the row, and a layer of linear attention as one of attention.
 
     Attributes:
         body: FLOPs per token of the row, of all matrices but embeddings and the output layer.
@@ -36,8 +36,9 @@ class Cost:
         apart = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)} | {id(output)}
         body = sum(_per_token(p) for p in policy.parameters() if p.ndim >= 2 and id(p) not in apart)
         config = policy.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        attention = 12 * config.num_hidden_layers * config.num_attention_heads * width
+        heads = getattr(config, "num_attention_heads", 0)  # none in a state-space model
+        width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+        attention = 12 * config.num_hidden_layers * heads * width
         return cls(body, _per_token(output), attention)
 
     def flops(self, packed: PackedGroups) -> int:

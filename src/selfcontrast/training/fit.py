@@ -44,10 +44,19 @@ LAST = "last.ckpt"
 
 
 class StepData(LightningDataModule):
-    """Groups for training and validation, as steps and passes for this rank."""
+    """Groups for training and validation, as steps and passes for this rank.
+
+    `unshared` is why the model cannot share a prompt among responses; None where it can.
+    """
 
     def __init__(
-        self, groups: list[Group], validation: list[Group], recipe: Recipe, hardware: Hardware, seed: int
+        self,
+        groups: list[Group],
+        validation: list[Group],
+        recipe: Recipe,
+        hardware: Hardware,
+        seed: int,
+        unshared: str | None = None,
     ) -> None:
         super().__init__()
         self.groups = groups
@@ -55,13 +64,15 @@ class StepData(LightningDataModule):
         self.recipe = recipe
         self.hardware = hardware
         self.seed = seed
+        self.unshared = unshared
         self.bytes_per_token: float | None = None  # of activations, where passes are to fill a GPU's memory
         self._tokens_per_pass: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
         recipe, tokens = self.recipe, self._tokens_per_pass or self.hardware.fixed_tokens_per_pass()
         per_step, place = recipe.prompts_per_step, (rank, ranks)
-        return Steps(self.groups, per_step, recipe.epochs, tokens, self.seed, recipe.tokens, place)
+        may_share = self.unshared is None
+        return Steps(self.groups, per_step, recipe.epochs, tokens, self.seed, recipe.tokens, place, may_share)
 
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer
@@ -130,12 +141,7 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
         last.unlink(missing_ok=True)
     steps = data.steps()
     if not steps.sharing and any(group.negatives for group in data.groups):
-        log.info(
-            "%s: every response has a prompt of its own: prompts are so short that one for all would save a factor of "
-            "%.3f at most",
-            stage,
-            steps.bound,
-        )
+        _tell_of_rows(stage, data.unshared, steps.bound)
     if hardware.tokens_per_pass == "auto" and hardware.device == "cuda":
         data.bytes_per_token = bytes_per_token(module.policy, hardware)
     count(len(steps), "step")
@@ -144,6 +150,21 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     else:
         Ranks(node, hardware.devices, data.seed).run(train, module, data, folder, stage)
     return node.rank == 0
+
+
+def _tell_of_rows(stage: str, unshared: str | None, bound: float) -> None:
+    """Say that every response is computed with a prompt of its own, why, and what it costs."""
+    if unshared is None:
+        log.info(
+            "%s: every response has a prompt of its own: prompts are so short that one for all would save a factor of "
+            "%.3f at most",
+            stage,
+            bound,
+        )
+    else:
+        log.info(
+            "%s: unshared rows: %.2fx the tokens of shared prompts, because the model has %s", stage, bound, unshared
+        )
 
 
 def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Mapping[str, Tensor]:

@@ -58,8 +58,8 @@ def explained(difference: float, square: float, groups: float, expected: float) 
 def _tell(noise: float, loss: float, expected: float, is_noise: bool) -> None:
     if noise > MARGIN_NOISE:
         log.warning(
-            "align: at step 0 margins are %.3g away from 0 (standard deviation) and the loss is %.5g where margins of 0 "
-            "give %.5g, though policy and reference are the same: dropout, or rounding. In bf16 use "
+            "align: at step 0 margins are %.3g away from 0 (standard deviation) and the loss is %.5g where margins of "
+            "0 give %.5g, though policy and reference are the same: dropout, or rounding. In bf16 use "
             "hardware.rescore_reference=true or lower objective.beta",
             noise,
             loss,
