@@ -253,7 +253,9 @@ def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> Non
 def _reward_models(parts: dict[str, Any]) -> list[RewardModel]:
     """All that score dialogues of the data: of the filter, of benchmarks and of their judges."""
     benchmarks = list(parts["evaluation"].benchmarks.values())
-    holders = [parts["filter"], *benchmarks, *(getattr(benchmark, "judge", None) for benchmark in benchmarks)]
+    judges = [getattr(benchmark, "judge", None) for benchmark in benchmarks]
+    panels = [judge for panel in judges for judge in getattr(panel, "judges", {}).values()]
+    holders = [parts["filter"], *benchmarks, *judges, *panels]
     found = [getattr(holder, "reward_model", None) for holder in holders]
     return [model for model in found if isinstance(model, RewardModel)]
 
