@@ -56,7 +56,8 @@ def align(
     module: PackedModule
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
-        if hardware.rescore_reference and objective.needs_reference:
+        # The stored scores are those of the model as it was loaded, which a quantised one is not.
+        if (hardware.rescore_reference or training.adapter.quantised) and objective.needs_reference:
             reference = {**reference, **_rescored(policy, data)}
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"

@@ -1,5 +1,6 @@
 """What a training step costs: floating-point operations by formula, and memory."""
 
+import math
 import resource
 import sys
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Cost:
 
 
 def _per_token(matrix: nn.Parameter) -> int:
-    return (6 if matrix.requires_grad else 4) * matrix.numel()
+    state = getattr(matrix, "quant_state", None)  # of a matrix in 4 bits, two of whose weights are one number
+    return (6 if matrix.requires_grad else 4) * (matrix.numel() if state is None else math.prod(state.shape))
 
 
 def peak_memory(device: torch.device | None = None) -> float:

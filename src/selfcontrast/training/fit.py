@@ -113,12 +113,19 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     if hardware.self_check:
         sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
         policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
-        tolerance = 0.2 if policy.dtype == torch.bfloat16 else 1e-3
+        tolerance = 0.2 if _rounds(policy) else 1e-3
         use_shared_prompt(policy, _checked_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
         use_shared_prompt(policy, hardware.attention)
         policy.to("cpu")  # from where it goes to the ranks
     policy.train()
+
+
+def _rounds(policy: Any) -> bool:
+    """Whether products are of bfloat16: of the weights' type, or of the one that a quantised layer computes in."""
+    return policy.dtype == torch.bfloat16 or any(
+        getattr(layer, "compute_dtype", None) == torch.bfloat16 for layer in policy.modules()
+    )
 
 
 def _checked_attention(hardware: Hardware, sharded: bool) -> str:
