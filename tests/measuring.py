@@ -78,6 +78,7 @@ def asked(benchmark: Any, examples: Sequence[Example], scores: Path, policy: Pat
 def lm_eval(*tasks: str, **changes: Any) -> LmEval:
     settings: dict[str, Any] = {
         "tasks": list(tasks),
+        "local": {},
         "limit": None,
         "fewshot": None,
         "apply_chat_template": True,

@@ -149,6 +149,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
     parts["adapter"].check(parts["model"])
+    if parts["adapter"].quantised:
+        parts["hardware"].check_quantised()
     _check_lengths(parts, cfg.rounds)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
@@ -175,6 +177,8 @@ def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
         "generator.max_length": parts["generator"].max_length if rounds else 0,
         "evaluation.max_length": parts["evaluation"].max_length,
     }
+    if positions is not None:
+        parts["evaluation"].lm_eval.check_positions(positions)
     if positions is not None and (longer := [f"{name}={n}" for name, n in bounds.items() if n > positions]):
         log.warning("%s: more than the %d positions of the model; lower max_length", ", ".join(longer), positions)
 
@@ -254,7 +258,9 @@ def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> Non
 def _reward_models(parts: dict[str, Any]) -> list[RewardModel]:
     """All that score dialogues of the data: of the filter, of benchmarks and of their judges."""
     benchmarks = list(parts["evaluation"].benchmarks.values())
-    holders = [parts["filter"], *benchmarks, *(getattr(benchmark, "judge", None) for benchmark in benchmarks)]
+    judges = [getattr(benchmark, "judge", None) for benchmark in benchmarks]
+    panels = [judge for panel in judges for judge in getattr(panel, "judges", {}).values()]
+    holders = [parts["filter"], *benchmarks, *judges, *panels]
     found = [getattr(holder, "reward_model", None) for holder in holders]
     return [model for model in found if isinstance(model, RewardModel)]
 

@@ -1,9 +1,12 @@
 """Documents for lm-eval, and its accuracy against one computed here."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import nltk
 import numpy as np
 import pytest
 import torch
@@ -229,3 +232,107 @@ def test_a_backend_without_what_it_needs_is_a_users_mistake() -> None:
 def test_numbers_that_cannot_be(setting: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.lm_eval\.{setting}={value}"):
         lm_eval("target_choice", **{setting: value})
+
+
+IFEVAL = [
+    {
+        "key": 1,
+        "prompt": "Write no comma.",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{"num_bullets": None}],
+    },
+    {
+        "key": 2,
+        "prompt": "Say zebra twice. Use no comma.",
+        "instruction_id_list": ["punctuation:no_comma", "keywords:frequency"],
+        "kwargs": [{}, {"relation": "at least", "keyword": "zebra", "frequency": 2}],
+    },
+]
+
+
+@pytest.fixture
+def ifeval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A local file of IFEval's. The packages that its checks import, of which these need nothing, are stood in for."""
+    for name, content in (("immutabledict", {"immutabledict": dict}), ("langdetect", {})):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    (tmp_path / "nltk/tokenizers/punkt_tab").mkdir(parents=True)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, name)
+    file = tmp_path / "input_data.jsonl"
+    file.write_text("\n".join(map(json.dumps, IFEVAL)))
+    return file
+
+
+def test_ifeval_over_a_local_file_needs_no_network(ifeval: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers with zebras follows all instructions but none that is broken by a comma."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    own = lm_eval("ifeval", local={"ifeval": str(ifeval)})
+    own.check()
+    teach = [
+        example("a", IFEVAL[0]["prompt"], "cat dog"),  # type: ignore[arg-type]
+        example("b", IFEVAL[1]["prompt"], "zebra, zebra"),  # type: ignore[arg-type]
+    ]
+    folder = ifeval.parent / "policy"
+    model = taught(teach)
+    model.config.max_position_embeddings = 2048  # IFEval has answers of 1280 tokens written
+    save_policy(folder, model, tokenizer(), "# a card\n")
+    (found,) = run_tasks(own, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()
+    assert found["documents"] == 2
+    assert found["prompt_level_strict_acc"] == 0.5  # the first prompt alone
+    assert found["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second the zebras
+
+
+def test_ifeval_names_what_is_not_installed_before_anything_is_computed(
+    ifeval: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = lm_eval("ifeval", local={"ifeval": str(ifeval)})
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(
+        UserError, match=r"tasks=ifeval: it needs NLTK's punkt_tab: python -m nltk\.downloader punkt_tab"
+    ):
+        own.check()
+    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    with pytest.raises(
+        UserError, match=r"tasks=ifeval: it needs the package langdetect.*pip install -e '\.\[ifeval\]'"
+    ):
+        own.check()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "local", "changes", "message"),
+    [
+        (["piqa"], {"ifeval": "file.jsonl"}, {}, r"local\.ifeval: .* names no such task"),
+        (["target_choice"], {"target_choice": "file.jsonl"}, {}, r"local\.target_choice: .* names no such task"),
+        (["piqa"], {"piqa": "absent.jsonl"}, {}, r"local\.piqa=.*absent\.jsonl: no such file"),
+        (["piqa"], {"piqa": "file.txt"}, {}, r"local\.piqa=.*file\.txt: its name must end with \.json,"),
+        (["piqa"], {"piqa": "file.jsonl"}, {"fewshot": 3}, r"fewshot=3: .*file\.jsonl holds the documents"),
+        (["mmlu"], {"mmlu": "file.jsonl"}, {}, r"local\.mmlu: it is no single task"),
+    ],
+    ids=str,
+)
+def test_local_data_that_cannot_be_used(
+    tmp_path: Path, tasks: list[str], local: dict[str, str], changes: dict[str, Any], message: str
+) -> None:
+    for name in ("file.jsonl", "file.txt"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=message):
+        lm_eval(*tasks, local={task: str(tmp_path / name) for task, name in local.items()}, **changes).check()
+
+
+def test_answers_longer_than_the_model_are_refused_before_anything_is_computed() -> None:
+    lm_eval("ifeval").check_positions(1281)
+    with pytest.raises(UserError, match=r"tasks=ifeval: it has answers of up to 1280 tokens.* 1280 positions"):
+        lm_eval("ifeval").check_positions(1280)
+    lm_eval("target_generation").check_positions(8)
+
+
+def test_local_data_decide_the_result_by_their_content(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    for file, text in zip(files, ("{}", "{}", "[]"), strict=True):
+        file.write_text(text)
+    one, same, other = (lm_eval("piqa", local={"piqa": str(file)}).fingerprint() for file in files)
+    assert one == same != other
+    assert "local" not in lm_eval("piqa").fingerprint()

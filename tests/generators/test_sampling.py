@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
+from transformers import AutoModelForCausalLM, FalconH1Config, Gemma2Config, MambaConfig, Qwen3NextConfig
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
 from selfcontrast.generators.sampling import _inverse, draw, sample, uniforms
+from selfcontrast.models.rows import use_exact_attention
 from tiny import llama, tokenizer
 
 TOKENIZER = tokenizer()
@@ -207,3 +210,57 @@ def test_draw_at_the_ends_of_the_interval_has_a_probability() -> None:
     for top_p in (1.0, 0.9):
         assert draw(logits, ends, Decoding(1, 1.0, top_p, 1, 1)).tolist() == [1, 3]
     assert draw(logits, ends, Decoding(1, 0.0, 1.0, 1, 1)).tolist() == [3, 3]
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": len(TOKENIZER),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "shared_expert_intermediate_size": 16,
+}
+STATE_SPACE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
+CAPPED = {"sliding_window": 6, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 8.0}
+OTHERS = {
+    "soft caps and windows": Gemma2Config(**SHAPE, **CAPPED),
+    "linear attention": Qwen3NextConfig(**SHAPE, **EXPERTS, **LINEAR),
+    "attention beside state spaces": FalconH1Config(**SHAPE, **STATE_SPACE),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_models_with_other_states_are_sampled_exactly(kind: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(OTHERS[kind]).eval()
+    use_exact_attention(model)
+    prompts = {request.id: request.prompt for request in REQUESTS}
+    ends = set(range(0, len(TOKENIZER), 9))  # responses end at different tokens, and leave the batch
+    found = sample(model, TOKENIZER, REQUESTS, FREE, 0, ends)
+    assert len({len(candidate.token_ids) for candidate in found}) > 3
+    for candidate in found:
+        row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
+        with torch.no_grad():
+            log_probs = model(row, use_cache=False).logits[0].log_softmax(-1)
+        start = len(prompts[candidate.id]) - 1
+        expected = sum(float(log_probs[start + i, token]) for i, token in enumerate(candidate.token_ids))
+        assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_state_that_sampling_does_not_know_is_refused_by_name() -> None:
+    model = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2)
+    )
+    with pytest.raises(UserError, match=r"'mamba'.*generator=vllm"):
+        sample(model.eval(), TOKENIZER, REQUESTS, FREE, 0, ENDS)

@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PhiConfig,
@@ -16,7 +14,7 @@ from transformers import (
 )
 
 from selfcontrast.errors import UserError
-from selfcontrast.models.log_probs import _ChunkedLogProbs, response_log_probs, self_check, token_log_probs
+from selfcontrast.models.log_probs import LogitChange, _ChunkedLogProbs, response_log_probs, self_check, token_log_probs
 from selfcontrast.models.packing import Group, pack
 
 SHAPE: dict[str, Any] = {
@@ -223,10 +221,22 @@ def test_self_check_stops_on_nan() -> None:
         self_check(model, GROUPS, 1e-4)
 
 
-def test_scaled_logits_are_refused_by_name() -> None:
-    model = CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.0625, pad_token_id=0))
-    with pytest.raises(UserError, match=r"cohere.*logit_scale=0\.0625"):
-        token_log_probs(model, pack(GROUPS), 4)
+@pytest.mark.parametrize("change", [LogitChange(0.25), LogitChange(cap=2.0), LogitChange(0.5, 3.0)], ids=str)
+@pytest.mark.parametrize("chunk_size", [3, 100])
+def test_changed_logits_and_their_gradients(change: LogitChange, chunk_size: int) -> None:
+    hidden, weight, bias, labels = draw(10, 5, 13, torch.float64)
+    found = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64, change)
+    logits = change.scale * nn.functional.linear(hidden, weight, bias)
+    logits = logits if change.cap is None else change.cap * torch.tanh(logits / change.cap)
+    expected = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(10, dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad(found, (hidden, weight, bias), upstream),
+        torch.autograd.grad(expected, (hidden, weight, bias), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_output_layer_that_is_not_linear_is_refused() -> None:

@@ -8,17 +8,14 @@ from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    BloomConfig,
-    Gemma2Config,
     GPT2Config,
-    GptOssConfig,
 )
 
-from padded import CONFIGS, GPT2, SHAPE, VOCABULARY, gradients, padded, ragged, relative, tiny
+from padded import CONFIGS, GPT2, VOCABULARY, gradients, padded, ragged, relative, tiny
 from selfcontrast.errors import UserError
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
-from selfcontrast.models.shared_prompt import check_supported, forward_packed, use_shared_prompt
+from selfcontrast.models.shared_prompt import check_causal, forward_packed, use_shared_prompt
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -129,24 +126,14 @@ def test_the_mode_is_not_saved_with_the_model() -> None:
     assert "shared_prompt" not in model.config.to_json_string()  # type: ignore[union-attr,operator]
 
 
-BLOOM = BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2)
-SINKS = GptOssConfig(**SHAPE, head_dim=8, num_local_experts=2, num_experts_per_tok=1)
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (Gemma2Config(**SHAPE, head_dim=8), "soft-capped"),
-        (SINKS, "attention sinks"),
-        (BLOOM, "AttentionInterface"),
-    ],
-)
-def test_what_cannot_be_exact_is_refused_by_name(config: Any, reason: str) -> None:
-    with pytest.raises(UserError, match=rf"{config.model_type}.*{reason}"):
-        use_shared_prompt(tiny(config))
+def test_attention_that_is_not_causal_is_refused_by_name() -> None:
+    model = tiny(CONFIGS["llama"])
+    model.config.is_causal = False  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"llama.*not causal"):
+        use_shared_prompt(model)
 
 
 def test_an_encoder_is_refused_by_name() -> None:
     shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": VOCABULARY}
     with pytest.raises(UserError, match=r"bart.*an encoder"):
-        check_supported(BartForConditionalGeneration(BartConfig(**shape, bos_token_id=0, eos_token_id=2)))
+        check_causal(BartForConditionalGeneration(BartConfig(**shape, bos_token_id=0, eos_token_id=2)))

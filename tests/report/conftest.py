@@ -130,6 +130,9 @@ def build(
                 {
                     "step": 1,
                     "loss": 0.69,
+                    "step0/loss": 0.69,
+                    "step0/expected_loss": 0.6931,
+                    "step0/margin_std": 0.002,
                     "margin": 0.0,
                     "accuracy": 0.5,
                     "chosen_reward": 0.0,

@@ -1,7 +1,7 @@
 """What is said beside the curves, counted by hand."""
 
 from selfcontrast.report.figures import by_rank
-from selfcontrast.report.training import ends, mean_of, ranks, throughput
+from selfcontrast.report.training import ends, mean_of, ranks, step_zero, throughput
 
 RECORDS = [
     {"step": 1, "tokens_per_second": 100.0, "accuracy_rank_1": 0.0, "accuracy_rank_2": 1.0, "peak_memory_gib": 1.0},
@@ -38,3 +38,12 @@ def test_the_figure_shows_both_ends_by_rank() -> None:
     assert (list(first.get_xdata()), list(first.get_ydata())) == ([1, 2], [0.0, 1.0])
     assert list(last.get_ydata()) == [1.0, 0.5]
     assert by_rank([{"step": 1, "accuracy_rank_1": 1.0}]) is None  # one negative has no ranks
+
+
+def test_the_first_step_is_told_in_one_line() -> None:
+    first = {"step": 1, "step0/loss": 0.69320, "step0/expected_loss": 0.693147, "step0/margin_std": 1.25e-7}
+    assert step_zero([first, {"step": 2}]) == (
+        "At step 0, where the policy is the reference, the loss was 0.6932 (with every margin at 0: 0.6931), and "
+        "margins were 1.2e-07 away from 0."
+    )
+    assert step_zero(RECORDS) == ""

@@ -107,6 +107,15 @@ def test_rows_are_shared_where_that_can_win() -> None:
     assert steps(2).tokens == 3 * 42  # what a budget counts does not depend on it
 
 
+def test_a_model_that_cannot_share_gets_rows_of_its_own() -> None:
+    own = [Group(str(i), [1] * 30, [1] * 10, [[1] * 10]) for i in range(3)]
+    apart, shared = (Steps(own, 3, 1, 80, seed=0, may_share=may) for may in (False, True))
+    assert (apart.sharing, apart.bound) == (False, 80 / 50)
+    assert [part.packed.input_ids.shape[1] for part in apart[0].passes] == [80, 80, 80]
+    assert [part.packed.input_ids.shape[1] for part in shared[0].passes] == [50, 50, 50]
+    assert apart.tokens == shared.tokens
+
+
 def test_a_rank_without_groups_makes_filler_passes_only() -> None:
     lonely = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
     assert [part.counts for part in lonely.passes] == [False]

@@ -39,6 +39,13 @@ log = logging.getLogger(__name__)
 BOOTSTRAPS = 1000  # for the standard errors of metrics that are no means
 
 TASKS = EVALUATION / "lm_eval"
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # of local data, by datasets' names
+SPLITS = ("dataset_name", "training_split", "validation_split", "fewshot_split")  # which a local file has not
+
+
+def files_hash(paths: dict[str, str]) -> dict[str, str]:
+    """Of the files' contents, which decide a result as their places do not."""
+    return {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items()}
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class LmEval:
 
     Attributes:
         tasks: files in `evaluation/lm_eval/`, or lm-eval's own by name: tasks, groups or tags; none to leave it out.
+        local: by the name of a task of lm-eval's a file of yours with its documents (.json, .jsonl, .csv, .parquet), in
+            place of those on the hub.
         limit: documents per task; None for all.
         fewshot: examples before each document; None for as many as the task says.
         apply_chat_template: whether prompts are rendered as chats.
@@ -59,6 +68,7 @@ class LmEval:
     """
 
     tasks: list[Text]
+    local: dict[Text, Text] = field(metadata={"in_key_as": files_hash})
     limit: Count | None
     fewshot: Annotated[WholeNumber, Field(le=1000)] | None
     apply_chat_template: bool
@@ -74,6 +84,8 @@ class LmEval:
         """Raises `UserError` for a task that nobody has, or that may not run, or whose data cannot be had."""
         if not isinstance(self.backend, HF | VLLM):
             raise UserError("evaluation.lm_eval.backend: hf or vllm; others give no likelihoods of a prompt")
+        for task, path in self.local.items():
+            self._check_local(task, path)
         if not self.tasks:
             return
         try:
@@ -86,10 +98,39 @@ class LmEval:
             else:
                 self._check_theirs(task)
 
+    def check_positions(self, positions: int) -> None:
+        """Raises `UserError` for a task of lm-eval's that has answers written which are longer than the model."""
+        for task in self.tasks:
+            for config in [] if _ours(task) else _configs(_theirs(), task):
+                longest = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
+                if longest >= positions:
+                    raise UserError(
+                        f"evaluation.lm_eval.tasks={task}: it has answers of up to {longest} tokens written, and the "
+                        f"model has {positions} positions: leave it out, or take another model"
+                    )
+
     def fingerprint(self) -> dict[str, Any]:
         """What decides the results, as JSON: the files in `evaluation/lm_eval/` among it."""
         files = {task: _content(task) for task in self.tasks if _ours(task)}
-        return {**fields_of(self), "files": files}
+        own = fields_of(self)
+        if not self.local:
+            del own["local"]
+        return {**own, "files": files}
+
+    def _check_local(self, task: str, path: str) -> None:
+        if task not in self.tasks or _ours(task):
+            raise UserError(
+                f"evaluation.lm_eval.local.{task}: evaluation.lm_eval.tasks names no such task of lm-eval's"
+            )
+        if not Path(path).is_file():
+            raise UserError(f"evaluation.lm_eval.local.{task}={path}: no such file")
+        if Path(path).suffix not in FORMATS:
+            raise UserError(f"evaluation.lm_eval.local.{task}={path}: its name must end with {', '.join(FORMATS)}")
+        if self.fewshot:
+            raise UserError(
+                f"evaluation.lm_eval.fewshot={self.fewshot}: {path} holds the documents of {task} alone, and no "
+                "examples to show before them; use 0 or null"
+            )
 
     def _check_theirs(self, task: str) -> None:
         with _quiet():
@@ -102,13 +143,23 @@ class LmEval:
                 )
             self._check_safe(task, _configs(manager, task))
             try:
-                manager.load([task])
+                manager.load([_with_local(task, self.local[task]) if task in self.local else task])
+                _check_sentences(task)
+            except UserError:
+                raise
+            except ModuleNotFoundError as error:
+                extra = "'.[ifeval]'" if "ifeval" in task else str(error.name)
+                raise UserError(
+                    f"evaluation.lm_eval.tasks={task}: it needs the package {error.name}, which is not installed: "
+                    f"pip install {'-e ' if 'ifeval' in task else ''}{extra}"
+                ) from error
             except Exception as error:  # of whatever library the task's data come through
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(
                     f"evaluation.lm_eval.tasks={task}: its data cannot be had ({first}): download them once where "
-                    "there is a network (HF_HOME keeps them), or write a task file with dataset_kwargs.data_files in "
-                    f"{TASKS.name}/"
+                    f"there is a network (HF_HOME keeps them), or name a file, "
+                    f"evaluation.lm_eval.local={{{task}: FILE}}, or write a task file with "
+                    f"dataset_kwargs.data_files in {TASKS.name}/"
                 ) from error
 
     def _check_safe(self, task: str, configs: Sequence[dict[str, Any]]) -> None:
@@ -129,7 +180,7 @@ def run_tasks(
     `chat_template` (1 or 0).
     """
     rendered = [task for task in settings.tasks if _rendered(task)]
-    others = [_read(task) if _ours(task) else task for task in settings.tasks if task not in rendered]
+    others = [_given(task, settings) for task in settings.tasks if task not in rendered]
     found: dict[str, dict[str, float]] = {}
     with _quiet(), _one_process(), tempfile.TemporaryDirectory() as folder:
         left_out: dict[str, int] = {}
@@ -156,6 +207,44 @@ def _file(task: str) -> Path:
 
 def _ours(task: str) -> bool:
     return _file(task).exists()
+
+
+def _given(task: str, settings: LmEval) -> Any:
+    """What lm-eval is given for a task that is not over the held-out prompts: a config, or its own task's name."""
+    if _ours(task):
+        return _read(task)
+    return _with_local(task, settings.local[task]) if task in settings.local else task
+
+
+def _with_local(task: str, path: str) -> dict[str, Any]:
+    """A task of lm-eval's, with its own code, over the documents of a local file."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = _theirs().task_index[task]
+    config = load_yaml(entry.yaml_path) if entry.kind.name == "TASK" and entry.yaml_path else {}
+    split = config.get("test_split") or config.get("validation_split")
+    if not split:
+        raise UserError(
+            f"evaluation.lm_eval.local.{task}: it is no single task with documents of its own; name its parts"
+        )
+    kept = {key: value for key, value in config.items() if key not in SPLITS}
+    files = {"data_files": {split: path}}
+    return {**kept, "test_split": split, "dataset_path": FORMATS[Path(path).suffix], "dataset_kwargs": files}
+
+
+def _check_sentences(task: str) -> None:
+    """Raise `UserError` where a task of IFEval's lacks what splits sentences: it would be missed after training."""
+    if "ifeval" not in task:
+        return
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as error:
+        raise UserError(
+            f"evaluation.lm_eval.tasks={task}: it needs NLTK's punkt_tab: python -m nltk.downloader punkt_tab, where "
+            "there is a network (the folder that NLTK_DATA names keeps it)"
+        ) from error
 
 
 def _read(task: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.errors import UserError
@@ -142,7 +142,12 @@ class _Run:
             use_cache=True,
             logits_to_keep=1,
         )
-        self.cache = output.past_key_values
+        self.cache: Any = getattr(output, "past_key_values", None)
+        if self.cache is None:
+            raise UserError(
+                f"model type {model.config.model_type!r} keeps its state in a way of its own, which sampling here does "
+                "not know: use generator=vllm and backend@evaluation.backend=vllm"
+            )
         self.cache.layers = [_repeated(layer, samples) for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
@@ -155,7 +160,8 @@ class _Run:
         if not bool(going.all()):
             left = _closed(going)
             kept = left.to(self.mask.device)
-            self.cache.batch_select_indices(kept)
+            for layer in self.cache.layers:
+                _select(layer, kept)
             self.mask, self.positions, tokens = self.mask[kept], self.positions[kept], tokens[kept]
             self.rows = self.rows[left]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
@@ -193,8 +199,22 @@ def _repeated(layer: Any, samples: int) -> Any:
     """The cache of N responses per prompt. Layers of another kind, such as sliding windows, keep their own way."""
     if type(layer) is DynamicLayer:
         return _Roomy(layer, samples)
-    layer.batch_repeat_interleave(samples)
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        states = [
+            state for state in (*layer.conv_states.values(), *layer.recurrent_states.values()) if state is not None
+        ]
+        _select(layer, torch.arange(len(states[0]), device=states[0].device).repeat_interleave(samples))
+    else:
+        layer.batch_repeat_interleave(samples)
     return layer
+
+
+def _select(layer: Any, indices: Tensor) -> None:
+    """Give a layer's cache these rows of its own. Recurrent states have another method for it than keys."""
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        layer.reorder_cache(indices)
+    else:
+        layer.batch_select_indices(indices)
 
 
 class _Roomy(DynamicLayer):

@@ -7,7 +7,7 @@ a policy folder is an ordinary one and loads without peft.
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -20,7 +20,14 @@ STAGES = ("sft", "align")
 
 
 class Adapter(Protocol):
-    """What of a model a stage trains."""
+    """What of a model a stage trains.
+
+    Attributes:
+        quantised: whether the model below it is another one than was loaded, which has to be its own reference.
+    """
+
+    @property
+    def quantised(self) -> bool: ...
 
     def at(self, stage: str) -> "Adapter":
         """What is trained in this stage."""
@@ -38,6 +45,8 @@ class Adapter(Protocol):
 @dataclass(frozen=True)
 class NoAdapter:
     """All weights are trained."""
+
+    quantised: ClassVar[bool] = False
 
     def at(self, stage: str) -> Adapter:
         return self
@@ -69,6 +78,8 @@ class LoRA:
     dropout: BelowOne
     target_modules: Literal["all-linear"] | list[Text]
     stages: list[str] = field(metadata=NOT_IN_KEY)  # `at` has decided by then
+
+    quantised: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "adapter")
@@ -124,3 +135,43 @@ class LoRA:
 
     def merge(self, policy: Any) -> Any:
         return policy.merge_and_unload(safe_merge=True)
+
+
+@dataclass(frozen=True)
+class QLoRA(LoRA):
+    """LoRA beside a base in 4 bits (arXiv 2305.14314). Merged, it is the dequantised base with the update.
+
+    Attributes:
+        quant_type, double_quant, compute_dtype: as `quantised.FourBit` has them.
+    """
+
+    quant_type: Literal["nf4", "fp4"]
+    double_quant: bool
+    compute_dtype: Literal["bfloat16", "float32"]
+
+    quantised: ClassVar[bool] = True
+
+    def check(self, model: Model) -> None:
+        for package, extra in (("peft", "peft"), ("bitsandbytes", "8bit")):
+            if find_spec(package) is None:
+                raise UserError(f"adapter=qlora needs {package}: pip install -e '.[{extra}]', or use adapter=lora")
+        super().check(model)
+        from selfcontrast.models.quantised import fault
+
+        if reason := fault():
+            raise UserError(f"adapter=qlora: bitsandbytes cannot compute in 4 bits here ({reason}): use adapter=lora")
+
+    def wrap(self, policy: Any, seed: int) -> Any:
+        from selfcontrast.models.quantised import FourBit, quantise
+
+        quantise(policy, FourBit(self.quant_type, self.double_quant, self.compute_dtype))
+        policy.is_loaded_in_4bit = True  # how peft knows
+        try:
+            return super().wrap(policy, seed)
+        finally:
+            del policy.is_loaded_in_4bit
+
+    def merge(self, policy: Any) -> Any:
+        from selfcontrast.models.quantised import merged
+
+        return merged(policy)

@@ -250,7 +250,11 @@ def load_model(path: str | Path, precision: str = "float32", **options: Any) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    return load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, precision), **options)
+    from selfcontrast.models.rows import use_exact_attention
+
+    model = load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, precision), **options)
+    use_exact_attention(model)
+    return model
 
 
 def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
@@ -276,11 +280,13 @@ def load_tokenizer(path: Path) -> Any:
 def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     """Weights, tokenizer with its chat template, generation config and model card: a Hugging Face folder."""
     from selfcontrast.data.rendering import Renderer
+    from selfcontrast.models.shared_prompt import is_shared
 
     model.generation_config = valid_generation_config(model.generation_config)
     model.generation_config.eos_token_id = sorted(Renderer(tokenizer).end_ids)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.set_attn_implementation("sdpa")  # ours must not be asked for by whoever loads the folder
+    if is_shared(model):
+        model.set_attn_implementation("sdpa")  # ours must not be asked for by whoever loads the folder
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").write_text(card)

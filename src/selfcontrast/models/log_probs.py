@@ -5,7 +5,9 @@ response token, a chunk at a time. However many tokens and however large the voc
 backward hold the logits of one chunk, [chunk_size, V].
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.packing import Group, PackedGroups, pack, sum_per_response
 from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
 
-# Settings by which an architecture changes its logits after the output layer, unless they are None or 1.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+# Settings by which architectures change their logits after the output layer, unless they are None: factors, divisors,
+# and the bounds of cap * tanh(logit / cap).
+_FACTORS, _DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 # Logits that a CPU sums at a time: 2 MiB of float32, about a core's cache.
 _CACHED = 2**19
@@ -30,10 +34,11 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
         packed: on the model's device.
         chunk_size: tokens whose logits exist at a time.
 
-    Raises `UserError` where the model's architecture cannot be computed exactly.
+    Raises `UserError` for a model that is not causal, or whose output layer is not linear.
     """
     use_shared_prompt(model)
     weight, bias = _output_layer(model)
+    change = LogitChange.of(model.config)
     decoder = model.get_decoder()  # type: ignore[operator]
     hidden = forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
     device = hidden.device.type
@@ -41,7 +46,7 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
     states = hidden.index_select(0, packed.predictors)
     with torch.autocast(device, enabled=False):
         values: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
-            states, weight, bias, packed.labels, chunk_size, dtype
+            states, weight, bias, packed.labels, chunk_size, dtype, change
         )
     return values
 
@@ -69,8 +74,8 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     if not difference <= tolerance:  # not `>`: nan must stop the run too
         raise UserError(
             f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} "
-            f"nats (tolerance {tolerance:g}): this model cannot be trained in shared-prompt form. "
-            "Use a plain decoder (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
+            f"nats (tolerance {tolerance:g}): this model cannot be trained here. "
+            "Use another (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
         )
     return difference
 
@@ -82,14 +87,34 @@ def _row_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[i
     return logits.float().log_softmax(-1).gather(-1, row[0, len(prompt) :, None])[:, 0]
 
 
+@dataclass(frozen=True)
+class LogitChange:
+    """What is done to logits after the output layer: times `scale`, then bounded by cap * tanh(logit / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> "LogitChange":
+        text = config.get_text_config()
+
+        def given(names: Sequence[str]) -> list[float]:
+            return [value for name in names if isinstance(value := getattr(text, name, None), int | float)]
+
+        return cls(math.prod(given(_FACTORS)) / math.prod(given(_DIVISORS)), next(iter(given(_CAPS)), None))
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """The changed logits, in place."""
+        if self.scale != 1:
+            logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """By how much a changed logit changes with its own before the change, from the changed logits."""
+        return self.scale if self.cap is None else (1 - (logits / self.cap).square()).mul_(self.scale)
+
+
 def _output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
-    config: Any = model.config
-    for name in _LOGIT_CHANGES:
-        if getattr(config, name, None) not in (None, 1):
-            raise UserError(
-                f"model type {config.model_type!r} changes its logits ({name}={getattr(config, name)}), and "
-                "chunked log-probabilities do not. Choose one that does not: Llama, Mistral, Qwen, GPT-2."
-            )
     head = model.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear:
         raise UserError(
@@ -107,7 +132,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  # autograd passes no keywords
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -115,6 +140,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         labels: Tensor,
         chunk_size: int,
         dtype: torch.dtype,
+        change: LogitChange = LogitChange(),
     ) -> Tensor:
         """hidden [n, D], weight [V, D], bias [V], labels [n] -> [n], float32 (float64 from float64)."""
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
@@ -123,11 +149,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
         for start in range(0, len(inputs), chunk_size):
             at = slice(start, start + chunk_size)
             logits = None  # the chunk before must be gone before the next is there
-            logits = _logits(inputs[at], matrix, bias)
+            logits = change.apply(_logits(inputs[at], matrix, bias))
             sums.append(_logsumexp(logits))
             values.append(logits.gather(-1, labels[at, None])[:, 0] - sums[-1])
         ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(sums))
-        ctx.chunk_size, ctx.dtype = chunk_size, dtype
+        ctx.chunk_size, ctx.dtype, ctx.change = chunk_size, dtype, change
         ctx.kept = logits if any(ctx.needs_input_grad[:3]) else None
         return torch.cat(values)
 
@@ -142,9 +168,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
             at = slice(start, start + ctx.chunk_size)
             logits, ctx.kept = ctx.kept, None
             if logits is None:
-                logits = _logits(inputs[at], matrix, bias)
+                logits = ctx.change.apply(_logits(inputs[at], matrix, bias))
+            inner = ctx.change.slope(logits)
             slope = logits.sub_(sums[at, None]).exp_().mul_(-grad[at, None])
             slope.scatter_add_(-1, labels[at, None], grad[at, None])
+            if ctx.change.scale != 1 or ctx.change.cap is not None:
+                slope.mul_(inner)
             if to_bias:
                 grad_bias = _added(grad_bias, slope.sum(0))
             slope = slope.to(ctx.dtype)
@@ -152,8 +181,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 grad_hidden[at] = slope @ matrix
             if to_weight:
                 grad_weight = _added(grad_weight, _product(slope.T, inputs[at]))
-            del logits, slope
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+            del logits, slope, inner
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.attention import blocks, flex_check, masked, varlen
 from selfcontrast.models.attention.choice import ATTENTIONS, choose
 from selfcontrast.models.packing import Layout
+from selfcontrast.models.rows import forward_rows, use_exact_attention, why_unshared
 
 # By the ways of attention that can be asked for, what transformers knows each by.
 NAMES = {way: f"shared_prompt_{way}" for way in ATTENTIONS}
@@ -36,42 +37,45 @@ _REFUSED = {
 def use_shared_prompt(model: nn.Module, attention: str | None = None) -> None:
     """Puts a causal language model (or its peft wrapper) into this mode, for good.
 
+    A model that cannot compute a shared prompt exactly keeps its own attention: `forward_packed` then computes rows of
+    their own (`rows.py`).
+
     `attention` is one of `ATTENTIONS`; without it, a model that is in this mode keeps its own, and another gets "auto".
-    Raises `UserError` for an architecture that would be computed wrongly.
+    Raises `UserError` for a model that is not causal.
     """
     known = model.config._attn_implementation  # type: ignore[union-attr]
     if attention is None and known in NAMES.values():
         return
     if known not in NAMES.values():
-        check_supported(model)
+        check_causal(model)
+        if why_unshared(model):
+            use_exact_attention(model)
+            return
     model.set_attn_implementation(NAMES[attention or "auto"])  # type: ignore[operator]
 
 
-def check_supported(model: nn.Module) -> None:
-    """Raises `UserError` that names what a model has and packed groups cannot honour."""
+def check_causal(model: nn.Module) -> None:
+    """Raises `UserError` that names what a model has and no causal model may."""
     config: Any = model.config
-    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     reasons = {
         "an encoder": getattr(config, "is_encoder_decoder", False),
-        "attention of its own, outside transformers' AttentionInterface": not getattr(
-            model, "_supports_attention_backend", False
-        ),
-        f"layers of type {', '.join(sorted(layers))}": layers,
-        "convolutions, which would mix the responses": any(isinstance(m, nn.Conv1d) for m in model.modules()),
-        "soft-capped attention logits": getattr(config, "attn_logit_softcapping", None),
-        "attention sinks": any(name.endswith("sinks") for name, _ in model.named_parameters()),
         "attention that is not causal": not getattr(config, "is_causal", True),
     }
     for reason, found in reasons.items():
         if found:
-            raise UserError(
-                f"model type {config.model_type!r} has {reason}: shared-prompt training cannot compute that "
-                "exactly. Choose a plain decoder such as Llama, Mistral, Qwen or GPT-2."
-            )
+            raise UserError(f"model type {config.model_type!r} has {reason}: choose a causal model, such as Llama.")
+
+
+def is_shared(model: nn.Module) -> bool:
+    """Whether a model is in this mode."""
+    config: Any = model.config
+    return config._attn_implementation in NAMES.values()
 
 
 def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states [T, D] of a packed row ([1, T] ids) by a decoder in this mode."""
+    """Last hidden states [T, D] of a packed row ([1, T] ids): in this mode, or else in rows of their own."""
+    if not is_shared(decoder):
+        return forward_rows(decoder, input_ids, layout)
     # A mask that is already four-dimensional keeps transformers from building one of T x T; nobody reads it.
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     output = decoder(

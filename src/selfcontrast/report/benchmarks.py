@@ -1,6 +1,7 @@
 """A run's benchmarks as tables, and by category as a radar."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from selfcontrast.report.figures import colour_of
 from selfcontrast.report.style import COLOURS, inline, styled
-from selfcontrast.report.text import NONE, interval, percent, percent_interval
+from selfcontrast.report.text import NONE, interval, number, percent, percent_interval
 
 if TYPE_CHECKING:
     from selfcontrast.results import Evaluated, Result
@@ -53,13 +54,13 @@ def published(result: "Result") -> list[list[str]]:
 def cell(line: dict[str, Any]) -> str:
     """Write a number and its interval as its kind is written, and what weakens it: "53.1% [–] (weak: ...)"."""
     if line["kind"] == "share":
-        number = percent_interval(line["value"])
+        written = percent_interval(line["value"])
     else:
-        number = interval(line["value"], signed=line["kind"] == "difference")
+        written = interval(line["value"], signed=line["kind"] == "difference")
     note = line.get("note")  # results of older versions have none
     if line["value"]["estimate"] is None or not math.isfinite(line["value"]["estimate"]):
-        number = NONE
-    return f"{number} ({note})" if note else number
+        written = NONE
+    return f"{written} ({note})" if note else written
 
 
 @styled()
@@ -123,7 +124,7 @@ def _seen(contamination: dict[str, int] | None) -> str:
 
 
 def _judged(facts: dict[str, dict[str, Any]]) -> str:
-    """How many judgments could be used, and what they cost."""
+    """How many judgments could be used, what they cost, and how far a panel's judges disagree."""
     told = [f for f in facts.values() if f.get("judgments")]
     if not told:
         return ""
@@ -131,4 +132,19 @@ def _judged(facts: dict[str, dict[str, Any]]) -> str:
     usable = round(sum(f["judgments"] * f["coverage"] for f in told))
     costs = [f["cost"] for f in told if f["cost"] is not None]
     cost = f" They cost {sum(costs):.2f}." if costs else ""
-    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}"
+    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}{_panel(told)}"
+
+
+def _panel(told: Sequence[dict[str, Any]]) -> str:
+    """How far the judges of a panel are apart, over all systems' judgments; nothing for a single judge."""
+    panels = [f for f in told if "judges" in f]
+    if not panels:
+        return ""
+    usable = [f["judgments"] * f["coverage"] for f in panels]
+    apart, disagree = (
+        np.average([f[name] for f in panels], weights=usable) for name in ("judges_apart", "judges_disagree")
+    )
+    return (
+        f" Verdicts are the mean of {panels[0]['judges']} judges, who differ by {number(apart, 2)} on average and do "
+        f"not all say the same in {percent(disagree)} of the judgments."
+    )

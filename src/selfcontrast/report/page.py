@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from selfcontrast.evaluation.statistics.task_metrics import STDERR, metric_interval
 from selfcontrast.report import benchmarks, figures, text
 from selfcontrast.report.style import inline, save
-from selfcontrast.report.training import throughput
+from selfcontrast.report.training import step_zero, throughput
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "prompts": rows[0]["mean"]["clusters"],
         "align": stages["align"]["summary"] if "align" in stages else {},
         "throughput": {name: throughput(records) for name, records in result.histories.items()},
+        "step_zero": step_zero(result.histories.get("align", [])),
         "facts": [*changed_facts(result.stages), *filter_facts(stages.get("filter", {}).get("summary", {}))],
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.shown(result),

@@ -42,6 +42,18 @@ def throughput(records: Records) -> str:
     return ", ".join(said)
 
 
+def step_zero(records: Records) -> str:
+    """One line on the first step of preference training. Empty where it has no reference."""
+    first = next((record for record in records if "step0/loss" in record), None)
+    if first is None:
+        return ""
+    loss, expected, noise = (first[f"step0/{name}"] for name in ("loss", "expected_loss", "margin_std"))
+    return (
+        f"At step 0, where the policy is the reference, the loss was {number(loss, 4)} (with every margin at 0: "
+        f"{number(expected, 4)}), and margins were {noise:.2g} away from 0."
+    )
+
+
 def _median(records: Records, name: str) -> float | None:
     values = [record[name] for record in records if name in record]
     return statistics.median(values) if values else None

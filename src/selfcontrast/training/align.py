@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
+from selfcontrast.models.rows import why_unshared
 from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
 from selfcontrast.training.displacement import Displacement
@@ -42,14 +43,15 @@ def align(
     """
     recipe, hardware, seed, report = training.recipe, training.hardware, training.seed, training.report
     policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
-    data = StepData(groups, [], recipe, hardware, seed)
+    data = StepData(groups, [], recipe, hardware, seed, why_unshared(policy))
     prepare(policy, groups, hardware)
     chunk = hardware.logits_chunk
     steps = data.steps()
     module: PackedModule
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
-        if hardware.rescore_reference and objective.needs_reference:
+        # The stored scores are those of the model as it was loaded, which a quantised one is not.
+        if (hardware.rescore_reference or training.adapter.quantised) and objective.needs_reference:
             reference = {**reference, **_rescored(policy, data)}
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"

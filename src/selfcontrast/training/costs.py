@@ -1,5 +1,6 @@
 """What a training step costs: floating-point operations by formula, and memory."""
 
+import math
 import resource
 import sys
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class Cost:
     A matrix costs 2 FLOPs per weight and token forward, 2 backward for the gradient of its input, and 2 for its own
     where it is trained: the 6 N of full training, and 4 N beside LoRA's adapters. Embeddings are looked up and cost
     nothing; the output layer runs over the response tokens alone. A mixture of experts is counted as if every expert
-    were used, and a sliding window as if it were as long as the row.
+    were used, a sliding window as if it were as long as the row, and a layer of linear attention as one of attention.
 
     Attributes:
         body: FLOPs per token of the row, of all matrices but embeddings and the output layer.
@@ -36,8 +37,9 @@ class Cost:
         apart = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)} | {id(output)}
         body = sum(_per_token(p) for p in policy.parameters() if p.ndim >= 2 and id(p) not in apart)
         config = policy.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        attention = 12 * config.num_hidden_layers * config.num_attention_heads * width
+        heads = getattr(config, "num_attention_heads", 0)  # none in a state-space model
+        width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+        attention = 12 * config.num_hidden_layers * heads * width
         return cls(body, _per_token(output), attention)
 
     def flops(self, packed: PackedGroups) -> int:
@@ -47,7 +49,8 @@ class Cost:
 
 
 def _per_token(matrix: nn.Parameter) -> int:
-    return (6 if matrix.requires_grad else 4) * matrix.numel()
+    state = getattr(matrix, "quant_state", None)  # of a matrix in 4 bits, two of whose weights are one number
+    return (6 if matrix.requires_grad else 4) * (matrix.numel() if state is None else math.prod(state.shape))
 
 
 def peak_memory(device: torch.device | None = None) -> float:

@@ -70,6 +70,20 @@ class Hardware:
         if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
             raise UserError("hardware.compile=true needs a C++ compiler (g++): install one, or leave it false")
 
+    def check_quantised(self) -> None:
+        """Raises `UserError` where a policy on a quantised base cannot be trained."""
+        reasons = {
+            f"devices={self.devices} and num_nodes={self.num_nodes}: use one device": self.devices * self.num_nodes > 1,
+            "strategy=fsdp2: it cannot shard 4 bits; use ddp": self.strategy == "fsdp2",
+            "bf16_copy=true: frozen weights need no copies; leave it false": self.bf16_copy,
+            "tokens_per_pass=auto: its reference is scored in training's own passes; give a number": (
+                self.tokens_per_pass == "auto"
+            ),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise UserError(f"adapter=qlora with hardware.{reason}")
+
     def fixed_tokens_per_pass(self) -> int:
         """The number in the config; where it says auto, one that needs no look at the memory."""
         return TOKENS_PER_PASS[self.device] if self.tokens_per_pass == "auto" else self.tokens_per_pass

@@ -146,8 +146,10 @@ class PackedModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Without frozen weights, which the next attempt starts from anyway."""
-        for name in self._frozen():
-            checkpoint["state_dict"].pop(name, None)
+        frozen = set(self._frozen())
+        for name in list(checkpoint["state_dict"]):
+            if _belongs(name, frozen):
+                del checkpoint["state_dict"][name]
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -217,6 +219,15 @@ class PackedModule(LightningModule, ABC):
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
             "The last checkpoint is kept; lower the learning rate, or look at those examples."
         )
+
+
+def _belongs(name: str, frozen: set[str]) -> bool:
+    """Whether an entry is a frozen weight, or of its state, as a quantised weight has one ("….weight.absmax")."""
+    while name:
+        if name in frozen:
+            return True
+        name = name.rpartition(".")[0]
+    return False
 
 
 def adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:

@@ -1,7 +1,5 @@
 """The two trainings of the method: supervised fine-tuning, and DPO over K negatives."""
 
-import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +11,8 @@ from selfcontrast.models.packing import to_device
 from selfcontrast.objectives import Objective, ObjectiveOutput
 from selfcontrast.training.module import PackedModule, Record, Sums
 from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.step_zero import StepZero
 from selfcontrast.training.steps import Pass, Step
-
-MARGIN_NOISE = 0.05  # in units of reward; a preference's weight in the gradient then is off by one percent
-
-log = logging.getLogger(__name__)
 
 
 class SupervisedFineTuning(PackedModule):
@@ -54,33 +49,23 @@ class SelfContrastDPO(PackedModule):
         self.objective = objective
         self.reference = reference
         self.ranks = max((len(scores) - 1 for scores in reference.values()), default=0)  # the most negatives of any
-        self._first: list[Tensor] | None = None  # of each pass of step 0 [2]: squared margins, and their number
+        self._first: StepZero | None = None
 
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.trainer.global_step == 0 and self.objective.needs_reference:
-            self._first = []
+            self._first = StepZero()
 
     def facts(self) -> Record:
-        """At step 0 the policy is the reference: `step0/margin_std` is the margins' distance from 0, as one number.
+        """Of step 0, where the policy is the reference: the margins' distance from 0, the loss, and what it must be.
 
-        It is rounding (the reference was scored in other passes, but for `hardware.rescore_reference`) and dropout, in
-        units of reward.
+        Margins differ from 0 by rounding (the reference was scored in other passes, but for
+        `hardware.rescore_reference`) and dropout.
         """
         if self._first is None:
             return {}
-        total, self._first = torch.stack(self._first).sum(0), None
-        if self.trainer.world_size > 1:
-            total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        squares, count = total.tolist()
-        noise = math.sqrt(squares / max(1.0, count))
-        if noise > MARGIN_NOISE and self.trainer.is_global_zero:
-            log.warning(
-                "align: at step 0 margins are %.3g away from 0 (standard deviation), though policy and reference are "
-                "the same: dropout, or rounding. In bf16 use hardware.rescore_reference=true or lower objective.beta",
-                noise,
-            )
-        return {"step0/margin_std": noise}
+        first, self._first = self._first, None
+        return first.record(self.trainer)
 
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
         packed = part.packed
@@ -88,6 +73,9 @@ class SelfContrastDPO(PackedModule):
         reference = self._reference(packed.ids, policy)
         out = self.objective(policy, reference, packed.lengths, packed.mask)
         with torch.no_grad():
+            if self._first is not None:
+                zero = self.objective(policy, policy, packed.lengths, packed.mask)
+                self._first.add(out, zero, packed.mask, part.counts)
             return out.loss, self._metrics(out, policy, reference, part)
 
     def total(self, step: Step) -> int:
@@ -112,9 +100,6 @@ class SelfContrastDPO(PackedModule):
         would mostly give less.
         """
         mask, lengths = part.packed.mask, part.packed.lengths
-        if self._first is not None:
-            squares = torch.stack([out.margin.square().sum().float(), mask.sum().float()])
-            self._first.append(squares * part.counts)
         per_token, change = policy / lengths.clamp(min=1), policy - reference
         accuracy = (out.margin > 0).to(policy.dtype)
         return {

@@ -18,6 +18,7 @@ from selfcontrast.engines.work import Engine, Worker, cut, read_table
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.log_probs import response_log_probs, token_log_probs
 from selfcontrast.models.packing import Group
+from selfcontrast.models.rows import why_unshared
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.store import RESUME
 from selfcontrast.training.hardware import Hardware
@@ -52,8 +53,9 @@ class Scoring:
 def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Hardware) -> dict[str, list[list[float]]]:
     """Per group id the log-probability of every token of every response, target first, in nats."""
     scored = {}
-    for share in into_passes(groups, hardware.fixed_tokens_per_pass()):
-        packed = as_pass(share, counts=True).packed.to(next(policy.parameters()).device)
+    sharing = why_unshared(policy) is None
+    for share in into_passes(groups, hardware.fixed_tokens_per_pass(), sharing):
+        packed = as_pass(share, counts=True, sharing=sharing).packed.to(next(policy.parameters()).device)
         with hardware.autocast():
             values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
         for group in share:

@@ -42,9 +42,10 @@ class Steps(Dataset[Step]):
     Args:
         budget: packed tokens to see, over as many epochs as that takes; None for `epochs` epochs.
         ranks: which process this is, of how many.
+        may_share: whether the model computes a prompt that responses share exactly.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         groups: Sequence[Group],
         prompts_per_step: int,
@@ -53,6 +54,7 @@ class Steps(Dataset[Step]):
         seed: int,
         budget: int | None = None,
         ranks: tuple[int, int] = (0, 1),
+        may_share: bool = True,
     ) -> None:
         self.groups = groups
         self.prompts_per_step = prompts_per_step
@@ -60,7 +62,7 @@ class Steps(Dataset[Step]):
         self.seed = seed
         self.rank, self.ranks = ranks
         self.bound = sharing_bound(groups)
-        self.sharing = self.bound >= SHARING_PAYS
+        self.sharing = may_share and self.bound >= SHARING_PAYS
         self.per_epoch = -(-len(groups) // prompts_per_step)
         self.count = epochs * self.per_epoch if budget is None else self._enough(budget)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from judging import pair, question, single
 from selfcontrast.evaluation.judges import Case
-from selfcontrast.evaluation.judges.prompts import NAMES, TEMPLATES, judge_prompt
+from selfcontrast.evaluation.judges.prompts import FIVE_GRADED, NAMES, TEMPLATES, judge_prompt
 
 SIGN = re.compile(r"^==== ([0-9a-f]{16}) (.*) ====$", re.MULTILINE)
 
@@ -21,7 +21,7 @@ def parts(prompt: str) -> dict[str, str]:
 
 
 def test_there_are_templates_and_no_other() -> None:
-    assert {file.stem for file in TEMPLATES.glob("*")} == set(NAMES)
+    assert {file.stem for file in TEMPLATES.glob("*")} == {*NAMES, *FIVE_GRADED}
 
 
 def test_a_dialogue_of_two_turns_with_references() -> None:

@@ -68,6 +68,28 @@ def test_a_comparison(reply: str, status: str, value: float | None) -> None:
     assert (judgment.status, judgment.value) == (status, value)
 
 
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("My final verdict is [[A>>B]]", 1),
+        ("[[A>B]]", 0.75),
+        ("[[A>>B]], no:\n[[A=B]]", 0.5),
+        ("[[B=A]]", 0.5),
+        ("[[B>A]]", 0.25),
+        ("[[B>>A]]", 0),
+        ("[[A<<B]]", 0),
+        ("[[ B < A ]]", 0.75),
+        ("> [[A>>B]]\n[[A<B]]", 0.25),
+        ("[[A]]", None),
+        ("[[A>A]]", None),
+        ("A>B", None),
+    ],
+)
+def test_a_comparison_in_five_degrees(reply: str, value: float | None) -> None:
+    judgment = read_verdict(reply, pairwise=True, five=True)
+    assert (judgment.status, judgment.value) == ("ok" if value is not None else "unparsable", value)
+
+
 @given(st.text(), st.integers(1, 10))
 def test_the_last_verdict_counts_whatever_came_before(before: str, rating: int) -> None:
     before = before.replace("`", "")

@@ -13,6 +13,7 @@ from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
+from selfcontrast.evaluation.judges.panel import disagreement
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.unread import Counts, report_unread
 from selfcontrast.store import fields_of
@@ -115,14 +116,15 @@ def judged(
             f"min_coverage={least:g} ({said}; such as: {' '.join(reason.split())[:160]!r}); those are kept: mend the "
             "judge and run the same command again"
         )
-    cost = judge.cost(judgments)
+    cost, apart = judge.cost(judgments), disagreement(judgments)
     log.info(
-        "%s: %d of %d judgments can be used%s%s",
+        "%s: %d of %d judgments can be used%s%s%s",
         name,
         statuses["ok"],
         len(judgments),
         f" ({said})" if said else "",
         f", cost {cost:.2f}" if cost is not None else "",
+        f", judges disagree in {apart['judges_disagree']:.1%}" if apart else "",
     )
     return {
         "judgments": len(judgments),
@@ -131,5 +133,6 @@ def judged(
         "judge_prompt_tokens": sum(j.prompt_tokens for j in judgments),
         "judge_completion_tokens": sum(j.completion_tokens for j in judgments),
         "cost": cost,
+        **apart,
         **({} if counts is None else report_unread(name, counts, "text", "raise the judge's limit")),
     }

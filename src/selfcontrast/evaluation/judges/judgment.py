@@ -26,6 +26,8 @@ class Case:
         references: right answers to the turns up to this one; empty where there are none.
         sample: which of the system's answers, where it gave several.
         swapped: whether the system in question is shown second.
+        wording: the template of a comparison whose verdict is one of five, from [[A>>B]] to [[B>>A]]; None for ours,
+            of three.
     """
 
     example: Example
@@ -34,6 +36,7 @@ class Case:
     references: tuple[str, ...] = ()
     sample: int = 0
     swapped: bool = False
+    wording: str | None = None
 
     @property
     def pairwise(self) -> bool:
@@ -57,7 +60,8 @@ class Judgment:
 
     Attributes:
         value: where the status is ok. A grade from 1 to 10; of two answers, how far the one shown first is better:
-            1 for a win, 0.5 for a tie, 0 for a loss, and what lies between where a verdict is weighed. Else None.
+            1 for a win, 0.5 for a tie, 0 for a loss, and what lies between where a verdict is weighed. Of five verdicts
+            0.75 and 0.25 are a slight win and loss. Else None.
         reply: the judge's own words, or why there are none.
         prompt_tokens, completion_tokens: of all tries, whenever they were made.
     """

@@ -16,6 +16,7 @@ from selfcontrast.files import EVALUATION
 
 TEMPLATES = EVALUATION / "judge_templates"
 NAMES = ("single", "single_reference", "pairwise", "pairwise_reference")
+FIVE_GRADED = ("arena_hard", "arena_hard_creative")  # whose verdicts are of five degrees; in no other judge's key
 _HOLE = re.compile(r"\{(\w+)\}")
 
 
@@ -36,13 +37,14 @@ def judge_prompt(case: Case, longest: int) -> str:
     sign = _sign([*(part for parts in systems.values() for part in parts), *references])
     blocks = {name: _fenced(parts, sign) for name, parts in (systems | {"references": references}).items()}
     kind = "pairwise" if case.pairwise else "single"
-    return _filled(_template(f"{kind}_reference" if references else kind), blocks | {"sign": sign})
+    name = case.wording or (f"{kind}_reference" if references else kind)
+    return _filled(_template(name), blocks | {"sign": sign})
 
 
 @cache
-def templates_hash() -> str:
-    """Of all templates: a judge that is asked in other words is another judge."""
-    return hashlib.sha256("\0".join(_template(name) for name in NAMES).encode()).hexdigest()
+def templates_hash(names: tuple[str, ...] = NAMES) -> str:
+    """Of templates, by default all that judges share: one that is asked in other words is another judge."""
+    return hashlib.sha256("\0".join(_template(name) for name in names).encode()).hexdigest()
 
 
 @cache

@@ -70,12 +70,12 @@ class Reading:
     ) -> list[Judgment]:
         """A judgment of each case; what is in the ledger already is not asked for again."""
         ledger = Ledger(surroundings.judgments, judge)
-        prompts: dict[str, tuple[str, bool]] = {}
+        prompts: dict[str, tuple[str, Case]] = {}
         keys = []
         for case in cases:
             prompt = judge_prompt(case, self.max_characters)
             keys.append(ledger.key(prompt, case.pairwise))
-            prompts[keys[-1]] = (prompt, case.pairwise)
+            prompts[keys[-1]] = (prompt, case)
         account = self.account(judge, surroundings)
         for key, (prompt, _) in prompts.items():
             before = _billed(ledger.get(key) or Judgment("api_error", None), account, prompt)
@@ -140,11 +140,12 @@ def _billed(judgment: Judgment, account: Account, prompt: str) -> Judgment:
     return replace(judgment, prompt_tokens=read, completion_tokens=written)
 
 
-def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[str, bool]]) -> Done:
+def _keeper(ledger: Ledger, pending: Sequence[str], prompts: Mapping[str, tuple[str, Case]]) -> Done:
     def done(at: int, reply: Reply) -> None:
         if reply.finish == "stop":
-            found = read_verdict(reply.text, prompts[pending[at]][1])
-            if reply.weights is not None and found.status == "ok" and prompts[pending[at]][1]:
+            case = prompts[pending[at]][1]
+            found = read_verdict(reply.text, case.pairwise, case.wording is not None)
+            if reply.weights is not None and found.status == "ok" and case.pairwise:
                 value = weighed(reply.weights)
                 found = (
                     replace(found, value=value) if math.isfinite(value) else Judgment("unparsable", None, reply.text)

@@ -58,7 +58,7 @@ class ReplayJudge:
         reply = replies.get((case.example.id, case.turn, case.sample, case.swapped))
         if reply is None:
             return Judgment("api_error", None, "not on record")
-        return read_verdict(reply, case.pairwise)
+        return read_verdict(reply, case.pairwise, case.wording is not None)
 
     def _replies(self) -> dict[Place, str]:
         found: dict[Place, str] = {}

@@ -14,6 +14,8 @@ from selfcontrast.evaluation.judges.judgment import Judgment
 
 RATING = re.compile(r"\[\[\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*\]\]")
 CHOICE = re.compile(r"\[\[\s*([ABC])\s*\]\]")
+FIVE = re.compile(r"\[\[\s*([AB])\s*(>>|>|=|<<|<)\s*([AB])\s*\]\]")
+DEGREES = {">>": 1.0, ">": 0.75, "=": 0.5, "<": 0.25, "<<": 0.0}
 OUTCOMES = {"A": 1.0, "B": 0.0, "C": 0.5}
 VERDICTS = ("text", "logprob")  # how a comparison's verdict is read: as it is said, or weighed by its probability
 LOWEST, HIGHEST = 1.0, 10.0
@@ -28,9 +30,14 @@ _SCALE = (
 _QUOTED = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
 
 
-def read_verdict(reply: str, pairwise: bool) -> Judgment:
-    """`[[A]]`, `[[B]]` or `[[C]]` (neither) of two answers; `[[rating]]` from 1 to 10 of one."""
+def read_verdict(reply: str, pairwise: bool, five: bool = False) -> Judgment:
+    """`[[A]]`, `[[B]]` or `[[C]]` (neither) of two answers; `[[rating]]` from 1 to 10 of one.
+
+    With `five`, of two answers `[[A>>B]]`, `[[A>B]]`, `[[A=B]]`, `[[B>A]]` or `[[B>>A]]`, as Arena-Hard has them.
+    """
     words = _own_words(reply)
+    if five:
+        return _five(words, reply)
     found: list[str] = CHOICE.findall(words) if pairwise else RATING.findall(_SCALE.sub("", words))
     if not found:
         return Judgment("unparsable", None, reply)
@@ -38,6 +45,14 @@ def read_verdict(reply: str, pairwise: bool) -> Judgment:
         return Judgment("ok", OUTCOMES[found[-1]], reply)
     rating = float(found[-1])
     return Judgment("ok", rating, reply) if LOWEST <= rating <= HIGHEST else Judgment("out_of_range", None, reply)
+
+
+def _five(words: str, reply: str) -> Judgment:
+    found = [(first, DEGREES[sign]) for first, sign, second in FIVE.findall(words) if first != second]
+    if not found:
+        return Judgment("unparsable", None, reply)
+    first, value = found[-1]
+    return Judgment("ok", value if first == "A" else 1 - value, reply)
 
 
 def choice_place(reply: str) -> int | None:

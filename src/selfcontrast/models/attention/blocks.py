@@ -58,18 +58,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
 def batches(layout: Layout) -> Batches:
     """Batch the segments of a row by length; computed once for all layers."""
     if "blocks" not in layout.memo:
-        buckets = _buckets(layout.lengths)
-        slot = torch.empty(sum(layout.lengths), dtype=torch.long)
-        taken = 0
-        for bucket in buckets:
-            tokens, padding = bucket.tokens.flatten(), bucket.padding
-            slots = torch.arange(taken, taken + tokens.numel())
-            real = slice(None) if padding is None else ~padding.flatten()
-            slot[tokens[real]] = slots[real]
-            taken += tokens.numel()
-        layout.memo["blocks"] = Batches(buckets, slot)
+        layout.memo["blocks"] = Batches(*bucketed(layout.lengths))
     made: Batches = layout.memo["blocks"]
     return made
+
+
+def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
+    """Segments of these lengths, one after the other in a row of T tokens, as buckets; and [T] each token's slot."""
+    buckets = _buckets(lengths)
+    slot = torch.empty(sum(lengths), dtype=torch.long)
+    taken = 0
+    for bucket in buckets:
+        tokens, padding = bucket.tokens.flatten(), bucket.padding
+        slots = torch.arange(taken, taken + tokens.numel())
+        real = slice(None) if padding is None else ~padding.flatten()
+        slot[tokens[real]] = slots[real]
+        taken += tokens.numel()
+    return buckets, slot
 
 
 def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:

@@ -1,0 +1,84 @@
+"""The other mode: every response in a row of its own, for models in which a shared prompt would not be exact.
+
+Soft-capped attention logits, attention sinks, linear attention and convolutions are computed by the model itself, over
+rows of prompt and response. Rows of similar length form a batch, padded on the right: the models are causal, so that no
+token sees the padding behind it, and it needs no mask. Padding on the left would change a recurrent state.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcontrast.models.attention.blocks import Bucket, bucketed
+from selfcontrast.models.packing import Layout, to_device
+
+Rows = tuple[tuple[Bucket, ...], Tensor]
+"""Batches of rows, as indices into the packed row [T]; and [T] where a token's state lies in all batches, flattened."""
+
+
+def why_unshared(model: nn.Module) -> str | None:
+    """What a causal model has that responses cannot share a prompt in; None where they can."""
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    reasons = {
+        "soft-capped attention logits": getattr(config, "attn_logit_softcapping", None),
+        "attention sinks": any(name.endswith("sinks") for name, _ in model.named_parameters()),
+        f"layers of type {', '.join(sorted(layers))}": layers,
+        "convolutions": any(isinstance(module, nn.Conv1d) for module in model.modules()),
+        "attention of its own, outside transformers' AttentionInterface": not getattr(
+            model, "_supports_attention_backend", False
+        ),
+    }
+    return next((reason for reason, found in reasons.items() if found), None)
+
+
+def use_exact_attention(model: Any) -> None:
+    """Take the attention that honours soft caps: transformers' default for these models, SDPA, leaves them out."""
+    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
+def forward_rows(decoder: nn.Module, input_ids: Tensor, layout: Layout) -> Tensor:
+    """Last hidden states [T, D] of a packed row ([1, T] ids), each token's computed in a row of its own response.
+
+    Where the layout shares a prompt, its states are those of the row of its first response.
+    """
+    if "rows" not in layout.memo:
+        layout.memo["rows"] = _rows(layout)
+    batches, slot = layout.memo["rows"]
+    states = []
+    for batch in batches:
+        output = decoder(input_ids=input_ids[0, batch.tokens], use_cache=False)
+        states.append(output.last_hidden_state.flatten(0, 1))
+    return torch.cat(states).index_select(0, slot)
+
+
+def _rows(layout: Layout) -> Rows:
+    source, lengths = _unshared(layout)
+    index = torch.tensor(source)
+    batches, slots = bucketed(lengths)
+    first = torch.full((int(index.max()) + 1,), len(source))
+    first.scatter_reduce_(0, index, torch.arange(len(source)), "amin")
+    device = layout.segment.device
+    moved = tuple(Bucket(to_device(index[batch.tokens], device), None) for batch in batches)
+    return moved, to_device(slots[first], device)
+
+
+def _unshared(layout: Layout) -> tuple[list[int], list[int]]:
+    """The packed row's tokens in rows of prompt and response, one after the other, and the rows' lengths."""
+    source: list[int] = []
+    rows: list[int] = []
+    lengths = iter(layout.lengths)
+    for start, _, end in layout.groups:
+        prompt = range(start, start + next(lengths))
+        at = prompt.stop
+        if at == end:  # prompt and response are one segment
+            source += prompt
+            rows.append(len(prompt))
+        while at < end:
+            response = range(at, at + next(lengths))
+            source += [*prompt, *response]
+            rows.append(len(prompt) + len(response))
+            at = response.stop
+    return source, rows

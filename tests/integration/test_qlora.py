@@ -1,0 +1,20 @@
+"""A whole job whose policy is trained beside a base in 4 bits."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from jobs import TINY, read_result, run_train, stages
+
+
+@pytest.mark.slow
+def test_a_job_on_4_bits_saves_an_ordinary_policy(tmp_path: Path) -> None:
+    ended = run_train(*TINY, "adapter=qlora", "adapter.dropout=0", "trainer.lr=1e-3", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    result = read_result(tmp_path / "out")
+    first = next(record for record in result["histories"]["align"] if "step0/loss" in record)
+    assert first["step0/margin_std"] < 0.05  # products are of bfloat16; the unquantised reference would be far off
+    policy = AutoModelForCausalLM.from_pretrained(stages(result)["align"]["path"] + "/model")
+    assert "quantization_config" not in policy.config.to_dict()
+    assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "Self-Contrast"}

@@ -1,0 +1,166 @@
+"""QLoRA on this machine's processor: the base in 4 bits, where training starts, what is saved, what is refused."""
+
+import copy
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_adapters import SCRATCH, disturbed
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from selfcontrast.errors import UserError
+from selfcontrast.models import quantised
+from selfcontrast.models.adapters import NoAdapter, QLoRA
+from selfcontrast.models.loading import load_model
+from selfcontrast.models.log_probs import response_log_probs
+from selfcontrast.models.packing import pack
+from selfcontrast.models.quantised import FourBit, is_quantised
+from selfcontrast.training.align import align
+from selfcontrast.training.costs import Cost
+from selfcontrast.training.module import Record
+from selfcontrast.training.reference import score_groups
+from selfcontrast.training.training import Training
+from tiny import LORA, groups, hardware, llama, lora, policy_folder, recipe, self_contrast
+
+WIDTH = 64  # of the model: a block of scales is 64 weights
+
+
+def qlora(**changes: Any) -> QLoRA:
+    settings = {**vars(LORA), "quant_type": "nf4", "double_quant": True, "compute_dtype": "float32"}
+    return QLoRA(**{**settings, **changes})
+
+
+def dequantised(model: Any, how: QLoRA) -> Any:
+    """A copy whose linear layers hold the values that they have in 4 bits."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    own = copy.deepcopy(model)
+    for layer in own.modules():
+        if type(layer) is nn.Linear and layer is not own.lm_head:
+            packed = quantize_4bit(
+                layer.weight.data, quant_type=how.quant_type, compress_statistics=how.double_quant, blocksize=64
+            )
+            layer.weight.data = dequantize_4bit(*packed)
+    return own
+
+
+@pytest.mark.parametrize("settings", [{}, {"quant_type": "fp4"}, {"double_quant": False}], ids=str)
+def test_a_wrapped_model_begins_as_its_quantised_base(settings: dict[str, Any]) -> None:
+    plain, packed, how = llama(width=WIDTH), pack(groups(3, 2)), qlora(**settings)
+    rounded = dequantised(plain, how)
+    wrapped = how.wrap(copy.deepcopy(plain), seed=0).eval()
+    found = response_log_probs(wrapped, packed, 7)
+    torch.testing.assert_close(found, response_log_probs(rounded, packed, 7), atol=1e-3, rtol=1e-4)
+    assert float((found - response_log_probs(plain, packed, 7)).abs().max()) > 0.1  # 4 bits are another model
+    held = [layer for layer in wrapped.modules() if is_quantised(layer)]
+    assert len(held) == 2 * 7  # all of a block's linear layers, and not the output layer
+    assert {parameter.dtype for layer in held for parameter in layer.parameters()} == {torch.uint8}
+    assert all(layer.weight.numel() * 2 == math.prod(layer.weight.quant_state.shape) for layer in held)
+
+
+def test_gradients_reach_all_adapters_and_nothing_else() -> None:
+    policy = disturbed(qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)).train()
+    response_log_probs(policy, pack(groups(3, 2)), 7).sum().backward()
+    reached = {n for n, p in policy.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert reached == {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert len(reached) == 2 * 14
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["v_proj"]])
+def test_what_is_merged_is_an_ordinary_model_that_computes_the_same(targets: Any) -> None:
+    policy = disturbed(qlora(target_modules=targets).wrap(llama(width=WIDTH), seed=0)).eval()
+    packed = pack(groups(3, 2))
+    with torch.no_grad():
+        before = response_log_probs(policy, packed, 7)
+        merged = qlora().merge(policy)
+        after = response_log_probs(merged, packed, 7)
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-4)
+    assert type(merged) is type(llama())
+    assert merged.state_dict().keys() == llama(width=WIDTH).state_dict().keys()
+    assert {value.dtype for value in merged.state_dict().values()} == {torch.float32}
+
+
+def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stored scores are of the unquantised model: taken for the reference they would be a margin at step 0."""
+    sft, own, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=True), groups(8, 2)
+    scored = score_groups(load_model(sft), rows, own)
+    stored = {name: torch.tensor([sum(tokens) for tokens in found]) for name, found in scored.items()}
+    told: list[Record] = []
+    training = Training(qlora(dropout=0.0), recipe(epochs=6), own, 0, told.append)
+    (tmp_path / "align").mkdir()
+    align(tmp_path / "align", sft, "float32", rows, stored, self_contrast(0.5), training)
+    assert told[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
+    assert told[0]["step0/loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert told[-1]["margin"] > 0.1
+    assert "step 0" not in caplog.text
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "align/model")
+    assert not any(is_quantised(layer) for layer in policy.modules())
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("sft", "align/model"))
+    assert after.keys() == before.keys()
+    rounded = dequantised(llama(width=WIDTH), qlora()).state_dict()
+    moved, rounding = (
+        float((one["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).norm())
+        for one in (after, rounded)
+    )
+    assert moved > rounding > 0
+
+
+def test_checkpoints_hold_adapters_alone() -> None:
+    from selfcontrast.training.modules import SelfContrastDPO
+
+    policy = qlora().wrap(llama(width=WIDTH), seed=0)
+    module = SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, self_contrast(0.1), {})
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    assert any("absmax" in name for name in checkpoint["state_dict"])
+    module.on_save_checkpoint(checkpoint)
+    assert {name.split(".")[-2] for name in checkpoint["state_dict"]} == {"default"}
+
+
+def test_a_weight_in_4_bits_costs_as_many_operations() -> None:
+    whole, packed = (Cost.of(how.wrap(llama(width=WIDTH), seed=0)) for how in (lora(), qlora()))
+    assert whole == packed
+
+
+@pytest.mark.parametrize("package", ["peft", "bitsandbytes"])
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"adapter=qlora needs {package}: pip install -e"):
+        qlora().check(SCRATCH)
+
+
+def test_a_machine_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: FourBit, linear: nn.Linear) -> nn.Module:
+        raise RuntimeError("no binary for this device\nand more")
+
+    qlora().check(SCRATCH)
+    monkeypatch.setattr(quantised.FourBit, "layer", broken)
+    with pytest.raises(
+        UserError, match=r"cannot compute in 4 bits here \(no binary for this device\): use adapter=lora"
+    ):
+        qlora().check(SCRATCH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": 2}, "devices=2"),
+        ({"strategy": "fsdp2"}, "strategy=fsdp2"),
+        ({"bf16_copy": True, "precision": "bf16-mixed"}, "bf16_copy=true"),
+        ({"tokens_per_pass": "auto"}, "tokens_per_pass=auto"),
+    ],
+    ids=str,
+)
+def test_hardware_that_cannot_is_named(changes: dict[str, Any], message: str) -> None:
+    hardware().check_quantised()
+    with pytest.raises(UserError, match=f"adapter=qlora with hardware.{message}"):
+        hardware(**changes).check_quantised()
+    assert (NoAdapter().quantised, lora().quantised, qlora().quantised) == (False, False, True)
+    assert isinstance(quantised, ModuleType)
