@@ -99,7 +99,7 @@ class LogDeterminant:
     """
 
     share: Fraction
-    ridge: Positive
+    ridge: Annotated[Positive, Field(ge=1e-6)]
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
 
