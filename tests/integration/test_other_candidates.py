@@ -69,7 +69,6 @@ def test_candidates_of_another_model_under_a_system_message_chosen_by_likelihood
     asked = ("generator.system='Be wrong.'", f"generator.model={other}", "filter=rank_sum", "trainer.epochs=1")
     ended = run_train(*TINY, *asked, "tracking=none", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
-    assert "AUC for candidates as good as the target: similarity 0." in ended.stderr
     result = read_result(tmp_path / "out")
     assert stages(result)["generate"]["key"] != stages(finished.result)["generate"]["key"]
     signals = result["similarities"]["signals"]
