@@ -21,11 +21,19 @@ import pyarrow.parquet as pq
 
 from selfcontrast.data.candidates import SCHEMA
 from selfcontrast.data.example import Example
-from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
-from selfcontrast.filters.embed import CANDIDATES, ROWS, TARGETS
+from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance
+from selfcontrast.filters.embed import CANDIDATES, ROWS, TARGETS, hashes_of
 from selfcontrast.filters.filter import select_negatives
 from selfcontrast.filters.select import Filter, Selector
-from selfcontrast.filters.selectors import Everything, LeastSimilar, MostSimilarBelow, Random, RankWindow
+from selfcontrast.filters.selectors import (
+    Everything,
+    LeastConsistent,
+    LeastSimilar,
+    LowestRanked,
+    MostSimilarBelow,
+    Random,
+    RankWindow,
+)
 
 SELECTORS: dict[str, Selector] = {
     "least_similar": LeastSimilar(0.75, "distinct"),
@@ -35,7 +43,11 @@ SELECTORS: dict[str, Selector] = {
     "random": Random(0.75, "distinct"),
     "mmr": MaximalMarginalRelevance(0.75, 0.5),
     "clusters": Clusters(0.75, 8, 20),
+    "log_det": LogDeterminant(0.75, 0.1),
+    "least_consistent": LeastConsistent(0.75, "distinct"),
+    "rank_sum": LowestRanked(0.75, "distinct", ["similarity", "consensus", "log_prob"]),
 }
+TARGET = "the target of this prompt, about as long as they are. " * 4
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz    "))
 CHUNK = 500  # prompts written at a time
 
@@ -66,23 +78,38 @@ def write_candidates(file: Path, prompts: int, samples: int, characters: int) ->
             writer.write_table(pa.table(columns, schema=SCHEMA))
 
 
-def write_vectors(folder: Path, prompts: int, samples: int, dimensions: int) -> None:
+def write_vectors(folder: Path, prompts: int, dimensions: int) -> None:
+    """Random ones, of the candidates that are there and of every prompt's target."""
     rng = np.random.default_rng(1)
-    schema = pa.schema({"embedding": pa.list_(pa.float16(), dimensions)})
-    for file, rows in ((TARGETS, prompts), (CANDIDATES, prompts * samples)):
-        with pa.ipc.new_file(str(folder / file), schema) as writer:
-            for begin in range(0, rows, ROWS):
-                own = rng.standard_normal((min(ROWS, rows - begin), dimensions), dtype=np.float32) + 1.0
-                own /= np.linalg.norm(own, axis=1, keepdims=True)
-                flat = pa.array(own.astype(np.float16).ravel())
-                column = pa.FixedSizeListArray.from_arrays(flat, dimensions)
-                writer.write_batch(pa.record_batch([column], schema=schema))
+    schema = pa.schema({"embedding": pa.list_(pa.float16(), dimensions), "text": pa.uint64()})
+    with pq.ParquetFile(folder / "candidates.parquet") as written:
+        batches = (batch["text"].to_pylist() for batch in written.iter_batches(ROWS, columns=["text"]))
+        targets = ([TARGET] * min(ROWS, prompts - begin) for begin in range(0, prompts, ROWS))
+        for file, blocks in ((TARGETS, targets), (CANDIDATES, whole_blocks(batches))):
+            with pa.ipc.new_file(str(folder / file), schema) as writer:
+                for texts in blocks:
+                    own = rng.standard_normal((len(texts), dimensions), dtype=np.float32) + 1.0
+                    own /= np.linalg.norm(own, axis=1, keepdims=True)
+                    flat = pa.array(own.astype(np.float16).ravel())
+                    column = pa.FixedSizeListArray.from_arrays(flat, dimensions)
+                    writer.write_batch(pa.record_batch([column, pa.array(hashes_of(texts))], schema=schema))
+
+
+def whole_blocks(batches: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Texts in blocks of `ROWS`, the last one excepted: row groups end batches early."""
+    held: list[str] = []
+    for batch in batches:
+        held += batch
+        while len(held) >= ROWS:
+            yield held[:ROWS]
+            held = held[ROWS:]
+    if held:
+        yield held
 
 
 def measure(name: str, prompts: int, source: Path, told: Any) -> None:
     """Selects in this process, and tells seconds by the clock and of CPU time, peak memory in GiB and the summary."""
-    target = "the target of this prompt, about as long as they are. " * 4
-    examples = {f"p{i}": Example(f"p{i}", [{"role": "user", "content": "?" * 200}], target) for i in range(prompts)}
+    examples = {f"p{i}": Example(f"p{i}", [{"role": "user", "content": "?" * 200}], TARGET) for i in range(prompts)}
     settings = Filter(SELECTORS[name], 16, "drop_everywhere", 42, None)
     with tempfile.TemporaryDirectory(dir=source) as folder:
         begun, computing = time.perf_counter(), time.process_time()
@@ -114,7 +141,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as source:
         write_candidates(Path(source) / "candidates.parquet", args.prompts, args.samples, args.characters)
-        write_vectors(Path(source), args.prompts, args.samples, args.dimensions)
+        write_vectors(Path(source), args.prompts, args.dimensions)
         size = sum(file.stat().st_size for file in Path(source).iterdir()) / 2**30
         print(f"{args.prompts:,} prompts × {args.samples} candidates, {args.dimensions} dimensions, {size:.2f} GiB")
         print(f"{'selector':20} {'seconds':>8} {'of CPU':>8} {'peak GiB':>9} {'prompts used':>13}")

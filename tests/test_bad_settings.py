@@ -44,6 +44,9 @@ CHOICES = {
     "lora, lexical, mmr": ("adapter=lora", "encoder=lexical", "filter=mmr", "objective=softmax", "engine=ray"),
     "rewards": ("filter=oracle_reward", "filter.reward_model.path=/nowhere"),
     "clusters": ("filter=clusters", "tracking=csv"),
+    "ranks": ("filter=rank_sum", "generator.system=x"),
+    "determinant": ("filter=log_det", "filter.selector.share=1.0"),
+    "below": ("filter=below_mean", "filter.reward_model=null"),
 }
 BAD = [
     math.nan, math.inf, -math.inf, -1, -5, 0, 0.5, -0.5, 1e308, 10**12, 10**30, "", " ", "nan", "x\0y", "no such thing",

@@ -241,6 +241,25 @@ def test_damaged_judge_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
         checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *judge)
 
 
+def test_system_message_that_the_template_refuses_is_told_before_compute(tmp_path: Path) -> None:
+    data = written(tmp_path / "data.jsonl", rows())
+    with pytest.raises(UserError, match=r"^generator\.system: the row \w+: .*System role not supported"):
+        checked(tmp_path, data, "generator.system='Be wrong.'")
+
+
+def test_generators_model_of_another_tokenizer_is_told_before_compute(tmp_path: Path) -> None:
+    data, own = written(tmp_path / "data.jsonl", rows()), policy_folder(tmp_path / "weak", seed=5)
+    assert checked(tmp_path, data, f"generator.model={own}").generator.model == str(own)
+    foreign = tokenizer()
+    foreign.add_tokens(["<|more|>"])
+    foreign.save_pretrained(str(own))
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: its vocabulary is not the fine-tuned model's"):
+        checked(tmp_path, data, f"generator.model={own}")
+    DAMAGE["a weight that is NaN"](own)
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: the weight"):
+        checked(tmp_path, data, f"generator.model={own}")
+
+
 def reward_folder(folder: Path, template: str) -> Path:
     config = llama().config
     config.num_labels = 1

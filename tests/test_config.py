@@ -26,6 +26,7 @@ GIVEN = {  # the ??? of conf
     ("data", "hub"): "data.train.path=data.jsonl",
     ("model", "hf"): "model.path=folder",
     ("filter", "oracle_reward"): "filter.reward_model.path=folder",
+    ("filter", "below_mean"): "filter.reward_model.path=folder",
     ("generator", "import"): "generator.path=candidates.jsonl",
 }
 
@@ -49,7 +50,16 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
 # --- what is in conf
 
 
-NESTED = {"hydra", "arm", "debug", "experiment", "backend", "benchmark", "judge"}  # not of the config itself
+NESTED = {"hydra", "arm", "debug", "experiment", "backend", "benchmark", "judge", "reward_model"}  # not of the config
+    "hydra",
+    "arm",
+    "debug",
+    "experiment",
+    "backend",
+    "benchmark",
+    "judge",
+    "reward_model",
+}  # not of the config itself
 
 
 def test_every_folder_of_conf_is_a_group_that_is_built() -> None:

@@ -10,9 +10,10 @@ import pytest
 from omegaconf import DictConfig
 
 from jobs import TINY
-from selfcontrast.config import configure
+from selfcontrast.config import build, configure
 from selfcontrast.errors import UserError
 from test_config import composed, mistake
+from tiny import policy_folder
 
 pytestmark = pytest.mark.usefixtures("quiet_environment")
 
@@ -226,6 +227,41 @@ def own_generator(tmp_path: Path, option: str, given: str) -> DictConfig:
 @pytest.mark.parametrize(("option", "given"), ELSEWHERE)
 def test_rounds_need_a_generator_that_follows_the_model(tmp_path: Path, option: str, given: str) -> None:
     assert mistake("rounds=2", choose=own_generator(tmp_path, option, given)).startswith("rounds=2: each samples from")
+
+
+def test_rounds_need_candidates_of_each_policy(tmp_path: Path) -> None:
+    own = policy_folder(tmp_path / "model")
+    assert mistake("rounds=2", f"generator.model={own}").endswith("generator=vllm, with generator.model=null")
+
+
+@pytest.mark.parametrize("selector", ["least_likely", "rank_sum"])
+@pytest.mark.parametrize("option", ["import", "pairs"])
+def test_a_selector_by_log_probabilities_needs_a_generator_that_has_them(
+    tmp_path: Path, option: str, selector: str
+) -> None:
+    tiny = [o for o in TINY if not o.startswith("generator.")]
+    chosen = composed(*tiny, f"generator={option}", f"filter={selector}", "negatives=1", "filter.max_negatives=1")
+    if option == "import":
+        first = build(chosen.data, "data").load()["train"][0]
+        chosen.generator.path = str(tmp_path / "own.jsonl")
+        answered = [*first.prompt, {"role": "assistant", "content": first.target}]
+        (tmp_path / "own.jsonl").write_text(json.dumps({"messages": answered, "responses": list("abcdefgh")}))
+    said = mistake("filter.selector.share=1.0", choose=chosen)
+    assert "needs the sampler's log-probabilities, and this generator has none: use generator=hf" in said
+
+
+def test_a_server_that_is_not_asked_for_log_probabilities_has_none() -> None:
+    asked = ("generator=openai", "filter=least_likely", "filter.selector.share=1.0", "output=out")
+    assert configure(composed(*TINY, *asked)).generator.has_log_probs
+    said = mistake(choose=composed(*TINY, *asked, "+generator.backend.extra.logprobs=null"))
+    assert said.startswith("filter.selector=LeastLikely needs the sampler's log-probabilities")
+
+
+def test_a_selector_by_rewards_needs_something_that_scores() -> None:
+    settings = ("filter=below_mean", "filter.reward_model=null", "output=out")
+    assert configure(composed(*TINY, *settings)).filter.reward_model is None  # the built-in data has a verifier
+    with_model = composed("filter=least_consistent", "+reward_model@filter.reward_model=classifier")
+    assert set(with_model.filter.reward_model) == set(composed("filter=oracle_reward").filter.reward_model)
 
 
 def test_an_evaluation_needs_a_backend_that_follows_the_model() -> None:

@@ -32,7 +32,8 @@ from selfcontrast.evaluation.evaluate import Evaluation
 from selfcontrast.evaluation.published import Figure, read_figures
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Filter
-from selfcontrast.generators.generate import Generator
+from selfcontrast.generators.generate import Generation, Generator
+from selfcontrast.generators.source import check_same_tokenizer
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.models.reward import RewardModel
@@ -139,10 +140,14 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not parts["evaluation"].backend.follows_model:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     if cfg.rounds > 1 and not parts["generator"].follows_model:
-        raise UserError(f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: hf or vllm")
+        raise UserError(
+            f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: generator=hf or "
+            "generator=vllm, with generator.model=null"
+        )
     splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
-    parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)  # which pairs know by now
+    generator = parts["generator"]
+    parts["filter"].check(cfg.negatives, generator.samples, verified, generator.has_log_probs)  # pairs know by now
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()
@@ -155,6 +160,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
+    _check_sampling(generator, parts["model"], splits["train"])
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
     job = assemble(cfg, parts, splits, left_out)
@@ -166,6 +172,16 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
                 "FastChat's files, or published=null"
             )
     return job
+
+
+def _check_sampling(generator: Generator, model: Model, examples: Sequence[Example]) -> None:
+    """Raise `UserError` where the generator's own model or system message does not go with the model's tokenizer."""
+    if not isinstance(generator, Generation) or not (generator.model or generator.system):
+        return
+    renderer = Renderer(model.tokenizer())
+    generator.check_rendering(renderer, examples)
+    if generator.model and not isinstance(model, FromScratch):  # whose tokenizer the sft stage trains
+        check_same_tokenizer(renderer, generator.model)
 
 
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:

@@ -44,7 +44,8 @@ class Result:
         stages: per stage its name, key, folder, seconds, whether it was recalled or resumed, and its summary.
         histories: per trained stage its records of metrics.
         similarities: of distinct candidates to their target: counts in bins ("edges") of all of them and of those drawn
-            as negatives, and quantiles over prompts of where the selector cuts.
+            as negatives, and quantiles over prompts of where the selector cuts; and, where something scores them, the
+            table of `filters.signals.signal_table` ("signals").
         lm_eval: per system and task the metrics.
         samples: test prompts with target and one answer of each system at the first decoding.
         negatives_shown: training prompts with their target and their nearest and farthest negative.

@@ -112,7 +112,7 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             return Work("train", _trained(parts.sft, prompts * (asked + response)), policy)
         case "generate":
             tokens = chosen * sampled * response
-            own = parts.generator.follows_model  # else somebody else's work
+            own = getattr(parts.generator, "backend", parts.generator).follows_model  # else somebody else's work
             return Work("generate" if own else None, tokens if own else 0, tokens * CANDIDATE_BYTES)
         case "embed":
             width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))

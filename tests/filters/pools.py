@@ -5,14 +5,18 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
+from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance
 from selfcontrast.filters.select import Pool
 from selfcontrast.filters.selectors import (
     Everything,
+    LeastConsistent,
+    LeastLikely,
     LeastSimilar,
     LessSimilarThan,
+    LowestRanked,
     LowestScored,
     MostSimilarBelow,
+    NearestBelowMean,
     Random,
     RankWindow,
 )
@@ -21,6 +25,8 @@ NAMES = st.text(min_size=1, max_size=8)
 SHARES = st.floats(0.05, 1)
 BARS = st.floats(-0.875, 1, width=32)
 OF = st.sampled_from(["distinct", "samples"])
+SIGNALS = st.lists(st.sampled_from(["similarity", "consensus", "log_prob"]), min_size=2, max_size=3, unique=True)
+RIDGES = st.floats(0.01, 10)
 SELECTORS = st.one_of(
     st.just(Everything()),
     st.builds(LeastSimilar, share=SHARES, of=OF),
@@ -30,26 +36,51 @@ SELECTORS = st.one_of(
     st.tuples(st.floats(0, 0.5), st.floats(0.55, 1)).map(lambda window: RankWindow(*window)),
     st.builds(LowestScored, share=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32))),
     st.builds(MaximalMarginalRelevance, share=SHARES, weight=st.floats(0, 1)),
+    st.builds(LeastConsistent, share=SHARES, of=OF),
+    st.builds(LeastLikely, share=SHARES, of=OF),
+    st.builds(LowestRanked, share=SHARES, of=OF, signals=SIGNALS),
+    st.builds(NearestBelowMean, sigmas=st.floats(0, 4)),
+    st.builds(LogDeterminant, share=SHARES, ridge=RIDGES),
     st.builds(Clusters, share=SHARES, clusters=st.integers(1, 6), iterations=st.integers(1, 8)),
 )
 
 
 def pool(
-    similarity: Any, scores: Any = None, seed: int = 0, width: int = 3, repeated: int = 0, excluded: Any = ()
+    similarity: Any,
+    scores: Any = None,
+    seed: int = 0,
+    width: int = 3,
+    repeated: int = 0,
+    excluded: Any = (),
+    **more: Any,
 ) -> Pool:
     """Candidates of these cosines to the target (1, 0, 0, …), otherwise in random directions.
 
     Args:
-        repeated: how many of the samples repeat another.
+        repeated: how many of the samples repeat a candidate, random ones.
         excluded: cosines of an empty response and a copy of the target, where there is one.
+        more: `consensus`, `log_probs`, `tokens` and `counts`, where they are not to be random, on coarse grids.
     """
-    near = np.sort(np.asarray(similarity, dtype=np.float32))
-    rest = np.random.default_rng(seed).standard_normal((len(near), width - 1))
+    near, rng = np.sort(np.asarray(similarity, dtype=np.float32)), np.random.default_rng(seed)
+    count = len(near)
+    rest = rng.standard_normal((count, width - 1))
     rest *= np.sqrt(1 - near.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
-    vectors = np.concatenate([near[:, None], rest], axis=1).astype(np.float32)
     never = np.asarray(excluded, dtype=np.float32)
-    samples = len(near) + len(never) + repeated
-    return Pool(near, vectors, None if scores is None else np.asarray(scores, np.float32), [seed], samples, never)
+    own: dict[str, Any] = {
+        "consensus": rng.integers(-4, 5, count).astype(np.float32) / 4,
+        "log_probs": -rng.integers(1, 9, count).astype(np.float64),
+        "tokens": rng.integers(1, 5, count),
+        "counts": 1 + np.bincount(rng.integers(0, max(1, count), repeated if count else 0), minlength=count)[:count],
+    }
+    return Pool(
+        similarity=near,
+        vectors=np.concatenate([near[:, None], rest], axis=1).astype(np.float32),
+        scores=None if scores is None else np.asarray(scores, np.float32),
+        **own | {name: np.asarray(values) for name, values in more.items()},
+        seed=[seed],
+        samples=count + len(never) + repeated,
+        excluded=never,
+    )
 
 
 @st.composite

@@ -12,12 +12,20 @@ from selfcontrast import choose_negatives
 from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance
+from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance
 from selfcontrast.filters.embed import embed
 from selfcontrast.filters.encode import LexicalEncoder
 from selfcontrast.filters.filter import FILE, select_negatives
 from selfcontrast.filters.select import Filter
-from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, Random
+from selfcontrast.filters.selectors import (
+    Everything,
+    LeastConsistent,
+    LeastLikely,
+    LeastSimilar,
+    LowestRanked,
+    LowestScored,
+    Random,
+)
 from tiny import example
 
 ENCODER = LexicalEncoder("char", 1, 3, 64)
@@ -29,7 +37,10 @@ SELECTORS = [
     Everything(),
     LeastSimilar(0.75, "samples"),
     Random(0.75, "distinct"),
+    LeastConsistent(0.75, "distinct"),
+    LowestRanked(0.75, "samples", ["similarity", "consensus"]),
     MaximalMarginalRelevance(0.75, 0.5),
+    LogDeterminant(0.75, 0.1),
     Clusters(0.75, 3, 4),
 ]
 TARGETS = {"first": "the cat", "second": "one two three four"}
@@ -62,6 +73,11 @@ def ones(texts: Sequence[str]) -> Any:
 def test_choose_negatives_too_few_refused() -> None:
     with pytest.raises(UserError, match="1 negatives"):
         choose_negatives("a", ["b", "b", "a", ""], encoder=ones, selector=Everything(), k=2)
+
+
+def test_choose_negatives_by_log_probabilities_refused() -> None:
+    with pytest.raises(UserError, match="needs the sampler's log-probabilities"):
+        choose_negatives("a", ["b"], encoder=ones, selector=LeastLikely(1.0, "distinct"), k=1)
 
 
 def test_choose_negatives_by_scores_refused() -> None:

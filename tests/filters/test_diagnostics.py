@@ -104,6 +104,8 @@ def test_two_lines_for_the_terminal() -> None:
         "candidates → negatives: similarity 0.610 → 0.550, tokens 23.0 → 24.5, self-BLEU 0.400 → 0.300, "
         "false negatives 12.0% → 5.0%",
     ]
+    scored = diagnostics.lines(summary(auc_similarity=0.7521, auc_consensus=0.8339, auc_rank_sum=None))
+    assert scored[2:] == ["AUC for candidates as good as the target: similarity 0.752, consensus 0.834"]
     unknown = summary(false_negatives_before=None, self_bleu_negatives=None, prompts_refilled=7)
     first, second = diagnostics.lines(unknown)
     assert ", 7 refilled;" in first

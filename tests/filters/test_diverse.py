@@ -1,15 +1,17 @@
 """Diverse selectors against plain loops, and on cases where the answer is seen."""
 
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import SHARES, pool, pools
+from pools import RIDGES, SHARES, pool, pools
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.diverse import Clusters, MaximalMarginalRelevance, farthest_first
+from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance, farthest_first
 from selfcontrast.filters.select import Pool
 
 
@@ -17,7 +19,7 @@ def circle(*degrees: float) -> Pool:
     """Candidates on the unit circle, the target at 0 degrees: in the order of their similarity to it."""
     angles = np.radians(sorted(degrees, key=lambda d: np.cos(np.radians(d))))
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    return Pool(vectors[:, 0], vectors, None, [0], len(vectors), np.empty(0, np.float32))
+    return replace(pool(vectors[:, 0]), similarity=vectors[:, 0], vectors=vectors)
 
 
 def angles_of(candidates: Pool, kept: Any) -> list[int]:
@@ -53,7 +55,7 @@ def test_diversity_by_hand() -> None:
     """
     near = np.array([-0.8, -0.7, -0.6], dtype=np.float32)
     vectors = np.array([[-0.8, 0.6, 0], [-0.7, 0.51**0.5, 0], [-0.6, 0, 0.8]], dtype=np.float32)
-    candidates = Pool(near, vectors, None, [0], 3, np.empty(0, np.float32))
+    candidates = replace(pool(near), vectors=vectors)
     assert MaximalMarginalRelevance(1.0, 0.5).keep(candidates).tolist() == [0, 2, 1]
 
 
@@ -102,7 +104,7 @@ def test_fewer_candidates_than_clusters_and_none_at_all() -> None:
     assert Clusters(1.0, 8, 5).keep(pool([0.1, 0.2])).tolist() == [0, 1]
     assert Clusters(0.5, 8, 5).keep(pool([0.1])).tolist() == []
     vectors = np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1))
-    same = Pool(np.full(4, 0.6, np.float32), vectors, None, [0], 4, np.empty(0, np.float32))
+    same = replace(pool([0.6] * 4), vectors=vectors)
     assert Clusters(1.0, 3, 5).keep(same).tolist() == [0, 1, 2, 3]
 
 
@@ -113,11 +115,59 @@ def test_farthest_first_by_hand() -> None:
     assert farthest_first(points, 9).tolist() == [0, 2, 3, 1]
 
 
+# --- log-determinant
+
+
+def information(vectors: Any, chosen: Any, ridge: float) -> float:
+    """log det(I + G / ridge) of those chosen."""
+    own = vectors[list(chosen)].astype(float)
+    return float(np.linalg.slogdet(np.eye(len(own)) + own @ own.T / ridge)[1])
+
+
+@given(candidates=pools(most=9), share=SHARES, ridge=RIDGES)
+def test_each_next_one_adds_most_to_the_log_determinant(candidates: Pool, share: float, ridge: float) -> None:
+    order, vectors = LogDeterminant(share, ridge).keep(candidates).tolist(), candidates.vectors
+    eligible = range(int(np.floor(share * len(vectors) + 1e-9)))
+    assert sorted(order) == list(eligible)
+    for k, chosen in enumerate(order):
+        before = order[:k]
+        best = max(information(vectors, [*before, i], ridge) for i in eligible if i not in before)
+        assert information(vectors, [*before, chosen], ridge) == pytest.approx(best, abs=1e-4)
+
+
+@given(
+    near=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8),
+    seed=st.integers(0, 50),
+    ridge=RIDGES,
+    width=st.integers(2, 6),
+)
+def test_greedy_sets_are_within_1_less_1_over_e_of_the_best(
+    near: list[float], seed: int, ridge: float, width: int
+) -> None:
+    """Of every size, against all sets of that size: what is proven of greedy choice (Nemhauser et al., 1978)."""
+    candidates = pool(near, seed=seed, width=width)
+    order = LogDeterminant(1.0, ridge).keep(candidates).tolist()
+    for size in range(1, len(near) + 1):
+        best = max(information(candidates.vectors, chosen, ridge) for chosen in combinations(range(len(near)), size))
+        assert information(candidates.vectors, order[:size], ridge) >= (1 - 1 / np.e) * best - 1e-4
+
+
+def test_log_determinant_takes_the_least_similar_first_and_near_copies_last() -> None:
+    """178 and 182.5 degrees are near-copies of 180; 88 and 300 are not, and 88 is nearer to a right angle from 180."""
+    candidates = circle(180, 178, 182.5, 88, 300)
+    found = angles_of(candidates, LogDeterminant(1.0, 0.1).keep(candidates))
+    assert found[:3] == [180, 88, 300]
+    same = replace(pool([0.6] * 3), vectors=np.tile(np.array([[0.6, 0.8, 0]], np.float32), (3, 1)))
+    assert sorted(LogDeterminant(1.0, 0.01).keep(same).tolist()) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: MaximalMarginalRelevance(0.0, 0.5),
         lambda: MaximalMarginalRelevance(0.5, 1.5),
+        lambda: LogDeterminant(0.5, 0.0),
+        lambda: LogDeterminant(1.5, 0.1),
         lambda: Clusters(0.5, 0, 5),
         lambda: Clusters(0.5, 2, 0),
     ],

@@ -21,7 +21,7 @@ from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
 from selfcontrast.filters.filter import DIAGNOSTICS, FILE, PROMPTS, SIMILARITIES, select_negatives
 from selfcontrast.filters.score import Verified
 from selfcontrast.filters.select import Filter
-from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestScored, MostSimilarBelow
+from selfcontrast.filters.selectors import Everything, LeastLikely, LeastSimilar, LowestScored, MostSimilarBelow
 from studies.gradient_error.experiment import chosen
 from tiny import example
 
@@ -35,11 +35,16 @@ SAMPLED = {
 }
 
 
+def likely(text: str) -> float:
+    """A log-probability per token for each text."""
+    return -(sum(map(ord, text.strip())) % 64) / 8
+
+
 def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[Path, Path]:
     """What the stages before leave: candidates with one more token each, and vectors of these cosines to (1, 0)."""
     folder.mkdir(exist_ok=True)
     rows = [
-        Candidate(name, i, text, [7] * (i + 1), "stop", -1.0)
+        Candidate(name, i, text, [7] * (i + 1), "stop", likely(text) * (i + 1))
         for name, texts in sampled.items()
         for i, text in enumerate(texts)
     ]
@@ -124,6 +129,32 @@ def test_what_was_seen_is_on_file(tmp_path: Path) -> None:
     shapes = json.loads((tmp_path / DIAGNOSTICS).read_text())
     assert (sum(shapes["candidates"]), sum(shapes["negatives"])) == (9, 4)
     assert shapes["cuts"]["high"] == pytest.approx([0.1] * 3, abs=1e-3)
+
+
+def test_what_was_seen_has_consensus_and_log_probability(tmp_path: Path) -> None:
+    """Of p: good 0.9, bad 0.1 (twice), worse -0.2, fair 0.5 from (1, 0), with angles to match."""
+    select(tmp_path, LeastSimilar(0.5, "distinct"))
+    seen = pd.read_parquet(tmp_path / SIMILARITIES)
+    own = seen[seen["id"] == "p"]
+    angles = [float(np.arccos(NEAR[text])) for text in SAMPLED["p"]]
+    texts = [SAMPLED["p"][sample] for sample in own["sample"]]
+    for text, sample, found in zip(texts, own["sample"], own["consensus"], strict=True):
+        others = [np.cos(angles[sample] - angle) for i, angle in enumerate(angles) if i != sample]
+        assert found == pytest.approx(np.mean(others), abs=2e-3), text
+    assert (own["log_prob"] / own["tokens"]).tolist() == [likely(text) for text in texts]
+
+
+def test_signals_are_told_where_something_scores_and_nowhere_else(tmp_path: Path) -> None:
+    """Only p and r have good and bad ones: "good" is most similar in both, and q's only candidate is good."""
+    summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
+    table = json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"]
+    assert [row["signal"] for row in table] == ["similarity", "consensus", "log_prob", "rank_sum"]
+    near = table[0]  # ranks 1/8 3/8 5/8 of the bad ones, twice; 7/8 twice and 1/2 of the good: 2 * 6 + 4 of 18 pairs
+    assert near["auc"] == summary["auc_similarity"] == pytest.approx(16 / 18)
+    assert near["false_negatives"] == [0, 0, 0, None]  # of the 3, 2, 1 and 0 lowest of four, and none of one
+    unscored = select(tmp_path, LeastSimilar(0.5, "distinct"), graded=False)
+    assert json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"] == []
+    assert not [name for name in unscored if name.startswith("auc_")]
 
 
 def test_without_a_judge_nothing_is_said_of_scores(tmp_path: Path) -> None:
@@ -212,7 +243,11 @@ def test_a_prompts_negatives_are_distinct_no_copies_and_its_own_affair(
 
 
 @pytest.mark.parametrize("near", [lambda text: NEAR.get(text.strip(), 0.0), lambda text: 0.5], ids=["distinct", "ties"])
-@pytest.mark.parametrize("selector", [LeastSimilar(0.75, "distinct"), MostSimilarBelow(1.0)], ids=["drawn", "ranked"])
+@pytest.mark.parametrize(
+    "selector",
+    [LeastSimilar(0.75, "distinct"), MostSimilarBelow(1.0), LeastLikely(0.75, "distinct")],
+    ids=["drawn", "ranked", "likely"],
+)
 def test_the_study_of_the_gradient_takes_the_negatives_that_training_takes(
     tmp_path: Path, near: Any, selector: Any
 ) -> None:

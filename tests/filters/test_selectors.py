@@ -1,21 +1,26 @@
 """Each selector against an independent one: plain loops over the definition."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import BARS, OF, SELECTORS, SHARES, pool, pools
+from pools import BARS, OF, SELECTORS, SHARES, SIGNALS, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Pool
 from selfcontrast.filters.selectors import (
     Everything,
+    LeastConsistent,
+    LeastLikely,
     LeastSimilar,
     LessSimilarThan,
+    LowestRanked,
     LowestScored,
     MostSimilarBelow,
+    NearestBelowMean,
     Random,
     RankWindow,
 )
@@ -89,6 +94,85 @@ def test_the_oracle_keeps_the_lowest_scores_below_its_bar(candidates: Pool, shar
     assert all((scores[i], i) < (scores[j], j) for i in kept for j in left)  # ties: the least similar first
 
 
+def lowest_share(candidates: Pool, values: list[float], share: float, of: str) -> list[int]:
+    """Candidate after candidate, the lowest value first, of equal ones the least similar, until there are enough."""
+    count = len(values)
+    enough = floor(share, count) if of == "distinct" else min(floor(share, candidates.samples), count - 1)
+    left, found = list(range(count)), list[int]()
+    while len(found) < enough:
+        best = left[0]
+        for i in left:
+            if values[i] < values[best]:
+                best = i
+        left.remove(best)
+        found.append(best)
+    return found
+
+
+def ranks_of(values: list[float]) -> list[float]:
+    return [sum(v < own for v in values) + (1 + sum(v == own for v in values)) / 2 for own in values]
+
+
+@given(candidates=pools(), share=SHARES, of=OF)
+def test_the_lowest_share_by_consensus_and_by_log_probability(candidates: Pool, share: float, of: str) -> None:
+    agreed = candidates.consensus.tolist()
+    assert LeastConsistent(share, of).keep(candidates).tolist() == lowest_share(candidates, agreed, share, of)
+    each = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
+    likely = [total / tokens for total, tokens in each]
+    assert LeastLikely(share, of).keep(candidates).tolist() == lowest_share(candidates, likely, share, of)
+
+
+@given(candidates=pools(), share=SHARES, of=OF, signals=SIGNALS)
+def test_the_lowest_share_by_the_sum_of_ranks(candidates: Pool, share: float, of: str, signals: list[str]) -> None:
+    each = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
+    values = {
+        "similarity": candidates.similarity.tolist(),
+        "consensus": candidates.consensus.tolist(),
+        "log_prob": [total / tokens for total, tokens in each],
+    }
+    total = [sum(own) for own in zip(*(ranks_of(values[name]) for name in signals), strict=True)]
+    selector: Any = LowestRanked(share, of, signals)  # type: ignore[arg-type]
+    assert selector.keep(candidates).tolist() == lowest_share(candidates, total, share, of)
+
+
+def test_log_probabilities_are_per_token_and_a_sum_of_ranks_has_no_units() -> None:
+    """Per token -1, -2 and -1.5, though the second has the highest sum."""
+    candidates = pool(
+        [0.1, 0.2, 0.3], log_probs=[-8.0, -2.0, -3.0], tokens=[8, 1, 2], consensus=np.float32([0.9, 0.8, 0.7])
+    )
+    assert LeastLikely(0.7, "distinct").keep(candidates).tolist() == [1, 2]
+    assert LeastConsistent(0.7, "distinct").keep(candidates).tolist() == [2, 1]
+    ranked = LowestRanked(0.34, "distinct", ["similarity", "consensus", "log_prob"])  # 1+3+3, 2+2+1, 3+1+2
+    assert ranked.keep(candidates).tolist() == [1]
+    assert ranked.needs_log_probs
+    assert not LowestRanked(0.34, "distinct", ["similarity", "consensus"]).needs_log_probs
+
+
+@given(candidates=pools(), sigmas=st.floats(0, 4))
+def test_nearest_to_the_mean_less_some_deviations_by_every_sample(candidates: Pool, sigmas: float) -> None:
+    assert candidates.scores is not None
+    scores, order = candidates.scores.tolist(), NearestBelowMean(sigmas).keep(candidates).tolist()
+    assert sorted(order) == list(range(len(scores)))
+    every = [s for s, times in zip(scores, candidates.counts.tolist(), strict=True) for _ in range(times)]
+    if every:
+        aim = np.mean(every) - sigmas * np.std(every)
+        off = [abs(scores[i] - aim) for i in order]
+        assert all(a <= b + 1e-9 for a, b in pairwise(off))
+
+
+def test_nearest_below_the_mean_by_hand() -> None:
+    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74; less two of them -0.09, less a half 2.53.
+
+    Counted once each, the mean would be 3, and 2 deviations below it -1.3.
+    """
+    candidates = pool([0.1, 0.2, 0.3], scores=[5, 0, 4], counts=[1, 1, 3])
+    assert NearestBelowMean(2.0).keep(candidates).tolist() == [1, 2, 0]
+    assert NearestBelowMean(0.5).keep(candidates).tolist() == [2, 0, 1]
+    tied = pool([0.1, 0.2, 0.3, 0.4], scores=[3, 1, 3, 1], counts=[1, 1, 1, 1])
+    assert NearestBelowMean(0.0).keep(tied).tolist() == [1, 3, 0, 2]  # all 1 from the mean of 2
+    assert NearestBelowMean(2.0).keep(pool([], scores=[])).tolist() == []
+
+
 def test_a_random_share_depends_on_the_seed_and_every_candidate_is_as_likely() -> None:
     seeds = [pool(np.arange(8) / 8, seed=seed) for seed in range(800)]
     counts = np.bincount(
@@ -113,11 +197,13 @@ def test_a_share_is_rounded_down_but_not_by_floating_point(share: float, samples
     assert LeastSimilar(share, "distinct").most(samples) == most
     assert Random(share, "distinct").most(samples) == most
     assert LowestScored(share, None).most(samples) == most
+    assert LeastConsistent(share, "distinct").most(samples) == LeastLikely(share, "distinct").most(samples) == most
 
 
 def test_a_share_of_the_samples_never_keeps_all_distinct_responses() -> None:
     assert LeastSimilar(1.0, "samples").most(7) == Random(1.0, "samples").most(7) == 6
-    assert LeastSimilar(0.75, "samples").most(32) == 24
+    assert LeastSimilar(0.75, "samples").most(32) == LeastConsistent(0.75, "samples").most(32) == 24
+    assert LeastLikely(1.0, "samples").most(7) == 6
 
 
 def test_the_most_a_window_and_a_bar_can_keep() -> None:
@@ -140,6 +226,12 @@ def test_the_most_a_window_and_a_bar_can_keep() -> None:
         lambda: LessSimilarThan(-1.0),
         lambda: MostSimilarBelow(1.2),
         lambda: LowestScored(0.0, None),
+        lambda: LeastConsistent(0.0, "distinct"),
+        lambda: LeastLikely(0.5, "everything"),
+        lambda: LowestRanked(1.5, "distinct", ["similarity", "consensus"]),
+        lambda: LowestRanked(0.5, "distinct", ["similarity"]),
+        lambda: LowestRanked(0.5, "distinct", ["similarity", "similarity"]),
+        lambda: NearestBelowMean(-1.0),
     ],
 )
 def test_settings_that_cannot_be(make: Any) -> None:

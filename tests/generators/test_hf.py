@@ -38,6 +38,8 @@ def settings(**changes: Any) -> Generation:
         "max_length": 64,
         "seed": 0,
         "max_failed_share": 0.0,
+        "model": None,
+        "system": None,
     }
     return Generation(**{**fine, **changes}, backend=HF("float32", 6))
 

@@ -60,6 +60,23 @@ def test_candidates_from_a_server_that_starts_when_the_model_is_there(finished: 
     assert KEY not in ended.stdout + ended.stderr + early.stderr
 
 
+def test_candidates_of_another_model_under_a_system_message_chosen_by_likelihood(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """The other model is the fine-tuned one itself: an epoch less would be another, and cost another training."""
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    other = Path(stages(finished.result)["sft"]["path"]) / "model"
+    asked = ("generator.system='Be wrong.'", f"generator.model={other}", "filter=rank_sum", "trainer.epochs=1")
+    ended = run_train(*TINY, *asked, "tracking=none", cwd=tmp_path, env=store)
+    assert ended.returncode == 0, ended.stderr
+    result = read_result(tmp_path / "out")
+    assert stages(result)["generate"]["key"] != stages(finished.result)["generate"]["key"]
+    signals = result["similarities"]["signals"]
+    assert [row["signal"] for row in signals] == ["similarity", "consensus", "log_prob", "rank_sum"]
+    assert stages(result)["filter"]["summary"]["auc_rank_sum"] == signals[-1]["auc"]
+    assert "<h3>Signals</h3>" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_candidates_from_the_file_that_the_data_is_in(tmp_path: Path) -> None:
     rows = [
         {

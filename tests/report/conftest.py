@@ -153,6 +153,10 @@ def build(
             "candidates": [0, 0, 2, 1],
             "negatives": [0, 0, 2, 0],
             "cuts": {"low": [], "high": [0.4, 0.45, 0.5]},
+            "signals": [
+                {"signal": "similarity", "auc": 0.7516, "false_negatives": [0.239, 0.141, 0.0481, None]},
+                {"signal": "rank_sum", "auc": None, "false_negatives": [0.25, 0.25, 0.25, 0.25]},
+            ],
         },
         lm_eval=LM_EVAL,
         samples=SAMPLES,

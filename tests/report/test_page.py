@@ -70,6 +70,16 @@ def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tm
         assert expected in seen.shown, expected
 
 
+def test_signals_show_auc_and_false_negatives_by_share(make: Callable[..., Result], tmp_path: Path) -> None:
+    html, seen = page(make(), tmp_path)
+    heads = ["AUC", *(f"false negatives<br>at {share}" for share in ("0.75", "0.5", "0.25", "0.125"))]
+    assert "".join(f'<th class="n">{head}</th>' for head in heads) in html
+    cells = ["0.752", "23.9%", "14.1%", "4.8%", "–"]
+    row = "".join(f'<td class="n">{cell}</td>' for cell in cells)
+    assert f"<td>similarity to the target</td>{row}" in html
+    assert "sum of the ranks by these" in seen.shown
+
+
 def test_dialogues_show_each_turn_with_its_answer(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     order = [seen.shown.index(words) for words in ("Turn one asks.", "One.", "Turn two asks.", "Last target.")]
@@ -115,6 +125,7 @@ def test_what_was_not_measured_is_left_out(make: Callable[..., Result], tmp_path
     _, seen = page(bare, tmp_path)
     assert "By category" not in seen.shown
     assert "Answers" not in seen.shown
+    assert "Signals" not in seen.shown
     assert seen.tags.count("svg") == 1
 
 

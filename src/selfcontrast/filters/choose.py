@@ -6,7 +6,7 @@ import numpy as np
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import Encode, unit
-from selfcontrast.filters.select import Filter, Sampled, Selector, choose
+from selfcontrast.filters.select import Filter, Sampled, Selector, choose, needs_log_probs
 
 
 def choose_negatives(
@@ -31,11 +31,14 @@ def choose_negatives(
         seed: with `name`, of the draw from those that the selector keeps.
 
     Raises:
-        UserError: where the selector leaves fewer than k, or needs scores.
+        UserError: where the selector leaves fewer than k, or needs scores or log-probabilities.
     """
     if selector.scored:
         raise UserError(f"selector={type(selector).__name__} needs scores: run it as a job, with a verifier")
+    if needs_log_probs(selector):
+        raise UserError(f"selector={type(selector).__name__} needs the sampler's log-probabilities: run it as a job")
     vectors = unit(unit(np.asarray(encoder([target, *candidates]))).astype(np.float16).astype(np.float32))
     settings = Filter(selector, k, "error", seed, None)
-    found = choose(settings, Sampled(name, target, vectors[0], candidates, vectors[1:]))
+    unknown, none = np.full(len(candidates), np.nan), np.zeros(len(candidates), dtype=np.intp)
+    found = choose(settings, Sampled(name, target, vectors[0], candidates, vectors[1:], unknown, none))
     return [int(row) for row in found.negatives]

@@ -17,6 +17,12 @@ Tokens = Sequence[int]
 BINS = 100  # of cosine similarity, from -1 to 1
 QUANTILES = (0.1, 0.5, 0.9)
 ORDERS = 4  # of BLEU's n-grams
+AUCS = {
+    "auc_similarity": "similarity",
+    "auc_consensus": "consensus",
+    "auc_log_prob": "log-probability",
+    "auc_rank_sum": "sum of ranks",
+}  # of the summary, in words
 
 
 def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
@@ -66,7 +72,7 @@ def shapes(seen: pd.DataFrame) -> dict[str, Any]:
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The selection in two lines for the terminal."""
+    """The selection in two lines for the terminal; a third where something scores the candidates."""
     s = summary
     why = [
         f"{s[f'prompts_dropped_for_{reason}']:,} with too few {words}"
@@ -93,7 +99,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     ]
     if s["false_negatives_before"] is not None:
         changes.append(f"false negatives {s['false_negatives_before']:.1%} → {s['false_negatives_after']:.1%}")
-    return [f"{used}; {dull}", f"candidates → negatives: {', '.join(changes)}"]
+    aucs = [f"{words} {s[key]:.3f}" for key, words in AUCS.items() if s.get(key) is not None]
+    last = [f"AUC for candidates as good as the target: {', '.join(aucs)}"] if aucs else []
+    return [f"{used}; {dull}", f"candidates → negatives: {', '.join(changes)}", *last]
 
 
 def histogram(similarity: Any) -> list[int]:

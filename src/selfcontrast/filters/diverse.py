@@ -1,6 +1,6 @@
 """Selectors that look at what candidates have in common: negatives that differ from each other, not only from y+.
 
-Both give their own order, in which every beginning is diverse: rank k is chosen in view of the ranks before it.
+All give their own order, in which every beginning is diverse: rank k is chosen in view of the ranks before it.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from selfcontrast.constrained import Count, Fraction, Probability, check_numbers
+from selfcontrast.constrained import Count, Fraction, Positive, Probability, check_numbers
 from selfcontrast.filters.select import Floats, Indices, Pool
 from selfcontrast.filters.selectors import share_of
 
@@ -82,6 +82,47 @@ class Clusters:
         for label in np.unique(labels):
             turn[labels == label] = np.arange((labels == label).sum())
         return np.lexsort((np.arange(count), turn))
+
+
+@dataclass(frozen=True)
+class LogDeterminant:
+    """Of the least similar share, one after another that adds most to log det(I + G / ridge), the D-optimal design.
+
+    G is the matrix of cosines between those taken: the determinant grows with the volume that they span, so each next
+    one points where none taken does. The first is the least similar. Greedy choice is within 1 - 1/e of the best set
+    (Nemhauser et al., 1978). MASS-DPO (arXiv 2605.10784) chooses so by the Fisher information of the preference model;
+    here the features are the embeddings, and all candidates weigh the same.
+
+    Attributes:
+        share: of the candidates, least similar first, that are chosen from.
+        ridge: below about 1, near-copies of one taken add next to nothing; far above 1, each adds nearly the same.
+    """
+
+    share: Fraction
+    ridge: Annotated[Positive, Field(ge=1e-6)]
+    ranked: ClassVar[bool] = True
+    scored: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "filter.selector")
+
+    def most(self, samples: int) -> int:
+        return share_of(samples, self.share)
+
+    def keep(self, pool: Pool) -> Indices:
+        count = self.most(len(pool.similarity))
+        vectors = pool.vectors[:count].astype(np.float64)
+        design = vectors @ vectors.T / self.ridge
+        np.fill_diagonal(design, 1 + 1 / self.ridge)  # length one exactly, so that the first choice is no rounding
+        left = np.diag(design).copy()  # exp(what each adds): what of it the ones taken do not explain
+        factors = np.zeros((count, count))  # rows of the incremental Cholesky factor (Chen et al., 2018)
+        taken = np.empty(count, dtype=np.intp)
+        for k in range(count):
+            taken[k] = best = int(left.argmax())
+            factors[k] = (design[best] - factors[:k, best] @ factors[:k]) / np.sqrt(left[best])
+            left = left - factors[k] ** 2
+            left[best] = -np.inf
+        return taken
 
 
 def farthest_first(vectors: Floats, count: int) -> Indices:

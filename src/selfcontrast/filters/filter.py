@@ -24,12 +24,13 @@ from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import Scorer
-from selfcontrast.filters.select import Choice, Filter, Sampled, choose
+from selfcontrast.filters.select import Choice, Filter, Indices, Sampled, choose
+from selfcontrast.filters.signals import signal_table
 
-VERSION = 3
+VERSION = 4
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
 PROMPTS, DIAGNOSTICS = "prompts.parquet", "diagnostics.json"
-COLUMNS = ["id", "sample", "text", "token_ids"]  # of the candidates
+COLUMNS = ["id", "sample", "text", "token_ids", "log_prob"]  # of the candidates
 COMPARED = 32  # prompts whose texts are compared with each other
 
 NEGATIVES = pa.schema(
@@ -92,14 +93,24 @@ def blocks(
         texts, found = table["text"].to_pylist(), list(spans(table))
         targets = [examples[name].target for name, _ in found]
         vectors, target_vectors = near.of(row, texts), towards.of(prompt, targets)
+        log_probs, tokens = table["log_prob"].to_numpy(), _lengths(table)
         row, prompt = row + table.num_rows, prompt + len(found)
         yield (
             table,
             [
-                (rows.start, Sampled(name, target, target_vector, texts[rows], vectors[rows]))
-                for (name, rows), target, target_vector in zip(found, targets, target_vectors, strict=True)
+                (
+                    rows.start,
+                    Sampled(name, target, vector, texts[rows], vectors[rows], log_probs[rows], tokens[rows]),
+                )
+                for (name, rows), target, vector in zip(found, targets, target_vectors, strict=True)
             ],
         )
+
+
+def _lengths(table: pa.Table) -> Indices:
+    """Tokens of each candidate [n]."""
+    lengths: Indices = pc.list_value_length(table["token_ids"]).to_numpy().astype(np.intp)
+    return lengths
 
 
 def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
@@ -132,9 +143,11 @@ def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFram
             "prompt": np.repeat(np.arange(first, first + len(choices), dtype=np.int32), sizes),
             "sample": table["sample"].to_numpy()[rows],
             "similarity": np.concatenate([c.pool.similarity for c in choices]).astype(np.float32),
+            "consensus": np.concatenate([c.pool.consensus for c in choices]),
+            "log_prob": np.concatenate([c.pool.log_probs for c in choices]),
             "kept": kept,
             "drawn": drawn,
-            "tokens": pc.list_value_length(table["token_ids"]).to_numpy()[rows],
+            "tokens": _lengths(table)[rows],
             "characters": pc.utf8_length(table["text"]).to_numpy()[rows],
             "score": np.concatenate([c.pool.scores for c in choices]) if scored else np.float32("nan"),
             "good": np.concatenate([c.good for c in choices]) if scored else False,
@@ -180,5 +193,6 @@ def _told(
     ids = pa.DictionaryArray.from_arrays(pa.array(seen["prompt"]), pa.array(prompts["id"]))
     columns = pa.Table.from_pandas(seen.drop(columns=["prompt", "good"]), preserve_index=False)
     pq.write_table(columns.add_column(0, "id", ids.cast(pa.string())), folder / SIMILARITIES)
-    (folder / DIAGNOSTICS).write_text(json.dumps(shapes(seen)))
-    return {**describe(prompts, seen), **diversity(compared)}
+    table = signal_table(seen)
+    (folder / DIAGNOSTICS).write_text(json.dumps({**shapes(seen), "signals": table}))
+    return {**describe(prompts, seen), **diversity(compared), **{f"auc_{row['signal']}": row["auc"] for row in table}}

@@ -6,6 +6,7 @@ with K negatives takes the first K ranks, so its negatives are a subset of those
 same prompts, because which prompts can be used is decided for the whole pool (`max_negatives`), not for K.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -34,6 +35,10 @@ class Pool:
         similarity: cosine to the target [n], ascending.
         vectors: embeddings of length one [n, d].
         scores: by the verifier or reward model [n]; None where neither is there.
+        consensus: mean cosine to the prompt's other responses [n], in [-1, 1], as `consensus` has it.
+        log_probs: of the sampler, in nats at temperature 1, summed over the response [n]; NaN where nobody knows.
+        tokens: of the response [n].
+        counts: how often each candidate was sampled [n].
         seed: of whatever is random; depends on the prompt alone, not on other prompts.
         samples: how many responses were sampled, repetitions included.
         excluded: cosines of the distinct responses that can never be negatives: an empty one, a copy of the target.
@@ -42,13 +47,24 @@ class Pool:
     similarity: Floats
     vectors: Floats
     scores: Floats | None
+    consensus: Floats
+    log_probs: Floats
+    tokens: Indices
+    counts: Indices
     seed: list[int]
     samples: int
     excluded: Floats
 
+    @property
+    def log_prob_per_token(self) -> Floats:
+        """Nats per token [n]; NaN where nobody knows."""
+        return self.log_probs / np.maximum(self.tokens, 1)
+
 
 class Selector(Protocol):
     """Which of a prompt's distinct candidates may be negatives.
+
+    One that needs the sampler's log-probabilities has `needs_log_probs: ClassVar[bool] = True` besides.
 
     Attributes:
         ranked: whether the order of what it keeps is the order of the ranks; otherwise they are drawn from it.
@@ -65,6 +81,11 @@ class Selector(Protocol):
     def keep(self, pool: Pool) -> Indices:
         """Indices of the candidates kept, no two of them equal."""
         ...
+
+
+def needs_log_probs(selector: Selector) -> bool:
+    """Whether a selector needs `Pool.log_probs`. Those that do not need not say so."""
+    return bool(getattr(selector, "needs_log_probs", False))
 
 
 @dataclass(frozen=True)
@@ -93,11 +114,12 @@ class Filter:
         if self.on_shortage not in SHORTAGES:
             raise UserError(f"filter.on_shortage={self.on_shortage}: one of {', '.join(SHORTAGES)}")
 
-    def check(self, negatives: int, samples: int, verified: bool) -> None:
-        """Raises `UserError` where no prompt could give that many negatives, or nothing can score them.
+    def check(self, negatives: int, samples: int, verified: bool, log_probs: bool) -> None:
+        """Raise `UserError` where no prompt can give that many negatives, or the selector lacks what it goes by.
 
         Args:
             verified: whether the data has a verifier.
+            log_probs: whether the generator can know the log-probabilities of its candidates.
         """
         if negatives > self.max_negatives:
             raise UserError(
@@ -115,6 +137,12 @@ class Filter:
             raise UserError(
                 f"filter.selector={type(self.selector).__name__} needs scores, and this data has no verifier: "
                 "use filter=oracle_reward filter.reward_model.path=MODEL, or another filter"
+            )
+        if needs_log_probs(self.selector) and not log_probs:
+            raise UserError(
+                f"filter.selector={type(self.selector).__name__} needs the sampler's log-probabilities, and this "
+                "generator has none: use generator=hf or generator=vllm, or another filter, such as "
+                "filter=least_consistent"
             )
 
 
@@ -143,6 +171,8 @@ class Sampled:
         target_vector: of length one [d].
         texts: the candidates', as they were sampled.
         vectors: theirs, of length one [n, d].
+        log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN where nobody knows.
+        tokens: of each response [n].
     """
 
     id: str
@@ -150,6 +180,8 @@ class Sampled:
     target_vector: Floats
     texts: Sequence[str]
     vectors: Floats
+    log_probs: Floats
+    tokens: Indices
 
 
 @dataclass(frozen=True)
@@ -181,7 +213,8 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None) -> Ch
         score: of the candidates at some indices, how good they are, and the least that is as good as the target.
 
     Raises:
-        UserError: for too few negatives, where the settings want that to be an error.
+        UserError: for too few negatives, where the settings want that to be an error; for candidates without
+            log-probabilities, where the selector needs them.
     """
     found = distinct(sampled.target, sampled.texts)
     cosines = np.clip(sampled.vectors[found] @ sampled.target_vector, -1, 1)
@@ -189,14 +222,56 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None) -> Ch
     rows = np.array(found, dtype=np.intp)[order]
     scores, bar = score(rows.tolist()) if score else (None, 0.0)
     never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
-    seed = seed_of(settings, sampled.id)
-    pool = Pool(cosines[order], sampled.vectors[rows], scores, seed, len(sampled.texts), never)
+    if needs_log_probs(settings.selector):
+        _check_log_probs(settings.selector, sampled, rows)
+    counts = Counter(text.strip() for text in sampled.texts)
+    pool = Pool(
+        similarity=cosines[order],
+        vectors=sampled.vectors[rows],
+        scores=scores,
+        consensus=consensus(sampled, rows),
+        log_probs=sampled.log_probs[rows],
+        tokens=sampled.tokens[rows],
+        counts=np.array([counts[sampled.texts[row].strip()] for row in rows], dtype=np.intp),
+        seed=seed_of(settings, sampled.id),
+        samples=len(sampled.texts),
+        excluded=never,
+    )
     good = None if scores is None else scores >= bar
     return Choice(rows, pool, good, draw(settings, sampled.id, pool))
 
 
+def consensus(sampled: Sampled, rows: Indices) -> Floats:
+    """Return the mean cosine of the candidates at `rows` to all other responses of their prompt, float32 [n].
+
+    The others are all N - 1 of them. A text that was sampled c times is among its own others c - 1 times, with a
+    cosine of 1: repetition is what agreement shows itself in. A copy of the target counts as any other response does,
+    so this needs no target; so does an empty response. 0 for a response without others.
+    """
+    others = len(sampled.texts) - 1
+    if not others:
+        return np.zeros(len(rows), dtype=np.float32)
+    by_text = sorted(range(others + 1), key=sampled.texts.__getitem__)  # a sum that no order of sampling changes
+    total = sampled.vectors[by_text].sum(axis=0, dtype=np.float64)
+    found: Floats = ((sampled.vectors[rows].astype(np.float64) @ total - 1) / others).astype(np.float32)
+    return found
+
+
+def _check_log_probs(selector: Selector, sampled: Sampled, rows: Indices) -> None:
+    if unknown := int(np.isnan(sampled.log_probs[rows]).sum()):
+        raise UserError(
+            f"filter.selector={type(selector).__name__} needs the sampler's log-probability of every candidate, and "
+            f"prompt {sampled.id} has {unknown} of {len(rows)} without: sample with generator=hf or generator=vllm, "
+            "or use another filter, such as filter=least_consistent"
+        )
+
+
 def distinct(target: str, texts: Sequence[str]) -> list[int]:
-    """Indices of the texts without empty ones, copies of the target and repetitions; the first of equal ones stays."""
+    """Return indices of the texts without empty ones, copies of the target and repetitions.
+
+    The first of equal ones stays, with its own tokens and log-probability: another of the same text may be spelled by
+    other tokens, and have another.
+    """
     seen = {"", target.strip()}
     kept = []
     for i, text in enumerate(texts):

@@ -1,16 +1,17 @@
-"""Selectors by similarity to the target, by chance and by score. Those by what candidates have in common: `diverse`.
+"""Selectors by one number of each candidate, or by chance. Those that compare candidates with each other: `diverse`.
 
-A pool's candidates are in ascending order of similarity, so most of these are a range of indices.
+A pool's candidates are in ascending order of similarity, so those by similarity are a range of indices.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from selfcontrast.constrained import BelowOne, Cosine, Fraction, Real, check_numbers
+from selfcontrast.constrained import BelowOne, Cosine, Fraction, NonNegative, Real, check_numbers
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Indices, Pool
+from selfcontrast.filters.select import Floats, Indices, Pool
+from selfcontrast.filters.signals import CONSENSUS, LOG_PROB, SIMILARITY, ranks
 
 DISTINCT, SAMPLES = "distinct", "samples"
 
@@ -18,6 +19,11 @@ DISTINCT, SAMPLES = "distinct", "samples"
 def share_of(count: int, share: float) -> int:
     """A share rounded down, but not by floating point: 0.1 of 30 is 3."""
     return int(share * count + 1e-9)
+
+
+def lowest(values: Floats, count: int) -> Indices:
+    """Indices of the `count` lowest values, the lowest first; of equal ones the first, which is the least similar."""
+    return np.argsort(values, kind="stable")[:count]
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,13 @@ class Everything(Unranked):
 
 
 @dataclass(frozen=True)
-class LeastSimilar(Unranked):
-    """Keep the share `a` of the candidates that is least similar to the target: the paper's filter.
+class LowestShare(Unranked):
+    """Keep the share of the candidates that is lowest by `signal`; of equal ones the least similar.
 
     Attributes:
         share: a.
-        of: what a is a share of. "distinct": the pool's candidates. "samples": all N responses, as in the reference
-            implementation. There min(floor(a·N), distinct - 1) of the distinct responses are kept, those less similar
-            than the next one; an empty response and a copy of the target count as distinct, and are removed last.
+        of: what a is a share of. "distinct": the pool's n candidates, of which floor(a·n) are kept. "samples": all N
+            responses, of which min(floor(a·N), n - 1) are kept.
     """
 
     share: Fraction
@@ -58,18 +63,89 @@ class LeastSimilar(Unranked):
         if self.of not in (DISTINCT, SAMPLES):
             raise UserError(f"filter.selector.of={self.of}: one of {DISTINCT}, {SAMPLES}")
 
+    def signal(self, pool: Pool) -> Floats:
+        """What the candidates are compared by [n]."""
+        raise NotImplementedError
+
     def most(self, samples: int) -> int:
-        count = share_of(samples, self.share)
-        return count if self.of == DISTINCT else max(0, min(count, samples - 1))
+        return self._count(samples, samples)
+
+    def keep(self, pool: Pool) -> Indices:
+        return lowest(self.signal(pool), self._count(len(pool.similarity), pool.samples))
+
+    def _count(self, distinct: int, samples: int) -> int:
+        if self.of == DISTINCT:
+            return share_of(distinct, self.share)
+        return max(0, min(share_of(samples, self.share), distinct - 1))
+
+
+@dataclass(frozen=True)
+class LeastSimilar(LowestShare):
+    """Keep the share of the candidates that is least similar to the target: the paper's filter.
+
+    With "samples" this is the reference implementation's rule: min(floor(a·N), distinct - 1) of the distinct responses
+    are kept, those less similar than the next one; an empty response and a copy of the target count as distinct, and
+    are removed last.
+    """
+
+    def signal(self, pool: Pool) -> Floats:
+        return pool.similarity
 
     def keep(self, pool: Pool) -> Indices:
         if self.of == DISTINCT:
-            return np.arange(self.most(len(pool.similarity)))
+            return super().keep(pool)
         every = np.sort(np.concatenate([pool.similarity, pool.excluded]))
         if not len(every):
             return np.arange(0)
         threshold = every[min(share_of(pool.samples, self.share), len(every) - 1)]
         return np.arange(np.searchsorted(pool.similarity, threshold, side="left"))
+
+
+@dataclass(frozen=True)
+class LeastConsistent(LowestShare):
+    """Keep the share that agrees least with the prompt's other responses, by `Pool.consensus`. It needs no target.
+
+    The responses that a model gives most often are its likeliest right ones (self-consistency, Wang et al., 2023;
+    as a signal for preferences, ScPO, arXiv 2411.04109).
+    """
+
+    def signal(self, pool: Pool) -> Floats:
+        return pool.consensus
+
+
+@dataclass(frozen=True)
+class LeastLikely(LowestShare):
+    """Keep the share with the sampler's lowest log-probability per token."""
+
+    needs_log_probs: ClassVar[bool] = True
+
+    def signal(self, pool: Pool) -> Floats:
+        return pool.log_prob_per_token
+
+
+@dataclass(frozen=True)
+class LowestRanked(LowestShare):
+    """Keep the share with the lowest sum of ranks by several signals, so that none of their units matters.
+
+    Attributes:
+        signals: two or more of "similarity", "consensus" and "log_prob" (per token).
+    """
+
+    signals: list[Literal["similarity", "consensus", "log_prob"]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.signals)) < max(2, len(self.signals)):
+            raise UserError(f"filter.selector.signals={self.signals}: two or more different ones")
+
+    @property
+    def needs_log_probs(self) -> bool:
+        return LOG_PROB in self.signals
+
+    def signal(self, pool: Pool) -> Floats:
+        own = {SIMILARITY: pool.similarity, CONSENSUS: pool.consensus, LOG_PROB: pool.log_prob_per_token}
+        total: Floats = np.sum([ranks(own[name]) for name in self.signals], axis=0)
+        return total
 
 
 @dataclass(frozen=True)
@@ -165,7 +241,37 @@ class LowestScored:
 
     def keep(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "checked before any compute"
-        worst = np.argsort(pool.scores, kind="stable")  # of equal scores the least similar first
+        worst = lowest(pool.scores, len(pool.scores))
         if self.below is not None:
             worst = worst[pool.scores[worst] < self.below]
         return worst[: self.most(len(worst))]
+
+
+@dataclass(frozen=True)
+class NearestBelowMean:
+    """Order all candidates by how near their score is to mean - `sigmas` standard deviations, the nearest first.
+
+    The lowest reward of many responses is a worse negative than the one there (arXiv 2502.16825, with 2 standard
+    deviations). Mean and (population) standard deviation are those of the prompt's sampled responses, so a repeated
+    one counts as often as it was sampled; empty ones and copies of the target have no score and do not count. Of
+    equally near ones the lower score comes first, then the less similar.
+    """
+
+    sigmas: NonNegative
+    ranked: ClassVar[bool] = True
+    scored: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "filter.selector")
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        assert pool.scores is not None, "checked before any compute"
+        if not len(pool.scores):
+            return np.arange(0)
+        scores = pool.scores.astype(np.float64)
+        mean = np.average(scores, weights=pool.counts)
+        deviation = np.sqrt(np.average((scores - mean) ** 2, weights=pool.counts))
+        return np.lexsort((scores, np.abs(scores - (mean - self.sigmas * deviation))))

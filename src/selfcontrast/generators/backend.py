@@ -25,9 +25,13 @@ class Backend(Protocol):
 
     Attributes:
         follows_model: that it draws from whichever folder it is given, and not from one that somebody else has loaded.
+        has_log_probs: that it can know the log-probabilities of what it draws.
     """
 
     follows_model: ClassVar[bool]
+
+    @property
+    def has_log_probs(self) -> bool: ...
 
     def check(self) -> None:
         """Raises `UserError` for what can be known before any compute."""

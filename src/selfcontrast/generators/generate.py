@@ -1,4 +1,4 @@
-"""Stage generate: N candidates for each training prompt, from the fine-tuned model."""
+"""Stage generate: N candidates for each training prompt, from the fine-tuned model or another one."""
 
 import json
 import logging
@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selfcontrast.constrained import Count, Fraction, Probability, Samples, Seed, Temperature, check_numbers
+from selfcontrast.constrained import Count, Fraction, Probability, Samples, Seed, Temperature, Text, check_numbers
 from selfcontrast.data.candidates import FAILED, SCHEMA, Decoding, Request
 from selfcontrast.data.example import Example
+from selfcontrast.data.renderable import shapes
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Backend, Responder, with_room
+from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, folder_content, instructed
 from selfcontrast.models.loading import load_tokenizer
-from selfcontrast.store import NOT_IN_KEY, RESUME
+from selfcontrast.store import NOT_IN_KEY, RESUME, fields_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ class Generation:
         prompts: how many training prompts, drawn with `seed`; None for all.
         max_failed_share: of the prompts that may get no response; what fails is left out and counted up to there.
         backend: a `selfcontrast.generators.backend.Backend`.
+        model: folder of the model that is sampled from; None for the fine-tuned one. Tokens are trained on as sampled,
+            so it must have the fine-tuned model's tokenizer, which renders the prompts.
+        system: of a system message before each dialogue while it is sampled for; None for none. Log-probabilities are
+            those given this message, too.
     """
 
     prompts: Count | None
@@ -48,6 +54,8 @@ class Generation:
     seed: Seed
     max_failed_share: Probability = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
+    model: Text | None = field(metadata={"in_key_as": folder_content})
+    system: Text | None = field()
 
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
@@ -61,10 +69,26 @@ class Generation:
 
     @property
     def follows_model(self) -> bool:
-        return bool(self.backend.follows_model)
+        return bool(self.backend.follows_model) and self.model is None
+
+    @property
+    def has_log_probs(self) -> bool:
+        return bool(self.backend.has_log_probs)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Its fields, but for the two that are new and null: what was sampled before they existed stays known."""
+        new = ("model", "system")
+        return {name: value for name, value in fields_of(self).items() if value is not None or name not in new}
 
     def check(self, examples: Sequence[Example]) -> None:
         self.backend.check()
+        if self.model:
+            check_folder(self.model)
+
+    def check_rendering(self, renderer: Renderer, examples: Sequence[Example]) -> None:
+        """Raise `UserError` where the fine-tuned model's chat template has no place for `system`."""
+        for example in shapes(examples) if self.system else ():
+            check_system(renderer, example, str(self.system))
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
@@ -82,6 +106,10 @@ class Generator(Protocol):
     @property
     def follows_model(self) -> bool:
         """Whether another model gives other candidates, as rounds need."""
+
+    @property
+    def has_log_probs(self) -> bool:
+        """Whether it can know the log-probabilities of its candidates. A server may still tell none."""
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
@@ -105,13 +133,17 @@ def generate(
     this, the artifact is final; before, the next run asks again for what failed.
     """
     renderer = Renderer(load_tokenizer(model))
+    if settings.model:
+        check_same_tokenizer(renderer, settings.model)
+    sampled_from = Path(settings.model) if settings.model else model
     chosen = choose(examples, settings.prompts, settings.seed)
-    rendered = (Request(e.id, renderer.prompt(e.prompt), e.prompt) for e in chosen)
+    dialogues = ((e.id, instructed(e.prompt, settings.system)) for e in chosen)
+    rendered = (Request(name, renderer.prompt(messages), messages) for name, messages in dialogues)
     requests = with_room(rendered, settings.decoding)
     if not requests:
         raise UserError(f"every prompt is longer than generator.max_length={settings.max_length} tokens: raise it")
     shards = folder / RESUME / "shards"
-    files = responder.sample(model, requests, settings.decoding, settings.seed, shards, "generate")
+    files = responder.sample(sampled_from, requests, settings.decoding, settings.seed, shards, "generate")
     written, failures = _join(files, folder / FILE)
     _check_failures(folder, failures, len(requests), settings.max_failed_share)
     return {

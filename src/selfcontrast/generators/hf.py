@@ -24,6 +24,7 @@ class HF:
     """Batches of at most `rows` responses; what is drawn does not depend on the batch."""
 
     follows_model: ClassVar[bool] = True
+    has_log_probs: ClassVar[bool] = True
 
     precision: str
     rows: Count = field(metadata=NOT_IN_KEY)

@@ -54,6 +54,12 @@ class OpenAI:
         _ = self.servers
 
     @property
+    def has_log_probs(self) -> bool:
+        """Whether they are asked for, which `extra` may take out. A server may still give none."""
+        asked = self.extra.get("logprobs", True)
+        return asked is not None and asked is not False
+
+    @property
     def servers(self) -> Servers:
         return Servers(self.urls, self.concurrency, self.timeout, self.retries, self.wait, self.key_variable)
 

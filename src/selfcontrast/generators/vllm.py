@@ -48,6 +48,7 @@ class VLLM:
     """
 
     follows_model: ClassVar[bool] = True
+    has_log_probs: ClassVar[bool] = True
 
     dtype: str
     adapter: Text | None = field(metadata={"in_key_as": adapter_content})

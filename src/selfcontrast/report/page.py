@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from selfcontrast.evaluation.statistics.task_metrics import STDERR, metric_interval
+from selfcontrast.filters.signals import SHARES
 from selfcontrast.report import benchmarks, figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import step_zero, throughput
@@ -64,6 +65,15 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "distinct_2_negatives": ("distinct-2 of its negatives", text.number),
     "self_bleu_candidates": ("self-BLEU of a prompt's candidates (1: all the same)", text.number),
     "self_bleu_negatives": ("self-BLEU of its negatives", text.number),
+}
+
+
+# Of the filter's table of signals.
+SIGNALS = {
+    "similarity": "similarity to the target",
+    "consensus": "consensus: mean similarity to the prompt's other responses",
+    "log_prob": "the sampler's log-probability per token",
+    "rank_sum": "sum of the ranks by these",
 }
 
 
@@ -120,6 +130,8 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "throughput": {name: throughput(records) for name, records in result.histories.items()},
         "step_zero": step_zero(result.histories.get("align", [])),
         "facts": [*changed_facts(result.stages), *filter_facts(stages.get("filter", {}).get("summary", {}))],
+        "signals": signal_rows(result.similarities.get("signals", [])),
+        "signal_shares": [f"{share:g}" for share in SHARES],
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.shown(result),
         "published": benchmarks.published(result),
@@ -156,6 +168,14 @@ def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What the filter did, in words; what it could not measure is left out."""
     told = {key: value for key, value in summary.items() if value is not None and value != []}
     return [(words, write(told[key])) for key, (words, write) in FACTS.items() if key in told]
+
+
+def signal_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Per signal its name, its AUC, and its false negatives at each share that is kept."""
+    return [
+        (SIGNALS[row["signal"]], text.number(row["auc"]), [text.percent(share) for share in row["false_negatives"]])
+        for row in table
+    ]
 
 
 def lm_eval_rows(found: dict[str, dict[str, dict[str, float]]], level: float) -> list[tuple[str, str, Sequence[str]]]:

@@ -1,0 +1,158 @@
+"""Candidates of another model, and of the same one under a system message."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcontrast.data.candidates import Candidate, Decoding, Request, read_candidates
+from selfcontrast.data.example import Message
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
+from selfcontrast.generators.backend import Sampler
+from selfcontrast.generators.generate import FILE, Generation
+from selfcontrast.generators.hf import HF
+from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, instructed
+from selfcontrast.models.loading import save_policy, train_tokenizer
+from selfcontrast.store import settings_of
+from selfcontrast.training.align import preference_groups
+from tiny import CORPUS, TEMPLATE, example, llama, policy_folder, tokenizer
+
+RENDERER = Renderer(tokenizer())
+EXAMPLES = [example(f"e{i}", "the cat " * (1 + i % 4), "a cat") for i in range(5)]
+USER, SYSTEM = Message(role="user", content="a cat?"), Message(role="system", content="a dog")
+PLAIN = Generation(None, 3, 1.0, 1.0, 5, 64, 0, 0.0, HF("float32", 6), None, None)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return policy_folder(tmp_path_factory.mktemp("policy") / "model")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model, with the same tokenizer."""
+    return policy_folder(tmp_path_factory.mktemp("other") / "model", seed=5)
+
+
+def sampled(folder: Path, settings: Generation, model: Path) -> list[Candidate]:
+    folder.mkdir()
+    settings.generate(folder, model, EXAMPLES, Local(3, 1), "cpu")
+    return read_candidates(folder / FILE)
+
+
+def test_candidates_are_those_of_the_model_that_is_named(policy: Path, other: Path, tmp_path: Path) -> None:
+    named = sampled(tmp_path / "a", replace(PLAIN, model=str(other)), policy)
+    assert named == sampled(tmp_path / "b", PLAIN, other) != sampled(tmp_path / "c", PLAIN, policy)
+
+
+def test_a_system_message_is_sampled_under_and_not_trained_under(policy: Path, tmp_path: Path) -> None:
+    asked: list[Request] = []
+
+    class Noting(HF):
+        @contextmanager
+        def open(self, model: Path, device: str) -> Iterator[Sampler]:
+            with super().open(model, device) as sample:
+
+                def noted(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
+                    asked.extend(requests)
+                    return sample(requests, decoding, seed)
+
+                yield noted
+
+    settings = replace(PLAIN, backend=Noting("float32", 6), system="a dog")
+    found = sampled(tmp_path / "a", settings, policy)
+    by_id = {request.id: request for request in asked}
+    for one in EXAMPLES:
+        messages = [SYSTEM, *one.prompt]
+        assert by_id[one.id].prompt == RENDERER.prompt(messages) != RENDERER.prompt(one.prompt)
+        assert by_id[one.id].messages == messages
+    assert [c.token_ids for c in found] != [c.token_ids for c in sampled(tmp_path / "b", PLAIN, policy)]
+    drawn: Any = {one.id: [] for one in EXAMPLES}
+    groups, _ = preference_groups(RENDERER, EXAMPLES, drawn, 0, 64)
+    assert [list(group.prompt) for group in groups] == [RENDERER.prompt(one.prompt) for one in EXAMPLES]
+
+
+def test_a_system_message_takes_the_dialogues_own_into_it() -> None:
+    assert instructed([USER], None) == [USER]
+    assert instructed([USER], "Be wrong.") == [{"role": "system", "content": "Be wrong."}, USER]
+    assert instructed([SYSTEM, USER], "Be wrong.") == [{"role": "system", "content": "Be wrong.\n\na dog"}, USER]
+
+
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+)
+LEAVES_OUT = TEMPLATE.replace(
+    "<|{{ message.role }}|>", "{% if message.role != 'system' %}<|{{ message.role }}|>"
+).replace("<|end|>{% endfor %}", "<|end|>{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        (REFUSES, "the row e0: .*System role not supported"),
+        (LEAVES_OUT, "the chat template leaves a system message out"),
+    ],
+)
+def test_a_template_without_a_place_for_it_is_refused_in_one_line(template: str, line: str) -> None:
+    with pytest.raises(UserError, match=rf"^generator\.system: {line}") as caught:
+        check_system(Renderer(tokenizer(template)), EXAMPLES[0], "Be wrong.")
+    assert "\n" not in str(caught.value)
+    check_system(RENDERER, EXAMPLES[0], "Be wrong.")
+
+
+def test_settings_at_null_are_not_in_the_key_and_others_are_by_content(other: Path, tmp_path: Path) -> None:
+    plain = settings_of(PLAIN)
+    assert not {"model", "system"} & set(plain)
+    assert settings_of(replace(PLAIN, system="Be wrong.")) == {**plain, "system": "Be wrong."}
+    shutil.copytree(other, tmp_path / "moved")
+    named, moved = (settings_of(replace(PLAIN, model=str(folder))) for folder in (other, tmp_path / "moved"))
+    assert named == moved == {**plain, "model": named["model"]}
+    (tmp_path / "moved" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert settings_of(replace(PLAIN, model=str(tmp_path / "moved"))) != named
+
+
+def test_only_without_a_model_of_its_own_does_it_follow_the_policy(other: Path) -> None:
+    assert PLAIN.follows_model
+    assert not replace(PLAIN, model=str(other)).follows_model
+
+
+# --- models that cannot be sampled from
+
+
+def test_no_folder_is_said_with_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^generator\.model=owner/name: no config\.json there.*hf download NAME"):
+        check_folder("owner/name")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: its config cannot be loaded"):
+        check_folder(str(tmp_path))
+
+
+def test_another_vocabulary_is_refused_by_the_stage(policy: Path, tmp_path: Path) -> None:
+    foreign = train_tokenizer([*CORPUS, "zebra zebra zebra zebra"], 310, max_length=128)
+    foreign.chat_template = TEMPLATE
+    save_policy(tmp_path / "model", llama(vocabulary=310), foreign, "")
+    with pytest.raises(
+        UserError, match=r"^generator\.model=\S+: its vocabulary is not the fine-tuned model's"
+    ) as caught:
+        sampled(tmp_path / "out", replace(PLAIN, model=str(tmp_path / "model")), policy)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_end_of_answers_is_refused(tmp_path: Path) -> None:
+    foreign = tokenizer(TEMPLATE.replace("{{ message.content }}<|end|>", "{{ message.content }}<|user|>"))
+    foreign.save_pretrained(str(tmp_path))
+    with pytest.raises(UserError, match=r"its answers end with the tokens \[.*\], those of the fine-tuned model with"):
+        check_same_tokenizer(RENDERER, str(tmp_path))
+    bare = tokenizer()
+    bare.chat_template = None
+    shutil.rmtree(tmp_path)
+    bare.save_pretrained(str(tmp_path))
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: the tokenizer has no chat template"):
+        check_same_tokenizer(RENDERER, str(tmp_path))
