@@ -57,6 +57,7 @@ SCALARS: dict[str, Any] = {
     "published": Text | None,
     "recompute": list[str],
     "share_of": Literal["distinct", "samples"],  # which a filter may leave unused
+    "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
 STAGES = (
@@ -79,6 +80,7 @@ class Parts:
     rounds: int
     seed: int
     target_metric: str
+    reference: str
     store: Store
     output: Path
     data: Source
@@ -138,6 +140,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     if cfg.rounds > 1 and not parts["generator"].follows_model:
         raise UserError(f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: hf or vllm")
+    if cfg.rounds:
+        _check_signals(parts, str(cfg.reference), verified)
     splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
     parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)  # which pairs know by now
@@ -162,6 +166,38 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
                 "FastChat's files, or published=null"
             )
     return job
+
+
+def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None:
+    """Refuse an objective or a reference that needs what nothing in this job will tell."""
+    objective, generator, hardware = parts["objective"], parts["generator"], parts["hardware"]
+    name = f"objective={type(objective).__name__}"
+    if objective.needs_scores and not verified and parts["filter"].reward_model is None:
+        raise UserError(
+            f"{name} needs scores, and this data has no verifier: give filter.reward_model (filter=oracle_reward "
+            "filter.reward_model.path=MODEL), or use another objective"
+        )
+    for wanted, who in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
+        if wanted and not generator.tells_log_probs:
+            raise UserError(
+                f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none: use "
+                "generator=hf or vllm, or choose another"
+            )
+    if reference == "sampler" and not generator.follows_model:
+        raise UserError(
+            "reference=sampler: the generator samples from a model of its own, which is not the one that targets are "
+            "scored by: use reference=stored"
+        )
+    if reference != "stored" and hardware.rescore_reference:
+        raise UserError(f"reference={reference} with hardware.rescore_reference=true: use reference=stored")
+    drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
+    if objective.needs_sampler and drawn != (1.0, 1.0):
+        log.warning(
+            "%s: p_gen is the sampler's probability at temperature 1 and top_p 1, not that of how candidates are "
+            "drawn: generator.temperature=%g, generator.top_p=%g",
+            name,
+            *drawn,
+        )
 
 
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
@@ -189,6 +225,7 @@ def assemble(
         rounds=cfg.rounds,
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
+        reference=str(cfg.reference),
         recompute=list(cfg.recompute),
         begun=float(os.environ.get(BEGUN, time.time())),
         store=Store.at(str(cfg.store), Path(cfg.store_cache), output),

@@ -22,6 +22,7 @@ from selfcontrast.training import recipe as recipe_module
 from selfcontrast.training import steps as steps_module
 from selfcontrast.training.callbacks import damage
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.recipe import Recipe
@@ -283,7 +284,9 @@ def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path:
         policy, told = precise(), list[Record]()
         data = StepData(rows, [], how, own, seed=3)
         prepare(policy, rows, own)
-        module = SelfContrastDPO(policy, how, len(data.steps()), own.logits_chunk, told.append, objective, stored)
+        module = SelfContrastDPO(
+            policy, how, len(data.steps()), own.logits_chunk, told.append, objective, Stored(stored)
+        )
         assert fit(module, data, tmp_path / str(ranks), "test")
         found.append([without_speeds(record) for record in told])
     third = [record["step"] for record in found[0] if "margin_rank_3" in record]
@@ -303,7 +306,7 @@ def test_rows_without_sharing_train_the_same_and_are_told(
         monkeypatch.setattr(steps_module, "SHARING_PAYS", least)
         policy, data = precise(), StepData(rows, [], how, own, seed=3)
         prepare(policy, rows, own)
-        module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, objective, stored)
+        module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, objective, Stored(stored))
         caplog.clear()
         with caplog.at_level(logging.INFO):
             assert fit(module, data, tmp_path / str(least), "align")

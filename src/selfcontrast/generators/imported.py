@@ -42,6 +42,7 @@ class Import:
     """
 
     follows_model: ClassVar[bool] = False
+    tells_log_probs: ClassVar[bool] = False
 
     path: Text = field(metadata=NOT_IN_KEY)  # its content is
     prompts: Count | None

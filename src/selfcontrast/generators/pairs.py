@@ -28,6 +28,7 @@ class Pairs:
     """
 
     follows_model: ClassVar[bool] = False
+    tells_log_probs: ClassVar[bool] = False
 
     prompts: Count | None
     max_length: Count

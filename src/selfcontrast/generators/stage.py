@@ -63,6 +63,10 @@ class Generation:
     def follows_model(self) -> bool:
         return bool(self.backend.follows_model)
 
+    @property
+    def tells_log_probs(self) -> bool:
+        return True  # a server may not: training then refuses
+
     def check(self, examples: Sequence[Example]) -> None:
         self.backend.check()
 
@@ -82,6 +86,10 @@ class Generator(Protocol):
     @property
     def follows_model(self) -> bool:
         """Whether another model gives other candidates, as rounds need."""
+
+    @property
+    def tells_log_probs(self) -> bool:
+        """Whether candidates come with the log-probability of their sampler."""
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
