@@ -1,9 +1,10 @@
 """The objectives: each a small dataclass of its own settings, with its formula.
 
 A new objective is one class here (or in any module that can be imported) and one YAML in `conf/objective` with its
-fields. s is the target's reward and s_j the reward of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)),
-per token of the response where `length_normalised`. The formulas' functions are in `losses.py`, which needs torch;
-this file is part of the config and must be quick to import.
+fields. One that looks at rewards is a `Contrast`, one that looks at scores, too, a `Scored`. s is the target's reward
+and s_j the reward of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)), per token of the response where
+`length_normalised`. The formulas' functions are in `losses.py`, which needs torch; this file is part of the config and
+must be quick to import.
 """
 
 from __future__ import annotations
