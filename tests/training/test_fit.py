@@ -17,6 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
+from selfcontrast.objectives import DFT, SWEPO, Objective, Signals
 from selfcontrast.training import fit as fit_module
 from selfcontrast.training import recipe as recipe_module
 from selfcontrast.training import steps as steps_module
@@ -269,24 +270,29 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, strategy: str, adapter: Ada
         assert same == pytest.approx(record, abs=1e-5)
 
 
+SCORED = SWEPO(beta=0.1, alpha=1.0, power=1, nll_weight=0.0, length_normalised=False)
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [self_contrast(0.1), SCORED, DFT(tau=1.0)], ids=["pairs", "scores", "sampler"])
+def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path: Path, objective: Objective) -> None:
     """Only one group has a third negative, so one process never sees the column."""
     rows = [
         replace(group, negatives=group.negatives[:count])
         for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)
     ]
-    objective = self_contrast(0.1)
-    stored = {group.id: torch.full((1 + len(group.negatives),), -9.0) for group in rows}
+    torch.manual_seed(0)
+    sizes = {group.id: len(group.negatives) for group in rows}
+    reference = {name: torch.full((1 + count,), -9.0) for name, count in sizes.items()}
+    signals = {name: Signals(torch.rand(1 + count), -9 * torch.rand(count)) for name, count in sizes.items()}
+    stored = Stored(reference, signals)
     how, found = recipe(prompts_per_step=3), []
     for ranks in (1, 2):
         own = hardware(devices=ranks, tokens_per_pass=20)
         policy, told = precise(), list[Record]()
         data = StepData(rows, [], how, own, seed=3)
         prepare(policy, rows, own)
-        module = SelfContrastDPO(
-            policy, how, len(data.steps()), own.logits_chunk, told.append, objective, Stored(stored)
-        )
+        module = SelfContrastDPO(policy, how, len(data.steps()), own.logits_chunk, told.append, objective, stored)
         assert fit(module, data, tmp_path / str(ranks), "test")
         found.append([without_speeds(record) for record in told])
     third = [record["step"] for record in found[0] if "margin_rank_3" in record]
