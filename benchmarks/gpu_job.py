@@ -21,6 +21,7 @@ from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import SelfContrast
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.reference import score_groups, score_in_passes
@@ -143,7 +144,7 @@ def _trained(
     if reference is None:
         module = SupervisedFineTuning(policy, settings, steps, chunk, records.append)
     else:
-        module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, reference)
+        module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, Stored(reference))
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, data, Path(folder), stage)

@@ -16,6 +16,7 @@ from workload import MODELS, random_group, random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.fit import StepData, fit
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
@@ -74,7 +75,9 @@ def _steps(model: str, machine: Hardware, setting: Setting) -> list[dict[str, An
     if machine.gradient_checkpointing:
         checkpoint_layers(policy, machine.gradient_checkpointing)
     reference = {"0": torch.zeros(negatives + 1)}
-    module = SelfContrastDPO(policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, reference)
+    module = SelfContrastDPO(
+        policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, Stored(reference)
+    )
     with tempfile.TemporaryDirectory() as folder:
         fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "loop")
     tokens = per_step * (prompt + (negatives + 1) * response)

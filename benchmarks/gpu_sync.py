@@ -15,6 +15,7 @@ from workload import random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.fit import StepData, fit
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.steps import Step
 
@@ -46,7 +47,7 @@ def host_waits(setting: Setting) -> list[dict[str, Any]]:
     policy = random_model("qwen-tiny" if setting.tiny else "llama-0.4b", setting.device, torch.float32)
     use_shared_prompt(policy, machine.attention)
     reference = {"0": torch.zeros(len(groups[0].responses))}
-    module = _Watched(policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, reference)
+    module = _Watched(policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, Stored(reference))
     _Watched.found.clear()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "watch")

@@ -51,15 +51,6 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 NESTED = {"hydra", "arm", "debug", "experiment", "backend", "benchmark", "judge", "reward_model"}  # not of the config
-    "hydra",
-    "arm",
-    "debug",
-    "experiment",
-    "backend",
-    "benchmark",
-    "judge",
-    "reward_model",
-}  # not of the config itself
 
 
 def test_every_folder_of_conf_is_a_group_that_is_built() -> None:

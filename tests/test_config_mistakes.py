@@ -215,13 +215,49 @@ def test_a_data_file_that_is_not_there() -> None:
 ELSEWHERE = [("openai", ""), ("import", "generator.path=")]
 
 
-def own_generator(tmp_path: Path, option: str, given: str) -> DictConfig:
+def own_generator(tmp_path: Path, option: str, given: str, *more: str) -> DictConfig:
     """The tiny job with another generator; candidates are those of its first training prompt."""
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Who?", "responses": list("abcdefgh")}))
-    chosen = composed(*[o for o in TINY if not o.startswith("generator.")], f"generator={option}")
+    chosen = composed(*[o for o in TINY if not o.startswith("generator.")], f"generator={option}", *more)
     if given:
         chosen.generator.path = str(tmp_path / "own.jsonl")
     return chosen
+
+
+def test_the_samplers_log_probabilities_need_a_generator_that_tells_them(tmp_path: Path) -> None:
+    for override, who in (("reference=sampler", "reference=sampler"), ("objective=dft", "objective=DFT")):
+        assert mistake(choose=own_generator(tmp_path, "import", "generator.path=", override)) == (
+            f"{who} needs the sampler's log-probabilities, and generator=Import has none: use generator=hf or vllm, or "
+            "choose another"
+        )
+
+
+def test_a_reference_by_the_sampler_is_of_the_model_that_scores_targets(tmp_path: Path) -> None:
+    said = mistake("reference=sampler", choose=own_generator(tmp_path, "openai", ""))
+    assert said.startswith("reference=sampler: the generator samples from a model of its own")
+
+
+@pytest.mark.parametrize("reference", ["none", "sampler"])
+def test_a_reference_that_is_not_scored_is_not_scored_again(reference: str) -> None:
+    said = mistake(f"reference={reference}", "hardware.rescore_reference=true", "hardware.tokens_per_pass=4096")
+    assert said == f"reference={reference} with hardware.rescore_reference=true: use reference=stored"
+
+
+@pytest.mark.parametrize("objective", ["swepo", "lipo_lambda"])
+def test_scores_need_something_that_scores(tmp_path: Path, objective: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    settings = [o for o in TINY if not o.startswith(("data.", "model."))]
+    cfg = composed(*settings, "data=jsonl", f"data.path={rows}", f"objective={objective}")
+    assert "needs scores, and this data has no verifier: give filter.reward_model" in mistake(choose=cfg)
+    configure(composed(*TINY, f"objective={objective}", "output=out"))  # the built-in data has one
+
+
+def test_p_gen_at_another_temperature_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    configure(composed(*TINY, "objective=dft", "output=out"))
+    assert "p_gen" not in caplog.text
+    configure(composed(*TINY, "objective=dft", "output=out", "generator.temperature=0.7"))
+    assert "objective=DFT: p_gen is the sampler's probability at temperature 1" in caplog.text
 
 
 @pytest.mark.parametrize(("option", "given"), ELSEWHERE)

@@ -20,14 +20,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfcontrast import objectives
 from selfcontrast.errors import UserError
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, Signals
 from tiny import self_contrast
 
 CONF = Path(__file__).parents[1] / "conf" / "objective"
 BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
 PAIRS = ["SelfContrast", "Robust", "IPO", "Hinge", "SimPO"]  # whose loss is a mean over pairs
 SETS = ["Softmax", "PlackettLuce", "NCA"]
-CHOICES = [*PAIRS, "MeanMargin", "Hardest", *SETS]
+REWARDED = [*PAIRS, "MeanMargin", "Hardest", *SETS]
+SUCCESSORS = ["SPACE", "DFT", "DFT2", "SWEPO", "LiPOLambda"]  # their loops are in test_successors.py
+CHOICES = [*REWARDED, *SUCCESSORS]
+SUMS = [*SETS, "SWEPO", "LiPOLambda"]  # two copies of a negative are more than one
 UNORDERED = [name for name in CHOICES if name != "PlackettLuce"]
 
 
@@ -40,6 +43,10 @@ def objective(name: str = "SelfContrast", **changes: Any) -> Any:
         "nll_weight": 0.0,
         "length_normalised": name == "SimPO",
         "rank_weights": None,
+        "noise_ratio": 1.5,
+        "tau": 0.6,
+        "alpha": 0.8,
+        "power": 2,
     }
     return cls(**{key: value for key, value in values.items() if key in {f.name for f in fields(cls)}} | changes)
 
@@ -93,19 +100,31 @@ def slow(name: str, policy: list[float], reference: list[float], lengths: list[i
     return slow_loss(name, rewards[0], rewards[1 : count + 1])
 
 
-def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> tuple[Tensor, ...]:
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Signals]
+
+
+def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> Batch:
     torch.manual_seed(seed)
     policy = -10 * torch.rand(len(counts), k + 1, dtype=torch.float64)
     reference = policy + torch.randn_like(policy)
     mask = torch.arange(k) < torch.tensor(counts)[:, None]
     lengths = torch.randint(1, 9, policy.shape)
     lengths[:, 1:][~mask] = 0
-    return policy, reference, lengths, mask
+    signals = Signals(torch.rand_like(policy), policy[:, 1:] + torch.randn_like(policy[:, 1:]))
+    return policy, reference, lengths, mask, signals
 
 
-@pytest.mark.parametrize("name", CHOICES)
+def columns_of(given: Batch, columns: list[int]) -> Batch:
+    """The same with these responses, of which the first is the target."""
+    policy, reference, lengths, mask, signals = given
+    own = [column - 1 for column in columns[1:]]
+    moved = Signals(signals.scores[:, columns], signals.sampler_logps[:, own])
+    return policy[:, columns], reference[:, columns], lengths[:, columns], mask[:, own], moved
+
+
+@pytest.mark.parametrize("name", REWARDED)
 def test_equals_a_plain_loop(name: str) -> None:
-    policy, reference, lengths, mask = batch(0)
+    policy, reference, lengths, mask, _ = batch(0)
     found = objective(name)(policy, reference, lengths, mask).loss
     expected = [
         slow(name, p, r, [max(1, n) for n in length], sum(m))
@@ -117,11 +136,12 @@ def test_equals_a_plain_loop(name: str) -> None:
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("rubbish", [math.inf, -math.inf, math.nan])
 def test_masked_columns_change_nothing_and_get_no_gradient(name: str, rubbish: float) -> None:
-    policy, reference, lengths, mask = batch(1)
-    clean = objective(name)(policy, reference, lengths, mask).loss
-    policy[:, 1:][~mask] = rubbish
+    policy, reference, lengths, mask, signals = batch(1)
+    clean = objective(name)(policy, reference, lengths, mask, signals).loss
+    for values in (policy[:, 1:], signals.scores[:, 1:], signals.sampler_logps):
+        values[~mask] = rubbish
     policy.requires_grad_()
-    found = objective(name)(policy, reference, lengths, mask)
+    found = objective(name)(policy, reference, lengths, mask, signals)
     assert torch.equal(found.loss, clean)
     found.loss.sum().backward()
     assert policy.grad is not None
@@ -133,18 +153,19 @@ def test_masked_columns_change_nothing_and_get_no_gradient(name: str, rubbish: f
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_gradient_against_finite_differences(name: str) -> None:
-    policy, reference, lengths, mask = batch(2)
+    policy, reference, lengths, mask, signals = batch(2)
     policy.requires_grad_()
-    chosen = objective(name, nll_weight=0.3)
-    assert torch.autograd.gradcheck(lambda p: chosen(p, reference, lengths, mask).loss, (policy,))
+    chosen = objective(name, **({} if name.startswith("DFT") else {"nll_weight": 0.3}))
+    assert torch.autograd.gradcheck(lambda p: chosen(p, reference, lengths, mask, signals).loss, (policy,))
 
 
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
 def test_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> None:
     policy = torch.tensor([[extreme, 0.0, 1.0]], requires_grad=True)
-    chosen = objective(name, beta=1.0)
-    loss = chosen(policy, torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1, 2, dtype=torch.bool)).loss
+    chosen = objective(name, **({} if name.startswith("DFT") else {"beta": 1.0}))
+    signals = Signals(torch.tensor([[1.0, 0.0, 0.5]]), torch.zeros(1, 2))
+    loss = chosen(policy, torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1, 2, dtype=torch.bool), signals).loss
     loss.sum().backward()
     assert policy.grad is not None
     assert loss.isfinite().all()
@@ -154,12 +175,9 @@ def test_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> No
 @pytest.mark.parametrize("name", UNORDERED)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
 def test_the_order_of_negatives_is_nothing(name: str, order: list[int], seed: int) -> None:
-    policy, reference, lengths, mask = batch(seed)
-    columns = [0, *(1 + i for i in order)]
-    chosen = objective(name)
-    one = chosen(policy, reference, lengths, mask).loss
-    other = chosen(policy[:, columns], reference[:, columns], lengths[:, columns], mask[:, order]).loss
-    torch.testing.assert_close(one, other)
+    given, chosen = batch(seed), objective(name)
+    other = chosen(*columns_of(given, [0, *(1 + i for i in order)])).loss
+    torch.testing.assert_close(chosen(*given).loss, other)
 
 
 def test_plackett_luce_prefers_its_ranking() -> None:
@@ -173,7 +191,7 @@ def test_plackett_luce_prefers_its_ranking() -> None:
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Hardest", "Softmax", "PlackettLuce"])
 def test_one_negative_is_dpo(name: str) -> None:
-    policy, reference, lengths, mask = batch(3, (1, 1, 1), 1)
+    policy, reference, lengths, mask, _ = batch(3, (1, 1, 1), 1)
     plain = {} if name in SETS else {"label_smoothing": 0.0}
     found = objective(name, **plain)(policy, reference, lengths, mask).loss
     ratio = policy - reference
@@ -183,19 +201,16 @@ def test_one_negative_is_dpo(name: str) -> None:
 
 @given(st.integers(0, 1000))
 def test_copies_of_one_negative_are_one_negative(seed: int) -> None:
-    policy, reference, lengths, _ = batch(seed, (1,), 1)
-    copies, one = [0, 1, 1, 1], torch.ones(1, 1, dtype=torch.bool)
+    one = batch(seed, (1,), 1)
     for name in CHOICES:
-        if name not in SETS:
+        if name not in SUMS:
             chosen = objective(name)
-            single = chosen(policy, reference, lengths, one).loss
-            many = chosen(policy[:, copies], reference[:, copies], lengths[:, copies], one.expand(1, 3)).loss
-            torch.testing.assert_close(single, many)
+            torch.testing.assert_close(chosen(*one).loss, chosen(*columns_of(one, [0, 1, 1, 1])).loss)
 
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Softmax", "NCA"])
 def test_a_whole_weight_is_as_many_negatives(name: str) -> None:
-    policy, reference, lengths, _ = batch(4, (2,), 2)
+    policy, reference, lengths, _, _ = batch(4, (2,), 2)
     mask = torch.ones(1, 2, dtype=torch.bool)
     weighted = objective(name, rank_weights=[2.0, 1.0])(policy, reference, lengths, mask).loss
     columns = [0, 1, 1, 2]
@@ -228,7 +243,7 @@ def test_nll_and_length_normalisation_by_hand() -> None:
 
 
 def test_simpo_needs_no_reference() -> None:
-    policy, reference, lengths, mask = batch(5)
+    policy, reference, lengths, mask, _ = batch(5)
     chosen = objective("SimPO")
     assert not chosen.needs_reference
     assert objective().needs_reference
@@ -345,6 +360,7 @@ def test_every_config_builds_and_says_everything(file: Path) -> None:
     assert built.uses_negatives == (file.stem != "sft_continued")
     assert set(config) == {"_target_", *(field.name for field in fields(built))}
     assert all(" # " in line for line in file.read_text().splitlines() if line[0] not in "#_")
+    assert type(built).__name__ in [*CHOICES, "TargetLikelihood"], "the tests above are of every objective"
 
 
 def test_the_default_is_the_papers() -> None:

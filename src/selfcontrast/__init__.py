@@ -14,23 +14,30 @@ if TYPE_CHECKING:
     from selfcontrast.config import build as build
     from selfcontrast.errors import UserError as UserError
     from selfcontrast.filters.choose import choose_negatives as choose_negatives
+    from selfcontrast.losses import dft as dft
     from selfcontrast.losses import dpo as dpo
     from selfcontrast.losses import hardest as hardest
+    from selfcontrast.losses import lipo_lambda as lipo_lambda
     from selfcontrast.losses import mean_margin as mean_margin
     from selfcontrast.losses import nca as nca
     from selfcontrast.losses import plackett_luce as plackett_luce
     from selfcontrast.losses import softmax as softmax
+    from selfcontrast.losses import space as space
+    from selfcontrast.losses import swepo as swepo
     from selfcontrast.models.log_probs import response_log_probs as response_log_probs
     from selfcontrast.models.packing import Group as Group
     from selfcontrast.models.packing import pack as pack
     from selfcontrast.models.shared_prompt import use_shared_prompt as use_shared_prompt
 
+_LOSSES = (
+    "dft", "dpo", "hardest", "lipo_lambda", "mean_margin", "nca", "plackett_luce", "softmax", "space", "swepo",
+)  # fmt: skip
 _HOME = {
     **dict.fromkeys(("compose", "plan", "run"), "selfcontrast.api"),
     "build": "selfcontrast.config",
     "UserError": "selfcontrast.errors",
     "choose_negatives": "selfcontrast.filters.choose",
-    **dict.fromkeys(("dpo", "hardest", "mean_margin", "nca", "plackett_luce", "softmax"), "selfcontrast.losses"),
+    **dict.fromkeys(_LOSSES, "selfcontrast.losses"),
     "response_log_probs": "selfcontrast.models.log_probs",
     **dict.fromkeys(("Group", "pack"), "selfcontrast.models.packing"),
     "use_shared_prompt": "selfcontrast.models.shared_prompt",

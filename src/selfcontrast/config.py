@@ -59,6 +59,7 @@ SCALARS: dict[str, Any] = {
     "published": Text | None,
     "recompute": list[str],
     "share_of": Literal["distinct", "samples"],  # which a filter may leave unused
+    "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
 STAGES = (
@@ -81,6 +82,7 @@ class Parts:
     rounds: int
     seed: int
     target_metric: str
+    reference: str
     store: Store
     output: Path
     data: Source
@@ -144,6 +146,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
             f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: generator=hf or "
             "generator=vllm, with generator.model=null"
         )
+    if cfg.rounds:
+        _check_signals(parts, str(cfg.reference), verified)
     splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
     generator = parts["generator"]
@@ -184,6 +188,38 @@ def _check_sampling(generator: Generator, model: Model, examples: Sequence[Examp
         check_same_tokenizer(renderer, generator.model)
 
 
+def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None:
+    """Refuse an objective or a reference that needs what nothing in this job will tell."""
+    objective, generator, hardware = parts["objective"], parts["generator"], parts["hardware"]
+    name = f"objective={type(objective).__name__}"
+    if objective.needs_scores and not verified and parts["filter"].reward_model is None:
+        raise UserError(
+            f"{name} needs scores, and this data has no verifier: give filter.reward_model (filter=oracle_reward "
+            "filter.reward_model.path=MODEL), or use another objective"
+        )
+    for wanted, who in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
+        if wanted and not generator.has_log_probs:
+            raise UserError(
+                f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none: use "
+                "generator=hf or vllm, or choose another"
+            )
+    if reference == "sampler" and not generator.follows_model:
+        raise UserError(
+            "reference=sampler: the generator samples from a model of its own, which is not the one that targets are "
+            "scored by: use reference=stored"
+        )
+    if reference != "stored" and hardware.rescore_reference:
+        raise UserError(f"reference={reference} with hardware.rescore_reference=true: use reference=stored")
+    drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
+    if objective.needs_sampler and drawn != (1.0, 1.0):
+        log.warning(
+            "%s: p_gen is the sampler's probability at temperature 1 and top_p 1, not that of how candidates are "
+            "drawn: generator.temperature=%g, generator.top_p=%g",
+            name,
+            *drawn,
+        )
+
+
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
     """Warn of rows that may become longer than the model has positions. Training refuses those that are."""
     positions = parts["model"].positions()
@@ -211,6 +247,7 @@ def assemble(
         rounds=cfg.rounds,
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
+        reference=str(cfg.reference),
         recompute=list(cfg.recompute),
         begun=float(os.environ.get(BEGUN, time.time())),
         store=Store.at(str(cfg.store), Path(cfg.store_cache), output),

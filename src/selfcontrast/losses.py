@@ -4,8 +4,12 @@ Pure functions of s_plus [B], s_minus [B, K] and, where they are taken, mask [B,
 r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, which negatives exist (None: all), and
 how much each counts (None: alike). They return one loss per group, [B], so that the caller can divide by the groups of
 the whole optimiser step. Masked entries, even inf or NaN, contribute nothing and receive exactly zero gradient.
+
+`dft` takes log-probabilities in place of rewards. `swepo` and `lipo_lambda` also take the responses' scores [B, K+1],
+the target's first: how good a verifier or a reward model says that each is.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -118,6 +122,80 @@ def nca(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: Mayb
     return -logsigmoid(s_plus) - shunned / (mask.sum(-1) + 1)
 
 
+def space(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, noise_ratio: float = 1.0) -> Tensor:
+    """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), with sigma_mu(x) = 1 / (1 + mu exp(-x)).
+
+    SPACE (arXiv 2512.07175), noise-contrastive estimation: is a response the data's, or one of `noise_ratio` = mu times
+    as many of the model's? Each reward is learned by itself, not the gap between two. Without negatives the second term
+    is 0.
+    """
+    mask, weights = _given(s_minus, mask)
+    shift = math.log(noise_ratio)  # sigma_mu(x) = sigmoid(x - log mu)
+    noise = mean_over_negatives(logsigmoid(shift - where_exists(s_minus, mask)), mask, weights)
+    return -logsigmoid(s_plus - shift) - noise_ratio * noise
+
+
+def dft(
+    log_prob_plus: Tensor,
+    log_prob_minus: Tensor,
+    mask: MaybeTensor = None,
+    tau: float = 1.0,
+    sampler_log_prob: MaybeTensor = None,
+) -> Tensor:
+    """-log p(y) + tau log mean_j exp(log p(y_j) / tau - log p_gen(y_j)): DFT (arXiv 2502.18679).
+
+    Without `sampler_log_prob` [B, K] = log p_gen(y_j) it is DFT2, whose log-probabilities are per token. The mean is
+    over a prompt's own negatives. The paper's moving average over steps, for prompts with one or two negatives, is left
+    out: this is its gamma = 1. Without negatives the second term is 0.
+    """
+    mask, _ = _given(log_prob_minus, mask)
+    exponents = where_exists(log_prob_minus, mask) / tau
+    if sampler_log_prob is not None:
+        exponents = exponents - where_exists(sampler_log_prob, mask)
+    some = mask.any(-1)
+    exponents = exponents.masked_fill(~mask & some[:, None], -torch.inf)
+    log_mean = exponents.logsumexp(-1) - mask.sum(-1).clamp(min=1).log()
+    return -log_prob_plus + tau * where_exists(log_mean, some)
+
+
+def swepo(
+    s_plus: Tensor,
+    s_minus: Tensor,
+    scores: Tensor,
+    mask: MaybeTensor = None,
+    alpha: float = 1.0,
+    power: int = 1,
+) -> Tensor:
+    """-log of the share of sum_y w_y exp(s_y) that is of responses scored above the mean; w_y = exp(alpha d_y^power).
+
+    d_y is the response's score less the mean over target and negatives. SWEPO, later called MPO (arXiv 2412.04628), as
+    its authors give it in arXiv 2412.16378, eq. 5 and appendix G.4. 0 where no score is above the mean: all are equal.
+    """
+    rewards, scores, exists = _together(s_plus, s_minus, scores, mask)
+    mean = scores.sum(-1, keepdim=True) / exists.sum(-1, keepdim=True)
+    better = exists & (scores > mean)
+    accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # where none is better, the share is 1
+    logits = rewards + alpha * (scores - mean) ** power
+    every, own = (logits.masked_fill(~kept, -torch.inf).logsumexp(-1) for kept in (exists, accepted))
+    return every - own
+
+
+def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor = None) -> Tensor:
+    """sum over pairs with score_i > score_j of D_ij log(1 + exp(s_j - s_i)): LiPO-lambda (arXiv 2402.01878, eq. 8).
+
+    D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| weighs a pair by what exchanging the two
+    would change in the discounted cumulative gain; rank 1 has the highest reward now, and of equal ones the first
+    column. No gradient goes through the weights. A negative is also compared with other negatives.
+    """
+    rewards, scores, exists = _together(s_plus, s_minus, scores, mask)
+    order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks from 1
+    gain = torch.exp2(scores)
+    weights = _differences(gain).abs() * _differences(discount).abs()
+    wanted = exists[:, :, None] & exists[:, None, :] & (_differences(scores) > 0)
+    return (where_exists(weights, wanted) * -logsigmoid(_differences(rewards))).sum((-2, -1))
+
+
 def where_exists(values: Tensor, mask: Tensor) -> Tensor:
     """0 where masked: before any arithmetic, so that no inf or nan reaches a gradient."""
     return torch.where(mask, values, 0.0)
@@ -133,6 +211,19 @@ def row(values: Sequence[float], like: Tensor) -> Tensor:
     """[n] of the type and on the device of `like`; the host does not wait for a GPU."""
     made = torch.tensor(values, dtype=like.dtype)
     return (made.pin_memory() if like.is_cuda else made).to(like.device, non_blocking=True)
+
+
+def _together(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards, scores, and which of them exist, of target and negatives [B, K+1]; 0 where there is none."""
+    mask, _ = _given(s_minus, mask)
+    exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
+    rewards = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
+    return rewards, where_exists(scores, exists).to(rewards.dtype), exists
+
+
+def _differences(values: Tensor) -> Tensor:
+    """[B, n] -> [B, n, n]: the i-th less the j-th."""
+    return values[:, :, None] - values[:, None, :]
 
 
 def _given(s_minus: Tensor, mask: MaybeTensor, weights: MaybeTensor = None) -> tuple[Tensor, Tensor]:

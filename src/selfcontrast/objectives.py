@@ -1,9 +1,10 @@
 """The objectives: each a small dataclass of its own settings, with its formula.
 
 A new objective is one class here (or in any module that can be imported) and one YAML in `conf/objective` with its
-fields. s is the target's reward and s_j the reward of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)),
-per token of the response where `length_normalised`. The formulas' functions are in `losses.py`, which needs torch;
-this file is part of the config and must be quick to import.
+fields. One that looks at rewards is a `Contrast`, one that looks at scores, too, a `Scored`. s is the target's reward
+and s_j the reward of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)), per token of the response where
+`length_normalised`. The formulas' functions are in `losses.py`, which needs torch; this file is part of the config and
+must be quick to import.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -31,6 +32,19 @@ Weight = Annotated[NonNegative, Field(le=10_000)]
 
 
 @dataclass(frozen=True)
+class Signals:
+    """What is stored of responses beside their tokens, for objectives that need it.
+
+    Attributes:
+        scores: by the verifier or the reward model, the target's first, [B, K+1].
+        sampler_logps: of each negative, summed over its tokens, by the model that sampled it, at temperature 1, [B, K].
+    """
+
+    scores: Tensor
+    sampler_logps: Tensor
+
+
+@dataclass(frozen=True)
 class ObjectiveOutput:
     """loss [B] with its gradient; for the log, detached: chosen_reward [B], rejected_reward and margin [B, K]
     (0 where there is no negative)."""
@@ -47,6 +61,8 @@ class Objective(Protocol):
     Attributes:
         uses_negatives: False for the control that continues supervised fine-tuning; it is never called.
         needs_reference: whether reference log-probabilities are used at all.
+        needs_scores: whether it looks at `Signals.scores`, which a verifier or a reward model gives.
+        needs_sampler: whether it looks at `Signals.sampler_logps`, which the generator gives.
     """
 
     @property
@@ -55,7 +71,20 @@ class Objective(Protocol):
     @property
     def needs_reference(self) -> bool: ...
 
-    def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
+    @property
+    def needs_scores(self) -> bool: ...
+
+    @property
+    def needs_sampler(self) -> bool: ...
+
+    def __call__(
+        self,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        signals: Signals | None = None,
+    ) -> ObjectiveOutput:
         """One loss per group.
 
         Args:
@@ -63,6 +92,7 @@ class Objective(Protocol):
             reference_logps: [B, K+1]; not looked at where no reference is needed.
             lengths: response tokens, [B, K+1].
             mask: which negatives exist, [B, K].
+            signals: given where the objective needs scores or the sampler. What it does not need may be NaN.
         """
 
 
@@ -75,14 +105,23 @@ class TargetLikelihood:
 
     uses_negatives: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
+    needs_sampler: ClassVar[bool] = False
 
-    def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
+    def __call__(
+        self,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        signals: Signals | None = None,
+    ) -> ObjectiveOutput:
         raise NotImplementedError("trained as supervised fine-tuning is")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast(ABC):
-    """An objective over rewards: subclasses say what their loss is.
+class Rewarded(ABC):
+    """An objective over rewards: `Contrast` over them alone, `Scored` over scores, too.
 
     Attributes:
         beta: the reward of one nat of log-probability (> 0).
@@ -96,23 +135,54 @@ class Contrast(ABC):
 
     uses_negatives: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    needs_scores: ClassVar[bool] = False
+    needs_sampler: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "objective")
 
     @abstractmethod
-    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-        """Loss per group [B] of the rewards of targets [B] and negatives [B, K], of which `mask` says which exist."""
+    def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor: ...
 
-    def __call__(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor, mask: Tensor) -> ObjectiveOutput:
+    def __call__(
+        self,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        signals: Signals | None = None,
+    ) -> ObjectiveOutput:
         ratios = policy_logps - reference_logps if self.needs_reference else policy_logps
         rewards = self.beta * (ratios / lengths.clamp(min=1) if self.length_normalised else ratios)
         s_plus, s_minus = rewards[:, 0], rewards[:, 1:]
-        loss = self.loss(s_plus, s_minus, mask)
+        loss = self._loss(s_plus, s_minus, mask, signals)
         if self.nll_weight:
             loss = loss - self.nll_weight * policy_logps[:, 0] / lengths[:, 0]
-        chosen, rejected = s_plus.detach(), losses.where_exists(s_minus.detach(), mask)
-        return ObjectiveOutput(loss, chosen, rejected, losses.where_exists(chosen[:, None] - rejected, mask))
+        return _output(loss, rewards, mask)
+
+
+class Contrast(Rewarded):
+    """An objective over rewards alone: subclasses say what their loss is."""
+
+    @abstractmethod
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        """Loss per group [B] of the rewards of targets [B] and negatives [B, K], of which `mask` says which exist."""
+
+    def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
+        return self.loss(s_plus, s_minus, mask)
+
+
+class Scored(Rewarded):
+    """An objective over rewards and the responses' scores: subclasses say what their loss is."""
+
+    needs_scores: ClassVar[bool] = True
+
+    @abstractmethod
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        """As `Contrast.loss`, with scores [B, K+1], the target's first."""
+
+    def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
+        return self.loss(s_plus, s_minus, mask, _given(signals).scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,3 +320,109 @@ class PlackettLuce(Contrast):
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
         return losses.plackett_luce(s_plus, s_minus, mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPACE(Contrast):
+    """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), sigma_mu(x) = 1 / (1 + mu exp(-x)) (arXiv 2512.07175).
+
+    Attributes:
+        noise_ratio: mu, how many of the model's responses there are for each of the data's.
+    """
+
+    noise_ratio: Annotated[Positive, Field(le=10_000)]
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
+        return losses.space(s_plus, s_minus, mask, self.noise_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SWEPO(Scored):
+    """-log(sum_{y: above the mean score} w_y exp(s_y) / sum_y w_y exp(s_y)), w_y = exp(alpha d_y^power).
+
+    d_y is a response's score less the mean of its prompt. The target is one of the responses: where its score is not
+    above the mean, it counts among the rejected. arXiv 2412.04628, as its authors give it in arXiv 2412.16378 (eq. 5,
+    appendix G.4).
+
+    Attributes:
+        alpha: how much a deviation of one weighs; 0 weighs all alike.
+        power: 1, or 2, by which the worst of the rejected count most.
+    """
+
+    alpha: Annotated[NonNegative, Field(le=10_000)]
+    power: Literal[1, 2]
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        return losses.swepo(s_plus, s_minus, scores, mask, self.alpha, self.power)
+
+
+class LiPOLambda(Scored):
+    """sum_{score_i > score_j} D_ij log(1 + exp(s_j - s_i)), D_ij by the ranks of the rewards (arXiv 2402.01878, eq. 8).
+
+    All pairs of target and negatives with different scores. The gain is 2^score: scores are meant to lie in [0, 1].
+    """
+
+    def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+        return losses.lipo_lambda(s_plus, s_minus, scores, mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFT:
+    """-log p(y) + tau log mean_j exp(log p(y_j) / tau - log p_gen(y_j)): DFT (arXiv 2502.18679).
+
+    p_gen is the model that sampled the negatives, at temperature 1. The log shows log-probabilities as rewards.
+
+    Attributes:
+        tau: a lower one looks at the likeliest negatives alone (> 0).
+    """
+
+    tau: Annotated[Positive, Field(le=10_000)]
+
+    uses_negatives: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
+    needs_sampler: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "objective")
+
+    def __call__(
+        self,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        signals: Signals | None = None,
+    ) -> ObjectiveOutput:
+        sampler = _given(signals).sampler_logps
+        loss = losses.dft(policy_logps[:, 0], policy_logps[:, 1:], mask, self.tau, sampler)
+        return _output(loss, policy_logps, mask)
+
+
+class DFT2(DFT):
+    """-l(y) + tau log mean_j exp(l(y_j) / tau), l being log p per token: DFT2 (arXiv 2502.18679), without p_gen."""
+
+    needs_sampler: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        policy_logps: Tensor,
+        reference_logps: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        signals: Signals | None = None,
+    ) -> ObjectiveOutput:
+        per_token = policy_logps / lengths.clamp(min=1)
+        return _output(losses.dft(per_token[:, 0], per_token[:, 1:], mask, self.tau), per_token, mask)
+
+
+def _output(loss: Tensor, rewards: Tensor, mask: Tensor) -> ObjectiveOutput:
+    """With rewards [B, K+1] for the log."""
+    chosen, rejected = rewards[:, 0].detach(), losses.where_exists(rewards[:, 1:].detach(), mask)
+    return ObjectiveOutput(loss, chosen, rejected, losses.where_exists(chosen[:, None] - rejected, mask))
+
+
+def _given(signals: Signals | None) -> Signals:
+    if signals is None:
+        raise TypeError("this objective needs signals: give it objectives.Signals")
+    return signals

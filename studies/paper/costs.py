@@ -118,7 +118,8 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))
             return Work("embed", chosen * (sampled + 1), chosen * (sampled + 1) * width * 2)
         case "reference":
-            scored = chosen * (asked + (1 + parts.filter.max_negatives) * response)
+            responses = 1 + (parts.filter.max_negatives if parts.reference == "stored" else 0)
+            scored = chosen * (asked + responses * response)
             return Work("score", scored, scored * 4)
         case "align":
             used = parts.negatives if parts.objective.uses_negatives else 0

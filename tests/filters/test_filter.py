@@ -1,6 +1,7 @@
 """The filter stage on a case small enough to do by hand, and against a selection made without it."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from selfcontrast.data.candidates import Candidate, candidates_table, read_negat
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
-from selfcontrast.filters.filter import DIAGNOSTICS, FILE, PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.filter import (
+    DIAGNOSTICS,
+    FILE,
+    PROMPTS,
+    SIMILARITIES,
+    select_negatives,
+    target_scores,
+)
 from selfcontrast.filters.score import Verified
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastLikely, LeastSimilar, LowestScored, MostSimilarBelow
@@ -27,7 +35,7 @@ from tiny import example
 
 EXAMPLES = {name: example(name, "?", "target") for name in ("p", "q", "r")}
 NEAR = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # cosine to the target
-SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0}
+SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0, "target": 0.875}
 SAMPLED = {
     "p": ["good", "bad", "worse", "fair", "bad"],
     "q": ["target", "", " target ", "good", "good"],  # a single distinct one
@@ -82,6 +90,18 @@ def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None
             assert list(negative.token_ids) == [7] * (negative.sample + 1)
             assert negative.similarity == pytest.approx(NEAR[negative.text], abs=1e-3)
     assert set(read_negatives(tmp_path / FILE, ["r"])) == {"r"}
+
+
+@pytest.mark.parametrize("graded", [True, False])
+def test_negatives_keep_their_log_probability_and_their_score(tmp_path: Path, graded: bool) -> None:
+    select(tmp_path, LeastSimilar(0.5, "distinct"), graded=graded)
+    for ranked in read_negatives(tmp_path / FILE).values():
+        for negative in ranked:
+            assert negative.log_prob == likely(negative.text) * (negative.sample + 1)
+            assert negative.score == SCORES[negative.text] if graded else math.isnan(negative.score)
+    found = target_scores(tmp_path)
+    assert found.keys() == {"p", "q", "r"}
+    assert all(score == 0.875 if graded else math.isnan(score) for score in found.values())
 
 
 def test_the_summary_by_hand(tmp_path: Path) -> None:
@@ -221,7 +241,7 @@ def chosen_texts(folder: Path, sampled: dict[str, Sequence[str]], selector: Any,
 
 class Numbers:
     def score(self, one: Example, text: str, turn: int = -1) -> float:
-        return (int(text.strip()[1:]) * 5 % 9) / 9
+        return 1.0 if text == "target" else (int(text.strip()[1:]) * 5 % 9) / 9
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -66,6 +66,9 @@ def test_a_candidate_is_as_good_as_the_target_from_its_reward_on(tmp_path: Path)
     scores, bar = judge(PROMPTS[0][0], PROMPTS[0][1], [1, 0])
     assert scores.tolist() == pytest.approx([2.4, 1.4])
     assert bar == pytest.approx(6.4)
+    assert judge.target(PROMPTS[0][0]) == bar
+    with pytest.raises(AssertionError, match="scored last"):
+        judge.target(PROMPTS[1][0])
     scores, bar = judge(*PROMPTS[1], [])
     assert (scores.tolist(), bar) == ([], pytest.approx(1.4))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from jobs import TINY, Finished, read_result, run_train, stages
 from selfcontrast.data.builtin import Builtin
@@ -86,6 +87,30 @@ def test_spin_draws_one_response_of_each_rounds_own_policy(finished: Finished, t
         assert generated["responses"] == generated["prompts"] == 16
         assert aligned["negatives_per_prompt"] == 1
     assert result["policy"] == str(Path(found["align"]["path"]) / "model")
+
+
+def test_dft_by_the_samplers_log_probabilities(finished: Finished, tmp_path: Path) -> None:
+    """Its importance weights are 1 at the start; and of the reference's scores those of targets are enough."""
+    result = run(tmp_path, finished, "objective=dft", "reference=sampler", without=())
+    own, before = stages(result), stages(finished.result)
+    for part in ("sft", "generate", "embed", "filter"):
+        assert (own[part]["key"], own[part]["cached"]) == (before[part]["key"], True)
+    assert 0 < own["reference"]["summary"]["tokens"] < before["reference"]["summary"]["tokens"] / 2
+    first, last = result["histories"]["align"][0], result["histories"]["align"][-1]
+    assert first["loss"] == pytest.approx(-first["chosen_log_prob"], abs=1e-2)
+    assert first["chosen_log_prob_change"] == pytest.approx(0, abs=1e-2)
+    assert last["chosen_log_prob_change"] > 0
+
+
+def test_scores_reach_the_objective_and_no_reference_is_scored(finished: Finished, tmp_path: Path) -> None:
+    result = run(tmp_path, finished, "objective=swepo", "reference=none", without=())
+    assert "reference" not in stages(result)
+    negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
+    assert negatives["score"].between(0, 1).all()
+    assert (negatives["log_prob"] < 0).all()
+    first, last = result["histories"]["align"][0], result["histories"]["align"][-1]
+    assert last["loss"] < first["loss"]
+    assert first["chosen_reward"] == pytest.approx(0.1 * first["chosen_log_prob"], rel=1e-4)
 
 
 def test_a_plan_knows_the_stages_of_the_run_by_their_keys(finished: Finished) -> None:

@@ -43,6 +43,24 @@ def test_jobs_share_what_k_does_not_decide(tmp_path: Path) -> None:
     assert len(read.found) == 1
 
 
+def test_each_reference_scores_what_it_needs(tmp_path: Path) -> None:
+    read = DataReader()
+    plans = {
+        name: {step.label: step.artifact.key for step in plan(cfg, read).steps}
+        for name, cfg in (
+            (name, composed(*SMALL, f"reference={name}", f"store={tmp_path}", "output=out"))
+            for name in ("stored", "none", "sampler")
+        )
+    }
+    usual = plan(composed(*SMALL, f"store={tmp_path}", "output=out"), read)
+    assert plans["stored"] == {step.label: step.artifact.key for step in usual.steps}
+    assert "reference" not in plans["none"]
+    assert plans["sampler"]["reference"] != plans["stored"]["reference"]
+    assert len({keys["align"] for keys in plans.values()}) == 3
+    for label in ("sft", "generate", "embed", "filter"):
+        assert len({keys[label] for keys in plans.values()}) == 1
+
+
 def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Path) -> None:
     cfg = composed("data=hub", "data.train.path=nowhere.jsonl", "tracking=none", f"store={tmp_path}", "output=out")
     with pytest.raises(Exception, match="does not exist"):

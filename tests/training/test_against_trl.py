@@ -15,6 +15,7 @@ from trl import DPOConfig, DPOTrainer
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.recipe import Recipe
@@ -99,7 +100,7 @@ def ours(folder: Path, how: Recipe) -> list[Record]:
         reference = {g.id: response_log_probs(policy, pack([g]), 7)[0] for g in GROUPS}
     data = StepData(GROUPS, [], how, own, seed=3)
     prepare(policy, GROUPS, own)
-    module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, OBJECTIVE, reference)
+    module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, OBJECTIVE, Stored(reference))
     fit(module, data, folder, "test")
     return module.history
 

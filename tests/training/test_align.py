@@ -20,7 +20,7 @@ from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import TargetLikelihood
 from selfcontrast.training.align import align
-from selfcontrast.training.groups import in_order, nearest_first, preference_groups
+from selfcontrast.training.groups import Stored, in_order, nearest_first, preference_groups
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.sft import HISTORY, fine_tune
@@ -86,7 +86,7 @@ def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[
         sft,
         "float32",
         groups,
-        read_reference(folder.parent),
+        Stored(read_reference(folder.parent)),
         OBJECTIVE,
         Training(adapter, how, own, 0, told.append),
     )
@@ -120,7 +120,7 @@ def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(
     for folder in (tmp_path / "align", tmp_path / "tuned"):
         folder.mkdir()
     training = Training(NoAdapter(), how, own, 0, told.append)
-    summary = align(tmp_path / "align", sft, "float32", groups, {}, TargetLikelihood(), training)
+    summary = align(tmp_path / "align", sft, "float32", groups, Stored({}), TargetLikelihood(), training)
     model = Pretrained(str(sft), None, None, [], "float32", False, True)
     splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
     other = Training(NoAdapter(), replace(how, cutoff=100), own, 0, lambda record: None)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from selfcontrast.errors import UserError
 from selfcontrast.models.adapters import Adapter, NoAdapter
+from selfcontrast.objectives import DFT, SWEPO, Objective, Signals
 from selfcontrast.training import fit as fit_module
 from selfcontrast.training import hardware as hardware_module
 from selfcontrast.training import steps as steps_module
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.recipe import Recipe
@@ -172,15 +174,22 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, strategy: str, adapter: Ada
         assert same == pytest.approx(record, abs=1e-5)
 
 
+SCORED = SWEPO(beta=0.1, alpha=1.0, power=1, nll_weight=0.0, length_normalised=False)
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [self_contrast(0.1), SCORED, DFT(tau=1.0)], ids=["pairs", "scores", "sampler"])
+def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path: Path, objective: Objective) -> None:
     """Only one group has a third negative, so one process never sees the column."""
     rows = [
         replace(group, negatives=group.negatives[:count])
         for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)
     ]
-    objective = self_contrast(0.1)
-    stored = {group.id: torch.full((1 + len(group.negatives),), -9.0) for group in rows}
+    torch.manual_seed(0)
+    sizes = {group.id: len(group.negatives) for group in rows}
+    reference = {name: torch.full((1 + count,), -9.0) for name, count in sizes.items()}
+    signals = {name: Signals(torch.rand(1 + count), -9 * torch.rand(count)) for name, count in sizes.items()}
+    stored = Stored(reference, signals)
     how, found = recipe(prompts_per_step=3), []
     for ranks in (1, 2):
         own = hardware(devices=ranks, tokens_per_pass=20)
@@ -207,7 +216,7 @@ def test_rows_without_sharing_train_the_same_and_are_told(
         monkeypatch.setattr(steps_module, "SHARING_PAYS", least)
         policy, data = precise(), StepData(rows, [], how, own, seed=3)
         prepare(policy, rows, own)
-        module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, objective, stored)
+        module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, objective, Stored(stored))
         caplog.clear()
         with caplog.at_level(logging.INFO):
             assert fit(module, data, tmp_path / str(least), "align")

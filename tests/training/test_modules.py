@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, Signals
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Sums, _counted
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.steps import Pass, Step
@@ -74,9 +75,20 @@ def summed(model: Any, rows: list[tuple[list[int], list[int]]]) -> Tensor:
     return torch.stack(found)
 
 
-def dpo(policy: Any, reference: dict[str, Tensor], objective: Objective = OBJECTIVE) -> SelfContrastDPO:
+def dpo(
+    policy: Any,
+    reference: dict[str, Tensor],
+    objective: Objective = OBJECTIVE,
+    signals: dict[str, Signals] | None = None,
+) -> SelfContrastDPO:
     use_shared_prompt(policy)
-    return SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, objective, reference)
+    return SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, objective, Stored(reference, signals or {}))
+
+
+def signals_of(own: list[Group], seed: int = 0) -> dict[str, Signals]:
+    """Scores, and what a sampler might have said, of each group."""
+    torch.manual_seed(seed)
+    return {g.id: Signals(torch.rand(1 + len(g.negatives)), -9 * torch.rand(len(g.negatives))) for g in own}
 
 
 def means(sums: Sums) -> dict[str, float]:
@@ -139,13 +151,15 @@ def test_gradients_of_every_objective_equal_padded_rows(file: Path, model: str) 
     policy, plain, before = tiny(model, 1), tiny(model, 1), tiny(model, 2)
     with torch.no_grad():
         stored = {g.id: padded_sums(before, g) for g in own}
-    module = dpo(policy, stored, objective)
+    told = signals_of(own)
+    module = dpo(policy, stored, objective, told)
     losses, _ = module.losses(Pass(pack(own), True))
     for group, found in zip(own, losses, strict=True):
         count = len(group.negatives)
         lengths = torch.tensor([[len(response) for response in group.responses]])
         sums, mask = padded_sums(plain, group)[None], torch.ones(1, count, dtype=torch.bool)
-        expected = objective(sums, stored[group.id][None], lengths, mask).loss[0]
+        signals = Signals(told[group.id].scores[None], told[group.id].sampler_logps[None])
+        expected = objective(sums, stored[group.id][None], lengths, mask, signals).loss[0]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
         (expected / len(own)).backward()
     (losses.sum() / len(own)).backward()

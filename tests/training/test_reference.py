@@ -16,6 +16,7 @@ from selfcontrast.models.loading import load_model
 from selfcontrast.models.packing import Group
 from selfcontrast.training.align import align
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
@@ -75,7 +76,7 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     records: list[Record] = []
     data, model = StepData(GROUPS, [], how, own, 0), load_model(policy, weights)
     prepare(model, GROUPS, own)
-    module = SelfContrastDPO(model, how, 1, 7, records.append, objective, read_reference(tmp_path))
+    module = SelfContrastDPO(model, how, 1, 7, records.append, objective, Stored(read_reference(tmp_path)))
     fit(module, data, tmp_path, "test")
     assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-4)
@@ -89,7 +90,7 @@ def aligned(
     objective, records = self_contrast(1.0), list[Record]()
     how = recipe(prompts_per_step=4, epochs=1)
     training = Training(adapter, how, own, 0, records.append)
-    align(folder, policy, "float32", GROUPS, reference, objective, training)
+    align(folder, policy, "float32", GROUPS, Stored(reference), objective, training)
     return records
 
 
@@ -138,7 +139,7 @@ def test_a_margin_at_step_0_is_recorded_once_and_warned_of(tmp_path: Path, caplo
         scores[0] -= 1.0
     objective = self_contrast(0.5)
     records: list[Record] = []
-    module = SelfContrastDPO(policy, how, 2, own.logits_chunk, records.append, objective, reference)
+    module = SelfContrastDPO(policy, how, 2, own.logits_chunk, records.append, objective, Stored(reference))
     fit(module, StepData(GROUPS, [], how, own, 0), tmp_path, "test")
     assert records[0]["step0/margin_std"] == pytest.approx(0.5, abs=1e-4)
     assert "step0/margin_std" not in records[1]

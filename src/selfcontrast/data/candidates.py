@@ -78,7 +78,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Negative:
-    """A candidate at its place in the nested draw. `similarity` is its cosine to the target."""
+    """A candidate at its place in the nested draw.
+
+    Attributes:
+        similarity: its cosine to the target.
+        log_prob: as the candidate's; NaN where nobody says.
+        score: by the verifier or the reward model; NaN where neither is there.
+    """
 
     id: str
     rank: int
@@ -86,6 +92,8 @@ class Negative:
     text: str
     token_ids: Sequence[int]
     similarity: float
+    log_prob: float = nan
+    score: float = nan
 
 
 SCHEMA = pa.schema(

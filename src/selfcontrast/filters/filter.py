@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ NEGATIVES = pa.schema(
         ("text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("similarity", pa.float32()),
+        ("log_prob", pa.float64()),
+        ("score", pa.float32()),
     ]
 )
 
@@ -76,7 +79,8 @@ def select_negatives(
                 choice = replace(choice, rows=first + choice.rows)  # as rows of the table
                 if len(prompts) % every == 0:
                     compared.append(_token_ids(table, choice))
-                prompts.append(_facts(settings, sampled, choice))
+                target_score = judge.target(examples[sampled.id]) if judge else nan
+                prompts.append({**_facts(settings, sampled, choice), "target_score": target_score})
                 choices.append(choice)
             seen.append(_seen(table, choices, len(prompts) - len(choices)))
             negatives.write_table(_negatives(table, choices))
@@ -115,11 +119,23 @@ def _lengths(table: pa.Table) -> Indices:
 
 def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
     """The candidates drawn, a prompt's together in rank order."""
-    drawn = [(c.rows[c.drawn.ranks], c.pool.similarity[c.drawn.ranks], np.arange(len(c.drawn.ranks))) for c in choices]
-    rows, similarity, rank = (np.concatenate(column) for column in zip(*drawn, strict=True))
-    taken = table.take(pa.array(rows))
-    columns = {"rank": rank, "similarity": similarity, **{name: taken[name] for name in COLUMNS}}
+    drawn = [(c, c.drawn.ranks) for c in choices]
+    taken = table.take(pa.array(np.concatenate([c.rows[ranks] for c, ranks in drawn])))
+    scores = [np.full(len(r), np.nan) if c.pool.scores is None else c.pool.scores[r] for c, r in drawn]
+    columns = {
+        "rank": np.concatenate([np.arange(len(ranks)) for _, ranks in drawn]),
+        "similarity": np.concatenate([c.pool.similarity[ranks] for c, ranks in drawn]),
+        "score": np.concatenate(scores),
+        **{name: taken[name] for name in COLUMNS},
+    }
     return pa.table([columns[name] for name in NEGATIVES.names], names=NEGATIVES.names).cast(NEGATIVES)
+
+
+def target_scores(folder: Path) -> dict[str, float]:
+    """Per example id the score of its target, by what scored the candidates; NaN where nothing did."""
+    table = pq.read_table(folder / PROMPTS, columns=["id", "target_score"])
+    scores = table["target_score"].to_numpy()  # what pandas left empty is NaN again
+    return dict(zip(table["id"].to_pylist(), map(float, scores), strict=True))
 
 
 def _token_ids(table: pa.Table, choice: Choice) -> tuple[list[list[int]], list[list[int]]]:

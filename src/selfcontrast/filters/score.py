@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,6 +124,10 @@ class Scorer(Protocol):
         """Scores of the texts at `rows`, and the score from which on a candidate is as good as the target."""
         ...
 
+    def target(self, example: Example) -> float:
+        """The score of the target of the example whose candidates were scored last."""
+        ...
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -133,15 +138,25 @@ class Verified:
     def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
         return np.array([self.verifier.score(example, texts[i]) for i in rows], dtype=np.float32), 1.0
 
+    def target(self, example: Example) -> float:
+        return float(self.verifier.score(example, example.target))
+
 
 class Rewarded:
     """By stored rewards: as good as the target is what its reward says."""
 
     def __init__(self, folder: Path) -> None:
         self._rewards = read_rewards(folder)
+        self._last = ("", nan)
 
     def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
         name, target, candidates = next(self._rewards)
         if (name, len(candidates)) != (example.id, len(texts)):
             raise UserError(f"the stored rewards are of other candidates than {example.id}'s; recompute=[score]")
+        self._last = (name, target)
         return candidates[list(rows)], target
+
+    def target(self, example: Example) -> float:
+        name, target = self._last
+        assert name == example.id, f"{name} was scored last"
+        return target

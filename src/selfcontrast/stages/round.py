@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
@@ -18,7 +20,14 @@ from selfcontrast.models.packing import Group
 from selfcontrast.stages.unchanged import check_unchanged
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.training import align, reference
-from selfcontrast.training.groups import in_order, nearest_first, preference_groups
+from selfcontrast.training.groups import (
+    Stored,
+    in_order,
+    in_order_signals,
+    nearest_first,
+    preference_groups,
+    sampled_reference,
+)
 from selfcontrast.training.steps import length
 from selfcontrast.training.training import Training
 
@@ -107,17 +116,25 @@ class Round:
 
     @cached_property
     def reference(self) -> Artifact:
-        """Scores of every negative of the pool, whatever K: one computation for a whole sweep."""
+        """Scores of every negative of the pool, whatever K: one computation for a whole sweep.
+
+        Of the targets alone, where the sampler has scored the negatives.
+        """
         p = self.parts
+        targets_only = p.reference == "sampler"
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / negatives.FILE)
-            groups, _ = self._groups(ranked)
+            groups, _ = self._groups(dict.fromkeys(ranked, ()) if targets_only else ranked)
             scoring = reference.Scoring(self.start.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
             return {"tokens": sum(map(length, groups))}
 
-        settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
+        settings = {
+            "cutoff": p.trainer.cutoff,
+            "precision": p.hardware.precision,
+            **({"targets_only": True} if targets_only else {}),
+        }
         inputs = {"model": self.start, "negatives": self.negatives}
         return self._get(Stage("reference", reference.VERSION, settings, inputs, compute, reference.__name__))
 
@@ -131,11 +148,11 @@ class Round:
             groups, without_room = self._groups(used)
             if without_room:
                 log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
-            scored = in_order(reference.read_reference(self.reference.path), used)
+            stored = self._stored(groups, used)
             report = self.job.report(self.prefix + "align")
             training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report)
             start = self.start.path / "model"
-            return align.align(folder, start, p.model.precision, groups, scored, p.objective, training)
+            return align.align(folder, start, p.model.precision, groups, stored, p.objective, training)
 
         settings = {
             "negatives": self._used,
@@ -144,10 +161,22 @@ class Round:
             "recipe": p.trainer,
             "hardware": p.hardware,
             **({"rescore_reference": True} if p.hardware.rescore_reference else {}),
+            **({"reference": p.reference} if p.reference != "stored" else {}),
             "seed": p.seed,
         }
-        inputs = {"model": self.start, "negatives": self.negatives, "reference": self.reference}
+        inputs = {"model": self.start, "negatives": self.negatives}
+        if p.reference != "none":
+            inputs["reference"] = self.reference
         return self._get(Stage("align", align.VERSION, settings, inputs, compute, align.__name__), trained=True)
+
+    def _stored(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> Stored:
+        p = self.parts
+        signals = in_order_signals(p.objective, groups, used, negatives.target_scores(self.negatives.path))
+        if p.reference == "none":
+            return Stored({group.id: torch.zeros(len(group.responses)) for group in groups}, signals, compared=False)
+        pool = reference.read_reference(self.reference.path)
+        scored = sampled_reference(pool, groups, used) if p.reference == "sampler" else in_order(pool, used)
+        return Stored(scored, signals)
 
     @property
     def _used(self) -> int:

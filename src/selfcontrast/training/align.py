@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
 from selfcontrast.training.displacement import Displacement
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import PackedModule, Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.reference import score_in_passes
@@ -31,7 +33,7 @@ def align(
     sft: Path,
     precision: str,
     groups: list[Group],
-    reference: Mapping[str, Tensor],
+    stored: Stored,
     objective: Objective,
     training: Training,
 ) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def align(
 
     Args:
         sft: the model that it starts from, whose weights are read in `precision`.
-        reference: per group id, the reference's summed log-probabilities, target first: [K + 1].
+        stored: the reference's scores of the groups, and the signals that the objective needs.
     """
     recipe, hardware, seed, report = training.recipe, training.hardware, training.seed, training.report
     policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
@@ -51,9 +53,9 @@ def align(
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
         # The stored scores are those of the model as it was loaded, which a quantised one is not.
-        if (hardware.rescore_reference or training.adapter.quantised) and objective.needs_reference:
-            reference = {**reference, **_rescored(policy, data)}
-        module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, reference)
+        if (hardware.rescore_reference or training.adapter.quantised) and objective.needs_reference and stored.compared:
+            stored = replace(stored, reference={**stored.reference, **_rescored(policy, data)})
+        module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, stored)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
     else:
         module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report)
@@ -67,7 +69,7 @@ def align(
         "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
         "steps": len(steps),
         "tokens": steps.tokens,
-        **(_displacement(module.history) if objective.uses_negatives else {}),
+        **(_displacement(module.history) if objective.uses_negatives and stored.compared else {}),
     }
 
 

@@ -2,7 +2,10 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan
 
+import torch
 from torch import Tensor
 
 from selfcontrast.data.candidates import Negative
@@ -10,6 +13,22 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.models.packing import Group
+from selfcontrast.objectives import Objective, Signals
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What training reads of the groups' responses, in place of computing it, by group id.
+
+    Attributes:
+        reference: the reference's log-probabilities, summed over tokens, the target's first: [K + 1] or more.
+        signals: scores [K + 1] and the sampler's log-probabilities [K], where the objective needs them.
+        compared: whether the reference is the model that training starts from, as good as: False for zeros.
+    """
+
+    reference: Mapping[str, Tensor]
+    signals: Mapping[str, Signals] = field(default_factory=dict)
+    compared: bool = True
 
 
 def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
@@ -23,6 +42,61 @@ def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
 def in_order(pool: Mapping[str, Tensor], used: Mapping[str, Sequence[Negative]]) -> dict[str, Tensor]:
     """Return per id the scores [1 + K] of the target and these negatives, of the pool's scores [1 + pool] by rank."""
     return {name: pool[name][[0, *(1 + n.rank for n in negatives)]] for name, negatives in used.items() if name in pool}
+
+
+def in_order_signals(
+    objective: Objective,
+    groups: Sequence[Group],
+    used: Mapping[str, Sequence[Negative]],
+    target_scores: Mapping[str, float],
+) -> dict[str, Signals]:
+    """Return per group id the signals of the target [1 + K] and these negatives [K]; none where none are needed.
+
+    Raises:
+        UserError: where one that the objective needs is unknown, naming the first prompt.
+    """
+    found = {}
+    name = f"objective={type(objective).__name__}"
+    for group in groups if objective.needs_scores or objective.needs_sampler else ():
+        negatives = used[group.id]
+        scores = [target_scores.get(group.id, nan), *(negative.score for negative in negatives)]
+        if objective.needs_scores and not all(map(isfinite, scores)):
+            raise UserError(
+                f"{name} needs the score of every response, and one of prompt {group.id} has none: give a verifier, "
+                "set filter.reward_model, or choose another objective"
+            )
+        sampler = _sampled(group, negatives, name) if objective.needs_sampler else [0.0] * len(negatives)
+        found[group.id] = Signals(torch.tensor(scores), torch.tensor(sampler))
+    return found
+
+
+def sampled_reference(
+    targets: Mapping[str, Tensor], groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]
+) -> dict[str, Tensor]:
+    """Return per group id the reference's scores [1 + K]: the target's [1 or more], and the sampler's of negatives.
+
+    Raises:
+        UserError: where the sampler's log-probability is unknown, naming the first prompt.
+    """
+    return {
+        group.id: torch.cat([targets[group.id][:1], torch.tensor(_sampled(group, used[group.id], "reference=sampler"))])
+        for group in groups
+    }
+
+
+def _sampled(group: Group, negatives: Sequence[Negative], name: str) -> list[float]:
+    """The sampler's log-probabilities of a group's negatives, as they are trained on."""
+    if not all(isfinite(negative.log_prob) for negative in negatives):
+        raise UserError(
+            f"{name} needs the sampler's log-probabilities, and a negative of prompt {group.id} has none: sample with "
+            "a generator that gives them (hf, vllm, or a server that returns logprobs), or choose another"
+        )
+    if any(len(cut) < len(negative.token_ids) for cut, negative in zip(group.negatives, negatives, strict=True)):
+        raise UserError(
+            f"{name} needs negatives as they were sampled, and trainer.cutoff cuts one of prompt {group.id}: raise it "
+            "to generator.max_length"
+        )
+    return [negative.log_prob for negative in negatives]
 
 
 def preference_groups(

@@ -1,6 +1,6 @@
 """The two trainings of the method: supervised fine-tuning, and DPO over K negatives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import to_device
-from selfcontrast.objectives import Objective, ObjectiveOutput
+from selfcontrast.objectives import Objective, ObjectiveOutput, Signals
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import PackedModule, Record, Sums
 from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.step_zero import StepZero
@@ -32,7 +33,7 @@ class SelfContrastDPO(PackedModule):
 
     Args:
         objective: the preference loss over K negatives.
-        reference: per group id, the reference's summed log-probabilities, target first: [K + 1].
+        stored: the reference's scores of the groups, and the signals that the objective needs.
     """
 
     def __init__(
@@ -43,17 +44,17 @@ class SelfContrastDPO(PackedModule):
         chunk_size: int,
         report: Callable[[Record], None],
         objective: Objective,
-        reference: Mapping[str, Tensor],
+        stored: Stored,
     ) -> None:
         super().__init__(policy, recipe, total_steps, chunk_size, report)
         self.objective = objective
-        self.reference = reference
-        self.ranks = max((len(scores) - 1 for scores in reference.values()), default=0)  # the most negatives of any
+        self.stored = stored
+        self.ranks = max((len(s) - 1 for s in stored.reference.values()), default=0)  # the most negatives of any
         self._first: StepZero | None = None
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.trainer.global_step == 0 and self.objective.needs_reference:
+        if self.trainer.global_step == 0 and self.objective.needs_reference and self.stored.compared:
             self._first = StepZero()
 
     def facts(self) -> Record:
@@ -70,24 +71,25 @@ class SelfContrastDPO(PackedModule):
     def losses(self, part: Pass) -> tuple[Tensor, Sums]:
         packed = part.packed
         policy = response_log_probs(self.policy, packed, self.chunk_size)  # [B, K + 1]
-        reference = self._reference(packed.ids, policy)
-        out = self.objective(policy, reference, packed.lengths, packed.mask)
+        reference = _by_id(self.stored.reference, packed.ids, policy)
+        needed = self.objective.needs_scores or self.objective.needs_sampler
+        given = (packed.lengths, packed.mask, *((self._signals(packed.ids, policy),) if needed else ()))
+        out = self.objective(policy, reference, *given)
         with torch.no_grad():
             if self._first is not None:
-                zero = self.objective(policy, policy, packed.lengths, packed.mask)
+                zero = self.objective(policy, policy, *given)
                 self._first.add(out, zero, packed.mask, part.counts)
             return out.loss, self._metrics(out, policy, reference, part)
 
     def total(self, step: Step) -> int:
         return step.groups
 
-    def _reference(self, ids: tuple[str, ...], like: Tensor) -> Tensor:
-        """The stored scores as [B, K + 1], zeros where a group has fewer negatives."""
-        out = torch.zeros(like.shape, dtype=like.dtype)
-        for row, name in enumerate(ids):
-            scores = self.reference[name][: like.shape[1]]
-            out[row, : len(scores)] = scores
-        return to_device(out, like.device)
+    def _signals(self, ids: tuple[str, ...], like: Tensor) -> Signals:
+        own = {name: self.stored.signals[name] for name in ids}
+        return Signals(
+            scores=_by_id({name: signals.scores for name, signals in own.items()}, ids, like),
+            sampler_logps=_by_id({name: signals.sampler_logps for name, signals in own.items()}, ids, like[:, 1:]),
+        )
 
     def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, part: Pass) -> Sums:
         """What is watched, in nats: means over groups, and over each group's own negatives first.
@@ -101,6 +103,10 @@ class SelfContrastDPO(PackedModule):
         """
         mask, lengths = part.packed.mask, part.packed.lengths
         per_token, change = policy / lengths.clamp(min=1), policy - reference
+        moved = {
+            "chosen_log_prob_change": _sum(change[:, 0]),
+            "kl_reference_policy_on_negatives": _sum_of_means(-change[:, 1:], mask),
+        }
         accuracy = (out.margin > 0).to(policy.dtype)
         return {
             "loss": _sum(out.loss),
@@ -111,12 +117,20 @@ class SelfContrastDPO(PackedModule):
             "chosen_log_prob": _sum(policy[:, 0]),
             "chosen_log_prob_per_token": _sum(per_token[:, 0]),
             "rejected_log_prob_per_token": _sum_of_means(per_token[:, 1:], mask),
-            "chosen_log_prob_change": _sum(change[:, 0]),
-            "kl_reference_policy_on_negatives": _sum_of_means(-change[:, 1:], mask),
+            **(moved if self.stored.compared else {}),
             "negatives": _sum(mask.sum(dim=1)),
             **_by_rank("accuracy", accuracy, mask, self.ranks),
             **_by_rank("margin", out.margin, mask, self.ranks),
         }
+
+
+def _by_id(stored: Mapping[str, Tensor], ids: Sequence[str], like: Tensor) -> Tensor:
+    """What is stored of these groups, of the shape of `like` [B, n]; zeros where a group has fewer negatives."""
+    out = torch.zeros(like.shape, dtype=like.dtype)
+    for row, name in enumerate(ids):
+        values = stored[name][: like.shape[1]]
+        out[row, : len(values)] = values
+    return to_device(out, like.device)
 
 
 def _sum(values: Tensor) -> Tensor:

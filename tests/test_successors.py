@@ -1,0 +1,186 @@
+"""DFT, SPACE, SWEPO and LiPO-lambda: plain loops in float64, their gradients, and what follows from the formulas."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfcontrast import losses
+from selfcontrast.objectives import Signals
+from test_objectives import BETA, batch, log_sigmoid, objective
+
+Row = list[Tensor]  # scalars that carry a gradient, the target's first
+Floats = list[float]
+
+
+def slow_dft(
+    policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
+) -> Tensor:
+    terms = [torch.exp(p / 0.6 - q) for p, q in zip(policy[1:], sampler, strict=True)]
+    return -policy[0] + (0.6 * torch.log(sum(terms, torch.zeros(())) / len(terms)) if terms else 0.0)
+
+
+def slow_dft2(
+    policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
+) -> Tensor:
+    per_token = [p / n for p, n in zip(policy, lengths, strict=True)]
+    terms = [torch.exp(p / 0.6) for p in per_token[1:]]
+    return -per_token[0] + (0.6 * torch.log(sum(terms, torch.zeros(())) / len(terms)) if terms else 0.0)
+
+
+def slow_space(
+    policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
+) -> Tensor:
+    def sigma(mu: float, x: Tensor) -> Tensor:
+        return 1 / (1 + mu * torch.exp(-x))
+
+    own, *others = (BETA * (p - r) for p, r in zip(policy, reference, strict=True))
+    noise = [torch.log(sigma(1 / 1.5, -r)) for r in others]
+    return -torch.log(sigma(1.5, own)) - (1.5 * sum(noise, torch.zeros(())) / len(noise) if noise else 0.0)
+
+
+def slow_swepo(
+    policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
+) -> Tensor:
+    mean = sum(scores) / len(scores)
+    above = whole = torch.zeros(())
+    for p, r, score in zip(policy, reference, scores, strict=True):
+        weighed = math.exp(0.8 * (score - mean) ** 2) * torch.exp(BETA * (p - r))
+        whole = whole + weighed
+        above = above + weighed if score > mean else above
+    return -torch.log(above / whole) if len(set(scores)) > 1 else policy[0] * 0
+
+
+def slow_lipo(
+    policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
+) -> Tensor:
+    rewards = [BETA * (p - r) for p, r in zip(policy, reference, strict=True)]
+    ranks = [1 + sum(bool(other > own) for other in rewards) for own in rewards]
+    loss = policy[0] * 0
+    for i, one in enumerate(rewards):
+        for j, other in enumerate(rewards):
+            if scores[i] > scores[j]:
+                gain = abs((2 ** scores[i] - 1) - (2 ** scores[j] - 1))
+                discount = abs(1 / math.log(1 + ranks[i]) - 1 / math.log(1 + ranks[j]))
+                loss = loss + gain * discount * torch.log(1 + torch.exp(-(one - other)))
+    return loss
+
+
+LOOPS: dict[str, Callable[..., Tensor]] = {
+    "DFT": slow_dft,
+    "DFT2": slow_dft2,
+    "SPACE": slow_space,
+    "SWEPO": slow_swepo,
+    "LiPOLambda": slow_lipo,
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", LOOPS)
+def test_loss_and_gradient_equal_a_plain_loops(name: str, seed: int) -> None:
+    policy, reference, lengths, mask, signals = batch(seed)
+    policy.requires_grad_()
+    found = objective(name)(policy, reference, lengths, mask, signals).loss
+    expected = []
+    for row in range(len(policy)):
+        there = 1 + int(mask[row].sum())
+        expected.append(
+            LOOPS[name](
+                list(policy[row, :there]),
+                reference[row, :there].tolist(),
+                lengths[row, :there].clamp(min=1).tolist(),
+                signals.scores[row, :there].tolist(),
+                signals.sampler_logps[row, : there - 1].tolist(),
+            )
+        )
+    torch.testing.assert_close(found, torch.stack(expected))
+    weights = torch.arange(1.0, 1 + len(policy), dtype=torch.float64)  # groups that differ in their gradient
+    one, other = (torch.autograd.grad((weights * loss).sum(), policy)[0] for loss in (found, torch.stack(expected)))
+    torch.testing.assert_close(one, other)
+
+
+# What the authors' own trainer gives (github.com/PenGuln/DFT at cd7a0fb, scripts/dft_trainer.py, gamma = 1): the
+# gradient of its two losses, whose values are not those of the formula.
+POLICY = [[-12.5, -9.0, -14.0, -11.0], [-4.0, -6.5, -3.0, -8.0]]
+SAMPLER = [[-10.0, -13.0, -11.5], [-6.0, -4.5, -7.0]]
+LENGTHS = [[5, 3, 7, 4], [2, 3, 1, 6]]
+PUBLISHED = {
+    "DFT": [[-1.0, 0.78537780, 0.01246978, 0.20215243], [-1.0, 0.02904076, 0.96169795, 0.00926129]],
+    "DFT2": [[-0.2, 0.01063855, 0.12780675, 0.01835928], [-0.5, 0.01944154, 0.00362642, 0.15634149]],
+}
+
+
+@pytest.mark.parametrize(("name", "tau"), [("DFT", 0.7), ("DFT2", 0.3)])
+def test_dft_has_the_gradient_of_the_authors_code(name: str, tau: float) -> None:
+    policy = torch.tensor(POLICY, dtype=torch.float64, requires_grad=True)
+    signals = Signals(torch.full((2, 4), math.nan), torch.tensor(SAMPLER, dtype=torch.float64))
+    mask, lengths = torch.ones(2, 3, dtype=torch.bool), torch.tensor(LENGTHS)
+    out = objective(name, tau=tau)(policy, torch.full((2, 4), math.nan), lengths, mask, signals)
+    found = torch.autograd.grad(out.loss.sum(), policy)[0]
+    torch.testing.assert_close(found, torch.tensor(PUBLISHED[name], dtype=torch.float64), atol=1e-7, rtol=0)
+    rewards = policy.detach() / (lengths if name == "DFT2" else 1)
+    assert torch.equal(out.chosen_reward, rewards[:, 0])
+    assert torch.equal(out.margin, rewards[:, :1] - rewards[:, 1:])
+
+
+def test_dft_of_a_policy_that_is_the_sampler_is_the_targets_likelihood() -> None:
+    """At tau = 1 every importance weight is then 1: -log p(y+) + log 1."""
+    policy, _, lengths, mask, signals = batch(0, (3, 2), 3)
+    same = Signals(signals.scores, policy[:, 1:])
+    found = objective("DFT", tau=1.0)(policy, policy, lengths, mask, same).loss
+    torch.testing.assert_close(found, -policy[:, 0])
+
+
+def test_space_with_a_ratio_of_one_is_two_logistic_losses() -> None:
+    found = losses.space(torch.tensor([0.3]), torch.tensor([[-0.2, 0.5]]))
+    expected = -log_sigmoid(0.3) - (log_sigmoid(0.2) + log_sigmoid(-0.5)) / 2
+    assert float(found) == pytest.approx(expected)
+
+
+def test_space_is_best_where_the_reward_is_the_true_log_ratio() -> None:
+    """Two responses with p_data 0.8 and 0.2 and p_model 0.4 and 0.6: the loss is least at the ratios."""
+    data, model, mu = torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6]), 3.0
+    rewards = (data / model).log().requires_grad_()
+    nobody = torch.zeros(2, 1, dtype=torch.bool)
+    real = losses.space(rewards, rewards[:, None], nobody, mu)
+    both = losses.space(rewards, rewards[:, None], ~nobody, mu)
+    ((data * real) + model * (both - real)).sum().backward()
+    assert rewards.grad is not None
+    torch.testing.assert_close(rewards.grad, torch.zeros(2))
+
+
+def test_swepo_by_hand() -> None:
+    """Mean score 0.5. Above it are the target and the second negative; of equal scores nobody is."""
+    s_plus, s_minus = torch.tensor([0.0]), torch.tensor([[1.0, 2.0]])
+    scores = torch.tensor([[0.8, 0.0, 0.7]])
+    weighed = [math.exp(2 * d + s) for d, s in ((0.3, 0.0), (-0.5, 1.0), (0.2, 2.0))]
+    found = losses.swepo(s_plus, s_minus, scores, alpha=2.0)
+    assert float(found) == pytest.approx(-math.log((weighed[0] + weighed[2]) / sum(weighed)))
+    assert float(losses.swepo(s_plus, s_minus, torch.tensor([[0.1, 0.1, 0.1]]))) == 0.0
+
+
+def test_swepo_counts_a_target_below_the_mean_as_rejected() -> None:
+    s_plus, s_minus = torch.tensor([0.0], requires_grad=True), torch.tensor([[0.0]], requires_grad=True)
+    losses.swepo(s_plus, s_minus, torch.tensor([[0.0, 1.0]])).sum().backward()
+    assert s_plus.grad is not None
+    assert s_minus.grad is not None
+    assert float(s_plus.grad) > 0 > float(s_minus.grad)
+
+
+def test_lipo_lambda_of_two_is_weighted_dpo() -> None:
+    """Ranks 2 and 1: |2^1 - 2^0| (1/log 2 - 1/log 3) log(1 + exp(0.5))."""
+    found = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5]]), torch.tensor([[1.0, 0.0]]))
+    assert float(found) == pytest.approx((1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(0.5)))
+
+
+def test_lipo_lambda_of_equal_scores_is_nothing() -> None:
+    found = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5, 0.2]]), torch.tensor([[0.5, 0.5, 0.5]]))
+    assert float(found) == 0.0
+
+
+@pytest.mark.parametrize("name", ["DFT", "SWEPO", "LiPOLambda"])
+def test_without_signals_it_is_a_mistake_of_the_code(name: str) -> None:
+    with pytest.raises(TypeError, match="needs signals"):
+        objective(name)(*batch(0)[:4])
