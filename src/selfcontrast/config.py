@@ -30,8 +30,9 @@ from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.published import Figure, read_figures
 from selfcontrast.evaluation.scores import Evaluation
+from selfcontrast.filters.chosen import check_chosen
 from selfcontrast.filters.encode import Encoder
-from selfcontrast.filters.select import Filter
+from selfcontrast.filters.select import Chosen, Filter
 from selfcontrast.generators.stage import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
@@ -43,7 +44,7 @@ from selfcontrast.tracking import Tracking
 from selfcontrast.training.recipe import Hardware, Recipe
 
 GROUPS = (
-    "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",
+    "data", "model", "sft", "generator", "encoder", "filter", "chosen", "objective", "adapter", "trainer", "hardware",
     "evaluation", "engine", "tracking",
 )  # fmt: skip
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Parts:
     generator: Generator
     encoder: Encoder
     filter: Filter
+    chosen: Chosen
     objective: Objective
     adapter: Adapter
     trainer: Recipe
@@ -141,6 +143,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     splits = parts["data"].load() if splits is None else splits
     parts["generator"].check(splits["train"])
     parts["filter"].check(cfg.negatives, parts["generator"].samples, verified)  # which pairs know by now
+    check_chosen(parts["chosen"], parts["filter"], parts["generator"].samples, verified)
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()

@@ -11,6 +11,7 @@ from selfcontrast.filters.selectors import (
     Everything,
     LeastSimilar,
     LessSimilarThan,
+    LowestFirst,
     LowestScored,
     MostSimilarBelow,
     Random,
@@ -23,6 +24,7 @@ BARS = st.floats(-0.875, 1, width=32)
 OF = st.sampled_from(["distinct", "samples"])
 SELECTORS = st.one_of(
     st.just(Everything()),
+    st.just(LowestFirst()),
     st.builds(LeastSimilar, share=SHARES, of=OF),
     st.builds(Random, share=SHARES, of=OF),
     BARS.map(LessSimilarThan),

@@ -169,3 +169,18 @@ class LowestScored:
         if self.below is not None:
             worst = worst[pool.scores[worst] < self.below]
         return worst[: self.most(len(worst))]
+
+
+@dataclass(frozen=True)
+class LowestFirst:
+    """All candidates, the lowest score first (rank 0), of equal ones the least similar: the worst of n."""
+
+    ranked: ClassVar[bool] = True
+    scored: ClassVar[bool] = True
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        assert pool.scores is not None, "checked before any compute"
+        return np.argsort(pool.scores, kind="stable")

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
+from selfcontrast.data.candidates import Negative, read_chosen, read_negatives, texts_by_prompt
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.filters import diagnostics, embed, negatives, score
@@ -17,7 +17,7 @@ from selfcontrast.models.packing import Group
 from selfcontrast.stages.unchanged import check_unchanged
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.training import align, reference
-from selfcontrast.training.groups import in_order, nearest_first, preference_groups
+from selfcontrast.training.groups import group_ids, in_order, nearest_first, preference_groups
 from selfcontrast.training.steps import length
 from selfcontrast.training.training import Training
 
@@ -94,11 +94,11 @@ class Round:
         def compute(folder: Path) -> Mapping[str, Any]:
             candidates = self.candidates.path / generation.FILE
             examples = {name: self.example(name) for name, _ in texts_by_prompt(candidates)}
-            return negatives.select_negatives(folder, p.filter, examples, candidates, self.embeddings.path, judge)
+            embedded = self.embeddings.path
+            return negatives.select_negatives(folder, p.filter, examples, candidates, embedded, judge, p.chosen)
 
-        artifact = self._get(
-            Stage("filter", negatives.VERSION, {"filter": p.filter}, inputs, compute, negatives.__name__)
-        )
+        settings = {"filter": p.filter, **({"chosen": p.chosen} if p.chosen.candidate else {})}
+        artifact = self._get(Stage("filter", negatives.VERSION, settings, inputs, compute, negatives.__name__))
         if artifact.summary:
             for line in diagnostics.lines(artifact.summary):
                 log.info("%-24s %s", "", line)
@@ -129,12 +129,13 @@ class Round:
             used = {name: nearest_first(found, self._used) for name, found in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
-                log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
+                log.warning("align: %d groups are longer than trainer.cutoff: left out", without_room)
             scored = in_order(reference.read_reference(self.reference.path), used)
             report = self.job.report(self.prefix + "align")
             training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report)
             start = self.start.path / "model"
-            return align.align(folder, start, p.model.precision, groups, scored, p.objective, training)
+            summary = align.align(folder, start, p.model.precision, groups, scored, p.objective, training)
+            return {**summary, **_prompts(groups, used)} if summary else summary
 
         settings = {
             "negatives": self._used,
@@ -164,7 +165,15 @@ class Round:
         return Renderer(load_tokenizer(self.start.path / "model"))
 
     def _groups(self, used: Mapping[str, Sequence[Negative]]) -> tuple[list[Group], int]:
-        return preference_groups(self._renderer, self.parts.splits["train"], used, self.parts.trainer.cutoff)
+        chosen, cutoff = read_chosen(self.negatives.path), self.parts.trainer.cutoff
+        return preference_groups(self._renderer, self.parts.splits["train"], used, cutoff, chosen)
 
     def _get(self, stage: Stage, trained: bool = False) -> Artifact:
         return self.job.get(stage, self.prefix + stage.name, trained)
+
+
+def _prompts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
+    """How many prompts the groups are of, where some have two; nothing where each has one, as `align` counts them."""
+    found = {group.id for group in groups}
+    prompts = sum(not found.isdisjoint(group_ids(name)) for name in used)
+    return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

@@ -1,11 +1,14 @@
-"""The groups of preference training: a prompt, its target, and the negatives that are trained on, in their order."""
+"""The groups of preference training: a prompt, its chosen response, and the negatives in the order of training.
+
+The chosen response is the prompt's target, or a candidate that the stage filter has chosen. `Group.target` holds it.
+"""
 
 from array import array
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from selfcontrast.data.candidates import Negative
+from selfcontrast.data.candidates import TARGET, Negative, Positive
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
@@ -20,30 +23,63 @@ def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
     return sorted(ranked[:count], key=lambda negative: -negative.similarity)
 
 
+SECOND = "+best"  # what the id of a prompt's second group has behind its example's
+
+
+def group_ids(name: str) -> tuple[str, str]:
+    """Return the ids of an example's group and of its second one, if it has two chosen responses."""
+    return name, name + SECOND
+
+
 def in_order(pool: Mapping[str, Tensor], used: Mapping[str, Sequence[Negative]]) -> dict[str, Tensor]:
-    """Return per id the scores [1 + K] of the target and these negatives, of the pool's scores [1 + pool] by rank."""
-    return {name: pool[name][[0, *(1 + n.rank for n in negatives)]] for name, negatives in used.items() if name in pool}
+    """Return per group id the scores [1 + K] of the chosen response and of these negatives of its prompt.
+
+    Args:
+        pool: per group id the scores of the chosen response and of all negatives, by rank [1 + pool].
+        used: per example id the negatives that are trained on.
+    """
+    return {
+        name: pool[name][[0, *(1 + n.rank for n in negatives)]]
+        for example, negatives in used.items()
+        for name in group_ids(example)
+        if name in pool and (name == example or name not in used)  # an example may have such an id itself
+    }
 
 
 def preference_groups(
-    renderer: Renderer, examples: Sequence[Example], negatives: Mapping[str, Sequence[Negative]], cutoff: int
+    renderer: Renderer,
+    examples: Sequence[Example],
+    negatives: Mapping[str, Sequence[Negative]],
+    cutoff: int,
+    chosen: Mapping[str, Sequence[Positive]] | None = None,
 ) -> tuple[list[Group], int]:
-    """Return a group of each prompt that has negatives, in their order, and how many prompts the cutoff leaves out.
+    """Return the groups of the prompts that have negatives, in their order, and how many groups the cutoff leaves out.
 
-    Negatives keep the token ids they were sampled as. Which prompts are used depends on the prompt and its target
-    alone, never on a negative's length; a negative is cut to the tokens that are left, as sampling would have.
+    A prompt has a group per chosen response. Candidates keep the token ids they were sampled as. Which prompts are used
+    depends on the prompt and its chosen response alone, never on a negative's length; a negative is cut to the tokens
+    that are left, as sampling would have.
+
+    Args:
+        chosen: per example id its chosen responses; None for the targets.
 
     Raises:
-        UserError: where no prompt has room.
+        UserError: where no prompt has room, or two groups would have one id.
     """
-    groups = []
-    used = [example for example in examples if example.id in negatives]
-    for example in used:
+    groups, without_room = list[Group](), 0
+    for example in (example for example in examples if example.id in negatives):
         prompt, target = renderer.example(example)
         room = cutoff - len(prompt)
-        if len(target) <= room:
+        responses = [target]
+        if chosen is not None:
+            responses = [target if one.sample == TARGET else list(one.token_ids) for one in chosen[example.id]]
+        for name, response in zip(group_ids(example.id), responses, strict=False):
+            if len(response) > room:
+                without_room += 1
+                continue
             shown = [negative.token_ids[:room] for negative in negatives[example.id]]
-            groups.append(Group(example.id, array("i", prompt), array("i", target), shown))
+            groups.append(Group(name, array("i", prompt), array("i", response), shown))
     if not groups:
-        raise UserError(f"no prompt and target fit into trainer.cutoff={cutoff} tokens: raise it")
-    return groups, len(used) - len(groups)
+        raise UserError(f"no prompt with its chosen response fits into trainer.cutoff={cutoff} tokens: raise it")
+    if len({group.id for group in groups}) < len(groups):
+        raise UserError(f"data: an id is another's with {SECOND!r} behind it: rename it, or use another chosen=")
+    return groups, without_room
