@@ -53,6 +53,9 @@ log = logging.getLogger(__name__)
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
     "rounds": Annotated[WholeNumber, Strict(), Field(le=1000)],
+    "reference_over_rounds": Literal["previous", "initial"],
+    "prompts_over_rounds": Literal["same", "disjoint"],
+    "negatives_over_rounds": Literal["last", "all"],
     "seed": Annotated[Seed, Strict()],
     **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
@@ -61,8 +64,8 @@ SCALARS: dict[str, Any] = {
     "max_length": Annotated[Count, Strict()],
 }
 STAGES = (
-    "data", "contamination", "sft", "generate", "embed", "score", "filter", "reference", "align", "evaluate", "answers",
-    "benchmark",
+    "data", "contamination", "sft", "generate", "gather", "embed", "score", "filter", "reference", "align", "evaluate",
+    "answers", "benchmark",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 
@@ -78,6 +81,9 @@ class Parts:
     method: str
     negatives: int
     rounds: int
+    reference_over_rounds: str
+    prompts_over_rounds: str
+    negatives_over_rounds: str
     seed: int
     target_metric: str
     store: Store
@@ -154,6 +160,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
+    if cfg.rounds > 1:
+        _check_rounds(cfg, parts["generator"], parts["hardware"], len(splits["train"]))
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
     job = assemble(cfg, parts, splits, left_out)
@@ -165,6 +173,32 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
                 "FastChat's files, or published=null"
             )
     return job
+
+
+def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, prompts: int) -> None:
+    """Raise `UserError` for rounds that do not go together, or have too few prompts.
+
+    Args:
+        prompts: of the training split.
+    """
+    if cfg.reference_over_rounds == "initial" and hardware.rescore_reference:
+        raise UserError(
+            "hardware.rescore_reference=true scores the model that a round starts from, which reference_over_rounds="
+            "initial does not compare with: set one of them to its default"
+        )
+    if cfg.prompts_over_rounds == "same":
+        return
+    if cfg.negatives_over_rounds == "all":
+        raise UserError(
+            "negatives_over_rounds=all needs the prompts of the rounds before: use prompts_over_rounds=same, or "
+            "negatives_over_rounds=last"
+        )
+    count, most = getattr(generator, "prompts", None), prompts // cfg.rounds
+    if count is None or count > most:
+        raise UserError(
+            f"prompts_over_rounds=disjoint: {cfg.rounds} rounds share {prompts:,} training prompts, so "
+            f"generator.prompts={count} must be a number up to {most:,}"
+        )
 
 
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
@@ -190,6 +224,9 @@ def assemble(
         method=str(cfg.method),
         negatives=cfg.negatives,
         rounds=cfg.rounds,
+        reference_over_rounds=str(cfg.reference_over_rounds),
+        prompts_over_rounds=str(cfg.prompts_over_rounds),
+        negatives_over_rounds=str(cfg.negatives_over_rounds),
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
         recompute=list(cfg.recompute),

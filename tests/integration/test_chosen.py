@@ -19,7 +19,7 @@ DATA = tuple(f"data.{split}={count}" for split, count in SIZES.items())
 SETTINGS = tuple(
     setting
     for setting in TINY_ANYWHERE
-    if not setting.startswith(("generator.", "trainer.epochs", "filter.on_shortage", "filter.max_negatives"))
+    if not setting.startswith(("generator.", "trainer.epochs", "filter.", "negatives="))
 )
 ALIGN = ("filter", "reference", "align")
 
@@ -40,7 +40,9 @@ def given(folder: Path) -> dict[str, list[str]]:
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
     source = ("generator=import", "generator.path=own.jsonl", "trainer.epochs=1", "tracking=none")
-    few = () if any(o.startswith("arm=") for o in overrides) else ("filter.max_negatives=2", "filter=none")
+    few = (
+        () if any(o.startswith("arm=") for o in overrides) else ("negatives=2", "filter.max_negatives=2", "filter=none")
+    )
     ended = run_train(*SETTINGS, *DATA, *TINY_MODEL, *source, *few, *overrides, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert "chosen: candidates" in ended.stderr or "chosen=target" in overrides

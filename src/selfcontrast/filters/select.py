@@ -76,8 +76,8 @@ class Selector(Protocol):
 class Contenders:
     """The candidates of a prompt that may be chosen, in the order of their texts.
 
-    They are distinct and not empty, and ended by themselves: one that was cut would teach to end nothing. A copy of
-    the target may be one of them.
+    They are distinct and not empty, and ended by themselves: a policy trained on one that was cut would not end. A
+    copy of the target may be one of them.
 
     Attributes:
         scores: by the verifier or reward model [n]; None where neither is there.

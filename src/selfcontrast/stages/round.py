@@ -10,6 +10,7 @@ from selfcontrast.data.candidates import Negative, read_chosen, read_negatives, 
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.filters import diagnostics, embed, negatives, score
+from selfcontrast.generators import gathered
 from selfcontrast.generators import stage as generation
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
@@ -30,29 +31,52 @@ class Round:
     Args:
         start: the fine-tuned model, or the policy of the round before.
         prefix: of the stages' labels, where this is not the last round.
+        before: the round before; None for the first.
     """
 
-    def __init__(self, job: Job, start: Artifact, prefix: str) -> None:
+    def __init__(self, job: Job, start: Artifact, prefix: str, before: "Round | None" = None) -> None:
         self.job = job
         self.parts = job.parts
         self.start = start
         self.prefix = prefix
+        self.before = before
+        self.number: int = before.number + 1 if before else 1
+        self.initial: Artifact = before.initial if before else start
         self._read: dict[str, Example] = {}
 
     @cached_property
     def candidates(self) -> Artifact:
-        p = self.parts
-        before = settings_of(p.generator)
+        """What negatives are drawn from: this round's responses, or those of the rounds before, too."""
+        if self.before is None or self.parts.negatives_over_rounds == "last":
+            return self.sampled
+        before, own = self.before.candidates, self.sampled
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            model = self.start.path / "model"
-            summary = p.generator.generate(folder, model, p.splits["train"], p.engine, p.hardware.device)
-            check_unchanged("generator", before, settings_of(p.generator))
+            offset = (self.number - 1) * self.parts.generator.samples
+            return gathered.gather(folder, before.path / generation.FILE, own.path / generation.FILE, offset)
+
+        inputs = {"before": before, "own": own}
+        return self._get(Stage("gather", gathered.VERSION, {}, inputs, compute, gathered.__name__))
+
+    @cached_property
+    def sampled(self) -> Artifact:
+        """This round's responses."""
+        p = self.parts
+        settings = settings_of(p.generator)
+        part = self.number - 1 if p.prompts_over_rounds == "disjoint" else 0
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            model, examples = self.start.path / "model", p.splits["train"]
+            if part:
+                count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))  # checked with the config
+                examples = generation.choose(examples, count, seed, part)
+            summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
+            check_unchanged("generator", settings, settings_of(p.generator))
             return summary
 
-        settings = {"generator": p.generator}
+        key = {"generator": p.generator, **({"part": part} if part else {})}
         return self._get(
-            Stage("generate", generation.VERSION, settings, {"model": self.start}, compute, generation.__name__)
+            Stage("generate", generation.VERSION, key, {"model": self.start}, compute, generation.__name__)
         )
 
     @cached_property
@@ -108,16 +132,17 @@ class Round:
     def reference(self) -> Artifact:
         """Scores of every negative of the pool, whatever K: one computation for a whole sweep."""
         p = self.parts
+        model = self.initial if p.reference_over_rounds == "initial" else self.start
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / negatives.FILE)
             groups, _ = self._groups(ranked)
-            scoring = reference.Scoring(self.start.path / "model", p.model.precision, p.hardware)
+            scoring = reference.Scoring(model.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
             return {"tokens": sum(map(length, groups))}
 
         settings = {"cutoff": p.trainer.cutoff, "precision": p.hardware.precision}
-        inputs = {"model": self.start, "negatives": self.negatives}
+        inputs = {"model": model, "negatives": self.negatives}
         return self._get(Stage("reference", reference.VERSION, settings, inputs, compute, reference.__name__))
 
     @cached_property
