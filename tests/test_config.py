@@ -143,6 +143,8 @@ def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
         "sft": ("none", 8, 0, 32, 16),
         "equal_tokens": ("K=1, tokens of the largest K", 1, 1, 32, 16),
         "random_negatives": ("random negatives", 8, 1, 32, 16),
+        "best_vs_worst": ("best vs worst", 1, 1, 32, 1),
+        "rft": ("RFT", 1, 1, 32, 1),
     }
     pool = (parts.generator.samples, parts.filter.max_negatives)
     assert (parts.method, parts.negatives, parts.rounds, *pool) == expected[arm]

@@ -347,3 +347,29 @@ def test_a_backend_of_lm_eval_that_lacks_methods_is_refused() -> None:
     cfg = composed("output=out")
     cfg.evaluation.lm_eval.backend = {"_target_": "test_config_mistakes.HalfBenchmark"}
     assert mistake(choose=cfg).startswith(f"{name}=HalfBenchmark: no backend (it lacks follows_model, open): ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("prompts_over_rounds=disjoint",),
+            "disjoint: 3 rounds share 64 training prompts, so .*21$",
+        ),
+        (("prompts_over_rounds=disjoint", "generator.prompts=22"), r"generator\.prompts=22 must be a number up to 21$"),
+        (("prompts_over_rounds=disjoint", "generator.prompts=null"), r"generator\.prompts=None must be a number up to"),
+        (("prompts_over_rounds=disjoint", "negatives_over_rounds=all"), "negatives_over_rounds=all needs the prompts"),
+        (("reference_over_rounds=initial", "hardware.rescore_reference=true"), r"hardware\.rescore_reference=true"),
+        (("reference_over_rounds=first",), "reference_over_rounds=first"),
+    ],
+)
+def test_rounds_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:
+    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "rounds=3")
+    with pytest.raises(UserError, match=said):
+        configure(composed(*small, *overrides))
+
+
+def test_rounds_that_share_the_prompts() -> None:
+    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "rounds=3")
+    parts = configure(composed(*small, "prompts_over_rounds=disjoint", "generator.prompts=21"))
+    assert parts.prompts_over_rounds == "disjoint"

@@ -12,7 +12,7 @@ import pytest
 from datasets import load_dataset
 
 from selfcontrast.data.builtin import Builtin
-from selfcontrast.data.candidates import Negative
+from selfcontrast.data.candidates import CHOSEN, POSITIVES, TARGET, Negative, read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.rendering import Renderer
@@ -77,6 +77,18 @@ def exported(artifact: Path, form: str, data: Jsonl, count: int | None = None) -
     assert len(found) == written
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     return output, found
+
+
+def test_a_chosen_candidate_is_exported_in_the_targets_place(artifact: Path, data: Jsonl) -> None:
+    """And where the target is chosen beside it, each has rows."""
+    ids = sorted(read_negatives(artifact / FILE))
+    rows = [{"id": name, "sample": 5, "text": f" own {name} ", "token_ids": [3], "score": 1.0} for name in ids]
+    both = {"id": ids[0], "sample": TARGET, "text": "the target", "token_ids": [], "score": None}
+    pq.write_table(pa.Table.from_pylist([both, *rows], schema=POSITIVES), artifact / CHOSEN)
+    _, written = exported(artifact, "jsonl", data)
+    assert [row["target"] for row in written if row["id"] == ids[0]] == ["the target", f"own {ids[0]}"]
+    assert {row["target"] for row in written if row["id"] == ids[1]} == {f"own {ids[1]}"}
+    assert len(written) == len(ids) + 1
 
 
 def test_jsonl_has_all_negatives_of_a_prompt_in_rank_order(

@@ -30,8 +30,9 @@ from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.evaluate import Evaluation
 from selfcontrast.evaluation.published import Figure, read_figures
+from selfcontrast.filters.chosen import check_chosen
 from selfcontrast.filters.encode import Encoder
-from selfcontrast.filters.select import Filter
+from selfcontrast.filters.select import Chosen, Filter
 from selfcontrast.generators.generate import Generation, Generator
 from selfcontrast.generators.source import check_same_tokenizer
 from selfcontrast.models.adapters import Adapter
@@ -45,7 +46,7 @@ from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recipe import Recipe
 
 GROUPS = (
-    "data", "model", "sft", "generator", "encoder", "filter", "objective", "adapter", "trainer", "hardware",
+    "data", "model", "sft", "generator", "encoder", "filter", "chosen", "objective", "adapter", "trainer", "hardware",
     "evaluation", "engine", "tracking",
 )  # fmt: skip
 log = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ log = logging.getLogger(__name__)
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
     "rounds": Annotated[WholeNumber, Strict(), Field(le=1000)],
+    "reference_over_rounds": Literal["previous", "initial"],
+    "prompts_over_rounds": Literal["same", "disjoint"],
+    "negatives_over_rounds": Literal["last", "all"],
     "seed": Annotated[Seed, Strict()],
     **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
@@ -63,8 +67,8 @@ SCALARS: dict[str, Any] = {
     "max_length": Annotated[Count, Strict()],
 }
 STAGES = (
-    "data", "contamination", "sft", "generate", "embed", "score", "filter", "reference", "align", "evaluate", "answers",
-    "benchmark",
+    "data", "contamination", "sft", "generate", "gather", "embed", "score", "filter", "reference", "align", "evaluate",
+    "answers", "benchmark",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 
@@ -80,6 +84,9 @@ class Parts:
     method: str
     negatives: int
     rounds: int
+    reference_over_rounds: str
+    prompts_over_rounds: str
+    negatives_over_rounds: str
     seed: int
     target_metric: str
     reference: str
@@ -91,6 +98,7 @@ class Parts:
     generator: Generator
     encoder: Encoder
     filter: Filter
+    chosen: Chosen
     objective: Objective
     adapter: Adapter
     trainer: Recipe
@@ -152,6 +160,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["generator"].check(splits["train"])
     generator = parts["generator"]
     parts["filter"].check(cfg.negatives, generator.samples, verified, generator.has_log_probs)  # pairs know by now
+    check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
     parts["model"].check()
@@ -165,6 +174,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     _check_sampling(generator, parts["model"], splits["train"])
+    if cfg.rounds > 1:
+        _check_rounds(cfg, parts["generator"], parts["hardware"], len(splits["train"]))
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
     job = assemble(cfg, parts, splits, left_out)
@@ -220,6 +231,37 @@ def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> Non
         )
 
 
+def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, prompts: int) -> None:
+    """Raise `UserError` for rounds that do not go together, or have too few prompts.
+
+    Args:
+        prompts: of the training split.
+    """
+    if cfg.reference_over_rounds == "initial" and hardware.rescore_reference:
+        raise UserError(
+            "hardware.rescore_reference=true scores the model that a round starts from, which reference_over_rounds="
+            "initial does not compare with: set one of them to its default"
+        )
+    if cfg.reference == "sampler" and (cfg.reference_over_rounds, cfg.negatives_over_rounds) != ("previous", "last"):
+        raise UserError(
+            "reference=sampler: negatives are scored by the policy that sampled them, but reference_over_rounds=initial "
+            "and negatives_over_rounds=all mean another one: use reference=stored"
+        )
+    if cfg.prompts_over_rounds == "same":
+        return
+    if cfg.negatives_over_rounds == "all":
+        raise UserError(
+            "negatives_over_rounds=all needs the prompts of the rounds before: use prompts_over_rounds=same, or "
+            "negatives_over_rounds=last"
+        )
+    count, most = getattr(generator, "prompts", None), prompts // cfg.rounds
+    if count is None or count > most:
+        raise UserError(
+            f"prompts_over_rounds=disjoint: {cfg.rounds} rounds share {prompts:,} training prompts, so "
+            f"generator.prompts={count} must be a number up to {most:,}"
+        )
+
+
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
     """Warn of rows that may become longer than the model has positions. Training refuses those that are."""
     positions = parts["model"].positions()
@@ -245,6 +287,9 @@ def assemble(
         method=str(cfg.method),
         negatives=cfg.negatives,
         rounds=cfg.rounds,
+        reference_over_rounds=str(cfg.reference_over_rounds),
+        prompts_over_rounds=str(cfg.prompts_over_rounds),
+        negatives_over_rounds=str(cfg.negatives_over_rounds),
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
         reference=str(cfg.reference),

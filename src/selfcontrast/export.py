@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from selfcontrast.config import build
 from selfcontrast.data.builtin import VERSION, Builtin
-from selfcontrast.data.candidates import Negative, read_negatives
+from selfcontrast.data.candidates import Negative, read_chosen, read_negatives
 from selfcontrast.data.example import Example, Message, Source
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.errors import UserError
@@ -27,34 +27,34 @@ formats, each with one JSON object a line:
   trl           prompt, chosen, rejected as messages, one line per negative: what TRL's DPOTrainer reads
   llamafactory  conversations, chosen, rejected (ShareGPT, ranking), one line per negative; the entry for
                 LLaMA-Factory's dataset_info.json is printed
-  jsonl         id, prompt, target, negatives: one line per prompt; generator=import reads it
+  jsonl         id, prompt, target, negatives: one line per prompt and chosen response; generator=import reads it
 
 Prompts that a trainer's cutoff would leave out are in the file: the cutoff is the trainer's.
 """
 
 
-def trl(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
+def trl(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
     """TRL's conversational preference rows, a prompt's together."""
     for negative in negatives:
-        yield {"prompt": example.prompt, "chosen": [_answer(example.target.strip())], "rejected": [_answer(negative)]}
+        yield {"prompt": example.prompt, "chosen": [_answer(chosen)], "rejected": [_answer(negative)]}
 
 
-def llamafactory(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
+def llamafactory(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
     """LLaMA-Factory's ShareGPT ranking rows. A system message goes into a column of its own, empty without one."""
     names = {"user": "human", "assistant": "gpt"}
     system = "".join(m["content"] for m in example.prompt[:1] if m["role"] == "system")
     talk = [{"from": names[m["role"]], "value": m["content"]} for m in example.prompt if m["role"] != "system"]
     for negative in negatives:
-        chosen, rejected = ({"from": "gpt", "value": answer} for answer in (example.target.strip(), negative))
-        yield {"system": system, "conversations": talk, "chosen": chosen, "rejected": rejected}
+        better, worse = ({"from": "gpt", "value": answer} for answer in (chosen, negative))
+        yield {"system": system, "conversations": talk, "chosen": better, "rejected": worse}
 
 
-def plain(example: Example, negatives: Sequence[str]) -> Iterator[Row]:
-    """One row with all negatives, in the order of their draw."""
-    yield {"id": example.id, "prompt": example.prompt, "target": example.target.strip(), "negatives": list(negatives)}
+def plain(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
+    """One row with all negatives, in the order of their draw. Its target is the chosen response."""
+    yield {"id": example.id, "prompt": example.prompt, "target": chosen, "negatives": list(negatives)}
 
 
-FORMATS: dict[str, Callable[[Example, Sequence[str]], Iterator[Row]]] = {
+FORMATS: dict[str, Callable[[Example, str, Sequence[str]], Iterator[Row]]] = {
     "trl": trl,
     "llamafactory": llamafactory,
     "jsonl": plain,
@@ -64,6 +64,8 @@ FORMATS: dict[str, Callable[[Example, Sequence[str]], Iterator[Row]]] = {
 def export(source: Path, form: str, count: int | None, output: Path, data: str | None) -> int:
     """Writes the first `count` negatives of every prompt (None: all) to `output`; returns the number of rows.
 
+    A prompt's chosen response is its target, or the candidate that was chosen; where both were, each has rows.
+
     Args:
         source: a finished run's folder, or that of a negatives artifact in the store.
         data: the file that the prompts came from, where it is needed or has moved.
@@ -72,7 +74,7 @@ def export(source: Path, form: str, count: int | None, output: Path, data: str |
         UserError: when there is no such thing, the data is not the one, or there are fewer negatives.
     """
     folder, examples = _read(source, data)
-    ranked = read_negatives(folder / FILE)
+    ranked, chosen = read_negatives(folder / FILE), read_chosen(folder)
     fewest = min(map(len, ranked.values()))
     if count is not None and not 1 <= count <= fewest:
         raise UserError(f"--negatives {count}: at least 1, and at most {fewest}, which every prompt has")
@@ -82,9 +84,11 @@ def export(source: Path, form: str, count: int | None, output: Path, data: str |
     with open(partial, "w", encoding="utf-8") as file:
         for example in examples:
             if example.id in ranked:
-                for row in FORMATS[form](example, _texts(ranked[example.id], count)):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    rows += 1
+                answers = [example.target] if chosen is None else [one.text for one in chosen[example.id]]
+                for answer in answers:
+                    for row in FORMATS[form](example, answer.strip(), _texts(ranked[example.id], count)):
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                        rows += 1
     os.replace(partial, output)
     return rows
 

@@ -67,14 +67,17 @@ def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
     """With its name the fine-tuned model, then the policy of every round, each of which starts from the one before."""
     start, last, method = sft(job), job.parts.rounds, job.parts.method
     yield BASELINE, start
+    before = None
     for number in range(1, last + 1):
-        start = Round(job, start, "" if number == last else f"round-{number}/").policy
+        before = Round(job, start, "" if number == last else f"round-{number}/", before)
+        start = before.policy
         yield method if number == last else f"{method} round {number}", start
 
 
 def some_candidates(job: Job) -> pd.DataFrame:
     """Of the last round."""
-    found = {name: job.artifacts[name].path for name in ("generate", "embed", "filter")}
+    candidates = job.artifacts.get("gather", job.artifacts["generate"])
+    found = {name: job.artifacts[name].path for name in ("embed", "filter")}
     return shown_candidates(
-        found["generate"] / generation.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS
+        candidates.path / generation.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS
     )

@@ -1,7 +1,7 @@
 """The result of a job, or of a model measured alone: what reports, the terminal and W&B are all made from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selfcontrast.config import Parts
-from selfcontrast.data.candidates import read_negatives
+from selfcontrast.data.candidates import TARGET, Positive, read_chosen, read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.table import judgments_table
@@ -48,7 +48,8 @@ class Result:
             table of `filters.signals.signal_table` ("signals").
         lm_eval: per system and task the metrics.
         samples: test prompts with target and one answer of each system at the first decoding.
-        negatives_shown: training prompts with their target and their nearest and farthest negative.
+        negatives_shown: training prompts with their target, the candidate chosen, and their nearest and farthest
+            negative.
         config: resolved.
         provenance: versions, commit, machine.
         prompts: scores by prompt, as `evaluation.compare.by_prompt` has them: what seeds are compared by.
@@ -281,7 +282,7 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
     file = artifact.path / filter_stage.FILE
     names = pc.unique(pq.read_table(file, columns=["id"])["id"]).to_pylist()
     chosen = names[:: max(1, len(names) // SAMPLES)][:SAMPLES]
-    ranked = read_negatives(file, chosen)
+    ranked, positives = read_negatives(file, chosen), read_chosen(artifact.path) or {}
     rows = []
     for name in chosen:
         ordered = sorted(ranked[name], key=lambda negative: negative.similarity)
@@ -290,6 +291,7 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
                 "category": train[name].category,
                 "prompt": train[name].prompt[-1]["content"],
                 "target": train[name].target,
+                **({"chosen": _candidate_of(positives.get(name, []))} if positives else {}),
                 "farthest": ordered[0].text,
                 "farthest_similarity": ordered[0].similarity,
                 "nearest": ordered[-1].text,
@@ -297,6 +299,11 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
             }
         )
     return rows
+
+
+def _candidate_of(chosen: Sequence[Positive]) -> str:
+    """The text of the candidate among a prompt's chosen responses; empty where the target alone is chosen."""
+    return next((one.text for one in chosen if one.sample != TARGET), "")
 
 
 def samples_table(samples: list[dict[str, Any]]) -> pd.DataFrame:

@@ -63,6 +63,8 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
         raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")
     if not isinstance(parts.objective, Contrast):
         raise UserError("objective: the theory is of a preference loss: objective=self_contrast")
+    if parts.chosen.candidate:
+        raise UserError("chosen: the theory's positive is the target: chosen=target")
     beta = parts.objective.beta
     few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
     parts = replace(parts, generator=few)

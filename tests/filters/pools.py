@@ -13,6 +13,7 @@ from selfcontrast.filters.selectors import (
     LeastLikely,
     LeastSimilar,
     LessSimilarThan,
+    LowestFirst,
     LowestRanked,
     LowestScored,
     MostSimilarBelow,
@@ -29,6 +30,7 @@ SIGNALS = st.lists(st.sampled_from(["similarity", "consensus", "log_prob"]), min
 RIDGES = st.floats(0.01, 10)
 SELECTORS = st.one_of(
     st.just(Everything()),
+    st.just(LowestFirst()),
     st.builds(LeastSimilar, share=SHARES, of=OF),
     st.builds(Random, share=SHARES, of=OF),
     BARS.map(LessSimilarThan),

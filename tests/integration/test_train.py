@@ -117,6 +117,41 @@ def test_the_key_of_wandb_is_in_no_file(finished: Finished) -> None:
 # --- rounds
 
 
+@pytest.mark.slow  # two jobs
+def test_rounds_with_prompts_of_their_own_and_with_the_negatives_of_earlier_ones(
+    finished: Finished, tmp_path: Path
+) -> None:
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    settings = [setting for setting in TINY if not setting.startswith("filter.max_negatives")]
+    found = {}
+    for name, own in {
+        "apart": ("reference_over_rounds=initial", "prompts_over_rounds=disjoint", "filter.max_negatives=4"),
+        "all": ("negatives_over_rounds=all", "filter.max_negatives=4"),
+    }.items():
+        (tmp_path / name).mkdir()
+        ended = run_train(*settings, "rounds=2", "tracking=none", *own, cwd=tmp_path / name, env=store)
+        assert ended.returncode == 0, ended.stderr
+        found[name] = stages(read_result(tmp_path / name / "out"))
+    ids = {
+        label: set(pd.read_parquet(Path(found["apart"][label]["path"]) / "candidates.parquet")["id"])
+        for label in ("round-1/generate", "generate")
+    }
+    assert len(ids["generate"]) == len(ids["round-1/generate"]) == 16
+    assert not ids["generate"] & ids["round-1/generate"]
+    manifest = json.loads((Path(found["apart"]["reference"]["path"]) / MANIFEST).read_text())
+    assert manifest["inputs"]["model"] == found["apart"]["sft"]["key"]
+    parts = [
+        pd.read_parquet(Path(found["all"][label]["path"]) / "candidates.parquet")
+        for label in ("round-1/generate", "generate", "gather")
+    ]
+    assert list(parts[2].groupby("id").size()) == [12] * 16
+    texts = [frame.groupby("id")["text"].apply(list).to_dict() for frame in parts]
+    assert texts[2] == {name: [*texts[0][name], *texts[1][name]] for name in texts[0]}
+    assert {tuple(samples) for samples in parts[2].groupby("id")["sample"].apply(list)} == {tuple(range(12))}
+    drawn = pd.read_parquet(Path(found["all"]["filter"]["path"]) / "negatives.parquet")["sample"]
+    assert drawn.min() < 6 <= drawn.max()  # of both rounds
+
+
 def test_a_second_round_starts_from_the_first_policy(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     ended = run_train(*TINY, "rounds=2", cwd=tmp_path)

@@ -34,6 +34,30 @@ def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
+    cfg = composed(*SMALL, *overrides, f"store={tmp_path / 'store'}", "output=out")
+    planned = plan(cfg, DataReader())
+    assert planned.obstacle == ""
+    return {step.label: step.artifact.key for step in planned.steps}
+
+
+def test_what_rounds_have_in_common_with_each_setting(tmp_path: Path) -> None:
+    """The first round is always the job of one round; the second has what its setting decides, and what follows."""
+    rounds = ("rounds=2", "generator.prompts=32")
+    first = {f"round-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast round 1"}
+    usual, alone = keys_of(tmp_path, *rounds), keys_of(tmp_path, "generator.prompts=32")
+    assert {usual[f"round-1/{stage}"] for stage in ROUND} == {alone[stage] for stage in ROUND}
+    for setting, same in (
+        ("reference_over_rounds=initial", {"generate", "embed", "filter"}),
+        ("prompts_over_rounds=disjoint", set[str]()),
+        ("negatives_over_rounds=all", {"generate"}),
+    ):
+        found = keys_of(tmp_path, *rounds, setting)
+        assert {label for label in first | set(ROUND) if found[label] == usual[label]} == first | same
+        assert set(found) - set(usual) == ({"gather"} if setting == "negatives_over_rounds=all" else set())
+        assert {label: keys_of(tmp_path, "generator.prompts=32", setting)[label] for label in alone} == alone
+
+
 def test_jobs_share_what_k_does_not_decide(tmp_path: Path) -> None:
     read = DataReader()
     one, other = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))

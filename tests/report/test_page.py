@@ -47,6 +47,22 @@ def test_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
     assert "link" not in seen.tags
 
 
+def test_rounds_and_what_they_have_in_common_are_told(make: Callable[..., Result], tmp_path: Path) -> None:
+    own = {"rounds": 3, "reference_over_rounds": "initial", "prompts_over_rounds": "disjoint"}
+    _, seen = page(replace(make(), config={**make().config, **own}), tmp_path)
+    assert "rounds: reference initial, prompts disjoint" in seen.shown
+    _, once = page(replace(make(), config={**make().config, **own, "rounds": 1}), tmp_path)
+    assert "rounds: reference" not in once.shown
+
+
+def test_the_chosen_candidate_stands_beside_the_target(make: Callable[..., Result], tmp_path: Path) -> None:
+    shown = {"category": "", "prompt": "?", "target": "a", "farthest": "b", "farthest_similarity": 0.1, "nearest": "c"}
+    for chosen, told in (({}, False), ({"chosen": ""}, False), ({"chosen": "<the best>"}, True)):
+        row = {**shown, "nearest_similarity": 0.2, **chosen}
+        _, seen = page(replace(make(), negatives_shown=[row]), tmp_path)
+        assert ("<the best>" in seen.shown) == told
+
+
 def test_what_models_and_data_say_is_text(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     assert "<script>alert(1)</script>" in seen.shown

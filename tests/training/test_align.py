@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfcontrast.data.candidates import Negative
+from selfcontrast.data.candidates import TARGET, Negative, Positive
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
@@ -66,6 +66,38 @@ def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
         used.append([(g.id, g.prompt, g.target) for g in groups])
     assert used[0] == used[1]
     assert [name for name, _, _ in used[0]] == ["e0", "e1", "e2"]
+
+
+def test_a_chosen_candidate_is_in_the_targets_place_and_two_of_a_prompt_have_two_groups() -> None:
+    used = {name: nearest_first(ranked, 1) for name, ranked in NEGATIVES.items()}
+    chosen = {
+        "e0": [Positive("e0", 7, "own", [5, 6])],
+        "e1": [Positive("e1", TARGET, "the target", []), Positive("e1", 8, "own", [8])],
+        "e2": [Positive("e2", 9, "too long", [9] * 190)],
+        "e4": [Positive("e4", TARGET, "the target", [])],
+    }
+    groups, without_room = preference_groups(RENDERER, EXAMPLES, used, 190, chosen)
+    targets = {name: RENDERER.example(EXAMPLES[i])[1] for name, i in (("e1", 1), ("e4", 4))}
+    assert {group.id: list(group.target) for group in groups} == {
+        "e0": [5, 6], "e1": targets["e1"], "e1+best": [8], "e4": targets["e4"],
+    }  # fmt: skip
+    assert without_room == 1
+    assert {tuple(map(tuple, group.negatives)) for group in groups} == {((10, 10, 10),)}
+    pool = {group.id: torch.tensor([float(i), 0.5]) for i, group in enumerate(groups)}
+    scores = {name: values.tolist() for name, values in in_order(pool, used).items()}
+    assert scores == {"e0": [0, 0.5], "e1": [1, 0.5], "e1+best": [2, 0.5], "e4": [3, 0.5]}
+
+
+def test_an_example_whose_id_is_that_of_a_second_group() -> None:
+    """It has scores of its own; where there is such a second group, it is refused."""
+    twins = [example("a", "?", "one"), example("a+best", "?", "two")]
+    used = {one.id: [Negative(one.id, 0, 0, "", [9], 0.5)] for one in twins}
+    assert [group.id for group in preference_groups(RENDERER, twins, used, 190)[0]] == ["a", "a+best"]
+    pool = {"a": torch.tensor([0.0, 1.0]), "a+best": torch.tensor([2.0, 3.0])}
+    assert {name: found.tolist() for name, found in in_order(pool, used).items()} == {"a": [0, 1], "a+best": [2, 3]}
+    both = {one.id: [Positive(one.id, TARGET, "", []), Positive(one.id, 1, "", [7])] for one in twins}
+    with pytest.raises(UserError, match=r"an id is another's with '\+best' behind it"):
+        preference_groups(RENDERER, twins, used, 190, both)
 
 
 def test_a_cutoff_that_nothing_fits_is_a_users_mistake() -> None:

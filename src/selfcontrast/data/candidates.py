@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
 
-FAILED = "failed"
+FAILED, CUT = "failed", "length"  # finish reasons
+CHOSEN = "chosen.parquet"  # beside the negatives, where candidates are chosen
+TARGET = -1  # in place of a sample's number: the chosen response is the target
 READ = 4096  # rows as Python objects at a time
 
 
@@ -96,6 +98,29 @@ class Negative:
     score: float = nan
 
 
+@dataclass(frozen=True)
+class Positive:
+    """A chosen response of a prompt. `sample` is `TARGET` for the target, which has neither tokens nor a score here.
+
+    `score` is NaN where nothing scores.
+    """
+
+    id: str
+    sample: int
+    text: str
+    token_ids: Sequence[int]
+    score: float
+
+
+POSITIVES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("sample", pa.int32()),
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("score", pa.float32()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -131,6 +156,19 @@ def read_negatives(file: Path, ids: Sequence[str] | None = None) -> dict[str, li
         for row in batch.to_pylist():
             found[row["id"]].append(Negative(**{**row, "token_ids": array("i", row["token_ids"])}))
     return {name: sorted(ranked, key=lambda negative: negative.rank) for name, ranked in found.items()}
+
+
+def read_chosen(folder: Path) -> dict[str, list[Positive]] | None:
+    """Return per example id its chosen responses, of what the stage filter left in a folder; None for the targets."""
+    if not (folder / CHOSEN).exists():
+        return None
+    found: dict[str, list[Positive]] = defaultdict(list)
+    with pq.ParquetFile(folder / CHOSEN) as file:
+        for batch in file.iter_batches(READ, columns=["id", "sample", "text", "token_ids", "score"]):
+            for row in batch.to_pylist():
+                score = nan if row["score"] is None else row["score"]
+                found[row["id"]].append(Positive(**{**row, "token_ids": array("i", row["token_ids"]), "score": score}))
+    return dict(found)
 
 
 def whole_prompts(file: Path, columns: Sequence[str], rows: int = 16384) -> Iterator[pa.Table]:

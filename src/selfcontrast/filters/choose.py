@@ -21,6 +21,8 @@ def choose_negatives(
 ) -> list[int]:
     """Indices of the k candidates that become negatives, in rank order: those for a smaller k are the first of them.
 
+    The target is the chosen response, as with `chosen=target`.
+
     Vectors are rounded as the store rounds them. So a job with this selector chooses the same for the example `name`
     with `filter.seed`.
 

@@ -58,6 +58,17 @@ def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
         "score_negatives": _mean(negatives, "score") if scored else None,
         "false_negatives_before": _mean(seen, "good") if scored else None,
         "false_negatives_after": _mean(negatives, "good") if scored else None,
+        **(_chosen(prompts) if "chosen_score" in prompts else {}),
+    }
+
+
+def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
+    """Of the candidates that are chosen: over the prompts that are used, how many are the target, and their scores."""
+    used = prompts[prompts["drawn"] > 0]
+    return {
+        "prompts_dropped_for_chosen": int((prompts["too_few"] == "chosen").sum()),
+        "chosen_is_target_share": float(used["chosen_is_target"].mean()),
+        "score_chosen": float(used["chosen_score"].mean()) if used["chosen_score"].notna().any() else None,
     }
 
 
@@ -67,18 +78,20 @@ def shapes(seen: pd.DataFrame) -> dict[str, Any]:
         "edges": np.linspace(-1, 1, BINS + 1).round(6).tolist(),
         "candidates": histogram(seen["similarity"]),
         "negatives": histogram(seen.loc[seen["drawn"], "similarity"]),
-        "cuts": cuts(seen),
+        "cuts": cuts(seen[~seen["taken"]]),  # what is chosen is left out wherever it lies
     }
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The selection in two lines for the terminal; a third where something scores the candidates."""
+    """The selection in two lines for the terminal; more where something scores the candidates, or some are chosen."""
     s = summary
     why = [
         f"{s[f'prompts_dropped_for_{reason}']:,} with too few {words}"
         for reason, words in (("distinct", "distinct candidates"), ("kept", "that the selector keeps"))
         if s[f"prompts_dropped_for_{reason}"]
     ]
+    if s.get("prompts_dropped_for_chosen"):
+        why.append(f"{s['prompts_dropped_for_chosen']:,} with nothing to choose")
     used = f"{s['prompts_used']:,} of {s['prompts']:,} prompts give negatives"
     used += f" ({', '.join(why)})" if why else ""
     used += f", {s['prompts_refilled']:,} refilled" if s["prompts_refilled"] else ""
@@ -101,7 +114,14 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         changes.append(f"false negatives {s['false_negatives_before']:.1%} → {s['false_negatives_after']:.1%}")
     aucs = [f"{words} {s[key]:.3f}" for key, words in AUCS.items() if s.get(key) is not None]
     last = [f"AUC for candidates as good as the target: {', '.join(aucs)}"] if aucs else []
-    return [f"{used}; {dull}", f"candidates → negatives: {', '.join(changes)}", *last]
+    return [f"{used}; {dull}", f"candidates → negatives: {', '.join(changes)}", *last, *_chosen_line(s)]
+
+
+def _chosen_line(s: Mapping[str, Any]) -> list[str]:
+    if "chosen_is_target_share" not in s:
+        return []
+    score = f", mean score {s['score_chosen']:.3f}" if s["score_chosen"] is not None else ""
+    return [f"chosen: candidates{score}, {s['chosen_is_target_share']:.1%} the target itself"]
 
 
 def histogram(similarity: Any) -> list[int]:

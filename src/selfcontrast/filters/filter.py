@@ -7,6 +7,7 @@ only a few numbers are kept, for the diagnostics.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from math import nan
@@ -19,19 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from selfcontrast.data.candidates import spans, whole_prompts
+from selfcontrast.data.candidates import CHOSEN, CUT, POSITIVES, TARGET, spans, whole_prompts
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import Scorer
-from selfcontrast.filters.select import Choice, Filter, Indices, Sampled, choose
+from selfcontrast.filters.select import Choice, Chosen, Filter, Indices, Sampled, choose
 from selfcontrast.filters.signals import signal_table
 
 VERSION = 4
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
 PROMPTS, DIAGNOSTICS = "prompts.parquet", "diagnostics.json"
-COLUMNS = ["id", "sample", "text", "token_ids", "log_prob"]  # of the candidates
+COLUMNS = ["id", "sample", "text", "token_ids", "log_prob", "finish_reason"]  # of the candidates
 COMPARED = 32  # prompts whose texts are compared with each other
 
 NEGATIVES = pa.schema(
@@ -55,13 +56,17 @@ def select_negatives(
     candidates: Path,
     embeddings: Path,
     judge: Scorer | None,
+    chosen: Chosen | None = None,
 ) -> dict[str, Any]:
     """Writes the negatives of every prompt that can give `max_negatives`, and what was seen; returns the summary.
+
+    Where a candidate is chosen, the prompts' chosen responses are written too (`data.candidates.read_chosen`).
 
     Args:
         candidates: the file of the stage generate.
         embeddings: the folder of the stage embed.
         judge: a verifier or reward model, where there is one: how good the candidates are is then known, not guessed.
+        chosen: which response is; None for the target.
 
     Raises:
         UserError: when no prompt is left, or one has too few and the settings want that to be an error.
@@ -70,20 +75,28 @@ def select_negatives(
     seen: list[pd.DataFrame] = []
     compared: list[tuple[list[list[int]], list[list[int]]]] = []
     every = max(1, len(Vectors(embeddings / TARGETS)) // COMPARED)
-    with pq.ParquetWriter(folder / FILE, NEGATIVES) as negatives:
+    with ExitStack() as files:
+        negatives = files.enter_context(pq.ParquetWriter(folder / FILE, NEGATIVES))
+        positives = None
+        if chosen is not None and chosen.candidate:
+            positives = files.enter_context(pq.ParquetWriter(folder / CHOSEN, POSITIVES))
         for table, block in blocks(candidates, embeddings, examples):
             choices = []
             for first, sampled in block:
                 score = partial(judge, examples[sampled.id], sampled.texts) if judge else None
-                choice = choose(settings, sampled, score)
-                choice = replace(choice, rows=first + choice.rows)  # as rows of the table
+                choice = _in_table(first, choose(settings, sampled, score, chosen))
                 if len(prompts) % every == 0:
                     compared.append(_token_ids(table, choice))
                 target_score = judge.target(examples[sampled.id]) if judge else nan
-                prompts.append({**_facts(settings, sampled, choice), "target_score": target_score})
+                prompts.append(
+                    {**_facts(settings, sampled, choice, positives is not None), "target_score": target_score}
+                )
                 choices.append(choice)
             seen.append(_seen(table, choices, len(prompts) - len(choices)))
             negatives.write_table(_negatives(table, choices))
+            if positives is not None and chosen is not None:
+                own = [(sampled, choice) for (_, sampled), choice in zip(block, choices, strict=True)]
+                positives.write_table(_positives(table, own, chosen.target))
     return _told(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
 
 
@@ -98,13 +111,17 @@ def blocks(
         targets = [examples[name].target for name, _ in found]
         vectors, target_vectors = near.of(row, texts), towards.of(prompt, targets)
         log_probs, tokens = table["log_prob"].to_numpy(), _lengths(table)
+        ended = pc.not_equal(table["finish_reason"], CUT).to_pylist()
+        columns = texts, vectors, log_probs, tokens, ended
         row, prompt = row + table.num_rows, prompt + len(found)
         yield (
             table,
             [
                 (
                     rows.start,
-                    Sampled(name, target, vector, texts[rows], vectors[rows], log_probs[rows], tokens[rows]),
+                    Sampled(
+                        name, target, vector, texts[rows], vectors[rows], log_probs[rows], tokens[rows], ended[rows]
+                    ),
                 )
                 for (name, rows), target, vector in zip(found, targets, target_vectors, strict=True)
             ],
@@ -115,6 +132,26 @@ def _lengths(table: pa.Table) -> Indices:
     """Tokens of each candidate [n]."""
     lengths: Indices = pc.list_value_length(table["token_ids"]).to_numpy().astype(np.intp)
     return lengths
+
+
+def _in_table(first: int, choice: Choice) -> Choice:
+    """The choice with rows of the table, in which the prompt's candidates begin at `first`."""
+    best = choice.chosen and replace(choice.chosen, row=first + choice.chosen.row)
+    return replace(choice, rows=first + choice.rows, chosen=best)
+
+
+def _positives(table: pa.Table, prompts: Sequence[tuple[Sampled, Choice]], with_target: bool) -> pa.Table:
+    """The chosen responses of the prompts that have negatives: the target first, where it is one of them."""
+    rows: list[dict[str, Any]] = []
+    for sampled, choice in prompts:
+        best = choice.chosen
+        if best is None or not len(choice.drawn.ranks):
+            continue
+        if with_target:
+            rows.append({"id": sampled.id, "sample": TARGET, "text": sampled.target, "token_ids": []})
+        if not (with_target and best.is_target):
+            rows.append({**table.slice(best.row, 1).to_pylist()[0], "score": best.score})
+    return pa.Table.from_pylist(rows, schema=POSITIVES)
 
 
 def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
@@ -149,10 +186,11 @@ def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFram
     sizes = [len(choice.rows) for choice in choices]
     rows = np.concatenate([choice.rows for choice in choices])
     starts = np.cumsum([0, *sizes[:-1]])
-    kept, drawn = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    kept, drawn, taken = (np.zeros(len(rows), dtype=bool) for _ in range(3))
     for start, choice in zip(starts, choices, strict=True):
         kept[start + choice.drawn.kept] = True
         drawn[start + choice.drawn.ranks] = True
+        taken[start + choice.drawn.taken] = True
     scored = choices[0].good is not None
     return pd.DataFrame(
         {
@@ -163,6 +201,7 @@ def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFram
             "log_prob": np.concatenate([c.pool.log_probs for c in choices]),
             "kept": kept,
             "drawn": drawn,
+            "taken": taken,
             "tokens": _lengths(table)[rows],
             "characters": pc.utf8_length(table["text"]).to_numpy()[rows],
             "score": np.concatenate([c.pool.scores for c in choices]) if scored else np.float32("nan"),
@@ -171,11 +210,18 @@ def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFram
     )
 
 
-def _facts(settings: Filter, sampled: Sampled, choice: Choice) -> dict[str, Any]:
-    """A row of the prompts' file."""
+def _facts(settings: Filter, sampled: Sampled, choice: Choice, choosing: bool) -> dict[str, Any]:
+    """A row of the prompts' file. With `choosing`, of the candidate that is chosen, too."""
     found, kept, drawn = len(choice.rows), len(choice.drawn.kept), len(choice.drawn.ranks)
     texts, target = [text.strip() for text in sampled.texts], sampled.target
     reason = "distinct" if found < settings.max_negatives else "kept" if kept < settings.max_negatives else ""
+    best = choice.chosen
+    if choosing and best is None:
+        reason = "chosen"
+    told = {
+        "chosen_is_target": best is not None and best.is_target,
+        "chosen_score": np.nan if best is None or best.score is None else best.score,
+    }
     return {
         "id": sampled.id,
         "sampled": len(texts),
@@ -187,6 +233,7 @@ def _facts(settings: Filter, sampled: Sampled, choice: Choice) -> dict[str, Any]
         "refilled": choice.drawn.refilled,
         "too_few": reason,
         "target_characters": len(target),
+        **(told if choosing else {}),
     }
 
 
@@ -201,13 +248,16 @@ def _told(
     if not prompts["drawn"].any():
         counts = Counter(zip(prompts["distinct"], prompts["kept"], strict=True)).most_common(3)
         reasons = ", ".join(f"{n} with {found} distinct, {kept} kept" for (found, kept), n in counts)
+        scored = "chosen_score" in prompts and bool(prompts["chosen_score"].notna().any())
+        why = ". Candidates with the score of the chosen one are no negatives" if scored else ""
         raise UserError(
             f"no prompt gives filter.max_negatives={settings.max_negatives} negatives ({reasons}): "
-            "lower it, sample more (generator.samples), or choose filter.on_shortage=refill"
+            f"lower it, sample more (generator.samples), or choose filter.on_shortage=refill{why}"
         )
     prompts.to_parquet(folder / PROMPTS, index=False)
     ids = pa.DictionaryArray.from_arrays(pa.array(seen["prompt"]), pa.array(prompts["id"]))
-    columns = pa.Table.from_pandas(seen.drop(columns=["prompt", "good"]), preserve_index=False)
+    hidden = ["prompt", "good", *([] if "chosen_score" in prompts else ["taken"])]
+    columns = pa.Table.from_pandas(seen.drop(columns=hidden), preserve_index=False)
     pq.write_table(columns.add_column(0, "id", ids.cast(pa.string())), folder / SIMILARITIES)
     table = signal_table(seen)
     (folder / DIAGNOSTICS).write_text(json.dumps({**shapes(seen), "signals": table}))

@@ -4,10 +4,14 @@ A prompt's distinct candidates (less empty ones and copies of the target) go thr
 in a seeded random order, or in the selector's own order where it has one; rank k of that order is negative k. A run
 with K negatives takes the first K ranks, so its negatives are a subset of those for any larger K; and every K sees the
 same prompts, because which prompts can be used is decided for the whole pool (`max_negatives`), not for K.
+
+Where a candidate is chosen (y+) in place of the target or beside it, it is taken out of what the selector keeps, and
+with it every response of the same text; where it is chosen by its score, every one of the same score, too: none of
+these is worse. The selector itself sees all distinct candidates.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -23,6 +27,7 @@ Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.intp]
 Score = Callable[[list[int]], tuple[Floats, float]]
 SHORTAGES = ("drop_everywhere", "refill", "error")
+PRECISION = 1e-6  # of scores and cosines, which are stored in single and half precision
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,40 @@ class Selector(Protocol):
 def needs_log_probs(selector: Selector) -> bool:
     """Whether a selector needs `Pool.log_probs`. Those that do not need not say so."""
     return bool(getattr(selector, "needs_log_probs", False))
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """The candidates of a prompt that may be chosen, in the order of their texts.
+
+    They are distinct and not empty, and ended by themselves: a policy trained on one that was cut would not end. A
+    copy of the target may be one of them.
+
+    Attributes:
+        scores: by the verifier or reward model [n]; None where neither is there.
+        consensus: mean cosine of each to the prompt's other responses [n], in [-1, 1].
+    """
+
+    scores: Floats | None
+    consensus: Floats
+
+
+class Chosen(Protocol):
+    """Which response of a prompt is chosen: y+, which training makes likelier than the negatives.
+
+    Attributes:
+        target: whether the target is.
+        candidate: whether a candidate is; with `target` both are, each in a group of its own.
+        scored: whether it needs scores.
+    """
+
+    target: ClassVar[bool]
+    candidate: ClassVar[bool]
+    scored: ClassVar[bool]
+
+    def value(self, contenders: Contenders) -> Floats:
+        """Return what the chosen candidate has most of [n]. Of equal ones one is drawn, by `Filter.seed`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -154,11 +193,13 @@ class Drawn:
         kept: by the selector.
         ranks: the negatives in rank order: `max_negatives` of them, or none.
         refilled: how many of the last ranks the selector had left out.
+        taken: the candidates that can be no negatives because of what is chosen: neither kept nor drawn.
     """
 
     kept: Indices
     ranks: Indices
     refilled: int
+    taken: Indices
 
 
 @dataclass(frozen=True)
@@ -173,6 +214,7 @@ class Sampled:
         vectors: theirs, of length one [n, d].
         log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN where nobody knows.
         tokens: of each response [n].
+        ended: whether each ended by itself, and was not cut [n]; None where all did.
     """
 
     id: str
@@ -182,6 +224,22 @@ class Sampled:
     vectors: Floats
     log_probs: Floats
     tokens: Indices
+    ended: Sequence[bool] | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """A prompt's chosen candidate.
+
+    Attributes:
+        row: which of the candidates it is.
+        score: of it; None where nothing scores.
+        is_target: whether its text is the target's.
+    """
+
+    row: int
+    score: float | None
+    is_target: bool
 
 
 @dataclass(frozen=True)
@@ -193,12 +251,14 @@ class Choice:
         pool: the distinct candidates.
         good: whether each is as good as the target [n]; None where nothing scores.
         drawn: indices into `rows`.
+        chosen: the candidate that is chosen; None where none is.
     """
 
     rows: Indices
     pool: Pool
     good: NDArray[np.bool_] | None
     drawn: Drawn
+    chosen: "Best | None" = None
 
     @property
     def negatives(self) -> Indices:
@@ -206,39 +266,92 @@ class Choice:
         return self.rows[self.drawn.ranks]
 
 
-def choose(settings: Filter, sampled: Sampled, score: Score | None = None) -> Choice:
-    """A prompt's pool, and the negatives that are drawn from it.
+def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chosen: Chosen | None = None) -> Choice:
+    """A prompt's pool, the negatives that are drawn from it, and the candidate that is chosen.
 
     Args:
-        score: of the candidates at some indices, how good they are, and the least that is as good as the target.
+        score: of the candidates at some indices, how good they are, and the least that is as good as the target. It is
+            called once.
+        chosen: which response is; None for the target.
 
     Raises:
-        UserError: for too few negatives, where the settings want that to be an error; for candidates without
-            log-probabilities, where the selector needs them.
+        UserError: for too few negatives, or no candidate to choose, where the settings want that to be an error; for
+            candidates without log-probabilities, where the selector needs them.
     """
     found = distinct(sampled.target, sampled.texts)
     cosines = np.clip(sampled.vectors[found] @ sampled.target_vector, -1, 1)
     order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
     rows = np.array(found, dtype=np.intp)[order]
-    scores, bar = score(rows.tolist()) if score else (None, 0.0)
+    own = contenders(sampled) if chosen is not None and chosen.candidate else []
+    known = {sampled.texts[row].strip() for row in rows}
+    copies = [row for row in own if sampled.texts[row].strip() not in known]
+    scores, bar = score([*rows.tolist(), *copies]) if score else (None, 0.0)
     never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
     if needs_log_probs(settings.selector):
         _check_log_probs(settings.selector, sampled, rows)
+    seed = seed_of(settings, sampled.id)
+    in_pool = None if scores is None else scores[: len(rows)]
     counts = Counter(text.strip() for text in sampled.texts)
     pool = Pool(
         similarity=cosines[order],
         vectors=sampled.vectors[rows],
-        scores=scores,
+        scores=in_pool,
         consensus=consensus(sampled, rows),
         log_probs=sampled.log_probs[rows],
         tokens=sampled.tokens[rows],
         counts=np.array([counts[sampled.texts[row].strip()] for row in rows], dtype=np.intp),
-        seed=seed_of(settings, sampled.id),
+        seed=seed,
         samples=len(sampled.texts),
         excluded=never,
     )
-    good = None if scores is None else scores >= bar
-    return Choice(rows, pool, good, draw(settings, sampled.id, pool))
+    good = None if in_pool is None else in_pool >= bar
+    if chosen is None or not chosen.candidate:
+        return Choice(rows, pool, good, draw(settings, sampled.id, pool))
+    if not own:
+        return Choice(rows, pool, good, _without_chosen(settings, sampled.id, pool))
+    scored = None if scores is None else _by_text(sampled, [*rows.tolist(), *copies], scores)
+    best = _best(chosen, sampled, own, scored, seed)
+    taken = np.array([sampled.texts[row].strip() == sampled.texts[best.row].strip() for row in rows], dtype=bool)
+    if chosen.scored and in_pool is not None and best.score is not None:
+        taken |= in_pool >= best.score - PRECISION  # as good as the chosen one, so not worse
+    return Choice(rows, pool, good, draw(settings, sampled.id, pool, np.flatnonzero(taken).tolist()), best)
+
+
+def contenders(sampled: Sampled) -> list[int]:
+    """Return indices of the candidates that may be chosen, in the order of their texts: the first of each text."""
+    first: dict[str, int] = {}
+    for row, text in enumerate(sampled.texts):
+        if text.strip() and (sampled.ended is None or sampled.ended[row]):
+            first.setdefault(text.strip(), row)
+    return [first[text] for text in sorted(first)]
+
+
+def _by_text(sampled: Sampled, rows: Sequence[int], scores: Floats) -> dict[str, float]:
+    return {sampled.texts[row].strip(): float(score) for row, score in zip(rows, scores, strict=True)}
+
+
+def _best(
+    chosen: Chosen, sampled: Sampled, own: Sequence[int], scored: Mapping[str, float] | None, seed: Sequence[int]
+) -> Best:
+    """The contender with the highest value; of equal ones (to `PRECISION`) one that the seed draws."""
+    texts = [sampled.texts[row].strip() for row in own]
+    scores = None if scored is None else np.array([scored[text] for text in texts], dtype=np.float32)
+    value = chosen.value(Contenders(scores, consensus(sampled, np.array(own, dtype=np.intp))))
+    highest = np.flatnonzero(value >= value.max() - PRECISION)
+    apart = [*seed, 2]  # from the draw's, and from that of a selector by chance
+    at = int(np.random.default_rng(apart).choice(highest))
+    return Best(own[at], None if scores is None else float(scores[at]), texts[at] == sampled.target.strip())
+
+
+def _without_chosen(settings: Filter, name: str, pool: Pool) -> Drawn:
+    """What is drawn for a prompt of which nothing can be chosen: nothing."""
+    if settings.on_shortage == "error":
+        raise UserError(
+            f"prompt {name} has no candidate to choose: all are empty or were cut. Sample more or longer responses "
+            "(generator.samples, generator.max_new_tokens), or choose filter.on_shortage=drop_everywhere"
+        )
+    kept = settings.selector.keep(pool)
+    return Drawn(kept, kept[:0], 0, kept[:0])
 
 
 def consensus(sampled: Sampled, rows: Indices) -> Floats:
@@ -293,20 +406,26 @@ def seed_of(settings: Filter, name: str) -> list[int]:
     return [settings.seed, *name.encode()]
 
 
-def draw(settings: Filter, name: str, pool: Pool) -> Drawn:
-    """The negatives of a prompt. Raises `UserError` for too few of them where the settings want that."""
+def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) -> Drawn:
+    """The negatives of a prompt. Raises `UserError` for too few of them where the settings want that.
+
+    Args:
+        chosen: the candidates that can be no negatives because of what is chosen.
+    """
+    taken = np.array(chosen, dtype=np.intp)
     kept = settings.selector.keep(pool)
+    kept = kept[~np.isin(kept, taken)]
     order = kept if settings.selector.ranked else np.random.default_rng(pool.seed).permutation(kept)
     ranks = order[: settings.max_negatives]
     if (missing := settings.max_negatives - len(ranks)) == 0:
-        return Drawn(kept, ranks, 0)
+        return Drawn(kept, ranks, 0, taken)
     if settings.on_shortage == "refill":
-        rest = np.setdiff1d(np.arange(len(pool.similarity)), kept)  # ascending: the least similar first
+        rest = np.setdiff1d(np.arange(len(pool.similarity)), [*kept, *taken])  # ascending: the least similar first
         if len(rest) >= missing:
-            return Drawn(kept, np.concatenate([ranks, rest[:missing]]), missing)
+            return Drawn(kept, np.concatenate([ranks, rest[:missing]]), missing, taken)
     if settings.on_shortage == "error":
         raise UserError(
             f"prompt {name} leaves {len(kept)} negatives of filter.max_negatives={settings.max_negatives} "
             f"({len(pool.similarity)} distinct candidates): sample more, or choose filter.on_shortage=drop_everywhere"
         )
-    return Drawn(kept, ranks[:0], 0)
+    return Drawn(kept, ranks[:0], 0, taken)

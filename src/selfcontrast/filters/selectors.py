@@ -275,3 +275,18 @@ class NearestBelowMean:
         mean = np.average(scores, weights=pool.counts)
         deviation = np.sqrt(np.average((scores - mean) ** 2, weights=pool.counts))
         return np.lexsort((scores, np.abs(scores - (mean - self.sigmas * deviation))))
+
+
+@dataclass(frozen=True)
+class LowestFirst:
+    """All candidates, the lowest score first (rank 0), of equal ones the least similar: the worst of n."""
+
+    ranked: ClassVar[bool] = True
+    scored: ClassVar[bool] = True
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        assert pool.scores is not None, "checked before any compute"
+        return np.argsort(pool.scores, kind="stable")

@@ -194,9 +194,13 @@ def _check_failures(folder: Path, failures: Mapping[str, str], asked: int, most:
     (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def choose(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
-    """`count` examples drawn without replacement, in their own order; nested: fewer are a subset of more."""
-    if count is None or count >= len(examples):
+def choose(examples: Sequence[Example], count: int | None, seed: int, part: int = 0) -> list[Example]:
+    """`count` examples drawn without replacement, in their own order; nested: fewer are a subset of more.
+
+    Args:
+        part: which of the draws that have no example in common, from 0.
+    """
+    if count is None or (count >= len(examples) and not part):
         return list(examples)
-    drawn = np.random.default_rng(seed).permutation(len(examples))[:count]
+    drawn = np.random.default_rng(seed).permutation(len(examples))[part * count : (part + 1) * count]
     return [examples[i] for i in sorted(drawn)]

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from selfcontrast.data.candidates import Negative, read_negatives, texts_by_prompt
+from selfcontrast.data.candidates import Negative, read_chosen, read_negatives, texts_by_prompt
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.filters import diagnostics, embed, score
 from selfcontrast.filters import filter as negatives
+from selfcontrast.generators import gathered
 from selfcontrast.generators import generate as generation
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
@@ -22,6 +23,9 @@ from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.training import align, reference
 from selfcontrast.training.groups import (
     Stored,
+    by_group,
+    chosen_scores,
+    group_ids,
     in_order,
     in_order_signals,
     nearest_first,
@@ -40,29 +44,52 @@ class Round:
     Args:
         start: the fine-tuned model, or the policy of the round before.
         prefix: of the stages' labels, where this is not the last round.
+        before: the round before; None for the first.
     """
 
-    def __init__(self, job: Job, start: Artifact, prefix: str) -> None:
+    def __init__(self, job: Job, start: Artifact, prefix: str, before: "Round | None" = None) -> None:
         self.job = job
         self.parts = job.parts
         self.start = start
         self.prefix = prefix
+        self.before = before
+        self.number: int = before.number + 1 if before else 1
+        self.initial: Artifact = before.initial if before else start
         self._read: dict[str, Example] = {}
 
     @cached_property
     def candidates(self) -> Artifact:
-        p = self.parts
-        before = settings_of(p.generator)
+        """What negatives are drawn from: this round's responses, or those of the rounds before, too."""
+        if self.before is None or self.parts.negatives_over_rounds == "last":
+            return self.sampled
+        before, own = self.before.candidates, self.sampled
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            model = self.start.path / "model"
-            summary = p.generator.generate(folder, model, p.splits["train"], p.engine, p.hardware.device)
-            check_unchanged("generator", before, settings_of(p.generator))
+            offset = (self.number - 1) * self.parts.generator.samples
+            return gathered.gather(folder, before.path / generation.FILE, own.path / generation.FILE, offset)
+
+        inputs = {"before": before, "own": own}
+        return self._get(Stage("gather", gathered.VERSION, {}, inputs, compute, gathered.__name__))
+
+    @cached_property
+    def sampled(self) -> Artifact:
+        """This round's responses."""
+        p = self.parts
+        settings = settings_of(p.generator)
+        part = self.number - 1 if p.prompts_over_rounds == "disjoint" else 0
+
+        def compute(folder: Path) -> Mapping[str, Any]:
+            model, examples = self.start.path / "model", p.splits["train"]
+            if part:
+                count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))  # checked with the config
+                examples = generation.choose(examples, count, seed, part)
+            summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
+            check_unchanged("generator", settings, settings_of(p.generator))
             return summary
 
-        settings = {"generator": p.generator}
+        key = {"generator": p.generator, **({"part": part} if part else {})}
         return self._get(
-            Stage("generate", generation.VERSION, settings, {"model": self.start}, compute, generation.__name__)
+            Stage("generate", generation.VERSION, key, {"model": self.start}, compute, generation.__name__)
         )
 
     @cached_property
@@ -104,11 +131,11 @@ class Round:
         def compute(folder: Path) -> Mapping[str, Any]:
             candidates = self.candidates.path / generation.FILE
             examples = {name: self.example(name) for name, _ in texts_by_prompt(candidates)}
-            return negatives.select_negatives(folder, p.filter, examples, candidates, self.embeddings.path, judge)
+            embedded = self.embeddings.path
+            return negatives.select_negatives(folder, p.filter, examples, candidates, embedded, judge, p.chosen)
 
-        artifact = self._get(
-            Stage("filter", negatives.VERSION, {"filter": p.filter}, inputs, compute, negatives.__name__)
-        )
+        settings = {"filter": p.filter, **({"chosen": p.chosen} if p.chosen.candidate else {})}
+        artifact = self._get(Stage("filter", negatives.VERSION, settings, inputs, compute, negatives.__name__))
         if artifact.summary:
             for line in diagnostics.lines(artifact.summary):
                 log.info("%-24s %s", "", line)
@@ -121,12 +148,13 @@ class Round:
         Of the targets alone, where the sampler has scored the negatives.
         """
         p = self.parts
+        model = self.initial if p.reference_over_rounds == "initial" else self.start
         targets_only = p.reference == "sampler"
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / negatives.FILE)
             groups, _ = self._groups(dict.fromkeys(ranked, ()) if targets_only else ranked)
-            scoring = reference.Scoring(self.start.path / "model", p.model.precision, p.hardware)
+            scoring = reference.Scoring(model.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
             return {"tokens": sum(map(length, groups))}
 
@@ -135,7 +163,7 @@ class Round:
             "precision": p.hardware.precision,
             **({"targets_only": True} if targets_only else {}),
         }
-        inputs = {"model": self.start, "negatives": self.negatives}
+        inputs = {"model": model, "negatives": self.negatives}
         return self._get(Stage("reference", reference.VERSION, settings, inputs, compute, reference.__name__))
 
     @cached_property
@@ -147,12 +175,13 @@ class Round:
             used = {name: nearest_first(found, self._used) for name, found in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
-                log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
+                log.warning("align: %d groups are longer than trainer.cutoff: left out", without_room)
             stored = self._stored(groups, used)
             report = self.job.report(self.prefix + "align")
             training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report)
             start = self.start.path / "model"
-            return align.align(folder, start, p.model.precision, groups, stored, p.objective, training)
+            summary = align.align(folder, start, p.model.precision, groups, stored, p.objective, training)
+            return {**summary, **_prompts(groups, used)} if summary else summary
 
         settings = {
             "negatives": self._used,
@@ -170,13 +199,16 @@ class Round:
         return self._get(Stage("align", align.VERSION, settings, inputs, compute, align.__name__), trained=True)
 
     def _stored(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> Stored:
-        p = self.parts
-        signals = in_order_signals(p.objective, groups, used, negatives.target_scores(self.negatives.path))
+        p, folder = self.parts, self.negatives.path
+        own = by_group(groups, used)
+        scores = chosen_scores(negatives.target_scores(folder), read_chosen(folder))
+        signals = in_order_signals(p.objective, groups, own, scores)
         if p.reference == "none":
-            return Stored({group.id: torch.zeros(len(group.responses)) for group in groups}, signals, compared=False)
+            zeros = {group.id: torch.zeros(len(group.responses)) for group in groups}
+            return Stored(zeros, signals, compared=False, is_start=False)
         pool = reference.read_reference(self.reference.path)
-        scored = sampled_reference(pool, groups, used) if p.reference == "sampler" else in_order(pool, used)
-        return Stored(scored, signals)
+        scored = sampled_reference(pool, groups, own) if p.reference == "sampler" else in_order(pool, own)
+        return Stored(scored, signals, is_start=p.reference_over_rounds != "initial" or self.before is None)
 
     @property
     def _used(self) -> int:
@@ -194,7 +226,15 @@ class Round:
         return Renderer(load_tokenizer(self.start.path / "model"))
 
     def _groups(self, used: Mapping[str, Sequence[Negative]]) -> tuple[list[Group], int]:
-        return preference_groups(self._renderer, self.parts.splits["train"], used, self.parts.trainer.cutoff)
+        chosen, cutoff = read_chosen(self.negatives.path), self.parts.trainer.cutoff
+        return preference_groups(self._renderer, self.parts.splits["train"], used, cutoff, chosen)
 
     def _get(self, stage: Stage, trained: bool = False) -> Artifact:
         return self.job.get(stage, self.prefix + stage.name, trained)
+
+
+def _prompts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
+    """How many prompts the groups are of, where some have two; nothing where each has one, as `align` counts them."""
+    found = {group.id for group in groups}
+    prompts = sum(not found.isdisjoint(group_ids(name)) for name in used)
+    return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

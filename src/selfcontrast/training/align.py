@@ -59,7 +59,7 @@ def align(
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
     else:
         module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report)
-        title, how = "Supervised fine-tuning, continued", f"on the targets of {len(groups)} prompts"
+        title, how = "Supervised fine-tuning, continued", f"on the chosen responses of {len(groups)} groups"
     if not fit(module, data, folder / RESUME, "align"):
         return {}
     save_policy(folder / "model", training.adapter.merge(policy), tokenizer, model_card(title, how, module.history))

@@ -1,4 +1,7 @@
-"""The groups of preference training: a prompt, its target, and the negatives that are trained on, in their order."""
+"""The groups of preference training: a prompt, its chosen response, and the negatives in the order of training.
+
+The chosen response is the prompt's target, or a candidate that the stage filter has chosen. `Group.target` holds it.
+"""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -8,7 +11,7 @@ from math import isfinite, nan
 import torch
 from torch import Tensor
 
-from selfcontrast.data.candidates import Negative
+from selfcontrast.data.candidates import TARGET, Negative, Positive
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
@@ -21,14 +24,16 @@ class Stored:
     """What training reads of the groups' responses, in place of computing it, by group id.
 
     Attributes:
-        reference: the reference's log-probabilities, summed over tokens, the target's first: [K + 1] or more.
+        reference: the reference's log-probabilities, summed over tokens, the chosen response's first: [K + 1] or more.
         signals: scores [K + 1] and the sampler's log-probabilities [K], where the objective needs them.
-        compared: whether the reference is the model that training starts from, as good as: False for zeros.
+        compared: whether the reference is a model at all: False for zeros.
+        is_start: whether it is the model that training starts from, so that every margin of step 0 is 0.
     """
 
     reference: Mapping[str, Tensor]
     signals: Mapping[str, Signals] = field(default_factory=dict)
     compared: bool = True
+    is_start: bool = True
 
 
 def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
@@ -39,8 +44,46 @@ def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
     return sorted(ranked[:count], key=lambda negative: -negative.similarity)
 
 
+SECOND = "+best"  # what the id of a prompt's second group has behind its example's
+
+
+def group_ids(name: str) -> tuple[str, str]:
+    """Return the ids of an example's group and of its second one, if it has two chosen responses."""
+    return name, name + SECOND
+
+
+def by_group(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Sequence[Negative]]:
+    """Return per group id the negatives of its prompt, of those by example id."""
+    found = {}
+    for group in groups:
+        name = group.id if group.id in used else group.id.removesuffix(SECOND)  # an example may have such an id itself
+        found[group.id] = used[name]
+    return found
+
+
+def chosen_scores(targets: Mapping[str, float], chosen: Mapping[str, Sequence[Positive]] | None) -> dict[str, float]:
+    """Return per group id the score of the chosen response; NaN where nothing scores.
+
+    Args:
+        targets: per example id the score of its target.
+        chosen: per example id its chosen responses; None for the targets.
+    """
+    if chosen is None:
+        return dict(targets)
+    return {
+        group: targets.get(example, nan) if one.sample == TARGET else one.score
+        for example, positives in chosen.items()
+        for group, one in zip(group_ids(example), positives, strict=False)
+    }
+
+
 def in_order(pool: Mapping[str, Tensor], used: Mapping[str, Sequence[Negative]]) -> dict[str, Tensor]:
-    """Return per id the scores [1 + K] of the target and these negatives, of the pool's scores [1 + pool] by rank."""
+    """Return per group id the scores [1 + K] of the chosen response and these negatives.
+
+    Args:
+        pool: per group id the scores of the chosen response and of all negatives, by rank [1 + pool].
+        used: per group id the negatives that are trained on.
+    """
     return {name: pool[name][[0, *(1 + n.rank for n in negatives)]] for name, negatives in used.items() if name in pool}
 
 
@@ -48,9 +91,13 @@ def in_order_signals(
     objective: Objective,
     groups: Sequence[Group],
     used: Mapping[str, Sequence[Negative]],
-    target_scores: Mapping[str, float],
+    chosen: Mapping[str, float],
 ) -> dict[str, Signals]:
-    """Return per group id the signals of the target [1 + K] and these negatives [K]; none where none are needed.
+    """Return per group id the signals of the chosen response [1 + K] and these negatives [K]; none if none are needed.
+
+    Args:
+        used: per group id the negatives that are trained on.
+        chosen: per group id the score of the chosen response.
 
     Raises:
         UserError: where one that the objective needs is unknown, naming the first prompt.
@@ -59,7 +106,7 @@ def in_order_signals(
     name = f"objective={type(objective).__name__}"
     for group in groups if objective.needs_scores or objective.needs_sampler else ():
         negatives = used[group.id]
-        scores = [target_scores.get(group.id, nan), *(negative.score for negative in negatives)]
+        scores = [chosen.get(group.id, nan), *(negative.score for negative in negatives)]
         if objective.needs_scores and not all(map(isfinite, scores)):
             raise UserError(
                 f"{name} needs the score of every response, and one of prompt {group.id} has none: give a verifier, "
@@ -73,7 +120,10 @@ def in_order_signals(
 def sampled_reference(
     targets: Mapping[str, Tensor], groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]
 ) -> dict[str, Tensor]:
-    """Return per group id the reference's scores [1 + K]: the target's [1 or more], and the sampler's of negatives.
+    """Return per group id the reference's scores [1 + K]: of the chosen response, and the sampler's of negatives.
+
+    Args:
+        targets: per group id the reference's scores, of which the first is the chosen response's.
 
     Raises:
         UserError: where the sampler's log-probability is unknown, naming the first prompt.
@@ -100,24 +150,39 @@ def _sampled(group: Group, negatives: Sequence[Negative], name: str) -> list[flo
 
 
 def preference_groups(
-    renderer: Renderer, examples: Sequence[Example], negatives: Mapping[str, Sequence[Negative]], cutoff: int
+    renderer: Renderer,
+    examples: Sequence[Example],
+    negatives: Mapping[str, Sequence[Negative]],
+    cutoff: int,
+    chosen: Mapping[str, Sequence[Positive]] | None = None,
 ) -> tuple[list[Group], int]:
-    """Return a group of each prompt that has negatives, in their order, and how many prompts the cutoff leaves out.
+    """Return the groups of the prompts that have negatives, in their order, and how many groups the cutoff leaves out.
 
-    Negatives keep the token ids they were sampled as. Which prompts are used depends on the prompt and its target
-    alone, never on a negative's length; a negative is cut to the tokens that are left, as sampling would have.
+    A prompt has a group per chosen response. Candidates keep the token ids they were sampled as. Which prompts are used
+    depends on the prompt and its chosen response alone, never on a negative's length; a negative is cut to the tokens
+    that are left, as sampling would have.
+
+    Args:
+        chosen: per example id its chosen responses; None for the targets.
 
     Raises:
-        UserError: where no prompt has room.
+        UserError: where no prompt has room, or two groups would have one id.
     """
-    groups = []
-    used = [example for example in examples if example.id in negatives]
-    for example in used:
+    groups, without_room = list[Group](), 0
+    for example in (example for example in examples if example.id in negatives):
         prompt, target = renderer.example(example)
         room = cutoff - len(prompt)
-        if len(target) <= room:
+        responses = [target]
+        if chosen is not None:
+            responses = [target if one.sample == TARGET else list(one.token_ids) for one in chosen[example.id]]
+        for name, response in zip(group_ids(example.id), responses, strict=False):
+            if len(response) > room:
+                without_room += 1
+                continue
             shown = [negative.token_ids[:room] for negative in negatives[example.id]]
-            groups.append(Group(example.id, array("i", prompt), array("i", target), shown))
+            groups.append(Group(name, array("i", prompt), array("i", response), shown))
     if not groups:
-        raise UserError(f"no prompt and target fit into trainer.cutoff={cutoff} tokens: raise it")
-    return groups, len(used) - len(groups)
+        raise UserError(f"no prompt with its chosen response fits into trainer.cutoff={cutoff} tokens: raise it")
+    if len({group.id for group in groups}) < len(groups):
+        raise UserError(f"data: an id is another's with {SECOND!r} behind it: rename it, or use another chosen=")
+    return groups, without_room

@@ -1,0 +1,59 @@
+"""The candidates of two rounds in one file, and prompts that no two rounds have in common."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from selfcontrast.data.candidates import Candidate, candidates_table, read_candidates
+from selfcontrast.generators import gathered
+from selfcontrast.generators.gathered import gather
+from selfcontrast.generators.generate import FILE, choose
+from tiny import example
+
+NAMES = [f"p{i}" for i in range(8)]
+SOME = st.lists(st.sampled_from(NAMES), unique=True, min_size=1).map(sorted)
+
+
+def stored(file: Path, names: list[str], text: str) -> Path:
+    rows = [Candidate(name, i, f"{text} {name} {i}", [i + 1], "stop", -1.0) for name in names for i in range(3)]
+    pq.write_table(candidates_table(rows), file)
+    return file
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SOME, SOME, st.integers(1, 9))
+def test_each_prompt_has_its_candidates_of_both_rounds(
+    tmp_path: Path, first: list[str], second: list[str], rows: int
+) -> None:
+    files = stored(tmp_path / "one.parquet", first, "old"), stored(tmp_path / "two.parquet", second, "new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathered, "WRITTEN", rows)
+        summary = gather(tmp_path, *files, 3)
+    found: dict[str, list[tuple[int, str]]] = {}
+    order = []
+    for one in read_candidates(tmp_path / FILE):
+        order += [one.id] if order[-1:] != [one.id] else []
+        found.setdefault(one.id, []).append((one.sample, one.text))
+    assert len(order) == len(set(order))  # a prompt's lie together
+    expected = {name: [(i, f"old {name} {i}") for i in range(3)] for name in first}
+    for name in second:
+        expected.setdefault(name, []).extend((i + 3, f"new {name} {i}") for i in range(3))
+    assert found == expected
+    assert summary == {"prompts": len(expected), "responses": sum(map(len, expected.values()))}
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4), st.integers(0, 99))
+def test_parts_have_no_prompt_in_common_and_the_first_is_the_usual_choice(
+    prompts: int, count: int, parts: int, seed: int
+) -> None:
+    examples = [example(f"p{i}", "?", "a") for i in range(prompts)]
+    count = min(count, prompts // parts)
+    if not count:
+        return
+    found = [[one.id for one in choose(examples, count, seed, part)] for part in range(parts)]
+    assert found[0] == [one.id for one in choose(examples, count, seed)]
+    assert all(len(part) == count for part in found)
+    assert len({name for part in found for name in part}) == count * parts
