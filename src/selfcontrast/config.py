@@ -244,8 +244,8 @@ def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, pro
         )
     if cfg.reference == "sampler" and (cfg.reference_over_rounds, cfg.negatives_over_rounds) != ("previous", "last"):
         raise UserError(
-            "reference=sampler: negatives are scored by the policy that sampled them, but reference_over_rounds=initial "
-            "and negatives_over_rounds=all mean another one: use reference=stored"
+            "reference=sampler: negatives are scored by the policy that sampled them, but "
+            "reference_over_rounds=initial and negatives_over_rounds=all mean another one: use reference=stored"
         )
     if cfg.prompts_over_rounds == "same":
         return

@@ -39,11 +39,13 @@ def test_candidates_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_negatives_come_by_prompt_in_rank_order(tmp_path: Path) -> None:
-    rows = [Negative(name, rank, 7 - rank, "t", [rank + 1], 0.5) for rank in (2, 0, 1) for name in ("b", "a")]
+    rows = [
+        Negative(name, rank, 7 - rank, "t", [rank + 1], 0.5, -1.0, 0.25) for rank in (2, 0, 1) for name in ("b", "a")
+    ]
     pq.write_table(pa.Table.from_pylist([vars(row) for row in rows]), tmp_path / "n.parquet")
     found = read_negatives(tmp_path / "n.parquet")
     assert {name: [n.rank for n in ranked] for name, ranked in found.items()} == {"a": [0, 1, 2], "b": [0, 1, 2]}
-    assert found["a"][0] == Negative("a", 0, 7, "t", array("i", [1]), 0.5)
+    assert found["a"][0] == Negative("a", 0, 7, "t", array("i", [1]), 0.5, -1.0, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,12 @@ def prompts(draw: st.DrawFn) -> Sampled:
     texts = draw(TEXTS)
     ended = draw(st.lists(st.booleans() | st.just(True), min_size=len(texts), max_size=len(texts)))
     vectors = np.stack([vector(text) for text in texts])
-    return Sampled(draw(NAMES), "target", vector("target"), texts, vectors, ended)
+    return Sampled(draw(NAMES), "target", vector("target"), texts, vectors, *unlikely(texts), ended)
+
+
+def unlikely(texts: Sequence[str]) -> tuple[Any, Any]:
+    """Log-probabilities, and lengths, of these texts."""
+    return np.full(len(texts), -1.0), np.ones(len(texts), dtype=np.intp)
 
 
 def own(selector: Any, most: int, on_shortage: str = "drop_everywhere") -> Filter:
@@ -130,7 +135,7 @@ def test_the_target_alone_is_what_no_choice_is(sampled: Sampled, selector: Any, 
 def test_a_repeated_response_agrees_with_itself() -> None:
     """By hand: of a a b with cos(a, b) = 0, a has (1 + 0) / 2 and b has 0."""
     vectors = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
-    sampled = Sampled("p", "t", vectors[2], ["a", "a", "b"], vectors)
+    sampled = Sampled("p", "t", vectors[2], ["a", "a", "b"], vectors, *unlikely("aab"))
     choice = choose(own(Everything(), 1), sampled, None, Consensus())
     assert choice.chosen is not None
     assert (choice.chosen.row, choice.chosen.score) == (0, None)
@@ -141,7 +146,9 @@ def test_of_equally_good_ones_each_is_chosen_for_some_prompt() -> None:
     texts = ["target", "w2", "w0"]  # the first two score 1
     vectors = np.stack([vector(text) for text in texts])
     found = [
-        decided(Sampled(f"p{i}", "target", vectors[0], texts, vectors), BestOfN(), own(Everything(), 1)).chosen
+        decided(
+            Sampled(f"p{i}", "target", vectors[0], texts, vectors, *unlikely(texts)), BestOfN(), own(Everything(), 1)
+        ).chosen
         for i in range(200)
     ]
     counts = np.bincount([best.row for best in found if best is not None], minlength=3)
@@ -152,7 +159,7 @@ def test_of_equally_good_ones_each_is_chosen_for_some_prompt() -> None:
 def test_lowest_first_is_worst_first() -> None:
     texts = ["w0", "w1", "w5", "target"]
     vectors = np.stack([vector(text) for text in texts])
-    sampled = Sampled("p", "target", vectors[3], texts, vectors)
+    sampled = Sampled("p", "target", vectors[3], texts, vectors, *unlikely(texts))
     assert decided(sampled, BestOfN(), own(LowestFirst(), 2)).negatives.tolist() == [2, 0]
 
 
@@ -260,4 +267,5 @@ def test_with_the_target_nothing_more_is_on_file(tmp_path: Path) -> None:
     assert "taken" not in pd.read_parquet(tmp_path / SIMILARITIES)
     assert list(pd.read_parquet(tmp_path / PROMPTS)) == [
         "id", "sampled", "empty", "copies", "distinct", "kept", "drawn", "refilled", "too_few", "target_characters",
+        "target_score",
     ]  # fmt: skip

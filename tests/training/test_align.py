@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import TargetLikelihood
 from selfcontrast.training.align import align
-from selfcontrast.training.groups import Stored, in_order, nearest_first, preference_groups
+from selfcontrast.training.groups import Stored, by_group, chosen_scores, in_order, nearest_first, preference_groups
 from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.sft import HISTORY, fine_tune
@@ -71,10 +72,10 @@ def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
 def test_a_chosen_candidate_is_in_the_targets_place_and_two_of_a_prompt_have_two_groups() -> None:
     used = {name: nearest_first(ranked, 1) for name, ranked in NEGATIVES.items()}
     chosen = {
-        "e0": [Positive("e0", 7, "own", [5, 6])],
-        "e1": [Positive("e1", TARGET, "the target", []), Positive("e1", 8, "own", [8])],
-        "e2": [Positive("e2", 9, "too long", [9] * 190)],
-        "e4": [Positive("e4", TARGET, "the target", [])],
+        "e0": [Positive("e0", 7, "own", [5, 6], nan)],
+        "e1": [Positive("e1", TARGET, "the target", [], nan), Positive("e1", 8, "own", [8], nan)],
+        "e2": [Positive("e2", 9, "too long", [9] * 190, nan)],
+        "e4": [Positive("e4", TARGET, "the target", [], nan)],
     }
     groups, without_room = preference_groups(RENDERER, EXAMPLES, used, 190, chosen)
     targets = {name: RENDERER.example(EXAMPLES[i])[1] for name, i in (("e1", 1), ("e4", 4))}
@@ -84,18 +85,27 @@ def test_a_chosen_candidate_is_in_the_targets_place_and_two_of_a_prompt_have_two
     assert without_room == 1
     assert {tuple(map(tuple, group.negatives)) for group in groups} == {((10, 10, 10),)}
     pool = {group.id: torch.tensor([float(i), 0.5]) for i, group in enumerate(groups)}
-    scores = {name: values.tolist() for name, values in in_order(pool, used).items()}
+    scores = {name: values.tolist() for name, values in in_order(pool, by_group(groups, used)).items()}
     assert scores == {"e0": [0, 0.5], "e1": [1, 0.5], "e1+best": [2, 0.5], "e4": [3, 0.5]}
+
+
+def test_the_score_of_a_chosen_response_is_its_own() -> None:
+    targets = {"a": 0.5, "b": 0.25}
+    best = Positive("a", 3, "own", [5], 1.0)
+    chosen = {"a": [Positive("a", TARGET, "the target", [], nan), best], "b": [replace(best, id="b", score=0.75)]}
+    assert chosen_scores(targets, None) == targets
+    assert chosen_scores(targets, chosen) == {"a": 0.5, "a+best": 1.0, "b": 0.75}
 
 
 def test_an_example_whose_id_is_that_of_a_second_group() -> None:
     """It has scores of its own; where there is such a second group, it is refused."""
     twins = [example("a", "?", "one"), example("a+best", "?", "two")]
     used = {one.id: [Negative(one.id, 0, 0, "", [9], 0.5)] for one in twins}
-    assert [group.id for group in preference_groups(RENDERER, twins, used, 190)[0]] == ["a", "a+best"]
+    groups, _ = preference_groups(RENDERER, twins, used, 190)
+    assert by_group(groups, used) == used
     pool = {"a": torch.tensor([0.0, 1.0]), "a+best": torch.tensor([2.0, 3.0])}
     assert {name: found.tolist() for name, found in in_order(pool, used).items()} == {"a": [0, 1], "a+best": [2, 3]}
-    both = {one.id: [Positive(one.id, TARGET, "", []), Positive(one.id, 1, "", [7])] for one in twins}
+    both = {one.id: [Positive(one.id, TARGET, "", [], nan), Positive(one.id, 1, "", [7], nan)] for one in twins}
     with pytest.raises(UserError, match=r"an id is another's with '\+best' behind it"):
         preference_groups(RENDERER, twins, used, 190, both)
 

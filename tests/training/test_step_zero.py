@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from selfcontrast.objectives import Objective
 from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import score_groups
@@ -42,7 +43,7 @@ def first_record(folder: Path, objective: Objective, shift: tuple[float, float])
     for scores in reference.values():
         scores -= torch.tensor([shift[0], *[shift[1]] * K])
     records: list[Record] = []
-    module = SelfContrastDPO(policy, how, 1, own.logits_chunk, records.append, objective, reference)
+    module = SelfContrastDPO(policy, how, 1, own.logits_chunk, records.append, objective, Stored(reference))
     fit(module, StepData(GROUPS, [], how, own, 0), folder, "test")
     return records[0]
 

@@ -112,17 +112,12 @@ def blocks(
         vectors, target_vectors = near.of(row, texts), towards.of(prompt, targets)
         log_probs, tokens = table["log_prob"].to_numpy(), _lengths(table)
         ended = pc.not_equal(table["finish_reason"], CUT).to_pylist()
-        columns = texts, vectors, log_probs, tokens, ended
+        columns: tuple[Any, ...] = (texts, vectors, log_probs, tokens, ended)
         row, prompt = row + table.num_rows, prompt + len(found)
         yield (
             table,
             [
-                (
-                    rows.start,
-                    Sampled(
-                        name, target, vector, texts[rows], vectors[rows], log_probs[rows], tokens[rows], ended[rows]
-                    ),
-                )
+                (rows.start, Sampled(name, target, vector, *(column[rows] for column in columns)))
                 for (name, rows), target, vector in zip(found, targets, target_vectors, strict=True)
             ],
         )
