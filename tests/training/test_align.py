@@ -71,10 +71,10 @@ def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
 def test_a_chosen_candidate_is_in_the_targets_place_and_two_of_a_prompt_have_two_groups() -> None:
     used = {name: nearest_first(ranked, 1) for name, ranked in NEGATIVES.items()}
     chosen = {
-        "e0": [Positive("e0", 7, "own", [5, 6])],
-        "e1": [Positive("e1", TARGET, "the target", []), Positive("e1", 8, "own", [8])],
-        "e2": [Positive("e2", 9, "too long", [9] * 190)],
-        "e4": [Positive("e4", TARGET, "the target", [])],
+        "e0": [Positive("e0", 7, "own", [5, 6], 1.0)],
+        "e1": [Positive("e1", TARGET, "the target", [], 1.0), Positive("e1", 8, "own", [8], 1.0)],
+        "e2": [Positive("e2", 9, "too long", [9] * 190, 1.0)],
+        "e4": [Positive("e4", TARGET, "the target", [], 1.0)],
     }
     groups, without_room = preference_groups(RENDERER, EXAMPLES, used, 190, chosen)
     targets = {name: RENDERER.example(EXAMPLES[i])[1] for name, i in (("e1", 1), ("e4", 4))}
@@ -95,7 +95,7 @@ def test_an_example_whose_id_is_that_of_a_second_group() -> None:
     assert [group.id for group in preference_groups(RENDERER, twins, used, 190)[0]] == ["a", "a+best"]
     pool = {"a": torch.tensor([0.0, 1.0]), "a+best": torch.tensor([2.0, 3.0])}
     assert {name: found.tolist() for name, found in in_order(pool, used).items()} == {"a": [0, 1], "a+best": [2, 3]}
-    both = {one.id: [Positive(one.id, TARGET, "", []), Positive(one.id, 1, "", [7])] for one in twins}
+    both = {one.id: [Positive(one.id, TARGET, "", [], 1.0), Positive(one.id, 1, "", [7], 1.0)] for one in twins}
     with pytest.raises(UserError, match=r"an id is another's with '\+best' behind it"):
         preference_groups(RENDERER, twins, used, 190, both)
 

@@ -18,7 +18,7 @@ from selfcontrast.models.packing import Group
 from selfcontrast.stages.unchanged import check_unchanged
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.training import align, reference
-from selfcontrast.training.groups import group_ids, in_order, nearest_first, preference_groups
+from selfcontrast.training.groups import example_of, in_order, nearest_first, preference_groups
 from selfcontrast.training.steps import length
 from selfcontrast.training.training import Training
 
@@ -199,6 +199,5 @@ class Round:
 
 def _prompts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
     """How many prompts the groups are of, where some have two; nothing where each has one, as `align` counts them."""
-    found = {group.id for group in groups}
-    prompts = sum(not found.isdisjoint(group_ids(name)) for name in used)
+    prompts = len({example_of(group.id, used) for group in groups})
     return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

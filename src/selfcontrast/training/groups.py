@@ -4,7 +4,7 @@ The chosen response is the prompt's target, or a candidate that the stage filter
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from torch import Tensor
 
@@ -26,9 +26,13 @@ def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
 SECOND = "+best"  # what the id of a prompt's second group has behind its example's
 
 
-def group_ids(name: str) -> tuple[str, str]:
-    """Return the ids of an example's group and of its second one, if it has two chosen responses."""
-    return name, name + SECOND
+def example_of(group: str, examples: Container[str]) -> str:
+    """Return the id of the example that a group is of.
+
+    Args:
+        examples: the ids of the examples that have groups.
+    """
+    return group if group in examples else group.removesuffix(SECOND)
 
 
 def in_order(pool: Mapping[str, Tensor], used: Mapping[str, Sequence[Negative]]) -> dict[str, Tensor]:
@@ -38,11 +42,11 @@ def in_order(pool: Mapping[str, Tensor], used: Mapping[str, Sequence[Negative]])
         pool: per group id the scores of the chosen response and of all negatives, by rank [1 + pool].
         used: per example id the negatives that are trained on.
     """
+    found = {name: used.get(example_of(name, used)) for name in pool}
     return {
         name: pool[name][[0, *(1 + n.rank for n in negatives)]]
-        for example, negatives in used.items()
-        for name in group_ids(example)
-        if name in pool and (name == example or name not in used)  # an example may have such an id itself
+        for name, negatives in found.items()
+        if negatives is not None
     }
 
 
@@ -72,7 +76,7 @@ def preference_groups(
         responses = [target]
         if chosen is not None:
             responses = [target if one.sample == TARGET else list(one.token_ids) for one in chosen[example.id]]
-        for name, response in zip(group_ids(example.id), responses, strict=False):
+        for name, response in zip((example.id, example.id + SECOND), responses, strict=False):
             if len(response) > room:
                 without_room += 1
                 continue
