@@ -100,9 +100,12 @@ class Negative:
 
 @dataclass(frozen=True)
 class Positive:
-    """A chosen response of a prompt. `sample` is `TARGET` for the target, which has neither tokens nor a score here.
+    """A chosen response of a prompt.
 
-    `score` is NaN where nothing scores.
+    Attributes:
+        sample: which of the candidates it is; `TARGET` for the target.
+        token_ids: as sampled; none for the target, which is rendered where its tokens are needed.
+        score: by the verifier or reward model; NaN where nothing scores, and for the target.
     """
 
     id: str
@@ -164,7 +167,7 @@ def read_chosen(folder: Path) -> dict[str, list[Positive]] | None:
         return None
     found: dict[str, list[Positive]] = defaultdict(list)
     with pq.ParquetFile(folder / CHOSEN) as file:
-        for batch in file.iter_batches(READ, columns=["id", "sample", "text", "token_ids", "score"]):
+        for batch in file.iter_batches(READ):
             for row in batch.to_pylist():
                 score = nan if row["score"] is None else row["score"]
                 found[row["id"]].append(Positive(**{**row, "token_ids": array("i", row["token_ids"]), "score": score}))

@@ -25,7 +25,7 @@ from selfcontrast.training.groups import (
     Stored,
     by_group,
     chosen_scores,
-    group_ids,
+    example_of,
     in_order,
     in_order_signals,
     nearest_first,
@@ -235,6 +235,5 @@ class Round:
 
 def _prompts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
     """How many prompts the groups are of, where some have two; nothing where each has one, as `align` counts them."""
-    found = {group.id for group in groups}
-    prompts = sum(not found.isdisjoint(group_ids(name)) for name in used)
+    prompts = len({example_of(group.id, used) for group in groups})
     return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

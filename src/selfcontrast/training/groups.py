@@ -4,7 +4,7 @@ The chosen response is the prompt's target, or a candidate that the stage filter
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 
@@ -47,18 +47,18 @@ def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
 SECOND = "+best"  # what the id of a prompt's second group has behind its example's
 
 
-def group_ids(name: str) -> tuple[str, str]:
-    """Return the ids of an example's group and of its second one, if it has two chosen responses."""
-    return name, name + SECOND
+def example_of(group: str, examples: Container[str]) -> str:
+    """Return the id of the example that a group is of.
+
+    Args:
+        examples: the ids of the examples that have groups.
+    """
+    return group if group in examples else group.removesuffix(SECOND)
 
 
 def by_group(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Sequence[Negative]]:
     """Return per group id the negatives of its prompt, of those by example id."""
-    found = {}
-    for group in groups:
-        name = group.id if group.id in used else group.id.removesuffix(SECOND)  # an example may have such an id itself
-        found[group.id] = used[name]
-    return found
+    return {group.id: used[example_of(group.id, used)] for group in groups}
 
 
 def chosen_scores(targets: Mapping[str, float], chosen: Mapping[str, Sequence[Positive]] | None) -> dict[str, float]:
@@ -73,7 +73,7 @@ def chosen_scores(targets: Mapping[str, float], chosen: Mapping[str, Sequence[Po
     return {
         group: targets.get(example, nan) if one.sample == TARGET else one.score
         for example, positives in chosen.items()
-        for group, one in zip(group_ids(example), positives, strict=False)
+        for group, one in zip((example, example + SECOND), positives, strict=False)
     }
 
 
@@ -175,7 +175,7 @@ def preference_groups(
         responses = [target]
         if chosen is not None:
             responses = [target if one.sample == TARGET else list(one.token_ids) for one in chosen[example.id]]
-        for name, response in zip(group_ids(example.id), responses, strict=False):
+        for name, response in zip((example.id, example.id + SECOND), responses, strict=False):
             if len(response) > room:
                 without_room += 1
                 continue

@@ -232,7 +232,7 @@ def test_the_best_candidates_are_on_file_with_their_tokens(tmp_path: Path) -> No
     assert chosen_texts(tmp_path) == {"p": ["target"], "q": ["w3"], "r": ["w6"]}  # of r the right one was cut
     found = read_chosen(tmp_path)
     assert found is not None
-    assert [(one.sample, list(one.token_ids)) for one in found["p"]] == [(1, [7, 7])]
+    assert [(one.sample, list(one.token_ids), one.score) for one in found["p"]] == [(1, [7, 7], 1.0)]
     assert {name: [n.text for n in ranked] for name, ranked in read_negatives(tmp_path / FILE).items()} == {
         "p": ["w5"], "q": ["w5"], "r": ["w5"],
     }  # fmt: skip
