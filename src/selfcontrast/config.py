@@ -61,7 +61,7 @@ SCALARS: dict[str, Any] = {
 }
 STAGES = (
     "data", "contamination", "sft", "generate", "embed", "score", "filter", "reference", "align", "evaluate", "answers",
-    "benchmark",
+    "divergence", "benchmark",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 

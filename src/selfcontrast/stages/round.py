@@ -132,7 +132,8 @@ class Round:
                 log.warning("align: %d prompts are longer than trainer.cutoff: left out", without_room)
             scored = in_order(reference.read_reference(self.reference.path), used)
             report = self.job.report(self.prefix + "align")
-            training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report)
+            checkpoints = p.evaluation.checkpoints
+            training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report, checkpoints)
             start = self.start.path / "model"
             return align.align(folder, start, p.model.precision, groups, scored, p.objective, training)
 
@@ -144,6 +145,7 @@ class Round:
             "hardware": p.hardware,
             **({"rescore_reference": True} if p.hardware.rescore_reference else {}),
             "seed": p.seed,
+            **({"checkpoints": p.evaluation.checkpoints} if p.evaluation.checkpoints else {}),
         }
         inputs = {"model": self.start, "negatives": self.negatives, "reference": self.reference}
         return self._get(Stage("align", align.VERSION, settings, inputs, compute, align.__name__), trained=True)
