@@ -6,7 +6,8 @@ are fresh samples of the policy. Policy and reference score the same packed rows
 own log-probabilities come from another, and would be read as a difference of the models.
 
 An answer that reached `max_new_tokens` has the probability of its tokens so far, so the numbers are those of answers of
-at most that length.
+at most that length. Ids that a padded vocabulary has beyond the tokenizer's are never drawn, and keep their probability
+here, which in a trained model is next to nothing.
 """
 
 from collections import defaultdict
