@@ -346,7 +346,9 @@ def test_a_backend_of_lm_eval_that_lacks_methods_is_refused() -> None:
     name = "evaluation.lm_eval.backend"
     cfg = composed("output=out")
     cfg.evaluation.lm_eval.backend = {"_target_": "test_config_mistakes.HalfBenchmark"}
-    assert mistake(choose=cfg).startswith(f"{name}=HalfBenchmark: no backend (it lacks follows_model, open): ")
+    assert mistake(choose=cfg).startswith(
+        f"{name}=HalfBenchmark: no backend (it lacks follows_model, has_log_probs, open): "
+    )
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ SCALARS: dict[str, Any] = {
 }
 STAGES = (
     "data", "contamination", "sft", "generate", "gather", "embed", "score", "filter", "reference", "align", "evaluate",
-    "answers", "benchmark",
+    "answers", "divergence", "benchmark",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
 

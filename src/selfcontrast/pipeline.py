@@ -15,13 +15,14 @@ import pandas as pd
 from selfcontrast.config import Parts
 from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import BASELINE, compare
+from selfcontrast.evaluation.curve import curve
 from selfcontrast.filters.shown import shown_candidates
 from selfcontrast.generators import generate as generation
 from selfcontrast.job import Job
 from selfcontrast.report.page import write_report
 from selfcontrast.results import RESULT, Result, track_judgments
 from selfcontrast.stages.data import contaminated, published_data
-from selfcontrast.stages.evaluate import measured_by, scores_of
+from selfcontrast.stages.evaluate import Scored, measured_by
 from selfcontrast.stages.round import Round
 from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact
@@ -39,10 +40,11 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker, judged=True)
-        systems, measured = everything(job)
+        systems, measured, scored = everything(job)
         seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
-        result = Result.collect(parts, config, job.artifacts, systems, comparison, measured)
+        against_kl = curve([each.measured() for each in scored], parts.evaluation)
+        result = Result.collect(parts, config, job.artifacts, systems, comparison, measured, against_kl)
         (parts.output / RESULT).write_text(json.dumps(asdict(result)))
         write_report(result, parts.output)
         result.track(tracker, parts.output)
@@ -53,14 +55,28 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     return result
 
 
-def everything(job: Job) -> tuple[dict[str, Artifact], dict[str, dict[str, Artifact]]]:
-    """All stages in their order: by system its scores, and by benchmark each system's results."""
+Measurements = tuple[dict[str, Artifact], dict[str, dict[str, Artifact]], list[Scored]]
+
+
+def everything(job: Job) -> Measurements:
+    """All stages in their order: by system its scores, by benchmark each system's results, and what KL is shown of."""
     _ = published_data(job), contaminated(job)
-    trained, systems = {}, {}
+    trained: dict[str, Artifact] = {}
+    systems: dict[str, Artifact] = {}
+    scored: list[Scored] = []
     for name, policy in policies(job):
+        sft = trained.get(BASELINE, policy)
+        scored += [Scored.of(job, policy, sft, name, number) for number in checkpoints(job, policy, sft)]
         # Before anything is sampled from it: a poor fine-tuned model is seen early.
-        trained[name], systems[name] = policy, scores_of(job, policy, name)
-    return systems, {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
+        scored.append(own := Scored.of(job, policy, sft, name))
+        trained[name], systems[name] = policy, own.scores
+    benchmarks = {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
+    return systems, benchmarks, scored
+
+
+def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
+    """The numbers of a training's checkpoints that are scored before its last step."""
+    return range(1, 1 if policy is sft else job.parts.evaluation.checkpoints)
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:

@@ -16,6 +16,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.table import judgments_table
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, row_of
+from selfcontrast.evaluation.curve import Curve, bounds_in
 from selfcontrast.evaluation.evaluate import ANSWERS, LM_EVAL, Evaluation
 from selfcontrast.evaluation.published import beside
 from selfcontrast.filters import filter as filter_stage
@@ -56,6 +57,8 @@ class Result:
         benchmarks: by name their `lines` (of each system what was measured, and its interval), `facts` by system, and
             some of the judgments (`shown`).
         published: figures of others for this run's systems, beside what was measured (`evaluation.published.Beside`).
+        against_kl: score, KL from the fine-tuned model and entropy of it, of checkpoints, and of the policy; None where
+            no decoding gives samples of the policy itself.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Result:
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # results from before there were any have none
     published: list[dict[str, Any]] = field(default_factory=list)  # the same
     prompts: dict[str, Any] = field(default_factory=dict)  # likewise
+    against_kl: Curve | None = None  # likewise
 
     @classmethod
     def collect(
@@ -85,6 +89,7 @@ class Result:
         systems: Mapping[str, Artifact],
         comparison: Comparison,
         measured: Mapping[str, Mapping[str, Artifact]],
+        against_kl: Curve | None,
     ) -> "Result":
         train = {example.id: example for example in parts.splits["train"]}
         lm_eval = {n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()}
@@ -111,6 +116,7 @@ class Result:
             prompts=by_prompt({name: artifact.path for name, artifact in systems.items()}, parts.evaluation),
             benchmarks=benchmarks,
             published=beside(parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.level),
+            against_kl=against_kl,
         )
 
     @classmethod
@@ -127,6 +133,10 @@ class Result:
                     for bound in ("estimate", "low", "high"):
                         summary[f"{prefix}/{measure}/{bound}"] = row[measure][bound]
             summary[f"{prefix}/surprise"] = row["surprise"]
+        for point in self.against_kl["points"] if self.against_kl else []:
+            for measure, value in bounds_in(point).items():
+                for bound in ("estimate", "low", "high"):
+                    summary[f"divergence/{point['system']}/{measure}/{bound}"] = dict(value)[bound]
         for system, tasks in self.lm_eval.items():
             summary |= {f"lm_eval/{system}/{t}/{m}": v for t, found in tasks.items() for m, v in found.items()}
         for name, found in self.benchmarks.items():
@@ -138,6 +148,8 @@ class Result:
             summary |= {f"{stage['name']}/{k}": v for k, v in stage["summary"].items() if v is not None}
         tracker.summary(summary)
         tracker.table("samples", samples_table(self.samples))
+        if self.against_kl:
+            tracker.table("against_kl", curve_table(self.against_kl))
         tracker.table("negatives", pd.DataFrame(self.negatives_shown))
         tracker.figure("figure", folder / "figure.png")
         tracker.files(folder / RESULT, folder / "report.html")
@@ -304,6 +316,17 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
 def _candidate_of(chosen: Sequence[Positive]) -> str:
     """The text of the candidate among a prompt's chosen responses; empty where the target alone is chosen."""
     return next((one.text for one in chosen if one.sample != TARGET), "")
+
+
+def curve_table(curve: Curve) -> pd.DataFrame:
+    """Score, KL and entropy as a table: one row per system, with intervals."""
+    rows: list[dict[str, Any]] = []
+    for point in curve["points"]:
+        row: dict[str, Any] = {"system": point["system"], "step": point["step"], "decoding": curve["decoding"]}
+        for name, value in bounds_in(point).items():
+            row |= {name: value["estimate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def samples_table(samples: list[dict[str, Any]]) -> pd.DataFrame:

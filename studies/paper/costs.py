@@ -16,6 +16,7 @@ import yaml
 from selfcontrast.config import Parts
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.reward import RewardWins
+from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.models.loading import FromScratch
 from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.training.recipe import Recipe
@@ -29,6 +30,7 @@ KINDS = {  # of the stages that take long
     "evaluate": "generate",
     "answers": "generate",
     "reference": "score",
+    "divergence": "score",
     "embed": "embed",
 }
 UNITS = dict.fromkeys(("train", "generate", "score"), "tokens") | {"embed": "texts"}
@@ -112,8 +114,8 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             return Work("train", _trained(parts.sft, prompts * (asked + response)), policy)
         case "generate":
             tokens = chosen * sampled * response
-            own = getattr(parts.generator, "backend", parts.generator).follows_model  # else somebody else's work
-            return Work("generate" if own else None, tokens if own else 0, tokens * CANDIDATE_BYTES)
+            ours = getattr(parts.generator, "backend", parts.generator).follows_model  # else somebody else's work
+            return Work("generate" if ours else None, tokens if ours else 0, tokens * CANDIDATE_BYTES)
         case "embed":
             width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))
             return Work("embed", chosen * (sampled + 1), chosen * (sampled + 1) * width * 2)
@@ -125,8 +127,12 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             used = parts.negatives if parts.objective.uses_negatives else 0
             return Work("train", _trained(parts.trainer, chosen * (asked + (1 + used) * response)), policy)
         case "evaluate":
-            answers = sum(way.samples for way in parts.evaluation.ways)
-            return Work("generate", evaluated * answers * response, 0)
+            own = parts.evaluation.of_checkpoints() if _of_checkpoint(step, parts) else parts.evaluation
+            return Work("generate", evaluated * sum(way.samples for way in own.ways) * response, 0)
+        case "divergence":  # by the policy and by the fine-tuned model
+            drawn = evaluated * (parts.evaluation.sampled.samples if parts.evaluation.sampled else 0) * response
+            models = 1 if step.label == f"divergence {BASELINE}" else 2
+            return Work("score", models * (evaluated * asked + drawn), models * drawn * 4)
         case "answers":
             return Work("generate", _own_answers(step, parts) * response, 0)
         case "benchmark" if rewarded:
@@ -149,7 +155,14 @@ def _trained(recipe: Recipe, epoch: float) -> float:
 def _policy_bytes(step: PlannedStage, parts: Parts, sizes: Sizes) -> float | None:
     if step.stage not in ("sft", "align"):
         return 0
-    return None if sizes.parameters is None else sizes.parameters * BYTES[parts.model.precision]
+    policies = max(1, parts.evaluation.checkpoints) if step.stage == "align" else 1
+    return None if sizes.parameters is None else policies * sizes.parameters * BYTES[parts.model.precision]
+
+
+def _of_checkpoint(step: PlannedStage, parts: Parts) -> bool:
+    """Whether it scores a policy of an intermediate step, which the job calls "METHOD 1/4"."""
+    checkpoints = parts.evaluation.checkpoints
+    return checkpoints > 0 and step.label.endswith(f"/{checkpoints}")
 
 
 # --- speeds

@@ -64,7 +64,7 @@ def print_commands(commands: Mapping[str, Sequence[str]]) -> None:
 
 def _label(step: PlannedStage, planned: Planned, jobs: Sequence[Planned]) -> str:
     several = len({one.parts.negatives for one in jobs}) > 1
-    measured = step.stage in ("evaluate", "answers", "benchmark")
+    measured = step.stage in ("evaluate", "divergence", "answers", "benchmark")
     own = step.stage == "align" or (measured and not step.label.endswith(" SFT"))
     return f"{step.label}, K = {planned.parts.negatives}" if several and own else step.label
 

@@ -25,6 +25,7 @@ SETTINGS = Evaluation(
     max_new_tokens=1,
     max_length=1,
     lm_eval=lm_eval(),
+    checkpoints=0,
     cap=None,
     judgments_shown=None,
     contamination=Contamination(8, 0.8, None, LexicalEncoder("word", 1, 1, 16)),

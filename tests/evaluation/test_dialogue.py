@@ -51,7 +51,7 @@ def test_a_single_prompt_is_answered_as_it_stands() -> None:
     recording = Recording()
     answers = player(recording).play([SINGLE], DECODING, "SFT T=1")
     assert recording.asked == [("SFT-T=1", DECODING, [Request("s#1", RENDERER.prompt(SINGLE.prompt), SINGLE.prompt)])]
-    assert answers == [Answer("s#1", s, 0, f"reply to s#1 {s}", 2, -1.0 - s) for s in range(2)]
+    assert answers == [Answer("s#1", s, 0, f"reply to s#1 {s}", 2, -1.0 - s, [1, 2]) for s in range(2)]
 
 
 def test_each_sample_of_a_dialogue_goes_on_from_its_own_replies() -> None:
@@ -83,7 +83,7 @@ def test_a_prompt_without_room_gets_an_empty_answer() -> None:
     late = example("late", "unused", "a dog", turns=["the", "cat " * 200, "sat"])
     answers = player(Recording()).play([long, SINGLE, late], DECODING, "x")
     by = {(a.id, a.turn): a for a in answers if a.sample == 0}
-    assert by["long", 0] == Answer("long", 0, 0, "", 0, 0.0)
+    assert by["long", 0] == Answer("long", 0, 0, "", 0, 0.0, [])
     assert by["s#1", 0].text
     assert [by["late", turn].text == "" for turn in range(3)] == [False, True, True]
     assert len(answers) == 2 * (1 + 1 + 3)

@@ -42,6 +42,7 @@ def settings(**changes: Any) -> Evaluation:
         "max_new_tokens": 6,
         "max_length": 100,
         "lm_eval": lm_eval(),
+        "checkpoints": 0,
         "cap": None,
         "judgments_shown": None,
         "contamination": Contamination(8, 0.8, None, LexicalEncoder("word", 1, 1, 16)),

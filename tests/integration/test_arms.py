@@ -54,6 +54,7 @@ def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished,
         "contamination",
         "sft",
         "evaluate",
+        "divergence",
         "dialogues",
     }
     assert alone["policy"] == str(Path(stages(alone)["sft"]["path"]) / "model")

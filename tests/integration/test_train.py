@@ -16,8 +16,9 @@ from selfcontrast.store import MANIFEST
 from selfcontrast.store.runs import all_runs
 from wandb_files import OfflineRun
 
-OWN_SHARED = ["data", "contamination", "sft", "generate", "embed", "filter", "reference", "evaluate SFT"]  # by every K
-OWN_STAGES = [*OWN_SHARED, "align", "evaluate Self-Contrast"]  # of one's own data
+PREPARED = ["data", "contamination", "sft", "generate", "embed", "filter", "reference"]
+OWN_SHARED = [*PREPARED, "evaluate SFT", "divergence SFT"]  # by every K
+OWN_STAGES = [*OWN_SHARED, "align", "evaluate Self-Contrast", "divergence Self-Contrast"]  # of one's own data
 SHARED = [*OWN_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier, which judges
 DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
 STAGES = [*OWN_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
@@ -210,6 +211,13 @@ def test_wandb_has_the_headline_numbers(run: OfflineRun, finished: Finished) -> 
         next(row for row in rows if "win_rate" in row)["win_rate"]["low"]
     )
     assert run.summary["value"] == pytest.approx(finished.result["value"])
+    points = finished.result["against_kl"]["points"]
+    assert [point["system"] for point in points] == ["SFT", "Self-Contrast"]
+    for point in points:
+        for measure in ("kl", "entropy"):
+            found = run.summary[f"divergence/{point['system']}/{measure}/estimate"]
+            assert found == pytest.approx(point[measure]["estimate"])
+    assert run.series("tables/against_kl.nrows") == [2]
 
 
 def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, finished: Finished) -> None:
@@ -227,6 +235,27 @@ def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, f
     found = stages(finished.result)
     assert data in made_from[f"sft-{found['sft']['key']}"]
     assert made_from[f"generate-{found['generate']['key']}"] == [f"sft-{found['sft']['key']}"]
+
+
+# --- checkpoints
+
+
+def test_checkpoints_are_scored_and_stand_on_the_way_to_the_same_policy(finished: Finished, tmp_path: Path) -> None:
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
+    ended = run_train(*TINY, "evaluation.checkpoints=4", cwd=tmp_path, env=store)
+    assert ended.returncode == 0, ended.stderr
+    result, before = read_result(tmp_path / "out"), finished.result
+    assert {name for name, stage in stages(result).items() if stage["cached"]} == set(SHARED)
+    sft, *way, policy = result["against_kl"]["points"]
+    assert [point["system"] for point in way] == [f"Self-Contrast {i}/4" for i in (1, 2, 3)]
+    assert [point["step"] for point in (sft, *way, policy)] == [0, 8, 16, 24, 32]
+    assert [point["checkpoint"] for point in (sft, *way, policy)] == [False, True, True, True, False]
+    assert [sft, policy] == before["against_kl"]["points"]
+    assert result["comparison"] == before["comparison"]
+    assert len({point["kl"]["estimate"] for point in (sft, *way, policy)}) == 5
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Better, sharper, or farther?" in page
+    assert "Self-Contrast 3/4" in page
 
 
 # --- recalling

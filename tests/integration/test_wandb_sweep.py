@@ -14,7 +14,7 @@ from wandb_server import WandbServer, serving
 pytestmark = pytest.mark.slow
 
 SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
-BASELINES = {"evaluate", "answers", "benchmark"}  # of the fine-tuned model
+BASELINES = {"evaluate", "divergence", "answers", "benchmark"}  # of the fine-tuned model
 KS = (1, 4, 8, 16)
 LARGE = ("filter.max_negatives=16", "generator.samples=24")  # for K = 16
 

@@ -17,11 +17,11 @@ def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> N
     cfg = composed(*SMALL, "rounds=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
     planned = plan(cfg, DataReader())
     assert [step.label for step in planned.steps] == [
-        *("data", "contamination", "sft", "evaluate SFT"),
+        *("data", "contamination", "sft", "evaluate SFT", "divergence SFT"),
         *(f"round-1/{stage}" for stage in ROUND),
-        "evaluate Self-Contrast round 1",
+        *("evaluate Self-Contrast round 1", "divergence Self-Contrast round 1"),
         *ROUND,
-        "evaluate Self-Contrast",
+        *("evaluate Self-Contrast", "divergence Self-Contrast"),
         *(
             f"dialogues {asked}{system}"
             for asked in ("answers ", "")
@@ -83,6 +83,22 @@ def test_each_reference_scores_what_it_needs(tmp_path: Path) -> None:
     assert len({keys["align"] for keys in plans.values()}) == 3
     for label in ("sft", "generate", "embed", "filter"):
         assert len({keys[label] for keys in plans.values()}) == 1
+
+
+def test_checkpoints_are_scored_and_leave_other_keys_as_they_are(tmp_path: Path) -> None:
+    """No benchmark is run on them. What is not trained again has the key that it had."""
+    read = DataReader()
+    small = (*SMALL, f"store={tmp_path}", "output=out")
+    none, four = (
+        {step.label: step.artifact.key for step in plan(composed(*small, *more), read).steps}
+        for more in ((), ("evaluation.checkpoints=4",))
+    )
+    added = [label for label in four if label not in none]
+    assert added == [f"{stage} Self-Contrast {i}/4" for i in (1, 2, 3) for stage in ("evaluate", "divergence")]
+    assert {label for label in none if none[label] != four[label]} == {
+        label for label in none if label == "align" or label.endswith("Self-Contrast")
+    }
+    assert len(set(four.values())) == len(four)
 
 
 def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Train a small policy, and end the training at any point."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ def trained(
     kill_at: tuple[str, int] | None = None,
     policy: Any = None,
     report: Callable[[Record], None] = lambda record: None,
+    snapshots: Sequence[int] = (),
     **machine: Any,
 ) -> tuple[dict[str, Tensor], list[Record]]:
     """Weights and history (less speeds) after a run, which goes on from what lies in `folder`."""
     policy = policy or gpt2(0.1)
     own = hardware(**machine)
     data = StepData(TRAIN, VALIDATION, how, own, seed=3)
+    data.snapshots = snapshots
     prepare(policy, TRAIN, own)
     module = Killed(policy, how, len(data.steps()), own.logits_chunk, report)
     module.kill_at = kill_at or ("", -1)

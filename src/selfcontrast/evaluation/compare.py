@@ -133,16 +133,16 @@ def compare(
     `seen` tells which prompts resemble a training prompt: the columns of `contamination.FILE`.
     """
     seen = seen[seen["benchmark"] == settings.split]  # benchmarks with questions of their own tell it themselves
-    answers = _answers(systems)
+    answers = read_answers(systems)
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
-    measure = _measure(answers[baseline])
+    measure = measure_of(answers[baseline])
     options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
     rows = _rows(answers, settings.ways, measure, options, baseline)
     first = settings.ways[0].name
     categories = [
-        CategoryRow(system=name, category=str(category), mean=_mean(part, measure, options))
+        CategoryRow(system=name, category=str(category), mean=mean_of(part, measure, options))
         for name in systems
-        for category, part in _dialogues(answers[name], first, measure).groupby("category")
+        for category, part in dialogues(answers[name], first, measure).groupby("category")
         if category
     ]
     per_token = [
@@ -161,12 +161,12 @@ def compare(
 def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, Any]:
     """What a comparison over several jobs is made from: `ids` of the prompts, sorted, and per system and decoding the
     mean over a prompt's samples, in their order: `means`."""
-    answers = _answers(systems)
+    answers = read_answers(systems)
     first = next(iter(answers.values()))
-    measure = _measure(first)
+    measure = measure_of(first)
 
     def means(frame: pd.DataFrame, decoding: str) -> pd.Series:
-        return _dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
+        return dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
 
     found = {
         name: {way.name: means(frame, way.name).round(6).tolist() for way in settings.ways}
@@ -175,17 +175,17 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
     return {"ids": sorted(first["id"].unique().tolist()), "means": found}
 
 
-def _answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
+def read_answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     """Read the answers of each system. Raises `UserError` for a stored number that is none, with its example's id."""
     found = {}
     for name, folder in systems.items():
         frame = found[name] = pd.read_parquet(folder / ANSWERS)
-        for column in ("log_prob", _measure(frame)):
+        for column in ("log_prob", measure_of(frame)):
             check_finite(f"{folder / ANSWERS}: the {column} of the answer", frame["id"], frame[column])
     return found
 
 
-def _measure(frame: pd.DataFrame) -> str:
+def measure_of(frame: pd.DataFrame) -> str:
     return "score" if "score" in frame else "similarity"
 
 
@@ -196,17 +196,17 @@ def _rows(
     options: dict[str, Any],
     baseline: str,
 ) -> list[Row]:
-    base = {way.name: _dialogues(answers[baseline], way.name, measure) for way in ways}
+    base = {way.name: dialogues(answers[baseline], way.name, measure) for way in ways}
     best = max(base, key=lambda name: float(base[name]["value"].mean()))
     rows = []
     for way in ways:
         for system, frame in answers.items():
-            own = _dialogues(frame, way.name, measure)
+            own = dialogues(frame, way.name, measure)
             row = Row(
                 system=system,
                 decoding=way.name,
                 temperature=way.temperature,
-                mean=_mean(own, measure, options),
+                mean=mean_of(own, measure, options),
                 # Sampled at temperature 1, -log p is an unbiased estimate of the entropy; else a mere description.
                 surprise=float(-own["log_prob"].mean()),
                 tokens=float(own["tokens"].mean()),
@@ -220,7 +220,7 @@ def _rows(
     return rows
 
 
-def _dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFrame:
+def dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFrame:
     """One row per prompt and sample: the mean over its turns. Sorted, so that systems pair up."""
     chosen = answers[answers["decoding"] == decoding]
     grouped = chosen.groupby(["id", "sample"], sort=True)
@@ -232,21 +232,21 @@ def _dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFra
     ).reset_index()
 
 
-def _bounds(interval: Interval) -> Bounds:
+def bounds_of(interval: Interval) -> Bounds:
     return cast("Bounds", dict(vars(interval)))
 
 
-def _mean(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
+def mean_of(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
     """A score is in [0, 1], where an interval has width even if all answers are right."""
     if measure == "score":
-        return _bounds(rate_interval(own["value"], own["id"], level=options["level"]))
-    return _bounds(mean_interval(own["value"], own["id"], **options))
+        return bounds_of(rate_interval(own["value"], own["id"], level=options["level"]))
+    return bounds_of(mean_interval(own["value"], own["id"], **options))
 
 
 def _win_rate(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
-    return _bounds(win_rate(wins, both["id"], level=options["level"]))
+    return bounds_of(win_rate(wins, both["id"], level=options["level"]))
 
 
 def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
@@ -254,7 +254,7 @@ def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> P
     gain over it stands, a loss against it is rather overstated."""
     paired = (own["value"], base["value"], own["id"], base["id"])
     tested = {name: value for name, value in options.items() if name != "level"}
-    difference = _bounds(paired_difference(*paired, **options))
+    difference = bounds_of(paired_difference(*paired, **options))
     return Paired(difference=difference, p_value=paired_permutation_test(*paired, **tested))
 
 
@@ -273,4 +273,4 @@ def _contamination(seen: pd.DataFrame) -> Contaminated:
 def _per_token(frame: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     per_token = frame["log_prob"] / frame["tokens"]
     empty = Interval(float("nan"), float("nan"), float("nan"), 0, 0, options["level"])
-    return _bounds(mean_interval(per_token, frame["id"], **options) if len(frame) else empty)
+    return bounds_of(mean_interval(per_token, frame["id"], **options) if len(frame) else empty)

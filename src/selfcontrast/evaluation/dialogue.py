@@ -20,6 +20,21 @@ class Answer:
     text: str
     tokens: int
     log_prob: float
+    token_ids: list[int]
+
+
+def messages_of(example: Example, replies: Sequence[str]) -> list[Message]:
+    """What an answer is an answer to.
+
+    Args:
+        replies: the policy's own to the turns before; none for an example without `turns`, whose prompt is all.
+    """
+    if not example.turns:
+        return list(example.prompt)
+    messages: list[Message] = []
+    for turn, reply in zip(example.turns, replies, strict=False):
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": reply}]
+    return [*messages, {"role": "user", "content": example.turns[len(replies)]}]
 
 
 @dataclass(frozen=True)
@@ -38,26 +53,25 @@ class Player:
         An example with `turns` is a dialogue: each turn is answered after the policy's own earlier replies. Any
         other is answered as its prompt stands. A prompt that leaves no room for an answer gets an empty one.
         """
-        single = [(e.id, list(e.prompt)) for e in examples if not e.turns]
+        single = [(e.id, messages_of(e, [])) for e in examples if not e.turns]
         answers = [
             _answer(c, name, 0, c.sample) for name, found in self._ask(single, decoding, label).items() for c in found
         ]
-        dialogues = [e for e in examples if e.turns]
-        history: dict[tuple[str, int], list[Message]] = {
-            (e.id, sample): [] for e in dialogues for sample in range(decoding.samples)
+        dialogues = {e.id: e for e in examples if e.turns}
+        replies: dict[tuple[str, int], list[str]] = {
+            (name, sample): [] for name in dialogues for sample in range(decoding.samples)
         }
         one = Decoding(**{**vars(decoding), "samples": 1})
-        turns = {e.id: e.turns for e in dialogues}
-        for turn in range(max((len(t) for t in turns.values()), default=0)):
-            prompts = []
-            for (name, sample), so_far in history.items():
-                if turn < len(turns[name]):
-                    so_far.append({"role": "user", "content": turns[name][turn]})
-                    prompts.append((f"{name}#{sample}#{turn}", list(so_far)))
+        for turn in range(max((len(e.turns) for e in dialogues.values()), default=0)):
+            prompts = [
+                (f"{name}#{sample}#{turn}", messages_of(dialogues[name], so_far))
+                for (name, sample), so_far in replies.items()
+                if turn < len(dialogues[name].turns)
+            ]
             for key, found in self._ask(prompts, one, f"{label} turn {turn + 1}").items():
                 name, number, _ = key.rsplit("#", 2)
                 answers.append(_answer(found[0], name, turn, int(number)))
-                history[name, int(number)].append({"role": "assistant", "content": found[0].text})
+                replies[name, int(number)].append(found[0].text)
         return answers
 
     def _ask(
@@ -76,4 +90,5 @@ class Player:
 
 
 def _answer(candidate: Candidate, name: str, turn: int, sample: int) -> Answer:
-    return Answer(name, sample, turn, candidate.text, len(candidate.token_ids), candidate.log_prob)
+    ids = list(candidate.token_ids)
+    return Answer(name, sample, turn, candidate.text, len(ids), candidate.log_prob, ids)

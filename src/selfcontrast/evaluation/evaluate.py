@@ -5,7 +5,7 @@ Nothing here compares policies, so a policy's scores are computed once, whatever
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from selfcontrast.constrained import (
     Seed,
     Temperature,
     Text,
+    WholeNumber,
     check_numbers,
     typed,
 )
@@ -46,7 +47,7 @@ else:
     # of the code that they are made by. `selfcontrast.config` checks that each has the methods of a `Benchmark`.
     Benchmark = Any
 
-VERSION = 5
+VERSION = 6
 ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval.json"
 
 
@@ -68,6 +69,8 @@ class Evaluation:
         prompts: how many of the split's prompts, evenly spread; None for all.
         decodings: {name, temperature, samples} each; the first gives the headline.
         lm_eval: tasks of lm-eval's.
+        checkpoints: evenly spaced steps of preference training whose policy is scored, the last step included; 0 for
+            the last one alone. The stage align has it in its key where it is above 0.
         cap: of the money that all judgments of a job may cost, failed tries and resumed runs included; None for any.
         judgments_shown: rows of a benchmark's table of judgments; None for all.
         contamination: when a prompt counts as seen in training. It is evaluated all the same.
@@ -83,6 +86,7 @@ class Evaluation:
     max_length: Count
     lm_eval: LmEval
     seed: Seed
+    checkpoints: WholeNumber = field(metadata=NOT_IN_KEY)
     cap: NonNegative | None = field(metadata=NOT_IN_KEY)
     judgments_shown: Count | None = field(metadata=NOT_IN_KEY)
     contamination: Contamination = field(metadata=NOT_IN_KEY)
@@ -103,6 +107,11 @@ class Evaluation:
             )
         if self.split in self.benchmarks:
             raise UserError(f"evaluation.benchmarks.{self.split}: the split has that name; give the benchmark another")
+        if self.checkpoints and self.sampled is None:
+            raise UserError(
+                f"evaluation.checkpoints={self.checkpoints} needs samples of the policy itself, for its KL: "
+                "add a decoding with temperature 1 and set evaluation.top_p=1, or set evaluation.checkpoints=0."
+            )
         names = [way.name for way in self.ways]
         if len(set(names)) < len(names):
             raise UserError(f"evaluation.decodings: {', '.join(names)}: each needs a name of its own")
@@ -113,6 +122,16 @@ class Evaluation:
     def ways(self) -> list[Decoded]:
         ways: list[Decoded] = typed(self.decodings, list[Decoded], "evaluation.decodings")
         return ways
+
+    @property
+    def sampled(self) -> Decoded | None:
+        """The first decoding that draws answers as the policy itself does, at temperature 1 with all tokens."""
+        return next((way for way in self.ways if way.temperature == 1 and self.top_p == 1), None)
+
+    def of_checkpoints(self) -> "Evaluation":
+        """What of it an intermediate checkpoint is measured by: the answers that its KL is estimated on."""
+        own = [self.decodings[i] for i, way in enumerate(self.ways) if way == self.sampled]
+        return replace(self, decodings=own, lm_eval=replace(self.lm_eval, tasks=[]))
 
     def decoding(self, way: Decoded) -> Decoding:
         return Decoding(way.samples, way.temperature, self.top_p, self.max_new_tokens, self.max_length)

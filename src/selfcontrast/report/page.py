@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from selfcontrast.evaluation.statistics.task_metrics import STDERR, metric_interval
 from selfcontrast.filters.signals import SHARES
-from selfcontrast.report import benchmarks, figures, text
+from selfcontrast.report import against_kl, benchmarks, figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import step_zero, throughput
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
@@ -142,6 +142,9 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
         "again": text.place(folder),
+        "against_kl": against_kl.rows(result.against_kl) if result.against_kl else [],
+        "against_kl_heads": against_kl.HEADS,
+        "against_kl_sentence": against_kl.sentence(result.against_kl) if result.against_kl else "",
         **_figures(result),
     }
 
@@ -150,6 +153,7 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
     drawn: list[tuple[str, Figure | None, str]] = [
         ("systems", figures.systems(result), "Means with intervals, by decoding"),
         ("categories", figures.categories(result), "Means with intervals, by category"),
+        ("against_kl", against_kl.figure(result), "Score against KL from the fine-tuned model"),
         (
             "fine_tuning",
             figures.fine_tuning(result.histories.get("sft", [])),

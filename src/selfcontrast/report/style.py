@@ -24,6 +24,8 @@ COLOURS = {
     "negative": "#c4532f",
     "target": "#3f7d4e",
 }
+SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
+MARKERS = "os^"  # another where the colours begin again
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,

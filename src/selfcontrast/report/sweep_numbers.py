@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from selfcontrast.report import text
-from selfcontrast.report.sweep import Point, Sweep
+from selfcontrast.report.sweep import Point, Sweep, SweepJob
+from selfcontrast.report.sweep_kl import columns, with_kl
 from selfcontrast.report.sweep_prompts import with_prompts
 
 # Of `numbers`, after the measure's own name. The last three are what a point costs: the time of its alignment and the
@@ -43,7 +44,7 @@ def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
         [*([point.variant] if varied else []), str(point.k), seeds_cell(sweep, point), *numbers(point)]
         for point in sweep.points
     ]
-    return with_prompts(sweep, heads, rows, [point.jobs for point in sweep.points])
+    return _with_more(sweep, heads, rows, [point.jobs for point in sweep.points])
 
 
 def seeds_cell(sweep: Sweep, point: Point) -> str:
@@ -59,7 +60,7 @@ def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
     for job in sweep.jobs:
         own = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
         rows.append([*own, *numbers(Point([job], job.p_holm))])
-    return with_prompts(sweep, heads, rows, [[job] for job in sweep.jobs])
+    return _with_more(sweep, heads, rows, [[job] for job in sweep.jobs])
 
 
 def frame(sweep: Sweep) -> pd.DataFrame:
@@ -72,6 +73,7 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row |= _bounds("difference", job.row.get("difference")) | _bounds("win_rate", job.row.get("win_rate"))
         row |= {"p_value": job.row.get("p_value"), "p_holm": job.p_holm}
         row |= {"surprise": job.row["surprise"], "tokens_per_answer": job.row["tokens"]}
+        row |= columns(job)
         row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
         row |= {"align_seconds": job.align["seconds"], "seconds": job.seconds}
         row["seconds_own"] = sum(stage["seconds"] for stage in job.result.stages if not stage["cached"])
@@ -79,6 +81,11 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row |= {"sampled_tokens": job.sampled, "policy": job.result.policy}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _with_more(sweep: Sweep, heads: Row, rows: list[Row], jobs: Sequence[Sequence[SweepJob]]) -> tuple[Row, list[Row]]:
+    """Add the columns that not every sweep has; `jobs` are those of each row."""
+    return with_prompts(sweep, *with_kl(heads, rows, jobs), jobs)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,18 +8,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from selfcontrast.report import text
+from selfcontrast.report import sweep_kl, text
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.page import render
-from selfcontrast.report.style import COLOURS, dot, inline, legend_name, save, styled
+from selfcontrast.report.style import COLOURS, MARKERS, SERIES, dot, inline, legend_name, save, styled
 from selfcontrast.report.sweep import Point, Sweep, best, comparable, control_of, mean
 from selfcontrast.report.sweep_numbers import by_job, by_point, frame, numbers
 from selfcontrast.report.sweep_prompts import different_prompts
 from selfcontrast.report.sweep_tables import latex, markdown
 from selfcontrast.report.verdict import BASELINE
 
-SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
-MARKERS = "os^"  # another where the colours begin again
 MOST_NAMED = 10  # variants in the figure's legend; of more the best alone
 OUTCOMES = {
     "better": "Clear gain over",
@@ -35,7 +33,11 @@ def write_sweep(sweep: Sweep) -> None:
     frame(sweep).to_csv(sweep.folder / "results.csv", index=False)
     jobs = by_job(sweep)
     points = by_point(sweep) if sweep.repeated else None
+    compared = sweep_kl.equal_kl(sweep)
     tables = [table for table in (points, jobs) if table]
+    if compared:
+        tables.append((compared.heads, compared.rows))
+    against_kl = sweep_kl.figure(sweep)
     (sweep.folder / "results.md").write_text("\n".join(markdown(*table) for table in tables), encoding="utf-8")
     (sweep.folder / "results.tex").write_text("\n".join(latex(*table) for table in tables), encoding="utf-8")
     page = render(
@@ -45,6 +47,8 @@ def write_sweep(sweep: Sweep) -> None:
         headline=headline(sweep),
         sentence=sentence(sweep),
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} against K"),
+        figure_kl=inline(against_kl, "kl", f"{sweep.measure} against KL") if against_kl else None,
+        compared=compared,
         level=sweep.jobs[0].row["mean"]["level"],
         points=points,
         different_prompts=different_prompts(sweep),

@@ -1,6 +1,6 @@
 """The last thing a sweep prints: score against K as a table and a plot, and where the figure lies."""
 
-from selfcontrast.report import text
+from selfcontrast.report import sweep_kl, text
 from selfcontrast.report.sweep import Point, Sweep, mean
 from selfcontrast.report.sweep_numbers import HEADS, numbers, seeds_cell
 from selfcontrast.report.sweep_page import headline, sentence
@@ -49,6 +49,13 @@ def _print_jobs(sweep: Sweep) -> None:
     for line in plot(sweep):
         say(line, wrap=False)
     say("")
+    if compared := sweep_kl.equal_kl(sweep):
+        beside = columns(*compared.heads)
+        for row in compared.rows:
+            beside.add_row(*row)
+        show(beside)
+        say(" ".join(compared.notes), "italic")
+        say("")
     say(f"{headline(sweep)}. {sentence(sweep)}")
 
 

@@ -7,12 +7,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from selfcontrast.report import benchmarks
+from selfcontrast.report import against_kl, benchmarks
 from selfcontrast.report.text import duration, had, interval, p_value, percent, place
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
     from selfcontrast.evaluation.compare import Row
+    from selfcontrast.evaluation.curve import Curve
     from selfcontrast.results import Result
 
 WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of what must not be cut
@@ -32,6 +33,8 @@ def print_result(result: "Result", folder: Path) -> None:
     verdict = judge(result)
     say("")
     say(f"{verdict.headline}. {verdict.text}")
+    if result.against_kl:
+        _print_against_kl(result.against_kl)
     for one in benchmarks.shown(result):
         say("")
         show(_benchmark(one))
@@ -93,6 +96,18 @@ def _cells(row: "Row", first: bool) -> list[str]:
     difference = interval(row["difference"], signed=True)
     wins = percent(row["win_rate"]["estimate"])
     return [name, row["decoding"], interval(row["mean"]), difference, wins, p_value(row["p_value"])]
+
+
+def _print_against_kl(curve: "Curve") -> None:
+    heads = [*against_kl.HEADS]
+    shown = [heads.index(name) for name in ("system", "score", "KL from SFT", "entropy")]  # 80 columns
+    table = columns(*(heads[at] for at in shown))
+    for row in against_kl.rows(curve):
+        table.add_row(*(row[at] for at in shown))
+    say("")
+    show(table)
+    if told := against_kl.sentence(curve):
+        say(told)
 
 
 def _benchmark(one: benchmarks.Shown) -> Table:

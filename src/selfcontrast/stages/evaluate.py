@@ -2,45 +2,112 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.evaluation import divergence
 from selfcontrast.evaluation import evaluate as scores
 from selfcontrast.evaluation.benchmarks import answers as asking
 from selfcontrast.evaluation.benchmarks import benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE
+from selfcontrast.evaluation.curve import Measured
 from selfcontrast.generators.backend import Responder
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.stages.unchanged import check_unchanged
 from selfcontrast.store import Artifact, Stage, settings_of
+from selfcontrast.training.align import checkpoint_folder
 
 log = logging.getLogger(__name__)
 
 
-def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
-    """Score a policy on the held-out prompts; `name` is what the report calls it."""
+def scores_of(job: Job, policy: Artifact, name: str, checkpoint: int | None = None) -> Artifact:
+    """Score a policy, or a checkpoint of its training, on the held-out prompts; the report calls it `name`."""
     p = job.parts
     verifier = p.data.verifier()
+    evaluation = p.evaluation if checkpoint is None else p.evaluation.of_checkpoints()
     settings = {
-        "evaluation": p.evaluation,
+        "evaluation": evaluation,
         "precision": p.model.precision,
         "data": p.data,
         "encoder": None if verifier else p.encoder,
+        **({} if checkpoint is None else {"checkpoint": checkpoint}),
     }
 
     def compute(folder: Path) -> Mapping[str, Any]:
-        measured = scores.Policy(name, policy.path / "model", p.model.precision, p.hardware.device)
-        responder = Responder(p.evaluation.backend, p.engine, p.hardware.device)
-        examples = p.evaluation.choose(p.splits)
-        return scores.evaluate(folder, p.evaluation, measured, examples, verifier, p.encoder, responder)
+        measured = scores.Policy(name, model_of(policy, checkpoint), p.model.precision, p.hardware.device)
+        responder = Responder(evaluation.backend, p.engine, p.hardware.device)
+        examples = evaluation.choose(p.splits)
+        return scores.evaluate(folder, evaluation, measured, examples, verifier, p.encoder, responder)
 
     stage = Stage("evaluate", scores.VERSION, settings, {"policy": policy}, compute, scores.__name__)
     return job.get(stage, f"evaluate {name}")
+
+
+def divergence_of(
+    job: Job, scored: Artifact, policy: Artifact, sft: Artifact, name: str, checkpoint: int | None = None
+) -> Artifact | None:
+    """KL(policy || SFT) and entropy of the policy, or of a checkpoint of its training, from the answers in `scored`.
+
+    None where no decoding gives samples of the policy itself.
+    """
+    p = job.parts
+    way = p.evaluation.sampled
+    if way is None:
+        return None
+    reference = None if policy is sft else sft
+    settings: dict[str, Any] = {"decoding": way.name, "weights": p.model.precision, "arithmetic": p.hardware.precision}
+    if checkpoint is not None:
+        settings["checkpoint"] = checkpoint
+    inputs = {"answers": scored, "policy": policy, **({"reference": reference} if reference else {})}
+
+    def compute(folder: Path) -> Mapping[str, Any]:
+        base = reference.path / "model" if reference else None
+        models = divergence.Models(model_of(policy, checkpoint), base, p.model.precision, p.hardware)
+        examples = p.evaluation.choose(p.splits)
+        return divergence.measure(folder, scored.path, way.name, models, examples, p.engine)
+
+    stage = Stage("divergence", divergence.VERSION, settings, inputs, compute, divergence.__name__)
+    return job.get(stage, f"divergence {name}")
+
+
+def model_of(policy: Artifact, checkpoint: int | None) -> Path:
+    """The folder of a policy's model, or of a checkpoint of its training."""
+    return policy.path / "model" if checkpoint is None else checkpoint_folder(policy.path, checkpoint)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model, its scores, and its distance from the fine-tuned model, where that can be estimated.
+
+    Attributes:
+        policy: the fine-tuned model, or what a training has left.
+        checkpoint: the number of the training's checkpoint; None for the finished policy.
+    """
+
+    system: str
+    policy: Artifact
+    checkpoint: int | None
+    scores: Artifact
+    divergence: Artifact | None
+
+    @classmethod
+    def of(cls, job: Job, policy: Artifact, sft: Artifact, name: str, checkpoint: int | None = None) -> "Scored":
+        """Score a policy, or a checkpoint of its training, and measure its distance."""
+        system = name if checkpoint is None else f"{name} {checkpoint}/{job.parts.evaluation.checkpoints}"
+        scored = scores_of(job, policy, system, checkpoint)
+        return cls(system, policy, checkpoint, scored, divergence_of(job, scored, policy, sft, system, checkpoint))
+
+    def measured(self) -> Measured:
+        facts = self.policy.summary
+        steps = facts["steps"] if self.policy.stage == "align" else 0
+        step = steps if self.checkpoint is None else facts["checkpoints"][self.checkpoint - 1]
+        folder = self.divergence.path if self.divergence else None
+        return Measured(self.system, step, self.checkpoint is not None, self.scores.path, folder)
 
 
 def measured_by(

@@ -178,7 +178,8 @@ class Round:
                 log.warning("align: %d groups are longer than trainer.cutoff: left out", without_room)
             stored = self._stored(groups, used)
             report = self.job.report(self.prefix + "align")
-            training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report)
+            checkpoints = p.evaluation.checkpoints
+            training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report, checkpoints)
             start = self.start.path / "model"
             summary = align.align(folder, start, p.model.precision, groups, stored, p.objective, training)
             return {**summary, **_prompts(groups, used)} if summary else summary
@@ -192,6 +193,7 @@ class Round:
             **({"rescore_reference": True} if p.hardware.rescore_reference else {}),
             **({"reference": p.reference} if p.reference != "stored" else {}),
             "seed": p.seed,
+            **({"checkpoints": p.evaluation.checkpoints} if p.evaluation.checkpoints else {}),
         }
         inputs = {"model": self.start, "negatives": self.negatives}
         if p.reference != "none":
@@ -205,7 +207,7 @@ class Round:
         signals = in_order_signals(p.objective, groups, own, scores)
         if p.reference == "none":
             zeros = {group.id: torch.zeros(len(group.responses)) for group in groups}
-            return Stored(zeros, signals, compared=False, is_start=False)
+            return Stored(zeros, signals, compared=False)
         pool = reference.read_reference(self.reference.path)
         scored = sampled_reference(pool, groups, own) if p.reference == "sampler" else in_order(pool, own)
         return Stored(scored, signals, is_start=p.reference_over_rounds != "initial" or self.before is None)

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from selfcontrast.errors import UserError
 from selfcontrast.models.loading import load_model, load_tokenizer, save_policy
 from selfcontrast.models.packing import Group
 from selfcontrast.models.rows import why_unshared
 from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
+from selfcontrast.training.callbacks import snapshot
 from selfcontrast.training.displacement import Displacement
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import Stored
@@ -42,6 +45,9 @@ def align(
     Args:
         sft: the model that it starts from, whose weights are read in `precision`.
         stored: the reference's scores of the groups, and the signals that the objective needs.
+
+    Raises:
+        UserError: for more checkpoints than there are steps.
     """
     recipe, hardware, seed, report = training.recipe, training.hardware, training.seed, training.report
     policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
@@ -49,6 +55,7 @@ def align(
     prepare(policy, groups, hardware)
     chunk = hardware.logits_chunk
     steps = data.steps()
+    data.snapshots = checkpoint_steps(len(steps), training.checkpoints)
     module: PackedModule
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
@@ -64,13 +71,36 @@ def align(
         return {}
     save_policy(folder / "model", training.adapter.merge(policy), tokenizer, model_card(title, how, module.history))
     (folder / HISTORY).write_text(json.dumps(module.history))
+    for number, step in enumerate(data.snapshots, start=1):
+        at_step = training.adapter.wrap(load_model(sft, precision), seed)
+        weights = torch.load(snapshot(folder / RESUME, step), map_location="cpu", weights_only=True)
+        unexpected = at_step.load_state_dict(weights, strict=False).unexpected_keys  # frozen weights are not in it
+        assert not unexpected, unexpected
+        records = [record for record in module.history if record["step"] <= step]
+        card = model_card(title, f"{how}, after {step} of {len(steps)} steps", records)
+        save_policy(checkpoint_folder(folder, number), training.adapter.merge(at_step), tokenizer, card)
     return {
         "prompts": len(groups),
         "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
         "steps": len(steps),
         "tokens": steps.tokens,
+        **({"checkpoints": data.snapshots} if training.checkpoints else {}),
         **(_displacement(module.history) if objective.uses_negatives and stored.compared else {}),
     }
+
+
+def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
+    """The steps of all checkpoints but the last. Raises `UserError` where there are more of them than steps."""
+    if checkpoints > steps:
+        raise UserError(
+            f"evaluation.checkpoints={checkpoints}, but preference training has {steps} steps. Lower it to {steps}."
+        )
+    return [steps * number // checkpoints for number in range(1, checkpoints)]
+
+
+def checkpoint_folder(folder: Path, number: int) -> Path:
+    """Where the stage's artifact in `folder` has its checkpoint of this number, from 1."""
+    return folder / "checkpoints" / str(number)
 
 
 def _rescored(policy: Any, data: StepData) -> Mapping[str, Tensor]:

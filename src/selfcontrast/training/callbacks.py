@@ -1,7 +1,8 @@
-"""What watches over a training run: exact random states, checkpoints between steps, one progress bar."""
+"""What watches over a training run: exact random states, checkpoints between steps, snapshots, one progress bar."""
 
 import random
 import signal
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from selfcontrast.errors import printable
 from selfcontrast.models.weights import first_line
 from selfcontrast.store.sealed import publish
+from selfcontrast.training.sharding import whole_weights
 from selfcontrast.training.signals import Postponed
 
 
@@ -94,15 +96,48 @@ class Checkpoints(Callback):
         self.signals.__exit__(None, None, None)
 
     def _save(self, trainer: Trainer) -> None:
-        partial = writing(self.file)
-        try:
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                publish(partial, self.file)
-        except BaseException:
-            if partial.is_file():  # of a full disk: it would keep the next attempt from its space
-                partial.unlink()
-            raise
+        _write_whole(self.file, trainer.save_checkpoint, trainer.is_global_zero)
+
+
+class Snapshots(Callback):
+    """Writes the trained weights after some steps, each to a file of its own in `folder`.
+
+    At the end of a step, so before the checkpoint that a later attempt goes on from. That attempt finds the files of
+    earlier steps, and writes those of later ones again, which then belong to its own path.
+    """
+
+    def __init__(self, folder: Path, steps: Collection[int]) -> None:
+        self.folder = folder
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step not in self.steps:
+            return
+        policy: Any = pl_module.policy
+        frozen = {name for name, p in policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        weights = {name: value for name, value in whole_weights(policy).items() if name not in frozen}
+        if trainer.is_global_zero:
+            _write_whole(snapshot(self.folder, step), lambda file: torch.save(weights, file), publishes=True)
+
+
+def snapshot(folder: Path, step: int) -> Path:
+    """The file of a training's weights after a step."""
+    return folder / f"step-{step}.weights"
+
+
+def _write_whole(file: Path, write: Callable[[Path], object], publishes: bool) -> None:
+    """Let `write` write another file, which then gets this name. Where ranks write together, one of them publishes."""
+    partial = writing(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(partial)
+        if publishes:
+            publish(partial, file)
+    except BaseException:
+        if partial.is_file():  # of a full disk: it would keep the next attempt from its space
+            partial.unlink()
+        raise
 
 
 def writing(checkpoint: Path) -> Path:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ from selfcontrast.models.log_probs import self_check
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.progress import count
-from selfcontrast.training.callbacks import Checkpoints, RandomStates, StageProgress, damage, writing
+from selfcontrast.training.callbacks import (
+    Checkpoints,
+    RandomStates,
+    Snapshots,
+    StageProgress,
+    damage,
+    snapshot,
+    writing,
+)
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.memory import bytes_per_token, fitting_pass
 from selfcontrast.training.module import PackedModule
@@ -66,6 +74,7 @@ class StepData(LightningDataModule):
         self.hardware = hardware
         self.seed = seed
         self.unshared = unshared
+        self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
         self.bytes_per_token: float | None = None  # of activations, where passes are to fill a GPU's memory
         self._tokens_per_pass: int | None = None
 
@@ -143,10 +152,11 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     module.peak_tflops = hardware.peak_tflops
     node = this_node(hardware.num_nodes)
     last = folder / LAST
-    writing(last).unlink(missing_ok=True)  # of an attempt that was killed: its space may be needed
-    if last.exists() and (why := damage(last)):
-        log.warning("%s: %s is damaged (%s); training again from the first step", stage, last, why)
-        last.unlink(missing_ok=True)
+    for kept in (last, *(snapshot(folder, step) for step in data.snapshots)):
+        writing(kept).unlink(missing_ok=True)  # of an attempt that was killed: its space may be needed
+        if kept.exists() and (why := damage(kept)):
+            log.warning("%s: %s is damaged (%s); training again from the first step", stage, kept, why)
+            last.unlink(missing_ok=True)
     steps = data.steps()
     if not steps.sharing and any(group.negatives for group in data.groups):
         _tell_of_rows(stage, data.unshared, steps.bound)
@@ -186,6 +196,8 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
     rank = int(os.environ["RANK"]) if ranks > 1 else 0
     bar = rank == 0 and sys.stderr.isatty()
     callbacks: list[Callback] = [RandomStates(rank), Checkpoints(last, hardware.checkpoint_every)]
+    if data.snapshots:
+        callbacks.append(Snapshots(folder, data.snapshots))
     if hardware.bf16_copy:
         callbacks.append(UseCopies())
     with warnings.catch_warnings():

@@ -54,7 +54,12 @@ class SelfContrastDPO(PackedModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.trainer.global_step == 0 and self.objective.needs_reference and self.stored.is_start:
+        if (
+            self.trainer.global_step == 0
+            and self.objective.needs_reference
+            and self.stored.compared
+            and self.stored.is_start
+        ):
             self._first = StepZero()
 
     def facts(self) -> Record:

@@ -10,10 +10,16 @@ from selfcontrast.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Training:
-    """`report` is called with every record of metrics as it is made."""
+    """
+    Attributes:
+        report: is called with every record of metrics as it is made.
+        checkpoints: evenly spaced steps of preference training, of which all but the last, which is the policy's, leave
+            a policy of their own.
+    """
 
     adapter: Adapter
     recipe: Recipe
     hardware: Hardware
     seed: int
     report: Callable[[Mapping[str, float]], None]
+    checkpoints: int = 0

@@ -58,6 +58,16 @@ def test_the_work_of_the_default_job() -> None:
     }
 
 
+def test_the_work_of_kl_and_of_checkpoints() -> None:
+    """Six answers at temperature 1, scored by two models, or by SFT alone; of a checkpoint no other answers."""
+    own = parts("evaluation.checkpoints=4")
+    assert work(step("divergence", "divergence X"), own, SIZES) == Work("score", 2 * 20 * (10 + 6 * 5), 2 * 20 * 30 * 4)
+    assert work(step("divergence", "divergence SFT"), own, SIZES).amount == 20 * (10 + 6 * 5)
+    assert work(step("evaluate", "evaluate X 1/4"), own, SIZES).amount == 20 * 6 * 5
+    assert work(step("evaluate", "evaluate X"), own, SIZES).amount == 20 * 13 * 5
+    assert work(step("align"), own, SIZES).disk == 4 * 4000
+
+
 def test_the_work_of_baselines_and_budgets() -> None:
     align, generate = step("align"), step("generate")
     assert work(align, parts("arm=sft_continued"), SIZES).amount == 100 * (10 + 5)

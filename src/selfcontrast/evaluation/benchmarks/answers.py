@@ -48,7 +48,7 @@ class Asking:
                 for decoding, examples in self.asked
                 for answer in player.play(examples, decoding, f"{label} T={decoding.temperature:g}")
             ]
-        frame = pd.DataFrame([vars(answer) for answer in played])
+        frame = pd.DataFrame([vars(answer) for answer in played]).drop(columns="token_ids")
         frame.insert(0, "decoding", OWN)
         frame.to_parquet(folder / ANSWERS)
         return {"answers": len(frame), "tokens": int(frame["tokens"].sum())}

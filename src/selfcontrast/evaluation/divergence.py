@@ -1,0 +1,177 @@
+"""The stage divergence: how far a policy is from the fine-tuned model, KL(policy || SFT), and how sharp, its entropy.
+
+A policy can score higher because it is better, because it is sharper (lower entropy), or at the price of being farther
+from where it began. Both numbers are estimated on the answers that the stage evaluate sampled at temperature 1, which
+are fresh samples of the policy. Policy and reference score the same packed rows in the same arithmetic: the sampler's
+own log-probabilities come from another, and would be read as a difference of the models.
+
+An answer that reached `max_new_tokens` has the probability of its tokens so far, so the numbers are those of answers of
+at most that length. Ids that a padded vocabulary has beyond the tokenizer's are never drawn, and keep their probability
+here, which in a trained model is next to nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from selfcontrast.data.example import Example
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.engines.work import Engine, cut, read_table
+from selfcontrast.evaluation.dialogue import messages_of
+from selfcontrast.evaluation.evaluate import ANSWERS
+from selfcontrast.evaluation.finite import check_finite
+from selfcontrast.models.loading import load_tokenizer
+from selfcontrast.models.packing import Group
+from selfcontrast.store import RESUME
+from selfcontrast.training.hardware import Hardware
+from selfcontrast.training.reference import SCHEMA as SCORED
+from selfcontrast.training.reference import Scoring
+from selfcontrast.training.steps import length
+
+VERSION = 1
+FILE = "divergence.parquet"
+POLICY, REFERENCE = "policy", "reference"
+TOKENS = pa.list_(pa.float32())
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that score a policy's answers.
+
+    Attributes:
+        policy: the folder of the model that gave the answers.
+        reference: of the fine-tuned model; None where that is the policy.
+        precision: in which their weights are read.
+    """
+
+    policy: Path
+    reference: Path | None
+    precision: str
+    hardware: Hardware
+
+
+def k1(policy: Floats, reference: Floats) -> float:
+    """Estimate KL(policy || reference) from one response of the policy: log p_policy(y) - log p_reference(y), in nats.
+
+    The expectation over responses is the KL itself, whatever the two models are. policy, reference: log-probabilities
+    of the response's tokens, [n].
+    """
+    return float((policy - reference).sum())
+
+
+def k3(policy: Floats, reference: Floats) -> float:
+    """Estimate the same by sum_t (r_t - 1 - log r_t), r_t = p_reference(y_t | y_<t) / p_policy(y_t | y_<t), in nats.
+
+    Schulman's estimator ("Approximating KL divergence", 2020), by token, since the ratio of whole responses has a
+    heavier tail. It is never negative and has the same expectation: E[r_t - 1] = 0 after every prefix. In samples that
+    holds only while the policy still draws what the reference would. A sharper policy has all but given up tokens of
+    the reference's. They are missing from its samples, the mean of r_t - 1 is below 0, and k3 is too low. Therefore
+    reports call k1 the KL.
+    """
+    change = reference - policy
+    return float((np.expm1(change) - change).sum())
+
+
+def measure(
+    folder: Path, answers: Path, decoding: str, models: Models, examples: Sequence[Example], engine: Engine
+) -> dict[str, Any]:
+    """Write the log-probability of every token of the policy's answers to `folder/divergence.parquet`.
+
+    Rows are `id`, `sample`, `turn`, and lists of nats: `policy`, and `reference` where there is one.
+
+    Args:
+        answers: the folder of the policy's scores.
+        decoding: of those answers that are samples of the policy itself.
+
+    Raises:
+        UserError: for a log-probability that is no number, with the id of its example.
+    """
+    drawn = pd.read_parquet(answers / ANSWERS)
+    drawn = drawn[drawn["decoding"] == decoding].reset_index(drop=True)
+    groups, places = answer_groups(drawn, examples, Renderer(load_tokenizer(models.policy)))
+    table = pa.table({name: drawn[name] for name in ("id", "sample", "turn")})
+    for role, model in ((POLICY, models.policy), (REFERENCE, models.reference)):
+        if model is None:
+            continue
+        scoring = Scoring(model, models.precision, models.hardware)
+        scored = _scored(folder / RESUME / role, engine, scoring, groups, f"divergence, {role}")
+        own: list[list[float]] = [[] for _ in range(len(drawn))]
+        for name, rows in places.items():
+            for row, values in zip(rows, scored[name], strict=True):
+                own[row] = values
+        check_finite(f"the {role}'s log-probability of the answer", drawn["id"], [sum(values) for values in own])
+        table = table.append_column(role, pa.array(own, TOKENS))
+    pq.write_table(table, folder / FILE)
+    by_answer = read(folder)
+    tokens = int(by_answer["tokens"].sum())
+    nats = -float(by_answer["log_prob"].sum())
+    return {
+        "answers": len(by_answer),
+        "tokens": tokens,
+        "kl": float(by_answer["k1"].mean()),
+        "entropy": nats / len(by_answer),
+        "entropy_per_token": nats / max(1, tokens),
+    }
+
+
+def answer_groups(
+    drawn: pd.DataFrame, examples: Sequence[Example], renderer: Renderer
+) -> tuple[list[Group], dict[str, list[int]]]:
+    """Answers to the same prompt as a group, and per group id their rows in `drawn`, which has an index from 0.
+
+    An answer without tokens, to a prompt that left it no room, is in none.
+    """
+    by_id = {example.id: example for example in examples}
+    texts = dict(zip(zip(drawn["id"], drawn["sample"], drawn["turn"], strict=True), drawn["text"], strict=True))
+    rows: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+    columns = zip(drawn["id"], drawn["sample"], drawn["turn"], drawn["tokens"], strict=True)
+    for row, (name, sample, turn, tokens) in enumerate(columns):
+        if tokens:
+            rows[name, turn, sample if turn else 0].append(row)  # a first turn is the same for all samples
+    groups, places = [], {}
+    for (name, turn, sample), own in rows.items():
+        messages = messages_of(by_id[name], [texts[name, sample, before] for before in range(turn)])
+        first, *others = (drawn["token_ids"][row].tolist() for row in own)
+        key = f"{name}#{sample}#{turn}"
+        groups.append(Group(key, renderer.prompt(messages), first, others))
+        places[key] = own
+    return groups, places
+
+
+def _scored(
+    shards_in: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], label: str
+) -> dict[str, list[list[float]]]:
+    """Per group id the log-probability of every token of its responses, in shards that survive a crash."""
+    by_length = sorted(groups, key=lambda group: (length(group), group.id))
+    shards = cut(by_length, engine.prompts_per_shard, shards_in, lambda group: group.id)
+    engine.run(scoring, shards, scoring.hardware.device, label, "prompt")
+    tables = [read_table(shard.file, schema=SCORED) for shard in shards]
+    return {row["id"]: row["log_probs"] for table in tables for row in table.to_pylist()}
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """One row per answer, a dialogue's turns together: `id`, `sample`, `tokens`, and in nats `log_prob`, `k1`, `k3`."""
+    columns: Mapping[str, list[Any]] = pq.read_table(folder / FILE).to_pydict()
+    policy = [np.array(values, dtype=np.float64) for values in columns[POLICY]]
+    reference = [np.array(values, dtype=np.float64) for values in columns.get(REFERENCE, columns[POLICY])]
+    turns = pd.DataFrame(
+        {
+            "id": columns["id"],
+            "sample": columns["sample"],
+            "tokens": [len(values) for values in policy],
+            "log_prob": [float(values.sum()) for values in policy],
+            "k1": [k1(own, other) for own, other in zip(policy, reference, strict=True)],
+            "k3": [k3(own, other) for own, other in zip(policy, reference, strict=True)],
+        }
+    )
+    return turns.groupby(["id", "sample"], sort=True, as_index=False).sum()

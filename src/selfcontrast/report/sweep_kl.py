@@ -1,0 +1,178 @@
+"""A sweep's jobs by their distance from the fine-tuned model: score against KL, and scores at equal KL."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from selfcontrast.evaluation.statistics import over_seeds
+from selfcontrast.evaluation.statistics.equal_kl import Path, at_equal_kl, score_at
+from selfcontrast.report import text
+from selfcontrast.report.against_kl import KL_AXIS, path
+from selfcontrast.report.figures import axis_label
+from selfcontrast.report.style import COLOURS, MARKERS, SERIES, legend_name, styled
+from selfcontrast.report.sweep import Point, Sweep, SweepJob
+
+if TYPE_CHECKING:
+    from selfcontrast.evaluation.curve import CurvePoint
+
+MOST_NAMED = 10  # arms in the figure's legend
+STRAIGHT = (
+    "Some jobs have no checkpoint between SFT and the policy, so that a straight line stands for their training. "
+    "evaluation.checkpoints=4 measures it."
+)
+OTHER_PROMPTS = "The jobs were measured on different prompts: point estimates, without intervals."
+OVER_PROMPTS = "Intervals: bootstrap over prompts, each sample with its own lines and its own smallest final KL."
+OVER_SEEDS = (
+    "Means over seeds; intervals are Student's t over seeds. A difference has one where both arms have the same seeds."
+)
+
+
+Row = list[str]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Arms at the same KL: heads and rows of a table, and what must be said beside it."""
+
+    heads: Row
+    rows: list[Row]
+    notes: list[str]
+
+
+def with_kl(
+    heads: list[str], rows: list[list[str]], jobs: Sequence[Sequence[SweepJob]]
+) -> tuple[list[str], list[list[str]]]:
+    """Add columns of KL and entropy, means over the jobs of each row, where any job knows them."""
+    last = [[points[-1] for job in own if (points := _points(job))] for own in jobs]
+    if not any(last):
+        return heads, rows
+    cells = [[_mean(own, "kl"), _mean(own, "entropy")] for own in last]
+    return [*heads, "KL", "entropy"], [[*row, *more] for row, more in zip(rows, cells, strict=True)]
+
+
+def columns(job: SweepJob) -> dict[str, Any]:
+    """Of `results.csv`: the policy's KL with its interval, its entropy and the fine-tuned model's."""
+    if not (points := _points(job)):
+        return {}
+    sft, policy = points[0], points[-1]
+    kl = policy["kl"]
+    own: dict[str, Any] = {"kl": kl["estimate"], "kl_low": kl["low"], "kl_high": kl["high"]}
+    own |= {"entropy": policy["entropy"]["estimate"], "sft_entropy": sft["entropy"]["estimate"]}
+    return own | {"entropy_per_token": policy["entropy_per_token"]["estimate"]}
+
+
+@styled()
+def figure(sweep: Sweep) -> Figure | None:
+    """Score against KL, a line per job from its fine-tuned model to its policy; None where no job has both."""
+    arms = _arms(sweep)
+    if not arms:
+        return None
+    drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes = drawn.subplots()
+    for at, arm in enumerate(arms):
+        named = len(arms) <= MOST_NAMED
+        colour = SERIES[at % len(SERIES)] if named else COLOURS["muted"]
+        marker = MARKERS[at // len(SERIES)] if named else MARKERS[0]
+        for number, job in enumerate(arm.jobs):
+            points = _points(job)
+            label = legend_name(_name(sweep, arm)) if named and number == 0 else None
+            path(axes, points, colour, label, alpha=0.8)
+            for point in points[1:]:
+                size = 4 if point["checkpoint"] else 7
+                place = point["kl"]["estimate"], point["score"]["estimate"]
+                axes.plot(*place, marker=marker, color=colour, markersize=size, markeredgewidth=0)
+            start = points[0]["score"]["estimate"]
+            axes.plot(0, start, marker="o", color=COLOURS["sft"], markersize=7, markeredgewidth=0)
+    axes.set_xlabel(KL_AXIS)
+    axes.set_ylabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+    return drawn
+
+
+def equal_kl(sweep: Sweep) -> Compared | None:
+    """Compare arms at the smallest final KL of all jobs; None for one arm, or where a policy has not moved."""
+    arms = _arms(sweep)
+    jobs = [job for arm in arms for job in arm.jobs]
+    kl = min((_points(job)[-1]["kl"]["estimate"] for job in jobs), default=0.0)
+    if len(arms) < 2 or kl <= 0:
+        return None
+    several = any(len(arm.jobs) > 1 for arm in arms)
+    same = len({tuple(_ids(job)) for job in jobs}) == 1
+    if several:
+        cells, note = _over_seeds(arms, kl), OVER_SEEDS
+    elif same:
+        cells, note = _over_prompts(jobs), OVER_PROMPTS
+    else:
+        cells, note = [[text.number(_score_at(job, kl)), text.NONE] for job in jobs], OTHER_PROMPTS
+    names = [_name(sweep, arm) for arm in arms]
+    finals = [_mean([_points(job)[-1] for job in arm.jobs], "kl") for arm in arms]
+    straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
+    return Compared(
+        ["arm", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", f"difference from {names[0]}"],
+        [[name, final, *own] for name, final, own in zip(names, finals, cells, strict=True)],
+        [note, *straight],
+    )
+
+
+def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
+    """Score and difference from the first, of one job per arm."""
+    paths = [
+        Path([point["by_prompt"]["kl"] for point in points], [point["by_prompt"]["score"] for point in points])
+        for points in map(_points, jobs)
+    ]
+    evaluation = jobs[0].result.config["evaluation"]
+    options = {name: evaluation[name] for name in ("level", "resamples", "seed")}
+    found = at_equal_kl(paths, **options)
+    pairs = zip(found.scores, found.differences, strict=True)
+    cells = [[text.interval(asdict(score)), text.interval(asdict(change), signed=True)] for score, change in pairs]
+    return [[cells[0][0], text.NONE], *cells[1:]]
+
+
+def _over_seeds(arms: Sequence[Point], kl: float) -> list[Row]:
+    """The same as means over each arm's seeds."""
+    level = arms[0].jobs[0].row["mean"]["level"]
+    by_seed = [{job.result.seed: _score_at(job, kl) for job in arm.jobs} for arm in arms]
+    rows = []
+    for own in by_seed:
+        score = text.interval(asdict(over_seeds([*own.values()], level=level)))
+        if own.keys() == by_seed[0].keys():
+            changes = [own[seed] - by_seed[0][seed] for seed in own]
+            rows.append([score, text.interval(asdict(over_seeds(changes, level=level)), signed=True)])
+        else:
+            means = [sum(scores.values()) / len(scores) for scores in (own, by_seed[0])]
+            rows.append([score, text.number(means[0] - means[1], signed=True)])
+    return [[rows[0][0], text.NONE], *rows[1:]]
+
+
+def _score_at(job: SweepJob, kl: float) -> float:
+    points = _points(job)
+    kls, scores = (np.array([[point[name]["estimate"] for point in points]]) for name in ("kl", "score"))
+    return float(score_at(kls, scores, np.array([kl]))[0])
+
+
+def _arms(sweep: Sweep) -> list[Point]:
+    """The points of the sweep, each with its jobs that have a policy whose KL is known."""
+    arms = [Point([job for job in point.jobs if len(_points(job)) > 1], point.p_holm) for point in sweep.points]
+    return [arm for arm in arms if arm.jobs]
+
+
+def _points(job: SweepJob) -> "list[CurvePoint]":
+    curve = job.result.against_kl
+    return curve["points"] if curve else []
+
+
+def _ids(job: SweepJob) -> list[str]:
+    curve = job.result.against_kl
+    return curve["ids"] if curve else []
+
+
+def _name(sweep: Sweep, arm: Point) -> str:
+    return f"{arm.variant}, K={arm.k}" if len(sweep.variants) > 1 else f"K={arm.k}"
+
+
+def _mean(points: "Sequence[CurvePoint]", name: Literal["kl", "entropy"]) -> str:
+    values = [point[name]["estimate"] for point in points]
+    return text.number(sum(values) / len(values), 2) if values else text.NONE

@@ -1,0 +1,152 @@
+"""Score against KL on a run's page and in a sweep's report, and arms at equal KL."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from conftest import interval
+from selfcontrast.report.against_kl import figure, rows, sentence
+from selfcontrast.report.page import write_report
+from selfcontrast.report.sweep import read_sweep
+from selfcontrast.report.sweep_kl import OTHER_PROMPTS, OVER_PROMPTS, OVER_SEEDS, STRAIGHT, equal_kl
+from selfcontrast.report.sweep_page import write_sweep
+from selfcontrast.report.sweep_terminal import print_sweep
+from selfcontrast.report.terminal import print_result
+from selfcontrast.results import Result
+
+Make = Callable[..., Result]
+Write = Callable[[Path, Result], None]
+EVALUATION = {"evaluation": {"level": 0.95, "resamples": 200, "seed": 7}}
+IDS = ["a", "b", "c", "d"]
+SPREAD = (-0.1, -0.05, 0.05, 0.1)  # of prompts about their mean
+
+
+def curve(kls: Sequence[float], scores: Sequence[float], ids: Sequence[str] = IDS) -> Any:
+    """SFT, checkpoints, and the policy; its entropy falls by 2 nats a point."""
+    names = ["SFT", *(f"Self-Contrast {i}/{len(kls) - 1}" for i in range(1, len(kls) - 1)), "Self-Contrast"]
+    points = [
+        {
+            "system": name,
+            "step": 8 * i,
+            "checkpoint": 0 < i < len(kls) - 1,
+            "score": interval(score, 0.05),
+            "kl": interval(kl, 0.1 * kl),
+            "kl_k3": interval(kl, 0.1 * kl),
+            "entropy": interval(20.0 - 2 * i, 1.0),
+            "entropy_per_token": interval(1.0 - 0.1 * i, 0.05),
+            "tokens": 19.5,
+            "by_prompt": {"score": [score + s for s in SPREAD], "kl": [kl * (1 + s) for s in SPREAD]},
+        }
+        for i, (name, kl, score) in enumerate(zip(names, kls, scores, strict=True))
+    ]
+    return {"measure": "score", "decoding": "T=1", "ids": list(ids), "points": points}
+
+
+@pytest.fixture
+def measured(make: Make) -> Callable[..., Result]:
+    def build(kls: Sequence[float], scores: Sequence[float], ids: Sequence[str] = IDS, **more: Any) -> Result:
+        return replace(make(**more, config=EVALUATION), against_kl=curve(kls, scores, ids))
+
+    return build
+
+
+def test_a_runs_page_and_terminal_show_kl_and_entropy(
+    measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = measured([0, 1.5, 4.25], [0.6, 0.75, 0.7])
+    write_report(result, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    print_result(result, tmp_path)
+    for shown in (page, capsys.readouterr().out):
+        assert "4.250 [3.825, 4.675]" in shown
+        assert "16.000 [15.000, 17.000]" in shown
+        assert "Self-Contrast 1/2" in shown
+    assert "Better, sharper, or farther?" in page
+    assert "KL(policy || SFT), nats per response" in page
+    assert result.against_kl is not None
+    assert sentence(result.against_kl) == (
+        "Self-Contrast is 4.25 nats per response from SFT (KL). Its entropy is 16.00 nats per response, lower than "
+        "SFT's 20.00."
+    )
+    assert rows(result.against_kl)[0][:4] == ["SFT", "0", "0.600 [0.550, 0.650]", "0.000"]
+
+
+def test_results_without_kl_are_shown_as_before(make: Make, tmp_path: Path) -> None:
+    """Of earlier releases, and where no decoding has samples of the policy itself."""
+    write_report(make(), tmp_path)
+    assert "farther?" not in (tmp_path / "report.html").read_text()
+    assert figure(make()) is None
+
+
+def test_the_fine_tuned_model_alone_has_entropy_and_no_figure(measured: Make) -> None:
+    alone = replace(measured([0, 1], [0.6, 0.7]), against_kl=None)
+    alone = replace(alone, against_kl={**curve([0, 1], [0.6, 0.7]), "points": curve([0, 1], [0.6, 0.7])["points"][:1]})
+    assert alone.against_kl is not None
+    assert figure(alone) is None
+    assert sentence(alone.against_kl) == ""
+    assert len(rows(alone.against_kl)) == 1
+
+
+def test_arms_are_compared_at_the_smallest_final_kl(
+    measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand, at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
+    write(tmp_path / "0", measured([0, 1, 2], [0.5, 0.6, 0.7], k=1))
+    write(tmp_path / "1", measured([0, 1, 3], [0.5, 0.6, 0.9], k=2))
+    sweep = read_sweep([tmp_path])
+    found = equal_kl(sweep)
+    assert found is not None
+    assert found.heads == ["arm", "final KL", "score at KL 2.00", "difference from K=1"]
+    assert [row[:2] for row in found.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
+    assert found.rows[0][2].startswith("0.700 [0.6")
+    assert found.rows[1][2].startswith("0.750 [0.6")
+    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", found.rows[1][3])  # paired: prompts' levels cancel
+    assert found.notes == [OVER_PROMPTS]
+    write_sweep(sweep)
+    print_sweep(sweep)
+    page = (tmp_path / "report.html").read_text()
+    for shown in (page, (tmp_path / "results.md").read_text(), capsys.readouterr().out):
+        assert "score at KL 2.00" in shown
+        assert found.rows[1][3] in shown.replace("\\", "")
+    assert "Score against KL" in page
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert table["kl"].tolist() == [2, 3]
+    assert table["entropy"].tolist() == [16, 16]
+    assert table["sft_entropy"].tolist() == [20, 20]
+    assert '<th class="n">KL</th><th class="n">entropy</th>' in page
+
+
+def test_several_seeds_have_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+    """At KL 1, the smallest of all: K=1 has 0.6 and 0.7, K=2 0.65 and 0.75 with its straight lines."""
+    for seed, shift in ((1, 0.0), (2, 0.1)):
+        write(tmp_path / f"a{seed}", measured([0, 1], [0.5, 0.6 + shift], k=1, seed=seed))
+        write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8 + 2 * shift], k=2, seed=seed))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert found.rows[0][2].startswith("0.650 [")
+    assert found.rows[1][3] == "+0.050 [–]"  # the seeds agree in it
+    assert found.notes == [OVER_SEEDS, STRAIGHT]
+
+
+def test_other_prompts_give_points_without_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
+    write(tmp_path / "1", measured([0, 4], [0.5, 0.9], ["w", "x", "y", "z"], k=2))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert [row[2:] for row in found.rows] == [["0.700", "–"], ["0.700", "–"]]
+    assert found.notes == [OTHER_PROMPTS, STRAIGHT]
+
+
+@pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])
+def test_a_policy_that_has_not_moved_is_compared_with_nothing(
+    kls: list[float], measured: Make, write: Write, tmp_path: Path
+) -> None:
+    write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
+    write(tmp_path / "1", measured(kls, [0.5, 0.5], k=2))
+    assert equal_kl(read_sweep([tmp_path])) is None
+    write_sweep(read_sweep([tmp_path]))

@@ -1,0 +1,120 @@
+"""Policies of intermediate steps: the weights that training had then, whatever happened to it since."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from killed_runs import trained
+from safetensors.torch import load_file
+from test_align import OBJECTIVE, first
+from test_fit import precise
+from torch import Tensor
+
+from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
+from selfcontrast.models.adapters import Adapter, NoAdapter
+from selfcontrast.training.align import align, checkpoint_folder, checkpoint_steps
+from selfcontrast.training.callbacks import snapshot
+from selfcontrast.training.fit import StepData, fit, prepare
+from selfcontrast.training.groups import Stored
+from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.reference import Scoring, read_reference, score_reference
+from selfcontrast.training.training import Training
+from tiny import groups, hardware, lora, policy_folder, recipe
+
+STEADY = recipe(schedule="constant", warmup=0.0, prompts_per_step=2)  # a step's update depends on no later one
+
+
+def saved(folder: Path, step: int) -> dict[str, Tensor]:
+    return dict(torch.load(snapshot(folder, step), weights_only=True))
+
+
+def test_checkpoints_are_evenly_spaced_and_the_last_is_the_policy() -> None:
+    assert checkpoint_steps(188, 4) == [47, 94, 141]
+    assert checkpoint_steps(10, 4) == [2, 5, 7]
+    assert checkpoint_steps(3, 3) == [1, 2]
+    assert checkpoint_steps(3, 1) == checkpoint_steps(3, 0) == []
+    with pytest.raises(UserError, match=r"evaluation\.checkpoints=4, but preference training has 3 steps"):
+        checkpoint_steps(3, 4)
+
+
+def aligned(folder: Path, sft: Path, adapter: Adapter, how: Recipe, checkpoints: int) -> dict[str, object]:
+    folder.mkdir()
+    used, _ = first(2, cutoff=100)
+    score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), used, "cpu")
+    training = Training(adapter, how, hardware(), 0, lambda record: None, checkpoints)
+    torch.manual_seed(0)  # of dropout; a job seeds every stage
+    return align(folder, sft, "float32", used, Stored(read_reference(folder)), OBJECTIVE, training)
+
+
+def same(folder: Path, other: Path) -> bool:
+    one, two = (load_file(place / "model.safetensors") for place in (folder, other))
+    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA with dropout"])
+def test_a_checkpoint_is_the_policy_of_a_training_that_ends_there(tmp_path: Path, adapter: Adapter) -> None:
+    """Four epochs of two steps; after three of them stands what three epochs give. The policy is the same without."""
+    sft = policy_folder(tmp_path / "sft")
+    summary = aligned(tmp_path / "with", sft, adapter, replace(STEADY, epochs=4), 4)
+    assert (summary["steps"], summary["checkpoints"]) == (8, [2, 4, 6])
+    assert "checkpoints" not in aligned(tmp_path / "without", sft, adapter, replace(STEADY, epochs=4), 0)
+    assert same(tmp_path / "with/model", tmp_path / "without/model")
+    assert not (tmp_path / "without/checkpoints").exists()
+    for epochs in (1, 2, 3):
+        aligned(tmp_path / str(epochs), sft, adapter, replace(STEADY, epochs=epochs), 0)
+        assert same(checkpoint_folder(tmp_path / "with", epochs), tmp_path / str(epochs) / "model")
+    card = (checkpoint_folder(tmp_path / "with", 1) / "README.md").read_text()
+    assert "after 2 of 8 steps" in card
+    names = [{file.name for file in place.iterdir()} for place in (sft, checkpoint_folder(tmp_path / "with", 1))]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+@pytest.mark.parametrize("kill_at", [("forward", 2), ("begin", 3), ("end", 4), ("validation", 4), ("forward", 5)])
+def test_a_killed_run_has_the_snapshots_of_one_that_was_not(
+    tmp_path: Path, every: int, kill_at: tuple[str, int]
+) -> None:
+    how, steps = recipe(validations=3), (1, 3, 4)
+    weights, _ = trained(tmp_path / "whole", how, snapshots=steps)
+    without, _ = trained(tmp_path / "without", how)
+    assert all(torch.equal(without[name], value) for name, value in weights.items())
+    trained(tmp_path, how, kill_at, snapshots=steps, checkpoint_every=every)
+    trained(tmp_path, how, snapshots=steps, checkpoint_every=every)
+    for step in steps:
+        one, other = saved(tmp_path / "whole", step), saved(tmp_path, step)
+        assert all(torch.equal(other[name], value) for name, value in one.items())
+    moved = [saved(tmp_path, step)["transformer.wte.weight"] for step in steps]
+    assert not torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[1], moved[2])
+
+
+def test_a_damaged_snapshot_is_reported_and_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tmp_path, recipe(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
+    good = snapshot(tmp_path, 2).read_bytes()
+    snapshot(tmp_path, 2).write_bytes(good[:1000])
+    trained(tmp_path, recipe(), snapshots=(2,), checkpoint_every=3)
+    assert "step-2.weights is damaged" in caplog.text
+    assert saved(tmp_path, 2).keys()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "adapter"), [("ddp", NoAdapter()), ("fsdp2", NoAdapter()), ("fsdp2", lora(dropout=0.0))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_two_ranks_leave_the_snapshots_that_one_does(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
+    how, rows = recipe(prompts_per_step=3), groups(7)
+    for ranks in (1, 2):
+        own = hardware(devices=ranks, strategy=strategy, tokens_per_pass=20)
+        policy, data = adapter.wrap(precise(), seed=0).double(), StepData(rows, [], how, own, seed=3)
+        data.snapshots = (2, 4)
+        prepare(policy, rows, own)
+        module = SupervisedFineTuning(policy, how, len(data.steps()), own.logits_chunk, lambda record: None)
+        assert fit(module, data, tmp_path / str(ranks), "test")
+    for step in data.snapshots:
+        alone, shared = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
+        assert alone.keys() == shared.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(shared[name], value, atol=1e-9, rtol=1e-9)
