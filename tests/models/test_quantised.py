@@ -4,7 +4,6 @@ import copy
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,7 +22,9 @@ from selfcontrast.models.packing import pack
 from selfcontrast.models.quantised import FourBit, is_quantised
 from selfcontrast.training.align import align
 from selfcontrast.training.costs import Cost
+from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
+from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
 from tiny import LORA, groups, hardware, llama, lora, policy_folder, recipe, self_contrast
@@ -114,8 +115,6 @@ def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
 
 
 def test_checkpoints_hold_adapters_alone() -> None:
-    from selfcontrast.training.modules import SelfContrastDPO
-
     policy = qlora().wrap(llama(width=WIDTH), seed=0)
     module = SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, self_contrast(0.1), {})
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
@@ -163,4 +162,30 @@ def test_hardware_that_cannot_is_named(changes: dict[str, Any], message: str) ->
     with pytest.raises(UserError, match=f"adapter=qlora with hardware.{message}"):
         hardware(**changes).check_quantised()
     assert (NoAdapter().quantised, lora().quantised, qlora().quantised) == (False, False, True)
-    assert isinstance(quantised, ModuleType)
+
+
+def trained(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    """The adapters' weights after 6 steps, from the newest checkpoint where there is one; or a training that fails."""
+
+    def report(record: Record) -> None:
+        if record["step"] == stop_at:
+            raise RuntimeError("killed")
+
+    own, how, rows = hardware(checkpoint_every=1), recipe(epochs=3), groups(8, 2)
+    policy = qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)
+    data = StepData(rows, [], how, own, 0)
+    prepare(policy, rows, own)
+    stored = {group.id: torch.full((3,), -9.0) for group in rows}
+    module = SelfContrastDPO(policy, how, len(data.steps()), 7, report, self_contrast(0.5), stored)
+    fit(module, data, folder, "align")
+    return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def test_a_training_that_was_stopped_goes_on_from_its_adapters(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(tmp_path / "stopped", stop_at=4)
+    found = torch.load(tmp_path / "stopped/last.ckpt", weights_only=True)
+    assert found["global_step"] == 3
+    resumed = trained(tmp_path / "stopped")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

@@ -158,7 +158,7 @@ class LmEval:
                 raise UserError(
                     f"evaluation.lm_eval.tasks={task}: its data cannot be had ({first}): download them once where "
                     f"there is a network (HF_HOME keeps them), or name a file, "
-                    f"evaluation.lm_eval.local={{{task}: FILE}}, or write a task file with "
+                    f"+evaluation.lm_eval.local.{task}=FILE, or write a task file with "
                     f"dataset_kwargs.data_files in {TASKS.name}/"
                 ) from error
 

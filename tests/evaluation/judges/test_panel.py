@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
 from judging import around, pair, reading, single
 from measuring import Telling, answered, subject
+from selfcontrast.config import build
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.judged import judged
@@ -21,7 +23,7 @@ from selfcontrast.evaluation.judges.panel import Panel, combined, disagreement
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply
 from selfcontrast.report.benchmarks import _judged
 from selfcontrast.store import settings_of
-from tiny import example
+from tiny import ROOT, example
 
 PRICE = Price(prompt=0.0, completion=1e6)  # 1 per token of a reply
 
@@ -132,6 +134,22 @@ def test_one_judge_is_no_panel_and_a_bad_one_is_named() -> None:
         Panel({"a": replying("a", "")})
     with pytest.raises(UserError, match=r"judge\.judges\.b: judge\.model=absent"):
         Panel({"a": replying("a", ""), "b": replying("absent", "")}).check(None)
+
+
+def test_a_panel_is_composed_and_its_members_replaced() -> None:
+    where = "evaluation.benchmarks.pairwise.judge"
+    members = [f"{where}.judges.first.model=NAME", f"judge@{where}.judges.second=verifier"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"judge@{where}=panel", *members, f"+judge@{where}.judges.third=verifier"])
+        lacking = compose("config", [f"judge@{where}=panel", f"+{where}.judges.third={{}}", *members])
+    panel = build(config.evaluation.benchmarks.pairwise, "pairwise").judge
+    assert [type(judge).__name__ for judge in panel.judges.values()] == [
+        "OpenAIJudge",
+        "VerifierJudge",
+        "VerifierJudge",
+    ]
+    with pytest.raises(UserError, match=r"pairwise\.judge\.judges\.third: no judge; give it a _target_"):
+        build(lacking.evaluation.benchmarks.pairwise, "pairwise")
 
 
 def test_other_members_are_another_panel() -> None:

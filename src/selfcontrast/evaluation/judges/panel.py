@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import (
     Case,
     Counting,
-    Judge,
     Judging,
     Judgment,
     RemoteJudge,
@@ -37,9 +37,12 @@ class Panel:
         judges: by name, two or more, each a `selfcontrast.evaluation.judges.Judge`.
     """
 
-    judges: dict[Text, Judge]
+    judges: dict[Text, Any]
 
     def __post_init__(self) -> None:
+        for name, judge in self.judges.items():
+            if not hasattr(judge, "cost"):
+                raise UserError(f"judges.{name}: no judge; give it a _target_, as the files in conf/judge/ do")
         if len(self.judges) < 2:
             raise UserError(
                 f"judges={list(self.judges)}: a panel needs two judges or more; name one alone as the judge"
