@@ -135,16 +135,16 @@ def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out")
     parts = configure(composed(f"arm={arm}", *small, "trainer.tokens=1000"))  # one arm wants it given
     expected = {
-        "self_contrast": ("Self-Contrast", 8, 1, 32, 16),
-        "no_filter": ("no filter", 8, 1, 32, 16),
+        "self_contrast": ("Self-Contrast", 8, 1, 64, 16),
+        "no_filter": ("no filter", 8, 1, 64, 16),
         "dpo_std": ("DPO_std", 1, 1, 1, 1),
         "spin": ("SPIN", 1, 3, 1, 1),
-        "sft_continued": ("SFT continued", 8, 1, 32, 16),
-        "sft": ("none", 8, 0, 32, 16),
-        "equal_tokens": ("K=1, tokens of the largest K", 1, 1, 32, 16),
-        "random_negatives": ("random negatives", 8, 1, 32, 16),
-        "best_vs_worst": ("best vs worst", 1, 1, 32, 1),
-        "rft": ("RFT", 1, 1, 32, 1),
+        "sft_continued": ("SFT continued", 8, 1, 64, 16),
+        "sft": ("none", 8, 0, 64, 16),
+        "equal_tokens": ("K=1, tokens of the largest K", 1, 1, 64, 16),
+        "random_negatives": ("random negatives", 8, 1, 64, 16),
+        "best_vs_worst": ("best vs worst", 1, 1, 64, 1),
+        "rft": ("RFT", 1, 1, 64, 1),
     }
     pool = (parts.generator.samples, parts.filter.max_negatives)
     assert (parts.method, parts.negatives, parts.rounds, *pool) == expected[arm]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
-from selfcontrast.constrained import Count, Samples, Seed, Text, WholeNumber, finite, implementing, typed
+from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, implementing, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.renderable import renderable
@@ -35,7 +35,7 @@ from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Chosen, Filter
 from selfcontrast.generators.generate import Generation, Generator
 from selfcontrast.generators.source import check_same_tokenizer
-from selfcontrast.models.adapters import Adapter
+from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.models.reward import RewardModel
 from selfcontrast.objectives import Objective
@@ -62,10 +62,12 @@ SCALARS: dict[str, Any] = {
     **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
     "recompute": list[str],
+    **dict.fromkeys(("beta", "share"), Positive),  # an objective and a filter have their own checks
     "share_of": Literal["distinct", "samples"],  # which a filter may leave unused
     "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
+MOST_LR = {"all weights": 1e-4, "adapters": 2e-3}  # of pretrained models; more is hardly meant
 STAGES = (
     "data", "contamination", "sft", "generate", "gather", "embed", "score", "filter", "reference", "align", "evaluate",
     "answers", "divergence", "benchmark",
@@ -170,6 +172,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if parts["adapter"].quantised:
         parts["hardware"].check_quantised()
     _check_lengths(parts, cfg.rounds)
+    if not isinstance(parts["model"], FromScratch):
+        _warn_of_learning_rates(parts, cfg.rounds)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
@@ -260,6 +264,19 @@ def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, pro
             f"prompts_over_rounds=disjoint: {cfg.rounds} rounds share {prompts:,} training prompts, so "
             f"generator.prompts={count} must be a number up to {most:,}"
         )
+
+
+def _warn_of_learning_rates(parts: dict[str, Any], rounds: int) -> None:
+    """Warn of rates that fit the built-in model of random weights, whose recipes are the defaults."""
+    for name, stage, used in (("sft", "sft", parts["sft"].epochs > 0), ("trainer", "align", rounds > 0)):
+        most = MOST_LR["all weights" if isinstance(parts["adapter"].at(stage), NoAdapter) else "adapters"]
+        if used and parts[name].lr > most:
+            log.warning(
+                "%s.lr=%g is for small models of random weights and ruins a pretrained one: use %s=paper, or lower it",
+                name,
+                parts[name].lr,
+                name,
+            )
 
 
 def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
