@@ -171,7 +171,7 @@ class Round:
     @cached_property
     def negatives(self) -> Artifact:
         p = self.parts
-        verifier = p.data.verifier()
+        verifier = p.grader
         inputs = {"candidates": self.candidates, "embeddings": self.embeddings}
         judge: score.Scorer | None = score.Verified(verifier) if verifier else None
         if p.filter.reward_model is not None:
@@ -183,9 +183,8 @@ class Round:
             examples = {name: self.example(name) for name, _ in texts_by_prompt(candidates)}
             return negatives.select_negatives(folder, p.filter, examples, candidates, self.embeddings.path, judge)
 
-        artifact = self._get(
-            Stage("filter", negatives.VERSION, {"filter": p.filter}, inputs, compute, negatives.__name__)
-        )
+        settings = {"filter": p.filter, "verifier": p.verifier}
+        artifact = self._get(Stage("filter", negatives.VERSION, settings, inputs, compute, negatives.__name__))
         if artifact.summary:
             for line in diagnostics.lines(artifact.summary):
                 log.info("%-24s %s", "", line)
@@ -266,11 +265,12 @@ def some_candidates(job: Job) -> pd.DataFrame:
 
 def scores_of(job: Job, policy: Artifact, name: str) -> Artifact:
     p = job.parts
-    verifier = p.data.verifier()
+    verifier = p.grader
     settings = {
         "evaluation": p.evaluation,
         "precision": p.model.precision,
         "data": p.data,
+        "verifier": p.verifier,
         "encoder": None if verifier else p.encoder,
     }
 
@@ -296,12 +296,12 @@ def measured_by(
     p = job.parts
     measure: Benchmark = p.evaluation.benchmarks[name]
     examples = p.evaluation.choose(p.splits)
-    if reason := measure.left_out(examples, p.data.verifier()):
+    if reason := measure.left_out(examples, p.grader):
         log.info("%-24s left out: %s", name, reason)
         return {}
     if measure.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
-    settings = {"benchmark": measure, **({} if measure.own_prompts() else {"data": p.data})}
+    settings = {"benchmark": measure, **({} if measure.own_prompts() else {"data": p.data, "verifier": p.verifier})}
     asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
     if asked:
         systems = {label: answers_to(job, asked, name, trained[label], label) for label in systems}

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def source(path: Path, *, validation: float = 0.05, test: float = 0.1, limit: int | None = None) -> Jsonl:
-    return Jsonl(str(path), validation, test, limit)
+    return Jsonl(str(path), validation, test, limit, None)
 
 
 def examples(path: Path, **settings: Any) -> list[Example]:
@@ -498,6 +498,7 @@ def test_the_config_builds_the_source(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(Path(__file__).parents[2] / "conf/data/jsonl.yaml")
+    config.pop("defaults")  # the verifier, a group of its own
     assert OmegaConf.missing_keys(config) == {"path"}
     built = instantiate(config, path=str(write(tmp_path / "d.jsonl", pairs(8))))
     assert isinstance(built, Jsonl)
