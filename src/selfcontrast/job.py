@@ -98,7 +98,7 @@ class Job:
     def surroundings(self, who: str) -> Surroundings:
         """What judges may need; `who` is the benchmark and the system that they are asked for."""
         p = self.parts
-        return Surroundings(p.hardware.device, p.data.verifier(), p.store.root / "judgments", self.budget, who)
+        return Surroundings(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
 
     def _ask_judges(self) -> None:
         """Ask each judge that somebody else runs, once: one that is dead is not found after hours of training."""
@@ -109,11 +109,7 @@ class Job:
         examples, asked = p.evaluation.choose(p.splits), list[RemoteJudge]()
         for name, benchmark in p.evaluation.benchmarks.items():
             judge = getattr(benchmark, "judge", None)
-            if (
-                isinstance(judge, RemoteJudge)
-                and judge not in asked
-                and not benchmark.left_out(examples, p.data.verifier())
-            ):
+            if isinstance(judge, RemoteJudge) and judge not in asked and not benchmark.left_out(examples, p.grader):
                 asked.append(judge)
                 try:
                     judge.ready(self.surroundings(name))

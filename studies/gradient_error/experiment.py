@@ -99,7 +99,7 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) ->
     p.hardware.apply_threads()
     policy = load_model(model.path / "model", p.model.precision).eval()
     use_shared_prompt(policy, p.hardware.attention)
-    renderer, verifier = Renderer(load_tokenizer(model.path / "model")), p.data.verifier()
+    renderer, verifier = Renderer(load_tokenizer(model.path / "model")), p.grader
     candidates = read_candidates(sampled.candidates.path / generation.FILE)
     found = [(sampled.example(name), list(own)) for name, own in groupby(candidates, lambda c: c.id)]
     groups = [_group(renderer, example, own) for example, own in found]

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def source(path: Path, *, validation: float = 0.05, test: float = 0.1, limit: int | None = None) -> Jsonl:
-    return Jsonl(str(path), validation, test, limit)
+    return Jsonl(str(path), validation, test, limit, None)
 
 
 def examples(path: Path, **settings: Any) -> list[Example]:

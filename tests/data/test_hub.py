@@ -26,7 +26,7 @@ def part(path: Path | str, **changes: Any) -> Part:
 
 
 def hub(train: Part, test: Part | None = None, **changes: Any) -> Hub:
-    own = {"validation": 0.1, "test_share": 0.2, "root": None, "streaming": True}
+    own = {"validation": 0.1, "test_share": 0.2, "answer_column": None, "root": None, "streaming": True}
     return Hub(train, test, **{**own, **changes})
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import TINY_ANYWHERE, TINY_MODEL, read_result, run_train, stages
 from selfcontrast.data.builtin import Builtin
+from selfcontrast.data.verifier import BuiltinVerifier
 from selfcontrast.planning.plan import DataReader, plan
 from test_config import composed
 
@@ -27,7 +28,7 @@ ALIGN = ("filter", "reference", "align")
 def given(folder: Path) -> dict[str, list[str]]:
     """Per training prompt its responses: wrong ones, and a right one, which for every other prompt is the target."""
     data = Builtin(**{k: v for k, v in composed(*DATA).data.items() if k != "_target_"})
-    score = data.verifier().score
+    score = BuiltinVerifier().score
     examples = [e for e in data.load()["train"] if score(e, e.target) == 1 > max(score(e, e.rejected), score(e, "No."))]
     wrong = ("I do not know.", "No.", "It is late.")
     responses = {}

@@ -64,6 +64,7 @@ def test_a_judge_that_fails_for_a_third_of_the_calls(finished: Finished, tmp_pat
 def planted(folder: Path) -> Path:
     """Eight questions of two turns, one of which is a training prompt of the tiny job's."""
     settings = OmegaConf.load(ROOT / "conf/data/builtin.yaml")
+    settings.pop("defaults")  # the verifier, a group of its own
     data = build(OmegaConf.merge(settings, {"train": 240, "validation": 24, "test": 48}), "data")
     seen = next(example for example in data.load()["train"] if example.turns)
     turns = [[f"What is the colour of thing {i}?", f"And why is thing {i} so?"] for i in range(7)] + [seen.turns]

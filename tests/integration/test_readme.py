@@ -39,7 +39,7 @@ def workplace(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder with the files that the commands name, and one store for all of them."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(finished.folder / "store", folder / "store")
-    rows = [{"prompt": f"Say the number {i}.", "completion": f"It is {i}."} for i in range(60)]
+    rows = [{"prompt": f"Say the number {i}.", "completion": f"It is {i}.", "answer": i} for i in range(60)]
     for name in ("my_data.jsonl", "FILE"):
         (folder / name).with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name in ("my_model", "NAME_OR_FOLDER"):

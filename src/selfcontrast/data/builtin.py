@@ -37,7 +37,6 @@ from pydantic import Field
 from selfcontrast.constrained import Count, Probability, Seed, check_numbers
 from selfcontrast.data.example import SPLITS, Example, Message, Split
 from selfcontrast.data.families import FAMILIES, FORMS, Turn, sample_target
-from selfcontrast.data.verifier import BuiltinVerifier
 from selfcontrast.errors import UserError
 
 VERSION = 2
@@ -81,9 +80,6 @@ class Builtin:
             held_out |= {content(example) for example in splits[split]}
         check_disjoint(splits)
         return {split: splits[split] for split in SPLITS}
-
-    def verifier(self) -> BuiltinVerifier:
-        return BuiltinVerifier()
 
     def fingerprint(self) -> dict[str, Any]:
         return {"source": "builtin", "version": VERSION, **asdict(self)}

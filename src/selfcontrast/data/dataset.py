@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from selfcontrast.data.example import Example, Split
 
-VERSION = 2
+VERSION = 3
 FILE = "examples.parquet"
 SCHEMA = pa.schema(
     [
@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         ("rejected", pa.string()),
         ("turns", pa.list_(pa.string())),
         ("more_rejected", pa.list_(pa.string())),
+        ("answer", pa.string()),
     ]
 )
 

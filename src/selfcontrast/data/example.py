@@ -23,11 +23,12 @@ class Example:
         prompt: the dialogue so far; its last message is the user's.
         target: the supervised response (y+).
         category: what results are broken down by.
-        reference: what a verifier needs to grade a response, as JSON; its owner alone reads it.
+        reference: what the built-in verifier needs to grade a response, as JSON; its owner alone reads it.
         rejected: a dispreferred response that came with the data; generator=pairs and a judge's calibration use it.
         more_rejected: further ones, each of them another text; generator=pairs uses all.
         turns: the user's messages in order where the dialogue is to be *played* in an evaluation, each
             answered by the model itself; empty where `prompt` is answered as it stands.
+        answer: what a verifier compares a response with, such as the number that a problem comes to.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Example:
     rejected: str = ""
     turns: list[str] = field(default_factory=list)
     more_rejected: list[str] = field(default_factory=list)
+    answer: str = ""
 
     @property
     def every_rejected(self) -> list[str]:
@@ -48,7 +50,11 @@ class Example:
 
 
 class Verifier(Protocol):
-    """An exact grader of responses."""
+    """An exact grader of responses: a pure function of the example and the text."""
+
+    def check(self, example: Example) -> None:
+        """Raises `UserError`, without naming the example, where it lacks what is needed to grade its responses."""
+        ...
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
         """How right `response` is as the answer to a played turn (-1: the last), in [0, 1]."""
@@ -60,10 +66,6 @@ class Source(Protocol):
 
     def load(self) -> dict[Split, list[Example]]:
         """All three splits. Raises `UserError` that names file and line for a row that is unusable."""
-        ...
-
-    def verifier(self) -> Verifier | None:
-        """What grades a response to this data, where something can."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from selfcontrast.constrained import Count, ProperFraction, Text, check_numbers
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.jsonl import MIN_PROMPTS, SUFFIXES, hold_out, read_rows, split_by_prompt
-from selfcontrast.data.rows import key_of_content, read_examples, reasons
+from selfcontrast.data.rows import Reading, key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import Content
@@ -80,6 +80,7 @@ class Hub:
         test: None to hold them out of training prompts.
         validation: share of the training part's prompts, in (0, 1).
         test_share: the same for the test, where there is no part for it.
+        answer_column: a text or a number that a verifier compares responses with; None where there is none.
         root: a folder with copies, each under its name on the hub; None for the hub itself.
         streaming: rows are read as they are downloaded, and none kept on the disk.
     """
@@ -88,6 +89,7 @@ class Hub:
     test: Part | None
     validation: ProperFraction
     test_share: ProperFraction
+    answer_column: Text | None
     root: Text | None = field(metadata=NOT_IN_KEY)
     streaming: bool = field(metadata=NOT_IN_KEY)
 
@@ -111,14 +113,11 @@ class Hub:
             return split_by_prompt(found["train"], self.validation, self.test_share)
         return split_off(found["train"], found["test"], self.validation)
 
-    def verifier(self) -> None:
-        """Nothing grades published data exactly."""
-
     def fingerprint(self) -> dict[str, Any]:
         contents = vars(self).get("_noted") or self._contents()
         parts = {name: part.content(contents[name]) for name, part in self._parts()}
         shares = {"validation": self.validation, "test_share": self.test_share}
-        return {"source": "hub", "version": VERSION, **parts, **shares}
+        return {"source": "hub", "version": VERSION, **parts, **shares, "answer_column": self.answer_column}
 
     def _contents(self) -> dict[str, Content | None]:
         """Per part what its copy holds now; None for the hub."""
@@ -132,7 +131,8 @@ class Hub:
         dropped: Counter[str] = Counter()
         where = f"data.{name} ({part.path})"
         rows = self._rows(f"data.{name}", part)
-        examples = read_examples(rows, where, dropped, part.limit, part.turns, lenient=True)
+        how = Reading(part.limit, part.turns, self.answer_column, lenient=True)
+        examples = read_examples(rows, where, dropped, how)
         if dropped:
             log.warning("%s: kept %d rows, dropped %d (%s)", where, len(examples), dropped.total(), reasons(dropped))
         if len({key_of_content(example.prompt) for example in examples}) < MIN_PROMPTS:

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfcontrast.constrained import Count, ProperFraction, Text
 from selfcontrast.data.example import Example, Split
-from selfcontrast.data.rows import key_of_content, read_examples, reasons
+from selfcontrast.data.rows import Reading, key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 from selfcontrast.store.content import Content, note, noted
 
@@ -40,12 +40,14 @@ class Jsonl:
         validation: share of the prompts, in (0, 1).
         test: share of the prompts, in (0, 1); with `validation` below 1.
         limit: the first rows that are usable; None is all.
+        answer_column: a text or a number that a verifier compares responses with; None where there is none.
     """
 
     path: Text
     validation: ProperFraction
     test: ProperFraction
     limit: Count | None
+    answer_column: Text | None
 
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
@@ -63,7 +65,8 @@ class Jsonl:
         dropped: Counter[str] = Counter()
         content = note(self, existing(self.path, SETTING))
         places = vars(self)["_places"] = dict[str, str]()
-        examples = read_examples(read_rows(self.path), self.path, dropped, self.limit, places=places)
+        how = Reading(self.limit, answer_column=self.answer_column)
+        examples = read_examples(read_rows(self.path), self.path, dropped, how, places)
         content.check(SETTING)
         if dropped:
             told = (self.path, len(examples), dropped.total(), reasons(dropped))
@@ -79,9 +82,6 @@ class Jsonl:
         """Where the row of an example that was loaded stands: "line 3 of FILE"."""
         return f"{vars(self)['_places'][name]} of {self.path}"
 
-    def verifier(self) -> None:
-        """Nothing grades a user's data exactly."""
-
     def fingerprint(self) -> dict[str, Any]:
         """The settings and the bytes that were read, or would be read now; not the path.
 
@@ -93,6 +93,7 @@ class Jsonl:
             "validation": self.validation,
             "test": self.test,
             "limit": self.limit,
+            "answer_column": self.answer_column,
             "sha256": (noted(self) or Content.of(existing(self.path, SETTING))).hash,
         }
 

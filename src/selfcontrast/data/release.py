@@ -16,7 +16,7 @@ from selfcontrast.constrained import ProperFraction, Text, check_numbers
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.hub import split_off
 from selfcontrast.data.jsonl import MIN_PROMPTS, read_folder, read_rows
-from selfcontrast.data.rows import DUPLICATE, key_of_content, read_examples, reasons
+from selfcontrast.data.rows import DUPLICATE, Reading, key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import Content
@@ -57,9 +57,6 @@ class Release:
             content.check(f"data.{name}")
         return split_off(train, test, self.validation)
 
-    def verifier(self) -> None:
-        """Nothing grades published data exactly."""
-
     def fingerprint(self) -> dict[str, Any]:
         contents: dict[str, Content] = vars(self).get("_noted") or self._contents()
         content = {name: content.hash for name, content in contents.items()}
@@ -80,7 +77,8 @@ class Release:
 
     def _read(self, name: str, rows: Iterator[tuple[str, Any]]) -> list[Example]:
         where, dropped = f"data.{name} ({self._place(name)})", Counter[str]()
-        examples = read_examples(((at, _dialogue(row)) for at, row in rows), where, dropped, None, lenient=True)
+        dialogues = ((at, _dialogue(row)) for at, row in rows)
+        examples = read_examples(dialogues, where, dropped, Reading(lenient=True))
         pairs = dropped.pop(DUPLICATE, 0) + sum(len(example.more_rejected) for example in examples)
         log.info("%s: %d examples, %d more pairs of theirs", where, len(examples), pairs)
         if dropped:

@@ -10,7 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from selfcontrast.data.example import Example
@@ -22,13 +22,29 @@ DUPLICATE = "exact duplicate"
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Attributes:
+        limit: the first so many usable rows; None for all.
+        turns: the most messages of the user in a prompt; longer dialogues are cut to that many, and the assistant's
+            answer to the last of them is the target. None for any number.
+        answer_column: whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
+        lenient: malformed rows are dropped and counted too, as befits a published data set, which nobody here can mend.
+    """
+
+    limit: int | None = None
+    turns: int | None = None
+    answer_column: str | None = None
+    lenient: bool = False
+
+
 def read_examples(
     rows: Iterable[tuple[str, Any]],
     where: str,
     dropped: Counter[str],
-    limit: int | None,
-    turns: int | None = None,
-    lenient: bool = False,
+    how: Reading,
     places: dict[str, str] | None = None,
 ) -> list[Example]:
     """The examples of rows, in their order; the format is recognised from the first row's columns.
@@ -37,14 +53,10 @@ def read_examples(
         rows: each with its place ("line 3").
         where: what the rows are of, for errors.
         dropped: is added to, by reason.
-        limit: the first so many usable rows; None for all.
-        turns: the most messages of the user in a prompt; longer dialogues are cut to that many, and the assistant's
-            answer to the last of them is the target. None for any number.
         places: is filled with the place of each example's first row, by id.
-        lenient: malformed rows are dropped and counted too, as befits a published data set, which nobody here can mend.
 
     Raises:
-        UserError: for a row that is malformed, unless `lenient`; in any case for a format that is not recognised.
+        UserError: for a row that is malformed, unless `how.lenient`; in any case for a format that is not recognised.
     """
     parse = None
     named: dict[str, str] = {}  # by content the example's id
@@ -57,16 +69,18 @@ def read_examples(
             if parse is None and (parse := recognise(row)) is None:
                 _unrecognised(f"{where}, {place}", row)
             whole = parse(row)
-            parsed = _first_turns(whole, turns)
+            parsed = _first_turns(whole, how.turns)
             key = key_of_content([parsed.prompt, parsed.target])
             example = _example(row, parsed, key)
+            if parsed is whole:  # the answer to a dialogue is none to its first turns
+                example = replace(example, answer=_answer(row, how.answer_column))
             if example.id in examples and key not in named:
                 raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
         except OddRow as reason:
             dropped[str(reason)] += 1
             continue
         except RowError as error:
-            if not lenient:
+            if not how.lenient:
                 raise UserError(f"{where}, {place}: {error}") from None
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
@@ -83,7 +97,7 @@ def read_examples(
         examples[example.id] = example
         if places is not None:
             places[example.id] = place
-        if len(examples) == limit:
+        if len(examples) == how.limit:
             break
     if spaced:
         log.info("%s: %d rows have white space around an answer, which is not trained on", where, spaced)
@@ -134,6 +148,14 @@ def _example(row: Row, parsed: Parsed, key: str) -> Example:
         reference=_string(row, "reference"),
     )
     return with_rejected(example, [*dict.fromkeys(parsed.every_rejected)])
+
+
+def _answer(row: Row, column: str | None) -> str:
+    """Raises `RowError` for a value that is neither a text nor a number."""
+    value = None if column is None else row.get(column)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return text("" if value is None else value, f"'{column}'", blank=True)
 
 
 def _string(row: Row, column: str) -> str:

@@ -49,6 +49,9 @@ def grade(reference: str, response: str, turn: int = -1) -> Grade:
 class BuiltinVerifier:
     """Grades responses to the built-in data. Raises `UserError` for an example of another source."""
 
+    def check(self, example: Example) -> None:
+        _turns(example.reference)
+
     def score(self, example: Example, response: str, turn: int = -1) -> float:
         """In [0, 1]; 1 for a response that is right in every slot."""
         return grade(example.reference, response, turn).score
@@ -64,7 +67,7 @@ def _turns(reference: str) -> list[dict[str, Any]]:
     except (ValueError, TypeError, KeyError):
         raise UserError(
             "the verifier grades the built-in data only, and this example's reference is not from it: "
-            "use data=builtin, or an evaluation without the verifier"
+            "use data=builtin, or verifier=none"
         ) from None
     return turns
 

@@ -131,7 +131,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Verified:
-    """By the data's verifier: as good as the target is what is right throughout."""
+    """By the verifier: as good as the target is what is right throughout."""
 
     verifier: Verifier
 

@@ -138,8 +138,8 @@ class Filter:
             K, filled up at its last ranks with the least similar of those that the selector left out (and dropped where
             those are too few), or an error.
         seed: of the draw.
-        reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates in place of the data's verifier;
-            None for that verifier, where there is one.
+        reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates in place of the verifier;
+            None for it, where there is one.
     """
 
     selector: Selector
@@ -157,7 +157,7 @@ class Filter:
         """Raise `UserError` where no prompt can give that many negatives, or the selector lacks what it goes by.
 
         Args:
-            verified: whether the data has a verifier.
+            verified: whether there is a verifier.
             log_probs: whether the generator can know the log-probabilities of its candidates.
         """
         if negatives > self.max_negatives:
@@ -174,7 +174,7 @@ class Filter:
             self.reward_model.check()
         elif self.selector.scored and not verified:
             raise UserError(
-                f"filter.selector={type(self.selector).__name__} needs scores, and this data has no verifier: "
+                f"filter.selector={type(self.selector).__name__} needs scores, and there is no verifier: "
                 "use filter=oracle_reward filter.reward_model.path=MODEL, or another filter"
             )
         if needs_log_probs(self.selector) and not log_probs:

@@ -76,7 +76,7 @@ class FromScratch:
             raise UserError(
                 f"model.hidden={self.hidden}: {weights:.1e} parameters from scratch; lower it, or the layers"
             )
-        _check_precision(self.precision)
+        check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "chat_template": self._template}
@@ -152,7 +152,7 @@ class Pretrained:
     local_files_only: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
-        _check_precision(self.precision)
+        check_precision(self.precision)
 
     def fingerprint(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("in_key", True)}
@@ -351,6 +351,7 @@ def template_text(path_or_text: str) -> str:
         raise UserError(f"model.chat_template={path_or_text}: cannot be read ({error})") from error
 
 
-def _check_precision(precision: str) -> None:
+def check_precision(precision: str) -> None:
+    """Raise `UserError` for a type that weights are not computed with here."""
     if precision not in PRECISIONS:
         raise UserError(f"model.precision={precision}: one of {', '.join(PRECISIONS)}")

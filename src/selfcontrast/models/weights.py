@@ -52,14 +52,19 @@ def refuse_unusable(model: Any, path: str | Path, what: str, revision: str | Non
 
     The first may come from the type that a weight was cast to: 1e300 is infinite in float32.
     """
+    refuse_non_finite(model, what)
+    if folder := local_folder(str(path), revision):
+        check_weights(folder, what.partition("=")[0])
+
+
+def refuse_non_finite(model: Any, what: str) -> None:
+    """Raise `UserError` if a weight of a model is NaN or infinite."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.is_meta and not is_finite(weight.detach()):
             raise UserError(
                 f"{what}: the weight {name} has values that are NaN or infinite: its training diverged, or its file "
                 "is damaged"
             )
-    if folder := local_folder(str(path), revision):
-        check_weights(folder, what.partition("=")[0])
 
 
 def refuse_partial(model: Any, report: dict[str, Any], what: str, unused: Collection[str] = ()) -> None:

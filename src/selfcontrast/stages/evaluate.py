@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 def scores_of(job: Job, policy: Artifact, name: str, checkpoint: int | None = None) -> Artifact:
     """Score a policy, or a checkpoint of its training, on the held-out prompts; the report calls it `name`."""
     p = job.parts
-    verifier = p.data.verifier()
+    verifier = p.grader
     evaluation = p.evaluation if checkpoint is None else p.evaluation.of_checkpoints()
     settings = {
         "evaluation": evaluation,
         "precision": p.model.precision,
         "data": p.data,
+        "verifier": p.verifier,
         "encoder": None if verifier else p.encoder,
         **({} if checkpoint is None else {"checkpoint": checkpoint}),
     }
@@ -122,12 +123,12 @@ def measured_by(
     p = job.parts
     measure: Benchmark = p.evaluation.benchmarks[name]
     examples = p.evaluation.choose(p.splits)
-    if reason := measure.left_out(examples, p.data.verifier()):
+    if reason := measure.left_out(examples, p.grader):
         log.info("%-24s left out: %s", name, reason)
         return {}
     if measure.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
-    settings = {"benchmark": measure, **({} if measure.own_prompts() else {"data": p.data})}
+    settings = {"benchmark": measure, **({} if measure.own_prompts() else {"data": p.data, "verifier": p.verifier})}
     asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
     if asked:
         systems = {label: answers_to(job, asked, name, trained[label], label) for label in systems}

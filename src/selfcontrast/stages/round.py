@@ -121,7 +121,7 @@ class Round:
     @cached_property
     def negatives(self) -> Artifact:
         p = self.parts
-        verifier = p.data.verifier()
+        verifier = p.grader
         inputs = {"candidates": self.candidates, "embeddings": self.embeddings}
         judge: score.Scorer | None = score.Verified(verifier) if verifier else None
         if p.filter.reward_model is not None:
@@ -134,7 +134,7 @@ class Round:
             embedded = self.embeddings.path
             return negatives.select_negatives(folder, p.filter, examples, candidates, embedded, judge, p.chosen)
 
-        settings = {"filter": p.filter, **({"chosen": p.chosen} if p.chosen.candidate else {})}
+        settings = {"filter": p.filter, "verifier": p.verifier, **({"chosen": p.chosen} if p.chosen.candidate else {})}
         artifact = self._get(Stage("filter", negatives.VERSION, settings, inputs, compute, negatives.__name__))
         if artifact.summary:
             for line in diagnostics.lines(artifact.summary):

@@ -161,7 +161,7 @@ def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
 def test_where_it_does_not_apply_it_says_why() -> None:
     of = benchmark(VerifierJudge())
     assert of.left_out([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
-    assert of.left_out([], None) == "the data has no verifier"
+    assert of.left_out([], None) == "there is no verifier"
     of.check(None)
     with pytest.raises(UserError, match="grades the data's own prompts only"):
         benchmark(VerifierJudge(), questions="ours").check(Lengths())

@@ -76,7 +76,7 @@ class Judged:
         if self.file is not None:
             return None
         if verifier is None and isinstance(self.judge, VerifierJudge):
-            return "the data has no verifier"
+            return "there is no verifier"
         return self.nothing_in(examples)
 
     def nothing_in(self, examples: Sequence[Example]) -> str | None:

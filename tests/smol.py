@@ -1,0 +1,23 @@
+"""SmolLM2, as the tests share it: loaded once per process, and as a policy folder."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from selfcontrast.models.loading import save_policy
+from selfcontrast.models.smollm2 import SmolLM2
+
+SMOLLM2 = SmolLM2(chat_template=None, precision="float32")
+CAPITAL: Any = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@cache
+def started() -> tuple[Any, Any]:
+    """(model, tokenizer). The model is shared: copy it before changing it."""
+    return SMOLLM2.start([], 0)
+
+
+def smollm2_folder(folder: Path) -> Path:
+    """A policy as the stage sft writes it where sft=none."""
+    save_policy(folder, *started(), "# a card\n")
+    return folder
