@@ -152,7 +152,7 @@ def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
 
 def test_the_command_line_overrides_an_arm() -> None:
     assert composed("arm=spin", "rounds=2").rounds == 2
-    assert composed("arm=dpo_std", "generator=hf").generator.samples == 32
+    assert composed("arm=dpo_std", "generator=hf").generator.samples == 64
 
 
 def test_a_cap_of_the_jobs_judgments_with_a_price() -> None:
