@@ -188,7 +188,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     _check_sampling(generator, parts["model"], splits["train"])
     if cfg.rounds > 1:
-        _check_rounds(cfg, parts["generator"], parts["hardware"], len(splits["train"]))
+        _check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
     job = assemble(cfg, parts, splits, left_out)
@@ -212,6 +212,12 @@ def _check_sampling(generator: Generator, model: Model, examples: Sequence[Examp
         check_same_tokenizer(renderer, generator.model)
 
 
+def _samples_the_policy(generator: Generator) -> bool:
+    """Whether candidates are sampled from the model that a round starts from, under the prompts of training."""
+    changed = getattr(generator, "system", None) or getattr(getattr(generator, "backend", None), "adapter", None)
+    return generator.follows_model and not changed
+
+
 def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None:
     """Refuse an objective or a reference that needs what nothing in this job will tell."""
     objective, generator, hardware = parts["objective"], parts["generator"], parts["hardware"]
@@ -227,13 +233,20 @@ def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> Non
                 f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none: use "
                 "generator=hf or vllm, or choose another"
             )
-    if reference == "sampler" and not generator.follows_model:
+    if reference == "sampler" and not _samples_the_policy(generator):
         raise UserError(
-            "reference=sampler: the generator samples from a model of its own, which is not the one that targets are "
-            "scored by: use reference=stored"
+            "reference=sampler: candidates come from another model or prompt than targets are scored by "
+            "(generator.model, generator.system, or the backend's adapter or server): use reference=stored"
+        )
+    if (objective.needs_sampler or reference == "sampler") and parts["trainer"].cutoff < generator.max_length:
+        raise UserError(
+            f"trainer.cutoff={parts['trainer'].cutoff} may cut negatives, and the sampler's log-probabilities are of "
+            f"whole ones: raise it to generator.max_length={generator.max_length}"
         )
     if reference != "stored" and hardware.rescore_reference:
         raise UserError(f"reference={reference} with hardware.rescore_reference=true: use reference=stored")
+    if reference == "sampler" and parts["adapter"].at("align").quantised:
+        raise UserError("reference=sampler with adapter=qlora, whose base is another model: use reference=stored")
     drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
     if objective.needs_sampler and drawn != (1.0, 1.0):
         log.warning(
@@ -244,16 +257,16 @@ def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> Non
         )
 
 
-def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, prompts: int) -> None:
+def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:
     """Raise `UserError` for rounds that do not go together, or have too few prompts.
 
     Args:
         prompts: of the training split.
     """
-    if cfg.reference_over_rounds == "initial" and hardware.rescore_reference:
+    if cfg.reference_over_rounds == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
         raise UserError(
-            "hardware.rescore_reference=true scores the model that a round starts from, which reference_over_rounds="
-            "initial does not compare with: set one of them to its default"
+            "hardware.rescore_reference=true and adapter=qlora score the model that a round starts from, which "
+            "reference_over_rounds=initial does not compare with: set one of them to its default"
         )
     if cfg.reference == "sampler" and (cfg.reference_over_rounds, cfg.negatives_over_rounds) != ("previous", "last"):
         raise UserError(

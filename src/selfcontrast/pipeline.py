@@ -37,6 +37,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     if this_node(parts.hardware.num_nodes).rank > 0:
         _ = list(policies(Job(parts, Untracked())))
         return None
+    parts.output.mkdir(parents=True, exist_ok=True)  # which Hydra makes, unless `output` alone was given
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker, judged=True)

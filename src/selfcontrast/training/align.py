@@ -59,8 +59,10 @@ def align(
     module: PackedModule
     if objective.uses_negatives:
         most = max(len(group.negatives) for group in groups)
-        # The stored scores are those of the model as it was loaded, which a quantised one is not.
-        if (hardware.rescore_reference or training.adapter.quantised) and objective.needs_reference and stored.compared:
+        # The stored scores are those of the model as it was loaded, which a quantised one is not: it would seem to have
+        # moved, whatever the objective.
+        rescored = training.adapter.quantised or (hardware.rescore_reference and objective.needs_reference)
+        if rescored and stored.compared:
             stored = replace(stored, reference={**stored.reference, **_rescored(policy, data)})
         module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, stored)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"

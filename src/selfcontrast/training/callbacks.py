@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from selfcontrast.errors import printable
 from selfcontrast.models.weights import first_line
 from selfcontrast.store.sealed import publish
-from selfcontrast.training.sharding import whole_weights
+from selfcontrast.training.sharding import belongs, whole_weights
 from selfcontrast.training.signals import Postponed
 
 
@@ -116,7 +116,7 @@ class Snapshots(Callback):
             return
         policy: Any = pl_module.policy
         frozen = {name for name, p in policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        weights = {name: value for name, value in whole_weights(policy).items() if name not in frozen}
+        weights = {name: value for name, value in whole_weights(policy).items() if not belongs(name, frozen)}
         if trainer.is_global_zero:
             _write_whole(snapshot(self.folder, step), lambda file: torch.save(weights, file), publishes=True)
 

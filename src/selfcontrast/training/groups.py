@@ -180,9 +180,9 @@ def preference_groups(
                 without_room += 1
                 continue
             shown = [negative.token_ids[:room] for negative in negatives[example.id]]
+            if name != example.id and name in negatives:
+                raise UserError(f"data: the id {name!r} is another's with {SECOND!r} behind it: rename it")
             groups.append(Group(name, array("i", prompt), array("i", response), shown))
     if not groups:
         raise UserError(f"no prompt with its chosen response fits into trainer.cutoff={cutoff} tokens: raise it")
-    if len({group.id for group in groups}) < len(groups):
-        raise UserError(f"data: an id is another's with {SECOND!r} behind it: rename it, or use another chosen=")
     return groups, without_room

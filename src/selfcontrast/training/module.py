@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from selfcontrast.errors import UserError
 from selfcontrast.training.costs import Cost, peak_memory
 from selfcontrast.training.recipe import Recipe
-from selfcontrast.training.sharding import shard
+from selfcontrast.training.sharding import belongs, shard
 from selfcontrast.training.steps import Pass, Step
 
 Sums = dict[str, Tensor]  # per metric [2]: a sum, and how many values it is over
@@ -148,7 +148,7 @@ class PackedModule(LightningModule, ABC):
         """Without frozen weights, which the next attempt starts from anyway."""
         frozen = set(self._frozen())
         for name in list(checkpoint["state_dict"]):
-            if _belongs(name, frozen):
+            if belongs(name, frozen):
                 del checkpoint["state_dict"][name]
         checkpoint["history"] = self.history
 
@@ -219,15 +219,6 @@ class PackedModule(LightningModule, ABC):
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
             "The last checkpoint is kept; lower the learning rate, or look at those examples."
         )
-
-
-def _belongs(name: str, frozen: set[str]) -> bool:
-    """Whether an entry is a frozen weight, or of its state, as a quantised weight has one ("….weight.absmax")."""
-    while name:
-        if name in frozen:
-            return True
-        name = name.rpartition(".")[0]
-    return False
 
 
 def adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:

@@ -96,3 +96,12 @@ def whole_weights(policy: nn.Module) -> Mapping[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: Any = get_model_state_dict(policy, options=options)
     return dict(weights)
+
+
+def belongs(name: str, frozen: set[str]) -> bool:
+    """Whether an entry is a frozen weight, or of its state, as a quantised weight has one ("….weight.absmax")."""
+    while name:
+        if name in frozen:
+            return True
+        name = name.rpartition(".")[0]
+    return False
