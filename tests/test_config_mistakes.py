@@ -233,8 +233,22 @@ def test_the_samplers_log_probabilities_need_a_generator_that_tells_them(tmp_pat
 
 
 def test_a_reference_by_the_sampler_is_of_the_model_that_scores_targets(tmp_path: Path) -> None:
-    said = mistake("reference=sampler", choose=own_generator(tmp_path, "openai", ""))
-    assert said.startswith("reference=sampler: the generator samples from a model of its own")
+    said = "reference=sampler: candidates come from another model or prompt than targets are scored by"
+    assert mistake("reference=sampler", choose=own_generator(tmp_path, "openai", "")).startswith(said)
+    assert mistake("reference=sampler", "generator.system=Be wrong.").startswith(said)
+
+
+@pytest.mark.parametrize("override", ["reference=sampler", "objective=dft"])
+def test_negatives_that_may_be_cut_have_no_log_probabilities(override: str) -> None:
+    said = mistake("trainer.cutoff=64", choose=composed(*TINY, override))
+    assert said.startswith("trainer.cutoff=64 may cut negatives")
+
+
+def test_a_quantised_base_is_its_own_reference() -> None:
+    lora = ("adapter=qlora", "adapter.stages=[align]")
+    assert "reference=sampler with adapter=qlora" in mistake(choose=composed(*TINY, *lora, "reference=sampler"))
+    several = ("rounds=2", "reference_over_rounds=initial")
+    assert "adapter=qlora score the model" in mistake(choose=composed(*TINY, *lora, *several))
 
 
 @pytest.mark.parametrize("reference", ["none", "sampler"])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -21,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from selfcontrast import objectives
 from selfcontrast.errors import UserError
 from selfcontrast.objectives import Objective, Signals
-from tiny import self_contrast
+from tiny import objective_of, self_contrast
 
 CONF = Path(__file__).parents[1] / "conf" / "objective"
 BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
@@ -355,8 +354,7 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], problem: str
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_config_builds_and_says_everything(file: Path) -> None:
-    config = OmegaConf.load(file)
-    built = instantiate(config)
+    config, built = OmegaConf.load(file), objective_of(file.stem)
     assert built.uses_negatives == (file.stem != "sft_continued")
     assert set(config) == {"_target_", *(field.name for field in fields(built))}
     assert all(" # " in line for line in file.read_text().splitlines() if line[0] not in "#_")
@@ -364,5 +362,4 @@ def test_every_config_builds_and_says_everything(file: Path) -> None:
 
 
 def test_the_default_is_the_papers() -> None:
-    built = instantiate(OmegaConf.load(CONF / "self_contrast.yaml"))
-    assert built == self_contrast(0.1)
+    assert objective_of("self_contrast") == self_contrast(0.1)

@@ -20,7 +20,7 @@ from selfcontrast.generators.generate import FILE as CANDIDATES
 from selfcontrast.models.adapters import LoRA
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
-from selfcontrast.objectives import SelfContrast
+from selfcontrast.objectives import Objective, SelfContrast
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recipe import Recipe
 
@@ -169,6 +169,18 @@ def lora(**changes: Any) -> LoRA:
 def self_contrast(beta: float) -> SelfContrast:
     """The paper's objective, plain."""
     return SelfContrast(beta=beta, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
+
+
+def objective_of(name: str, **changes: Any) -> Objective:
+    """An objective as its file in conf has it, with these changes; beta is the paper's."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.load(ROOT / f"conf/objective/{name}.yaml")
+    made: Objective = instantiate(
+        OmegaConf.create({"beta": 0.1, "objective": OmegaConf.merge(settings, changes)}).objective
+    )
+    return made
 
 
 def candidates_by_prompt(folder: Path) -> Iterator[tuple[str, list[Candidate]]]:

@@ -106,7 +106,7 @@ def test_an_example_whose_id_is_that_of_a_second_group() -> None:
     pool = {"a": torch.tensor([0.0, 1.0]), "a+best": torch.tensor([2.0, 3.0])}
     assert {name: found.tolist() for name, found in in_order(pool, used).items()} == {"a": [0, 1], "a+best": [2, 3]}
     both = {one.id: [Positive(one.id, TARGET, "", [], nan), Positive(one.id, 1, "", [7], nan)] for one in twins}
-    with pytest.raises(UserError, match=r"an id is another's with '\+best' behind it"):
+    with pytest.raises(UserError, match=r"the id 'a\+best' is another's with '\+best' behind it"):
         preference_groups(RENDERER, twins, used, 190, both)
 
 

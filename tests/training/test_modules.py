@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -23,7 +21,7 @@ from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Sums, _counted
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
 from selfcontrast.training.steps import Pass, Step
-from tiny import ROOT, gpt2, groups, llama, recipe, self_contrast
+from tiny import ROOT, gpt2, groups, llama, objective_of, recipe, self_contrast
 
 OBJECTIVES = sorted(set((ROOT / "conf/objective").glob("*.yaml")) - {ROOT / "conf/objective/sft_continued.yaml"})
 SHAPE: dict[str, Any] = {
@@ -146,7 +144,7 @@ def padded_sums(model: Any, group: Group) -> Tensor:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("file", OBJECTIVES, ids=lambda file: file.stem)
 def test_gradients_of_every_objective_equal_padded_rows(file: Path, model: str) -> None:
-    objective = instantiate(OmegaConf.load(file))
+    objective = objective_of(file.stem)
     own = [*ragged([3, 1, 4, 2], seed=3)]
     policy, plain, before = tiny(model, 1), tiny(model, 1), tiny(model, 2)
     with torch.no_grad():

@@ -1,22 +1,21 @@
 """The start of preference training: its loss is that of margins of 0, and a reference that is another's is noticed."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from selfcontrast.objectives import Objective
+from selfcontrast.objectives import Objective, Signals
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.step_zero import ERRORS, explained
-from tiny import ROOT, groups, hardware, llama, recipe
+from tiny import groups, hardware, llama, objective_of, recipe
 
 K = 3
 GROUPS = groups(8, negatives=K)
@@ -34,7 +33,9 @@ AT_ZERO: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
-def first_record(folder: Path, objective: Objective, shift: tuple[float, float]) -> Record:
+def first_record(
+    folder: Path, objective: Objective, shift: tuple[float, float], signals: Mapping[str, Signals] | None = None
+) -> Record:
     """Of a training whose stored reference is less than the policy by these nats, per target and per negative."""
     policy, own, how = llama(), hardware(tokens_per_pass=60), recipe(prompts_per_step=8, epochs=1, lr=1e-9)
     prepare(policy, GROUPS, own)
@@ -43,14 +44,11 @@ def first_record(folder: Path, objective: Objective, shift: tuple[float, float])
     for scores in reference.values():
         scores -= torch.tensor([shift[0], *[shift[1]] * K])
     records: list[Record] = []
-    module = SelfContrastDPO(policy, how, 1, own.logits_chunk, records.append, objective, Stored(reference))
+    module = SelfContrastDPO(
+        policy, how, 1, own.logits_chunk, records.append, objective, Stored(reference, signals or {})
+    )
     fit(module, StepData(GROUPS, [], how, own, 0), folder, "test")
     return records[0]
-
-
-def objective_of(name: str, **changes: Any) -> Objective:
-    made: Objective = instantiate(OmegaConf.merge(OmegaConf.load(ROOT / f"conf/objective/{name}.yaml"), changes))
-    return made
 
 
 @pytest.mark.parametrize("name", AT_ZERO)
@@ -71,6 +69,17 @@ def test_the_targets_own_likelihood_belongs_to_the_expected_loss(tmp_path: Path)
     nll = -record["chosen_log_prob_per_token"]
     assert record["step0/expected_loss"] == pytest.approx(math.log(2) + nll, abs=1e-4)
     assert record["step0/loss"] == pytest.approx(record["step0/expected_loss"], abs=1e-4)
+
+
+def test_an_objective_that_ranks_rewards_has_no_loss_of_its_own_at_ties(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LiPO-lambda's weights are of ranks, which rounding decides where all rewards are 0: margins alone are checked."""
+    signals = {group.id: Signals(torch.linspace(1, 0, K + 1), torch.zeros(K)) for group in GROUPS}
+    record = first_record(tmp_path, objective_of("lipo_lambda"), (0.0, 0.0), signals)
+    assert record["step0/expected_loss"] == record["step0/loss"]
+    assert record["step0/margin_std"] == pytest.approx(0, abs=1e-4)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
 def test_an_objective_without_a_reference_has_no_such_start(tmp_path: Path) -> None:
