@@ -46,7 +46,7 @@ CHOICES = {
     "clusters": ("filter=clusters", "tracking=csv"),
     "ranks": ("filter=rank_sum", "generator.system=x"),
     "determinant": ("filter=log_det", "filter.selector.share=1.0"),
-    "below": ("filter=below_mean", "filter.reward_model=null"),
+    "below": ("filter=below_mean",),
 }
 BAD = [
     math.nan, math.inf, -math.inf, -1, -5, 0, 0.5, -0.5, 1e308, 10**12, 10**30, "", " ", "nan", "x\0y", "no such thing",

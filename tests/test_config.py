@@ -26,7 +26,6 @@ GIVEN = {  # the ??? of conf
     ("data", "hub"): "data.train.path=data.jsonl",
     ("model", "hf"): "model.path=folder",
     ("filter", "oracle_reward"): "filter.reward_model.path=folder",
-    ("filter", "below_mean"): "filter.reward_model.path=folder",
     ("generator", "import"): "generator.path=candidates.jsonl",
 }
 
@@ -145,6 +144,8 @@ def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
         "random_negatives": ("random negatives", 8, 1, 64, 16),
         "best_vs_worst": ("best vs worst", 1, 1, 64, 1),
         "rft": ("RFT", 1, 1, 64, 1),
+        "best_vs_below_mean": ("best vs below mean", 1, 1, 64, 1),
+        "scpo": ("ScPO", 1, 1, 64, 1),
     }
     pool = (parts.generator.samples, parts.filter.max_negatives)
     assert (parts.method, parts.negatives, parts.rounds, *pool) == expected[arm]

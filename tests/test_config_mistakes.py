@@ -308,8 +308,10 @@ def test_a_server_that_is_not_asked_for_log_probabilities_has_none() -> None:
 
 
 def test_a_selector_by_rewards_needs_something_that_scores() -> None:
-    settings = ("filter=below_mean", "filter.reward_model=null", "output=out")
+    settings = ("filter=below_mean", "output=out")
     assert configure(composed(*TINY, *settings)).filter.reward_model is None  # the built-in data has a verifier
+    by_model = composed("arm=best_vs_below_mean", "+reward_model@filter.reward_model=classifier")
+    assert set(by_model.filter.reward_model) == set(composed("filter=oracle_reward").filter.reward_model)
     with_model = composed("filter=least_consistent", "+reward_model@filter.reward_model=classifier")
     assert set(with_model.filter.reward_model) == set(composed("filter=oracle_reward").filter.reward_model)
 

@@ -10,6 +10,7 @@ from selfcontrast.filters.select import Pool
 from selfcontrast.filters.selectors import (
     Everything,
     LeastConsistent,
+    LeastConsistentFirst,
     LeastLikely,
     LeastSimilar,
     LessSimilarThan,
@@ -31,6 +32,7 @@ RIDGES = st.floats(0.01, 10)
 SELECTORS = st.one_of(
     st.just(Everything()),
     st.just(LowestFirst()),
+    st.just(LeastConsistentFirst()),
     st.builds(LeastSimilar, share=SHARES, of=OF),
     st.builds(Random, share=SHARES, of=OF),
     BARS.map(LessSimilarThan),

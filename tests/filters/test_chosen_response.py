@@ -173,7 +173,7 @@ def test_lowest_first_is_worst_first() -> None:
             r"max_negatives=8 is impossible with chosen=BestOfN: of .*\.samples=8 .* 7 are left",
         ),
         (Consensus(), 1, True, r"max_negatives=8 is impossible"),
-        (BestOfN(), 9, False, r"chosen=BestOfN needs scores, .* no verifier: use filter=oracle_reward"),
+        (BestOfN(), 9, False, r"chosen=BestOfN needs scores, .* no verifier: add \+reward_model@filter.reward_model="),
         (TargetAndBest(), 9, False, r"chosen=TargetAndBest needs scores"),
     ],
 )

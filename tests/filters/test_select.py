@@ -197,13 +197,13 @@ def test_candidates_without_log_probabilities_are_refused_in_one_line_where_they
             own(4, selector=LowestScored(1.0, 1.0)),
             4,
             32,
-            r"filter\.selector=LowestScored needs scores, .* no verifier: use filter=oracle_reward",
+            r"filter\.selector=LowestScored needs scores, .* no verifier: add \+reward_model@filter.reward_model=",
         ),
         (
             own(4, selector=NearestBelowMean(2.0)),
             4,
             32,
-            r"filter\.selector=NearestBelowMean needs scores, .* no verifier: use filter=oracle_reward",
+            r"filter\.selector=NearestBelowMean needs scores, .* no verifier: add \+reward_model@filter.reward_model=",
         ),
         (
             own(4, selector=LeastLikely(0.5, "distinct")),

@@ -14,6 +14,7 @@ from selfcontrast.filters.select import Pool
 from selfcontrast.filters.selectors import (
     Everything,
     LeastConsistent,
+    LeastConsistentFirst,
     LeastLikely,
     LeastSimilar,
     LessSimilarThan,
@@ -171,6 +172,11 @@ def test_nearest_below_the_mean_by_hand() -> None:
     tied = pool([0.1, 0.2, 0.3, 0.4], scores=[3, 1, 3, 1], counts=[1, 1, 1, 1])
     assert NearestBelowMean(0.0).keep(tied).tolist() == [1, 3, 0, 2]  # all 1 from the mean of 2
     assert NearestBelowMean(2.0).keep(pool([], scores=[])).tolist() == []
+
+
+def test_least_consistent_first_by_hand() -> None:
+    candidates = pool([0.1, 0.2, 0.3, 0.4], consensus=np.array([0.5, 0.2, 0.9, 0.2]))
+    assert LeastConsistentFirst().keep(candidates).tolist() == [1, 3, 0, 2]  # of equal ones the least similar first
 
 
 def test_a_random_share_depends_on_the_seed_and_every_candidate_is_as_likely() -> None:

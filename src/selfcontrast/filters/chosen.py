@@ -79,6 +79,6 @@ def check_chosen(chosen: Chosen, settings: Filter, samples: int, verified: bool)
         )
     if chosen.scored and settings.reward_model is None and not verified:
         raise UserError(
-            f"chosen={name} needs scores, and this data has no verifier: use filter=oracle_reward "
-            "filter.reward_model.path=MODEL, or chosen=consensus"
+            f"chosen={name} needs scores, and this data has no verifier: add "
+            "+reward_model@filter.reward_model=classifier filter.reward_model.path=MODEL, or use chosen=consensus"
         )

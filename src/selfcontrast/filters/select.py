@@ -175,7 +175,7 @@ class Filter:
         elif self.selector.scored and not verified:
             raise UserError(
                 f"filter.selector={type(self.selector).__name__} needs scores, and there is no verifier: "
-                "use filter=oracle_reward filter.reward_model.path=MODEL, or another filter"
+                "add +reward_model@filter.reward_model=classifier filter.reward_model.path=MODEL, or use another filter"
             )
         if needs_log_probs(self.selector) and not log_probs:
             raise UserError(

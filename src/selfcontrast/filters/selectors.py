@@ -290,3 +290,20 @@ class LowestFirst:
     def keep(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "checked before any compute"
         return np.argsort(pool.scores, kind="stable")
+
+
+@dataclass(frozen=True)
+class LeastConsistentFirst:
+    """All candidates, the lowest `Pool.consensus` first (rank 0), of equal ones the least similar.
+
+    With one negative it is the least consistent response, as in ScPO (arXiv 2411.04109). It needs no target.
+    """
+
+    ranked: ClassVar[bool] = True
+    scored: ClassVar[bool] = False
+
+    def most(self, samples: int) -> int:
+        return samples
+
+    def keep(self, pool: Pool) -> Indices:
+        return np.argsort(pool.consensus, kind="stable")
