@@ -382,7 +382,9 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
         assert isinstance(settings.backend, HF)  # as `check` requires
         from lm_eval.models.huggingface import HFLM
 
-        yield HFLM(
+        from selfcontrast.models.rows import use_exact_attention
+
+        lm = HFLM(
             pretrained=str(model),
             tokenizer=renderer.tokenizer,
             device=device,
@@ -390,6 +392,8 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
             batch_size=settings.batch,
             add_bos_token=None if special_tokens else False,
         )
+        use_exact_attention(lm.model)
+        yield lm
 
 
 def parts_of(found: dict[str, Any], task: str) -> list[str]:
