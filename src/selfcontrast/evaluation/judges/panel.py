@@ -1,6 +1,6 @@
 """Several judges as one: the mean of what they say, and how far they disagree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,6 +20,7 @@ from selfcontrast.evaluation.judges.judgment import (
     Surroundings,
 )
 from selfcontrast.models.unread import Counts, unread
+from selfcontrast.store import settings_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Panel:
             raise UserError(
                 f"judges={list(self.judges)}: a panel needs two judges or more; name one alone as the judge"
             )
+        self._refuse_equal(self.judges)
+
+    def _refuse_equal(self, described: Mapping[str, Any]) -> None:
+        """Refuse a judge that would be counted, and paid for, twice."""
+        for (first, one), (second, other) in combinations(described.items(), 2):
+            if one == other:
+                raise UserError(
+                    f"judges.{second} is the same judge as judges.{first}, and would count twice: give it another "
+                    f"model or settings, or leave it out"
+                )
 
     @property
     def verdict(self) -> str:
@@ -60,6 +71,7 @@ class Panel:
                 judge.check(verifier)
             except UserError as error:
                 raise UserError(f"judge.judges.{name}: {error}") from error
+        self._refuse_equal(settings_of(self.judges))  # equal but for what changes no verdict, such as a batch
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """Of all members' judgments, each at its judge's price; None where no judge has one."""
