@@ -19,6 +19,7 @@ from selfcontrast.evaluation.judges.judgment import (
     RemoteJudge,
     Surroundings,
 )
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.unread import Counts, unread
 from selfcontrast.store import settings_of
 
@@ -138,3 +139,10 @@ def disagreement(judgments: Sequence[Judgment]) -> dict[str, float]:
     sides = np.sign(values - 0.5) if values.max() <= 1 else values  # a grade is 1 at least: all ones agree either way
     disagree = np.mean((sides != sides[:, :1]).any(axis=1))
     return {"judges": values.shape[1], "judges_apart": float(apart), "judges_disagree": float(disagree)}
+
+
+def has_verifier(judge: Any) -> bool:
+    """Tell whether a judge is the verifier, or a panel with it, which can grade the data's own prompts only."""
+    if isinstance(judge, Panel):
+        return any(map(has_verifier, judge.judges.values()))
+    return isinstance(judge, VerifierJudge)
