@@ -17,7 +17,7 @@ from measuring import lm_eval
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.lm_eval import TASKS, parts_of, run_tasks
+from selfcontrast.evaluation.lm_eval import TASKS, _configs, _theirs, parts_of, run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
 from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.models.loading import save_policy
@@ -308,7 +308,12 @@ def test_ifeval_names_what_is_not_installed_before_anything_is_computed(
         (["target_choice"], {"target_choice": "file.jsonl"}, {}, r"local\.target_choice: .* names no such task"),
         (["piqa"], {"piqa": "absent.jsonl"}, {}, r"local\.piqa=.*absent\.jsonl: no such file"),
         (["piqa"], {"piqa": "file.txt"}, {}, r"local\.piqa=.*file\.txt: its name must end with \.json,"),
-        (["piqa"], {"piqa": "file.jsonl"}, {"fewshot": 3}, r"fewshot=3: .*file\.jsonl holds the documents"),
+        (
+            ["piqa"],
+            {"piqa": "file.jsonl"},
+            {"fewshot": 3},
+            r"fewshot=3: .*file\.jsonl holds the documents.*null, which are the same here",
+        ),
         (["mmlu"], {"mmlu": "file.jsonl"}, {}, r"local\.mmlu: it is no single task"),
     ],
     ids=str,
@@ -320,6 +325,48 @@ def test_local_data_that_cannot_be_used(
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=message):
         lm_eval(*tasks, local={task: str(tmp_path / name) for task, name in local.items()}, **changes).check()
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot"])
+def test_task_over_a_local_file_shows_no_examples_whatever_its_own_number(task: str, tmp_path: Path) -> None:
+    """Its own number is for the hub's splits: of a file, the examples were the documents asked, with their answers."""
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(json.dumps({"question": f"what is {word}?", "answer": "#### 1"}) for word in WORDS))
+    model = llama()
+    model.config.max_position_embeddings = 2048  # GSM8K has answers of 256 tokens written
+    save_policy(tmp_path / "policy", model, tokenizer(), "# a card\n")
+    own = lm_eval(task, local={task: str(file)}, limit=2)
+    assert _configs(_theirs(), task)[0]["num_fewshot"] > 0
+    own.check()
+    (found,) = run_tasks(own, tmp_path / "policy", EXAMPLES, RENDERER, "cpu", seed=0).values()
+    assert (found["documents"], found["fewshot"]) == (2, 0)
+
+
+def test_own_task_file_without_examples_to_show_refuses_to_show_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval would take them from the test documents, the document asked among them."""
+    rows = [{"query": f"{word}?", "target": word} for word in WORDS]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = yaml.safe_load((TASKS / "target_generation.yaml").read_text())
+    files = {"test": str(tmp_path / "own.jsonl"), "train": str(tmp_path / "own.jsonl")}
+    own = {**config, "task": "own", "dataset_kwargs": {"data_files": files, "cache_dir": str(tmp_path)}}
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+
+    def write(**changes: Any) -> None:
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump({**own, **changes}))
+
+    write()
+    lm_eval("own").check()
+    with pytest.raises(UserError, match=r"tasks=own: 3 examples.*own\.yaml names no split.*training_split.*fewshot=0"):
+        lm_eval("own", fewshot=3).check()
+    write(num_fewshot=2)
+    with pytest.raises(UserError, match=r"tasks=own: 2 examples"):
+        lm_eval("own").check()
+    lm_eval("own", fewshot=0).check()
+    for split in ("training_split", "fewshot_split"):
+        write(num_fewshot=2, **{split: "train"})
+        lm_eval("own").check()
 
 
 def test_answers_longer_than_the_model_are_refused_before_anything_is_computed() -> None:

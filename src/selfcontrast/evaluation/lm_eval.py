@@ -40,7 +40,8 @@ BOOTSTRAPS = 1000  # for the standard errors of metrics that are no means
 
 TASKS = EVALUATION / "lm_eval"
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # of local data, by datasets' names
-SPLITS = ("dataset_name", "training_split", "validation_split", "fewshot_split")  # which a local file has not
+EXAMPLES = ("training_split", "validation_split", "fewshot_split", "fewshot_config")  # what may be shown first
+HUB_ONLY = ("dataset_name", *EXAMPLES)  # what a local file has not
 
 
 def files_hash(paths: dict[str, str]) -> dict[str, str]:
@@ -57,7 +58,7 @@ class LmEval:
         local: by the name of a task of lm-eval's a file of yours with its documents (.json, .jsonl, .csv, .parquet), in
             place of those on the hub.
         limit: documents per task; None for all.
-        fewshot: examples before each document; None for as many as the task says.
+        fewshot: examples before each document; None for as many as the task says, and none before those of `local`.
         apply_chat_template: whether prompts are rendered as chats.
         max_length: tokens of a held-out prompt and a response; what is longer is left out.
         confirm_run_unsafe_code: whether tasks may run code that the model wrote.
@@ -95,6 +96,7 @@ class LmEval:
         for task in self.tasks:
             if _file(task).exists():
                 self._check_safe(task, [_read(task)])
+                self._check_examples(task)
             else:
                 self._check_theirs(task)
 
@@ -129,7 +131,21 @@ class LmEval:
         if self.fewshot:
             raise UserError(
                 f"evaluation.lm_eval.fewshot={self.fewshot}: {path} holds the documents of {task} alone, and no "
-                "examples to show before them; use 0 or null"
+                "examples to show before them; use 0 or null, which are the same here"
+            )
+
+    def _check_examples(self, task: str) -> None:
+        """Refuse to show examples that a file in `evaluation/lm_eval/` has not.
+
+        lm-eval would take them from the test documents, the document asked and its answer among them.
+        """
+        config = _read(task)
+        own = config.get("num_fewshot")
+        count = own if self.fewshot is None or own == 0 else self.fewshot  # as lm-eval: a task's own 0 stays
+        if count and not _rendered(task) and not any(config.get(source) for source in EXAMPLES):
+            raise UserError(
+                f"evaluation.lm_eval.tasks={task}: {count} examples before each document, and {_file(task).name} names "
+                "no split to take them from: name its training_split, or use evaluation.lm_eval.fewshot=0"
             )
 
     def _check_theirs(self, task: str) -> None:
@@ -217,7 +233,7 @@ def _given(task: str, settings: LmEval) -> Any:
 
 
 def _with_local(task: str, path: str) -> dict[str, Any]:
-    """A task of lm-eval's, with its own code, over the documents of a local file."""
+    """A task of lm-eval's, with its own code, over the documents of a local file, with no examples before them."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = _theirs().task_index[task]
@@ -227,7 +243,8 @@ def _with_local(task: str, path: str) -> dict[str, Any]:
         raise UserError(
             f"evaluation.lm_eval.local.{task}: it is no single task with documents of its own; name its parts"
         )
-    kept = {key: value for key, value in config.items() if key not in SPLITS}
+    kept = {key: value for key, value in config.items() if key not in HUB_ONLY}
+    kept["num_fewshot"] = 0  # else lm-eval shows as many test documents, the one asked and its answer among them
     files = {"data_files": {split: path}}
     return {**kept, "test_split": split, "dataset_path": FORMATS[Path(path).suffix], "dataset_kwargs": files}
 
@@ -365,7 +382,9 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
         assert isinstance(settings.backend, HF)  # as `check` requires
         from lm_eval.models.huggingface import HFLM
 
-        yield HFLM(
+        from selfcontrast.models.rows import use_exact_attention
+
+        lm = HFLM(
             pretrained=str(model),
             tokenizer=renderer.tokenizer,
             device=device,
@@ -373,6 +392,8 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
             batch_size=settings.batch,
             add_bos_token=None if special_tokens else False,
         )
+        use_exact_attention(lm.model)
+        yield lm
 
 
 def parts_of(found: dict[str, Any], task: str) -> list[str]:

@@ -120,7 +120,9 @@ class SentenceEncoder:
     def _load(self, device: str) -> Any:
         import torch
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        from selfcontrast.models.rows import use_exact_attention
 
         content = noted(self)
         try:
@@ -142,6 +144,9 @@ class SentenceEncoder:
         refuse_unusable(model, place, f"encoder.path={self.path}", self.commit)
         if content:
             content.check("encoder.path")
+        for layer in model:
+            if isinstance(layer, Transformer):
+                use_exact_attention(layer.auto_model)
         model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
         if self.pooling:
             layers = [layer for layer in model if isinstance(layer, Pooling)]

@@ -250,11 +250,7 @@ def load_model(path: str | Path, precision: str = "float32", **options: Any) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selfcontrast.models.rows import use_exact_attention
-
-    model = load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, precision), **options)
-    use_exact_attention(model)
-    return model
+    return load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, precision), **options)
 
 
 def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:

@@ -20,7 +20,7 @@ SHOWN = 3  # names in an error
 
 
 def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
-    """Load a model from safetensors by a class of transformers.
+    """Load a model from safetensors by a class of transformers, with attention that honours its soft caps.
 
     Args:
         loader: a model class, or one of the `AutoModel` classes.
@@ -30,6 +30,8 @@ def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
         UserError: if the files cannot be read, or lack one of the model's tensors, or hold it in another shape or
             under another name.
     """
+    from selfcontrast.models.rows import use_exact_attention  # which imports torch
+
     try:
         model, report = loader.from_pretrained(
             str(path), use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -44,6 +46,7 @@ def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
         raise UserError(f"{what} cannot be loaded: a file of weights is damaged ({first_line(error)})") from error
     refuse_partial(model, report, what)
     refuse_unusable(model, path, what, options.get("revision"))
+    use_exact_attention(model)
     return model
 
 

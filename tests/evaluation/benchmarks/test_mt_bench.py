@@ -14,6 +14,7 @@ from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench, _mean
 from selfcontrast.evaluation.benchmarks.questions import read_questions
 from selfcontrast.evaluation.judges import Case, Judgment
+from selfcontrast.evaluation.judges.panel import Panel
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from shared import shared_data
 from tiny import example, policy_folder
@@ -158,13 +159,22 @@ def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
         assert row["rating"] == pytest.approx(1 + 9 * min(1, len(row["answer"]) / 10))
 
 
-def test_where_it_does_not_apply_it_says_why() -> None:
-    of = benchmark(VerifierJudge())
+@pytest.mark.parametrize(
+    "judge",
+    [
+        VerifierJudge(),
+        Panel({"verifier": VerifierJudge(), "other": Telling(longer)}),
+        Panel({"panel": Panel({"other": Telling(longer), "verifier": VerifierJudge()}), "another": Telling(by_turn)}),
+    ],
+    ids=["alone", "in a panel", "in a panel of a panel"],
+)
+def test_where_it_does_not_apply_it_says_why(judge: Any) -> None:
+    of = benchmark(judge)
     assert of.left_out([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
     assert of.left_out([], None) == "there is no verifier"
     of.check(None)
     with pytest.raises(UserError, match="grades the data's own prompts only"):
-        benchmark(VerifierJudge(), questions="ours").check(Lengths())
+        benchmark(judge, questions="ours").check(Lengths())
 
 
 def test_our_own_questions() -> None:

@@ -21,6 +21,7 @@ from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.budget import Account, Budget, Price
 from selfcontrast.evaluation.judges.panel import Panel, combined, disagreement
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.report.benchmarks import _judged
 from selfcontrast.store import settings_of
 from tiny import ROOT, example
@@ -136,17 +137,27 @@ def test_one_judge_is_no_panel_and_a_bad_one_is_named() -> None:
         Panel({"a": replying("a", ""), "b": replying("absent", "")}).check(None)
 
 
+def test_a_panel_with_the_same_judge_twice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"judges\.c is the same judge as judges\.a, .* leave it out"):
+        Panel({"a": VerifierJudge(), "b": replying("b", ""), "c": VerifierJudge()})
+    alike = Panel({"a": replying("a", "", PRICE), "b": replying("a", "", None)})  # from one ledger: asked once
+    with pytest.raises(UserError, match=r"judges\.b is the same judge as judges\.a"):
+        alike.check(None)
+    Panel({"a": replying("a", ""), "b": replying("b", "")}).check(None)
+
+
 def test_a_panel_is_composed_and_its_members_replaced() -> None:
     where = "evaluation.benchmarks.pairwise.judge"
     members = [f"{where}.judges.first.model=NAME", f"judge@{where}.judges.second=verifier"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [f"judge@{where}=panel", *members, f"+judge@{where}.judges.third=verifier"])
+        third = [f"+judge@{where}.judges.third=openai", f"{where}.judges.third.model=OTHER"]
+        config = compose("config", [f"judge@{where}=panel", *members, *third])
         lacking = compose("config", [f"judge@{where}=panel", f"+{where}.judges.third={{}}", *members])
     panel = build(config.evaluation.benchmarks.pairwise, "pairwise").judge
     assert [type(judge).__name__ for judge in panel.judges.values()] == [
         "OpenAIJudge",
         "VerifierJudge",
-        "VerifierJudge",
+        "OpenAIJudge",
     ]
     with pytest.raises(UserError, match=r"pairwise\.judge\.judges\.third: no judge; give it a _target_"):
         build(lacking.evaluation.benchmarks.pairwise, "pairwise")

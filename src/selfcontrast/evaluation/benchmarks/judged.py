@@ -13,8 +13,7 @@ from selfcontrast.data.example import Example, Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
-from selfcontrast.evaluation.judges.panel import disagreement
-from selfcontrast.evaluation.judges.verifier import VerifierJudge
+from selfcontrast.evaluation.judges.panel import disagreement, has_verifier
 from selfcontrast.models.unread import Counts, report_unread
 from selfcontrast.store import fields_of
 from selfcontrast.store.content import Content
@@ -62,7 +61,7 @@ class Judged:
         """Reads its file. Raises `UserError`."""
 
     def check(self, verifier: Verifier | None) -> None:
-        verified = isinstance(self.judge, VerifierJudge)
+        verified = has_verifier(self.judge)
         if self.file is not None:
             found = [place for place in map(Path, self.files) if place.is_file()]
             vars(self)["_contents"] = [Content.of(place) for place in found]  # no field: it is no setting
@@ -75,7 +74,7 @@ class Judged:
     def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
         if self.file is not None:
             return None
-        if verifier is None and isinstance(self.judge, VerifierJudge):
+        if verifier is None and has_verifier(self.judge):
             return "there is no verifier"
         return self.nothing_in(examples)
 

@@ -1,6 +1,6 @@
 """Several judges as one: the mean of what they say, and how far they disagree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +19,9 @@ from selfcontrast.evaluation.judges.judgment import (
     RemoteJudge,
     Surroundings,
 )
+from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.unread import Counts, unread
+from selfcontrast.store import settings_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class Panel:
             raise UserError(
                 f"judges={list(self.judges)}: a panel needs two judges or more; name one alone as the judge"
             )
+        self._refuse_equal(self.judges)
+
+    def _refuse_equal(self, described: Mapping[str, Any]) -> None:
+        """Refuse a judge that would be counted, and paid for, twice."""
+        for (first, one), (second, other) in combinations(described.items(), 2):
+            if one == other:
+                raise UserError(
+                    f"judges.{second} is the same judge as judges.{first}, and would count twice: give it another "
+                    f"model or settings, or leave it out"
+                )
 
     @property
     def verdict(self) -> str:
@@ -60,6 +72,7 @@ class Panel:
                 judge.check(verifier)
             except UserError as error:
                 raise UserError(f"judge.judges.{name}: {error}") from error
+        self._refuse_equal(settings_of(self.judges))  # equal but for what changes no verdict, such as a batch
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """Of all members' judgments, each at its judge's price; None where no judge has one."""
@@ -126,3 +139,10 @@ def disagreement(judgments: Sequence[Judgment]) -> dict[str, float]:
     sides = np.sign(values - 0.5) if values.max() <= 1 else values  # a grade is 1 at least: all ones agree either way
     disagree = np.mean((sides != sides[:, :1]).any(axis=1))
     return {"judges": values.shape[1], "judges_apart": float(apart), "judges_disagree": float(disagree)}
+
+
+def has_verifier(judge: Any) -> bool:
+    """Tell whether a judge is the verifier, or a panel with it, which can grade the data's own prompts only."""
+    if isinstance(judge, Panel):
+        return any(map(has_verifier, judge.judges.values()))
+    return isinstance(judge, VerifierJudge)

@@ -1,0 +1,97 @@
+"""Everything that loads a model honours soft caps on attention logits: SDPA, transformers' default, leaves them out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model
+
+from measuring import lm_eval
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.evaluation.lm_eval import _opened
+from selfcontrast.filters.encode import SentenceEncoder
+from selfcontrast.models.reward import RewardModel
+from tiny import tokenizer
+
+PROMPT, ANSWER = "what is the name of the cat?", "the cat sat on the mat"
+
+
+def saved(folder: Path, cls: Any) -> Path:
+    """A Gemma-2 of random weights whose cap bites."""
+    reader = tokenizer()
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(reader), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.5, num_labels=1,
+        attn_logit_softcapping=0.5, pad_token_id=reader.pad_token_id, eos_token_id=reader.eos_token_id,
+    )  # fmt: skip
+    cls(config).save_pretrained(str(folder))
+    reader.save_pretrained(str(folder))
+    return folder
+
+
+def plain(folder: Path, cls: Any, attention: str) -> Any:
+    return cls.from_pretrained(str(folder), attn_implementation=attention).eval()
+
+
+def check(found: Any, eager: Any, sdpa: Any) -> None:
+    assert np.abs(np.asarray(eager) - np.asarray(sdpa)).max() > 1e-2
+    np.testing.assert_allclose(found, eager, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_reward_model_with_soft_caps_equals_eager_attention(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Gemma2ForSequenceClassification)
+    dialogue = [{"role": "user", "content": PROMPT}]
+    messages = [*dialogue, {"role": "assistant", "content": ANSWER}]
+    ids = tokenizer().apply_chat_template(messages, return_tensors="pt", return_dict=False)
+    settings = RewardModel(str(folder), None, "float32", 128, "last_token", trust_remote_code=False, batch_size=2)
+    with settings.open("cpu") as reward:
+        found = reward([(dialogue, ANSWER)])
+    eager, sdpa = (plain(folder, Gemma2ForSequenceClassification, name)(ids).logits[:, 0] for name in ("eager", "sdpa"))
+    check(found, eager, sdpa)
+
+
+@torch.inference_mode()
+def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Gemma2ForCausalLM)
+    prompt, answer = (tokenizer()(text)["input_ids"] for text in (PROMPT, ANSWER))
+
+    def log_likelihood(attention: str) -> float:
+        logits = plain(folder, Gemma2ForCausalLM, attention)(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
+
+    with _opened(lm_eval(), folder, Renderer(tokenizer()), "cpu", special_tokens=False) as lm:
+        ((found, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
+    check(found, log_likelihood("eager"), log_likelihood("sdpa"))
+
+
+@pytest.mark.parametrize("text", [PROMPT, ANSWER])
+def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path) -> None:
+    saved(tmp_path / "plain", Gemma2Model)
+
+    def built(attention: str) -> SentenceTransformer:
+        layer = Transformer(str(tmp_path / "plain"), model_kwargs={"attn_implementation": attention})
+        return SentenceTransformer(modules=[layer, Pooling(32, "mean")], device="cpu")
+
+    built("sdpa").save(str(tmp_path / "encoder"))
+    encoder = SentenceEncoder(
+        str(tmp_path / "encoder"),
+        None,
+        "",
+        None,
+        "float32",
+        64,
+        "cut",
+        trust_remote_code=False,
+        batch_size=4,
+        devices=[],
+    )
+    with encoder.open("cpu") as encode:
+        found = encode([text])
+    eager, sdpa = (built(name).encode([text], normalize_embeddings=True) for name in ("eager", "sdpa"))
+    check(found, eager, sdpa)
