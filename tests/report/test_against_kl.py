@@ -211,12 +211,33 @@ def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, wr
     assert "No difference from K=1 for arms that have no seed in common with it: K=8." in found.notes
 
 
-def test_single_jobs_of_other_seeds_have_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_single_jobs_of_other_seeds_have_no_difference(
+    measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for k in (1, 2):
         write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k, seed=k))
-    found = equal_kl(read_sweep([tmp_path]))
+    sweep = read_sweep([tmp_path])
+    found = equal_kl(sweep)
     assert found is not None
     assert found.rows[1][3] == "–"
+    write_sweep(sweep)
+    print_sweep(sweep)
+    shown = capsys.readouterr().out + (tmp_path / "report.html").read_text()
+    for told in ("Means over seeds", "Small points are seeds"):  # each point has one
+        assert told not in shown
+
+
+def test_results_without_kl_are_named_beside_those_with_it(
+    make: Make, measured: Make, write: Write, tmp_path: Path
+) -> None:
+    """As of code that did not measure it yet."""
+    for k in (1, 2):
+        write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k))
+    write(tmp_path / "old", make(k=4, config=EVALUATION))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["K=1", "K=2"]
+    assert "Not in it, since no KL is known: K=4." in found.notes
 
 
 @pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])

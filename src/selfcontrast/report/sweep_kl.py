@@ -114,12 +114,14 @@ def equal_kl(sweep: Sweep) -> Compared | None:
     else:
         cells, note, notes = [[text.number(_score_at(job, kl)), text.NONE] for job in jobs], OTHER_PROMPTS, []
     cells = [[score, text.NONE if why else change] for (score, change), why in zip(cells, unlike, strict=True)]
+    lacking = [_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)]
+    without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
     finals = [_mean([_points(job)[-1] for job in arm.jobs], "kl") for arm in arms]
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
     return Compared(
         ["arm", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", f"difference from {names[0]}"],
         [[name, final, *own] for name, final, own in zip(names, finals, cells, strict=True)],
-        [note, *notes, *straight],
+        [note, *notes, *without, *straight],
     )
 
 

@@ -43,7 +43,7 @@ def _print_jobs(sweep: Sweep) -> None:
     if note := different_prompts(sweep):
         say(note, "bold")
     say("Holm: p corrected for the number of rows.", "italic")
-    if several:
+    if sweep.repeated:
         say("Means over seeds, with Student's t intervals and tests over seeds.", "italic")
     say("")
     for line in plot(sweep):
