@@ -391,3 +391,28 @@ def test_rounds_that_share_the_prompts() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "rounds=3")
     parts = configure(composed(*small, "prompts_over_rounds=disjoint", "generator.prompts=21"))
     assert parts.prompts_over_rounds == "disjoint"
+
+
+MANY_CHECKPOINTS = ("data.train=64", "generator.prompts=20", "trainer.prompts_per_step=8", "trainer.epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ((), 6),  # ceil(20 / 8) twice
+        (("generator.prompts=null",), 16),
+        (("generator.prompts=999",), 16),
+        (("chosen=target_and_best",), 10),  # two groups per prompt
+        (("chosen=best_of_n",), 6),
+    ],
+)
+def test_checkpoints_beyond_the_steps_are_refused_before_compute(changes: tuple[str, ...], steps: int) -> None:
+    small = (*TINY, *MANY_CHECKPOINTS, *changes, "output=out")
+    configure(composed(*small, f"evaluation.checkpoints={steps}"))
+    with pytest.raises(UserError, match=rf"^evaluation\.checkpoints={steps + 1}, .* at most {steps} steps\. Lower it"):
+        configure(composed(*small, f"evaluation.checkpoints={steps + 1}"))
+
+
+@pytest.mark.parametrize("unknown", ["trainer.tokens=1000", "rounds=0"])
+def test_checkpoints_are_not_refused_where_steps_are_unknown_or_none(unknown: str) -> None:
+    configure(composed(*TINY, *MANY_CHECKPOINTS, unknown, "evaluation.checkpoints=99", "output=out"))

@@ -189,6 +189,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     _check_sampling(generator, parts["model"], splits["train"])
     if cfg.rounds > 1:
         _check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
+    if cfg.rounds:
+        _check_checkpoints(parts, len(splits["train"]))
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
     job = assemble(cfg, parts, splits, left_out)
@@ -285,6 +287,27 @@ def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, ada
         raise UserError(
             f"prompts_over_rounds=disjoint: {cfg.rounds} rounds share {prompts:,} training prompts, so "
             f"generator.prompts={count} must be a number up to {most:,}"
+        )
+
+
+def _check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
+    """Raise `UserError` for more checkpoints than preference training can have steps.
+
+    The bound is that of a training in which every prompt is used. `align` has the exact number.
+
+    Args:
+        prompts: of the training split.
+    """
+    recipe, chosen = parts["trainer"], parts["chosen"]
+    if recipe.tokens is not None:  # how many steps they take, lengths decide
+        return
+    drawn = getattr(parts["generator"], "prompts", None)
+    groups = min(prompts, drawn or prompts) * (2 if chosen.target and chosen.candidate else 1)
+    steps = -(-groups // recipe.prompts_per_step) * recipe.epochs
+    if (checkpoints := parts["evaluation"].checkpoints) > steps:
+        raise UserError(
+            f"evaluation.checkpoints={checkpoints}, but preference training has at most {steps} steps. Lower it to "
+            f"{steps} or less."
         )
 
 

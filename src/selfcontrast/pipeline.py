@@ -67,9 +67,10 @@ def everything(job: Job) -> Measurements:
     scored: list[Scored] = []
     for name, policy in policies(job):
         sft = trained.get(BASELINE, policy)
-        scored += [Scored.of(job, policy, sft, name, number) for number in checkpoints(job, policy, sft)]
+        earlier = [*trained.values()]
+        scored += [Scored.of(job, policy, sft, name, earlier, number) for number in checkpoints(job, policy, sft)]
         # Before anything is sampled from it: a poor fine-tuned model is seen early.
-        scored.append(own := Scored.of(job, policy, sft, name))
+        scored.append(own := Scored.of(job, policy, sft, name, earlier))
         trained[name], systems[name] = policy, own.scores
     benchmarks = {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
     return systems, benchmarks, scored

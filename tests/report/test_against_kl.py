@@ -55,6 +55,11 @@ def measured(make: Make) -> Callable[..., Result]:
     return build
 
 
+def varied(result: Result, value: str) -> Result:
+    """A job of its own variant."""
+    return replace(result, config={**result.config, "sft": {"x": value}})
+
+
 def test_a_runs_page_and_terminal_show_kl_and_entropy(
     measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +145,99 @@ def test_other_prompts_give_points_without_intervals(measured: Make, write: Writ
     assert found is not None
     assert [row[2:] for row in found.rows] == [["0.700", "–"], ["0.700", "–"]]
     assert found.notes == [OTHER_PROMPTS, STRAIGHT]
+
+
+def test_arms_of_other_fine_tuned_models_have_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+    """KL is measured from the fine-tuned model, so that of other ones is another distance."""
+    for name, sft in (("a", 0.6), ("b", 0.5)):
+        write(tmp_path / name, varied(measured([0, 2], [sft, 0.7], sft=sft, k=1), name))
+    write(tmp_path / "c", varied(measured([0, 2], [0.6, 0.8], k=1), "c"))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert [row[3][:6] for row in found.rows] == ["–", "–", "+0.100"]
+    assert found.notes == [
+        OVER_PROMPTS,
+        "No difference from sft.x=a, K=1 for arms that begin with another fine-tuned model, from which their KL is "
+        "measured: sft.x=b, K=1.",
+        STRAIGHT,
+    ]
+
+
+def test_seeds_of_one_setting_are_compared_although_each_has_a_fine_tuned_model(
+    measured: Make, write: Write, tmp_path: Path
+) -> None:
+    for seed, sft in ((1, 0.5), (2, 0.6)):
+        for k in (1, 2):
+            own = measured([0, 2], [sft, sft + 0.1 * k], sft=sft, k=k, seed=seed)
+            write(tmp_path / f"{k}-{seed}", own)
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert found.rows[1][3].startswith("+0.100")
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+def test_other_decodings_have_no_difference(seeds: list[int], measured: Make, write: Write, tmp_path: Path) -> None:
+    for seed in seeds:
+        write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
+        other = measured([0, 2], [0.5, 0.8], k=2, seed=seed)
+        assert other.against_kl is not None
+        write(tmp_path / f"b{seed}", replace(other, against_kl={**other.against_kl, "decoding": "warm"}))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert found.rows[1][3] == "–"
+    assert "No difference from K=1 for arms that were measured at another decoding: K=2." in found.notes
+
+
+def test_other_prompts_have_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
+        write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8], ["w", "x", "y", "z"], k=2, seed=seed))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert found.rows[1][3] == "–"
+    assert "No difference from K=1 for arms that were measured on other prompts: K=2." in found.notes
+
+
+def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, write: Write, tmp_path: Path) -> None:
+    """Seed 2 is better by 0.1, and K=2 by 0.05: K=2's failed job of seed 2 does not hide it, nor K=4's make it 0.15."""
+    for k, seeds in ((1, (1, 2)), (2, (1,)), (4, (2,)), (8, (3,))):
+        for seed in seeds:
+            score = 0.6 + 0.1 * (seed == 2) + 0.05 * (k > 1)
+            write(tmp_path / f"{k}-{seed}", measured([0, 1], [0.5, score], k=k, seed=seed))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert [row[3] for row in found.rows] == ["–", "+0.050 [–] (seed 1)", "+0.050 [–] (seed 2)", "–"]
+    assert [row[2].partition("(")[2] for row in found.rows] == ["seed 1, 2)", "seed 1)", "seed 2)", "seed 3)"]
+    assert "No difference from K=1 for arms that have no seed in common with it: K=8." in found.notes
+
+
+def test_single_jobs_of_other_seeds_have_no_difference(
+    measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k in (1, 2):
+        write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k, seed=k))
+    sweep = read_sweep([tmp_path])
+    found = equal_kl(sweep)
+    assert found is not None
+    assert found.rows[1][3] == "–"
+    write_sweep(sweep)
+    print_sweep(sweep)
+    shown = capsys.readouterr().out + (tmp_path / "report.html").read_text()
+    for told in ("Means over seeds", "Small points are seeds"):  # each point has one
+        assert told not in shown
+
+
+def test_results_without_kl_are_named_beside_those_with_it(
+    make: Make, measured: Make, write: Write, tmp_path: Path
+) -> None:
+    """As of code that did not measure it yet."""
+    for k in (1, 2):
+        write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k))
+    write(tmp_path / "old", make(k=4, config=EVALUATION))
+    found = equal_kl(read_sweep([tmp_path]))
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["K=1", "K=2"]
+    assert "Not in it, since no KL is known: K=4." in found.notes
 
 
 @pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])

@@ -392,6 +392,20 @@ def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
     assert {line.find("│") - 8 for line in lines if "│" in line} <= {29, 30}
 
 
+def test_plot_names_variants(make: Make, write: Write, tmp_path: Path) -> None:
+    """As of methods with one K each, whose lines are otherwise all alike."""
+    for method in ("random", "rft"):
+        for k in (1, 4):
+            write(tmp_path / f"{method}{k}", make(k=k, config={"method": method}))
+    lines = plot(read_sweep([tmp_path]))
+    assert [line.split()[0] for line in lines[:6]] == ["random", "K=1", "K=4", "rft", "K=1", "K=4"]
+
+
+def test_sharper_control_of_one_seed_is_no_mean(make: Make, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "0", make(control=0.65))
+    assert "SFT's T=0.7 decoding alone gives 0.650." in sentence(read_sweep([tmp_path]))
+
+
 def test_unknown_intervals_do_not_stop_it(unbounded: Result, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", unbounded)
     sweep = read_sweep([tmp_path])

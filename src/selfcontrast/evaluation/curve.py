@@ -25,7 +25,7 @@ class CurvePoint(TypedDict):
     """A model on the way from the fine-tuned one to the policy.
 
     Attributes:
-        system: its name; `step`: of its training, 0 for the fine-tuned model.
+        system: its name; `step`: of preference training, counted over all rounds; 0 for the fine-tuned model.
         checkpoint: whether it is an intermediate one.
         score: at the curve's decoding; of the curve's measure.
         kl: KL(system || SFT) in nats per response, by k1; `kl_k3`: by k3, lower where the system has given up answers.

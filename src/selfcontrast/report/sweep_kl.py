@@ -26,8 +26,13 @@ STRAIGHT = (
 OTHER_PROMPTS = "The jobs were measured on different prompts: point estimates, without intervals."
 OVER_PROMPTS = "Intervals: bootstrap over prompts, each sample with its own lines and its own smallest final KL."
 OVER_SEEDS = (
-    "Means over seeds; intervals are Student's t over seeds. A difference has one where both arms have the same seeds."
+    "Means over seeds; intervals are Student's t over seeds. A difference is over the seeds that both arms have."
 )
+# Why two arms have no difference.
+NO_SEED = "have no seed in common with it"
+OTHER_MODEL = "begin with another fine-tuned model, from which their KL is measured"
+OTHER_DECODING = "were measured at another decoding"
+OTHER_IDS = "were measured on other prompts"
 
 
 Row = list[str]
@@ -99,22 +104,52 @@ def equal_kl(sweep: Sweep) -> Compared | None:
     kl = min((_points(job)[-1]["kl"]["estimate"] for job in jobs), default=0.0)
     if len(arms) < 2 or kl <= 0:
         return None
-    several = any(len(arm.jobs) > 1 for arm in arms)
-    same = len({tuple(_ids(job)) for job in jobs}) == 1
-    if several:
-        cells, note = _over_seeds(arms, kl), OVER_SEEDS
-    elif same:
+    names = [_name(sweep, arm) for arm in arms]
+    unlike = [_unlike(sweep, arms[0], arm) for arm in arms]
+    notes = _no_difference(names, unlike)
+    if any(len(arm.jobs) > 1 for arm in arms):
+        cells, note = _over_seeds(sweep, arms, kl), OVER_SEEDS
+    elif len({tuple(_ids(job)) for job in jobs}) == 1:
         cells, note = _over_prompts(jobs), OVER_PROMPTS
     else:
-        cells, note = [[text.number(_score_at(job, kl)), text.NONE] for job in jobs], OTHER_PROMPTS
-    names = [_name(sweep, arm) for arm in arms]
+        cells, note, notes = [[text.number(_score_at(job, kl)), text.NONE] for job in jobs], OTHER_PROMPTS, []
+    cells = [[score, text.NONE if why else change] for (score, change), why in zip(cells, unlike, strict=True)]
+    lacking = [_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)]
+    without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
     finals = [_mean([_points(job)[-1] for job in arm.jobs], "kl") for arm in arms]
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
     return Compared(
         ["arm", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", f"difference from {names[0]}"],
         [[name, final, *own] for name, final, own in zip(names, finals, cells, strict=True)],
-        [note, *straight],
+        [note, *notes, *without, *straight],
     )
+
+
+def _unlike(sweep: Sweep, first: Point, other: Point) -> str:
+    """Say why the difference of two arms at equal KL would mean nothing; "" where it means something."""
+    pairs = _pairs(first, other)
+    if not pairs:
+        return NO_SEED
+    if not any({first.variant, other.variant} <= {*members} for members in sweep.baselines):
+        return OTHER_MODEL
+    if any(_decoding(one) != _decoding(two) for one, two in pairs.values()):
+        return OTHER_DECODING
+    return OTHER_IDS if any(_ids(one) != _ids(two) for one, two in pairs.values()) else ""
+
+
+def _no_difference(names: Sequence[str], unlike: Sequence[str]) -> list[str]:
+    """A sentence per reason, with the arms that it holds for."""
+    found = [
+        (why, ", ".join(name for name, own in zip(names, unlike, strict=True) if own == why))
+        for why in dict.fromkeys(filter(None, unlike))
+    ]
+    return [f"No difference from {names[0]} for arms that {why}: {arms}." for why, arms in found]
+
+
+def _pairs(first: Point, other: Point) -> dict[int, tuple[SweepJob, SweepJob]]:
+    """The jobs of both arms by the seeds that both have."""
+    one, two = ({job.result.seed: job for job in arm.jobs} for arm in (first, other))
+    return {seed: (one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())}
 
 
 def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
@@ -131,19 +166,20 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
     return [[cells[0][0], text.NONE], *cells[1:]]
 
 
-def _over_seeds(arms: Sequence[Point], kl: float) -> list[Row]:
-    """The same as means over each arm's seeds."""
+def _over_seeds(sweep: Sweep, arms: Sequence[Point], kl: float) -> list[Row]:
+    """The same as means over each arm's seeds, and differences over those that both arms have."""
     level = arms[0].jobs[0].row["mean"]["level"]
-    by_seed = [{job.result.seed: _score_at(job, kl) for job in arm.jobs} for arm in arms]
+
+    def cell(values: Sequence[float], seeds: Sequence[int], signed: bool = False) -> str:
+        on = f" (seed {', '.join(map(str, seeds))})" if list(seeds) != sweep.seeds else ""
+        return text.interval(asdict(over_seeds(values, level=level)), signed=signed) + on
+
     rows = []
-    for own in by_seed:
-        score = text.interval(asdict(over_seeds([*own.values()], level=level)))
-        if own.keys() == by_seed[0].keys():
-            changes = [own[seed] - by_seed[0][seed] for seed in own]
-            rows.append([score, text.interval(asdict(over_seeds(changes, level=level)), signed=True)])
-        else:
-            means = [sum(scores.values()) / len(scores) for scores in (own, by_seed[0])]
-            rows.append([score, text.number(means[0] - means[1], signed=True)])
+    for arm in arms:
+        score = cell([_score_at(job, kl) for job in arm.jobs], arm.seeds)
+        pairs = _pairs(arms[0], arm)
+        changes = [_score_at(own, kl) - _score_at(first, kl) for first, own in pairs.values()]
+        rows.append([score, cell(changes, [*pairs], signed=True) if pairs else text.NONE])
     return [[rows[0][0], text.NONE], *rows[1:]]
 
 
@@ -167,6 +203,11 @@ def _points(job: SweepJob) -> "list[CurvePoint]":
 def _ids(job: SweepJob) -> list[str]:
     curve = job.result.against_kl
     return curve["ids"] if curve else []
+
+
+def _decoding(job: SweepJob) -> str:
+    curve = job.result.against_kl
+    return curve["decoding"] if curve else ""
 
 
 def _name(sweep: Sweep, arm: Point) -> str:

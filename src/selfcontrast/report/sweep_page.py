@@ -95,7 +95,8 @@ def sentence(sweep: Sweep) -> str:
     score, difference, *_ = numbers(highest)
     parts.append(f"Highest: {_name(sweep, highest)} with {score}, {difference} from SFT.")
     if control := control_of(highest.jobs):
-        parts.append(f"SFT's {control[0]} decoding alone gives {text.number(control[1])} on average over its seeds.")
+        over = " on average over its seeds" if len(highest.seeds) > 1 else ""
+        parts.append(f"SFT's {control[0]} decoding alone gives {text.number(control[1])}{over}.")
     return " ".join([*parts, unequal_seeds(sweep)]).strip()
 
 

@@ -18,7 +18,7 @@ def different_prompts(sweep: Sweep) -> str:
     for variant in sweep.variants:
         if found := _known([job for job in sweep.jobs if job.variant == variant]):
             ends = dict.fromkeys((text.count(min(found)), text.count(max(found))))
-            parts.append(f"{variant or 'all'} {' to '.join(ends)}")
+            parts.append(f"{variant} {' to '.join(ends)}".strip())
     return f"The jobs trained on different numbers of prompts: {', '.join(parts)}. This may explain differences."
 
 

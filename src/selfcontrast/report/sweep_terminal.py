@@ -43,7 +43,7 @@ def _print_jobs(sweep: Sweep) -> None:
     if note := different_prompts(sweep):
         say(note, "bold")
     say("Holm: p corrected for the number of rows.", "italic")
-    if several:
+    if sweep.repeated:
         say("Means over seeds, with Student's t intervals and tests over seeds.", "italic")
     say("")
     for line in plot(sweep):
@@ -60,7 +60,10 @@ def _print_jobs(sweep: Sweep) -> None:
 
 
 def plot(sweep: Sweep) -> list[str]:
-    """The figure in characters: per K its interval and estimate, and the SFT of its variant as a vertical line."""
+    """The figure in characters: per K its interval and estimate, and the SFT of its variant as a vertical line.
+
+    A variant's name is the line before its first K, where there are several.
+    """
     spans = [_span(point) for point in sweep.points]
     levels = {
         variant: mean([job for job in sweep.jobs if job.variant in members], base=True)
@@ -73,8 +76,11 @@ def plot(sweep: Sweep) -> list[str]:
     def column(value: float) -> int:
         return round((value - low) / ((high - low) or 1) * (PLOT - 1))
 
-    lines = []
+    lines, named = list[str](), sweep.variants[0] if len(sweep.variants) == 1 else None
     for point, (left, right) in zip(sweep.points, spans, strict=True):
+        if point.variant != named:
+            named = point.variant
+            lines.append(f"  {named or text.NONE}")
         cells, sft = [" "] * PLOT, levels[point.variant]
         cells[column(left) : column(right) + 1] = "─" * (column(right) - column(left) + 1)
         cells[column(sft)] = "│" if cells[column(sft)] == " " else "┼"

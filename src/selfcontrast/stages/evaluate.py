@@ -1,7 +1,7 @@
 """The stages that measure a policy: evaluate, answers and benchmark."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,6 +88,7 @@ class Scored:
     Attributes:
         policy: the fine-tuned model, or what a training has left.
         checkpoint: the number of the training's checkpoint; None for the finished policy.
+        earlier: the models before it: the fine-tuned one and the policies of earlier rounds.
     """
 
     system: str
@@ -95,20 +96,34 @@ class Scored:
     checkpoint: int | None
     scores: Artifact
     divergence: Artifact | None
+    earlier: Sequence[Artifact]
 
     @classmethod
-    def of(cls, job: Job, policy: Artifact, sft: Artifact, name: str, checkpoint: int | None = None) -> "Scored":
+    def of(
+        cls,
+        job: Job,
+        policy: Artifact,
+        sft: Artifact,
+        name: str,
+        earlier: Sequence[Artifact],
+        checkpoint: int | None = None,
+    ) -> "Scored":
         """Score a policy, or a checkpoint of its training, and measure its distance."""
         system = name if checkpoint is None else f"{name} {checkpoint}/{job.parts.evaluation.checkpoints}"
         scored = scores_of(job, policy, system, checkpoint)
-        return cls(system, policy, checkpoint, scored, divergence_of(job, scored, policy, sft, system, checkpoint))
+        apart = divergence_of(job, scored, policy, sft, system, checkpoint)
+        return cls(system, policy, checkpoint, scored, apart, earlier)
+
+    @property
+    def step(self) -> int:
+        """Steps of preference training so far, those of earlier rounds included; 0 for the fine-tuned model."""
+        done = self.earlier if self.checkpoint else [*self.earlier, self.policy]
+        steps = sum(int(policy.summary["steps"]) for policy in done if policy.stage == "align")
+        return steps + (int(self.policy.summary["checkpoints"][self.checkpoint - 1]) if self.checkpoint else 0)
 
     def measured(self) -> Measured:
-        facts = self.policy.summary
-        steps = facts["steps"] if self.policy.stage == "align" else 0
-        step = steps if self.checkpoint is None else facts["checkpoints"][self.checkpoint - 1]
         folder = self.divergence.path if self.divergence else None
-        return Measured(self.system, step, self.checkpoint is not None, self.scores.path, folder)
+        return Measured(self.system, self.step, self.checkpoint is not None, self.scores.path, folder)
 
 
 def measured_by(
