@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scores import EXAMPLES, Lengths, settings
+from test_evaluate_stage import EXAMPLES, Lengths, settings
 from torch import Tensor
 
 from selfcontrast.data.rendering import Renderer

@@ -21,7 +21,7 @@ from selfcontrast.generators.hf import HF
 from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, instructed
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.store import settings_of
-from selfcontrast.training.align import preference_groups
+from selfcontrast.training.groups import preference_groups
 from tiny import CORPUS, TEMPLATE, example, llama, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -75,7 +75,7 @@ def test_a_system_message_is_sampled_under_and_not_trained_under(policy: Path, t
         assert by_id[one.id].messages == messages
     assert [c.token_ids for c in found] != [c.token_ids for c in sampled(tmp_path / "b", PLAIN, policy)]
     drawn: Any = {one.id: [] for one in EXAMPLES}
-    groups, _ = preference_groups(RENDERER, EXAMPLES, drawn, 0, 64)
+    groups, _ = preference_groups(RENDERER, EXAMPLES, dict.fromkeys(drawn, ()), 64)
     assert [list(group.prompt) for group in groups] == [RENDERER.prompt(one.prompt) for one in EXAMPLES]
 
 

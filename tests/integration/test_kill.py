@@ -44,7 +44,17 @@ def test_a_job_killed_while_sampling_and_while_training_ends_as_if_it_had_not_be
     result = read_result(tmp_path / "out")
     assert not list((tmp_path / "store").rglob("*.partial"))
     recalled = {n for n, s in stages(result).items() if s["cached"]}
-    assert recalled == {"data", "contamination", "sft", "evaluate SFT", "generate", "embed", "filter", "reference"}
+    assert recalled == {
+        "data",
+        "contamination",
+        "sft",
+        "evaluate SFT",
+        "divergence SFT",
+        "generate",
+        "embed",
+        "filter",
+        "reference",
+    }
     assert {n for n, s in stages(result).items() if s["resumed"]} == {"generate", "align"}
     for part in ("comparison", "value", "similarities", "samples", "negatives_shown"):
         assert result[part] == finished.result[part], part

@@ -41,18 +41,21 @@ def parts(*overrides: str) -> Any:
 
 
 def test_the_work_of_the_default_job() -> None:
-    """K = 8 of a pool of 16, N = 32, seven epochs of fine-tuning, 6 + 6 + 1 answers; MiniLM has 384 dimensions."""
+    """K = 8 of a pool of 16, N = 64, eight epochs of fine-tuning, four of preference training, 6 + 6 + 1 answers.
+
+    MiniLM has 384 dimensions.
+    """
     found = {
         stage: work(step(stage), parts(), SIZES)
         for stage in ("sft", "generate", "embed", "filter", "reference", "align", "evaluate", "contamination")
     }
     assert found == {
-        "sft": Work("train", 7 * 100 * 15, 4000),
-        "generate": Work("generate", 100 * 32 * 5, 100 * 32 * 5 * 8),
-        "embed": Work("embed", 100 * 33, 100 * 33 * 384 * 2),
+        "sft": Work("train", 8 * 100 * 15, 4000),
+        "generate": Work("generate", 100 * 64 * 5, 100 * 64 * 5 * 8),
+        "embed": Work("embed", 100 * 65, 100 * 65 * 384 * 2),
         "filter": Work(None, 0, 0),
         "reference": Work("score", 100 * (10 + 17 * 5), 100 * (10 + 17 * 5) * 4),
-        "align": Work("train", 100 * (10 + 9 * 5), 4000),
+        "align": Work("train", 4 * 100 * (10 + 9 * 5), 4000),
         "evaluate": Work("generate", 20 * 13 * 5, 0),
         "contamination": Work(None, 0, 0),
     }
@@ -70,13 +73,13 @@ def test_the_work_of_kl_and_of_checkpoints() -> None:
 
 def test_the_work_of_baselines_and_budgets() -> None:
     align, generate = step("align"), step("generate")
-    assert work(align, parts("arm=sft_continued"), SIZES).amount == 100 * (10 + 5)
+    assert work(align, parts("arm=sft_continued"), SIZES).amount == 4 * 100 * (10 + 5)
     assert work(generate, parts("arm=dpo_std"), SIZES) == Work(None, 0, 100 * 1 * 5 * 8)  # nothing is sampled
     assert work(step("reference"), parts("arm=dpo_std"), SIZES).amount == 100 * (10 + 2 * 5)
     assert work(step("embed"), parts("arm=spin"), SIZES).amount == 200
     assert work(align, parts("trainer.tokens=777"), SIZES).amount == 777
     assert work(align, parts("trainer.epochs=3", "negatives=1"), SIZES).amount == 3 * 100 * (10 + 2 * 5)
-    assert work(generate, parts("generator.prompts=40"), SIZES).amount == 40 * 32 * 5
+    assert work(generate, parts("generator.prompts=40"), SIZES).amount == 40 * 64 * 5
     assert work(step("sft"), parts("sft=none"), SIZES).amount == 0
     rewarded = parts(
         "+benchmark@evaluation.benchmarks.reward=reward", "evaluation.benchmarks.reward.reward_model.path=x"
@@ -132,7 +135,7 @@ def test_parameters_of_a_config_that_is_here_and_of_the_papers_models() -> None:
     mistral = 2 * 32000 * 4096 + 32 * layer + 4096
     assert parameters(parts("+experiment=paper", "data=hh_rlhf")) == mistral
     assert parameters(parts("model=hf", "model.path=somebody/something")) is None
-    built_in = 2048 * 128 + 3 * (4 * 128 * 128 + 3 * 128 * 384 + 2 * 128) + 128
+    built_in = 2048 * 64 + 3 * (4 * 64 * 64 + 3 * 64 * 192 + 2 * 64) + 64
     assert parameters(parts()) == built_in
 
 

@@ -61,7 +61,7 @@ def test_a_dry_run_shows_stages_costs_and_commands(
     told = ["hh_rlhf/dpo_std", "+debug=tiny", "--dry-run", "--speed", "train=1000", "--speed", "score=1000"]
     assert reproduce.main([*told, "--speed", "generate=10", "--speed", "embed=5"]) == 0
     shown = capsys.readouterr().out
-    for part in ("hh_rlhf/dpo_std: 1 job", "evaluate DPO_std", "12 of 12 to do", "reward SFT", "GPU-hours"):
+    for part in ("hh_rlhf/dpo_std: 1 job", "evaluate DPO_std", "14 of 14 to do", "reward SFT", "GPU-hours"):
         assert part in shown
     assert "?" not in shown
     assert "one node    python train.py +experiment=paper data=hh_rlhf arm=dpo_std +debug=tiny\n" in shown
