@@ -17,7 +17,7 @@ from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.evaluation.curve import curve
 from selfcontrast.filters.shown import shown_candidates
-from selfcontrast.generators import generate as generation
+from selfcontrast.generators import generate
 from selfcontrast.job import Job
 from selfcontrast.report.page import write_report
 from selfcontrast.results import RESULT, Result, track_judgments
@@ -96,6 +96,4 @@ def some_candidates(job: Job) -> pd.DataFrame:
     """Of the last round."""
     candidates = job.artifacts.get("gather", job.artifacts["generate"])
     found = {name: job.artifacts[name].path for name in ("embed", "filter")}
-    return shown_candidates(
-        candidates.path / generation.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS
-    )
+    return shown_candidates(candidates.path / generate.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS)

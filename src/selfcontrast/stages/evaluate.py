@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation import divergence
-from selfcontrast.evaluation import evaluate as scores
-from selfcontrast.evaluation.benchmarks import answers as asking
-from selfcontrast.evaluation.benchmarks import benchmark
+from selfcontrast.evaluation import divergence, evaluate
+from selfcontrast.evaluation.benchmarks import answers, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.curve import Measured
@@ -40,12 +38,12 @@ def scores_of(job: Job, policy: Artifact, name: str, checkpoint: int | None = No
     }
 
     def compute(folder: Path) -> Mapping[str, Any]:
-        measured = scores.Policy(name, model_of(policy, checkpoint), p.model.precision, p.hardware.device)
+        measured = evaluate.Policy(name, model_of(policy, checkpoint), p.model.precision, p.hardware.device)
         responder = Responder(evaluation.backend, p.engine, p.hardware.device)
         examples = evaluation.choose(p.splits)
-        return scores.evaluate(folder, evaluation, measured, examples, verifier, p.encoder, responder)
+        return evaluate.evaluate(folder, evaluation, measured, examples, verifier, p.encoder, responder)
 
-    stage = Stage("evaluate", scores.VERSION, settings, {"policy": policy}, compute, scores.__name__)
+    stage = Stage("evaluate", evaluate.VERSION, settings, {"policy": policy}, compute, evaluate.__name__)
     return job.get(stage, f"evaluate {name}")
 
 
@@ -147,7 +145,7 @@ def measured_by(
     asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
     if asked:
         systems = {label: answers_to(job, asked, name, trained[label], label) for label in systems}
-        decoding = asking.OWN
+        decoding = answers.OWN
     found = {}
     for label, answered in systems.items():
         base = None if label == BASELINE else systems.get(BASELINE)
@@ -176,7 +174,7 @@ def _measured(
     return summary
 
 
-def answers_to(job: Job, asked: asking.Asking, name: str, policy: Artifact, label: str) -> Artifact:
+def answers_to(job: Job, asked: answers.Asking, name: str, policy: Artifact, label: str) -> Artifact:
     """A policy's answers to a benchmark's own questions: the same for every judge."""
     p = job.parts
     settings = {"asked": asked, "backend": p.evaluation.backend}
@@ -185,5 +183,5 @@ def answers_to(job: Job, asked: asking.Asking, name: str, policy: Artifact, labe
         responder = Responder(p.evaluation.backend, p.engine, p.hardware.device)
         return asked.answer(folder, policy.path / "model", responder, f"{name} answers {label}")
 
-    stage = Stage("answers", asking.VERSION, settings, {"policy": policy}, compute, asking.__name__)
+    stage = Stage("answers", answers.VERSION, settings, {"policy": policy}, compute, answers.__name__)
     return job.get(stage, f"{name} answers {label}")

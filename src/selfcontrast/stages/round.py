@@ -12,9 +12,8 @@ from selfcontrast.data.candidates import Negative, read_chosen, read_negatives, 
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.filters import diagnostics, embed, score
-from selfcontrast.filters import filter as negatives
-from selfcontrast.generators import gathered
-from selfcontrast.generators import generate as generation
+from selfcontrast.filters import filter as filter_stage
+from selfcontrast.generators import gathered, generate
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
@@ -66,7 +65,7 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             offset = (self.number - 1) * self.parts.generator.samples
-            return gathered.gather(folder, before.path / generation.FILE, own.path / generation.FILE, offset)
+            return gathered.gather(folder, before.path / generate.FILE, own.path / generate.FILE, offset)
 
         inputs = {"before": before, "own": own}
         return self._get(Stage("gather", gathered.VERSION, {}, inputs, compute, gathered.__name__))
@@ -82,22 +81,20 @@ class Round:
             model, examples = self.start.path / "model", p.splits["train"]
             if part:
                 count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))  # checked with the config
-                examples = generation.choose(examples, count, seed, part)
+                examples = generate.choose(examples, count, seed, part)
             summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
             check_unchanged("generator", settings, settings_of(p.generator))
             return summary
 
         key = {"generator": p.generator, **({"part": part} if part else {})}
-        return self._get(
-            Stage("generate", generation.VERSION, key, {"model": self.start}, compute, generation.__name__)
-        )
+        return self._get(Stage("generate", generate.VERSION, key, {"model": self.start}, compute, generate.__name__))
 
     @cached_property
     def embeddings(self) -> Artifact:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            texts = texts_by_prompt(self.candidates.path / generation.FILE)
+            texts = texts_by_prompt(self.candidates.path / generate.FILE)
             prompts = ((self.example(name).target, found) for name, found in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
@@ -111,7 +108,7 @@ class Round:
         assert model is not None, "asked for where there is one alone"
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            texts = texts_by_prompt(self.candidates.path / generation.FILE)
+            texts = texts_by_prompt(self.candidates.path / generate.FILE)
             prompts = ((self.example(name), found) for name, found in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
@@ -129,13 +126,13 @@ class Round:
             judge = score.Rewarded(self.rewards.path)
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            candidates = self.candidates.path / generation.FILE
+            candidates = self.candidates.path / generate.FILE
             examples = {name: self.example(name) for name, _ in texts_by_prompt(candidates)}
             embedded = self.embeddings.path
-            return negatives.select_negatives(folder, p.filter, examples, candidates, embedded, judge, p.chosen)
+            return filter_stage.select_negatives(folder, p.filter, examples, candidates, embedded, judge, p.chosen)
 
         settings = {"filter": p.filter, "verifier": p.verifier, **({"chosen": p.chosen} if p.chosen.candidate else {})}
-        artifact = self._get(Stage("filter", negatives.VERSION, settings, inputs, compute, negatives.__name__))
+        artifact = self._get(Stage("filter", filter_stage.VERSION, settings, inputs, compute, filter_stage.__name__))
         if artifact.summary:
             for line in diagnostics.lines(artifact.summary):
                 log.info("%-24s %s", "", line)
@@ -152,7 +149,7 @@ class Round:
         targets_only = p.reference == "sampler"
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            ranked = read_negatives(self.negatives.path / negatives.FILE)
+            ranked = read_negatives(self.negatives.path / filter_stage.FILE)
             groups, _ = self._groups(dict.fromkeys(ranked, ()) if targets_only else ranked)
             scoring = reference.Scoring(model.path / "model", p.model.precision, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
@@ -171,7 +168,7 @@ class Round:
         p = self.parts
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            ranked = read_negatives(self.negatives.path / negatives.FILE)
+            ranked = read_negatives(self.negatives.path / filter_stage.FILE)
             used = {name: nearest_first(found, self._used) for name, found in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
@@ -203,7 +200,7 @@ class Round:
     def _stored(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> Stored:
         p, folder = self.parts, self.negatives.path
         own = by_group(groups, used)
-        scores = chosen_scores(negatives.target_scores(folder), read_chosen(folder))
+        scores = chosen_scores(filter_stage.target_scores(folder), read_chosen(folder))
         signals = in_order_signals(p.objective, groups, own, scores)
         if p.reference == "none":
             zeros = {group.id: torch.zeros(len(group.responses)) for group in groups}
