@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
+from selfcontrast import checks
 from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, implementing, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
@@ -34,9 +35,8 @@ from selfcontrast.evaluation.published import Figure, read_figures
 from selfcontrast.filters.chosen import check_chosen
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Chosen, Filter
-from selfcontrast.generators.generate import Generation, Generator
-from selfcontrast.generators.source import check_same_tokenizer
-from selfcontrast.models.adapters import Adapter, NoAdapter
+from selfcontrast.generators.generate import Generator
+from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.models.reward import RewardModel
 from selfcontrast.objectives import Objective
@@ -68,7 +68,6 @@ SCALARS: dict[str, Any] = {
     "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
-MOST_LR = {"all weights": 1e-4, "adapters": 2e-3}  # of pretrained models; more is hardly meant
 STAGES = (
     "data", "contamination", "sft", "generate", "gather", "embed", "score", "filter", "reference", "align", "evaluate",
     "answers", "divergence", "benchmark",
@@ -165,7 +164,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
             "generator=vllm, with generator.model=null"
         )
     if cfg.rounds:
-        _check_signals(parts, str(cfg.reference), verified)
+        checks.check_signals(parts, str(cfg.reference), verified)
     splits = parts["data"].load() if splits is None else splits
     check_examples(parts["verifier"], parts["data"], splits)
     parts["generator"].check(splits["train"])
@@ -180,17 +179,17 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["adapter"].check(parts["model"])
     if parts["adapter"].quantised:
         parts["hardware"].check_quantised()
-    _check_lengths(parts, cfg.rounds)
+    checks.check_lengths(parts, cfg.rounds)
     if not isinstance(parts["model"], FromScratch):
-        _warn_of_learning_rates(parts, cfg.rounds)
+        checks.warn_of_learning_rates(parts, cfg.rounds)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
-    _check_sampling(generator, parts["model"], splits["train"])
+    checks.check_sampling(generator, parts["model"], splits["train"])
     if cfg.rounds > 1:
-        _check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
+        checks.check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
     if cfg.rounds:
-        _check_checkpoints(parts, len(splits["train"]))
+        checks.check_checkpoints(parts, len(splits["train"]))
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
     job = assemble(cfg, parts, splits, left_out)
@@ -202,141 +201,6 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
                 "FastChat's files, or published=null"
             )
     return job
-
-
-def _check_sampling(generator: Generator, model: Model, examples: Sequence[Example]) -> None:
-    """Raise `UserError` where the generator's own model or system message does not go with the model's tokenizer."""
-    if not isinstance(generator, Generation) or not (generator.model or generator.system):
-        return
-    renderer = Renderer(model.tokenizer())
-    generator.check_rendering(renderer, examples)
-    if generator.model and not isinstance(model, FromScratch):  # whose tokenizer the sft stage trains
-        check_same_tokenizer(renderer, generator.model)
-
-
-def _samples_the_policy(generator: Generator) -> bool:
-    """Whether candidates are sampled from the model that a round starts from, under the prompts of training."""
-    changed = getattr(generator, "system", None) or getattr(getattr(generator, "backend", None), "adapter", None)
-    return generator.follows_model and not changed
-
-
-def _check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None:
-    """Refuse an objective or a reference that needs what nothing in this job will tell."""
-    objective, generator, hardware = parts["objective"], parts["generator"], parts["hardware"]
-    name = f"objective={type(objective).__name__}"
-    if objective.needs_scores and not verified and parts["filter"].reward_model is None:
-        raise UserError(
-            f"{name} needs scores, and this data has no verifier: give filter.reward_model (filter=oracle_reward "
-            "filter.reward_model.path=MODEL), or use another objective"
-        )
-    for wanted, who in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
-        if wanted and not generator.has_log_probs:
-            raise UserError(
-                f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none: use "
-                "generator=hf or vllm, or choose another"
-            )
-    if reference == "sampler" and not _samples_the_policy(generator):
-        raise UserError(
-            "reference=sampler: candidates come from another model or prompt than targets are scored by "
-            "(generator.model, generator.system, or the backend's adapter or server): use reference=stored"
-        )
-    if (objective.needs_sampler or reference == "sampler") and parts["trainer"].cutoff < generator.max_length:
-        raise UserError(
-            f"trainer.cutoff={parts['trainer'].cutoff} may cut negatives, and the sampler's log-probabilities are of "
-            f"whole ones: raise it to generator.max_length={generator.max_length}"
-        )
-    if reference != "stored" and hardware.rescore_reference:
-        raise UserError(f"reference={reference} with hardware.rescore_reference=true: use reference=stored")
-    if reference == "sampler" and parts["adapter"].at("align").quantised:
-        raise UserError("reference=sampler with adapter=qlora, whose base is another model: use reference=stored")
-    drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
-    if objective.needs_sampler and drawn != (1.0, 1.0):
-        log.warning(
-            "%s: p_gen is the sampler's probability at temperature 1 and top_p 1, not that of how candidates are "
-            "drawn: generator.temperature=%g, generator.top_p=%g",
-            name,
-            *drawn,
-        )
-
-
-def _check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:
-    """Raise `UserError` for rounds that do not go together, or have too few prompts.
-
-    Args:
-        prompts: of the training split.
-    """
-    if cfg.reference_over_rounds == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
-        raise UserError(
-            "hardware.rescore_reference=true and adapter=qlora score the model that a round starts from, which "
-            "reference_over_rounds=initial does not compare with: set one of them to its default"
-        )
-    if cfg.reference == "sampler" and (cfg.reference_over_rounds, cfg.negatives_over_rounds) != ("previous", "last"):
-        raise UserError(
-            "reference=sampler: negatives are scored by the policy that sampled them, but "
-            "reference_over_rounds=initial and negatives_over_rounds=all mean another one: use reference=stored"
-        )
-    if cfg.prompts_over_rounds == "same":
-        return
-    if cfg.negatives_over_rounds == "all":
-        raise UserError(
-            "negatives_over_rounds=all needs the prompts of the rounds before: use prompts_over_rounds=same, or "
-            "negatives_over_rounds=last"
-        )
-    count, most = getattr(generator, "prompts", None), prompts // cfg.rounds
-    if count is None or count > most:
-        raise UserError(
-            f"prompts_over_rounds=disjoint: {cfg.rounds} rounds share {prompts:,} training prompts, so "
-            f"generator.prompts={count} must be a number up to {most:,}"
-        )
-
-
-def _check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
-    """Raise `UserError` for more checkpoints than preference training can have steps.
-
-    The bound is that of a training in which every prompt is used. `align` has the exact number.
-
-    Args:
-        prompts: of the training split.
-    """
-    recipe, chosen = parts["trainer"], parts["chosen"]
-    if recipe.tokens is not None:  # how many steps they take, lengths decide
-        return
-    drawn = getattr(parts["generator"], "prompts", None)
-    groups = min(prompts, drawn or prompts) * (2 if chosen.target and chosen.candidate else 1)
-    steps = -(-groups // recipe.prompts_per_step) * recipe.epochs
-    if (checkpoints := parts["evaluation"].checkpoints) > steps:
-        raise UserError(
-            f"evaluation.checkpoints={checkpoints}, but preference training has at most {steps} steps. Lower it to "
-            f"{steps} or less."
-        )
-
-
-def _warn_of_learning_rates(parts: dict[str, Any], rounds: int) -> None:
-    """Warn of rates that fit the built-in model of random weights, whose recipes are the defaults."""
-    for name, stage, used in (("sft", "sft", parts["sft"].epochs > 0), ("trainer", "align", rounds > 0)):
-        most = MOST_LR["all weights" if isinstance(parts["adapter"].at(stage), NoAdapter) else "adapters"]
-        if used and parts[name].lr > most:
-            log.warning(
-                "%s.lr=%g is for small models of random weights and ruins a pretrained one: use %s=paper, or lower it",
-                name,
-                parts[name].lr,
-                name,
-            )
-
-
-def _check_lengths(parts: dict[str, Any], rounds: int) -> None:
-    """Warn of rows that may become longer than the model has positions. Training refuses those that are."""
-    positions = parts["model"].positions()
-    bounds = {
-        "sft.cutoff": parts["sft"].cutoff if parts["sft"].epochs else 0,
-        "trainer.cutoff": parts["trainer"].cutoff if rounds else 0,
-        "generator.max_length": parts["generator"].max_length if rounds else 0,
-        "evaluation.max_length": parts["evaluation"].max_length,
-    }
-    if positions is not None:
-        parts["evaluation"].lm_eval.check_positions(positions)
-    if positions is not None and (longer := [f"{name}={n}" for name, n in bounds.items() if n > positions]):
-        log.warning("%s: more than the %d positions of the model; lower max_length", ", ".join(longer), positions)
 
 
 def assemble(
