@@ -30,7 +30,7 @@ class Group:
         prompt: the rendered prompt; its last token is what the first response token is predicted from. Where there
             are many groups, all tokens are held in arrays: four bytes each.
         target: the tokens of the target, end of turn included.
-        negatives: at most K, in rank order; none of them for supervised fine-tuning.
+        negatives: at most K, in the order of training; none of them for supervised fine-tuning.
     """
 
     id: str
