@@ -95,7 +95,7 @@ def test_a_training_that_is_told_to_end_saves_and_goes_on_to_the_bit(tmp_path: P
     finally:
         signal.signal(signal.SIGTERM, before)
     saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]
-    assert 4 <= saved <= 6  # the step that was under way when the ranks were told
+    assert 3 <= saved <= 6  # the step at whose end the signal was raised, or one that was under way when all ranks knew
     told: list[Record] = []
     same_weights, same_losses = trained(tmp_path / "ended", told.append, strategy=strategy)
     assert [record["step"] for record in told] == list(range(1, STEPS + 1))  # the steps before its checkpoint too
