@@ -82,7 +82,7 @@ def test_wheel_runs_outside_of_the_checkout(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert read_result(tmp_path / "out")["negatives"] == 4
     planned = python(*run, "plan", *TINY, "negatives=4", **own)
-    assert "0 of 15 stages to do" in planned.stdout
+    assert "0 of 17 stages to do" in planned.stdout
     shown = python(*run, "store", "ls", **own)
     assert "align" in shown.stdout
     assert python(*run, "report", str(tmp_path / "out"), **own).returncode == 0
