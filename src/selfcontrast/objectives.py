@@ -362,6 +362,8 @@ class LiPOLambda(Scored):
     All pairs of target and negatives with different scores. The gain is 2^score: scores are meant to lie in [0, 1].
     """
 
+    ranks_rewards: ClassVar[bool] = True  # so it has no loss of its own where all rewards are equal, as at step 0
+
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
         return losses.lipo_lambda(s_plus, s_minus, scores, mask)
 

@@ -3,6 +3,7 @@
 A pool's candidates are in ascending order of similarity, so those by similarity are a range of indices.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -46,7 +47,7 @@ class Everything(Unranked):
 
 
 @dataclass(frozen=True)
-class LowestShare(Unranked):
+class LowestShare(Unranked, ABC):
     """Keep the share of the candidates that is lowest by `signal`; of equal ones the least similar.
 
     Attributes:
@@ -63,9 +64,9 @@ class LowestShare(Unranked):
         if self.of not in (DISTINCT, SAMPLES):
             raise UserError(f"filter.selector.of={self.of}: one of {DISTINCT}, {SAMPLES}")
 
+    @abstractmethod
     def signal(self, pool: Pool) -> Floats:
         """What the candidates are compared by [n]."""
-        raise NotImplementedError
 
     def most(self, samples: int) -> int:
         return self._count(samples, samples)

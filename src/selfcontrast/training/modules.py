@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import to_device
-from selfcontrast.objectives import LiPOLambda, Objective, ObjectiveOutput, Signals
+from selfcontrast.objectives import Objective, ObjectiveOutput, Signals
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import PackedModule, Record, Sums
 from selfcontrast.training.recipe import Recipe
@@ -82,8 +82,7 @@ class SelfContrastDPO(PackedModule):
         out = self.objective(policy, reference, *given)
         with torch.no_grad():
             if self._first is not None:
-                # An objective that ranks the rewards has no loss of its own where all are equal.
-                ranked = isinstance(self.objective, LiPOLambda)
+                ranked = getattr(self.objective, "ranks_rewards", False)
                 zero = out if ranked else self.objective(policy, policy, *given)
                 self._first.add(out, zero, packed.mask, part.counts)
             return out.loss, self._metrics(out, policy, reference, part)
