@@ -31,17 +31,17 @@ from selfcontrast.evaluation.statistics import (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judgments", type=int, default=10_000)
-    parser.add_argument("--resamples", type=int, default=1_000)
+    parser.add_argument("--n-bootstrap", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     table = Table("statistic", "seconds, best", "worst")
-    for name, measured in contenders(given.judgments, given.resamples).items():
+    for name, measured in contenders(given.judgments, given.n_bootstrap).items():
         seconds = [timed(measured) for _ in range(given.rounds)]
         table.add_row(name, f"{min(seconds):.2f}", f"{max(seconds):.2f}")
     Console().print(table)
 
 
-def contenders(judgments: int, resamples: int) -> dict[str, Callable[[], Any]]:
+def contenders(judgments: int, n_bootstrap: int) -> dict[str, Callable[[], Any]]:
     rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(judgments // 2), 2)
     lengths, difficulty = rng.normal(200, 500, judgments // 2)[prompts], rng.normal(size=judgments // 2)[prompts]
@@ -50,7 +50,7 @@ def contenders(judgments: int, resamples: int) -> dict[str, Callable[[], Any]]:
     first, second, labels = outcomes[::2], outcomes[1::2], prompts[::2]
     words = [f"w{i}" for i in range(5_000)]
     texts = [" ".join(rng.choice(words, 30)) for _ in range(100_400)]
-    options: dict[str, Any] = {"resamples": resamples}
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap}
     return {
         "length-controlled win rate": lambda: length_controlled_win_rate(
             outcomes, lengths, prompts, difficulty, **options

@@ -44,8 +44,8 @@ def tiny_policy(folder: Path, threads: int) -> Path:
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("config", ["data.train=4000", "sft.epochs=2", "sft.validations=0", f"hardware.threads={threads}"])
     groups = ("data", "model", "adapter", "sft", "hardware")
-    data, model, adapter, recipe, hardware = (build(cfg[group], group) for group in groups)
-    fine_tune(folder, model, data.load(), Training(adapter.at("sft"), recipe, hardware, 1, lambda record: None))
+    data, model, adapter, optim, hardware = (build(cfg[group], group) for group in groups)
+    fine_tune(folder, model, data.load(), Training(adapter.at("sft"), optim, hardware, 1, lambda record: None))
     return folder / "model"
 
 
@@ -93,7 +93,7 @@ def ours(sample: Any, requests: list[Request], decoding: Decoding) -> Contender:
 def measure(policy: Path, args: argparse.Namespace, console: Console) -> None:
     decoding = Decoding(args.samples, 1.0, 1.0, 256, 512)
     requests = prompts(policy, args.prompts)
-    with HF("float32", args.rows).open(policy, "cpu") as sample:
+    with HF("float32", args.batch_size).open(policy, "cpu") as sample:
         few = requests[:2]
         for warm_up in (ours(sample, few, decoding), plain(policy, few, decoding)):
             warm_up()
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a policy folder; default: one that is made here")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--samples", type=int, default=32, help="N")
-    parser.add_argument("--rows", type=int, default=256, help="responses at once (hf)")
+    parser.add_argument("--batch-size", type=int, default=256, help="responses at once (hf)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

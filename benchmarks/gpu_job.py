@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gpu_setting import Setting
 from gpu_speed import ragged_groups
-from gpu_training import hardware, recipe
+from gpu_training import hardware, optim
 from workload import MODELS, random_group, random_model
 
 from selfcontrast.data.candidates import Decoding, Request
@@ -110,7 +110,7 @@ def _score(policy: Any, groups: Sequence[Group], into: dict[str, torch.Tensor], 
 def _rescored(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor], setting: Setting) -> dict[str, Any]:
     """Replace the stored scores by those of training's own passes; the margins that these take away, beside them."""
     machine, found = hardware(setting), dict[str, torch.Tensor]()
-    steps = StepData(groups, [], recipe(PROMPTS_PER_STEP), machine, 0).steps()
+    steps = StepData(groups, [], optim(PROMPTS_PER_STEP), machine, 0).steps()
     use_shared_prompt(policy, machine.attention)
 
     def score() -> int:
@@ -136,7 +136,7 @@ def _trained(
     stage: str, policy: Any, groups: list[Group], reference: dict[str, torch.Tensor] | None, setting: Setting
 ) -> dict[str, Any]:
     """One epoch through the trainer. The rate is the median over steps, the first two left out."""
-    machine, settings = hardware(setting), recipe(PROMPTS_PER_STEP)
+    machine, settings = hardware(setting), optim(PROMPTS_PER_STEP)
     data, records = StepData(groups, [], settings, machine, 0), list[Record]()
     prepare(policy, groups, machine)
     steps, chunk = len(data.steps()), machine.logits_chunk

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from gpu_job import OBJECTIVE
 from gpu_setting import Setting
-from gpu_training import hardware, recipe
+from gpu_training import hardware, optim
 from workload import MODELS, random_group, random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
@@ -29,7 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "selective": {"gradient_checkpointing": "selective"},
     "bf16 copy": {"bf16_copy": True},
     "compiled": {"compile": True},
-    "larger passes": {"tokens_per_pass": "auto"},
+    "larger passes": {"max_tokens_per_microbatch": "auto"},
 }
 
 
@@ -65,11 +65,11 @@ def _loop(model: str, machine: Hardware, setting: Setting) -> list[dict[str, Any
 def _steps(model: str, machine: Hardware, setting: Setting) -> list[dict[str, Any]]:
     prompt, response, negatives = (9, 7, 3) if setting.tiny else (256, 256, 8)
     draw, vocabulary = random.Random(0), MODELS[model].vocab_size
-    per_step = 4 * max(1, setting.tokens_per_pass // (prompt + (negatives + 1) * response))
+    per_step = 4 * max(1, setting.max_tokens_per_microbatch // (prompt + (negatives + 1) * response))
     groups = [
         random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in range(STEPS * per_step)
     ]
-    settings, records = recipe(per_step), list[Record]()
+    settings, records = optim(per_step), list[Record]()
     policy = random_model(model, setting.device, torch.float32)
     use_shared_prompt(policy, machine.attention)
     if machine.gradient_checkpointing:

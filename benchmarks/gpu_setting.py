@@ -21,7 +21,7 @@ class Setting:
         large: the model of the whole training loop.
         layers: a model of some of its layers.
         shapes: (P, R, K) in tokens, tokens and negatives.
-        tokens_per_pass: of every contender.
+        max_tokens_per_microbatch: of every contender.
         rounds: timed turns of every contender.
         sft_steps, prompts, samples: of the ragged job.
         peak_tflops: of the device, or None where it is not known.
@@ -32,7 +32,7 @@ class Setting:
     large: str
     layers: str
     shapes: tuple[tuple[int, int, int], ...]
-    tokens_per_pass: int
+    max_tokens_per_microbatch: int
     rounds: int
     sft_steps: int
     prompts: int

@@ -15,7 +15,7 @@ from workload import MODELS, packed_work, pairs_work, random_group, random_model
 
 from selfcontrast.models.attention import flex
 from selfcontrast.models.packing import Group
-from selfcontrast.training.steps import into_passes
+from selfcontrast.training.steps import split_into_microbatches
 
 RAGGED = "ragged"
 ROWS, PAIRS = "unpadded rows", "lean pairs"
@@ -41,7 +41,7 @@ def speeds(
     batches = batches_of(case, setting)
     model = random_model(setting.model, setting.device, torch.float32 if setting.tiny else torch.bfloat16)
     makers = {f"ours: {way}": _ours(way, batches, model) for way in ways}
-    budget = setting.tokens_per_pass
+    budget = setting.max_tokens_per_microbatch
     with tempfile.TemporaryDirectory() as folder:
         if baselines:
             makers[ROWS] = lambda: rows(model, batches, CHUNK, "varlen", budget)
@@ -131,9 +131,9 @@ def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[
     draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
     if case == RAGGED:
         groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)
-        return into_passes(groups, setting.tokens_per_pass)[1:4]
+        return split_into_microbatches(groups, setting.max_tokens_per_microbatch)[1:4]
     prompt, response, negatives = (int(n) for n in case)
-    count = max(1, setting.tokens_per_pass // (prompt + (negatives + 1) * response))
+    count = max(1, setting.max_tokens_per_microbatch // (prompt + (negatives + 1) * response))
     return [[random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in range(count)]]
 
 

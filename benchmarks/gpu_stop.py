@@ -55,7 +55,7 @@ def _stopped(setting: Setting, compiled: bool) -> dict[str, Any]:
 def train_until_told(folder: Path, device: str, compiled: bool) -> None:
     """Print a line per step."""
     import torch
-    from gpu_training import hardware, recipe
+    from gpu_training import hardware, optim
     from workload import random_group, random_model
 
     from selfcontrast.preemption import end_when_told
@@ -68,7 +68,7 @@ def train_until_told(folder: Path, device: str, compiled: bool) -> None:
     groups = [random_group((9, 7, []), 512, draw) for _ in range(64)]
     policy = random_model("qwen-tiny", "cpu", torch.float32)
     prepare(policy, groups, machine)
-    endless = replace(recipe(8), epochs=10**6)
+    endless = replace(optim(8), epochs=10**6)
     data = StepData(groups, [], endless, machine, 0)
     report = lambda record: print("step", record["step"], flush=True)  # noqa: E731
     module = SupervisedFineTuning(policy, endless, len(data.steps()), machine.logits_chunk, report)

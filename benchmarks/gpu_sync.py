@@ -10,7 +10,7 @@ import torch
 from gpu_job import OBJECTIVE
 from gpu_setting import Setting
 from gpu_speed import batches_of
-from gpu_training import hardware, recipe
+from gpu_training import hardware, optim
 from workload import random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
@@ -43,7 +43,7 @@ class _Watched(SelfContrastDPO):
 def host_waits(setting: Setting) -> list[dict[str, Any]]:
     """Lines at which the host waited, and how often, in one step of two passes."""
     groups = [group for batch in batches_of(setting.shapes[1], setting) for group in batch] * 6
-    machine, settings = hardware(setting), recipe(len(groups) // 3)
+    machine, settings = hardware(setting), optim(len(groups) // 3)
     policy = random_model("qwen-tiny" if setting.tiny else "llama-0.4b", setting.device, torch.float32)
     use_shared_prompt(policy, machine.attention)
     reference = {"0": torch.zeros(len(groups[0].responses))}

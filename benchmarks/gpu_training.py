@@ -8,7 +8,7 @@ import yaml
 from gpu_setting import Setting
 
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 
 CONF = Path(__file__).parents[1] / "conf" / "hardware"
 
@@ -19,24 +19,28 @@ def hardware(setting: Setting) -> Hardware:
     for name in ("cpu", "gpu"):
         values |= yaml.safe_load((CONF / f"{name}.yaml").read_text())
         if setting.tiny:
-            values |= {"attention": "varlen", "tokens_per_pass": setting.tokens_per_pass, "threads": 1}
+            values |= {
+                "attention": "varlen",
+                "max_tokens_per_microbatch": setting.max_tokens_per_microbatch,
+                "threads": 1,
+            }
             break
     own = {key: value for key, value in values.items() if key not in ("_target_", "defaults")}
     return replace(Hardware(**own), peak_tflops=setting.peak_tflops)
 
 
-def recipe(prompts_per_step: int) -> Recipe:
-    return Recipe(
+def optim(batch_size: int) -> OptimConfig:
+    return OptimConfig(
         optimizer="adamw",
         lr=1e-6,
         epochs=1,
         tokens=None,
-        prompts_per_step=prompts_per_step,
-        cutoff=4096,
+        batch_size=batch_size,
+        max_length=4096,
         schedule="linear",
-        warmup=0.1,
+        warmup_ratio=0.1,
         weight_decay=0.0,
         betas=[0.9, 0.95],
-        clip_norm=1.0,
+        max_grad_norm=1.0,
         validations=0,
     )

@@ -109,7 +109,7 @@ def paired(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
             def simulate(
                 rng: np.random.Generator, seed: int, draw: Any = draw, truth: float = truth, n: int = n
             ) -> tuple[float, float, float]:
-                found = paired_difference(draw(rng, n), np.zeros(n), np.arange(n), resamples=RESAMPLES, seed=seed)
+                found = paired_difference(draw(rng, n), np.zeros(n), np.arange(n), n_bootstrap=RESAMPLES, seed=seed)
                 return found.low, found.high, truth
 
             yield measure("paired difference", f"n={n}, {name}", simulate, round(scale * 2000))
@@ -190,7 +190,7 @@ def _given(rng: np.random.Generator, seed: int, n: int, model: float) -> tuple[f
     """One pair per prompt, whose difficulty is known."""
     (own,), difficulty = confounded(rng, n, [model], 1)
     columns = own.outcomes, own.lengths, own.clusters, difficulty
-    found = length_controlled_win_rate(*columns, resamples=RESAMPLES, seed=seed).win_rate
+    found = length_controlled_win_rate(*columns, n_bootstrap=RESAMPLES, seed=seed).win_rate
     return found.low, found.high, at_equal_length(model)
 
 
@@ -200,7 +200,7 @@ def _estimated(
     """Difficulties that are estimated from all systems' pairs."""
     pairs, _ = confounded(rng, n, models, each)
     systems = dict(zip(("a", "b"), pairs, strict=False))
-    found = length_controlled_within_prompts(systems, "a", resamples=RESAMPLES, seed=seed)
+    found = length_controlled_within_prompts(systems, "a", n_bootstrap=RESAMPLES, seed=seed)
     if found is None:
         return float("nan"), float("nan"), 0.0
     last = list(systems)[-1]

@@ -7,7 +7,7 @@ from typing import Any
 from selfcontrast.models.loading import save_policy
 from selfcontrast.models.smollm2 import SmolLM2
 
-SMOLLM2 = SmolLM2(chat_template=None, precision="float32")
+SMOLLM2 = SmolLM2(chat_template=None, dtype="float32")
 CAPITAL: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 

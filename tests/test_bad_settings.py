@@ -31,7 +31,7 @@ CHOICES = {
         "evaluation.benchmarks.mt_bench.judge.model=x",
         "evaluation.benchmarks.mt_bench.judge.reading.price="
         "{_target_: selfcontrast.evaluation.judges.budget.Price, prompt: 1, completion: 1}",
-        "evaluation.cap=5",
+        "evaluation.max_cost=5",
     ),
     "local judge": (
         "+benchmark@evaluation.benchmarks.grades=mt_bench",
@@ -40,12 +40,12 @@ CHOICES = {
     ),
     "server": ("generator=openai",),
     "vllm": ("generator=vllm",),
-    "pairs": ("arm=dpo_std",),
+    "pairs": ("method=dpo_std",),
     "lora, lexical, mmr": ("adapter=lora", "encoder=lexical", "filter=mmr", "objective=softmax", "engine=ray"),
     "rewards": ("filter=oracle_reward", "filter.reward_model.path=/nowhere"),
     "clusters": ("filter=clusters", "tracking=csv"),
     "ranks": ("filter=rank_sum", "generator.system=x"),
-    "determinant": ("filter=log_det", "filter.selector.share=1.0"),
+    "determinant": ("filter=log_det", "filter.selector.fraction=1.0"),
     "below": ("filter=below_mean",),
 }
 BAD = [
@@ -108,7 +108,7 @@ def bad_settings(draw: st.DrawFn) -> tuple[str, str, Any]:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bad_settings())
 @example(("plain", "evaluation.seed", -1))
-@example(("clusters", "share_of", math.nan))
+@example(("clusters", "fraction_of", math.nan))
 @example(("judge", "evaluation.benchmarks.mt_bench.judge.extra", {"top_p": math.nan}))
 def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> None:
     choice, key, value = bad
@@ -122,11 +122,11 @@ def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> Non
     ("choice", "key"),
     [
         ("plain", "sft.optimizer"),
-        ("plain", "model.precision"),
+        ("plain", "model.dtype"),
         ("local judge", "evaluation.benchmarks.dialogues.grading"),
-        ("local judge", "evaluation.benchmarks.grades.judge.precision"),
+        ("local judge", "evaluation.benchmarks.grades.judge.dtype"),
         ("server", "generator.backend.api"),
-        ("rewards", "filter.reward_model.precision"),
+        ("rewards", "filter.reward_model.dtype"),
     ],
 )
 def test_text_that_is_no_choice_is_refused_by_its_full_key(choice: str, key: str) -> None:
@@ -143,13 +143,13 @@ NUMBERS = {
     "model.vocabulary": [0, 260],
     "model.hidden": [10**9],
     "encoder.batch_size": [0],
-    "generator.backend.rows": [0, None],
+    "generator.backend.batch_size": [0, None],
     "sft.weight_decay": [-5, math.nan, math.inf],
     "trainer.lr": [0, 1e308, math.nan, "nan"],
     "trainer.betas": [[0.9], [0.9, 1.0], [0.9, math.nan], 0.9],
-    "evaluation.level": [0, 1, math.nan],
+    "evaluation.confidence": [0, 1, math.nan],
     "evaluation.decodings": [[{"name": "a", "temperature": math.nan, "samples": 1}], 5, [{"name": "", "samples": 1}]],
-    "evaluation.resamples": [10**12],
+    "evaluation.n_bootstrap": [10**12],
     "data.train": [0, 10**12],
     "filter.selector": [None, "least", {}],
     "generator.backend": [5, {"a": 1}],
@@ -162,11 +162,11 @@ NUMBERS = {
     "tracking.tags": [[""], ["x" * 65], [None]],
 }
 JUDGED = {
-    "evaluation.cap": [math.nan, -1, math.inf],
+    "evaluation.max_cost": [math.nan, -1, math.inf],
     "evaluation.benchmarks.mt_bench.judge": [None, 5],
     "evaluation.benchmarks.mt_bench.judge.reading.price.prompt": [-1, math.nan],
     "evaluation.benchmarks.mt_bench.judge.servers.timeout": [-1, 0, 1e300],
-    "evaluation.benchmarks.mt_bench.judge.servers.urls": [
+    "evaluation.benchmarks.mt_bench.judge.servers.base_urls": [
         ["http://a:99999/v1"],
         ["http://a:0/v1"],
         ["http://[::1"],
@@ -206,7 +206,7 @@ def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_pat
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("override", ["method=M\udcff", "+x\udce9=1", "data.path=\udcc3", "name=\ud83d"], ids=ascii)
+@pytest.mark.parametrize("override", ["label=M\udcff", "+x\udce9=1", "data.path=\udcc3", "name=\ud83d"], ids=ascii)
 def test_command_setting_that_is_no_text_is_one_line(override: str, tmp_path: Path) -> None:
     """An argument in another encoding than the locale's: the report failed on it, after all compute."""
     ended = run_train(override, cwd=tmp_path)
@@ -271,7 +271,7 @@ def test_command_ends_well_or_with_one_line_before_compute(number: int, tmp_path
 
 @pytest.mark.parametrize(
     "override",
-    ["theory.draws=nan", "theory.level=1.0", "theory.bandit.beta=-1", "theory.prompts=0", "theory.negatives=[]"],
+    ["theory.draws=nan", "theory.confidence=1.0", "theory.bandit.beta=-1", "theory.prompts=0", "theory.negatives=[]"],
 )
 def test_setting_of_the_theory_is_refused_by_its_full_key(override: str) -> None:
     searched = f"hydra.searchpath=[file://{ROOT / 'conf'}]"

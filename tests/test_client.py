@@ -19,7 +19,13 @@ HTML = b"<html>\n <body>Bad Gateway</body></html>"
 
 
 def servers(*urls: str, **changes: Any) -> Servers:
-    fine: dict[str, Any] = {"concurrency": 4, "timeout": 5.0, "retries": 2, "wait": 0.01, "key_variable": None}
+    fine: dict[str, Any] = {
+        "concurrency": 4,
+        "timeout": 5.0,
+        "retries": 2,
+        "initial_backoff": 0.01,
+        "api_key_env": None,
+    }
     return Servers(list(urls), **{**fine, **changes})
 
 
@@ -124,7 +130,7 @@ def test_nobody_listens() -> None:
 
 def test_a_dead_endpoint_rests_and_the_living_one_answers() -> None:
     with OpenAIServer().open() as server:
-        answers = ask(servers(closed_url(), server.url, retries=5, wait=0.2), 40)
+        answers = ask(servers(closed_url(), server.url, retries=5, initial_backoff=0.2), 40)
         assert len(server.asked) == 40
     assert all(answer.startswith("the ") for answer in answers)
 
@@ -162,7 +168,7 @@ def test_a_server_that_asks_for_a_rest_gets_it(form: str, monkeypatch: pytest.Mo
 
 def test_backoff_doubles_up_to_a_minute_with_jitter() -> None:
     async def made() -> list[list[float]]:
-        async with Client(servers("http://127.0.0.1:9/v1", wait=1.0)) as own:
+        async with Client(servers("http://127.0.0.1:9/v1", initial_backoff=1.0)) as own:
             return [[own._backoff(failures) for _ in range(50)] for failures in (0, 1, 3, 40)]
 
     for seconds, longest in zip(asyncio.run(made()), (1, 2, 8, 60), strict=True):
@@ -180,7 +186,7 @@ def test_a_refused_key_ends_it_at_once_and_is_not_repeated(status: int, monkeypa
         with pytest.raises(
             UserError, match=r"refuses the key \(HTTP \d+: Incorrect API key: \*\*\*\).*OWN_KEY"
         ) as caught:
-            ask(servers(server.url, key_variable="OWN_KEY"))
+            ask(servers(server.url, api_key_env="OWN_KEY"))
         assert len(server.asked) == 1
     assert KEY not in str(caught.value)
 
@@ -199,7 +205,7 @@ def test_an_address_that_is_none_ends_it_at_once(fault: Fault) -> None:
 def test_the_key_travels_in_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", f" {KEY}\n")
     with OpenAIServer().open() as server:
-        own = servers(server.url, key_variable="OWN_KEY")
+        own = servers(server.url, api_key_env="OWN_KEY")
         ask(own)
         ask(servers(server.url))
     assert [asked.authorization for asked in server.asked] == [f"Bearer {KEY}", None]
@@ -211,8 +217,8 @@ def test_a_key_that_is_named_must_be_there(value: str | None, monkeypatch: pytes
     monkeypatch.delenv("OWN_KEY", raising=False)
     if value:
         monkeypatch.setenv("OWN_KEY", value)
-    with pytest.raises(UserError, match=r"key_variable=OWN_KEY: not set; export OWN_KEY=…"):
-        ask(servers("http://127.0.0.1:9/v1", key_variable="OWN_KEY"))
+    with pytest.raises(UserError, match=r"api_key_env=OWN_KEY: not set; export OWN_KEY=…"):
+        ask(servers("http://127.0.0.1:9/v1", api_key_env="OWN_KEY"))
 
 
 def offers(*urls: str) -> list[list[Answer] | str]:
@@ -236,11 +242,11 @@ def test_what_endpoints_offer() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"urls": []}, "one or more different endpoints"),
-        ({"urls": ["http://a/v1", "http://a/v1"]}, "one or more different endpoints"),
-        ({"urls": ["localhost:8000"]}, "is no endpoint"),
-        ({"urls": ["ftp://a/v1"]}, "is no endpoint"),
-        ({"urls": ["https://me:secret@a/v1"]}, "no user or password"),
+        ({"base_urls": []}, "one or more different endpoints"),
+        ({"base_urls": ["http://a/v1", "http://a/v1"]}, "one or more different endpoints"),
+        ({"base_urls": ["localhost:8000"]}, "is no endpoint"),
+        ({"base_urls": ["ftp://a/v1"]}, "is no endpoint"),
+        ({"base_urls": ["https://me:secret@a/v1"]}, "no user or password"),
         ({"concurrency": 0}, "concurrency=0"),
         ({"timeout": 0}, "timeout=0: must be greater than 0"),
         ({"retries": -1}, "retries"),
@@ -248,7 +254,7 @@ def test_what_endpoints_offer() -> None:
     ids=str,
 )
 def test_servers_that_cannot_be(wrong: dict[str, Any], said: str) -> None:
-    urls = wrong.pop("urls", ["http://a/v1"])
+    urls = wrong.pop("base_urls", ["http://a/v1"])
     with pytest.raises(UserError, match=said) as caught:
         servers(*urls, **wrong)
     assert "secret" not in str(caught.value)

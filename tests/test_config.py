@@ -49,7 +49,16 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
 # --- what is in conf
 
 
-NESTED = {"hydra", "arm", "debug", "experiment", "backend", "benchmark", "judge", "reward_model"}  # not of the config
+NESTED = {
+    "hydra",
+    "method",
+    "debug",
+    "experiment",
+    "backend",
+    "benchmark",
+    "judge",
+    "reward_model",
+}  # not of the config
 
 
 def test_every_folder_of_conf_is_a_group_that_is_built() -> None:
@@ -126,13 +135,13 @@ def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
 # --- the method and its baselines
 
 
-ARMS = sorted(file.stem for file in (CONF / "arm").glob("*.yaml"))
+ARMS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out")
-    parts = configure(composed(f"arm={arm}", *small, "trainer.tokens=1000"))  # one arm wants it given
+    parts = configure(composed(f"method={arm}", *small, "trainer.tokens=1000"))  # one arm wants it given
     expected = {
         "self_contrast": ("Self-Contrast", 8, 1, 64, 16),
         "no_filter": ("no filter", 8, 1, 64, 16),
@@ -148,20 +157,20 @@ def test_every_arm_is_a_config_of_the_built_in_data(arm: str) -> None:
         "scpo": ("ScPO", 1, 1, 64, 1),
     }
     pool = (parts.generator.samples, parts.filter.max_negatives)
-    assert (parts.method, parts.negatives, parts.rounds, *pool) == expected[arm]
+    assert (parts.label, parts.negatives, parts.iterations, *pool) == expected[arm]
 
 
 def test_the_command_line_overrides_an_arm() -> None:
-    assert composed("arm=spin", "rounds=2").rounds == 2
-    assert composed("arm=dpo_std", "generator=hf").generator.samples == 64
+    assert composed("method=spin", "iterations=2").iterations == 2
+    assert composed("method=dpo_std", "generator=hf").generator.samples == 64
 
 
 def test_a_cap_of_the_jobs_judgments_with_a_price() -> None:
     name = "evaluation.benchmarks.mt_bench"
     price = "{_target_: selfcontrast.evaluation.judges.budget.Price, prompt: 2.5, completion: 10}"
     judge = (f"+benchmark@{name}=mt_bench", f"{name}.judge.model=x", f"{name}.judge.reading.price={price}")
-    parts = configure(composed(*judge, "evaluation.cap=5", "output=out"))
-    assert parts.evaluation.cap == 5
+    parts = configure(composed(*judge, "evaluation.max_cost=5", "output=out"))
+    assert parts.evaluation.max_cost == 5
     assert parts.evaluation.benchmarks["mt_bench"].judge.reading.price.of(1e6, 1e6) == 12.5
 
 

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
         ("sft.learning_rate", None),
         ("sft.lrr", "sft.lr"),
         ("generator.sample", "generator.samples"),
-        ("generator.backend.row", "generator.backend.rows"),
+        ("generator.backend.batch", "generator.backend.batch_size"),
         ("encoder.pth", "encoder.path"),
         ("filter.max_negative", "filter.max_negatives"),
-        ("filter.selector.shares", "filter.selector.share"),
+        ("filter.selector.fractions", "filter.selector.fraction"),
         ("objective.betta", "objective.beta"),
         ("trainer.epoch", "trainer.epochs"),
         ("hardware.thread", "hardware.threads"),
@@ -52,8 +52,8 @@ def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
         ("negatives=2.5", "negatives=2.5: must be a valid integer"),
         ("negatives=true", "negatives=True: must be a number, not true or false"),
         ("negatives=null", "negatives=None: must be a valid integer"),
-        ("rounds=-1", "rounds=-1: must be greater than or equal to 0"),
-        ("method=SFT", "method=SFT: the fine-tuned model has that name; give the policy another"),
+        ("iterations=-1", "iterations=-1: must be greater than or equal to 0"),
+        ("label=SFT", "label=SFT: the fine-tuned model has that name; give the policy another"),
         ("negatives=5", "negatives=5 is more than filter.max_negatives=4: raise that, or lower K"),
         ("seed=-1", "seed=-1: must be greater than or equal to 0"),
         (
@@ -77,12 +77,12 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("trainer.tokens=0", ["tokens=0", "null"]),
         ("sft.epochs=-1", ["sft.epochs=-1", "greater than or equal to 0"]),
         ("sft.epochs=0", ["sft.epochs=0", "random weights"]),
-        ("trainer.epochs=0", ["trainer.epochs=0", "rounds=0"]),
+        ("trainer.epochs=0", ["trainer.epochs=0", "iterations=0"]),
         ("model.hidden=63", ["model.hidden=63"]),
-        ("model.precision=int4", ["model.precision=int4", "float32, bfloat16"]),
+        ("model.dtype=int4", ["model.dtype=int4", "float32, bfloat16"]),
         ("generator.temperature=0", ["generator.temperature=0"]),
-        ("filter.selector.share=0", ["filter.selector.share=0"]),
-        ("filter.selector.share=1.5", ["filter.selector.share=1.5"]),
+        ("filter.selector.fraction=0", ["filter.selector.fraction=0"]),
+        ("filter.selector.fraction=1.5", ["filter.selector.fraction=1.5"]),
         (
             "filter.selector._target_=selfcontrast.filters.selectors.Nearest",
             ["filter.selector._target_=", "Nearest"],
@@ -100,7 +100,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("evaluation.lm_eval.tasks=[nothing_so]", ["evaluation.lm_eval.tasks=nothing_so", "target_choice"]),
         ("evaluation.lm_eval.tasks=[humaneval]", ["tasks=humaneval", "confirm_run_unsafe_code=true"]),
         ("evaluation.lm_eval.fewshot=-1", ["evaluation.lm_eval.fewshot=-1", "null"]),
-        ("evaluation.cap=5", ["evaluation.cap=5", "judge.reading.price"]),
+        ("evaluation.max_cost=5", ["evaluation.max_cost=5", "judge.reading.price"]),
         ("evaluation.judgments_shown=0", ["evaluation.judgments_shown=0", "or null"]),
         ("evaluation.decodings=[]", ["evaluation.decodings", "at least one"]),
         ("evaluation.decodings=[7]", ["evaluation.decodings[0]=7"]),
@@ -240,20 +240,22 @@ def test_a_reference_by_the_sampler_is_of_the_model_that_scores_targets(tmp_path
 
 @pytest.mark.parametrize("override", ["reference=sampler", "objective=dft"])
 def test_negatives_that_may_be_cut_have_no_log_probabilities(override: str) -> None:
-    said = mistake("trainer.cutoff=64", choose=composed(*TINY, override))
-    assert said.startswith("trainer.cutoff=64 may cut negatives")
+    said = mistake("trainer.max_length=64", choose=composed(*TINY, override))
+    assert said.startswith("trainer.max_length=64 may cut negatives")
 
 
 def test_a_quantised_base_is_its_own_reference() -> None:
     lora = ("adapter=qlora", "adapter.stages=[align]")
     assert "reference=sampler with adapter=qlora" in mistake(choose=composed(*TINY, *lora, "reference=sampler"))
-    several = ("rounds=2", "reference_over_rounds=initial")
+    several = ("iterations=2", "reference_over_iterations=initial")
     assert "adapter=qlora score the model" in mistake(choose=composed(*TINY, *lora, *several))
 
 
 @pytest.mark.parametrize("reference", ["none", "sampler"])
 def test_a_reference_that_is_not_scored_is_not_scored_again(reference: str) -> None:
-    said = mistake(f"reference={reference}", "hardware.rescore_reference=true", "hardware.tokens_per_pass=4096")
+    said = mistake(
+        f"reference={reference}", "hardware.rescore_reference=true", "hardware.max_tokens_per_microbatch=4096"
+    )
     assert said == f"reference={reference} with hardware.rescore_reference=true: use reference=stored"
 
 
@@ -276,12 +278,14 @@ def test_p_gen_at_another_temperature_is_warned_of(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize(("option", "given"), ELSEWHERE)
 def test_rounds_need_a_generator_that_follows_the_model(tmp_path: Path, option: str, given: str) -> None:
-    assert mistake("rounds=2", choose=own_generator(tmp_path, option, given)).startswith("rounds=2: each samples from")
+    assert mistake("iterations=2", choose=own_generator(tmp_path, option, given)).startswith(
+        "iterations=2: each samples from"
+    )
 
 
 def test_rounds_need_candidates_of_each_policy(tmp_path: Path) -> None:
     own = policy_folder(tmp_path / "model")
-    assert mistake("rounds=2", f"generator.model={own}").endswith("generator=vllm, with generator.model=null")
+    assert mistake("iterations=2", f"generator.model={own}").endswith("generator=vllm, with generator.model=null")
 
 
 @pytest.mark.parametrize("selector", ["least_likely", "rank_sum"])
@@ -296,12 +300,12 @@ def test_a_selector_by_log_probabilities_needs_a_generator_that_has_them(
         chosen.generator.path = str(tmp_path / "own.jsonl")
         answered = [*first.prompt, {"role": "assistant", "content": first.target}]
         (tmp_path / "own.jsonl").write_text(json.dumps({"messages": answered, "responses": list("abcdefgh")}))
-    said = mistake("filter.selector.share=1.0", choose=chosen)
+    said = mistake("filter.selector.fraction=1.0", choose=chosen)
     assert "needs the sampler's log-probabilities, and this generator has none: use generator=hf" in said
 
 
 def test_a_server_that_is_not_asked_for_log_probabilities_has_none() -> None:
-    asked = ("generator=openai", "filter=least_likely", "filter.selector.share=1.0", "output=out")
+    asked = ("generator=openai", "filter=least_likely", "filter.selector.fraction=1.0", "output=out")
     assert configure(composed(*TINY, *asked)).generator.has_log_probs
     said = mistake(choose=composed(*TINY, *asked, "+generator.backend.extra.logprobs=null"))
     assert said.startswith("filter.selector=LeastLikely needs the sampler's log-probabilities")
@@ -310,7 +314,7 @@ def test_a_server_that_is_not_asked_for_log_probabilities_has_none() -> None:
 def test_a_selector_by_rewards_needs_something_that_scores() -> None:
     settings = ("filter=below_mean", "output=out")
     assert configure(composed(*TINY, *settings)).filter.reward_model is None  # the built-in data has a verifier
-    by_model = composed("arm=best_vs_below_mean", "+reward_model@filter.reward_model=classifier")
+    by_model = composed("method=best_vs_below_mean", "+reward_model@filter.reward_model=classifier")
     assert set(by_model.filter.reward_model) == set(composed("filter=oracle_reward").filter.reward_model)
     with_model = composed("filter=least_consistent", "+reward_model@filter.reward_model=classifier")
     assert set(with_model.filter.reward_model) == set(composed("filter=oracle_reward").filter.reward_model)
@@ -328,7 +332,9 @@ def test_imported_candidates_are_compared_with_the_data_before_any_compute(tmp_p
 
 def test_standard_pairs_cannot_be_drawn_again() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16")
-    assert mistake("rounds=2", choose=composed("arm=dpo_std", *small)).startswith("rounds=2: each samples from")
+    assert mistake("iterations=2", choose=composed("method=dpo_std", *small)).startswith(
+        "iterations=2: each samples from"
+    )
 
 
 def test_lm_evals_backends(tmp_path: Path) -> None:
@@ -371,29 +377,38 @@ def test_a_backend_of_lm_eval_that_lacks_methods_is_refused() -> None:
     ("overrides", "said"),
     [
         (
-            ("prompts_over_rounds=disjoint",),
+            ("prompts_over_iterations=disjoint",),
             "disjoint: 3 rounds share 64 training prompts, so .*21$",
         ),
-        (("prompts_over_rounds=disjoint", "generator.prompts=22"), r"generator\.prompts=22 must be a number up to 21$"),
-        (("prompts_over_rounds=disjoint", "generator.prompts=null"), r"generator\.prompts=None must be a number up to"),
-        (("prompts_over_rounds=disjoint", "negatives_over_rounds=all"), "negatives_over_rounds=all needs the prompts"),
-        (("reference_over_rounds=initial", "hardware.rescore_reference=true"), r"hardware\.rescore_reference=true"),
-        (("reference_over_rounds=first",), "reference_over_rounds=first"),
+        (
+            ("prompts_over_iterations=disjoint", "generator.prompts=22"),
+            r"generator\.prompts=22 must be a number up to 21$",
+        ),
+        (
+            ("prompts_over_iterations=disjoint", "generator.prompts=null"),
+            r"generator\.prompts=None must be a number up to",
+        ),
+        (
+            ("prompts_over_iterations=disjoint", "negatives_over_iterations=all"),
+            "negatives_over_iterations=all needs the prompts",
+        ),
+        (("reference_over_iterations=initial", "hardware.rescore_reference=true"), r"hardware\.rescore_reference=true"),
+        (("reference_over_iterations=first",), "reference_over_iterations=first"),
     ],
 )
 def test_rounds_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:
-    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "rounds=3")
+    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
     with pytest.raises(UserError, match=said):
         configure(composed(*small, *overrides))
 
 
 def test_rounds_that_share_the_prompts() -> None:
-    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "rounds=3")
-    parts = configure(composed(*small, "prompts_over_rounds=disjoint", "generator.prompts=21"))
-    assert parts.prompts_over_rounds == "disjoint"
+    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
+    parts = configure(composed(*small, "prompts_over_iterations=disjoint", "generator.prompts=21"))
+    assert parts.prompts_over_iterations == "disjoint"
 
 
-MANY_CHECKPOINTS = ("data.train=64", "generator.prompts=20", "trainer.prompts_per_step=8", "trainer.epochs=2")
+MANY_CHECKPOINTS = ("data.train=64", "generator.prompts=20", "trainer.batch_size=8", "trainer.epochs=2")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +428,6 @@ def test_checkpoints_beyond_the_steps_are_refused_before_compute(changes: tuple[
         configure(composed(*small, f"evaluation.checkpoints={steps + 1}"))
 
 
-@pytest.mark.parametrize("unknown", ["trainer.tokens=1000", "rounds=0"])
+@pytest.mark.parametrize("unknown", ["trainer.tokens=1000", "iterations=0"])
 def test_checkpoints_are_not_refused_where_steps_are_unknown_or_none(unknown: str) -> None:
     configure(composed(*TINY, *MANY_CHECKPOINTS, unknown, "evaluation.checkpoints=99", "output=out"))

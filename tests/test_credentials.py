@@ -12,8 +12,8 @@ SETTINGS = [
     f"store=http://{SECRET}@host/path",
     f"store=s3://key:{SECRET}@bucket",
     f"model.chat_template=https://host/x?api_key={SECRET}",
-    f"generator.backend.urls=['http://me:{SECRET}@host/v1']",
-    f"generator.backend.urls=['http://host/v1?key={SECRET}']",
+    f"generator.backend.base_urls=['http://me:{SECRET}@host/v1']",
+    f"generator.backend.base_urls=['http://host/v1?key={SECRET}']",
 ]
 
 
@@ -38,10 +38,10 @@ def holders(folder: Path) -> list[str]:
     "other", [[], ["name=${nowhere}"], ["hardware.devices=0"], ["hardware.threads=0"]], ids=["", "name", "gpus", "cpus"]
 )
 def test_credential_in_a_file_of_settings_is_masked_whatever_else_is_wrong(other: list[str], tmp_path: Path) -> None:
-    (tmp_path / "conf" / "arm").mkdir(parents=True)
-    (tmp_path / "conf" / "arm" / "mine.yaml").write_text(f"# @package _global_\nstore: http://{SECRET}@host/path\n")
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(f"# @package _global_\nstore: http://{SECRET}@host/path\n")
     own = (f"hydra.searchpath=[file://{tmp_path / 'conf'}]", f"hydra.run.dir={tmp_path / 'out'}")
-    ended = run_train(*own, "arm=mine", *other, cwd=tmp_path)
+    ended = run_train(*own, "method=mine", *other, cwd=tmp_path)
     assert ended.returncode == 1, ended.stderr
     assert SECRET not in ended.stdout + ended.stderr
     assert list((tmp_path / "out").rglob("config.yaml"))  # Hydra has written it

@@ -25,7 +25,7 @@ EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
 def chosen(experiment: str) -> list[str]:
     """What train.py is told for DATA/ARM. UltraChat has no pairs of its own."""
     data, arm = experiment.split("/")
-    return ["+experiment=paper", f"data={data}{'_pairs' if experiment == 'ultrachat/dpo_std' else ''}", f"arm={arm}"]
+    return ["+experiment=paper", f"data={data}{'_pairs' if experiment == 'ultrachat/dpo_std' else ''}", f"method={arm}"]
 
 
 EVERY = {  # [repo] for all three
@@ -41,11 +41,11 @@ EVERY = {  # [repo] for all three
     "trainer.epochs": 1,
     "trainer.tokens": None,
     "trainer.schedule": "cosine",
-    "trainer.warmup": 0.0,  # not given there: transformers' default
+    "trainer.warmup_ratio": 0.0,  # not given there: transformers' default
     "trainer.weight_decay": 0.0,
     "trainer.betas": [0.9, 0.999],
-    "trainer.clip_norm": 1.0,
-    "trainer.prompts_per_step": 128,
+    "trainer.max_grad_norm": 1.0,
+    "trainer.batch_size": 128,
     "hardware.accelerator": "gpu",
     "hardware.precision": "bf16-mixed",
     "hardware.devices": 8,
@@ -68,9 +68,9 @@ SFT = {
     "sft.lr": 5e-6,
     "sft.epochs": 1,
     "sft.schedule": "cosine",
-    "sft.warmup": 0.0,
-    "sft.prompts_per_step": 128,
-    "sft.cutoff": 1024,
+    "sft.warmup_ratio": 0.0,
+    "sft.batch_size": 128,
+    "sft.max_length": 1024,
 }
 BY_DATA: dict[str, dict[str, Any]] = {
     "hh_rlhf": {
@@ -79,7 +79,7 @@ BY_DATA: dict[str, dict[str, Any]] = {
         "model.path": "mistralai/Mistral-7B-v0.1",
         "model.chat_template": "zephyr",
         "model.added_tokens": [],
-        "trainer.cutoff": 2048,
+        "trainer.max_length": 2048,
     },
     "ultrachat": {
         "data.test.path": "HuggingFaceH4/ultrachat_200k",
@@ -87,7 +87,7 @@ BY_DATA: dict[str, dict[str, Any]] = {
         "model.path": "alignment-handbook/zephyr-7b-sft-full",
         "model.chat_template": "zephyr",
         "sft.epochs": 0,  # fine-tuned already
-        "trainer.cutoff": 2048,
+        "trainer.max_length": 2048,
     },
     "nectar": {
         **SFT,
@@ -95,7 +95,7 @@ BY_DATA: dict[str, dict[str, Any]] = {
         "model.path": "mistralai/Mistral-7B-v0.1",
         "model.chat_template": "openchat",
         "model.added_tokens": ["<|end_of_turn|>"],
-        "trainer.cutoff": 1024,
+        "trainer.max_length": 1024,
     },
 }
 SAMPLED = {
@@ -106,10 +106,10 @@ SAMPLED = {
     "generator.prompts": None,
 }
 BY_ARM: dict[str, dict[str, Any]] = {
-    "sft": {"rounds": 0},
+    "sft": {"iterations": 0},
     "dpo_std": {
-        "method": "DPO_std",
-        "rounds": 1,
+        "label": "DPO_std",
+        "iterations": 1,
         "negatives": 1,
         "generator._target_": "selfcontrast.generators.pairs.Pairs",
         "generator.prompts": None,
@@ -118,8 +118,8 @@ BY_ARM: dict[str, dict[str, Any]] = {
     },
     "spin": {
         **SAMPLED,
-        "method": "SPIN",
-        "rounds": 3,  # [paper] iterated; how often is unknown
+        "label": "SPIN",
+        "iterations": 3,  # [paper] iterated; how often is unknown
         "negatives": 1,
         "generator.samples": 1,
         "filter.selector._target_": "selfcontrast.filters.selectors.Everything",
@@ -127,12 +127,12 @@ BY_ARM: dict[str, dict[str, Any]] = {
     },
     "self_contrast": {
         **SAMPLED,
-        "method": "Self-Contrast",
-        "rounds": 1,
+        "label": "Self-Contrast",
+        "iterations": 1,
         "negatives": 16,
         "generator.samples": 32,
         "filter.selector._target_": "selfcontrast.filters.selectors.LeastSimilar",
-        "filter.selector.share": 0.75,  # known for HH-RLHF alone
+        "filter.selector.fraction": 0.75,  # known for HH-RLHF alone
         "filter.selector.of": "samples",
         "filter.max_negatives": 16,
     },
@@ -198,16 +198,16 @@ PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("SelfCo
 )
 def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tuple[str, ...]) -> None:
     whole, other = (composed(*chosen(f"nectar/{name}")) for name in ("self_contrast", arm))
-    found = (other.method, other.filter.selector._target_, other.objective._target_)
+    found = (other.label, other.filter.selector._target_, other.objective._target_)
     assert found == expected
-    for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "rounds"):
+    for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "iterations"):
         assert other[part] == whole[part], part
 
 
 def test_the_random_control_keeps_as_many_as_the_papers_filter_and_the_default_job_a_share_of_the_distinct() -> None:
     control = composed(*chosen("hh_rlhf/random_negatives")).filter.selector
     assert control._target_ == "selfcontrast.filters.selectors.Random"
-    assert (control.share, control.of) == (0.75, "samples")
+    assert (control.fraction, control.of) == (0.75, "samples")
     assert composed().filter.selector.of == "distinct"
 
 
@@ -231,7 +231,7 @@ def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
     cfg = composed(f"data={data}").data
     for part in filter(None, (cfg.train, cfg.test)):
         assert len(part.revision) == 40
-    experiment = composed("+experiment=paper", f"data={data}", "arm=sft")
+    experiment = composed("+experiment=paper", f"data={data}", "method=sft")
     assert len(experiment.model.revision) == 40
 
 
@@ -263,7 +263,7 @@ def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
         "model.revision=null",
         f"evaluation.benchmarks.reward.reward_model.path={debug / 'reward'}",
         "data.validation=0.1",
-        "data.test_share=0.25",
+        "data.test_fraction=0.25",
     )
     return configure(composed(*chosen(experiment), "hardware.devices=1", *here, *overrides))
 
@@ -282,7 +282,7 @@ def test_every_k_of_the_paper_passes_and_a_k_that_cannot_be_is_refused(debug: Pa
     with pytest.raises(UserError, match=r"negatives=17 is more than filter\.max_negatives=16"):
         checked("hh_rlhf/self_contrast", debug, "negatives=17")
     with pytest.raises(UserError, match=r"filter\.max_negatives=16 is impossible: of generator\.samples=32 .* keeps 8"):
-        checked("hh_rlhf/self_contrast", debug, "filter.selector.share=0.25")
+        checked("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
 
 
 def test_the_reward_model_that_has_not_been_made_is_missed_before_compute(debug: Path) -> None:
@@ -301,7 +301,7 @@ def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Pat
     parts = configure(
         composed(
             "+experiment=paper",
-            "arm=dpo_std",
+            "method=dpo_std",
             "data=self_contrast_release",
             f"data.root={tmp_path}",
             "data.rows=Self-Contrast_2",
@@ -309,7 +309,7 @@ def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Pat
             f"generator.path={folder / 'Self-Contrast_2'}",
             "filter.max_negatives=2",
             "negatives=2",
-            "method=Self-Contrast",
+            "label=Self-Contrast",
             "hardware=cpu",
             "hardware.devices=1",
             "tracking=none",
@@ -355,5 +355,5 @@ def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
     assert small["generator"] == whole["generator"]
     assert small["filter"] == whole["filter"]
     assert small["objective"] == whole["objective"]
-    for recipe in ("sft", "trainer"):
-        assert small[recipe] == {**whole[recipe], "prompts_per_step": 8}
+    for optim in ("sft", "trainer"):
+        assert small[optim] == {**whole[optim], "batch_size": 8}

@@ -15,14 +15,14 @@ from test_config import composed
 CLEAN = "data.noise=0.0"
 TOKENS = "trainer.tokens=538702"  # docs/miniature.md
 OTHERS = ("sft", "best_vs_worst", "best_vs_below_mean", "rft", "scpo")  # no baselines of the paper
-ARMS = sorted(file.stem for file in (ROOT / "conf" / "arm").glob("*.yaml") if file.stem not in OTHERS)
+ARMS = sorted(file.stem for file in (ROOT / "conf" / "method").glob("*.yaml") if file.stem not in OTHERS)
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
 SAME = ("model", "sft", "encoder", "trainer", "evaluation", "engine", "hardware", "adapter")
 ONE_NEGATIVE = ("dpo_std", "spin", "equal_tokens")
 
 
 def chosen(arm: str) -> list[str]:
-    return ["+experiment=miniature", f"arm={arm}", *([TOKENS] if arm == "equal_tokens" else [])]
+    return ["+experiment=miniature", f"method={arm}", *([TOKENS] if arm == "equal_tokens" else [])]
 
 
 def settings(arm: str, *overrides: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_every_k_is_real() -> None:
     """The filter keeps 16 of 64 distinct candidates, and still does of 58."""
     parts = configure(composed("+experiment=miniature", *SMALL))
     selection: Filter = parts.filter
-    assert selection.selector.most(58) == selection.max_negatives == 16
+    assert selection.selector.max_kept(58) == selection.max_negatives == 16
     assert parts.generator.samples == 64
     with pytest.raises(UserError, match=r"negatives=17 is more than filter\.max_negatives"):
         configure(composed("+experiment=miniature", *SMALL, "negatives=17"))
@@ -77,8 +77,8 @@ def test_every_k_is_real() -> None:
 
 def test_the_documented_commands_name_every_arm() -> None:
     text = (ROOT / "docs" / "miniature.md").read_text()
-    given = [found.split(",") for found in re.findall(r"\+experiment=miniature arm=([\w,]+)", text)]
+    given = [found.split(",") for found in re.findall(r"\+experiment=miniature method=([\w,]+)", text)]
     assert set(ARMS) <= {arm for arms in given for arm in arms} | {"self_contrast"}
-    assert f"arm=equal_tokens {TOKENS} " in text
+    assert f"method=equal_tokens {TOKENS} " in text
     assert f"{CLEAN} " in text
     assert "python train.py -m +experiment=miniature negatives=1,2,4,8,16 seed=1,2,3,4,5" in text

@@ -10,7 +10,7 @@ import pytest
 from doubling import Doubling, shards
 from selfcontrast import progress
 from selfcontrast.engines.local import Local
-from tiny import groups, hardware, llama, recipe
+from tiny import groups, hardware, llama, optim
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_engine_and_training_count_their_work(tmp_path: Path) -> None:
     with progress.signs_of_life("generate"):
         Local(2, 2).run(Doubling(tmp_path), shards(tmp_path, [1, 2], [3]), "cpu", "generate", "number")
         assert progress.current() is None  # the stage goes on with something else
-        policy, own, how, train = llama(), hardware(), recipe(), groups(8)
+        policy, own, how, train = llama(), hardware(), optim(), groups(8)
         data = StepData(train, [], how, own, seed=3)
         prepare(policy, train, own)
         module = SupervisedFineTuning(policy, how, len(data.steps()), 7, lambda record: None)

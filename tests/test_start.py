@@ -35,7 +35,7 @@ def test_slow_modules_are_seen() -> None:
     assert "torch" in slow_modules("import torch")
 
 
-@pytest.mark.parametrize("overrides", [[], ["arm=dpo_std", "tracking=none"], ["arm=sft_continued", "filter=mmr"]])
+@pytest.mark.parametrize("overrides", [[], ["method=dpo_std", "tracking=none"], ["method=sft_continued", "filter=mmr"]])
 def test_config_composed_and_checked_without_slow_imports(overrides: list[str]) -> None:
     assert slow_modules(COMPOSE.format(conf=str(ROOT / "conf"), overrides=overrides)) == set()
 

@@ -22,7 +22,7 @@ from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import Objective, SelfContrast
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -40,7 +40,7 @@ HARDWARE = Hardware(
     threads=1,
     attention="auto",
     compile=False,
-    tokens_per_pass=64,
+    max_tokens_per_microbatch=64,
     logits_chunk=7,
     gradient_checkpointing=False,
     bf16_copy=False,
@@ -50,18 +50,18 @@ HARDWARE = Hardware(
     self_check=False,
 )
 
-RECIPE = Recipe(
+OPTIM = OptimConfig(
     optimizer="adamw",
     lr=1e-2,
     epochs=2,
     tokens=None,
-    prompts_per_step=4,
-    cutoff=64,
+    batch_size=4,
+    max_length=64,
     schedule="cosine",
-    warmup=0.25,
+    warmup_ratio=0.25,
     weight_decay=0.1,
     betas=[0.9, 0.95],
-    clip_norm=1.0,
+    max_grad_norm=1.0,
     validations=0,
 )
 
@@ -158,8 +158,8 @@ def hardware(**changes: Any) -> Hardware:
     return replace(HARDWARE, **changes)
 
 
-def recipe(**changes: Any) -> Recipe:
-    return replace(RECIPE, **changes)
+def optim(**changes: Any) -> OptimConfig:
+    return replace(OPTIM, **changes)
 
 
 def lora(**changes: Any) -> LoRA:

@@ -34,7 +34,7 @@ def backend(**changes: Any) -> VLLM:
         "dtype": "float32",
         "adapter": None,
         "python": None,
-        "max_model_len": LENGTH,
+        "max_length": LENGTH,
         "tensor_parallel_size": 1,
         "data_parallel_size": 1,
         "gpu_memory_utilization": 0.05,

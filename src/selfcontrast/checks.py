@@ -56,9 +56,9 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             "reference=sampler: candidates come from another model or prompt than targets are scored by "
             "(generator.model, generator.system, or the backend's adapter or server): use reference=stored"
         )
-    if (objective.needs_sampler or reference == "sampler") and parts["trainer"].cutoff < generator.max_length:
+    if (objective.needs_sampler or reference == "sampler") and parts["trainer"].max_length < generator.max_length:
         raise UserError(
-            f"trainer.cutoff={parts['trainer'].cutoff} may cut negatives, and the sampler's log-probabilities are of "
+            f"trainer.max_length={parts['trainer'].max_length} may cut negatives, and the sampler's log-probabilities are of "
             f"whole ones: raise it to generator.max_length={generator.max_length}"
         )
     if reference != "stored" and hardware.rescore_reference:
@@ -81,27 +81,30 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
     Args:
         prompts: of the training split.
     """
-    if cfg.reference_over_rounds == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
+    if cfg.reference_over_iterations == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
         raise UserError(
             "hardware.rescore_reference=true and adapter=qlora score the model that a round starts from, which "
-            "reference_over_rounds=initial does not compare with: set one of them to its default"
+            "reference_over_iterations=initial does not compare with: set one of them to its default"
         )
-    if cfg.reference == "sampler" and (cfg.reference_over_rounds, cfg.negatives_over_rounds) != ("previous", "last"):
+    if cfg.reference == "sampler" and (cfg.reference_over_iterations, cfg.negatives_over_iterations) != (
+        "previous",
+        "last",
+    ):
         raise UserError(
             "reference=sampler: negatives are scored by the policy that sampled them, but "
-            "reference_over_rounds=initial and negatives_over_rounds=all mean another one: use reference=stored"
+            "reference_over_iterations=initial and negatives_over_iterations=all mean another one: use reference=stored"
         )
-    if cfg.prompts_over_rounds == "same":
+    if cfg.prompts_over_iterations == "same":
         return
-    if cfg.negatives_over_rounds == "all":
+    if cfg.negatives_over_iterations == "all":
         raise UserError(
-            "negatives_over_rounds=all needs the prompts of the rounds before: use prompts_over_rounds=same, or "
-            "negatives_over_rounds=last"
+            "negatives_over_iterations=all needs the prompts of the rounds before: use prompts_over_iterations=same, or "
+            "negatives_over_iterations=last"
         )
-    count, most = getattr(generator, "prompts", None), prompts // cfg.rounds
+    count, most = getattr(generator, "prompts", None), prompts // cfg.iterations
     if count is None or count > most:
         raise UserError(
-            f"prompts_over_rounds=disjoint: {cfg.rounds} rounds share {prompts:,} training prompts, so "
+            f"prompts_over_iterations=disjoint: {cfg.iterations} rounds share {prompts:,} training prompts, so "
             f"generator.prompts={count} must be a number up to {most:,}"
         )
 
@@ -114,12 +117,12 @@ def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
     Args:
         prompts: of the training split.
     """
-    recipe, chosen = parts["trainer"], parts["chosen"]
-    if recipe.tokens is not None:  # how many steps they take, lengths decide
+    optim, chosen = parts["trainer"], parts["chosen"]
+    if optim.tokens is not None:  # how many steps they take, lengths decide
         return
     drawn = getattr(parts["generator"], "prompts", None)
     groups = min(prompts, drawn or prompts) * (2 if chosen.target and chosen.candidate else 1)
-    steps = -(-groups // recipe.prompts_per_step) * recipe.epochs
+    steps = -(-groups // optim.batch_size) * optim.epochs
     if (checkpoints := parts["evaluation"].checkpoints) > steps:
         raise UserError(
             f"evaluation.checkpoints={checkpoints}, but preference training has at most {steps} steps. Lower it to "
@@ -127,9 +130,9 @@ def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
         )
 
 
-def warn_of_learning_rates(parts: dict[str, Any], rounds: int) -> None:
+def warn_of_learning_rates(parts: dict[str, Any], iterations: int) -> None:
     """Warn of rates that fit the built-in model of random weights, whose recipes are the defaults."""
-    for name, stage, used in (("sft", "sft", parts["sft"].epochs > 0), ("trainer", "align", rounds > 0)):
+    for name, stage, used in (("sft", "sft", parts["sft"].epochs > 0), ("trainer", "align", iterations > 0)):
         most = MOST_LR["all weights" if isinstance(parts["adapter"].at(stage), NoAdapter) else "adapters"]
         if used and parts[name].lr > most:
             log.warning(
@@ -140,13 +143,13 @@ def warn_of_learning_rates(parts: dict[str, Any], rounds: int) -> None:
             )
 
 
-def check_lengths(parts: dict[str, Any], rounds: int) -> None:
+def check_lengths(parts: dict[str, Any], iterations: int) -> None:
     """Warn of rows that may become longer than the model has positions. Training refuses those that are."""
     positions = parts["model"].positions()
     bounds = {
-        "sft.cutoff": parts["sft"].cutoff if parts["sft"].epochs else 0,
-        "trainer.cutoff": parts["trainer"].cutoff if rounds else 0,
-        "generator.max_length": parts["generator"].max_length if rounds else 0,
+        "sft.max_length": parts["sft"].max_length if parts["sft"].epochs else 0,
+        "trainer.max_length": parts["trainer"].max_length if iterations else 0,
+        "generator.max_length": parts["generator"].max_length if iterations else 0,
         "evaluation.max_length": parts["evaluation"].max_length,
     }
     if positions is not None:

@@ -79,43 +79,47 @@ class Servers:
     """Endpoints of one model, and how patiently they are asked.
 
     Attributes:
-        urls: each with its version, such as http://127.0.0.1:8000/v1.
+        base_urls: each with its version, such as http://127.0.0.1:8000/v1.
         concurrency: requests under way at once, per endpoint.
         timeout: seconds for a whole answer.
         retries: of a request, before it has failed for good.
-        wait: seconds before the first retry, about; doubled before each next one.
-        key_variable: name of the environment variable that holds the key; None where none is asked for.
+        initial_backoff: seconds before the first retry, about; doubled before each next one.
+        api_key_env: name of the environment variable that holds the key; None where none is asked for.
     """
 
-    urls: list[Text]
+    base_urls: list[Text]
     concurrency: Workers
     timeout: Seconds
     retries: Tries
-    wait: Seconds
-    key_variable: Text | None
+    initial_backoff: Seconds
+    api_key_env: Text | None
 
     def __post_init__(self) -> None:
         check_numbers(self, "")
-        if not self.urls or len(set(self.urls)) < len(self.urls):
-            raise UserError(f"urls={self.urls}: one or more different endpoints, such as [http://127.0.0.1:8000/v1]")
-        for url in self.urls:
+        if not self.base_urls or len(set(self.base_urls)) < len(self.base_urls):
+            raise UserError(
+                f"base_urls={self.base_urls}: one or more different endpoints, such as [http://127.0.0.1:8000/v1]"
+            )
+        for url in self.base_urls:
             try:
                 parts, port = urlsplit(url), urlsplit(url).port
             except ValueError:
                 parts, port = urlsplit(""), None
             if parts.username or parts.password:
-                raise UserError(f"urls: {parts.hostname}: no user or password in a URL; name a key_variable instead")
+                raise UserError(
+                    f"base_urls: {parts.hostname}: no user or password in a URL; name an api_key_env instead"
+                )
             if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-                raise UserError(f"urls: {url!r} is no endpoint: http://HOST:PORT/v1, or https")
+                raise UserError(f"base_urls: {url!r} is no endpoint: http://HOST:PORT/v1, or https")
 
     @property
     def key(self) -> str | None:
         """Raises `UserError` where the variable is named, and empty or not set."""
-        if self.key_variable is None:
+        if self.api_key_env is None:
             return None
-        if key := os.environ.get(self.key_variable, "").strip():
+        if key := os.environ.get(self.api_key_env, "").strip():
             return key
-        raise UserError(f"key_variable={self.key_variable}: not set; export {self.key_variable}=…, or name none (null)")
+        raise UserError(f"api_key_env={self.api_key_env}: not set; export {self.api_key_env}=…, or name none (null)")
 
 
 @dataclass
@@ -147,7 +151,7 @@ class Client:
             connector=aiohttp.TCPConnector(limit=0),
             trust_env=True,
         )
-        self._endpoints = [_Endpoint(url.rstrip("/")) for url in self.servers.urls]
+        self._endpoints = [_Endpoint(url.rstrip("/")) for url in self.servers.base_urls]
         # The slot that has been free longest comes first, so that a slow endpoint gets fewer requests.
         self._slots: asyncio.Queue[_Endpoint] = asyncio.Queue()
         for _ in range(self.servers.concurrency):
@@ -240,7 +244,7 @@ class Client:
     def _check_patience(self) -> None:
         if self._silent_since is not None and time.monotonic() >= self._gives_up_at:
             raise UserError(
-                f"no answer from {', '.join(self.servers.urls)} for {time.monotonic() - self._silent_since:.0f} s "
+                f"no answer from {', '.join(self.servers.base_urls)} for {time.monotonic() - self._silent_since:.0f} s "
                 f"({self._last_reason}): mend or start it, and run the same command again; what was answered is kept"
             )
 
@@ -251,7 +255,7 @@ class Client:
             UserError: when an endpoint refuses the key.
         """
         return dict(
-            zip(self.servers.urls, await asyncio.gather(*(self._models(e) for e in self._endpoints)), strict=True)
+            zip(self.servers.base_urls, await asyncio.gather(*(self._models(e) for e in self._endpoints)), strict=True)
         )
 
     async def _models(self, endpoint: _Endpoint) -> list[Answer] | str:
@@ -283,7 +287,9 @@ class Client:
 
     def _backoff(self, failures: int) -> float:
         """Seconds: exponential, with jitter, so that what failed together does not come back together."""
-        return float(min(self.servers.wait * 2.0 ** min(failures, 30), LONGEST_BACKOFF) * random.uniform(0.5, 1))
+        return float(
+            min(self.servers.initial_backoff * 2.0 ** min(failures, 30), LONGEST_BACKOFF) * random.uniform(0.5, 1)
+        )
 
     async def _ask(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
         """One HTTP request, its answer as JSON; every way to fail as one of `_Later`, `Unanswered` and `UserError`."""
@@ -302,7 +308,7 @@ class Client:
         if status in LATER:
             raise _Later(reason, _retry_after(headers.get("Retry-After")), free=status in TURNED_AWAY)
         if status in (401, 403):
-            raise UserError(f"{endpoint.url} refuses the key ({reason}): key_variable={self.servers.key_variable}")
+            raise UserError(f"{endpoint.url} refuses the key ({reason}): api_key_env={self.servers.api_key_env}")
         if (status == 404 or 300 <= status < 400) and method == "POST":
             raise UserError(f"{endpoint.url}{path} has no such model, or is no such address ({reason})")
         raise Unanswered(reason)

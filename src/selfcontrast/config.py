@@ -44,7 +44,7 @@ from selfcontrast.store import Store
 from selfcontrast.store.artifact import key_of
 from selfcontrast.tracking import Tracking
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 
 GROUPS = (
     "data", "verifier", "model", "sft", "generator", "encoder", "filter", "chosen", "objective", "adapter", "trainer",
@@ -55,16 +55,16 @@ log = logging.getLogger(__name__)
 # Beside the groups. OmegaConf gives whole numbers as such: a text or a fraction is a mistake.
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
-    "rounds": Annotated[WholeNumber, Strict(), Field(le=1000)],
-    "reference_over_rounds": Literal["previous", "initial"],
-    "prompts_over_rounds": Literal["same", "disjoint"],
-    "negatives_over_rounds": Literal["last", "all"],
+    "iterations": Annotated[WholeNumber, Strict(), Field(le=1000)],
+    "reference_over_iterations": Literal["previous", "initial"],
+    "prompts_over_iterations": Literal["same", "disjoint"],
+    "negatives_over_iterations": Literal["last", "all"],
     "seed": Annotated[Seed, Strict()],
-    **dict.fromkeys(("name", "method", "target_metric", "store", "store_cache"), Text),
+    **dict.fromkeys(("name", "label", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
     "recompute": list[str],
-    **dict.fromkeys(("beta", "share"), Positive),  # an objective and a filter have their own checks
-    "share_of": Literal["distinct", "samples"],  # which a filter may leave unused
+    **dict.fromkeys(("beta", "fraction"), Positive),  # an objective and a filter have their own checks
+    "fraction_of": Literal["distinct", "samples"],  # which a filter may leave unused
     "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
@@ -83,12 +83,12 @@ class Parts:
     """
 
     name: str
-    method: str
+    label: str
     negatives: int
-    rounds: int
-    reference_over_rounds: str
-    prompts_over_rounds: str
-    negatives_over_rounds: str
+    iterations: int
+    reference_over_iterations: str
+    prompts_over_iterations: str
+    negatives_over_iterations: str
     seed: int
     target_metric: str
     reference: str
@@ -97,14 +97,14 @@ class Parts:
     data: Source
     verifier: Verifier
     model: Model
-    sft: Recipe
+    sft: OptimConfig
     generator: Generator
     encoder: Encoder
     filter: Filter
     chosen: Chosen
     objective: Objective
     adapter: Adapter
-    trainer: Recipe
+    trainer: OptimConfig
     hardware: Hardware
     evaluation: Evaluation
     engine: Engine
@@ -136,8 +136,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     for name, annotation in SCALARS.items():
         value = OmegaConf.to_container(cfg[name]) if isinstance(cfg[name], ListConfig) else cfg[name]
         typed(finite(value, name), annotation, name)
-    if cfg.method == BASELINE:
-        raise UserError(f"method={BASELINE}: the fine-tuned model has that name; give the policy another")
+    if cfg.label == BASELINE:
+        raise UserError(f"label={BASELINE}: the fine-tuned model has that name; give the policy another")
     if cfg.target_metric not in TARGET_METRICS:
         raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
     if unknown := sorted(set(cfg.recompute) - set(STAGES)):
@@ -158,12 +158,12 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["evaluation"].contamination.check()
     if not parts["evaluation"].backend.follows_model:
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
-    if cfg.rounds > 1 and not parts["generator"].follows_model:
+    if cfg.iterations > 1 and not parts["generator"].follows_model:
         raise UserError(
-            f"rounds={cfg.rounds}: each samples from another policy, and this generator cannot: generator=hf or "
+            f"iterations={cfg.iterations}: each samples from another policy, and this generator cannot: generator=hf or "
             "generator=vllm, with generator.model=null"
         )
-    if cfg.rounds:
+    if cfg.iterations:
         checks.check_signals(parts, str(cfg.reference), verified)
     splits = parts["data"].load() if splits is None else splits
     check_examples(parts["verifier"], parts["data"], splits)
@@ -179,16 +179,16 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["adapter"].check(parts["model"])
     if parts["adapter"].quantised:
         parts["hardware"].check_quantised()
-    checks.check_lengths(parts, cfg.rounds)
+    checks.check_lengths(parts, cfg.iterations)
     if not isinstance(parts["model"], FromScratch):
-        checks.warn_of_learning_rates(parts, cfg.rounds)
+        checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     checks.check_sampling(generator, parts["model"], splits["train"])
-    if cfg.rounds > 1:
+    if cfg.iterations > 1:
         checks.check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
-    if cfg.rounds:
+    if cfg.iterations:
         checks.check_checkpoints(parts, len(splits["train"]))
     for model in _reward_models(parts):
         model.check_examples([example for examples in splits.values() for example in examples])
@@ -210,12 +210,12 @@ def assemble(
     output = Path(typed(finite(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),
-        method=str(cfg.method),
+        label=str(cfg.label),
         negatives=cfg.negatives,
-        rounds=cfg.rounds,
-        reference_over_rounds=str(cfg.reference_over_rounds),
-        prompts_over_rounds=str(cfg.prompts_over_rounds),
-        negatives_over_rounds=str(cfg.negatives_over_rounds),
+        iterations=cfg.iterations,
+        reference_over_iterations=str(cfg.reference_over_iterations),
+        prompts_over_iterations=str(cfg.prompts_over_iterations),
+        negatives_over_iterations=str(cfg.negatives_over_iterations),
         seed=cfg.seed,
         target_metric=str(cfg.target_metric),
         reference=str(cfg.reference),

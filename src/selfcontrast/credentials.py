@@ -50,7 +50,7 @@ def refuse_credentials(config: Any, folder: Path | None = None) -> None:
                 _mask(folder / ".hydra", found)
             raise UserError(
                 f"{name}: a URL with a credential in it, and settings are recorded: give it by the environment (a "
-                "judge's and a generator's by the name of a variable, key_variable)"
+                "judge's and a generator's by the name of a variable, api_key_env)"
             )
 
 

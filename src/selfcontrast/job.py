@@ -52,7 +52,7 @@ class Job:
         self.tracker = tracker
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
-        self.budget = Budget(parts.evaluation.cap)
+        self.budget = Budget(parts.evaluation.max_cost)
         self.train = {example.id: example for example in parts.splits["train"]}
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:

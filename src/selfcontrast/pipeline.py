@@ -50,7 +50,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
         write_report(result, parts.output)
         result.track(tracker, parts.output)
         track_judgments(tracker, parts.evaluation, measured)
-        if parts.rounds:
+        if parts.iterations:
             tracker.table("candidates", some_candidates(job))
     job.decisions.finish()
     return result
@@ -83,7 +83,7 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
     """With its name the fine-tuned model, then the policy of every round, each of which starts from the one before."""
-    start, last, method = sft(job), job.parts.rounds, job.parts.method
+    start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     before = None
     for number in range(1, last + 1):

@@ -103,19 +103,19 @@ class Result:
             negatives=parts.negatives,
             seed=parts.seed,
             value=_value(parts.target_metric, comparison, parts),
-            policy=str(artifacts["align" if parts.rounds else "sft"].path / "model"),
+            policy=str(artifacts["align" if parts.iterations else "sft"].path / "model"),
             comparison=comparison,
             stages=[stage_record(name, artifact) for name, artifact in artifacts.items()],
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=_similarities(artifacts),
             lm_eval=lm_eval,
             samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
-            negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.rounds else [],
+            negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.iterations else [],
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
             prompts=by_prompt({name: artifact.path for name, artifact in systems.items()}, parts.evaluation),
             benchmarks=benchmarks,
-            published=beside(parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.level),
+            published=beside(parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.confidence),
             against_kl=against_kl,
         )
 
@@ -132,7 +132,7 @@ class Result:
                 if measure in row:
                     for bound in ("estimate", "low", "high"):
                         summary[f"{prefix}/{measure}/{bound}"] = row[measure][bound]
-            summary[f"{prefix}/surprise"] = row["surprise"]
+            summary[f"{prefix}/nll"] = row["nll"]
         for point in self.against_kl["points"] if self.against_kl else []:
             for measure, value in bounds_in(point).items():
                 for bound in ("estimate", "low", "high"):
@@ -206,7 +206,7 @@ def measured_lines(
     evaluation: Evaluation, name: str, found: Mapping[str, Artifact], contamination: Artifact
 ) -> dict[str, Any]:
     """A benchmark's numbers, its facts, and some of its judgments with question, answers, verdict and reason."""
-    options = Options(evaluation.level, evaluation.resamples, evaluation.seed)
+    options = Options(evaluation.confidence, evaluation.n_bootstrap, evaluation.seed)
     lines = evaluation.benchmarks[name].lines({system: a.path for system, a in found.items()}, options)
     shown = []
     seen = contamination.summary
@@ -250,7 +250,7 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
     """Of the policy; without one the score is the fine-tuned model's, and nothing is compared."""
-    row = row_of(comparison, parts.method if parts.rounds else BASELINE, parts.evaluation.ways[0].name)
+    row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.ways[0].name)
     values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
     found = values[metric]
     return float(found["estimate"]) if found else None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MARGIN = 0.01  # of the score's range of 1: the smallest effect that is worth the name
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
-# Methods by the names that conf/arm gives them.
+# Methods by the names that conf/method gives them.
 NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED = "no filter", "random negatives", "DPO_std", "SFT continued"
 EQUAL_TOKENS = "K=1, tokens of the largest K"
 SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs that differ in one are different experiments
@@ -79,7 +79,7 @@ class Experiment:
     def __init__(self, results: Sequence["Result"]) -> None:
         self.results = sorted(results, key=lambda r: (method(r) != OURS, method(r), r.negatives, r.seed))
         self.rows = self.results[0].comparison["rows"]
-        self.level = float(self.rows[0]["mean"]["level"])
+        self.confidence = float(self.rows[0]["mean"]["confidence"])
         self.decodings = list(dict.fromkeys(row["decoding"] for row in self.rows))
         self.temperature = {row["decoding"]: float(row["temperature"]) for row in self.rows}
 
@@ -115,7 +115,7 @@ class Experiment:
 
     def mean(self, weights: Mapping[Arm, float]) -> Crossed | None:
         table = self.contrast(weights)
-        return None if table is None else crossed_mean(table, self.level)
+        return None if table is None else crossed_mean(table, self.confidence)
 
 
 def experiments(results: Sequence["Result"]) -> list[Experiment]:
@@ -194,11 +194,11 @@ def verdict(effect: Crossed, p_holm: float) -> str:
         return INCONCLUSIVE
     if effect.high < MARGIN:
         return NOT_SUPPORTED
-    return SUPPORTED if effect.estimate > 0 and p_holm < 1 - effect.level else INCONCLUSIVE
+    return SUPPORTED if effect.estimate > 0 and p_holm < 1 - effect.confidence else INCONCLUSIVE
 
 
 def method(result: "Result") -> str:
-    return str(result.config.get("method", OURS))
+    return str(result.config.get("label", OURS))
 
 
 def _scores(result: "Result", arm: Arm) -> Floats:

@@ -68,7 +68,9 @@ def shown(results: Sequence["Result"]) -> list[JudgedExperiment]:
     """Experiments with several arms or K, over two seeds or more; of fewer a sweep's own table says all there is."""
     found = [one for one in experiments(results) if len(one.arms) > 2 and len(one.seeds) > 1]
     judged = [
-        JudgedExperiment(title, [_claim(one) for one in claims(experiment)], *_arms(experiment), rule(experiment.level))
+        JudgedExperiment(
+            title, [_claim(one) for one in claims(experiment)], *_arms(experiment), rule(experiment.confidence)
+        )
         for title, experiment in zip(titles(found), found, strict=True)
     ]
     several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
@@ -151,7 +153,7 @@ def _arm(experiment: Experiment, arm: Arm) -> list[str]:
         mean = experiment.mean({Arm(arm.method, arm.k, way): 1.0})
         cells.append(text.interval(asdict(mean)) if mean else text.NONE)
     less = None if arm.method == BASELINE else experiment.mean({arm: 1.0, Arm(BASELINE, 0, arm.decoding): -1.0})
-    surprises = [_row(result, arm)["surprise"] for result in own.values()]
+    surprises = [_row(result, arm)["nll"] for result in own.values()]
     facts = [] if arm.method == BASELINE else [_align(result) for result in own.values()]
     return [
         *cells,

@@ -114,11 +114,11 @@ def slope(step: Floats, uphill: Floats) -> float:
     return inner(step, uphill) / math.sqrt(squared) if squared > 0 else math.nan
 
 
-def jackknife(estimate: float, without: Floats, level: float = 0.95) -> tuple[float, float]:
+def jackknife(estimate: float, without: Floats, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of an estimate from its values without each of n prompts, [n]; Student's t with n - 1."""
     n = len(without)
     error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     return estimate - half, estimate + half
 
 

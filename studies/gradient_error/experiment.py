@@ -97,7 +97,7 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) ->
     """Gradients of every response, at the start of preference training: the policy is the reference."""
     p = job.parts
     p.hardware.apply_threads()
-    policy = load_model(model.path / "model", p.model.precision).eval()
+    policy = load_model(model.path / "model", p.model.dtype).eval()
     use_shared_prompt(policy, p.hardware.attention)
     renderer, verifier = Renderer(load_tokenizer(model.path / "model")), p.grader
     candidates = read_candidates(sampled.candidates.path / generation.FILE)

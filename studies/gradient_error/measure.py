@@ -48,7 +48,7 @@ class GradientError:
     estimates: Annotated[list[Count], Field(min_length=1)]
     draws: Annotated[Count, Field(ge=2, le=10_000_000)]
     seed: Seed
-    level: ProperFraction = field(metadata=NOT_IN_KEY)
+    confidence: ProperFraction = field(metadata=NOT_IN_KEY)
     bandit: BanditSettings = field()
 
     def __post_init__(self) -> None:
@@ -135,11 +135,11 @@ def _told(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -
     ks = [k for k in settings.negatives if k <= pairs.shape[1]]
     return {
         **asdict(parts),
-        "negatives_share": [share, *jackknife(share, shares, settings.level)],
+        "negatives_share": [share, *jackknife(share, shares, settings.confidence)],
         "worth": {
             str(k): [
                 parts.worth(k),
-                *jackknife(parts.worth(k), np.array([one.worth(k) for one in without]), settings.level),
+                *jackknife(parts.worth(k), np.array([one.worth(k) for one in without]), settings.confidence),
             ]
             for k in ks
         },
@@ -215,7 +215,7 @@ def _direction(
     if math.isnan(value):
         return {**row, "slope": None}
     without = np.array([slope(np.delete(step, i, axis=0), np.delete(towards, i, axis=0)) for i in range(len(step))])
-    return {**row, "slope": [value, *jackknife(value, without, settings.level)]}
+    return {**row, "slope": [value, *jackknife(value, without, settings.confidence)]}
 
 
 def measure(folder: Path, settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from selfcontrast.evaluation.benchmarks.reward import RewardWins
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.models.loading import FromScratch
 from selfcontrast.planning.plan import Planned, PlannedStage
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly; where no tokenizer is at hand
 SPEEDS = ("train", "generate", "score", "embed")
@@ -148,15 +148,15 @@ def _own_answers(step: PlannedStage, parts: Parts) -> int:
     return sum(how.samples * max(1, len(one.turns)) for how, some in asking.asked for one in some)
 
 
-def _trained(recipe: Recipe, epoch: float) -> float:
-    return float(recipe.tokens) if recipe.tokens is not None else recipe.epochs * epoch
+def _trained(optim: OptimConfig, epoch: float) -> float:
+    return float(optim.tokens) if optim.tokens is not None else optim.epochs * epoch
 
 
 def _policy_bytes(step: PlannedStage, parts: Parts, sizes: Sizes) -> float | None:
     if step.stage not in ("sft", "align"):
         return 0
     policies = max(1, parts.evaluation.checkpoints) if step.stage == "align" else 1
-    return None if sizes.parameters is None else policies * sizes.parameters * BYTES[parts.model.precision]
+    return None if sizes.parameters is None else policies * sizes.parameters * BYTES[parts.model.dtype]
 
 
 def _of_checkpoint(step: PlannedStage, parts: Parts) -> bool:

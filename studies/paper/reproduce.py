@@ -51,7 +51,7 @@ def choices(experiment: str) -> list[str]:
     """What chooses an experiment on train.py's command line."""
     data, _, arm = experiment.partition("/")
     pairs = (data, arm) == ("ultrachat", "dpo_std")  # UltraChat has none of its own
-    return ["+experiment=paper", f"data={data}{'_pairs' if pairs else ''}", f"arm={arm}"]
+    return ["+experiment=paper", f"data={data}{'_pairs' if pairs else ''}", f"method={arm}"]
 
 
 def jobs(experiment: str, overrides: Sequence[str]) -> list[list[str]]:

@@ -26,7 +26,7 @@ def part(path: Path | str, **changes: Any) -> Part:
 
 
 def hub(train: Part, test: Part | None = None, **changes: Any) -> Hub:
-    own = {"validation": 0.1, "test_share": 0.2, "answer_column": None, "root": None, "streaming": True}
+    own = {"validation": 0.1, "test_fraction": 0.2, "answer_column": None, "root": None, "streaming": True}
     return Hub(train, test, **{**own, **changes})
 
 
@@ -280,7 +280,7 @@ def test_what_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({"validation": 0.0}, r"data\.validation=0\.0"),
-        ({"validation": 0.5, "test_share": 0.5}, r"in sum below 1"),
+        ({"validation": 0.5, "test_fraction": 0.5}, r"in sum below 1"),
     ],
 )
 def test_shares_that_cannot_be(settings: Row, said: str) -> None:

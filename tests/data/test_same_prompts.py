@@ -122,7 +122,7 @@ def test_configure_rows_longer_than_the_models_positions(tmp_path: Path, caplog:
     common = (*TINY_ANYWHERE, *data, "tracking=none", "model=hf", f"model.path={folder}")
     configure(composed(*common))
     assert "positions" not in caplog.text
-    for name in ("sft.cutoff", "trainer.cutoff", "generator.max_length", "evaluation.max_length"):
+    for name in ("sft.max_length", "trainer.max_length", "generator.max_length", "evaluation.max_length"):
         configure(composed(*common, f"{name}=129"))
         assert f"{name}=129: more than the 128 positions of the model; lower max_length" in caplog.text
 

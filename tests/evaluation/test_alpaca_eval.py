@@ -88,7 +88,7 @@ def test_ten_models_have_the_leaderboards_win_rate_and_standard_error() -> None:
         # Another penalty than ours, so another estimate: but inside the interval, where difficulties were joined right.
         lengths = (rows["len_model"] - rows["len_baseline"]).to_numpy()
         difficulties = [outputs[i].difficulty or 0.0 for i in index]
-        controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, resamples=500, seed=0)
+        controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=500, seed=0)
         assert not controlled.near_separation
         if name not in WEIGHTS_OF_ANOTHER_FIT and len(rows) == 805:
             rate_at_equal_length = expected["length_controlled_winrate"] / 100
@@ -113,10 +113,10 @@ def test_length_controlled_rates_are_near_the_published_ones_and_in_their_order(
             (rows["len_model"] - rows["len_baseline"]).to_numpy(),
             [outputs[i].difficulty or 0.0 for i in index],
         )
-        found = length_controlled_win_rate(outcomes, lengths, index, difficulties, resamples=1)
+        found = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=1)
         given[str(name)] = 100 * found.win_rate.estimate
         pairs[str(name)] = OutcomePairs(outcomes, lengths, index, index)
-    jointly = length_controlled_within_prompts(pairs, resamples=1)
+    jointly = length_controlled_within_prompts(pairs, n_bootstrap=1)
     assert jointly is not None
     estimated = {name: 100 * found.interval.estimate for name, found in jointly.rates.items()}
     for name, rate in given.items():

@@ -26,12 +26,12 @@ SETTINGS = Evaluation(
     max_length=1,
     lm_eval=lm_eval(),
     checkpoints=0,
-    cap=None,
+    max_cost=None,
     judgments_shown=None,
     contamination=Contamination(8, 0.8, None, LexicalEncoder("word", 1, 1, 16)),
     seed=0,
-    level=0.9,
-    resamples=200,
+    confidence=0.9,
+    n_bootstrap=200,
     backend=None,
     benchmarks={},
 )
@@ -107,7 +107,7 @@ def test_means_are_over_dialogues(comparison: Comparison) -> None:
         sft, own = row_of(comparison, BASELINE, way), row_of(comparison, "own", way)
         assert sft["mean"]["estimate"] == pytest.approx(factor * 2.4 / 6)
         assert own["mean"]["estimate"] == pytest.approx(factor * 3.0 / 6)
-        assert (own["mean"]["n"], own["mean"]["clusters"], own["mean"]["level"]) == (6, 3, 0.9)
+        assert (own["mean"]["n"], own["mean"]["clusters"], own["mean"]["confidence"]) == (6, 3, 0.9)
         assert own["mean"]["low"] <= own["mean"]["estimate"] <= own["mean"]["high"]
 
 
@@ -155,7 +155,7 @@ def test_wins_are_by_prompt_and_sample_with_ties_as_halves(comparison: Compariso
 
 def test_surprise_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
     own = row_of(comparison, "own", "T=1")
-    assert own["surprise"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
+    assert own["nll"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
     assert own["tokens"] == pytest.approx((4 * 3 + 2 * 6) / 6)
 
 

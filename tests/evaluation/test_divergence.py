@@ -142,7 +142,7 @@ def answered(folder: Path, model: Path, how: Evaluation, examples: Any) -> Path:
 def test_of_sampled_answers_both_are_within_their_error_of_the_exact(folders: dict[str, Path], tmp_path: Path) -> None:
     how = settings(decodings=WAYS, max_new_tokens=2)
     answers = answered(tmp_path / "answers", folders["policy"], how, QUESTIONS)
-    own = Models(folders["policy"], folders["sft"], "float32", hardware(tokens_per_pass=4096))
+    own = Models(folders["policy"], folders["sft"], "float32", hardware(max_tokens_per_microbatch=4096))
     summary = measure(tmp_path, answers, "T=1", own, QUESTIONS, Local(1, 1))
     found = read(tmp_path)
     assert len(found) == summary["answers"] == 2 * SAMPLES

@@ -228,7 +228,7 @@ def test_a_backend_without_what_it_needs_is_a_users_mistake() -> None:
         lm_eval("target_choice", backend=None).check()
 
 
-@pytest.mark.parametrize(("setting", "value"), [("limit", 0), ("fewshot", -1), ("batch", 0)])
+@pytest.mark.parametrize(("setting", "value"), [("limit", 0), ("fewshot", -1), ("batch_size", 0)])
 def test_numbers_that_cannot_be(setting: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.lm_eval\.{setting}={value}"):
         lm_eval("target_choice", **{setting: value})

@@ -27,10 +27,10 @@ def angles_of(candidates: Pool, kept: Any) -> list[int]:
     return [int(d) for d in np.degrees(np.arctan2(y, x)).round() % 360]
 
 
-@given(candidates=pools(most=12), share=SHARES, weight=st.floats(0, 1))
-def test_each_next_one_is_the_best_by_the_definition(candidates: Pool, share: float, weight: float) -> None:
-    order = MaximalMarginalRelevance(share, weight).keep(candidates).tolist()
-    eligible = range(int(np.floor(share * len(candidates.similarity) + 1e-9)))
+@given(candidates=pools(most=12), fraction=SHARES, weight=st.floats(0, 1))
+def test_each_next_one_is_the_best_by_the_definition(candidates: Pool, fraction: float, weight: float) -> None:
+    order = MaximalMarginalRelevance(fraction, weight).select(candidates).tolist()
+    eligible = range(int(np.floor(fraction * len(candidates.similarity) + 1e-9)))
     assert sorted(order) == list(eligible)
     near, vectors = candidates.similarity.astype(float), candidates.vectors.astype(float)
 
@@ -45,7 +45,7 @@ def test_each_next_one_is_the_best_by_the_definition(candidates: Pool, share: fl
 
 def test_a_weight_of_one_is_least_similar_first() -> None:
     candidates = pool(np.linspace(-0.9, 0.9, 12))
-    assert MaximalMarginalRelevance(0.5, 1.0).keep(candidates).tolist() == list(range(6))
+    assert MaximalMarginalRelevance(0.5, 1.0).select(candidates).tolist() == list(range(6))
 
 
 def test_diversity_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_diversity_by_hand() -> None:
     near = np.array([-0.8, -0.7, -0.6], dtype=np.float32)
     vectors = np.array([[-0.8, 0.6, 0], [-0.7, 0.51**0.5, 0], [-0.6, 0, 0.8]], dtype=np.float32)
     candidates = replace(pool(near), vectors=vectors)
-    assert MaximalMarginalRelevance(1.0, 0.5).keep(candidates).tolist() == [0, 2, 1]
+    assert MaximalMarginalRelevance(1.0, 0.5).select(candidates).tolist() == [0, 2, 1]
 
 
 # --- clusters
@@ -89,23 +89,23 @@ def test_clusters_take_turns(near: list[float], seed: int, clusters: int, iterat
     expected: list[int] = []
     while any(left.values()):
         expected += sorted(members.pop(0) for members in left.values() if members)
-    assert Clusters(1.0, clusters, iterations).keep(candidates).tolist() == expected
+    assert Clusters(1.0, clusters, iterations).select(candidates).tolist() == expected
 
 
 def test_one_of_each_cluster_comes_first() -> None:
     """Three bunches about 180, 90 and 300 degrees; the least similar of each first, then the next of each."""
     candidates = circle(180, 178, 182.5, 90, 92, 88, 300, 302, 298)
-    found = angles_of(candidates, Clusters(1.0, 3, 10).keep(candidates))
+    found = angles_of(candidates, Clusters(1.0, 3, 10).select(candidates))
     assert found[:3] == [180, 92, 298]
     assert found[3:6] == [178, 90, 300]
 
 
 def test_fewer_candidates_than_clusters_and_none_at_all() -> None:
-    assert Clusters(1.0, 8, 5).keep(pool([0.1, 0.2])).tolist() == [0, 1]
-    assert Clusters(0.5, 8, 5).keep(pool([0.1])).tolist() == []
+    assert Clusters(1.0, 8, 5).select(pool([0.1, 0.2])).tolist() == [0, 1]
+    assert Clusters(0.5, 8, 5).select(pool([0.1])).tolist() == []
     vectors = np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1))
     same = replace(pool([0.6] * 4), vectors=vectors)
-    assert Clusters(1.0, 3, 5).keep(same).tolist() == [0, 1, 2, 3]
+    assert Clusters(1.0, 3, 5).select(same).tolist() == [0, 1, 2, 3]
 
 
 def test_farthest_first_by_hand() -> None:
@@ -124,10 +124,10 @@ def information(vectors: Any, chosen: Any, ridge: float) -> float:
     return float(np.linalg.slogdet(np.eye(len(own)) + own @ own.T / ridge)[1])
 
 
-@given(candidates=pools(most=9), share=SHARES, ridge=RIDGES)
-def test_each_next_one_adds_most_to_the_log_determinant(candidates: Pool, share: float, ridge: float) -> None:
-    order, vectors = LogDeterminant(share, ridge).keep(candidates).tolist(), candidates.vectors
-    eligible = range(int(np.floor(share * len(vectors) + 1e-9)))
+@given(candidates=pools(most=9), fraction=SHARES, ridge=RIDGES)
+def test_each_next_one_adds_most_to_the_log_determinant(candidates: Pool, fraction: float, ridge: float) -> None:
+    order, vectors = LogDeterminant(fraction, ridge).select(candidates).tolist(), candidates.vectors
+    eligible = range(int(np.floor(fraction * len(vectors) + 1e-9)))
     assert sorted(order) == list(eligible)
     for k, chosen in enumerate(order):
         before = order[:k]
@@ -146,7 +146,7 @@ def test_greedy_sets_are_within_1_less_1_over_e_of_the_best(
 ) -> None:
     """Of every size, against all sets of that size: what is proven of greedy choice (Nemhauser et al., 1978)."""
     candidates = pool(near, seed=seed, width=width)
-    order = LogDeterminant(1.0, ridge).keep(candidates).tolist()
+    order = LogDeterminant(1.0, ridge).select(candidates).tolist()
     for size in range(1, len(near) + 1):
         best = max(information(candidates.vectors, chosen, ridge) for chosen in combinations(range(len(near)), size))
         assert information(candidates.vectors, order[:size], ridge) >= (1 - 1 / np.e) * best - 1e-4
@@ -155,10 +155,10 @@ def test_greedy_sets_are_within_1_less_1_over_e_of_the_best(
 def test_log_determinant_takes_the_least_similar_first_and_near_copies_last() -> None:
     """178 and 182.5 degrees are near-copies of 180; 88 and 300 are not, and 88 is nearer to a right angle from 180."""
     candidates = circle(180, 178, 182.5, 88, 300)
-    found = angles_of(candidates, LogDeterminant(1.0, 0.1).keep(candidates))
+    found = angles_of(candidates, LogDeterminant(1.0, 0.1).select(candidates))
     assert found[:3] == [180, 88, 300]
     same = replace(pool([0.6] * 3), vectors=np.tile(np.array([[0.6, 0.8, 0]], np.float32), (3, 1)))
-    assert sorted(LogDeterminant(1.0, 0.01).keep(same).tolist()) == [0, 1, 2]
+    assert sorted(LogDeterminant(1.0, 0.01).select(same).tolist()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,9 @@ def test_pooling_is_the_models_own_unless_it_is_changed(vectors: Embeddings) -> 
         np.testing.assert_allclose(encoded(replace(MINILM, pooling=pooling), TEXTS[:1])[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "bits"), [("float16", 11), ("bfloat16", 8)])
-def test_half_precision_comes_out_as_float32_and_near(vectors: Embeddings, precision: str, bits: int) -> None:
-    halved = encoded(replace(MINILM, precision=precision), TEXTS)
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_comes_out_as_float32_and_near(vectors: Embeddings, dtype: str, bits: int) -> None:
+    halved = encoded(replace(MINILM, dtype=dtype), TEXTS)
     assert halved.dtype == np.float32
     assert not np.array_equal(halved, vectors)
     assert ((halved * vectors).sum(1) > 1 - 4 * 2.0**-bits).all()
@@ -134,7 +134,7 @@ def test_a_folders_content_decides_and_what_it_holds_in_folders_too(tmp_path: Pa
     [
         (MINILM, {"pooling": "max"}, r"encoder\.pooling=max: cls, mean, or null"),
         (MINILM, {"long_texts": "mean"}, r"encoder\.long_texts=mean: cut or windows"),
-        (MINILM, {"precision": "int8"}, r"encoder\.precision=int8: one of float32, float16, bfloat16"),
+        (MINILM, {"dtype": "int8"}, r"encoder\.dtype=int8: one of float32, float16, bfloat16"),
         (LEXICAL, {"analyzer": "line"}, r"encoder\.analyzer=line: one of word, char, char_wb"),
         (LEXICAL, {"shortest": 3}, r"encoder\.shortest=3: from 1 to encoder\.longest=2"),
         (LEXICAL, {"shortest": 0}, r"encoder\.shortest=0"),

@@ -63,14 +63,14 @@ def test_shards_that_are_there_are_not_scored_again(tmp_path: Path) -> None:
 def test_a_candidate_is_as_good_as_the_target_from_its_reward_on(tmp_path: Path) -> None:
     score(tmp_path, Lengths(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
     judge = Rewarded(tmp_path)
-    scores, bar = judge(PROMPTS[0][0], PROMPTS[0][1], [1, 0])
+    scores, threshold = judge(PROMPTS[0][0], PROMPTS[0][1], [1, 0])
     assert scores.tolist() == pytest.approx([2.4, 1.4])
-    assert bar == pytest.approx(6.4)
-    assert judge.target(PROMPTS[0][0]) == bar
+    assert threshold == pytest.approx(6.4)
+    assert judge.target(PROMPTS[0][0]) == threshold
     with pytest.raises(AssertionError, match="scored last"):
         judge.target(PROMPTS[1][0])
-    scores, bar = judge(*PROMPTS[1], [])
-    assert (scores.tolist(), bar) == ([], pytest.approx(1.4))
+    scores, threshold = judge(*PROMPTS[1], [])
+    assert (scores.tolist(), threshold) == ([], pytest.approx(1.4))
 
 
 def test_by_a_verifier_it_must_be_right_throughout() -> None:
@@ -78,8 +78,8 @@ def test_by_a_verifier_it_must_be_right_throughout() -> None:
         def score(self, one: Any, text: str, turn: int = -1) -> float:
             return 0.5 * len(text)
 
-    scores, bar = Verified(Half())(PROMPTS[0][0], ["a", "bb", ""], [1, 2])
-    assert (scores.tolist(), bar) == ([1.0, 0.0], 1.0)
+    scores, threshold = Verified(Half())(PROMPTS[0][0], ["a", "bb", ""], [1, 2])
+    assert (scores.tolist(), threshold) == ([1.0, 0.0], 1.0)
 
 
 def test_rewards_of_another_prompt_are_refused(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_prompt_gives_the_whole_pool_or_nothing(
     """Whether a prompt is used does not depend on K, and its K negatives are the first K of one list."""
     settings = own(most, "drop_everywhere", selector, seed)
     found = drawn(settings, name, candidates)
-    kept = selector.keep(replace(candidates, seed=seed_of(settings, name))).tolist()
+    kept = selector.select(replace(candidates, seed=seed_of(settings, name))).tolist()
     assert len(found) == (most if len(kept) >= most else 0)
     assert len(set(found)) == len(found)
     assert set(found) <= set(kept)
@@ -64,7 +64,7 @@ def test_refill_adds_the_least_similar_of_the_rest_at_the_last_ranks(
 ) -> None:
     settings = own(most, "refill", selector, seed)
     candidates = replace(candidates, seed=seed_of(settings, name))
-    found, kept = draw(settings, name, candidates), selector.keep(candidates).tolist()
+    found, kept = draw(settings, name, candidates), selector.select(candidates).tolist()
     ranks = found.ranks.tolist()
     if len(candidates.similarity) < most:
         assert ranks == []

@@ -27,34 +27,34 @@ from selfcontrast.filters.selectors import (
 )
 
 
-def floor(share: float, count: int) -> int:
-    return int(np.floor(share * count + 1e-9))
+def floor(fraction: float, count: int) -> int:
+    return int(np.floor(fraction * count + 1e-9))
 
 
-@given(candidates=pools(), share=SHARES)
-def test_the_kept_are_the_least_similar_share(candidates: Pool, share: float) -> None:
+@given(candidates=pools(), fraction=SHARES)
+def test_the_kept_are_the_least_similar_share(candidates: Pool, fraction: float) -> None:
     near = candidates.similarity.tolist()
-    kept = LeastSimilar(share, "distinct").keep(candidates).tolist()
-    assert sorted(near[i] for i in kept) == sorted(near)[: floor(share, len(near))]
+    kept = LeastSimilar(fraction, "distinct").select(candidates).tolist()
+    assert sorted(near[i] for i in kept) == sorted(near)[: floor(fraction, len(near))]
 
 
-@given(candidates=pools(), share=SHARES)
+@given(candidates=pools(), fraction=SHARES)
 def test_a_share_of_the_samples_keeps_what_is_less_similar_than_the_next_distinct_response(
-    candidates: Pool, share: float
+    candidates: Pool, fraction: float
 ) -> None:
     """By the reference implementation's words: of the distinct responses min(floor(share·N), distinct - 1)."""
     near = candidates.similarity.tolist()
     every = sorted([*near, *candidates.excluded.tolist()])
-    count = min(floor(share, candidates.samples), len(every) - 1)
+    count = min(floor(fraction, candidates.samples), len(every) - 1)
     expected = [x for x in near if every and x < every[count]]
-    kept = LeastSimilar(share, "samples").keep(candidates).tolist()
+    kept = LeastSimilar(fraction, "samples").select(candidates).tolist()
     assert sorted(near[i] for i in kept) == sorted(expected)
     assert len(kept) <= max(0, count)
 
 
-@given(candidates=pools(), share=SHARES, of=OF)
-def test_the_random_control_keeps_as_many_as_the_filter(candidates: Pool, share: float, of: str) -> None:
-    assert len(Random(share, of).keep(candidates)) == len(LeastSimilar(share, of).keep(candidates))
+@given(candidates=pools(), fraction=SHARES, of=OF)
+def test_the_random_control_keeps_as_many_as_the_filter(candidates: Pool, fraction: float, of: str) -> None:
+    assert len(Random(fraction, of).select(candidates)) == len(LeastSimilar(fraction, of).select(candidates))
 
 
 @pytest.mark.parametrize(
@@ -62,43 +62,45 @@ def test_the_random_control_keeps_as_many_as_the_filter(candidates: Pool, share:
 )
 def test_how_many_are_kept_of_32_samples(distinct: int, of_distinct: int, of_samples: int) -> None:
     candidates = pool(np.arange(distinct) / 64, repeated=32 - distinct)
-    assert len(LeastSimilar(0.75, "distinct").keep(candidates)) == of_distinct
-    assert len(LeastSimilar(0.75, "samples").keep(candidates)) == of_samples
+    assert len(LeastSimilar(0.75, "distinct").select(candidates)) == of_distinct
+    assert len(LeastSimilar(0.75, "samples").select(candidates)) == of_samples
 
 
 @given(candidates=pools(), low=st.floats(0, 0.5), high=st.floats(0.55, 1))
 def test_a_window_leaves_out_what_is_before_and_after(candidates: Pool, low: float, high: float) -> None:
     count = len(candidates.similarity)
-    kept = set(RankWindow(low, high).keep(candidates).tolist())
+    kept = set(RankWindow(low, high).select(candidates).tolist())
     assert kept == {i for i in range(count) if floor(low, count) <= i < floor(high, count)}
 
 
-@given(candidates=pools(), bar=BARS)
-def test_bars(candidates: Pool, bar: float) -> None:
-    below = [i for i, near in enumerate(candidates.similarity) if near < bar]
-    assert sorted(LessSimilarThan(bar).keep(candidates).tolist()) == below
-    nearest_first = MostSimilarBelow(bar).keep(candidates).tolist()
+@given(candidates=pools(), threshold=BARS)
+def test_bars(candidates: Pool, threshold: float) -> None:
+    below = [i for i, near in enumerate(candidates.similarity) if near < threshold]
+    assert sorted(LessSimilarThan(threshold).select(candidates).tolist()) == below
+    nearest_first = MostSimilarBelow(threshold).select(candidates).tolist()
     assert sorted(nearest_first) == below
     near = [float(candidates.similarity[i]) for i in nearest_first]
     assert near == sorted(near, reverse=True)
 
 
-@given(candidates=pools(), share=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
-def test_the_oracle_keeps_the_lowest_scores_below_its_bar(candidates: Pool, share: float, below: float | None) -> None:
+@given(candidates=pools(), fraction=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
+def test_the_oracle_keeps_the_lowest_scores_below_its_bar(
+    candidates: Pool, fraction: float, below: float | None
+) -> None:
     assert candidates.scores is not None
     scores = candidates.scores.tolist()
-    kept = LowestScored(share, below).keep(candidates).tolist()
+    kept = LowestScored(fraction, below).select(candidates).tolist()
     eligible = [i for i, score in enumerate(scores) if below is None or score < below]
     assert set(kept) <= set(eligible)
-    assert len(kept) == floor(share, len(eligible))
+    assert len(kept) == floor(fraction, len(eligible))
     left = set(eligible) - set(kept)
     assert all((scores[i], i) < (scores[j], j) for i in kept for j in left)  # ties: the least similar first
 
 
-def lowest_share(candidates: Pool, values: list[float], share: float, of: str) -> list[int]:
+def lowest_share(candidates: Pool, values: list[float], fraction: float, of: str) -> list[int]:
     """Candidate after candidate, the lowest value first, of equal ones the least similar, until there are enough."""
     count = len(values)
-    enough = floor(share, count) if of == "distinct" else min(floor(share, candidates.samples), count - 1)
+    enough = floor(fraction, count) if of == "distinct" else min(floor(fraction, candidates.samples), count - 1)
     left, found = list(range(count)), list[int]()
     while len(found) < enough:
         best = left[0]
@@ -114,17 +116,17 @@ def ranks_of(values: list[float]) -> list[float]:
     return [sum(v < own for v in values) + (1 + sum(v == own for v in values)) / 2 for own in values]
 
 
-@given(candidates=pools(), share=SHARES, of=OF)
-def test_the_lowest_share_by_consensus_and_by_log_probability(candidates: Pool, share: float, of: str) -> None:
+@given(candidates=pools(), fraction=SHARES, of=OF)
+def test_the_lowest_share_by_consensus_and_by_log_probability(candidates: Pool, fraction: float, of: str) -> None:
     agreed = candidates.consensus.tolist()
-    assert LeastConsistent(share, of).keep(candidates).tolist() == lowest_share(candidates, agreed, share, of)
+    assert LeastConsistent(fraction, of).select(candidates).tolist() == lowest_share(candidates, agreed, fraction, of)
     each = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
     likely = [total / tokens for total, tokens in each]
-    assert LeastLikely(share, of).keep(candidates).tolist() == lowest_share(candidates, likely, share, of)
+    assert LeastLikely(fraction, of).select(candidates).tolist() == lowest_share(candidates, likely, fraction, of)
 
 
-@given(candidates=pools(), share=SHARES, of=OF, signals=SIGNALS)
-def test_the_lowest_share_by_the_sum_of_ranks(candidates: Pool, share: float, of: str, signals: list[str]) -> None:
+@given(candidates=pools(), fraction=SHARES, of=OF, signals=SIGNALS)
+def test_the_lowest_share_by_the_sum_of_ranks(candidates: Pool, fraction: float, of: str, signals: list[str]) -> None:
     each = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
     values = {
         "similarity": candidates.similarity.tolist(),
@@ -132,8 +134,8 @@ def test_the_lowest_share_by_the_sum_of_ranks(candidates: Pool, share: float, of
         "log_prob": [total / tokens for total, tokens in each],
     }
     total = [sum(own) for own in zip(*(ranks_of(values[name]) for name in signals), strict=True)]
-    selector: Any = LowestRanked(share, of, signals)  # type: ignore[arg-type]
-    assert selector.keep(candidates).tolist() == lowest_share(candidates, total, share, of)
+    selector: Any = LowestRanked(fraction, of, signals)  # type: ignore[arg-type]
+    assert selector.select(candidates).tolist() == lowest_share(candidates, total, fraction, of)
 
 
 def test_log_probabilities_are_per_token_and_a_sum_of_ranks_has_no_units() -> None:
@@ -141,10 +143,10 @@ def test_log_probabilities_are_per_token_and_a_sum_of_ranks_has_no_units() -> No
     candidates = pool(
         [0.1, 0.2, 0.3], log_probs=[-8.0, -2.0, -3.0], tokens=[8, 1, 2], consensus=np.float32([0.9, 0.8, 0.7])
     )
-    assert LeastLikely(0.7, "distinct").keep(candidates).tolist() == [1, 2]
-    assert LeastConsistent(0.7, "distinct").keep(candidates).tolist() == [2, 1]
+    assert LeastLikely(0.7, "distinct").select(candidates).tolist() == [1, 2]
+    assert LeastConsistent(0.7, "distinct").select(candidates).tolist() == [2, 1]
     ranked = LowestRanked(0.34, "distinct", ["similarity", "consensus", "log_prob"])  # 1+3+3, 2+2+1, 3+1+2
-    assert ranked.keep(candidates).tolist() == [1]
+    assert ranked.select(candidates).tolist() == [1]
     assert ranked.needs_log_probs
     assert not LowestRanked(0.34, "distinct", ["similarity", "consensus"]).needs_log_probs
 
@@ -152,7 +154,7 @@ def test_log_probabilities_are_per_token_and_a_sum_of_ranks_has_no_units() -> No
 @given(candidates=pools(), sigmas=st.floats(0, 4))
 def test_nearest_to_the_mean_less_some_deviations_by_every_sample(candidates: Pool, sigmas: float) -> None:
     assert candidates.scores is not None
-    scores, order = candidates.scores.tolist(), NearestBelowMean(sigmas).keep(candidates).tolist()
+    scores, order = candidates.scores.tolist(), NearestBelowMean(sigmas).select(candidates).tolist()
     assert sorted(order) == list(range(len(scores)))
     every = [s for s, times in zip(scores, candidates.counts.tolist(), strict=True) for _ in range(times)]
     if every:
@@ -167,22 +169,22 @@ def test_nearest_below_the_mean_by_hand() -> None:
     Counted once each, the mean would be 3, and 2 deviations below it -1.3.
     """
     candidates = pool([0.1, 0.2, 0.3], scores=[5, 0, 4], counts=[1, 1, 3])
-    assert NearestBelowMean(2.0).keep(candidates).tolist() == [1, 2, 0]
-    assert NearestBelowMean(0.5).keep(candidates).tolist() == [2, 0, 1]
+    assert NearestBelowMean(2.0).select(candidates).tolist() == [1, 2, 0]
+    assert NearestBelowMean(0.5).select(candidates).tolist() == [2, 0, 1]
     tied = pool([0.1, 0.2, 0.3, 0.4], scores=[3, 1, 3, 1], counts=[1, 1, 1, 1])
-    assert NearestBelowMean(0.0).keep(tied).tolist() == [1, 3, 0, 2]  # all 1 from the mean of 2
-    assert NearestBelowMean(2.0).keep(pool([], scores=[])).tolist() == []
+    assert NearestBelowMean(0.0).select(tied).tolist() == [1, 3, 0, 2]  # all 1 from the mean of 2
+    assert NearestBelowMean(2.0).select(pool([], scores=[])).tolist() == []
 
 
 def test_least_consistent_first_by_hand() -> None:
     candidates = pool([0.1, 0.2, 0.3, 0.4], consensus=np.array([0.5, 0.2, 0.9, 0.2]))
-    assert LeastConsistentFirst().keep(candidates).tolist() == [1, 3, 0, 2]  # of equal ones the least similar first
+    assert LeastConsistentFirst().select(candidates).tolist() == [1, 3, 0, 2]  # of equal ones the least similar first
 
 
 def test_a_random_share_depends_on_the_seed_and_every_candidate_is_as_likely() -> None:
     seeds = [pool(np.arange(8) / 8, seed=seed) for seed in range(800)]
     counts = np.bincount(
-        np.concatenate([Random(0.25, "distinct").keep(candidates) for candidates in seeds]), minlength=8
+        np.concatenate([Random(0.25, "distinct").select(candidates) for candidates in seeds]), minlength=8
     )
     assert counts.sum() == 1600
     assert (np.abs(counts - 200) < 62).all()  # five standard deviations of a binomial of 800 at a quarter
@@ -190,32 +192,36 @@ def test_a_random_share_depends_on_the_seed_and_every_candidate_is_as_likely() -
 
 @given(candidates=pools(), selector=SELECTORS)
 def test_what_is_kept_is_distinct_at_most_what_was_said_and_the_same_again(candidates: Pool, selector: Any) -> None:
-    kept = selector.keep(candidates).tolist()
+    kept = selector.select(candidates).tolist()
     count = len(candidates.similarity)
-    assert len(set(kept)) == len(kept) <= min(count, selector.most(candidates.samples))
-    assert 0 <= selector.most(count) <= count
+    assert len(set(kept)) == len(kept) <= min(count, selector.max_kept(candidates.samples))
+    assert 0 <= selector.max_kept(count) <= count
     assert set(kept) <= set(range(count))
-    assert kept == selector.keep(candidates).tolist()
+    assert kept == selector.select(candidates).tolist()
 
 
-@pytest.mark.parametrize(("share", "samples", "most"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)])
-def test_a_share_is_rounded_down_but_not_by_floating_point(share: float, samples: int, most: int) -> None:
-    assert LeastSimilar(share, "distinct").most(samples) == most
-    assert Random(share, "distinct").most(samples) == most
-    assert LowestScored(share, None).most(samples) == most
-    assert LeastConsistent(share, "distinct").most(samples) == LeastLikely(share, "distinct").most(samples) == most
+@pytest.mark.parametrize(("fraction", "samples", "most"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)])
+def test_a_share_is_rounded_down_but_not_by_floating_point(fraction: float, samples: int, most: int) -> None:
+    assert LeastSimilar(fraction, "distinct").max_kept(samples) == most
+    assert Random(fraction, "distinct").max_kept(samples) == most
+    assert LowestScored(fraction, None).max_kept(samples) == most
+    assert (
+        LeastConsistent(fraction, "distinct").max_kept(samples)
+        == LeastLikely(fraction, "distinct").max_kept(samples)
+        == most
+    )
 
 
 def test_a_share_of_the_samples_never_keeps_all_distinct_responses() -> None:
-    assert LeastSimilar(1.0, "samples").most(7) == Random(1.0, "samples").most(7) == 6
-    assert LeastSimilar(0.75, "samples").most(32) == LeastConsistent(0.75, "samples").most(32) == 24
-    assert LeastLikely(1.0, "samples").most(7) == 6
+    assert LeastSimilar(1.0, "samples").max_kept(7) == Random(1.0, "samples").max_kept(7) == 6
+    assert LeastSimilar(0.75, "samples").max_kept(32) == LeastConsistent(0.75, "samples").max_kept(32) == 24
+    assert LeastLikely(1.0, "samples").max_kept(7) == 6
 
 
 def test_the_most_a_window_and_a_bar_can_keep() -> None:
-    assert RankWindow(0.25, 0.75).most(32) == 16
-    assert RankWindow(0.0, 1.0).most(7) == 7
-    assert LessSimilarThan(0.5).most(7) == MostSimilarBelow(0.5).most(7) == Everything().most(7) == 7
+    assert RankWindow(0.25, 0.75).max_kept(32) == 16
+    assert RankWindow(0.0, 1.0).max_kept(7) == 7
+    assert LessSimilarThan(0.5).max_kept(7) == MostSimilarBelow(0.5).max_kept(7) == Everything().max_kept(7) == 7
 
 
 @pytest.mark.parametrize(

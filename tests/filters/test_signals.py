@@ -41,11 +41,11 @@ def plain_rows(prompts: list[list[Any]]) -> dict[str, tuple[list[float], list[li
     return {name: (among[name], values[name]) for name in values}
 
 
-def plain_false_negatives(values: list[list[float]], good: list[list[bool]], share: float) -> float | None:
+def plain_false_negatives(values: list[list[float]], good: list[list[bool]], fraction: float) -> float | None:
     kept = []
     for own, right in zip(values, good, strict=True):
         order = sorted(range(len(own)), key=lambda i: (own[i], i))
-        kept += [right[i] for i in order[: int(np.floor(share * len(own) + 1e-9))]]
+        kept += [right[i] for i in order[: int(np.floor(fraction * len(own) + 1e-9))]]
     return sum(kept) / len(kept) if kept else None
 
 
@@ -61,7 +61,7 @@ def test_the_table_is_that_of_plain_loops(prompts: list[list[Any]]) -> None:
             assert table[name]["auc"] == pytest.approx(roc_auc_score(flat, among))
         else:
             assert table[name]["auc"] is None
-        told = [plain_false_negatives(values, good, share) for share in SHARES]
+        told = [plain_false_negatives(values, good, fraction) for fraction in SHARES]
         assert table[name]["false_negatives"] == pytest.approx(told)
 
 

@@ -37,7 +37,7 @@ def settings(**changes: Any) -> Generation:
         "max_new_tokens": 5,
         "max_length": 64,
         "seed": 0,
-        "max_failed_share": 0.0,
+        "max_failed_fraction": 0.0,
         "model": None,
         "system": None,
     }
@@ -49,24 +49,24 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
-def responder(rows: int = 6, shard: int = 3) -> Responder:
-    return Responder(HF("float32", rows), Local(shard, 1), "cpu")
+def responder(batch_size: int = 6, shard: int = 3) -> Responder:
+    return Responder(HF("float32", batch_size), Local(shard, 1), "cpu")
 
 
-def generated(policy: Path, shards: Path, rows: int = 6, shard: int = 3) -> dict[str, list[Candidate]]:
-    return responder(rows, shard).answers(policy, REQUESTS, DECODING, 0, shards, "test")
+def generated(policy: Path, shards: Path, batch_size: int = 6, shard: int = 3) -> dict[str, list[Candidate]]:
+    return responder(batch_size, shard).answers(policy, REQUESTS, DECODING, 0, shards, "test")
 
 
 def tokens(found: dict[str, list[Candidate]]) -> dict[str, list[list[int]]]:
     return {name: [c.token_ids for c in candidates] for name, candidates in found.items()}
 
 
-@pytest.mark.parametrize(("rows", "shard"), [(1, 1), (7, 4), (1000, 1000)])
-def test_batch_and_shard_size_change_nothing(policy: Path, tmp_path: Path, rows: int, shard: int) -> None:
+@pytest.mark.parametrize(("batch_size", "shard"), [(1, 1), (7, 4), (1000, 1000)])
+def test_batch_and_shard_size_change_nothing(policy: Path, tmp_path: Path, batch_size: int, shard: int) -> None:
     expected = generated(policy, tmp_path / "a")
     assert list(expected) == [request.id for request in REQUESTS]
     assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in expected.values())
-    assert tokens(generated(policy, tmp_path / "b", rows, shard)) == tokens(expected)
+    assert tokens(generated(policy, tmp_path / "b", batch_size, shard)) == tokens(expected)
 
 
 def test_finished_shards_are_not_sampled_again(policy: Path, tmp_path: Path) -> None:

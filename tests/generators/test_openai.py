@@ -47,10 +47,10 @@ def backend(*urls: str, **changes: Any) -> OpenAI:
         "concurrency": 4,
         "timeout": 5.0,
         "retries": 1,
-        "wait": 0.01,
-        "key_variable": None,
+        "initial_backoff": 0.01,
+        "api_key_env": None,
     }
-    return OpenAI(**{**fine, **changes}, urls=list(urls))
+    return OpenAI(**{**fine, **changes}, base_urls=list(urls))
 
 
 def sampled(policy: Path, asked: OpenAI, decoding: Decoding = DECODING, seed: int = 0) -> dict[str, list[Candidate]]:
@@ -251,7 +251,7 @@ def test_too_many_failures_end_the_stage_and_the_next_run_asks_for_these_alone(p
         folder.mkdir()
     with OpenAIServer(fault=refusing("e2", "e5")).open() as server:
         asked = backend(server.url)
-        with pytest.raises(UserError, match=r"2 of 6 prompts .*HTTP 400: not this one.*max_failed_share=0\.2"):
+        with pytest.raises(UserError, match=r"2 of 6 prompts .*HTTP 400: not this one.*max_failed_fraction=0\.2"):
             generate(broken, settings(asked, 0.2), responder(asked), policy, EXAMPLES)
     with OpenAIServer(fault=refusing("e5")).open() as server:  # one of the two has been mended
         asked = backend(server.url)
@@ -340,8 +340,8 @@ def test_a_server_that_serves_another_folder_is_said(
 
 def test_a_missing_key_is_said_before_any_compute(monkeypatch: pytest.MonkeyPatch, server: OpenAIServer) -> None:
     monkeypatch.delenv("OWN_KEY", raising=False)
-    with pytest.raises(UserError, match="key_variable=OWN_KEY: not set"):
-        backend(server.url, key_variable="OWN_KEY").check()
+    with pytest.raises(UserError, match="api_key_env=OWN_KEY: not set"):
+        backend(server.url, api_key_env="OWN_KEY").check()
 
 
 def test_an_api_that_is_none() -> None:
@@ -350,6 +350,6 @@ def test_an_api_that_is_none() -> None:
 
 
 def test_where_it_is_asked_is_not_in_the_key() -> None:
-    one = backend("http://a/v1", retries=3, key_variable="A", timeout=1.0, concurrency=9, wait=2.0)
+    one = backend("http://a/v1", retries=3, api_key_env="A", timeout=1.0, concurrency=9, initial_backoff=2.0)
     assert settings_of(one) == settings_of(backend("http://b/v1"))
     assert {"model", "api", "extra"} < set(settings_of(one))

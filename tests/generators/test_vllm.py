@@ -157,7 +157,7 @@ def test_max_length_bounds_prompt_and_response_together(sampled: Sampler, togeth
 
 @pytest.mark.vllm
 def test_more_than_memory_was_set_aside_for_is_a_users_mistake(sampled: Sampler) -> None:
-    with pytest.raises(UserError, match=r"backend\.max_model_len=128 is below max_length=129: raise it"):
+    with pytest.raises(UserError, match=r"backend\.max_length=128 is below max_length=129: raise it"):
         sampled(REQUESTS, Decoding(1, 1.0, 1.0, 8, LENGTH + 1), 0)
 
 
@@ -234,7 +234,7 @@ def test_what_vllm_is_asked() -> None:
     "wrong",
     [
         {"dtype": "auto"},
-        {"max_model_len": 0},
+        {"max_length": 0},
         {"tensor_parallel_size": 0},
         {"data_parallel_size": 0},
         {"gpu_memory_utilization": 0.0},
@@ -276,7 +276,7 @@ def test_the_room_for_an_adapters_rank(tmp_path: Path, config: dict[str, Any], e
 
 def test_the_engines_arguments_on_a_gpu(tmp_path: Path) -> None:
     """Of conf/backend/vllm.yaml: bfloat16, prompts cached, most of the memory, which training has given back before."""
-    config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_model_len": 512}
+    config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_length": 512}
     config.pop("_target_")
     assert VLLM(**config)._options(tmp_path) == {
         "model": str(tmp_path),

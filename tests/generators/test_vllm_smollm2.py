@@ -22,7 +22,7 @@ def test_its_greedy_answers_are_those_of_transformers(vllm_python: str, tmp_path
     requests = [Request(f"q{i}", renderer.prompt(messages)) for i, messages in enumerate((CAPITAL, TALK))]
     with HF("float32", 2).open(policy, "cpu") as sample:
         expected = sample(requests, GREEDY, 0)
-    with backend(python=vllm_python, max_model_len=256, gpu_memory_utilization=0.1).open(policy, "cpu") as sample:
+    with backend(python=vllm_python, max_length=256, gpu_memory_utilization=0.1).open(policy, "cpu") as sample:
         found = sample(requests, GREEDY, 0)
     assert "Paris" in found[0].text
     assert same(found, expected)

@@ -42,7 +42,9 @@ def given(folder: Path) -> dict[str, list[str]]:
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
     source = ("generator=import", "generator.path=own.jsonl", "trainer.epochs=1", "tracking=none")
     few = (
-        () if any(o.startswith("arm=") for o in overrides) else ("negatives=2", "filter.max_negatives=2", "filter=none")
+        ()
+        if any(o.startswith("method=") for o in overrides)
+        else ("negatives=2", "filter.max_negatives=2", "filter=none")
     )
     ended = run_train(*SETTINGS, *DATA, *TINY_MODEL, *source, *few, *overrides, cwd=folder)
     assert ended.returncode == 0, ended.stderr
@@ -73,7 +75,7 @@ def test_each_choice_shares_what_is_sampled_and_trains_on_its_own_groups(tmp_pat
 
 def test_the_arms_share_their_choice(tmp_path: Path) -> None:
     given(tmp_path)
-    pair, tuned = (run(tmp_path, f"arm={arm}") for arm in ("best_vs_worst", "rft"))
+    pair, tuned = (run(tmp_path, f"method={arm}") for arm in ("best_vs_worst", "rft"))
     one, other = stages(pair), stages(tuned)
     assert {name: one[name]["key"] for name in ("filter", "reference")} == {
         name: other[name]["key"] for name in ("filter", "reference")

@@ -10,7 +10,7 @@ from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.modules import SupervisedFineTuning
 from selfcontrast.training.steps import Step
-from tiny import groups, hardware, llama, recipe
+from tiny import groups, hardware, llama, optim
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +30,10 @@ class KilledAtStep3(SupervisedFineTuning):
 
 def trained(folder: Path, machine: Hardware, module: type[SupervisedFineTuning]) -> dict[str, Tensor]:
     policy = llama(vocabulary=50)
-    data = StepData(TRAIN, [], recipe(), machine, seed=3)
+    data = StepData(TRAIN, [], optim(), machine, seed=3)
     prepare(policy, TRAIN, machine)
     try:
-        fit(module(policy, recipe(), len(data.steps()), machine.logits_chunk, lambda _: None), data, folder, "test")
+        fit(module(policy, optim(), len(data.steps()), machine.logits_chunk, lambda _: None), data, folder, "test")
     except Kill:
         assert module is KilledAtStep3
     return {name: value.clone() for name, value in policy.state_dict().items()}

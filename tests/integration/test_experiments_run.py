@@ -71,7 +71,7 @@ def test_ultrachat_standard_dpo_from_a_model_that_is_fine_tuned_already(place: P
 
 
 def test_nectar_spin_in_two_rounds_with_a_token_that_the_model_lacked(place: Path) -> None:
-    result = run(place, "nectar/spin", "rounds=2")
+    result = run(place, "nectar/spin", "iterations=2")
     found = stages(result)
     assert systems(result) == {"SFT", "SPIN round 1", "SPIN"}
     for prefix in ("round-1/", ""):
@@ -95,7 +95,7 @@ def test_nectar_spin_in_two_rounds_with_a_token_that_the_model_lacked(place: Pat
     ],
 )
 def test_the_others_run_too(experiment: str, method: str | None, place: Path) -> None:
-    smaller = {"Self-Contrast": ["negatives=4", "generator.samples=24"], "SPIN": ["rounds=1"]}.get(method or "", [])
+    smaller = {"Self-Contrast": ["negatives=4", "generator.samples=24"], "SPIN": ["iterations=1"]}.get(method or "", [])
     result = run(place, experiment, *smaller)
     assert systems(result) == {"SFT", *([method] if method else [])}
     assert result["benchmarks"]["reward"]["lines"]

@@ -42,7 +42,7 @@ def third(number: int, body: Body) -> Fault | None:
 def test_a_judge_that_fails_for_a_third_of_the_calls(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     with OpenAIServer(grade, third).open() as server:
-        url = f"{NAME}.judge.servers.urls=[{server.url}]"
+        url = f"{NAME}.judge.servers.base_urls=[{server.url}]"
         failed = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
         assert failed.returncode == 1
         assert "10 of 16 judgments can be used, 62.5%, which is below min_coverage=0.95" in failed.stderr
@@ -101,7 +101,7 @@ def test_killed_while_it_is_judged(finished: Finished, tmp_path: Path) -> None:
         return by_prompt(body)
 
     with OpenAIServer(until_it_dies).open() as server:
-        settings.append(f"{NAME}.judge.servers.urls=[{server.url}]")
+        settings.append(f"{NAME}.judge.servers.base_urls=[{server.url}]")
         with start_train(*settings, cwd=tmp_path) as job:
             while len(server.asked) < 4 or len(kept(tmp_path)) < 3:
                 assert job.poll() is None
@@ -131,7 +131,7 @@ def test_mt_bench_in_pairs_against_sft(finished: Finished, tmp_path: Path) -> No
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     prefers = lambda body: [{"message": {"content": "[[A]]"}, "finish_reason": "stop"}]  # noqa: E731
     with OpenAIServer(prefers).open() as server:
-        url = f"{NAME}.judge.servers.urls=[{server.url}]"
+        url = f"{NAME}.judge.servers.base_urls=[{server.url}]"
         ended = run_train(*TINY, *SETTINGS, url, f"{NAME}.grading=pairwise", cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
         first = read_result(tmp_path / "out")

@@ -26,7 +26,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("miniature") / "multirun"
     assert len(sweep(folder / "a", "+experiment=miniature", "negatives=1,4")) == 4
     sampling = ("generator.samples", "generator.max_new_tokens", "filter.max_negatives")
-    assert len(sweep(folder / "b", "+experiment=miniature", "arm=dpo_std", without=sampling)) == 2
+    assert len(sweep(folder / "b", "+experiment=miniature", "method=dpo_std", without=sampling)) == 2
     return folder
 
 

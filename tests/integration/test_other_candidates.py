@@ -39,8 +39,8 @@ def served(model: Path) -> Any:
 def test_candidates_from_a_server_that_starts_when_the_model_is_there(finished: Finished, tmp_path: Path) -> None:
     """First without a server, then with one that refuses a prompt, and with a key that nobody gets to see."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store"), "OWN_KEY": KEY}
-    asked = ("generator=openai", "generator.backend.key_variable=OWN_KEY", "generator.max_failed_share=0.1")
-    early = run_train(*TINY, *asked, "generator.backend.urls=[http://127.0.0.1:9/v1]", cwd=tmp_path, env=store)
+    asked = ("generator=openai", "generator.backend.api_key_env=OWN_KEY", "generator.max_failed_fraction=0.1")
+    early = run_train(*TINY, *asked, "generator.backend.base_urls=[http://127.0.0.1:9/v1]", cwd=tmp_path, env=store)
     assert early.returncode == 1
     model = Path(stages(finished.result)["sft"]["path"]) / "model"
     assert f"vllm serve {model} --served-model-name selfcontrast" in early.stderr
@@ -50,7 +50,7 @@ def test_candidates_from_a_server_that_starts_when_the_model_is_there(finished: 
         return None if number else Fault(400, b'{"error": {"message": "not this one"}}')
 
     with OpenAIServer(served(model), refuse_the_first, root=str(model), key=KEY).open() as server:
-        ended = run_train(*TINY, *asked, f"generator.backend.urls=[{server.url}]", cwd=tmp_path, env=store)
+        ended = run_train(*TINY, *asked, f"generator.backend.base_urls=[{server.url}]", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     summary = stages(read_result(tmp_path / "out"))["generate"]["summary"]
     assert (summary["prompts"], summary["failed"], summary["responses"]) == (15, 1, 15 * 6)

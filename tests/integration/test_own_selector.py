@@ -16,10 +16,10 @@ class Own:
     ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = False
 
-    def most(self, samples):
+    def max_kept(self, samples):
         return samples
 
-    def keep(self, pool):
+    def select(self, pool):
         return np.arange(len(pool.similarity))[{order}]
 """
 OWN = ("~filter.selector", "+filter.selector={_target_: own_selector.Own}", "tracking=none")

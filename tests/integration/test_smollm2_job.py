@@ -26,10 +26,10 @@ LITTLE = (
     "evaluation.prompts=2",
     "evaluation.decodings=[{name: greedy, temperature: 0, samples: 1}]",
     "evaluation.max_new_tokens=8",
-    "evaluation.resamples=200",
+    "evaluation.n_bootstrap=200",
     "evaluation.lm_eval.tasks=[]",
 )
-SFT = {"none": ["sft=none"], "tiny": ["sft.epochs=1", "sft.prompts_per_step=16", "sft.validations=0", "sft.lr=1e-5"]}
+SFT = {"none": ["sft=none"], "tiny": ["sft.epochs=1", "sft.batch_size=16", "sft.validations=0", "sft.lr=1e-5"]}
 
 
 @pytest.mark.slow

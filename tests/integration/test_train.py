@@ -126,11 +126,11 @@ def test_rounds_with_prompts_of_their_own_and_with_the_negatives_of_earlier_ones
     store = {"SELFCONTRAST_STORE": str(tmp_path / "store")}
     found = {}
     for name, own in {
-        "apart": ("reference_over_rounds=initial", "prompts_over_rounds=disjoint"),
-        "all": ("negatives_over_rounds=all",),
+        "apart": ("reference_over_iterations=initial", "prompts_over_iterations=disjoint"),
+        "all": ("negatives_over_iterations=all",),
     }.items():
         (tmp_path / name).mkdir()
-        ended = run_train(*TINY, "rounds=2", "tracking=none", *own, cwd=tmp_path / name, env=store)
+        ended = run_train(*TINY, "iterations=2", "tracking=none", *own, cwd=tmp_path / name, env=store)
         assert ended.returncode == 0, ended.stderr
         found[name] = stages(read_result(tmp_path / name / "out"))
     ids = {
@@ -155,7 +155,7 @@ def test_rounds_with_prompts_of_their_own_and_with_the_negatives_of_earlier_ones
 
 def test_a_second_round_starts_from_the_first_policy(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
-    ended = run_train(*TINY, "rounds=2", cwd=tmp_path)
+    ended = run_train(*TINY, "iterations=2", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
     found, before = stages(result), stages(finished.result)
@@ -320,7 +320,7 @@ def test_a_sweep_over_negatives_shares_all_that_k_does_not_decide(finished: Fini
 
 QUESTIONS = [f"What is {a} plus {b}?" for a in range(8) for b in range(8)]
 ANSWERS = [f"{a} plus {b} makes {a + b}, as every child knows." for a in range(8) for b in range(8)]
-USERS = ("data=jsonl", *TINY_ANYWHERE, "trainer.epochs=1", "sft.prompts_per_step=8")
+USERS = ("data=jsonl", *TINY_ANYWHERE, "trainer.epochs=1", "sft.batch_size=8")
 
 
 def finish(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -395,6 +395,6 @@ def test_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, model_fold
 def test_prompt_and_completion_in_parquet_with_a_folder_in_bfloat16(tmp_path: Path, model_folder: Path) -> None:
     frame = pd.DataFrame({"prompt": QUESTIONS, "completion": ANSWERS})
     frame.to_parquet(tmp_path / "data.parquet")
-    bfloat16 = ("model.precision=bfloat16", "sft.lr=1e-3")
+    bfloat16 = ("model.dtype=bfloat16", "sft.lr=1e-3")
     result = finish(tmp_path, "data.path=data.parquet", "model=hf", f"model.path={model_folder}", *bfloat16)
     assert load_alone(result["policy"]) == "torch.bfloat16 llama"

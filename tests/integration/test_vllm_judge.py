@@ -44,7 +44,7 @@ def url(vllm_python: str, policy: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
-    servers = Servers([url], concurrency=2, timeout=120, retries=0, wait=0.1, key_variable=None)
+    servers = Servers([url], concurrency=2, timeout=120, retries=0, initial_backoff=0.1, api_key_env=None)
     return OpenAIJudge("policy", 0.0, verdict, extra, READING, servers)
 
 

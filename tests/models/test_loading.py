@@ -30,10 +30,10 @@ SCRATCH = FromScratch(
     layers=2,
     heads=2,
     intermediate=48,
-    max_positions=64,
+    max_length=64,
     init_std=0.02,
     chat_template=TEMPLATE,
-    precision="float32",
+    dtype="float32",
 )
 
 
@@ -62,13 +62,11 @@ def test_a_model_from_scratch_is_a_function_of_its_seed() -> None:
 
 
 def test_precision_is_that_of_the_weights() -> None:
-    model, _ = replace(SCRATCH, precision="bfloat16").start(CORPUS, 0)
+    model, _ = replace(SCRATCH, dtype="bfloat16").start(CORPUS, 0)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"hidden": 30, "heads": 4}, {"hidden": 12, "heads": 4}, {"precision": "int8"}], ids=str
-)
+@pytest.mark.parametrize("wrong", [{"hidden": 30, "heads": 4}, {"hidden": 12, "heads": 4}, {"dtype": "int8"}], ids=str)
 def test_a_model_from_scratch_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"model\."):
         replace(SCRATCH, **wrong)
@@ -178,7 +176,7 @@ def test_a_folders_content_decides_its_fingerprint(folder: Path, tmp_path: Path)
     assert folder_hash(moved) == folder_hash(folder)
     own = pretrained(folder)
     assert replace(own, local_files_only=False).fingerprint() == own.fingerprint()
-    assert replace(own, precision="bfloat16").fingerprint() != own.fingerprint()
+    assert replace(own, dtype="bfloat16").fingerprint() != own.fingerprint()
     weights = (moved / "model.safetensors").read_bytes()
     (moved / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert pretrained(moved).fingerprint() != own.fingerprint()

@@ -28,7 +28,7 @@ from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
-from tiny import LORA, groups, hardware, llama, lora, objective_of, policy_folder, recipe, self_contrast
+from tiny import LORA, groups, hardware, llama, lora, objective_of, optim, policy_folder, self_contrast
 
 WIDTH = 64  # of the model: a block of scales is 64 weights
 
@@ -96,7 +96,7 @@ def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
     scored = score_groups(load_model(sft), rows, own)
     stored = {name: torch.tensor([sum(tokens) for tokens in found]) for name, found in scored.items()}
     told: list[Record] = []
-    training = Training(qlora(dropout=0.0), recipe(epochs=6), own, 0, told.append)
+    training = Training(qlora(dropout=0.0), optim(epochs=6), own, 0, told.append)
     (tmp_path / "align").mkdir()
     align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
     assert told[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
@@ -117,7 +117,7 @@ def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
 
 def test_checkpoints_hold_adapters_alone() -> None:
     policy = qlora().wrap(llama(width=WIDTH), seed=0)
-    module = SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, self_contrast(0.1), Stored({}))
+    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, self_contrast(0.1), Stored({}))
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     assert any("absmax" in name for name in checkpoint["state_dict"])
     module.on_save_checkpoint(checkpoint)
@@ -154,7 +154,7 @@ def test_a_machine_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         ({"devices": 2}, "devices=2"),
         ({"strategy": "fsdp2"}, "strategy=fsdp2"),
         ({"bf16_copy": True, "precision": "bf16-mixed"}, "bf16_copy=true"),
-        ({"tokens_per_pass": "auto"}, "tokens_per_pass=auto"),
+        ({"max_tokens_per_microbatch": "auto"}, "max_tokens_per_microbatch=auto"),
     ],
     ids=str,
 )
@@ -172,7 +172,7 @@ def trained(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]
         if record["step"] == stop_at:
             raise RuntimeError("killed")
 
-    own, how, rows = hardware(checkpoint_every=1), recipe(epochs=3), groups(8, 2)
+    own, how, rows = hardware(checkpoint_every=1), optim(epochs=3), groups(8, 2)
     policy = qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)
     data = StepData(rows, [], how, own, 0)
     prepare(policy, rows, own)
@@ -199,7 +199,7 @@ def test_a_policy_on_4_bits_has_not_moved_before_its_first_step(tmp_path: Path, 
     stored = {group.id: torch.full((3,), -50.0) for group in rows}  # of another model
     told: list[Record] = []
     (tmp_path / "align").mkdir()
-    training = Training(qlora(dropout=0.0), recipe(epochs=1, prompts_per_step=4), own, 0, told.append)
+    training = Training(qlora(dropout=0.0), optim(epochs=1, batch_size=4), own, 0, told.append)
     align(tmp_path / "align", sft, "float32", rows, Stored(stored), objective_of(objective), training)
     assert told[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-3)
 
@@ -208,7 +208,7 @@ def test_checkpoints_of_a_policy_on_4_bits_are_whole_models(tmp_path: Path) -> N
     sft, own, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=False), groups(4, 2)
     stored = {group.id: torch.zeros(3) for group in rows}
     (tmp_path / "align").mkdir()
-    training = Training(qlora(), recipe(epochs=4, prompts_per_step=4), own, 0, lambda record: None, checkpoints=2)
+    training = Training(qlora(), optim(epochs=4, batch_size=4), own, 0, lambda record: None, checkpoints=2)
     align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
     policies = [tmp_path / "align/model", checkpoint_folder(tmp_path / "align", 1)]
     whole, half = (load_file(folder / "model.safetensors") for folder in policies)

@@ -143,7 +143,7 @@ def test_a_folders_content_decides(folder: Path, tmp_path: Path) -> None:
     assert own(Path("hub"), path="org/name").fingerprint()["path"] == "org/name"
 
 
-@pytest.mark.parametrize("changes", [{"precision": "int4"}, {"max_tokens": 0}, {"batch_size": 0}, {"read_at": "eos"}])
+@pytest.mark.parametrize("changes", [{"dtype": "int4"}, {"max_tokens": 0}, {"batch_size": 0}, {"read_at": "eos"}])
 def test_settings_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"reward_model\."):
         own(Path("x"), **changes)

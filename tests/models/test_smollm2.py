@@ -24,7 +24,7 @@ from selfcontrast.models.smollm2 import gguf_file
 from selfcontrast.training.sft import fine_tune
 from selfcontrast.training.training import Training
 from smol import CAPITAL, SMOLLM2, smollm2_folder, started
-from tiny import example, hardware, lora, recipe
+from tiny import example, hardware, lora, optim
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 TALK: Any = [
@@ -48,7 +48,7 @@ def test_the_files_content_is_the_fingerprint() -> None:
     own = SMOLLM2.fingerprint()
     assert own["content"] == hashlib.sha256(gguf_file().read_bytes()).hexdigest()
     template = SMOLLM2.tokenizer().chat_template
-    for other in (replace(SMOLLM2, precision="bfloat16"), replace(SMOLLM2, chat_template=template)):
+    for other in (replace(SMOLLM2, dtype="bfloat16"), replace(SMOLLM2, chat_template=template)):
         assert other.fingerprint() != own
 
 
@@ -148,7 +148,7 @@ def test_in_bfloat16_the_weights_are_the_rounded_ones_and_predict_the_same() -> 
     torch.manual_seed(1)
     expected_draw = torch.rand(1)
     torch.manual_seed(1)
-    rounded, tokenizer = replace(SMOLLM2, precision="bfloat16").start([], 5)
+    rounded, tokenizer = replace(SMOLLM2, dtype="bfloat16").start([], 5)
     assert torch.equal(torch.rand(1), expected_draw)  # the global generator is left as it was
     exact = started()[0]
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
@@ -198,7 +198,7 @@ def test_lm_eval_chooses_as_the_models_log_probabilities_do(policy: Path) -> Non
 
 
 def test_a_step_of_lora_moves_the_linear_layers_and_nothing_else(tmp_path: Path) -> None:
-    how = Training(lora(stages=["sft"]), recipe(epochs=1, prompts_per_step=5, warmup=0.0), hardware(), 0, print)
+    how = Training(lora(stages=["sft"]), optim(epochs=1, batch_size=5, warmup_ratio=0.0), hardware(), 0, print)
     summary = fine_tune(tmp_path, SMOLLM2, {"train": EXAMPLES, "validation": []}, how)
     assert (summary["steps"], summary["examples"], summary["parameters"]) == (1, 5, 134_515_008)
     before = started()[0].state_dict()

@@ -148,7 +148,7 @@ def test_encoder_from_a_masked_language_model_without_pooler_loads(tmp_path: Pat
 
 def test_judge_damaged_weights_refused(policy: Path, tmp_path: Path) -> None:
     folder = rewritten(policy, tmp_path / "model", as_ddp)
-    judge = HFJudge(str(folder), "float32", 0.0, "text", 4096, reading(attempts=1), batch=1)
+    judge = HFJudge(str(folder), "float32", 0.0, "text", 4096, reading(attempts=1), batch_size=1)
     with judge.open(around(tmp_path, budget=Budget(None))) as judging, pytest.raises(UserError, match="are missing"):
         judging([single("a cat")])
 

@@ -14,7 +14,7 @@ ROUND = ("generate", "embed", "filter", "reference", "align")
 
 
 def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> None:
-    cfg = composed(*SMALL, "rounds=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
+    cfg = composed(*SMALL, "iterations=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
     planned = plan(cfg, DataReader())
     assert [step.label for step in planned.steps] == [
         *("data", "contamination", "sft", "evaluate SFT", "divergence SFT"),
@@ -43,18 +43,18 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
 
 def test_what_rounds_have_in_common_with_each_setting(tmp_path: Path) -> None:
     """The first round is always the job of one round; the second has what its setting decides, and what follows."""
-    rounds = ("rounds=2", "generator.prompts=32")
+    rounds = ("iterations=2", "generator.prompts=32")
     first = {f"round-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast round 1"}
     usual, alone = keys_of(tmp_path, *rounds), keys_of(tmp_path, "generator.prompts=32")
     assert {usual[f"round-1/{stage}"] for stage in ROUND} == {alone[stage] for stage in ROUND}
     for setting, same in (
-        ("reference_over_rounds=initial", {"generate", "embed", "filter"}),
-        ("prompts_over_rounds=disjoint", set[str]()),
-        ("negatives_over_rounds=all", {"generate"}),
+        ("reference_over_iterations=initial", {"generate", "embed", "filter"}),
+        ("prompts_over_iterations=disjoint", set[str]()),
+        ("negatives_over_iterations=all", {"generate"}),
     ):
         found = keys_of(tmp_path, *rounds, setting)
         assert {label for label in first | set(ROUND) if found[label] == usual[label]} == first | same
-        assert set(found) - set(usual) == ({"gather"} if setting == "negatives_over_rounds=all" else set())
+        assert set(found) - set(usual) == ({"gather"} if setting == "negatives_over_iterations=all" else set())
         assert keys_of(tmp_path, "generator.prompts=32", setting) == alone
 
 

@@ -16,7 +16,7 @@ Rows = dict[str, dict[str, float]]
 
 def interval(estimate: float, half: float) -> dict[str, Any]:
     bounds = {"low": estimate - half, "high": estimate + half}
-    return {"estimate": estimate, **bounds, "n": 40, "clusters": 20, "level": 0.95}
+    return {"estimate": estimate, **bounds, "n": 40, "clusters": 20, "confidence": 0.95}
 
 
 def rows(sft: float, policy: float, control: float, half: float, p: float) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def rows(sft: float, policy: float, control: float, half: float, p: float) -> li
                 "temperature": temperature,
                 "mean": interval(level, 0.05),
             }
-            row |= {"surprise": 17.25, "tokens": 23.5}
+            row |= {"nll": 17.25, "tokens": 23.5}
             if system != "SFT":
                 row |= {"difference": interval(level - levels[0], half), "p_value": p}
                 row |= {"win_rate": interval(0.5 + (level - levels[0]) / 2, 0.03)}

@@ -21,7 +21,7 @@ from selfcontrast.results import Result
 
 Make = Callable[..., Result]
 Write = Callable[[Path, Result], None]
-EVALUATION = {"evaluation": {"level": 0.95, "resamples": 200, "seed": 7}}
+EVALUATION = {"evaluation": {"confidence": 0.95, "n_bootstrap": 200, "seed": 7}}
 IDS = ["a", "b", "c", "d"]
 SPREAD = (-0.1, -0.05, 0.05, 0.1)  # of prompts about their mean
 

@@ -19,7 +19,7 @@ def line(system: str, what: str, kind: str, estimate: float) -> dict[str, Any]:
         "system": system,
         "what": what,
         "kind": kind,
-        "value": {"estimate": estimate, **bounds, "n": 9, "clusters": 9, "level": 0.95},
+        "value": {"estimate": estimate, **bounds, "n": 9, "clusters": 9, "confidence": 0.95},
     }
 
 
@@ -102,7 +102,7 @@ def with_published(make: Callable[..., Result]) -> Result:
         kind = "share" if measured else None
         return {"published": {**own, "source": "a <b>paper</b>", "page": 7}, "kind": kind, "measured": measured}
 
-    value = {"estimate": 0.5, "low": 0.4, "high": 0.625, "level": 0.95, "n": 9, "clusters": 9}
+    value = {"estimate": 0.5, "low": 0.4, "high": 0.625, "confidence": 0.95, "n": 9, "clusters": 9}
     shown = [entry("SFT", None, "win rate over target", 12.5, value), entry("Self-Contrast", 4, "mean", 7.25, None)]
     return replace(make(), published=shown)
 

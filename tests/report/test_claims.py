@@ -34,7 +34,7 @@ from studies.claims.judge import (
 )
 
 Make = Callable[..., Result]
-ARMS = Path(__file__).parents[2] / "conf" / "arm"
+ARMS = Path(__file__).parents[2] / "conf" / "method"
 PROMPTS = 200
 WAYS = ("T=1", "T=0.7")
 
@@ -58,7 +58,7 @@ def result(
         }
         for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
     }
-    made = make(k=k, seed=seed, config={"method": method, **(config or {})})
+    made = make(k=k, seed=seed, config={"label": method, **(config or {})})
     for row in made.comparison["rows"]:
         row["system"] = method if row["system"] != "SFT" else "SFT"
     return replace(made, prompts={"ids": ids, "means": means})
@@ -105,7 +105,7 @@ def test_effects_and_verdicts(whole: list[Result]) -> None:
 def test_the_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
     """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
     effect = told(whole)["Self-Contrast beats SFT"].effect
-    own = [r for r in whole if r.config["method"] == OURS and r.negatives == 16]
+    own = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
     by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in own]
     assert effect.estimate == pytest.approx(np.mean(by_seed))
     assert effect.high - effect.low < 0.04
@@ -142,7 +142,7 @@ def test_the_rule(effect: Crossed, p_holm: float, expected: str) -> None:
 
 
 def test_only_seeds_that_have_both_arms_count(whole: list[Result]) -> None:
-    fewer = [r for r in whole if not (r.config["method"] == DPO_STD and r.seed == 2)]
+    fewer = [r for r in whole if not (r.config["label"] == DPO_STD and r.seed == 2)]
     assert told(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
     assert told(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
 
@@ -193,7 +193,7 @@ def test_scores_that_are_equal_everywhere_cannot_tell(whole: list[Result]) -> No
     """All differences are 0: not "not supported", as nothing says how much they vary."""
     same = []
     for one in whole:
-        name = str(one.config["method"])
+        name = str(one.config["label"])
         means = one.prompts["means"] | {name: one.prompts["means"]["SFT"]}
         same.append(replace(one, prompts={**one.prompts, "means": means}))
     (shown,) = claims_page.shown(same)
@@ -203,7 +203,7 @@ def test_scores_that_are_equal_everywhere_cannot_tell(whole: list[Result]) -> No
 
 def test_the_rule_states_the_level_in_use(whole: list[Result]) -> None:
     for one in whole:
-        one.comparison["rows"][0]["mean"]["level"] = 0.9
+        one.comparison["rows"][0]["mean"]["confidence"] = 0.9
     (shown,) = claims_page.shown(whole)
     assert "p < 0.1 after Holm's correction" in shown.rule
     assert shown.rule in claims_page.as_markdown([shown])
@@ -222,7 +222,7 @@ def test_nothing_is_claimed_by_similarity_to_the_target(whole: list[Result]) -> 
 
 
 def test_the_arms_are_called_as_their_files_call_them() -> None:
-    names = {str(yaml.safe_load(file.read_text())["method"]) for file in ARMS.glob("*.yaml")}
+    names = {str(yaml.safe_load(file.read_text())["label"]) for file in ARMS.glob("*.yaml")}
     assert {OURS, NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
 
 

@@ -16,7 +16,7 @@ def evaluated(make: Callable[..., Result]) -> Evaluated:
     """What a run measured of its policy, as if that were all."""
     result = make()
     alone = [
-        {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "surprise", "tokens")}
+        {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "nll", "tokens")}
         for row in result.comparison["rows"]
         if row["system"] != "SFT"
     ]

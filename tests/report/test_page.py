@@ -48,11 +48,11 @@ def test_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
 
 
 def test_rounds_and_what_they_have_in_common_are_told(make: Callable[..., Result], tmp_path: Path) -> None:
-    own = {"rounds": 3, "reference_over_rounds": "initial", "prompts_over_rounds": "disjoint"}
+    own = {"iterations": 3, "reference_over_iterations": "initial", "prompts_over_iterations": "disjoint"}
     _, seen = page(replace(make(), config={**make().config, **own}), tmp_path)
-    assert "rounds: reference initial, prompts disjoint" in seen.shown
-    _, once = page(replace(make(), config={**make().config, **own, "rounds": 1}), tmp_path)
-    assert "rounds: reference" not in once.shown
+    assert "iterations: reference initial, prompts disjoint" in seen.shown
+    _, once = page(replace(make(), config={**make().config, **own, "iterations": 1}), tmp_path)
+    assert "iterations: reference" not in once.shown
 
 
 def test_the_chosen_candidate_stands_beside_the_target(make: Callable[..., Result], tmp_path: Path) -> None:

@@ -222,9 +222,14 @@ def test_bounds_over_seeds_stay_in_the_scores_range(make: Make, write: Write, tm
 
 
 @pytest.mark.parametrize(
-    ("resamples", "prompts", "overrides", "said"),
+    ("n_bootstrap", "prompts", "overrides", "said"),
     [
-        (200, 384, ["negatives=1,2,4,8", "seed=1,2,3"], "of 12 jobs.*smallest p-value is 0.005.*evaluation.resamples"),
+        (
+            200,
+            384,
+            ["negatives=1,2,4,8", "seed=1,2,3"],
+            "of 12 jobs.*smallest p-value is 0.005.*evaluation.n_bootstrap",
+        ),
         (4000, 384, ["negatives=1,2,4,8", "seed=1,2,3"], ""),
         (200, 384, ["negatives=1,2,4,8"], ""),  # 4 times 1/201 is 0.02
         (4000, 6, ["negatives=1,2"], "of 2 jobs.*smallest p-value is 0.031.*evaluation.prompts"),  # 2 / 2^6
@@ -233,9 +238,9 @@ def test_bounds_over_seeds_stay_in_the_scores_range(make: Make, write: Write, tm
     ],
 )
 def test_a_sweep_that_can_find_nothing_says_so_before_compute(
-    resamples: int, prompts: int | None, overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    n_bootstrap: int, prompts: int | None, overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation = {"resamples": resamples, "prompts": prompts, "level": 0.95}
+    evaluation = {"n_bootstrap": n_bootstrap, "prompts": prompts, "confidence": 0.95}
     hydra = {"sweep": {"dir": "out"}, "overrides": {"task": overrides}}
     SweepReport().on_multirun_start(OmegaConf.create({"evaluation": evaluation, "hydra": hydra}))
     SweepReport.folder = None
@@ -318,7 +323,7 @@ def test_a_setting_that_follows_the_seed_is_no_variant() -> None:
 
 def test_methods_are_named_and_the_settings_that_make_them_are_not() -> None:
     def config(method: str, core: str, beta: float) -> dict[str, object]:
-        return {"negatives": 1, "seed": 1, "method": method, "objective": {"core": core, "beta": beta}}
+        return {"negatives": 1, "seed": 1, "label": method, "objective": {"core": core, "beta": beta}}
 
     found = variants(
         {"0": config("SPIN", "a", 0.1), "1": config("DPO_std", "b", 0.1), "2": config("DPO_std", "b", 0.5)}
@@ -329,14 +334,14 @@ def test_methods_are_named_and_the_settings_that_make_them_are_not() -> None:
 def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Write, tmp_path: Path) -> None:
     """Fine-tuning alone, with two seeds: its row is the fine-tuned model's, and it is compared with nothing."""
     for seed in (1, 2):
-        whole = make(seed=seed, config={"method": "none"})
+        whole = make(seed=seed, config={"label": "none"})
         rows = [row for row in whole.comparison["rows"] if row["system"] == "SFT"]
         stages = [stage for stage in whole.stages if stage["name"] == "sft"]
         alone = replace(
             whole, comparison={**whole.comparison, "rows": rows}, stages=stages, histories={}, similarities={}
         )
         write(tmp_path / f"alone{seed}", alone)
-    write(tmp_path / "policy", make(config={"method": "Self-Contrast"}))
+    write(tmp_path / "policy", make(config={"label": "Self-Contrast"}))
     sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     print_sweep(sweep)
@@ -355,8 +360,8 @@ def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Writ
 
 def test_a_method_with_one_k_is_a_line_beside_those_with_several(make: Make, write: Write, tmp_path: Path) -> None:
     for k in (1, 4):
-        write(tmp_path / f"ours{k}", make(k=k, config={"method": "Self-Contrast"}))
-    write(tmp_path / "other", make(policy=0.25, k=4, config={"method": "DPO_std"}))
+        write(tmp_path / f"ours{k}", make(k=k, config={"label": "Self-Contrast"}))
+    write(tmp_path / "other", make(policy=0.25, k=4, config={"label": "DPO_std"}))
     (axes,) = figure(read_sweep([tmp_path])).axes
     drawn = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
     assert drawn["Self-Contrast"] == [1, 4]
@@ -396,7 +401,7 @@ def test_plot_names_variants(make: Make, write: Write, tmp_path: Path) -> None:
     """As of methods with one K each, whose lines are otherwise all alike."""
     for method in ("random", "rft"):
         for k in (1, 4):
-            write(tmp_path / f"{method}{k}", make(k=k, config={"method": method}))
+            write(tmp_path / f"{method}{k}", make(k=k, config={"label": method}))
     lines = plot(read_sweep([tmp_path]))
     assert [line.split()[0] for line in lines[:6]] == ["random", "K=1", "K=4", "rft", "K=1", "K=4"]
 

@@ -30,7 +30,7 @@ def test_methods_that_trained_on_different_numbers_of_prompts_say_how_many(
     make: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, method, prompts in (("a", "DPO_std", 1250), ("b", "Self-Contrast", 49), ("c", "no filter", 50)):
-        write(tmp_path / name, trained_on(make(config={"method": method}), prompts))
+        write(tmp_path / name, trained_on(make(config={"label": method}), prompts))
     sweep = read_sweep([tmp_path])
     write_sweep(sweep)
     print_sweep(sweep)
@@ -68,10 +68,10 @@ def test_of_several_seeds_the_mean_number_of_prompts_is_shown(make: Make, write:
 
 
 def test_a_job_without_preference_training_has_no_number_of_prompts(make: Make, write: Write, tmp_path: Path) -> None:
-    alone = make(config={"method": "none"})
+    alone = make(config={"label": "none"})
     write(tmp_path / "none", replace(alone, stages=[s for s in alone.stages if s["name"] == "sft"]))
     for name, prompts in (("a", 48), ("b", 51)):
-        write(tmp_path / name, trained_on(make(config={"method": name}), prompts))
+        write(tmp_path / name, trained_on(make(config={"label": name}), prompts))
     sweep = read_sweep([tmp_path])
     assert "prompts: a 48, b 51. This" in different_prompts(sweep)
     assert {row[0]: row[-1] for row in by_point(sweep)[1]} == {"a": "48", "b": "51", "none": "–"}

@@ -33,14 +33,14 @@ def lived(tmp_path: Path) -> Lived:
     for name in ("one", "gone"):
         (tmp_path / name).mkdir(exist_ok=True)
     first, second = (Store(root, Run(root, tmp_path / name)) for name in ("one", "gone"))
-    recipe = {"epochs": 3, "betas": [0.9, 0.95]}
-    sft = first.get(Stage("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write("12345")))
+    optim = {"epochs": 3, "betas": [0.9, 0.95]}
+    sft = first.get(Stage("sft", 1, {"optim": {"lr": 0.001, **optim}, "seed": 1}, {}, write("12345")))
     generate = first.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
     one = first.get(Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
-    second.get(Stage("sft", 1, {"recipe": {"lr": 0.001, **recipe}, "seed": 1}, {}, write()))
+    second.get(Stage("sft", 1, {"optim": {"lr": 0.001, **optim}, "seed": 1}, {}, write()))
     second.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
     eight = second.get(Stage("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
-    old = Store(root).get(Stage("sft", 1, {"recipe": {"lr": 0.1, **recipe}, "seed": 1}, {}, write()))
+    old = Store(root).get(Stage("sft", 1, {"optim": {"lr": 0.1, **optim}, "seed": 1}, {}, write()))
 
     def fails(folder: Path) -> None:
         (folder / RESUME).mkdir()

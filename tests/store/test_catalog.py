@@ -41,15 +41,15 @@ def test_entries_have_their_state_size_users_and_owner(lived: Lived) -> None:
 
 def test_what_tells_an_artifact_apart_is_what_is_not_the_same_in_its_stage(lived: Lived) -> None:
     catalog = Catalog.read(lived.root)
-    assert catalog.apart(entry(catalog, f"sft/{lived.sft.key}")) == {"recipe.lr": "0.001"}
+    assert catalog.apart(entry(catalog, f"sft/{lived.sft.key}")) == {"optim.lr": "0.001"}
     assert catalog.apart(entry(catalog, f"align/{lived.eight.key}")) == {"negatives": "8"}
     assert catalog.apart(entry(catalog, f"generate/{lived.generate.key}")) == {}
-    Store(lived.root).get(Stage("sft", 2, {"recipe": None}, {}, write()))
+    Store(lived.root).get(Stage("sft", 2, {"optim": None}, {}, write()))
     changed = Catalog.read(lived.root)
     assert changed.apart(entry(changed, f"sft/{lived.sft.key}")) == {
-        "recipe.lr": "0.001",
-        "recipe.epochs": "3",
-        "recipe.betas": "[0.9, 0.95]",
+        "optim.lr": "0.001",
+        "optim.epochs": "3",
+        "optim.betas": "[0.9, 0.95]",
         "seed": "1",
         "version": "1",
     }

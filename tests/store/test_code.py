@@ -265,13 +265,13 @@ def test_diff_says_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: 
     for share in (0.25, 0.5):
         (shop / "tax.py").write_text(f"rate = {share}\n")
         forget()
-        first = store.get(Stage("first", 1, {"selector": {"share": share}}, {}, write(), "shop.tax"))
+        first = store.get(Stage("first", 1, {"selector": {"fraction": share}}, {}, write(), "shop.tax"))
         made.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
     one, other = made
     assert main(["diff", one.key[:8], other.key[:8], "--store", str(store.root)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "second > candidates" in lines
-    assert "selector.share: 0.25 → 0.5" in lines
+    assert "selector.fraction: 0.25 → 0.5" in lines
     assert any(line.startswith("code shop/tax.py: ") for line in lines)
     assert any(line.startswith("input candidates: ") for line in lines)
     assert not any(line.startswith("lr") for line in lines)

@@ -104,7 +104,7 @@ def test_a_run_that_takes_an_artifact_into_use_just_now_keeps_it(
     (entry,) = choose(Catalog.read(lived.root), Wish(keys=[lived.old.key]))
     output = lived.root.parent / "new"
     output.mkdir()
-    settings = {"recipe": {"lr": 0.1, "epochs": 3, "betas": [0.9, 0.95]}, "seed": 1}
+    settings = {"optim": {"lr": 0.1, "epochs": 3, "betas": [0.9, 0.95]}, "seed": 1}
 
     def use() -> Artifact:
         return Store(lived.root, Run(lived.root, output)).get(Stage("sft", 1, settings, {}, never))

@@ -114,7 +114,7 @@ def test_settings_of_a_part_are_its_class_and_the_fields_that_decide_its_result(
     assert settings_of(Part(0.5, workers=1)) != settings_of(SamePart(0.5, workers=1))
 
 
-@pytest.mark.parametrize(("part", "deciding"), [(HF, {"precision"}), (Hardware, {"precision"})])
+@pytest.mark.parametrize(("part", "deciding"), [(HF, {"dtype"}), (Hardware, {"precision"})])
 def test_what_only_makes_a_stage_faster_is_in_no_key(part: Any, deciding: set[str]) -> None:
     assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
 

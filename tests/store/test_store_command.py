@@ -34,7 +34,7 @@ def test_ls(said, lived: Lived) -> None:
     by_key = {row[1]: row for row in found[2:8]}
     assert by_key[lived.one.key[:8]][0] == "align"
     assert by_key[lived.one.key[:8]][-3:] == ["1", "run", "negatives=1"]
-    assert by_key[lived.sft.key[:8]][-5:] == ["1", "run,", "3", "artifacts", "recipe.lr=0.001"]
+    assert by_key[lived.sft.key[:8]][-5:] == ["1", "run,", "3", "artifacts", "optim.lr=0.001"]
     assert by_key[lived.eight.key[:8]][-1:] == ["negatives=8"]
     assert f"abandoned: {os.uname().nodename}:{os.getpid()} since" in said("ls")
     assert found[-1][:2] == ["6", "artifacts,"]

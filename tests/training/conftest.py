@@ -7,7 +7,7 @@ from torch import Tensor
 from forked import serve
 from selfcontrast.training import ranks
 from selfcontrast.training.module import Record
-from tiny import recipe
+from tiny import optim
 
 
 @pytest.fixture(autouse=True)
@@ -20,4 +20,4 @@ def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[Record]]:
     """Six steps, a validation after each second one, never interrupted."""
-    return trained(tmp_path_factory.mktemp("whole"), recipe(validations=3))
+    return trained(tmp_path_factory.mktemp("whole"), optim(validations=3))

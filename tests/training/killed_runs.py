@@ -12,8 +12,8 @@ from selfcontrast.training.callbacks import damage
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SupervisedFineTuning
-from selfcontrast.training.recipe import Recipe
-from selfcontrast.training.steps import Pass, Step
+from selfcontrast.training.optim import OptimConfig
+from selfcontrast.training.steps import MicroBatch, Step
 from tiny import gpt2, groups, hardware
 
 SPEEDS = {"tokens_per_second", "prompts_per_second", "tflops", "mfu", "peak_memory_gib"}  # differ from run to run
@@ -34,7 +34,7 @@ class Killed(SupervisedFineTuning):
         super().training_step(step, index)
         self._maybe("end")
 
-    def losses(self, part: Pass) -> Any:
+    def losses(self, part: MicroBatch) -> Any:
         if self.trainer.validating:
             self._maybe("validation")
         found = super().losses(part)
@@ -49,7 +49,7 @@ class Killed(SupervisedFineTuning):
 
 def trained(
     folder: Path,
-    how: Recipe,
+    how: OptimConfig,
     kill_at: tuple[str, int] | None = None,
     policy: Any = None,
     report: Callable[[Record], None] = lambda record: None,

@@ -18,13 +18,13 @@ from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
-from selfcontrast.training.recipe import Recipe
-from tiny import groups, hardware, llama, recipe, self_contrast
+from selfcontrast.training.optim import OptimConfig
+from tiny import groups, hardware, llama, optim, self_contrast
 
 BETA, VOCABULARY = 0.5, 50
 OBJECTIVE = self_contrast(BETA)
 # Few epochs of few pairs at a high rate: the losses must move for their agreement to mean something.
-RECIPE = recipe(lr=1e-3, epochs=2, prompts_per_step=3, schedule="constant", warmup=0.0, weight_decay=0.1)
+OPTIM = optim(lr=1e-3, epochs=2, batch_size=3, schedule="constant", warmup_ratio=0.0, weight_decay=0.1)
 GROUPS = [
     Group(g.id, g.prompt, [*g.target[:-1], 0], [[*negative[:-1], 0] for negative in g.negatives])
     for g in groups(12, negatives=1, vocabulary=VOCABULARY)
@@ -41,10 +41,10 @@ class Losses(DPOTrainer):
         return loss
 
 
-def order(how: Recipe) -> list[Group]:
+def order(how: OptimConfig) -> list[Group]:
     """Pairs as our steps take them; TRL goes through them once, in this order."""
     steps = StepData(GROUPS, [], how, hardware(), seed=3).steps()
-    assert len(GROUPS) % how.prompts_per_step == 0
+    assert len(GROUPS) % how.batch_size == 0
     return [GROUPS[i] for step in range(len(steps)) for i in steps.indices(step)]
 
 
@@ -56,7 +56,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<eos>", pad_token="<eos>")
 
 
-def trl(folder: Path, how: Recipe) -> list[float]:
+def trl(folder: Path, how: OptimConfig) -> list[float]:
     def words(ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
@@ -70,7 +70,7 @@ def trl(folder: Path, how: Recipe) -> list[float]:
             output_dir=str(folder),
             beta=BETA,
             precompute_ref_log_probs=True,
-            per_device_train_batch_size=how.prompts_per_step,
+            per_device_train_batch_size=how.batch_size,
             train_sampling_strategy="sequential",
             num_train_epochs=1,
             learning_rate=how.lr,
@@ -78,7 +78,7 @@ def trl(folder: Path, how: Recipe) -> list[float]:
             adam_beta1=how.betas[0],
             adam_beta2=how.betas[1],
             weight_decay=how.weight_decay,
-            max_grad_norm=how.clip_norm,
+            max_grad_norm=how.max_grad_norm,
             max_length=None,
             gradient_checkpointing=False,
             bf16=False,
@@ -94,8 +94,8 @@ def trl(folder: Path, how: Recipe) -> list[float]:
     return trainer.losses
 
 
-def ours(folder: Path, how: Recipe) -> list[Record]:
-    policy, own = llama(vocabulary=VOCABULARY), hardware(tokens_per_pass=20)
+def ours(folder: Path, how: OptimConfig) -> list[Record]:
+    policy, own = llama(vocabulary=VOCABULARY), hardware(max_tokens_per_microbatch=20)
     with torch.no_grad():
         reference = {g.id: response_log_probs(policy, pack([g]), 7)[0] for g in GROUPS}
     data = StepData(GROUPS, [], how, own, seed=3)
@@ -107,10 +107,10 @@ def ours(folder: Path, how: Recipe) -> list[Record]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_loss_curve_is_trls(tmp_path: Path) -> None:
-    history = ours(tmp_path / "ours", RECIPE)
-    theirs = trl(tmp_path / "trl", RECIPE)
+    history = ours(tmp_path / "ours", OPTIM)
+    theirs = trl(tmp_path / "trl", OPTIM)
     losses = [record["loss"] for record in history]
     assert len(losses) == len(theirs) >= 6
-    assert max(record["grad_norm"] for record in history) > RECIPE.clip_norm
+    assert max(record["grad_norm"] for record in history) > OPTIM.max_grad_norm
     assert max(losses) - min(losses) > 0.1
     assert losses == pytest.approx(theirs, abs=1e-5)

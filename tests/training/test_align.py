@@ -26,7 +26,7 @@ from selfcontrast.training.module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.sft import HISTORY, fine_tune
 from selfcontrast.training.training import Training
-from tiny import TEMPLATE, example, hardware, llama, lora, policy_folder, recipe, self_contrast, tokenizer
+from tiny import TEMPLATE, example, hardware, llama, lora, optim, policy_folder, self_contrast, tokenizer
 
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(5)]
@@ -38,15 +38,15 @@ NEGATIVES = {
 OBJECTIVE = self_contrast(0.1)
 
 
-def first(count: int, cutoff: int) -> tuple[list[Group], int]:
+def first(count: int, max_length: int) -> tuple[list[Group], int]:
     """Groups of the first `count` negatives of every prompt."""
     used = {name: nearest_first(ranked, count) for name, ranked in NEGATIVES.items()}
-    return preference_groups(RENDERER, EXAMPLES, used, cutoff)
+    return preference_groups(RENDERER, EXAMPLES, used, max_length)
 
 
 def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:
     for count in (1, 2, 4):
-        groups, without_room = first(count, cutoff=200)
+        groups, without_room = first(count, max_length=200)
         assert ([g.id for g in groups], without_room) == (["e0", "e1", "e2", "e4"], 0)
         for group, one in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
             assert (list(group.prompt), list(group.target)) == RENDERER.example(one)
@@ -55,14 +55,14 @@ def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:
 
 def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
     sizes = {e.id: [len(ids) for ids in RENDERER.example(e)] for e in EXAMPLES}
-    cutoff = sum(sizes["e2"])  # e2 fits exactly, e4 does not
+    max_length = sum(sizes["e2"])  # e2 fits exactly, e4 does not
     used = []
     for count in (1, 4):
-        groups, without_room = first(count, cutoff)
+        groups, without_room = first(count, max_length)
         assert without_room == 1
-        assert all(len(g.prompt) + max(map(len, g.responses)) <= cutoff for g in groups)
+        assert all(len(g.prompt) + max(map(len, g.responses)) <= max_length for g in groups)
         for group in groups:
-            room = cutoff - len(group.prompt)
+            room = max_length - len(group.prompt)
             assert list(map(len, group.negatives)) == [min(3 + 9 * rank, room) for rank in range(count)]
         used.append([(g.id, g.prompt, g.target) for g in groups])
     assert used[0] == used[1]
@@ -111,15 +111,15 @@ def test_an_example_whose_id_is_that_of_a_second_group() -> None:
 
 
 def test_a_cutoff_that_nothing_fits_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"trainer\.cutoff=5"):
-        first(2, cutoff=5)
+    with pytest.raises(UserError, match=r"trainer\.max_length=5"):
+        first(2, max_length=5)
 
 
 def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[dict[str, Any], list[Record]]:
     """The stage's summary, and what it told while it trained: 8 steps of 2 prompts."""
-    groups, _ = first(2, cutoff=100)
-    pool, _ = first(4, cutoff=100)
-    own, how = hardware(self_check=True), recipe(**{"epochs": 4, "prompts_per_step": 2, **changes})
+    groups, _ = first(2, max_length=100)
+    pool, _ = first(4, max_length=100)
+    own, how = hardware(self_check=True), optim(**{"epochs": 4, "batch_size": 2, **changes})
     folder.mkdir()
     score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", own), pool, "cpu")
     told: list[Record] = []
@@ -140,7 +140,7 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Ada
     sft = policy_folder(tmp_path / "sft")
     summary, told = aligned(tmp_path / "align", sft, adapter)
     counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps", "tokens")}
-    groups, _ = first(2, cutoff=100)
+    groups, _ = first(2, max_length=100)
     read = sum(len(tokens) for group in groups for tokens in (group.prompt, *group.responses))
     assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8, "tokens": 4 * read}
     history = json.loads((tmp_path / "align" / HISTORY).read_text())
@@ -156,8 +156,8 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Ada
 
 def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(tmp_path: Path) -> None:
     """Bit by bit what the sft stage makes of the same model, data, seed and recipe."""
-    sft, own, how = policy_folder(tmp_path / "sft"), hardware(self_check=True), recipe(prompts_per_step=2)
-    groups, _ = first(0, cutoff=100)
+    sft, own, how = policy_folder(tmp_path / "sft"), hardware(self_check=True), optim(batch_size=2)
+    groups, _ = first(0, max_length=100)
     told: list[Record] = []
     for folder in (tmp_path / "align", tmp_path / "tuned"):
         folder.mkdir()
@@ -165,7 +165,7 @@ def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(
     summary = align(tmp_path / "align", sft, "float32", groups, Stored({}), TargetLikelihood(), training)
     model = Pretrained(str(sft), None, None, [], "float32", False, True)
     splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
-    other = Training(NoAdapter(), replace(how, cutoff=100), own, 0, lambda record: None)
+    other = Training(NoAdapter(), replace(how, max_length=100), own, 0, lambda record: None)
     fine_tune(tmp_path / "tuned", model, splits, other)
     one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))
     assert one.keys() == other.keys()

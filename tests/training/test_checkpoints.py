@@ -12,12 +12,12 @@ from torch import Tensor
 
 from selfcontrast.training.callbacks import damage
 from selfcontrast.training.module import Record
-from tiny import llama, lora, recipe
+from tiny import llama, lora, optim
 
 
 def test_a_checkpoint_holds_no_frozen_weight(tmp_path: Path) -> None:
     policy = lora().wrap(llama(), seed=0)
-    trained(tmp_path, recipe(), ("end", 4), policy=policy, checkpoint_every=2)
+    trained(tmp_path, optim(), ("end", 4), policy=policy, checkpoint_every=2)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     trainable = {f"policy.{name}" for name, p in policy.named_parameters() if p.requires_grad}
     assert saved["state_dict"].keys() == trainable
@@ -28,13 +28,13 @@ def test_fit_flipped_cut_or_empty_checkpoint_is_reported_and_the_weights_are_the
     tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """torch.load takes a flipped byte for a weight, and a cut file ended in a traceback at every further run."""
-    trained(tmp_path, recipe(validations=3), ("begin", 5), checkpoint_every=2)
+    trained(tmp_path, optim(validations=3), ("begin", 5), checkpoint_every=2)
     last = tmp_path / "last.ckpt"
     good = last.read_bytes()
     damages = [good[:at] + bytes([good[at] ^ 64]) + good[at + 1 :] for at in (len(good) // 3, len(good) // 2)]
     for number, data in enumerate([*damages, good[: len(good) // 2], b""], start=1):
         last.write_bytes(data)
-        weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=100)
+        weights, history = trained(tmp_path, optim(validations=3), checkpoint_every=100)
         assert history == whole[1]
         assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
         told = [record.getMessage() for record in caplog.records if "last.ckpt is damaged (" in record.getMessage()]
@@ -61,16 +61,16 @@ def test_fit_full_disk_leaves_no_half_written_checkpoint(
     monkeypatch.setattr(Trainer, "save_checkpoint", full)
     (tmp_path / "last.writing").write_bytes(b"of an attempt that was killed")
     with pytest.raises(OSError, match="No space left"):
-        trained(tmp_path, recipe(validations=3), checkpoint_every=2)
+        trained(tmp_path, optim(validations=3), checkpoint_every=2)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     monkeypatch.setattr(Trainer, "save_checkpoint", save)
-    weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=2)
+    weights, history = trained(tmp_path, optim(validations=3), checkpoint_every=2)
     assert history == whole[1]
     assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
 
 
 def test_checkpoint_any_flipped_byte_is_found_or_changes_nothing(tmp_path: Path) -> None:
-    trained(tmp_path, recipe(validations=3), ("begin", 3), checkpoint_every=2)
+    trained(tmp_path, optim(validations=3), ("begin", 3), checkpoint_every=2)
     last = tmp_path / "last.ckpt"
     good, state = last.read_bytes(), torch.load(last, weights_only=True)["state_dict"]
     for at in range(0, len(good), max(1, len(good) // 300)):

@@ -20,9 +20,9 @@ from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
-from selfcontrast.training.recipe import Recipe
-from selfcontrast.training.steps import Pass
-from tiny import gpt2, groups, hardware, llama, lora, recipe, self_contrast
+from selfcontrast.training.optim import OptimConfig
+from selfcontrast.training.steps import MicroBatch
+from tiny import gpt2, groups, hardware, llama, lora, optim, self_contrast
 
 
 def precise() -> Any:
@@ -50,8 +50,8 @@ def assert_same_but_for_rounding(weights: dict[str, Tensor], others: dict[str, T
 def test_a_killed_run_ends_as_if_it_had_not_been(
     tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]], every: int, kill_at: tuple[str, int]
 ) -> None:
-    trained(tmp_path, recipe(validations=3), kill_at, checkpoint_every=every)
-    weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=every)
+    trained(tmp_path, optim(validations=3), kill_at, checkpoint_every=every)
+    weights, history = trained(tmp_path, optim(validations=3), checkpoint_every=every)
     assert history == whole[1]
     assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
 
@@ -59,15 +59,15 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 def test_a_run_killed_when_all_steps_are_done_only_finishes(
     tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]]
 ) -> None:
-    trained(tmp_path, recipe(validations=3), ("validation", 6), checkpoint_every=5)
-    weights, history = trained(tmp_path, recipe(validations=3), checkpoint_every=5)
+    trained(tmp_path, optim(validations=3), ("validation", 6), checkpoint_every=5)
+    weights, history = trained(tmp_path, optim(validations=3), checkpoint_every=5)
     assert history == whole[1]
     assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
 
 
-ELSEWISE: dict[str, tuple[Any, Recipe]] = {
-    "LoRA": (lambda: lora(dropout=0.3).wrap(gpt2(0.1), seed=0), recipe()),
-    "8-bit": (lambda: gpt2(0.1, width=64), recipe(optimizer="adamw_8bit")),  # wide enough for its blocks of 4096
+ELSEWISE: dict[str, tuple[Any, OptimConfig]] = {
+    "LoRA": (lambda: lora(dropout=0.3).wrap(gpt2(0.1), seed=0), optim()),
+    "8-bit": (lambda: gpt2(0.1, width=64), optim(optimizer="adamw_8bit")),  # wide enough for its blocks of 4096
 }
 
 
@@ -88,7 +88,7 @@ def test_a_killed_run_with_adapters_or_8_bit_moments_ends_as_if_it_had_not_been(
 
 
 def test_lora_trains_adapters_alone(tmp_path: Path) -> None:
-    weights, _ = trained(tmp_path, recipe(), policy=lora().wrap(llama(), seed=0))
+    weights, _ = trained(tmp_path, optim(), policy=lora().wrap(llama(), seed=0))
     start = lora().wrap(llama(), seed=0).state_dict()
     changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
     assert changed == {name for name in start if "lora_" in name}
@@ -99,7 +99,7 @@ def test_8_bit_moments_train_nearly_as_32_bit_ones(tmp_path: Path) -> None:
     start = gpt2(0.0, width=64).state_dict()
     moved = []
     for optimizer in ("adamw", "adamw_8bit"):
-        how = recipe(optimizer=optimizer, lr=1e-3)
+        how = optim(optimizer=optimizer, lr=1e-3)
         weights, _ = trained(tmp_path / optimizer, how, policy=gpt2(0.0, width=64))
         moved.append(torch.cat([(weights[name] - start[name]).flatten() for name in start]))
     exact, quantised = moved
@@ -108,7 +108,7 @@ def test_8_bit_moments_train_nearly_as_32_bit_ones(tmp_path: Path) -> None:
 
 
 def test_8_bit_moments_are_8_bit_ones() -> None:
-    module = SupervisedFineTuning(gpt2(0.0, width=64), recipe(optimizer="adamw_8bit"), 6, 7, lambda record: None)
+    module = SupervisedFineTuning(gpt2(0.0, width=64), optim(optimizer="adamw_8bit"), 6, 7, lambda record: None)
     (optimizer,), _ = module.configure_optimizers()
     for parameter in module.policy.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -118,18 +118,18 @@ def test_8_bit_moments_are_8_bit_ones() -> None:
 
 
 def test_the_resumed_run_tells_the_steps_before_its_checkpoint_and_takes_those_after(tmp_path: Path) -> None:
-    trained(tmp_path, recipe(), ("end", 6), checkpoint_every=2)
+    trained(tmp_path, optim(), ("end", 6), checkpoint_every=2)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4
     told: list[Record] = []
-    _, history = trained(tmp_path, recipe(), report=told.append, checkpoint_every=2)
+    _, history = trained(tmp_path, optim(), report=told.append, checkpoint_every=2)
     assert [record["step"] for record in told] == [1, 2, 3, 4, 5, 6]  # a tracker has the whole curve
     assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
 
 
 def test_validation_does_not_change_training(tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]]) -> None:
-    weights, history = trained(tmp_path, recipe())
+    weights, history = trained(tmp_path, optim())
     assert history == [record for record in whole[1] if "loss" in record]
     assert all(torch.equal(weights[name], value) for name, value in whole[0].items())
 
@@ -139,13 +139,13 @@ def test_validations_are_spread_over_the_run(whole: tuple[dict[str, Tensor], lis
 
 
 def test_dropout_is_on_in_training(tmp_path: Path, whole: tuple[dict[str, Tensor], list[Record]]) -> None:
-    _, history = trained(tmp_path, recipe(), policy=gpt2(0.0))
+    _, history = trained(tmp_path, optim(), policy=gpt2(0.0))
     assert history[0]["loss"] != next(r for r in whole[1] if "loss" in r)["loss"]
 
 
 def test_how_a_step_falls_into_passes_does_not_change_it(tmp_path: Path) -> None:
-    small, _ = trained(tmp_path / "small", recipe(), policy=precise(), tokens_per_pass=1)
-    large, _ = trained(tmp_path / "large", recipe(), policy=precise(), tokens_per_pass=10**6)
+    small, _ = trained(tmp_path / "small", optim(), policy=precise(), max_tokens_per_microbatch=1)
+    large, _ = trained(tmp_path / "large", optim(), policy=precise(), max_tokens_per_microbatch=10**6)
     assert_same_but_for_rounding(large, small)
 
 
@@ -155,10 +155,10 @@ def test_how_a_step_falls_into_passes_does_not_change_it(tmp_path: Path) -> None
 @pytest.mark.filterwarnings("ignore")
 def test_two_ranks_train_as_one_does(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
     """Steps of three groups, and of one; a validation of one: ranks have unequal parts, and nothing at times."""
-    how, rows, held_out = recipe(prompts_per_step=3, validations=2), groups(7), groups(1, seed=1)
+    how, rows, held_out = optim(batch_size=3, validations=2), groups(7), groups(1, seed=1)
     found = []
     for ranks in (1, 2):
-        own = hardware(devices=ranks, strategy=strategy, tokens_per_pass=20)
+        own = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
         policy, told = adapter.wrap(precise(), seed=0).double(), list[Record]()
         data = StepData(rows, held_out, how, own, seed=3)
         prepare(policy, rows, own)
@@ -190,9 +190,9 @@ def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path:
     reference = {name: torch.full((1 + count,), -9.0) for name, count in sizes.items()}
     signals = {name: Signals(torch.rand(1 + count), -9 * torch.rand(count)) for name, count in sizes.items()}
     stored = Stored(reference, signals)
-    how, found = recipe(prompts_per_step=3), []
+    how, found = optim(batch_size=3), []
     for ranks in (1, 2):
-        own = hardware(devices=ranks, tokens_per_pass=20)
+        own = hardware(devices=ranks, max_tokens_per_microbatch=20)
         policy, told = precise(), list[Record]()
         data = StepData(rows, [], how, own, seed=3)
         prepare(policy, rows, own)
@@ -208,7 +208,7 @@ def test_metrics_by_rank_of_similarity_are_the_same_over_two_processes(tmp_path:
 def test_rows_without_sharing_train_the_same_and_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows, how, own = groups(6, negatives=2), recipe(prompts_per_step=3), hardware(tokens_per_pass=60)
+    rows, how, own = groups(6, negatives=2), optim(batch_size=3), hardware(max_tokens_per_microbatch=60)
     objective = self_contrast(0.1)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
     found, told = [], []
@@ -237,14 +237,14 @@ def test_a_gpu_checks_a_model_by_the_way_that_has_float32(monkeypatch: pytest.Mo
 
 def test_what_a_step_costs_is_told(tmp_path: Path) -> None:
     policy, own = llama(), hardware(peak_tflops=0.5)
-    data = StepData(TRAIN, [], recipe(), own, seed=3)
+    data = StepData(TRAIN, [], optim(), own, seed=3)
     prepare(policy, TRAIN, own)
-    module = SupervisedFineTuning(policy, recipe(), len(data.steps()), 7, lambda record: None)
+    module = SupervisedFineTuning(policy, optim(), len(data.steps()), 7, lambda record: None)
     fit(module, data, tmp_path, "test")
     for number, record in enumerate(module.history):
-        passes = [part.packed for part in data.steps()[number].passes]
-        tokens = sum(packed.input_ids.numel() for packed in passes)
-        flops = sum(float(module.cost.flops(packed)) for packed in passes)
+        microbatches = [part.packed for part in data.steps()[number].microbatches]
+        tokens = sum(packed.input_ids.numel() for packed in microbatches)
+        flops = sum(float(module.cost.flops(packed)) for packed in microbatches)
         seconds = tokens / record["tokens_per_second"]
         assert record["tflops"] == pytest.approx(flops / seconds / 1e12)
         assert record["mfu"] == pytest.approx(2 * record["tflops"])
@@ -253,7 +253,7 @@ def test_what_a_step_costs_is_told(tmp_path: Path) -> None:
 
 def test_an_unusable_loss_names_its_group_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     class Poisoned(SupervisedFineTuning):
-        def losses(self, part: Pass) -> Any:
+        def losses(self, part: MicroBatch) -> Any:
             loss, sums = super().losses(part)
             if (
                 self.trainer.global_step == 3
@@ -263,10 +263,10 @@ def test_an_unusable_loss_names_its_group_and_keeps_the_last_checkpoint(tmp_path
             return loss, sums
 
     policy, own = gpt2(0.1), hardware(checkpoint_every=2)
-    data = StepData(TRAIN, [], recipe(), own, seed=3)
+    data = StepData(TRAIN, [], optim(), own, seed=3)
     name = TRAIN[data.steps().indices(3)[1]].id
     prepare(policy, TRAIN, own)
-    module = Poisoned(policy, recipe(), len(data.steps()), own.logits_chunk, lambda record: None)
+    module = Poisoned(policy, optim(), len(data.steps()), own.logits_chunk, lambda record: None)
     with pytest.raises(UserError, match=rf"step 3: the loss of {name} is NaN"):
         fit(module, data, tmp_path, "test")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
@@ -275,4 +275,4 @@ def test_an_unusable_loss_names_its_group_and_keeps_the_last_checkpoint(tmp_path
 
 def test_the_learning_rate_used_is_the_schedules(whole: tuple[dict[str, Tensor], list[Record]]) -> None:
     used = [record["lr"] for record in whole[1] if "lr" in record]
-    assert used == pytest.approx([1e-2 * recipe().lr_factor(step, 6) for step in range(6)])
+    assert used == pytest.approx([1e-2 * optim().lr_factor(step, 6) for step in range(6)])

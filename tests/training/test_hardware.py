@@ -10,7 +10,13 @@ from tiny import hardware
 
 @pytest.mark.parametrize(
     "setting",
-    [{"devices": 0}, {"tokens_per_pass": 0}, {"peak_tflops": 0.0}, {"accelerator": "tpu"}, {"precision": "16-mixed"}],
+    [
+        {"devices": 0},
+        {"max_tokens_per_microbatch": 0},
+        {"peak_tflops": 0.0},
+        {"accelerator": "tpu"},
+        {"precision": "16-mixed"},
+    ],
     ids=str,
 )
 def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:

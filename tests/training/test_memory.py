@@ -17,7 +17,7 @@ from selfcontrast.training import hardware as hardware_module
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.memory import LEAST, MOST, bytes_per_token, still_to_come, tokens_that_fit
 from selfcontrast.training.modules import SupervisedFineTuning
-from tiny import groups, hardware, llama, recipe
+from tiny import groups, hardware, llama, optim
 
 MIXED = {"precision": "bf16-mixed", "logits_chunk": 64}
 
@@ -86,8 +86,8 @@ def test_what_is_still_to_come_by_hand() -> None:
 
 
 def test_auto_on_a_cpu_is_a_fixed_number() -> None:
-    assert hardware(tokens_per_pass="auto").fixed_tokens_per_pass() == 8192
-    assert hardware(tokens_per_pass=77).fixed_tokens_per_pass() == 77
+    assert hardware(max_tokens_per_microbatch="auto").fixed_tokens_per_microbatch() == 8192
+    assert hardware(max_tokens_per_microbatch=77).fixed_tokens_per_microbatch() == 77
 
 
 def test_auto_on_a_gpu_is_asked_for_once_all_weights_are_there(
@@ -100,18 +100,20 @@ def test_auto_on_a_gpu_is_asked_for_once_all_weights_are_there(
         asked.append((len(list(optimizers)), per_token))
         return 30
 
-    own, how = hardware(tokens_per_pass="auto"), recipe(validations=1)
-    policy, rows, passes = llama(), groups(10), []
+    own, how = hardware(max_tokens_per_microbatch="auto"), optim(validations=1)
+    policy, rows, microbatches = llama(), groups(10), []
     expected = bytes_per_token(policy, own)
     prepare(policy, rows, own)
     data = StepData(rows, groups(3, seed=1), how, own, seed=3)
     module = SupervisedFineTuning(policy, how, len(data.steps()), 7, lambda record: None)
     losses = module.losses
-    monkeypatch.setattr(module, "losses", lambda part: passes.append(part.packed.input_ids.shape[1]) or losses(part))
+    monkeypatch.setattr(
+        module, "losses", lambda part: microbatches.append(part.packed.input_ids.shape[1]) or losses(part)
+    )
     monkeypatch.setattr(fit_module, "fitting_pass", fitting)
     monkeypatch.setattr(hardware_module.Hardware, "device", "cuda")
     with caplog.at_level(logging.INFO):
         fit(module, data, tmp_path, "test")
     assert asked == [(1, expected)]
-    assert max(passes) <= 30
-    assert "hardware.tokens_per_pass=auto: 30 tokens" in caplog.messages
+    assert max(microbatches) <= 30
+    assert "hardware.max_tokens_per_microbatch=auto: 30 tokens" in caplog.messages

@@ -20,8 +20,8 @@ from selfcontrast.objectives import Objective, Signals
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import Sums, _counted
 from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
-from selfcontrast.training.steps import Pass, Step
-from tiny import ROOT, gpt2, groups, llama, objective_of, recipe, self_contrast
+from selfcontrast.training.steps import MicroBatch, Step
+from tiny import ROOT, gpt2, groups, llama, objective_of, optim, self_contrast
 
 OBJECTIVES = sorted(set((ROOT / "conf/objective").glob("*.yaml")) - {ROOT / "conf/objective/sft_continued.yaml"})
 SHAPE: dict[str, Any] = {
@@ -50,7 +50,7 @@ def tiny(model: str, seed: int) -> Any:
 
 
 def as_step(own: list[Group]) -> Step:
-    return Step([Pass(pack(own), True)], len(own), sum(len(group.target) for group in own))
+    return Step([MicroBatch(pack(own), True)], len(own), sum(len(group.target) for group in own))
 
 
 def padded(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def dpo(
     signals: dict[str, Signals] | None = None,
 ) -> SelfContrastDPO:
     use_shared_prompt(policy)
-    return SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, objective, Stored(reference, signals or {}))
+    return SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, objective, Stored(reference, signals or {}))
 
 
 def signals_of(own: list[Group], seed: int = 0) -> dict[str, Signals]:
@@ -103,9 +103,9 @@ def assert_same_gradients(one: Any, other: Any) -> None:
 def test_supervised_loss_and_gradient_are_transformers_own() -> None:
     own, policy, plain = groups(5), llama(), llama()
     use_shared_prompt(policy)
-    module = SupervisedFineTuning(policy, recipe(), 6, 7, lambda record: None)
+    module = SupervisedFineTuning(policy, optim(), 6, 7, lambda record: None)
     step = as_step(own)
-    losses, sums = module.losses(step.passes[0])
+    losses, sums = module.losses(step.microbatches[0])
     assert losses.shape == (5,)
     loss = losses.sum() / module.total(step)
     expected = plain(**padded([(g.prompt, g.target) for g in own])).loss
@@ -122,7 +122,7 @@ def test_dpo_is_the_papers_loss_on_logits(negatives: int) -> None:
         stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in own}
     module = dpo(policy, stored)
     step = as_step(own)
-    losses, _ = module.losses(step.passes[0])
+    losses, _ = module.losses(step.microbatches[0])
     expected = []
     for g in own:
         reward = 0.1 * (summed(plain, [(g.prompt, r) for r in g.responses]) - stored[g.id])
@@ -151,7 +151,7 @@ def test_gradients_of_every_objective_equal_padded_rows(file: Path, model: str) 
         stored = {g.id: padded_sums(before, g) for g in own}
     told = signals_of(own)
     module = dpo(policy, stored, objective, told)
-    losses, _ = module.losses(Pass(pack(own), True))
+    losses, _ = module.losses(MicroBatch(pack(own), True))
     for group, found in zip(own, losses, strict=True):
         count = len(group.negatives)
         lengths = torch.tensor([[len(response) for response in group.responses]])
@@ -175,7 +175,7 @@ def test_metrics_by_hand() -> None:
     # policy minus reference, target first
     change = {"a": torch.tensor([1.0, -2.0, 3.0]), "b": torch.tensor([-1.0, -4.0])}
     module = dpo(policy, {name: logps[name] - change[name] for name in logps})
-    _, sums = module.losses(Pass(pack(own), True))
+    _, sums = module.losses(MicroBatch(pack(own), True))
     a, b = logps["a"].tolist(), logps["b"].tolist()
     assert means(sums) == pytest.approx(
         {
@@ -216,8 +216,8 @@ def test_metrics_over_ragged_passes_equal_a_plain_loop() -> None:
         now = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in own}
     module = dpo(policy, stored)
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
-    passes = [Pass(pack(own[:2]), True), Pass(pack(own[2:]), True), Pass(pack(filler), False)]
-    found = module._means([_counted(module.losses(part)[1], part) for part in passes])
+    microbatches = [MicroBatch(pack(own[:2]), True), MicroBatch(pack(own[2:]), True), MicroBatch(pack(filler), False)]
+    found = module._means([_counted(module.losses(part)[1], part) for part in microbatches])
 
     lists: dict[str, list[float]] = defaultdict(list)
     for g in own:
@@ -260,7 +260,9 @@ def test_the_kl_estimate_is_that_of_the_exact_divergence() -> None:
     drawn = replace(own, negatives=[[token] for token in tokens.tolist()])
     stored = {"a": torch.cat([q[[2]], q[tokens]])}
     with torch.no_grad():
-        found = means(dpo(policy, stored).losses(Pass(pack([drawn]), True))[1])["kl_reference_policy_on_negatives"]
+        found = means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
+            "kl_reference_policy_on_negatives"
+        ]
     noise = float((q - p)[tokens].std() / 4000**0.5)
     assert exact > 4 * noise
     assert found == pytest.approx(exact, abs=4 * noise)
@@ -270,14 +272,14 @@ def test_the_reference_may_hold_more_ranks_than_are_used() -> None:
     own = groups(3, negatives=2)
     stored = {g.id: torch.tensor([-5.0, -6.0, -7.0, -800.0, -900.0]) for g in own}
     wide, narrow = dpo(llama(), stored), dpo(llama(), {name: scores[:3] for name, scores in stored.items()})
-    part = Pass(pack(own), True)
+    part = MicroBatch(pack(own), True)
     assert torch.equal(wide.losses(part)[0], narrow.losses(part)[0])
 
 
 def test_a_step_is_divided_by_its_whole() -> None:
     step = as_step(groups(5, negatives=1))
     assert dpo(llama(), {}).total(step) == 5
-    supervised = SupervisedFineTuning(llama(), recipe(), 6, 7, lambda record: None)
+    supervised = SupervisedFineTuning(llama(), optim(), 6, 7, lambda record: None)
     assert supervised.total(step) == sum(len(g.target) for g in groups(5, negatives=1))
 
 

@@ -29,9 +29,9 @@ from selfcontrast.training.groups import (
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
-from selfcontrast.training.steps import Pass
+from selfcontrast.training.steps import MicroBatch
 from selfcontrast.training.training import Training
-from tiny import example, hardware, llama, policy_folder, recipe, self_contrast, tokenizer
+from tiny import example, hardware, llama, optim, policy_folder, self_contrast, tokenizer
 
 SCORED = SWEPO(beta=0.5, alpha=1.0, power=1, nll_weight=0.0, length_normalised=False)
 DISCRIMINATIVE = DFT(tau=1.0)
@@ -41,9 +41,11 @@ RANKED = [
 ]
 
 
-def prepared(ranked: list[Negative], count: int, cutoff: int = 100) -> tuple[list[Group], dict[str, list[Negative]]]:
+def prepared(
+    ranked: list[Negative], count: int, max_length: int = 100
+) -> tuple[list[Group], dict[str, list[Negative]]]:
     used = {"a": nearest_first(ranked, count)}
-    return preference_groups(Renderer(tokenizer()), [example("a", "cat?", "a cat")], used, cutoff)[0], used
+    return preference_groups(Renderer(tokenizer()), [example("a", "cat?", "a cat")], used, max_length)[0], used
 
 
 def test_signals_follow_the_order_of_the_negatives() -> None:
@@ -81,11 +83,11 @@ def test_an_unknown_signal_is_told_by_the_prompt(
 
 def test_a_sampler_of_whole_responses_knows_nothing_of_cut_ones() -> None:
     groups, _ = prepared(RANKED, 4)
-    cutoff = len(groups[0].prompt) + 3  # the negative of four tokens loses one
-    with pytest.raises(UserError, match=r"trainer\.cutoff cuts one of prompt a: raise it"):
-        in_order_signals(DISCRIMINATIVE, *prepared(RANKED, 4, cutoff), {"a": 1.0})
+    max_length = len(groups[0].prompt) + 3  # the negative of four tokens loses one
+    with pytest.raises(UserError, match=r"trainer\.max_length cuts one of prompt a: raise it"):
+        in_order_signals(DISCRIMINATIVE, *prepared(RANKED, 4, max_length), {"a": 1.0})
     with pytest.raises(UserError, match=r"^reference=sampler needs negatives as they were sampled"):
-        sampled_reference({"a": torch.zeros(1)}, *prepared(RANKED, 4, cutoff))
+        sampled_reference({"a": torch.zeros(1)}, *prepared(RANKED, 4, max_length))
 
 
 class Watching:
@@ -112,8 +114,8 @@ def test_the_module_gives_each_group_its_own_signals_by_id() -> None:
     policy, watching = llama(), Watching()
     use_shared_prompt(policy)
     stored = Stored({g.id: torch.zeros(1 + len(g.negatives)) for g in own}, known)
-    module = SelfContrastDPO(policy, recipe(), 6, 7, lambda record: None, watching, stored)
-    module.losses(Pass(pack(own), True))
+    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, watching, stored)
+    module.losses(MicroBatch(pack(own), True))
     (given,) = watching.given
     assert given is not None
     torch.testing.assert_close(given.scores, torch.tensor([[0.9, 0.1, 0.2], [1.0, 0.5, 0.0]]))
@@ -154,7 +156,7 @@ class Sampled:
     def aligned(self, name: str, stored: Stored, objective: Objective) -> tuple[dict[str, Any], list[Record]]:
         folder, told = self.folder / name, list[Record]()
         folder.mkdir()
-        training = Training(NoAdapter(), recipe(prompts_per_step=4, epochs=3), hardware(), 0, told.append)
+        training = Training(NoAdapter(), optim(batch_size=4, epochs=3), hardware(), 0, told.append)
         return align(folder, self.sft, "float32", self.groups, stored, objective, training), told
 
 

@@ -16,19 +16,19 @@ from selfcontrast.errors import UserError
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SupervisedFineTuning
-from selfcontrast.training.steps import Pass
-from tiny import gpt2, groups, hardware, recipe
+from selfcontrast.training.steps import MicroBatch
+from tiny import gpt2, groups, hardware, optim
 
 TRAIN = groups(8)
 STEPS = 8
-HOW = recipe(epochs=STEPS // 2)
+HOW = optim(epochs=STEPS // 2)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Waiting(SupervisedFineTuning):
     """Stands in its sixth step until this process has been told to end."""
 
-    def losses(self, part: Pass) -> Any:
+    def losses(self, part: MicroBatch) -> Any:
         if self.trainer.global_step == 5:
             handler: Any = signal.getsignal(signal.SIGTERM)
             while handler.__self__.noted is None:
@@ -39,7 +39,7 @@ class Waiting(SupervisedFineTuning):
 class Poisoned(SupervisedFineTuning):
     """From step 3 on the loss of one group is not a number."""
 
-    def losses(self, part: Pass) -> Any:
+    def losses(self, part: MicroBatch) -> Any:
         loss, sums = super().losses(part)
         if self.trainer.global_step >= 3 and "g5" in part.packed.ids:
             bad = part.packed.ids.index("g5")
@@ -50,7 +50,7 @@ class Poisoned(SupervisedFineTuning):
 class Sharded(SupervisedFineTuning):
     """Stops with what is there of its parameters."""
 
-    def losses(self, part: Pass) -> Any:
+    def losses(self, part: MicroBatch) -> Any:
         layer = self.policy.transformer.h[0].mlp.c_fc.weight
         assert isinstance(layer, DTensor)
         raise UserError(f"shard of {layer.to_local().numel()}")
@@ -125,7 +125,7 @@ class Weighed(SupervisedFineTuning):
         super().configure_model()
         self.most = max(held, own_memory())
 
-    def losses(self, part: Pass) -> Any:
+    def losses(self, part: MicroBatch) -> Any:
         raise UserError(f"took {max(self.most, own_memory()) - self.before} MiB")
 
 

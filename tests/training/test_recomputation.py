@@ -19,7 +19,7 @@ from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SupervisedFineTuning
 from selfcontrast.training.recomputation import checkpoint_layers
 from selfcontrast.training.weight_copies import WeightCopies
-from tiny import groups, hardware, llama, lora, recipe
+from tiny import groups, hardware, llama, lora, optim
 
 LAYERS = 3  # of CONFIGS
 
@@ -102,9 +102,9 @@ def test_copies_have_the_gradients_of_autocast_to_the_bit(name: str, how: Any) -
 @pytest.mark.parametrize("adapted", [False, True])
 def test_training_by_copies_is_training(tmp_path: Path, adapted: bool) -> None:
     """Several passes per step, validations, and an end by an exception: weights and records as without copies."""
-    rows, how, found = groups(10), recipe(validations=3), []
+    rows, how, found = groups(10), optim(validations=3), []
     for copied in (False, True):
-        own = hardware(precision="bf16-mixed", bf16_copy=copied, tokens_per_pass=30)
+        own = hardware(precision="bf16-mixed", bf16_copy=copied, max_tokens_per_microbatch=30)
         policy = lora(dropout=0.0).wrap(llama(), seed=0) if adapted else llama()
         prepare(policy, rows, own)
         records: list[Record] = []

@@ -30,7 +30,7 @@ from selfcontrast.training.reference import (
 )
 from selfcontrast.training.steps import Steps
 from selfcontrast.training.training import Training
-from tiny import groups, hardware, llama, lora, policy_folder, recipe, self_contrast
+from tiny import groups, hardware, llama, lora, optim, policy_folder, self_contrast
 
 GROUPS = groups(7, negatives=3)
 
@@ -51,9 +51,9 @@ def plain(group: Group, response: list[int]) -> list[float]:
     return [float(logits[len(group.prompt) - 1 + i, token]) for i, token in enumerate(response)]
 
 
-@pytest.mark.parametrize("tokens_per_pass", [1, 10**6])
-def test_scores_are_a_plain_forwards(tmp_path: Path, policy: Path, tokens_per_pass: int) -> None:
-    score(tmp_path, Scoring(policy, "float32", hardware(tokens_per_pass=tokens_per_pass)))
+@pytest.mark.parametrize("max_tokens_per_microbatch", [1, 10**6])
+def test_scores_are_a_plain_forwards(tmp_path: Path, policy: Path, max_tokens_per_microbatch: int) -> None:
+    score(tmp_path, Scoring(policy, "float32", hardware(max_tokens_per_microbatch=max_tokens_per_microbatch)))
     rows = {row["id"]: row["log_probs"] for row in pq.read_table(tmp_path / FILE).to_pylist()}
     summed = read_reference(tmp_path)
     assert rows.keys() == summed.keys() == {group.id for group in GROUPS}
@@ -71,7 +71,7 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     """Policy and reference are the same weights, and must be computed in the same arithmetic."""
     own = hardware(precision=precision)
     score(tmp_path, Scoring(policy, weights, own))
-    how = recipe(prompts_per_step=7, epochs=1)
+    how = optim(batch_size=7, epochs=1)
     objective = self_contrast(1.0)
     records: list[Record] = []
     data, model = StepData(GROUPS, [], how, own, 0), load_model(policy, weights)
@@ -88,7 +88,7 @@ def aligned(
     folder: Path, policy: Path, own: Hardware, reference: dict[str, torch.Tensor], adapter: Adapter
 ) -> list[Record]:
     objective, records = self_contrast(1.0), list[Record]()
-    how = recipe(prompts_per_step=4, epochs=1)
+    how = optim(batch_size=4, epochs=1)
     training = Training(adapter, how, own, 0, records.append)
     align(folder, policy, "float32", GROUPS, Stored(reference), objective, training)
     return records
@@ -100,8 +100,8 @@ def test_rescored_in_trainings_own_passes_step_0_has_no_margin_in_bf16(
     tmp_path: Path, policy: Path, adapter: Adapter, ways: dict[str, Any]
 ) -> None:
     """Stored scores are one group to a pass, and training's passes hold several."""
-    own = hardware(precision="bf16-mixed", tokens_per_pass=10**6, logits_chunk=64, **ways)
-    score(tmp_path, Scoring(policy, "float32", replace(own, tokens_per_pass=1)))
+    own = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **ways)
+    score(tmp_path, Scoring(policy, "float32", replace(own, max_tokens_per_microbatch=1)))
     stored = read_reference(tmp_path)
     before = aligned(tmp_path / "before", policy, own, stored, adapter)[0]
     after = aligned(tmp_path / "after", policy, replace(own, rescore_reference=True), stored, adapter)
@@ -114,7 +114,7 @@ def test_rescored_in_trainings_own_passes_step_0_has_no_margin_in_bf16(
 
 
 def test_passes_of_two_ranks_score_every_group() -> None:
-    policy, own = llama(), hardware(tokens_per_pass=40)
+    policy, own = llama(), hardware(max_tokens_per_microbatch=40)
     steps = [Steps(GROUPS, 4, 2, 40, 0, ranks=(rank, 2)) for rank in range(2)]
     found = score_in_passes(policy, steps, own)
     assert found.keys() == {group.id for group in GROUPS}
@@ -123,7 +123,7 @@ def test_passes_of_two_ranks_score_every_group() -> None:
         assert found[group.id].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "fsdp2"}, {"tokens_per_pass": "auto"}], ids=str)
+@pytest.mark.parametrize("wrong", [{"strategy": "fsdp2"}, {"max_tokens_per_microbatch": "auto"}], ids=str)
 def test_rescoring_where_it_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^hardware\.rescore_reference=true needs"):
         hardware(rescore_reference=True, **wrong)
@@ -131,7 +131,7 @@ def test_rescoring_where_it_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_margin_at_step_0_is_recorded_once_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A reference that is off by one nat: every margin of beta 0.5 is 0.5, whatever the passes."""
-    policy, own, how = llama(), hardware(tokens_per_pass=60), recipe(prompts_per_step=4, epochs=1, lr=1e-9)
+    policy, own, how = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=4, epochs=1, lr=1e-9)
     prepare(policy, GROUPS, own)
     scored = score_groups(policy, GROUPS, own)
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}

@@ -19,12 +19,12 @@ from selfcontrast.training.callbacks import snapshot
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.modules import SupervisedFineTuning
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.training import Training
-from tiny import groups, hardware, lora, policy_folder, recipe
+from tiny import groups, hardware, lora, optim, policy_folder
 
-STEADY = recipe(schedule="constant", warmup=0.0, prompts_per_step=2)  # a step's update depends on no later one
+STEADY = optim(schedule="constant", warmup_ratio=0.0, batch_size=2)  # a step's update depends on no later one
 
 
 def saved(folder: Path, step: int) -> dict[str, Tensor]:
@@ -40,9 +40,9 @@ def test_checkpoints_are_evenly_spaced_and_the_last_is_the_policy() -> None:
         checkpoint_steps(3, 4)
 
 
-def aligned(folder: Path, sft: Path, adapter: Adapter, how: Recipe, checkpoints: int) -> dict[str, object]:
+def aligned(folder: Path, sft: Path, adapter: Adapter, how: OptimConfig, checkpoints: int) -> dict[str, object]:
     folder.mkdir()
-    used, _ = first(2, cutoff=100)
+    used, _ = first(2, max_length=100)
     score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), used, "cpu")
     training = Training(adapter, how, hardware(), 0, lambda record: None, checkpoints)
     torch.manual_seed(0)  # of dropout; a job seeds every stage
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_the_policy_of_a_training_that_ends_there(tmp_path: Path
 def test_a_killed_run_has_the_snapshots_of_one_that_was_not(
     tmp_path: Path, every: int, kill_at: tuple[str, int]
 ) -> None:
-    how, steps = recipe(validations=3), (1, 3, 4)
+    how, steps = optim(validations=3), (1, 3, 4)
     weights, _ = trained(tmp_path / "whole", how, snapshots=steps)
     without, _ = trained(tmp_path / "without", how)
     assert all(torch.equal(without[name], value) for name, value in weights.items())
@@ -92,10 +92,10 @@ def test_a_killed_run_has_the_snapshots_of_one_that_was_not(
 
 
 def test_a_damaged_snapshot_is_reported_and_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained(tmp_path, recipe(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
+    trained(tmp_path, optim(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
     good = snapshot(tmp_path, 2).read_bytes()
     snapshot(tmp_path, 2).write_bytes(good[:1000])
-    trained(tmp_path, recipe(), snapshots=(2,), checkpoint_every=3)
+    trained(tmp_path, optim(), snapshots=(2,), checkpoint_every=3)
     assert "step-2.weights is damaged" in caplog.text
     assert saved(tmp_path, 2).keys()
 
@@ -105,9 +105,9 @@ def test_a_damaged_snapshot_is_reported_and_written_again(tmp_path: Path, caplog
 )
 @pytest.mark.filterwarnings("ignore")
 def test_two_ranks_leave_the_snapshots_that_one_does(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
-    how, rows = recipe(prompts_per_step=3), groups(7)
+    how, rows = optim(batch_size=3), groups(7)
     for ranks in (1, 2):
-        own = hardware(devices=ranks, strategy=strategy, tokens_per_pass=20)
+        own = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
         policy, data = adapter.wrap(precise(), seed=0).double(), StepData(rows, [], how, own, seed=3)
         data.snapshots = (2, 4)
         prepare(policy, rows, own)

@@ -15,7 +15,7 @@ from selfcontrast.training.module import Record
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.step_zero import ERRORS, explained
-from tiny import groups, hardware, llama, objective_of, recipe
+from tiny import groups, hardware, llama, objective_of, optim
 
 K = 3
 GROUPS = groups(8, negatives=K)
@@ -37,7 +37,7 @@ def first_record(
     folder: Path, objective: Objective, shift: tuple[float, float], signals: Mapping[str, Signals] | None = None
 ) -> Record:
     """Of a training whose stored reference is less than the policy by these nats, per target and per negative."""
-    policy, own, how = llama(), hardware(tokens_per_pass=60), recipe(prompts_per_step=8, epochs=1, lr=1e-9)
+    policy, own, how = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=8, epochs=1, lr=1e-9)
     prepare(policy, GROUPS, own)
     scored = score_groups(policy, GROUPS, own)
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}

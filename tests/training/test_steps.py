@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.models.packing import Group
-from selfcontrast.training.steps import Remaining, Step, Steps, deal, into_passes, length
+from selfcontrast.training.steps import Remaining, Step, Steps, balance_by_tokens, length, split_into_microbatches
 from tiny import groups
 
 COUNTS = st.integers(1, 30)
@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 1000)
 
 
 def ids_of(step: Step) -> list[str]:
-    return [name for part in step.passes if part.counts for name in part.packed.ids]
+    return [name for part in step.microbatches if part.counts for name in part.packed.ids]
 
 
 @given(count=COUNTS, per_step=st.integers(1, 12), epochs=st.integers(1, 3), seed=SEEDS)
@@ -45,7 +45,7 @@ def test_a_budget_of_tokens_is_reached_and_no_step_sooner(
 ) -> None:
     own = groups(count, negatives, seed)
     steps = Steps(own, per_step, 1, 50, seed, budget=budget)
-    seen = [sum(part.packed.input_ids.numel() for part in steps[i].passes) for i in range(len(steps))]
+    seen = [sum(part.packed.input_ids.numel() for part in steps[i].microbatches) for i in range(len(steps))]
     assert sum(seen) == steps.tokens
     assert sum(seen[:-1]) < budget <= sum(seen)
 
@@ -61,9 +61,9 @@ def test_tokens_of_epochs_are_all_groups_as_often() -> None:
 @given(count=COUNTS, budget=st.integers(1, 120), negatives=st.integers(0, 3), seed=SEEDS)
 def test_passes_lose_nothing_and_keep_to_their_tokens(count: int, budget: int, negatives: int, seed: int) -> None:
     own = groups(count, negatives, seed)
-    passes = into_passes(own, budget)
-    assert Counter(g.id for part in passes for g in part) == Counter(g.id for g in own)
-    assert all(len(part) == 1 or sum(map(length, part)) <= budget for part in passes)
+    microbatches = split_into_microbatches(own, budget)
+    assert Counter(g.id for part in microbatches for g in part) == Counter(g.id for g in own)
+    assert all(len(part) == 1 or sum(map(length, part)) <= budget for part in microbatches)
 
 
 def test_a_groups_length_is_the_prompt_once_and_each_response() -> None:
@@ -72,7 +72,7 @@ def test_a_groups_length_is_the_prompt_once_and_each_response() -> None:
 
 def test_dealing_is_longest_first_to_the_lightest() -> None:
     named = {n: Group(str(n), [1] * (n - 1), [1], []) for n in (9, 7, 6, 5, 2)}
-    heaps = [[length(g) for g in heap] for heap in deal([named[n] for n in (2, 5, 6, 7, 9)], 2)]
+    heaps = [[length(g) for g in heap] for heap in balance_by_tokens([named[n] for n in (2, 5, 6, 7, 9)], 2)]
     assert heaps == [[9, 5, 2], [7, 6]] or heaps == [[9, 5], [7, 6, 2]]
 
 
@@ -84,12 +84,12 @@ def test_ranks_share_a_step(count: int, ranks: int, per_step: int, budget: int, 
     for number in range(len(by_rank[0])):
         parts = [steps[number] for steps in by_rank]
         whole = [own[i] for i in by_rank[0].indices(number)]
-        assert len({len(step.passes) for step in parts}) == 1
-        assert all(step.passes for step in parts)
+        assert len({len(step.microbatches) for step in parts}) == 1
+        assert all(step.microbatches for step in parts)
         assert sorted(name for step in parts for name in ids_of(step)) == sorted(g.id for g in whole)
         assert {step.groups for step in parts} == {len(whole)}
         assert {step.target_tokens for step in parts} == {sum(len(g.target) for g in whole)}
-        for part in (part for step in parts for part in step.passes):
+        for part in (part for step in parts for part in step.microbatches):
             tokens = sum(length(named[name]) for name in part.packed.ids)
             assert part.packed.input_ids.numel() == tokens
             assert len(part.packed.ids) == 1 or tokens <= budget
@@ -102,8 +102,8 @@ def test_rows_are_shared_where_that_can_win() -> None:
         return Steps([Group(str(i), [1] * prompt, [1] * 20, [[1] * 20]) for i in range(3)], 3, 1, 88, seed=0)
 
     assert (steps(2).sharing, steps(3).sharing) == (False, True)
-    assert [part.packed.input_ids.shape[1] for part in steps(2)[0].passes] == [88, 44]  # 44 each, not 42
-    assert [part.packed.input_ids.shape[1] for part in steps(3)[0].passes] == [86, 43]
+    assert [part.packed.input_ids.shape[1] for part in steps(2)[0].microbatches] == [88, 44]  # 44 each, not 42
+    assert [part.packed.input_ids.shape[1] for part in steps(3)[0].microbatches] == [86, 43]
     assert steps(2).tokens == 3 * 42  # what a budget counts does not depend on it
 
 
@@ -111,14 +111,14 @@ def test_a_model_that_cannot_share_gets_rows_of_its_own() -> None:
     own = [Group(str(i), [1] * 30, [1] * 10, [[1] * 10]) for i in range(3)]
     apart, shared = (Steps(own, 3, 1, 80, seed=0, may_share=may) for may in (False, True))
     assert (apart.sharing, apart.bound) == (False, 80 / 50)
-    assert [part.packed.input_ids.shape[1] for part in apart[0].passes] == [80, 80, 80]
-    assert [part.packed.input_ids.shape[1] for part in shared[0].passes] == [50, 50, 50]
+    assert [part.packed.input_ids.shape[1] for part in apart[0].microbatches] == [80, 80, 80]
+    assert [part.packed.input_ids.shape[1] for part in shared[0].microbatches] == [50, 50, 50]
     assert apart.tokens == shared.tokens
 
 
 def test_a_rank_without_groups_makes_filler_passes_only() -> None:
     lonely = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
-    assert [part.counts for part in lonely.passes] == [False]
+    assert [part.counts for part in lonely.microbatches] == [False]
     assert (lonely.groups, ids_of(lonely)) == (1, [])
 
 

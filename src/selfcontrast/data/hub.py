@@ -79,7 +79,7 @@ class Hub:
         train: what validation prompts are held out of, too.
         test: None to hold them out of training prompts.
         validation: share of the training part's prompts, in (0, 1).
-        test_share: the same for the test, where there is no part for it.
+        test_fraction: the same for the test, where there is no part for it.
         answer_column: a text or a number that a verifier compares responses with; None where there is none.
         root: a folder with copies, each under its name on the hub; None for the hub itself.
         streaming: rows are read as they are downloaded, and none kept on the disk.
@@ -88,15 +88,15 @@ class Hub:
     train: Part
     test: Part | None
     validation: ProperFraction
-    test_share: ProperFraction
+    test_fraction: ProperFraction
     answer_column: Text | None
     root: Text | None = field(metadata=NOT_IN_KEY)
     streaming: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
-        if not (self.validation > 0 and self.test_share > 0 and self.validation + self.test_share < 1):
+        if not (self.validation > 0 and self.test_fraction > 0 and self.validation + self.test_fraction < 1):
             raise UserError(
-                f"data.validation={self.validation} and data.test_share={self.test_share}: above 0, in sum below 1"
+                f"data.validation={self.validation} and data.test_fraction={self.test_fraction}: above 0, in sum below 1"
             )
         for name, part in self._parts():
             if part.limit is not None and part.limit < MIN_PROMPTS:
@@ -110,13 +110,13 @@ class Hub:
             if content:
                 content.check(f"data.{name}.path")
         if "test" not in found:
-            return split_by_prompt(found["train"], self.validation, self.test_share)
+            return split_by_prompt(found["train"], self.validation, self.test_fraction)
         return split_off(found["train"], found["test"], self.validation)
 
     def fingerprint(self) -> dict[str, Any]:
         contents = vars(self).get("_noted") or self._contents()
         parts = {name: part.content(contents[name]) for name, part in self._parts()}
-        shares = {"validation": self.validation, "test_share": self.test_share}
+        shares = {"validation": self.validation, "test_fraction": self.test_fraction}
         return {"source": "hub", "version": VERSION, **parts, **shares, "answer_column": self.answer_column}
 
     def _contents(self) -> dict[str, Content | None]:

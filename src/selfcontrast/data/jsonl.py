@@ -118,11 +118,11 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
     return splits
 
 
-def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: list[Example], fraction: float) -> tuple[list[Example], list[Example]]:
     """The rest, and the examples of a share of the prompts: of at least one, and not of all. By hash, as above."""
     place = _places(examples)
     order = sorted(place, key=lambda key: (place[key], key))
-    count = min(max(1, sum(u < share for u in place.values())), len(order) - 1)
+    count = min(max(1, sum(u < fraction for u in place.values())), len(order) - 1)
     held = set(order[:count])
     chosen = [key_of_content(example.prompt) in held for example in examples]
     pairs = list(zip(examples, chosen, strict=True))

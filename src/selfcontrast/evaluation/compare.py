@@ -33,7 +33,7 @@ class Bounds(TypedDict):
     high: float
     n: int
     clusters: int
-    level: float
+    confidence: float
 
 
 class Paired(TypedDict):
@@ -53,7 +53,7 @@ class Row(TypedDict):
     """A system at a decoding.
 
     Attributes:
-        surprise: -log p of a response, in nats: at temperature 1 an estimate of the policy's entropy.
+        nll: -log p of a response, in nats: at temperature 1 an estimate of the policy's entropy.
         tokens: of a response, the mean.
         difference, p_value, win_rate, against_best: from and over the baseline; absent from its own rows.
     """
@@ -62,7 +62,7 @@ class Row(TypedDict):
     decoding: str
     temperature: float
     mean: Bounds
-    surprise: float
+    nll: float
     tokens: float
     difference: NotRequired[Bounds]
     p_value: NotRequired[float]
@@ -136,7 +136,11 @@ def compare(
     answers = read_answers(systems)
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = measure_of(answers[baseline])
-    options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
+    options: dict[str, Any] = {
+        "confidence": settings.confidence,
+        "n_bootstrap": settings.n_bootstrap,
+        "seed": settings.seed,
+    }
     rows = _rows(answers, settings.ways, measure, options, baseline)
     first = settings.ways[0].name
     categories = [
@@ -208,7 +212,7 @@ def _rows(
                 temperature=way.temperature,
                 mean=mean_of(own, measure, options),
                 # Sampled at temperature 1, -log p is an unbiased estimate of the entropy; else a mere description.
-                surprise=float(-own["log_prob"].mean()),
+                nll=float(-own["log_prob"].mean()),
                 tokens=float(own["tokens"].mean()),
             )
             if system != baseline:
@@ -239,21 +243,21 @@ def bounds_of(interval: Interval) -> Bounds:
 def mean_of(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
     """A score is in [0, 1], where an interval has width even if all answers are right."""
     if measure == "score":
-        return bounds_of(rate_interval(own["value"], own["id"], level=options["level"]))
+        return bounds_of(rate_interval(own["value"], own["id"], confidence=options["confidence"]))
     return bounds_of(mean_interval(own["value"], own["id"], **options))
 
 
 def _win_rate(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
-    return bounds_of(win_rate(wins, both["id"], level=options["level"]))
+    return bounds_of(win_rate(wins, both["id"], confidence=options["confidence"]))
 
 
 def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
     """The mean difference by prompt. SFT's best decoding is chosen on the same prompts, which flatters it a little: a
     gain over it stands, a loss against it is rather overstated."""
     paired = (own["value"], base["value"], own["id"], base["id"])
-    tested = {name: value for name, value in options.items() if name != "level"}
+    tested = {name: value for name, value in options.items() if name != "confidence"}
     difference = bounds_of(paired_difference(*paired, **options))
     return Paired(difference=difference, p_value=paired_permutation_test(*paired, **tested))
 
@@ -272,5 +276,5 @@ def _contamination(seen: pd.DataFrame) -> Contaminated:
 
 def _per_token(frame: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     per_token = frame["log_prob"] / frame["tokens"]
-    empty = Interval(float("nan"), float("nan"), float("nan"), 0, 0, options["level"])
+    empty = Interval(float("nan"), float("nan"), float("nan"), 0, 0, options["confidence"])
     return bounds_of(mean_interval(per_token, frame["id"], **options) if len(frame) else empty)

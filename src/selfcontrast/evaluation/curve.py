@@ -86,7 +86,11 @@ def curve(measured: Sequence[Measured], settings: Evaluation) -> Curve | None:
     if settings.sampled is None:
         return None
     decoding = settings.sampled.name
-    options: dict[str, Any] = {"level": settings.level, "resamples": settings.resamples, "seed": settings.seed}
+    options: dict[str, Any] = {
+        "confidence": settings.confidence,
+        "n_bootstrap": settings.n_bootstrap,
+        "seed": settings.seed,
+    }
     answers = read_answers({each.system: each.scores for each in measured})
     measure = measure_of(answers[measured[0].system])
     points, ids = [], list[str]()
@@ -118,7 +122,7 @@ def curve(measured: Sequence[Measured], settings: Evaluation) -> Curve | None:
 
 def _interval(values: pd.Series, clusters: pd.Series, options: dict[str, Any]) -> Bounds:
     if not values.any():  # the fine-tuned model is itself: no estimate
-        return bounds_of(Interval(0.0, 0.0, 0.0, len(values), clusters.nunique(), options["level"]))
+        return bounds_of(Interval(0.0, 0.0, 0.0, len(values), clusters.nunique(), options["confidence"]))
     return bounds_of(mean_interval(values, clusters, **options))
 
 
@@ -127,5 +131,5 @@ def _per_token(by_answer: pd.DataFrame, options: dict[str, Any]) -> Bounds:
     tokens = by_answer["tokens"].to_numpy()
     values = -by_answer["log_prob"].to_numpy() / np.maximum(tokens, 1)
     if not tokens.any():
-        return bounds_of(Interval(float("nan"), float("nan"), float("nan"), 0, 0, options["level"]))
+        return bounds_of(Interval(float("nan"), float("nan"), float("nan"), 0, 0, options["confidence"]))
     return bounds_of(mean_interval(values.repeat(tokens), by_answer["id"].to_numpy().repeat(tokens), **options))

@@ -51,12 +51,12 @@ class Models:
     Attributes:
         policy: the folder of the model that gave the answers.
         reference: of the fine-tuned model; None where that is the policy.
-        precision: in which their weights are read.
+        dtype: in which their weights are read.
     """
 
     policy: Path
     reference: Path | None
-    precision: str
+    dtype: str
     hardware: Hardware
 
 
@@ -103,7 +103,7 @@ def measure(
     for role, model in ((POLICY, models.policy), (REFERENCE, models.reference)):
         if model is None:
             continue
-        scoring = Scoring(model, models.precision, models.hardware)
+        scoring = Scoring(model, models.dtype, models.hardware)
         scored = _scored(folder / RESUME / role, engine, scoring, groups, f"divergence, {role}")
         own: list[list[float]] = [[] for _ in range(len(drawn))]
         for name, rows in places.items():

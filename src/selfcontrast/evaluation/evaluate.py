@@ -87,11 +87,11 @@ class Evaluation:
     lm_eval: LmEval
     seed: Seed
     checkpoints: WholeNumber = field(metadata=NOT_IN_KEY)
-    cap: NonNegative | None = field(metadata=NOT_IN_KEY)
+    max_cost: NonNegative | None = field(metadata=NOT_IN_KEY)
     judgments_shown: Count | None = field(metadata=NOT_IN_KEY)
     contamination: Contamination = field(metadata=NOT_IN_KEY)
-    level: ProperFraction = field(metadata=NOT_IN_KEY)
-    resamples: Annotated[Count, Field(ge=100, le=1_000_000)] = field(metadata=NOT_IN_KEY)
+    confidence: ProperFraction = field(metadata=NOT_IN_KEY)
+    n_bootstrap: Annotated[Count, Field(ge=100, le=1_000_000)] = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
     benchmarks: dict[Text, Benchmark] = field(metadata=NOT_IN_KEY)
 
@@ -101,9 +101,9 @@ class Evaluation:
             raise UserError(f"evaluation.split={self.split}: validation or test")
         if not self.decodings:
             raise UserError("evaluation.decodings: at least one")
-        if self.cap is not None and not any(_priced(benchmark) for benchmark in self.benchmarks.values()):
+        if self.max_cost is not None and not any(_priced(benchmark) for benchmark in self.benchmarks.values()):
             raise UserError(
-                f"evaluation.cap={self.cap:g} needs a judge with a price: judge.reading.price={{prompt: …}}"
+                f"evaluation.max_cost={self.max_cost:g} needs a judge with a price: judge.reading.price={{prompt: …}}"
             )
         if self.split in self.benchmarks:
             raise UserError(f"evaluation.benchmarks.{self.split}: the split has that name; give the benchmark another")
@@ -156,12 +156,12 @@ class Policy:
 
     Attributes:
         label: what the job calls it.
-        folder: of the model, whose weights are read in `precision`.
+        folder: of the model, whose weights are read in `dtype`.
     """
 
     label: str
     folder: Path
-    precision: str
+    dtype: str
     device: str
 
 
@@ -207,7 +207,7 @@ def evaluate(
         check_finite("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
     likelihood = pd.DataFrame(
-        target_log_probs(model, policy.precision, renderer, examples, device, settings.max_length),
+        target_log_probs(model, policy.dtype, renderer, examples, device, settings.max_length),
         columns=["id", "log_prob", "tokens"],
     )
     check_finite(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])

@@ -15,10 +15,10 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 
 @torch.no_grad()
 def target_log_probs(
-    model: Path, precision: str, renderer: Renderer, examples: Sequence[Example], device: str, max_length: int
+    model: Path, dtype: str, renderer: Renderer, examples: Sequence[Example], device: str, max_length: int
 ) -> list[dict[str, float | str]]:
     """Per example its id, the target's summed log-probability in nats, and its tokens; none where it does not fit."""
-    policy = load_model(model, precision).to(device).eval()
+    policy = load_model(model, dtype).to(device).eval()
     use_shared_prompt(policy)
     rows: list[dict[str, float | str]] = []
     for example in examples:

@@ -75,7 +75,7 @@ class LmEval:
     apply_chat_template: bool
     max_length: Count
     confirm_run_unsafe_code: bool
-    batch: Count = field(metadata=NOT_IN_KEY)
+    batch_size: Count = field(metadata=NOT_IN_KEY)
     backend: Backend
 
     def __post_init__(self) -> None:
@@ -377,7 +377,7 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
         from selfcontrast.evaluation.lm_eval_vllm import VllmLM
 
         with settings.backend.engine(model) as respond:
-            yield VllmLM(respond, renderer, settings.backend.max_model_len, special_tokens)
+            yield VllmLM(respond, renderer, settings.backend.max_length, special_tokens)
     else:
         assert isinstance(settings.backend, HF)  # as `check` requires
         from lm_eval.models.huggingface import HFLM
@@ -388,8 +388,8 @@ def _opened(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
             pretrained=str(model),
             tokenizer=renderer.tokenizer,
             device=device,
-            dtype=settings.backend.precision,
-            batch_size=settings.batch,
+            dtype=settings.backend.dtype,
+            batch_size=settings.batch_size,
             add_bos_token=None if special_tokens else False,
         )
         use_exact_attention(lm.model)

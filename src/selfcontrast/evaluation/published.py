@@ -87,7 +87,7 @@ def beside(
     negatives: int,
     benchmarks: Mapping[str, Any],
     lm_eval: Mapping[str, Any],
-    level: float = 0.95,
+    confidence: float = 0.95,
 ) -> list[dict[str, Any]]:
     """Each figure that is of this run's systems and K, with what was measured, as JSON.
 
@@ -103,7 +103,7 @@ def beside(
     for system, tasks in lm_eval.items():
         for task, metrics in tasks.items():
             for metric in metrics:
-                value = asdict(metric_interval(metrics, metric, level))
+                value = asdict(metric_interval(metrics, metric, confidence))
                 lines[system, "lm_eval", f"{task} {metric}"] = ("share", value, "")
     systems = {system for system, _, _ in lines}
     rows = []

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from selfcontrast.constrained import Count, Fraction, Positive, Probability, check_numbers
 from selfcontrast.filters.select import Floats, Indices, Pool
-from selfcontrast.filters.selectors import share_of
+from selfcontrast.filters.selectors import fraction_of
 
 SAME = 1e-3  # vectors nearer than this differ by no more than they are stored with
 
@@ -24,7 +24,7 @@ class MaximalMarginalRelevance:
     maximal marginal relevance (Carbonell and Goldstein, 1998), where being unlike the target is what is relevant.
     """
 
-    share: Fraction
+    fraction: Fraction
     weight: Probability
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
@@ -32,11 +32,11 @@ class MaximalMarginalRelevance:
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
-        return share_of(samples, self.share)
+    def max_kept(self, samples: int) -> int:
+        return fraction_of(samples, self.fraction)
 
-    def keep(self, pool: Pool) -> Indices:
-        count = self.most(len(pool.similarity))
+    def select(self, pool: Pool) -> Indices:
+        count = self.max_kept(len(pool.similarity))
         near, alike = pool.similarity[:count], pool.vectors[:count] @ pool.vectors[:count].T
         closest = np.full(count, -1.0)  # cosine of each to the most similar one taken
         free = np.ones(count, dtype=bool)
@@ -57,7 +57,7 @@ class Clusters:
     again, at the one farthest from all of them: nothing is random.
     """
 
-    share: Fraction
+    fraction: Fraction
     clusters: Count
     iterations: Annotated[Count, Field(le=1_000_000)]
     ranked: ClassVar[bool] = True
@@ -66,13 +66,13 @@ class Clusters:
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
-        return share_of(samples, self.share)
+    def max_kept(self, samples: int) -> int:
+        return fraction_of(samples, self.fraction)
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         from scipy.cluster.vq import kmeans2
 
-        count = self.most(len(pool.similarity))
+        count = self.max_kept(len(pool.similarity))
         if not count:
             return np.arange(0)
         vectors = pool.vectors[:count].astype(np.float64)
@@ -94,11 +94,11 @@ class LogDeterminant:
     here the features are the embeddings, and all candidates weigh the same.
 
     Attributes:
-        share: of the candidates, least similar first, that are chosen from.
+        fraction: of the candidates, least similar first, that are chosen from.
         ridge: below about 1, near-copies of one taken add next to nothing; far above 1, each adds nearly the same.
     """
 
-    share: Fraction
+    fraction: Fraction
     ridge: Annotated[Positive, Field(ge=1e-6)]
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
@@ -106,11 +106,11 @@ class LogDeterminant:
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
-        return share_of(samples, self.share)
+    def max_kept(self, samples: int) -> int:
+        return fraction_of(samples, self.fraction)
 
-    def keep(self, pool: Pool) -> Indices:
-        count = self.most(len(pool.similarity))
+    def select(self, pool: Pool) -> Indices:
+        count = self.max_kept(len(pool.similarity))
         vectors = pool.vectors[:count].astype(np.float64)
         design = vectors @ vectors.T / self.ridge
         np.fill_diagonal(design, 1 + 1 / self.ridge)  # length one exactly, so that the first choice is no rounding

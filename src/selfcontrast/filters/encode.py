@@ -24,7 +24,7 @@ from selfcontrast.store.content import note, noted
 
 BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
 POOLINGS = ("cls", "mean")
-PRECISIONS = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")
 CUT, WINDOWS = "cut", "windows"
 ANALYZERS = ("word", "char", "char_wb")
 
@@ -55,7 +55,7 @@ class SentenceEncoder:
         max_tokens: of a text that are read at once, special tokens included; at most the model's own window.
         long_texts: "cut" reads the beginning of a longer text. "windows" reads all of it, in windows that end between
             words, and gives the mean of their vectors.
-        precision: the model's weights are computed with; vectors come out in float32 whatever it is.
+        dtype: the model's weights are computed with; vectors come out in float32 whatever it is.
         devices: a process for each of these, where the hardware's one device is not enough; empty for that one.
     """
 
@@ -63,7 +63,7 @@ class SentenceEncoder:
     revision: Text | None
     prefix: str
     pooling: str | None
-    precision: str
+    dtype: str
     max_tokens: Count
     long_texts: str
     trust_remote_code: bool
@@ -74,8 +74,8 @@ class SentenceEncoder:
         check_numbers(self, "encoder")
         if self.pooling not in (None, *POOLINGS):
             raise UserError(f"encoder.pooling={self.pooling}: {', '.join(POOLINGS)}, or null for the model's own")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"encoder.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"encoder.dtype={self.dtype}: one of {', '.join(DTYPES)}")
         if self.long_texts not in (CUT, WINDOWS):
             raise UserError(f"encoder.long_texts={self.long_texts}: {CUT} or {WINDOWS}")
 
@@ -133,7 +133,7 @@ class SentenceEncoder:
                 trust_remote_code=self.trust_remote_code,
                 model_kwargs={
                     "use_safetensors": True,
-                    "dtype": getattr(torch, self.precision),
+                    "dtype": getattr(torch, self.dtype),
                     "ignore_mismatched_sizes": True,
                 },
             )

@@ -79,11 +79,11 @@ class Selector(Protocol):
     ranked: ClassVar[bool]
     scored: ClassVar[bool]
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         """Bound how many candidates are kept of `samples` responses. Used to reject an impossible K before compute."""
         ...
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         """Indices of the candidates kept, no two of them equal."""
         ...
 
@@ -164,7 +164,7 @@ class Filter:
             raise UserError(
                 f"negatives={negatives} is more than filter.max_negatives={self.max_negatives}: raise that, or lower K"
             )
-        most = samples if self.on_shortage == "refill" else self.selector.most(samples)
+        most = samples if self.on_shortage == "refill" else self.selector.max_kept(samples)
         if self.max_negatives > most:
             raise UserError(
                 f"filter.max_negatives={self.max_negatives} is impossible: of generator.samples={samples} the filter "
@@ -285,7 +285,7 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chose
     own = contenders(sampled) if chosen is not None and chosen.candidate else []
     known = {sampled.texts[row].strip() for row in rows}
     copies = [row for row in own if sampled.texts[row].strip() not in known]
-    scores, bar = score([*rows.tolist(), *copies]) if score else (None, 0.0)
+    scores, threshold = score([*rows.tolist(), *copies]) if score else (None, 0.0)
     never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
     if needs_log_probs(settings.selector):
         _check_log_probs(settings.selector, sampled, rows)
@@ -304,7 +304,7 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chose
         samples=len(sampled.texts),
         excluded=never,
     )
-    good = None if in_pool is None else in_pool >= bar
+    good = None if in_pool is None else in_pool >= threshold
     if chosen is None or not chosen.candidate:
         return Choice(rows, pool, good, draw(settings, sampled.id, pool))
     if not own:
@@ -350,7 +350,7 @@ def _without_chosen(settings: Filter, name: str, pool: Pool) -> Drawn:
             f"prompt {name} has no candidate to choose: all are empty or were cut. Sample more or longer responses "
             "(generator.samples, generator.max_new_tokens), or choose filter.on_shortage=drop_everywhere"
         )
-    kept = settings.selector.keep(pool)
+    kept = settings.selector.select(pool)
     return Drawn(kept, kept[:0], 0, kept[:0])
 
 
@@ -413,7 +413,7 @@ def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) ->
         chosen: the candidates that can be no negatives because of what is chosen.
     """
     taken = np.array(chosen, dtype=np.intp)
-    kept = settings.selector.keep(pool)
+    kept = settings.selector.select(pool)
     kept = kept[~np.isin(kept, taken)]
     order = kept if settings.selector.ranked else np.random.default_rng(pool.seed).permutation(kept)
     ranks = order[: settings.max_negatives]

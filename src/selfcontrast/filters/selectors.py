@@ -17,9 +17,9 @@ from selfcontrast.filters.signals import CONSENSUS, LOG_PROB, SIMILARITY, ranks
 DISTINCT, SAMPLES = "distinct", "samples"
 
 
-def share_of(count: int, share: float) -> int:
+def fraction_of(count: int, fraction: float) -> int:
     """A share rounded down, but not by floating point: 0.1 of 30 is 3."""
-    return int(share * count + 1e-9)
+    return int(fraction * count + 1e-9)
 
 
 def lowest(values: Floats, count: int) -> Indices:
@@ -39,24 +39,24 @@ class Unranked:
 class Everything(Unranked):
     """No filter: all distinct candidates (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return samples
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         return np.arange(len(pool.similarity))
 
 
 @dataclass(frozen=True)
-class LowestShare(Unranked, ABC):
+class LowestFraction(Unranked, ABC):
     """Keep the share of the candidates that is lowest by `signal`; of equal ones the least similar.
 
     Attributes:
-        share: a.
+        fraction: a.
         of: what a is a share of. "distinct": the pool's n candidates, of which floor(a·n) are kept. "samples": all N
             responses, of which min(floor(a·N), n - 1) are kept.
     """
 
-    share: Fraction
+    fraction: Fraction
     of: str
 
     def __post_init__(self) -> None:
@@ -68,20 +68,20 @@ class LowestShare(Unranked, ABC):
     def signal(self, pool: Pool) -> Floats:
         """What the candidates are compared by [n]."""
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return self._count(samples, samples)
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         return lowest(self.signal(pool), self._count(len(pool.similarity), pool.samples))
 
     def _count(self, distinct: int, samples: int) -> int:
         if self.of == DISTINCT:
-            return share_of(distinct, self.share)
-        return max(0, min(share_of(samples, self.share), distinct - 1))
+            return fraction_of(distinct, self.fraction)
+        return max(0, min(fraction_of(samples, self.fraction), distinct - 1))
 
 
 @dataclass(frozen=True)
-class LeastSimilar(LowestShare):
+class LeastSimilar(LowestFraction):
     """Keep the share of the candidates that is least similar to the target: the paper's filter.
 
     With "samples" this is the reference implementation's rule: min(floor(a·N), distinct - 1) of the distinct responses
@@ -92,18 +92,18 @@ class LeastSimilar(LowestShare):
     def signal(self, pool: Pool) -> Floats:
         return pool.similarity
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         if self.of == DISTINCT:
-            return super().keep(pool)
+            return super().select(pool)
         every = np.sort(np.concatenate([pool.similarity, pool.excluded]))
         if not len(every):
             return np.arange(0)
-        threshold = every[min(share_of(pool.samples, self.share), len(every) - 1)]
+        threshold = every[min(fraction_of(pool.samples, self.fraction), len(every) - 1)]
         return np.arange(np.searchsorted(pool.similarity, threshold, side="left"))
 
 
 @dataclass(frozen=True)
-class LeastConsistent(LowestShare):
+class LeastConsistent(LowestFraction):
     """Keep the share that agrees least with the prompt's other responses, by `Pool.consensus`. It needs no target.
 
     The responses that a model gives most often are its likeliest right ones (self-consistency, Wang et al., 2023;
@@ -115,7 +115,7 @@ class LeastConsistent(LowestShare):
 
 
 @dataclass(frozen=True)
-class LeastLikely(LowestShare):
+class LeastLikely(LowestFraction):
     """Keep the share with the sampler's lowest log-probability per token."""
 
     needs_log_probs: ClassVar[bool] = True
@@ -125,7 +125,7 @@ class LeastLikely(LowestShare):
 
 
 @dataclass(frozen=True)
-class LowestRanked(LowestShare):
+class LowestRanked(LowestFraction):
     """Keep the share with the lowest sum of ranks by several signals, so that none of their units matters.
 
     Attributes:
@@ -161,53 +161,53 @@ class RankWindow(Unranked):
         if self.low >= self.high:
             raise UserError(f"filter.selector.low={self.low}: must be below filter.selector.high={self.high}")
 
-    def most(self, samples: int) -> int:
-        return share_of(samples, self.high) - share_of(samples, self.low)
+    def max_kept(self, samples: int) -> int:
+        return fraction_of(samples, self.high) - fraction_of(samples, self.low)
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         count = len(pool.similarity)
-        return np.arange(share_of(count, self.low), share_of(count, self.high))
+        return np.arange(fraction_of(count, self.low), fraction_of(count, self.high))
 
 
 @dataclass(frozen=True)
 class LessSimilarThan(Unranked):
-    """All candidates whose similarity to the target is below `bar`, however many those are."""
+    """All candidates whose similarity to the target is below `threshold`, however many those are."""
 
-    bar: Cosine
+    threshold: Cosine
 
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return samples
 
-    def keep(self, pool: Pool) -> Indices:
-        return np.arange(np.searchsorted(pool.similarity, self.bar, side="left"))
+    def select(self, pool: Pool) -> Indices:
+        return np.arange(np.searchsorted(pool.similarity, self.threshold, side="left"))
 
 
 @dataclass(frozen=True)
 class MostSimilarBelow:
-    """The hardest negatives that are no false ones: below `bar`, the most similar first (rank 0)."""
+    """The hardest negatives that are no false ones: below `threshold`, the most similar first (rank 0)."""
 
-    bar: Cosine
+    threshold: Cosine
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return samples
 
-    def keep(self, pool: Pool) -> Indices:
-        return np.arange(np.searchsorted(pool.similarity, self.bar, side="left"))[::-1]
+    def select(self, pool: Pool) -> Indices:
+        return np.arange(np.searchsorted(pool.similarity, self.threshold, side="left"))[::-1]
 
 
 @dataclass(frozen=True)
 class Random(Unranked):
     """Keep as many candidates as `LeastSimilar` with these settings, at random: its control."""
 
-    share: Fraction
+    fraction: Fraction
     of: str
 
     def __post_init__(self) -> None:
@@ -215,21 +215,21 @@ class Random(Unranked):
 
     @property
     def _filter(self) -> LeastSimilar:
-        return LeastSimilar(self.share, self.of)
+        return LeastSimilar(self.fraction, self.of)
 
-    def most(self, samples: int) -> int:
-        return self._filter.most(samples)
+    def max_kept(self, samples: int) -> int:
+        return self._filter.max_kept(samples)
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         apart, count = [*pool.seed, 1], len(pool.similarity)  # from the draw's, which shuffles what is kept
-        return np.random.default_rng(apart).permutation(count)[: len(self._filter.keep(pool))]
+        return np.random.default_rng(apart).permutation(count)[: len(self._filter.select(pool))]
 
 
 @dataclass(frozen=True)
 class LowestScored:
     """An oracle: of the candidates that score below `below` (None: of all) the share with the lowest scores."""
 
-    share: Fraction
+    fraction: Fraction
     below: Real | None
     ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = True
@@ -237,15 +237,15 @@ class LowestScored:
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
-        return share_of(samples, self.share)
+    def max_kept(self, samples: int) -> int:
+        return fraction_of(samples, self.fraction)
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "checked before any compute"
         worst = lowest(pool.scores, len(pool.scores))
         if self.below is not None:
             worst = worst[pool.scores[worst] < self.below]
-        return worst[: self.most(len(worst))]
+        return worst[: self.max_kept(len(worst))]
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,10 @@ class NearestBelowMean:
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return samples
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "checked before any compute"
         if not len(pool.scores):
             return np.arange(0)
@@ -285,10 +285,10 @@ class LowestFirst:
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return samples
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "checked before any compute"
         return np.argsort(pool.scores, kind="stable")
 
@@ -303,8 +303,8 @@ class LeastConsistentFirst:
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
 
-    def most(self, samples: int) -> int:
+    def max_kept(self, samples: int) -> int:
         return samples
 
-    def keep(self, pool: Pool) -> Indices:
+    def select(self, pool: Pool) -> Indices:
         return np.argsort(pool.consensus, kind="stable")

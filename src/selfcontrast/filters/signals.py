@@ -89,7 +89,7 @@ def _false_negatives(good: NDArray[np.bool_], place: Indices, sizes: Indices) ->
         sizes: of its prompt [n].
     """
     found: list[float | None] = []
-    for share in SHARES:
-        kept = place < np.floor(share * sizes + 1e-9)
+    for fraction in SHARES:
+        kept = place < np.floor(fraction * sizes + 1e-9)
         found.append(float(good[kept].mean()) if kept.any() else None)
     return found

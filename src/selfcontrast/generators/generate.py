@@ -37,7 +37,7 @@ class Generation:
 
     Attributes:
         prompts: how many training prompts, drawn with `seed`; None for all.
-        max_failed_share: of the prompts that may get no response; what fails is left out and counted up to there.
+        max_failed_fraction: of the prompts that may get no response; what fails is left out and counted up to there.
         backend: a `selfcontrast.generators.backend.Backend`.
         model: folder of the model that is sampled from; None for the fine-tuned one. Tokens are trained on as sampled,
             so it must have the fine-tuned model's tokenizer, which renders the prompts.
@@ -52,7 +52,7 @@ class Generation:
     max_new_tokens: Count
     max_length: Count
     seed: Seed
-    max_failed_share: Probability = field(metadata=NOT_IN_KEY)
+    max_failed_fraction: Probability = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
     model: Text | None = field(metadata={"in_key_as": folder_content})
     system: Text | None = field()
@@ -145,7 +145,7 @@ def generate(
     shards = folder / RESUME / "shards"
     files = responder.sample(sampled_from, requests, settings.decoding, settings.seed, shards, "generate")
     written, failures = _join(files, folder / FILE)
-    _check_failures(folder, failures, len(requests), settings.max_failed_share)
+    _check_failures(folder, failures, len(requests), settings.max_failed_fraction)
     return {
         "prompts": len(requests) - len(failures),
         "prompts_without_room": len(chosen) - len(requests),
@@ -189,7 +189,7 @@ def _check_failures(folder: Path, failures: Mapping[str, str], asked: int, most:
     if len(failures) > most * asked or len(failures) == asked:
         raise UserError(
             f"{len(failures)} of {asked} prompts got no response ({reasons[0][0]}): mend it and run the same command "
-            f"again, which asks for these alone; or raise generator.max_failed_share={most}"
+            f"again, which asks for these alone; or raise generator.max_failed_fraction={most}"
         )
     (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 

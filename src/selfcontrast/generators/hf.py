@@ -13,7 +13,7 @@ from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
-from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
+from selfcontrast.models.loading import DTYPES, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY
 
 log = logging.getLogger(__name__)
@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HF:
-    """Batches of at most `rows` responses; what is drawn does not depend on the batch."""
+    """Batches of at most `batch_size` responses; what is drawn does not depend on the batch."""
 
     follows_model: ClassVar[bool] = True
     has_log_probs: ClassVar[bool] = True
 
-    precision: str
-    rows: Count = field(metadata=NOT_IN_KEY)
+    dtype: str
+    batch_size: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         check_numbers(self, "backend")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"backend.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"backend.dtype={self.dtype}: one of {', '.join(DTYPES)}")
 
     def check(self) -> None: ...
 
@@ -42,12 +42,12 @@ class HF:
 
         tokenizer = load_tokenizer(model)
         ends = Renderer(tokenizer).end_ids
-        policy = load_model(model, self.precision).to(device).eval()
+        policy = load_model(model, self.dtype).to(device).eval()
 
         def draw(requests: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
             return sample(policy, tokenizer, requests, decoding, seed, ends, samples)
 
-        yield Fitting(self.rows, draw)
+        yield Fitting(self.batch_size, draw)
 
 
 Draw = Callable[[Sequence[Request], range, Decoding, int], list[Candidate]]
@@ -55,19 +55,21 @@ Draw = Callable[[Sequence[Request], range, Decoding, int], list[Candidate]]
 
 
 class Fitting:
-    """Draws in batches of at most `rows` responses; where memory runs out, halves them for good and goes on."""
+    """Draws in batches of at most `batch_size` responses; where memory runs out, halves them for good and goes on."""
 
-    def __init__(self, rows: int, draw: Draw) -> None:
-        self.rows = rows
+    def __init__(self, batch_size: int, draw: Draw) -> None:
+        self.batch_size = batch_size
         self.draw = draw
 
     def __call__(self, requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
         found: list[Candidate] = []
         start = 0
         while start < len(requests):
-            batch = requests[start : start + max(1, self.rows // decoding.samples)]
+            batch = requests[start : start + max(1, self.batch_size // decoding.samples)]
             # A prompt whose samples do not fit together is computed once for each part of them.
-            parts = [range(decoding.samples)[i : i + self.rows] for i in range(0, decoding.samples, self.rows)]
+            parts = [
+                range(decoding.samples)[i : i + self.batch_size] for i in range(0, decoding.samples, self.batch_size)
+            ]
             drawn = self._try(batch, parts if len(batch) == 1 else parts[:1], decoding, seed)
             if drawn is not None:
                 found += drawn
@@ -88,8 +90,8 @@ class Fitting:
         tried = len(batch) * len(parts[0])
         if tried == 1:
             raise UserError(f"memory runs out with a single response ({reason}): lower max_new_tokens or max_length")
-        self.rows = tried // 2
-        log.warning("memory ran out with %d responses at once: going on with %d (%s)", tried, self.rows, reason)
+        self.batch_size = tried // 2
+        log.warning("memory ran out with %d responses at once: going on with %d (%s)", tried, self.batch_size, reason)
         _free()
         return None
 

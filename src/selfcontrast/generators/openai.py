@@ -33,7 +33,7 @@ class OpenAI:
         api: completions takes the prompt's token ids, so that it is rendered as in training; chat takes the messages,
             and renders them itself.
         extra: further fields of every request's body; null takes one out.
-        urls, concurrency, timeout, retries, wait, key_variable: as in `selfcontrast.client.Servers`.
+        base_urls, concurrency, timeout, retries, initial_backoff, api_key_env: as in `selfcontrast.client.Servers`.
     """
 
     follows_model: ClassVar[bool] = False
@@ -41,12 +41,12 @@ class OpenAI:
     model: Text
     api: str
     extra: dict[str, Any]
-    urls: list[Text] = field(metadata=NOT_IN_KEY)
+    base_urls: list[Text] = field(metadata=NOT_IN_KEY)
     concurrency: Workers = field(metadata=NOT_IN_KEY)
     timeout: Seconds = field(metadata=NOT_IN_KEY)
     retries: Tries = field(metadata=NOT_IN_KEY)
-    wait: Seconds = field(metadata=NOT_IN_KEY)
-    key_variable: Text | None = field(metadata=NOT_IN_KEY)
+    initial_backoff: Seconds = field(metadata=NOT_IN_KEY)
+    api_key_env: Text | None = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         if self.api not in APIS:
@@ -61,7 +61,9 @@ class OpenAI:
 
     @property
     def servers(self) -> Servers:
-        return Servers(self.urls, self.concurrency, self.timeout, self.retries, self.wait, self.key_variable)
+        return Servers(
+            self.base_urls, self.concurrency, self.timeout, self.retries, self.initial_backoff, self.api_key_env
+        )
 
     def check(self) -> None:
         """A server need not be up yet: the model that it is to serve may not be trained. A wrong one is refused."""

@@ -53,7 +53,7 @@ class VLLM:
     dtype: str
     adapter: Text | None = field(metadata={"in_key_as": adapter_content})
     python: Text | None = field(metadata=NOT_IN_KEY)
-    max_model_len: Count = field(metadata=NOT_IN_KEY)
+    max_length: Count = field(metadata=NOT_IN_KEY)
     tensor_parallel_size: Workers = field(metadata=NOT_IN_KEY)
     data_parallel_size: Workers = field(metadata=NOT_IN_KEY)
     gpu_memory_utilization: Fraction = field(metadata=NOT_IN_KEY)
@@ -82,9 +82,9 @@ class VLLM:
         renderer = Renderer(load_tokenizer(model))
 
         def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
-            if decoding.max_length > self.max_model_len:
+            if decoding.max_length > self.max_length:
                 raise UserError(
-                    f"backend.max_model_len={self.max_model_len} is below max_length={decoding.max_length}: raise it"
+                    f"backend.max_length={self.max_length} is below max_length={decoding.max_length}: raise it"
                 )
             answers = respond([ask(request, decoding, seed, renderer.end_ids) for request in requests])
             return candidates_of_answers(requests, answers, renderer)
@@ -113,7 +113,7 @@ class VLLM:
             "model": str(model.resolve()),
             "load_format": "safetensors",
             "dtype": self.dtype,
-            "max_model_len": self.max_model_len,
+            "max_model_len": self.max_length,
             "tensor_parallel_size": self.tensor_parallel_size,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "enforce_eager": self.enforce_eager,

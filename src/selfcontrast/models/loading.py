@@ -24,7 +24,7 @@ from selfcontrast.store.content import note, noted
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 LEAST_VOCABULARY = 261  # all bytes and five special tokens
 MOST_PARAMETERS = 10**11  # of a model from scratch
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
@@ -33,7 +33,7 @@ TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 class Model(Protocol):
     """What training starts from."""
 
-    precision: str
+    dtype: str
 
     def fingerprint(self) -> dict[str, Any]: ...
 
@@ -62,10 +62,10 @@ class FromScratch:
     layers: Count
     heads: Count
     intermediate: Count
-    max_positions: Count
+    max_length: Count
     init_std: Annotated[Positive, Field(le=1000)]
     chat_template: Text
-    precision: str
+    dtype: str
 
     def __post_init__(self) -> None:
         check_numbers(self, "model")
@@ -76,7 +76,7 @@ class FromScratch:
             raise UserError(
                 f"model.hidden={self.hidden}: {weights:.1e} parameters from scratch; lower it, or the layers"
             )
-        check_precision(self.precision)
+        check_dtype(self.dtype)
 
     def fingerprint(self) -> dict[str, Any]:
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "chat_template": self._template}
@@ -89,10 +89,10 @@ class FromScratch:
         _ = self._template
 
     def positions(self) -> int | None:
-        return self.max_positions
+        return self.max_length
 
     def tokenizer(self) -> Any:
-        tokenizer = train_tokenizer([], self.vocabulary, self.max_positions)
+        tokenizer = train_tokenizer([], self.vocabulary, self.max_length)
         tokenizer.chat_template = template_text(self.chat_template)
         return tokenizer
 
@@ -107,13 +107,13 @@ class FromScratch:
         import torch
         from transformers import LlamaForCausalLM
 
-        tokenizer = train_tokenizer(texts, self.vocabulary, self.max_positions)
+        tokenizer = train_tokenizer(texts, self.vocabulary, self.max_length)
         tokenizer.chat_template = self._template
         config = self._config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = LlamaForCausalLM(config)
-        return model.to(getattr(torch, self.precision)), tokenizer
+        return model.to(getattr(torch, self.dtype)), tokenizer
 
     def _config(self, vocabulary: int, end: int | None, padding: int | None) -> Any:
         from transformers import LlamaConfig
@@ -125,7 +125,7 @@ class FromScratch:
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             intermediate_size=self.intermediate,
-            max_position_embeddings=self.max_positions,
+            max_position_embeddings=self.max_length,
             initializer_range=self.init_std,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -147,12 +147,12 @@ class Pretrained:
     revision: Text | None
     chat_template: Text | None
     added_tokens: list[Text]
-    precision: str
+    dtype: str
     trust_remote_code: bool
     local_files_only: bool = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
+        check_dtype(self.dtype)
 
     def fingerprint(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("in_key", True)}
@@ -211,7 +211,7 @@ class Pretrained:
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         content = noted(self)
-        model, tokenizer = load_model(self.path, self.precision, **self._options()), self.tokenizer()
+        model, tokenizer = load_model(self.path, self.dtype, **self._options()), self.tokenizer()
         if content:
             content.check("model.path")
         if (size := len(tokenizer)) > (rows := model.get_input_embeddings().weight.shape[0] + len(self.added_tokens)):
@@ -242,7 +242,7 @@ class Pretrained:
         return tokenizer
 
 
-def load_model(path: str | Path, precision: str = "float32", **options: Any) -> Any:
+def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> Any:
     """Load a causal model from a hub name or folder, on the CPU, from safetensors alone.
 
     Raises `UserError` unless its files hold all of its weights.
@@ -250,7 +250,7 @@ def load_model(path: str | Path, precision: str = "float32", **options: Any) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    return load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, precision), **options)
+    return load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, dtype), **options)
 
 
 def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
@@ -347,7 +347,7 @@ def template_text(path_or_text: str) -> str:
         raise UserError(f"model.chat_template={path_or_text}: cannot be read ({error})") from error
 
 
-def check_precision(precision: str) -> None:
+def check_dtype(dtype: str) -> None:
     """Raise `UserError` for a type that weights are not computed with here."""
-    if precision not in PRECISIONS:
-        raise UserError(f"model.precision={precision}: one of {', '.join(PRECISIONS)}")
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype={dtype}: one of {', '.join(DTYPES)}")

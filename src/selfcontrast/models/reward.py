@@ -16,7 +16,7 @@ from selfcontrast.data.rendering import repeatable
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_weights, load_config, tokenizer_at
 from selfcontrast.models.hub import pinned
-from selfcontrast.models.loading import PRECISIONS
+from selfcontrast.models.loading import DTYPES
 from selfcontrast.models.unread import Counts
 from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY, fields_of
@@ -54,7 +54,7 @@ class RewardModel:
 
     path: Text
     revision: Text | None
-    precision: str
+    dtype: str
     max_tokens: Count
     read_at: str
     trust_remote_code: bool
@@ -62,8 +62,8 @@ class RewardModel:
 
     def __post_init__(self) -> None:
         check_numbers(self, "reward_model")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"reward_model.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"reward_model.dtype={self.dtype}: one of {', '.join(DTYPES)}")
         if self.read_at not in (LAST_TOKEN, PUBLISHED):
             raise UserError(f"reward_model.read_at={self.read_at}: one of {LAST_TOKEN}, {PUBLISHED}")
 
@@ -172,7 +172,7 @@ class RewardModel:
             raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        what, dtype = f"reward_model.path={self.path}", getattr(torch, self.precision)
+        what, dtype = f"reward_model.path={self.path}", getattr(torch, self.dtype)
         model = load_whole(AutoModelForSequenceClassification, self.path, what, config=config, dtype=dtype, **options)
         if content:
             content.check("reward_model.path")

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfcontrast.constrained import Text
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import check_precision, template_text
+from selfcontrast.models.loading import check_dtype, template_text
 from selfcontrast.models.weights import first_line, refuse_non_finite
 from selfcontrast.store.content import note, noted
 
@@ -30,21 +30,21 @@ class SmolLM2:
 
     Attributes:
         chat_template: a file, a text, or the name of one of the package's `data/templates`; None for its own.
-        precision: of the weights, "float32" or "bfloat16".
+        dtype: of the weights, "float32" or "bfloat16".
     """
 
     chat_template: Text | None
-    precision: str
+    dtype: str
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
+        check_dtype(self.dtype)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
             "model": "smollm2",
             "content": note(self, gguf_file()).hash,
             "chat_template": template_text(self.chat_template) if self.chat_template else None,
-            "precision": self.precision,
+            "dtype": self.dtype,
         }
 
     def check(self) -> None:
@@ -81,7 +81,7 @@ class SmolLM2:
             model = LlamaForCausalLM(deepcopy(self._config))
         model.load_state_dict(loaded.state_dict())
         refuse_non_finite(model, f"model=smollm2 ({gguf_file()})")
-        return model.to(getattr(torch, self.precision)).eval(), self.tokenizer()
+        return model.to(getattr(torch, self.dtype)).eval(), self.tokenizer()
 
     @cached_property
     def _config(self) -> Any:

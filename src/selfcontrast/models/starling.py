@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.errors import UserError
-from selfcontrast.models.loading import PRECISIONS
+from selfcontrast.models.loading import DTYPES
 
 # Each turn of the user begins with a token <s>, beside the one that the tokenizer there puts before the whole.
 TEMPLATE = (
@@ -29,7 +29,7 @@ BODIES = ("transformer.", "model.model.")  # prefixes of the body's weights: it 
 HEAD = "v_head.weight"
 
 
-def convert(weights: Path, body: Path, output: Path, precision: str = "bfloat16") -> None:
+def convert(weights: Path, body: Path, output: Path, dtype: str = "bfloat16") -> None:
     """Writes the sequence classifier to `output`.
 
     Args:
@@ -59,8 +59,8 @@ def convert(weights: Path, body: Path, output: Path, precision: str = "bfloat16"
     lacking, foreign = model.state_dict().keys() - found.keys(), found.keys() - model.state_dict().keys()
     if lacking or foreign:
         raise UserError(f"{files[0]}: not the weights of {body}: {', '.join(sorted(lacking | foreign)[:3])} …")
-    dtype = getattr(torch, precision)
-    own = LlamaForSequenceClassification.from_pretrained(None, config=config, state_dict=found, dtype=dtype)
+    torch_dtype = getattr(torch, dtype)
+    own = LlamaForSequenceClassification.from_pretrained(None, config=config, state_dict=found, torch_dtype=torch_dtype)
     own.save_pretrained(str(output))
     tokenizer.save_pretrained(str(output))
 
@@ -81,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", type=Path, help="folder of Starling-RM-7B-alpha")
     parser.add_argument("--body", type=Path, required=True, help="folder of Llama-2-7b-chat-hf")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     told = parser.parse_args(arguments)
     try:
-        convert(told.weights, told.body, told.output, told.precision)
+        convert(told.weights, told.body, told.output, told.dtype)
     except UserError as error:
         sys.exit(f"error: {error}")
     sys.stdout.write(f"{told.output}\n")

@@ -33,8 +33,8 @@ def print_evaluated(result: "Evaluated", output: Path) -> None:
     show(table)
     if result.lm_eval:
         table = columns("lm-eval task", "metric", "", left=2)
-        level = result.comparison["rows"][0]["mean"]["level"]
-        for task, metric, (value,) in lm_eval_rows({"": result.lm_eval}, level):
+        confidence = result.comparison["rows"][0]["mean"]["confidence"]
+        for task, metric, (value,) in lm_eval_rows({"": result.lm_eval}, confidence):
             table.add_row(task, metric, value)
         say("")
         show(table)
@@ -60,10 +60,10 @@ def _content(result: "Evaluated") -> dict[str, Any]:
         "measure": measure_name(result),
         "proxy": result.comparison["measure"] != "score",
         "decoding": first["decoding"],
-        "level": first["mean"]["level"],
+        "confidence": first["mean"]["confidence"],
         "prompts": first["mean"]["clusters"],
         "contamination": contamination(result),
-        "lm_eval": lm_eval_rows(dict.fromkeys(result.systems, result.lm_eval), first["mean"]["level"]),
+        "lm_eval": lm_eval_rows(dict.fromkeys(result.systems, result.lm_eval), first["mean"]["confidence"]),
         "benchmarks": benchmarks.shown(result),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),

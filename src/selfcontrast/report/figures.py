@@ -45,8 +45,8 @@ def systems(result: "Result | Evaluated", title: str = "") -> Figure:
     axes.margins(x=0.12)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
     if title:
-        prompts, level = rows[0]["mean"]["clusters"], rows[0]["mean"]["level"]
-        words = f"{title}: {prompts} prompts, {percent(level, 0)} intervals"
+        prompts, confidence = rows[0]["mean"]["clusters"], rows[0]["mean"]["confidence"]
+        words = f"{title}: {prompts} prompts, {percent(confidence, 0)} intervals"
         figure.suptitle(words, x=0.01, ha="left", fontsize=10.5)
     return figure
 

@@ -40,14 +40,14 @@ def too_many_tests(config: DictConfig) -> str:
     if evaluation is None:  # of another program than train.py
         return ""
     jobs = _jobs(list(config.hydra.overrides.task))
-    alpha, prompts, resamples = 1 - float(evaluation.level), evaluation.prompts, evaluation.resamples
-    if isinstance(prompts, str) or isinstance(resamples, str):  # swept over
+    alpha, prompts, n_bootstrap = 1 - float(evaluation.confidence), evaluation.prompts, evaluation.n_bootstrap
+    if isinstance(prompts, str) or isinstance(n_bootstrap, str):  # swept over
         return ""
-    least = least_p_value(prompts, resamples)
+    least = least_p_value(prompts, n_bootstrap)
     if least * jobs < alpha:
         return ""
-    more = least_p_value(None, resamples) * jobs >= alpha
-    remedy = f"evaluation.resamples to {math.ceil(jobs / alpha)} or more" if more else "evaluation.prompts"
+    more = least_p_value(None, n_bootstrap) * jobs >= alpha
+    remedy = f"evaluation.n_bootstrap to {math.ceil(jobs / alpha)} or more" if more else "evaluation.prompts"
     return (
         f"No job can be told apart from SFT by its own p-value: with Holm's correction one of {jobs} jobs needs p < "
         f"{alpha / jobs:.2g}, and the smallest p-value is {least:.2g}. Raise {remedy}."

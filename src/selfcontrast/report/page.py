@@ -127,7 +127,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "contamination": contamination(result),
         "seen": result.comparison.get("contamination", {}).get("examples", []),
         "decoding": rows[0]["decoding"],
-        "level": rows[0]["mean"]["level"],
+        "confidence": rows[0]["mean"]["confidence"],
         "prompts": rows[0]["mean"]["clusters"],
         "align": stages["align"]["summary"] if "align" in stages else {},
         "throughput": {name: throughput(records) for name, records in result.histories.items()},
@@ -138,7 +138,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.shown(result),
         "published": benchmarks.published(result),
-        "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["level"]),
+        "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["confidence"]),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
         "again": text.place(folder),
@@ -185,7 +185,9 @@ def signal_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[st
     ]
 
 
-def lm_eval_rows(found: dict[str, dict[str, dict[str, float]]], level: float) -> list[tuple[str, str, Sequence[str]]]:
+def lm_eval_rows(
+    found: dict[str, dict[str, dict[str, float]]], confidence: float
+) -> list[tuple[str, str, Sequence[str]]]:
     """Task, metric, and its value per system in the order of `found`, with its interval where it has one."""
     keys = dict.fromkeys(
         (task, metric)
@@ -195,18 +197,18 @@ def lm_eval_rows(found: dict[str, dict[str, dict[str, float]]], level: float) ->
         if not metric.endswith(STDERR)
     )
     return [
-        (task, metric, [metric_cell(tasks.get(task, {}), metric, level) for tasks in found.values()])
+        (task, metric, [metric_cell(tasks.get(task, {}), metric, confidence) for tasks in found.values()])
         for task, metric in keys
     ]
 
 
-def metric_cell(metrics: dict[str, float], name: str, level: float) -> str:
+def metric_cell(metrics: dict[str, float], name: str, confidence: float) -> str:
     """A metric of lm-eval's; with its interval where its standard error is known."""
     if name not in metrics:
         return text.NONE
     if name + STDERR not in metrics:
         return text.number(metrics[name])
-    return text.interval(asdict(metric_interval(metrics, name, level)))
+    return text.interval(asdict(metric_interval(metrics, name, confidence)))
 
 
 def changed_facts(stages: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 # Of the config: what tells jobs apart without being a variant of the method.
-OWN_COLUMNS = ("negatives", "seed", "method")
+OWN_COLUMNS = ("negatives", "seed", "label")
 NO_VARIANT = ("name", "output", "store", "store_cache", "tracking", "engine", "published")  # of two runs of one job
 
 
@@ -130,7 +130,7 @@ class Point:
         least = -1.0 if self.jobs[0].result.comparison["measure"] != "score" else 0.0  # a cosine, or a score
         least, most = {"mean": (least, 1.0), "difference": (least - 1.0, 1.0 - least)}.get(name, (0.0, 1.0))
         estimates = [row["estimate"] for row in rows]
-        return asdict(over_seeds(estimates, level=rows[0]["level"], least=least, most=most))
+        return asdict(over_seeds(estimates, confidence=rows[0]["confidence"], least=least, most=most))
 
     @property
     def seeds(self) -> list[int]:
@@ -266,7 +266,7 @@ def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Per job what it is: "objective.beta=0.1, sft.lr=0.002", with its method before that where methods differ; "" for
     none of it. Methods differ in many settings, which nobody wants listed: only those within a method are. A setting
     that is the seed in every job (`generator.seed: ${seed}`) tells nothing that the seed does not."""
-    methods = {name: str(config.get("method", "")) for name, config in configs.items()}
+    methods = {name: str(config.get("label", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
     found = {}
     for name, settings in flat.items():

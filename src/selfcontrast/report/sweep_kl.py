@@ -159,7 +159,7 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
         for points in map(_points, jobs)
     ]
     evaluation = jobs[0].result.config["evaluation"]
-    options = {name: evaluation[name] for name in ("level", "resamples", "seed")}
+    options = {name: evaluation[name] for name in ("confidence", "n_bootstrap", "seed")}
     found = at_equal_kl(paths, **options)
     pairs = zip(found.scores, found.differences, strict=True)
     cells = [[text.interval(asdict(score)), text.interval(asdict(change), signed=True)] for score, change in pairs]
@@ -168,11 +168,11 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
 
 def _over_seeds(sweep: Sweep, arms: Sequence[Point], kl: float) -> list[Row]:
     """The same as means over each arm's seeds, and differences over those that both arms have."""
-    level = arms[0].jobs[0].row["mean"]["level"]
+    confidence = arms[0].jobs[0].row["mean"]["confidence"]
 
     def cell(values: Sequence[float], seeds: Sequence[int], signed: bool = False) -> str:
         on = f" (seed {', '.join(map(str, seeds))})" if list(seeds) != sweep.seeds else ""
-        return text.interval(asdict(over_seeds(values, level=level)), signed=signed) + on
+        return text.interval(asdict(over_seeds(values, confidence=confidence)), signed=signed) + on
 
     rows = []
     for arm in arms:

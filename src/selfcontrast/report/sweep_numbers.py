@@ -72,7 +72,7 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row |= _bounds(job.result.comparison["measure"], job.row["mean"]) | _bounds("sft", job.base["mean"])
         row |= _bounds("difference", job.row.get("difference")) | _bounds("win_rate", job.row.get("win_rate"))
         row |= {"p_value": job.row.get("p_value"), "p_holm": job.p_holm}
-        row |= {"surprise": job.row["surprise"], "tokens_per_answer": job.row["tokens"]}
+        row |= {"nll": job.row["nll"], "tokens_per_answer": job.row["tokens"]}
         row |= columns(job)
         row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
         row |= {"align_seconds": job.align["seconds"], "seconds": job.seconds}

@@ -49,7 +49,7 @@ def write_sweep(sweep: Sweep) -> None:
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} against K"),
         figure_kl=inline(against_kl, "kl", f"{sweep.measure} against KL") if against_kl else None,
         compared=compared,
-        level=sweep.jobs[0].row["mean"]["level"],
+        confidence=sweep.jobs[0].row["mean"]["confidence"],
         points=points,
         different_prompts=different_prompts(sweep),
         jobs=jobs,
@@ -171,7 +171,7 @@ def _series(
 ) -> None:
     points = sweep.of(variant)
     where = [point.k * side_by_side for point in points]
-    own = str(points[0].jobs[0].result.config.get("method", "Self-Contrast"))
+    own = str(points[0].jobs[0].result.config.get("label", "Self-Contrast"))
     label = variant if variant.startswith(own) else own + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": marker, "markeredgewidth": 0}
     compared, _ = comparable(points)  # the line rises or falls by the same seeds

@@ -21,9 +21,9 @@ WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of what must not be cut
 
 def print_result(result: "Result", folder: Path) -> None:
     """Prints to stdout a table of all systems and decodings, the verdict, timings, and paths."""
-    level = percent(result.comparison["rows"][0]["mean"]["level"], 0)
+    confidence = percent(result.comparison["rows"][0]["mean"]["confidence"], 0)
     say("")
-    say(f"{result.name}: {measure_name(result)}, mean [{level} interval]", "bold")
+    say(f"{result.name}: {measure_name(result)}, mean [{confidence} interval]", "bold")
     if result.comparison["measure"] != "score":
         say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
     if seen := contamination(result):

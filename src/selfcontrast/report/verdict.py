@@ -96,7 +96,7 @@ def direction(row: "Row") -> str:
     """better, worse or level: a difference counts where its interval excludes 0 and the test agrees."""
     difference, p = row["difference"], row["p_value"]
     clear = bounded(difference) and difference["low"] * difference["high"] > 0
-    if not clear or p is None or not p < 1 - difference["level"]:
+    if not clear or p is None or not p < 1 - difference["confidence"]:
         return "level"
     return "better" if difference["estimate"] > 0 else "worse"
 

@@ -30,7 +30,7 @@ def scores_of(job: Job, policy: Artifact, name: str, checkpoint: int | None = No
     evaluation = p.evaluation if checkpoint is None else p.evaluation.of_checkpoints()
     settings = {
         "evaluation": evaluation,
-        "precision": p.model.precision,
+        "dtype": p.model.dtype,
         "data": p.data,
         "verifier": p.verifier,
         "encoder": None if verifier else p.encoder,
@@ -38,7 +38,7 @@ def scores_of(job: Job, policy: Artifact, name: str, checkpoint: int | None = No
     }
 
     def compute(folder: Path) -> Mapping[str, Any]:
-        measured = evaluate.Policy(name, model_of(policy, checkpoint), p.model.precision, p.hardware.device)
+        measured = evaluate.Policy(name, model_of(policy, checkpoint), p.model.dtype, p.hardware.device)
         responder = Responder(evaluation.backend, p.engine, p.hardware.device)
         examples = evaluation.choose(p.splits)
         return evaluate.evaluate(folder, evaluation, measured, examples, verifier, p.encoder, responder)
@@ -59,14 +59,14 @@ def divergence_of(
     if way is None:
         return None
     reference = None if policy is sft else sft
-    settings: dict[str, Any] = {"decoding": way.name, "weights": p.model.precision, "arithmetic": p.hardware.precision}
+    settings: dict[str, Any] = {"decoding": way.name, "weights": p.model.dtype, "arithmetic": p.hardware.precision}
     if checkpoint is not None:
         settings["checkpoint"] = checkpoint
     inputs = {"answers": scored, "policy": policy, **({"reference": reference} if reference else {})}
 
     def compute(folder: Path) -> Mapping[str, Any]:
         base = reference.path / "model" if reference else None
-        models = divergence.Models(model_of(policy, checkpoint), base, p.model.precision, p.hardware)
+        models = divergence.Models(model_of(policy, checkpoint), base, p.model.dtype, p.hardware)
         examples = p.evaluation.choose(p.splits)
         return divergence.measure(folder, scored.path, way.name, models, examples, p.engine)
 

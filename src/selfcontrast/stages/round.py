@@ -59,7 +59,7 @@ class Round:
     @cached_property
     def candidates(self) -> Artifact:
         """What negatives are drawn from: this round's responses, or those of the rounds before, too."""
-        if self.before is None or self.parts.negatives_over_rounds == "last":
+        if self.before is None or self.parts.negatives_over_iterations == "last":
             return self.sampled
         before, own = self.before.candidates, self.sampled
 
@@ -75,7 +75,7 @@ class Round:
         """This round's responses."""
         p = self.parts
         settings = settings_of(p.generator)
-        part = self.number - 1 if p.prompts_over_rounds == "disjoint" else 0
+        part = self.number - 1 if p.prompts_over_iterations == "disjoint" else 0
 
         def compute(folder: Path) -> Mapping[str, Any]:
             model, examples = self.start.path / "model", p.splits["train"]
@@ -145,18 +145,18 @@ class Round:
         Of the targets alone, where the sampler has scored the negatives.
         """
         p = self.parts
-        model = self.initial if p.reference_over_rounds == "initial" else self.start
+        model = self.initial if p.reference_over_iterations == "initial" else self.start
         targets_only = p.reference == "sampler"
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / filter_stage.FILE)
             groups, _ = self._groups(dict.fromkeys(ranked, ()) if targets_only else ranked)
-            scoring = reference.Scoring(model.path / "model", p.model.precision, p.hardware)
+            scoring = reference.Scoring(model.path / "model", p.model.dtype, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
             return {"tokens": sum(map(length, groups))}
 
         settings = {
-            "cutoff": p.trainer.cutoff,
+            "max_length": p.trainer.max_length,
             "precision": p.hardware.precision,
             **({"targets_only": True} if targets_only else {}),
         }
@@ -172,20 +172,20 @@ class Round:
             used = {name: nearest_first(found, self._used) for name, found in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
-                log.warning("align: %d groups are longer than trainer.cutoff: left out", without_room)
+                log.warning("align: %d groups are longer than trainer.max_length: left out", without_room)
             stored = self._stored(groups, used)
             report = self.job.report(self.prefix + "align")
             checkpoints = p.evaluation.checkpoints
             training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report, checkpoints)
             start = self.start.path / "model"
-            summary = align.align(folder, start, p.model.precision, groups, stored, p.objective, training)
+            summary = align.align(folder, start, p.model.dtype, groups, stored, p.objective, training)
             return {**summary, **_prompts(groups, used)} if summary else summary
 
         settings = {
             "negatives": self._used,
             "objective": p.objective,
             "adapter": p.adapter.at("align"),
-            "recipe": p.trainer,
+            "optim": p.trainer,
             "hardware": p.hardware,
             **({"rescore_reference": True} if p.hardware.rescore_reference else {}),
             **({"reference": p.reference} if p.reference != "stored" else {}),
@@ -207,7 +207,7 @@ class Round:
             return Stored(zeros, signals, compared=False)
         pool = reference.read_reference(self.reference.path)
         scored = sampled_reference(pool, groups, own) if p.reference == "sampler" else in_order(pool, own)
-        return Stored(scored, signals, is_start=p.reference_over_rounds != "initial" or self.before is None)
+        return Stored(scored, signals, is_start=p.reference_over_iterations != "initial" or self.before is None)
 
     @property
     def _used(self) -> int:
@@ -225,8 +225,8 @@ class Round:
         return Renderer(load_tokenizer(self.start.path / "model"))
 
     def _groups(self, used: Mapping[str, Sequence[Negative]]) -> tuple[list[Group], int]:
-        chosen, cutoff = read_chosen(self.negatives.path), self.parts.trainer.cutoff
-        return preference_groups(self._renderer, self.parts.splits["train"], used, cutoff, chosen)
+        chosen, max_length = read_chosen(self.negatives.path), self.parts.trainer.max_length
+        return preference_groups(self._renderer, self.parts.splits["train"], used, max_length, chosen)
 
     def _get(self, stage: Stage, trained: bool = False) -> Artifact:
         return self.job.get(stage, self.prefix + stage.name, trained)

@@ -15,7 +15,7 @@ def sft(job: Job) -> Artifact:
     p = job.parts
     settings: dict[str, Any] = {"data": p.data, "model": p.model}
     if p.sft.epochs:  # else the model is what it was, whatever would have trained it
-        settings |= {"adapter": p.adapter.at("sft"), "recipe": p.sft, "hardware": p.hardware, "seed": p.seed}
+        settings |= {"adapter": p.adapter.at("sft"), "optim": p.sft, "hardware": p.hardware, "seed": p.seed}
 
     def compute(folder: Path) -> Mapping[str, Any]:
         training = Training(p.adapter.at("sft"), p.sft, p.hardware, p.seed, job.report("sft"))

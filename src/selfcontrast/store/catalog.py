@@ -54,7 +54,7 @@ class Entry:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The settings and the version that the key is made of, flat: "recipe.lr" → "0.001"."""
+        """The settings and the version that the key is made of, flat: "optim.lr" → "0.001"."""
         version = {"version": str(self.manifest["version"])} if self.manifest else {}
         return {**_flat("", self.manifest.get("settings", {})), **version}
 

@@ -34,7 +34,7 @@ VERSION = 4
 def align(
     folder: Path,
     sft: Path,
-    precision: str,
+    dtype: str,
     groups: list[Group],
     stored: Stored,
     objective: Objective,
@@ -43,15 +43,15 @@ def align(
     """Writes the aligned policy to `folder/model` and its training curves to `folder/history.json`.
 
     Args:
-        sft: the model that it starts from, whose weights are read in `precision`.
+        sft: the model that it starts from, whose weights are read in `dtype`.
         stored: the reference's scores of the groups, and the signals that the objective needs.
 
     Raises:
         UserError: for more checkpoints than there are steps.
     """
-    recipe, hardware, seed, report = training.recipe, training.hardware, training.seed, training.report
-    policy, tokenizer = training.adapter.wrap(load_model(sft, precision), seed), load_tokenizer(sft)
-    data = StepData(groups, [], recipe, hardware, seed, why_unshared(policy))
+    optim, hardware, seed, report = training.optim, training.hardware, training.seed, training.report
+    policy, tokenizer = training.adapter.wrap(load_model(sft, dtype), seed), load_tokenizer(sft)
+    data = StepData(groups, [], optim, hardware, seed, why_unshared(policy))
     prepare(policy, groups, hardware)
     chunk = hardware.logits_chunk
     steps = data.steps()
@@ -64,17 +64,17 @@ def align(
         rescored = training.adapter.quantised or (hardware.rescore_reference and objective.needs_reference)
         if rescored and stored.compared:
             stored = replace(stored, reference={**stored.reference, **_rescored(policy, data)})
-        module = SelfContrastDPO(policy, recipe, len(steps), chunk, report, objective, stored)
+        module = SelfContrastDPO(policy, optim, len(steps), chunk, report, objective, stored)
         title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
     else:
-        module = SupervisedFineTuning(policy, recipe, len(steps), chunk, report)
+        module = SupervisedFineTuning(policy, optim, len(steps), chunk, report)
         title, how = "Supervised fine-tuning, continued", f"on the chosen responses of {len(groups)} groups"
     if not fit(module, data, folder / RESUME, "align"):
         return {}
     save_policy(folder / "model", training.adapter.merge(policy), tokenizer, model_card(title, how, module.history))
     (folder / HISTORY).write_text(json.dumps(module.history))
     for number, step in enumerate(data.snapshots, start=1):
-        at_step = training.adapter.wrap(load_model(sft, precision), seed)
+        at_step = training.adapter.wrap(load_model(sft, dtype), seed)
         weights = torch.load(snapshot(folder / RESUME, step), map_location="cpu", weights_only=True)
         unexpected = at_step.load_state_dict(weights, strict=False).unexpected_keys  # frozen weights are not in it
         assert not unexpected, unexpected

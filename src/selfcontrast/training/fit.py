@@ -40,11 +40,11 @@ from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.memory import bytes_per_token, fitting_pass
 from selfcontrast.training.module import PackedModule
 from selfcontrast.training.nodes import this_node
+from selfcontrast.training.optim import OptimConfig
 from selfcontrast.training.ranks import Ranks
-from selfcontrast.training.recipe import Recipe
 from selfcontrast.training.recomputation import checkpoint_layers
 from selfcontrast.training.sharding import strategy, whole_weights
-from selfcontrast.training.steps import Pass, Remaining, Step, Steps, rank_passes
+from selfcontrast.training.steps import MicroBatch, Remaining, Step, Steps, rank_microbatches
 from selfcontrast.training.weight_copies import UseCopies
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class StepData(LightningDataModule):
         self,
         groups: list[Group],
         validation: list[Group],
-        recipe: Recipe,
+        optim: OptimConfig,
         hardware: Hardware,
         seed: int,
         unshared: str | None = None,
@@ -70,39 +70,39 @@ class StepData(LightningDataModule):
         super().__init__()
         self.groups = groups
         self.validation = validation
-        self.recipe = recipe
+        self.optim = optim
         self.hardware = hardware
         self.seed = seed
         self.unshared = unshared
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
         self.bytes_per_token: float | None = None  # of activations, where passes are to fill a GPU's memory
-        self._tokens_per_pass: int | None = None
+        self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
-        recipe, tokens = self.recipe, self._tokens_per_pass or self.hardware.fixed_tokens_per_pass()
-        per_step, place = recipe.prompts_per_step, (rank, ranks)
+        optim, tokens = self.optim, self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
+        per_step, place = optim.batch_size, (rank, ranks)
         may_share = self.unshared is None
-        return Steps(self.groups, per_step, recipe.epochs, tokens, self.seed, recipe.tokens, place, may_share)
+        return Steps(self.groups, per_step, optim.epochs, tokens, self.seed, optim.tokens, place, may_share)
 
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer
         if self.bytes_per_token is not None:
             policy = trainer.lightning_module.policy
             tokens = fitting_pass(policy, trainer.optimizers, self.hardware, self.bytes_per_token)
-            self._tokens_per_pass = tokens
+            self._max_tokens_per_microbatch = tokens
             if trainer.is_global_zero:
-                log.info("hardware.tokens_per_pass=auto: %d tokens", tokens)
+                log.info("hardware.max_tokens_per_microbatch=auto: %d tokens", tokens)
         steps = self.steps(trainer.global_rank, trainer.world_size)
         sampler = Remaining(len(steps), trainer.global_step)
         return DataLoader(steps, batch_size=None, sampler=sampler, generator=torch.Generator())
 
-    def val_dataloader(self) -> DataLoader[Pass]:
+    def val_dataloader(self) -> DataLoader[MicroBatch]:
         trainer: Any = self.trainer
-        tokens = self._tokens_per_pass or self.hardware.fixed_tokens_per_pass()
+        tokens = self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
         rank, ranks = trainer.global_rank, trainer.world_size
-        passes = rank_passes(self.validation, tokens, rank, ranks) if self.validation else []
+        microbatches = rank_microbatches(self.validation, tokens, rank, ranks) if self.validation else []
         # A generator of its own: a loader's iterator else draws from the global one, and so from training's dropout.
-        return DataLoader(passes, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
+        return DataLoader(microbatches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
@@ -115,7 +115,7 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     if positions is not None and longest > positions:
         raise UserError(
             f"a prompt with its response has {longest} tokens, and the model {positions} positions: "
-            "lower sft.cutoff and trainer.cutoff, or max_length"
+            "lower sft.max_length and trainer.max_length, or max_length"
         )
     use_shared_prompt(policy, hardware.attention)
     if hardware.gradient_checkpointing:
@@ -160,7 +160,7 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     steps = data.steps()
     if not steps.sharing and any(group.negatives for group in data.groups):
         _tell_of_rows(stage, data.unshared, steps.bound)
-    if hardware.tokens_per_pass == "auto" and hardware.device == "cuda":
+    if hardware.max_tokens_per_microbatch == "auto" and hardware.device == "cuda":
         data.bytes_per_token = bytes_per_token(module.policy, hardware)
     count(len(steps), "step")
     if hardware.devices * hardware.num_nodes == 1:
@@ -210,8 +210,8 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
             plugins=[TorchElasticEnvironment()] if ranks > 1 else None,
             precision=hardware.precision,
             max_epochs=1,  # epochs are inside Steps: an epoch of Lightning's is the whole run
-            val_check_interval=max(1, steps // data.recipe.validations) if data.recipe.validations else None,
-            limit_val_batches=1.0 if data.recipe.validations and data.validation else 0,
+            val_check_interval=max(1, steps // data.optim.validations) if data.optim.validations else None,
+            limit_val_batches=1.0 if data.optim.validations and data.validation else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             logger=False,

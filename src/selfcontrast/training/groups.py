@@ -143,7 +143,7 @@ def _sampled(group: Group, negatives: Sequence[Negative], name: str) -> list[flo
         )
     if any(len(cut) < len(negative.token_ids) for cut, negative in zip(group.negatives, negatives, strict=True)):
         raise UserError(
-            f"{name} needs negatives as they were sampled, and trainer.cutoff cuts one of prompt {group.id}: raise it "
+            f"{name} needs negatives as they were sampled, and trainer.max_length cuts one of prompt {group.id}: raise it "
             "to generator.max_length"
         )
     return [negative.log_prob for negative in negatives]
@@ -153,7 +153,7 @@ def preference_groups(
     renderer: Renderer,
     examples: Sequence[Example],
     negatives: Mapping[str, Sequence[Negative]],
-    cutoff: int,
+    max_length: int,
     chosen: Mapping[str, Sequence[Positive]] | None = None,
 ) -> tuple[list[Group], int]:
     """Return the groups of the prompts that have negatives, in their order, and how many groups the cutoff leaves out.
@@ -171,7 +171,7 @@ def preference_groups(
     groups, without_room = list[Group](), 0
     for example in (example for example in examples if example.id in negatives):
         prompt, target = renderer.example(example)
-        room = cutoff - len(prompt)
+        room = max_length - len(prompt)
         responses = [target]
         if chosen is not None:
             responses = [target if one.sample == TARGET else list(one.token_ids) for one in chosen[example.id]]
@@ -184,5 +184,7 @@ def preference_groups(
                 raise UserError(f"data: the id {name!r} is another's with {SECOND!r} behind it: rename it")
             groups.append(Group(name, array("i", prompt), array("i", response), shown))
     if not groups:
-        raise UserError(f"no prompt with its chosen response fits into trainer.cutoff={cutoff} tokens: raise it")
+        raise UserError(
+            f"no prompt with its chosen response fits into trainer.max_length={max_length} tokens: raise it"
+        )
     return groups, without_room

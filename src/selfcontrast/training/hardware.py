@@ -12,11 +12,11 @@ from selfcontrast.models.attention.choice import ATTENTIONS, TRAINS_ON
 from selfcontrast.store import NOT_IN_KEY
 
 STRATEGIES = ("ddp", "fsdp2")
-# Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.precision.
+# Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.dtype.
 ARITHMETICS = ("32-true", "bf16-mixed")
 
-# Of tokens_per_pass=auto: in training on a CPU, and wherever there is no backward pass.
-TOKENS_PER_PASS = {"cpu": 8192, "cuda": 16384}
+# Of max_tokens_per_microbatch=auto: in training on a CPU, and wherever there is no backward pass.
+MAX_TOKENS_PER_MICROBATCH = {"cpu": 8192, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Hardware:
     threads: Workers | None = field(metadata=NOT_IN_KEY)
     attention: str = field(metadata=NOT_IN_KEY)
     compile: bool = field(metadata=NOT_IN_KEY)
-    tokens_per_pass: Count | Literal["auto"] = field(metadata=NOT_IN_KEY)
+    max_tokens_per_microbatch: Count | Literal["auto"] = field(metadata=NOT_IN_KEY)
     logits_chunk: Count = field(metadata=NOT_IN_KEY)
     gradient_checkpointing: bool | Literal["selective"] = field(metadata=NOT_IN_KEY)
     bf16_copy: bool = field(metadata=NOT_IN_KEY)
@@ -56,8 +56,10 @@ class Hardware:
             raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 by itself: leave it false")
         if self.rescore_reference and self.strategy == "fsdp2":
             raise UserError("hardware.rescore_reference=true needs a device that holds the policy: use strategy=ddp")
-        if self.rescore_reference and self.tokens_per_pass == "auto":
-            raise UserError("hardware.rescore_reference=true needs to know the passes: give tokens_per_pass a number")
+        if self.rescore_reference and self.max_tokens_per_microbatch == "auto":
+            raise UserError(
+                "hardware.rescore_reference=true needs to know the passes: give max_tokens_per_microbatch a number"
+            )
 
     def check(self) -> None:
         """Raises `UserError` where the machine lacks what the config asks for."""
@@ -76,17 +78,21 @@ class Hardware:
             f"devices={self.devices} and num_nodes={self.num_nodes}: use one device": self.devices * self.num_nodes > 1,
             "strategy=fsdp2: it cannot shard 4 bits; use ddp": self.strategy == "fsdp2",
             "bf16_copy=true: frozen weights need no copies; leave it false": self.bf16_copy,
-            "tokens_per_pass=auto: its reference is scored in training's own passes; give a number": (
-                self.tokens_per_pass == "auto"
+            "max_tokens_per_microbatch=auto: its reference is scored in training's own passes; give a number": (
+                self.max_tokens_per_microbatch == "auto"
             ),
         }
         for reason, holds in reasons.items():
             if holds:
                 raise UserError(f"adapter=qlora with hardware.{reason}")
 
-    def fixed_tokens_per_pass(self) -> int:
+    def fixed_tokens_per_microbatch(self) -> int:
         """The number in the config; where it says auto, one that needs no look at the memory."""
-        return TOKENS_PER_PASS[self.device] if self.tokens_per_pass == "auto" else self.tokens_per_pass
+        return (
+            MAX_TOKENS_PER_MICROBATCH[self.device]
+            if self.max_tokens_per_microbatch == "auto"
+            else self.max_tokens_per_microbatch
+        )
 
     @property
     def device(self) -> str:

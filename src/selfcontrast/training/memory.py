@@ -1,4 +1,4 @@
-"""How many tokens a pass may have on a GPU, from the memory that is free: `hardware.tokens_per_pass=auto`.
+"""How many tokens a pass may have on a GPU, from the memory that is free: `hardware.max_tokens_per_microbatch=auto`.
 
 What a token takes is counted in two small forward passes, before training, on whatever device the policy is on. What is
 free is asked for once weights, and an earlier attempt's moments, are on the GPU.

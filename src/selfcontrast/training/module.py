@@ -21,9 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from selfcontrast.errors import UserError
 from selfcontrast.training.costs import Cost, peak_memory
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 from selfcontrast.training.sharding import belongs, shard
-from selfcontrast.training.steps import Pass, Step
+from selfcontrast.training.steps import MicroBatch, Step
 
 Sums = dict[str, Tensor]  # per metric [2]: a sum, and how many values it is over
 Record = dict[str, float]
@@ -36,7 +36,7 @@ class PackedModule(LightningModule, ABC):
 
     Args:
         policy: a causal model of transformers that attends by `shared_prompt`.
-        recipe: optimisation settings.
+        optim: optimisation settings.
         total_steps: of the whole run, for the learning rate's schedule.
         chunk_size: response tokens whose logits exist at a time.
         report: called with every record of metrics as it is made.
@@ -45,7 +45,7 @@ class PackedModule(LightningModule, ABC):
     def __init__(
         self,
         policy: Any,
-        recipe: Recipe,
+        optim: OptimConfig,
         total_steps: int,
         chunk_size: int,
         report: Callable[[Record], None],
@@ -53,7 +53,7 @@ class PackedModule(LightningModule, ABC):
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
-        self.recipe = recipe
+        self.optim = optim
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.report = report
@@ -73,7 +73,7 @@ class PackedModule(LightningModule, ABC):
             self.weights = None
 
     @abstractmethod
-    def losses(self, part: Pass) -> tuple[Tensor, Sums]:
+    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
         """Loss per group [B], to be summed, and the metrics' sums over the pass, the same metrics in every pass."""
 
     @abstractmethod
@@ -85,15 +85,15 @@ class PackedModule(LightningModule, ABC):
         optimizer.zero_grad()
         sums: list[Sums] = []
         by_group: list[tuple[tuple[str, ...], Tensor]] = []
-        for number, part in enumerate(step.passes, start=1):
-            with self._sync(last=number == len(step.passes)):
+        for number, part in enumerate(step.microbatches, start=1):
+            with self._sync(last=number == len(step.microbatches)):
                 loss, metrics = self.losses(part)
                 share = loss.sum() * (self.trainer.world_size / self.total(step))
                 self.manual_backward(share if part.counts else share * 0.0)
             sums.append(_counted(metrics, part))
             if part.counts:
                 by_group.append((part.packed.ids, loss.detach()))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.max_grad_norm)
         # The one place where the host waits for a GPU: it then prepares the next step during the update of this one.
         means, grad_norm = self._means(sums), _whole(norm)
         if not math.isfinite(grad_norm):
@@ -109,7 +109,7 @@ class PackedModule(LightningModule, ABC):
         """More to record of this step, before its update."""
         return {}
 
-    def validation_step(self, part: Pass, index: int) -> None:
+    def validation_step(self, part: MicroBatch, index: int) -> None:
         self._validation.append(_counted(self.losses(part)[1], part))
 
     def on_validation_epoch_end(self) -> None:
@@ -127,21 +127,21 @@ class PackedModule(LightningModule, ABC):
         """AdamW that decays matrices only, and the recipe's schedule by step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.optim.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = adamw([group for group in groups if group["params"]], self.recipe)
+        optimizer = adamw([group for group in groups if group["params"]], self.optim)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.recipe.lr_factor(step, self.total_steps)
+            optimizer, lambda step: self.optim.lr_factor(step, self.total_steps)
         )
         return [optimizer], [schedule]
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        def move(part: Pass) -> Pass:
-            return Pass(part.packed.to(device), part.counts)
+        def move(part: MicroBatch) -> MicroBatch:
+            return MicroBatch(part.packed.to(device), part.counts)
 
         if isinstance(batch, Step):
-            return Step([move(part) for part in batch.passes], batch.groups, batch.target_tokens)
+            return Step([move(part) for part in batch.microbatches], batch.groups, batch.target_tokens)
         return move(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ class PackedModule(LightningModule, ABC):
 
     def _record(self, step: Step, facts: Record) -> None:
         """Log a step whose losses have been read. Its seconds are from one such reading to the next."""
-        own = [part.packed for part in step.passes if part.counts]
+        own = [part.packed for part in step.microbatches if part.counts]
         flops = float(sum(self.cost.flops(packed) for packed in own))
         now = time.perf_counter()
         seconds, self._begun = now - self._begun, now
@@ -221,21 +221,21 @@ class PackedModule(LightningModule, ABC):
         )
 
 
-def adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over parameter groups, with both moments in 32 bits, or in 8 by blocks (arXiv 2110.02861).
 
     bitsandbytes keeps the moments of tensors of fewer than 4096 numbers in 32 bits.
     """
-    first, second = recipe.betas
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(first, second), fused=True)
+    first, second = optim.betas
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=(first, second), fused=True)
     from bitsandbytes.optim import AdamW8bit
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=recipe.lr, betas=(first, second))
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=optim.lr, betas=(first, second))
     return optimizer
 
 
-def _counted(metrics: Sums, part: Pass) -> Sums:
+def _counted(metrics: Sums, part: MicroBatch) -> Sums:
     """Nothing of a filler pass; but zeros, because every rank must have something to add up."""
     return metrics if part.counts else {name: torch.zeros_like(value) for name, value in metrics.items()}
 

@@ -11,15 +11,15 @@ from selfcontrast.models.packing import to_device
 from selfcontrast.objectives import Objective, ObjectiveOutput, Signals
 from selfcontrast.training.groups import Stored
 from selfcontrast.training.module import PackedModule, Record, Sums
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 from selfcontrast.training.step_zero import StepZero
-from selfcontrast.training.steps import Pass, Step
+from selfcontrast.training.steps import MicroBatch, Step
 
 
 class SupervisedFineTuning(PackedModule):
     """Cross-entropy on the target of the last turn, the mean over all target tokens of a step."""
 
-    def losses(self, part: Pass) -> tuple[Tensor, Sums]:
+    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
         log_probs = response_log_probs(self.policy, part.packed, self.chunk_size)[:, 0]
         tokens = part.packed.lengths[:, 0].sum().to(log_probs.dtype)
         return -log_probs, {"loss": torch.stack([-log_probs.detach().sum(), tokens])}
@@ -39,14 +39,14 @@ class SelfContrastDPO(PackedModule):
     def __init__(
         self,
         policy: Any,
-        recipe: Recipe,
+        optim: OptimConfig,
         total_steps: int,
         chunk_size: int,
         report: Callable[[Record], None],
         objective: Objective,
         stored: Stored,
     ) -> None:
-        super().__init__(policy, recipe, total_steps, chunk_size, report)
+        super().__init__(policy, optim, total_steps, chunk_size, report)
         self.objective = objective
         self.stored = stored
         self.ranks = max((len(s) - 1 for s in stored.reference.values()), default=0)  # the most negatives of any
@@ -73,7 +73,7 @@ class SelfContrastDPO(PackedModule):
         first, self._first = self._first, None
         return first.record(self.trainer)
 
-    def losses(self, part: Pass) -> tuple[Tensor, Sums]:
+    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
         packed = part.packed
         policy = response_log_probs(self.policy, packed, self.chunk_size)  # [B, K + 1]
         reference = _by_id(self.stored.reference, packed.ids, policy)
@@ -97,7 +97,7 @@ class SelfContrastDPO(PackedModule):
             sampler_logps=_by_id({name: signals.sampler_logps for name, signals in own.items()}, ids, like[:, 1:]),
         )
 
-    def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, part: Pass) -> Sums:
+    def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, part: MicroBatch) -> Sums:
         """What is watched, in nats: means over groups, and over each group's own negatives first.
 
         `*_rank_j` is of each group's j-th negative, the most similar first, over the groups that have one.

@@ -22,7 +22,7 @@ from selfcontrast.models.rows import why_unshared
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.store import RESUME
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.steps import Steps, as_pass, into_passes, length
+from selfcontrast.training.steps import Steps, as_microbatch, length, split_into_microbatches
 
 VERSION = 3
 FILE = "reference.parquet"
@@ -34,13 +34,13 @@ class Scoring:
     """The task of scoring groups, in the arithmetic of training, so that its margins start at zero."""
 
     model: Path
-    precision: str
+    dtype: str
     hardware: Hardware
 
     @contextmanager
     def open(self, device: str) -> Iterator[Worker]:
         self.hardware.apply_threads()
-        policy = load_model(self.model, self.precision).to(device).eval()
+        policy = load_model(self.model, self.dtype).to(device).eval()
         use_shared_prompt(policy, self.hardware.attention)
         yield lambda groups: self._table(policy, groups)
 
@@ -54,8 +54,8 @@ def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Har
     """Per group id the log-probability of every token of every response, target first, in nats."""
     scored = {}
     sharing = why_unshared(policy) is None
-    for share in into_passes(groups, hardware.fixed_tokens_per_pass(), sharing):
-        packed = as_pass(share, counts=True, sharing=sharing).packed.to(next(policy.parameters()).device)
+    for share in split_into_microbatches(groups, hardware.fixed_tokens_per_microbatch(), sharing):
+        packed = as_microbatch(share, counts=True, sharing=sharing).packed.to(next(policy.parameters()).device)
         with hardware.autocast():
             values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
         for group in share:
@@ -73,8 +73,8 @@ def score_in_passes(policy: Any, by_rank: Iterable[Steps], hardware: Hardware) -
     policy.eval()
     found: dict[str, torch.Tensor] = {}
     for steps in by_rank:
-        passes = (part for step in range(min(steps.per_epoch, len(steps))) for part in steps[step].passes)
-        for part in (part.packed.to(policy.device) for part in passes if part.counts):
+        microbatches = (part for step in range(min(steps.per_epoch, len(steps))) for part in steps[step].microbatches)
+        for part in (part.packed.to(policy.device) for part in microbatches if part.counts):
             with hardware.autocast():
                 scores = response_log_probs(policy, part, hardware.logits_chunk)
             found |= dict(zip(part.ids, scores.cpu().unbind(), strict=True))

@@ -34,23 +34,23 @@ def fine_tune(
 
     With a recipe of 0 epochs the model is taken for fine-tuned: it is written as it is, with the job's chat template.
     """
-    recipe, hardware, seed = training.recipe, training.hardware, training.seed
+    optim, hardware, seed = training.optim, training.hardware, training.seed
     policy, tokenizer = model.start(texts(examples["train"]), seed)
     parameters = sum(p.numel() for p in policy.parameters())
-    if recipe.epochs == 0:
+    if optim.epochs == 0:
         save_policy(folder / "model", policy, tokenizer, model_card("Fine-tuned elsewhere", "not at all", []))
         return {"examples": 0, "parameters": parameters, "steps": 0, "tokens": 0}
     renderer = Renderer(tokenizer)
-    groups, dropped = supervised_groups(renderer, examples["train"], recipe.cutoff)
-    validation, _ = supervised_groups(renderer, examples["validation"], recipe.cutoff)
+    groups, dropped = supervised_groups(renderer, examples["train"], optim.max_length)
+    validation, _ = supervised_groups(renderer, examples["validation"], optim.max_length)
     if not groups:
-        raise UserError(f"no training example fits into sft.cutoff={recipe.cutoff} tokens")
+        raise UserError(f"no training example fits into sft.max_length={optim.max_length} tokens")
     if dropped:
         log.warning(
             "sft: %d of %d examples are longer than %d tokens: left out",
             dropped,
             len(examples["train"]),
-            recipe.cutoff,
+            optim.max_length,
         )
     if changed := changed_targets(renderer, examples["train"], groups):
         log.warning(
@@ -60,11 +60,11 @@ def fine_tune(
             len(groups),
             changed[0],
         )
-    data = StepData(groups, validation, recipe, hardware, seed)
+    data = StepData(groups, validation, optim, hardware, seed)
     policy = training.adapter.wrap(policy, seed)
     prepare(policy, groups, hardware)
     chunk = hardware.logits_chunk
-    module = SupervisedFineTuning(policy, recipe, len(data.steps()), chunk, training.report)
+    module = SupervisedFineTuning(policy, optim, len(data.steps()), chunk, training.report)
     if not fit(module, data, folder / RESUME, "sft"):
         return {}
     card = model_card("Supervised fine-tuning", "on prompts and targets alone", module.history)
@@ -76,12 +76,12 @@ def fine_tune(
     return {**facts, "parameters": parameters, **counts}
 
 
-def supervised_groups(renderer: Renderer, examples: Sequence[Example], cutoff: int) -> tuple[list[Group], int]:
-    """Groups without negatives, and how many examples are longer than `cutoff` tokens and so left out."""
+def supervised_groups(renderer: Renderer, examples: Sequence[Example], max_length: int) -> tuple[list[Group], int]:
+    """Groups without negatives, and how many examples are longer than `max_length` tokens and so left out."""
     groups = []
     for example in examples:
         prompt, target = renderer.example(example)
-        if len(prompt) + len(target) <= cutoff:
+        if len(prompt) + len(target) <= max_length:
             groups.append(Group(example.id, array("i", prompt), array("i", target), []))
     return groups, len(examples) - len(groups)
 

@@ -20,7 +20,7 @@ SHARING_PAYS = 1.05  # the least bound; below it the second call of attention co
 
 
 @dataclass(frozen=True)
-class Pass:
+class MicroBatch:
     """Groups computed together. `counts` is False for a filler pass that only keeps ranks in step."""
 
     packed: PackedGroups
@@ -31,7 +31,7 @@ class Pass:
 class Step:
     """One rank's part of an optimiser step. `groups` and `target_tokens` are totals over all ranks."""
 
-    passes: list[Pass]
+    microbatches: list[MicroBatch]
     groups: int
     target_tokens: int
 
@@ -48,22 +48,22 @@ class Steps(Dataset[Step]):
     def __init__(  # noqa: PLR0913
         self,
         groups: Sequence[Group],
-        prompts_per_step: int,
+        batch_size: int,
         epochs: int,
-        tokens_per_pass: int,
+        max_tokens_per_microbatch: int,
         seed: int,
         budget: int | None = None,
         ranks: tuple[int, int] = (0, 1),
         may_share: bool = True,
     ) -> None:
         self.groups = groups
-        self.prompts_per_step = prompts_per_step
-        self.tokens_per_pass = tokens_per_pass
+        self.batch_size = batch_size
+        self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.seed = seed
         self.rank, self.ranks = ranks
         self.bound = sharing_bound(groups)
         self.sharing = may_share and self.bound >= SHARING_PAYS
-        self.per_epoch = -(-len(groups) // prompts_per_step)
+        self.per_epoch = -(-len(groups) // batch_size)
         self.count = epochs * self.per_epoch if budget is None else self._enough(budget)
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Steps(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         chosen = [self.groups[i] for i in self.indices(step)]
         return Step(
-            passes=rank_passes(chosen, self.tokens_per_pass, self.rank, self.ranks, self.sharing),
+            microbatches=rank_microbatches(chosen, self.max_tokens_per_microbatch, self.rank, self.ranks, self.sharing),
             groups=len(chosen),
             target_tokens=sum(len(group.target) for group in chosen),
         )
@@ -81,8 +81,8 @@ class Steps(Dataset[Step]):
         """The groups of a step; the last step of an epoch has what is left."""
         epoch, position = divmod(step, self.per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
-        begin = position * self.prompts_per_step
-        return [int(i) for i in order[begin : begin + self.prompts_per_step]]
+        begin = position * self.batch_size
+        return [int(i) for i in order[begin : begin + self.batch_size]]
 
     @property
     def tokens(self) -> int:
@@ -126,7 +126,7 @@ def length(group: Group) -> int:
     return len(group.prompt) + len(group.target) + sum(len(negative) for negative in group.negatives)
 
 
-def deal(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
+def balance_by_tokens(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
     """The groups on `ranks` heaps of nearly equal token counts: longest first, each to the lightest heap."""
     heaps: list[list[Group]] = [[] for _ in range(ranks)]
     lightest = [(0, rank) for rank in range(ranks)]
@@ -137,30 +137,34 @@ def deal(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
     return heaps
 
 
-def rank_passes(
-    groups: Sequence[Group], tokens_per_pass: int, rank: int, ranks: int, sharing: bool = True
-) -> list[Pass]:
+def rank_microbatches(
+    groups: Sequence[Group], max_tokens_per_microbatch: int, rank: int, ranks: int, sharing: bool = True
+) -> list[MicroBatch]:
     """One rank's part of the groups, filled up to as many passes as the other ranks make."""
-    per_rank = [into_passes(share, tokens_per_pass, sharing) for share in deal(groups, ranks)]
-    most = max(len(passes) for passes in per_rank)
-    own = [as_pass(share, True, sharing) for share in per_rank[rank]]
+    per_rank = [
+        split_into_microbatches(share, max_tokens_per_microbatch, sharing) for share in balance_by_tokens(groups, ranks)
+    ]
+    most = max(len(microbatches) for microbatches in per_rank)
+    own = [as_microbatch(share, True, sharing) for share in per_rank[rank]]
     filler = [min(groups, key=length)]
-    return own + [as_pass(filler, False, sharing)] * (most - len(own))
+    return own + [as_microbatch(filler, False, sharing)] * (most - len(own))
 
 
-def into_passes(groups: Sequence[Group], tokens_per_pass: int, sharing: bool = True) -> list[list[Group]]:
-    """Neighbours in length together, each pass within `tokens_per_pass` where a single group allows it."""
-    passes: list[list[Group]] = []
-    tokens = tokens_per_pass
+def split_into_microbatches(
+    groups: Sequence[Group], max_tokens_per_microbatch: int, sharing: bool = True
+) -> list[list[Group]]:
+    """Neighbours in length together, each pass within `max_tokens_per_microbatch` where a single group allows it."""
+    microbatches: list[list[Group]] = []
+    tokens = max_tokens_per_microbatch
     for group in sorted(groups, key=length, reverse=True):
         own = length(group) + (0 if sharing else len(group.prompt) * len(group.negatives))
-        if tokens + own > tokens_per_pass:
-            passes.append([])
+        if tokens + own > max_tokens_per_microbatch:
+            microbatches.append([])
             tokens = 0
-        passes[-1].append(group)
+        microbatches[-1].append(group)
         tokens += own
-    return passes
+    return microbatches
 
 
-def as_pass(groups: list[Group], counts: bool, sharing: bool = True) -> Pass:
-    return Pass(pack(groups, sharing), counts)
+def as_microbatch(groups: list[Group], counts: bool, sharing: bool = True) -> MicroBatch:
+    return MicroBatch(pack(groups, sharing), counts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.recipe import Recipe
+from selfcontrast.training.optim import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Training:
     """
 
     adapter: Adapter
-    recipe: Recipe
+    optim: OptimConfig
     hardware: Hardware
     seed: int
     report: Callable[[Mapping[str, float]], None]

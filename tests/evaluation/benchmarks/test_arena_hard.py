@@ -17,7 +17,7 @@ from selfcontrast.evaluation.judges.panel import Panel
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.store import settings_of
 
-OPTIONS = Options(level=0.95, resamples=200, seed=0)
+OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 PROMPTS = [
     ("u1", "hard_prompt", "coding", "Sort a list."),
     ("u2", "hard_prompt", "math", "What is {x} squared?"),

@@ -17,7 +17,7 @@ from selfcontrast.evaluation.benchmarks.mt_bench import MTBench
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 
 QUESTIONS = 30  # of two turns: 60 judgments
-OPTIONS = Options(level=0.95, resamples=200, seed=0)
+OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 
 
 def said(text: str, finish: str = "stop", **message: Any) -> list[Body]:
@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Callable[[str, float], tuple[dict[str, Any], dict[str
     scores = answered(tmp_path / "scores", {(str(i), 0): [f"first {i}", f"second {i}"] for i in range(QUESTIONS)})
 
     def judged(url: str, least: float) -> tuple[dict[str, Any], dict[str, Any]]:
-        servers = Servers([url], concurrency=3, timeout=5, retries=0, wait=0.01, key_variable=None)
+        servers = Servers([url], concurrency=3, timeout=5, retries=0, initial_backoff=0.01, api_key_env=None)
         of = MTBench(
             grading="single",
             questions=str(questions),

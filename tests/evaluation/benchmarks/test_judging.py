@@ -13,7 +13,7 @@ from selfcontrast.evaluation.benchmarks.judging import Calibration, Probes, read
 from selfcontrast.evaluation.judges import Case, Judgment
 from tiny import example
 
-OPTIONS = Options(level=0.95, resamples=200, seed=0)
+OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 EXAMPLES = [example(name, f"what is {name}?", f"target {name}", rejected=f"no {name}") for name in "abcd"]
 
 

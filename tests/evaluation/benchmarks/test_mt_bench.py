@@ -19,7 +19,7 @@ from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from shared import shared_data
 from tiny import example, policy_folder
 
-OPTIONS = Options(level=0.95, resamples=200, seed=0)
+OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 ROWS = [
     {"question_id": 1, "category": "math", "turns": ["cat", "dog"], "reference": ["one", "two"]},
     {"question_id": 2, "category": "writing", "turns": ["the cat", "mat"], "reference": ["three", "four"]},

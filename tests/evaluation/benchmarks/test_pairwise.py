@@ -22,7 +22,7 @@ from selfcontrast.report.benchmarks import cell
 from selfcontrast.store import settings_of
 from tiny import example, policy_folder
 
-OPTIONS = Options(level=0.95, resamples=200, seed=0)
+OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 EXAMPLES = [example(name, f"what is {name}?", f"target {name}") for name in "abcd"]
 
 

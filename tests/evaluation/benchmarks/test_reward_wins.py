@@ -20,7 +20,7 @@ from selfcontrast.evaluation.judges.reward_model import RewardJudge
 from selfcontrast.models.reward import RewardModel
 from tiny import example, tokenizer
 
-OPTIONS = Options(level=0.95, resamples=200, seed=0)
+OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 GOOD, BAD = "a cat", "a dog"
 
 

@@ -21,7 +21,7 @@ def test_a_budget_stops_before_it_is_exceeded_whoever_spends(tmp_path: Path) -> 
     budget.count("paid before", 10)
     tried = one.reserve("x" * 30, 50)  # 30 bytes and 50: with the overhead 122 in all
     assert tried.reserved == 80 + OVERHEAD
-    with pytest.raises(UserError, match=r"evaluation\.cap=164 is reached by pairwise SFT: 122 "):
+    with pytest.raises(UserError, match=r"evaluation\.max_cost=164 is reached by pairwise SFT: 122 "):
         other.reserve("", 11)
     tried.settle(20, 10)  # 40 in all
     assert other.reserve("", 60 + OVERHEAD).reserved == 60 + 2 * OVERHEAD

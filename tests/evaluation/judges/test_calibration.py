@@ -4,7 +4,7 @@ import pytest
 
 from selfcontrast.evaluation.judges.calibration import agreement
 
-OPTIONS = {"level": 0.95, "resamples": 200, "seed": 0}
+OPTIONS = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 
 
 def test_accuracy_position_and_length_by_hand() -> None:

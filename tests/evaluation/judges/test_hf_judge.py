@@ -33,7 +33,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def judge(path: Path, verdict: str = "text", max_length: int = 4096, **changes: Any) -> HFJudge:
-    return HFJudge(str(path), "float32", 0.0, verdict, max_length, reading(**{"attempts": 1, **changes}), batch=1)
+    return HFJudge(str(path), "float32", 0.0, verdict, max_length, reading(**{"attempts": 1, **changes}), batch_size=1)
 
 
 def ask(judge: HFJudge, cases: Sequence[Case], folder: Path, budget: Budget | None = None) -> list[Judgment]:
@@ -77,7 +77,7 @@ def test_a_verdict_is_weighed_by_the_models_own_probabilities(learned: list[Path
 
 def test_its_tokens_are_paid_from_the_jobs_budget(learned: list[Path], tmp_path: Path) -> None:
     one = judge(learned[0], price=Price(prompt=1e6, completion=1e6))
-    with pytest.raises(UserError, match=r"evaluation\.cap=3 is reached"):
+    with pytest.raises(UserError, match=r"evaluation\.max_cost=3 is reached"):
         ask(one, CASES[:1], tmp_path, Budget(3))
 
 

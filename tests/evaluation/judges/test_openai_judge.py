@@ -23,7 +23,7 @@ from selfcontrast.evaluation.judges.openai import OpenAIJudge
 
 
 def judge(url: str, retries: int = 0, verdict: str = "text", **changes: Any) -> OpenAIJudge:
-    servers = Servers([url], concurrency=4, timeout=5, retries=retries, wait=0.01, key_variable=None)
+    servers = Servers([url], concurrency=4, timeout=5, retries=retries, initial_backoff=0.01, api_key_env=None)
     return OpenAIJudge("selfcontrast", 0.0, verdict, {}, reading(**changes), servers)
 
 
@@ -154,7 +154,7 @@ def test_the_cap_stops_before_more_is_spent_and_keeps_what_is_there(tmp_path: Pa
     cases = [single(f"answer {i}", f"q{i}") for i in range(20)]
     price = Price(prompt=1e4, completion=1e5)  # of a judgment: 100 of 1e6 at 1e4 is 1, 20 at 1e5 is 2: 3 in all
     with OpenAIServer(fault=lambda number, body: Fault(200, reply)).open() as server:
-        with pytest.raises(UserError, match=r"evaluation\.cap=60 is reached by a benchmark"):
+        with pytest.raises(UserError, match=r"evaluation\.max_cost=60 is reached by a benchmark"):
             ask(judge(server.url, price=price), cases, tmp_path, Budget(60))
         paid = len(server.asked)
         assert 0 < 3 * paid <= 60
@@ -185,7 +185,7 @@ def test_a_cap_is_of_all_that_a_job_asks_for(tmp_path: Path) -> None:
         one = judge(server.url, price=price, max_tokens=20)
         ask(one, first, tmp_path, budget)
         assert len(server.asked) == 4
-        with pytest.raises(UserError, match=r"evaluation\.cap=30 is reached"):
+        with pytest.raises(UserError, match=r"evaluation\.max_cost=30 is reached"):
             ask(one, second, tmp_path, budget)
         assert len(server.asked) < 8
         again = len(server.asked)
@@ -323,7 +323,7 @@ def test_replies_that_cannot_be_used_stay_within_the_cap(fault: Fault, tmp_path:
     with OpenAIServer(fault=lambda number, body: fault).open() as server:
         one = judge(server.url, retries=2, price=ONE, max_tokens=20)
         for _ in range(3):  # runs, one after another
-            with pytest.raises(UserError, match=r"evaluation\.cap=3000 is reached"):
+            with pytest.raises(UserError, match=r"evaluation\.max_cost=3000 is reached"):
                 ask(one, cases, tmp_path, Budget(3000))
         assert 0 < billed(server, 320) <= 3000
 

@@ -104,7 +104,7 @@ def test_each_judge_costs_its_own_price_from_one_budget(tmp_path: Path) -> None:
     assert panel.cost(found) == 2 * 1 + 2 * 0.5
     assert panel.cost([]) == 0
     assert Panel({"c": replying("c", "", None), "d": replying("d", "", None)}).cost(found) is None
-    with pytest.raises(UserError, match=r"evaluation\.cap=2\.5 is reached"):
+    with pytest.raises(UserError, match=r"evaluation\.max_cost=2\.5 is reached"):
         judge(panel, [pair("v", "w")], around(tmp_path / "other", budget=Budget(2.5)))
 
 

@@ -30,7 +30,7 @@ def test_half_width_is_the_clustered_standard_error() -> None:
     error = np.sqrt(sum(residuals[labels == c].sum() ** 2 for c in range(400))) / len(values)
     assert result.estimate == pytest.approx(values.mean())
     assert (result.high - result.low) / 2 == pytest.approx(1.96 * error, rel=0.04)
-    assert (result.n, result.clusters, result.level) == (len(values), 400, 0.95)
+    assert (result.n, result.clusters, result.confidence) == (len(values), 400, 0.95)
 
 
 @pytest.mark.parametrize("size", [12, 80])
@@ -43,7 +43,7 @@ def test_each_end_is_the_farther_of_scipys_bca_and_students_t(size: int) -> None
     students = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert students.low < bca.low < bca.high  # skewed to the right
     assert students.high < bca.high
-    result = mean_interval(values, np.arange(size), resamples=40_000)
+    result = mean_interval(values, np.arange(size), n_bootstrap=40_000)
     assert result.low == pytest.approx(students.low)
     assert result.high == pytest.approx(bca.high, abs=0.03 * (bca.high - bca.low))
 
@@ -61,7 +61,7 @@ def test_coverage_of_correlated_scores(prompts: int) -> None:
     simulations = 600
     covered = 0
     for seed in range(simulations):
-        result = mean_interval(*correlated(rng, prompts, 3), resamples=599, seed=seed)
+        result = mean_interval(*correlated(rng, prompts, 3), n_bootstrap=599, seed=seed)
         covered += result.low <= 0 <= result.high
     assert 0.92 <= covered / simulations <= 0.98
 
@@ -70,7 +70,7 @@ def test_coverage_of_correlated_scores(prompts: int) -> None:
 @example([(0.0, 0), (2.4431947998322144e-177, 1)])  # whose squares underflow
 def test_low_estimate_and_high_are_ordered(rows: list[tuple[float, int]]) -> None:
     values, labels = zip(*rows, strict=True)
-    result = mean_interval(values, labels, resamples=200)
+    result = mean_interval(values, labels, n_bootstrap=200)
     slack = 1e-9 * max(map(abs, values))
     if np.isnan(result.low):
         means = [np.mean([v for v, c in rows if c == label]) for label in set(labels)]
@@ -98,7 +98,7 @@ def test_same_seed_same_interval_other_seed_other_interval() -> None:
 
 def test_a_higher_level_is_wider() -> None:
     values, labels = correlated(np.random.default_rng(7), 30, 2)
-    narrow, wide = (mean_interval(values, labels, level=level) for level in (0.8, 0.99))
+    narrow, wide = (mean_interval(values, labels, confidence=confidence) for confidence in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -109,7 +109,7 @@ def test_coverage_of_few_prompts_that_mostly_tie(prompts: int) -> None:
     covered = told = 0
     for seed in range(400):
         a, b = rng.random(prompts) < 0.97, rng.random(prompts) < 0.95
-        result = paired_difference(a.astype(float), b.astype(float), np.arange(prompts), resamples=199, seed=seed)
+        result = paired_difference(a.astype(float), b.astype(float), np.arange(prompts), n_bootstrap=199, seed=seed)
         if np.isfinite(result.low):
             told += 1
             covered += result.low <= 0.02 <= result.high
@@ -163,9 +163,9 @@ def test_wrong_input(values: Any, clusters: Any, message: str) -> None:
         standard_error(values, clusters)
 
 
-@pytest.mark.parametrize("wrong", [{"level": 0.0}, {"level": 1.0}, {"level": 95}, {"resamples": 0}])
+@pytest.mark.parametrize("wrong", [{"confidence": 0.0}, {"confidence": 1.0}, {"confidence": 95}, {"n_bootstrap": 0}])
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="level must be"):
+    with pytest.raises(ValueError, match="confidence must be"):
         mean_interval([1, 2], [1, 2], **wrong)
 
 
@@ -196,10 +196,10 @@ def test_win_rate_counts_ties_as_half() -> None:
 
 
 @given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), st.sampled_from([0.9, 0.95]))
-def test_wins_and_losses_have_scipys_exact_interval(counts: tuple[int, int], level: float) -> None:
+def test_wins_and_losses_have_scipys_exact_interval(counts: tuple[int, int], confidence: float) -> None:
     n, wins = counts
-    expected = stats.binomtest(wins, n).proportion_ci(level, method="exact")
-    result = win_rate(np.arange(n) < wins, np.arange(n), level=level)
+    expected = stats.binomtest(wins, n).proportion_ci(confidence, method="exact")
+    result = win_rate(np.arange(n) < wins, np.arange(n), confidence=confidence)
     assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
 
 
@@ -291,7 +291,7 @@ def test_swapping_the_systems_negates_the_difference() -> None:
     rng = np.random.default_rng(10)
     a, labels = correlated(rng, 40, 2)
     b, _ = correlated(rng, 40, 2)
-    forth, back = (paired_difference(x, y, labels, resamples=40_000) for x, y in ((a, b), (b, a)))
+    forth, back = (paired_difference(x, y, labels, n_bootstrap=40_000) for x, y in ((a, b), (b, a)))
     assert back.estimate == pytest.approx(-forth.estimate)
     assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low), abs=0.02)
 

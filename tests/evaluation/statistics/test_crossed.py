@@ -45,7 +45,7 @@ def test_by_hand() -> None:
     table = np.array([[1.0, 3.0], [5.0, 11.0]])
     # Seeds: 2 (9 + 9) / 1; prompts: 2 (4 + 4) / 1; the rest is 1, -1, -1, 1: 4 / 1.
     assert mean_squares(table) == pytest.approx((36, 16, 4))
-    found = crossed_mean(table, level=0.9)
+    found = crossed_mean(table, confidence=0.9)
     assert found.error == pytest.approx(math.sqrt((36 + 16 - 4) / 4))
     assert found.seed_error == pytest.approx(math.sqrt((36 - 4) / 4))
     # Both parts have one degree of freedom, whose quantile at 95% is tan(0.45 pi) = 6.3138 (Cauchy's).
@@ -70,12 +70,12 @@ def test_each_part_has_its_own_degrees_of_freedom() -> None:
     arrays(np.float64, st.tuples(st.integers(2, 4), st.integers(2, 6)), elements=st.floats(-1, 1)),
     st.sampled_from([0.5, 0.9, 0.95, 0.99]),
 )
-def test_the_p_value_is_the_level_at_which_the_interval_reaches_zero(table: Any, level: float) -> None:
-    found = crossed_mean(table, level)
+def test_the_p_value_is_the_level_at_which_the_interval_reaches_zero(table: Any, confidence: float) -> None:
+    found = crossed_mean(table, confidence)
     if math.isnan(found.low):
         assert math.isnan(found.p_value)
-    elif abs(found.p_value - (1 - level)) > 1e-6:
-        assert (found.p_value < 1 - level) == (found.low > 0 or found.high < 0)
+    elif abs(found.p_value - (1 - confidence)) > 1e-6:
+        assert (found.p_value < 1 - confidence) == (found.low > 0 or found.high < 0)
 
 
 def test_never_surer_than_prompts_alone() -> None:
@@ -136,5 +136,5 @@ def test_not_a_table_is_refused(values: list[object]) -> None:
 
 
 def test_level_is_checked() -> None:
-    with pytest.raises(ValueError, match="level"):
-        crossed_mean([[1.0, 2.0]], level=1.0)
+    with pytest.raises(ValueError, match="confidence"):
+        crossed_mean([[1.0, 2.0]], confidence=1.0)

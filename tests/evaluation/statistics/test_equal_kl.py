@@ -5,7 +5,7 @@ import pytest
 
 from selfcontrast.evaluation.statistics.equal_kl import Path, at_equal_kl, score_at
 
-OPTIONS = {"level": 0.95, "resamples": 500, "seed": 0}
+OPTIONS = {"confidence": 0.95, "n_bootstrap": 500, "seed": 0}
 
 
 def constant(kl: list[float], scores: list[float], prompts: int = 3) -> Path:

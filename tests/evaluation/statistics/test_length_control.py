@@ -42,7 +42,7 @@ def test_two_lengths_by_hand() -> None:
     exactly, so that the log-odds at equal length are the mean of both: the ridge aside, (2.197 - 0.405) / 2."""
     outcomes = np.r_[np.ones(900), np.zeros(100), np.ones(400), np.zeros(600)]
     lengths = np.r_[np.full(1000, 100), np.full(1000, -100)]
-    result = length_controlled_win_rate(outcomes, lengths, np.arange(2000), resamples=100)
+    result = length_controlled_win_rate(outcomes, lengths, np.arange(2000), n_bootstrap=100)
     expected = (logit(0.9) + logit(0.4)) / 2
     assert result.coefficients.model == pytest.approx(expected, abs=1e-3)
     assert result.win_rate.estimate == pytest.approx(expit(expected), abs=1e-3)
@@ -58,7 +58,7 @@ def test_coefficients_are_statsmodels_in_the_units_given() -> None:
     difficulty = rng.normal(5, 3, 4000)
     design = np.column_stack([np.ones(4000), np.tanh(lengths / lengths.std(ddof=1)), difficulty])
     expected = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit().params
-    found = length_controlled_win_rate(outcomes, lengths, labels, difficulty, resamples=50)
+    found = length_controlled_win_rate(outcomes, lengths, labels, difficulty, n_bootstrap=50)
     own = found.coefficients
     assert [own.model, own.length, own.difficulty] == pytest.approx(expected, abs=1e-3)
     design[:, 1] = 0
@@ -70,15 +70,15 @@ def test_a_win_rate_that_is_length_alone_is_one_half() -> None:
     rng = np.random.default_rng(1)
     lengths = rng.normal(600, 500, 3000)
     outcomes = (rng.random(3000) < expit(2 * np.tanh(lengths / 500))).astype(float)
-    result = length_controlled_win_rate(outcomes, lengths, np.arange(3000), resamples=200)
+    result = length_controlled_win_rate(outcomes, lengths, np.arange(3000), n_bootstrap=200)
     assert outcomes.mean() > 0.7
     assert result.win_rate.low < 0.5 < result.win_rate.high
 
 
 def test_equal_lengths_leave_the_raw_rate() -> None:
     outcomes = np.r_[np.ones(70), np.full(10, 0.5), np.zeros(20)]
-    result = length_controlled_win_rate(outcomes, np.zeros(100), np.arange(100), resamples=2000)
-    raw = mean_interval(outcomes, np.arange(100), resamples=20_000)
+    result = length_controlled_win_rate(outcomes, np.zeros(100), np.arange(100), n_bootstrap=2000)
+    raw = mean_interval(outcomes, np.arange(100), n_bootstrap=20_000)
     assert result.win_rate.estimate == pytest.approx(0.75, abs=1e-3)
     assert (result.win_rate.low, result.win_rate.high) == pytest.approx((raw.low, raw.high), abs=0.015)
     assert result.coefficients.length == 0
@@ -87,8 +87,8 @@ def test_equal_lengths_leave_the_raw_rate() -> None:
 
 def test_swapping_the_systems_gives_the_rest() -> None:
     outcomes, lengths, labels = judgments(np.random.default_rng(2), 100)
-    forth = length_controlled_win_rate(outcomes, lengths, labels, resamples=4000)
-    back = length_controlled_win_rate(1 - outcomes, -lengths, labels, resamples=4000)
+    forth = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=4000)
+    back = length_controlled_win_rate(1 - outcomes, -lengths, labels, n_bootstrap=4000)
     assert back.win_rate.estimate == pytest.approx(1 - forth.win_rate.estimate)
     assert back.win_rate.low == pytest.approx(1 - forth.win_rate.high, abs=0.01)
     assert back.coefficients.length == pytest.approx(forth.coefficients.length)
@@ -109,9 +109,9 @@ def test_half_width_is_the_clustered_sandwich_of_statsmodels() -> None:
     design = np.column_stack([np.ones(1800), np.tanh(lengths / lengths.std(ddof=1))])
     fit = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": labels})
     rate = expit(fit.params[0])
-    result = length_controlled_win_rate(outcomes, lengths, labels, resamples=4000).win_rate
+    result = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=4000).win_rate
     assert (result.high - result.low) / 2 == pytest.approx(1.96 * fit.bse[0] * rate * (1 - rate), rel=0.06)
-    assert (result.n, result.clusters, result.level) == (1800, 600, 0.95)
+    assert (result.n, result.clusters, result.confidence) == (1800, 600, 0.95)
 
 
 @pytest.mark.parametrize("prompts", [30, 120])
@@ -120,17 +120,17 @@ def test_coverage(prompts: int) -> None:
     simulations = 250
     covered = 0
     for seed in range(simulations):
-        result = length_controlled_win_rate(*judgments(rng, prompts), resamples=199, seed=seed).win_rate
+        result = length_controlled_win_rate(*judgments(rng, prompts), n_bootstrap=199, seed=seed).win_rate
         covered += result.low <= expit(MODEL) <= result.high
     assert 0.92 <= covered / simulations <= 0.98
 
 
 def test_a_judgment_repeated_is_no_evidence() -> None:
     outcomes, lengths, labels = judgments(np.random.default_rng(5), 200, each=1)
-    once = length_controlled_win_rate(outcomes, lengths, labels, resamples=2000).win_rate
+    once = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=2000).win_rate
     twice = [np.tile(column, 2) for column in (outcomes, lengths, labels)]
-    clustered = length_controlled_win_rate(*twice, resamples=2000).win_rate
-    naive = length_controlled_win_rate(*twice[:2], np.arange(400), resamples=2000).win_rate
+    clustered = length_controlled_win_rate(*twice, n_bootstrap=2000).win_rate
+    naive = length_controlled_win_rate(*twice[:2], np.arange(400), n_bootstrap=2000).win_rate
     assert clustered.high - clustered.low == pytest.approx(once.high - once.low, rel=0.05)
     assert naive.high - naive.low == pytest.approx((once.high - once.low) / np.sqrt(2), rel=0.08)
 
@@ -151,7 +151,7 @@ def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_any_judgments_give_ordered_numbers_in_range(rows: list[tuple[float, int, int]]) -> None:
     outcomes, lengths, labels = zip(*rows, strict=True)
-    result = length_controlled_win_rate(outcomes, lengths, labels, resamples=50)
+    result = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=50)
     assert 0 <= result.win_rate.estimate <= 1
     if np.isfinite(result.win_rate.low):
         assert 0 <= result.win_rate.low <= result.win_rate.high <= 1
@@ -180,14 +180,14 @@ def two_systems(rng: np.random.Generator, prompts: int, better: float) -> tuple[
 
 def test_the_difference_is_that_of_the_two_rates() -> None:
     a, b = two_systems(np.random.default_rng(20), 300, 0.4)
-    rates = [length_controlled_win_rate(*system, resamples=50).win_rate.estimate for system in (a, b)]
-    controlled = length_controlled_difference(a, b, resamples=200)
+    rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in (a, b)]
+    controlled = length_controlled_difference(a, b, n_bootstrap=200)
     found = controlled.interval
     assert found.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
     assert found.low < found.estimate < found.high
     assert (found.n, found.clusters) == (1200, 300)
     assert (controlled.near_separation, controlled.fragile_refits, controlled.weakness) == (False, 0.0, "")
-    assert length_controlled_difference(b, a, resamples=200).interval.estimate == pytest.approx(-found.estimate)
+    assert length_controlled_difference(b, a, n_bootstrap=200).interval.estimate == pytest.approx(-found.estimate)
 
 
 def test_a_difference_has_the_flag_of_its_weaker_rate() -> None:
@@ -195,7 +195,7 @@ def test_a_difference_has_the_flag_of_its_weaker_rate() -> None:
     rng = np.random.default_rng(9)
     lengths, labels = rng.normal(0, 300, 40), np.arange(40)
     wins, ties = (np.ones(40), lengths, labels), (np.full(40, 0.5), lengths, labels)
-    found = length_controlled_difference(wins, ties, resamples=50)
+    found = length_controlled_difference(wins, ties, n_bootstrap=50)
     assert found.near_separation
     assert found.weakness == "weak: the data hardly determine it"
     assert found.interval.low < 0 < 0.5 < found.interval.high
@@ -213,8 +213,8 @@ def test_a_difference_uses_difficulties() -> None:
     a, b = two_systems(np.random.default_rng(27), 200, 0.4)
     hard = np.random.default_rng(28).normal(size=200)
     with_difficulty = [(*system, hard[system[2]]) for system in (a, b)]
-    rates = [length_controlled_win_rate(*system, resamples=50).win_rate.estimate for system in with_difficulty]
-    found = length_controlled_difference(*with_difficulty, resamples=50)
+    rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in with_difficulty]
+    found = length_controlled_difference(*with_difficulty, n_bootstrap=50)
     assert found.interval.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
 
 
@@ -231,7 +231,7 @@ def test_the_interval_is_an_own_bootstrap_of_prompts_with_statsmodels() -> None:
 
     drawn = [rng.integers(0, 120, 120) for _ in range(300)]
     spread = np.std([rate(a, d) - rate(b, d) for d in drawn])
-    found = length_controlled_difference(a, b, resamples=2000).interval
+    found = length_controlled_difference(a, b, n_bootstrap=2000).interval
     assert (found.high - found.low) / 2 == pytest.approx(1.98 * np.sqrt(120 / 118) * spread, rel=0.12)
 
 
@@ -240,14 +240,14 @@ def test_pairing_narrows_the_interval() -> None:
     a, b = two_systems(np.random.default_rng(22), 400, 0.4)
     order = np.random.default_rng(23).permutation(400)
     elsewhere = (*b[:2], order[b[2]])
-    paired, unpaired = (length_controlled_difference(a, system, resamples=500).interval for system in (b, elsewhere))
+    paired, unpaired = (length_controlled_difference(a, system, n_bootstrap=500).interval for system in (b, elsewhere))
     assert paired.estimate == pytest.approx(unpaired.estimate)
     assert paired.high - paired.low < 0.85 * (unpaired.high - unpaired.low)
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
     a, _ = two_systems(np.random.default_rng(24), 50, 0.4)
-    found = length_controlled_difference(a, a, resamples=100).interval
+    found = length_controlled_difference(a, a, n_bootstrap=100).interval
     assert found.estimate == 0
     assert np.isnan([found.low, found.high]).all()  # nothing varies
 
@@ -257,7 +257,7 @@ def test_the_differences_interval_covers_the_truth() -> None:
     covered, simulations = 0, 200
     for seed in range(simulations):
         a, b = two_systems(np.random.default_rng([25, seed]), 80, 0.4)
-        found = length_controlled_difference(a, b, resamples=199, seed=seed).interval
+        found = length_controlled_difference(a, b, n_bootstrap=199, seed=seed).interval
         covered += found.low <= truth <= found.high
     assert 0.92 <= covered / simulations <= 0.98
 
@@ -274,7 +274,7 @@ def test_other_prompts_cannot_be_paired() -> None:
 
 
 def separated(outcomes: Any, lengths: Any) -> LengthControlled:
-    return length_controlled_win_rate(outcomes, lengths, np.arange(len(outcomes)), resamples=100)
+    return length_controlled_win_rate(outcomes, lengths, np.arange(len(outcomes)), n_bootstrap=100)
 
 
 @pytest.mark.parametrize("count", [20, 2000])
@@ -329,7 +329,7 @@ def test_wrong_input(outcomes: Any, lengths: Any, labels: Any, difficulties: Any
         length_controlled_win_rate(outcomes, lengths, labels, difficulties)
 
 
-@pytest.mark.parametrize("wrong", [{"level": 1.0}, {"resamples": 0}])
+@pytest.mark.parametrize("wrong", [{"confidence": 1.0}, {"n_bootstrap": 0}])
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="level must be"):
+    with pytest.raises(ValueError, match="confidence must be"):
         length_controlled_win_rate([1, 0], [1, 2], [0, 1], **wrong)

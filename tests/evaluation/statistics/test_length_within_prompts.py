@@ -48,12 +48,12 @@ def test_the_rate_is_not_confounded_by_how_hard_a_prompt_is() -> None:
     rates, naive = [], []
     for seed in range(12):
         systems = confounded(np.random.default_rng([1, seed]), 300, (0.0, 0.5), 2)
-        found = length_controlled_within_prompts(systems, resamples=1)
+        found = length_controlled_within_prompts(systems, n_bootstrap=1)
         assert found is not None
         rates.append([found.rates[name].interval.estimate for name in systems])
         naive.append(
             [
-                length_controlled_win_rate(own.outcomes, own.lengths, own.clusters, resamples=1).win_rate.estimate
+                length_controlled_win_rate(own.outcomes, own.lengths, own.clusters, n_bootstrap=1).win_rate.estimate
                 for own in systems.values()
             ]
         )
@@ -108,7 +108,7 @@ def test_a_prompt_that_nobody_wins_more_often_at_any_length_leaves_the_raw_rate(
     rng = np.random.default_rng(6)
     labels = np.repeat(np.arange(400), 4)
     own = OutcomePairs((rng.random(1600) < 0.7).astype(float), rng.normal(0, 100, 1600), labels, labels)
-    found = length_controlled_within_prompts({"s": own}, resamples=300)
+    found = length_controlled_within_prompts({"s": own}, n_bootstrap=300)
     assert found is not None
     interval = found.rates["s"].interval
     assert interval.estimate == pytest.approx(np.mean(own.outcomes), abs=0.01)
@@ -118,7 +118,7 @@ def test_a_prompt_that_nobody_wins_more_often_at_any_length_leaves_the_raw_rate(
 
 def test_a_systems_difference_from_the_baseline() -> None:
     systems = confounded(np.random.default_rng(7), 100, (0.0, 0.5), 2)
-    found = length_controlled_within_prompts(systems, "s0", resamples=200)
+    found = length_controlled_within_prompts(systems, "s0", n_bootstrap=200)
     assert found is not None
     difference = found.differences["s1"].interval
     rates = [found.rates[name].interval.estimate for name in ("s0", "s1")]
@@ -134,7 +134,7 @@ def test_a_difference_is_over_the_prompts_that_both_were_judged_on() -> None:
     fewer = OutcomePairs(
         *(np.asarray(column)[:80] for column in (own.outcomes, own.lengths, own.prompts, own.clusters))
     )
-    found = length_controlled_within_prompts({"s0": systems["s0"], "s1": fewer}, "s0", resamples=50)
+    found = length_controlled_within_prompts({"s0": systems["s0"], "s1": fewer}, "s0", n_bootstrap=50)
     assert found is not None
     assert found.differences["s1"].interval.clusters == 40
     assert found.rates["s0"].interval.clusters == 60
@@ -146,7 +146,7 @@ def test_a_question_counts_once_however_many_samples_it_has() -> None:
     labels = np.r_[np.zeros(40, dtype=int), np.repeat(np.arange(1, 10), 4)]
     lengths = np.where(np.arange(76) // 2 % 2, 10.0, -10.0)
     own = OutcomePairs(np.r_[np.ones(40), np.tile([1.0, 0.0, 1.0, 0.0], 9)], lengths, labels, labels)
-    found = length_controlled_within_prompts({"s": own}, resamples=20)
+    found = length_controlled_within_prompts({"s": own}, n_bootstrap=20)
     assert found is not None
     # Nine questions of about a half and one of nearly 1: 0.55, where the mean over pairs is 0.76.
     assert found.rates["s"].interval.estimate == pytest.approx(0.55, abs=0.03)
@@ -156,7 +156,7 @@ def test_one_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
     systems = confounded(np.random.default_rng(9), 100, (0.0,), 2)
     own = systems["s0"]
     systems["always"] = OutcomePairs(np.ones(200), np.asarray(own.lengths) + 50, own.prompts, own.clusters)
-    found = length_controlled_within_prompts(systems, "s0", resamples=50)
+    found = length_controlled_within_prompts(systems, "s0", n_bootstrap=50)
     assert found is not None
     assert found.rates["always"].weakness.startswith("weak")
     interval = found.rates["always"].interval
@@ -208,7 +208,7 @@ def test_any_pairs_give_ordered_numbers_in_range(rows: list[tuple[float, int, in
         if own:
             outcomes, lengths, prompts, _ = zip(*own, strict=True)
             systems[str(name)] = OutcomePairs(outcomes, lengths, prompts, prompts)
-    found = length_controlled_within_prompts(systems, "False", resamples=30)
+    found = length_controlled_within_prompts(systems, "False", n_bootstrap=30)
     if found is None:
         return
     for controlled in found.rates.values():

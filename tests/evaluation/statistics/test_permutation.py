@@ -26,8 +26,8 @@ def test_exact_permutation_is_scipys() -> None:
 def test_sampled_permutation_approaches_the_exact_one() -> None:
     rng = np.random.default_rng(12)
     a, b = rng.normal(0.5, 1, 14), rng.normal(0, 1, 14)
-    exact = paired_permutation_test(a, b, np.arange(14), resamples=2**14)
-    sampled = paired_permutation_test(a, b, np.arange(14), resamples=2**14 - 1)
+    exact = paired_permutation_test(a, b, np.arange(14), n_bootstrap=2**14)
+    sampled = paired_permutation_test(a, b, np.arange(14), n_bootstrap=2**14 - 1)
     assert exact != sampled  # the one enumerated, the other drawn
     assert sampled == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 2**14))
 
@@ -42,7 +42,7 @@ def test_permutations_in_blocks_are_all_counted(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_p_is_never_zero() -> None:
-    assert paired_permutation_test(np.ones(100), np.zeros(100), np.arange(100), resamples=999) == 1 / 1000
+    assert paired_permutation_test(np.ones(100), np.zeros(100), np.arange(100), n_bootstrap=999) == 1 / 1000
 
 
 def test_rounding_is_no_difference() -> None:
@@ -57,7 +57,7 @@ def test_permutation_keeps_its_level() -> None:
     rejected = 0
     for seed in range(500):
         (a, _), (b, _) = correlated(rng, 20, 3), correlated(rng, 20, 3)
-        rejected += paired_permutation_test(a, b, labels, resamples=199, seed=seed) <= 0.05
+        rejected += paired_permutation_test(a, b, labels, n_bootstrap=199, seed=seed) <= 0.05
     assert 0.02 <= rejected / 500 <= 0.08
 
 
@@ -80,13 +80,13 @@ def test_wrong_input() -> None:
         paired_permutation_test([1, 2], [1, 2], [1])
     with pytest.raises(ValueError, match="finite"):
         paired_permutation_test([1, np.nan], [1, 2], [1, 2])
-    with pytest.raises(ValueError, match="resamples"):
-        paired_permutation_test([1, 2], [1, 2], [1, 2], resamples=0)
+    with pytest.raises(ValueError, match="n_bootstrap"):
+        paired_permutation_test([1, 2], [1, 2], [1, 2], n_bootstrap=0)
 
 
-@pytest.mark.parametrize(("prompts", "resamples"), [(3, 100), (6, 100), (40, 100)])
-def test_the_least_p_value_is_that_of_a_system_that_wins_everywhere(prompts: int, resamples: int) -> None:
+@pytest.mark.parametrize(("prompts", "n_bootstrap"), [(3, 100), (6, 100), (40, 100)])
+def test_the_least_p_value_is_that_of_a_system_that_wins_everywhere(prompts: int, n_bootstrap: int) -> None:
     """Of 2^3 and 2^6 patterns two are as far off; of 100 drawn among 2^40 none is."""
-    found = paired_permutation_test(np.ones(prompts), np.zeros(prompts), np.arange(prompts), resamples=resamples)
-    assert least_p_value(prompts, resamples) == found
+    found = paired_permutation_test(np.ones(prompts), np.zeros(prompts), np.arange(prompts), n_bootstrap=n_bootstrap)
+    assert least_p_value(prompts, n_bootstrap) == found
     assert found == pytest.approx({3: 2 / 8, 6: 2 / 64, 40: 1 / 101}[prompts])

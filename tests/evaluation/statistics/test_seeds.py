@@ -25,7 +25,7 @@ def test_of_two_seeds_t_is_cauchys() -> None:
 def test_is_scipys_t_test(differences: list[float]) -> None:
     theirs = stats.ttest_1samp(differences, 0)
     assert seeds_test(differences) == pytest.approx(theirs.pvalue, rel=1e-6)
-    found, interval = over_seeds(differences, level=0.9), theirs.confidence_interval(0.9)
+    found, interval = over_seeds(differences, confidence=0.9), theirs.confidence_interval(0.9)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
 
 

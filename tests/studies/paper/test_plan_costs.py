@@ -73,10 +73,10 @@ def test_the_work_of_kl_and_of_checkpoints() -> None:
 
 def test_the_work_of_baselines_and_budgets() -> None:
     align, generate = step("align"), step("generate")
-    assert work(align, parts("arm=sft_continued"), SIZES).amount == 4 * 100 * (10 + 5)
-    assert work(generate, parts("arm=dpo_std"), SIZES) == Work(None, 0, 100 * 1 * 5 * 8)  # nothing is sampled
-    assert work(step("reference"), parts("arm=dpo_std"), SIZES).amount == 100 * (10 + 2 * 5)
-    assert work(step("embed"), parts("arm=spin"), SIZES).amount == 200
+    assert work(align, parts("method=sft_continued"), SIZES).amount == 4 * 100 * (10 + 5)
+    assert work(generate, parts("method=dpo_std"), SIZES) == Work(None, 0, 100 * 1 * 5 * 8)  # nothing is sampled
+    assert work(step("reference"), parts("method=dpo_std"), SIZES).amount == 100 * (10 + 2 * 5)
+    assert work(step("embed"), parts("method=spin"), SIZES).amount == 200
     assert work(align, parts("trainer.tokens=777"), SIZES).amount == 777
     assert work(align, parts("trainer.epochs=3", "negatives=1"), SIZES).amount == 3 * 100 * (10 + 2 * 5)
     assert work(generate, parts("generator.prompts=40"), SIZES).amount == 40 * 64 * 5

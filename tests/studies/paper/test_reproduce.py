@@ -21,7 +21,7 @@ def test_names_of_experiments() -> None:
 
 
 def test_self_contrast_is_a_job_for_each_k_unless_k_is_given() -> None:
-    own = ["+experiment=paper", "data=hh_rlhf", "arm=self_contrast"]
+    own = ["+experiment=paper", "data=hh_rlhf", "method=self_contrast"]
     every = reproduce.jobs("hh_rlhf/self_contrast", ["seed=2"])
     assert every == [[*own, "seed=2", f"negatives={k}"] for k in (1, 2, 4, 8, 16)]
     assert reproduce.jobs("hh_rlhf/self_contrast", ["negatives=4"]) == [[*own, "negatives=4"]]
@@ -37,10 +37,10 @@ def test_the_commands_that_are_printed() -> None:
         "-m",
         "+experiment=paper",
         "data=nectar",
-        "arm=self_contrast",
+        "method=self_contrast",
         "negatives=1,2,4,8,16",
     ]
-    assert reproduce.command("nectar/sft", ["seed=3"]) == ["+experiment=paper", "data=nectar", "arm=sft", "seed=3"]
+    assert reproduce.command("nectar/sft", ["seed=3"]) == ["+experiment=paper", "data=nectar", "method=sft", "seed=3"]
     assert reproduce.command("nectar/sft", [], "hydra/launcher=slurm")[:2] == ["-m", "hydra/launcher=slurm"]
 
 
@@ -64,7 +64,7 @@ def test_a_dry_run_shows_stages_costs_and_commands(
     for part in ("hh_rlhf/dpo_std: 1 job", "evaluate DPO_std", "14 of 14 to do", "reward SFT", "GPU-hours"):
         assert part in shown
     assert "?" not in shown
-    assert "one node    python train.py +experiment=paper data=hh_rlhf arm=dpo_std +debug=tiny\n" in shown
+    assert "one node    python train.py +experiment=paper data=hh_rlhf method=dpo_std +debug=tiny\n" in shown
     assert "hydra/launcher=slurm" in shown
     assert not (tmp_path / "store").exists()
     assert reproduce.main(["hh_rlhf/dpo_std", "+debug=tiny", "--dry-run"]) == 0

@@ -18,11 +18,11 @@ PLAN = [command for command in COMMANDS if ".reproduce" in command and "NAME" no
 
 def test_there_are_commands_for_every_method_and_both_scripts() -> None:
     for part in (
-        "arm=sft",
-        "arm=dpo_std",
-        "arm=spin",
+        "method=sft",
+        "method=dpo_std",
+        "method=spin",
         "data=hh_rlhf negatives",
-        "arm=sft_continued",
+        "method=sft_continued",
         "trainer.tokens",
         "no_filter",
     ):

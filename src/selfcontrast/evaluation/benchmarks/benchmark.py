@@ -56,8 +56,8 @@ class Line:
 class Options:
     """Of the intervals: their level, and the bootstrap's resamples and seed."""
 
-    level: float
-    resamples: int
+    confidence: float
+    n_bootstrap: int
     seed: int
 
 

@@ -63,7 +63,7 @@ class Probes(Judged):
             what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
                 probe, f"better than {probe}"
             )
-            value = rate_interval(_right(probe, pairs).astype(np.float64), pairs["id"], level=options.level)
+            value = rate_interval(_right(probe, pairs).astype(np.float64), pairs["id"], confidence=options.confidence)
             found.append(Line(SYSTEM, f"target: {what}", "share", value))
         return found
 

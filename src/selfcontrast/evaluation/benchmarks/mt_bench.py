@@ -196,7 +196,7 @@ def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
     """Average over questions and their turns: one that is answered greedily, once, counts as much as the others."""
     by_turn = frame.groupby(["id", "turn"], as_index=False)[value].mean()
     if value == "outcome":
-        return rate_interval(by_turn[value], by_turn["id"], level=options.level)
+        return rate_interval(by_turn[value], by_turn["id"], confidence=options.confidence)
     return mean_interval(by_turn[value], by_turn["id"], **vars(options))
 
 

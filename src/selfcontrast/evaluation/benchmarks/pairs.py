@@ -111,7 +111,7 @@ def pair_lines(
             ("ties", "ties"),
         ]
         own = [
-            Line(name, what, "share", rate_interval(questions[column], questions["id"], level=options.level))
+            Line(name, what, "share", rate_interval(questions[column], questions["id"], confidence=options.confidence))
             for what, column in values
         ]
         own.insert(1, _line(name, EQUAL_LENGTH, "share", controlled.rates.get(name), options))
@@ -182,5 +182,5 @@ def _controlled(
 def _line(name: str, what: str, kind: str, controlled: Controlled | None, options: Options) -> Line:
     """A number at equal length, with what weakens it."""
     if controlled is None:
-        return Line(name, what, kind, Interval(np.nan, np.nan, np.nan, 0, 0, options.level), NOT_IDENTIFIED)
+        return Line(name, what, kind, Interval(np.nan, np.nan, np.nan, 0, 0, options.confidence), NOT_IDENTIFIED)
     return Line(name, what, kind, controlled.interval, controlled.weakness)

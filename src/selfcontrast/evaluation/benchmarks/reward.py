@@ -92,12 +92,19 @@ class RewardWins:
             if len(single):
                 wins = outcomes(single["reward"], single["target_reward"])
                 found.append(
-                    Line(name, "win rate over target", "share", win_rate(wins, single["id"], level=options.level))
+                    Line(
+                        name,
+                        "win rate over target",
+                        "share",
+                        win_rate(wins, single["id"], confidence=options.confidence),
+                    )
                 )
             if name != SFT and SFT in frames:
                 both = frame.merge(frames[SFT], on=["id", "sample"], suffixes=("", "_base"))
                 wins = outcomes(both["reward"], both["reward_base"])
-                found.append(Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], level=options.level)))
+                found.append(
+                    Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], confidence=options.confidence))
+                )
         return found
 
 

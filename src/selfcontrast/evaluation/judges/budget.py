@@ -27,8 +27,8 @@ class Price:
 class Budget:
     """What all judgments of a job may cost, whichever benchmark asks for them; None for whatever they cost."""
 
-    def __init__(self, cap: float | None) -> None:
-        self._cap = cap
+    def __init__(self, max_cost: float | None) -> None:
+        self._max_cost = max_cost
         self._spent = 0.0
         self._under_way = 0.0  # of it, what may still turn out to be less
         self._counted: set[str] = set()
@@ -41,9 +41,9 @@ class Budget:
 
     def reserve(self, most: float, who: str) -> None:
         """Sets aside what a request may cost at most. Raises `UserError` where that is too much."""
-        if self._cap is not None and self._spent + most > self._cap:
+        if self._max_cost is not None and self._spent + most > self._max_cost:
             raise UserError(
-                f"evaluation.cap={self._cap:g} is reached by {who}: {self._spent:.4g} is spent or under way; what is "
+                f"evaluation.max_cost={self._max_cost:g} is reached by {who}: {self._spent:.4g} is spent or under way; what is "
                 "judged is kept: raise the cap and run the same command again, or lower that benchmark's limit"
             )
         self._spent += most

@@ -28,8 +28,8 @@ def agreement(
     longer: ArrayLike,
     clusters: ArrayLike,
     *,
-    level: float,
-    resamples: int,
+    confidence: float,
+    n_bootstrap: int,
     seed: int,
 ) -> Agreement:
     """Return the three figures, with intervals clustered by prompt.
@@ -39,18 +39,18 @@ def agreement(
         shown: the judge's outcome for that answer, in [0, 1], where it stands first and where it stands second, [2, n].
         longer: by how much it is longer than the other, [n].
         clusters: the prompt, [n].
-        level, resamples, seed: of the intervals.
+        confidence, n_bootstrap, seed: of the intervals.
 
     Raises:
         ValueError: as in `mean_interval` and `position_bias`.
     """
     right, (first, second) = np.asarray(gold, dtype=np.float64), np.asarray(shown, dtype=np.float64)
-    position = position_bias(first, second, clusters, level=level)
+    position = position_bias(first, second, clusters, confidence=confidence)
     outcome = (first + second) / 2
     agreed = 1 - np.abs(np.sign(outcome - 0.5) - np.sign(right - 0.5)) / 2
     sides = np.sign(np.asarray(longer, dtype=np.float64))
     uneven = sides != 0
     leaning = ((outcome - right) * sides)[uneven]
-    options: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"confidence": confidence, "n_bootstrap": n_bootstrap, "seed": seed}
     length = mean_interval(leaning, np.asarray(clusters)[uneven], **options) if uneven.any() else None
-    return Agreement(rate_interval(agreed, clusters, level=level), position, length)
+    return Agreement(rate_interval(agreed, clusters, confidence=confidence), position, length)

@@ -19,7 +19,7 @@ from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_v
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
 from selfcontrast.generators.hf import Fitting
 from selfcontrast.models.folders import check_causal, check_weights, load_config
-from selfcontrast.models.loading import PRECISIONS, load_model, load_tokenizer
+from selfcontrast.models.loading import DTYPES, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
 
@@ -34,18 +34,18 @@ class HFJudge:
     """
 
     path: Text
-    precision: str
+    dtype: str
     temperature: Temperature
     verdict: str
     max_length: Count
     reading: Reading = field(metadata=NOT_IN_KEY)
-    batch: Count = field(metadata=NOT_IN_KEY)
+    batch_size: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         check_numbers(self, "judge")
         check_verdict(self.verdict)
-        if self.precision not in PRECISIONS:
-            raise UserError(f"judge.precision={self.precision}: one of {', '.join(PRECISIONS)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"judge.dtype={self.dtype}: one of {', '.join(DTYPES)}")
 
     def check(self, verifier: Verifier | None) -> None:
         if not (Path(self.path) / "config.json").is_file():
@@ -89,16 +89,16 @@ class HFJudge:
         for at, request in requests.items():
             if len(request.prompt) >= self.max_length:
                 done(at, Reply("truncated", f"the prompt fills all {self.max_length} tokens of judge.max_length"))
-        model = load_model(Path(self.path), self.precision).to(device).eval()
+        model = load_model(Path(self.path), self.dtype).to(device).eval()
         if content := noted(self):
             content.check("judge.path")
 
         def draw(some: Sequence[Request], samples: range, how: Decoding, seed: int) -> list[Candidate]:
             return sample(model, renderer.tokenizer, some, how, seed, renderer.end_ids, samples)
 
-        fit = Fitting(self.batch, draw)
-        for begin in range(0, len(fitting), self.batch):
-            some = fitting[begin : begin + self.batch]
+        fit = Fitting(self.batch_size, draw)
+        for begin in range(0, len(fitting), self.batch_size):
+            some = fitting[begin : begin + self.batch_size]
             reserved = [account.reserve(prompts[at], self.reading.max_tokens) for at, _ in some]
             found = fit([request for _, request in some], decoding, attempt)
             for (at, request), reply, tried in zip(some, found, reserved, strict=True):

@@ -76,7 +76,7 @@ class OpenAIJudge:
                 for at in places:
                     done(at, await self._reply(client, prompts[at], attempt, account, ended))
 
-            workers = min(len(prompts), self.servers.concurrency * len(self.servers.urls))
+            workers = min(len(prompts), self.servers.concurrency * len(self.servers.base_urls))
             found = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
         for error in found:  # after the others have kept what they had asked for, and so paid for
             if isinstance(error, BaseException):
@@ -97,7 +97,7 @@ class OpenAIJudge:
             if reply.finish != "api_error":
                 break
         else:
-            urls = ", ".join(self.servers.urls)
+            urls = ", ".join(self.servers.base_urls)
             raise UserError(
                 f"the judge {self.model} does not answer at {urls} ({reply.text}): start it, or mend its settings, and "
                 "run the same command again; nothing was trained yet"

@@ -27,11 +27,11 @@ class Interval:
     high: float
     n: int
     clusters: int
-    level: float
+    confidence: float
 
 
 def mean_interval(
-    values: ArrayLike, clusters: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0
+    values: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95, n_bootstrap: int = 9999, seed: int = 0
 ) -> Interval:
     """Return the mean over all observations and its interval over clusters. values, clusters: [n].
 
@@ -47,18 +47,18 @@ def mean_interval(
     """
     sums, counts = by_cluster(values, clusters)
     n, size = int(counts.sum()), len(sums)
-    check_settings(level, resamples)
+    check_settings(confidence, n_bootstrap)
     estimate = float(sums.sum() / n)
     if size == 1 or not varies(sums / counts):
-        return Interval(estimate, np.nan, np.nan, n, size, level)
-    drawn = _bootstrap(sums, counts, resamples, seed)
+        return Interval(estimate, np.nan, np.nan, n, size, confidence)
+    drawn = _bootstrap(sums, counts, n_bootstrap, seed)
     leave_one_out = (sums.sum() - sums) / (n - counts)
-    low, high = bca(estimate, drawn, leave_one_out.mean() - leave_one_out, 1, level)
-    half = _students(level, size - 1) * _standard_error(sums, counts)
-    return Interval(estimate, min(low, estimate - half), max(high, estimate + half), n, size, level)
+    low, high = bca(estimate, drawn, leave_one_out.mean() - leave_one_out, 1, confidence)
+    half = _students(confidence, size - 1) * _standard_error(sums, counts)
+    return Interval(estimate, min(low, estimate - half), max(high, estimate + half), n, size, confidence)
 
 
-def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, level: float = 0.95) -> Interval:
+def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Return the mean of outcomes in [0, 1] and its interval over clusters. outcomes, clusters: [n].
 
     Clopper and Pearson's interval, for the number of independent wins and losses that would vary as the clusters do
@@ -83,23 +83,23 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, level: float = 0.
         raise ValueError("outcomes must be in [0, 1]")
     sums, counts = by_cluster(np.clip(values, 0, 1), clusters)
     n, size = int(counts.sum()), len(sums)
-    check_settings(level, 1)
+    check_settings(confidence, 1)
     estimate = min(float(sums.sum() / n), 1.0)
     if size == 1:
-        return Interval(estimate, np.nan, np.nan, n, size, level)
+        return Interval(estimate, np.nan, np.nan, n, size, confidence)
     means = sums / counts
     effective = float(size)
     exact = np.isin(means, (0.0, 1.0)).all() and (estimate in (0.0, 1.0) or (counts == counts[0]).all())
     if not exact:
         scaled = ((sums - counts * estimate) * size / n) ** 2
         commonest = np.unique(means.round(12), return_counts=True)[1].max()
-        quantile = _students(level, min(size - 1, size - int(commonest) + 2))
+        quantile = _students(confidence, min(size - 1, size - int(commonest) + 2))
         effective = size**2 / (scaled.sum() / (estimate * (1 - estimate)) + 1)
-        effective *= (float(ndtri((1 + level) / 2)) / quantile) ** 2
-    wins, losses, tail = effective * estimate, effective * (1 - estimate), (1 - level) / 2
+        effective *= (float(ndtri((1 + confidence) / 2)) / quantile) ** 2
+    wins, losses, tail = effective * estimate, effective * (1 - estimate), (1 - confidence) / 2
     low = float(betaincinv(wins, losses + 1, tail)) if wins > 0 else 0.0
     high = float(betaincinv(wins + 1, losses, 1 - tail)) if losses > 0 else 1.0
-    return Interval(estimate, low, high, n, size, level)
+    return Interval(estimate, low, high, n, size, confidence)
 
 
 def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
@@ -111,11 +111,11 @@ def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
     return _standard_error(sums, counts) if len(sums) > 1 else float("nan")
 
 
-def win_rate(outcomes: ArrayLike, clusters: ArrayLike, *, level: float = 0.95) -> Interval:
+def win_rate(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Return `rate_interval` of outcomes [n], each 0, 0.5 or 1 (loss, tie, win); ValueError for another."""
     if not np.isin(outcomes, (0.0, 0.5, 1.0)).all():
         raise ValueError("outcomes must be 0, 0.5 or 1")
-    return rate_interval(outcomes, clusters, level=level)
+    return rate_interval(outcomes, clusters, confidence=confidence)
 
 
 def paired_difference(
@@ -124,8 +124,8 @@ def paired_difference(
     clusters: ArrayLike,
     clusters_b: ArrayLike | None = None,
     *,
-    level: float = 0.95,
-    resamples: int = 9999,
+    confidence: float = 0.95,
+    n_bootstrap: int = 9999,
     seed: int = 0,
 ) -> Interval:
     """Return mean(a - b) of two systems on the same prompts, and its interval as in `mean_interval`.
@@ -135,17 +135,19 @@ def paired_difference(
     ValueError where the two systems do not have the same clusters.
     """
     difference = differences(a, b, clusters, clusters_b)
-    result = mean_interval(difference, np.arange(len(difference)), level=level, resamples=resamples, seed=seed)
-    return Interval(result.estimate, result.low, result.high, np.size(a) + np.size(b), result.clusters, level)
+    result = mean_interval(
+        difference, np.arange(len(difference)), confidence=confidence, n_bootstrap=n_bootstrap, seed=seed
+    )
+    return Interval(result.estimate, result.low, result.high, np.size(a) + np.size(b), result.clusters, confidence)
 
 
-def _bootstrap(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
+def _bootstrap(sums: Floats, counts: Floats, n_bootstrap: int, seed: int) -> Floats:
     """Means [resamples] of as many clusters drawn with replacement."""
     rng = np.random.default_rng(seed)
     size = len(sums)
     equal = bool((counts == counts[0]).all())
     means = []
-    for rows in blocks(resamples, size):
+    for rows in blocks(n_bootstrap, size):
         drawn = rng.integers(0, size, (rows, size), dtype=np.int32)
         total = size * counts[0] if equal else counts[drawn].sum(axis=1)
         means.append(sums[drawn].sum(axis=1) / total)
@@ -159,14 +161,14 @@ def _standard_error(sums: Floats, counts: Floats) -> float:
     return float(np.sqrt(size / (size - 1) * (residuals**2).sum()) / n)
 
 
-def _students(level: float, degrees: int) -> float:
+def _students(confidence: float, degrees: int) -> float:
     """Return the quantile that a two-sided interval of Student's t has."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(degrees, (1 + level) / 2))
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
-def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, level: float) -> tuple[float, float]:
+def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, confidence: float) -> tuple[float, float]:
     """Both ends of the BCa interval of an estimate (Efron 1987).
 
     The normal quantile z is expanded to sqrt(C / (C-k)) times Student's t for k parameters estimated from C clusters.
@@ -176,12 +178,12 @@ def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, leve
         drawn: the estimate of each bootstrap sample, [resamples].
         influence: how far each cluster moves the estimate, up to a common factor, [C]; C is above k.
         parameters: k.
-        level: of the interval.
+        confidence: of the interval.
     """
     from scipy.special import ndtr, ndtri
 
     size = len(influence)
-    z = np.sqrt(size / (size - parameters)) * _students(level, size - parameters)
+    z = np.sqrt(size / (size - parameters)) * _students(confidence, size - parameters)
     below = (np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
     bias = ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
     furthest = np.abs(influence).max()

@@ -40,13 +40,13 @@ def varies(values: ArrayLike) -> bool:
     return bool(np.ptp(x) > 1e-12 * max(float(np.abs(x).max()), 1e-3))
 
 
-def check_settings(level: float, resamples: int) -> None:
-    if not (0 < level < 1 and resamples >= 1):
-        raise ValueError(f"level must be in (0, 1) and resamples above 0, not {level} and {resamples}")
+def check_settings(confidence: float, n_bootstrap: int) -> None:
+    if not (0 < confidence < 1 and n_bootstrap >= 1):
+        raise ValueError(f"confidence must be in (0, 1) and n_bootstrap above 0, not {confidence} and {n_bootstrap}")
 
 
-def blocks(resamples: int, size: int) -> Iterator[int]:
-    """Row counts that add up to `resamples`, each times `size` within `_BLOCK`."""
+def blocks(n_bootstrap: int, size: int) -> Iterator[int]:
+    """Row counts that add up to `n_bootstrap`, each times `size` within `_BLOCK`."""
     rows = max(1, _BLOCK // size)
-    for start in range(0, resamples, rows):
-        yield min(rows, resamples - start)
+    for start in range(0, n_bootstrap, rows):
+        yield min(rows, n_bootstrap - start)

@@ -45,10 +45,10 @@ class Crossed:
     seed_error: float
     seeds: int
     prompts: int
-    level: float
+    confidence: float
 
 
-def crossed_mean(values: ArrayLike, level: float = 0.95) -> Crossed:
+def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Crossed:
     """Estimate the mean of values [seeds, prompts] with an interval for other seeds and other prompts.
 
     With one seed the interval is Student's t over prompts: it speaks of that seed and other prompts. A table without
@@ -59,21 +59,21 @@ def crossed_mean(values: ArrayLike, level: float = 0.95) -> Crossed:
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
         raise ValueError(f"values must be a table of finite numbers by seed and prompt, not of shape {table.shape}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), not {level}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), not {confidence}")
     seeds, prompts = table.shape
     estimate = float(table.mean())
     nan = float("nan")
     seed_error = float(np.sqrt(_seed_variance(table)))
     if not varies(table):
-        return Crossed(estimate, nan, nan, nan, nan if table.size == 1 else 0.0, seed_error, seeds, prompts, level)
+        return Crossed(estimate, nan, nan, nan, nan if table.size == 1 else 0.0, seed_error, seeds, prompts, confidence)
     squares = mean_squares(table)
-    half = _half_width(squares, seeds, prompts, 1 - level)
+    half = _half_width(squares, seeds, prompts, 1 - confidence)
     error = _half_width(squares, seeds, prompts, None)
     if not half > 0:  # seeds agree and prompts agree, and only the cells differ
-        return Crossed(estimate, nan, nan, nan, error, seed_error, seeds, prompts, level)
+        return Crossed(estimate, nan, nan, nan, error, seed_error, seeds, prompts, confidence)
     p = _p_value(squares, seeds, prompts, abs(estimate))
-    return Crossed(estimate, estimate - half, estimate + half, p, error, seed_error, seeds, prompts, level)
+    return Crossed(estimate, estimate - half, estimate + half, p, error, seed_error, seeds, prompts, confidence)
 
 
 def mean_squares(table: Floats) -> tuple[float, float, float]:

@@ -36,13 +36,13 @@ class EqualKL:
     differences: list[Interval]
 
 
-def at_equal_kl(paths: Sequence[Path], *, level: float, resamples: int, seed: int) -> EqualKL:
+def at_equal_kl(paths: Sequence[Path], *, confidence: float, n_bootstrap: int, seed: int) -> EqualKL:
     """Compare trainings that were measured on the same prompts, in the same order.
 
     Intervals are percentiles of a bootstrap over prompts. Raises ValueError for paths that are no paths over the same
     prompts: of fewer than two points, of other shapes, or with numbers that are not finite.
     """
-    check_settings(level, resamples)
+    check_settings(confidence, n_bootstrap)
     arrays = [(np.asarray(path.kl, dtype=np.float64), np.asarray(path.scores, dtype=np.float64)) for path in paths]
     prompts = arrays[0][0].shape[-1]
     for kl, scores in arrays:
@@ -52,14 +52,16 @@ def at_equal_kl(paths: Sequence[Path], *, level: float, resamples: int, seed: in
             raise ValueError("values must be finite")
     where, own = _scores(arrays, np.full((1, prompts), 1 / prompts))
     rng, drawn = np.random.default_rng(seed), []
-    for rows in blocks(resamples, prompts):
+    for rows in blocks(n_bootstrap, prompts):
         weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=rows) / prompts
         drawn.append(_scores(arrays, weights)[1])
     samples = np.concatenate(drawn, axis=1)
 
     def interval(estimate: float, values: Floats) -> Interval:
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if prompts > 1 else (np.nan, np.nan)
-        return Interval(estimate, float(low), float(high), prompts, prompts, level)
+        low, high = (
+            np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]) if prompts > 1 else (np.nan, np.nan)
+        )
+        return Interval(estimate, float(low), float(high), prompts, prompts, confidence)
 
     return EqualKL(
         float(where[0]),

@@ -95,8 +95,8 @@ def length_controlled_win_rate(
     clusters: ArrayLike,
     difficulties: ArrayLike | None = None,
     *,
-    level: float = 0.95,
-    resamples: int = 999,
+    confidence: float = 0.95,
+    n_bootstrap: int = 999,
     seed: int = 0,
 ) -> LengthControlled:
     """Estimate the win rate that a system would have if its answers were as long as the baseline's.
@@ -109,20 +109,20 @@ def length_controlled_win_rate(
         length_differences: the system's answer's length less the baseline's, in any unit, [n].
         clusters: the prompt of each, [n]; both orders and all samples of a prompt are one cluster.
         difficulties: of each instruction, in any unit, [n].
-        level, resamples, seed: of the interval, as in `mean_interval`, with the model refitted `resamples`
+        confidence, n_bootstrap, seed: of the interval, as in `mean_interval`, with the model refitted `n_bootstrap`
             times. Its bounds are NaN where there are no more clusters than coefficients.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
     """
-    check_settings(level, resamples)
+    check_settings(confidence, n_bootstrap)
     fit = _Fit.of(outcomes, length_differences, clusters, difficulties)
     judged, size = fit.judged, len(fit.names)
     near = fit.near_separation
-    interval = fit.value(level)
+    interval = fit.value(confidence)
     fragile = np.array([np.nan])
     if size > judged.parameters:
-        parts = [fit.refit(counts) for counts in draws_of(size, judged.size, resamples, seed)]
+        parts = [fit.refit(counts) for counts in draws_of(size, judged.size, n_bootstrap, seed)]
         rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         interval = fit.interval(interval, rates)
     return LengthControlled(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
@@ -132,8 +132,8 @@ def length_controlled_difference(
     a: Judgments,
     b: Judgments,
     *,
-    level: float = 0.95,
-    resamples: int = 999,
+    confidence: float = 0.95,
+    n_bootstrap: int = 999,
     seed: int = 0,
 ) -> Controlled:
     """Estimate the win rate at equal length of system A less that of system B, each against the same opponent.
@@ -144,26 +144,26 @@ def length_controlled_difference(
     Args:
         a, b: of each system outcomes [n], length differences [n], clusters [n] and, where they are known, difficulties
             [n], as `length_controlled_win_rate`'s; how many judgments a prompt has may differ.
-        level, resamples, seed: of the interval. Its bounds are NaN where there are no more prompts than
+        confidence, n_bootstrap, seed: of the interval. Its bounds are NaN where there are no more prompts than
             coefficients, or where nothing varies. Its n is that of both systems' judgments.
 
     Raises:
         ValueError: as `length_controlled_win_rate`, and where the two systems do not have the same prompts.
     """
-    check_settings(level, resamples)
+    check_settings(confidence, n_bootstrap)
     own, other = _Fit.of(*a), _Fit.of(*b)
     if not np.array_equal(own.names, other.names):
         raise ValueError("the two systems must have the same clusters")
     estimate, size = own.rate - other.rate, len(own.names)
     n, parameters = own.judged.size + other.judged.size, max(own.judged.parameters, other.judged.parameters)
-    interval, fragile = Interval(estimate, np.nan, np.nan, n, size, level), np.array([np.nan])
+    interval, fragile = Interval(estimate, np.nan, np.nan, n, size, confidence), np.array([np.nan])
     near = own.near_separation or other.near_separation
     if size > parameters:
-        draws = draws_of(size, max(own.judged.size, other.judged.size), resamples, seed)
+        draws = draws_of(size, max(own.judged.size, other.judged.size), n_bootstrap, seed)
         refits = [(*own.refit(counts), *other.refit(counts)) for counts in draws]
         rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
         fragile = fragile_a | fragile_b
-        both = (own.interval(own.value(level), rates), other.interval(other.value(level), rates_b))
+        both = (own.interval(own.value(confidence), rates), other.interval(other.value(confidence), rates_b))
         influence = own.influence() - other.influence()
         interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near)
     return Controlled(interval, near, float(fragile.mean()))
@@ -264,9 +264,9 @@ class _Fit:
         fitted = self.judged.fit(weights, self.coefficients)
         return self.judged.rates(fitted, weights), self.judged.fragile(fitted, weights)
 
-    def value(self, level: float) -> Interval:
+    def value(self, confidence: float) -> Interval:
         """Return the rate, without bounds."""
-        return Interval(self.rate, np.nan, np.nan, self.judged.size, len(self.names), level)
+        return Interval(self.rate, np.nan, np.nan, self.judged.size, len(self.names), confidence)
 
     def interval(self, value: Interval, rates: Floats) -> Interval:
         """Return the rate's interval from its refits. rates: [resamples]."""
@@ -301,7 +301,7 @@ def refitted_rate(
     if near_separation or not varies(drawn):
         error = max(error, model_error)
     spread = max(value.estimate * (1 - value.estimate), 1e-12)  # the derivative of the rate by its log-odds
-    half = float(stdtrit(degrees, (1 + value.level) / 2)) * error / spread
+    half = float(stdtrit(degrees, (1 + value.confidence) / 2)) * error / spread
     ends = expit(logit(value.estimate) + half * np.array([-1.0, 1.0]))
     return replace(value, low=min(low, float(ends[0])), high=max(high, float(ends[1])))
 
@@ -324,7 +324,7 @@ def refitted_difference(
         return value
     low, high = _bca_or_none(value, drawn, influence, parameters)
     degrees = len(influence) - parameters
-    half = float(stdtrit(degrees, (1 + value.level) / 2)) * _sandwich(influence, parameters)
+    half = float(stdtrit(degrees, (1 + value.confidence) / 2)) * _sandwich(influence, parameters)
     low, high = min(low, value.estimate - half), max(high, value.estimate + half)
     if near_separation:
         a, b = rates
@@ -337,7 +337,7 @@ def _bca_or_none(value: Interval, drawn: Floats, influence: Floats, parameters: 
     """The ends of the BCa interval; the estimate itself where the bootstrap's samples do not differ."""
     if not varies(drawn):
         return value.estimate, value.estimate
-    return bca(value.estimate, drawn, influence, parameters, value.level)
+    return bca(value.estimate, drawn, influence, parameters, value.confidence)
 
 
 def _sandwich(influence: Floats, parameters: int) -> float:
@@ -372,9 +372,9 @@ def _columns(
     return (np.tanh(delta / spread) if spread > 0 else np.sign(delta)), difficulty
 
 
-def draws_of(size: int, judgments: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Count how often each prompt was drawn, in blocks [rows, size] that add up to `resamples`."""
+def draws_of(size: int, judgments: int, n_bootstrap: int, seed: int) -> Iterator[Floats]:
+    """Count how often each prompt was drawn, in blocks [rows, size] that add up to `n_bootstrap`."""
     rng = np.random.default_rng(seed)
-    for rows in blocks(resamples, judgments):
+    for rows in blocks(n_bootstrap, judgments):
         drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)

@@ -77,20 +77,20 @@ def length_controlled_within_prompts(
     systems: Mapping[str, OutcomePairs],
     baseline: str | None = None,
     *,
-    level: float = 0.95,
-    resamples: int = 999,
+    confidence: float = 0.95,
+    n_bootstrap: int = 999,
     seed: int = 0,
 ) -> WithinPrompts | None:
     """Estimate each system's win rate at equal length; None where it is not identified.
 
     Differences are over the prompts that both systems were judged on; there is none where no prompt is. Intervals are
-    as in `mean_interval`, with the model refitted in each of `resamples` bootstrap samples of clusters. Their bounds
+    as in `mean_interval`, with the model refitted in each of `n_bootstrap` bootstrap samples of clusters. Their bounds
     are NaN where there are no more clusters than coefficients, and a difference's where nothing varies.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
     """
-    check_settings(level, resamples)
+    check_settings(confidence, n_bootstrap)
     model = _Model(systems)
     if not model.identified:
         return None
@@ -108,7 +108,7 @@ def length_controlled_within_prompts(
     parameters = model.design.shape[1]
     if model.clusters > parameters:
         drawn, fragile = [], []
-        for counts in draws_of(model.clusters, len(model.outcomes), resamples, seed):
+        for counts in draws_of(model.clusters, len(model.outcomes), n_bootstrap, seed):
             weights = counts[:, model.cluster]
             fitted = model.fit(weights, start)
             drawn.append(model.values(fitted, weights, contrasts))
@@ -121,7 +121,7 @@ def length_controlled_within_prompts(
         judged = np.logical_and.reduce([model.judged[member] for member in members])
         size = len(np.unique(model.cluster[judged]))
         near = bool(weak[members].any())
-        interval = Interval(float(estimates[at]), np.nan, np.nan, n, size, level)
+        interval = Interval(float(estimates[at]), np.nan, np.nan, n, size, confidence)
         if model.clusters > parameters:
             influence, error = model.influence(start, name, other)
             if other is None:

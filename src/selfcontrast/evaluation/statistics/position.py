@@ -27,7 +27,7 @@ def position_bias(
     shown_second: ArrayLike,
     clusters: ArrayLike,
     *,
-    level: float = 0.95,
+    confidence: float = 0.95,
 ) -> PositionBias:
     """Return both figures with intervals clustered by prompt.
 
@@ -35,7 +35,7 @@ def position_bias(
         shown_first: outcome for a system, in [0, 1] (1: it wins), of each pair where its answer came first, [n].
         shown_second: its outcome of the same pairs where its answer came second, [n].
         clusters: [n].
-        level: of the intervals.
+        confidence: of the intervals.
 
     Raises:
         ValueError: as in `rate_interval`, and for an outcome outside [0, 1].
@@ -46,8 +46,8 @@ def position_bias(
     if not (((first >= 0) & (first <= 1)).all() and ((second >= 0) & (second <= 1)).all()):
         raise ValueError("outcomes must be in [0, 1]")
     return PositionBias(
-        rate_interval(flips(first, second), clusters, level=level),
-        rate_interval(favours_first(first, second), clusters, level=level),
+        rate_interval(flips(first, second), clusters, confidence=confidence),
+        rate_interval(favours_first(first, second), clusters, confidence=confidence),
     )
 
 

@@ -7,7 +7,9 @@ from selfcontrast.evaluation.statistics.bootstrap import Interval
 from selfcontrast.evaluation.statistics.clusters import varies
 
 
-def over_seeds(values: ArrayLike, *, level: float = 0.95, least: float = -np.inf, most: float = np.inf) -> Interval:
+def over_seeds(
+    values: ArrayLike, *, confidence: float = 0.95, least: float = -np.inf, most: float = np.inf
+) -> Interval:
     """Return the mean of one number per seed, values: [n], with Student's t interval.
 
     The interval covers what training draws at random, not which prompts were asked: those are the same for every seed.
@@ -19,9 +21,9 @@ def over_seeds(values: ArrayLike, *, level: float = 0.95, least: float = -np.inf
     x = np.asarray(values, dtype=np.float64)
     n, estimate = len(x), float(x.mean())
     if n == 1 or not varies(x):
-        return Interval(estimate, np.nan, np.nan, n, n, level)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n))
-    return Interval(estimate, max(estimate - half, least), min(estimate + half, most), n, n, level)
+        return Interval(estimate, np.nan, np.nan, n, n, confidence)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n))
+    return Interval(estimate, max(estimate - half, least), min(estimate + half, most), n, n, confidence)
 
 
 def seeds_test(differences: ArrayLike) -> float:

@@ -10,7 +10,7 @@ from selfcontrast.evaluation.statistics.bootstrap import Interval, rate_interval
 STDERR = " stderr"  # how the name of a metric's standard error ends
 
 
-def metric_interval(metrics: Mapping[str, float], name: str, level: float) -> Interval:
+def metric_interval(metrics: Mapping[str, float], name: str, confidence: float) -> Interval:
     """Return a metric of a task with its interval over documents.
 
     Student's t of its standard error. Where that is the one of right and wrong answers, sqrt(p (1 - p) / (n - 1)), the
@@ -25,15 +25,15 @@ def metric_interval(metrics: Mapping[str, float], name: str, level: float) -> In
 
     estimate, n = float(metrics[name]), int(metrics.get("documents", 0))
     error = metrics.get(name + STDERR)
-    unknown = Interval(estimate, math.nan, math.nan, n, n, level)
+    unknown = Interval(estimate, math.nan, math.nan, n, n, confidence)
     if error is None or not math.isfinite(error) or n < 2:
         return unknown
     right = round(estimate * n)
     counted = 0 <= right <= n and math.isclose(right / n, estimate, abs_tol=1e-9)
     binomial = math.sqrt(max(estimate * (1 - estimate), 0.0) / (n - 1))
     if counted and math.isclose(error, binomial, rel_tol=1e-6, abs_tol=1e-9):
-        return rate_interval(np.arange(n) < right, np.arange(n), level=level)
+        return rate_interval(np.arange(n) < right, np.arange(n), confidence=confidence)
     if error == 0:
         return unknown
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
-    return Interval(estimate, estimate - half, estimate + half, n, n, level)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    return Interval(estimate, estimate - half, estimate + half, n, n, confidence)

@@ -25,7 +25,7 @@ def run(folder: Path, finished: Finished, *overrides: str, without: tuple[str, .
 
 
 def test_fine_tuning_continued_has_the_prompts_and_steps_of_self_contrast(finished: Finished, tmp_path: Path) -> None:
-    result = run(tmp_path, finished, "arm=sft_continued", without=())
+    result = run(tmp_path, finished, "method=sft_continued", without=())
     own, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter", "reference"):
         assert (own[part]["key"], own[part]["cached"]) == (before[part]["key"], True)
@@ -45,7 +45,7 @@ def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished,
     tokens = stages(finished.result)["align"]["summary"]["tokens"]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
-    sweep = ("arm=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
+    sweep = ("method=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
     ended = run_train("-m", *settings, *sweep, cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     alone, paired = (read_result(tmp_path / "sweep" / job) for job in "01")
@@ -68,7 +68,7 @@ def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished,
 
 
 def test_standard_dpo_on_the_datas_own_pairs(finished: Finished, tmp_path: Path) -> None:
-    result = run(tmp_path, finished, "arm=dpo_std", without=(*OWN, *PAIRED))
+    result = run(tmp_path, finished, "method=dpo_std", without=(*OWN, *PAIRED))
     data = {k: v for k, v in result["config"]["data"].items() if k != "_target_"}
     rejected = {example.id: example.rejected for example in Builtin(**data).load()["train"]}
     negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
@@ -80,7 +80,7 @@ def test_standard_dpo_on_the_datas_own_pairs(finished: Finished, tmp_path: Path)
 
 
 def test_spin_draws_one_response_of_each_rounds_own_policy(finished: Finished, tmp_path: Path) -> None:
-    result = run(tmp_path, finished, "arm=spin", "rounds=2")
+    result = run(tmp_path, finished, "method=spin", "iterations=2")
     found = stages(result)
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SPIN round 1", "SPIN"}
     for prefix in ("round-1/", ""):

@@ -16,7 +16,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OptimConfig:
     """Optimisation. Everything in it decides the result.
 
     `tokens` is a budget of packed tokens (a prompt once, each response once) in place of `epochs`; None for epochs.
@@ -26,13 +26,13 @@ class Recipe:
     lr: Annotated[Positive, Field(le=100)]
     epochs: Annotated[WholeNumber, Field(le=1_000_000)]
     tokens: Annotated[int, Field(ge=1, le=2**53)] | None
-    prompts_per_step: Count
-    cutoff: Count
+    batch_size: Count
+    max_length: Count
     schedule: str
-    warmup: BelowOne
+    warmup_ratio: BelowOne
     weight_decay: Annotated[NonNegative, Field(le=100)]
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)]
-    clip_norm: Positive
+    max_grad_norm: Positive
     validations: WholeNumber
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Recipe:
     def check(self, name: str, hardware: Hardware) -> None:
         """Raises `UserError` where the recipe, called `name` in the config, cannot be followed here."""
         if self.epochs == 0 and name == "trainer":
-            raise UserError("trainer.epochs=0: at least 1; rounds=0 leaves preference training out")
+            raise UserError("trainer.epochs=0: at least 1; iterations=0 leaves preference training out")
         if self.optimizer != "adamw_8bit":
             return
         if hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1:
@@ -61,7 +61,7 @@ class Recipe:
 
     def lr_factor(self, step: int, steps: int) -> float:
         """The share of `lr` at `step` of `steps`: linear warm-up, then the schedule down to zero."""
-        warmup = round(self.warmup * steps)
+        warmup = round(self.warmup_ratio * steps)
         if step < warmup:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)

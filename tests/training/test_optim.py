@@ -9,19 +9,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from selfcontrast.errors import UserError
 from selfcontrast.training.modules import SupervisedFineTuning
-from tiny import gpt2, hardware, recipe
+from tiny import gpt2, hardware, optim
 
 
 def test_without_bitsandbytes_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe(optimizer="adamw_8bit").check("trainer", hardware())
+    optim(optimizer="adamw_8bit").check("trainer", hardware())
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    recipe().check("trainer", hardware())
+    optim().check("trainer", hardware())
     with pytest.raises(UserError, match=r"^trainer\.optimizer=adamw_8bit needs bitsandbytes: pip install"):
-        recipe(optimizer="adamw_8bit").check("trainer", hardware())
+        optim(optimizer="adamw_8bit").check("trainer", hardware())
 
 
 def test_8_bit_moments_of_sharded_weights_are_refused() -> None:
-    how = recipe(optimizer="adamw_8bit")
+    how = optim(optimizer="adamw_8bit")
     how.check("sft", hardware(devices=2, strategy="ddp"))
     with pytest.raises(UserError, match=r"^sft\.optimizer=adamw_8bit .* hardware\.strategy=ddp"):
         how.check("sft", hardware(devices=2, strategy="fsdp2"))
@@ -29,7 +29,7 @@ def test_8_bit_moments_of_sharded_weights_are_refused() -> None:
 
 def test_the_cosine_is_transformers_with_a_warm_up_one_step_ahead() -> None:
     """transformers' first step has a learning rate of 0, and so is lost; ours reaches the peak one step earlier."""
-    how, steps, warmup = recipe(warmup=0.2), 20, 4
+    how, steps, warmup = optim(warmup_ratio=0.2), 20, 4
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     theirs = []
@@ -44,14 +44,14 @@ def test_the_cosine_is_transformers_with_a_warm_up_one_step_ahead() -> None:
 
 
 def test_linear_and_constant_schedules_by_hand() -> None:
-    linear, constant = recipe(schedule="linear", warmup=0.2), recipe(schedule="constant", warmup=0.0)
+    linear, constant = optim(schedule="linear", warmup_ratio=0.2), optim(schedule="constant", warmup_ratio=0.0)
     assert [linear.lr_factor(step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1, 1, 0.5, 0.125])
     assert [constant.lr_factor(step, 3) for step in range(3)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
 def test_weight_decay_shrinks_matrices_and_nothing_else(optimizer: str) -> None:
-    how = recipe(weight_decay=0.5, optimizer=optimizer)
+    how = optim(weight_decay=0.5, optimizer=optimizer)
     module = SupervisedFineTuning(gpt2(0.0, width=64), how, 6, 7, lambda record: None)
     (optimizer_,), _ = module.configure_optimizers()
     before = {name: value.detach().clone() for name, value in module.policy.named_parameters()}
@@ -71,12 +71,12 @@ def test_weight_decay_shrinks_matrices_and_nothing_else(optimizer: str) -> None:
         {"schedule": "square"},
         {"lr": 0.0},
         {"epochs": -1},
-        {"warmup": 1.0},
+        {"warmup_ratio": 1.0},
         {"betas": [0.9]},
-        {"clip_norm": -1.0},
+        {"max_grad_norm": -1.0},
     ],
     ids=str,
 )
 def test_a_recipe_that_cannot_be(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
-        recipe(**setting)
+        optim(**setting)
