@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfcontrast.constrained import quoted
 from selfcontrast.credentials import refuse_credentials
+from selfcontrast.deprecated import current_arguments, current_config
 from selfcontrast.environment import set_environment
 from selfcontrast.files import CONF
 from selfcontrast.planning.plan import DataReader, Planned
@@ -26,15 +27,17 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
     Raises:
         HydraException: for a setting or a choice that does not exist.
+        UserError: for a setting that is given by its old and its new name.
     """
+    words = current_arguments(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: DictConfig = hydra_compose("config", [*overrides, f"output={quoted(str(output))}"])
-    return cfg
+        cfg: DictConfig = hydra_compose("config", [*words, f"output={quoted(str(output))}"])
+    return current_config(cfg, words)
 
 
 def plan(cfg: DictConfig) -> Planned:
     """The stages of a job, and which of them the store has. Nothing is computed. Raises `UserError`."""
-    return plan_of(cfg, DataReader())
+    return plan_of(current_config(cfg), DataReader())
 
 
 def run(cfg: DictConfig) -> Result | None:
@@ -50,6 +53,7 @@ def run(cfg: DictConfig) -> Result | None:
     from selfcontrast.config import configure
     from selfcontrast.pipeline import run as run_parts
 
+    cfg = current_config(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     refuse_credentials(config)

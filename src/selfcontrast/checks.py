@@ -58,8 +58,8 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
         )
     if (objective.needs_sampler or reference == "sampler") and parts["trainer"].max_length < generator.max_length:
         raise UserError(
-            f"trainer.max_length={parts['trainer'].max_length} may cut negatives, and the sampler's log-probabilities are of "
-            f"whole ones: raise it to generator.max_length={generator.max_length}"
+            f"trainer.max_length={parts['trainer'].max_length} may cut negatives, and the sampler's log-probabilities "
+            f"are of whole ones: raise it to generator.max_length={generator.max_length}"
         )
     if reference != "stored" and hardware.rescore_reference:
         raise UserError(f"reference={reference} with hardware.rescore_reference=true: use reference=stored")
@@ -98,8 +98,8 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
         return
     if cfg.negatives_over_iterations == "all":
         raise UserError(
-            "negatives_over_iterations=all needs the prompts of the rounds before: use prompts_over_iterations=same, or "
-            "negatives_over_iterations=last"
+            "negatives_over_iterations=all needs the prompts of the rounds before: use prompts_over_iterations=same, "
+            "or negatives_over_iterations=last"
         )
     count, most = getattr(generator, "prompts", None), prompts // cfg.iterations
     if count is None or count > most:

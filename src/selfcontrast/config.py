@@ -160,8 +160,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
     if cfg.iterations > 1 and not parts["generator"].follows_model:
         raise UserError(
-            f"iterations={cfg.iterations}: each samples from another policy, and this generator cannot: generator=hf or "
-            "generator=vllm, with generator.model=null"
+            f"iterations={cfg.iterations}: each samples from another policy, and this generator cannot: generator=hf "
+            "or generator=vllm, with generator.model=null"
         )
     if cfg.iterations:
         checks.check_signals(parts, str(cfg.reference), verified)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from selfcontrast.constrained import check_text
 from selfcontrast.credentials import refuse_credentials, secrets_in
+from selfcontrast.deprecated import RENAMED_GROUPS, current_arguments, current_config
 from selfcontrast.errors import UserError, printable
 from selfcontrast.files import CONF
 
@@ -37,6 +38,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 def one_line(error: Exception) -> str:
     """The error without a traceback, for what a user can mend."""
+    if (old := re.search(r"Could not override '(\w+)", str(error))) and (new := RENAMED_GROUPS.get(old[1])):
+        return f"error: the group {old[1]} is now {new}: write /{new} in the defaults list of your file"
     if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
         key, group = unknown.groups()
         part = f" -p {group}" if (CONF / group).is_dir() else ""
@@ -75,12 +78,16 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
             sys.exit(one_line(error))
         if secrets_in(argument):
             sys.exit(f"error: {key}: a URL with a credential in it, and settings are recorded: use the environment")
+    try:
+        sys.argv[1:] = current_arguments(sys.argv[1:])
+    except UserError as error:
+        sys.exit(one_line(error))
 
     def begin(cfg: DictConfig) -> Any:
         nonlocal begun
         begun = True
         try:
-            return task(cfg)
+            return task(current_config(cfg, HydraConfig.get().overrides.task))
         except Exception as error:
             vars(error)[IN_JOB] = True  # for the process that waits for this one
             raise

@@ -96,7 +96,8 @@ class Hub:
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test_fraction > 0 and self.validation + self.test_fraction < 1):
             raise UserError(
-                f"data.validation={self.validation} and data.test_fraction={self.test_fraction}: above 0, in sum below 1"
+                f"data.validation={self.validation} and data.test_fraction={self.test_fraction}: "
+                "above 0, in sum below 1"
             )
         for name, part in self._parts():
             if part.limit is not None and part.limit < MIN_PROMPTS:

@@ -143,8 +143,8 @@ def _sampled(group: Group, negatives: Sequence[Negative], name: str) -> list[flo
         )
     if any(len(cut) < len(negative.token_ids) for cut, negative in zip(group.negatives, negatives, strict=True)):
         raise UserError(
-            f"{name} needs negatives as they were sampled, and trainer.max_length cuts one of prompt {group.id}: raise it "
-            "to generator.max_length"
+            f"{name} needs negatives as they were sampled, and trainer.max_length cuts one of prompt {group.id}: "
+            "raise it to generator.max_length"
         )
     return [negative.log_prob for negative in negatives]
 

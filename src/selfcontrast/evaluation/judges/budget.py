@@ -43,8 +43,8 @@ class Budget:
         """Sets aside what a request may cost at most. Raises `UserError` where that is too much."""
         if self._max_cost is not None and self._spent + most > self._max_cost:
             raise UserError(
-                f"evaluation.max_cost={self._max_cost:g} is reached by {who}: {self._spent:.4g} is spent or under way; what is "
-                "judged is kept: raise the cap and run the same command again, or lower that benchmark's limit"
+                f"evaluation.max_cost={self._max_cost:g} is reached by {who}: {self._spent:.4g} is spent or under way; "
+                "what is judged is kept: raise the cap and run the same command again, or lower that benchmark's limit"
             )
         self._spent += most
         self._under_way += most

@@ -1,0 +1,176 @@
+"""Accept the old names of settings until 0.3.0: on the command line, in `compose`, and in a user's own YAML files.
+
+`RENAMED` is the whole list. Delete this module, and its callers' lines, when 0.3.0 is released.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from selfcontrast.errors import UserError
+from selfcontrast.files import CONF
+
+UNTIL = "0.3.0"
+RENAMED_GROUPS = {"arm": "method"}
+RENAMED_CLASSES = {"selfcontrast.training.recipe.Recipe": "selfcontrast.training.optim.OptimConfig"}
+RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that holds the key ("" is the root), old, new
+    ("", "method", "label"),  # `method=NAME` chooses an option of conf/method where there is one of this name
+    ("", "rounds", "iterations"),
+    ("", "reference_over_rounds", "reference_over_iterations"),
+    ("", "prompts_over_rounds", "prompts_over_iterations"),
+    ("", "negatives_over_rounds", "negatives_over_iterations"),
+    ("", "share", "fraction"),
+    ("", "share_of", "fraction_of"),
+    ("sft|trainer", "prompts_per_step", "batch_size"),
+    ("sft|trainer", "cutoff", "max_length"),
+    ("sft|trainer", "warmup", "warmup_ratio"),
+    ("sft|trainer", "clip_norm", "max_grad_norm"),
+    ("hardware", "tokens_per_pass", "max_tokens_per_microbatch"),
+    ("model", "max_positions", "max_length"),
+    (r"model|(.+\.)?(backend|encoder|judge|judges\.\w+|reward_model)", "precision", "dtype"),
+    (r"(.+\.)?backend", "rows", "batch_size"),
+    (r"(.+\.)?backend", "max_model_len", "max_length"),
+    (r".+\.(backend|servers)", "urls", "base_urls"),
+    (r".+\.(backend|servers)", "wait", "initial_backoff"),
+    (r".+\.(backend|servers)", "key_variable", "api_key_env"),
+    (r".+\.(judge|judges\.\w+|lm_eval)", "batch", "batch_size"),
+    (r"filter\.selector", "share", "fraction"),
+    (r"filter\.selector", "bar", "threshold"),
+    ("generator", "max_failed_share", "max_failed_fraction"),
+    ("data", "test_share", "test_fraction"),
+    ("evaluation|theory", "level", "confidence"),
+    ("evaluation", "resamples", "n_bootstrap"),
+    ("evaluation", "cap", "max_cost"),
+)
+ARGUMENT = re.compile(
+    r"(?P<sign>~|\+{0,2})(?P<params>(?:hydra\.sweeper\.params\.)?)(?P<key>\w[\w.]*)(?P<rest>[@=].*|$)", re.DOTALL
+)
+REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
+log = logging.getLogger("selfcontrast")
+_told: set[str] = set()
+
+
+def new_name(key: str) -> str:
+    """Return the key by its present name, with every part of it."""
+    parent, _, last = key.rpartition(".")
+    for where, old, new in RENAMED:
+        if last == old and re.fullmatch(where, parent):
+            return f"{parent}.{new}" if parent else new
+    return key
+
+
+def current_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return Hydra's arguments with the present names, and log one line for each old one.
+
+    Raises:
+        UserError: where a setting is given by both of its names.
+    """
+    groups = _options(arguments)
+    renamed, new_keys, old_keys = [], set(), dict[str, str]()
+    for argument in arguments:
+        found = ARGUMENT.fullmatch(argument)
+        if found is None or (not found["rest"] and found["sign"] != "~"):  # a flag, or the value of one
+            renamed.append(argument)
+            continue
+        key = found["key"]
+        new = RENAMED_GROUPS.get(key) or (key if _chooses(found["rest"], key, groups) else new_name(key))
+        if new == key:
+            new_keys.add(key)
+        else:
+            old_keys[key] = new
+        renamed.append(f"{found['sign']}{found['params']}{new}{found['rest']}")
+    for old, new in old_keys.items():
+        if new in new_keys:
+            raise UserError(f"{old} is the old name of {new}, and both are given. Leave {old} out.")
+        _tell(old, new)
+    return renamed
+
+
+def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return a composed config with the present names, and log one line for each old one that a YAML file has.
+
+    Args:
+        overrides: of the command line, by present names.
+
+    Raises:
+        UserError: where a file has an old name, and an override the new one.
+    """
+    content = OmegaConf.to_container(config)
+    old = dict(_old_names(content, ""))
+    if not old:
+        return config
+    given = {found["key"] for found in map(ARGUMENT.fullmatch, overrides) if found}
+    for key, new in old.items():
+        if new in given:
+            raise UserError(
+                f"{key}, in a YAML file, is the old name of {new}, and both are given. Rename it in the file."
+            )
+        _tell(key, new)
+    current = DictConfig(_renamed(content, ""))
+    OmegaConf.set_struct(current, bool(OmegaConf.is_struct(config)))
+    return current
+
+
+def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every old name in the config, and its present one."""
+    for key, value in _items(node):
+        path = f"{where}.{key}" if where else key
+        if isinstance(node, dict) and new_name(path) != path:
+            yield path, new_name(path)
+        if isinstance(value, str):
+            if value in RENAMED_CLASSES:
+                yield value, RENAMED_CLASSES[value]
+            for name in REFERENCE.findall(value):
+                if new_name(name) != name:
+                    yield name, new_name(name)
+        yield from _old_names(value, path)
+
+
+def _renamed(node: Any, where: str) -> Any:
+    """The same node by present names. An old name comes from a user's file and replaces the default of the new one."""
+    if isinstance(node, str):
+        return REFERENCE.sub(lambda found: f"${{{new_name(found[1])}}}", RENAMED_CLASSES.get(node, node))
+    if not isinstance(node, dict | list):
+        return node
+    values = {key: _renamed(value, f"{where}.{key}" if where else key) for key, value in _items(node)}
+    if isinstance(node, list):
+        return list(values.values())
+    names = {key: new_name(f"{where}.{key}" if where else key).rpartition(".")[2] for key in values}
+    kept = {key: value for key, value in values.items() if names[key] == key}
+    return kept | {names[key]: value for key, value in values.items() if names[key] != key}
+
+
+def _items(node: Any) -> list[tuple[str, Any]]:
+    if isinstance(node, dict):
+        return [(str(key), value) for key, value in node.items()]
+    return [(str(index), value) for index, value in enumerate(node)] if isinstance(node, list) else []
+
+
+def _chooses(rest: str, key: str, options: dict[str, set[str] | None]) -> bool:
+    """Say whether `method=…` chooses options of the group, and is not the old name of `label`."""
+    if key not in options:
+        return False
+    known = options[key]
+    return known is None or rest[:1] == "@" or all(word.strip() in known for word in rest[1:].split(","))
+
+
+def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
+    """The options of each group that has an old key's name, also in a user's folders; None where they are not known."""
+    text = "\n".join(arguments)
+    if "pkg://" in text:
+        return dict.fromkeys(RENAMED_GROUPS.values())
+    paths = re.findall(r"(?:^--config-dir[=\n]|^-cd[=\n]|file://)([^\n,\]'\"]+)", text, re.M)
+    folders = [CONF, *map(Path, paths)]
+    groups = RENAMED_GROUPS.values()
+    return {group: {file.stem for folder in folders for file in (folder / group).glob("*.yaml")} for group in groups}
+
+
+def _tell(old: str, new: str) -> None:
+    """Log the line once in this process."""
+    if old not in _told:
+        _told.add(old)
+        log.warning("`%s` is now `%s`; the old name works until %s.", old, new, UNTIL)

@@ -1,0 +1,221 @@
+"""Old names of settings, through the real composition: each row of the table, as an override and in a user's file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from jobs import TINY_MODEL, run_train
+from selfcontrast import deprecated
+from selfcontrast.api import compose, plan
+from selfcontrast.cli.evaluate import overrides
+from selfcontrast.config import configure
+from selfcontrast.deprecated import RENAMED, current_arguments, current_config, new_name
+from selfcontrast.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quiet_environment")
+JUDGE = "evaluation.benchmarks.pairwise.judge"
+LOCAL, SERVED = (f"judge@{JUDGE}=hf", f"{JUDGE}.path=m"), (f"judge@{JUDGE}=openai", f"{JUDGE}.model=m")
+PANEL = (f"judge@{JUDGE}=panel", f"judge@{JUDGE}.judges.second=hf", f"{JUDGE}.judges.second.path=m")
+CASES: list[
+    tuple[tuple[str, ...], str, Any]
+] = [  # what chooses the class, an old key, and another value than the default
+    ((), "method", "My own"),
+    ((), "rounds", 2),
+    ((), "reference_over_rounds", "initial"),
+    ((), "prompts_over_rounds", "disjoint"),
+    ((), "negatives_over_rounds", "all"),
+    ((), "share", 0.4),
+    ((), "share_of", "samples"),
+    ((), "sft.prompts_per_step", 4),
+    ((), "trainer.cutoff", 64),
+    ((), "trainer.warmup", 0.2),
+    ((), "sft.clip_norm", 2.0),
+    ((), "hardware.tokens_per_pass", 512),
+    ((), "model.max_positions", 640),
+    ((), "model.precision", "bfloat16"),
+    ((), "encoder.precision", "bfloat16"),
+    ((), "generator.backend.precision", "bfloat16"),
+    (LOCAL, f"{JUDGE}.precision", "bfloat16"),
+    (PANEL, f"{JUDGE}.judges.second.precision", "bfloat16"),
+    ((), "evaluation.backend.rows", 8),
+    (("generator=vllm",), "generator.backend.max_model_len", 640),
+    (("generator=openai",), "generator.backend.urls", ["http://a/v1"]),
+    (("generator=openai",), "generator.backend.wait", 2.0),
+    (("generator=openai",), "generator.backend.key_variable", "KEY"),
+    (SERVED, f"{JUDGE}.servers.urls", ["http://a/v1"]),
+    (SERVED, f"{JUDGE}.servers.wait", 2.0),
+    (SERVED, f"{JUDGE}.servers.key_variable", "KEY"),
+    (LOCAL, f"{JUDGE}.batch", 2),
+    ((), "evaluation.lm_eval.batch", 2),
+    ((), "filter.selector.share", 0.4),
+    (("filter=threshold",), "filter.selector.bar", 0.5),
+    ((), "generator.max_failed_share", 0.5),
+    (("data=hub", "data.train.path=d"), "data.test_share", 0.5),
+    ((), "evaluation.level", 0.9),
+    ((), "evaluation.resamples", 300),
+    ((), "evaluation.cap", 5),
+]
+IDS = [key for _, key, _ in CASES]
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deprecated, "_told", set[str]())
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if "the old name works until" in line]
+
+
+def line(old: str, new: str) -> str:
+    return f"`{old}` is now `{new}`; the old name works until 0.3.0."
+
+
+def file_of(folder: Path, key: str, value: Any, more: str = "") -> tuple[str, ...]:
+    """A user's own file with one setting, and the words that choose it."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    (folder / "user").mkdir(exist_ok=True)
+    (folder / "user" / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(value)}{more}")
+    return f"hydra.searchpath=[file://{folder}]", "+user=mine"
+
+
+def word(key: str, value: Any) -> str:
+    return f"{key}={yaml.safe_dump(value, default_flow_style=True).partition(chr(10))[0]}"
+
+
+def test_table_each_row_has_a_case() -> None:
+    keys = [key.rpartition(".") for key in IDS]
+    for where, old, _ in RENAMED:
+        assert any(re.fullmatch(where, parent) and last == old for parent, _, last in keys), (where, old)
+    assert all(new_name(key) != key for key in IDS)
+
+
+@pytest.mark.parametrize(("choice", "key", "value"), CASES, ids=IDS)
+def test_old_key_as_an_override_and_in_a_file_is_the_new_key(
+    choice: tuple[str, ...], key: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = compose(*choice, word(new_name(key), value), output="out")
+    assert OmegaConf.select(expected, new_name(key)) == value
+    assert lines(caplog) == []
+    assert compose(*choice, word(key, value), output="out") == expected
+    assert compose(*choice, *file_of(tmp_path, key, value), output="out") == expected
+    assert lines(caplog) == [line(key, new_name(key))]  # once
+
+
+def test_hardware_precision_is_no_old_name(caplog: pytest.LogCaptureFixture) -> None:
+    assert compose("hardware.precision=bf16-mixed", output="out").hardware.precision == "bf16-mixed"
+    assert lines(caplog) == []
+
+
+def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
+    assert compose("arm=spin", output="out") == compose("method=spin", output="out")
+    assert lines(caplog) == [line("arm", "method")]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["-m", "arm=sft,spin"], ["-m", "method=sft,spin"]),
+        (["arm=spin", "method=my own"], ["method=spin", "label=my own"]),
+        (["method=spin,sft"], ["method=spin,sft"]),
+        (["+share=0.5", "++rounds=2", "~model.precision"], ["+fraction=0.5", "++iterations=2", "~model.dtype"]),
+        (["hydra.sweeper.params.share=0.1,0.2"], ["hydra.sweeper.params.fraction=0.1,0.2"]),
+        (["--cfg", "job", "-p", "share"], ["--cfg", "job", "-p", "share"]),
+        (["name=share=1"], ["name=share=1"]),
+        (["data.rows=DPO", "data.path=a/share"], ["data.rows=DPO", "data.path=a/share"]),
+        (overrides(["model=m", "share=0.5"]), ["model=hf", "model.path='m'", "fraction=0.5"]),
+    ],
+    ids=str,
+)
+def test_current_arguments(given: list[str], found: list[str]) -> None:
+    assert current_arguments(given) == found
+    assert current_arguments(found) == found
+
+
+def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\nlabel: ours\n")
+    for folder in ([f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)], [f"hydra.searchpath=[file://{tmp_path}]"]):
+        assert current_arguments([*folder, "method=mine"]) == [*folder, "method=mine"]
+    assert compose(f"hydra.searchpath=[file://{tmp_path}]", "method=mine", output="out").label == "ours"
+
+
+@given(st.lists(st.text()))
+def test_current_arguments_any_text_is_kept_or_renamed_in_its_key(words: list[str]) -> None:
+    found = current_arguments(words)
+    assert [w.partition("=")[2] for w in found] == [w.partition("=")[2] for w in words]
+
+
+@pytest.mark.parametrize("words", [("share=0.5", "fraction=0.4"), ("+sft.warmup=0", "sft.warmup_ratio=0")], ids=str)
+def test_both_names_given_are_refused(words: tuple[str, ...]) -> None:
+    old, new = (w.partition("=")[0].strip("+") for w in words)
+    for order in (words, words[::-1]):
+        with pytest.raises(UserError, match=rf"{old} .*{new}.* both"):
+            compose(*order, output="out")
+
+
+def test_both_groups_given_are_refused() -> None:
+    with pytest.raises(UserError, match=r"arm .*method.* both"):
+        compose("arm=spin", "method=sft", output="out")
+
+
+def test_old_name_in_a_file_and_new_one_as_an_override_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.warmup,.*trainer\.warmup_ratio.* both"):
+        compose(*file_of(tmp_path, "trainer.warmup", 0.2), "trainer.warmup_ratio=0.1", output="out")
+
+
+def test_reference_and_class_of_a_file_are_renamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more = "name: a ${share} ${trainer.cutoff} ${method}\n"
+    chosen = file_of(tmp_path, "trainer._target_", "selfcontrast.training.recipe.Recipe", more)
+    cfg = compose(*chosen, output="out")
+    assert cfg.name == "a 0.3 512 Self-Contrast"
+    assert cfg.trainer._target_ == "selfcontrast.training.optim.OptimConfig"
+    assert lines(caplog)[-1] == line("selfcontrast.training.recipe.Recipe", "selfcontrast.training.optim.OptimConfig")
+    assert len(lines(caplog)) == 4
+
+
+def test_current_config_is_the_same_object_without_an_old_name() -> None:
+    cfg = compose(output="out")
+    assert current_config(cfg) is cfg
+
+
+def test_config_that_was_changed_by_hand_is_planned_by_its_old_names(tmp_path: Path) -> None:
+    small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", f"store={tmp_path / 'store'}")
+    cfg = compose(*small, "label=a", output=tmp_path / "out")
+    by_hand = DictConfig({**cfg, "rounds": 0})
+    assert plan(by_hand).parts.iterations == 0
+    assert configure(current_config(by_hand)).iterations == 0
+
+
+def test_old_group_in_a_users_defaults_list_is_told_by_its_new_name(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /arm: spin\n")
+    ended = run_train(f"hydra.searchpath=[file://{tmp_path}]", "+user=mine", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: the group arm is now method")
+
+
+def test_both_names_on_the_command_line_end_with_one_line(tmp_path: Path) -> None:
+    ended = run_train("share=0.5", "fraction=0.5", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: share is the old name of fraction")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_sweep_over_an_old_name_reports_the_new_one(tmp_path: Path) -> None:
+    tiny = ("data.train=32", "data.test=16", "data.validation=16", "sft.epochs=1", "sft.validations=0", *TINY_MODEL)
+    measured = ("evaluation.prompts=4", "evaluation.max_new_tokens=4", "evaluation.lm_eval.tasks=[]")
+    short = ("max_length=128", "tracking=none", "hardware.threads=1", "hydra.sweep.dir=sweep", *tiny, *measured)
+    ended = run_train("-m", "arm=sft", "sft.warmup=0.0,0.1", "evaluation.resamples=200", *short, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("the old name works until") == 3
+    table = (tmp_path / "sweep" / "results.csv").read_text()
+    assert "sft.warmup_ratio=0.1" in table
+    assert "sft.warmup=" not in table
