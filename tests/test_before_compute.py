@@ -92,7 +92,7 @@ def test_row_of_a_published_set_is_left_out_and_counted(
 
 
 @pytest.mark.parametrize(("name", "row"), [("system_in_train", "System role"), ("one_odd_row", "roles must alternate")])
-def test_cases_of_the_issue(name: str, row: str, tmp_path: Path) -> None:
+def test_rows_of_reported_cases_are_refused_or_accepted(name: str, row: str, tmp_path: Path) -> None:
     data, template = shared_data("cases", f"{name}.jsonl"), shared_data("cases", "nosystem.jinja")
     with pytest.raises(UserError, match=rf"^data: the row \w+ \(line \d+ of .*Name a tree.*{row}"):
         checked(tmp_path, data, template=template.read_text())
@@ -128,7 +128,7 @@ def test_every_further_rejected_answer_is_rendered(tmp_path: Path) -> None:
         checked(tmp_path, written(tmp_path / "data.jsonl", [*plain, odd]), template=cuts)
 
 
-def test_every_sequence_of_roles_is_seen_once() -> None:
+def test_renderable_checks_every_sequence_of_roles_once() -> None:
     examples = [Example(str(i), [*first, USER], "x") for i, first in enumerate([[], [SYSTEM], [], [SYSTEM], []])]
     assert [e.id for e in shapes([*examples, Example("played", [USER], "x", turns=["a", "b"])])] == ["played", "0", "1"]
 

@@ -1,4 +1,4 @@
-"""Mistakes in the settings, as the real command tells them."""
+"""Mistakes in the settings, as the real command reports them."""
 
 from pathlib import Path
 
@@ -12,36 +12,36 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "line"),
+    ("overrides", "start"),
     [
-        (("+sft.lrr=1",), "error: sft.lrr: no such setting; did you mean sft.lr?"),
+        (("+sft.lrr=1",), "error: sft.lrr: no such setting. Did you mean sft.lr?"),
         (("data=jsonl", "data.path=none.jsonl"), "error: data.path=none.jsonl does not exist"),
-        (("sft.lrr=1",), "error: sft.lrr: no such setting; python train.py --cfg job -p sft shows them all"),
+        (("sft.lrr=1",), "error: sft.lrr: no such setting. `python train.py --cfg job -p sft`"),
         (("sft.lr=[",), "error: "),
         (("model=gpt5",), "error: In 'config': Could not find 'model/gpt5'"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_1(tmp_path: Path, overrides: tuple[str, ...], line: str) -> None:
+def test_command_mistake_is_one_line_and_exit_code_1(tmp_path: Path, overrides: tuple[str, ...], start: str) -> None:
     ended = run_train(*overrides, cwd=tmp_path)
     assert ended.returncode == 1
     *before, last = ended.stderr.splitlines()
-    assert last.startswith(line)
-    assert all("checking the settings" in said for said in before)
+    assert last.startswith(start)
+    assert all("checking the settings" in line for line in before)
     assert not (tmp_path / "store").exists()
 
 
-def test_a_wrong_flag_is_hydras_own_and_exit_code_2(tmp_path: Path) -> None:
+def test_command_wrong_flag_exits_2(tmp_path: Path) -> None:
     assert run_train("--nonsense", cwd=tmp_path).returncode == 2
 
 
-def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+def test_command_full_error_prints_traceback(tmp_path: Path) -> None:
     ended = run_train("negatives=0", cwd=tmp_path, env={"HYDRA_FULL_ERROR": "1"})
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
     assert "UserError: negatives=0" in ended.stderr
 
 
-def test_help_and_the_whole_config(tmp_path: Path) -> None:
+def test_command_help_and_config_are_complete(tmp_path: Path) -> None:
     shown = run_train("--help", cwd=tmp_path)
     assert shown.returncode == 0
     assert max(map(len, shown.stdout.splitlines())) <= 240  # a line names all files of a group

@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
         ("tracking.projekt", "tracking.project"),
     ],
 )
-def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
-    said = mistake(f"{misspelt}=1")
-    assert said.startswith(f"{misspelt}: no such setting; ")
-    assert (f"did you mean {meant}?" if meant else "it has optimizer, lr, ") in said
+def test_build_unknown_key_names_the_closest_one(misspelt: str, meant: str | None) -> None:
+    message = mistake(f"{misspelt}=1")
+    assert message.startswith(f"{misspelt}: no such setting")
+    assert (f"Did you mean {meant}?" if meant else "optimizer, lr, ") in message
 
 
 @pytest.mark.parametrize(
-    ("override", "line"),
+    ("override", "start"),
     [
         ("negatives=0", "negatives=0: must be greater than or equal to 1"),
         ("negatives=-1", "negatives=-1: must be greater than or equal to 1"),
@@ -53,18 +53,17 @@ def test_an_unknown_key(misspelt: str, meant: str | None) -> None:
         ("negatives=true", "negatives=True: must be a number, not true or false"),
         ("negatives=null", "negatives=None: must be a valid integer"),
         ("iterations=-1", "iterations=-1: must be greater than or equal to 0"),
-        ("label=SFT", "label=SFT: the fine-tuned model has that name; give the policy another"),
-        ("negatives=5", "negatives=5 is more than filter.max_negatives=4: raise that, or lower K"),
+        ("label=SFT", "label=SFT: "),
+        ("negatives=5", "negatives=5 "),
         ("seed=-1", "seed=-1: must be greater than or equal to 0"),
         (
             "filter.max_negatives=7",  # refill may use all 6 samples
-            "filter.max_negatives=7 is impossible: of generator.samples=6 the filter keeps 6 at most. "
-            "Sample more, keep more, or ask for fewer",
+            "filter.max_negatives=7 ",
         ),
     ],
 )
-def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
-    assert mistake(override) == line
+def test_configure_wrong_scalar_is_refused_by_its_key(override: str, start: str) -> None:
+    assert mistake(override).startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("hardware.accelerator=abacus", ["hardware.accelerator=abacus", "cpu"]),
         ("hardware.strategy=ddp2", ["hardware.strategy=ddp2", "ddp, fsdp2"]),
         ("hardware.attention=dense", ["hardware.attention=dense", "auto, blocks, varlen, flex, masked"]),
-        ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "use auto"]),
+        ("hardware.attention=flex", ["hardware.attention=flex", "cpu", "auto"]),
         ("evaluation.split=train", ["evaluation.split=train", "validation or test"]),
         ("evaluation.lm_eval.tasks=[nothing_so]", ["evaluation.lm_eval.tasks=nothing_so", "target_choice"]),
         ("evaluation.lm_eval.tasks=[humaneval]", ["tasks=humaneval", "confirm_run_unsafe_code=true"]),
@@ -116,69 +115,59 @@ def test_numbers_of_negatives_that_cannot_be(override: str, line: str) -> None:
         ("target_metric=elegance", ["target_metric=elegance", "score"]),
     ],
 )
-def test_values_that_cannot_be(
+def test_configure_wrong_value_is_refused_by_its_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, override: str, parts: list[str]
 ) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # the developer's own key
-    said = mistake(override)
-    assert [part for part in parts if part not in said] == []
+    message = mistake(override)
+    assert [part for part in parts if part not in message] == []
 
 
 @pytest.mark.parametrize(
-    ("override", "line"),
+    ("override", "start"),
     [
         ("adapter.rank=0", "adapter.rank=0: must be greater than or equal to 1"),
         (
             "adapter.target_modules=[q_proj,queries]",
-            "adapter.target_modules: queries is no linear layer of a llama; there are "
-            "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+            "adapter.target_modules: queries ",
         ),
         (
             "adapter.stages=[sft,align]",
-            "adapter.stages=['sft', 'align']: a model of random weights cannot be fine-tuned by adapters alone; "
-            "use adapter.stages=[align]",
+            "adapter.stages=['sft', 'align']: ",
         ),
     ],
 )
-def test_adapters_that_cannot_be(override: str, line: str) -> None:
-    assert mistake(override, choose=composed(*TINY, "adapter=lora")) == line
+def test_configure_wrong_adapter_is_refused_by_its_key(override: str, start: str) -> None:
+    assert mistake(override, choose=composed(*TINY, "adapter=lora")).startswith(start)
 
 
 @pytest.mark.parametrize(
-    ("package", "overrides", "line"),
+    ("package", "setting", "fix"),
     [
-        (
-            "peft",
-            ["adapter=lora"],
-            "adapter=lora needs peft: pip install -e '.[peft]', or use adapter=none",
-        ),
-        (
-            "bitsandbytes",
-            ["sft.optimizer=adamw_8bit"],
-            "sft.optimizer=adamw_8bit needs bitsandbytes: pip install -e '.[8bit]', or use sft.optimizer=adamw",
-        ),
+        ("peft", "adapter=lora", "pip install -e '.[peft]'"),
+        ("bitsandbytes", "sft.optimizer=adamw_8bit", "pip install -e '.[8bit]'"),
     ],
 )
-def test_a_package_that_is_missing(
-    monkeypatch: pytest.MonkeyPatch, package: str, overrides: list[str], line: str
+def test_configure_missing_package_names_the_fix(
+    monkeypatch: pytest.MonkeyPatch, package: str, setting: str, fix: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert mistake(choose=composed(*TINY, *overrides)) == line
+    message = mistake(choose=composed(*TINY, setting))
+    assert message.startswith(f"{setting} needs {package}")
+    assert fix in message
 
 
-def test_a_setting_of_no_adapter() -> None:
-    assert mistake("adapter.rank=8") == "adapter.rank: no such setting; it has none"
+def test_build_setting_of_no_adapter_is_refused() -> None:
+    assert mistake("adapter.rank=8").startswith("adapter.rank: no such setting")
 
 
-def test_a_store_that_cannot_be() -> None:
-    said = mistake("store=s4://bucket/path", "output=out")
-    assert said.startswith("store=s4://bucket/path: ")
-    assert said.endswith("; a folder, or a URL such as s3://bucket/path")
+def test_configure_unknown_store_protocol_is_refused() -> None:
+    assert mistake("store=s4://bucket/path", "output=out").startswith("store=s4://bucket/path: ")
 
 
-def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configure_unknown_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "cloud")
-    assert mistake() == "WANDB_MODE=cloud: one of online, offline, disabled"
+    assert mistake().startswith("WANDB_MODE=cloud: ")
 
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(20)]
@@ -201,98 +190,104 @@ ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(
         ("data.jsonl", json.dumps(ROWS[0]), ["data.jsonl", "fewer than 8"]),
     ],
 )
-def test_a_data_file_that_cannot_be_used(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
+def test_configure_bad_data_file_names_file_and_line(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
     (tmp_path / name).write_text(content)
-    said = mistake(choose=composed("data=jsonl", f"data.path={tmp_path / name}"))
-    assert [part for part in parts if part not in said] == []
+    message = mistake(choose=composed("data=jsonl", f"data.path={tmp_path / name}"))
+    assert [part for part in parts if part not in message] == []
 
 
-def test_a_data_file_that_is_not_there() -> None:
-    assert mistake(choose=composed("data=jsonl")) == "data.path must be given: data.path=…"
+def test_configure_missing_data_file_is_refused() -> None:
+    assert mistake(choose=composed("data=jsonl")).startswith("data.path is required")
     assert "data.path=none.jsonl does not exist" in mistake("data.path=none.jsonl", choose=composed("data=jsonl"))
 
 
 ELSEWHERE = [("openai", ""), ("import", "generator.path=")]
 
 
-def own_generator(tmp_path: Path, option: str, given: str, *more: str) -> DictConfig:
-    """The tiny job with another generator; candidates are those of its first training prompt."""
+def job_with_generator(tmp_path: Path, option: str, path_key: str, *more: str) -> DictConfig:
+    """Return the tiny job with another generator, whose file has candidates for one prompt."""
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Who?", "responses": list("abcdefgh")}))
     chosen = composed(*[o for o in TINY if not o.startswith("generator.")], f"generator={option}", *more)
-    if given:
+    if path_key:
         chosen.generator.path = str(tmp_path / "own.jsonl")
     return chosen
 
 
-def test_the_samplers_log_probabilities_need_a_generator_that_tells_them(tmp_path: Path) -> None:
+def test_configure_sampler_log_probs_without_a_source_are_refused(tmp_path: Path) -> None:
     for override, who in (("reference=sampler", "reference=sampler"), ("objective=dft", "objective=DFT")):
-        assert mistake(choose=own_generator(tmp_path, "import", "generator.path=", override)) == (
-            f"{who} needs the sampler's log-probabilities, and generator=Import has none: use generator=hf or vllm, or "
-            "choose another"
-        )
+        message = mistake(choose=job_with_generator(tmp_path, "import", "generator.path=", override))
+        assert message.startswith(f"{who} needs the sampler's log-probabilities")
+        assert "generator=Import" in message
 
 
-def test_a_reference_by_the_sampler_is_of_the_model_that_scores_targets(tmp_path: Path) -> None:
-    said = "reference=sampler: candidates come from another model or prompt than targets are scored by"
-    assert mistake("reference=sampler", choose=own_generator(tmp_path, "openai", "")).startswith(said)
-    assert mistake("reference=sampler", "generator.system=Be wrong.").startswith(said)
+def test_configure_reference_sampler_of_another_model_or_prompt_is_refused(tmp_path: Path) -> None:
+    for message in (
+        mistake("reference=sampler", choose=job_with_generator(tmp_path, "openai", "")),
+        mistake("reference=sampler", "generator.system=Be wrong."),
+    ):
+        assert message.startswith("reference=sampler: ")
+        assert "generator.system" in message
 
 
 @pytest.mark.parametrize("override", ["reference=sampler", "objective=dft"])
-def test_negatives_that_may_be_cut_have_no_log_probabilities(override: str) -> None:
-    said = mistake("trainer.max_length=64", choose=composed(*TINY, override))
-    assert said.startswith("trainer.max_length=64 may cut negatives")
+def test_configure_sampler_log_probs_of_truncated_negatives_are_refused(override: str) -> None:
+    message = mistake("trainer.max_length=64", choose=composed(*TINY, override))
+    assert message.startswith("trainer.max_length=64 ")
+    assert "log-probabilities" in message
 
 
-def test_a_quantised_base_is_its_own_reference() -> None:
+def test_configure_quantised_base_refuses_another_reference() -> None:
     lora = ("adapter=qlora", "adapter.stages=[align]")
-    assert "reference=sampler with adapter=qlora" in mistake(choose=composed(*TINY, *lora, "reference=sampler"))
+    message = mistake(choose=composed(*TINY, *lora, "reference=sampler"))
+    assert message.startswith("reference=sampler ")
+    assert "adapter=qlora" in message
     several = ("iterations=2", "reference_over_iterations=initial")
-    assert "adapter=qlora score the model" in mistake(choose=composed(*TINY, *lora, *several))
+    message = mistake(choose=composed(*TINY, *lora, *several))
+    assert message.startswith("reference_over_iterations=initial ")
+    assert "adapter=qlora" in message
 
 
 @pytest.mark.parametrize("reference", ["none", "sampler"])
-def test_a_reference_that_is_not_scored_is_not_scored_again(reference: str) -> None:
-    said = mistake(
+def test_configure_rescoring_an_unscored_reference_is_refused(reference: str) -> None:
+    message = mistake(
         f"reference={reference}", "hardware.rescore_reference=true", "hardware.max_tokens_per_microbatch=4096"
     )
-    assert said == f"reference={reference} with hardware.rescore_reference=true: use reference=stored"
+    assert message.startswith(f"reference={reference} ")
+    assert "hardware.rescore_reference=true" in message
 
 
 @pytest.mark.parametrize("objective", ["swepo", "lipo_lambda"])
-def test_scores_need_something_that_scores(tmp_path: Path, objective: str) -> None:
+def test_configure_objective_with_scores_needs_a_scorer(tmp_path: Path, objective: str) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     settings = [o for o in TINY if not o.startswith(("data.", "model."))]
     cfg = composed(*settings, "data=jsonl", f"data.path={rows}", f"objective={objective}")
-    assert "needs scores, and this data has no verifier: give filter.reward_model" in mistake(choose=cfg)
+    message = mistake(choose=cfg)
+    assert "needs scores" in message
+    assert "filter.reward_model" in message
     configure(composed(*TINY, f"objective={objective}", "output=out"))  # the built-in data has one
 
 
-def test_p_gen_at_another_temperature_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_configure_p_gen_at_another_temperature_warns(caplog: pytest.LogCaptureFixture) -> None:
     configure(composed(*TINY, "objective=dft", "output=out"))
     assert "p_gen" not in caplog.text
     configure(composed(*TINY, "objective=dft", "output=out", "generator.temperature=0.7"))
-    assert "objective=DFT: p_gen is the sampler's probability at temperature 1" in caplog.text
+    assert "objective=DFT: p_gen" in caplog.text
 
 
 @pytest.mark.parametrize(("option", "given"), ELSEWHERE)
-def test_rounds_need_a_generator_that_follows_the_model(tmp_path: Path, option: str, given: str) -> None:
-    assert mistake("iterations=2", choose=own_generator(tmp_path, option, given)).startswith(
-        "iterations=2: each samples from"
-    )
+def test_configure_rounds_with_fixed_candidates_are_refused(tmp_path: Path, option: str, given: str) -> None:
+    assert mistake("iterations=2", choose=job_with_generator(tmp_path, option, given)).startswith("iterations=2: ")
 
 
-def test_rounds_need_candidates_of_each_policy(tmp_path: Path) -> None:
-    own = policy_folder(tmp_path / "model")
-    assert mistake("iterations=2", f"generator.model={own}").endswith("generator=vllm, with generator.model=null")
+def test_configure_rounds_with_own_generator_model_are_refused(tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "model")
+    assert "generator.model=null" in mistake("iterations=2", f"generator.model={folder}")
 
 
 @pytest.mark.parametrize("selector", ["least_likely", "rank_sum"])
 @pytest.mark.parametrize("option", ["import", "pairs"])
-def test_a_selector_by_log_probabilities_needs_a_generator_that_has_them(
-    tmp_path: Path, option: str, selector: str
-) -> None:
+def test_configure_selector_by_log_probs_without_them_is_refused(tmp_path: Path, option: str, selector: str) -> None:
     tiny = [o for o in TINY if not o.startswith("generator.")]
     chosen = composed(*tiny, f"generator={option}", f"filter={selector}", "negatives=1", "filter.max_negatives=1")
     if option == "import":
@@ -300,18 +295,19 @@ def test_a_selector_by_log_probabilities_needs_a_generator_that_has_them(
         chosen.generator.path = str(tmp_path / "own.jsonl")
         answered = [*first.prompt, {"role": "assistant", "content": first.target}]
         (tmp_path / "own.jsonl").write_text(json.dumps({"messages": answered, "responses": list("abcdefgh")}))
-    said = mistake("filter.selector.fraction=1.0", choose=chosen)
-    assert "needs the sampler's log-probabilities, and this generator has none: use generator=hf" in said
+    message = mistake("filter.selector.fraction=1.0", choose=chosen)
+    assert "needs the sampler's log-probabilities" in message
+    assert "generator=hf" in message
 
 
-def test_a_server_that_is_not_asked_for_log_probabilities_has_none() -> None:
+def test_configure_server_without_log_probs_is_refused_for_them() -> None:
     asked = ("generator=openai", "filter=least_likely", "filter.selector.fraction=1.0", "output=out")
     assert configure(composed(*TINY, *asked)).generator.has_log_probs
-    said = mistake(choose=composed(*TINY, *asked, "+generator.backend.extra.logprobs=null"))
-    assert said.startswith("filter.selector=LeastLikely needs the sampler's log-probabilities")
+    message = mistake(choose=composed(*TINY, *asked, "+generator.backend.extra.logprobs=null"))
+    assert message.startswith("filter.selector=LeastLikely needs the sampler's log-probabilities")
 
 
-def test_a_selector_by_rewards_needs_something_that_scores() -> None:
+def test_configure_selector_by_rewards_accepts_verifier_or_reward_model() -> None:
     settings = ("filter=below_mean", "output=out")
     assert configure(composed(*TINY, *settings)).filter.reward_model is None  # the built-in data has a verifier
     by_model = composed("method=best_vs_below_mean", "+reward_model@filter.reward_model=classifier")
@@ -320,89 +316,78 @@ def test_a_selector_by_rewards_needs_something_that_scores() -> None:
     assert set(with_model.filter.reward_model) == set(composed("filter=oracle_reward").filter.reward_model)
 
 
-def test_an_evaluation_needs_a_backend_that_follows_the_model() -> None:
-    said = mistake(choose=composed(*TINY, "backend@evaluation.backend=openai"))
-    assert said.startswith("evaluation.backend: a server has one model")
+def test_configure_evaluation_by_a_server_is_refused() -> None:
+    message = mistake(choose=composed(*TINY, "backend@evaluation.backend=openai"))
+    assert message.startswith("evaluation.backend=openai ")
 
 
-def test_imported_candidates_are_compared_with_the_data_before_any_compute(tmp_path: Path) -> None:
-    said = mistake(choose=own_generator(tmp_path, "import", "generator.path="))
-    assert said.endswith("own.jsonl: none of its 1 prompts is one of the training split's")
+def test_configure_imported_candidates_of_other_prompts_are_refused(tmp_path: Path) -> None:
+    message = mistake(choose=job_with_generator(tmp_path, "import", "generator.path="))
+    assert "own.jsonl" in message
+    assert "training split" in message
 
 
-def test_standard_pairs_cannot_be_drawn_again() -> None:
+def test_configure_rounds_with_standard_pairs_are_refused() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16")
-    assert mistake("iterations=2", choose=composed("method=dpo_std", *small)).startswith(
-        "iterations=2: each samples from"
-    )
+    assert mistake("iterations=2", choose=composed("method=dpo_std", *small)).startswith("iterations=2: ")
 
 
-def test_lm_evals_backends(tmp_path: Path) -> None:
-    """vLLM's interpreter is looked for before any compute; a server's API gives no likelihoods."""
+def test_configure_lm_eval_backend_that_cannot_run_is_refused(tmp_path: Path) -> None:
+    # vLLM's interpreter is missing, and a server's API returns no likelihoods.
     name = "evaluation.lm_eval.backend"
-    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: backend\.python=.*nowhere: cannot be run"):
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: backend\.python=.*nowhere"):
         configure(composed(f"backend@{name}=vllm", f"{name}.python={tmp_path}/nowhere", "output=out"))
-    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: hf or vllm"):
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: "):
         configure(composed(f"backend@{name}=openai", "output=out"))
 
 
 @dataclass(frozen=True)
 class HalfBenchmark:
-    """A benchmark of somebody's own that lacks most methods."""
+    """A user's benchmark that lacks most methods."""
 
     def check(self, verifier: Any) -> None: ...
 
     def left_out(self, examples: Any, verifier: Any) -> None: ...
 
 
-def test_a_benchmark_that_lacks_methods_is_refused() -> None:
+def test_configure_benchmark_without_methods_is_refused() -> None:
     name = "evaluation.benchmarks.mine"
-    assert mistake(f"{name}._target_=test_config_mistakes.HalfBenchmark") == (
-        f"{name}=HalfBenchmark: no benchmark (it lacks asking, lines, own_prompts, relative, run): "
-        "choose one of the files in conf, which name a _target_"
-    )
-    assert mistake(f"{name}=5").startswith(f"{name}=5: no benchmark: choose one of the files in conf")
+    message = mistake(f"{name}._target_=test_config_mistakes.HalfBenchmark")
+    assert message.startswith(f"{name}=HalfBenchmark: not a benchmark (it lacks ")
+    assert "own_prompts" in message
+    assert mistake(f"{name}=5").startswith(f"{name}=5: not a benchmark")
 
 
-def test_a_backend_of_lm_eval_that_lacks_methods_is_refused() -> None:
+def test_configure_lm_eval_backend_without_methods_is_refused() -> None:
     name = "evaluation.lm_eval.backend"
     cfg = composed("output=out")
     cfg.evaluation.lm_eval.backend = {"_target_": "test_config_mistakes.HalfBenchmark"}
     assert mistake(choose=cfg).startswith(
-        f"{name}=HalfBenchmark: no backend (it lacks follows_model, has_log_probs, open): "
+        f"{name}=HalfBenchmark: not a backend (it lacks follows_model, has_log_probs, open)"
     )
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "words"),
     [
         (
             ("prompts_over_iterations=disjoint",),
-            "disjoint: 3 rounds share 64 training prompts, so .*21$",
+            "prompts_over_iterations=disjoint: 3 rounds share 64 .* 21",
         ),
-        (
-            ("prompts_over_iterations=disjoint", "generator.prompts=22"),
-            r"generator\.prompts=22 must be a number up to 21$",
-        ),
-        (
-            ("prompts_over_iterations=disjoint", "generator.prompts=null"),
-            r"generator\.prompts=None must be a number up to",
-        ),
-        (
-            ("prompts_over_iterations=disjoint", "negatives_over_iterations=all"),
-            "negatives_over_iterations=all needs the prompts",
-        ),
+        (("prompts_over_iterations=disjoint", "generator.prompts=22"), r"generator\.prompts=22 .* 21"),
+        (("prompts_over_iterations=disjoint", "generator.prompts=null"), r"generator\.prompts=None "),
+        (("prompts_over_iterations=disjoint", "negatives_over_iterations=all"), "negatives_over_iterations=all "),
         (("reference_over_iterations=initial", "hardware.rescore_reference=true"), r"hardware\.rescore_reference=true"),
         (("reference_over_iterations=first",), "reference_over_iterations=first"),
     ],
 )
-def test_rounds_that_do_not_go_together(overrides: tuple[str, ...], said: str) -> None:
+def test_configure_contradicting_rounds_are_refused(overrides: tuple[str, ...], words: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=words):
         configure(composed(*small, *overrides))
 
 
-def test_rounds_that_share_the_prompts() -> None:
+def test_configure_disjoint_prompts_that_suffice_are_accepted() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
     parts = configure(composed(*small, "prompts_over_iterations=disjoint", "generator.prompts=21"))
     assert parts.prompts_over_iterations == "disjoint"
@@ -421,7 +406,7 @@ MANY_CHECKPOINTS = ("data.train=64", "generator.prompts=20", "trainer.batch_size
         (("chosen=best_of_n",), 6),
     ],
 )
-def test_checkpoints_beyond_the_steps_are_refused_before_compute(changes: tuple[str, ...], steps: int) -> None:
+def test_configure_more_checkpoints_than_steps_are_refused(changes: tuple[str, ...], steps: int) -> None:
     small = (*TINY, *MANY_CHECKPOINTS, *changes, "output=out")
     configure(composed(*small, f"evaluation.checkpoints={steps}"))
     with pytest.raises(UserError, match=rf"^evaluation\.checkpoints={steps + 1}, .* at most {steps} steps\. Lower it"):
@@ -429,5 +414,5 @@ def test_checkpoints_beyond_the_steps_are_refused_before_compute(changes: tuple[
 
 
 @pytest.mark.parametrize("unknown", ["trainer.tokens=1000", "iterations=0"])
-def test_checkpoints_are_not_refused_where_steps_are_unknown_or_none(unknown: str) -> None:
+def test_configure_checkpoints_with_unknown_steps_are_accepted(unknown: str) -> None:
     configure(composed(*TINY, *MANY_CHECKPOINTS, unknown, "evaluation.checkpoints=99", "output=out"))

@@ -25,31 +25,31 @@ def model_mistake(*overrides: str) -> str:
     return mistake("data.train=64", "data.test=16", "data.validation=16", *overrides, choose=composed("model=hf"))
 
 
-def test_a_model_folder_that_is_not_there_or_not_one(tmp_path: Path) -> None:
-    assert model_mistake() == "model.path must be given: model.path=…"
+def test_configure_missing_or_empty_model_folder_is_refused(tmp_path: Path) -> None:
+    assert model_mistake().startswith("model.path is required")
     assert model_mistake("model.path=./none") == "model.path=./none: no such folder"
     (tmp_path / "empty").mkdir()
     assert "no config.json" in model_mistake(f"model.path={tmp_path / 'empty'}")
 
 
-def test_a_model_folder_without_safe_weights(folder: Path) -> None:
+def test_configure_model_without_safetensors_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "no *.safetensors" in model_mistake(f"model.path={folder}")
 
 
-def test_a_model_without_a_chat_template(folder: Path) -> None:
-    said = model_mistake(f"model.path={folder}")
-    assert "no chat template" in said
-    assert "model.chat_template=FILE" in said
+def test_configure_model_without_chat_template_is_refused(folder: Path) -> None:
+    message = model_mistake(f"model.path={folder}")
+    assert "no chat template" in message
+    assert "model.chat_template=FILE" in message
 
 
-def test_a_chat_template_without_a_generation_prompt_or_with_a_mistake(folder: Path, tmp_path: Path) -> None:
-    def said(template: str) -> str:
+def test_configure_bad_chat_template_is_refused(folder: Path, tmp_path: Path) -> None:
+    def message(template: str) -> str:
         (tmp_path / "template.jinja").write_text(template)
         return model_mistake(f"model.path={folder}", f"model.chat_template={tmp_path / 'template.jinja'}")
 
     turns = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    assert "no generation prompt" in said(turns)
-    assert "chat template" in said("{% for m in messages %}")
-    assert "chat template" in said("{{ raise_exception('system first') }}")
+    assert "no generation prompt" in message(turns)
+    assert "chat template" in message("{% for m in messages %}")
+    assert "chat template" in message("{{ raise_exception('system first') }}")
     assert "none.jinja" in model_mistake(f"model.path={folder}", "model.chat_template=none.jinja")

@@ -66,5 +66,5 @@ def test_credential_in_a_file_of_settings_is_masked_whatever_else_is_wrong(other
         ("monkey=7", []),
     ],
 )
-def test_what_looks_like_a_credential(text: str, found: list[str]) -> None:
+def test_secrets_in_finds_credentials(text: str, found: list[str]) -> None:
     assert secrets_in(text) == found

@@ -16,21 +16,21 @@ def pretrained(folder: Path, template: str | None, *tokens: str) -> Pretrained:
     return Pretrained(str(folder), None, template, list(tokens), "float32", False, True)
 
 
-def test_the_same_files_every_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_files_are_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_debug(tmp_path / "one")
     main([str(tmp_path / "two")])
     assert capsys.readouterr().out == f"{tmp_path / 'two'}: a model, a reward model, and 4 data sets of 32 rows\n"
     assert folder_hash(tmp_path / "one") == folder_hash(tmp_path / "two")
 
 
-def test_the_folders_are_those_that_the_data_configs_name() -> None:
+def test_debug_folders_match_data_configs() -> None:
     options = ("hh_rlhf", "ultrachat", "ultrachat_pairs", "nectar")
     named = {str(composed(f"data={data}").data.train.path) for data in options}
     assert named == set(DATA_SETS)
     assert ROWS == 32
 
 
-def test_the_model_is_a_base_model_that_needs_a_template(tmp_path: Path) -> None:
+def test_debug_model_needs_chat_template(tmp_path: Path) -> None:
     write_debug(tmp_path)
     with pytest.raises(UserError, match="no chat template"):
         pretrained(tmp_path / "model", None).check()
@@ -45,6 +45,6 @@ def test_the_model_is_a_base_model_that_needs_a_template(tmp_path: Path) -> None
     ]
 
 
-def test_a_dialogue_as_hh_rlhf_writes_it() -> None:
+def test_debug_dialogue_has_hh_rlhf_format() -> None:
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
     assert dialogue(messages) == "\n\nHuman: Hi.\n\nAssistant: Yes?"

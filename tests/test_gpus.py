@@ -49,7 +49,7 @@ def told(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def test_two_jobs_at_once_have_different_gpus_and_a_third_waits() -> None:
+def test_gpus_two_jobs_get_different_ones_and_third_waits() -> None:
     with ExitStack() as stack:
         first = stack.enter_context(holding(1, "a", "b"))
         assert told(first) == "a"
@@ -60,7 +60,7 @@ def test_two_jobs_at_once_have_different_gpus_and_a_third_waits() -> None:
         assert told(third) == "a"  # it would have been said at once, and not been "a", had it not waited
 
 
-def test_who_wants_two_takes_none_until_two_are_free() -> None:
+def test_gpus_job_for_two_takes_none_until_two_are_free() -> None:
     with holding(1, "a", "b", "c") as one:
         assert told(one) == "a"
         with taken(["a", "b", "c"], 2) as own:
@@ -69,7 +69,7 @@ def test_who_wants_two_takes_none_until_two_are_free() -> None:
         assert own == ["a", "b"]
 
 
-def test_a_job_that_fails_gives_its_gpu_back() -> None:
+def test_gpus_failed_job_releases_its_gpu() -> None:
     def fail() -> None:
         with taken(["a"], 1):
             raise RuntimeError("out of memory")
@@ -80,7 +80,7 @@ def test_a_job_that_fails_gives_its_gpu_back() -> None:
         assert own == ["a"]
 
 
-def test_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpus_visible_ones_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f")
     assert present() == ["3", "GPU-5f"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -106,7 +106,7 @@ def test_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("RUN", "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "gpu", 1, "a,b"),
     ],
 )
-def test_only_jobs_side_by_side_on_this_machine_are_kept_apart(
+def test_gpus_are_assigned_only_to_concurrent_local_jobs(
     monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str, accelerator: str, devices: int, seen: str
 ) -> None:
     config = OmegaConf.create({"hydra": {"mode": RunMode[mode], "launcher": {"_target_": launcher}}})

@@ -31,7 +31,7 @@ def slow_modules(code: str) -> set[str]:
     return set(ended.stdout.splitlines()[-1].split()[1:])
 
 
-def test_slow_modules_are_seen() -> None:
+def test_slow_imports_are_detected() -> None:
     assert "torch" in slow_modules("import torch")
 
 

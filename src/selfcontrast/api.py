@@ -1,4 +1,4 @@
-"""Jobs from Python: compose a config, see what it would do, run it."""
+"""Jobs from Python: compose a config, plan it, run it."""
 
 import time
 from dataclasses import replace
@@ -20,14 +20,14 @@ from selfcontrast.store.full import explained
 
 
 def compose(*overrides: str, output: str | Path) -> DictConfig:
-    """The config of a job, as the command line composes it from the same words: `compose("negatives=4", output="out")`.
+    """Compose a job's config from command-line overrides: `compose("negatives=4", output="out")`.
 
     Args:
-        output: the folder for its report, config and results.
+        output: folder for its report, config and results.
 
     Raises:
-        HydraException: for a setting or a choice that does not exist.
-        UserError: for a setting that is given by its old and its new name.
+        HydraException: if a setting or a choice does not exist.
+        UserError: if a setting is given by both its old and its new name.
     """
     words = current_arguments(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -36,18 +36,17 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
 
 def plan(cfg: DictConfig) -> Planned:
-    """The stages of a job, and which of them the store has. Nothing is computed. Raises `UserError`."""
+    """Return the stages of a job, and which of them are cached. Nothing is computed. Raises `UserError`."""
     return plan_of(current_config(cfg), DataReader())
 
 
 def run(cfg: DictConfig) -> Result | None:
-    """Runs or recalls all stages of a job, and writes its report.
+    """Run a job and write its report. Cached stages are not computed again.
 
-    Returns what the report says; None on another node than a job's first. What `recompute` names is computed again by
-    every call.
+    Returns the report's content; None on any node but a job's first. Each call recomputes the stages in `recompute`.
 
     Raises:
-        UserError: with one line, for what a user can mend.
+        UserError: if a setting, a file or the environment is wrong.
     """
     set_environment()
     from selfcontrast.config import configure

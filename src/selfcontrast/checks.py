@@ -1,4 +1,4 @@
-"""The checks before compute that look at several parts of a job at once. Each part checks itself."""
+"""Checks before compute that involve several parts of a job. Each part also checks itself."""
 
 import logging
 from collections.abc import Sequence
@@ -15,110 +15,115 @@ from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.training.hardware import Hardware
 
-MOST_LR = {"all weights": 1e-4, "adapters": 2e-3}  # of pretrained models; more is hardly meant
+MAX_LR = {"all weights": 1e-4, "adapters": 2e-3}  # of pretrained models; higher rates are hardly intended
 
 log = logging.getLogger(__name__)
 
 
 def check_sampling(generator: Generator, model: Model, examples: Sequence[Example]) -> None:
-    """Raise `UserError` where the generator's own model or system message does not go with the model's tokenizer."""
+    """Raise `UserError` if the generator's own model or system message does not fit the model's tokenizer."""
     if not isinstance(generator, Generation) or not (generator.model or generator.system):
         return
     renderer = Renderer(model.tokenizer())
     generator.check_rendering(renderer, examples)
-    if generator.model and not isinstance(model, FromScratch):  # whose tokenizer the sft stage trains
+    if generator.model and not isinstance(model, FromScratch):  # its tokenizer does not exist yet
         check_same_tokenizer(renderer, generator.model)
 
 
 def _samples_the_policy(generator: Generator) -> bool:
-    """Whether candidates are sampled from the model that a round starts from, under the prompts of training."""
+    """Return whether candidates are sampled from the model that a round starts from, with the training prompts."""
     changed = getattr(generator, "system", None) or getattr(getattr(generator, "backend", None), "adapter", None)
     return generator.follows_model and not changed
 
 
 def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None:
-    """Refuse an objective or a reference that needs what nothing in this job will tell."""
+    """Raise `UserError` if the objective or the reference needs scores or log-probabilities that the job lacks."""
     objective, generator, hardware = parts["objective"], parts["generator"], parts["hardware"]
     name = f"objective={type(objective).__name__}"
     if objective.needs_scores and not verified and parts["filter"].reward_model is None:
         raise UserError(
-            f"{name} needs scores, and this data has no verifier: give filter.reward_model (filter=oracle_reward "
-            "filter.reward_model.path=MODEL), or use another objective"
+            f"{name} needs scores, and this data has no verifier. Set filter.reward_model (filter=oracle_reward "
+            "filter.reward_model.path=MODEL), or use another objective."
         )
-    for wanted, who in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
-        if wanted and not generator.has_log_probs:
+    for needed, who in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
+        if needed and not generator.has_log_probs:
             raise UserError(
-                f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none: use "
-                "generator=hf or vllm, or choose another"
+                f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none. Use "
+                "generator=hf or generator=vllm."
             )
     if reference == "sampler" and not _samples_the_policy(generator):
         raise UserError(
-            "reference=sampler: candidates come from another model or prompt than targets are scored by "
-            "(generator.model, generator.system, or the backend's adapter or server): use reference=stored"
+            "reference=sampler: candidates are sampled from another model or prompt than the one that scores targets "
+            "(generator.model, generator.system, or the backend's adapter or server). Use reference=stored."
         )
     if (objective.needs_sampler or reference == "sampler") and parts["trainer"].max_length < generator.max_length:
         raise UserError(
-            f"trainer.max_length={parts['trainer'].max_length} may cut negatives, and the sampler's log-probabilities "
-            f"are of whole ones: raise it to generator.max_length={generator.max_length}"
+            f"trainer.max_length={parts['trainer'].max_length} may truncate negatives, but the sampler's "
+            f"log-probabilities are of whole responses. Raise it to generator.max_length={generator.max_length}."
         )
     if reference != "stored" and hardware.rescore_reference:
-        raise UserError(f"reference={reference} with hardware.rescore_reference=true: use reference=stored")
+        raise UserError(
+            f"reference={reference} cannot be used with hardware.rescore_reference=true. Use reference=stored."
+        )
     if reference == "sampler" and parts["adapter"].at("align").quantised:
-        raise UserError("reference=sampler with adapter=qlora, whose base is another model: use reference=stored")
+        raise UserError(
+            "reference=sampler cannot be used with adapter=qlora, whose quantised base is another model. "
+            "Use reference=stored."
+        )
     drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
     if objective.needs_sampler and drawn != (1.0, 1.0):
         log.warning(
-            "%s: p_gen is the sampler's probability at temperature 1 and top_p 1, not that of how candidates are "
-            "drawn: generator.temperature=%g, generator.top_p=%g",
+            "%s: p_gen is the sampler's probability at temperature 1 and top_p 1, but candidates are drawn with "
+            "generator.temperature=%g, generator.top_p=%g",
             name,
             *drawn,
         )
 
 
 def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:
-    """Raise `UserError` for rounds that do not go together, or have too few prompts.
+    """Raise `UserError` if the settings of rounds contradict each other, or there are too few prompts.
 
     Args:
-        prompts: of the training split.
+        prompts: number of prompts in the training split.
     """
     if cfg.reference_over_iterations == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
         raise UserError(
-            "hardware.rescore_reference=true and adapter=qlora score the model that a round starts from, which "
-            "reference_over_iterations=initial does not compare with: set one of them to its default"
+            "reference_over_iterations=initial cannot be used with hardware.rescore_reference=true or adapter=qlora, which "
+            "score the model that a round starts from. Set one of them to its default."
         )
     if cfg.reference == "sampler" and (cfg.reference_over_iterations, cfg.negatives_over_iterations) != (
         "previous",
         "last",
     ):
         raise UserError(
-            "reference=sampler: negatives are scored by the policy that sampled them, but "
-            "reference_over_iterations=initial and negatives_over_iterations=all mean another one: use reference=stored"
+            "reference=sampler scores negatives by the policy that sampled them, so it cannot be used with "
+            "reference_over_iterations=initial or negatives_over_iterations=all. Use reference=stored."
         )
     if cfg.prompts_over_iterations == "same":
         return
     if cfg.negatives_over_iterations == "all":
         raise UserError(
-            "negatives_over_iterations=all needs the prompts of the rounds before: use prompts_over_iterations=same, "
-            "or negatives_over_iterations=last"
+            "negatives_over_iterations=all needs the prompts of earlier rounds. Use prompts_over_iterations=same, or "
+            "negatives_over_iterations=last."
         )
-    count, most = getattr(generator, "prompts", None), prompts // cfg.iterations
-    if count is None or count > most:
+    count, limit = getattr(generator, "prompts", None), prompts // cfg.iterations
+    if count is None or count > limit:
         raise UserError(
-            f"prompts_over_iterations=disjoint: {cfg.iterations} rounds share {prompts:,} training prompts, so "
-            f"generator.prompts={count} must be a number up to {most:,}"
+            f"prompts_over_iterations=disjoint: {cfg.iterations} rounds share {prompts:,} training prompts. Set "
+            f"generator.prompts={count} to a number up to {limit:,}."
         )
 
 
 def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
     """Raise `UserError` for more checkpoints than preference training can have steps.
 
-    The bound is that of a training in which every prompt is used. `align` has the exact number.
+    This bound assumes that every prompt is used. `align` checks the exact number.
 
     Args:
-        prompts: of the training split.
+        prompts: number of prompts in the training split.
     """
     optim, chosen = parts["trainer"], parts["chosen"]
-    if optim.tokens is not None:  # how many steps they take, lengths decide
+    if optim.tokens is not None:  # then the number of steps depends on lengths
         return
     drawn = getattr(parts["generator"], "prompts", None)
     groups = min(prompts, drawn or prompts) * (2 if chosen.target and chosen.candidate else 1)
@@ -131,12 +136,13 @@ def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
 
 
 def warn_of_learning_rates(parts: dict[str, Any], iterations: int) -> None:
-    """Warn of rates that fit the built-in model of random weights, whose recipes are the defaults."""
+    """Warn of learning rates that fit only the built-in model with random weights."""
     for name, stage, used in (("sft", "sft", parts["sft"].epochs > 0), ("trainer", "align", iterations > 0)):
-        most = MOST_LR["all weights" if isinstance(parts["adapter"].at(stage), NoAdapter) else "adapters"]
-        if used and parts[name].lr > most:
+        limit = MAX_LR["all weights" if isinstance(parts["adapter"].at(stage), NoAdapter) else "adapters"]
+        if used and parts[name].lr > limit:
             log.warning(
-                "%s.lr=%g is for small models of random weights and ruins a pretrained one: use %s=paper, or lower it",
+                "%s.lr=%g suits a small model with random weights and would ruin a pretrained one. "
+                "Use %s=paper, or lower it.",
                 name,
                 parts[name].lr,
                 name,
@@ -144,7 +150,7 @@ def warn_of_learning_rates(parts: dict[str, Any], iterations: int) -> None:
 
 
 def check_lengths(parts: dict[str, Any], iterations: int) -> None:
-    """Warn of rows that may become longer than the model has positions. Training refuses those that are."""
+    """Warn if rows may be longer than the model has positions. Training refuses rows that are."""
     positions = parts["model"].positions()
     bounds = {
         "sft.max_length": parts["sft"].max_length if parts["sft"].epochs else 0,
@@ -155,4 +161,4 @@ def check_lengths(parts: dict[str, Any], iterations: int) -> None:
     if positions is not None:
         parts["evaluation"].lm_eval.check_positions(positions)
     if positions is not None and (longer := [f"{name}={n}" for name, n in bounds.items() if n > positions]):
-        log.warning("%s: more than the %d positions of the model; lower max_length", ", ".join(longer), positions)
+        log.warning("%s: more than the model's %d positions. Lower max_length.", ", ".join(longer), positions)

@@ -1,7 +1,7 @@
-"""The typed config, and every check that can fail before any compute.
+"""Build a job from its config, and run every check that can fail before compute.
 
-Each group of `conf/` names the class it builds (`_target_`). Those classes are dataclasses without defaults, so they
-*are* the schema: their fields and types are what the YAML must hold, all of it, and nothing else.
+Each group of `conf/` names the class that it builds (`_target_`). These classes are dataclasses without defaults, so
+they are the schema: the YAML must hold exactly their fields, with their types.
 """
 
 import difflib
@@ -52,7 +52,7 @@ GROUPS = (
 )  # fmt: skip
 log = logging.getLogger(__name__)
 
-# Beside the groups. OmegaConf gives whole numbers as such: a text or a fraction is a mistake.
+# The top-level keys besides the groups. Strict: OmegaConf parses integers, so any other type is a mistake.
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
     "iterations": Annotated[WholeNumber, Strict(), Field(le=1000)],
@@ -63,8 +63,8 @@ SCALARS: dict[str, Any] = {
     **dict.fromkeys(("name", "label", "target_metric", "store", "store_cache"), Text),
     "published": Text | None,
     "recompute": list[str],
-    **dict.fromkeys(("beta", "fraction"), Positive),  # an objective and a filter have their own checks
-    "fraction_of": Literal["distinct", "samples"],  # which a filter may leave unused
+    **dict.fromkeys(("beta", "fraction"), Positive),  # objectives and filters check them, too
+    "fraction_of": Literal["distinct", "samples"],  # a filter may not use it
     "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
@@ -77,9 +77,10 @@ TARGET_METRICS = ("score", "difference", "win_rate")
 
 @dataclass(frozen=True)
 class Parts:
-    """A job, built and checked: what `pipeline.run` takes.
+    """A job, built and checked: the argument of `pipeline.run`.
 
-    `begun` is when the command began, in seconds since the epoch: what `recompute` names and is older is made again.
+    `begun` is the start time of the command, in seconds since the epoch. Stages in `recompute` that are older are
+    computed again.
     """
 
     name: str
@@ -117,34 +118,36 @@ class Parts:
 
     @property
     def grader(self) -> Verifier | None:
-        """The verifier, where there is one."""
+        """The verifier, if there is one."""
         return _grader(self.verifier)
 
     @property
     def rows(self) -> dict[str, Any]:
-        """What decides the examples: the data, and the rows of it that the model's template cannot render."""
-        found = self.data.fingerprint()
-        return {"data": found, **({"left_out": key_of({"rows": sorted(self.left_out)})} if self.left_out else {})}
+        """The settings that decide the examples: the data, and the rows that the model's template cannot render."""
+        return {
+            "data": self.data.fingerprint(),
+            **({"left_out": key_of({"rows": sorted(self.left_out)})} if self.left_out else {}),
+        }
 
 
 def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None) -> Parts:
-    """Builds every part and checks all that can be known before compute. Raises `UserError`.
+    """Build every part, and check everything that can be checked before compute. Raises `UserError`.
 
     Args:
-        splits: what the config's data gives, where it has been read already.
+        splits: the examples, if they have been read already.
     """
     for name, annotation in SCALARS.items():
         value = OmegaConf.to_container(cfg[name]) if isinstance(cfg[name], ListConfig) else cfg[name]
         typed(finite(value, name), annotation, name)
     if cfg.label == BASELINE:
-        raise UserError(f"label={BASELINE}: the fine-tuned model has that name; give the policy another")
+        raise UserError(f"label={BASELINE}: the fine-tuned model has that name. Give the policy another one.")
     if cfg.target_metric not in TARGET_METRICS:
-        raise UserError(f"target_metric={cfg.target_metric}: one of {', '.join(TARGET_METRICS)}")
+        raise UserError(f"target_metric={cfg.target_metric}: must be one of {', '.join(TARGET_METRICS)}")
     if unknown := sorted(set(cfg.recompute) - set(STAGES)):
-        raise UserError(f"recompute={unknown}: a list of {', '.join(STAGES)}")
+        raise UserError(f"recompute={unknown}: no such stages. Choose from {', '.join(STAGES)}.")
     parts = build_groups(cfg)
     if cfg.recompute and parts["hardware"].num_nodes > 1:
-        raise UserError("recompute with hardware.num_nodes above 1: compute those stages again on one node first")
+        raise UserError("recompute cannot be used with hardware.num_nodes > 1. Recompute the stages on one node first.")
     grader = _grader(parts["verifier"])
     verified = grader is not None
     parts["sft"].check("sft", parts["hardware"])
@@ -157,11 +160,14 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["encoder"].check()
     parts["evaluation"].contamination.check()
     if not parts["evaluation"].backend.follows_model:
-        raise UserError("evaluation.backend: a server has one model, and an evaluation compares two: hf loads each")
+        raise UserError(
+            "evaluation.backend=openai cannot be used: evaluation needs both the SFT model and the policy. "
+            "Use hf or vllm."
+        )
     if cfg.iterations > 1 and not parts["generator"].follows_model:
         raise UserError(
-            f"iterations={cfg.iterations}: each samples from another policy, and this generator cannot: generator=hf "
-            "or generator=vllm, with generator.model=null"
+            f"iterations={cfg.iterations}: each round samples from a new policy, which this generator cannot load. Use "
+            "generator=hf or generator=vllm, with generator.model=null."
         )
     if cfg.iterations:
         checks.check_signals(parts, str(cfg.reference), verified)
@@ -169,13 +175,17 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     check_examples(parts["verifier"], parts["data"], splits)
     parts["generator"].check(splits["train"])
     generator = parts["generator"]
-    parts["filter"].check(cfg.negatives, generator.samples, verified, generator.has_log_probs)  # pairs know by now
+    parts["filter"].check(
+        cfg.negatives, generator.samples, verified, generator.has_log_probs
+    )  # a generator of pairs knows its samples only now
     check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", grader)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
-        raise UserError("sft.epochs=0: the model has random weights; give a fine-tuned one: model=hf model.path=…")
+        raise UserError(
+            "sft.epochs=0: the model has random weights. Raise it, or use a trained model: model=hf model.path=…"
+        )
     parts["adapter"].check(parts["model"])
     if parts["adapter"].quantised:
         parts["hardware"].check_quantised()
@@ -183,7 +193,9 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
+    if not (
+        isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)
+    ):  # ours are made for each other
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     checks.check_sampling(generator, parts["model"], splits["train"])
     if cfg.iterations > 1:
@@ -198,7 +210,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
             raise UserError(
                 f"published={cfg.published} has figures of {name}, but evaluation.benchmarks.{name}.questions="
                 f"{cfg.evaluation.benchmarks[name].questions} asks other questions. Set questions and references to "
-                "FastChat's files, or published=null"
+                "FastChat's files, or set published=null."
             )
     return job
 
@@ -206,7 +218,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
 def assemble(
     cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]], left_out: Sequence[str] = ()
 ) -> Parts:
-    """A job of parts that are built, unchecked but for the folders that it writes to."""
+    """Assemble a job from built parts. Only the folders that it writes to are checked."""
     output = Path(typed(finite(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),
@@ -231,16 +243,19 @@ def assemble(
 
 
 def build_groups(cfg: DictConfig) -> dict[str, Any]:
-    """Build each group of the config. Raises `UserError` as `build` does, and for a group of another kind."""
+    """Build each group of the config. Raises `UserError` as `build` does, and if a group is of the wrong kind."""
     kinds = get_type_hints(Parts)
     return {group: typed(build(cfg[group], group), kinds[group], group) for group in GROUPS}
 
 
 def build(node: Any, where: str) -> Any:
-    """The object that a config node describes: `_target_`'s dataclass, its nested nodes first.
+    """Build the dataclass that a config node's `_target_` names, nested nodes first.
+
+    Args:
+        where: the node's path in the config, for errors.
 
     Raises:
-        UserError: for a key that is unknown or missing, or a value of the wrong type, named by its full path.
+        UserError: if a key is unknown or missing, or a value has the wrong type. The error names the full key.
     """
     if isinstance(node, ListConfig):
         return [build(item, f"{where}[{i}]") for i, item in enumerate(node)]
@@ -258,7 +273,7 @@ def build(node: Any, where: str) -> Any:
     except UserError as error:
         raise UserError(_full_key(str(error), where, checked)) from error
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: these settings do not go together ({error})") from error
+        raise UserError(f"{where}: these settings contradict each other ({error})") from error
 
 
 def _grader(verifier: Verifier) -> Verifier | None:
@@ -266,7 +281,7 @@ def _grader(verifier: Verifier) -> Verifier | None:
 
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:
-    """The message of a class that does not know where in the config it stands, with the setting's full key."""
+    """Prefix the message of a class, which does not know its place in the config, with the setting's full path."""
     above, _, last = where.rpartition(".")
     first = re.split(r"\W", message, maxsplit=1)[0]
     if first in known:
@@ -275,7 +290,7 @@ def _full_key(message: str, where: str, known: Collection[str]) -> str:
 
 
 def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
-    """Check a benchmark before compute. Raises `UserError` with its name in the config."""
+    """Check a benchmark before compute. Raises `UserError` that names it."""
     implementing(benchmark, Benchmark, where)
     try:
         benchmark.check(verifier)
@@ -284,13 +299,13 @@ def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> Non
 
 
 def _reward_models(parts: dict[str, Any]) -> list[RewardModel]:
-    """All that score dialogues of the data: of the filter, of benchmarks and of their judges."""
+    """Return all reward models: the filter's, and those of benchmarks and their judges."""
     benchmarks = list(parts["evaluation"].benchmarks.values())
     judges = [getattr(benchmark, "judge", None) for benchmark in benchmarks]
     panels = [judge for panel in judges for judge in getattr(panel, "judges", {}).values()]
     holders = [parts["filter"], *benchmarks, *judges, *panels]
-    found = [getattr(holder, "reward_model", None) for holder in holders]
-    return [model for model in found if isinstance(model, RewardModel)]
+    models = [getattr(holder, "reward_model", None) for holder in holders]
+    return [model for model in models if isinstance(model, RewardModel)]
 
 
 def _class(target: str, where: str) -> Any:
@@ -299,7 +314,7 @@ def _class(target: str, where: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where}._target_={target}: no such class ({error})") from error
     if not (isinstance(cls, type) and is_dataclass(cls)):
-        raise UserError(f"{where}._target_={target}: must be a dataclass, whose fields are the config's keys")
+        raise UserError(f"{where}._target_={target}: must be a dataclass whose fields are the config's keys")
     return cls
 
 
@@ -308,10 +323,10 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
     for key in map(str, node):
         if key not in (*known, "_target_"):
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has {', '.join(known) or 'none'}"
-            raise UserError(f"{where}.{key}: no such setting{hint}")
+            hint = f"Did you mean {where}.{close[0]}?" if close else f"Its settings: {', '.join(known) or 'none'}."
+            raise UserError(f"{where}.{key}: no such setting. {hint}")
     for key in known:
-        if OmegaConf.is_missing(node, key):  # first, because `in` is False for "???"
-            raise UserError(f"{where}.{key} must be given: {where}.{key}=…")
+        if OmegaConf.is_missing(node, key):  # checked first, because `in` is False for "???"
+            raise UserError(f"{where}.{key} is required. Set {where}.{key}=…")
         if key not in node:
             raise UserError(f"{where}.{key} is missing from the config")

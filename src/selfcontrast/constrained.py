@@ -1,7 +1,7 @@
-"""The numbers and texts that settings may be: types with bounds, which the config's classes annotate their fields with.
+"""Types with bounds for numbers and texts in settings. Config classes annotate their fields with them.
 
-`config.build` checks every field against its type and names the setting by its full key. A bound from above keeps out
-numbers that no machine could follow: they would end in an error of memory, after hours of work.
+`config.build` checks every field against its type and names the setting by its full key. Upper bounds exclude numbers
+that would exhaust any machine's memory, perhaps after hours of work.
 """
 
 import inspect
@@ -19,8 +19,8 @@ from typing_extensions import get_protocol_members, is_protocol
 
 from selfcontrast.errors import UserError
 
-LARGEST = 2**31 - 1  # what files and libraries store in 32 bits
-SHOWN = 60  # characters of a value in an error
+MAX_INT = 2**31 - 1  # files and libraries store 32 bits
+MAX_PRINTED = 60  # characters of a value in an error
 
 
 def _no_bool(value: Any) -> Any:
@@ -37,14 +37,14 @@ def _has_text(value: str) -> str:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_no_bool), Field(le=LARGEST)]
+Integer = Annotated[int, BeforeValidator(_no_bool), Field(le=MAX_INT)]
 Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 
 Count = Annotated[Integer, Field(ge=1)]
 WholeNumber = Annotated[Integer, Field(ge=0)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)]  # what NumPy and Lightning take
-Workers = Annotated[Count, Field(le=4096)]  # threads, devices, processes, requests under way at once
-Samples = Annotated[Count, Field(le=100_000)]  # responses of a prompt
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)]  # the range of NumPy and Lightning
+Workers = Annotated[Count, Field(le=4096)]  # threads, devices, processes, concurrent requests
+Samples = Annotated[Count, Field(le=100_000)]  # responses per prompt
 Tries = Annotated[WholeNumber, Field(le=1000)]
 
 Positive = Annotated[Real, Field(gt=0)]
@@ -52,7 +52,7 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Seconds = Annotated[Positive, Field(le=1e7)]
 Probability = Annotated[Real, Field(ge=0, le=1)]
 BelowOne = Annotated[Real, Field(ge=0, lt=1)]
-Fraction = Annotated[Real, Field(gt=0, le=1)]  # of something that may be all of it
+Fraction = Annotated[Real, Field(gt=0, le=1)]  # up to the whole
 ProperFraction = Annotated[Real, Field(gt=0, lt=1)]
 Cosine = Annotated[Real, Field(gt=-1, le=1)]
 Temperature = Annotated[NonNegative, Field(le=1000)]
@@ -61,10 +61,10 @@ Text = Annotated[str, AfterValidator(_has_text)]
 
 
 def typed(value: Any, annotation: Any, name: str) -> Any:
-    """Return `value` as `annotation`: 1 is a float, "many" is not.
+    """Return `value` converted to `annotation`: 1 becomes a float, "many" is refused.
 
     Raises:
-        UserError: for a value of another type or out of bounds, named by its full key.
+        UserError: if the value has the wrong type or is out of bounds. The error names the full key.
     """
     if annotation is Any:
         return value
@@ -87,15 +87,15 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
 
 
 def quoted(text: str) -> str:
-    """A text in Hydra's quotes, whose own quotes, and backslashes before these, are escaped."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    """Return a text in Hydra's quotes, with quotes, and backslashes before them, escaped."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def check_numbers(settings: Any, where: str) -> None:
-    """Check the numbers of a dataclass that is built without a config. Raises `UserError` as `typed` does.
+    """Check the numbers of a dataclass that was built without a config. Raises `UserError` as `typed` does.
 
     Args:
-        where: the name of the settings in the config.
+        where: the path of the settings in the config.
     """
     cls: Any = type(settings)
     for name, annotation in _hints(cls).items():
@@ -112,19 +112,19 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def implementing(value: Any, protocol: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` where it lacks a member of the protocol; none of them is evaluated."""
+    """Return `value`. Raises `UserError` if it lacks a member of the protocol. Members are not evaluated."""
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
         kind, shown, lacks = protocol.__name__.lower(), value, ""
         if is_dataclass(value):
             shown, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
-        _refuse(name, shown, f"no {kind}{lacks}: choose one of the files in conf, which name a _target_")
+        _refuse(name, shown, f"not a {kind}{lacks}. Choose one of the files in conf, which name a _target_.")
     return value
 
 
 def finite(value: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` where it is, or holds, a number that is none or a text that is none."""
+    """Return `value`. Raises `UserError` if it is or contains a number that is not finite, or invalid text."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number")
     if isinstance(value, str):
@@ -140,25 +140,25 @@ def finite(value: Any, name: str) -> Any:
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise `UserError` for a text with half of a surrogate pair: Python's reading of bytes that are no text here."""
+    """Raise `UserError` for a text with a lone surrogate, which is how Python reads bytes that are not valid text."""
     try:
         text.encode()
     except UnicodeEncodeError:
         name, shown = (each.encode("utf-8", "backslashreplace").decode() for each in (name, text))
         raise UserError(
-            f"{name}: {shown!r} is no text in the encoding {sys.getfilesystemencoding()}: give it in UTF-8, and set a "
-            "locale such as LC_ALL=C.UTF-8"
+            f"{name}: {shown!r} is not valid text in the encoding {sys.getfilesystemencoding()}. Use UTF-8, and set a "
+            "locale such as LC_ALL=C.UTF-8."
         ) from None
 
 
 def _refuse(name: str, value: Any, reason: str) -> Any:
     shown = repr(value) if not isinstance(value, str) or not value.isidentifier() else value
-    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+    shown = shown if len(shown) <= MAX_PRINTED else f"{shown[:MAX_PRINTED]}…"
     raise UserError(f"{name}={shown}: {reason}")
 
 
 def _is_key(part: int | str) -> bool:
-    """Whether it is a place in the value, and not one of pydantic's names for the types that were tried."""
+    """Return whether it is a place in the value, not one of pydantic's names for the types that it tried."""
     return isinstance(part, int) or (part.isidentifier() and part not in ("int", "float", "str", "bool", "none"))
 
 

@@ -1,6 +1,6 @@
-"""Credentials in settings: refused, and taken out of the files that Hydra has written by then.
+"""Refuse credentials in settings, and remove them from the files that Hydra has already written.
 
-Settings are recorded: in `.hydra`, in W&B's config, in manifests and reports. A key comes from the environment alone.
+Settings are recorded in `.hydra`, W&B's config, manifests and reports. So keys may come only from the environment.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from selfcontrast.errors import UserError
 
 MASK = "***"
-# The part before "@" is a container or an account there, or a user whose key lies elsewhere.
+# Protocols whose part before "@" is a container, an account, or a user without a password.
 NAMED = (
     "abfs",
     "abfss",
@@ -35,7 +35,7 @@ QUERY = re.compile(
 
 
 def secrets_in(text: str) -> list[str]:
-    """What in a text looks like a credential inside a URL."""
+    """Return the parts of a text that look like credentials in a URL."""
     if "://" not in text:
         return []
     users = [user for scheme, user in USER.findall(text) if user and (":" in user or scheme.lower() not in NAMED)]
@@ -43,14 +43,14 @@ def secrets_in(text: str) -> list[str]:
 
 
 def refuse_credentials(config: Any, folder: Path | None = None) -> None:
-    """Raise `UserError` for a setting with a credential in a URL, which is first masked in `folder/.hydra`."""
+    """Mask credentials in `folder/.hydra`, and raise `UserError` for a setting with a credential in a URL."""
     for name, text in _texts(config, ""):
-        if found := secrets_in(text):
+        if secrets := secrets_in(text):
             if folder is not None:
-                _mask(folder / ".hydra", found)
+                _mask(folder / ".hydra", secrets)
             raise UserError(
-                f"{name}: a URL with a credential in it, and settings are recorded: give it by the environment (a "
-                "judge's and a generator's by the name of a variable, api_key_env)"
+                f"{name}: the URL contains a credential, and settings are recorded. Put it into an environment "
+                "variable (for judges and generators: the one that api_key_env names)."
             )
 
 

@@ -1,10 +1,10 @@
-"""What `+debug=tiny` runs on: tiny models of random weights, and a few rows in the upstream formats of the data sets.
+"""Write the inputs of `+debug=tiny`: tiny random models, and a few rows in the formats of the public data sets.
 
 python -m selfcontrast.debug debug
 python train.py +experiment=paper data=hh_rlhf negatives=4 +debug=tiny
 
-The rows say what the built-in data says, in the columns, files and folders that hh-rlhf, UltraChat, UltraFeedback and
-Nectar have on the hub. They show that an experiment runs, and nothing else.
+The rows are those of the built-in data, in the columns, files and folders of hh-rlhf, UltraChat, UltraFeedback and
+Nectar on the hub. They only show that an experiment runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example
 
-ROWS, HELD_OUT = 32, 16  # of each split
+ROWS, HELD_OUT = 32, 16  # rows per split
 WIDTH = 32
 VOCABULARY = 400
 
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def write_debug(folder: Path, rows: int = ROWS, held_out: int = HELD_OUT) -> None:
-    """Writes `model` and `reward`, and under their names on the hub the data sets, to `folder`."""
+    """Write `model`, `reward`, and the data sets under their hub names, to `folder`."""
     data = Builtin(rows, 8, held_out, noise=0.15, rejected_noise=0.3, two_turn=0.25, seed=1).load()
     for name, (write, row, splits) in DATA_SETS.items():
         for split, examples in ((splits[0], data["train"]), (splits[1], data["test"])):
@@ -36,7 +36,7 @@ def write_debug(folder: Path, rows: int = ROWS, held_out: int = HELD_OUT) -> Non
 
 
 def write_models(folder: Path, texts: Sequence[str]) -> None:
-    """A causal model without a chat template, as base models are, and a reward model, which has one."""
+    """Write a causal model without a chat template, like a base model, and a reward model with one."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -66,7 +66,7 @@ def write_models(folder: Path, texts: Sequence[str]) -> None:
 
 
 def train_base_tokenizer(texts: Sequence[str]) -> Any:
-    """A byte-level BPE with Mistral's three special tokens, of which none is for padding."""
+    """Train a byte-level BPE with Mistral's three special tokens, without a padding token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -86,11 +86,11 @@ def train_base_tokenizer(texts: Sequence[str]) -> Any:
     )
 
 
-# --- a row of each data set
+# --- one row of each data set
 
 
 def dialogue(messages: Sequence[Mapping[str, Any]]) -> str:
-    """As hh-rlhf writes it: "\\n\\nHuman: …\\n\\nAssistant: …"."""
+    """Return the dialogue in hh-rlhf's format: "\\n\\nHuman: …\\n\\nAssistant: …"."""
     speakers = {"user": "Human", "assistant": "Assistant"}
     return "".join(f"\n\n{speakers[message['role']]}: {message['content']}" for message in messages)
 
@@ -128,11 +128,11 @@ def rejected(example: Example) -> list[dict[str, Any]]:
     return [*map(dict, example.prompt), {"role": "assistant", "content": example.rejected}]
 
 
-# --- a split of each
+# --- one split of each data set
 
 
 def json_lines(folder: Path, split: str, rows: Sequence[Row]) -> None:
-    """One folder of hh-rlhf's."""
+    """Write one folder of hh-rlhf."""
     file = folder / "harmless-base" / f"{split}.jsonl.gz"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), mtime=0))
@@ -155,7 +155,9 @@ DATA_SETS: dict[str, tuple[Callable[[Path, str, Sequence[Row]], None], Callable[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m selfcontrast.debug", description="Writes what +debug=tiny needs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m selfcontrast.debug", description="Write the inputs of +debug=tiny."
+    )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("debug"))
     folder = parser.parse_args(arguments).folder
     import transformers

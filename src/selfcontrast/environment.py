@@ -1,20 +1,24 @@
-"""Environment variables that the libraries of a job read when they are imported."""
+"""Set environment variables that libraries read when they are imported."""
 
 import os
 import sys
 import time
 
-BEGUN = "SELFCONTRAST_BEGUN"  # when the command began, for all processes that it starts
+BEGUN = "SELFCONTRAST_BEGUN"  # start time of the command, for all processes that it starts
 
 
 def set_environment() -> None:
-    """Quiet the libraries, before any of them is imported; what the user has set stays.
+    """Configure libraries before they are imported. Variables that the user has set stay.
 
-    Variables and not function calls, so that a job need not import a library only to make it quiet.
+    Variables instead of function calls, so that no library is imported only to be configured.
     """
     os.environ.setdefault(BEGUN, str(time.time()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Let waiting OpenMP threads spin only briefly: beside busy processes, spinning threads slow each other down
+        # (benchmarks/RESULTS.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars, of any library, in a log file
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in a log file

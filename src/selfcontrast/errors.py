@@ -1,22 +1,22 @@
-"""What a user can mend: one clear line, with the fix in it, and no traceback."""
+"""Errors that a user can fix: one clear line that contains the fix, without a traceback."""
 
 import logging
 
 
 class UserError(Exception):
-    """A wrong setting, file or environment. `train.py` prints its text alone and exits with 1."""
+    """Raised for a wrong setting, file or environment. `train.py` prints only its text and exits with 1."""
 
 
-FAILED = "error.txt"  # in the folder of a sweep's job that failed: why, in one line
+FAILED = "error.txt"  # file in the folder of a failed sweep job, with the reason in one line
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats records without the escape codes that data, models and servers may have put into them; lines stay."""
+    """Format log records without escape codes, which data, models or servers may contain. Line breaks stay."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in super().format(record))
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows as it is: without escape codes, which others may have put into their texts."""
+    """Return the text as one line without escape codes, which data or servers may contain."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,4 +1,4 @@
-"""The folders `conf` and `evaluation`: beside `src` in a checkout, inside of the package where a wheel is installed."""
+"""Locate the folders `conf` and `evaluation`: beside `src` in a checkout, inside the package in a wheel."""
 
 from pathlib import Path
 

@@ -1,13 +1,13 @@
-"""Modules that are imported when they are first used: a command answers before torch is there."""
+"""Import modules on first use, so that a command answers before torch is loaded."""
 
 from importlib import import_module
 from typing import Any
 
 
 class Lazy:
-    """Stands for a module, which is imported on the first access to one of its attributes.
+    """A module that is imported on the first access to an attribute.
 
-    (importlib's LazyLoader puts a module into `sys.modules`, where `inspect` touches it and thereby imports it.)
+    importlib's LazyLoader is not used: it puts the module into `sys.modules`, where `inspect` triggers the import.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What produced a result: versions, commit, machine. Nothing in it is secret."""
+"""Record what produced a result: versions, commit, machine. None of it is secret."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ OPTIONAL = ("peft", "bitsandbytes")
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Versions of the packages that decide numbers, the git commit ("+" where there are changes), the hardware."""
+    """Return versions of the packages that decide numbers, the git commit ("+" if modified), and the hardware."""
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in (*PACKAGES, *filter(find_spec, OPTIONAL))},
@@ -38,7 +38,7 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout this package lies in, or "unknown" for an installed copy."""
+    """Return the commit of the checkout that contains this package, or "unknown" for an installed copy."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -49,7 +49,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The accelerator where there is one, else the processor."""
+    """Return the name of the accelerator if there is one, else of the processor."""
     import torch
 
     if torch.cuda.is_available():

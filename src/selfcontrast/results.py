@@ -1,4 +1,4 @@
-"""The result of a job, or of a model measured alone: what reports, the terminal and W&B are all made from."""
+"""The result of a job, or of one evaluated model: the source of reports, terminal output and W&B."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,38 +27,37 @@ from selfcontrast.training.costs import peak_memory
 from selfcontrast.training.sft import HISTORY
 
 RESULT = "result.json"
-MODEL = "model"  # what evaluate.py calls the one system that it measures
-SAMPLES = 24  # prompts shown with their answers
+MODEL = "model"  # name of the only system in evaluate.py
+SAMPLES = 24  # prompts that reports show with answers
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything a reader is shown of a job. JSON throughout, so that it can be read back without this package.
+    """Everything that reports show of a job. All values are JSON, readable without this package.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         negatives: K.
-        seed: of training.
-        value: of the config's `target_metric`.
-        policy: folder of the aligned policy; of the fine-tuned model, where there are no rounds.
-        comparison: the numbers, as `evaluation.compare.Comparison` has them.
-        stages: per stage its name, key, folder, seconds, whether it was recalled or resumed, and its summary.
-        histories: per trained stage its records of metrics.
-        similarities: of distinct candidates to their target: counts in bins ("edges") of all of them and of those drawn
-            as negatives, and quantiles over prompts of where the selector cuts; and, where something scores them, the
-            table of `filters.signals.signal_table` ("signals").
-        lm_eval: per system and task the metrics.
-        samples: test prompts with target and one answer of each system at the first decoding.
-        negatives_shown: training prompts with their target, the candidate chosen, and their nearest and farthest
-            negative.
-        config: resolved.
+        seed: seed of training.
+        value: value of the config's `target_metric`.
+        policy: folder of the aligned policy; of the fine-tuned model if there are no rounds.
+        comparison: the main numbers (`evaluation.compare.Comparison`).
+        stages: per stage: name, key, folder, seconds, whether it was cached or resumed, and its summary.
+        histories: per trained stage, its records of metrics.
+        similarities: similarity of distinct candidates to their target: counts per bin ("edges") of all candidates and
+            of those drawn as negatives, and quantiles over prompts of the selector's threshold. If candidates are
+            scored, also the table of `filters.signals.signal_table` ("signals").
+        lm_eval: metrics per system and task.
+        samples: evaluation prompts with target and one answer of each system at the first decoding.
+        negatives_shown: training prompts with target, chosen candidate, and nearest and farthest negative.
+        config: the resolved config.
         provenance: versions, commit, machine.
-        prompts: scores by prompt, as `evaluation.compare.by_prompt` has them: what seeds are compared by.
-        benchmarks: by name their `lines` (of each system what was measured, and its interval), `facts` by system, and
-            some of the judgments (`shown`).
-        published: figures of others for this run's systems, beside what was measured (`evaluation.published.Beside`).
-        against_kl: score, KL from the fine-tuned model and entropy of it, of checkpoints, and of the policy; None where
-            no decoding gives samples of the policy itself.
+        prompts: scores per prompt (`evaluation.compare.by_prompt`), for comparisons across seeds.
+        benchmarks: per benchmark: `lines` (a measure of a system, with interval), `facts` per system, and some
+            judgments (`shown`).
+        published: published figures beside this run's own (`evaluation.published.Beside`).
+        against_kl: score, KL from the fine-tuned model, and entropy, of that model, checkpoints and policy; None if no
+            decoding samples from the policy itself.
     """
 
     name: str
@@ -75,8 +74,8 @@ class Result:
     negatives_shown: list[dict[str, Any]]
     config: dict[str, Any]
     provenance: dict[str, Any]
-    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # results from before there were any have none
-    published: list[dict[str, Any]] = field(default_factory=list)  # the same
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # early results lack this field
+    published: list[dict[str, Any]] = field(default_factory=list)  # likewise
     prompts: dict[str, Any] = field(default_factory=dict)  # likewise
     against_kl: Curve | None = None  # likewise
 
@@ -94,9 +93,9 @@ class Result:
         train = {example.id: example for example in parts.splits["train"]}
         lm_eval = {n: json.loads((a.path / LM_EVAL).read_text()) for n, a in systems.items()}
         benchmarks = {
-            name: measured_lines(parts.evaluation, name, found, artifacts["contamination"])
-            for name, found in measured.items()
-            if found
+            name: measured_lines(parts.evaluation, name, by_system, artifacts["contamination"])
+            for name, by_system in measured.items()
+            if by_system
         }
         return cls(
             name=parts.name,
@@ -124,7 +123,7 @@ class Result:
         return cls(**json.loads((folder / RESULT).read_text()))
 
     def track(self, tracker: Tracker, folder: Path) -> None:
-        """The headline numbers, tables and files of the run."""
+        """Log the main numbers, tables and files of the run."""
         summary: dict[str, Any] = {"value": self.value, "policy": self.policy}
         for row in self.comparison["rows"]:
             prefix = f"evaluate/{row['system']}/{row['decoding']}"
@@ -138,9 +137,9 @@ class Result:
                 for bound in ("estimate", "low", "high"):
                     summary[f"divergence/{point['system']}/{measure}/{bound}"] = dict(value)[bound]
         for system, tasks in self.lm_eval.items():
-            summary |= {f"lm_eval/{system}/{t}/{m}": v for t, found in tasks.items() for m, v in found.items()}
-        for name, found in self.benchmarks.items():
-            for line in found["lines"]:
+            summary |= {f"lm_eval/{system}/{t}/{m}": v for t, metrics in tasks.items() for m, v in metrics.items()}
+        for name, benchmark in self.benchmarks.items():
+            for line in benchmark["lines"]:
                 for bound in ("estimate", "low", "high"):
                     summary[f"{name}/{line['system']}/{line['what']}/{bound}"] = line["value"][bound]
         for stage in self.stages:
@@ -157,14 +156,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured of a model, as JSON.
+    """The evaluation of one model, as JSON.
 
     Attributes:
         model: its folder.
-        comparison: as of `Result`, with this system alone.
-        lm_eval: per task its metrics.
-        benchmarks: by name, as of `Result`; without those that compare with the SFT model.
-        samples, stages, config, provenance: as of `Result`.
+        comparison: as in `Result`, with this system only.
+        lm_eval: metrics per task.
+        benchmarks: as in `Result`, without those that compare with the SFT model.
+        samples, stages, config, provenance: as in `Result`.
     """
 
     model: str
@@ -186,47 +185,49 @@ class Evaluated:
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Whether the folder's result is of one model, and not of a run."""
+        """Return whether the folder holds the result of one model, not of a run."""
         return "policy" not in json.loads((folder / RESULT).read_text())
 
 
 def stage_facts(artifact: Artifact) -> str:
-    """One line for the terminal: how the artifact was had, what it took, and where it lies."""
-    how = "recalled" if artifact.cached else ("resumed, done" if artifact.manifest["resumed"] else "done")
+    """Return one line for the terminal: cached or computed, seconds, and folder."""
+    how = "cached" if artifact.cached else ("resumed, done" if artifact.manifest["resumed"] else "done")
     return f"{how} ({artifact.seconds:.0f} s)  {artifact.path}"
 
 
 def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
-    """Training curves of a stage that was recalled, so that every job's run is whole."""
+    """Log the training curves of a cached stage, so that every job's run is complete."""
     for record in _history(artifact):
         tracker.log(label, record)
 
 
 def measured_lines(
-    evaluation: Evaluation, name: str, found: Mapping[str, Artifact], contamination: Artifact
+    evaluation: Evaluation, name: str, by_system: Mapping[str, Artifact], contamination: Artifact
 ) -> dict[str, Any]:
-    """A benchmark's numbers, its facts, and some of its judgments with question, answers, verdict and reason."""
+    """Return a benchmark's numbers, facts, and some judgments with question, answers, verdict and reason."""
     options = Options(evaluation.confidence, evaluation.n_bootstrap, evaluation.seed)
-    lines = evaluation.benchmarks[name].lines({system: a.path for system, a in found.items()}, options)
+    lines = evaluation.benchmarks[name].lines({system: a.path for system, a in by_system.items()}, options)
     shown = []
-    seen = contamination.summary
-    for system, artifact in found.items():
+    overlaps = contamination.summary
+    for system, artifact in by_system.items():
         if (artifact.path / JUDGMENTS).exists():
             judgments = pd.read_parquet(artifact.path / JUDGMENTS)
             some = judgments.iloc[:: max(1, len(judgments) // SAMPLES)][:SAMPLES]
             shown += [{"system": system, **row} for row in json.loads(some.to_json(orient="records"))]
     return {
         "lines": [asdict(line) for line in lines],
-        "facts": {system: artifact.summary for system, artifact in found.items()},
+        "facts": {system: artifact.summary for system, artifact in by_system.items()},
         "shown": shown,
-        "contamination": {what: n for what in ("prompts", "flagged") if (n := seen.get(f"{name}/{what}")) is not None},
+        "contamination": {
+            what: n for what in ("prompts", "flagged") if (n := overlaps.get(f"{name}/{what}")) is not None
+        },
     }
 
 
 def track_judgments(tracker: Tracker, evaluation: Evaluation, measured: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """A table of each benchmark's judgments. All of them are in its artifacts besides."""
-    for name, found in measured.items():
-        table = judgments_table({system: a.path for system, a in found.items()}, evaluation.judgments_shown)
+    """Log a table of judgments per benchmark. The artifacts hold all of them."""
+    for name, by_system in measured.items():
+        table = judgments_table({system: a.path for system, a in by_system.items()}, evaluation.judgments_shown)
         if len(table):
             tracker.table(f"judgments/{name}", table)
 
@@ -249,22 +250,22 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
-    """Of the policy; without one the score is the fine-tuned model's, and nothing is compared."""
+    """Return the target metric of the policy, or without rounds of the fine-tuned model, whose only value is score."""
     row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.ways[0].name)
     values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
-    found = values[metric]
-    return float(found["estimate"]) if found else None
+    value = values[metric]
+    return float(value["estimate"]) if value else None
 
 
 def _similarities(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Empty where nothing was filtered."""
+    """Return the filter's diagnostics; empty without a filter stage."""
     if "filter" not in artifacts:
         return {}
     return dict(json.loads((artifacts["filter"].path / filter_stage.DIAGNOSTICS).read_text()))
 
 
 def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:
-    """Prompts, evenly spread, with their target and each system's first answer."""
+    """Return evenly spaced prompts with their target and each system's first answer."""
     step = max(1, len(examples) // SAMPLES)
     shown = examples[::step][:SAMPLES]
     answers = {name: pd.read_parquet(artifact.path / ANSWERS) for name, artifact in systems.items()}
@@ -281,7 +282,7 @@ def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decodin
 
 
 def _answers(frame: pd.DataFrame, name: str, decoding: str) -> list[dict[str, Any]]:
-    """The first sample's answer to each turn, with its score or similarity."""
+    """Return the first sample's answer to each turn, with its score or similarity."""
     chosen = frame[(frame["id"] == name) & (frame["decoding"] == decoding) & (frame["sample"] == 0)]
     measure = "score" if "score" in frame else "similarity"
     return [
@@ -314,12 +315,12 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
 
 
 def _candidate_of(chosen: Sequence[Positive]) -> str:
-    """The text of the candidate among a prompt's chosen responses; empty where the target alone is chosen."""
-    return next((one.text for one in chosen if one.sample != TARGET), "")
+    """Return the candidate among a prompt's chosen responses; "" if only the target is chosen."""
+    return next((positive.text for positive in chosen if positive.sample != TARGET), "")
 
 
 def curve_table(curve: Curve) -> pd.DataFrame:
-    """Score, KL and entropy as a table: one row per system, with intervals."""
+    """Return a table of score, KL and entropy with intervals, one row per system."""
     rows: list[dict[str, Any]] = []
     for point in curve["points"]:
         row: dict[str, Any] = {"system": point["system"], "step": point["step"], "decoding": curve["decoding"]}
@@ -330,7 +331,7 @@ def curve_table(curve: Curve) -> pd.DataFrame:
 
 
 def samples_table(samples: list[dict[str, Any]]) -> pd.DataFrame:
-    """Samples as a table: one row per prompt, a column per system."""
+    """Return a table of samples: one row per prompt, one column per system."""
     return pd.DataFrame(
         [
             {

@@ -85,7 +85,7 @@ def test_load_edited_while_reading_refused(kind: str, tmp_path: Path, monkeypatc
         return original(*args, **options)
 
     monkeypatch.setattr(MODULES[kind], "read_examples", read_examples)
-    with pytest.raises(UserError, match=r"^data\..* has changed while this job was reading it; run the same command"):
+    with pytest.raises(UserError, match=r"^data\..* has changed while this job was reading it"):
         data.load()
 
 

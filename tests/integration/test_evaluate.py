@@ -85,10 +85,10 @@ def test_a_chat_template_in_place_of_the_models_own(finished: Finished, tmp_path
 
 
 def test_no_model_is_a_users_mistake(tmp_path: Path) -> None:
-    for arguments, said in (([], "model.path must be given"), (["model=./nowhere"], "no such folder")):
+    for arguments, words in (([], "model.path is required"), (["model=./nowhere"], "no such folder")):
         ended = run_train(*arguments, cwd=tmp_path, script="evaluate.py")
         assert ended.returncode == 1
-        assert said in ended.stderr
+        assert words in ended.stderr
         assert [line.partition(":")[0] for line in ended.stderr.splitlines()][1:] == ["error"]
 
 

@@ -13,7 +13,7 @@ SMALL = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none")
 ROUND = ("generate", "embed", "filter", "reference", "align")
 
 
-def test_a_plan_has_the_pipelines_stages_and_writes_nothing(tmp_path: Path) -> None:
+def test_plan_lists_stages_of_pipeline_and_writes_nothing(tmp_path: Path) -> None:
     cfg = composed(*SMALL, "iterations=2", f"store={tmp_path / 'store'}", f"output={tmp_path / 'out'}")
     planned = plan(cfg, DataReader())
     assert [step.label for step in planned.steps] == [
@@ -41,7 +41,7 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
     return {step.label: step.artifact.key for step in planned.steps}
 
 
-def test_what_rounds_have_in_common_with_each_setting(tmp_path: Path) -> None:
+def test_plan_rounds_share_stages_by_setting(tmp_path: Path) -> None:
     """The first round is always the job of one round; the second has what its setting decides, and what follows."""
     rounds = ("iterations=2", "generator.prompts=32")
     first = {f"round-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast round 1"}
@@ -58,16 +58,16 @@ def test_what_rounds_have_in_common_with_each_setting(tmp_path: Path) -> None:
         assert keys_of(tmp_path, "generator.prompts=32", setting) == alone
 
 
-def test_jobs_share_what_k_does_not_decide(tmp_path: Path) -> None:
+def test_plan_jobs_of_other_k_share_stages_before_align(tmp_path: Path) -> None:
     read = DataReader()
     one, other = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))
     keys = [{step.label: step.artifact.key for step in planned.steps} for planned in (one, other)]
     differ = {label for label, key in keys[0].items() if keys[1][label] != key}
     assert differ == {label for label in keys[0] if label == "align" or label.endswith("Self-Contrast")}
-    assert len(read.found) == 1
+    assert len(read.cache) == 1
 
 
-def test_each_reference_scores_what_it_needs(tmp_path: Path) -> None:
+def test_plan_each_reference_has_its_own_stages(tmp_path: Path) -> None:
     read = DataReader()
     plans = {
         name: {step.label: step.artifact.key for step in plan(cfg, read).steps}
@@ -85,7 +85,7 @@ def test_each_reference_scores_what_it_needs(tmp_path: Path) -> None:
         assert len({keys[label] for keys in plans.values()}) == 1
 
 
-def test_checkpoints_are_scored_and_leave_other_keys_as_they_are(tmp_path: Path) -> None:
+def test_plan_checkpoints_add_stages_and_keep_keys(tmp_path: Path) -> None:
     """No benchmark is run on them. What is not trained again has the key that it had."""
     read = DataReader()
     small = (*SMALL, f"store={tmp_path}", "output=out")
@@ -101,7 +101,7 @@ def test_checkpoints_are_scored_and_leave_other_keys_as_they_are(tmp_path: Path)
     assert len(set(four.values())) == len(four)
 
 
-def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Path) -> None:
+def test_plan_missing_data_is_an_obstacle(tmp_path: Path) -> None:
     cfg = composed("data=hub", "data.train.path=nowhere.jsonl", "tracking=none", f"store={tmp_path}", "output=out")
     with pytest.raises(Exception, match="does not exist"):
         configure(cfg)
@@ -112,12 +112,12 @@ def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Pat
     assert planned.parts.splits["train"] == []
 
 
-def test_what_the_checks_say_is_an_obstacle_too(tmp_path: Path) -> None:
+def test_plan_failed_check_is_an_obstacle(tmp_path: Path) -> None:
     cfg = composed(*SMALL, "negatives=17", f"store={tmp_path}", "output=out")
     assert plan(cfg, DataReader()).obstacle.startswith("negatives=17 is more than filter.max_negatives=16")
 
 
-def test_a_plan_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_command_prints_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read, seen = DataReader(), set[str]()
     jobs = [plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8)]
     print_plan("own", jobs, {"train": 1e9}, seen, {"prompts": 3600})

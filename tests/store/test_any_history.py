@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from selfcontrast.store import RESUME, Artifact, Stage, Store, verify
 from selfcontrast.store.catalog import Catalog
-from selfcontrast.store.prune import Wish, choose, delete, sweep
+from selfcontrast.store.prune import PruneQuery, choose, delete, sweep
 from selfcontrast.store.runs import Run
 
 Numbers = st.integers(0, 2)
@@ -106,7 +106,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        for entry in choose(Catalog.read(self.root), Wish()):
+        for entry in choose(Catalog.read(self.root), PruneQuery()):
             assert delete(self.root, entry, used=False)
         sweep(self.root)
         self.runs = {run: used for run, used in self.runs.items() if run in self.existing}

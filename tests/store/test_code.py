@@ -46,17 +46,17 @@ def forget() -> None:
     codes._read.cache_clear()
 
 
-def test_code_of_module_is_every_file_of_its_package_that_it_imports(shop: Path) -> None:
+def test_code_of_module_lists_imported_files_of_its_package(shop: Path) -> None:
     assert set(code_of(["shop.till"])) == {name for name in FILES if "__init__" not in name} - {"shop/unused.py"}
     assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
     assert not {name for name in sys.modules if name.partition(".")[0] == "shop"}  # looked at, not imported
 
 
-def test_code_of_names_that_are_no_files_is_nothing() -> None:
+def test_code_of_modules_without_files_is_empty() -> None:
     assert code_of(["__main__", "sys", "json.nothing", "no_such_package.module"]) == {}
 
 
-def test_code_of_imports_for_the_type_checker_alone_is_nothing(shop: Path) -> None:
+def test_code_of_type_checking_imports_is_empty(shop: Path) -> None:
     (shop / "tax.py").write_text(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from shop import till\nelse:\n    from shop import prices\n"
@@ -65,7 +65,7 @@ def test_code_of_imports_for_the_type_checker_alone_is_nothing(shop: Path) -> No
     assert set(code_of(["shop.tax"])) == {"shop/tax.py", "shop/prices.py"}
 
 
-def test_code_changed_names_the_files_that_differ(shop: Path) -> None:
+def test_changed_lists_differing_files(shop: Path) -> None:
     before = code_of(["shop.till"])
     (shop / "tax.py").write_text("rate = 2\n")
     (shop / "deep" / "table.py").write_text("import shop.unused\n")
@@ -80,13 +80,13 @@ class Part:
     share: float
 
 
-def test_stage_code_is_that_of_its_module_and_of_its_components() -> None:
+def test_stage_code_covers_its_module_and_components() -> None:
     stage = Stage("stage", 1, {"parts": [Part(0.5)]}, {}, never, "selfcontrast.errors")
     assert set(stage.code) == {"selfcontrast/errors.py", *code_of([__name__])}
     assert any(name.endswith("test_code.py") for name in stage.code)
 
 
-def test_key_of_our_class_is_the_same_wherever_it_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_of_own_class_ignores_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
     assert class_name(Store) == "Store"
     key = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
     monkeypatch.setattr(Part, "__module__", "selfcontrast.one")
@@ -95,7 +95,7 @@ def test_key_of_our_class_is_the_same_wherever_it_is_moved(monkeypatch: pytest.M
     assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key == ours != key
 
 
-def test_keys_of_other_packages_classes_differ_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_of_foreign_class_includes_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = set()
     for module in ("mine.one", "mine.two"):
         monkeypatch.setattr(Part, "__module__", module)
@@ -103,27 +103,27 @@ def test_keys_of_other_packages_classes_differ_by_module(monkeypatch: pytest.Mon
     assert len(keys) == 2
 
 
-def test_code_of_half_saved_and_namespace_modules(shop: Path) -> None:
+def test_code_of_accepts_half_saved_and_namespace_modules(shop: Path) -> None:
     (shop / "tax.py").write_text("rate = (\n")
     (shop / "__init__.py").unlink()
     assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
 
 
-def test_code_of_training_does_not_hold_the_report() -> None:
+def test_code_of_training_excludes_report() -> None:
     found = code_of(["selfcontrast.training.align"])
     assert "selfcontrast/losses.py" in found
     assert "selfcontrast/training/module.py" in found
     assert not [name for name in found if name.startswith(("selfcontrast/report", "selfcontrast/cli"))]
 
 
-def test_code_of_evaluation_does_not_hold_its_benchmarks() -> None:
+def test_code_of_evaluation_excludes_benchmarks() -> None:
     found = code_of(["selfcontrast.evaluation.evaluate"])
     assert "selfcontrast/evaluation/likelihood.py" in found
     others = ("selfcontrast/evaluation/benchmarks", "selfcontrast/evaluation/judges")
     assert not [name for name in found if name.startswith(others)]
 
 
-def test_manifest_holds_code_of_its_computation(tmp_path: Path) -> None:
+def test_manifest_records_code(tmp_path: Path) -> None:
     artifact = Store(tmp_path).get(Stage("stage", 1, {}, {}, write(), "selfcontrast.errors"))
     assert read_manifest(artifact.path)["code"] == code_of(["selfcontrast.errors"])
 
@@ -154,7 +154,7 @@ def texts(made: list[Artifact]) -> list[str]:
     return [(artifact.path / "text").read_text() for artifact in made]
 
 
-def test_get_again_with_another_result_computes_what_was_made_from_it(tmp_path: Path) -> None:
+def test_get_again_with_new_result_recomputes_dependents(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keys = [artifact.key for artifact in chain(store)]
     again = chain(store, "two", LATER)
@@ -164,7 +164,7 @@ def test_get_again_with_another_result_computes_what_was_made_from_it(tmp_path: 
     assert all(artifact.cached for artifact in chain(store, "three"))  # the first is there, and is not made again
 
 
-def test_get_again_with_the_same_result_computes_nothing_more(tmp_path: Path) -> None:
+def test_get_again_with_same_result_keeps_dependents(tmp_path: Path) -> None:
     """A history has timings, which no stage reads."""
     chain(Store(tmp_path), history="1 s")
     assert [artifact.cached for artifact in chain(Store(tmp_path), again_before=LATER, history="2 s")] == [
@@ -174,13 +174,13 @@ def test_get_again_with_the_same_result_computes_nothing_more(tmp_path: Path) ->
     ]
 
 
-def test_what_is_newer_is_not_computed_again(tmp_path: Path) -> None:
+def test_get_again_before_keeps_newer_artifact(tmp_path: Path) -> None:
     store, begun = Store(tmp_path), time.time() - 1
     assert not chain(store, again_before=begun)[0].cached
     assert all(artifact.cached for artifact in chain(store, "two", begun))
 
 
-def test_get_again_that_fails_leaves_the_old_artifacts(tmp_path: Path) -> None:
+def test_get_again_failing_keeps_old_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
     chain(store)
     with pytest.raises(AssertionError, match="computed again"):
@@ -188,7 +188,7 @@ def test_get_again_that_fails_leaves_the_old_artifacts(tmp_path: Path) -> None:
     assert all(artifact.cached for artifact in chain(store, "two"))
 
 
-def test_what_an_attempt_left_of_other_inputs_is_dropped(tmp_path: Path) -> None:
+def test_resume_state_of_other_inputs_is_deleted(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, *_ = chain(store)
 
@@ -210,7 +210,7 @@ def test_what_an_attempt_left_of_other_inputs_is_dropped(tmp_path: Path) -> None
     assert not list(tmp_path.glob("*/*/begun_with.json"))  # it is of working folders
 
 
-def test_what_an_attempt_of_other_code_left_is_dropped_where_a_stage_is_computed_again(
+def test_resume_state_of_other_code_is_deleted_when_recomputing(
     tmp_path: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(folder: Path) -> None:
@@ -231,19 +231,19 @@ def test_what_an_attempt_of_other_code_left_is_dropped_where_a_stage_is_computed
         assert store.get(Stage("stage", 1, {}, {}, goes_on, "shop.tax"), LATER).summary == {"resumed": resumed}
 
 
-def test_an_input_that_another_process_computes_again_meanwhile_ends_the_stage(tmp_path: Path) -> None:
+def test_get_input_recomputed_meanwhile_raises(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, *_ = chain(store)
 
     def overtaken(folder: Path) -> None:
         chain(Store(tmp_path), "two", LATER)
 
-    with pytest.raises(UserError, match="computed again by another process"):
+    with pytest.raises(UserError, match="another process recomputed its input"):
         store.get(Stage("fourth", 1, {}, {"input": first}, overtaken))
     assert not [file for file in tmp_path.glob("fourth/*") if "." not in file.name]
 
 
-def test_a_remote_store_gets_the_new_artifact_and_gives_no_stale_one(tmp_path: Path) -> None:
+def test_remote_stale_artifact_is_replaced(tmp_path: Path) -> None:
     url = f"file://{tmp_path / 'remote'}"
 
     def on(machine: str) -> Store:
@@ -259,7 +259,7 @@ def test_a_remote_store_gets_the_new_artifact_and_gives_no_stale_one(tmp_path: P
 # --- store diff
 
 
-def test_diff_says_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_prints_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "store")
     made = []
     for share in (0.25, 0.5):
@@ -279,7 +279,7 @@ def test_diff_says_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: 
     assert "no difference" in capsys.readouterr().out
 
 
-def test_diff_of_two_stages_refused(tmp_path: Path) -> None:
+def test_diff_of_different_stages_is_refused(tmp_path: Path) -> None:
     keys = [artifact.key for artifact in chain(Store(tmp_path))]
-    with pytest.raises(UserError, match="two stages"):
+    with pytest.raises(UserError, match="different stages"):
         main(["diff", keys[0], keys[1], "--store", str(tmp_path)])

@@ -18,7 +18,7 @@ KEY = "0123456789abcdef0123"
 fork = multiprocessing.get_context("fork")
 
 
-def test_the_owner_is_on_record_while_it_works_and_after_it_failed(tmp_path: Path) -> None:
+def test_owner_is_recorded_during_work_and_after_failure(tmp_path: Path) -> None:
     with locked(tmp_path, "a-stage", KEY):
         found = owner(tmp_path, "a-stage", KEY)
         assert found
@@ -32,11 +32,11 @@ def test_the_owner_is_on_record_while_it_works_and_after_it_failed(tmp_path: Pat
     assert left.pid == os.getpid()
 
 
-def test_an_owner_of_another_day_is_said_with_the_day() -> None:
+def test_owner_of_earlier_day_is_printed_with_date() -> None:
     assert str(Owner("host", 7, "2024-03-31T12:00:00+00:00")).startswith("host:7 since 2024-03-31 ")
 
 
-def test_a_lock_is_tried_without_waiting(tmp_path: Path) -> None:
+def test_locked_if_free_does_not_wait(tmp_path: Path) -> None:
     assert not in_progress(tmp_path, "stage", KEY)
     assert not (tmp_path / "locks").exists()  # looking makes none
     with locked(tmp_path, "stage", KEY):
@@ -54,7 +54,7 @@ def _wait_for(root: Path, waits: Any, entered: Any, leave: Any) -> None:
         leave.wait(60)
 
 
-def test_a_lock_that_is_removed_while_another_waits_for_it_still_excludes(tmp_path: Path) -> None:
+def test_lock_removed_while_waited_for_still_excludes(tmp_path: Path) -> None:
     """The waiting process must not end up with the lock of a file that has lost its name."""
     waits, entered, leave = fork.Event(), fork.Event(), fork.Event()
     waiting = fork.Process(target=_wait_for, args=(tmp_path, waits, entered, leave))
@@ -72,7 +72,7 @@ def test_a_lock_that_is_removed_while_another_waits_for_it_still_excludes(tmp_pa
     assert waiting.exitcode == 0
 
 
-def test_a_file_system_without_locks_is_an_error_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: FileLock, *_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 

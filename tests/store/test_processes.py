@@ -32,7 +32,7 @@ def whole(root: Path) -> bytes:
     return (artifact / "whole").read_bytes()
 
 
-def test_ten_processes_compute_one_artifact_once_and_one_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+def test_ten_processes_compute_once_and_resume_after_kill(tmp_path: Path) -> None:
     root, logged = tmp_path / "store", tmp_path / "log"
     command = [sys.executable, str(HERE / "shard_worker.py"), str(root), str(logged)]
     first = subprocess.Popen(command)
@@ -51,7 +51,7 @@ def test_ten_processes_compute_one_artifact_once_and_one_goes_on_where_another_w
     assert whole(root) == b"".join(map(shard, range(SHARDS)))
 
 
-def test_killed_at_twenty_random_moments_no_finished_shard_is_lost_and_the_end_is_byte_equal(tmp_path: Path) -> None:
+def test_twenty_random_kills_lose_no_shard_and_end_byte_equal(tmp_path: Path) -> None:
     draw, kills, logged, attempt = random.Random(4), 0, tmp_path / "log", 0
     while kills < 20:
         root = tmp_path / f"store-{attempt}"
@@ -74,7 +74,7 @@ def test_killed_at_twenty_random_moments_no_finished_shard_is_lost_and_the_end_i
         kills, attempt = kills + lost, attempt + 1
 
 
-def test_what_was_killed_is_byte_equal_to_what_was_not(tmp_path: Path) -> None:
+def test_killed_and_resumed_artifact_is_byte_equal(tmp_path: Path) -> None:
     ask(tmp_path / "store", tmp_path / "log")
     assert whole(tmp_path / "store") == b"".join(map(shard, range(SHARDS)))
     assert Store(tmp_path / "store").get(Stage("stage", 1, {}, {}, lambda folder: None)).cached

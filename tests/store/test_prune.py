@@ -11,48 +11,48 @@ from conftest import Lived
 from selfcontrast.store import Artifact, Stage, Store, prune, verify
 from selfcontrast.store.catalog import Catalog
 from selfcontrast.store.locks import all_locks, locked
-from selfcontrast.store.prune import Wish, choose, delete, sweep
+from selfcontrast.store.prune import PruneQuery, choose, delete, sweep
 from selfcontrast.store.runs import Run, all_runs
 
 DAY = 86400
 
 
-def chosen(lived: Lived, wish: Wish) -> set[str]:
-    return {e.folder.name for e in choose(Catalog.read(lived.root), wish)}
+def chosen(lived: Lived, query: PruneQuery) -> set[str]:
+    return {e.folder.name for e in choose(Catalog.read(lived.root), query)}
 
 
-def test_what_no_run_and_no_kept_artifact_uses_goes_and_so_does_what_was_abandoned(lived: Lived) -> None:
-    assert chosen(lived, Wish()) == {lived.old.key, lived.eight.key, lived.abandoned.name}
+def test_prune_chooses_unused_and_abandoned_entries(lived: Lived) -> None:
+    assert chosen(lived, PruneQuery()) == {lived.old.key, lived.eight.key, lived.abandoned.name}
 
 
-def test_with_the_last_run_its_whole_lineage_goes(lived: Lived) -> None:
+def test_prune_after_last_run_chooses_whole_lineage(lived: Lived) -> None:
     shutil.rmtree(lived.root.parent / "one")
     everything = [lived.old, lived.eight, lived.one, lived.generate, lived.sft]
-    assert chosen(lived, Wish()) == {*(a.key for a in everything), lived.abandoned.name}
+    assert chosen(lived, PruneQuery()) == {*(a.key for a in everything), lived.abandoned.name}
 
 
-def test_what_an_artifact_that_stays_is_made_from_stays_over_any_number_of_steps(lived: Lived) -> None:
+def test_prune_keeps_all_ancestors_of_kept_artifact(lived: Lived) -> None:
     shutil.rmtree(lived.root.parent / "one")
-    assert chosen(lived, Wish(stages=["sft", "generate"])) == {lived.old.key, lived.abandoned.name}
-    assert chosen(lived, Wish(keys=[lived.eight.key, lived.sft.key])) == {lived.eight.key}
+    assert chosen(lived, PruneQuery(stages=["sft", "generate"])) == {lived.old.key, lived.abandoned.name}
+    assert chosen(lived, PruneQuery(keys=[lived.eight.key, lived.sft.key])) == {lived.eight.key}
 
 
-def test_used_is_only_chosen_where_that_is_asked_for(lived: Lived) -> None:
-    assert chosen(lived, Wish(stages=["sft"])) == {lived.old.key}
-    assert chosen(lived, Wish(stages=["sft"], used=True)) == {lived.old.key, lived.sft.key}
+def test_prune_chooses_used_entries_only_with_used(lived: Lived) -> None:
+    assert chosen(lived, PruneQuery(stages=["sft"])) == {lived.old.key}
+    assert chosen(lived, PruneQuery(stages=["sft"], used=True)) == {lived.old.key, lived.sft.key}
 
 
-def test_age_is_since_the_last_use(lived: Lived) -> None:
-    assert chosen(lived, Wish(unused_for=DAY)) == set()
+def test_prune_unused_for_counts_from_last_use(lived: Lived) -> None:
+    assert chosen(lived, PruneQuery(unused_for=DAY)) == set()
     catalog = Catalog.read(lived.root)
     # As if all had been made and used two days ago, but one had been asked for an hour ago.
     ages = {lived.eight.key: DAY / 24}
     aged = [replace(e, used=e.used - ages.get(e.key, 2 * DAY)) for e in catalog.entries]
-    found = choose(Catalog(catalog.root, aged, catalog.runs), Wish(unused_for=DAY))
+    found = choose(Catalog(catalog.root, aged, catalog.runs), PruneQuery(unused_for=DAY))
     assert {e.folder.name for e in found} == {lived.old.key, lived.abandoned.name}
 
 
-def test_a_use_by_a_run_renews_an_artifact(lived: Lived) -> None:
+def test_prune_use_by_run_renews_artifact(lived: Lived) -> None:
     for run in all_runs(lived.root):
         os.utime(run.record, (time.time() + DAY,) * 2)
     used = {e.key: e.used - e.created for e in Catalog.read(lived.root).entries}
@@ -60,12 +60,12 @@ def test_a_use_by_a_run_renews_an_artifact(lived: Lived) -> None:
     assert used[lived.old.key] == 0
 
 
-def delete_all(lived: Lived, wish: Wish) -> list[bool]:
-    return [delete(lived.root, e, wish.used) for e in choose(Catalog.read(lived.root), wish)]
+def delete_all(lived: Lived, query: PruneQuery) -> list[bool]:
+    return [delete(lived.root, e, query.used) for e in choose(Catalog.read(lived.root), query)]
 
 
-def test_deleting_leaves_the_rest_intact_and_no_litter(lived: Lived) -> None:
-    assert delete_all(lived, Wish()) == [True] * 3
+def test_delete_leaves_rest_intact_and_no_leftovers(lived: Lived) -> None:
+    assert delete_all(lived, PruneQuery()) == [True] * 3
     sweep(lived.root)
     left = Catalog.read(lived.root)
     assert {e.key for e in left.entries} == {lived.sft.key, lived.generate.key, lived.one.key}
@@ -76,11 +76,11 @@ def test_deleting_leaves_the_rest_intact_and_no_litter(lived: Lived) -> None:
     assert Store(lived.root).get(Stage("generate", 1, {"samples": 4}, {"sft": lived.sft}, never)) == lived.generate
 
 
-def test_what_a_live_process_holds_is_neither_chosen_nor_deleted(lived: Lived) -> None:
+def test_prune_skips_entries_locked_by_live_process(lived: Lived) -> None:
     key = lived.abandoned.stem
-    before = choose(Catalog.read(lived.root), Wish(keys=[key]))
+    before = choose(Catalog.read(lived.root), PruneQuery(keys=[key]))
     with locked(lived.root, "generate", key):
-        assert chosen(lived, Wish()) == {lived.old.key, lived.eight.key}
+        assert chosen(lived, PruneQuery()) == {lived.old.key, lived.eight.key}
         assert [delete(lived.root, e, used=True) for e in before] == [False]
         sweep(lived.root)
         assert ("generate", key) in all_locks(lived.root)
@@ -89,19 +89,19 @@ def test_what_a_live_process_holds_is_neither_chosen_nor_deleted(lived: Lived) -
     assert all_locks(lived.root) == [("generate", key)]  # whoever comes next learns who abandoned it
 
 
-def test_what_was_published_since_it_was_chosen_as_abandoned_stays(lived: Lived) -> None:
-    before = choose(Catalog.read(lived.root), Wish(keys=[lived.abandoned.stem]))
+def test_delete_keeps_entry_published_meanwhile(lived: Lived) -> None:
+    before = choose(Catalog.read(lived.root), PruneQuery(keys=[lived.abandoned.stem]))
     Store(lived.root).get(Stage("generate", 1, {"samples": 9}, {"sft": lived.sft}, write()))
     assert [delete(lived.root, e, used=False) for e in before] == [False]
     assert Store(lived.root).get(Stage("generate", 1, {"samples": 9}, {"sft": lived.sft}, never)).cached
 
 
 @pytest.mark.parametrize("moment", ["before", "between"])
-def test_a_run_that_takes_an_artifact_into_use_just_now_keeps_it(
+def test_delete_keeps_artifact_that_a_run_just_started_to_use(
     lived: Lived, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before deletion begins, or between its looking and its taking the name away."""
-    (entry,) = choose(Catalog.read(lived.root), Wish(keys=[lived.old.key]))
+    (entry,) = choose(Catalog.read(lived.root), PruneQuery(keys=[lived.old.key]))
     output = lived.root.parent / "new"
     output.mkdir()
     settings = {"optim": {"lr": 0.1, "epochs": 3, "betas": [0.9, 0.95]}, "seed": 1}

@@ -41,7 +41,7 @@ def there(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem, str]
     return fs, f"{root}/{artifact.stage}/{artifact.key}"
 
 
-def test_what_one_machine_computed_another_downloads(machine, url: str) -> None:
+def test_remote_artifact_of_one_machine_is_downloaded_by_another(machine, url: str) -> None:
     first, second = machine(), machine()
     made = first.get(Stage("sft", 1, {"x": 1}, {}, write("four")))
     got = second.get(Stage("sft", 1, {"x": 1}, {}, never))
@@ -53,7 +53,7 @@ def test_what_one_machine_computed_another_downloads(machine, url: str) -> None:
     assert not list(second.root.rglob("*.download"))
 
 
-def test_working_copies_are_found_without_the_remote(machine, url: str) -> None:
+def test_remote_working_copy_is_used_first(machine, url: str) -> None:
     store = machine()
     artifact = store.get(Stage("sft", 1, {}, {}, write()))
     fs, place = there(url, artifact)
@@ -62,7 +62,7 @@ def test_working_copies_are_found_without_the_remote(machine, url: str) -> None:
     assert fs.exists(f"{place}/{MANIFEST}")  # and what it lacks it gets
 
 
-def test_an_upload_without_its_manifest_is_not_read(machine, url: str) -> None:
+def test_remote_upload_without_manifest_is_ignored(machine, url: str) -> None:
     artifact = machine().get(Stage("sft", 1, {}, {}, write()))
     fs, place = there(url, artifact)
     fs.rm(f"{place}/{MANIFEST}")
@@ -70,7 +70,7 @@ def test_an_upload_without_its_manifest_is_not_read(machine, url: str) -> None:
     assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
 
-def test_the_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, sent = machine(), []
     original = type(store.remote.fs).put_file
     monkeypatch.setattr(
@@ -102,21 +102,21 @@ def test_the_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_damage_there_is_noticed_computed_again_and_mended(
+def test_remote_damaged_artifact_is_recomputed_and_replaced(
     machine, url: str, caplog: pytest.LogCaptureFixture, damage, said: str
 ) -> None:
     damage(*there(url, machine().get(Stage("sft", 1, {}, {}, write()))))
     second = machine()
     with caplog.at_level(logging.WARNING):
         artifact = second.get(Stage("sft", 1, {}, {}, write()))
-    assert f"{said}; computing it again" in caplog.text
+    assert f"{said}. Recomputing" in caplog.text
     assert not artifact.cached
     assert verify(artifact.path) is None
     assert not list(second.root.rglob("*.download"))
     assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
 
-def test_an_upload_that_fails_is_a_warning_and_made_up_for(
+def test_remote_failed_upload_warns_and_is_retried(
     machine, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = machine()
@@ -132,9 +132,7 @@ def test_an_upload_that_fails_is_a_warning_and_made_up_for(
     assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
 
-def test_a_remote_that_cannot_be_reached_is_an_error_before_computing(
-    machine, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remote_unreachable_fails_before_computing(machine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = machine()
 
     def refuse(*_: object, **__: object) -> bool:
@@ -145,7 +143,7 @@ def test_a_remote_that_cannot_be_reached_is_an_error_before_computing(
         store.get(Stage("sft", 1, {}, {}, never))
 
 
-def test_a_full_disk_while_downloading_is_said_as_such(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_full_disk_while_downloading_is_reported(machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine().get(Stage("sft", 1, {}, {}, write()))
     second = machine()
 
@@ -163,19 +161,19 @@ def test_a_full_disk_while_downloading_is_said_as_such(machine, monkeypatch: pyt
 # --- urls
 
 
-def test_a_protocol_whose_package_is_missing_is_an_error_with_the_fix() -> None:
+def test_remote_missing_package_is_named() -> None:
     packages = {name: known["class"].split(".")[0] for name, known in known_implementations.items()}
     name, package = next((n, p) for n, p in packages.items() if find_spec(p) is None)
-    with pytest.raises(UserError, match=rf"^store={name}://x/y: needs a package: pip install {package}$"):
+    with pytest.raises(UserError, match=rf"^store={name}://x/y: .*pip install {package}$"):
         Remote(f"{name}://x/y")
 
 
-def test_an_unknown_protocol_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"^store=s4://x/y: .*s4.*; a folder, or a URL such as s3://bucket/path$"):
+def test_remote_unknown_protocol_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^store=s4://x/y: .*s4"):
         Remote("s4://x/y")
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+def test_remote_url_with_password_is_refused_without_printing_it() -> None:
     with pytest.raises(UserError) as raised:
         Remote("s3://me:planted-secret@bucket/x")
     assert "planted-secret" not in str(raised.value)

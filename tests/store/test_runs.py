@@ -16,7 +16,7 @@ def used(root: Path) -> dict[str, set[str]]:
     return {run.folder.name: set(run.artifacts) for run in all_runs(root)}
 
 
-def test_a_run_is_on_record_with_all_it_asked_for_whether_computed_or_recalled(tmp_path: Path) -> None:
+def test_run_records_computed_and_cached_artifacts(tmp_path: Path) -> None:
     root = tmp_path / "store"
     a = Store(root, Run(root, tmp_path / "first")).get(Stage("sft", 1, {}, {}, write()))
     store = Store(root, Run(root, tmp_path / "second"))
@@ -25,7 +25,7 @@ def test_a_run_is_on_record_with_all_it_asked_for_whether_computed_or_recalled(t
     assert used(root) == {"first": {f"sft/{a.key}"}, "second": {f"sft/{a.key}", f"align/{b.key}"}}
 
 
-def test_it_is_on_record_before_the_artifact_is_there(tmp_path: Path) -> None:
+def test_run_is_recorded_before_artifact_exists(tmp_path: Path) -> None:
     def fails(folder: Path) -> None:
         assert used(tmp_path)["out"] == {f"sft/{folder.stem}"}
         raise RuntimeError
@@ -34,13 +34,13 @@ def test_it_is_on_record_before_the_artifact_is_there(tmp_path: Path) -> None:
         Store(tmp_path, Run(tmp_path, tmp_path / "out")).get(Stage("sft", 1, {}, {}, fails))
 
 
-def test_a_run_that_goes_on_keeps_what_it_used(tmp_path: Path) -> None:
+def test_run_resumed_keeps_its_artifacts(tmp_path: Path) -> None:
     Run(tmp_path, tmp_path / "out").uses("sft", "a")
     Run(tmp_path, tmp_path / "out").uses("align", "b")
     assert used(tmp_path) == {"out": {"sft/a", "align/b"}}
 
 
-def test_a_run_ends_with_its_folder_wherever_the_file_system_is_mounted(tmp_path: Path) -> None:
+def test_run_existence_survives_remount(tmp_path: Path) -> None:
     output = tmp_path / "machine" / "outputs" / "1"
     output.mkdir(parents=True)
     Run(tmp_path / "machine" / "store", output).uses("sft", "a")
@@ -52,7 +52,7 @@ def test_a_run_ends_with_its_folder_wherever_the_file_system_is_mounted(tmp_path
 
 
 @pytest.mark.parametrize(("host", "exists"), [(runs.socket.gethostname(), False), ("another", True)])
-def test_a_folder_on_another_machines_disk_is_taken_to_exist(tmp_path: Path, host: str, exists: bool) -> None:
+def test_run_folder_on_other_machine_counts_as_existing(tmp_path: Path, host: str, exists: bool) -> None:
     record = tmp_path / "runs" / "run.json"
     record.parent.mkdir()
     facts = {"folder": "/nowhere", "host": host, "from_store": None, "artifacts": ["sft/a"]}
@@ -62,14 +62,14 @@ def test_a_folder_on_another_machines_disk_is_taken_to_exist(tmp_path: Path, hos
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"folder": "x"}'])
-def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
+def test_run_unreadable_record_is_none(tmp_path: Path, damage: str) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "run.json").write_text(damage)
     assert Recorded.read(tmp_path / "runs" / "run.json") is None
     assert all_runs(tmp_path) == []
 
 
-def test_a_store_one_may_only_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_read_only_store_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = Store(tmp_path).get(Stage("sft", 1, {}, {}, write()))
 
     def refuse(path: Path, value: object) -> None:
@@ -79,5 +79,5 @@ def test_a_store_one_may_only_read_is_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("selfcontrast.store.locks.write_json", refuse)
     store = Store(tmp_path, Run(tmp_path, tmp_path / "out"))
     assert store.get(Stage("sft", 1, {}, {}, never)) == artifact
-    with pytest.raises(UserError, match="Read-only file system; choose a folder that is yours"):
+    with pytest.raises(UserError, match="Read-only file system"):
         store.get(Stage("sft", 2, {}, {}, never))

@@ -28,14 +28,14 @@ def flipped(file: Path, at: int, bit: int = 0) -> None:
     file.write_bytes(data)
 
 
-def test_shard_is_an_ordinary_parquet_file(tmp_path: Path) -> None:
+def test_shard_is_ordinary_parquet(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", TABLE)
     assert pq.read_table(tmp_path / "a.parquet").equals(read_table(tmp_path / "a.parquet"))
     assert read_table(tmp_path / "a.parquet", columns=["token_ids"]).to_pydict() == {"token_ids": [[1, 2], [3]]}
     assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
 
 
-def test_shard_any_flipped_byte_found(tmp_path: Path) -> None:
+def test_shard_any_flipped_byte_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     write_table(file, TABLE)
     whole = file.read_bytes()
@@ -47,7 +47,7 @@ def test_shard_any_flipped_byte_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 100, -1, -9])
-def test_shard_cut_or_empty_found(length: int, tmp_path: Path) -> None:
+def test_shard_truncated_or_empty_is_detected(length: int, tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     write_table(file, TABLE)
     file.write_bytes(file.read_bytes()[:length])
@@ -56,16 +56,14 @@ def test_shard_cut_or_empty_found(length: int, tmp_path: Path) -> None:
         read_table(file)
 
 
-def test_shard_of_other_items_found(tmp_path: Path) -> None:
+def test_shard_of_other_items_is_detected(tmp_path: Path) -> None:
     for name in "ab":
         write_table(tmp_path / f"{name}.parquet", TABLE)
     shutil.copy(tmp_path / "a.parquet", tmp_path / "b.parquet")
     assert "has changed" in str(check_sealed(tmp_path / "b.parquet"))
 
 
-def test_engine_damaged_shards_are_reported_and_computed_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_engine_damaged_shards_are_reported_and_recomputed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = shards(tmp_path, [1, 2], [3], [4], [5])
     Local(1, 1).run(Doubling(), work, "cpu", "double", "number")
     flipped(work[0].file, 40)
@@ -82,7 +80,7 @@ def test_engine_damaged_shards_are_reported_and_computed_again(
     ]
 
 
-def test_line_any_flipped_byte_is_found_or_leaves_no_judgment(tmp_path: Path) -> None:
+def test_line_any_flipped_byte_is_detected_or_ignored(tmp_path: Path) -> None:
     line = sealed_line({"key": "k", "status": "ok", "value": 7.0, "reply": "é [[7]]"})
     for at in range(len(line)):
         changed = bytearray(line.encode())
@@ -96,7 +94,7 @@ def test_line_any_flipped_byte_is_found_or_leaves_no_judgment(tmp_path: Path) ->
     assert read_line(line[:-9]) is None
 
 
-def test_ledger_edited_verdicts_not_used_and_reported(
+def test_ledger_edited_verdicts_are_reported_and_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ledger = Ledger(tmp_path / "judgments", {"model": "m"})
@@ -112,7 +110,7 @@ def test_ledger_edited_verdicts_not_used_and_reported(
     assert f"damaged  judgments/{file.name}: 2 lines have changed" in capsys.readouterr().out
 
 
-def test_ledger_written_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+def test_ledger_without_checksums_is_read(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, {"model": "m"})
     ledger.add("a", Judgment("ok", 2.0))
     [file] = tmp_path.iterdir()
@@ -123,7 +121,7 @@ def test_ledger_written_before_there_were_checksums_is_read(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("part", ["summary", "seconds", "created", "provenance"])
-def test_verify_edited_manifest_found(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_detects_edited_manifest(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path)
     artifact = store.get(
         Stage("stage", 1, {}, {}, lambda folder: {"steps": 3, "mean": float("nan"), "by_rank": {1: 2}})

@@ -59,7 +59,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @given(Settings)
-def test_the_text_of_settings_does_not_depend_on_their_order_and_can_be_read_back(
+def test_canonical_is_independent_of_order_and_reversible(
     settings: dict[str, Any],
 ) -> None:
     assert canonical(settings) == canonical(reordered(settings))
@@ -67,17 +67,17 @@ def test_the_text_of_settings_does_not_depend_on_their_order_and_can_be_read_bac
 
 
 @given(Settings, Settings)
-def test_different_settings_have_different_texts(a: dict[str, Any], b: dict[str, Any]) -> None:
+def test_canonical_differs_for_different_settings(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert (canonical(a) == canonical(b)) == same(a, b)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x"), b"x"])
-def test_settings_that_json_cannot_hold_are_refused(store: Store, value: Any) -> None:
+def test_key_refuses_settings_that_json_cannot_hold(store: Store, value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         store.get(Stage("stage", 1, {"value": value}, {}, never))
 
 
-def test_the_key_depends_on_stage_version_settings_and_inputs_and_on_nothing_else(store: Store, tmp_path: Path) -> None:
+def test_key_depends_only_on_stage_version_settings_and_inputs(store: Store, tmp_path: Path) -> None:
     a, b = store.get(Stage("input", 1, {"n": 1}, {}, write())), store.get(Stage("input", 1, {"n": 2}, {}, write()))
     base = store.get(Stage("stage", 1, {"x": 1, "y": 2}, {"role": a}, write()))
     others = [
@@ -107,7 +107,7 @@ class SamePart:
     workers: int = field(metadata=NOT_IN_KEY)
 
 
-def test_settings_of_a_part_are_its_class_and_the_fields_that_decide_its_result() -> None:
+def test_settings_of_component_is_class_and_deciding_fields() -> None:
     assert settings_of(Part(0.5, workers=1)) == {"class": f"{__name__}.Part", "share": 0.5}
     assert settings_of(Part(0.5, workers=1)) == settings_of(Part(0.5, workers=8))
     assert settings_of(Part(0.5, workers=1)) != settings_of(Part(0.6, workers=1))
@@ -115,14 +115,14 @@ def test_settings_of_a_part_are_its_class_and_the_fields_that_decide_its_result(
 
 
 @pytest.mark.parametrize(("part", "deciding"), [(HF, {"dtype"}), (Hardware, {"precision"})])
-def test_what_only_makes_a_stage_faster_is_in_no_key(part: Any, deciding: set[str]) -> None:
+def test_settings_of_omits_fields_that_only_change_speed(part: Any, deciding: set[str]) -> None:
     assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
 
 
 # --- computing and recalling
 
 
-def test_an_artifact_is_computed_once_and_recalled_with_all_it_holds(store: Store) -> None:
+def test_get_computes_once_and_then_returns_cached_artifact(store: Store) -> None:
     first = store.get(Stage("stage", 1, {"x": 1}, {}, write("four")))
     second = store.get(Stage("stage", 1, {"x": 1}, {}, never))
     assert (first.cached, second.cached) == (False, True)
@@ -134,7 +134,7 @@ def test_an_artifact_is_computed_once_and_recalled_with_all_it_holds(store: Stor
     assert not second.manifest["resumed"]
 
 
-def test_the_manifest_says_what_an_artifact_was_made_from(store: Store) -> None:
+def test_manifest_records_settings_and_inputs(store: Store) -> None:
     a = store.get(Stage("input", 1, {}, {}, write()))
     manifest = json.loads(
         (store.get(Stage("stage", 3, {"b": [1, 2], "a": None}, {"role": a}, write())).path / MANIFEST).read_text()
@@ -147,9 +147,7 @@ def test_the_manifest_says_what_an_artifact_was_made_from(store: Store) -> None:
     assert {"python", "packages", "commit", "platform", "processor"} <= manifest["provenance"].keys()
 
 
-def test_no_secret_of_the_environment_or_the_command_line_is_in_a_manifest(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_manifest_has_no_secret_of_environment_or_command_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "planted-secret")
     monkeypatch.setattr("sys.argv", ["train.py", "token=planted-secret"])
@@ -160,7 +158,7 @@ def test_no_secret_of_the_environment_or_the_command_line_is_in_a_manifest(
 # --- an attempt that fails
 
 
-def test_an_exception_publishes_nothing_and_keeps_what_can_be_resumed(store: Store) -> None:
+def test_get_exception_publishes_nothing_and_keeps_resume_state(store: Store) -> None:
     def fails(folder: Path) -> None:
         (folder / RESUME).mkdir()
         (folder / RESUME / "shard").write_text("done")
@@ -182,7 +180,7 @@ def test_an_exception_publishes_nothing_and_keeps_what_can_be_resumed(store: Sto
     assert list((store.root / "stage").iterdir()) == [artifact.path]
 
 
-def test_an_attempt_that_kept_nothing_is_not_called_resumed(store: Store) -> None:
+def test_get_without_resume_state_is_not_marked_resumed(store: Store) -> None:
     with pytest.raises(AssertionError):
         store.get(Stage("stage", 1, {}, {}, never))
     assert not store.get(Stage("stage", 1, {}, {}, write())).manifest["resumed"]
@@ -210,7 +208,7 @@ def hanging(store: Store) -> Iterator[Any]:
     process.join()
 
 
-def test_a_killed_computation_publishes_nothing_and_frees_its_lock(store: Store, hanging: Any) -> None:
+def test_get_killed_publishes_nothing_and_frees_lock(store: Store, hanging: Any) -> None:
     os.kill(hanging.pid, signal.SIGKILL)
     hanging.join()
     assert not list(store.root.glob(f"stage/*/{MANIFEST}"))
@@ -219,7 +217,7 @@ def test_a_killed_computation_publishes_nothing_and_frees_its_lock(store: Store,
     assert not artifact.cached
 
 
-def test_one_that_waits_says_for_whom_and_goes_on_when_its_owner_is_killed(
+def test_get_waiting_names_owner_and_takes_over_when_killed(
     store: Store, hanging: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     who = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
@@ -239,7 +237,7 @@ def test_one_that_waits_says_for_whom_and_goes_on_when_its_owner_is_killed(
     assert store.get(Stage("stage", 1, {}, {}, never)).cached
 
 
-def test_different_artifacts_do_not_wait_for_each_other(store: Store, hanging: Any) -> None:
+def test_get_different_artifacts_do_not_wait(store: Store, hanging: Any) -> None:
     assert not store.get(Stage("stage", 2, {}, {}, write())).cached
     assert hanging.is_alive()
 
@@ -268,7 +266,7 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
 @pytest.mark.parametrize(
     ("function", "call", "done"), [("replace", 3, False), ("rename", 1, True), ("rename", 2, True)]
 )
-def test_killed_at_any_step_of_publishing_nothing_that_was_finished_is_computed_again(
+def test_get_killed_while_publishing_recomputes_nothing_finished(
     store: Store, function: str, call: int, done: bool
 ) -> None:
     dying = fork.Process(target=_dies_at, args=(store.root, function, call))
@@ -312,9 +310,7 @@ DAMAGES: dict[str, tuple[Callable[[Artifact], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_artifact_is_noticed_and_computed_again(
-    store: Store, caplog: pytest.LogCaptureFixture, kind: str
-) -> None:
+def test_get_damaged_artifact_is_recomputed(store: Store, caplog: pytest.LogCaptureFixture, kind: str) -> None:
     damage, said = DAMAGES[kind]
     artifact = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
     assert verify(artifact.path) is None
@@ -328,7 +324,7 @@ def test_a_damaged_artifact_is_noticed_and_computed_again(
     assert store.get(Stage("stage", 1, {"x": 1}, {}, never)).cached
 
 
-def test_who_reads_a_damaged_artifact_keeps_its_other_files_until_the_new_ones_are_there(store: Store) -> None:
+def test_get_damaged_artifact_keeps_files_until_replaced(store: Store) -> None:
     artifact = store.get(Stage("stage", 1, {}, {}, write()))
     (artifact.path / "foreign").touch()
     reader = open(artifact.path / "sub/file.txt")  # noqa: SIM115
@@ -343,7 +339,7 @@ def test_who_reads_a_damaged_artifact_keeps_its_other_files_until_the_new_ones_a
     assert not list((store.root / "trash").iterdir())
 
 
-def test_a_manifest_with_the_checksums_of_earlier_versions_is_understood(store: Store) -> None:
+def test_verify_accepts_checksums_of_earlier_versions(store: Store) -> None:
     artifact = store.get(Stage("stage", 1, {}, {}, write()))
     manifest = {**artifact.manifest, "files": {"sub/file.txt": hashlib.sha256(b"content").hexdigest()}}
     del manifest["checksum"]
@@ -369,7 +365,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return read
 
 
-def test_a_process_reads_an_unchanged_artifact_once(
+def test_verify_once_reads_unchanged_artifact_once(
     store: Store, readings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if it had been written long ago
@@ -384,7 +380,7 @@ def test_a_process_reads_an_unchanged_artifact_once(
     assert not store.get(Stage("stage", 1, {}, {}, write())).cached
 
 
-def test_an_artifact_written_just_now_is_read_each_time(store: Store, readings: list[Path]) -> None:
+def test_verify_once_rereads_artifact_written_just_now(store: Store, readings: list[Path]) -> None:
     file = store.get(Stage("stage", 1, {}, {}, write())).path / "sub/file.txt"
     readings.clear()
     for _ in range(3):
@@ -392,9 +388,7 @@ def test_an_artifact_written_just_now_is_read_each_time(store: Store, readings: 
     assert readings == [file] * 3
 
 
-def test_an_artifact_that_vanishes_while_it_is_recalled_is_computed_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_get_artifact_deleted_while_reading_is_recomputed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = store.get(Stage("stage", 1, {}, {}, write()))
 
     def pruned_now(folder: Path, cached: bool) -> Artifact:

@@ -1,1 +1,1 @@
-"""The command `selfcontrast`, whose sub-commands train.py, evaluate.py and `python -m selfcontrast.…` start too."""
+"""The command `selfcontrast`. train.py, evaluate.py and `python -m selfcontrast.…` run its sub-commands, too."""

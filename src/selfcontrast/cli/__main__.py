@@ -1,4 +1,4 @@
-"""selfcontrast train | evaluate | report | store | export | plan"""
+"""Run `selfcontrast train | evaluate | report | store | export | plan`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,16 +9,16 @@ from selfcontrast.errors import UserError
 USAGE = """\
 selfcontrast COMMAND …      Self-Contrast (arXiv 2404.00604) from supervised data to a report
 
-  train [KEY=VALUE …]       a job, or with -m a sweep           selfcontrast train -m negatives=1,4,8,16
-  plan [KEY=VALUE …]        its stages, and what the store has  selfcontrast plan negatives=4
-  evaluate model=FOLDER …   the same measurements of any model
-  report DIR …              reports of runs and sweeps, written again or together
-  store COMMAND …           ls, show, diff, verify, prune
-  export SOURCE …           negatives for other trainers
+  train [KEY=VALUE …]       run a job, or with -m a sweep       selfcontrast train -m negatives=1,4,8,16
+  plan [KEY=VALUE …]        list a job's stages and what is cached  selfcontrast plan negatives=4
+  evaluate model=FOLDER …   measure any model as a job measures its policy
+  report DIR …              rewrite or combine reports of runs and sweeps
+  store COMMAND …           manage cached artifacts: ls, show, diff, verify, prune
+  export SOURCE …           write negatives for other trainers
 
-selfcontrast COMMAND --help tells more of each.
+Run `selfcontrast COMMAND --help` for details.
 """
-HYDRA = {"train": "selfcontrast.cli.train", "evaluate": "selfcontrast.cli.evaluate"}  # which read sys.argv
+HYDRA = {"train": "selfcontrast.cli.train", "evaluate": "selfcontrast.cli.evaluate"}  # both read sys.argv
 OTHERS = {
     "plan": "selfcontrast.cli.plan",
     "report": "selfcontrast.report.__main__",
@@ -43,7 +43,7 @@ def main() -> None:
         except UserError as error:
             sys.exit(f"error: {error}")
     else:
-        sys.exit(f"error: {name}: no such command; one of {', '.join([*HYDRA, *OTHERS])}")
+        sys.exit(f"error: {name}: no such command. Use one of {', '.join([*HYDRA, *OTHERS])}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure any model as a job measures its policies."""
+"""Measure any model as a job measures its policy."""
 
 import sys
 
@@ -18,7 +18,7 @@ def evaluate_model(cfg: DictConfig) -> None:
     from selfcontrast.config import configure
 
     parts = configure(cfg)
-    from selfcontrast.evaluate import evaluate  # slow to import: a wrong setting is told first
+    from selfcontrast.evaluate import evaluate  # slow to import, so settings are checked first
     from selfcontrast.report.evaluated import print_evaluated
 
     with explained(parts.output, "output"):
@@ -26,19 +26,19 @@ def evaluate_model(cfg: DictConfig) -> None:
 
 
 def overrides(arguments: list[str]) -> list[str]:
-    """`model=FOLDER` as Hydra takes it: the Hugging Face model at that path."""
-    own = ["model=hf"]
+    """Translate `model=FOLDER` for Hydra: `model=hf` with that path."""
+    translated = ["model=hf"]
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "model" and value != "hf":
-            own.append(f"model.path={quoted(value)}")
+            translated.append(f"model.path={quoted(value)}")
         elif argument != "model=hf":
-            own.append(argument)
-    return own
+            translated.append(argument)
+    return translated
 
 
 def main() -> None:
-    """Hydra around `evaluate_model`."""
+    """Run `evaluate_model` with Hydra."""
     set_environment()
     sys.argv[1:] = overrides(sys.argv[1:])
     with ending():

@@ -1,4 +1,4 @@
-"""Say what a job would compute, and what the store has already. Nothing is computed."""
+"""List the stages of a job, and which of them are cached. Nothing is computed."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from selfcontrast.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Raises `UserError` for a job that would not start here."""
+    """Print a job's plan. Raises `UserError` if the job would not start here."""
     parser = argparse.ArgumentParser(prog="selfcontrast plan", description=__doc__)
-    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="as of selfcontrast train")
-    given = parser.parse_args(arguments)
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="overrides, as for selfcontrast train")
+    args = parser.parse_args(arguments)
     set_environment()
     from selfcontrast.api import compose, plan
     from selfcontrast.report.terminal import columns, say, show
 
     try:
-        cfg = compose(*given.settings, output=".")
-    except Exception as error:  # Hydra's own code is no match for some settings, such as encoder=[null]
+        cfg = compose(*args.settings, output=".")
+    except Exception as error:  # Hydra itself fails on some settings, such as encoder=[null]
         raise UserError(one_line(error).removeprefix("error: ")) from error
     try:
         planned = plan(cfg)
@@ -35,4 +35,4 @@ def main(arguments: Sequence[str]) -> None:
     missing = sum(not step.artifact.cached for step in planned.steps)
     say(f"{missing} of {len(planned.steps)} stages to do")
     if planned.obstacle:
-        raise UserError(f"it would not start here: {planned.obstacle}")
+        raise UserError(f"the job would not start here: {planned.obstacle}")

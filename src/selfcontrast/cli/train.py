@@ -1,4 +1,4 @@
-"""Compose the config, check it, run the pipeline, print what came out."""
+"""Compose the config, check it, run the pipeline and print the result."""
 
 import os
 import sys
@@ -18,11 +18,11 @@ from selfcontrast.gpus import own_gpus
 from selfcontrast.preemption import Stopped, end_when_told, ending, stays
 from selfcontrast.store.full import explained
 
-ONE_RUN = "-m under WANDB_RUN_ID would give several jobs one W&B run: unset it, or leave out -m"
+ONE_RUN = "-m with WANDB_RUN_ID would log several jobs to one W&B run. Unset WANDB_RUN_ID, or omit -m."
 
 
 def job(cfg: DictConfig) -> float | None:
-    """One job. Returns the config's `target_metric`, which is what a sweeper optimises."""
+    """Run one job. Return the config's `target_metric`, which a sweeper optimises."""
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     failed = Path(HydraConfig.get().runtime.output_dir) / FAILED
     set_environment()  # in a launcher's worker, too
@@ -38,18 +38,18 @@ def job(cfg: DictConfig) -> float | None:
             raise
         stays()
         failed.write_text("stopped early, on W&B's page or by a sweep", encoding="utf-8")
-        raise UserError("stopped early; the other jobs go on") from None
+        raise UserError("stopped early; the other jobs continue") from None
     except Exception as error:
         if multirun:
             line = one_line(error).removeprefix("error: ")
-            failed.write_text(line, encoding="utf-8")  # what the summary of the sweep says of it
+            failed.write_text(line, encoding="utf-8")  # shown in the sweep's summary
         if FULL_ERROR or multirun or not isinstance(error, (UserError, OmegaConfBaseException)):
-            raise  # in a sweep the later jobs still run, and Hydra says which one failed
-        sys.exit(one_line(error))  # an exception would make Hydra print a line of its own
+            raise  # in a sweep the other jobs still run, and Hydra names the one that failed
+        sys.exit(one_line(error))  # an exception would make Hydra print its own line
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    config = settings(cfg)  # first: it masks credentials in what Hydra has written
+    config = settings(cfg)  # first, because it masks credentials in Hydra's files
     with own_gpus(cfg.hardware):
         return run_here(cfg, config)
 
@@ -59,20 +59,20 @@ def run_here(cfg: DictConfig, config: dict[str, Any]) -> float | None:
     from selfcontrast.config import configure
 
     parts = configure(cfg)
-    # Only now: torch, transformers and Lightning take seconds to import, and a wrong setting should be told at once.
+    # Imported after the checks: torch, transformers and Lightning take seconds, and mistakes should show at once.
     from selfcontrast.pipeline import run
     from selfcontrast.report.terminal import print_result
 
     with explained(parts.output, "output"):
         result = run(parts, config)
-    if result is None:  # another node of the job has it
+    if result is None:  # another node of the job has the result
         return None
     print_result(result, parts.output)
     return result.value
 
 
 def main() -> None:
-    """Hydra around `job`."""
+    """Run `job` with Hydra."""
     set_environment()
     if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
         sys.exit(f"error: {ONE_RUN}")
@@ -83,6 +83,6 @@ def main() -> None:
             from selfcontrast.report.hook import finish_sweep
 
             try:
-                finish_sweep()  # of a multirun, whether or not a job failed
+                finish_sweep()  # of a multirun, even if a job failed
             except UserError as error:
                 print(one_line(error), file=sys.stderr)

@@ -1,1 +1,1 @@
-"""What an experiment would do before it does it: its stages, what of them is there already, and what the rest costs."""
+"""Plan a job: its stages, and which of them are cached."""

@@ -1,7 +1,7 @@
-"""The stages of a job and whether the store has them, without computing anything.
+"""List the stages of a job, and whether they are cached, without computing anything.
 
-The pipeline itself is asked, with a job whose stages only work out their keys: a key depends on settings and on the
-keys of the inputs alone, so the plan cannot drift from what a run would do.
+The real pipeline runs with a job whose stages only compute their keys. A key depends only on settings and the keys of
+inputs, so a plan always matches what a run would do.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NOTHING: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of a job, by the label that the job gives it. `artifact.cached` says that the store has it."""
+    """A stage of a job and its label. `artifact.cached`: the store has it."""
 
     label: str
     artifact: Artifact
@@ -37,9 +37,9 @@ class Planned:
     """A job's plan.
 
     Attributes:
-        parts: of the job; without examples where the data cannot be read here.
-        steps: in their order.
-        obstacle: why the job would not start on this machine; empty where it would.
+        parts: the job's parts; without examples if the data cannot be read here.
+        steps: its stages, in order.
+        obstacle: why the job would not start on this machine; empty if it would.
     """
 
     parts: Parts
@@ -48,12 +48,12 @@ class Planned:
 
 
 class Rehearsal(Job):
-    """A job whose stages are named and looked for, and not computed."""
+    """A job whose stages are only looked up."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts, Untracked())
         self.steps: list[PlannedStage] = []
-        self._again: set[str] = set()  # keys of what is to be computed again, and of what is made from that
+        self._again: set[str] = set()  # keys of stages to recompute, and of their dependents
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
         folder = self.parts.store.root / stage.name / stage.key
@@ -72,24 +72,24 @@ class Rehearsal(Job):
 
 
 class DataReader:
-    """Reads each data set once, however many jobs are planned with it."""
+    """Read each data set once, however many jobs are planned with it."""
 
     def __init__(self) -> None:
-        self.found: dict[str, tuple[dict[Split, list[Example]], str]] = {}
+        self.cache: dict[str, tuple[dict[Split, list[Example]], str]] = {}
 
     def __call__(self, data: DictConfig) -> tuple[dict[Split, list[Example]], str]:
-        """The examples, or none, and why they cannot be read here."""
+        """Return the examples and "", or no examples and the reason."""
         text = OmegaConf.to_yaml(data, resolve=True)
-        if text not in self.found:
+        if text not in self.cache:
             try:
-                self.found[text] = build(data, "data").load(), ""
+                self.cache[text] = build(data, "data").load(), ""
             except UserError as error:
-                self.found[text] = {"train": [], "validation": [], "test": []}, str(error)
-        return self.found[text]
+                self.cache[text] = {"train": [], "validation": [], "test": []}, str(error)
+        return self.cache[text]
 
 
 def plan(cfg: DictConfig, read: DataReader) -> Planned:
-    """The stages of the job that a config describes. Raises `UserError` where no job could be built from it at all."""
+    """Plan the job that a config describes. Raises `UserError` if no job can be built from it."""
     splits, obstacle = read(cfg.data)
     if not obstacle:
         try:

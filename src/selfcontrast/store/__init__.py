@@ -1,8 +1,7 @@
-"""Content-addressed artifacts: computed once per content, published atomically, verified when read.
+"""Content-addressed artifacts: computed once, published atomically, verified when read.
 
-An artifact is a folder `ROOT/STAGE/KEY/` of immutable files with a `manifest.json`. Its key is a hash of what decides
-its content: the stage, the stage's version, its settings, and the keys of its inputs. docs/store.md tells the rest, and
-`python -m selfcontrast.store` looks after it.
+An artifact is a folder `ROOT/STAGE/KEY/` of immutable files with a `manifest.json`. Its key is a hash of the stage, the
+stage's version, its settings, and the keys of its inputs. See docs/store.md; `selfcontrast store` manages a store.
 """
 
 from selfcontrast.store.artifact import MANIFEST, RESUME, Artifact, canonical, verify

@@ -1,4 +1,4 @@
-"""python -m selfcontrast.store ls|show|diff|verify|prune   looks after a store."""
+"""List, show, compare, verify and prune artifacts: `selfcontrast store ls|show|diff|verify|prune`."""
 
 import argparse
 import json
@@ -23,74 +23,74 @@ UNITS = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command. Returns the exit code: 1 where `verify` found damage. Raises `UserError`."""
-    given = _parser().parse_args(arguments)
-    if is_url(given.store):
-        raise UserError(f"--store {given.store}: these commands work on a folder: give that of the working copies")
-    with full.explained(Path(given.store)):
-        catalog = Catalog.read(Path(given.store))
-        code: int = given.command(catalog, given)
+    """Run one command and return the exit code: 1 if `verify` found damage. Raises `UserError`."""
+    args = _parser().parse_args(arguments)
+    if is_url(args.store):
+        raise UserError(f"--store {args.store} is a URL. Give the folder of its working copies (store_cache).")
+    with full.explained(Path(args.store)):
+        catalog = Catalog.read(Path(args.store))
+        code: int = args.command(catalog, args)
     return code
 
 
-def ls(catalog: Catalog, given: argparse.Namespace) -> int:
-    entries = [e for e in catalog.entries if not given.stage or e.stage in given.stage]
-    if given.json:
+def ls(catalog: Catalog, args: argparse.Namespace) -> int:
+    entries = [e for e in catalog.entries if not args.stage or e.stage in args.stage]
+    if args.json:
         print(json.dumps([_facts(catalog, e) for e in entries], indent=1))
     else:
         print_entries(catalog, entries)
     return 0
 
 
-def show(catalog: Catalog, given: argparse.Namespace) -> int:
-    print_entry(catalog, catalog.find(given.key))
+def show(catalog: Catalog, args: argparse.Namespace) -> int:
+    print_entry(catalog, catalog.find(args.key))
     return 0
 
 
-def diff(catalog: Catalog, given: argparse.Namespace) -> int:
-    print_differences(catalog, catalog.find(given.one), catalog.find(given.other))
+def diff(catalog: Catalog, args: argparse.Namespace) -> int:
+    print_differences(catalog, catalog.find(args.one), catalog.find(args.other))
     return 0
 
 
-def verify_all(catalog: Catalog, given: argparse.Namespace) -> int:
-    entries = [catalog.find(key) for key in given.keys] or catalog.published
+def verify_all(catalog: Catalog, args: argparse.Namespace) -> int:
+    entries = [catalog.find(key) for key in args.keys] or catalog.published
     damaged = damaged_lines_in_all = 0
     for entry in entries:
         damage = verify(entry.folder)
         damaged += damage is not None
         print(f"{'damaged' if damage else 'intact':<8} {entry.name}{f': {damage}' if damage else ''}", flush=True)
-    for file in [] if given.keys else sorted(catalog.root.glob(LEDGERS)):
+    for file in [] if args.keys else sorted(catalog.root.glob(LEDGERS)):
         lines = damaged_lines(file)
         damaged_lines_in_all += lines
         if lines:
             name = file.relative_to(catalog.root)
-            print(f"damaged  {name}: {lines} lines have changed since they were written; they are not used", flush=True)
+            print(f"damaged  {name}: {lines} lines have changed since they were written and are ignored", flush=True)
     print(
         f"{len(entries) - damaged} intact, {damaged} damaged"
-        + ("; they are computed again when wanted" * bool(damaged))
+        + ("; damaged ones are recomputed when a job needs them" * bool(damaged))
     )
     return 1 if damaged or damaged_lines_in_all else 0
 
 
-def prune_some(catalog: Catalog, given: argparse.Namespace) -> int:
-    keys = {catalog.find(key).key for key in given.keys}
-    chosen = prune.choose(catalog, prune.Wish(given.stage, given.unused_for, keys, given.used))
+def prune_some(catalog: Catalog, args: argparse.Namespace) -> int:
+    keys = {catalog.find(key).key for key in args.keys}
+    chosen = prune.choose(catalog, prune.PruneQuery(args.stage, args.unused_for, keys, args.used))
     freed = 0
     for entry in chosen:
         line = f"{entry.name}, {entry.state}, {size(entry.bytes)}, last used {age(entry.used)} ago"
-        if given.used and (who := users(catalog, entry)):
+        if args.used and (who := users(catalog, entry)):
             line += f", by {who}"
-        if not given.yes:
+        if not args.yes:
             print(f"would delete {line}")
-        elif prune.delete(catalog.root, entry, given.used):
+        elif prune.delete(catalog.root, entry, args.used):
             print(f"deleted {line}", flush=True)
         else:
-            print(f"spared {line}: taken into use just now")
+            print(f"kept {line}: a run has just started to use it")
             continue
         freed += entry.bytes
-    if given.yes:
+    if args.yes:
         prune.sweep(catalog.root)
-    print(f"{size(freed)} freed" if given.yes else f"{size(freed)} in all; nothing is deleted without --yes")
+    print(f"{size(freed)} freed" if args.yes else f"{size(freed)} in all. Nothing was deleted; add --yes to delete.")
     return 0
 
 
@@ -115,7 +115,7 @@ def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="selfcontrast store",
-        description="Looks after a store of finished stages. A key may be cut short wherever one is asked for.",
+        description="Manage a store of finished stages. Keys may be abbreviated to their first digits.",
     )
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
@@ -126,53 +126,57 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="ls|show|diff|verify|prune")
 
-    one = commands.add_parser("ls", parents=[where], help="list artifacts: size, age, users, and what tells them apart")
-    one.add_argument("--stage", action="append", metavar="STAGE", help="of this stage only; may be given repeatedly")
-    one.add_argument("--json", action="store_true", help="as JSON, with whole keys and settings")
+    one = commands.add_parser(
+        "ls", parents=[where], help="list artifacts: size, age, users, and the settings that differ"
+    )
+    one.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (repeatable)")
+    one.add_argument("--json", action="store_true", help="print JSON with full keys and settings")
     one.set_defaults(command=ls)
 
-    one = commands.add_parser("show", parents=[where], help="one artifact: manifest, lineage, users")
+    one = commands.add_parser("show", parents=[where], help="show one artifact: manifest, lineage, users")
     one.add_argument("key", metavar="KEY")
     one.set_defaults(command=show)
 
-    one = commands.add_parser("diff", parents=[where], help="how two artifacts differ: settings, inputs, code")
+    one = commands.add_parser("diff", parents=[where], help="show how two artifacts differ: settings, inputs, code")
     one.add_argument("one", metavar="A")
     one.add_argument("other", metavar="B")
     one.set_defaults(command=diff)
 
     one = commands.add_parser(
-        "verify", parents=[where], help="compare all checksums; exit code 1 where there is damage"
+        "verify", parents=[where], help="verify all checksums; exit code 1 if any artifact is damaged"
     )
-    one.add_argument("keys", nargs="*", metavar="KEY", help="of these only (default: all)")
+    one.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
     one.set_defaults(command=verify_all)
 
     one = commands.add_parser(
         "prune",
         parents=[where],
-        help="delete what nothing uses, and what killed processes left",
-        description="Deletes artifacts that no run (whose output folder still exists) and no artifact that stays "
-        "depends on, and the working folders of processes that ended before they were done, with all there is to "
-        "resume. Says what it would delete; --yes does it. Never touches what a live process is computing.",
+        help="delete artifacts that nothing uses, and leftovers of killed processes",
+        description="Delete artifacts that no existing run and no kept artifact depends on, and the working folders of "
+        "processes that ended early, with their resume state. Without --yes, only list them. Artifacts that a live "
+        "process is computing are never touched.",
     )
-    one.add_argument("keys", nargs="*", metavar="KEY", help="of these only (default: all)")
-    one.add_argument("--stage", action="append", default=[], metavar="STAGE", help="of this stage only; repeatable")
+    one.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
+    one.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
     one.add_argument(
         "--unused-for",
         type=_duration,
         default=0,
         metavar="TIME",
-        help="last asked for at least 30min, 12h, 30d, 8w ago",
+        help="only artifacts last used at least this long ago: 30min, 12h, 30d, 8w",
     )
-    one.add_argument("--used", action="store_true", help="even what runs and other artifacts depend on")
-    one.add_argument("--yes", action="store_true", help="delete, instead of saying what would be deleted")
+    one.add_argument("--used", action="store_true", help="also artifacts that runs and other artifacts depend on")
+    one.add_argument("--yes", action="store_true", help="delete; without it, only list")
     one.set_defaults(command=prune_some)
     return parser
 
 
 def _duration(text: str) -> float:
-    if not (found := re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})", text)):
-        raise argparse.ArgumentTypeError(f"{text!r}: a number and one of {', '.join(UNITS)}, such as 30d")
-    return float(found[1]) * UNITS[found[2]]
+    if not (match := re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})", text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a duration. Give a number and one of {', '.join(UNITS)}: 30d."
+        )
+    return float(match[1]) * UNITS[match[2]]
 
 
 if __name__ == "__main__":

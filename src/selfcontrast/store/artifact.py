@@ -1,4 +1,4 @@
-"""What an artifact is: its key, its manifest, and whether its files are what the manifest says."""
+"""An artifact: its key, its manifest, and the check of its files against the manifest."""
 
 import hashlib
 import json
@@ -16,24 +16,24 @@ import xxhash
 from selfcontrast.store.settings import settings_of
 
 MANIFEST = "manifest.json"
-IDENTITY = ("stage", "version", "settings", "inputs")  # what of a manifest the key is a hash of
-RESUME = "resume"  # a stage's own state inside its working folder; never published
+IDENTITY = ("stage", "version", "settings", "inputs")  # the fields of a manifest that the key is a hash of
+RESUME = "resume"  # folder for a stage's state inside its working folder; never published
 
-# Against accidents, not against an attacker, who could as well rewrite the manifest: so the fastest, which reads a
-# model of 15 GB in the time that the disk gives it, where sha256 alone takes 12 s. The key itself stays a sha256.
+# Checksums guard against accidents, not against an attacker, who could rewrite the manifest as well. So the fastest
+# hash is used: for a model of 15 GB it waits for the disk alone, and sha256 takes 12 s. The key itself is a sha256.
 CHECKSUM = "xxh3_128"
 FOR_PEOPLE = {"history.json"}  # files with timings, which no stage reads
-OF_FACTS = "facts_checksum"
+FACTS_CHECKSUM = "facts_checksum"
 _HASHES: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 Stamp = dict[str, tuple[int, ...]]
-_intact: dict[Path, Stamp] = {}  # folders whose checksums this process has compared, and what they looked like then
-_SETTLED = 2.0  # seconds after which another change must give a file another time stamp
+_intact: dict[Path, Stamp] = {}  # verified folders, with their stamps at that time
+_SETTLED = 2.0  # seconds after which a change is sure to give a file a new time stamp
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published folder. `cached` says that this process did not compute it."""
+    """A published folder. `cached`: this process did not compute it."""
 
     stage: str
     key: str
@@ -43,40 +43,40 @@ class Artifact:
 
     @classmethod
     def read(cls, folder: Path, cached: bool) -> "Artifact":
-        """What is published in `folder`, unverified."""
+        """Read the artifact in `folder` without verifying its files."""
         manifest = read_manifest(folder)
         return cls(manifest["stage"], folder.name, folder, manifest, cached)
 
     @property
     def seconds(self) -> float:
-        """What the computation took, whenever that was; its last attempt alone where the manifest says `resumed`."""
+        """Seconds that the computation took; of its last attempt alone if it was resumed."""
         return float(self.manifest["seconds"])
 
     @property
     def created(self) -> float:
-        """When it was computed, in seconds since the epoch."""
+        """Time of its computation, in seconds since the epoch."""
         return datetime.fromisoformat(self.manifest["created"]).timestamp()
 
     @cached_property
     def content(self) -> str:
-        """As `content_of`."""
+        """Hash of its files (`content_of`)."""
         return content_of(self.manifest)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The small facts that the stage returned."""
+        """The summary that the stage returned."""
         return dict(self.manifest["summary"])
 
 
 def canonical(value: Any) -> str:
-    """One text per JSON value, whatever the order of its keys. Raises TypeError or ValueError for any other value."""
+    """Return one text per JSON value, independent of the order of keys. Raises TypeError or ValueError otherwise."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def identity_of(
     stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Artifact]
 ) -> dict[str, Any]:
-    """The values of `IDENTITY`, as JSON; of components among the settings, `settings_of`."""
+    """Return the fields of `IDENTITY` as JSON values; components in the settings become their `settings_of`."""
     keys = {role: artifact.key for role, artifact in inputs.items()}
     return {
         "stage": stage,
@@ -87,7 +87,7 @@ def identity_of(
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """20 hexadecimal digits for the values of `IDENTITY`."""
+    """Return the key, 20 hexadecimal digits, of the fields of `IDENTITY`."""
     return hashlib.sha256(canonical(identity).encode()).hexdigest()[:20]
 
 
@@ -97,20 +97,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def content_of(manifest: Mapping[str, Any]) -> str:
-    """A hash of the files that later stages read; "" for an artifact that lists none."""
+    """Return a hash of the files that later stages read; "" for a manifest without files."""
     files = {name: checksum for name, checksum in manifest.get("files", {}).items() if name not in FOR_PEOPLE}
     return xxhash.xxh3_128_hexdigest(canonical(files).encode()) if files else ""
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Completes `folder` by a manifest of `facts` and of all its files but those under `RESUME`."""
+    """Write the manifest of `folder`: `facts`, and checksums of all files except those under `RESUME`."""
     files = {name: _checksum(folder / name, CHECKSUM) for name in _names(folder) if not _resumes(name)}
     manifest = {**facts, "checksum": CHECKSUM, "files": files}
-    write_json(folder / MANIFEST, {**manifest, OF_FACTS: _facts_checksum(manifest)})
+    write_json(folder / MANIFEST, {**manifest, FACTS_CHECKSUM: _facts_checksum(manifest)})
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Write a JSON file atomically."""
     half = path.with_name(f"{path.name}.{os.getpid()}.half")
     try:
         with open(half, "w") as file:
@@ -124,48 +124,49 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def verify(folder: Path, key: str | None = None) -> str | None:
-    """What is wrong with an artifact, by default the one that its folder's name says; None where all is well.
+    """Return what is wrong with an artifact (files or manifest missing, foreign or changed); None if it is intact.
 
-    Files can be missing, foreign or changed, and the manifest too.
+    Args:
+        key: the expected key; by default the folder's name.
     """
     return _damage(folder, key or folder.name, _names(folder))
 
 
 def verify_once(folder: Path) -> str | None:
-    """`verify`, which reads no file again that this process has verified and whose time stamps are still the same.
+    """Like `verify`, but skip files that this process has verified and whose time stamps have not changed.
 
-    A first reading costs little, because whoever asks for an artifact reads it next, then from memory. The jobs of a
-    sweep in one process, which all ask for the same model, would pay for it each.
+    The first check is cheap, because the caller reads the same files next, then from the page cache. The jobs of a
+    sweep in one process all load the same model, and would each pay for a check of their own.
     """
     stamp, now = _stamp(folder), time.time()
     if stamp and _intact.get(folder) == stamp:
         return None
     if damage := verify(folder):
         return damage
-    # A file written just now could be written once more without another time stamp: it is read again next time.
+    # A file that was written just now could change again without a new time stamp, so the next call reads it again.
     if stamp and max(changed for *_, changed in stamp.values()) < (now - _SETTLED) * 1e9:
         _intact[folder] = stamp
     return None
 
 
 def complete(partial: Path, key: str) -> bool:
-    """Whether a working folder holds all of artifact `key`, which then only wants publishing."""
-    own = {name for name in _names(partial) if not _resumes(name)}
-    return (partial / MANIFEST).exists() and not _damage(partial, key, own)
+    """Return whether a working folder holds the complete artifact `key`, so that only publishing is left."""
+    names = {name for name in _names(partial) if not _resumes(name)}
+    return (partial / MANIFEST).exists() and not _damage(partial, key, names)
 
 
 def _damage(folder: Path, name: str, present: set[str]) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files, key = dict(manifest["files"]), key_of({part: manifest[part] for part in IDENTITY})
-        algorithm = manifest.get("checksum", "sha256")  # of those written before there was a choice
-        of_facts = manifest.get(OF_FACTS)  # none in those written before there was one
+        algorithm = manifest.get("checksum", "sha256")  # early manifests do not name it
+        facts_checksum = manifest.get(FACTS_CHECKSUM)  # absent in early manifests
         _ = manifest["summary"], manifest["seconds"], manifest["resumed"], _HASHES[algorithm]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable manifest ({type(error).__name__})"
     if key != name:
         return "its manifest is another artifact's"
-    if of_facts is not None and of_facts != _facts_checksum(manifest):
+    if facts_checksum is not None and facts_checksum != _facts_checksum(manifest):
         return "its manifest has changed since it was written"
     if missing := sorted(files.keys() - present):
         return f"{missing[0]} is missing"
@@ -175,17 +176,15 @@ def _damage(folder: Path, name: str, present: set[str]) -> str | None:
         try:
             if _checksum(folder / file, algorithm) != expected:
                 return f"{file} has changed since it was written"
-        except OSError as error:  # a bad sector, or the whole artifact pruned meanwhile
+        except OSError as error:  # a bad sector, or pruned meanwhile
             return f"{file} cannot be read ({error.strerror})"
     return None
 
 
 def _names(folder: Path) -> set[str]:
-    """The files of a folder but its manifest, as paths in it."""
-    found = (
-        os.path.join(where, file) for where, _, files in os.walk(folder) for file in files
-    )  # of what vanishes none
-    return {os.path.relpath(file, folder) for file in found} - {MANIFEST}
+    """Return the relative paths of a folder's files, without its manifest. Files deleted meanwhile are skipped."""
+    files = (os.path.join(parent, file) for parent, _, names in os.walk(folder) for file in names)
+    return {os.path.relpath(file, folder) for file in files} - {MANIFEST}
 
 
 def _resumes(name: str) -> bool:
@@ -193,18 +192,20 @@ def _resumes(name: str) -> bool:
 
 
 def _stamp(folder: Path) -> Stamp:
-    """Per file what every change of it changes: size, inode, and times of modification and of change (last)."""
+    """Return per file what any change alters: size, inode, modification time and, last, change time."""
     try:
         stats = {name: (folder / name).stat() for name in (*_names(folder), MANIFEST)}
-    except OSError:  # damaged, as `verify` will say, or pruned meanwhile
+    except OSError:  # damaged (`verify` reports it) or pruned meanwhile
         return {}
     return {name: (s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()}
 
 
 def _facts_checksum(manifest: Mapping[str, Any]) -> str:
-    """Of what neither the key nor a file's checksum gives away: the summary, the times and the provenance."""
-    facts = {name: value for name, value in manifest.items() if name not in (*IDENTITY, "files", "checksum", OF_FACTS)}
-    values = json.loads(json.dumps(facts))  # as a reader finds them: a key that is a number is a text there
+    """Return the checksum of what neither key nor file checksums cover: summary, times and provenance."""
+    facts = {
+        name: value for name, value in manifest.items() if name not in (*IDENTITY, "files", "checksum", FACTS_CHECKSUM)
+    }
+    values = json.loads(json.dumps(facts))  # as read back from JSON, where number keys have become strings
     return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 

@@ -1,4 +1,4 @@
-"""What is in a store, and what hangs together in it."""
+"""List the entries of a store and how they depend on each other."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from selfcontrast.store import locks, runs, trash
 from selfcontrast.store.artifact import IDENTITY, MANIFEST
 from selfcontrast.store.locks import Owner
 
-OWN = {locks.FOLDER, runs.FOLDER, trash.FOLDER}  # folders of a store that are no stages
+NOT_STAGES = {locks.FOLDER, runs.FOLDER, trash.FOLDER}  # the other folders of a store
 PUBLISHED, IN_PROGRESS, ABANDONED, UNREADABLE = "published", "in progress", "abandoned", "unreadable"
 
 
@@ -22,14 +22,14 @@ class Entry:
     """A folder of the store.
 
     Attributes:
-        state: published; in progress, by a live process; abandoned, by one that ended before it was done; or
-            unreadable: published, but its manifest is damaged.
-        bytes: of its files.
-        created: seconds since the epoch; of what is not published the latest change.
-        used: when it was last asked for by a run that is on record, else `created`.
-        manifest: empty for what is not published.
+        state: published; in progress (a live process computes it); abandoned (its process ended early); or unreadable
+            (published, but its manifest is damaged).
+        bytes: size of its files.
+        created: seconds since the epoch; the latest change if it is not published.
+        used: time of its last use by a recorded run, else `created`.
+        manifest: empty if it is not published.
         runs: output folders of the runs that use it and still exist.
-        owner: who computes it, or did.
+        owner: the process that computes it, or abandoned it.
     """
 
     stage: str
@@ -49,19 +49,19 @@ class Entry:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Keys by role."""
+        """Keys of its inputs, by role."""
         return dict(self.manifest.get("inputs", {}))
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The settings and the version that the key is made of, flat: "optim.lr" → "0.001"."""
+        """The settings and the version in its key, flattened: "optim.lr" → "0.001"."""
         version = {"version": str(self.manifest["version"])} if self.manifest else {}
         return {**_flat("", self.manifest.get("settings", {})), **version}
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """All of a store at one moment."""
+    """A snapshot of a store."""
 
     root: Path
     entries: list[Entry]
@@ -69,43 +69,46 @@ class Catalog:
 
     @classmethod
     def read(cls, root: Path) -> "Catalog":
-        """Raises `UserError` where there is no store."""
+        """Read the store at `root`. Raises `UserError` if there is none."""
         if not root.is_dir():
-            raise UserError(f"--store {root}: no such folder; give one, or set SELFCONTRAST_STORE")
+            raise UserError(f"--store {root}: no such folder. Name an existing one, or set SELFCONTRAST_STORE.")
         recorded = runs.all_runs(root)
-        folders = (f for stage in root.iterdir() if stage.is_dir() and stage.name not in OWN for f in stage.iterdir())
+        folders = (
+            f for stage in root.iterdir() if stage.is_dir() and stage.name not in NOT_STAGES for f in stage.iterdir()
+        )
         entries = [_entry(root, folder, recorded) for folder in folders if _is_key(folder.name.partition(".")[0])]
         return cls(root, sorted(entries, key=lambda e: (e.stage, e.created)), recorded)
 
     def find(self, prefix: str) -> Entry:
-        """The published artifact that is meant by the beginning of its key, or of STAGE/KEY.
+        """Return the published artifact whose key, or STAGE/KEY, starts with `prefix`.
 
         Raises:
-            UserError: where none is, or several are.
+            UserError: if none does, or several do.
         """
-        found = [e for e in self.published if e.key.startswith(prefix) or e.name.startswith(prefix)]
-        if not found:
-            raise UserError(f"{prefix}: no artifact's key begins so; selfcontrast store ls shows them")
-        if len(found) > 1:
-            raise UserError(f"{prefix}: could be {' or '.join(e.name for e in found[:4])}; give more of the key")
-        return found[0]
+        matches = [e for e in self.published if e.key.startswith(prefix) or e.name.startswith(prefix)]
+        if not matches:
+            raise UserError(f"{prefix}: no artifact's key starts with it. `selfcontrast store ls` lists all keys.")
+        if len(matches) > 1:
+            names = ", ".join(e.name for e in matches[:4])
+            raise UserError(f"{prefix}: {len(matches)} keys start with it ({names}). Give more digits.")
+        return matches[0]
 
     @cached_property
     def published(self) -> list[Entry]:
         return [e for e in self.entries if e.state in (PUBLISHED, UNREADABLE)]
 
     def made_from(self, entry: Entry) -> list[Entry]:
-        """Those published artifacts of which it is an input."""
+        """Return the published artifacts that have it as an input."""
         return self._users.get(entry.key, [])
 
     def inputs_of(self, entry: Entry) -> dict[str, Entry | None]:
-        """By role; None for one that is no longer there."""
+        """Return its inputs by role; None for a deleted one."""
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
     def apart(self, entry: Entry) -> dict[str, str]:
-        """What tells it from the other artifacts of its stage: settings, and as "inputs.ROLE" inputs, as STAGE/KEY.
+        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within its stage.
 
-        An input that another one was made from goes without saying.
+        An input of another input is left out.
         """
         indirect = {key for i in self.inputs_of(entry).values() if i for key in self._ancestors(i)}
         direct = {role: key for role, key in entry.inputs.items() if key not in indirect}
@@ -131,15 +134,15 @@ class Catalog:
 
     @cached_property
     def _differing(self) -> dict[str, set[str]]:
-        """Per stage the names of settings and inputs that are not the same in all its artifacts."""
-        found = {}
+        """Per stage, the names of settings and inputs that differ between its artifacts."""
+        differing = {}
         for stage in {e.stage for e in self.entries}:
-            every = [
+            values = [
                 {**e.settings, **_inputs(e.inputs)} for e in self.entries if e.stage == stage and e.state == PUBLISHED
             ]
-            names = {name for one in every for name in one}
-            found[stage] = {name for name in names if len({one.get(name) for one in every}) > 1}
-        return found
+            names = {name for artifact in values for name in artifact}
+            differing[stage] = {name for name in names if len({artifact.get(name) for artifact in values}) > 1}
+        return differing
 
 
 def _entry(root: Path, folder: Path, recorded: Iterable[runs.Recorded]) -> Entry:
@@ -168,7 +171,7 @@ def _entry(root: Path, folder: Path, recorded: Iterable[runs.Recorded]) -> Entry
 
 
 def _created(manifest: Mapping[str, Any], changed: float) -> float:
-    """When an artifact was made, by its manifest, if that says so."""
+    """Return the creation time in the manifest, or `changed` if it has none."""
     try:
         return datetime.fromisoformat(manifest["created"]).timestamp()
     except (KeyError, TypeError, ValueError):
@@ -184,7 +187,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _measure(folder: Path) -> tuple[int, float]:
-    """Bytes and the latest change of a folder; files may vanish meanwhile."""
+    """Return the size in bytes and the latest change of a folder. Files deleted meanwhile are skipped."""
     size, changed = 0, 0.0
     for path in (folder, *folder.rglob("*")):
         try:
@@ -201,7 +204,7 @@ def _is_key(name: str) -> bool:
 
 
 def _inputs(by_role: Mapping[str, str]) -> dict[str, str]:
-    """Under names that no setting has: a setting and a role may well have the same."""
+    """Prefix the roles, since a setting and a role may have the same name."""
     return {f"inputs.{role}": value for role, value in by_role.items()}
 
 

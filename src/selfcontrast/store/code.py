@@ -1,7 +1,7 @@
-"""The code that an artifact is made by: the source files that its stage imports, each by the hash of its text.
+"""Record the code that computed an artifact: a hash per source file that its stage imports.
 
-It is no part of the key, because most changes of code change no result. It is recorded, so that a recalled artifact
-can be said to be made by other code.
+Code is not part of the key, because most code changes change no result. It is recorded, so that the log can say when a
+cached artifact was computed by other code.
 """
 
 import ast
@@ -13,34 +13,34 @@ from importlib.util import find_spec
 from pathlib import Path
 
 Code = dict[str, str]
-"""Per source file, by its path below the folder of the top-level package, a hash."""
+"""Hashes of source files, by path relative to the folder of the top-level package."""
 
 
 def code_of(modules: Iterable[str]) -> Code:
-    """The files of these modules, and of all that they import inside their own top-level packages.
+    """Return the files of these modules and of everything that they import from their own top-level packages.
 
-    Imports inside of functions count too. Modules without a source file, such as `__main__`, are left out.
+    Imports inside functions count, too. Modules without a source file, such as `__main__`, are left out.
     """
-    found: Code = {}
+    code: Code = {}
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if (file := _file(module)) is None or (name := _name(module, file)) in found:
+        if (file := _file(module)) is None or (name := _name(module, file)) in code:
             continue
-        found[name], imported = _read(file, name)
+        code[name], imported = _read(file, name)
         waiting += imported
-    return dict(sorted(found.items()))
+    return dict(sorted(code.items()))
 
 
 def changed(before: Code, now: Code) -> list[str]:
-    """The files that differ, are gone or are new."""
+    """Return the files that differ, were deleted or are new."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def remember(package: str) -> None:
-    """Reads all source files of a package: what is recorded from now on is what they are now.
+    """Read all source files of a package now, so that later edits do not enter the record.
 
-    A process runs the code that it has imported, whatever becomes of the files.
+    A process runs the code that it has imported, even if the files change afterwards.
     """
     for folder in _folders(package):
         for file in folder.rglob("*.py"):
@@ -53,49 +53,49 @@ def _text(file: Path) -> bytes:
 
 
 def _folders(package: str) -> list[Path]:
-    """Where a top-level package's modules are; none for a module without a folder."""
+    """Return the folders of a top-level package; empty for a single-file module."""
     spec = _spec(package)
-    return [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
 
 
 def _spec(name: str) -> ModuleSpec | None:
     try:
         return find_spec(name) if name != "__main__" else None
-    except ValueError:  # a module that was made by hand
+    except ValueError:  # a module created at run time
         return None
 
 
 def _file(module: str) -> Path | None:
-    """Where a module's source is. Nothing is imported for that."""
+    """Find a module's source file without importing it."""
     top, *below = module.split(".")
     if not below and not _folders(top):
         spec = _spec(top)
         origin = spec.origin if spec else None
         return Path(origin) if origin and origin.endswith(".py") else None
     for folder in _folders(top):
-        place = folder.joinpath(*below)
-        for file in (place.with_suffix(".py"), place / "__init__.py") if below else (place / "__init__.py",):
+        path = folder.joinpath(*below)
+        for file in (path.with_suffix(".py"), path / "__init__.py") if below else (path / "__init__.py",):
             if file.is_file():
                 return file
     return None
 
 
 def _name(module: str, file: Path) -> str:
-    """`selfcontrast/store/code.py`, from the folder that holds the top-level package."""
+    """Return the path relative to the folder of the top-level package: `selfcontrast/store/code.py`."""
     depth = module.count(".") + (2 if file.name == "__init__.py" else 1)
     return "/".join(file.parts[-depth:])
 
 
 @cache
 def _read(file: Path, name: str) -> tuple[str, tuple[str, ...]]:
-    """The hash of a file's text, and the modules of its package that it imports."""
+    """Return the hash of a file's text, and the modules of its own package that it imports."""
     text = _text(file)
     package = name.split("/")[:-1]
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # saved half-way; what runs was imported before
+    except (SyntaxError, ValueError):  # being edited; the running code was imported earlier
         return _hash(text), ()
-    names = {found for found in _imports(tree, package) if package and found.split(".")[0] == package[0]}
+    names = {name for name in _imports(tree, package) if package and name.split(".")[0] == package[0]}
     return _hash(text), tuple(sorted(names))
 
 
@@ -104,9 +104,9 @@ def _hash(text: bytes) -> str:
 
 
 def _imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
-    """All names that a module imports as modules; of `from a import b` a.b if that is a module, else a.
+    """Yield the names of the modules that a module imports; for `from a import b`, a.b if it is a module, else a.
 
-    Imports for the type checker alone are left out, since they never run. A `Lazy` module is imported.
+    Imports under TYPE_CHECKING are left out, since they never run. A `Lazy` module counts as imported.
     """
     waiting = [tree]
     while waiting:

@@ -1,8 +1,8 @@
-"""The content of files that a job reads: hashed once, and compared again after they were read.
+"""Hash the files that a job reads, and check after reading that they have not changed.
 
-A key must say what was read. The time between hashing a file and reading it can be minutes, in which an editor or a
-download may replace it. So a component hashes its file or folder once, keeps that `Content`, and asks it after
-reading whether it is still the same.
+A key must match what was read. Minutes can pass between hashing a file and reading it, and an editor or a download may
+replace the file meanwhile. So a component hashes its file or folder once, keeps the `Content`, and checks it after
+reading.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from selfcontrast.errors import UserError
 
 Stamp = tuple[tuple[str, int, int, int, int], ...]
 _NOTE = "_content"
-_SETTLED = 2.0  # seconds after which another change must give a file another time stamp
+_SETTLED = 2.0  # seconds after which a change is sure to give a file a new time stamp
 
 
 @dataclass(frozen=True)
@@ -27,68 +27,68 @@ class Content:
     Attributes:
         hash: SHA-256 in hexadecimal; a folder's begins with "sha256:".
         stamp: size, inode and times per file, taken before hashing.
-        settled: whether a later change must show in the stamp.
+        settled: True if a later change is sure to alter the stamp.
     """
 
-    place: Path
+    path: Path
     hash: str
     stamp: Stamp
     settled: bool
 
     @classmethod
-    def of(cls, place: Path) -> "Content":
-        """Hash a file or folder. Files whose stamps this process has hashed before are not read again."""
-        stamp = stamp_of(place)
+    def of(cls, path: Path) -> "Content":
+        """Hash a file or folder. Files that this process has hashed with the same stamp are not read again."""
+        stamp = stamp_of(path)
         settled = max((changed for *_, changed in stamp), default=0) < (time.time() - _SETTLED) * 1e9
-        return cls(place, _cached(place, stamp) if settled else hash_of(place), stamp, settled)
+        return cls(path, _cached(path, stamp) if settled else hash_of(path), stamp, settled)
 
     def check(self, setting: str) -> None:
-        """Raise `UserError` if the content is another by now; `setting` names it. Call it after reading."""
+        """Raise `UserError`, with the name of the setting, if the content has changed. Call it after reading."""
         try:
-            same = stamp_of(self.place) == self.stamp and (self.settled or hash_of(self.place) == self.hash)
+            same = stamp_of(self.path) == self.stamp and (self.settled or hash_of(self.path) == self.hash)
         except OSError:
             same = False
         if not same:
             raise UserError(
-                f"{setting}={self.place} has changed while this job was reading it; run the same command again"
+                f"{setting}={self.path} has changed while this job was reading it. Run the same command again."
             )
 
 
-def note(owner: Any, place: Path) -> Content:
-    """Hash what a component is about to read, or to be keyed by, and let it remember that (`noted`)."""
-    content = Content.of(place)
-    vars(owner)[_NOTE] = content  # not a field: it is no setting, and a frozen dataclass has no other way
+def note(owner: Any, path: Path) -> Content:
+    """Hash the path that a component reads or is keyed by, and remember the result on the component (`noted`)."""
+    content = Content.of(path)
+    vars(owner)[_NOTE] = content  # not a field, because it is no setting and the dataclass is frozen
     return content
 
 
 def noted(owner: Any) -> Content | None:
-    """What the component noted last; None if nothing."""
-    found: Content | None = vars(owner).get(_NOTE)
-    return found
+    """Return the content that the component noted last, if any."""
+    content: Content | None = vars(owner).get(_NOTE)
+    return content
 
 
-def hash_of(place: Path) -> str:
+def hash_of(path: Path) -> str:
     """Hash a file or folder now."""
-    return folder_hash(place) if place.is_dir() else file_hash(place)
+    return folder_hash(path) if path.is_dir() else file_hash(path)
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's files, those of hidden folders left out."""
+    """Return the SHA-256 over names and contents of a folder's files, without hidden folders."""
     digest = hashlib.sha256()
     for name in _names(folder):
         digest.update(f"{name.as_posix()}\0{file_hash(folder / name)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def stamp_of(place: Path) -> Stamp:
-    """Per file what every change of it changes: size, inode, and times of modification and of change (last)."""
-    files = [place / name for name in _names(place)] if place.is_dir() else [place]
+def stamp_of(path: Path) -> Stamp:
+    """Return per file what any change alters: size, inode, modification time and, last, change time."""
+    files = [path / name for name in _names(path)] if path.is_dir() else [path]
     stats = [(str(file), os.stat(file)) for file in files]
     return tuple((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
 
@@ -99,5 +99,5 @@ def _names(folder: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=64)
-def _cached(place: Path, stamp: Stamp) -> str:
-    return hash_of(place)
+def _cached(path: Path, stamp: Stamp) -> str:
+    return hash_of(path)

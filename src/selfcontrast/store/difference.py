@@ -1,4 +1,4 @@
-"""How two artifacts of a store differ, back to the settings and the code that make the difference."""
+"""Compare two artifacts: settings, code and inputs, back to the first difference."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ NOTHING = "—"
 
 @dataclass(frozen=True)
 class Difference:
-    """
+    """One difference between two artifacts.
+
     Attributes:
-        where: the stages from the artifacts to this one: "align > negatives > candidates".
-        what: a setting, an input, or the code.
-        values: of the one and the other artifact.
+        where: the path of stages to it: "align > negatives > candidates".
+        what: the name of a setting, an input or a source file.
+        values: its value in each artifact.
     """
 
     where: str
@@ -24,7 +25,7 @@ class Difference:
 
 
 def differences(catalog: Catalog, one: Entry, other: Entry, where: str = "") -> Iterator[Difference]:
-    """Of two artifacts of one stage, and then of those inputs of theirs that are not the same."""
+    """Yield the differences of two artifacts of one stage, then those of their inputs that are not the same."""
     where = where or one.stage
     for name in sorted(one.settings.keys() | other.settings.keys()):
         values = (one.settings.get(name, NOTHING), other.settings.get(name, NOTHING))

@@ -1,4 +1,4 @@
-"""A full disk, told from other failures and said in one line."""
+"""Report a full or forbidden disk in one line."""
 
 import errno
 import os
@@ -10,55 +10,51 @@ from pathlib import Path
 
 from selfcontrast.errors import UserError
 
-# No space, no quota, and a limit on a file's size (ulimit -f).
+# No space, no quota, or a limit on file sizes (ulimit -f).
 _FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def explained(root: Path, setting: str = "store") -> Iterator[None]:
-    """Turns the error of a full or forbidden disk into a `UserError` that names the folder and what to do.
+    """Turn the error of a full or forbidden disk into a `UserError` that names the folder and the fix.
 
     Args:
-        setting: the folder's.
+        setting: the setting that names the folder.
     """
     try:
         yield
     except Exception as error:
         if reason := no_space(error):
-            free = ", ".join(
-                f"{shutil.disk_usage(place).free / 2**20:,.0f} MiB free in {place}" for place in _disks(root)
-            )
-            hint = (
-                f", for instance with python -m selfcontrast.store prune --store {root}" if setting == "store" else ""
-            )
+            free = ", ".join(f"{shutil.disk_usage(disk).free / 2**20:,.0f} MiB free in {disk}" for disk in _disks(root))
+            hint = f", for instance with `selfcontrast store prune --store {root}`" if setting == "store" else ""
             raise UserError(
-                f"{setting}={root}: {reason} ({free}); make room{hint}: the same command then goes on from here"
+                f"{setting}={root}: {reason} ({free}). Free some space{hint}, then run the same command to continue."
             ) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN and _below(root, error.filename):
             raise UserError(
-                f"{setting}={root}: {error.filename}: {error.strerror}; choose a folder that is yours"
+                f"{setting}={root}: {error.filename}: {error.strerror}. Choose a folder that you may write to."
             ) from error
         raise
 
 
 def no_space(error: BaseException) -> str | None:
-    """What the system says of a full disk, if that is behind the error."""
-    found: BaseException | None = error
-    while found:
-        if isinstance(found, OSError) and found.errno in _FULL:
-            return _FULL[found.errno]
-        # Libraries in Rust and C++ give the system's words in an error of their own.
-        if said := [text for code, text in _FULL.items() if code != errno.EFBIG and text in str(found)]:
-            return said[0]
-        if f"(os error {errno.EFBIG})" in str(found):
+    """Return the system's message for a full disk, if that caused the error."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return _FULL[cause.errno]
+        # Libraries in Rust and C++ put the system's message into errors of their own.
+        if messages := [text for code, text in _FULL.items() if code != errno.EFBIG and text in str(cause)]:
+            return messages[0]
+        if f"(os error {errno.EFBIG})" in str(cause):
             return _FULL[errno.EFBIG]
-        found = found.__cause__ or found.__context__
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
 def _disks(root: Path) -> list[Path]:
-    """Where a stage writes: the store, and the folder of temporary files (checkpoints go through it)."""
+    """Return the disks that a stage writes to: the store's, and that of temporary files (for checkpoints)."""
     temporary = Path(tempfile.gettempdir())
     return [root] if root.stat().st_dev == temporary.stat().st_dev else [root, temporary]
 

@@ -1,8 +1,8 @@
-"""One process at a time computes an artifact; the others wait, and are told for whom.
+"""Lock an artifact, so that one process computes it while the others wait.
 
-The lock is the kernel's (flock), because only the kernel knows at once that an owner has died. On Linux flock reaches
-between the machines that share an NFS mount; docs/store.md says what other file systems need. A lease (a file whose
-owner touches it) would go without it, but two processes could then own one artifact, the first after a long pause.
+The lock is the kernel's (flock), because only the kernel knows at once that an owner has died. On Linux, flock works
+across machines that share an NFS mount; docs/store.md says what other file systems need. A lease (a file that its owner
+touches) would need no flock, but after a long pause of its owner two processes could hold one artifact.
 """
 
 import errno
@@ -24,12 +24,12 @@ from selfcontrast.store.artifact import write_json
 log = logging.getLogger(__name__)
 
 FOLDER = "locks"
-POLL = 0.5  # seconds between two looks at a lock that another process has
+POLL = 0.5  # seconds between attempts to take a lock
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who computes an artifact. It lies beside the lock, for people: whether it lives, only the lock says."""
+    """The process that computes an artifact, as shown to people. Only the lock itself says whether it is alive."""
 
     host: str
     pid: int
@@ -43,7 +43,7 @@ class Owner:
 
 @contextmanager
 def locked(root: Path, stage: str, key: str) -> Iterator[None]:
-    """Holds the artifact's lock, for which it waits if need be. Raises `UserError` where there can be no locks."""
+    """Hold the artifact's lock, waiting for it if needed. Raises `UserError` if the file system has no locks."""
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     lock = _lock(root, stage, key)
     with _explained(root):
@@ -53,19 +53,19 @@ def locked(root: Path, stage: str, key: str) -> Iterator[None]:
             log.info("waiting for %s, being computed by %s", stage, owner(root, stage, key) or "another process")
             lock.acquire()
     try:
-        if left := owner(root, stage, key):
-            log.info("%s: taking over from %s, which ended before it was done", stage, left)
+        if previous := owner(root, stage, key):
+            log.info("%s: taking over from %s, which ended before it was done", stage, previous)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(_record(root, stage, key), asdict(Owner(socket.gethostname(), os.getpid(), now)))
         yield
-        _record(root, stage, key).unlink(missing_ok=True)  # not where it raised: that was not done either
+        _record(root, stage, key).unlink(missing_ok=True)  # kept after an error: the artifact was not finished
     finally:
         lock.release()
 
 
 @contextmanager
 def locked_if_free(root: Path, stage: str, key: str) -> Iterator[bool]:
-    """Holds the artifact's lock, and says so, unless another process has it."""
+    """Yield True while holding the artifact's lock, or False if another process holds it."""
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     lock = _lock(root, stage, key)
     with _explained(root):
@@ -81,7 +81,7 @@ def locked_if_free(root: Path, stage: str, key: str) -> Iterator[bool]:
 
 
 def in_progress(root: Path, stage: str, key: str) -> bool:
-    """Whether a live process, of any machine that shares the store, holds the artifact's lock."""
+    """Return whether a live process, on any machine that shares the store, holds the artifact's lock."""
     if not _path(root, stage, key).exists():
         return False
     with locked_if_free(root, stage, key) as free:
@@ -89,7 +89,7 @@ def in_progress(root: Path, stage: str, key: str) -> bool:
 
 
 def owner(root: Path, stage: str, key: str) -> Owner | None:
-    """Who has the lock, or had it and ended before the artifact was done."""
+    """Return the process that holds the lock, or that held it and ended before the artifact was finished."""
     try:
         return Owner(**json.loads(_record(root, stage, key).read_text()))
     except (OSError, ValueError, TypeError):
@@ -97,19 +97,19 @@ def owner(root: Path, stage: str, key: str) -> Owner | None:
 
 
 def all_locks(root: Path) -> list[tuple[str, str]]:
-    """Stage and key of every lock there is, held or not."""
+    """Return stage and key of every lock file, held or not."""
     names = (lock.stem.rpartition("-") for lock in (root / FOLDER).glob("*.lock"))
     return sorted((stage, key) for stage, _, key in names)
 
 
 def remove(root: Path, stage: str, key: str) -> None:
-    """Deletes a lock that this process holds. Whoever waits for it notices (filelock), and makes it anew."""
+    """Delete a lock that this process holds. Waiting processes notice that (filelock) and create it again."""
     _record(root, stage, key).unlink(missing_ok=True)
     _path(root, stage, key).unlink(missing_ok=True)
 
 
 def _lock(root: Path, stage: str, key: str) -> FileLock:
-    # The fallback would be a lock that outlives its owner.
+    # The soft fallback would outlive its owner.
     return FileLock(_path(root, stage, key), poll_interval=POLL, fallback_to_soft=False)
 
 
@@ -118,7 +118,7 @@ def _path(root: Path, stage: str, key: str) -> Path:
 
 
 def _record(root: Path, stage: str, key: str) -> Path:
-    """A file of its own: over NFS a process that closes the lock's file, having read it, gives its lock back."""
+    """Return the owner's file. Not the lock file: over NFS, reading and closing that would release the lock."""
     return root / FOLDER / f"{stage}-{key}.owner"
 
 
@@ -130,6 +130,6 @@ def _explained(root: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
             raise
         raise UserError(
-            f"store={root}: its file system has no file locks ({error.strerror}): "
-            "mount it with them (Lustre: -o flock; NFS: without nolock), or choose another folder"
+            f"store={root}: its file system has no file locks ({error.strerror}). "
+            "Mount it with locks (Lustre: -o flock; NFS: without nolock), or choose another folder."
         ) from error

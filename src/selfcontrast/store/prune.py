@@ -1,4 +1,4 @@
-"""What may be deleted from a store, and deleting it while others use the store."""
+"""Choose what may be deleted from a store, and delete it while other processes use the store."""
 
 import time
 from collections.abc import Collection
@@ -10,14 +10,14 @@ from selfcontrast.store.catalog import ABANDONED, IN_PROGRESS, Catalog, Entry
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the user would be rid of.
+class PruneQuery:
+    """Which entries the user wants deleted.
 
     Attributes:
-        stages: of these only; all where there are none.
-        unused_for: seconds since it was last asked for, at least.
-        keys: these only; all where there are none.
-        used: even what a run or an artifact that stays depends on.
+        stages: only these stages; empty = all.
+        unused_for: minimum seconds since the last use.
+        keys: only these keys; empty = all.
+        used: also delete what a run or a kept artifact depends on.
     """
 
     stages: Collection[str] = ()
@@ -25,7 +25,7 @@ class Wish:
     keys: Collection[str] = ()
     used: bool = False
 
-    def meets(self, entry: Entry, now: float) -> bool:
+    def matches(self, entry: Entry, now: float) -> bool:
         return (
             (not self.stages or entry.stage in self.stages)
             and (not self.keys or entry.key in self.keys)
@@ -33,46 +33,46 @@ class Wish:
         )
 
 
-def choose(catalog: Catalog, wish: Wish) -> list[Entry]:
-    """What the wish comes to: never what is in progress, and, unless `used`, nothing that what stays depends on."""
+def choose(catalog: Catalog, query: PruneQuery) -> list[Entry]:
+    """Return the entries to delete: none in progress and, unless `used`, none that a kept entry depends on."""
     now = time.time()
-    chosen = {e.folder: e for e in catalog.entries if e.state != IN_PROGRESS and wish.meets(e, now)}
-    if wish.used:
+    chosen = {e.folder: e for e in catalog.entries if e.state != IN_PROGRESS and query.matches(e, now)}
+    if query.used:
         return list(chosen.values())
-    spared = [e for e in catalog.published if e.runs or e.folder not in chosen]
-    while spared:  # and what they are made from
-        entry = spared.pop()
+    kept = [e for e in catalog.published if e.runs or e.folder not in chosen]
+    while kept:  # keep their inputs, too
+        entry = kept.pop()
         chosen.pop(entry.folder, None)
-        spared += [e for e in catalog.inputs_of(entry).values() if e and e.folder in chosen]
+        kept += [e for e in catalog.inputs_of(entry).values() if e and e.folder in chosen]
     return list(chosen.values())
 
 
 def delete(root: Path, entry: Entry, used: bool) -> bool:
-    """Deletes the entry, unless a process holds its lock, or a run has begun to use it since it was chosen.
+    """Delete the entry, unless a process holds its lock or a run has started to use it. Return whether it is gone.
 
-    A run records an artifact before it looks for it. So it is looked for in the records once more after the artifact
-    has lost its name: either the run is on record by then, and the artifact gets its name back, or the run finds none.
+    A run records an artifact before it looks the artifact up. So the records are read again after the artifact was
+    moved away: either the run is on record by then and the artifact is moved back, or the run finds no artifact.
     """
     with locks.locked_if_free(root, entry.stage, entry.key) as free:
         if not free or not entry.folder.exists():
             return False
-        spare = not used and entry.state != ABANDONED
-        if spare and _has_run(root, entry):
+        protect = not used and entry.state != ABANDONED
+        if protect and _has_run(root, entry):
             return False
-        gone = trash.discard(root, entry.folder)
-        if spare and _has_run(root, entry):
-            gone.rename(entry.folder)
+        discarded = trash.discard(root, entry.folder)
+        if protect and _has_run(root, entry):
+            discarded.rename(entry.folder)
             return False
-    trash.empty(gone)
+    trash.empty(discarded)
     return True
 
 
 def sweep(root: Path) -> None:
-    """Removes what nobody can miss: what is left of deleting, locks nobody holds, and records of runs that are gone."""
+    """Remove leftovers: discarded folders, locks that nobody holds, and records of runs that no longer exist."""
     trash.empty(*(root / trash.FOLDER).glob("*"))
     for stage, key in locks.all_locks(root):
         if (root / stage / f"{key}.partial").exists():
-            continue  # says who abandoned it
+            continue  # its lock file names the process that abandoned it
         with locks.locked_if_free(root, stage, key) as free:
             if free:
                 locks.remove(root, stage, key)

@@ -1,8 +1,8 @@
-"""A store at a URL (s3://, gs://, hf://, any protocol of fsspec), mirrored into a local folder of working copies.
+"""A store at a URL (s3://, gs://, hf://, any protocol of fsspec), with working copies in a local folder.
 
-An artifact's manifest is uploaded last, so that a half-uploaded one is never read, and what is downloaded is verified
-like anything else. Object stores have no locks: two machines may compute the same artifact at the same time, and the
-later upload replaces the earlier one, file by file.
+An artifact's manifest is uploaded last, so that a half-uploaded artifact is never read. Downloads are verified. Object
+stores have no locks: two machines may compute the same artifact at the same time, and the later upload replaces the
+earlier one file by file.
 """
 
 import json
@@ -22,8 +22,8 @@ from selfcontrast.store.artifact import MANIFEST, Artifact, verify
 log = logging.getLogger(__name__)
 
 
-def is_url(place: str) -> bool:
-    return "://" in place
+def is_url(location: str) -> bool:
+    return "://" in location
 
 
 class Remote:
@@ -31,76 +31,76 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         if urlsplit(url).password:
-            raise UserError("store: a URL without a password in it: credentials come from the environment")
+            raise UserError("store: the URL contains a password. Remove it; credentials come from the environment.")
         self.url = url
-        self._damaged: set[str] = set()
+        self._unusable: set[str] = set()
         try:
-            # Listings are not cached: other machines add to them.
+            # Listings are not cached, because other machines add to them.
             self.fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            raise UserError(f"store={url}: needs a package: pip install {_package(url)}") from error
+            raise UserError(f"store={url}: a package is missing. Run: pip install {_package(url)}") from error
         except ValueError as error:
-            raise UserError(f"store={url}: {error}; a folder, or a URL such as s3://bucket/path") from error
+            raise UserError(f"store={url}: {error}. Give a folder, or a URL such as s3://bucket/path.") from error
         self.root = root.rstrip("/")
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether the artifact is there, as far as is known."""
-        place = self._place(stage, key)
+        """Return whether the remote store has the artifact and it is not known to be damaged or outdated."""
+        path = self._path(stage, key)
         with self._reached():
-            return place not in self._damaged and bool(self.fs.exists(f"{place}/{MANIFEST}"))
+            return path not in self._unusable and bool(self.fs.exists(f"{path}/{MANIFEST}"))
 
     def download(self, stage: str, key: str, folder: Path) -> bool:
-        """Copies the artifact to `folder`; False, with a warning, where what is there is damaged.
+        """Copy the artifact to `folder`. Return False, with a warning, if it is damaged.
 
         Raises:
-            UserError: where the URL cannot be reached: better than hours of computing what may be there.
+            UserError: if the URL cannot be reached, rather than spend hours on an artifact that may exist there.
         """
-        place = self._place(stage, key)
+        path = self._path(stage, key)
         log.info("%-24s downloading from %s", stage, self.url)
         shutil.rmtree(folder, ignore_errors=True)
         damage: str | None = "incomplete"
         try:
             with self._reached():
-                damage = self._copy(place, folder) or verify(folder, key)
+                damage = self._copy(path, folder) or verify(folder, key)
         finally:
             if damage:
                 shutil.rmtree(folder, ignore_errors=True)
         if damage:
-            log.warning("%s: %s; computing it again", self._shown(stage, key), damage)
-            self._damaged.add(place)
+            log.warning("%s: %s. Recomputing it.", self._url(stage, key), damage)
+            self._unusable.add(path)
         return damage is None
 
-    def replace(self, stage: str, key: str) -> None:
-        """What is there is not what is wanted: the next artifact of this key is uploaded in its place."""
-        self._damaged.add(self._place(stage, key))
+    def mark_outdated(self, stage: str, key: str) -> None:
+        """Let the next artifact of this key replace the remote one."""
+        self._unusable.add(self._path(stage, key))
 
     def mirror(self, artifact: Artifact) -> None:
-        """Uploads the artifact if it is not there. Failing is a warning: it is safe here, and tried again next time."""
-        place = self._place(artifact.stage, artifact.key)
+        """Upload the artifact if it is not there. A failure is only a warning: the next run tries again."""
+        path = self._path(artifact.stage, artifact.key)
         try:
             if self.has(artifact.stage, artifact.key):
                 return
             for name in (*artifact.manifest["files"], MANIFEST):
-                self.fs.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
-                self.fs.put_file(str(artifact.path / name), f"{place}/{name}")
-            self._damaged.discard(place)
-        except Exception as error:  # every protocol's package has errors of its own
-            shown = self._shown(artifact.stage, artifact.key)
-            log.warning("%s: not uploaded (%s); the next run tries again", shown, _line(error))
+                self.fs.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
+                self.fs.put_file(str(artifact.path / name), f"{path}/{name}")
+            self._unusable.discard(path)
+        except Exception as error:  # each protocol's package has its own errors
+            url = self._url(artifact.stage, artifact.key)
+            log.warning("%s: not uploaded (%s). The next run tries again.", url, _line(error))
 
-    def _copy(self, place: str, folder: Path) -> str | None:
-        """What is wrong with the remote artifact as a whole, if anything."""
+    def _copy(self, path: str, folder: Path) -> str | None:
+        """Copy the remote artifact to `folder`. Return what is wrong with it, or None."""
         try:
-            manifest = self.fs.cat_file(f"{place}/{MANIFEST}")
+            manifest = self.fs.cat_file(f"{path}/{MANIFEST}")
             names = list(json.loads(manifest)["files"])
         except (ValueError, KeyError, TypeError):
             return "unreadable manifest"
         for name in names:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                return f"{name} does not belong there"  # nor anywhere else on this machine
+                return f"{name} does not belong there"  # it would be written outside the folder
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:
-                self.fs.get_file(f"{place}/{name}", str(folder / name))
+                self.fs.get_file(f"{path}/{name}", str(folder / name))
             except FileNotFoundError:
                 return f"{name} is missing"
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,18 +111,18 @@ class Remote:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # every protocol's package has errors of its own
+        except Exception as error:  # each protocol's package has its own errors
             raise UserError(f"store={self.url}: cannot be reached ({_line(error)})") from error
 
-    def _place(self, stage: str, key: str) -> str:
+    def _path(self, stage: str, key: str) -> str:
         return f"{self.root}/{stage}/{key}"
 
-    def _shown(self, stage: str, key: str) -> str:
+    def _url(self, stage: str, key: str) -> str:
         return f"{self.url.rstrip('/')}/{stage}/{key}"
 
 
 def _package(url: str) -> str:
-    """The distribution that speaks a URL's protocol: s3fs for s3://."""
+    """Return the distribution that implements a URL's protocol: s3fs for s3://."""
     return str(known_implementations[urlsplit(url).scheme]["class"]).split(".")[0]
 
 

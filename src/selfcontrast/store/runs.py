@@ -1,4 +1,4 @@
-"""Which runs use which artifacts: one small file per run, so that pruning spares what a report still points at."""
+"""Record which run uses which artifacts, in one small file per run, so that pruning keeps what a report refers to."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ FOLDER = "runs"
 
 
 class Run:
-    """The run whose output folder is `folder`, as it goes on; only its own process writes its record."""
+    """The current run, whose output folder is `folder`. Only its own process writes its record."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -27,7 +27,7 @@ class Run:
         self.artifacts = dict.fromkeys(earlier.artifacts if earlier else ())
 
     def uses(self, stage: str, key: str) -> None:
-        """Records an artifact, before it is looked for: `prune` looks here after it has taken one away."""
+        """Record an artifact before looking it up, because `prune` reads the records after it has moved one away."""
         self.artifacts[f"{stage}/{key}"] = None
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class Run:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            # A store that one may only read: its owner prunes it.
+            # The store is read-only for us; only its owner prunes it.
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Recorded:
     """A run's record.
 
     Attributes:
-        folder: its output folder, as its machine called it.
-        from_store: the way there from the store's folder, where both are on one file system; None elsewhere.
+        folder: its output folder, by its path on its own machine.
+        from_store: the same relative to the store, if both are on one file system; else None.
         artifacts: "STAGE/KEY" of each.
-        used: when the last of them was asked for, seconds since the epoch.
+        used: time of the last use, in seconds since the epoch.
     """
 
     record: Path
@@ -59,7 +59,7 @@ class Recorded:
 
     @classmethod
     def read(cls, record: Path) -> "Recorded | None":
-        """None where there is no record, or none that can be read."""
+        """Read a record; None if it is missing or unreadable."""
         try:
             facts, used = json.loads(record.read_text()), record.stat().st_mtime
             return cls(
@@ -70,21 +70,21 @@ class Recorded:
 
     @property
     def exists(self) -> bool:
-        """Whether its output folder is still there; a folder on another machine's own disk is taken to be."""
+        """Whether its output folder still exists. A folder on another machine's disk is assumed to exist."""
         if self.from_store is not None:
             return (self.record.parents[1] / self.from_store).exists()
         return self.host != socket.gethostname() or self.folder.exists()
 
 
 def all_runs(root: Path) -> list[Recorded]:
-    """Every run on record, the latest last."""
-    found = [Recorded.read(record) for record in (root / FOLDER).glob("*.json")]
-    return sorted((run for run in found if run), key=lambda run: run.used)
+    """Return every recorded run, the latest last."""
+    records = [Recorded.read(record) for record in (root / FOLDER).glob("*.json")]
+    return sorted((run for run in records if run), key=lambda run: run.used)
 
 
 def _from(root: Path, folder: Path) -> str | None:
     try:
         shared = root.stat().st_dev == folder.stat().st_dev
-    except OSError:  # a run that has written nothing yet
+    except OSError:  # the run has written nothing yet
         return None
     return os.path.relpath(folder.resolve(), root.resolve()) if shared else None

@@ -1,7 +1,7 @@
-"""Files that carry their own checksum, for state that outlives a process: shards of tables, lines of a ledger.
+"""Files with a checksum of their own, for state that outlives a process: shards of tables, lines of a ledger.
 
-An artifact's manifest holds checksums of its files. What lies in a working folder has no manifest yet, so a shard
-holds its checksum in its own footer: one file, written by one rename, and still an ordinary Parquet file.
+An artifact's manifest holds the checksums of its files. A working folder has no manifest yet, so a shard has its
+checksum in its own footer: one file, written by one rename, and still an ordinary Parquet file.
 """
 
 import json
@@ -15,22 +15,29 @@ import pyarrow.parquet as pq
 import xxhash
 
 _KEY, _EMPTY = b"selfcontrast.xxh3_128", b"0" * 32
-SEAL = "sum"  # the checksum's name in a line
-_UNSEALED = {"key", "status", "value", "reply", "prompt_tokens", "completion_tokens"}  # of lines of earlier versions
+SEAL = "sum"  # key of the checksum in a line
+_UNSEALED = {
+    "key",
+    "status",
+    "value",
+    "reply",
+    "prompt_tokens",
+    "completion_tokens",
+}  # keys of lines without a checksum, of earlier versions
 
 
 class Damaged(Exception):
-    """A sealed file that is not what was written. Its message says in what way."""
+    """Raised for a sealed file that differs from what was written. The message says how."""
 
 
 def write_sealed(file: Path, partial: Path, table: pa.Table) -> None:
-    """Write a table to `partial`, and give it the name `file` once it is on the disk."""
+    """Write a table to `partial`, and rename it to `file` once it is on disk."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({_KEY.decode(): _EMPTY.decode()})
     data = bytearray(sink.getvalue().to_pybytes())
-    at = _place(data)
+    at = _checksum_at(data)
     assert at is not None
     data[at : at + len(_EMPTY)] = _digest(file.name, data).encode()
     with open(partial, "wb") as stream:
@@ -39,12 +46,12 @@ def write_sealed(file: Path, partial: Path, table: pa.Table) -> None:
 
 
 def read_sealed(file: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
-    """Read a table that `write_sealed` wrote. Raises `Damaged` if a byte of it, or its name, is another."""
+    """Read a table that `write_sealed` wrote. Raises `Damaged` if any byte, or the file name, has changed."""
     return pq.read_table(pa.BufferReader(_intact(file)), columns=columns, schema=schema)
 
 
 def check_sealed(file: Path) -> str | None:
-    """What is wrong with such a file; None where all is well."""
+    """Return what is wrong with a sealed file; None if it is intact."""
     try:
         _intact(file)
     except Damaged as damage:
@@ -53,26 +60,26 @@ def check_sealed(file: Path) -> str | None:
 
 
 def publish(partial: Path, file: Path) -> None:
-    """Give a file its name, in one step that a power cut cannot leave half-done."""
-    for place in (partial, None):
-        descriptor = os.open(place or file.parent, os.O_RDONLY)
+    """Rename `partial` to `file` atomically, even if the power fails."""
+    for source in (partial, None):
+        descriptor = os.open(source or file.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if place:
-            os.replace(place, file)
+        if source:
+            os.replace(source, file)
 
 
 def sealed_line(values: Mapping[str, Any]) -> str:
-    """The values as a line of JSON with their checksum."""
+    """Return the values as a line of JSON with their checksum."""
     return json.dumps({**values, SEAL: _line_digest(values)}, ensure_ascii=True)
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file, which is created where it does not exist. It is on the disk before this returns."""
+    """Append a line to a file, creating the file if needed. The line is on disk when this returns."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # With a line break first: what a killed process left of its last line spoils no other.
+    # The line break comes first, so that the rest of a killed process's last line spoils no other line.
     with open(file, "a", encoding="utf-8") as stream:
         stream.write(f"\n{line}\n")
         stream.flush()
@@ -80,12 +87,12 @@ def append_line(file: Path, line: str) -> None:
 
 
 def lines_of(file: Path) -> list[str]:
-    """A file's lines that are not blank."""
+    """Return the lines of a file that are not blank."""
     return [line for line in file.read_bytes().decode("ascii", "replace").split("\n") if line.strip()]
 
 
 def damaged_lines(file: Path) -> int:
-    """Number of a file's lines that are not as they were written."""
+    """Count the lines of a file that have changed since they were written."""
     damaged = 0
     for line in lines_of(file):
         try:
@@ -96,15 +103,15 @@ def damaged_lines(file: Path) -> int:
 
 
 def read_line(line: str) -> dict[str, Any] | None:
-    """The values of a line; None for what a killed process left of one.
+    """Return the values of a line; None for the rest of a line that a killed process left.
 
-    Lines written before there was a checksum have none and are taken as they are. Raises `Damaged`.
+    Lines of earlier versions have no checksum and are accepted as they are. Raises `Damaged`.
     """
     try:
         values = dict(json.loads(line))
     except (ValueError, TypeError):
         if line.rstrip().endswith("}"):
-            raise Damaged("a line is no JSON") from None
+            raise Damaged("a line is not JSON") from None
         return None
     seal = values.pop(SEAL, None)
     if (seal is None and set(values) != _UNSEALED) or (seal is not None and seal != _line_digest(values)):
@@ -121,7 +128,7 @@ def _intact(file: Path) -> bytearray:
         data = bytearray(file.read_bytes())
     except OSError as error:
         raise Damaged(f"{file} cannot be read ({error.strerror})") from error
-    at = _place(data)
+    at = _checksum_at(data)
     if at is None:
         raise Damaged(f"{file} is incomplete" if data[-4:] != b"PAR1" else f"{file} has no checksum")
     seal, data[at : at + len(_EMPTY)] = bytes(data[at : at + len(_EMPTY)]), _EMPTY
@@ -130,15 +137,15 @@ def _intact(file: Path) -> bytearray:
     return data
 
 
-def _place(data: bytearray) -> int | None:
-    """Where the checksum stands: behind its key in the footer, and a byte each for its type and its length."""
+def _checksum_at(data: bytearray) -> int | None:
+    """Return the checksum's offset: after its key in the footer and one byte each for its type and length."""
     at = data.rfind(_KEY)
     start = at + len(_KEY) + 2
     return start if at >= 0 and len(data) >= start + len(_EMPTY) else None
 
 
 def _digest(name: str, data: bytearray) -> str:
-    """Of a file's name and bytes: one shard in the place of another is damage, too."""
+    """Return the hash of a file's name and bytes; with the name, so that a swapped shard is found, too."""
     digest = xxhash.xxh3_128(name.encode())
     digest.update(data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A stage of a job: what it computes, and what decides that."""
+"""A stage of a job: what it computes, and the settings and inputs that decide the result."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,16 +15,17 @@ Compute = Callable[[Path], Mapping[str, Any] | None]
 
 @dataclass(frozen=True)
 class Stage:
-    """
+    """One step of a job, whose result the store caches.
+
     Attributes:
-        name: of the stage, and of its folder in the store.
-        version: raised whenever the stage's code changes what it computes.
-        settings: what decides the result: JSON values, and components, of which `settings_of` is taken.
-        inputs: the artifacts it is computed from, by role.
-        compute: fills the folder it is given; what it returns (a small JSON object) becomes the summary. It may keep
-            resumable state under `RESUME` there.
-        module: whose code computes it, as an importable name; with those of the components in the settings it says
-            which source files decide the result.
+        name: name of the stage, and of its folder in the store.
+        version: raised whenever a change of the code changes the result.
+        settings: the values that decide the result: JSON, and components, which enter as their `settings_of`.
+        inputs: the artifacts that it is computed from, by role.
+        compute: fills the given folder and returns a small JSON object, the summary. It may keep resumable state
+            under `RESUME` in the folder.
+        module: importable name of the module that computes it. Together with the modules of the components in the
+            settings, it says which source files decide the result.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Stage:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the key is a hash of, as JSON."""
+        """The JSON value that the key is a hash of."""
         return identity_of(self.name, self.version, self.settings, self.inputs)
 
     @cached_property
@@ -45,19 +46,19 @@ class Stage:
 
     @cached_property
     def made_of(self) -> dict[str, str]:
-        """By role the content of the inputs, which a key does not hold: it holds their keys."""
+        """Content hashes of the inputs, by role. The key holds only their keys."""
         return {role: artifact.content for role, artifact in self.inputs.items()}
 
     def stale(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether an artifact of this key was made from inputs whose content is another by now.
+        """Return whether an artifact of this key was made from inputs whose content has changed since.
 
-        Artifacts of earlier releases do not say what they were made of.
+        Artifacts of earlier releases do not record that and count as current.
         """
         recorded: dict[str, str] = manifest.get("made_of", self.made_of)
         return recorded != self.made_of
 
     @cached_property
     def code(self) -> Code:
-        """The source files that decide the result, as they are now."""
-        own = {self.module} if self.module else set()
-        return code_of(own | {cls.__module__ for cls in classes_in(self.settings)})
+        """Hashes of the source files that decide the result, as they are now."""
+        modules = {self.module} if self.module else set()
+        return code_of(modules | {cls.__module__ for cls in classes_in(self.settings)})

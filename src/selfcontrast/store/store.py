@@ -1,7 +1,7 @@
-"""The store itself: recall an artifact, or compute it once.
+"""Look an artifact up in the store, or compute it once.
 
-A stage works in `ROOT/STAGE/KEY.partial/`, which survives a crash, so that a stage that can resume finds what it had;
-publishing is one rename. Processes that want the same artifact wait for one computation.
+A stage works in `ROOT/STAGE/KEY.partial/`. The folder survives a crash, so that a stage can resume from it. Publishing
+is one rename. Processes that need the same artifact wait for one computation.
 """
 
 import json
@@ -36,7 +36,7 @@ from selfcontrast.store.trash import discard, empty
 
 log = logging.getLogger(__name__)
 
-BEGUN_WITH = "begun_with.json"  # in a working folder: the inputs and the code of the attempt
+BEGUN_WITH = "begun_with.json"  # in a working folder: inputs and code at the start of the attempt
 
 
 class Store:
@@ -44,8 +44,8 @@ class Store:
 
     Args:
         root: the folder.
-        run: who asks, for the record of what is in use.
-        remote: where artifacts are also looked for, and copied to.
+        run: the run whose use of artifacts is recorded.
+        remote: a second store that artifacts are read from and copied to.
     """
 
     def __init__(self, root: Path, run: Run | None = None, remote: Remote | None = None) -> None:
@@ -54,83 +54,83 @@ class Store:
         self.remote = remote
 
     @classmethod
-    def at(cls, place: str, cache: Path, output: Path) -> "Store":
-        """The store of a config: `place` is a folder, or a URL whose working copies lie in `cache`.
+    def at(cls, location: str, cache: Path, output: Path) -> "Store":
+        """Open the store of a config. `location` is a folder, or a URL whose working copies are kept in `cache`.
 
         Raises:
-            UserError: for a URL that no installed package understands.
+            UserError: if no installed package understands the URL.
         """
-        root, remote = (cache, Remote(place)) if is_url(place) else (Path(place), None)
+        root, remote = (cache, Remote(location)) if is_url(location) else (Path(location), None)
         return cls(root, Run(root, output), remote)
 
     def get(self, stage: Stage, again_before: float = 0.0) -> Artifact:
-        """The stage's artifact, computed if it is not there, or was made from inputs that are others by now.
+        """Return the stage's artifact. Compute it if it is missing or its inputs have changed since.
 
         Args:
-            again_before: compute it again if it was made before this time, in seconds since the epoch.
+            again_before: recompute an artifact that is older than this, in seconds since the epoch.
 
         Raises:
-            UserError: where the disk is full, is not ours to write on, or has no file locks; and where an input has
-                been computed again meanwhile, by another process.
+            UserError: if the disk is full, not writable or without file locks, or if another process recomputed
+                an input meanwhile.
         """
         with full.explained(self.root):
             if self.run:
                 self.run.uses(stage.name, stage.key)
-            artifact = self._recall(stage, again_before) or self._obtain(stage, again_before)
+            artifact = self._look_up(stage, again_before) or self._obtain(stage, again_before)
             self._mirror(artifact)
         return artifact
 
-    def _recall(self, stage: Stage, again_before: float) -> Artifact | None:
-        """What is published, intact, and made from these inputs.
+    def _look_up(self, stage: Stage, again_before: float) -> Artifact | None:
+        """Return the published artifact if it is intact and made from these inputs.
 
-        It needs no lock: what is published is replaced whole, and never changed.
+        No lock is needed: a published artifact is never changed, only replaced as a whole.
         """
         folder = self.root / stage.name / stage.key
         try:
             if not folder.exists() or verify_once(folder):
                 return None
             artifact = Artifact.read(folder, cached=True)
-        except OSError:  # gone since: pruned, or just now replaced
+        except OSError:  # pruned or replaced meanwhile
             return None
         return None if stage.stale(artifact.manifest) or artifact.created < again_before else artifact
 
     def _obtain(self, stage: Stage, again_before: float) -> Artifact:
         final = self.root / stage.name / stage.key
         with locked(self.root, stage.name, stage.key):
-            if found := self._recall(stage, again_before):  # computed while we waited for the lock
-                return found
+            if artifact := self._look_up(stage, again_before):  # computed while we waited for the lock
+                return artifact
             partial = final.with_suffix(".partial")
-            again = final.exists() and not verify(final)  # it is whole, and not what is wanted
+            again = final.exists() and not verify(final)  # intact, but outdated
             if final.exists() and not again:
-                log.warning("%s: %s; computing it again", final, verify(final))
+                log.warning("%s: %s. Recomputing it.", final, verify(final))
             if recovered := self._recover(stage, final, partial, again_before):
                 return recovered
             self._compute(partial, stage, again)
             return self._publish(partial, final, cached=False)
 
     def _recover(self, stage: Stage, final: Path, partial: Path, again_before: float) -> Artifact | None:
-        """What needs no computing: a whole artifact that was not yet published, or one of the remote store."""
+        """Return an artifact that needs no computation: a complete unpublished one, or one of the remote store."""
 
-        def wanted(folder: Path) -> bool:
+        def is_current(folder: Path) -> bool:
             artifact = Artifact.read(folder, cached=True)
             return not stage.stale(artifact.manifest) and artifact.created >= again_before
 
-        if complete(partial, stage.key) and wanted(partial):  # whoever computed it was killed before the last rename
+        if complete(partial, stage.key) and is_current(partial):  # its process was killed before the last rename
             return self._publish(partial, final, cached=True)
         if self.remote and self.remote.has(stage.name, stage.key):
             copy = final.with_suffix(".download")
             if self.remote.download(stage.name, stage.key, copy):
-                if wanted(copy):
+                if is_current(copy):
                     return self._publish(copy, final, cached=True)
                 shutil.rmtree(copy)
-                self.remote.replace(stage.name, stage.key)
+                self.remote.mark_outdated(stage.name, stage.key)
         return None
 
     def _compute(self, partial: Path, stage: Stage, again: bool) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         _clear(partial)
         _check_resumable(partial, stage, again)
-        begun, resumed = time.perf_counter(), (partial / RESUME).exists()
+        start, resumed = time.perf_counter(), (partial / RESUME).exists()
         try:
             summary = stage.compute(partial) or {}
             for role, artifact in stage.inputs.items():
@@ -139,7 +139,7 @@ class Store:
             facts = {
                 **stage.identity,
                 "summary": summary,
-                "seconds": round(time.perf_counter() - begun, 3),
+                "seconds": round(time.perf_counter() - start, 3),
                 "resumed": resumed,
                 "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "provenance": provenance(),
@@ -149,60 +149,62 @@ class Store:
             write_manifest(partial, facts)
         except Exception as error:
             if full.no_space(error):
-                _clear(partial)  # half-written files would keep the next attempt from its space
+                _clear(partial)  # half-written files would take up the space that the next attempt needs
             raise
 
     def _publish(self, folder: Path, final: Path, cached: bool) -> Artifact:
-        """Gives a complete folder its name; a damaged one keeps it until now, for those who read its other files."""
+        """Give a complete folder its final name. A damaged artifact stays until now, for readers of its other files."""
         old = [discard(self.root, path) for path in (folder / RESUME, final) if path.exists()]
         os.rename(folder, final)
         empty(*old)
         return Artifact.read(final, cached)
 
     def _mirror(self, artifact: Artifact) -> None:
-        """Lets the remote store have the artifact, unless another process sees to that right now."""
+        """Copy the artifact to the remote store, unless another process is doing so."""
         if self.remote:
-            with locked_if_free(self.root, f"upload-{artifact.stage}", artifact.key) as ours:
-                if ours:
+            with locked_if_free(self.root, f"upload-{artifact.stage}", artifact.key) as acquired:
+                if acquired:
                     self.remote.mirror(artifact)
 
 
 def _clear(partial: Path) -> None:
-    """Leaves of an earlier attempt what it kept for this one: nothing else of it may be published."""
-    for left in partial.iterdir():
-        if left.name not in (RESUME, BEGUN_WITH):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    """Delete an earlier attempt's files except its resume state, so that nothing else of it is published."""
+    for path in partial.iterdir():
+        if path.name not in (RESUME, BEGUN_WITH):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_resumable(partial: Path, stage: Stage, again: bool) -> None:
-    """Drops what an earlier attempt kept if it was made from other inputs, or by other code where that is the point.
+    """Delete an earlier attempt's resume state if its inputs differ, or its code where `again` asks for new code.
 
-    Says for the next attempt what this one begins with.
+    Record the inputs and code of this attempt for the next one.
     """
     mark = partial / BEGUN_WITH
     now = {"made_of": stage.made_of, "code": stage.code}
     if (partial / RESUME).exists() and (before := _read_mark(mark)):
         files = changed(before["code"], now["code"])
         if before["made_of"] != now["made_of"] or (again and files):
-            log.warning("%s: an earlier attempt had other inputs or other code; beginning anew", stage.name)
+            log.warning(
+                "%s: an earlier attempt had other inputs or other code. Starting from the beginning.", stage.name
+            )
             shutil.rmtree(partial / RESUME)
         elif files:
-            log.warning("%s: goes on from what other code began (%s)", stage.name, ", ".join(files))
+            log.warning("%s: resumes an attempt that was started by other code (%s)", stage.name, ", ".join(files))
     write_json(mark, now)
 
 
 def _read_mark(mark: Path) -> dict[str, Any] | None:
-    """What an attempt began with; None where it did not say, or did not come to its end."""
+    """Return the inputs and code that an attempt started with; None if the file is missing or incomplete."""
     try:
-        found: dict[str, Any] = json.loads(mark.read_text())
-        _ = found["made_of"], dict(found["code"])
+        start: dict[str, Any] = json.loads(mark.read_text())
+        _ = start["made_of"], dict(start["code"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found
+    return start
 
 
 def _check_unchanged(stage: Stage, role: str, artifact: Artifact) -> None:
-    """Raises `UserError` where an input is another by now, or gone: this stage may have read some of each."""
+    """Raise `UserError` if an input was replaced or deleted: this stage may have read parts of both versions."""
     if not artifact.content:
         return
     try:
@@ -211,6 +213,6 @@ def _check_unchanged(stage: Stage, role: str, artifact: Artifact) -> None:
         same = False
     if not same:
         raise UserError(
-            f"{stage.name}: its {role} ({artifact.path}) have been computed again by another process meanwhile; "
-            "run the same command again"
+            f"{stage.name}: another process recomputed its input {role} ({artifact.path}) meanwhile. "
+            "Run the same command again."
         )

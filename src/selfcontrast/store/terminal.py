@@ -1,4 +1,4 @@
-"""The store's tables and pages on the terminal. All text in them comes from configs: none of it is markup."""
+"""Print tables and pages of the store on the terminal. Their texts come from configs and are never read as markup."""
 
 import os
 import re
@@ -17,16 +17,16 @@ from selfcontrast.store.artifact import MANIFEST
 from selfcontrast.store.catalog import ABANDONED, IN_PROGRESS, PUBLISHED, Catalog, Entry
 from selfcontrast.store.difference import differences
 
-SHOWN_KEY = 8  # digits, which tell the artifacts of any real store apart
-SHOWN_VALUE = 24  # characters of a setting in a table
+SHOWN_KEY = 8  # digits of a key that are printed; enough to be unique in any real store
+SHOWN_VALUE = 24  # characters of a setting that are printed
 
 
 def print_entries(catalog: Catalog, entries: list[Entry]) -> None:
-    """`ls`: one row each, and the sum."""
+    """Print one row per entry, and the total (`ls`)."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     for head, justify in (("stage", "left"), ("key", "left"), ("size", "right"), ("age", "right"), ("used by", "left")):
         table.add_column(head, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("what tells it apart in its stage", overflow="fold")
+    table.add_column("what differs within its stage", overflow="fold")
     for entry in entries:
         cells = (entry.stage, entry.key[:SHOWN_KEY], size(entry.bytes), age(entry.created), users(catalog, entry))
         table.add_row(*map(Text, cells), Text(_about(catalog, entry)))
@@ -38,7 +38,7 @@ def print_entries(catalog: Catalog, entries: list[Entry]) -> None:
 
 
 def print_entry(catalog: Catalog, entry: Entry) -> None:
-    """`show`: its manifest, and what hangs together with it."""
+    """Print an entry's manifest, lineage and users (`show`)."""
     console = _console()
     console.print(Text(entry.name, "bold"))
     facts = {
@@ -63,28 +63,30 @@ def print_entry(catalog: Catalog, entry: Entry) -> None:
 
 
 def print_differences(catalog: Catalog, one: Entry, other: Entry) -> None:
-    """Raises `UserError` for artifacts of two stages."""
+    """Print how two artifacts differ (`diff`). Raises `UserError` if they are of different stages."""
     if one.stage != other.stage:
-        raise UserError(f"{one.name} and {other.name}: artifacts of two stages have nothing to compare")
+        raise UserError(
+            f"{one.name} and {other.name}: cannot compare artifacts of different stages. Name two of one stage."
+        )
     console, where = _console(), ""
-    for found in differences(catalog, one, other):
-        if found.where != where:
-            where = found.where
+    for difference in differences(catalog, one, other):
+        if difference.where != where:
+            where = difference.where
             console.print(Text(where, "bold"))
-        before, after = map(_short, found.values)
-        console.print(Text(f"  {found.what}: {before} → {after}"), soft_wrap=True)
+        before, after = map(_short, difference.values)
+        console.print(Text(f"  {difference.what}: {before} → {after}"), soft_wrap=True)
     if not where:
         console.print("no difference: the same settings, inputs and code")
 
 
 def users(catalog: Catalog, entry: Entry) -> str:
-    """ "2 runs, 1 artifact"; empty for nothing."""
+    """Return the users in words: "2 runs, 1 artifact"; empty if there are none."""
     counts = ((len(entry.runs), "run"), (len(catalog.made_from(entry)), "artifact"))
     return ", ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
 
 
 def size(count: float) -> str:
-    """Bytes as people read them: "15.2 GiB"."""
+    """Return a number of bytes in words: "15.2 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -93,7 +95,7 @@ def size(count: float) -> str:
 
 
 def age(since: float) -> str:
-    """Time since then, in its largest unit: "3 d"."""
+    """Return the time since then in its largest unit: "3 d"."""
     seconds = max(0.0, time.time() - since)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -113,7 +115,7 @@ def _about(catalog: Catalog, entry: Entry) -> str:
 
 
 def _short(value: str) -> str:
-    """On one line, with keys and fingerprints as short as `ls` shows them."""
+    """Return a value on one line, with keys and fingerprints cut short."""
     one_line = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{12,}", r"\1", " ".join(value.split()))
     return one_line if len(one_line) <= SHOWN_VALUE else one_line[: SHOWN_VALUE - 1] + "…"
 
@@ -126,7 +128,7 @@ def _section(console: Console, title: str, values: dict[str, str]) -> None:
 
 
 def _lineage(title: str, catalog: Catalog, entry: Entry, up: bool) -> Tree:
-    """All it was made from, or all that was made from it, as a tree."""
+    """Return the tree of everything it was made from (`up`), or that was made from it."""
     tree = Tree(Text(title if _next(catalog, entry, up) else f"{title} nothing", "bold"))
     _grow(tree, catalog, entry, up, set())
     return tree
@@ -135,7 +137,7 @@ def _lineage(title: str, catalog: Catalog, entry: Entry, up: bool) -> Tree:
 def _grow(tree: Tree, catalog: Catalog, entry: Entry, up: bool, grown: set[str]) -> None:
     for label, other in _next(catalog, entry, up):
         again = other is not None and other.key in grown and bool(_next(catalog, other, up))
-        branch = tree.add(Text(f"{label} …" if again else label))  # in full where it comes first
+        branch = tree.add(Text(f"{label} …" if again else label))  # expanded only once
         if other and not again:
             grown.add(other.key)
             _grow(branch, catalog, other, up, grown)
@@ -156,7 +158,7 @@ def _bytes(path: Path) -> int:
 
 
 def _console() -> Console:
-    """As wide as the terminal; in a file or a pipe wide enough for a row to be a line."""
+    """Return a console as wide as the terminal; in a file or a pipe, wide enough for a row to stay on one line."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # is_terminal is also true under FORCE_COLOR
         console.width = 200

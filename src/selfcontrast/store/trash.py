@@ -1,4 +1,4 @@
-"""Deleting that can be interrupted: a folder first leaves its name in one rename, then its files go."""
+"""Delete folders safely: rename the folder away first, then delete its files, so that an interruption does no harm."""
 
 import os
 import shutil
@@ -9,17 +9,17 @@ FOLDER = "trash"
 
 
 def discard(root: Path, path: Path) -> Path:
-    """Moves a file or folder of the store out of everyone's sight; `empty` then deletes it.
+    """Move a file or folder of the store into the trash, from which `empty` deletes it. Return its new path.
 
-    A process that has its files open reads on: they have their old content, whatever takes the name.
+    Processes that have its files open can still read them.
     """
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
-    gone = root / FOLDER / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
-    os.rename(path, gone)
-    return gone
+    target = root / FOLDER / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
+    os.rename(path, target)
+    return target
 
 
 def empty(*discarded: Path) -> None:
-    """What cannot be deleted yet (over NFS a file that is open elsewhere) is left for `prune`."""
+    """Delete discarded paths. Files that cannot be deleted yet (over NFS, open elsewhere) are left for `prune`."""
     for path in discarded:
         shutil.rmtree(path, ignore_errors=True)
