@@ -88,8 +88,8 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
     """
     if cfg.reference_over_iterations == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
         raise UserError(
-            "reference_over_iterations=initial cannot be used with hardware.rescore_reference=true or adapter=qlora, which "
-            "score the model that a round starts from. Set one of them to its default."
+            "reference_over_iterations=initial cannot be used with hardware.rescore_reference=true or adapter=qlora, "
+            "which score the model that a round starts from. Set one of them to its default."
         )
     if cfg.reference == "sampler" and (cfg.reference_over_iterations, cfg.negatives_over_iterations) != (
         "previous",
