@@ -27,7 +27,7 @@ def model_mistake(*overrides: str) -> str:
 
 def test_a_model_folder_that_is_not_there_or_not_one(tmp_path: Path) -> None:
     assert model_mistake() == "model.path must be given: model.path=…"
-    assert model_mistake("model.path=./none") == "model.path=./none: no such folder"
+    assert "no such folder" in model_mistake("model.path=./none")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in model_mistake(f"model.path={tmp_path / 'empty'}")
 

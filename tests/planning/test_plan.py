@@ -114,7 +114,7 @@ def test_data_that_is_not_here_is_an_obstacle_and_the_plan_goes_on(tmp_path: Pat
 
 def test_what_the_checks_say_is_an_obstacle_too(tmp_path: Path) -> None:
     cfg = composed(*SMALL, "negatives=17", f"store={tmp_path}", "output=out")
-    assert plan(cfg, DataReader()).obstacle.startswith("negatives=17 is more than filter.max_negatives=16")
+    assert plan(cfg, DataReader()).obstacle.startswith("negatives=17 exceeds filter.max_negatives=16")
 
 
 def test_a_plan_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
