@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as a contender; apart, because a GPU may have to do without TRL."""
+"""TRL's DPOTrainer as a contender, in a separate file because a GPU machine may lack TRL."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ from selfcontrast.models.packing import Group
 
 
 def trl(model: Any, batches: Sequence[Batch], folder: str, checkpointing: bool, budget: int) -> Contender:
-    """A pass is the pairs of as many groups as `budget` tokens allow, padded.
+    """Build the contender. A pass holds the padded pairs of as many groups as fit into `budget` tokens.
 
-    The model's weights are in the type they are trained in, so that its bf16 (autocast) has nothing to add.
+    The model's weights already have the dtype of training, so TRL's own bf16 (autocast) is off.
     """
     disable_progress_bars()
     model.set_attn_implementation("sdpa")
@@ -52,7 +52,7 @@ def trl(model: Any, batches: Sequence[Batch], folder: str, checkpointing: bool, 
 
 
 def _trl_rows(group: Group) -> list[dict[str, str]]:
-    """Text whose words are the token ids; TRL appends the end of text itself, so a response ends before it."""
+    """Return rows of text whose words are token ids, without the end of text, which TRL appends."""
     prompt, target = (" ".join(map(str, ids)) for ids in (group.prompt, group.target[:-1]))
     return [
         {"prompt": prompt, "chosen": f" {target}", "rejected": " " + " ".join(map(str, negative[:-1]))}
@@ -61,7 +61,7 @@ def _trl_rows(group: Group) -> list[dict[str, str]]:
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """The words are the numbers of the tokens; 0 is the end of text."""
+    """Build a tokenizer whose words are token ids; 0 is the end of text."""
     words = {"<eos>": 0, **{str(i): i for i in range(1, vocabulary)}}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<eos>"))
     tokenizer.pre_tokenizer = Whitespace()

@@ -1,4 +1,4 @@
-"""The ways of training on K negatives that are compared, on one model that they take turns with."""
+"""The compared methods of training on K negatives. They take turns on one model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,13 @@ OBJECTIVE = SelfContrast(
 
 @dataclass
 class Contender:
-    """
+    """A compared method of training.
+
     Attributes:
-        model: shared by all contenders, but for a compiled one.
-        attention: what transformers is to call, set before this contender's turn.
-        step: forward and backward pass of the i-th batch, which leaves gradients on the model.
-        work: what that takes, over all batches.
+        model: shared by all contenders except compiled ones.
+        attention: transformers' name of the attention, set before this contender's turn.
+        step: runs forward and backward pass of the i-th batch, which leaves gradients on the model.
+        work: tokens and attended pairs of all batches.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Contender:
 def ours(
     model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, compiled: bool = False, name: str = "ours"
 ) -> Contender:
-    """Each batch as one packed row."""
+    """Compute each batch as one packed row."""
     use_shared_prompt(model, attention)
     if compiled:
         compile_layers(model)
@@ -65,18 +66,18 @@ def ours(
 
 
 def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
-    """Each response with a prompt of its own, without padding, in one causal call: what a careful trainer would do.
+    """Compute each response with its own copy of the prompt, without padding, in one causal call: a careful trainer.
 
-    The same code as ours, on groups that hold one response each, so that they have nothing to share. Passes hold whole
-    groups of equally many negatives, within `budget` tokens where one allows it.
+    It runs our code on groups of one response, which share nothing. Passes hold whole groups with equally many
+    negatives, within `budget` tokens unless one group is larger.
     """
     use_shared_prompt(model, attention)
     parts = [within(batch, budget, lambda g: rows_work([g]).tokens) for batch in batches]
 
     def log_probs(groups: Batch) -> Tensor:
-        """[B, K+1]"""
-        apart = [Group("", g.prompt, response, []) for g in groups for response in g.responses]
-        packed = pack(apart).to(model.device)
+        """Return log-probabilities [B, K+1]."""
+        single = [Group("", g.prompt, response, []) for g in groups for response in g.responses]
+        packed = pack(single).to(model.device)
         return response_log_probs(model, packed, chunk_size)[:, 0].view(len(groups), -1)
 
     with torch.no_grad():
@@ -92,14 +93,14 @@ def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, 
 
 
 def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Contender:
-    """2K padded rows per group; groups whose prompts are equally long share a pass, within `budget` tokens."""
+    """Compute 2K padded rows per group. Groups with equally long prompts share a pass, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
-    alike = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
-    parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in alike]
+    by_length = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
+    parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in by_length]
     inputs = [[_Padded.of(part, model.device) for part in batch] for batch in parts]
 
     def log_probs(rows: _Padded) -> Tensor:
-        """[pairs, 2]"""
+        """Return log-probabilities [pairs, 2]."""
         ids, attended, prompt = rows.ids, rows.attended, rows.prompt
         if lean:
             hidden = model.model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
@@ -124,12 +125,12 @@ def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Cont
 
 @dataclass
 class _Padded:
-    """Rows of prompt and response, padded on the right; target and negative in turns.
+    """Rows of prompt and response, padded on the right; targets and negatives alternate.
 
     Attributes:
         ids, attended: [rows, longest].
-        prompt: tokens of every row's prompt.
-        weights: [pairs] 1 / K of each pair's group: the loss of a group is the mean over its negatives.
+        prompt: number of prompt tokens, equal in all rows.
+        weights: [pairs] 1 / K of each pair's group: a group's loss is the mean over its negatives.
     """
 
     ids: Tensor
@@ -153,15 +154,15 @@ def padded_tokens(group: Group) -> int:
 
 
 def within(groups: Batch, budget: int, tokens: Callable[[Group], int]) -> list[list[Group]]:
-    """Neighbours together, each part within `budget` tokens where a single group allows it."""
+    """Split consecutive groups into parts within `budget` tokens, unless one group is larger."""
     parts: list[list[Group]] = []
-    taken = budget
+    used = budget
     for group in groups:
-        if taken + tokens(group) > budget:
+        if used + tokens(group) > budget:
             parts.append([])
-            taken = 0
+            used = 0
         parts[-1].append(group)
-        taken += tokens(group)
+        used += tokens(group)
     return parts
 
 

@@ -1,9 +1,9 @@
-"""The stage embed against `SentenceTransformer.encode` called once per prompt, as the reference implementation does.
+"""Compare the embed stage with one call of `SentenceTransformer.encode` per prompt, as in the reference implementation.
 
     OMP_NUM_THREADS=1 python benchmarks/encode.py
 
-Both get the same prompts, each with a target and N candidates, and the same model; a round is one of each, in turn.
-Texts are random words, their number log-normal, and a share of them repeats another of the same prompt.
+Both get the same model and the same prompts, each with a target and N candidates, and alternate in every round. Texts
+are random words with log-normal lengths; a fraction of them repeats another text of the same prompt.
 """
 
 import argparse
@@ -25,24 +25,24 @@ WORDS = ["the", "of", "a", "cat", "house", "river", "seven", "because", "under",
 Prompts = list[tuple[str, list[str]]]
 
 
-def made(prompts: int, samples: int, words: float, spread: float, repeated: float) -> Prompts:
-    """Prompts with texts whose number of words has this median and this standard deviation of its logarithm."""
+def random_prompts(prompts: int, samples: int, words: float, spread: float, repeated: float) -> Prompts:
+    """Build prompts with texts whose number of words has this median and standard deviation of its logarithm."""
     rng = np.random.default_rng(0)
 
     def text() -> str:
         return " ".join(rng.choice(WORDS, max(1, round(float(rng.lognormal(np.log(words), spread))))))
 
-    found: Prompts = []
+    result: Prompts = []
     for _ in range(prompts):
         texts = [text() for _ in range(samples)]
         for i in np.flatnonzero(rng.random(samples) < repeated):
             texts[i] = texts[0]
-        found.append((text(), texts))
-    return found
+        result.append((text(), texts))
+    return result
 
 
 def by_prompt(prompts: Prompts, max_tokens: int, device: str) -> np.ndarray:
-    """Candidates' vectors [n, d], one call of `encode` per prompt."""
+    """Return the candidates' vectors [n, d] by one call of `encode` per prompt."""
     model = SentenceTransformer(str(builtin_folder()), device=device, model_kwargs={"use_safetensors": True})
     model.max_seq_length = max_tokens
     calls = [
@@ -52,19 +52,19 @@ def by_prompt(prompts: Prompts, max_tokens: int, device: str) -> np.ndarray:
 
 
 def by_stage(prompts: Prompts, encoder: SentenceEncoder, device: str) -> np.ndarray:
-    """The same by the stage, its files read back."""
+    """Return the candidates' vectors [n, d] by the stage, read back from its files."""
     with tempfile.TemporaryDirectory() as folder:
         embed(Path(folder), encoder, Local(64, 4096), prompts, device)
-        found = Vectors(Path(folder) / CANDIDATES)
+        vectors = Vectors(Path(folder) / CANDIDATES)
         assert len(Vectors(Path(folder) / TARGETS)) == len(prompts)
-        return found[0 : len(found)]
+        return vectors[0 : len(vectors)]
 
 
 def timed(run: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
-    """Seconds by the clock and of CPU time, and what came out."""
-    begun, computing = time.perf_counter(), time.process_time()
-    out = run()
-    return time.perf_counter() - begun, time.process_time() - computing, out
+    """Return wall-clock seconds, CPU seconds, and the result."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run()
+    return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
 def main() -> None:
@@ -79,10 +79,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    prompts = made(args.prompts, args.samples, args.words, args.spread, args.repeated)
+    prompts = random_prompts(args.prompts, args.samples, args.words, args.spread, args.repeated)
     encoder = SentenceEncoder(BUILTIN, None, "", None, "float32", args.max_tokens, "cut", False, args.batch_size, [])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.device}, {args.prompts} prompts")
-    by_prompt(prompts[:1], args.max_tokens, args.device)  # warms up
+    by_prompt(prompts[:1], args.max_tokens, args.device)  # warm-up
     by_stage(prompts[:1], encoder, args.device)
     ratios = []
     for _ in range(args.rounds):

@@ -1,11 +1,11 @@
-"""Time of the statistics that a large evaluation needs, on one core.
+"""Measure the time of the statistics of a large evaluation on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation_statistics.py     # 10,000 pairwise judgments, 1,000 resamples
     python benchmarks/evaluation_statistics.py --judgments 2000 --resamples 5000
 
-Judgments are of 2 orders each of as many prompts as there are pairs, drawn from the length-control model itself; the
-length-controlled win rate is timed with instruction difficulties (three coefficients), so every resample is a logistic
-fit to all judgments. The contamination check is timed by n-grams: 400 prompts of 30 words against 100,000.
+Judgments are drawn from the length-control model, two per prompt (one per order). The length-controlled win rate uses
+instruction difficulties (three coefficients), so every resample is a logistic fit to all judgments. The contamination
+check compares the n-grams of 400 prompts of 30 words with those of 100,000.
 """
 
 import argparse
@@ -33,15 +33,15 @@ def main() -> None:
     parser.add_argument("--judgments", type=int, default=10_000)
     parser.add_argument("--n-bootstrap", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     table = Table("statistic", "seconds, best", "worst")
-    for name, measured in contenders(given.judgments, given.n_bootstrap).items():
-        seconds = [timed(measured) for _ in range(given.rounds)]
+    for name, compute in statistics(args.judgments, args.n_bootstrap).items():
+        seconds = [timed(compute) for _ in range(args.rounds)]
         table.add_row(name, f"{min(seconds):.2f}", f"{max(seconds):.2f}")
     Console().print(table)
 
 
-def contenders(judgments: int, n_bootstrap: int) -> dict[str, Callable[[], Any]]:
+def statistics(judgments: int, n_bootstrap: int) -> dict[str, Callable[[], Any]]:
     rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(judgments // 2), 2)
     lengths, difficulty = rng.normal(200, 500, judgments // 2)[prompts], rng.normal(size=judgments // 2)[prompts]
@@ -63,10 +63,10 @@ def contenders(judgments: int, n_bootstrap: int) -> dict[str, Callable[[], Any]]
     }
 
 
-def timed(measured: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    measured()
-    return time.perf_counter() - begun
+def timed(compute: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    compute()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

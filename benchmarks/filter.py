@@ -1,9 +1,9 @@
-"""Time and memory of the stage filter: synthetic candidates and embeddings, each selector in a process of its own.
+"""Measure time and memory of the filter stage on synthetic candidates and embeddings, one process per selector.
 
     python benchmarks/filter.py --prompts 100000 --samples 32 --dimensions 384
 
-Writes what the stages generate and embed would have left (about 4 GB at that size) to a temporary folder, then selects.
-Peak memory is the most that the selecting process ever held, the training examples included.
+It writes the output of the generate and embed stages (about 4 GB at that size) to a temporary folder, then selects.
+Peak memory is that of the selecting process, the training examples included.
 """
 
 import argparse
@@ -53,7 +53,7 @@ CHUNK = 500  # prompts written at a time
 
 
 def write_candidates(file: Path, prompts: int, samples: int, characters: int) -> None:
-    """Random texts of about that many characters, 3 tokens to a word; one in twenty is the one before it again."""
+    """Write random texts of about that many characters; one in twenty repeats the one before it."""
     rng = np.random.default_rng(0)
     with pq.ParquetWriter(file, SCHEMA) as writer:
         for first in range(0, prompts, CHUNK):
@@ -79,7 +79,7 @@ def write_candidates(file: Path, prompts: int, samples: int, characters: int) ->
 
 
 def write_vectors(folder: Path, prompts: int, dimensions: int) -> None:
-    """Random ones, of the candidates that are there and of every prompt's target."""
+    """Write random vectors of the stored candidates and of every prompt's target."""
     rng = np.random.default_rng(1)
     schema = pa.schema({"embedding": pa.list_(pa.float16(), dimensions), "text": pa.uint64()})
     with pq.ParquetFile(folder / "candidates.parquet") as written:
@@ -88,46 +88,46 @@ def write_vectors(folder: Path, prompts: int, dimensions: int) -> None:
         for file, blocks in ((TARGETS, targets), (CANDIDATES, whole_blocks(batches))):
             with pa.ipc.new_file(str(folder / file), schema) as writer:
                 for texts in blocks:
-                    own = rng.standard_normal((len(texts), dimensions), dtype=np.float32) + 1.0
-                    own /= np.linalg.norm(own, axis=1, keepdims=True)
-                    flat = pa.array(own.astype(np.float16).ravel())
+                    vectors = rng.standard_normal((len(texts), dimensions), dtype=np.float32) + 1.0
+                    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                    flat = pa.array(vectors.astype(np.float16).ravel())
                     column = pa.FixedSizeListArray.from_arrays(flat, dimensions)
                     writer.write_batch(pa.record_batch([column, pa.array(hashes_of(texts))], schema=schema))
 
 
 def whole_blocks(batches: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Texts in blocks of `ROWS`, the last one excepted: row groups end batches early."""
-    held: list[str] = []
+    """Regroup texts into blocks of `ROWS`, since batches end at row groups. The last block may be shorter."""
+    buffer: list[str] = []
     for batch in batches:
-        held += batch
-        while len(held) >= ROWS:
-            yield held[:ROWS]
-            held = held[ROWS:]
-    if held:
-        yield held
+        buffer += batch
+        while len(buffer) >= ROWS:
+            yield buffer[:ROWS]
+            buffer = buffer[ROWS:]
+    if buffer:
+        yield buffer
 
 
-def measure(name: str, prompts: int, source: Path, told: Any) -> None:
-    """Selects in this process, and tells seconds by the clock and of CPU time, peak memory in GiB and the summary."""
+def measure(name: str, prompts: int, source: Path, pipe: Any) -> None:
+    """Select in this process; send (wall-clock, CPU) seconds, peak memory in GiB and the summary."""
     examples = {f"p{i}": Example(f"p{i}", [{"role": "user", "content": "?" * 200}], TARGET) for i in range(prompts)}
     settings = Filter(SELECTORS[name], 16, "drop_everywhere", 42, None)
     with tempfile.TemporaryDirectory(dir=source) as folder:
-        begun, computing = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         summary = select_negatives(Path(folder), settings, examples, source / "candidates.parquet", source, None)
-        seconds = time.perf_counter() - begun, time.process_time() - computing
-    told.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, summary))
+        seconds = time.perf_counter() - wall, time.process_time() - cpu
+    pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, summary))
 
 
-def measured(
+def measure_all(
     names: list[str], prompts: int, source: Path
 ) -> Iterator[tuple[str, tuple[float, float], float, dict[str, Any]]]:
-    context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory
+    context = multiprocessing.get_context("spawn")  # a forked process would count this one's memory
     for name in names:
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=measure, args=(name, prompts, source, there))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=measure, args=(name, prompts, source, sender))
         process.start()
-        there.close()
-        yield (name, *here.recv())
+        sender.close()
+        yield (name, *receiver.recv())
         process.join()
 
 
@@ -145,7 +145,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in Path(source).iterdir()) / 2**30
         print(f"{args.prompts:,} prompts × {args.samples} candidates, {args.dimensions} dimensions, {size:.2f} GiB")
         print(f"{'selector':20} {'seconds':>8} {'of CPU':>8} {'peak GiB':>9} {'prompts used':>13}")
-        for name, (wall, cpu), memory, summary in measured(args.selectors, args.prompts, Path(source)):
+        for name, (wall, cpu), memory, summary in measure_all(args.selectors, args.prompts, Path(source)):
             print(f"{name:20} {wall:8.1f} {cpu:8.1f} {memory:9.2f} {summary['prompts_used']:13,}", flush=True)
 
 

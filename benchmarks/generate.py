@@ -1,14 +1,13 @@
-"""Time of sampling N responses per prompt: the backend `hf` beside a plain loop over `model.generate`.
+"""Measure the time of sampling N responses per prompt: the backend `hf` against a plain loop over `model.generate`.
 
     python benchmarks/generate.py                                  # fine-tunes the built-in model for a minute first
     python benchmarks/generate.py --model store/sft/KEY/model      # a policy folder
     python benchmarks/generate.py --samples 8 --rounds 5
 
-Both sample the same prompts of the built-in data, in one process, in turns: each round measures every contender once,
-in seconds of the processor (of one thread, unless --threads says otherwise), and ratios are medians over the rounds, so
-that a busy machine slows both alike. The loop is what one would write first:
-prompt by prompt, `num_return_sequences=N`, with the same ends and the same longest response; it goes on until the last
-of the N has ended. Rates count the tokens of responses, without padding, per second.
+Both sample the same prompts of the built-in data, in one process, and alternate in every round. Times are CPU seconds
+(of one thread, unless --threads says otherwise), and ratios are medians over the rounds, so a busy machine slows both
+alike. The loop is the obvious one: prompt by prompt with `num_return_sequences=N`, the same end tokens and the same
+maximal length, until the last of the N ends. Rates count tokens of responses, without padding, per second.
 """
 
 import argparse
@@ -36,11 +35,11 @@ from selfcontrast.training.training import Training
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 Contender = Callable[[], int]
-"""Samples everything once; returns the tokens of all responses."""
+"""A function that samples everything once and returns the number of response tokens."""
 
 
 def tiny_policy(folder: Path, threads: int) -> Path:
-    """The built-in model, fine-tuned just long enough to end its responses where targets end."""
+    """Fine-tune the built-in model just long enough for responses to end like targets."""
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("config", ["data.train=4000", "sft.epochs=2", "sft.validations=0", f"hardware.threads={threads}"])
     groups = ("data", "model", "adapter", "sft", "hardware")
@@ -50,7 +49,7 @@ def tiny_policy(folder: Path, threads: int) -> Path:
 
 
 def prompts(policy: Path, count: int) -> list[Request]:
-    """Training prompts of the built-in data, in their own order."""
+    """Return the first training prompts of the built-in data."""
     with initialize_config_dir(str(CONF), version_base=None):
         data = build(compose("config", ["data.train=4000"]).data, "data")
     renderer = Renderer(load_tokenizer(policy))
@@ -66,7 +65,7 @@ def plain(policy: Path, requests: list[Request], decoding: Decoding) -> Contende
         tokens = 0
         for request in requests:
             ids = torch.tensor([request.prompt])
-            found = model.generate(
+            output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -78,15 +77,15 @@ def plain(policy: Path, requests: list[Request], decoding: Decoding) -> Contende
                 eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, len(request.prompt) :]
-            ended = torch.isin(found, torch.tensor(ends)).long()
-            tokens += int((ended.cumsum(-1) - ended == 0).sum())  # up to the first end, with it
+            ended = torch.isin(output, torch.tensor(ends)).long()
+            tokens += int((ended.cumsum(-1) - ended == 0).sum())  # up to and including the first end token
         return tokens
 
     return run
 
 
 def ours(sample: Any, requests: list[Request], decoding: Decoding) -> Contender:
-    by_length = sorted(requests, key=lambda request: len(request.prompt))  # as Responder gives them
+    by_length = sorted(requests, key=lambda request: len(request.prompt))  # the order of Responder
     return lambda: sum(len(candidate.token_ids) for candidate in sample(by_length, decoding, 1))
 
 
@@ -112,15 +111,15 @@ def measure(policy: Path, args: argparse.Namespace, console: Console) -> None:
 
 
 def _timed(run: Contender) -> tuple[float, int]:
-    """Seconds of the processor, and tokens."""
-    begun = time.process_time()
+    """Return CPU seconds and tokens."""
+    start = time.process_time()
     tokens = run()
-    return time.process_time() - begun, tokens
+    return time.process_time() - start, tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a policy folder; default: one that is made here")
+    parser.add_argument("--model", type=Path, help="a policy folder; default: fine-tune one")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--samples", type=int, default=32, help="N")
     parser.add_argument("--batch-size", type=int, default=256, help="responses at once (hf)")

@@ -1,14 +1,14 @@
 """Check and measure the GPU path: at most eight minutes, random weights, no download.
 
-    make gpu-check                                    # on the GPU where there is one, else on the CPU with tiny sizes
+    make gpu-check                                    # on a GPU if there is one, else on the CPU with tiny sizes
     python benchmarks/gpu_check.py --seconds 300 --output benchmarks/results/h200.json
 
-Needs torch, transformers and lightning; TRL is a baseline where it is installed. Steps run in the order of what they
-are worth, and the results file is written after each: a stop at any moment leaves what was measured. A step that fails
-or takes too long is recorded as that, and the next one runs. Every timing has its baselines in the same step:
+It needs torch, transformers and lightning; TRL is a baseline if it is installed. Steps run in the order of their value,
+and the results file is written after each, so an interruption keeps all finished steps. A failed or too slow step is
+recorded, and the next one runs. Every timing has its baselines in the same step:
 
 - pairs: 2K padded rows per prompt, SDPA, logits of response positions only;
-- unpadded rows: each response with a prompt of its own, in one causal variable-length call, without padding;
+- unpadded rows: each response with its own copy of the prompt, in one causal variable-length call, without padding;
 - TRL: its DPOTrainer's loss.
 
 The bounds are ratios of token counts: 2K(P+R) / (P+(K+1)R) against pairs, (K+1)(P+R) / (P+(K+1)R) against rows.
@@ -39,12 +39,12 @@ Measure = Callable[[Setting], Rows]
 Case = tuple[int, int, int] | str
 
 ROOT = Path(__file__).parents[1]
-STEP_SECONDS = 120  # a step that takes longer is given up
-LEAST_SECONDS = 10  # no step is begun with less time than this
+STEP_SECONDS = 120  # limit of one step
+LEAST_SECONDS = 10  # no step starts with less time than this
 
 
 def steps(setting: Setting) -> dict[str, Measure]:
-    """All steps by name, the most valuable first."""
+    """Return all steps by name, the most valuable first."""
     from gpu_gradients import gradient_errors
     from gpu_job import ragged_job
     from gpu_loop import CHANGES, training_loop, with_changes
@@ -76,8 +76,8 @@ def _name(case: Case) -> str:
     return case if isinstance(case, str) else ",".join(map(str, case))
 
 
-class TooLong(Exception):
-    """A step was given up."""
+class StepTimeout(Exception):
+    """A step exceeded its time limit."""
 
 
 def run(setting: Setting, output: Path, seconds: float, results: dict[str, Any]) -> None:
@@ -90,40 +90,40 @@ def run(setting: Setting, output: Path, seconds: float, results: dict[str, Any])
         if left < LEAST_SECONDS:
             results["steps"][name] = {"skipped": "no time left"}
         else:
-            begun = time.monotonic()
-            results["steps"][name] = _measured(measure, setting, int(min(left, STEP_SECONDS)))
-            results["steps"][name]["seconds"] = round(time.monotonic() - begun, 1)
+            start = time.monotonic()
+            results["steps"][name] = _run_step(measure, setting, int(min(left, STEP_SECONDS)))
+            results["steps"][name]["seconds"] = round(time.monotonic() - start, 1)
         partial_file = output.with_suffix(".writing")
         partial_file.write_text(json.dumps(results, indent=1) + "\n")
         os.replace(partial_file, output)
         print(as_table(name, results["steps"][name]), flush=True)
-        if "CUDA error" in results["steps"][name].get("error", ""):  # this process can use the GPU no more
+        if "CUDA error" in results["steps"][name].get("error", ""):  # this process cannot use the GPU any more
             arguments = ["--output", str(output), "--seconds", str(deadline - time.monotonic()), "--resume"]
             os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), *arguments])
 
 
-def _measured(measure: Measure, setting: Setting, limit: int) -> dict[str, Any]:
+def _run_step(measure: Measure, setting: Setting, limit: int) -> dict[str, Any]:
     import torch
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise TooLong(f"given up after {limit} s")
+        raise StepTimeout(f"given up after {limit} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(limit)
     try:
         return {"rows": measure(setting)}
-    except Exception as error:  # whatever it is, the next step may work
+    except Exception as error:  # the next step may still work
         return {"error": f"{type(error).__name__}: {error}"[:600]}
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-        gc.collect()  # a trainer and its module hold one another
+        gc.collect()  # trainer and module reference each other
         if setting.device == "cuda":
             torch.cuda.empty_cache()
 
 
 def circumstances(device: str) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return the environment that the numbers depend on."""
     import torch
 
     versions: dict[str, str | None] = {}
@@ -145,11 +145,11 @@ def circumstances(device: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, default=480, help="steps that this leaves no time for are skipped")
+    parser.add_argument("--seconds", type=float, default=480, help="time limit; further steps are skipped")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu_check.json")
-    parser.add_argument("--resume", action="store_true", help="keep the steps that the output has")
+    parser.add_argument("--resume", action="store_true", help="keep the steps already in the output")
     args = parser.parse_args()
-    faulthandler.dump_traceback_later(args.seconds + 30, exit=True)  # even where no signal gets through
+    faulthandler.dump_traceback_later(args.seconds + 30, exit=True)  # works even if signals are blocked
     stand_in_for_file_formats()
     import torch
     from transformers.utils import logging

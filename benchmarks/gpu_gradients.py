@@ -1,4 +1,4 @@
-"""Gradients of packed groups against padded rows, for heads of several sizes, grouped heads and tied embeddings."""
+"""Compare gradients of packed groups with padded rows, for several head sizes, grouped heads and tied embeddings."""
 
 import copy
 import random
@@ -18,8 +18,8 @@ from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
 
 VOCABULARY = 512
-FLOAT32 = 1e-5  # relative error that is allowed
-# Heads of queries, of keys and values, their size, tied embeddings.
+FLOAT32 = 1e-5  # largest relative error
+# Query heads, key and value heads, head size, tied embeddings.
 MODELS = {
     "4 heads of 64": (4, 4, 64, False),
     "4 over 2 heads of 96": (4, 2, 96, False),
@@ -28,10 +28,10 @@ MODELS = {
 
 
 def gradient_errors(ways: Sequence[str], setting: Setting) -> list[dict[str, Any]]:
-    """Relative distance from the float32 gradient of padded rows.
+    """Return the relative errors from the float32 gradient of padded rows.
 
-    In float32 it may be 1e-5; in bfloat16 as far as padded rows in bfloat16 are, and half of that again, because two
-    roundings of equal size differ by chance. The stricter ratio is in the table.
+    The limit is 1e-5 in float32. In bfloat16 it is 1.5 times the error of padded rows in bfloat16, because two
+    roundings of equal size differ by chance. The table has the ratio itself.
     """
     ways = [way for way in ways if setting.tiny or way in TRAINS_ON[setting.device]]
     groups = _groups(setting)
@@ -46,8 +46,8 @@ def gradient_errors(ways: Sequence[str], setting: Setting) -> list[dict[str, Any
                     continue  # its kernels have no float32
                 model = copy.deepcopy(plain)
                 use_shared_prompt(model, way)
-                found = _gradient(model, lambda m: response_log_probs(m, pack(groups).to(setting.device), 256), low)
-                error = difference(found, exact)
+                packed = _gradient(model, lambda m: response_log_probs(m, pack(groups).to(setting.device), 256), low)
+                error = difference(packed, exact)
                 limit = 1.5 * rounded if low else FLOAT32
                 rows.append(
                     {
@@ -80,7 +80,7 @@ def _model(shape: tuple[int, int, int, bool], setting: Setting) -> Any:
 
 
 def _groups(setting: Setting) -> list[Group]:
-    """Ragged: several groups, a prompt and responses of one token, 17 responses."""
+    """Return ragged groups, with a prompt and responses of one token and with 17 responses."""
     scale, draw = (1 if setting.tiny else 20), random.Random(0)
     lengths = [(9, 4, [7, 1, 3]), (1, 5, [2]), (6, 1, [1 + i % 5 for i in range(16)])]
     sizes = [(p * scale, max(1, r * scale), [n * scale for n in negatives]) for p, r, negatives in lengths]
@@ -88,7 +88,7 @@ def _groups(setting: Setting) -> list[Group]:
 
 
 def padded(model: Any, groups: Sequence[Group]) -> Tensor:
-    """[B, K+1] log p(response | prompt) by rows of their own, padded on the right; 0 where there is no negative."""
+    """Return log p(response | prompt) [B, K+1] by separate rows, padded on the right; 0 for a missing negative."""
     rows = [(b, j, [*g.prompt, *r], len(g.prompt)) for b, g in enumerate(groups) for j, r in enumerate(g.responses)]
     ids = torch.zeros(len(rows), max(len(row) for _, _, row, _ in rows), dtype=torch.long)
     attended, scored = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -97,14 +97,14 @@ def padded(model: Any, groups: Sequence[Group]) -> Tensor:
     ids, attended, scored = (x.to(model.device) for x in (ids, attended, scored))
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
     sums = (logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * scored[:, 1:]).sum(-1)
-    found = sums.new_zeros(len(groups), max(len(g.responses) for g in groups))
-    places = [torch.tensor(index, device=sums.device) for index in zip(*[row[:2] for row in rows], strict=True)]
-    filled: Tensor = found.index_put((places[0], places[1]), sums)
+    zeros = sums.new_zeros(len(groups), max(len(g.responses) for g in groups))
+    indices = [torch.tensor(index, device=sums.device) for index in zip(*[row[:2] for row in rows], strict=True)]
+    filled: Tensor = zeros.index_put((indices[0], indices[1]), sums)
     return filled
 
 
 def _gradient(model: Any, log_probs: Callable[[Any], Tensor], low: bool) -> list[Tensor]:
-    """Of a weighted sum of log-probabilities, by autocast to bfloat16 where `low`."""
+    """Return the gradient of a weighted sum of log-probabilities, with autocast to bfloat16 if `low`."""
     model.zero_grad()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
         values = log_probs(model)

@@ -1,4 +1,4 @@
-"""A small job on ragged lengths to its end: fine-tune, sample, score, align; and align on even lengths beside it."""
+"""Run a small job on ragged lengths: fine-tune, sample, score, align; then align on even lengths for comparison."""
 
 import random
 import statistics
@@ -28,14 +28,14 @@ from selfcontrast.training.reference import score_groups, score_in_passes
 from selfcontrast.training.steps import length
 
 OBJECTIVE = SelfContrast(beta=0.1, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
-END = 0  # the token that ends a response
-EVEN = 0.8  # of the rate on even lengths, that ragged ones must reach
+END = 0  # end-of-response token
+EVEN = 0.8  # fraction of the rate on even lengths that ragged ones must reach
 PROMPTS_PER_STEP = 16
 
 
 @dataclass(frozen=True)
 class _NoText:
-    """Stand in for a tokenizer of `vocabulary` tokens: the job is on token ids."""
+    """A stand-in for a tokenizer of `vocabulary` tokens: the job works on token ids."""
 
     vocabulary: int
     pad_token_id: int = END
@@ -48,23 +48,23 @@ class _NoText:
 
 
 def ragged_job(setting: Setting) -> list[dict[str, Any]]:
-    """Seconds and tokens per second of each stage; step 0 of align must have no margin."""
+    """Return seconds and tokens per second of each stage. Step 0 of align must have no margin."""
     name = setting.model if setting.tiny else "llama-0.4b"
     policy, draw, vocabulary = random_model(name, "cpu", torch.float32), random.Random(0), MODELS[name].vocab_size
     table: list[dict[str, Any]] = []
     first = ragged_groups(setting.sft_steps * PROMPTS_PER_STEP, 0, vocabulary, draw, setting.tiny)
-    table.append(_trained("sft", policy, _named(first), None, setting))
+    table.append(_train("sft", policy, _named(first), None, setting))
 
     groups = _named(ragged_groups(setting.prompts, 0, vocabulary, draw, setting.tiny))
     table.append(_timed("sample", lambda: _add_negatives(policy, groups, setting, draw)))
     reference: dict[str, torch.Tensor] = {}
     table.append(_timed("reference", lambda: _score(policy, groups, reference, setting)))
-    table.append(_rescored(policy, groups, reference, setting))
-    table.append(_trained("align", policy, groups, reference, setting))
+    table.append(_rescore(policy, groups, reference, setting))
+    table.append(_train("align", policy, groups, reference, setting))
 
     even = _named(_even(groups, vocabulary, draw))
     _score(policy, even, reference, setting)
-    table.append(_trained("align, even lengths", policy, even, reference, setting))
+    table.append(_train("align, even lengths", policy, even, reference, setting))
     fraction = table[-2]["tokens/s"] / table[-1]["tokens/s"]
     table[-2] |= {"of even lengths' rate": fraction, "ok": setting.tiny or fraction >= EVEN}
     return table
@@ -75,15 +75,15 @@ def _named(groups: Sequence[Group]) -> list[Group]:
 
 
 def _timed(stage: str, work: Callable[[], int]) -> dict[str, Any]:
-    """`work` returns the tokens that it computed."""
-    begun = time.perf_counter()
+    """Time `work`, which returns the number of tokens."""
+    start = time.perf_counter()
     tokens = work()
-    took = time.perf_counter() - begun
-    return {"stage": stage, "s": took, "tokens/s": tokens / took}
+    seconds = time.perf_counter() - start
+    return {"stage": stage, "s": seconds, "tokens/s": tokens / seconds}
 
 
 def _add_negatives(policy: Any, groups: list[Group], setting: Setting, draw: random.Random) -> int:
-    """Sample for every prompt, in batches. Random weights never end a response: each is cut at a random length."""
+    """Sample for every prompt, in batches. Random weights never end a response, so each is cut at a random length."""
     policy.to(setting.device).eval()
     decoding = Decoding(setting.samples, 1.0, 1.0, 4 if setting.tiny else 64, 1024)
     size, tokens = max(1, 1024 // setting.samples), 0
@@ -107,35 +107,35 @@ def _score(policy: Any, groups: Sequence[Group], into: dict[str, torch.Tensor], 
     return sum(map(length, groups))
 
 
-def _rescored(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor], setting: Setting) -> dict[str, Any]:
-    """Replace the stored scores by those of training's own passes; the margins that these take away, beside them."""
-    machine, found = hardware(setting), dict[str, torch.Tensor]()
+def _rescore(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor], setting: Setting) -> dict[str, Any]:
+    """Replace the stored scores by those of training's own passes; report the margin that this removes."""
+    machine, scores = hardware(setting), dict[str, torch.Tensor]()
     steps = StepData(groups, [], optim(PROMPTS_PER_STEP), machine, 0).steps()
     use_shared_prompt(policy, machine.attention)
 
     def score() -> int:
-        found.update(score_in_passes(policy, [steps], machine))
+        scores.update(score_in_passes(policy, [steps], machine))
         return steps.tokens
 
     row = _timed("reference, in training's passes", score)
-    changes = torch.stack([found[name] - reference[name] for name in found])
+    changes = torch.stack([scores[name] - reference[name] for name in scores])
     noise = OBJECTIVE.beta * (changes[:, :1] - changes[:, 1:]).square().mean().sqrt()
-    reference.update(found)
+    reference.update(scores)
     return row | {"step0/margin_std of the others": float(noise)}
 
 
 def _even(groups: Sequence[Group], vocabulary: int, draw: random.Random) -> list[Group]:
-    """As many groups, all of the mean lengths."""
+    """Return as many groups, all with the mean lengths."""
     prompt = round(statistics.mean(len(g.prompt) for g in groups))
     response = round(statistics.mean(len(r) for g in groups for r in g.responses))
     negatives = len(groups[0].negatives)
     return [random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in groups]
 
 
-def _trained(
+def _train(
     stage: str, policy: Any, groups: list[Group], reference: dict[str, torch.Tensor] | None, setting: Setting
 ) -> dict[str, Any]:
-    """One epoch through the trainer. The rate is the median over steps, the first two left out."""
+    """Train one epoch through the trainer. The rate is the median over steps without the first two."""
     machine, settings = hardware(setting), optim(PROMPTS_PER_STEP)
     data, records = StepData(groups, [], settings, machine, 0), list[Record]()
     prepare(policy, groups, machine)
@@ -145,13 +145,13 @@ def _trained(
         module = SupervisedFineTuning(policy, settings, steps, chunk, records.append)
     else:
         module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, Stored(reference))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, data, Path(folder), stage)
     rates = [record["tokens_per_second"] for record in records]
     row = {
         "stage": stage,
-        "s": time.perf_counter() - begun,
+        "s": time.perf_counter() - start,
         "tokens/s": statistics.median(rates[2:] or rates),
         "GiB": records[-1]["peak_memory_gib"],
         "graphs compiled": torch._dynamo.utils.counters["stats"]["unique_graphs"],

@@ -1,6 +1,6 @@
-"""The whole training loop on a large model: float32 weights, bf16 arithmetic, AdamW, as `hardware=gpu` has it.
+"""Measure the training loop on a large model: float32 weights, bf16 arithmetic, AdamW, as in `hardware=gpu`.
 
-Then the settings that are to make it faster, each on top of those before, on a quarter of its layers.
+Then measure settings that should make it faster, cumulatively, on a quarter of its layers.
 """
 
 import random
@@ -23,7 +23,7 @@ from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.recomputation import checkpoint_layers
 
 STEPS = 4
-# Of `Hardware`, in this order; the last lets passes fill the memory.
+# Settings of `Hardware`, added in this order; with the last, passes fill the memory.
 CHANGES: dict[str, dict[str, Any]] = {
     "recompute all": {"gradient_checkpointing": True},
     "selective": {"gradient_checkpointing": "selective"},
@@ -34,15 +34,15 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def training_loop(setting: Setting) -> list[dict[str, Any]]:
-    """Steps at (P, R, K) = (256, 256, 8), each of four passes; at 7B they need about 110 GiB.
+    """Run steps at (P, R, K) = (256, 256, 8), each of four passes; 7B needs about 110 GiB.
 
-    Losses mean nothing: the reference is zero.
+    Losses are meaningless, because the reference is zero.
     """
     return _loop(setting.large, hardware(setting), setting)
 
 
 def with_changes(last: str, setting: Setting) -> list[dict[str, Any]]:
-    """The loop with all of `CHANGES` up to `last`; a row of its median step and its first."""
+    """Run the loop with all `CHANGES` up to `last`; return a row with its median and its first step."""
     names = list(CHANGES)[: list(CHANGES).index(last) + 1]
     changes = {key: value for name in names for key, value in CHANGES[name].items()}
     if setting.tiny:

@@ -1,8 +1,8 @@
-"""Write what GPUs measured into RESULTS.md: its first line, and its section between two marks.
+"""Write GPU results into RESULTS.md: its first line, and the section between two marks.
 
     python benchmarks/gpu_report.py        # after a new file in benchmarks/results
 
-Every file there is a run of `gpu_check.py` on a GPU. Numbers are in those files alone; the tables are made from them.
+Every file there is a run of `gpu_check.py` on a GPU and the only source of the tables.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS, REPORT = HERE / "results", HERE / "RESULTS.md"
 BEGIN, END = "<!-- begin: gpu_report.py -->", "<!-- end: gpu_report.py -->"
-# What a GPU has to run, by the beginning of its steps' names.
+# Parts of the check, by the prefix of their steps' names.
 PARTS = {
     "gradients": "gradients of attention=varlen",
     "speed": "speed of varlen beside the baselines",
@@ -32,7 +32,7 @@ OUTSIDE = "training on several GPUs, sampling with vLLM"
 
 
 def first_line(runs: Sequence[dict[str, Any]]) -> str:
-    """The parts that no GPU has run."""
+    """Return the line that names the parts not yet run on a GPU."""
     done = [name for run in runs for name, step in run["steps"].items() if "rows" in step]
     missing = [text for part, text in PARTS.items() if not any(re.match(rf"{part}( [\d r]|$)", name) for name in done)]
     missing.append(f"{OUTSIDE} (outside of `make gpu-check`)")
@@ -40,7 +40,7 @@ def first_line(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def section(runs: Sequence[dict[str, Any]]) -> str:
-    """The tables of all runs, the newest first."""
+    """Return the tables of all runs, the newest first."""
     if not runs:
         return "No results yet: copy the file that `make gpu-check` writes to `benchmarks/results`."
     parts = []
@@ -51,8 +51,8 @@ def section(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def rewritten(report: str, runs: Sequence[dict[str, Any]]) -> str:
-    """RESULTS.md with its first line and its section made anew."""
+def update(report: str, runs: Sequence[dict[str, Any]]) -> str:
+    """Replace the first line and the section of RESULTS.md."""
     before, _, rest = report.partition(BEGIN)
     _, _, after = rest.partition(END)
     body = before.partition("\n")[2]
@@ -60,7 +60,7 @@ def rewritten(report: str, runs: Sequence[dict[str, Any]]) -> str:
 
 
 def as_table(title: str, step: dict[str, Any]) -> str:
-    """One step's rows as a Markdown table; why there are none, where it failed or was left out."""
+    """Return one step's rows as a Markdown table, or the reason why there are none."""
     seconds = f" ({step['seconds']} s)" if "seconds" in step else ""
     head = f"\n### {title}{seconds}\n"
     if "rows" not in step:
@@ -86,4 +86,4 @@ def read_runs() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    REPORT.write_text(rewritten(REPORT.read_text(), read_runs()))
+    REPORT.write_text(update(REPORT.read_text(), read_runs()))

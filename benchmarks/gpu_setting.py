@@ -1,4 +1,4 @@
-"""Where and how large the GPU check runs; and placeholders for packages that the device may lack."""
+"""Device and sizes of the GPU check, and placeholders for packages that the machine may lack."""
 
 import sys
 from dataclasses import dataclass
@@ -6,25 +6,26 @@ from importlib import import_module
 from importlib.util import find_spec
 from unittest.mock import MagicMock
 
-# Dense bfloat16 TFLOP/s by NVIDIA's data sheets.
+# Dense bfloat16 TFLOP/s from NVIDIA's data sheets.
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-# What stages read and write files with: here nothing is read or written, so an import without effect will do.
+# Packages that stages use for files. The check reads and writes none, so placeholders suffice.
 _FILES_ONLY = {"pyarrow": ("parquet", "compute", "dataset"), "xxhash": ()}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """
+    """Device and sizes of a check.
+
     Attributes:
-        device: "cuda", or "cpu" for a trial of the check itself, with tiny sizes.
-        model: whose training steps are timed, a name of `workload.MODELS`.
+        device: "cuda", or "cpu" to test the check itself with tiny sizes.
+        model: a name in `workload.MODELS`, for timed training steps.
         large: the model of the whole training loop.
-        layers: a model of some of its layers.
+        layers: a model with some of its layers.
         shapes: (P, R, K) in tokens, tokens and negatives.
-        max_tokens_per_microbatch: of every contender.
+        max_tokens_per_microbatch: for every contender.
         rounds: timed turns of every contender.
         sft_steps, prompts, samples: of the ragged job.
-        peak_tflops: of the device, or None where it is not known.
+        peak_tflops: of the device; None if unknown.
     """
 
     device: str
@@ -56,11 +57,11 @@ class Setting:
 
 
 def stand_in_for_file_formats() -> None:
-    """Import the modules that read or write files, on a device without the packages for that."""
+    """Import modules that read or write files, with placeholders for missing packages."""
     missing = {package: parts for package, parts in _FILES_ONLY.items() if find_spec(package) is None}
     if not missing:
         return
-    # First the libraries that look for these packages themselves: they must find none.
+    # First import the libraries that look for these packages themselves; they must not find the placeholders.
     for library in ("lightning.pytorch", "transformers.generation", "transformers.modeling_layers"):
         import_module(library)
     names = [name for package, parts in missing.items() for name in (package, *(f"{package}.{p}" for p in parts))]

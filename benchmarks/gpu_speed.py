@@ -1,4 +1,4 @@
-"""Tokens per second, share of the peak and memory of a training step, beside the baselines."""
+"""Measure tokens per second, MFU and memory of a training step against the baselines."""
 
 import random
 import statistics
@@ -20,7 +20,7 @@ from selfcontrast.training.steps import split_into_microbatches
 RAGGED = "ragged"
 ROWS, PAIRS = "unpadded rows", "lean pairs"
 CHUNK = 2048  # response tokens whose logits exist at a time
-# For FlexAttention's kernels, by torch's names. Every token sees itself, so that no row is without a score.
+# Options of FlexAttention's kernels. ROWS_GUARANTEED_SAFE holds because every token sees itself.
 OPTIONS: list[dict[str, int | bool]] = [
     {},
     {"ROWS_GUARANTEED_SAFE": True},
@@ -31,12 +31,12 @@ OPTIONS: list[dict[str, int | bool]] = [
 def speeds(
     case: tuple[int, int, int] | str, ways: Sequence[str], baselines: bool, setting: Setting
 ) -> list[dict[str, Any]]:
-    """Forward and backward pass of one batch of prompts that fills a pass, in bfloat16 weights on a GPU.
+    """Time forward and backward pass of one batch of prompts that fills a pass, in bfloat16 weights on a GPU.
 
     Args:
         case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
-        ways: "varlen", "flex" or "compiled": what of ours is measured.
-        baselines: whether padded pairs, unpadded rows and TRL take their turns.
+        ways: our variants to measure: "varlen", "flex" or "compiled".
+        baselines: True to measure padded pairs, unpadded rows and TRL, too.
     """
     batches = batches_of(case, setting)
     model = random_model(setting.model, setting.device, torch.float32 if setting.tiny else torch.bfloat16)
@@ -48,12 +48,12 @@ def speeds(
             makers[PAIRS] = lambda: pairs(model, batches, lean=True, budget=budget)
             if (trl := _trl()) is not None:
                 makers["TRL"] = lambda: trl(model, batches, folder, False, budget)
-        timed = [_Timed.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
+        timed = [_Timing.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
         return _table(timed, batches, setting)
 
 
 def kernel_options(setting: Setting) -> list[dict[str, Any]]:
-    """FlexAttention with other options for its kernels, at the second shape; each is compiled anew."""
+    """Time FlexAttention with other kernel options at the second shape; each is compiled anew."""
     batches = batches_of(setting.shapes[1], setting)
     model = random_model(setting.model, setting.device, torch.bfloat16)
     table, before = [], flex.KERNEL_OPTIONS
@@ -62,7 +62,7 @@ def kernel_options(setting: Setting) -> list[dict[str, Any]]:
             torch._dynamo.reset()
             flex._compiled.cache_clear()
             flex.KERNEL_OPTIONS = options
-            timed = _Timed.of(
+            timed = _Timing.of(
                 str(options or "torch's own"), _ours("flex", batches, model), len(batches), setting.rounds
             )
             table += _table([timed], batches, setting)
@@ -71,8 +71,8 @@ def kernel_options(setting: Setting) -> list[dict[str, Any]]:
     return table
 
 
-class _Timed:
-    """A contender's measurements; `failure` says why there are none."""
+class _Timing:
+    """A contender's measurements; `failure` is the reason if there are none."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -82,25 +82,25 @@ class _Timed:
         self.flops = self.tokens = 0
 
     @classmethod
-    def of(cls, name: str, make: Callable[[], Contender], batches: int, rounds: int) -> "_Timed":
-        own = cls(name)
+    def of(cls, name: str, make: Callable[[], Contender], batches: int, rounds: int) -> "_Timing":
+        timing = cls(name)
         try:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             contender = make()
             seconds(contender, 1)
-            own.first = time.perf_counter() - begun
+            timing.first = time.perf_counter() - start
             seconds(contender, batches)
-            own.median = statistics.median(seconds(contender, batches) for _ in range(rounds))
-            own.memory = peak_memory(contender, batches)
-            own.flops = contender.work.flops(contender.model) // batches
-            own.tokens = contender.work.tokens // batches
+            timing.median = statistics.median(seconds(contender, batches) for _ in range(rounds))
+            timing.memory = peak_memory(contender, batches)
+            timing.flops = contender.work.flops(contender.model) // batches
+            timing.tokens = contender.work.tokens // batches
         except torch.OutOfMemoryError:
-            own.failure = "out of memory"
+            timing.failure = "out of memory"
             torch.cuda.empty_cache()
-        return own
+        return timing
 
 
-def _table(timed: list[_Timed], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
+def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
     groups = flat(batches)
     mine = packed_work(groups).tokens
     bounds = {
@@ -108,17 +108,17 @@ def _table(timed: list[_Timed], batches: Sequence[Batch], setting: Setting) -> l
         PAIRS: pairs_work(groups, every_position=False).tokens / mine,
     }
     first, table = timed[0], []
-    for one in timed:
-        row: dict[str, Any] = {"contender": one.name, "failure": one.failure}
-        if one.failure is None:
-            bound, ratio = bounds.get(one.name), one.median / first.median if first.median else None
+    for timing in timed:
+        row: dict[str, Any] = {"contender": timing.name, "failure": timing.failure}
+        if timing.failure is None:
+            bound, ratio = bounds.get(timing.name), timing.median / first.median if first.median else None
             row |= {
-                "s/step": one.median,
-                "first step, s": one.first,
-                "own tokens/s": round(one.tokens / one.median),
-                "MFU": one.flops / one.median / setting.peak_tflops / 1e12 if setting.peak_tflops else None,
-                "GiB": one.memory * 1e6 / 2**30 if one.memory is not None else None,
-                "ours is faster by": ratio if one is not first else None,
+                "s/step": timing.median,
+                "first step, s": timing.first,
+                "own tokens/s": round(timing.tokens / timing.median),
+                "MFU": timing.flops / timing.median / setting.peak_tflops / 1e12 if setting.peak_tflops else None,
+                "GiB": timing.memory * 1e6 / 2**30 if timing.memory is not None else None,
+                "ours is faster by": ratio if timing is not first else None,
                 "bound": bound,
                 "of bound": ratio / bound if bound and ratio else None,
             }
@@ -127,7 +127,7 @@ def _table(timed: list[_Timed], batches: Sequence[Batch], setting: Setting) -> l
 
 
 def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[Group]]:
-    """One pass full of groups of random tokens; of ragged groups three passes, because no two are alike."""
+    """Return one pass full of random groups; three passes of ragged groups, because these differ."""
     draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
     if case == RAGGED:
         groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)
@@ -138,7 +138,7 @@ def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[
 
 
 def ragged_groups(count: int, negatives: int, vocabulary: int, draw: random.Random, tiny: bool) -> list[Group]:
-    """As long as hh-rlhf's dialogues, by a log-normal: prompts' median is 80 tokens, responses' 29, at most 512."""
+    """Draw log-normal lengths like hh-rlhf's dialogues: medians of 80 (prompts) and 29 tokens (responses), max 512."""
 
     def tokens(median: float, spread: float) -> int:
         return max(1, min(16 if tiny else 512, round(median * draw.lognormvariate(0, spread) / (20 if tiny else 1))))

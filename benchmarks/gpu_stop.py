@@ -1,6 +1,6 @@
-"""Seconds from SIGTERM to the end of a training process, with its checkpoint.
+"""Measure the seconds from SIGTERM to the end of a training process, including its checkpoint.
 
-python benchmarks/gpu_stop.py FOLDER DEVICE [compile]     # trains until it is told to end
+python benchmarks/gpu_stop.py FOLDER DEVICE [compile]     # trains until SIGTERM
 """
 
 import random
@@ -16,44 +16,44 @@ from typing import Any
 from gpu_setting import Setting, stand_in_for_file_formats
 
 LIMIT = 30  # seconds from the signal to the end
-ENDED = 143  # the exit code by which schedulers know a process that was terminated
+ENDED = 143  # exit code of a process ended by SIGTERM
 STEPS_BEFORE = 3
 
 
 def seconds_to_exit(setting: Setting) -> list[dict[str, Any]]:
-    """With and without compiled layers; on a CPU, where compiling takes long, without."""
-    return [_stopped(setting, compiled) for compiled in ((False,) if setting.tiny else (False, True))]
+    """Measure with and without compiled layers; on a CPU, where compiling is slow, only without."""
+    return [_stop(setting, compiled) for compiled in ((False,) if setting.tiny else (False, True))]
 
 
-def _stopped(setting: Setting, compiled: bool) -> dict[str, Any]:
+def _stop(setting: Setting, compiled: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, folder, setting.device, *(["compile"] if compiled else [])]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:
             steps = sum(1 for _, line in zip(range(STEPS_BEFORE), process.stdout, strict=False) if line)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=2 * LIMIT)
         except subprocess.TimeoutExpired:
             errors = "still running"
         finally:
             process.kill()
-        took, saved = time.perf_counter() - begun, (Path(folder) / "last.ckpt").exists()
+        seconds, saved = time.perf_counter() - start, (Path(folder) / "last.ckpt").exists()
     code = process.returncode
     return {
         "compiled": compiled,
         "steps before": steps,
-        "s to exit": took,
+        "s to exit": seconds,
         "exit code": code,
         "checkpoint": saved,
-        "ok": took <= LIMIT and code == ENDED and saved,
+        "ok": seconds <= LIMIT and code == ENDED and saved,
         **({} if code == ENDED else {"last line": errors.strip().rpartition("\n")[2][:200]}),
     }
 
 
-def train_until_told(folder: Path, device: str, compiled: bool) -> None:
-    """Print a line per step."""
+def train_until_sigterm(folder: Path, device: str, compiled: bool) -> None:
+    """Train, and print a line per step."""
     import torch
     from gpu_training import hardware, optim
     from workload import random_group, random_model
@@ -77,4 +77,4 @@ def train_until_told(folder: Path, device: str, compiled: bool) -> None:
 
 if __name__ == "__main__":
     stand_in_for_file_formats()
-    train_until_told(Path(sys.argv[1]), sys.argv[2], "compile" in sys.argv[3:])
+    train_until_sigterm(Path(sys.argv[1]), sys.argv[2], "compile" in sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Where a training step waits for the GPU, by torch's own check."""
+"""Find the lines at which a training step waits for the GPU, by torch's own check."""
 
 import tempfile
 import warnings
@@ -19,13 +19,13 @@ from selfcontrast.training.groups import Stored
 from selfcontrast.training.modules import SelfContrastDPO
 from selfcontrast.training.steps import Step
 
-ALLOWED = 2  # per step, both before the update: the metrics and the gradient's norm are read
+ALLOWED = 2  # waits per step, both before the update: reading the metrics and the gradient's norm
 
 
-class _Watched(SelfContrastDPO):
-    """Counts what waits in its third step."""
+class _SyncCounter(SelfContrastDPO):
+    """A training module that counts synchronisations in its third step, by line."""
 
-    found: ClassVar[Counter[str]] = Counter()
+    counts: ClassVar[Counter[str]] = Counter()
 
     def training_step(self, step: Step, index: int) -> None:
         if self.global_step != 2 or self.device.type != "cuda":
@@ -36,23 +36,23 @@ class _Watched(SelfContrastDPO):
             super().training_step(step, index)
         torch.cuda.set_sync_debug_mode("default")
         waits = [w for w in caught if "synchroniz" in str(w.message).lower()]
-        self.found.update(f"{Path(w.filename).name}:{w.lineno}" for w in waits)
+        self.counts.update(f"{Path(w.filename).name}:{w.lineno}" for w in waits)
         return None
 
 
 def host_waits(setting: Setting) -> list[dict[str, Any]]:
-    """Lines at which the host waited, and how often, in one step of two passes."""
+    """Return the lines at which the host waited, and how often, in one step of two passes."""
     groups = [group for batch in batches_of(setting.shapes[1], setting) for group in batch] * 6
     machine, settings = hardware(setting), optim(len(groups) // 3)
     policy = random_model("qwen-tiny" if setting.tiny else "llama-0.4b", setting.device, torch.float32)
     use_shared_prompt(policy, machine.attention)
     reference = {"0": torch.zeros(len(groups[0].responses))}
-    module = _Watched(policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, Stored(reference))
-    _Watched.found.clear()
+    module = _SyncCounter(policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, Stored(reference))
+    _SyncCounter.counts.clear()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "watch")
     if setting.device != "cuda":
         return [{"line": "only a GPU can tell", "waits": 0}]
-    total = module.found.total()
-    rows: list[dict[str, Any]] = [{"line": line, "waits": count} for line, count in module.found.items()]
+    total = module.counts.total()
+    rows: list[dict[str, Any]] = [{"line": line, "waits": count} for line, count in module.counts.items()]
     return [*rows, {"line": "in all", "waits": total, "ok": total <= ALLOWED}]

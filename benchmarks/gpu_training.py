@@ -1,4 +1,4 @@
-"""The trainer's settings for the GPU check: the config's own files, without Hydra."""
+"""Load the trainer's settings for the GPU check from the config's files, without Hydra."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ CONF = Path(__file__).parents[1] / "conf" / "hardware"
 
 
 def hardware(setting: Setting) -> Hardware:
-    """`hardware=gpu`, or `hardware=cpu` with small passes and varlen's plain form."""
+    """Return `hardware=gpu`, or `hardware=cpu` with small passes and varlen's reference implementation."""
     values: dict[str, Any] = {}
     for name in ("cpu", "gpu"):
         values |= yaml.safe_load((CONF / f"{name}.yaml").read_text())
@@ -25,8 +25,8 @@ def hardware(setting: Setting) -> Hardware:
                 "threads": 1,
             }
             break
-    own = {key: value for key, value in values.items() if key not in ("_target_", "defaults")}
-    return replace(Hardware(**own), peak_tflops=setting.peak_tflops)
+    settings = {key: value for key, value in values.items() if key not in ("_target_", "defaults")}
+    return replace(Hardware(**settings), peak_tflops=setting.peak_tflops)
 
 
 def optim(batch_size: int) -> OptimConfig:

@@ -1,4 +1,4 @@
-"""Seconds, memory and gradients of a contender's step, on a CPU or a GPU."""
+"""Measure seconds, memory and gradients of a contender's step, on a CPU or a GPU."""
 
 import ctypes
 import gc
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def seconds(contender: Contender, batches: int) -> float:
-    """Per step, each batch once."""
+    """Return the mean seconds per step over all batches."""
     total = 0.0
     for i in range(batches):
         contender.take_turn()
@@ -30,7 +30,7 @@ def _wait(contender: Contender) -> None:
 
 
 def peak_memory(contender: Contender, batches: int) -> float | None:
-    """MB that a step takes at most beyond what was there, or None where Linux does not say."""
+    """Return the peak memory of a step in MB, less the memory before it; None if Linux does not report it."""
     contender.take_turn()
     gc.collect()
     if contender.model.device.type == "cuda":
@@ -50,13 +50,13 @@ def peak_memory(contender: Contender, batches: int) -> float | None:
 
 
 def _status(key: str) -> int:
-    """kB"""
+    """Read a value of /proc/self/status in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def gradients(contender: Contender) -> list[Tensor] | None:
-    """Of the first batch, in the CPU's memory; None where the device's does not suffice for the step."""
+    """Return the gradients of the first batch on the CPU; None if the step runs out of memory."""
     try:
         contender.take_turn()
         contender.step(0)
@@ -67,6 +67,6 @@ def gradients(contender: Contender) -> list[Tensor] | None:
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Of two gradients, relative to the second."""
-    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
-    return math.sqrt(apart / sum(float(b.double().square().sum()) for b in expected))
+    """Return the relative distance of two gradients."""
+    squared = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
+    return math.sqrt(squared / sum(float(b.double().square().sum()) for b in expected))

@@ -1,10 +1,10 @@
-"""How far a bfloat16 policy is from its own reference at step 0, on a CPU, by how the reference is scored.
+"""Measure how far a bfloat16 policy is from its own reference at step 0, on a CPU, by how the reference is scored.
 
     OMP_NUM_THREADS=1 python benchmarks/reference_noise.py
 
-Stored scores come from passes of one group with all its negatives; training's passes hold several groups, with half of
-them. `head` says how the output layer is computed: as it is; from rounded factors with float32 sums, as on a GPU; or in
-float32 throughout.
+Stored scores come from passes of one group with all its negatives; training's passes hold several groups with half of
+the negatives. `head` is the arithmetic of the output layer: unchanged; rounded factors with float32 sums, as on a GPU;
+or float32 throughout.
 """
 
 import random
@@ -33,8 +33,8 @@ def _float32_sums(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _float32(states: Tensor, weight: Tensor, bias: Any, labels: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-    found: Tensor = _APPLY(states.float(), weight.float(), bias, labels, chunk, torch.float32)
-    return found
+    values: Tensor = _APPLY(states.float(), weight.float(), bias, labels, chunk, torch.float32)
+    return values
 
 
 HEADS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -46,19 +46,19 @@ HEADS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @torch.no_grad()
 def scores(model: Any, passes: Sequence[Sequence[Group]], negatives: int) -> Tensor:
-    """[groups, 5]: summed log-probabilities of the target and of the first four negatives."""
+    """Return summed log-probabilities of the target and the first four negatives, [groups, 5]."""
     with torch.autocast("cpu", torch.bfloat16):
-        found = [
+        parts = [
             log_probs.response_log_probs(
                 model, pack([replace(g, negatives=g.negatives[:negatives]) for g in part]), chunk_size=512
             )
             for part in passes
         ]
-    return torch.cat([values[:, :5] for values in found])
+    return torch.cat([values[:, :5] for values in parts])
 
 
-def margin_std(found: Tensor, reference: Tensor) -> float:
-    change = BETA * (found - reference)
+def margin_std(policy: Tensor, reference: Tensor) -> float:
+    change = BETA * (policy - reference)
     return float((change[:, :1] - change[:, 1:]).square().mean().sqrt())
 
 
@@ -77,13 +77,13 @@ def main() -> None:
     use_shared_prompt(model)
     draw = random.Random(0)
     lengths = [(draw.randint(20, 120), draw.randint(20, 60), [draw.randint(20, 60) for _ in "K" * 8]) for _ in "B" * 8]
-    groups = [random_group(one, 2048, draw) for one in lengths]
-    stored, own = [[group] for group in groups], [groups[:4], groups[4:]]
+    groups = [random_group(sizes, 2048, draw) for sizes in lengths]
+    stored, training = [[group] for group in groups], [groups[:4], groups[4:]]
     print(f"torch {torch.__version__}; margins' distance from 0, beta {BETA}")
     for name, head in HEADS.items():
         with head():
-            policy = scores(model, own, 4)
-            other, same = (margin_std(policy, scores(model, *how)) for how in ((stored, 8), (own, 4)))
+            policy = scores(model, training, 4)
+            other, same = (margin_std(policy, scores(model, *passes)) for passes in ((stored, 8), (training, 4)))
         print(f"head {name}: stored scores {other:.4f}, training's own passes {same:.4f}")
 
 

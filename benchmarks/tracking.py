@@ -1,11 +1,11 @@
-"""What tracking costs a job, in CPU time, W&B's own processes included.
+"""Measure the CPU time that tracking adds to a job, including W&B's own processes.
 
     OMP_NUM_THREADS=1 python benchmarks/tracking.py --rounds 5
 
-Other arguments are overrides of train.py. The job is computed once, without tracking. Then it is recalled, in turns
-with W&B (offline) and without tracking: a recalled job tells W&B all that it told when it was computed (every step's
-metrics, tables, artifacts, files), so the difference is what that costs, and no training hides it. W&B also watches
-the machine while a job runs, which is measured on a run that does nothing for a minute. Linux alone can count
+Other arguments are overrides of train.py. The job is computed once without tracking. Then it runs from the store,
+alternately with W&B (offline) and without tracking. A cached job logs everything to W&B again (metrics of every step,
+tables, artifacts, files), so the difference is the cost of logging, without the noise of training. W&B also monitors
+the machine while a job runs; this is measured on a run that idles for a minute. It needs Linux, which can count
 processes that outlive their parent.
 """
 
@@ -34,14 +34,14 @@ MINUTE = 60.0
 
 
 def cpu_seconds(*command: str) -> float:
-    """Of a command and of everything that it starts; exits where it fails."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    process = subprocess.Popen([sys.executable, *command], env=kept, stdout=subprocess.DEVNULL)
+    """Return the CPU seconds of a command and all its descendants; exit if it fails."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    process = subprocess.Popen([sys.executable, *command], env=env, stdout=subprocess.DEVNULL)
     seconds = 0.0
     while True:
         try:
             pid, status, used = os.wait4(-1, 0)
-        except ChildProcessError:  # none left
+        except ChildProcessError:  # no process is left
             return seconds
         if pid == process.pid and status:
             sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
@@ -51,11 +51,11 @@ def cpu_seconds(*command: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--store", help="where the job may have been computed before; else it is computed anew")
-    own, overrides = parser.parse_known_args()
+    parser.add_argument("--store", help="a store that may hold the job; default: a new one")
+    args, overrides = parser.parse_known_args()
     ctypes.CDLL(None).prctl(ADOPT_ORPHANS, 1)
     with tempfile.TemporaryDirectory() as folder:
-        out, store = Path(folder) / "out", own.store or f"{folder}/store"
+        out, store = Path(folder) / "out", args.store or f"{folder}/store"
         job = [str(TRAIN), f"hydra.run.dir={out}", f"store={store}", *overrides]
         cpu_seconds(*job, *MODES["none"])
         result = json.loads((out / "result.json").read_text())
@@ -63,15 +63,15 @@ def main() -> None:
         records = sum(map(len, result["histories"].values()))
         print(f"the job: {computed:.0f} s of stages, {records} records of metrics", flush=True)
         added = []
-        for number in range(own.rounds):
-            found = {mode: cpu_seconds(*job, *MODES[mode]) for mode in list(MODES)[:: 1 if number % 2 else -1]}
-            added.append(found["wandb"] - found["none"])
-            told = ", ".join(f"{mode} {seconds:.2f} s" for mode, seconds in found.items())
-            print(f"round {number + 1}, recalled, CPU: {told}; added {added[-1]:+.2f} s", flush=True)
-        watching = cpu_seconds("-c", IDLE, folder, str(MINUTE)) - cpu_seconds("-c", IDLE, folder, "0")
-        print(f"watching the machine for a minute: {watching:.2f} s CPU", flush=True)
-    telling, whole = statistics.median(added), statistics.median(added) + watching * computed / MINUTE
-    print(f"telling {telling:.2f} s, all in all {whole:.2f} s CPU of {computed:.0f} s: {100 * whole / computed:.2f}%")
+        for number in range(args.rounds):
+            used = {mode: cpu_seconds(*job, *MODES[mode]) for mode in list(MODES)[:: 1 if number % 2 else -1]}
+            added.append(used["wandb"] - used["none"])
+            times = ", ".join(f"{mode} {seconds:.2f} s" for mode, seconds in used.items())
+            print(f"round {number + 1}, cached, CPU: {times}; added {added[-1]:+.2f} s", flush=True)
+        monitoring = cpu_seconds("-c", IDLE, folder, str(MINUTE)) - cpu_seconds("-c", IDLE, folder, "0")
+        print(f"monitoring the machine for a minute: {monitoring:.2f} s CPU", flush=True)
+    logging, total = statistics.median(added), statistics.median(added) + monitoring * computed / MINUTE
+    print(f"logging {logging:.2f} s, in total {total:.2f} s CPU of {computed:.0f} s: {100 * total / computed:.2f}%")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time and memory of a training step on K negatives: ours, TRL's DPOTrainer, padded pairs in plain PyTorch.
+"""Measure time and memory of a training step on K negatives: ours, TRL's DPOTrainer, padded pairs in plain PyTorch.
 
     python benchmarks/train_step.py                                 # the grid, about 10 minutes on one core
     python benchmarks/train_step.py --shapes 64,64,16 --rounds 9
@@ -6,23 +6,23 @@
     python benchmarks/train_step.py --device cuda --dtype bf16 --peak-tflops 989 --model qwen-0.5b
     python benchmarks/train_step.py --device cuda --dtype bf16 --model llama-7b --gradient-checkpointing
 
-Everything runs in one process, in turns, on one model of random weights: each round measures every contender once,
-and ratios are medians over the rounds, so that a busy machine slows all alike. A step is the forward and backward pass
-of one prompt with its target and K negatives, without the optimiser (which costs all of them the same); reference
+Everything runs in one process on one model with random weights. Each round measures every contender once, and ratios
+are medians over the rounds, so a busy machine slows all alike. A step is the forward and backward pass of one prompt
+with its target and K negatives. The optimiser is left out, as it costs all of them the same; reference
 log-probabilities are precomputed for all. The contenders:
 
 - ours: packed groups, chunked log-probabilities; with --compile once more with compiled layers.
 - pairs: 2K padded rows, the model's own SDPA attention, logits of every position (what most trainers do).
 - lean pairs: the same with logits of response positions only: the strictest baseline.
-- TRL: compute_loss of its DPOTrainer with the fused head and precomputed reference, the K rows of a prompt in
-  one batch. Away from a GPU its fused head scores every position, the prompt's and the padding's too, and it collects
-  entropy and accuracy besides: a GPU treats it better.
+- TRL: compute_loss of its DPOTrainer with the fused head and precomputed reference, the K rows of a prompt in one
+  batch. Without a GPU its fused head also scores the prompt and the padding, and it collects entropy and accuracy, so
+  it does better on a GPU.
 
-The bound is the ratio of token counts, pairs' over ours: 2K(P+R) / (P+(K+1)R), without padding. Memory is the highest
-during a step beyond what was there before it (gradients included): resident on a CPU, allocated on a GPU. `error` is
-the relative difference of a contender's gradient from that of the pairs. Tokens are those of a contender's own rows,
-and `of peak` is the share of --peak-tflops that its own model FLOPs are: 6 per weight and token, and 12 per layer,
-dimension of the heads and pair of a token with one that it attends to (`Work.flops` in workload.py).
+The bound is the ratio of token counts, pairs / ours: 2K(P+R) / (P+(K+1)R), without padding. Memory is the peak during a
+step less the memory before it (gradients included): resident on a CPU, allocated on a GPU. `error` is the relative
+difference of a contender's gradient from that of the pairs. Tokens are those of a contender's own rows. `of peak` is
+its model FLOPs / --peak-tflops: 6 per weight and token, and 12 per layer, head dimension and pair of a token with one
+that it attends to (`Work.flops` in workload.py).
 """
 
 import argparse
@@ -60,16 +60,16 @@ def measure(name: str, groups: list[Group], args: argparse.Namespace, console: C
             ours(model, batches, args.chunk_size, args.attention),
         ]
         if args.compile:
-            again = random_model(args.model, args.device, DTYPES[args.dtype])
-            contenders.append(ours(again, batches, args.chunk_size, args.attention, True, "ours, compiled"))
+            copy = random_model(args.model, args.device, DTYPES[args.dtype])
+            contenders.append(ours(copy, batches, args.chunk_size, args.attention, True, "ours, compiled"))
         expected, errors = None, {}
-        for contender in contenders:  # this warms them up, too
-            found = gradients(contender)
-            expected = expected or found
-            errors[contender.name] = difference(found, expected) if found and expected else None
-        able = [contender for contender in contenders if errors[contender.name] is not None]
-        rounds = [{c.name: seconds(c, len(groups)) for c in able} for _ in range(args.rounds)]
-        memory = {c.name: peak_memory(c, len(groups)) for c in able}
+        for contender in contenders:  # also the warm-up
+            result = gradients(contender)
+            expected = expected or result
+            errors[contender.name] = difference(result, expected) if result and expected else None
+        fitting = [contender for contender in contenders if errors[contender.name] is not None]
+        rounds = [{c.name: seconds(c, len(groups)) for c in fitting} for _ in range(args.rounds)]
+        memory = {c.name: peak_memory(c, len(groups)) for c in fitting}
     console.print(_table(name, groups, contenders, rounds, memory, errors, args.peak_tflops))
 
 
@@ -88,23 +88,23 @@ def _table(
     for column in columns + (["of peak"] if peak_tflops else []):
         table.add_column(column, justify="left" if not column else "right")
     for contender in contenders:
-        own = contender.name
-        if errors[own] is None:
-            table.add_row(own, "out of memory")
+        label = contender.name
+        if errors[label] is None:
+            table.add_row(label, "out of memory")
             continue
-        took = statistics.median(row[own] for row in rounds)
-        ratio = statistics.median(row[own] / row["ours"] for row in rounds) if errors["ours"] is not None else None
-        mine, theirs = memory[own], memory.get("pairs")
-        per_second = contender.work.flops(contender.model) / len(groups) / took
+        median = statistics.median(row[label] for row in rounds)
+        ratio = statistics.median(row[label] / row["ours"] for row in rounds) if errors["ours"] is not None else None
+        peak, pairs_peak = memory[label], memory.get("pairs")
+        per_second = contender.work.flops(contender.model) / len(groups) / median
         table.add_row(
-            own,
-            f"{took:.3f}",
-            f"{ratio:.2f}x" if ratio and own != "ours" else "",
-            f"{ratio / bound:.2f}" if ratio and not own.startswith("ours") else "",
-            f"{contender.work.tokens / len(groups) / took:,.0f}",
-            f"{mine:.0f}" if mine is not None else "unknown",
-            f"{mine / theirs:.2f}" if mine is not None and theirs else "unknown",
-            f"{errors[own]:.0e}",
+            label,
+            f"{median:.3f}",
+            f"{ratio:.2f}x" if ratio and label != "ours" else "",
+            f"{ratio / bound:.2f}" if ratio and not label.startswith("ours") else "",
+            f"{contender.work.tokens / len(groups) / median:,.0f}",
+            f"{peak:.0f}" if peak is not None else "unknown",
+            f"{peak / pairs_peak:.2f}" if peak is not None and pairs_peak else "unknown",
+            f"{errors[label]:.0e}",
             *([f"{per_second / peak_tflops / 1e12:.2f}"] if peak_tflops else []),
         )
     return table
@@ -113,10 +113,10 @@ def _table(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=GRID.split(), help="P,R,K in tokens, tokens and negatives")
-    parser.add_argument("--lengths", type=Path, help="preference data as JSON lines, in place of --shapes")
+    parser.add_argument("--lengths", type=Path, help="preference data as JSON lines, instead of --shapes")
     parser.add_argument("--dialogues", type=int, default=6, help="drawn from --lengths")
     parser.add_argument("--negatives", type=int, default=16, help="per dialogue of --lengths")
-    parser.add_argument("--longest", type=int, default=512, help="prompts left out, answers cut (tokens)")
+    parser.add_argument("--longest", type=int, default=512, help="drop longer prompts, cut longer answers (tokens)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", choices=MODELS, default="llama-13m")
@@ -135,8 +135,8 @@ def main() -> None:
     console.print(f"torch {torch.__version__}, {device}, {args.model} in {args.dtype}, medians of {args.rounds} rounds")
     vocabulary = MODELS[args.model].vocab_size
     if args.lengths:
-        found = dialogue_lengths(args.lengths, args.dialogues, args.negatives, args.longest, draw)
-        groups = [random_group(lengths, vocabulary, draw) for lengths in found]
+        dialogues = dialogue_lengths(args.lengths, args.dialogues, args.negatives, args.longest, draw)
+        groups = [random_group(lengths, vocabulary, draw) for lengths in dialogues]
         measure(f"{args.dialogues} dialogues, K = {args.negatives}", groups, args, console)
         return
     for shape in args.shapes:

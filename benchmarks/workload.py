@@ -1,4 +1,4 @@
-"""What is trained on what: models of random weights, groups of random tokens, and the FLOPs that they take."""
+"""The workload of the benchmarks: models with random weights, groups of random tokens, and their FLOPs."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def _qwen(hidden: int, layers: int, heads: int, shared: int, intermediate: int, vocabulary: int) -> PretrainedConfig:
-    """`shared`: heads of keys and values."""
+    """Return a config; `shared` is the number of key and value heads."""
     return Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -54,7 +54,7 @@ MODELS = {
 
 
 def random_model(name: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Made on the device, in this type: 7B in bfloat16 are 14 GB."""
+    """Build a model directly on the device in this dtype, because 7B in bfloat16 is 14 GB."""
     torch.manual_seed(0)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(MODELS[name], dtype=dtype)
@@ -62,7 +62,7 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def random_group(lengths: tuple[int, int, list[int]], vocabulary: int, draw: random.Random) -> Group:
-    """lengths: of prompt, target and negatives; every response ends with 0, the end of text."""
+    """Draw a group with these lengths of prompt, target and negatives. Every response ends with 0, the end of text."""
 
     def tokens(count: int) -> list[int]:
         return [draw.randrange(1, vocabulary) for _ in range(count)]
@@ -75,12 +75,12 @@ def random_group(lengths: tuple[int, int, list[int]], vocabulary: int, draw: ran
 def dialogue_lengths(
     file: Path, count: int, negatives: int, longest: int, draw: random.Random
 ) -> list[tuple[int, int, list[int]]]:
-    """Prompts and targets of `count` dialogues, with negatives as long as answers drawn from all of the file."""
+    """Draw lengths of prompts and targets of `count` dialogues; negatives are as long as random answers in the file."""
     with (gzip.open if file.suffix == ".gz" else open)(file, "rt") as lines:
         rows = [json.loads(line) for line in lines]
     parse = recognise(rows[0])
     if parse is None:
-        raise SystemExit(f"{file}: no known row format; give preference data such as hh-rlhf's")
+        raise SystemExit(f"{file}: unknown row format. Give preference data such as hh-rlhf's.")
     dialogues = []
     for row in rows:
         try:
@@ -91,20 +91,20 @@ def dialogue_lengths(
         if prompt <= longest:
             dialogues.append((prompt, min(_tokens(parsed.target), longest)))
     answers = [target for _, target in dialogues]
-    chosen = draw.sample(dialogues, count)
-    return [(prompt, target, draw.choices(answers, k=negatives)) for prompt, target in chosen]
+    drawn = draw.sample(dialogues, count)
+    return [(prompt, target, draw.choices(answers, k=negatives)) for prompt, target in drawn]
 
 
 def _tokens(text: str) -> int:
-    return len(text) // CHARACTERS_PER_TOKEN + 2  # one of them the end of the turn
+    return len(text) // CHARACTERS_PER_TOKEN + 2  # including the end of the turn
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward and backward pass must compute, padding left out.
+    """The work of a forward and backward pass, without padding.
 
     Attributes:
-        tokens: that pass through the decoder.
+        tokens: tokens that pass through the decoder.
         scored: positions that pass through the output layer.
         seen: pairs of a token and one that it attends to, itself included.
     """
@@ -114,11 +114,11 @@ class Work:
     seen: int
 
     def flops(self, model: Any) -> int:
-        """6 FLOPs per weight and token (2 forward, 4 backward), and 12 per pair, layer and dimension of the heads.
+        """Count 6 FLOPs per weight and token (2 forward, 4 backward), and 12 per pair, layer and head dimension.
 
-        Weights: the decoder's matrices for every token, the output layer's for the scored positions; neither the
-        embedding nor what gradient checkpointing computes twice. Attention: a product of query and key and one of
-        probability and value, of 2 FLOPs per dimension each, three times over for the backward pass.
+        Weights: the decoder's matrices for every token and the output layer for scored positions, without the embedding
+        and without recomputation by gradient checkpointing. Attention: query times key and probability times value, 2
+        FLOPs per dimension each, times three for forward and backward pass.
         """
         config = model.config
         head = int(model.get_output_embeddings().weight.numel())
@@ -133,7 +133,7 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 
 def packed_work(groups: Sequence[Group]) -> Work:
-    """The prompt once, each response once."""
+    """Count each prompt once and each response once."""
     tokens = scored = seen = 0
     for group in groups:
         prompt, responses = len(group.prompt), [len(response) for response in group.responses]
@@ -144,14 +144,14 @@ def packed_work(groups: Sequence[Group]) -> Work:
 
 
 def rows_work(groups: Sequence[Group]) -> Work:
-    """Each response once, with a prompt of its own."""
+    """Count each response once, with its own copy of the prompt."""
     rows = [(len(group.prompt), len(response)) for group in groups for response in group.responses]
     tokens, scored = sum(p + r for p, r in rows), sum(r for _, r in rows)
     return Work(tokens, scored, sum(_causal(p + r) for p, r in rows))
 
 
 def pairs_work(groups: Sequence[Group], every_position: bool) -> Work:
-    """The target and its prompt anew with each negative."""
+    """Count prompt and target again for each negative."""
     rows = [(len(g.prompt), len(r)) for g in groups for n in g.negatives for r in (g.target, n)]
     tokens = sum(prompt + response for prompt, response in rows)
     scored = tokens if every_position else sum(response for _, response in rows)

@@ -279,15 +279,15 @@ def test_every_experiment_passes_the_checks_before_compute(experiment: str, debu
 def test_every_k_of_the_paper_passes_and_a_k_that_cannot_be_is_refused(debug: Path) -> None:
     for count in (1, 2, 4, 8, 16):
         assert checked("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
-    with pytest.raises(UserError, match=r"negatives=17 is more than filter\.max_negatives=16"):
+    with pytest.raises(UserError, match=r"negatives=17 .*filter\.max_negatives=16"):
         checked("hh_rlhf/self_contrast", debug, "negatives=17")
-    with pytest.raises(UserError, match=r"filter\.max_negatives=16 is impossible: of generator\.samples=32 .* keeps 8"):
+    with pytest.raises(UserError, match=r"filter\.max_negatives=16 .* 8 of generator\.samples=32"):
         checked("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
 
 
 def test_the_reward_model_that_has_not_been_made_is_missed_before_compute(debug: Path) -> None:
     path = "evaluation.benchmarks.reward.reward_model.path=./models/Starling-RM-7B-alpha"
-    with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha: no such folder"):
+    with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha"):
         checked("hh_rlhf/sft", debug, path)
 
 

@@ -1,4 +1,4 @@
-"""GPUs are names here: who sees which is decided before CUDA is asked."""
+"""Reservation of GPUs. It works on names, before CUDA is initialised, so these tests need no GPU."""
 
 import os
 import subprocess
@@ -13,85 +13,85 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from jobs import TIMEOUT
-from selfcontrast.gpus import own_gpus, present, taken
+from selfcontrast.gpus import reserve, reserved_gpus, visible_gpus
 
-# Prints the GPUs it has taken, and keeps them until it is told to end.
+# Reserves GPUs, prints them, and holds them until stdin has a line or ends.
 HOLD = """
 import sys
-from selfcontrast.gpus import taken
-with taken(sys.argv[2:], int(sys.argv[1])) as own:
-    print(",".join(own), flush=True)
+from selfcontrast.gpus import reserve
+with reserve(sys.argv[2:], int(sys.argv[1])) as gpus:
+    print(",".join(gpus), flush=True)
     sys.stdin.readline()
 """
 
 
 @pytest.fixture(autouse=True)
 def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of this test alone."""
+    """Give each test its own folder of locks."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
 @contextmanager
-def holding(count: int, *found: str) -> Iterator["subprocess.Popen[str]"]:
-    """Another process, which wants `count` of these."""
+def other_process(count: int, *gpus: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a process that reserves `count` of these GPUs."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(count), *found], env=env, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(count), *gpus], env=env, **pipes) as process:  # type: ignore[call-overload]
         try:
             yield process
         finally:
-            process.communicate(timeout=TIMEOUT)  # its stdin is at its end
+            process.communicate(timeout=TIMEOUT)  # closes its stdin
 
 
-def told(process: "subprocess.Popen[str]") -> str:
+def reserved_by(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-def test_gpus_two_jobs_get_different_ones_and_third_waits() -> None:
+def test_reserve_gives_two_jobs_different_gpus_and_a_third_waits() -> None:
     with ExitStack() as stack:
-        first = stack.enter_context(holding(1, "a", "b"))
-        assert told(first) == "a"
-        second = stack.enter_context(holding(1, "a", "b"))
-        assert told(second) == "b"
-        third = stack.enter_context(holding(1, "a", "b"))
+        first = stack.enter_context(other_process(1, "a", "b"))
+        assert reserved_by(first) == "a"
+        second = stack.enter_context(other_process(1, "a", "b"))
+        assert reserved_by(second) == "b"
+        third = stack.enter_context(other_process(1, "a", "b"))
         first.communicate("\n", timeout=TIMEOUT)
-        assert told(third) == "a"  # it would have been said at once, and not been "a", had it not waited
+        assert reserved_by(third) == "a"  # without waiting, it could not have been "a"
 
 
-def test_gpus_job_for_two_takes_none_until_two_are_free() -> None:
-    with holding(1, "a", "b", "c") as one:
-        assert told(one) == "a"
-        with taken(["a", "b", "c"], 2) as own:
-            assert own == ["b", "c"]
-    with taken(["a", "b", "c"], 2) as own:
-        assert own == ["a", "b"]
+def test_reserve_skips_the_gpus_of_other_jobs() -> None:
+    with other_process(1, "a", "b", "c") as process:
+        assert reserved_by(process) == "a"
+        with reserve(["a", "b", "c"], 2) as gpus:
+            assert gpus == ["b", "c"]
+    with reserve(["a", "b", "c"], 2) as gpus:
+        assert gpus == ["a", "b"]
 
 
-def test_gpus_failed_job_releases_its_gpu() -> None:
+def test_reserve_releases_after_an_error() -> None:
     def fail() -> None:
-        with taken(["a"], 1):
+        with reserve(["a"], 1):
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
         fail()
-    with taken(["a"], 1) as own:
-        assert own == ["a"]
+    with reserve(["a"], 1) as gpus:
+        assert gpus == ["a"]
 
 
-def test_gpus_visible_ones_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_visible_gpus_come_from_the_environment_or_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f")
-    assert present() == ["3", "GPU-5f"]
+    assert visible_gpus() == ["3", "GPU-5f"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert present() == []
+    assert visible_gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert present() == []
+    assert visible_gpus() == []
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho GPU-1\necho GPU-2\n")
     tool.chmod(0o755)
-    assert present() == ["GPU-1", "GPU-2"]
+    assert visible_gpus() == ["GPU-1", "GPU-2"]
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_gpus_visible_ones_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("RUN", "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "gpu", 1, "a,b"),
     ],
 )
-def test_gpus_are_assigned_only_to_concurrent_local_jobs(
+def test_reserved_gpus_applies_to_concurrent_local_jobs_only(
     monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str, accelerator: str, devices: int, seen: str
 ) -> None:
     config = OmegaConf.create({"hydra": {"mode": RunMode[mode], "launcher": {"_target_": launcher}}})
     monkeypatch.setattr(HydraConfig, "get", lambda: config.hydra)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "a,b")
     hardware = OmegaConf.create({"accelerator": accelerator, "devices": devices})
-    with holding(1, "a", "b") as other:
-        assert told(other) == "a"
-        with own_gpus(hardware):
+    with other_process(1, "a", "b") as other:
+        assert reserved_by(other) == "a"
+        with reserved_gpus(hardware):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == seen

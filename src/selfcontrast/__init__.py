@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from selfcontrast.api import run as run
     from selfcontrast.config import build as build
     from selfcontrast.errors import UserError as UserError
-    from selfcontrast.filters.choose import choose_negatives as choose_negatives
+    from selfcontrast.filters.single_prompt import choose_negatives as choose_negatives
     from selfcontrast.losses import dft as dft
     from selfcontrast.losses import dpo as dpo
     from selfcontrast.losses import hardest as hardest
@@ -36,7 +36,7 @@ _HOME = {
     **dict.fromkeys(("compose", "plan", "run"), "selfcontrast.api"),
     "build": "selfcontrast.config",
     "UserError": "selfcontrast.errors",
-    "choose_negatives": "selfcontrast.filters.choose",
+    "choose_negatives": "selfcontrast.filters.single_prompt",
     **dict.fromkeys(_LOSSES, "selfcontrast.losses"),
     "response_log_probs": "selfcontrast.models.log_probs",
     **dict.fromkeys(("Group", "pack"), "selfcontrast.models.packing"),

@@ -1,7 +1,7 @@
-"""Which GPUs a job has where Hydra runs several on one machine at once: none that another job has.
+"""Assign separate GPUs to the jobs that Hydra runs at once on one machine.
 
-joblib's workers and submitit's local processes all see the same GPUs, and every job would take the first. So each
-takes a lock per GPU for as long as it runs, and waits where all are taken. SLURM and Ray give a job its own already.
+joblib's workers and submitit's local processes all see the same GPUs, so every job would use the first. Here each job
+locks its GPUs while it runs, and waits if too few are free. SLURM and Ray already assign GPUs.
 """
 
 import logging
@@ -26,28 +26,28 @@ POLL = 1.0  # seconds
 
 
 @contextmanager
-def own_gpus(hardware: DictConfig) -> Iterator[None]:
-    """Lets a job that is one of several on this machine see `hardware.devices` GPUs of its own.
+def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
+    """Reserve `hardware.devices` GPUs for this job if several jobs run at once on this machine.
 
-    To be entered before torch asks for GPUs, which it does once in a process: a worker that runs one job after another
-    keeps the GPUs of its first. Nothing happens where there are none, or only one job at a time.
+    Enter it before torch looks for GPUs, which it does once per process: a worker that runs several jobs keeps the GPUs
+    of its first. It does nothing without GPUs, or if jobs run one at a time.
     """
     settings = HydraConfig.get()
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]
     several = settings.mode == RunMode.MULTIRUN and launcher in SIDE_BY_SIDE
-    found = present() if several and hardware.accelerator != "cpu" else []
-    devices = hardware.devices if found else 0
-    # None, too few, or no number: `Hardware` says that in its own words.
-    if not found or not isinstance(devices, int) or len(found) < devices:
+    gpus = visible_gpus() if several and hardware.accelerator != "cpu" else []
+    devices = hardware.devices if gpus else 0
+    # An impossible number of devices is reported by `Hardware`.
+    if not gpus or not isinstance(devices, int) or len(gpus) < devices:
         yield
         return
-    with taken(found, devices) as own:
-        os.environ[VISIBLE] = ",".join(own)
+    with reserve(gpus, devices) as reserved:
+        os.environ[VISIBLE] = ",".join(reserved)
         yield
 
 
-def present() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, or else all GPUs of this machine."""
+def visible_gpus() -> list[str]:
+    """Return the GPUs in CUDA_VISIBLE_DEVICES, or else all GPUs of this machine."""
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name]
     command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
@@ -58,30 +58,30 @@ def present() -> list[str]:
 
 
 @contextmanager
-def taken(found: Sequence[str], count: int) -> Iterator[list[str]]:
-    """`count` of the GPUs `found`, which no other process of this user takes meanwhile; waits until there are."""
+def reserve(gpus: Sequence[str], count: int) -> Iterator[list[str]]:
+    """Lock `count` of these GPUs against this user's other processes; wait until enough are free."""
     folder = Path(tempfile.gettempdir()) / f"selfcontrast-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     waiting = False
     while True:
         with ExitStack() as locks:
-            own = _free(found, count, folder, locks)
-            if len(own) == count:
-                yield own
+            locked = _lock_free(gpus, count, folder, locks)
+            if len(locked) == count:
+                yield locked
                 return
         if not waiting:
-            log.info("waiting for %d of the GPUs %s: other jobs have them", count, ", ".join(found))
+            log.info("waiting for %d of the GPUs %s, which other jobs use", count, ", ".join(gpus))
             waiting = True
         time.sleep(POLL)
 
 
-def _free(found: Sequence[str], count: int, folder: Path, locks: ExitStack) -> list[str]:
-    """At most `count` GPUs that nobody had, and that are ours until `locks` closes."""
-    own: list[str] = []
-    for name in found:
-        if len(own) == count:
+def _lock_free(gpus: Sequence[str], count: int, folder: Path, locks: ExitStack) -> list[str]:
+    """Lock up to `count` free GPUs until `locks` closes."""
+    locked: list[str] = []
+    for name in gpus:
+        if len(locked) == count:
             break
         with suppress(Timeout):
             locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
-            own.append(name)
-    return own
+            locked.append(name)
+    return locked

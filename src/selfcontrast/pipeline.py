@@ -16,7 +16,7 @@ from selfcontrast.config import Parts
 from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import BASELINE, compare
 from selfcontrast.evaluation.curve import curve
-from selfcontrast.filters.shown import shown_candidates
+from selfcontrast.filters.candidate_table import candidate_table
 from selfcontrast.generators import generate
 from selfcontrast.job import Job
 from selfcontrast.report.page import write_report
@@ -96,4 +96,4 @@ def some_candidates(job: Job) -> pd.DataFrame:
     """Of the last round."""
     candidates = job.artifacts.get("gather", job.artifacts["generate"])
     found = {name: job.artifacts[name].path for name in ("embed", "filter")}
-    return shown_candidates(candidates.path / generate.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS)
+    return candidate_table(candidates.path / generate.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS)

@@ -19,7 +19,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.filters.filter import blocks
-from selfcontrast.filters.score import Scorer, Verified
+from selfcontrast.filters.score import CandidateScorer, VerifierScorer
 from selfcontrast.filters.select import Filter, Indices, choose
 from selfcontrast.generators import generate as generation
 from selfcontrast.generators.generate import Generation
@@ -108,7 +108,7 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) ->
         scores = np.array([[verifier.score(e, t) for t in (e.target, *(c.text for c in own))] for e, own in found])
     files = sampled.candidates.path / generation.FILE, sampled.embeddings.path
     examples = {example.id: example for example, _ in found}
-    kept, drawn = chosen(p.filter, examples, *files, Verified(verifier) if verifier else None)
+    kept, drawn = chosen(p.filter, examples, *files, VerifierScorer(verifier) if verifier else None)
     with tqdm(total=len(groups), desc="theory", unit="prompt", disable=None) as bar:
         chunk = p.hardware.logits_chunk
         gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
@@ -123,13 +123,17 @@ def _group(renderer: Renderer, example: Example, own: list[Candidate]) -> Group:
 
 
 def chosen(
-    settings: Filter, examples: Mapping[str, Example], candidates: Path, embeddings: Path, judge: Scorer | None
+    settings: Filter,
+    examples: Mapping[str, Example],
+    candidates: Path,
+    embeddings: Path,
+    scorer: CandidateScorer | None,
 ) -> tuple[NDArray[np.bool_], list[Indices]]:
     """Say which samples the filter stage keeps [N, M], and which it draws, in rank order, as indices [K] per prompt."""
     kept, drawn = list[NDArray[np.bool_]](), list[Indices]()
     for _, block in blocks(candidates, embeddings, examples):
         for _, sampled in block:
-            score = partial(judge, examples[sampled.id], sampled.texts) if judge else None
+            score = partial(scorer, examples[sampled.id], sampled.texts) if scorer else None
             choice = choose(settings, sampled, score)
             kept.append(np.isin(np.arange(len(sampled.texts)), choice.rows[choice.drawn.kept]))
             drawn.append(choice.negatives)

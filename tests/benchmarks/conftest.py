@@ -1,4 +1,4 @@
-"""Puts `benchmarks/` on the path, as running one of its scripts does."""
+"""Put `benchmarks/` on the path, as when one of its scripts is run."""
 
 import sys
 from pathlib import Path

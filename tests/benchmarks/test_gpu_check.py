@@ -1,4 +1,4 @@
-"""The GPU check on a CPU: it runs whole, keeps what was measured at any stop, and its report follows from the data."""
+"""The GPU check on a CPU: a whole run, failures and time limits of steps, and the report made from results."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_whole_check_on_a_cpu(tmp_path: Path) -> None:
+def test_gpu_check_runs_completely_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     command = [sys.executable, "benchmarks/gpu_check.py", "--device", "cpu", "--output", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -20,7 +20,7 @@ def test_the_whole_check_on_a_cpu(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     assert all("rows" in step for step in results["steps"].values())
     errors = [row["error"] for row in results["steps"]["gradients"]["rows"] if row["arithmetic"] == "float32"]
-    assert len(errors) == 6  # two ways, three models
+    assert len(errors) == 6  # two implementations, three models
     speed = results["steps"]["speed 9,7,3"]["rows"]
     bounds = {row["contender"]: row.get("bound") for row in speed}
     assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))
@@ -35,7 +35,7 @@ def test_the_whole_check_on_a_cpu(tmp_path: Path) -> None:
     assert last["tokens/s"] > 0
 
 
-def test_a_step_that_fails_is_recorded_and_the_next_ones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_records_a_failed_step_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_check
 
     file = tmp_path / "results.json"
@@ -48,7 +48,7 @@ def test_a_step_that_fails_is_recorded_and_the_next_ones_run(tmp_path: Path, mon
 
     made = {"before": lambda setting: 1 / 0, "broken": broken, "after": sees_the_file}
     monkeypatch.setattr(gpu_check, "steps", lambda setting: made)
-    results: dict[str, Any] = {"steps": {"before": {"rows": []}}}  # of an earlier run: not done again
+    results: dict[str, Any] = {"steps": {"before": {"rows": []}}}  # from an earlier run, not repeated
     gpu_check.run(gpu_check.Setting.on("cpu"), file, 60, results)
     steps = json.loads(file.read_text())["steps"]
     assert steps["before"] == {"rows": []}
@@ -56,7 +56,7 @@ def test_a_step_that_fails_is_recorded_and_the_next_ones_run(tmp_path: Path, mon
     assert steps["after"]["rows"] == [{"steps before": 2}]
 
 
-def test_without_time_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_time_skips_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_check
 
     monkeypatch.setattr(gpu_check, "steps", lambda setting: {"late": lambda setting: 1 / 0})
@@ -65,17 +65,17 @@ def test_without_time_steps_are_skipped(tmp_path: Path, monkeypatch: pytest.Monk
     assert results["steps"]["late"] == {"skipped": "no time left"}
 
 
-def test_a_step_that_takes_too_long_is_given_up() -> None:
+def test_run_step_times_out() -> None:
     import gpu_check
 
     def endless(setting: Any) -> Any:
         while True:
             pass
 
-    assert gpu_check._measured(endless, gpu_check.Setting.on("cpu"), 1) == {"error": "TooLong: given up after 1 s"}
+    assert gpu_check._run_step(endless, gpu_check.Setting.on("cpu"), 1) == {"error": "StepTimeout: given up after 1 s"}
 
 
-def test_tables_by_hand() -> None:
+def test_as_table_by_hand() -> None:
     from gpu_report import as_table
 
     rows = [{"name": "a", "x": 1234567, "ok": True}, {"name": "b", "error": 3.2e-7, "x": 2.5}]
@@ -90,7 +90,7 @@ def test_tables_by_hand() -> None:
     assert as_table("title", {"error": "why"}).endswith("\nwhy")
 
 
-def test_the_first_line_names_what_no_gpu_has_run() -> None:
+def test_first_line_names_the_parts_not_run() -> None:
     from gpu_report import OUTSIDE, PARTS, first_line
 
     done: dict[str, Any] = {"rows": []}
@@ -104,8 +104,8 @@ def test_the_first_line_names_what_no_gpu_has_run() -> None:
     assert ";" not in first_line([{"steps": dict.fromkeys(everything, done)}])
 
 
-def test_the_report_is_made_from_the_results() -> None:
-    from gpu_report import REPORT, read_runs, rewritten
+def test_results_md_is_up_to_date() -> None:
+    from gpu_report import REPORT, read_runs, update
 
     report = REPORT.read_text()
-    assert rewritten(report, read_runs()) == report  # else: python benchmarks/gpu_report.py
+    assert update(report, read_runs()) == report  # else: python benchmarks/gpu_report.py

@@ -1,4 +1,4 @@
-"""The benchmark runs whole, its contenders compute the same, and its FLOPs are counted right."""
+"""The benchmark runs completely, its contenders have equal gradients, and its FLOPs are correct."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    """On the GPU where there is one: the same lines of code."""
+    """Run on a GPU if there is one; the code is the same."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = f"--device {device} --dtype fp32 --model qwen-tiny --shapes 9,7,3 --rounds 1 --peak-tflops 1"
     command = [sys.executable, "benchmarks/train_step.py", *settings.split()]
@@ -27,7 +27,7 @@ def output() -> str:
 
 
 @pytest.mark.slow
-def test_every_contender_has_the_same_gradient(output: str) -> None:
+def test_contenders_have_equal_gradients(output: str) -> None:
     rows = {cells[1].strip(): cells for line in output.splitlines() if len(cells := line.split("│")) > 8}
     assert list(rows) == ["pairs", "lean pairs", "TRL", "ours"]
     for cells in rows.values():
@@ -37,7 +37,7 @@ def test_every_contender_has_the_same_gradient(output: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_bound_is_that_of_the_tokens(output: str) -> None:
+def test_bound_is_the_ratio_of_tokens(output: str) -> None:
     # 2 * 3 * (9 + 7) / (9 + 4 * 7) = 96 / 37
     assert re.search(r"\(P, R, K\) = \(9,7,3\): bound 2\.59x", output)
 
@@ -55,7 +55,7 @@ def test_work_by_hand() -> None:
     assert pairs_work([GROUP], every_position=True).scored == 19
 
 
-def test_flops_of_weights_are_those_that_torch_counts() -> None:
+def test_flops_of_weights_equal_torchs_count() -> None:
     from workload import Work, random_model
 
     model: Any = random_model("qwen-tiny", "cpu", torch.float32)

@@ -188,7 +188,7 @@ def test_a_job_refuses_rows_without_answers_before_any_compute_and_takes_those_w
     assert configure(job(Path(source.path))).grader is None
     with pytest.raises(UserError, match=r"line \d of .* it has no answer\. Name the column .*data\.answer_column=…"):
         configure(job(Path(source.path), "verifier=final_number"))
-    with pytest.raises(UserError, match=r"needs scores, and there is no verifier"):
+    with pytest.raises(UserError, match=r"LowestScored needs scores"):
         configure(job(Path(source.path), "filter=oracle"))
     assert configure(job(Path(source.path), "filter=oracle", *graded)).grader == FinalNumber()
 

@@ -1,4 +1,4 @@
-"""Pools of candidates, and one of every selector, for tests of the filter."""
+"""Strategies and builders of candidate pools and selectors for tests of the filter."""
 
 from typing import Any
 
@@ -58,19 +58,19 @@ def pool(
     excluded: Any = (),
     **more: Any,
 ) -> Pool:
-    """Candidates of these cosines to the target (1, 0, 0, …), otherwise in random directions.
+    """Build candidates with these cosines to the target (1, 0, 0, …), otherwise in random directions.
 
     Args:
-        repeated: how many of the samples repeat a candidate, random ones.
-        excluded: cosines of an empty response and a copy of the target, where there is one.
-        more: `consensus`, `log_probs`, `tokens` and `counts`, where they are not to be random, on coarse grids.
+        repeated: number of samples that repeat a random candidate.
+        excluded: cosines of an empty response and of a copy of the target.
+        more: `consensus`, `log_probs`, `tokens` and `counts`; by default random, on coarse grids.
     """
     near, rng = np.sort(np.asarray(similarity, dtype=np.float32)), np.random.default_rng(seed)
     count = len(near)
     rest = rng.standard_normal((count, width - 1))
     rest *= np.sqrt(1 - near.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
     never = np.asarray(excluded, dtype=np.float32)
-    own: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "consensus": rng.integers(-4, 5, count).astype(np.float32) / 4,
         "log_probs": -rng.integers(1, 9, count).astype(np.float64),
         "tokens": rng.integers(1, 5, count),
@@ -80,7 +80,7 @@ def pool(
         similarity=near,
         vectors=np.concatenate([near[:, None], rest], axis=1).astype(np.float32),
         scores=None if scores is None else np.asarray(scores, np.float32),
-        **own | {name: np.asarray(values) for name, values in more.items()},
+        **columns | {name: np.asarray(values) for name, values in more.items()},
         seed=[seed],
         samples=count + len(never) + repeated,
         excluded=never,
@@ -89,7 +89,7 @@ def pool(
 
 @st.composite
 def pools(draw: st.DrawFn, most: int = 24) -> Pool:
-    """Pools with scores on a coarse grid, so that some are equal; with repetitions, an empty response, a copy."""
+    """Draw pools with tied scores, repetitions, an empty response and a copy of the target."""
     near = draw(st.lists(st.floats(-1, 1, width=32), max_size=most))
     scores = draw(st.lists(st.integers(0, 4), min_size=len(near), max_size=len(near)))
     empty, copy = draw(st.one_of(st.just([]), st.floats(-1, 1, width=32).map(lambda x: [x]))), draw(st.booleans())

@@ -1,4 +1,4 @@
-"""Diverse selectors against plain loops, and on cases where the answer is seen."""
+"""Diverse selectors against plain loops, and on cases by hand."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -16,7 +16,7 @@ from selfcontrast.filters.select import Pool
 
 
 def circle(*degrees: float) -> Pool:
-    """Candidates on the unit circle, the target at 0 degrees: in the order of their similarity to it."""
+    """Place candidates on the unit circle, ordered by similarity to the target at 0 degrees."""
     angles = np.radians(sorted(degrees, key=lambda d: np.cos(np.radians(d))))
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     return replace(pool(vectors[:, 0]), similarity=vectors[:, 0], vectors=vectors)
@@ -28,7 +28,7 @@ def angles_of(candidates: Pool, kept: Any) -> list[int]:
 
 
 @given(candidates=pools(most=12), fraction=SHARES, weight=st.floats(0, 1))
-def test_each_next_one_is_the_best_by_the_definition(candidates: Pool, fraction: float, weight: float) -> None:
+def test_mmr_minimises_its_cost_at_every_step(candidates: Pool, fraction: float, weight: float) -> None:
     order = MaximalMarginalRelevance(fraction, weight).select(candidates).tolist()
     eligible = range(int(np.floor(fraction * len(candidates.similarity) + 1e-9)))
     assert sorted(order) == list(eligible)
@@ -43,12 +43,12 @@ def test_each_next_one_is_the_best_by_the_definition(candidates: Pool, fraction:
         assert cost(chosen, order[:k]) == pytest.approx(best, abs=1e-5)
 
 
-def test_a_weight_of_one_is_least_similar_first() -> None:
+def test_mmr_weight_of_one_is_least_similar_first() -> None:
     candidates = pool(np.linspace(-0.9, 0.9, 12))
     assert MaximalMarginalRelevance(0.5, 1.0).select(candidates).tolist() == list(range(6))
 
 
-def test_diversity_by_hand() -> None:
+def test_mmr_by_hand() -> None:
     """Cosines to the target -0.8, -0.7, -0.6; the second is close to the first (0.99), the third is not (0.48).
 
     After the first they cost (-0.7 + 0.99) / 2 = 0.14 and (-0.6 + 0.48) / 2 = -0.06.
@@ -85,22 +85,22 @@ def test_clusters_take_turns(near: list[float], seed: int, clusters: int, iterat
     vectors = candidates.vectors.astype(float)
     centres = [vectors[i] for i in farthest_first(vectors, clusters)]
     labels = lloyd(vectors, centres, iterations)
-    left = {label: [i for i, own in enumerate(labels) if own == label] for label in set(labels)}
+    rest = {label: [i for i, other in enumerate(labels) if other == label] for label in set(labels)}
     expected: list[int] = []
-    while any(left.values()):
-        expected += sorted(members.pop(0) for members in left.values() if members)
+    while any(rest.values()):
+        expected += sorted(members.pop(0) for members in rest.values() if members)
     assert Clusters(1.0, clusters, iterations).select(candidates).tolist() == expected
 
 
-def test_one_of_each_cluster_comes_first() -> None:
+def test_clusters_by_hand() -> None:
     """Three bunches about 180, 90 and 300 degrees; the least similar of each first, then the next of each."""
     candidates = circle(180, 178, 182.5, 90, 92, 88, 300, 302, 298)
-    found = angles_of(candidates, Clusters(1.0, 3, 10).select(candidates))
-    assert found[:3] == [180, 92, 298]
-    assert found[3:6] == [178, 90, 300]
+    order = angles_of(candidates, Clusters(1.0, 3, 10).select(candidates))
+    assert order[:3] == [180, 92, 298]
+    assert order[3:6] == [178, 90, 300]
 
 
-def test_fewer_candidates_than_clusters_and_none_at_all() -> None:
+def test_clusters_of_few_equal_or_no_candidates() -> None:
     assert Clusters(1.0, 8, 5).select(pool([0.1, 0.2])).tolist() == [0, 1]
     assert Clusters(0.5, 8, 5).select(pool([0.1])).tolist() == []
     vectors = np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1))
@@ -109,7 +109,7 @@ def test_fewer_candidates_than_clusters_and_none_at_all() -> None:
 
 
 def test_farthest_first_by_hand() -> None:
-    """From 0: 10 is farthest; then 4, at distance 4 from the nearest of both; then 1 and nothing new."""
+    """From 0, 10 is farthest; then 4, at distance 4 from the nearest of both; then 1, and no other distinct point."""
     points = np.array([[0.0], [1.0], [10.0], [4.0], [10.0]])
     assert farthest_first(points, 3).tolist() == [0, 2, 3]
     assert farthest_first(points, 9).tolist() == [0, 2, 3, 1]
@@ -119,13 +119,13 @@ def test_farthest_first_by_hand() -> None:
 
 
 def information(vectors: Any, chosen: Any, ridge: float) -> float:
-    """log det(I + G / ridge) of those chosen."""
-    own = vectors[list(chosen)].astype(float)
-    return float(np.linalg.slogdet(np.eye(len(own)) + own @ own.T / ridge)[1])
+    """Return log det(I + G / ridge) of the chosen vectors."""
+    rows = vectors[list(chosen)].astype(float)
+    return float(np.linalg.slogdet(np.eye(len(rows)) + rows @ rows.T / ridge)[1])
 
 
 @given(candidates=pools(most=9), fraction=SHARES, ridge=RIDGES)
-def test_each_next_one_adds_most_to_the_log_determinant(candidates: Pool, fraction: float, ridge: float) -> None:
+def test_log_determinant_adds_most_at_every_step(candidates: Pool, fraction: float, ridge: float) -> None:
     order, vectors = LogDeterminant(fraction, ridge).select(candidates).tolist(), candidates.vectors
     eligible = range(int(np.floor(fraction * len(vectors) + 1e-9)))
     assert sorted(order) == list(eligible)
@@ -141,10 +141,10 @@ def test_each_next_one_adds_most_to_the_log_determinant(candidates: Pool, fracti
     ridge=RIDGES,
     width=st.integers(2, 6),
 )
-def test_greedy_sets_are_within_1_less_1_over_e_of_the_best(
+def test_log_determinant_reaches_1_less_1_over_e_of_the_best_set(
     near: list[float], seed: int, ridge: float, width: int
 ) -> None:
-    """Of every size, against all sets of that size: what is proven of greedy choice (Nemhauser et al., 1978)."""
+    """The bound of Nemhauser et al. (1978) for the greedy choice, checked for every size by enumeration."""
     candidates = pool(near, seed=seed, width=width)
     order = LogDeterminant(1.0, ridge).select(candidates).tolist()
     for size in range(1, len(near) + 1):
@@ -152,11 +152,11 @@ def test_greedy_sets_are_within_1_less_1_over_e_of_the_best(
         assert information(candidates.vectors, order[:size], ridge) >= (1 - 1 / np.e) * best - 1e-4
 
 
-def test_log_determinant_takes_the_least_similar_first_and_near_copies_last() -> None:
+def test_log_determinant_ranks_the_least_similar_first_and_near_copies_last() -> None:
     """178 and 182.5 degrees are near-copies of 180; 88 and 300 are not, and 88 is nearer to a right angle from 180."""
     candidates = circle(180, 178, 182.5, 88, 300)
-    found = angles_of(candidates, LogDeterminant(1.0, 0.1).select(candidates))
-    assert found[:3] == [180, 88, 300]
+    order = angles_of(candidates, LogDeterminant(1.0, 0.1).select(candidates))
+    assert order[:3] == [180, 88, 300]
     same = replace(pool([0.6] * 3), vectors=np.tile(np.array([[0.6, 0.8, 0]], np.float32), (3, 1)))
     assert sorted(LogDeterminant(1.0, 0.01).select(same).tolist()) == [0, 1, 2]
 
@@ -172,6 +172,6 @@ def test_log_determinant_takes_the_least_similar_first_and_near_copies_last() ->
         lambda: Clusters(0.5, 2, 0),
     ],
 )
-def test_settings_that_cannot_be(make: Any) -> None:
+def test_diverse_selector_invalid_settings_raise(make: Any) -> None:
     with pytest.raises(UserError, match=r"filter\.selector\."):
         make()

@@ -1,4 +1,4 @@
-"""The filter stage on a case small enough to do by hand, and against a selection made without it."""
+"""The filter stage on a case done by hand, and its properties on random prompts."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from selfcontrast.filters.filter import (
     select_negatives,
     target_scores,
 )
-from selfcontrast.filters.score import Verified
+from selfcontrast.filters.score import VerifierScorer
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastLikely, LeastSimilar, LowestScored, MostSimilarBelow
 from studies.gradient_error.experiment import chosen
@@ -38,21 +38,20 @@ NEAR = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # cosine to the ta
 SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0, "target": 0.875}
 SAMPLED = {
     "p": ["good", "bad", "worse", "fair", "bad"],
-    "q": ["target", "", " target ", "good", "good"],  # a single distinct one
+    "q": ["target", "", " target ", "good", "good"],  # one distinct candidate
     "r": ["fair", "good", "", "worse", "bad"],
 }
 
 
-def likely(text: str) -> float:
-    """A log-probability per token for each text."""
+def log_prob_per_token(text: str) -> float:
     return -(sum(map(ord, text.strip())) % 64) / 8
 
 
 def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[Path, Path]:
-    """What the stages before leave: candidates with one more token each, and vectors of these cosines to (1, 0)."""
+    """Write the artifacts of the stages before: candidate i has i + 1 tokens; vectors have these cosines to (1, 0)."""
     folder.mkdir(exist_ok=True)
     rows = [
-        Candidate(name, i, text, [7] * (i + 1), "stop", likely(text) * (i + 1))
+        Candidate(name, i, text, [7] * (i + 1), "stop", log_prob_per_token(text) * (i + 1))
         for name, texts in sampled.items()
         for i, text in enumerate(texts)
     ]
@@ -66,7 +65,7 @@ def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[
 
 
 class Table:
-    def score(self, one: Example, text: str, turn: int = -1) -> float:
+    def score(self, item: Example, text: str, turn: int = -1) -> float:
         return SCORES[text]
 
 
@@ -74,15 +73,15 @@ def select(
     folder: Path, selector: Any, most: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
 ) -> Any:
     sources = stored(folder / "in", SAMPLED, lambda text: NEAR.get(text.strip(), 0.0))
-    own = Filter(selector, most, on_shortage, 0, None)
-    return select_negatives(folder, own, EXAMPLES, *sources, Verified(Table()) if graded else None)
+    config = Filter(selector, most, on_shortage, 0, None)
+    return select_negatives(folder, config, EXAMPLES, *sources, VerifierScorer(Table()) if graded else None)
 
 
-def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None:
+def test_select_negatives_draws_from_the_least_similar_half(tmp_path: Path) -> None:
     select(tmp_path, LeastSimilar(0.5, "distinct"))
-    found = read_negatives(tmp_path / FILE)
-    assert set(found) == {"p", "r"}
-    for name, ranked in found.items():
+    negatives = read_negatives(tmp_path / FILE)
+    assert set(negatives) == {"p", "r"}
+    for name, ranked in negatives.items():
         assert [n.rank for n in ranked] == [0, 1]
         assert {n.text for n in ranked} == {"bad", "worse"}
         for negative in ranked:
@@ -93,18 +92,18 @@ def test_negatives_are_drawn_from_the_least_similar_half(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("graded", [True, False])
-def test_negatives_keep_their_log_probability_and_their_score(tmp_path: Path, graded: bool) -> None:
+def test_negatives_store_log_probability_and_score(tmp_path: Path, graded: bool) -> None:
     select(tmp_path, LeastSimilar(0.5, "distinct"), graded=graded)
     for ranked in read_negatives(tmp_path / FILE).values():
         for negative in ranked:
-            assert negative.log_prob == likely(negative.text) * (negative.sample + 1)
+            assert negative.log_prob == log_prob_per_token(negative.text) * (negative.sample + 1)
             assert negative.score == SCORES[negative.text] if graded else math.isnan(negative.score)
-    found = target_scores(tmp_path)
-    assert found.keys() == {"p", "q", "r"}
-    assert all(score == 0.875 if graded else math.isnan(score) for score in found.values())
+    scores = target_scores(tmp_path)
+    assert scores.keys() == {"p", "q", "r"}
+    assert all(score == 0.875 if graded else math.isnan(score) for score in scores.values())
 
 
-def test_the_summary_by_hand(tmp_path: Path) -> None:
+def test_summary_by_hand(tmp_path: Path) -> None:
     """Distinct: p good bad worse fair, q good, r fair good worse bad. Drawn: bad and worse of p and r."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     expected = {
@@ -136,7 +135,7 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
     json.dumps(summary)
 
 
-def test_what_was_seen_is_on_file(tmp_path: Path) -> None:
+def test_similarities_and_prompts_files_by_hand(tmp_path: Path) -> None:
     select(tmp_path, LeastSimilar(0.5, "distinct"))
     seen = pd.read_parquet(tmp_path / SIMILARITIES)
     assert seen["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
@@ -151,20 +150,20 @@ def test_what_was_seen_is_on_file(tmp_path: Path) -> None:
     assert shapes["cuts"]["high"] == pytest.approx([0.1] * 3, abs=1e-3)
 
 
-def test_what_was_seen_has_consensus_and_log_probability(tmp_path: Path) -> None:
-    """Of p: good 0.9, bad 0.1 (twice), worse -0.2, fair 0.5 from (1, 0), with angles to match."""
+def test_similarities_file_has_consensus_and_log_probability(tmp_path: Path) -> None:
+    """Cosines of p: good 0.9, bad 0.1 (twice), worse -0.2, fair 0.5 from (1, 0), with angles to match."""
     select(tmp_path, LeastSimilar(0.5, "distinct"))
     seen = pd.read_parquet(tmp_path / SIMILARITIES)
-    own = seen[seen["id"] == "p"]
+    rows = seen[seen["id"] == "p"]
     angles = [float(np.arccos(NEAR[text])) for text in SAMPLED["p"]]
-    texts = [SAMPLED["p"][sample] for sample in own["sample"]]
-    for text, sample, found in zip(texts, own["sample"], own["consensus"], strict=True):
+    texts = [SAMPLED["p"][sample] for sample in rows["sample"]]
+    for text, sample, consensus in zip(texts, rows["sample"], rows["consensus"], strict=True):
         others = [np.cos(angles[sample] - angle) for i, angle in enumerate(angles) if i != sample]
-        assert found == pytest.approx(np.mean(others), abs=2e-3), text
-    assert (own["log_prob"] / own["tokens"]).tolist() == [likely(text) for text in texts]
+        assert consensus == pytest.approx(np.mean(others), abs=2e-3), text
+    assert (rows["log_prob"] / rows["tokens"]).tolist() == [log_prob_per_token(text) for text in texts]
 
 
-def test_signals_are_told_where_something_scores_and_nowhere_else(tmp_path: Path) -> None:
+def test_signals_are_measured_only_with_a_scorer(tmp_path: Path) -> None:
     """Only p and r have good and bad ones: "good" is most similar in both, and q's only candidate is good."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     table = json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"]
@@ -177,70 +176,68 @@ def test_signals_are_told_where_something_scores_and_nowhere_else(tmp_path: Path
     assert not [name for name in unscored if name.startswith("auc_")]
 
 
-def test_without_a_judge_nothing_is_said_of_scores(tmp_path: Path) -> None:
+def test_summary_without_a_scorer_has_no_scores(tmp_path: Path) -> None:
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"), graded=False)
     scores = [name for name in summary if "score" in name or "false" in name]
     assert len(scores) == 4
     assert {summary[name] for name in scores} == {None}
 
 
-def test_the_verifiers_oracle_takes_nothing_that_is_right(tmp_path: Path) -> None:
+def test_verifier_oracle_has_no_false_negatives(tmp_path: Path) -> None:
     summary = select(tmp_path, LowestScored(1.0, 1.0), most=3)
     assert summary["false_negatives_after"] == 0
     assert {n.text for n in read_negatives(tmp_path / FILE)["p"]} == {"fair", "bad", "worse"}
 
 
-def test_ranks_of_a_selector_with_an_order_are_that_order(tmp_path: Path) -> None:
+def test_ranked_selector_keeps_its_order(tmp_path: Path) -> None:
     select(tmp_path, MostSimilarBelow(0.8), most=3)
     for ranked in read_negatives(tmp_path / FILE).values():
         assert [n.text for n in ranked] == ["fair", "bad", "worse"]
 
 
-def test_prompts_that_the_selector_keeps_too_few_of_are_told_apart_and_can_be_refilled(tmp_path: Path) -> None:
+def test_on_shortage_drops_refills_or_raises(tmp_path: Path) -> None:
     dropped = select(tmp_path, MostSimilarBelow(0.3), most=2)
     assert (dropped["prompts_used"], dropped["prompts_dropped_for_kept"]) == (2, 0)
-    with pytest.raises(
-        UserError, match=r"no prompt gives filter\.max_negatives=3 negatives \(2 with 4 distinct, 2 kept"
-    ):
+    with pytest.raises(UserError, match=r"filter\.max_negatives=3 .*2 with 4 distinct, 2 kept"):
         select(tmp_path, MostSimilarBelow(0.3), most=3)
     refilled = select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="refill")
     assert (refilled["prompts_used"], refilled["prompts_refilled"]) == (2, 2)
     assert [n.text for n in read_negatives(tmp_path / FILE)["p"]] == ["bad", "worse", "fair"]
-    with pytest.raises(UserError, match=r"prompt p leaves 2 negatives of filter\.max_negatives=3"):
+    with pytest.raises(UserError, match=r"prompt p .* 2 of filter\.max_negatives=3"):
         select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="error")
 
 
-def test_no_prompt_left_is_a_users_mistake(tmp_path: Path) -> None:
+def test_no_usable_prompt_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_negatives=5 .*\(2 with 4 distinct, 2 kept, 1 with 1 distinct, 0 kept\)"):
         select(tmp_path, LeastSimilar(0.5, "distinct"), most=5)
 
 
-# --- what must hold whatever is selected
+# --- properties of every selector
 
 WORDS = [f"w{i}" for i in range(9)]
 PROMPT = st.lists(st.sampled_from(["", " ", "target", *WORDS, *(f"{w} " for w in WORDS)]), min_size=1, max_size=14)
 
 
 def cosine(text: str) -> float:
-    """A different one for every word."""
+    """Return a different cosine for every word."""
     return (WORDS.index(text.strip()) - 4) / 5 if text.strip() in WORDS else 0.3
 
 
 def chosen_texts(folder: Path, sampled: dict[str, Sequence[str]], selector: Any, most: int) -> dict[str, list[str]]:
-    """Per prompt its negatives' stripped texts in rank order; nothing where no prompt gives them."""
+    """Return the negatives' stripped texts in rank order, per prompt; empty if no prompt has enough."""
     sources = stored(folder, sampled, cosine)
     examples = {name: example(name, "?", "target") for name in sampled}
-    own = Filter(selector, most, "drop_everywhere", 7, None)
+    config = Filter(selector, most, "drop_everywhere", 7, None)
     try:
-        select_negatives(folder, own, examples, *sources, Verified(Numbers()))
+        select_negatives(folder, config, examples, *sources, VerifierScorer(Numbers()))
     except UserError:
         return {}
-    found = read_negatives(folder / FILE)
-    return {name: [negative.text.strip() for negative in ranked] for name, ranked in found.items()}
+    negatives = read_negatives(folder / FILE)
+    return {name: [negative.text.strip() for negative in ranked] for name, ranked in negatives.items()}
 
 
 class Numbers:
-    def score(self, one: Example, text: str, turn: int = -1) -> float:
+    def score(self, item: Example, text: str, turn: int = -1) -> float:
         return 1.0 if text == "target" else (int(text.strip()[1:]) * 5 % 9) / 9
 
 
@@ -248,18 +245,18 @@ class Numbers:
 @given(
     prompts=st.lists(PROMPT, min_size=1, max_size=4), selector=SELECTORS, most=st.integers(1, 4), shuffle=st.randoms()
 )
-def test_a_prompts_negatives_are_distinct_no_copies_and_its_own_affair(
+def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
     tmp_path: Path, prompts: list[list[str]], selector: Any, most: int, shuffle: Any
 ) -> None:
     """Neither other prompts, nor the order of its candidates, nor how the file is read changes a prompt's negatives."""
     sampled: dict[str, Sequence[str]] = {f"p{i}": texts for i, texts in enumerate(prompts)}
-    found = chosen_texts(tmp_path / "all", sampled, selector, most)
-    for texts in found.values():
+    together = chosen_texts(tmp_path / "all", sampled, selector, most)
+    for texts in together.values():
         assert len(set(texts)) == len(texts) == most
         assert set(texts) <= set(WORDS)
     for name, texts in sampled.items():
         shuffled = shuffle.sample(list(texts), len(texts))
-        assert chosen_texts(tmp_path / "one", {name: shuffled}, selector, most).get(name) == found.get(name)
+        assert chosen_texts(tmp_path / "one", {name: shuffled}, selector, most).get(name) == together.get(name)
 
 
 @pytest.mark.parametrize("near", [lambda text: NEAR.get(text.strip(), 0.0), lambda text: 0.5], ids=["distinct", "ties"])
@@ -268,20 +265,18 @@ def test_a_prompts_negatives_are_distinct_no_copies_and_its_own_affair(
     [LeastSimilar(0.75, "distinct"), MostSimilarBelow(1.0), LeastLikely(0.75, "distinct")],
     ids=["drawn", "ranked", "likely"],
 )
-def test_the_study_of_the_gradient_takes_the_negatives_that_training_takes(
-    tmp_path: Path, near: Any, selector: Any
-) -> None:
-    sources, own = stored(tmp_path / "in", SAMPLED, near), Filter(selector, 2, "drop_everywhere", 0, None)
-    select_negatives(tmp_path, own, EXAMPLES, *sources, None)
+def test_gradient_study_uses_the_negatives_of_training(tmp_path: Path, near: Any, selector: Any) -> None:
+    sources, config = stored(tmp_path / "in", SAMPLED, near), Filter(selector, 2, "drop_everywhere", 0, None)
+    select_negatives(tmp_path, config, EXAMPLES, *sources, None)
     trained = read_negatives(tmp_path / FILE)
     seen = pd.read_parquet(tmp_path / SIMILARITIES)
-    kept, drawn = chosen(own, EXAMPLES, *sources, None)
+    kept, drawn = chosen(config, EXAMPLES, *sources, None)
     for name, mask, rows in zip(SAMPLED, kept, drawn, strict=True):
         assert list(rows) == [negative.sample for negative in trained.get(name, [])]
         assert set(np.flatnonzero(mask)) == set(seen[(seen["id"] == name) & seen["kept"]]["sample"])
 
 
-def test_a_file_read_in_small_pieces_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_of_reading_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = {f"p{i}": [WORDS[(i * k) % 9] for k in range(1, 9)] for i in range(1, 9)}
     whole = chosen_texts(tmp_path / "whole", sampled, Everything(), 3)
     whole_prompts = files.whole_prompts

@@ -1,7 +1,7 @@
-"""The kept sets of filter=least_similar against a slow re-statement of the reference implementation's rule.
+"""The kept sets of filter=least_similar against a slow implementation of the reference code's rule.
 
-Pools of 32 responses, of which 32, 26 or 18 are distinct, with empty responses and copies of the target. The rule was
-read in THUDM/Self-Contrast, src/construct_synthetic_data.py ("lastdedup") and src/compute_embeddings.py (the ranks).
+Pools of 32 responses, of which 32, 26 or 18 are distinct, with empty responses and copies of the target. The rule is
+that of THUDM/Self-Contrast, src/construct_synthetic_data.py ("lastdedup") and src/compute_embeddings.py (the ranks).
 """
 
 import random
@@ -20,8 +20,8 @@ from tiny import example
 
 POOLS, SAMPLES, SHARE = 50, 32, 0.75
 TARGET = "target"
-NEAR = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # cosines to the target: all different
-EMPTY = 0.32  # of an empty response, which stands between two others
+NEAR = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # distinct cosines to the target
+EMPTY = 0.32  # cosine of an empty response, between those of two words
 
 
 def near(text: str) -> float:
@@ -29,7 +29,7 @@ def near(text: str) -> float:
 
 
 def responses(distinct: int, seed: int) -> list[str]:
-    """32 responses, `distinct` of them different; in half the pools an empty one, in half of each a target's copy."""
+    """Return 32 responses, `distinct` of them different. Half of the pools have an empty one, half of each a copy."""
     draw = random.Random(f"{distinct} {seed}")
     special = [*([""] if seed % 2 else []), *([TARGET] if seed % 4 > 1 else [])]
     texts = special + draw.sample([name for name in NEAR if name != TARGET], distinct - len(special))
@@ -39,7 +39,7 @@ def responses(distinct: int, seed: int) -> list[str]:
 
 
 def reference(texts: Sequence[str]) -> set[str]:
-    """Which texts the reference implementation keeps, one step after another."""
+    """Return the texts that the reference implementation keeps."""
     rank = {text: sum(near(other) < near(text) for other in texts) for text in texts}  # repetitions count
     ranks = sorted(rank.values())
     threshold = ranks[min(int(SHARE * len(texts)), len(ranks) - 1)]
@@ -54,14 +54,14 @@ def kept(folder: Path, sampled: dict[str, Sequence[str]], of: str, max_negatives
     settings = Filter(LeastSimilar(SHARE, of), max_negatives, "drop_everywhere", 42, None)
     select_negatives(folder, settings, examples, *sources, None)
     seen = pd.read_parquet(folder / SIMILARITIES)
-    found: dict[str, set[str]] = {name: set() for name in sampled}
+    texts: dict[str, set[str]] = {name: set() for name in sampled}
     for row in seen[seen["kept"]].itertuples():
-        found[row.id].add(sampled[row.id][row.sample])
-    return found
+        texts[row.id].add(sampled[row.id][row.sample])
+    return texts
 
 
 @pytest.mark.parametrize("distinct", [32, 26, 18])
-def test_kept_sets_of_50_pools_are_the_references(distinct: int, tmp_path: Path) -> None:
+def test_least_similar_of_samples_keeps_the_reference_sets(distinct: int, tmp_path: Path) -> None:
     sampled: dict[str, Sequence[str]] = {f"p{i}": responses(distinct, i) for i in range(POOLS)}
     expected = {name: reference(texts) for name, texts in sampled.items()}
     assert all(len(set(texts)) == distinct and len(texts) == SAMPLES for texts in sampled.values())
@@ -71,18 +71,18 @@ def test_kept_sets_of_50_pools_are_the_references(distinct: int, tmp_path: Path)
     assert not any(TARGET in texts for texts in expected.values())
 
 
-def test_a_share_of_the_distinct_candidates_keeps_fewer_of_a_short_pool(tmp_path: Path) -> None:
+def test_least_similar_of_distinct_keeps_fewer_of_a_small_pool(tmp_path: Path) -> None:
     """Declared in docs/reproduction.md: 24, 19 and 13 where the reference keeps 24, 24 and 17."""
     sampled: dict[str, Sequence[str]] = {f"p{n}": responses(n, 0) for n in (32, 26, 18)}
-    found = {name: len(texts) for name, texts in kept(tmp_path / "d", sampled, "distinct").items()}
-    assert found == {"p32": 24, "p26": 19, "p18": 13}
-    found = {name: len(texts) for name, texts in kept(tmp_path / "s", sampled, "samples").items()}
-    assert found == {"p32": 24, "p26": 24, "p18": 17}
+    sizes = {name: len(texts) for name, texts in kept(tmp_path / "d", sampled, "distinct").items()}
+    assert sizes == {"p32": 24, "p26": 19, "p18": 13}
+    sizes = {name: len(texts) for name, texts in kept(tmp_path / "s", sampled, "samples").items()}
+    assert sizes == {"p32": 24, "p26": 24, "p18": 17}
 
 
 @pytest.mark.parametrize(("of", "needed"), [("samples", 17), ("distinct", 22)])
-def test_how_many_distinct_responses_a_prompt_needs(of: str, needed: int, tmp_path: Path) -> None:
-    """For 16 negatives, and so for every K: 17 as in the reference at K = 16, where for K it is K + 1."""
+def test_distinct_responses_needed_for_16_negatives(of: str, needed: int, tmp_path: Path) -> None:
+    """16 negatives are needed whatever K is. The reference needs K + 1 distinct responses, so 17 for K = 16."""
     sampled: dict[str, Sequence[str]] = {f"p{n}": responses(n, 0) for n in range(1, SAMPLES + 1)}
     kept(tmp_path, sampled, of, max_negatives=16)
     prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
@@ -93,5 +93,5 @@ def test_how_many_distinct_responses_a_prompt_needs(of: str, needed: int, tmp_pa
 def test_one_negative_needs_two_distinct_responses(tmp_path: Path) -> None:
     sampled: dict[str, Sequence[str]] = {"one": ["w1"] * 32, "two": ["w1", "w2"] * 16}
     assert kept(tmp_path / "both", sampled, "samples") == {"one": set(), "two": {"w1"}}
-    with pytest.raises(UserError, match="no prompt gives"):
+    with pytest.raises(UserError, match=r"no prompt .*max_negatives=1"):
         kept(tmp_path / "one", {"one": ["w1"] * 32}, "samples")

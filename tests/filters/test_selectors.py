@@ -1,4 +1,4 @@
-"""Each selector against an independent one: plain loops over the definition."""
+"""Each selector against plain loops over its definition."""
 
 from itertools import pairwise
 from typing import Any
@@ -32,17 +32,17 @@ def floor(fraction: float, count: int) -> int:
 
 
 @given(candidates=pools(), fraction=SHARES)
-def test_the_kept_are_the_least_similar_share(candidates: Pool, fraction: float) -> None:
+def test_least_similar_keeps_the_lowest_cosines(candidates: Pool, fraction: float) -> None:
     near = candidates.similarity.tolist()
     kept = LeastSimilar(fraction, "distinct").select(candidates).tolist()
     assert sorted(near[i] for i in kept) == sorted(near)[: floor(fraction, len(near))]
 
 
 @given(candidates=pools(), fraction=SHARES)
-def test_a_share_of_the_samples_keeps_what_is_less_similar_than_the_next_distinct_response(
+def test_least_similar_of_samples_keeps_those_below_the_next_distinct_response(
     candidates: Pool, fraction: float
 ) -> None:
-    """By the reference implementation's words: of the distinct responses min(floor(share·N), distinct - 1)."""
+    """The reference implementation's rule: min(floor(share·N), distinct - 1) of the distinct responses."""
     near = candidates.similarity.tolist()
     every = sorted([*near, *candidates.excluded.tolist()])
     count = min(floor(fraction, candidates.samples), len(every) - 1)
@@ -53,28 +53,28 @@ def test_a_share_of_the_samples_keeps_what_is_less_similar_than_the_next_distinc
 
 
 @given(candidates=pools(), fraction=SHARES, of=OF)
-def test_the_random_control_keeps_as_many_as_the_filter(candidates: Pool, fraction: float, of: str) -> None:
+def test_random_keeps_as_many_as_least_similar(candidates: Pool, fraction: float, of: str) -> None:
     assert len(Random(fraction, of).select(candidates)) == len(LeastSimilar(fraction, of).select(candidates))
 
 
 @pytest.mark.parametrize(
     ("distinct", "of_distinct", "of_samples"), [(32, 24, 24), (26, 19, 24), (25, 18, 24), (18, 13, 17), (2, 1, 1)]
 )
-def test_how_many_are_kept_of_32_samples(distinct: int, of_distinct: int, of_samples: int) -> None:
+def test_least_similar_counts_of_32_samples(distinct: int, of_distinct: int, of_samples: int) -> None:
     candidates = pool(np.arange(distinct) / 64, repeated=32 - distinct)
     assert len(LeastSimilar(0.75, "distinct").select(candidates)) == of_distinct
     assert len(LeastSimilar(0.75, "samples").select(candidates)) == of_samples
 
 
 @given(candidates=pools(), low=st.floats(0, 0.5), high=st.floats(0.55, 1))
-def test_a_window_leaves_out_what_is_before_and_after(candidates: Pool, low: float, high: float) -> None:
+def test_rank_window_keeps_the_ranks_inside(candidates: Pool, low: float, high: float) -> None:
     count = len(candidates.similarity)
     kept = set(RankWindow(low, high).select(candidates).tolist())
     assert kept == {i for i in range(count) if floor(low, count) <= i < floor(high, count)}
 
 
 @given(candidates=pools(), threshold=BARS)
-def test_bars(candidates: Pool, threshold: float) -> None:
+def test_less_similar_than_and_most_similar_below_keep_cosines_below_bar(candidates: Pool, threshold: float) -> None:
     below = [i for i, near in enumerate(candidates.similarity) if near < threshold]
     assert sorted(LessSimilarThan(threshold).select(candidates).tolist()) == below
     nearest_first = MostSimilarBelow(threshold).select(candidates).tolist()
@@ -84,7 +84,7 @@ def test_bars(candidates: Pool, threshold: float) -> None:
 
 
 @given(candidates=pools(), fraction=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
-def test_the_oracle_keeps_the_lowest_scores_below_its_bar(
+def test_lowest_scored_keeps_the_lowest_scores_below_its_bound(
     candidates: Pool, fraction: float, below: float | None
 ) -> None:
     assert candidates.scores is not None
@@ -93,52 +93,56 @@ def test_the_oracle_keeps_the_lowest_scores_below_its_bar(
     eligible = [i for i, score in enumerate(scores) if below is None or score < below]
     assert set(kept) <= set(eligible)
     assert len(kept) == floor(fraction, len(eligible))
-    left = set(eligible) - set(kept)
-    assert all((scores[i], i) < (scores[j], j) for i in kept for j in left)  # ties: the least similar first
+    rest = set(eligible) - set(kept)
+    assert all((scores[i], i) < (scores[j], j) for i in kept for j in rest)  # ties: the least similar first
 
 
 def lowest_share(candidates: Pool, values: list[float], fraction: float, of: str) -> list[int]:
-    """Candidate after candidate, the lowest value first, of equal ones the least similar, until there are enough."""
+    """Pick the lowest value, of equal ones the least similar, until there are enough."""
     count = len(values)
     enough = floor(fraction, count) if of == "distinct" else min(floor(fraction, candidates.samples), count - 1)
-    left, found = list(range(count)), list[int]()
-    while len(found) < enough:
-        best = left[0]
-        for i in left:
+    rest, picked = list(range(count)), list[int]()
+    while len(picked) < enough:
+        best = rest[0]
+        for i in rest:
             if values[i] < values[best]:
                 best = i
-        left.remove(best)
-        found.append(best)
-    return found
+        rest.remove(best)
+        picked.append(best)
+    return picked
 
 
 def ranks_of(values: list[float]) -> list[float]:
-    return [sum(v < own for v in values) + (1 + sum(v == own for v in values)) / 2 for own in values]
+    return [sum(v < value for v in values) + (1 + sum(v == value for v in values)) / 2 for value in values]
 
 
 @given(candidates=pools(), fraction=SHARES, of=OF)
-def test_the_lowest_share_by_consensus_and_by_log_probability(candidates: Pool, fraction: float, of: str) -> None:
-    agreed = candidates.consensus.tolist()
-    assert LeastConsistent(fraction, of).select(candidates).tolist() == lowest_share(candidates, agreed, fraction, of)
-    each = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
-    likely = [total / tokens for total, tokens in each]
-    assert LeastLikely(fraction, of).select(candidates).tolist() == lowest_share(candidates, likely, fraction, of)
+def test_least_consistent_and_least_likely_keep_the_lowest_share(candidates: Pool, fraction: float, of: str) -> None:
+    consensus = candidates.consensus.tolist()
+    assert LeastConsistent(fraction, of).select(candidates).tolist() == lowest_share(
+        candidates, consensus, fraction, of
+    )
+    pairs = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
+    per_token = [total / tokens for total, tokens in pairs]
+    assert LeastLikely(fraction, of).select(candidates).tolist() == lowest_share(candidates, per_token, fraction, of)
 
 
 @given(candidates=pools(), fraction=SHARES, of=OF, signals=SIGNALS)
-def test_the_lowest_share_by_the_sum_of_ranks(candidates: Pool, fraction: float, of: str, signals: list[str]) -> None:
-    each = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
+def test_lowest_ranked_keeps_the_lowest_sum_of_ranks(
+    candidates: Pool, fraction: float, of: str, signals: list[str]
+) -> None:
+    pairs = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
     values = {
         "similarity": candidates.similarity.tolist(),
         "consensus": candidates.consensus.tolist(),
-        "log_prob": [total / tokens for total, tokens in each],
+        "log_prob": [total / tokens for total, tokens in pairs],
     }
-    total = [sum(own) for own in zip(*(ranks_of(values[name]) for name in signals), strict=True)]
+    total = [sum(ranks) for ranks in zip(*(ranks_of(values[name]) for name in signals), strict=True)]
     selector: Any = LowestRanked(fraction, of, signals)  # type: ignore[arg-type]
     assert selector.select(candidates).tolist() == lowest_share(candidates, total, fraction, of)
 
 
-def test_log_probabilities_are_per_token_and_a_sum_of_ranks_has_no_units() -> None:
+def test_log_probabilities_are_per_token_and_ranks_have_no_units() -> None:
     """Per token -1, -2 and -1.5, though the second has the highest sum."""
     candidates = pool(
         [0.1, 0.2, 0.3], log_probs=[-8.0, -2.0, -3.0], tokens=[8, 1, 2], consensus=np.float32([0.9, 0.8, 0.7])
@@ -152,18 +156,18 @@ def test_log_probabilities_are_per_token_and_a_sum_of_ranks_has_no_units() -> No
 
 
 @given(candidates=pools(), sigmas=st.floats(0, 4))
-def test_nearest_to_the_mean_less_some_deviations_by_every_sample(candidates: Pool, sigmas: float) -> None:
+def test_nearest_below_mean_sorts_by_distance_to_its_aim(candidates: Pool, sigmas: float) -> None:
     assert candidates.scores is not None
     scores, order = candidates.scores.tolist(), NearestBelowMean(sigmas).select(candidates).tolist()
     assert sorted(order) == list(range(len(scores)))
-    every = [s for s, times in zip(scores, candidates.counts.tolist(), strict=True) for _ in range(times)]
-    if every:
-        aim = np.mean(every) - sigmas * np.std(every)
+    repeated = [s for s, times in zip(scores, candidates.counts.tolist(), strict=True) for _ in range(times)]
+    if repeated:
+        aim = np.mean(repeated) - sigmas * np.std(repeated)
         off = [abs(scores[i] - aim) for i in order]
         assert all(a <= b + 1e-9 for a, b in pairwise(off))
 
 
-def test_nearest_below_the_mean_by_hand() -> None:
+def test_nearest_below_mean_by_hand() -> None:
     """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74; less two of them -0.09, less a half 2.53.
 
     Counted once each, the mean would be 3, and 2 deviations below it -1.3.
@@ -181,7 +185,7 @@ def test_least_consistent_first_by_hand() -> None:
     assert LeastConsistentFirst().select(candidates).tolist() == [1, 3, 0, 2]  # of equal ones the least similar first
 
 
-def test_a_random_share_depends_on_the_seed_and_every_candidate_is_as_likely() -> None:
+def test_random_is_uniform_over_seeds() -> None:
     seeds = [pool(np.arange(8) / 8, seed=seed) for seed in range(800)]
     counts = np.bincount(
         np.concatenate([Random(0.25, "distinct").select(candidates) for candidates in seeds]), minlength=8
@@ -191,7 +195,7 @@ def test_a_random_share_depends_on_the_seed_and_every_candidate_is_as_likely() -
 
 
 @given(candidates=pools(), selector=SELECTORS)
-def test_what_is_kept_is_distinct_at_most_what_was_said_and_the_same_again(candidates: Pool, selector: Any) -> None:
+def test_keep_is_distinct_bounded_by_most_and_repeatable(candidates: Pool, selector: Any) -> None:
     kept = selector.select(candidates).tolist()
     count = len(candidates.similarity)
     assert len(set(kept)) == len(kept) <= min(count, selector.max_kept(candidates.samples))
@@ -201,7 +205,7 @@ def test_what_is_kept_is_distinct_at_most_what_was_said_and_the_same_again(candi
 
 
 @pytest.mark.parametrize(("fraction", "samples", "most"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)])
-def test_a_share_is_rounded_down_but_not_by_floating_point(fraction: float, samples: int, most: int) -> None:
+def test_most_rounds_down_without_floating_point_error(fraction: float, samples: int, most: int) -> None:
     assert LeastSimilar(fraction, "distinct").max_kept(samples) == most
     assert Random(fraction, "distinct").max_kept(samples) == most
     assert LowestScored(fraction, None).max_kept(samples) == most
@@ -212,13 +216,13 @@ def test_a_share_is_rounded_down_but_not_by_floating_point(fraction: float, samp
     )
 
 
-def test_a_share_of_the_samples_never_keeps_all_distinct_responses() -> None:
+def test_most_of_samples_is_below_all_distinct_responses() -> None:
     assert LeastSimilar(1.0, "samples").max_kept(7) == Random(1.0, "samples").max_kept(7) == 6
     assert LeastSimilar(0.75, "samples").max_kept(32) == LeastConsistent(0.75, "samples").max_kept(32) == 24
     assert LeastLikely(1.0, "samples").max_kept(7) == 6
 
 
-def test_the_most_a_window_and_a_bar_can_keep() -> None:
+def test_most_of_window_and_bar_selectors() -> None:
     assert RankWindow(0.25, 0.75).max_kept(32) == 16
     assert RankWindow(0.0, 1.0).max_kept(7) == 7
     assert LessSimilarThan(0.5).max_kept(7) == MostSimilarBelow(0.5).max_kept(7) == Everything().max_kept(7) == 7
@@ -246,6 +250,6 @@ def test_the_most_a_window_and_a_bar_can_keep() -> None:
         lambda: NearestBelowMean(-1.0),
     ],
 )
-def test_settings_that_cannot_be(make: Any) -> None:
+def test_selector_invalid_settings_raise(make: Any) -> None:
     with pytest.raises(UserError, match=r"filter\.selector\."):
         make()

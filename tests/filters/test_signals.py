@@ -1,4 +1,4 @@
-"""The table of signals by hand, against plain loops, and its AUC against scikit-learn's."""
+"""The table of signals by hand and against plain loops; its AUC against scikit-learn's."""
 
 from typing import Any
 
@@ -17,55 +17,55 @@ PROMPTS = st.lists(st.lists(CANDIDATE, min_size=1, max_size=9), min_size=1, max_
 
 
 def seen_of(prompts: list[list[Any]]) -> pd.DataFrame:
-    """A row per candidate, (similarity, consensus, log_prob, tokens, good), as the stage has them."""
-    rows = [(p, *one) for p, own in enumerate(prompts) for one in sorted(own, key=lambda one: one[0])]
+    """Return the stage's rows of candidates given as (similarity, consensus, log_prob, tokens, good)."""
+    rows = [(p, *c) for p, candidates in enumerate(prompts) for c in sorted(candidates, key=lambda c: c[0])]
     columns = ["prompt", "similarity", "consensus", "log_prob", "tokens", "good"]
     return pd.DataFrame(rows, columns=columns).assign(score=1.0)
 
 
 def ranks_of(values: list[float]) -> list[float]:
-    return [sum(v < own for v in values) + (1 + sum(v == own for v in values)) / 2 for own in values]
+    return [sum(v < value for v in values) + (1 + sum(v == value for v in values)) / 2 for value in values]
 
 
 def plain_rows(prompts: list[list[Any]]) -> dict[str, tuple[list[float], list[list[float]]]]:
-    """Per signal its rank of every candidate within its prompt, and its values by prompt."""
-    ordered = [sorted(own, key=lambda one: one[0]) for own in prompts]
+    """Return per signal the relative rank of every candidate within its prompt, and the values by prompt."""
+    ordered = [sorted(candidates, key=lambda c: c[0]) for candidates in prompts]
     values = {
-        "similarity": [[one[0] for one in own] for own in ordered],
-        "consensus": [[one[1] for one in own] for own in ordered],
-        "log_prob": [[one[2] / one[3] for one in own] for own in ordered],
+        "similarity": [[c[0] for c in prompt] for prompt in ordered],
+        "consensus": [[c[1] for c in prompt] for prompt in ordered],
+        "log_prob": [[c[2] / c[3] for c in prompt] for prompt in ordered],
     }
-    each = [[ranks_of(own) for own in by_prompt] for by_prompt in values.values()]
-    values["rank_sum"] = [[sum(r) for r in zip(*own, strict=True)] for own in zip(*each, strict=True)]
-    among = {n: [(r - 0.5) / len(own) for own in v for r in ranks_of(own)] for n, v in values.items()}
-    return {name: (among[name], values[name]) for name in values}
+    ranked = [[ranks_of(prompt) for prompt in by_prompt] for by_prompt in values.values()]
+    values["rank_sum"] = [[sum(r) for r in zip(*prompt, strict=True)] for prompt in zip(*ranked, strict=True)]
+    relative = {n: [(r - 0.5) / len(prompt) for prompt in v for r in ranks_of(prompt)] for n, v in values.items()}
+    return {name: (relative[name], values[name]) for name in values}
 
 
 def plain_false_negatives(values: list[list[float]], good: list[list[bool]], fraction: float) -> float | None:
     kept = []
-    for own, right in zip(values, good, strict=True):
-        order = sorted(range(len(own)), key=lambda i: (own[i], i))
-        kept += [right[i] for i in order[: int(np.floor(fraction * len(own) + 1e-9))]]
+    for prompt, right in zip(values, good, strict=True):
+        order = sorted(range(len(prompt)), key=lambda i: (prompt[i], i))
+        kept += [right[i] for i in order[: int(np.floor(fraction * len(prompt) + 1e-9))]]
     return sum(kept) / len(kept) if kept else None
 
 
 @given(prompts=PROMPTS)
-def test_the_table_is_that_of_plain_loops(prompts: list[list[Any]]) -> None:
+def test_signal_table_equals_plain_loops(prompts: list[list[Any]]) -> None:
     table = {row["signal"]: row for row in signal_table(seen_of(prompts))}
-    good = [[one[4] for one in sorted(own, key=lambda one: one[0])] for own in prompts]
-    flat = [one for own in good for one in own]
+    good = [[c[4] for c in sorted(candidates, key=lambda c: c[0])] for candidates in prompts]
+    flat = [label for prompt in good for label in prompt]
     expected = plain_rows(prompts)
     assert list(table) == list(expected)
-    for name, (among, values) in expected.items():
+    for name, (relative, values) in expected.items():
         if len(set(flat)) == 2:
-            assert table[name]["auc"] == pytest.approx(roc_auc_score(flat, among))
+            assert table[name]["auc"] == pytest.approx(roc_auc_score(flat, relative))
         else:
             assert table[name]["auc"] is None
-        told = [plain_false_negatives(values, good, fraction) for fraction in SHARES]
-        assert table[name]["false_negatives"] == pytest.approx(told)
+        rates = [plain_false_negatives(values, good, fraction) for fraction in SHARES]
+        assert table[name]["false_negatives"] == pytest.approx(rates)
 
 
-def test_the_table_by_hand() -> None:
+def test_signal_table_by_hand() -> None:
     """Four candidates of one prompt, the third alone good; of a second prompt two, the lower alone good.
 
     By similarity the good ones have the ranks 5/8 and 1/4, the bad ones 1/8, 3/8, 7/8 and 3/4. Of the eight pairs
@@ -84,16 +84,16 @@ def test_the_table_by_hand() -> None:
 
 
 @given(values=st.lists(GRID, max_size=12), groups=st.randoms())
-def test_ranks_are_within_groups_whatever_their_order(values: list[float], groups: Any) -> None:
+def test_ranks_are_within_groups_in_any_order(values: list[float], groups: Any) -> None:
     owners = [groups.randrange(3) for _ in values]
-    found = ranks(np.array(values), np.array(owners, dtype=int)).tolist()
+    result = ranks(np.array(values), np.array(owners, dtype=int)).tolist()
     for group in set(owners):
-        own = [i for i, owner in enumerate(owners) if owner == group]
-        assert [found[i] for i in own] == ranks_of([values[i] for i in own])
+        members = [i for i, owner in enumerate(owners) if owner == group]
+        assert [result[i] for i in members] == ranks_of([values[i] for i in members])
     assert ranks(np.array(values)).tolist() == ranks_of(values)
 
 
-def test_an_unknown_log_probability_leaves_its_signal_out_and_no_score_leaves_all_out() -> None:
+def test_signal_table_omits_unknown_log_probabilities_and_needs_scores() -> None:
     seen = seen_of([[(0.1, 0.2, -1, 1, True), (0.2, 0.1, -2, 1, False)]])
     assert [row["signal"] for row in signal_table(seen.assign(log_prob=[-1.0, np.nan]))] == [
         "similarity",

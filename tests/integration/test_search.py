@@ -40,9 +40,7 @@ def test_the_best_trial_is_the_one_whose_job_returned_the_best_objective(
     found = read_sweep([sweep])
     assert len(found.jobs) >= 2
     assert len(found.jobs) + len(found.missing) == 4
-    assert {job.why for job in found.missing} == {
-        "negatives=99 is more than filter.max_negatives=4: raise that, or lower K"
-    }
+    assert {job.why for job in found.missing} == {"negatives=99 exceeds filter.max_negatives=4. Raise it or lower K."}
     results = [read_result(sweep / job.folder) for job in found.jobs]
     chosen = best(results, key=lambda result: result["value"])
     told = yaml.safe_load((sweep / "optimization_results.yaml").read_text())

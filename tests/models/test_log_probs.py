@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against a plain log-softmax, and the check at the start of a run."""
+"""Chunked log-probabilities against a plain log-softmax, and the self-check at the start of a run."""
 
 import weakref
 from typing import Any
@@ -43,33 +43,33 @@ def draw(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 10, 100])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_values_and_gradients_equal_log_softmax(chunk_size: int, with_bias: bool) -> None:
+def test_chunked_log_probs_equal_log_softmax(chunk_size: int, with_bias: bool) -> None:
     hidden, weight, drawn, labels = draw(10, 5, 13, torch.float64)
     inputs = (hidden, weight, drawn) if with_bias else (hidden, weight)
     bias = drawn if with_bias else None
-    found = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64)
+    actual = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64)
     logits = nn.functional.linear(hidden, weight, bias)
     expected = torch.stack([logits[i].log_softmax(-1)[label] for i, label in enumerate(labels.tolist())])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     upstream = torch.randn(10, dtype=torch.float64)
-    # twice: what is kept of the last chunk serves one backward pass, the second recomputes it
+    # Twice: the logits kept of the last chunk serve one backward pass; the second recomputes them.
     for _ in range(2):
-        for one, other in zip(
-            torch.autograd.grad(found, inputs, upstream, retain_graph=True),
+        for grad, exact in zip(
+            torch.autograd.grad(actual, inputs, upstream, retain_graph=True),
             torch.autograd.grad(expected, inputs, upstream, retain_graph=True),
             strict=True,
         ):
-            torch.testing.assert_close(one, other)
+            torch.testing.assert_close(grad, exact)
 
 
-def test_gradient_against_finite_differences() -> None:
+def test_chunked_gradients_pass_gradcheck() -> None:
     hidden, weight, bias, labels = draw(5, 3, 7, torch.float64)
     assert torch.autograd.gradcheck(
         lambda *inputs: _ChunkedLogProbs.apply(*inputs, labels, 2, torch.float64), (hidden, weight, bias)
     )
 
 
-def test_a_frozen_output_layer_gets_no_gradient() -> None:
+def test_frozen_output_layer_gets_no_gradient() -> None:
     hidden, weight, bias, labels = draw(4, 3, 7, torch.float32)
     weight.requires_grad_(False)
     _ChunkedLogProbs.apply(hidden, weight, bias, labels, 3, torch.float32).sum().backward()
@@ -80,26 +80,26 @@ def test_a_frozen_output_layer_gets_no_gradient() -> None:
 def test_extreme_logits_stay_finite() -> None:
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]])
-    found = _ChunkedLogProbs.apply(hidden, weight, None, torch.tensor([0, 0]), 1, torch.float32)
-    found.sum().backward()
-    assert found.tolist() == [0.0, -2e4]
+    actual = _ChunkedLogProbs.apply(hidden, weight, None, torch.tensor([0, 0]), 1, torch.float32)
+    actual.sum().backward()
+    assert actual.tolist() == [0.0, -2e4]
     assert hidden.grad is not None
     assert hidden.grad.flatten().tolist() == [0.0, 2.0]
 
 
-def test_bfloat16_in_float32_out() -> None:
+def test_bfloat16_inputs_return_float32() -> None:
     hidden, weight, _, labels = draw(64, 32, 50, torch.bfloat16)
-    found = _ChunkedLogProbs.apply(hidden, weight, None, labels, 16, torch.bfloat16)
-    assert found.dtype == torch.float32
+    actual = _ChunkedLogProbs.apply(hidden, weight, None, labels, 16, torch.bfloat16)
+    assert actual.dtype == torch.float32
     exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-    # a logit of up to 32 is rounded to 8 bits: half of 2^-7 of it at most, in label and normaliser
-    assert float((found.double() - exact).detach().abs().max()) < 2 * 32 * 2**-8
-    found.sum().backward()
+    # A logit of up to 32 is rounded to 8 bits: an error of at most half of 2^-7 of it, in label and normaliser.
+    assert float((actual.double() - exact).detach().abs().max()) < 2 * 32 * 2**-8
+    actual.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
 
 
-def test_no_tensor_is_larger_than_the_logits_of_a_chunk() -> None:
+def test_largest_tensor_is_the_logits_of_a_chunk() -> None:
     tokens, vocabulary, chunk = 64, 1000, 8
     hidden, weight, _, labels = draw(tokens, 4, vocabulary, torch.float32)
     peak = 0
@@ -118,8 +118,8 @@ def test_no_tensor_is_larger_than_the_logits_of_a_chunk() -> None:
     assert peak == chunk * vocabulary
 
 
-class Held(torch.utils._python_dispatch.TorchDispatchMode):
-    """The most numbers that tensors made within have held at once; views share what they view."""
+class MemoryPeak(torch.utils._python_dispatch.TorchDispatchMode):
+    """Record the peak of the numbers held by tensors created within; views share their storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,22 +141,22 @@ class Held(torch.utils._python_dispatch.TorchDispatchMode):
         self.now -= size
 
 
-def test_the_memory_of_the_loss_does_not_grow_with_length_times_vocabulary() -> None:
+def test_memory_does_not_grow_with_length_times_vocabulary() -> None:
     vocabulary, width, chunk = 1000, 4, 8
     peaks = []
     for tokens in (64, 512):
         hidden, weight, _, labels = draw(tokens, width, vocabulary, torch.float32)
-        with Held() as held:
+        with MemoryPeak() as memory:
             _ChunkedLogProbs.apply(hidden, weight, None, labels, chunk, torch.float32).sum().backward()
-        peaks.append(held.peak)
+        peaks.append(memory.peak)
     longer = 512 - 64
     assert peaks[0] >= chunk * vocabulary
     assert peaks[0] <= 4 * chunk * vocabulary + 64 * 10 * width
-    assert peaks[1] - peaks[0] <= longer * 10 * width  # of which longer * vocabulary would be 25 times as much
+    assert peaks[1] - peaks[0] <= longer * 10 * width  # longer * vocabulary would be 25 times as much
 
 
-def test_gradients_of_bfloat16_weights_are_added_up_in_float32() -> None:
-    """In bfloat16 a sum of equal terms stops growing at 256 of them."""
+def test_bfloat16_gradients_are_accumulated_in_float32() -> None:
+    """In bfloat16 a sum of equal terms stops growing at 256 terms."""
     tokens = 1024
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     hidden = torch.ones(tokens, 1, dtype=torch.bfloat16)
@@ -184,14 +184,14 @@ def test_tied_embeddings_and_an_output_bias() -> None:
             nn.init.normal_(model.lm_head.bias)
         assert self_check(model, GROUPS, 1e-4) <= 1e-4
         response_log_probs(model, pack(GROUPS), 4)[:, 0].sum().backward()
-        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        actual = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         model.zero_grad()
         for group in GROUPS:
             row = torch.tensor([group.prompt + group.target])
             logits = model(input_ids=row).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1)
             logits.gather(-1, row[0, len(group.prompt) :, None]).sum().backward()
-        for one, parameter in zip(found, model.parameters(), strict=True):
-            torch.testing.assert_close(one, parameter.grad)
+        for grad, parameter in zip(actual, model.parameters(), strict=True):
+            torch.testing.assert_close(grad, parameter.grad)
 
 
 def test_self_check_passes_and_restores_the_mode() -> None:
@@ -200,9 +200,9 @@ def test_self_check_passes_and_restores_the_mode() -> None:
     assert model.training
 
 
-def test_self_check_stops_a_model_that_differs() -> None:
+def test_self_check_different_values_raise() -> None:
     class Shifted(LlamaForCausalLM):
-        """Its packed rows go through `model`; its plain forward adds to one logit."""
+        """A model whose plain forward adds to one logit. Packed rows go through `model` and are unaffected."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output = super().forward(*args, **kwargs)
@@ -210,11 +210,11 @@ def test_self_check_stops_a_model_that_differs() -> None:
             return output
 
     torch.manual_seed(0)
-    with pytest.raises(UserError, match="group a differ by"):
+    with pytest.raises(UserError, match=r"self-check.* group a "):
         self_check(Shifted(LlamaConfig(**SHAPE)), GROUPS, 1e-4)
 
 
-def test_self_check_stops_on_nan() -> None:
+def test_self_check_nan_raises() -> None:
     model = llama()
     nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(UserError, match="nan"):
@@ -223,23 +223,23 @@ def test_self_check_stops_on_nan() -> None:
 
 @pytest.mark.parametrize("change", [LogitChange(0.25), LogitChange(cap=2.0), LogitChange(0.5, 3.0)], ids=str)
 @pytest.mark.parametrize("chunk_size", [3, 100])
-def test_changed_logits_and_their_gradients(change: LogitChange, chunk_size: int) -> None:
+def test_logit_change_values_and_gradients(change: LogitChange, chunk_size: int) -> None:
     hidden, weight, bias, labels = draw(10, 5, 13, torch.float64)
-    found = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64, change)
+    actual = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64, change)
     logits = change.scale * nn.functional.linear(hidden, weight, bias)
     logits = logits if change.cap is None else change.cap * torch.tanh(logits / change.cap)
     expected = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     upstream = torch.randn(10, dtype=torch.float64)
-    for one, other in zip(
-        torch.autograd.grad(found, (hidden, weight, bias), upstream),
+    for a, b in zip(
+        torch.autograd.grad(actual, (hidden, weight, bias), upstream),
         torch.autograd.grad(expected, (hidden, weight, bias), upstream),
         strict=True,
     ):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(a, b)
 
 
-def test_an_output_layer_that_is_not_linear_is_refused() -> None:
+def test_output_layer_that_is_not_linear_raises() -> None:
     model = llama()
     model.lm_head = nn.Sequential(model.lm_head)
     with pytest.raises(UserError, match="Sequential"):

@@ -15,7 +15,7 @@ GROUPS = st.lists(
 )
 
 
-def test_a_row_by_hand() -> None:
+def test_pack_by_hand() -> None:
     packed = pack([Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])])
     assert packed.ids == ("a", "b")
     assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
@@ -27,7 +27,7 @@ def test_a_row_by_hand() -> None:
     assert packed.mask.tolist() == [[True, True], [False, False]]
 
 
-def test_a_row_without_sharing_by_hand() -> None:
+def test_pack_without_sharing_by_hand() -> None:
     groups = [Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])]
     packed, shared = pack(groups, sharing=False), pack(groups)
     assert packed.input_ids.tolist() == [[1, 2, 3, 4, 1, 2, 5, 1, 2, 6, 7, 8, 9]]
@@ -37,19 +37,19 @@ def test_a_row_without_sharing_by_hand() -> None:
     assert packed.layout.groups == ((0, 4, 4), (4, 7, 7), (7, 11, 11), (11, 13, 13))
     assert packed.layout.sharing == ()
     assert packed.layout.segment.tolist() == packed.layout.prompt.tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 2
-    for name in ("ids", "labels", "segments", "lengths", "mask"):  # what the objective sees is the same
-        found, expected = getattr(packed, name), getattr(shared, name)
-        assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    for name in ("ids", "labels", "segments", "lengths", "mask"):  # the objective's inputs are equal
+        actual, expected = getattr(packed, name), getattr(shared, name)
+        assert torch.equal(actual, expected) if isinstance(actual, torch.Tensor) else actual == expected
 
 
-def test_the_bound_by_hand() -> None:
-    # (3 * 2 + 5) + (1 + 1) tokens of rows, (2 + 5) + (1 + 1) of packed groups.
+def test_sharing_bound_by_hand() -> None:
+    # Separate rows have (3 * 2 + 5) + (1 + 1) tokens, packed groups (2 + 5) + (1 + 1).
     assert sharing_bound([Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])]) == 13 / 9
     assert sharing_bound([Group("b", [8], [9], [])]) == 1
 
 
 @given(GROUPS, st.booleans())
-def test_each_response_reads_as_a_row_of_its_own(groups: list[Group], sharing: bool) -> None:
+def test_pack_response_equals_a_separate_row(groups: list[Group], sharing: bool) -> None:
     packed = pack(groups, sharing)
     columns = packed.mask.shape[1] + 1
     for row, group in enumerate(groups):
@@ -64,7 +64,7 @@ def test_each_response_reads_as_a_row_of_its_own(groups: list[Group], sharing: b
 
 
 @given(GROUPS)
-def test_sums_per_response(groups: list[Group]) -> None:
+def test_sum_per_response_equals_a_loop(groups: list[Group]) -> None:
     packed = pack(groups)
     values = torch.arange(len(packed.labels), dtype=torch.float64) + 1
     expected = torch.zeros(packed.lengths.shape, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_sums_per_response(groups: list[Group]) -> None:
     assert torch.equal(sum_per_response(values, packed), expected)
 
 
-def test_groups_without_negatives_share_nothing() -> None:
+def test_layout_groups_without_negatives_share_nothing() -> None:
     layout = pack([Group("a", [1, 2], [3], []), Group("b", [4], [5], [[6]])]).layout
     assert layout.sharing == ((3, 4, 6),)
     assert layout.segment.tolist() == [0, 0, 0, 1, 2, 3]
@@ -91,11 +91,11 @@ def test_to_moves_every_tensor() -> None:
 
 
 @pytest.mark.parametrize(("prompt", "target", "negatives"), [([], [1], []), ([1], [], []), ([1], [1], [[1], []])])
-def test_empty_parts_are_refused(prompt: list[int], target: list[int], negatives: list[list[int]]) -> None:
+def test_group_with_empty_parts_raises(prompt: list[int], target: list[int], negatives: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="group x"):
         Group("x", prompt, target, negatives)
 
 
-def test_no_groups_are_refused() -> None:
+def test_pack_without_groups_raises() -> None:
     with pytest.raises(ValueError, match="at least one"):
         pack([])

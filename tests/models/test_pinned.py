@@ -1,4 +1,4 @@
-"""Models of the hub: the commit goes into the key, and is what is loaded. A cache stands for the hub."""
+"""Models on the hub: their commit is in the key and is the one that is loaded. A local cache replaces the hub."""
 
 import pickle
 import shutil
@@ -24,16 +24,16 @@ COMMITS = ("a" * 40, "b" * 40)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The hub's cache with two commits of a model, of which the first is the newest on the branch."""
+    """Create a hub cache with two commits of a model; the branch points at the first."""
     root = tmp_path / "hub"
     for seed, commit in enumerate(COMMITS):
         policy_folder(root / "models--somebody--a-model" / "snapshots" / commit, seed)
     point(root, COMMITS[0])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.pinned.cache_clear()
+    hub.resolve_commit.cache_clear()
     yield root
-    hub.pinned.cache_clear()
+    hub.resolve_commit.cache_clear()
 
 
 def point(root: Path, commit: str) -> None:
@@ -46,48 +46,50 @@ def pretrained(revision: str | None = None) -> Pretrained:
     return Pretrained(NAME, revision, None, [], "float32", False, local_files_only=False)
 
 
-def test_pretrained_without_a_revision_is_keyed_by_its_commit(cache: Path) -> None:
+def test_pretrained_without_revision_is_keyed_by_commit(cache: Path) -> None:
     before = pretrained().fingerprint()
     assert before["revision"] == COMMITS[0]
     assert before == pretrained("main").fingerprint() == pretrained(COMMITS[0]).fingerprint()
     point(cache, COMMITS[1])
-    hub.pinned.cache_clear()
+    hub.resolve_commit.cache_clear()
     assert pretrained().fingerprint()["revision"] == COMMITS[1]
 
 
-def test_pretrained_loads_the_commit_of_its_key_though_the_branch_moves(cache: Path) -> None:
+def test_pretrained_loads_the_keyed_commit_after_the_branch_moved(cache: Path) -> None:
     model = pretrained()
     model.check()
     expected, _ = pretrained(COMMITS[0]).start([], 0)
     point(cache, COMMITS[1])
-    hub.pinned.cache_clear()
-    travelled: Pretrained = pickle.loads(pickle.dumps(model))  # as to a worker
-    for one in (model, travelled):
-        assert torch.equal(one.start([], 0)[0].lm_head.weight, expected.lm_head.weight)
+    hub.resolve_commit.cache_clear()
+    unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as in a worker
+    for copy in (model, unpickled):
+        assert torch.equal(copy.start([], 0)[0].lm_head.weight, expected.lm_head.weight)
 
 
-def test_pinned_hub_is_asked_before_its_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_commit_queries_the_hub_before_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
-        def model_info(self, name: str, **given: Any) -> Any:
+        def model_info(self, name: str, **options: Any) -> Any:
             return type("Info", (), {"sha": "c" * 40})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert hub.pinned(NAME, None, "model") == "c" * 40
-    assert hub.pinned(NAME, None, "model", local_only=True) == COMMITS[0]
+    assert hub.resolve_commit(NAME, None, "model") == "c" * 40
+    assert hub.resolve_commit(NAME, None, "model", local_only=True) == COMMITS[0]
 
 
-def test_pinned_unknown_commit_is_warned_of_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resolve_commit_unknown_warns_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        assert hub.pinned("somebody/else", None, "encoder") is None
+        assert hub.resolve_commit("somebody/else", None, "encoder") is None
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("encoder.path=somebody/else: neither the hub nor its cache")
-    assert line.endswith("give encoder.revision=COMMIT")
+    assert line.startswith("encoder.path=somebody/else: ")
+    assert "encoder.revision=COMMIT" in line
 
 
-def test_pinned_folder_and_commit_stay(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert hub.pinned(str(tmp_path), None, "model") is None
-    assert hub.pinned(NAME, COMMITS[1], "model") == COMMITS[1]
+def test_resolve_commit_of_folder_or_commit_is_unchanged(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hub.resolve_commit(str(tmp_path), None, "model") is None
+    assert hub.resolve_commit(NAME, COMMITS[1], "model") == COMMITS[1]
     assert not caplog.records
 
 
@@ -103,7 +105,7 @@ def test_encoder_and_reward_model_are_keyed_by_their_commit(cache: Path, tmp_pat
         assert reward([([{"role": "user", "content": "a cat"}], "on the mat")]).shape == (1,)
 
 
-def test_model_of_the_cache_with_nan_weights_is_refused_when_loaded(cache: Path) -> None:
+def test_cached_model_with_integer_weights_raises(cache: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from selfcontrast.errors import UserError
@@ -112,5 +114,5 @@ def test_model_of_the_cache_with_nan_weights_is_refused_when_loaded(cache: Path)
     weights = load_file(file)
     weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int64)
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"^model=\S+: the weight model\.norm\.weight has the type I64"):
+    with pytest.raises(UserError, match=r"^model=.*model\.norm\.weight .*I64"):
         pretrained().start([], 0)

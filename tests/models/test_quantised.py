@@ -1,4 +1,4 @@
-"""QLoRA on this machine's processor: the base in 4 bits, where training starts, what is saved, what is refused."""
+"""QLoRA on the CPU: the 4-bit base, the start of training, saved policies, and the checks before any compute."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_adapters import SCRATCH, disturbed
+from test_adapters import SCRATCH, with_random_b
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +30,7 @@ from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
 from tiny import LORA, groups, hardware, llama, lora, objective_of, optim, policy_folder, self_contrast
 
-WIDTH = 64  # of the model: a block of scales is 64 weights
+WIDTH = 64  # of the model: 64 weights share a scale
 
 
 def qlora(**changes: Any) -> QLoRA:
@@ -38,36 +38,36 @@ def qlora(**changes: Any) -> QLoRA:
     return QLoRA(**{**settings, **changes})
 
 
-def dequantised(model: Any, how: QLoRA) -> Any:
-    """A copy whose linear layers hold the values that they have in 4 bits."""
+def dequantised_copy(model: Any, how: QLoRA) -> Any:
+    """Copy a model and round its linear layers to their 4-bit values."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    own = copy.deepcopy(model)
-    for layer in own.modules():
-        if type(layer) is nn.Linear and layer is not own.lm_head:
+    rounded = copy.deepcopy(model)
+    for layer in rounded.modules():
+        if type(layer) is nn.Linear and layer is not rounded.lm_head:
             packed = quantize_4bit(
                 layer.weight.data, quant_type=how.quant_type, compress_statistics=how.double_quant, blocksize=64
             )
             layer.weight.data = dequantize_4bit(*packed)
-    return own
+    return rounded
 
 
 @pytest.mark.parametrize("settings", [{}, {"quant_type": "fp4"}, {"double_quant": False}], ids=str)
-def test_a_wrapped_model_begins_as_its_quantised_base(settings: dict[str, Any]) -> None:
+def test_qlora_wrap_starts_at_the_quantised_base(settings: dict[str, Any]) -> None:
     plain, packed, how = llama(width=WIDTH), pack(groups(3, 2)), qlora(**settings)
-    rounded = dequantised(plain, how)
+    rounded = dequantised_copy(plain, how)
     wrapped = how.wrap(copy.deepcopy(plain), seed=0).eval()
-    found = response_log_probs(wrapped, packed, 7)
-    torch.testing.assert_close(found, response_log_probs(rounded, packed, 7), atol=1e-3, rtol=1e-4)
-    assert float((found - response_log_probs(plain, packed, 7)).abs().max()) > 0.1  # 4 bits are another model
-    held = [layer for layer in wrapped.modules() if is_quantised(layer)]
-    assert len(held) == 2 * 7  # all of a block's linear layers, and not the output layer
-    assert {parameter.dtype for layer in held for parameter in layer.parameters()} == {torch.uint8}
-    assert all(layer.weight.numel() * 2 == math.prod(layer.weight.quant_state.shape) for layer in held)
+    actual = response_log_probs(wrapped, packed, 7)
+    torch.testing.assert_close(actual, response_log_probs(rounded, packed, 7), atol=1e-3, rtol=1e-4)
+    assert float((actual - response_log_probs(plain, packed, 7)).abs().max()) > 0.1  # rounding changes the model
+    layers = [layer for layer in wrapped.modules() if is_quantised(layer)]
+    assert len(layers) == 2 * 7  # all linear layers of a block, but not the output layer
+    assert {parameter.dtype for layer in layers for parameter in layer.parameters()} == {torch.uint8}
+    assert all(layer.weight.numel() * 2 == math.prod(layer.weight.quant_state.shape) for layer in layers)
 
 
-def test_gradients_reach_all_adapters_and_nothing_else() -> None:
-    policy = disturbed(qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)).train()
+def test_gradients_reach_only_the_adapters() -> None:
+    policy = with_random_b(qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)).train()
     response_log_probs(policy, pack(groups(3, 2)), 7).sum().backward()
     reached = {n for n, p in policy.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert reached == {n for n, p in policy.named_parameters() if p.requires_grad}
@@ -75,8 +75,8 @@ def test_gradients_reach_all_adapters_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["v_proj"]])
-def test_what_is_merged_is_an_ordinary_model_that_computes_the_same(targets: Any) -> None:
-    policy = disturbed(qlora(target_modules=targets).wrap(llama(width=WIDTH), seed=0)).eval()
+def test_qlora_merge_returns_a_plain_model_with_the_same_log_probs(targets: Any) -> None:
+    policy = with_random_b(qlora(target_modules=targets).wrap(llama(width=WIDTH), seed=0)).eval()
     packed = pack(groups(3, 2))
     with torch.no_grad():
         before = response_log_probs(policy, packed, 7)
@@ -88,34 +88,32 @@ def test_what_is_merged_is_an_ordinary_model_that_computes_the_same(targets: Any
     assert {value.dtype for value in merged.state_dict().values()} == {torch.float32}
 
 
-def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The stored scores are of the unquantised model: taken for the reference they would be a margin at step 0."""
-    sft, own, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=True), groups(8, 2)
-    scored = score_groups(load_model(sft), rows, own)
-    stored = {name: torch.tensor([sum(tokens) for tokens in found]) for name, found in scored.items()}
-    told: list[Record] = []
-    training = Training(qlora(dropout=0.0), optim(epochs=6), own, 0, told.append)
+def test_align_with_qlora_starts_at_its_reference_and_learns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The stored scores are those of the unquantised model. As the reference, they would give a margin at step 0."""
+    sft, config, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=True), groups(8, 2)
+    scored = score_groups(load_model(sft), rows, config)
+    stored = {name: torch.tensor([sum(tokens) for tokens in responses]) for name, responses in scored.items()}
+    records: list[Record] = []
+    training = Training(qlora(dropout=0.0), optim(epochs=6), config, 0, records.append)
     (tmp_path / "align").mkdir()
     align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
-    assert told[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
-    assert told[0]["step0/loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert told[-1]["margin"] > 0.1
+    assert records[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
+    assert records[0]["step0/loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert records[-1]["margin"] > 0.1
     assert "step 0" not in caplog.text
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "align/model")
     assert not any(is_quantised(layer) for layer in policy.modules())
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("sft", "align/model"))
     assert after.keys() == before.keys()
-    rounded = dequantised(llama(width=WIDTH), qlora()).state_dict()
+    rounded = dequantised_copy(llama(width=WIDTH), qlora()).state_dict()
     moved, rounding = (
-        float((one["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).norm())
-        for one in (after, rounded)
+        float((state["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).norm())
+        for state in (after, rounded)
     )
     assert moved > rounding > 0
 
 
-def test_checkpoints_hold_adapters_alone() -> None:
+def test_checkpoints_hold_only_adapters() -> None:
     policy = qlora().wrap(llama(width=WIDTH), seed=0)
     module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, self_contrast(0.1), Stored({}))
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
@@ -124,27 +122,25 @@ def test_checkpoints_hold_adapters_alone() -> None:
     assert {name.split(".")[-2] for name in checkpoint["state_dict"]} == {"default"}
 
 
-def test_a_weight_in_4_bits_costs_as_many_operations() -> None:
+def test_cost_of_qlora_equals_lora() -> None:
     whole, packed = (Cost.of(how.wrap(llama(width=WIDTH), seed=0)) for how in (lora(), qlora()))
     assert whole == packed
 
 
 @pytest.mark.parametrize("package", ["peft", "bitsandbytes"])
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_qlora_check_missing_package_raises(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"adapter=qlora needs {package}: pip install -e"):
+    with pytest.raises(UserError, match=rf"adapter=qlora needs {package}\b.*pip install -e"):
         qlora().check(SCRATCH)
 
 
-def test_a_machine_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qlora_check_unsupported_machine_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: FourBit, linear: nn.Linear) -> nn.Module:
         raise RuntimeError("no binary for this device\nand more")
 
     qlora().check(SCRATCH)
     monkeypatch.setattr(quantised.FourBit, "layer", broken)
-    with pytest.raises(
-        UserError, match=r"cannot compute in 4 bits here \(no binary for this device\): use adapter=lora"
-    ):
+    with pytest.raises(UserError, match=r"adapter=qlora.*\(no binary for this device\).*adapter=lora"):
         qlora().check(SCRATCH)
 
 
@@ -158,57 +154,57 @@ def test_a_machine_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     ],
     ids=str,
 )
-def test_hardware_that_cannot_is_named(changes: dict[str, Any], message: str) -> None:
+def test_qlora_unsupported_hardware_settings_raise(changes: dict[str, Any], message: str) -> None:
     hardware().check_quantised()
     with pytest.raises(UserError, match=f"adapter=qlora with hardware.{message}"):
         hardware(**changes).check_quantised()
     assert (NoAdapter().quantised, lora().quantised, qlora().quantised) == (False, False, True)
 
 
-def trained(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
-    """The adapters' weights after 6 steps, from the newest checkpoint where there is one; or a training that fails."""
+def train_adapters(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    """Return the adapters' weights after 6 steps, resuming from the newest checkpoint; or fail at `stop_at`."""
 
     def report(record: Record) -> None:
         if record["step"] == stop_at:
             raise RuntimeError("killed")
 
-    own, how, rows = hardware(checkpoint_every=1), optim(epochs=3), groups(8, 2)
+    config, optim, rows = hardware(checkpoint_every=1), optim(epochs=3), groups(8, 2)
     policy = qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)
-    data = StepData(rows, [], how, own, 0)
-    prepare(policy, rows, own)
+    data = StepData(rows, [], optim, config, 0)
+    prepare(policy, rows, config)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
-    module = SelfContrastDPO(policy, how, len(data.steps()), 7, report, self_contrast(0.5), Stored(stored))
+    module = SelfContrastDPO(policy, optim, len(data.steps()), 7, report, self_contrast(0.5), Stored(stored))
     fit(module, data, folder, "align")
     return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
 
 
-def test_a_training_that_was_stopped_goes_on_from_its_adapters(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole")
+def test_fit_with_qlora_resumes_exactly(tmp_path: Path) -> None:
+    whole = train_adapters(tmp_path / "whole")
     with pytest.raises(RuntimeError, match="killed"):
-        trained(tmp_path / "stopped", stop_at=4)
-    found = torch.load(tmp_path / "stopped/last.ckpt", weights_only=True)
-    assert found["global_step"] == 3
-    resumed = trained(tmp_path / "stopped")
+        train_adapters(tmp_path / "stopped", stop_at=4)
+    checkpoint = torch.load(tmp_path / "stopped/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    resumed = train_adapters(tmp_path / "stopped")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 @pytest.mark.parametrize("objective", ["self_contrast", "simpo"])
-def test_a_policy_on_4_bits_has_not_moved_before_its_first_step(tmp_path: Path, objective: str) -> None:
-    """Whatever the objective needs of the reference: the log is of the change from where training starts."""
-    sft, own, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=False), groups(4, 2)
-    stored = {group.id: torch.full((3,), -50.0) for group in rows}  # of another model
-    told: list[Record] = []
+def test_align_with_qlora_logs_no_change_at_step_0(tmp_path: Path, objective: str) -> None:
+    """For objectives with and without a reference, the change is relative to the start of training."""
+    sft, config, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=False), groups(4, 2)
+    stored = {group.id: torch.full((3,), -50.0) for group in rows}  # scores of another model
+    records: list[Record] = []
     (tmp_path / "align").mkdir()
-    training = Training(qlora(dropout=0.0), optim(epochs=1, batch_size=4), own, 0, told.append)
+    training = Training(qlora(dropout=0.0), optim(epochs=1, batch_size=4), config, 0, records.append)
     align(tmp_path / "align", sft, "float32", rows, Stored(stored), objective_of(objective), training)
-    assert told[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-3)
+    assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-3)
 
 
-def test_checkpoints_of_a_policy_on_4_bits_are_whole_models(tmp_path: Path) -> None:
-    sft, own, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=False), groups(4, 2)
+def test_policy_checkpoints_with_qlora_are_whole_models(tmp_path: Path) -> None:
+    sft, config, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=False), groups(4, 2)
     stored = {group.id: torch.zeros(3) for group in rows}
     (tmp_path / "align").mkdir()
-    training = Training(qlora(), optim(epochs=4, batch_size=4), own, 0, lambda record: None, checkpoints=2)
+    training = Training(qlora(), optim(epochs=4, batch_size=4), config, 0, lambda record: None, checkpoints=2)
     align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
     policies = [tmp_path / "align/model", checkpoint_folder(tmp_path / "align", 1)]
     whole, half = (load_file(folder / "model.safetensors") for folder in policies)

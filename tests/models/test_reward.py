@@ -1,4 +1,4 @@
-"""A tiny classifier with random weights as a reward model: batches, lengths, and what is refused."""
+"""A tiny classifier with random weights as a reward model: batches, lengths, and unsuitable models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from selfcontrast.errors import UserError
 from selfcontrast.models.reward import Response, RewardModel
-from selfcontrast.models.unread import unread
+from selfcontrast.models.truncation import unread
 from tiny import tokenizer
 
 RESPONSES: list[Response] = [
@@ -23,20 +23,20 @@ RESPONSES: list[Response] = [
 
 
 def classifier_folder(folder: Path, labels: int = 1, template: bool = True) -> Path:
-    own = tokenizer()
+    words = tokenizer()
     if not template:
-        own.chat_template = None
+        words.chat_template = None
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(own), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=128, num_labels=labels, initializer_range=0.5, pad_token_id=None,
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(str(folder))
-    own.save_pretrained(str(folder))
+    words.save_pretrained(str(folder))
     return folder
 
 
-def own(folder: Path, **changes: Any) -> RewardModel:
+def reward_model(folder: Path, **changes: Any) -> RewardModel:
     model = RewardModel(str(folder), None, "float32", 128, "last_token", trust_remote_code=False, batch_size=2)
     return replace(model, **changes)
 
@@ -51,8 +51,8 @@ def rewards(model: RewardModel) -> Any:
         return reward(RESPONSES)
 
 
-def test_rewards_are_the_models_own_one_by_one(folder: Path) -> None:
-    """Against the classifier itself on each rendered dialogue alone, without padding."""
+def test_rewards_equal_single_forward_passes(folder: Path) -> None:
+    """Compare with the classifier on each rendered dialogue alone, without padding."""
     model, rendering = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     expected = []
     for dialogue, text in RESPONSES:
@@ -61,15 +61,15 @@ def test_rewards_are_the_models_own_one_by_one(folder: Path) -> None:
         with torch.inference_mode():
             expected.append(float(model(ids).logits[0, 0]))
     assert len(set(np.round(expected, 3))) == 4
-    found = rewards(own(folder))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(rewards(own(folder, batch_size=4)), expected, atol=1e-5)
+    batched = rewards(reward_model(folder))
+    assert batched.dtype == np.float32
+    np.testing.assert_allclose(batched, expected, atol=1e-5)
+    np.testing.assert_allclose(rewards(reward_model(folder, batch_size=4)), expected, atol=1e-5)
 
 
-def test_of_a_long_dialogue_the_end_is_read(folder: Path) -> None:
-    cut = rewards(own(folder, max_tokens=6))
-    assert not np.allclose(cut, rewards(own(folder)))
+def test_long_dialogue_is_read_from_its_end(folder: Path) -> None:
+    cut = rewards(reward_model(folder, max_tokens=6))
+    assert not np.allclose(cut, rewards(reward_model(folder)))
     model, rendering = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     messages = [*RESPONSES[1][0], {"role": "assistant", "content": RESPONSES[1][1]}]
     ids = rendering.apply_chat_template(messages, return_tensors="pt", return_dict=False)[:, -6:]
@@ -78,13 +78,13 @@ def test_of_a_long_dialogue_the_end_is_read(folder: Path) -> None:
 
 
 @torch.inference_mode()
-def at_the_last_position(folder: Path, max_tokens: int) -> list[float]:
-    """The rewards by a plain forward pass over each row, padded to `max_tokens`, read at its last position.
+def rewards_at_last_position(folder: Path, max_tokens: int) -> list[float]:
+    """Return rewards by a plain forward pass over each row padded to `max_tokens`, read at the last position.
 
-    A longer row keeps its first token, and of the others the last.
+    A longer row keeps its first token and its last ones.
     """
     model, rendering = LlamaForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
-    found = []
+    values = []
     for dialogue, text in RESPONSES:
         messages = [*dialogue, {"role": "assistant", "content": text}]
         ids = rendering.apply_chat_template(messages, return_dict=False)
@@ -94,70 +94,68 @@ def at_the_last_position(folder: Path, max_tokens: int) -> list[float]:
             torch.tensor([row + [rendering.pad_token_id] * padding]),
             attention_mask=torch.tensor([[1] * len(row) + [0] * padding]),
         ).last_hidden_state
-        found.append(float(model.score(hidden)[0, -1, 0]))
-    return found
+        values.append(float(model.score(hidden)[0, -1, 0]))
+    return values
+
+
+def rendered() -> list[list[int]]:
+    messages = [[*dialogue, {"role": "assistant", "content": text}] for dialogue, text in RESPONSES]
+    return [tokenizer().apply_chat_template(dialogue, return_dict=False) for dialogue in messages]
 
 
 def lengths() -> list[int]:
-    messages = [[*dialogue, {"role": "assistant", "content": text}] for dialogue, text in RESPONSES]
-    return [len(tokenizer().apply_chat_template(own, return_dict=False)) for own in messages]
+    return [len(tokens) for tokens in rendered()]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_read_at_published_is_the_last_position_of_the_padded_row(folder: Path, batch_size: int) -> None:
-    """Rows of every length against `max_tokens`: shorter, one token short of it, as long, and longer."""
+    """The longest row is shorter than, one token short of, as long as, or longer than `max_tokens`."""
     assert len(set(lengths())) > 2
     for max_tokens in (128, max(lengths()) + 1, max(lengths()), max(lengths()) - 1, min(lengths())):
-        found = rewards(own(folder, read_at="published", max_tokens=max_tokens, batch_size=batch_size))
-        np.testing.assert_allclose(found, at_the_last_position(folder, max_tokens), atol=1e-5)
+        values = rewards(reward_model(folder, read_at="published", max_tokens=max_tokens, batch_size=batch_size))
+        np.testing.assert_allclose(values, rewards_at_last_position(folder, max_tokens), atol=1e-5)
 
 
-def test_where_the_reward_is_read_changes_it_and_is_in_the_key(folder: Path) -> None:
-    last, published = own(folder), own(folder, read_at="published")
+def test_read_at_changes_reward_and_fingerprint(folder: Path) -> None:
+    last, published = reward_model(folder), reward_model(folder, read_at="published")
     assert (np.abs(rewards(last) - rewards(published)) > 1e-2).all()
     assert last.fingerprint() != published.fingerprint()
 
 
-def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
+def test_unsuitable_models_raise(tmp_path: Path) -> None:
     two = classifier_folder(tmp_path / "two", labels=2)
-    with pytest.raises(UserError, match=r"reward_model\.path=.*two has 2 outputs: .* one \(num_labels=1\)"):
-        own(two).check()
+    with pytest.raises(UserError, match=r"reward_model\.path=.*two has 2 outputs.*num_labels=1"):
+        reward_model(two).check()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"reward_model\.path=.*empty: "):
-        own(tmp_path / "empty").check()
-    with pytest.raises(UserError, match=r"reward_model\.path=\./nowhere: no such folder"):
-        own(Path("nowhere"), path="./nowhere").check()
-    silent = own(classifier_folder(tmp_path / "silent", template=False))
+        reward_model(tmp_path / "empty").check()
+    with pytest.raises(UserError, match=r"reward_model\.path=\./nowhere"):
+        reward_model(Path("nowhere"), path="./nowhere").check()
+    silent = reward_model(classifier_folder(tmp_path / "silent", template=False))
     with pytest.raises(UserError, match="no chat template"), silent.open("cpu"):
         pass
 
 
-def test_a_folders_content_decides(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_not_path(folder: Path, tmp_path: Path) -> None:
     import shutil
 
-    before = own(folder).fingerprint()
+    before = reward_model(folder).fingerprint()
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    assert own(copy, batch_size=9).fingerprint() == before
+    assert reward_model(copy, batch_size=9).fingerprint() == before
     (copy / "tokenizer_config.json").write_text("{}")
-    assert own(copy).fingerprint() != before
-    assert own(Path("hub"), path="org/name").fingerprint()["path"] == "org/name"
+    assert reward_model(copy).fingerprint() != before
+    assert reward_model(Path("hub"), path="org/name").fingerprint()["path"] == "org/name"
 
 
 @pytest.mark.parametrize("changes", [{"dtype": "int4"}, {"max_tokens": 0}, {"batch_size": 0}, {"read_at": "eos"}])
-def test_settings_that_cannot_be(changes: dict[str, Any]) -> None:
+def test_reward_model_invalid_settings_raise(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"reward_model\."):
-        own(Path("x"), **changes)
+        reward_model(Path("x"), **changes)
 
 
-def test_tokens_beyond_the_limit_are_counted(folder: Path) -> None:
-    lengths = [len(tokens) for tokens in every_rendering()]
-    longest = max(lengths)
-    with own(folder, max_tokens=longest - 3).open("cpu") as reward:
+def test_unread_counts_tokens_beyond_the_limit(folder: Path) -> None:
+    longest = max(lengths())
+    with reward_model(folder, max_tokens=longest - 3).open("cpu") as reward:
         counts = unread(reward, RESPONSES)
-    assert counts.tolist() == [[n, max(0, n - (longest - 3))] for n in lengths]
+    assert counts.tolist() == [[n, max(0, n - (longest - 3))] for n in lengths()]
     assert unread(lambda responses: None, RESPONSES).sum() == 0
-
-
-def every_rendering() -> list[list[int]]:
-    messages = [[*dialogue, {"role": "assistant", "content": text}] for dialogue, text in RESPONSES]
-    return [tokenizer().apply_chat_template(own, return_dict=False) for own in messages]

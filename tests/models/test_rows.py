@@ -1,4 +1,4 @@
-"""Models in which responses cannot share a prompt: rows of their own, against one plain forward pass per sequence."""
+"""Models in which responses cannot share a prompt: separate rows against one plain forward pass per sequence."""
 
 import copy
 from pathlib import Path
@@ -69,8 +69,8 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 }
 
 
-def exact(config: Any) -> nn.Module:
-    """In float64, with every weight drawn, and with the attention and experts that are written out in Python."""
+def float64_model(config: Any) -> nn.Module:
+    """Build a model in float64 with random weights, and with attention and experts in plain Python."""
     torch.manual_seed(0)
     ways = {"attn_implementation": "eager"} if config.model_type != "mamba" else {}
     model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float64, **ways)
@@ -84,8 +84,8 @@ def exact(config: Any) -> nn.Module:
     return built
 
 
-def naive(model: nn.Module, groups: list[Group]) -> Tensor:
-    """[B, K + 1] by one forward pass per sequence."""
+def separate_passes(model: nn.Module, groups: list[Group]) -> Tensor:
+    """Return log-probabilities [B, K + 1] by one forward pass per sequence."""
     columns = max(len(group.responses) for group in groups)
     sums = torch.zeros(len(groups), columns, dtype=torch.float64)
     for row, group in enumerate(groups):
@@ -99,39 +99,39 @@ def naive(model: nn.Module, groups: list[Group]) -> Tensor:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_log_probs_equal_one_forward_pass_per_sequence(name: str) -> None:
     config, reason = CONFIGS[name]
-    plain, model = exact(config), exact(config)
+    plain, model = float64_model(config), float64_model(config)
     assert reason in str(why_unshared(model))
     for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
         with torch.no_grad():
-            expected = naive(plain, groups)
-        for sharing in (True, False):  # a packed row that shares its prompts is taken apart
+            expected = separate_passes(plain, groups)
+        for sharing in (True, False):  # a row with shared prompts is split
             with torch.no_grad():
-                found = response_log_probs(model, pack(groups, sharing), chunk_size=16)
-            assert relative(found, expected) <= 1e-6  # of norms and rotations, which are in float32 in any model
+                actual = response_log_probs(model, pack(groups, sharing), chunk_size=16)
+            assert relative(actual, expected) <= 1e-6  # norms and rotations are in float32 in any model
     assert not is_shared(model)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt-oss", "qwen3-next"])
 @pytest.mark.parametrize("sharing", [True, False])
-def test_gradients_equal_the_naive_loops(name: str, sharing: bool) -> None:
-    plain, model = exact(CONFIGS[name][0]), exact(CONFIGS[name][0])
+def test_gradients_equal_one_forward_pass_per_sequence(name: str, sharing: bool) -> None:
+    plain, model = float64_model(CONFIGS[name][0]), float64_model(CONFIGS[name][0])
     groups = ragged(3)
-    found = gradients(model, response_log_probs(model, pack(groups, sharing), chunk_size=7))
-    assert relative(found, gradients(plain, naive(plain, groups))) <= 1e-6
+    actual = gradients(model, response_log_probs(model, pack(groups, sharing), chunk_size=7))
+    assert relative(actual, gradients(plain, separate_passes(plain, groups))) <= 1e-6
 
 
 @pytest.mark.parametrize(
     "config", [CohereConfig(**SHAPE, logit_scale=0.25), GraniteConfig(**SHAPE, logits_scaling=4.0)]
 )
-def test_scaled_logits_are_scaled_where_prompts_are_shared_too(config: Any) -> None:
-    plain, model, groups = exact(config), exact(config), ragged(4)
-    found, expected = response_log_probs(model, pack(groups), chunk_size=7), naive(plain, groups)
+def test_scaled_logits_with_shared_prompts(config: Any) -> None:
+    plain, model, groups = float64_model(config), float64_model(config), ragged(4)
+    actual, expected = response_log_probs(model, pack(groups), chunk_size=7), separate_passes(plain, groups)
     assert is_shared(model)
-    assert relative(found, expected) <= 1e-6
-    assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-5
+    assert relative(actual, expected) <= 1e-6
+    assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-5
 
 
-def test_soft_caps_are_not_left_out_by_the_attention_that_transformers_takes(tmp_path: Path) -> None:
+def test_use_shared_prompt_applies_soft_caps_that_sdpa_ignores(tmp_path: Path) -> None:
     model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(GEMMA2))
     assert model.config._attn_implementation == "sdpa"
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -140,9 +140,9 @@ def test_soft_caps_are_not_left_out_by_the_attention_that_transformers_takes(tmp
     capped = model(ids).logits
     assert relative(without, capped) > 1e-3
     model.save_pretrained(tmp_path)
-    torch.testing.assert_close(load_model(tmp_path)(ids).logits, capped)  # what samples is what is trained
+    torch.testing.assert_close(load_model(tmp_path)(ids).logits, capped)  # sampling and training use the same model
 
 
-def test_the_self_check_compares_rows_of_their_own() -> None:
+def test_self_check_passes_with_separate_rows() -> None:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(QWEN3_NEXT))
     assert self_check(model, ragged(5), 1e-4) <= 1e-4

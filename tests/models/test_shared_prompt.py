@@ -1,4 +1,4 @@
-"""Packed groups against padded rows, through transformers' ordinary attention: values and gradients."""
+"""Values and gradients of packed groups against padded rows with transformers' own attention."""
 
 from typing import Any
 
@@ -25,50 +25,50 @@ def test_gradients_equal_padded_rows(name: str, checkpointing: bool) -> None:
     if checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
-        found = response_log_probs(model, pack(groups), chunk_size=16)
+        actual = response_log_probs(model, pack(groups), chunk_size=16)
         expected = padded(plain, groups)
-        assert relative(found, expected) <= 1e-5
-        assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-5
+        assert relative(actual, expected) <= 1e-5
+        assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-5
 
 
-def test_gradients_equal_padded_rows_to_the_last_bits_in_float64() -> None:
-    # GPT-2: the norms of the Llama family compute in float32 whatever the model's type.
+def test_gradients_equal_padded_rows_in_float64() -> None:
+    # GPT-2, because the norms of the Llama family always compute in float32.
     config, groups = CONFIGS["gpt2"], ragged(3)
     plain, model = tiny(config, torch.float64), tiny(config, torch.float64)
-    found, expected = response_log_probs(model, pack(groups), chunk_size=7), padded(plain, groups)
-    assert relative(found, expected) <= 1e-13
-    assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-12
+    actual, expected = response_log_probs(model, pack(groups), chunk_size=7), padded(plain, groups)
+    assert relative(actual, expected) <= 1e-13
+    assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-12
 
 
 @pytest.mark.parametrize("way", ["blocks", "varlen", "masked"])
-def test_gradients_without_sharing_are_the_same(way: str) -> None:
+def test_gradients_do_not_depend_on_sharing(way: str) -> None:
     model, groups = tiny(CONFIGS["gpt2"], torch.float64), ragged(3)
     use_shared_prompt(model, way)
-    found, expected = (response_log_probs(model, pack(groups, sharing), chunk_size=7) for sharing in (False, True))
-    assert relative(found, expected) <= 1e-13
-    assert relative(gradients(model, found), gradients(model, expected)) <= 1e-12
+    actual, expected = (response_log_probs(model, pack(groups, sharing), chunk_size=7) for sharing in (False, True))
+    assert relative(actual, expected) <= 1e-13
+    assert relative(gradients(model, actual), gradients(model, expected)) <= 1e-12
 
 
-def test_autocast_is_as_close_as_bfloat16_allows() -> None:
+def test_autocast_error_is_that_of_bfloat16() -> None:
     plain, model, groups = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"]), ragged(4)
     exact = gradients(plain, padded(plain, groups))
     with torch.autocast("cpu", torch.bfloat16):
-        found = response_log_probs(model, pack(groups), chunk_size=16)
+        actual = response_log_probs(model, pack(groups), chunk_size=16)
         rounded = padded(plain, groups)
-    assert found.dtype == torch.float32
-    error = relative(gradients(model, found), exact)
+    assert actual.dtype == torch.float32
+    error = relative(gradients(model, actual), exact)
     assert error <= 1.5 * relative(gradients(plain, rounded.float()), exact)
 
 
 def test_responses_do_not_see_one_another() -> None:
     model = tiny(CONFIGS["llama"])
-    one = response_log_probs(model, pack([Group("a", [1, 2, 3], [4, 5], [[6, 7], [8]])]), 16)
-    other = response_log_probs(model, pack([Group("a", [1, 2, 3], [4, 5], [[9, 9, 9], [8]])]), 16)
-    torch.testing.assert_close(one[:, [0, 2]], other[:, [0, 2]])
-    assert not torch.allclose(one[:, 1], other[:, 1])
+    first = response_log_probs(model, pack([Group("a", [1, 2, 3], [4, 5], [[6, 7], [8]])]), 16)
+    second = response_log_probs(model, pack([Group("a", [1, 2, 3], [4, 5], [[9, 9, 9], [8]])]), 16)
+    torch.testing.assert_close(first[:, [0, 2]], second[:, [0, 2]])
+    assert not torch.allclose(first[:, 1], second[:, 1])
 
 
-def test_attention_dropout_is_applied_in_training_and_only_there() -> None:
+def test_attention_dropout_only_in_training() -> None:
     model = tiny(GPT2Config(**GPT2, embd_pdrop=0.0, attn_pdrop=0.5, resid_pdrop=0.0))
     packed = pack(ragged(5, (1,)))
     model.train()
@@ -78,7 +78,7 @@ def test_attention_dropout_is_applied_in_training_and_only_there() -> None:
     whole = response_log_probs(model, packed, 64).detach()
     assert torch.equal(whole, response_log_probs(model, packed, 64))
     assert not torch.allclose(dropped[0], dropped[1])
-    # the same distribution as dropout in rows of their own: the means of 200 draws agree within their noise
+    # The distribution is that of dropout in separate rows: the means of 200 draws agree within their noise.
     model.train()
     rows = [padded(model, ragged(5, (1,))).detach() for _ in range(200)]  # without a layout: ordinary attention
     first, second = torch.stack(dropped), torch.stack(rows)
@@ -86,7 +86,7 @@ def test_attention_dropout_is_applied_in_training_and_only_there() -> None:
     assert ((first.mean(0) - second.mean(0)).abs() <= 5 * noise + 1e-6).all()
 
 
-def test_without_a_layout_the_model_is_its_old_self() -> None:
+def test_model_without_layout_is_unchanged() -> None:
     plain, model, groups = tiny(CONFIGS["mistral"]), tiny(CONFIGS["mistral"]), ragged(6)
     use_shared_prompt(model)
     torch.testing.assert_close(padded(model, groups), padded(plain, groups))
@@ -101,7 +101,7 @@ def test_without_a_layout_the_model_is_its_old_self() -> None:
     assert torch.equal(model.generate(prompt, **settings), plain.generate(prompt, **settings))  # type: ignore[operator]
 
 
-def test_nothing_as_large_as_the_row_squared_is_built() -> None:
+def test_no_tensor_of_row_squared() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model)
     packed = pack([Group("a", [1] * 20, [2] * 20, [[3] * 20] * 30)])  # T = 640
@@ -120,20 +120,20 @@ def test_nothing_as_large_as_the_row_squared_is_built() -> None:
     assert 640 * 32 <= largest < 640 * 640
 
 
-def test_the_mode_is_not_saved_with_the_model() -> None:
+def test_config_does_not_store_the_mode() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model)
     assert "shared_prompt" not in model.config.to_json_string()  # type: ignore[union-attr,operator]
 
 
-def test_attention_that_is_not_causal_is_refused_by_name() -> None:
+def test_use_shared_prompt_not_causal_raises() -> None:
     model = tiny(CONFIGS["llama"])
     model.config.is_causal = False  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"llama.*not causal"):
         use_shared_prompt(model)
 
 
-def test_an_encoder_is_refused_by_name() -> None:
+def test_check_causal_encoder_raises() -> None:
     shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": VOCABULARY}
     with pytest.raises(UserError, match=r"bart.*an encoder"):
         check_causal(BartForConditionalGeneration(BartConfig(**shape, bos_token_id=0, eos_token_id=2)))

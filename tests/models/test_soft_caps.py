@@ -1,4 +1,4 @@
-"""Everything that loads a model honours soft caps on attention logits: SDPA, transformers' default, leaves them out."""
+"""All code that loads a model applies soft caps on attention logits. SDPA, transformers' default, ignores them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from tiny import tokenizer
 PROMPT, ANSWER = "what is the name of the cat?", "the cat sat on the mat"
 
 
-def saved(folder: Path, cls: Any) -> Path:
-    """A Gemma-2 of random weights whose cap bites."""
+def save_model(folder: Path, cls: Any) -> Path:
+    """Save a Gemma-2 with random weights and a cap low enough to matter."""
     reader = tokenizer()
     torch.manual_seed(0)
     config = Gemma2Config(
@@ -38,27 +38,27 @@ def plain(folder: Path, cls: Any, attention: str) -> Any:
     return cls.from_pretrained(str(folder), attn_implementation=attention).eval()
 
 
-def check(found: Any, eager: Any, sdpa: Any) -> None:
+def check(result: Any, eager: Any, sdpa: Any) -> None:
     assert np.abs(np.asarray(eager) - np.asarray(sdpa)).max() > 1e-2
-    np.testing.assert_allclose(found, eager, atol=1e-4)
+    np.testing.assert_allclose(result, eager, atol=1e-4)
 
 
 @torch.inference_mode()
 def test_reward_model_with_soft_caps_equals_eager_attention(tmp_path: Path) -> None:
-    folder = saved(tmp_path, Gemma2ForSequenceClassification)
+    folder = save_model(tmp_path, Gemma2ForSequenceClassification)
     dialogue = [{"role": "user", "content": PROMPT}]
     messages = [*dialogue, {"role": "assistant", "content": ANSWER}]
     ids = tokenizer().apply_chat_template(messages, return_tensors="pt", return_dict=False)
     settings = RewardModel(str(folder), None, "float32", 128, "last_token", trust_remote_code=False, batch_size=2)
     with settings.open("cpu") as reward:
-        found = reward([(dialogue, ANSWER)])
+        actual = reward([(dialogue, ANSWER)])
     eager, sdpa = (plain(folder, Gemma2ForSequenceClassification, name)(ids).logits[:, 0] for name in ("eager", "sdpa"))
-    check(found, eager, sdpa)
+    check(actual, eager, sdpa)
 
 
 @torch.inference_mode()
 def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path) -> None:
-    folder = saved(tmp_path, Gemma2ForCausalLM)
+    folder = save_model(tmp_path, Gemma2ForCausalLM)
     prompt, answer = (tokenizer()(text)["input_ids"] for text in (PROMPT, ANSWER))
 
     def log_likelihood(attention: str) -> float:
@@ -66,13 +66,13 @@ def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path
         return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
 
     with _opened(lm_eval(), folder, Renderer(tokenizer()), "cpu", special_tokens=False) as lm:
-        ((found, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
-    check(found, log_likelihood("eager"), log_likelihood("sdpa"))
+        ((actual, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
+    check(actual, log_likelihood("eager"), log_likelihood("sdpa"))
 
 
 @pytest.mark.parametrize("text", [PROMPT, ANSWER])
 def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path) -> None:
-    saved(tmp_path / "plain", Gemma2Model)
+    save_model(tmp_path / "plain", Gemma2Model)
 
     def built(attention: str) -> SentenceTransformer:
         layer = Transformer(str(tmp_path / "plain"), model_kwargs={"attn_implementation": attention})
@@ -92,6 +92,6 @@ def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path
         devices=[],
     )
     with encoder.open("cpu") as encode:
-        found = encode([text])
+        actual = encode([text])
     eager, sdpa = (built(name).encode([text], normalize_embeddings=True) for name in ("eager", "sdpa"))
-    check(found, eager, sdpa)
+    check(actual, eager, sdpa)

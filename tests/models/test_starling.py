@@ -1,4 +1,4 @@
-"""The reward model's weights as they are published, in small, against a sequence classifier made of them."""
+"""A small copy of the published reward model against the sequence classifier that is converted from it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ TEXTS = ["Hello there, what now?", "A pear, and two apples.", "No."]
 
 
 class Published(nn.Module):
-    """As the model card has it: the body twice by name, and a head.
+    """The model card's code: the body under two names, and a head.
 
-    The reward is read at the last token. The published code reads it before the first token with a certain id: the
-    first one that the tokenizer gives for "<unk>", which is <s>. That stands at position 0, so position -1 is read.
+    `forward` reads the reward at the last token. The published code reads it before the first token with the id that
+    the tokenizer returns first for "<unk>", which is <s>. This token is at position 0, so position -1 is read.
     """
 
     def __init__(self, body: LlamaForCausalLM) -> None:
@@ -64,8 +64,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published
 
 
 @torch.inference_mode()
-def test_rewards_are_those_of_the_published_weights(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
-    """Of dialogues as the reference implementation writes them, behind the <s> that a Llama tokenizer puts first."""
+def test_convert_rewards_equal_the_published_weights(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
+    """Dialogues are rendered as in the reference implementation, after the <s> that a Llama tokenizer puts first."""
     folder, model, tokenizer = published
     convert(folder / "starling", folder / "llama", tmp_path / "out", "float32")
     talk: Any = [
@@ -73,50 +73,50 @@ def test_rewards_are_those_of_the_published_weights(published: tuple[Path, Publi
         {"role": "assistant", "content": TEXTS[1]},
         {"role": "user", "content": TEXTS[2]},
     ]
-    asked = [(talk[:1], TEXTS[1]), (talk[:1], "No."), (talk, "A pear")]
+    responses = [(talk[:1], TEXTS[1]), (talk[:1], "No."), (talk, "A pear")]
     with RewardModel(str(tmp_path / "out"), None, "float32", 200, "last_token", False, 2).open("cpu") as reward:
-        found = reward(asked)
+        rewards = reward(responses)
     with RewardModel(str(tmp_path / "out"), None, "float32", 200, "published", False, 2).open("cpu") as reward:
-        published_code = reward(asked)
-    written = [
+        published_code = reward(responses)
+    rendered = [
         f"<s>[INST] {TEXTS[0]} [/INST] {TEXTS[1]} </s>",
         f"<s>[INST] {TEXTS[0]} [/INST] No. </s>",
         f"<s>[INST] {TEXTS[0]} [/INST] {TEXTS[1]} </s><s>[INST] {TEXTS[2]} [/INST] A pear </s>",
     ]
-    rows = [[1, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in written]
+    rows = [[1, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in rendered]
     expected = [model(ids) for ids in rows]
-    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert rewards.tolist() == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == 3
     padded = [model.published(ids, 200, tokenizer.unk_token_id, 1) for ids in rows]
     assert published_code.tolist() == pytest.approx(padded, abs=1e-5)
     assert all(abs(a - b) > 1e-3 for a, b in zip(padded, expected, strict=True))
 
 
-def test_a_body_that_is_in_the_file_under_one_name_only(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
+def test_convert_body_stored_once_or_twice(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
     folder, model, _ = published
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("transformer.")}
     (tmp_path / "starling").mkdir()
     torch.save(kept, tmp_path / "starling" / "model.bin")
-    convert(tmp_path / "starling", folder / "llama", tmp_path / "one", "float32")
-    convert(folder / "starling", folder / "llama", tmp_path / "two", "float32")
-    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
+    convert(tmp_path / "starling", folder / "llama", tmp_path / "once", "float32")
+    convert(folder / "starling", folder / "llama", tmp_path / "twice", "float32")
+    once, twice = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice"))
+    assert once == twice
 
 
-def test_folders_that_cannot_be(
+def test_convert_unsuitable_folders_raise(
     published: tuple[Path, Published, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model, _ = published
-    with pytest.raises(UserError, match=r"one file \*\.bin with the reward model's weights; there are 0"):
+    with pytest.raises(UserError, match=r" 0 files \*\.bin"):
         convert(tmp_path, folder / "llama", tmp_path / "out")
     with pytest.raises(UserError, match=r"--body .*nowhere"):
         convert(folder / "starling", tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "half").mkdir()
     half = {name: value for name, value in model.state_dict().items() if "layers.1." not in name}
     torch.save(half, tmp_path / "half" / "model.bin")
-    with pytest.raises(UserError, match=r"not the weights of .*: model\.layers\.1\."):
+    with pytest.raises(UserError, match=r"model\.bin .*model\.layers\.1\."):
         convert(tmp_path / "half", folder / "llama", tmp_path / "out")
-    with pytest.raises(SystemExit, match=r"error: .*one file"):
+    with pytest.raises(SystemExit, match=r"error: .*\*\.bin"):
         main([str(tmp_path), "--body", str(folder / "llama"), "--output", str(tmp_path / "out")])
     main([str(folder / "starling"), "--body", str(folder / "llama"), "--output", str(tmp_path / "out")])
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"

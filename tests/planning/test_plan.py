@@ -114,7 +114,7 @@ def test_plan_missing_data_is_an_obstacle(tmp_path: Path) -> None:
 
 def test_plan_failed_check_is_an_obstacle(tmp_path: Path) -> None:
     cfg = composed(*SMALL, "negatives=17", f"store={tmp_path}", "output=out")
-    assert plan(cfg, DataReader()).obstacle.startswith("negatives=17 is more than filter.max_negatives=16")
+    assert plan(cfg, DataReader()).obstacle.startswith("negatives=17 exceeds filter.max_negatives=16")
 
 
 def test_plan_command_prints_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

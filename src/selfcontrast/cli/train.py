@@ -14,7 +14,7 @@ from selfcontrast.cli.hydra_app import FULL_ERROR, log, one_line, run_hydra, set
 from selfcontrast.environment import set_environment
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.files import CONF
-from selfcontrast.gpus import own_gpus
+from selfcontrast.gpus import reserved_gpus
 from selfcontrast.preemption import Stopped, end_when_told, ending, stays
 from selfcontrast.store.full import explained
 
@@ -50,7 +50,7 @@ def job(cfg: DictConfig) -> float | None:
 
 def run_job(cfg: DictConfig) -> float | None:
     config = settings(cfg)  # first, because it masks credentials in Hydra's files
-    with own_gpus(cfg.hardware):
+    with reserved_gpus(cfg.hardware):
         return run_here(cfg, config)
 
 

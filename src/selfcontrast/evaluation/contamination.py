@@ -22,7 +22,7 @@ from pydantic import Field
 from selfcontrast.constrained import Count, Fraction, check_numbers
 from selfcontrast.data.example import Example
 from selfcontrast.filters.encode import Encoder
-from selfcontrast.models.unread import report_unread, unread
+from selfcontrast.models.truncation import report_unread, unread
 from selfcontrast.store import fields_of
 
 if TYPE_CHECKING:

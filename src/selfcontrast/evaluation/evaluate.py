@@ -37,7 +37,7 @@ from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Backend, Responder
 from selfcontrast.models.loading import load_tokenizer
-from selfcontrast.models.unread import report_unread, unread
+from selfcontrast.models.truncation import report_unread, unread
 from selfcontrast.store import NOT_IN_KEY, RESUME
 
 if TYPE_CHECKING:

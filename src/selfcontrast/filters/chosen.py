@@ -1,4 +1,4 @@
-"""Which response of a prompt is chosen (y+): the target, or a candidate by its score or by agreement."""
+"""Choose the response y+ of a prompt: the target, or a candidate by its score or by agreement."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from selfcontrast.filters.select import Chosen, Contenders, Filter, Floats
 
 @dataclass(frozen=True)
 class Target:
-    """The target of the data: the paper's."""
+    """Choose the target of the data, as the paper does."""
 
     target: ClassVar[bool] = True
     candidate: ClassVar[bool] = False
@@ -21,10 +21,10 @@ class Target:
 
 @dataclass(frozen=True)
 class BestOfN:
-    """The candidate with the highest score, by the data's verifier or `filter.reward_model`.
+    """Choose the candidate with the highest score from the data's verifier or `filter.reward_model`.
 
-    Trained on alone this is rejection-sampled fine-tuning (RFT, arXiv 2308.01825); against the lowest scores it is
-    best against worst.
+    Training on it alone is rejection-sampled fine-tuning (RFT, arXiv 2308.01825); against the lowest score it is
+    best-vs-worst.
     """
 
     target: ClassVar[bool] = False
@@ -32,16 +32,16 @@ class BestOfN:
     scored: ClassVar[bool] = True
 
     def value(self, contenders: Contenders) -> Floats:
-        assert contenders.scores is not None, "checked before any compute"
+        assert contenders.scores is not None, "`check_chosen` requires a scorer"
         return contenders.scores
 
 
 @dataclass(frozen=True)
 class Consensus:
-    """The candidate with the highest mean similarity to the prompt's other responses, repetitions counted.
+    """Choose the candidate with the highest mean similarity to the prompt's other responses, repetitions included.
 
-    After ScPO (arXiv 2411.04109), which counts equal final answers; similarity is its counterpart for free text. It
-    needs no target and no score.
+    After ScPO (arXiv 2411.04109), which counts equal final answers; similarity does the same for free text. It needs
+    neither target nor score.
     """
 
     target: ClassVar[bool] = False
@@ -54,19 +54,19 @@ class Consensus:
 
 @dataclass(frozen=True)
 class TargetAndBest(BestOfN):
-    """Both the target and the best candidate, each in a group of its own against the same negatives.
+    """Choose both the target and the best candidate, each in its own group against the same negatives.
 
-    A prompt whose best candidate has the target's text gives the target's group alone.
+    If the best candidate has the target's text, only the target's group is used.
     """
 
     target: ClassVar[bool] = True
 
 
 def check_chosen(chosen: Chosen, settings: Filter, samples: int, verified: bool) -> None:
-    """Raise `UserError` where no candidate could be chosen, or none would be left for the negatives.
+    """Raise `UserError` if no candidate can be chosen, or too few are left for the negatives.
 
     Args:
-        samples: the most responses of a prompt.
+        samples: upper bound on the responses per prompt.
         verified: whether the data has a verifier.
     """
     if not chosen.candidate:
@@ -74,11 +74,11 @@ def check_chosen(chosen: Chosen, settings: Filter, samples: int, verified: bool)
     name = type(chosen).__name__
     if settings.max_negatives > samples - 1:
         raise UserError(
-            f"filter.max_negatives={settings.max_negatives} is impossible with chosen={name}: of generator.samples="
-            f"{samples} responses one is chosen, and {samples - 1} are left. Sample more, or lower it"
+            f"filter.max_negatives={settings.max_negatives} is impossible with chosen={name}: one of generator.samples="
+            f"{samples} responses is chosen, which leaves {samples - 1}. Sample more or lower filter.max_negatives."
         )
     if chosen.scored and settings.reward_model is None and not verified:
         raise UserError(
-            f"chosen={name} needs scores, and this data has no verifier: add "
-            "+reward_model@filter.reward_model=classifier filter.reward_model.path=MODEL, or use chosen=consensus"
+            f"chosen={name} needs scores, but the data has no verifier. Add "
+            "+reward_model@filter.reward_model=classifier filter.reward_model.path=MODEL, or use chosen=consensus."
         )

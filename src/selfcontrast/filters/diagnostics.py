@@ -1,6 +1,6 @@
-"""What a reader must know of a selection: pure functions of the prompts and candidates that were seen.
+"""Compute diagnostics of a selection: pure functions of the prompts and candidates.
 
-`prompts` has a row per prompt and `seen` one per distinct candidate, as `negatives` writes them.
+`prompts` has one row per prompt and `seen` one per distinct candidate, as built by the filter stage.
 """
 
 import math
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 Tokens = Sequence[int]
 
-BINS = 100  # of cosine similarity, from -1 to 1
+BINS = 100  # bins of cosine similarity, from -1 to 1
 QUANTILES = (0.1, 0.5, 0.9)
-ORDERS = 4  # of BLEU's n-grams
+ORDERS = 4  # BLEU-4: n-grams of up to 4 tokens
 AUCS = {
     "auc_similarity": "similarity",
     "auc_consensus": "consensus",
     "auc_log_prob": "log-probability",
     "auc_rank_sum": "sum of ranks",
-}  # of the summary, in words
+}  # keys of the summary and their labels
 
 
 def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
-    """The summary: counts, shares, and means before and after the filter; None for what nothing can say."""
+    """Return the summary: counts, fractions, and means before and after the filter; None for unknown values."""
     dropped = prompts[prompts["drawn"] == 0]
     sampled, distinct = int(prompts["sampled"].sum()), len(seen)
     empty, copies = int(prompts["empty"].sum()), int(prompts["copies"].sum())
-    negatives, left = seen[seen["drawn"]], seen[~seen["drawn"]]
+    negatives, rest = seen[seen["drawn"]], seen[~seen["drawn"]]
     scored = bool(seen["score"].notna().any())
     return {
         "prompts": len(prompts),
@@ -49,7 +49,7 @@ def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
         "similarity_negatives": _mean(negatives, "similarity"),
         "tokens_candidates": _mean(seen, "tokens"),
         "tokens_negatives": _mean(negatives, "tokens"),
-        "tokens_left": _mean(left, "tokens"),
+        "tokens_left": _mean(rest, "tokens"),
         "length_similarity_correlation": correlation_within(seen["prompt"], seen["tokens"], seen["similarity"]),
         "characters_targets": quantiles(prompts["target_characters"]),
         "characters_candidates": quantiles(seen["characters"]),
@@ -63,7 +63,7 @@ def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
 
 
 def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
-    """Of the candidates that are chosen: over the prompts that are used, how many are the target, and their scores."""
+    """Summarise the chosen candidates of the used prompts: the fraction that equals the target, and the mean score."""
     used = prompts[prompts["drawn"] > 0]
     return {
         "prompts_dropped_for_chosen": int((prompts["too_few"] == "chosen").sum()),
@@ -73,34 +73,34 @@ def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
 
 
 def shapes(seen: pd.DataFrame) -> dict[str, Any]:
-    """What a figure of the similarities needs, however many there are: histograms, and where the filter cuts."""
+    """Return the data of the similarity figure, of a fixed size: histograms and the selector's cuts."""
     return {
         "edges": np.linspace(-1, 1, BINS + 1).round(6).tolist(),
         "candidates": histogram(seen["similarity"]),
         "negatives": histogram(seen.loc[seen["drawn"], "similarity"]),
-        "cuts": cuts(seen[~seen["taken"]]),  # what is chosen is left out wherever it lies
+        "cuts": cuts(seen[~seen["taken"]]),  # chosen candidates are excluded at any similarity
     }
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The selection in two lines for the terminal; more where something scores the candidates, or some are chosen."""
+    """Return the selection in two lines for the terminal, and more if candidates are scored or chosen."""
     s = summary
-    why = [
+    reasons = [
         f"{s[f'prompts_dropped_for_{reason}']:,} with too few {words}"
-        for reason, words in (("distinct", "distinct candidates"), ("kept", "that the selector keeps"))
+        for reason, words in (("distinct", "distinct candidates"), ("kept", "kept candidates"))
         if s[f"prompts_dropped_for_{reason}"]
     ]
     if s.get("prompts_dropped_for_chosen"):
-        why.append(f"{s['prompts_dropped_for_chosen']:,} with nothing to choose")
+        reasons.append(f"{s['prompts_dropped_for_chosen']:,} without a candidate to choose")
     used = f"{s['prompts_used']:,} of {s['prompts']:,} prompts give negatives"
-    used += f" ({', '.join(why)})" if why else ""
+    used += f" ({', '.join(reasons)})" if reasons else ""
     used += f", {s['prompts_refilled']:,} refilled" if s["prompts_refilled"] else ""
-    shares = (
+    removed = (
         ("duplicate_share", "repeated"),
         ("empty_share", "empty"),
-        ("copies_of_target_share", "the target itself"),
+        ("copies_of_target_share", "copies of the target"),
     )
-    dull = ", ".join(f"{s[key]:.1%} {words}" for key, words in shares)
+    unusable = ", ".join(f"{s[key]:.1%} {words}" for key, words in removed)
     changes = [
         f"{words} {s[f'{key}_candidates']:.{digits}f} → {s[f'{key}_negatives']:.{digits}f}"
         for key, words, digits in (
@@ -113,33 +113,33 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     if s["false_negatives_before"] is not None:
         changes.append(f"false negatives {s['false_negatives_before']:.1%} → {s['false_negatives_after']:.1%}")
     aucs = [f"{words} {s[key]:.3f}" for key, words in AUCS.items() if s.get(key) is not None]
-    last = [f"AUC for candidates as good as the target: {', '.join(aucs)}"] if aucs else []
-    return [f"{used}; {dull}", f"candidates → negatives: {', '.join(changes)}", *last, *_chosen_line(s)]
+    auc_line = [f"AUC for candidates as good as the target: {', '.join(aucs)}"] if aucs else []
+    return [f"{used}; {unusable}", f"candidates → negatives: {', '.join(changes)}", *auc_line, *_chosen_line(s)]
 
 
 def _chosen_line(s: Mapping[str, Any]) -> list[str]:
     if "chosen_is_target_share" not in s:
         return []
     score = f", mean score {s['score_chosen']:.3f}" if s["score_chosen"] is not None else ""
-    return [f"chosen: candidates{score}, {s['chosen_is_target_share']:.1%} the target itself"]
+    return [f"chosen: candidates{score}, {s['chosen_is_target_share']:.1%} equal to the target"]
 
 
 def histogram(similarity: Any) -> list[int]:
-    """Counts in `BINS` equal bins from -1 to 1."""
+    """Return counts in `BINS` equal bins from -1 to 1."""
     counts: list[int] = np.histogram(np.asarray(similarity), bins=BINS, range=(-1, 1))[0].tolist()
     return counts
 
 
 def quantiles(values: Any) -> list[float]:
-    """The tenth, half and nine tenths of them (linear between neighbours)."""
+    """Return `QUANTILES` of the values (linearly interpolated)."""
     return [float(q) for q in np.quantile(np.asarray(values, dtype=float), QUANTILES)] if len(values) else []
 
 
 def cuts(seen: pd.DataFrame) -> dict[str, list[float]]:
-    """Where the selector cuts by similarity: quantiles over prompts of the lower and the upper edge of what it keeps.
+    """Return quantiles over prompts of the lowest and highest similarity that the selector keeps.
 
-    An edge is where something was left out beyond it. Both are empty for a selector that does not go by similarity:
-    one that for some prompt leaves out a candidate between two that it keeps.
+    A prompt counts for an edge only if a candidate beyond that edge was rejected. Both lists are empty if the selector
+    does not cut by similarity: if for some prompt it rejects a candidate between two kept ones.
     """
     if seen.empty:
         return {"low": [], "high": []}
@@ -157,30 +157,30 @@ def cuts(seen: pd.DataFrame) -> dict[str, list[float]]:
 
 
 def correlation_within(groups: Any, x: Any, y: Any) -> float | None:
-    """Pearson's correlation of x and y about their groups' means, pooled; None where one of them does not vary."""
+    """Return the pooled Pearson correlation of x and y about their group means; None if one does not vary."""
     frame = pd.DataFrame({"group": np.asarray(groups), "x": np.asarray(x, float), "y": np.asarray(y, float)})
-    about = frame[["x", "y"]] - frame.groupby("group")[["x", "y"]].transform("mean")
-    scale = float(np.sqrt((about["x"] ** 2).sum() * (about["y"] ** 2).sum()))
-    return float((about["x"] * about["y"]).sum()) / scale if scale > 1e-12 else None
+    centred = frame[["x", "y"]] - frame.groupby("group")[["x", "y"]].transform("mean")
+    scale = float(np.sqrt((centred["x"] ** 2).sum() * (centred["y"] ** 2).sum()))
+    return float((centred["x"] * centred["y"]).sum()) / scale if scale > 1e-12 else None
 
 
 def diversity(prompts: Sequence[tuple[Sequence[Tokens], Sequence[Tokens]]]) -> dict[str, float | None]:
-    """Distinct-1, distinct-2 and self-BLEU of candidates and of negatives: means over prompts of each prompt's own.
+    """Return distinct-1, distinct-2 and self-BLEU of candidates and of negatives, averaged over prompts.
 
     Args:
-        prompts: (candidates, negatives) of each, as the policy's tokens; a set of fewer than two says nothing.
+        prompts: (candidates, negatives) per prompt, in the policy's tokens; sets of fewer than two are ignored.
     """
-    found: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for name, texts in (("candidates", [p[0] for p in prompts]), ("negatives", [p[1] for p in prompts])):
         several = [group for group in texts if len(group) > 1]
-        found[f"distinct_1_{name}"] = _average([distinct_n(group, 1) for group in several])
-        found[f"distinct_2_{name}"] = _average([distinct_n(group, 2) for group in several])
-        found[f"self_bleu_{name}"] = _average([self_bleu(group) for group in several])
-    return found
+        means[f"distinct_1_{name}"] = _average([distinct_n(group, 1) for group in several])
+        means[f"distinct_2_{name}"] = _average([distinct_n(group, 2) for group in several])
+        means[f"self_bleu_{name}"] = _average([self_bleu(group) for group in several])
+    return means
 
 
 def distinct_n(texts: Sequence[Tokens], n: int) -> float:
-    """Different n-grams by all n-grams of the texts together (Li et al., 2016); 1: no n-gram twice. 0 without any."""
+    """Return unique n-grams / all n-grams of the texts together (Li et al., 2016), in [0, 1]; 0 without n-grams."""
     counts: Counter[tuple[int, ...]] = Counter()
     for text in texts:
         counts.update(_ngrams(text, n))
@@ -188,19 +188,18 @@ def distinct_n(texts: Sequence[Tokens], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[Tokens]) -> float:
-    """Mean over the texts of BLEU-4 against all others (Zhu et al., 2018), in [0, 1]; 1: all the same.
+    """Return the mean BLEU-4 of each text against all others (Zhu et al., 2018), in [0, 1]; 1: all texts are equal.
 
-    Of n-grams above the first order one more is counted as found and as there (Lin and Och, 2004): sacrebleu's
-    `smooth_method="add-k"` with a value of 1.
+    Add-one smoothing above unigrams (Lin and Och, 2004): sacrebleu's `smooth_method="add-k"` with a value of 1.
     """
     grams = [[_ngrams(text, n) for n in range(1, ORDERS + 1)] for text in texts]
-    best = [_two_highest([own[order] for own in grams]) for order in range(ORDERS)]
+    best = [_two_highest([counts[order] for counts in grams]) for order in range(ORDERS)]
     lengths = np.array([len(text) for text in texts])
     total = 0.0
-    for i, own in enumerate(grams):
-        found = [sum(min(n, _elsewhere(best[k][g], n)) for g, n in own[k].items()) for k in range(ORDERS)]
-        if found[0]:
-            logs = [math.log((found[k] + (k > 0)) / (own[k].total() + (k > 0))) for k in range(ORDERS)]
+    for i, counts in enumerate(grams):
+        matches = [sum(min(n, _elsewhere(best[k][g], n)) for g, n in counts[k].items()) for k in range(ORDERS)]
+        if matches[0]:
+            logs = [math.log((matches[k] + (k > 0)) / (counts[k].total() + (k > 0))) for k in range(ORDERS)]
             total += math.exp(sum(logs) / ORDERS + _brevity(int(lengths[i]), np.delete(lengths, i)))
     return total / len(texts)
 
@@ -210,7 +209,7 @@ def _ngrams(text: Tokens, n: int) -> Counter[tuple[int, ...]]:
 
 
 def _two_highest(texts: Sequence[Counter[tuple[int, ...]]]) -> dict[tuple[int, ...], tuple[int, int]]:
-    """Of every n-gram its highest and second highest count in a text."""
+    """Return the highest and second highest count in a text, per n-gram."""
     best: dict[tuple[int, ...], tuple[int, int]] = {}
     for counts in texts:
         for gram, n in counts.items():
@@ -219,13 +218,13 @@ def _two_highest(texts: Sequence[Counter[tuple[int, ...]]]) -> dict[tuple[int, .
     return best
 
 
-def _elsewhere(best: tuple[int, int], own: int) -> int:
-    """The highest count in another text, for one that has `own`."""
-    return best[1] if own == best[0] else best[0]
+def _elsewhere(best: tuple[int, int], count: int) -> int:
+    """Return the highest count in another text, for a text that has `count`."""
+    return best[1] if count == best[0] else best[0]
 
 
 def _brevity(length: int, others: NDArray[np.int_]) -> float:
-    """Log of BLEU's brevity penalty, by the other text nearest in length (of two, the shorter)."""
+    """Return the log of BLEU's brevity penalty; the reference is the text nearest in length (of two, the shorter)."""
     nearest: int = min(others.tolist(), key=lambda other: (abs(other - length), other))
     return min(0.0, 1 - nearest / length)
 

@@ -1,6 +1,6 @@
-"""Selectors that look at what candidates have in common: negatives that differ from each other, not only from y+.
+"""Selectors of diverse negatives, which differ from each other and not only from y+.
 
-All give their own order, in which every beginning is diverse: rank k is chosen in view of the ranks before it.
+All rank what they keep. Rank k is selected given the ranks before it, so every prefix is diverse.
 """
 
 from dataclasses import dataclass
@@ -9,65 +9,62 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from selfcontrast.constrained import Count, Fraction, Positive, Probability, check_numbers
+from selfcontrast.constrained import Count, Fraction, Positive, Probability
 from selfcontrast.filters.select import Floats, Indices, Pool
-from selfcontrast.filters.selectors import fraction_of
+from selfcontrast.filters.selectors import BaseSelector, fraction_of
 
-SAME = 1e-3  # vectors nearer than this differ by no more than they are stored with
+SAME = 1e-3  # vectors nearer than this cannot be told apart in half precision
 
 
 @dataclass(frozen=True)
-class MaximalMarginalRelevance:
-    """Of the least similar share, one after another that is far from the target and from those taken before.
+class DiverseSelector(BaseSelector):
+    """A selector that ranks the least similar fraction of the candidates.
 
-    The next one has the lowest `weight` * cos(candidate, target) + (1 - weight) * max cos(candidate, one taken):
-    maximal marginal relevance (Carbonell and Goldstein, 1998), where being unlike the target is what is relevant.
+    Attributes:
+        fraction: the fraction to select from, least similar first.
     """
 
     fraction: Fraction
-    weight: Probability
     ranked: ClassVar[bool] = True
-    scored: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
 
     def max_kept(self, samples: int) -> int:
         return fraction_of(samples, self.fraction)
+
+
+@dataclass(frozen=True)
+class MaximalMarginalRelevance(DiverseSelector):
+    """Select candidates far from the target and from those selected before, one after another.
+
+    Maximal marginal relevance (Carbonell and Goldstein, 1998), where relevance is dissimilarity to the target. The next
+    candidate minimises `weight` * cos(candidate, target) + (1 - weight) * max cos(candidate, one selected).
+    """
+
+    weight: Probability
 
     def select(self, pool: Pool) -> Indices:
         count = self.max_kept(len(pool.similarity))
-        near, alike = pool.similarity[:count], pool.vectors[:count] @ pool.vectors[:count].T
-        closest = np.full(count, -1.0)  # cosine of each to the most similar one taken
+        to_target, cosines = pool.similarity[:count], pool.vectors[:count] @ pool.vectors[:count].T
+        to_selected = np.full(count, -1.0)  # cosine of each candidate to the nearest selected one
         free = np.ones(count, dtype=bool)
-        taken = np.empty(count, dtype=np.intp)
+        selected = np.empty(count, dtype=np.intp)
         for k in range(count):
-            cost = self.weight * near + (1 - self.weight) * closest
-            taken[k] = np.where(free, cost, np.inf).argmin()
-            free[taken[k]] = False
-            closest = np.maximum(closest, alike[taken[k]])
-        return taken
+            cost = self.weight * to_target + (1 - self.weight) * to_selected
+            selected[k] = np.where(free, cost, np.inf).argmin()
+            free[selected[k]] = False
+            to_selected = np.maximum(to_selected, cosines[selected[k]])
+        return selected
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """Of the least similar share, one from each k-means cluster in turn, each cluster's least similar first.
+class Clusters(DiverseSelector):
+    """Take one candidate from each k-means cluster in turn, the least similar of each cluster first.
 
-    Within a turn, too, the least similar comes first. Centres begin at the least similar candidate and then, again and
-    again, at the one farthest from all of them: nothing is random.
+    Within a turn the least similar comes first, too. The initial centres are the least similar candidate and then,
+    repeatedly, the one farthest from all centres: nothing is random.
     """
 
-    fraction: Fraction
     clusters: Count
     iterations: Annotated[Count, Field(le=1_000_000)]
-    ranked: ClassVar[bool] = True
-    scored: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
-
-    def max_kept(self, samples: int) -> int:
-        return fraction_of(samples, self.fraction)
 
     def select(self, pool: Pool) -> Indices:
         from scipy.cluster.vq import kmeans2
@@ -78,55 +75,45 @@ class Clusters:
         vectors = pool.vectors[:count].astype(np.float64)
         centres = vectors[farthest_first(vectors, min(self.clusters, count))]
         _, labels = kmeans2(vectors, centres, iter=self.iterations, minit="matrix")
-        turn = np.zeros(count, dtype=np.intp)  # how many of its cluster come before it
+        turn = np.zeros(count, dtype=np.intp)  # number of candidates of its cluster that come before it
         for label in np.unique(labels):
             turn[labels == label] = np.arange((labels == label).sum())
         return np.lexsort((np.arange(count), turn))
 
 
 @dataclass(frozen=True)
-class LogDeterminant:
-    """Of the least similar share, one after another that adds most to log det(I + G / ridge), the D-optimal design.
+class LogDeterminant(DiverseSelector):
+    """Greedily select the candidate that adds most to log det(I + G / ridge): a D-optimal design.
 
-    G is the matrix of cosines between those taken: the determinant grows with the volume that they span, so each next
-    one points where none taken does. The first is the least similar. Greedy choice is within 1 - 1/e of the best set
-    (Nemhauser et al., 1978). MASS-DPO (arXiv 2605.10784) chooses so by the Fisher information of the preference model;
-    here the features are the embeddings, and all candidates weigh the same.
+    G holds the cosines between the selected candidates. The determinant grows with the volume that they span, so each
+    selected one points in a new direction. The first is the least similar. The greedy set reaches at least 1 - 1/e of
+    the best set's value (Nemhauser et al., 1978). MASS-DPO (arXiv 2605.10784) does this with the Fisher information of
+    the preference model; here the features are the embeddings, and all candidates weigh the same.
 
     Attributes:
-        fraction: of the candidates, least similar first, that are chosen from.
-        ridge: below about 1, near-copies of one taken add next to nothing; far above 1, each adds nearly the same.
+        ridge: below about 1, near-copies of a selected one add almost nothing; far above 1, all add nearly the same.
     """
 
-    fraction: Fraction
     ridge: Annotated[Positive, Field(ge=1e-6)]
-    ranked: ClassVar[bool] = True
-    scored: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
-
-    def max_kept(self, samples: int) -> int:
-        return fraction_of(samples, self.fraction)
 
     def select(self, pool: Pool) -> Indices:
         count = self.max_kept(len(pool.similarity))
         vectors = pool.vectors[:count].astype(np.float64)
         design = vectors @ vectors.T / self.ridge
-        np.fill_diagonal(design, 1 + 1 / self.ridge)  # length one exactly, so that the first choice is no rounding
-        left = np.diag(design).copy()  # exp(what each adds): what of it the ones taken do not explain
+        np.fill_diagonal(design, 1 + 1 / self.ridge)  # exact, so that rounding does not decide the first selection
+        residual = np.diag(design).copy()  # exp of the gain of each: its variance given the selected ones
         factors = np.zeros((count, count))  # rows of the incremental Cholesky factor (Chen et al., 2018)
-        taken = np.empty(count, dtype=np.intp)
+        selected = np.empty(count, dtype=np.intp)
         for k in range(count):
-            taken[k] = best = int(left.argmax())
-            factors[k] = (design[best] - factors[:k, best] @ factors[:k]) / np.sqrt(left[best])
-            left = left - factors[k] ** 2
-            left[best] = -np.inf
-        return taken
+            selected[k] = best = int(residual.argmax())
+            factors[k] = (design[best] - factors[:k, best] @ factors[:k]) / np.sqrt(residual[best])
+            residual = residual - factors[k] ** 2
+            residual[best] = -np.inf
+        return selected
 
 
 def farthest_first(vectors: Floats, count: int) -> Indices:
-    """Indices of `count` vectors, or of all different ones: the first, then the farthest from those chosen so far."""
+    """Return indices of `count` vectors (or of all distinct ones): the first, then always the farthest from those."""
     chosen = [0]
     distance = np.linalg.norm(vectors - vectors[0], axis=1)
     while len(chosen) < count and distance.max() > SAME:

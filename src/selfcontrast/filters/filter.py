@@ -1,7 +1,7 @@
-"""Stage filter: from candidates and embeddings to negatives, with what a reader must know of the choice.
+"""The filter stage: select negatives from embedded candidates and record diagnostics of the selection.
 
-Prompts stream through: candidates and their vectors are read a few thousand at a time, and of a distinct candidate
-only a few numbers are kept, for the diagnostics.
+Prompts are streamed: a few thousand candidates and vectors are read at a time, and only a few numbers per distinct
+candidate are kept for the diagnostics.
 """
 
 import json
@@ -25,15 +25,15 @@ from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
-from selfcontrast.filters.score import Scorer
-from selfcontrast.filters.select import Choice, Chosen, Filter, Indices, Sampled, choose
+from selfcontrast.filters.score import CandidateScorer
+from selfcontrast.filters.select import Chosen, Filter, Indices, SampledPrompt, Selection, choose
 from selfcontrast.filters.signals import signal_table
 
 VERSION = 4
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
 PROMPTS, DIAGNOSTICS = "prompts.parquet", "diagnostics.json"
-COLUMNS = ["id", "sample", "text", "token_ids", "log_prob", "finish_reason"]  # of the candidates
-COMPARED = 32  # prompts whose texts are compared with each other
+COLUMNS = ["id", "sample", "text", "token_ids", "log_prob", "finish_reason"]  # read from the candidates' file
+COMPARED = 32  # prompts whose text diversity is measured
 
 NEGATIVES = pa.schema(
     [
@@ -55,21 +55,21 @@ def select_negatives(
     examples: Mapping[str, Example],
     candidates: Path,
     embeddings: Path,
-    judge: Scorer | None,
+    scorer: CandidateScorer | None,
     chosen: Chosen | None = None,
 ) -> dict[str, Any]:
-    """Writes the negatives of every prompt that can give `max_negatives`, and what was seen; returns the summary.
+    """Write the negatives of every prompt that gives `max_negatives`, and the diagnostics; return the summary.
 
-    Where a candidate is chosen, the prompts' chosen responses are written too (`data.candidates.read_chosen`).
+    If a candidate is chosen, the chosen responses are written too (`data.candidates.read_chosen`).
 
     Args:
-        candidates: the file of the stage generate.
-        embeddings: the folder of the stage embed.
-        judge: a verifier or reward model, where there is one: how good the candidates are is then known, not guessed.
-        chosen: which response is; None for the target.
+        candidates: file of the generate stage.
+        embeddings: folder of the embed stage.
+        scorer: scores candidates by a verifier or reward model, if there is one.
+        chosen: selects y+; None for the target.
 
     Raises:
-        UserError: when no prompt is left, or one has too few and the settings want that to be an error.
+        UserError: if no prompt gives enough negatives; with on_shortage="error", if one prompt does not.
     """
     prompts: list[dict[str, Any]] = []
     seen: list[pd.DataFrame] = []
@@ -83,60 +83,60 @@ def select_negatives(
         for table, block in blocks(candidates, embeddings, examples):
             choices = []
             for first, sampled in block:
-                score = partial(judge, examples[sampled.id], sampled.texts) if judge else None
+                score = partial(scorer, examples[sampled.id], sampled.texts) if scorer else None
                 choice = _in_table(first, choose(settings, sampled, score, chosen))
                 if len(prompts) % every == 0:
                     compared.append(_token_ids(table, choice))
-                target_score = judge.target(examples[sampled.id]) if judge else nan
+                target_score = scorer.target(examples[sampled.id]) if scorer else nan
                 prompts.append(
-                    {**_facts(settings, sampled, choice, positives is not None), "target_score": target_score}
+                    {**_prompt_row(settings, sampled, choice, positives is not None), "target_score": target_score}
                 )
                 choices.append(choice)
             seen.append(_seen(table, choices, len(prompts) - len(choices)))
             negatives.write_table(_negatives(table, choices))
             if positives is not None and chosen is not None:
-                own = [(sampled, choice) for (_, sampled), choice in zip(block, choices, strict=True)]
-                positives.write_table(_positives(table, own, chosen.target))
-    return _told(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
+                pairs = [(sampled, choice) for (_, sampled), choice in zip(block, choices, strict=True)]
+                positives.write_table(_positives(table, pairs, chosen.target))
+    return _write_diagnostics(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
 
 
 def blocks(
     candidates: Path, embeddings: Path, examples: Mapping[str, Example]
-) -> Iterator[tuple[pa.Table, list[tuple[int, Sampled]]]]:
-    """Candidates as tables of whole prompts, each with its prompts and the first row of each."""
-    near, towards = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
+) -> Iterator[tuple[pa.Table, list[tuple[int, SampledPrompt]]]]:
+    """Yield candidates as tables of whole prompts, each with its prompts and their first rows."""
+    candidate_file, target_file = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
     row = prompt = 0
     for table in whole_prompts(candidates, COLUMNS):
-        texts, found = table["text"].to_pylist(), list(spans(table))
-        targets = [examples[name].target for name, _ in found]
-        vectors, target_vectors = near.of(row, texts), towards.of(prompt, targets)
+        texts, prompt_spans = table["text"].to_pylist(), list(spans(table))
+        targets = [examples[name].target for name, _ in prompt_spans]
+        vectors, target_vectors = candidate_file.of(row, texts), target_file.of(prompt, targets)
         log_probs, tokens = table["log_prob"].to_numpy(), _lengths(table)
         ended = pc.not_equal(table["finish_reason"], CUT).to_pylist()
         columns: tuple[Any, ...] = (texts, vectors, log_probs, tokens, ended)
-        row, prompt = row + table.num_rows, prompt + len(found)
+        row, prompt = row + table.num_rows, prompt + len(prompt_spans)
         yield (
             table,
             [
-                (rows.start, Sampled(name, target, vector, *(column[rows] for column in columns)))
-                for (name, rows), target, vector in zip(found, targets, target_vectors, strict=True)
+                (rows.start, SampledPrompt(name, target, vector, *(column[rows] for column in columns)))
+                for (name, rows), target, vector in zip(prompt_spans, targets, target_vectors, strict=True)
             ],
         )
 
 
 def _lengths(table: pa.Table) -> Indices:
-    """Tokens of each candidate [n]."""
+    """Return the number of tokens of each candidate [n]."""
     lengths: Indices = pc.list_value_length(table["token_ids"]).to_numpy().astype(np.intp)
     return lengths
 
 
-def _in_table(first: int, choice: Choice) -> Choice:
-    """The choice with rows of the table, in which the prompt's candidates begin at `first`."""
+def _in_table(first: int, choice: Selection) -> Selection:
+    """Shift a selection to rows of the table, in which the prompt's candidates begin at `first`."""
     best = choice.chosen and replace(choice.chosen, row=first + choice.chosen.row)
     return replace(choice, rows=first + choice.rows, chosen=best)
 
 
-def _positives(table: pa.Table, prompts: Sequence[tuple[Sampled, Choice]], with_target: bool) -> pa.Table:
-    """The chosen responses of the prompts that have negatives: the target first, where it is one of them."""
+def _positives(table: pa.Table, prompts: Sequence[tuple[SampledPrompt, Selection]], with_target: bool) -> pa.Table:
+    """Return the chosen responses of the prompts that have negatives; the target first if it is one of them."""
     rows: list[dict[str, Any]] = []
     for sampled, choice in prompts:
         best = choice.chosen
@@ -149,8 +149,8 @@ def _positives(table: pa.Table, prompts: Sequence[tuple[Sampled, Choice]], with_
     return pa.Table.from_pylist(rows, schema=POSITIVES)
 
 
-def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
-    """The candidates drawn, a prompt's together in rank order."""
+def _negatives(table: pa.Table, choices: Sequence[Selection]) -> pa.Table:
+    """Return the drawn candidates, grouped by prompt in rank order."""
     drawn = [(c, c.drawn.ranks) for c in choices]
     taken = table.take(pa.array(np.concatenate([c.rows[ranks] for c, ranks in drawn])))
     scores = [np.full(len(r), np.nan) if c.pool.scores is None else c.pool.scores[r] for c, r in drawn]
@@ -164,20 +164,20 @@ def _negatives(table: pa.Table, choices: Sequence[Choice]) -> pa.Table:
 
 
 def target_scores(folder: Path) -> dict[str, float]:
-    """Per example id the score of its target, by what scored the candidates; NaN where nothing did."""
+    """Return the score of each example's target, by id, from the scorer of the candidates; NaN without one."""
     table = pq.read_table(folder / PROMPTS, columns=["id", "target_score"])
-    scores = table["target_score"].to_numpy()  # what pandas left empty is NaN again
+    scores = table["target_score"].to_numpy()  # NaN for the nulls that pandas wrote
     return dict(zip(table["id"].to_pylist(), map(float, scores), strict=True))
 
 
-def _token_ids(table: pa.Table, choice: Choice) -> tuple[list[list[int]], list[list[int]]]:
-    """Of a prompt's distinct candidates, and of its negatives."""
+def _token_ids(table: pa.Table, choice: Selection) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of a prompt's distinct candidates, and of its negatives."""
     tokens = table["token_ids"].take(pa.array(choice.rows)).to_pylist()
     return tokens, [tokens[i] for i in choice.drawn.ranks]
 
 
-def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFrame:
-    """A row per distinct candidate; `first` is the first prompt's number."""
+def _seen(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataFrame:
+    """Return one row per distinct candidate; prompts are numbered from `first`."""
     sizes = [len(choice.rows) for choice in choices]
     rows = np.concatenate([choice.rows for choice in choices])
     starts = np.cumsum([0, *sizes[:-1]])
@@ -205,15 +205,15 @@ def _seen(table: pa.Table, choices: Sequence[Choice], first: int) -> pd.DataFram
     )
 
 
-def _facts(settings: Filter, sampled: Sampled, choice: Choice, choosing: bool) -> dict[str, Any]:
-    """A row of the prompts' file. With `choosing`, of the candidate that is chosen, too."""
-    found, kept, drawn = len(choice.rows), len(choice.drawn.kept), len(choice.drawn.ranks)
+def _prompt_row(settings: Filter, sampled: SampledPrompt, choice: Selection, choosing: bool) -> dict[str, Any]:
+    """Return a prompt's row of the prompts file; with `choosing`, with columns of the chosen candidate."""
+    distinct, kept, drawn = len(choice.rows), len(choice.drawn.kept), len(choice.drawn.ranks)
     texts, target = [text.strip() for text in sampled.texts], sampled.target
-    reason = "distinct" if found < settings.max_negatives else "kept" if kept < settings.max_negatives else ""
+    reason = "distinct" if distinct < settings.max_negatives else "kept" if kept < settings.max_negatives else ""
     best = choice.chosen
     if choosing and best is None:
         reason = "chosen"
-    told = {
+    chosen = {
         "chosen_is_target": best is not None and best.is_target,
         "chosen_score": np.nan if best is None or best.score is None else best.score,
     }
@@ -222,37 +222,37 @@ def _facts(settings: Filter, sampled: Sampled, choice: Choice, choosing: bool) -
         "sampled": len(texts),
         "empty": texts.count(""),
         "copies": texts.count(target.strip()) if target.strip() else 0,
-        "distinct": found,
+        "distinct": distinct,
         "kept": kept,
         "drawn": drawn,
         "refilled": choice.drawn.refilled,
         "too_few": reason,
         "target_characters": len(target),
-        **(told if choosing else {}),
+        **(chosen if choosing else {}),
     }
 
 
-def _told(
+def _write_diagnostics(
     folder: Path,
     settings: Filter,
     prompts: pd.DataFrame,
     seen: pd.DataFrame,
     compared: Sequence[tuple[list[list[int]], list[list[int]]]],
 ) -> dict[str, Any]:
-    """Writes prompts, similarities and diagnostics; returns the summary, or raises where no prompt is left."""
+    """Write prompts, similarities and diagnostics; return the summary. Raise `UserError` if no prompt is left."""
     if not prompts["drawn"].any():
         counts = Counter(zip(prompts["distinct"], prompts["kept"], strict=True)).most_common(3)
-        reasons = ", ".join(f"{n} with {found} distinct, {kept} kept" for (found, kept), n in counts)
+        reasons = ", ".join(f"{n} with {distinct} distinct, {kept} kept" for (distinct, kept), n in counts)
         scored = "chosen_score" in prompts and bool(prompts["chosen_score"].notna().any())
-        why = ". Candidates with the score of the chosen one are no negatives" if scored else ""
+        note = " Candidates with the score of the chosen one cannot be negatives." if scored else ""
         raise UserError(
-            f"no prompt gives filter.max_negatives={settings.max_negatives} negatives ({reasons}): "
-            f"lower it, sample more (generator.samples), or choose filter.on_shortage=refill{why}"
+            f"no prompt gives filter.max_negatives={settings.max_negatives} negatives ({reasons}). "
+            f"Lower it, sample more (generator.samples), or use filter.on_shortage=refill.{note}"
         )
     prompts.to_parquet(folder / PROMPTS, index=False)
     ids = pa.DictionaryArray.from_arrays(pa.array(seen["prompt"]), pa.array(prompts["id"]))
-    hidden = ["prompt", "good", *([] if "chosen_score" in prompts else ["taken"])]
-    columns = pa.Table.from_pandas(seen.drop(columns=hidden), preserve_index=False)
+    internal = ["prompt", "good", *([] if "chosen_score" in prompts else ["taken"])]
+    columns = pa.Table.from_pandas(seen.drop(columns=internal), preserve_index=False)
     pq.write_table(columns.add_column(0, "id", ids.cast(pa.string())), folder / SIMILARITIES)
     table = signal_table(seen)
     (folder / DIAGNOSTICS).write_text(json.dumps({**shapes(seen), "signals": table}))

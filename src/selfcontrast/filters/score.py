@@ -1,4 +1,4 @@
-"""Stage score: the reward of every target and candidate, stored, so that another selector does not ask for it again."""
+"""The score stage: compute and store the reward of every target and candidate, for reuse by all selectors."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from selfcontrast.engines.work import Engine, Shard, Worker, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Floats
 from selfcontrast.models.reward import Response, RewardModel
-from selfcontrast.models.unread import Counts, report_unread, unread
+from selfcontrast.models.truncation import Counts, report_unread, unread
 from selfcontrast.store import RESUME
 
 VERSION = 3
@@ -27,8 +27,8 @@ SCHEMA = pa.schema([("id", pa.string()), ("target", pa.float32()), ("candidates"
 
 
 @dataclass(frozen=True)
-class Rewarding:
-    """The task of scoring responses: of each prompt its distinct ones, the target among them."""
+class ScoreTask:
+    """The engine's task of scoring the distinct responses of each prompt, the target included."""
 
     model: RewardModel
 
@@ -37,8 +37,8 @@ class Rewarding:
         with self.model.open(device) as reward:
 
             def work(prompts: Sequence[Sequence[Response]]) -> pa.Table:
-                answers = [answer for prompt in prompts for answer in prompt]
-                return _table(prompts, reward(answers), unread(reward, answers))
+                responses = [response for prompt in prompts for response in prompt]
+                return _table(prompts, reward(responses), unread(reward, responses))
 
             yield work
 
@@ -50,39 +50,44 @@ def score(
     prompts: Iterable[tuple[Example, Sequence[str]]],
     device: str,
 ) -> dict[str, Any]:
-    """Writes the rewards of every prompt's target and candidates to `folder`, in the candidates' order.
+    """Write the rewards of every prompt's target and candidates to `folder`, in the candidates' order.
 
     Args:
-        prompts: each with its candidates' texts.
+        prompts: examples with their candidates' texts.
+
+    Returns:
+        Counts for the stage's summary.
     """
     items: list[list[Response]] = []
     names: list[str] = []
-    rows: list[list[int]] = []  # per prompt the place of target and candidates among its distinct responses
+    rows: list[list[int]] = []  # per prompt: indices of target and candidates among its distinct responses
     for example, texts in prompts:
         names.append(example.id)
-        place: dict[str, int] = {}
-        rows.append([place.setdefault(text, len(place)) for text in (example.target, *texts)])
-        items.append([(example.prompt, text) for text in place])
+        index: dict[str, int] = {}
+        rows.append([index.setdefault(text, len(index)) for text in (example.target, *texts)])
+        items.append([(example.prompt, text) for text in index])
     parts = _parts(items, engine.texts_per_shard)
     shards = [Shard(folder / RESUME / f"{_digest(p)}.parquet", p, sum(map(len, p))) for p in parts]
-    engine.run(Rewarding(model), shards, device, "score", "response")
-    place_of, name_of = iter(rows), iter(names)
+    engine.run(ScoreTask(model), shards, device, "score", "response")
+    next_rows, next_names = iter(rows), iter(names)
     counts: list[list[int]] = []
     with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
         for shard in shards:
             table = read_table(shard.file)
-            found = table["rewards"].to_pylist()
             counts += [row for prompt in table["unread"].to_pylist() for row in prompt]
-            every = [np.array(rewards, dtype=np.float32)[next(place_of)] for rewards in found]
-            names_here = list(islice(name_of, len(every)))
-            columns = {"id": names_here, "target": [r[0] for r in every], "candidates": [r[1:] for r in every]}
+            rewards = [
+                np.array(distinct, dtype=np.float32)[next(next_rows)] for distinct in table["rewards"].to_pylist()
+            ]
+            ids = list(islice(next_names, len(rewards)))
+            columns = {"id": ids, "target": [r[0] for r in rewards], "candidates": [r[1:] for r in rewards]}
             writer.write_table(pa.table(columns, schema=SCHEMA))
-    told = report_unread("score", np.array(counts).reshape(-1, 2), "tokens", "raise filter.reward_model.max_tokens")
-    return {"prompts": len(items), "responses": sum(map(len, rows)), "distinct": sum(map(len, items)), **told}
+    unread_counts = np.array(counts).reshape(-1, 2)
+    truncation = report_unread("score", unread_counts, "tokens", "raise filter.reward_model.max_tokens")
+    return {"prompts": len(items), "responses": sum(map(len, rows)), "distinct": sum(map(len, items)), **truncation}
 
 
 def read_rewards(folder: Path) -> Iterator[tuple[str, float, Floats]]:
-    """Per prompt its id and the rewards of its target and its candidates, in the candidates' order."""
+    """Yield per prompt its id and the rewards of its target and its candidates, in the candidates' order."""
     with pq.ParquetFile(folder / FILE) as file:
         for batch in file.iter_batches(1024):
             for row in batch.to_pylist():
@@ -97,7 +102,7 @@ def _table(prompts: Sequence[Sequence[Response]], rewards: Floats, counts: Count
 
 
 def _parts(items: Sequence[list[Response]], size: int) -> list[list[list[Response]]]:
-    """Consecutive prompts together, about `size` responses in each part."""
+    """Split consecutive prompts into parts of about `size` responses."""
     parts: list[list[list[Response]]] = []
     weight = size
     for item in items:
@@ -117,21 +122,21 @@ def _digest(prompts: Sequence[Sequence[Response]]) -> str:
     return digest.hexdigest()[:20]
 
 
-class Scorer(Protocol):
-    """Scores candidates of one prompt after another, in the candidates' order."""
+class CandidateScorer(Protocol):
+    """Score the candidates of one prompt after another, in the candidates' order."""
 
     def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
-        """Scores of the texts at `rows`, and the score from which on a candidate is as good as the target."""
+        """Return the scores of the texts at `rows`, and the lowest score that is as good as the target."""
         ...
 
     def target(self, example: Example) -> float:
-        """The score of the target of the example whose candidates were scored last."""
+        """Return the score of the target. The example must be the one whose candidates were scored last."""
         ...
 
 
 @dataclass(frozen=True)
-class Verified:
-    """By the verifier: as good as the target is what is right throughout."""
+class VerifierScorer:
+    """Score by the verifier. A candidate is as good as the target if it is entirely right (score 1)."""
 
     verifier: Verifier
 
@@ -142,8 +147,8 @@ class Verified:
         return float(self.verifier.score(example, example.target))
 
 
-class Rewarded:
-    """By stored rewards: as good as the target is what its reward says."""
+class RewardScorer:
+    """Score by stored rewards. A candidate is as good as the target if its reward is at least the target's."""
 
     def __init__(self, folder: Path) -> None:
         self._rewards = read_rewards(folder)
@@ -152,7 +157,10 @@ class Rewarded:
     def __call__(self, example: Example, texts: Sequence[str], rows: Sequence[int]) -> tuple[Floats, float]:
         name, target, candidates = next(self._rewards)
         if (name, len(candidates)) != (example.id, len(texts)):
-            raise UserError(f"the stored rewards are of other candidates than {example.id}'s; recompute=[score]")
+            raise UserError(
+                f"the stored rewards belong to other candidates than those of {example.id}. "
+                "Recompute them with recompute=[score]."
+            )
         self._last = (name, target)
         return candidates[list(rows)], target
 

@@ -1,13 +1,13 @@
-"""Which candidates become negatives, and in which order.
+"""Select and rank the negatives of one prompt.
 
-A prompt's distinct candidates (less empty ones and copies of the target) go through a selector. What it keeps is drawn
-in a seeded random order, or in the selector's own order where it has one; rank k of that order is negative k. A run
-with K negatives takes the first K ranks, so its negatives are a subset of those for any larger K; and every K sees the
-same prompts, because which prompts can be used is decided for the whole pool (`max_negatives`), not for K.
+A selector filters a prompt's distinct candidates; empty ones and copies of the target are removed before. The kept
+candidates are ranked by the selector, or else in a seeded random order; rank k is negative k. A run with K negatives
+takes the first K ranks, so its negatives are a subset of those of any larger K. Every K sees the same prompts: a prompt
+is usable if it fills the whole pool (`max_negatives`), whatever K is.
 
-Where a candidate is chosen (y+) in place of the target or beside it, it is taken out of what the selector keeps, and
-with it every response of the same text; where it is chosen by its score, every one of the same score, too: none of
-these is worse. The selector itself sees all distinct candidates.
+If a candidate is chosen (y+), instead of the target or beside it, it cannot be a negative, nor can any response of the
+same text. If it is chosen by its score, neither can a candidate of an equal or higher score, as it is no worse. The
+selector itself sees all distinct candidates.
 """
 
 from collections import Counter
@@ -27,26 +27,26 @@ Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.intp]
 Score = Callable[[list[int]], tuple[Floats, float]]
 SHORTAGES = ("drop_everywhere", "refill", "error")
-PRECISION = 1e-6  # of scores and cosines, which are stored in single and half precision
+PRECISION = 1e-6  # scores and cosines this close count as equal: they are stored in single and half precision
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A prompt's distinct candidates, the least similar to the target first (of equally similar ones, by text).
+    """A prompt's distinct candidates, the least similar to the target first; equally similar ones by text.
 
-    That order is the candidates' own, so nothing depends on the order in which they were sampled.
+    The order does not depend on the order in which they were sampled.
 
     Attributes:
         similarity: cosine to the target [n], ascending.
         vectors: embeddings of length one [n, d].
-        scores: by the verifier or reward model [n]; None where neither is there.
-        consensus: mean cosine to the prompt's other responses [n], in [-1, 1], as `consensus` has it.
-        log_probs: of the sampler, in nats at temperature 1, summed over the response [n]; NaN where nobody knows.
-        tokens: of the response [n].
+        scores: from the verifier or reward model [n]; None without either.
+        consensus: mean cosine to the prompt's other responses [n], in [-1, 1]; see `consensus`.
+        log_probs: the sampler's, in nats at temperature 1, summed over the response [n]; NaN if unknown.
+        tokens: length of the response [n].
         counts: how often each candidate was sampled [n].
-        seed: of whatever is random; depends on the prompt alone, not on other prompts.
-        samples: how many responses were sampled, repetitions included.
-        excluded: cosines of the distinct responses that can never be negatives: an empty one, a copy of the target.
+        seed: for everything random; depends on this prompt alone.
+        samples: number of sampled responses, repetitions included.
+        excluded: cosines of the distinct responses that cannot be negatives: an empty one, a copy of the target.
     """
 
     similarity: Floats
@@ -62,47 +62,47 @@ class Pool:
 
     @property
     def log_prob_per_token(self) -> Floats:
-        """Nats per token [n]; NaN where nobody knows."""
+        """Return the log-probability per token in nats [n]; NaN if unknown."""
         return self.log_probs / np.maximum(self.tokens, 1)
 
 
 class Selector(Protocol):
-    """Which of a prompt's distinct candidates may be negatives.
+    """Select the distinct candidates of a prompt that may be negatives.
 
-    One that needs the sampler's log-probabilities has `needs_log_probs: ClassVar[bool] = True` besides.
+    A selector that needs the sampler's log-probabilities also has `needs_log_probs: ClassVar[bool] = True`.
 
     Attributes:
-        ranked: whether the order of what it keeps is the order of the ranks; otherwise they are drawn from it.
-        scored: whether it needs scores.
+        ranked: True if the order of the kept candidates is their ranking; otherwise ranks are drawn at random.
+        scored: True if the selector needs scores.
     """
 
     ranked: ClassVar[bool]
     scored: ClassVar[bool]
 
     def max_kept(self, samples: int) -> int:
-        """Bound how many candidates are kept of `samples` responses. Used to reject an impossible K before compute."""
+        """Bound how many of `samples` candidates are kept. Used to reject an impossible K before anything runs."""
         ...
 
     def select(self, pool: Pool) -> Indices:
-        """Indices of the candidates kept, no two of them equal."""
+        """Return indices of the kept candidates, without repetition."""
         ...
 
 
 def needs_log_probs(selector: Selector) -> bool:
-    """Whether a selector needs `Pool.log_probs`. Those that do not need not say so."""
+    """Return True if a selector declares that it needs `Pool.log_probs`."""
     return bool(getattr(selector, "needs_log_probs", False))
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """The candidates of a prompt that may be chosen, in the order of their texts.
+    """The candidates of a prompt that may be chosen as y+, sorted by text.
 
-    They are distinct and not empty, and ended by themselves: a policy trained on one that was cut would not end. A
-    copy of the target may be one of them.
+    They are distinct, not empty, and not truncated: a policy trained on truncated text would not learn to stop. A copy
+    of the target may be among them.
 
     Attributes:
-        scores: by the verifier or reward model [n]; None where neither is there.
-        consensus: mean cosine of each to the prompt's other responses [n], in [-1, 1].
+        scores: from the verifier or reward model [n]; None without either.
+        consensus: mean cosine to the prompt's other responses [n], in [-1, 1].
     """
 
     scores: Floats | None
@@ -110,12 +110,12 @@ class Contenders:
 
 
 class Chosen(Protocol):
-    """Which response of a prompt is chosen: y+, which training makes likelier than the negatives.
+    """Select the chosen response y+ of a prompt, which training makes likelier than the negatives.
 
     Attributes:
-        target: whether the target is.
-        candidate: whether a candidate is; with `target` both are, each in a group of its own.
-        scored: whether it needs scores.
+        target: True if the target is chosen.
+        candidate: True if a candidate is chosen. With `target`, both are, each in its own group.
+        scored: True if the choice needs scores.
     """
 
     target: ClassVar[bool]
@@ -123,23 +123,23 @@ class Chosen(Protocol):
     scored: ClassVar[bool]
 
     def value(self, contenders: Contenders) -> Floats:
-        """Return what the chosen candidate has most of [n]. Of equal ones one is drawn, by `Filter.seed`."""
+        """Return the value [n] whose maximum is chosen. Ties are broken at random with `Filter.seed`."""
         ...
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A selector, and what every K of a sweep has in common.
+    """The settings of the filter, shared by every K of a sweep.
 
     Attributes:
-        selector: which candidates may be negatives.
-        max_negatives: ranks drawn per prompt; K is at most this.
-        on_shortage: what becomes of a prompt with fewer kept candidates than `max_negatives`: it is dropped for every
-            K, filled up at its last ranks with the least similar of those that the selector left out (and dropped where
-            those are too few), or an error.
-        seed: of the draw.
-        reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates in place of the verifier;
-            None for it, where there is one.
+        selector: selects the candidates that may be negatives.
+        max_negatives: ranks drawn per prompt; the upper bound of K.
+        on_shortage: what to do with a prompt that keeps fewer than `max_negatives` candidates. "drop_everywhere" drops
+            it for every K. "refill" fills the last ranks with the least similar of the rejected candidates, and drops
+            the prompt if these do not suffice. "error" raises.
+        seed: of the random draw.
+        reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates instead of the verifier; None
+            uses the verifier, if the data has one.
     """
 
     selector: Selector
@@ -151,49 +151,49 @@ class Filter:
     def __post_init__(self) -> None:
         check_numbers(self, "filter")
         if self.on_shortage not in SHORTAGES:
-            raise UserError(f"filter.on_shortage={self.on_shortage}: one of {', '.join(SHORTAGES)}")
+            raise UserError(f"filter.on_shortage={self.on_shortage} is unknown. Use one of {', '.join(SHORTAGES)}.")
 
     def check(self, negatives: int, samples: int, verified: bool, log_probs: bool) -> None:
-        """Raise `UserError` where no prompt can give that many negatives, or the selector lacks what it goes by.
+        """Raise `UserError` if no prompt can give enough negatives, or the selector's signal is not available.
 
         Args:
-            verified: whether there is a verifier.
-            log_probs: whether the generator can know the log-probabilities of its candidates.
+            verified: whether the data has a verifier.
+            log_probs: whether the generator returns log-probabilities.
         """
         if negatives > self.max_negatives:
             raise UserError(
-                f"negatives={negatives} is more than filter.max_negatives={self.max_negatives}: raise that, or lower K"
+                f"negatives={negatives} exceeds filter.max_negatives={self.max_negatives}. Raise it or lower K."
             )
-        most = samples if self.on_shortage == "refill" else self.selector.max_kept(samples)
-        if self.max_negatives > most:
+        bound = samples if self.on_shortage == "refill" else self.selector.max_kept(samples)
+        if self.max_negatives > bound:
             raise UserError(
-                f"filter.max_negatives={self.max_negatives} is impossible: of generator.samples={samples} the filter "
-                f"keeps {most} at most. Sample more, keep more, or ask for fewer"
+                f"filter.max_negatives={self.max_negatives} is impossible: the filter keeps at most {bound} of "
+                f"generator.samples={samples}. Sample more, keep more, or lower filter.max_negatives."
             )
         if self.reward_model is not None:
             self.reward_model.check()
         elif self.selector.scored and not verified:
             raise UserError(
-                f"filter.selector={type(self.selector).__name__} needs scores, and there is no verifier: "
-                "add +reward_model@filter.reward_model=classifier filter.reward_model.path=MODEL, or use another filter"
+                f"filter.selector={type(self.selector).__name__} needs scores, but the data has no verifier. Add "
+                "+reward_model@filter.reward_model=classifier filter.reward_model.path=MODEL, or use another filter."
             )
         if needs_log_probs(self.selector) and not log_probs:
             raise UserError(
-                f"filter.selector={type(self.selector).__name__} needs the sampler's log-probabilities, and this "
-                "generator has none: use generator=hf or generator=vllm, or another filter, such as "
-                "filter=least_consistent"
+                f"filter.selector={type(self.selector).__name__} needs the sampler's log-probabilities, but this "
+                "generator has none. Use generator=hf or generator=vllm, or another filter, such as "
+                "filter=least_consistent."
             )
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What was decided for a prompt.
+class Draw:
+    """The negatives drawn for one prompt, as indices into its `Pool`.
 
     Attributes:
-        kept: by the selector.
-        ranks: the negatives in rank order: `max_negatives` of them, or none.
-        refilled: how many of the last ranks the selector had left out.
-        taken: the candidates that can be no negatives because of what is chosen: neither kept nor drawn.
+        kept: candidates kept by the selector.
+        ranks: the negatives in rank order; either `max_negatives` of them or none.
+        refilled: number of last ranks filled with candidates that the selector rejected.
+        taken: candidates that cannot be negatives because of the chosen one; neither kept nor drawn.
     """
 
     kept: Indices
@@ -203,18 +203,18 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A prompt and its candidates.
+class SampledPrompt:
+    """A prompt's target and its candidates.
 
     Attributes:
-        id: the example's.
-        target: its text.
-        target_vector: of length one [d].
-        texts: the candidates', as they were sampled.
-        vectors: theirs, of length one [n, d].
-        log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN where nobody knows.
-        tokens: of each response [n].
-        ended: whether each ended by itself, and was not cut [n]; None where all did.
+        id: example id.
+        target: text of the target.
+        target_vector: embedding of length one [d].
+        texts: the candidates in sampling order.
+        vectors: their embeddings of length one [n, d].
+        log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN if unknown.
+        tokens: length of each response [n].
+        ended: False for truncated responses [n]; None if all are complete.
     """
 
     id: str
@@ -228,13 +228,13 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Best:
+class ChosenCandidate:
     """A prompt's chosen candidate.
 
     Attributes:
-        row: which of the candidates it is.
-        score: of it; None where nothing scores.
-        is_target: whether its text is the target's.
+        row: its index among the candidates.
+        score: its score; None without a scorer.
+        is_target: True if its text equals the target.
     """
 
     row: int
@@ -243,59 +243,61 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was decided of a prompt.
+class Selection:
+    """The negatives and the chosen candidate of one prompt.
 
     Attributes:
-        rows: which of the candidates are the pool's [n].
+        rows: indices of the pool's candidates among all candidates [n].
         pool: the distinct candidates.
-        good: whether each is as good as the target [n]; None where nothing scores.
-        drawn: indices into `rows`.
-        chosen: the candidate that is chosen; None where none is.
+        good: True for a candidate at least as good as the target [n]; None without a scorer.
+        drawn: the drawn negatives; its indices point into `rows`.
+        chosen: the chosen candidate, if any.
     """
 
     rows: Indices
     pool: Pool
     good: NDArray[np.bool_] | None
-    drawn: Drawn
-    chosen: "Best | None" = None
+    drawn: Draw
+    chosen: "ChosenCandidate | None" = None
 
     @property
     def negatives(self) -> Indices:
-        """Which of the candidates are negatives, in rank order."""
+        """Return indices of the negatives among all candidates, in rank order."""
         return self.rows[self.drawn.ranks]
 
 
-def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chosen: Chosen | None = None) -> Choice:
-    """A prompt's pool, the negatives that are drawn from it, and the candidate that is chosen.
+def choose(
+    settings: Filter, sampled: SampledPrompt, score: Score | None = None, chosen: Chosen | None = None
+) -> Selection:
+    """Build a prompt's pool, draw its negatives, and select the chosen candidate.
 
     Args:
-        score: of the candidates at some indices, how good they are, and the least that is as good as the target. It is
-            called once.
-        chosen: which response is; None for the target.
+        score: returns the scores of the candidates at given indices, and the lowest score as good as the target's. It
+            is called once.
+        chosen: selects y+; None for the target.
 
     Raises:
-        UserError: for too few negatives, or no candidate to choose, where the settings want that to be an error; for
-            candidates without log-probabilities, where the selector needs them.
+        UserError: with on_shortage="error", if a prompt has too few negatives or no candidate to choose; if the
+            selector needs log-probabilities and a candidate has none.
     """
-    found = distinct(sampled.target, sampled.texts)
-    cosines = np.clip(sampled.vectors[found] @ sampled.target_vector, -1, 1)
-    order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
-    rows = np.array(found, dtype=np.intp)[order]
-    own = contenders(sampled) if chosen is not None and chosen.candidate else []
+    indices = distinct(sampled.target, sampled.texts)
+    cosines = np.clip(sampled.vectors[indices] @ sampled.target_vector, -1, 1)
+    order = sorted(range(len(indices)), key=lambda i: (cosines[i], sampled.texts[indices[i]]))
+    rows = np.array(indices, dtype=np.intp)[order]
+    eligible = contenders(sampled) if chosen is not None and chosen.candidate else []
     known = {sampled.texts[row].strip() for row in rows}
-    copies = [row for row in own if sampled.texts[row].strip() not in known]
+    copies = [row for row in eligible if sampled.texts[row].strip() not in known]
     scores, threshold = score([*rows.tolist(), *copies]) if score else (None, 0.0)
     never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
     if needs_log_probs(settings.selector):
         _check_log_probs(settings.selector, sampled, rows)
     seed = seed_of(settings, sampled.id)
-    in_pool = None if scores is None else scores[: len(rows)]
+    pool_scores = None if scores is None else scores[: len(rows)]
     counts = Counter(text.strip() for text in sampled.texts)
     pool = Pool(
         similarity=cosines[order],
         vectors=sampled.vectors[rows],
-        scores=in_pool,
+        scores=pool_scores,
         consensus=consensus(sampled, rows),
         log_probs=sampled.log_probs[rows],
         tokens=sampled.tokens[rows],
@@ -304,21 +306,21 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chose
         samples=len(sampled.texts),
         excluded=never,
     )
-    good = None if in_pool is None else in_pool >= threshold
+    good = None if pool_scores is None else pool_scores >= threshold
     if chosen is None or not chosen.candidate:
-        return Choice(rows, pool, good, draw(settings, sampled.id, pool))
-    if not own:
-        return Choice(rows, pool, good, _without_chosen(settings, sampled.id, pool))
-    scored = None if scores is None else _by_text(sampled, [*rows.tolist(), *copies], scores)
-    best = _best(chosen, sampled, own, scored, seed)
+        return Selection(rows, pool, good, draw(settings, sampled.id, pool))
+    if not eligible:
+        return Selection(rows, pool, good, _without_chosen(settings, sampled.id, pool))
+    score_of = None if scores is None else _by_text(sampled, [*rows.tolist(), *copies], scores)
+    best = _best(chosen, sampled, eligible, score_of, seed)
     taken = np.array([sampled.texts[row].strip() == sampled.texts[best.row].strip() for row in rows], dtype=bool)
-    if chosen.scored and in_pool is not None and best.score is not None:
-        taken |= in_pool >= best.score - PRECISION  # as good as the chosen one, so not worse
-    return Choice(rows, pool, good, draw(settings, sampled.id, pool, np.flatnonzero(taken).tolist()), best)
+    if chosen.scored and pool_scores is not None and best.score is not None:
+        taken |= pool_scores >= best.score - PRECISION  # no worse than the chosen one
+    return Selection(rows, pool, good, draw(settings, sampled.id, pool, np.flatnonzero(taken).tolist()), best)
 
 
-def contenders(sampled: Sampled) -> list[int]:
-    """Return indices of the candidates that may be chosen, in the order of their texts: the first of each text."""
+def contenders(sampled: SampledPrompt) -> list[int]:
+    """Return indices of the candidates that may be chosen: the first of each text, sorted by text."""
     first: dict[str, int] = {}
     for row, text in enumerate(sampled.texts):
         if text.strip() and (sampled.ended is None or sampled.ended[row]):
@@ -326,64 +328,68 @@ def contenders(sampled: Sampled) -> list[int]:
     return [first[text] for text in sorted(first)]
 
 
-def _by_text(sampled: Sampled, rows: Sequence[int], scores: Floats) -> dict[str, float]:
+def _by_text(sampled: SampledPrompt, rows: Sequence[int], scores: Floats) -> dict[str, float]:
     return {sampled.texts[row].strip(): float(score) for row, score in zip(rows, scores, strict=True)}
 
 
 def _best(
-    chosen: Chosen, sampled: Sampled, own: Sequence[int], scored: Mapping[str, float] | None, seed: Sequence[int]
-) -> Best:
-    """The contender with the highest value; of equal ones (to `PRECISION`) one that the seed draws."""
-    texts = [sampled.texts[row].strip() for row in own]
-    scores = None if scored is None else np.array([scored[text] for text in texts], dtype=np.float32)
-    value = chosen.value(Contenders(scores, consensus(sampled, np.array(own, dtype=np.intp))))
+    chosen: Chosen,
+    sampled: SampledPrompt,
+    eligible: Sequence[int],
+    score_of: Mapping[str, float] | None,
+    seed: Sequence[int],
+) -> ChosenCandidate:
+    """Select the contender with the highest value; ties (within `PRECISION`) are broken by the seed."""
+    texts = [sampled.texts[row].strip() for row in eligible]
+    scores = None if score_of is None else np.array([score_of[text] for text in texts], dtype=np.float32)
+    value = chosen.value(Contenders(scores, consensus(sampled, np.array(eligible, dtype=np.intp))))
     highest = np.flatnonzero(value >= value.max() - PRECISION)
-    apart = [*seed, 2]  # from the draw's, and from that of a selector by chance
-    at = int(np.random.default_rng(apart).choice(highest))
-    return Best(own[at], None if scores is None else float(scores[at]), texts[at] == sampled.target.strip())
+    stream = [*seed, 2]  # independent of the draw (no suffix) and of `selectors.Random` (1)
+    i = int(np.random.default_rng(stream).choice(highest))
+    score = None if scores is None else float(scores[i])
+    return ChosenCandidate(eligible[i], score, texts[i] == sampled.target.strip())
 
 
-def _without_chosen(settings: Filter, name: str, pool: Pool) -> Drawn:
-    """What is drawn for a prompt of which nothing can be chosen: nothing."""
+def _without_chosen(settings: Filter, name: str, pool: Pool) -> Draw:
+    """Draw no negatives for a prompt without a candidate to choose, or raise if the settings say so."""
     if settings.on_shortage == "error":
         raise UserError(
-            f"prompt {name} has no candidate to choose: all are empty or were cut. Sample more or longer responses "
-            "(generator.samples, generator.max_new_tokens), or choose filter.on_shortage=drop_everywhere"
+            f"prompt {name} has no candidate to choose: all are empty or truncated. Sample more or longer responses "
+            "(generator.samples, generator.max_new_tokens), or use filter.on_shortage=drop_everywhere."
         )
     kept = settings.selector.select(pool)
-    return Drawn(kept, kept[:0], 0, kept[:0])
+    return Draw(kept, kept[:0], 0, kept[:0])
 
 
-def consensus(sampled: Sampled, rows: Indices) -> Floats:
-    """Return the mean cosine of the candidates at `rows` to all other responses of their prompt, float32 [n].
+def consensus(sampled: SampledPrompt, rows: Indices) -> Floats:
+    """Return the mean cosine of the candidates at `rows` to all N - 1 other responses of their prompt, float32 [n].
 
-    The others are all N - 1 of them. A text that was sampled c times is among its own others c - 1 times, with a
-    cosine of 1: repetition is what agreement shows itself in. A copy of the target counts as any other response does,
-    so this needs no target; so does an empty response. 0 for a response without others.
+    A text sampled c times is compared with c - 1 copies of itself, with a cosine of 1: repetition is agreement. Copies
+    of the target and empty responses count like any other, so no target is needed. A single response gets 0.
     """
     others = len(sampled.texts) - 1
     if not others:
         return np.zeros(len(rows), dtype=np.float32)
-    by_text = sorted(range(others + 1), key=sampled.texts.__getitem__)  # a sum that no order of sampling changes
+    by_text = sorted(range(others + 1), key=sampled.texts.__getitem__)  # the sum must not depend on sampling order
     total = sampled.vectors[by_text].sum(axis=0, dtype=np.float64)
-    found: Floats = ((sampled.vectors[rows].astype(np.float64) @ total - 1) / others).astype(np.float32)
-    return found
+    means: Floats = ((sampled.vectors[rows].astype(np.float64) @ total - 1) / others).astype(np.float32)
+    return means
 
 
-def _check_log_probs(selector: Selector, sampled: Sampled, rows: Indices) -> None:
+def _check_log_probs(selector: Selector, sampled: SampledPrompt, rows: Indices) -> None:
     if unknown := int(np.isnan(sampled.log_probs[rows]).sum()):
         raise UserError(
-            f"filter.selector={type(selector).__name__} needs the sampler's log-probability of every candidate, and "
-            f"prompt {sampled.id} has {unknown} of {len(rows)} without: sample with generator=hf or generator=vllm, "
-            "or use another filter, such as filter=least_consistent"
+            f"filter.selector={type(selector).__name__} needs the sampler's log-probability of every candidate, but "
+            f"{unknown} of {len(rows)} candidates of prompt {sampled.id} have none. Sample with generator=hf or "
+            "generator=vllm, or use another filter, such as filter=least_consistent."
         )
 
 
 def distinct(target: str, texts: Sequence[str]) -> list[int]:
-    """Return indices of the texts without empty ones, copies of the target and repetitions.
+    """Return indices of the texts that are not empty, not a copy of the target, and not a repetition.
 
-    The first of equal ones stays, with its own tokens and log-probability: another of the same text may be spelled by
-    other tokens, and have another.
+    The first of equal texts is kept with its own tokens and log-probability. Another may have been sampled as other
+    tokens, with another log-probability.
     """
     seen = {"", target.strip()}
     kept = []
@@ -396,21 +402,24 @@ def distinct(target: str, texts: Sequence[str]) -> list[int]:
 
 
 def excluded(target: str, texts: Sequence[str]) -> list[int]:
-    """Indices of the first empty text and of the first copy of the target, where there is one."""
+    """Return indices of the first empty text and the first copy of the target, if they exist."""
     stripped = [text.strip() for text in texts]
     return [stripped.index(text) for text in dict.fromkeys(("", target.strip())) if text in stripped]
 
 
 def seed_of(settings: Filter, name: str) -> list[int]:
-    """The seed of a prompt, by its example's id."""
+    """Return the seed of a prompt, derived from its example's id."""
     return [settings.seed, *name.encode()]
 
 
-def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) -> Drawn:
-    """The negatives of a prompt. Raises `UserError` for too few of them where the settings want that.
+def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) -> Draw:
+    """Draw the negatives of a prompt.
 
     Args:
-        chosen: the candidates that can be no negatives because of what is chosen.
+        chosen: candidates that cannot be negatives because of the chosen one.
+
+    Raises:
+        UserError: with on_shortage="error", if there are too few.
     """
     taken = np.array(chosen, dtype=np.intp)
     kept = settings.selector.select(pool)
@@ -418,14 +427,14 @@ def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) ->
     order = kept if settings.selector.ranked else np.random.default_rng(pool.seed).permutation(kept)
     ranks = order[: settings.max_negatives]
     if (missing := settings.max_negatives - len(ranks)) == 0:
-        return Drawn(kept, ranks, 0, taken)
+        return Draw(kept, ranks, 0, taken)
     if settings.on_shortage == "refill":
         rest = np.setdiff1d(np.arange(len(pool.similarity)), [*kept, *taken])  # ascending: the least similar first
         if len(rest) >= missing:
-            return Drawn(kept, np.concatenate([ranks, rest[:missing]]), missing, taken)
+            return Draw(kept, np.concatenate([ranks, rest[:missing]]), missing, taken)
     if settings.on_shortage == "error":
         raise UserError(
-            f"prompt {name} leaves {len(kept)} negatives of filter.max_negatives={settings.max_negatives} "
-            f"({len(pool.similarity)} distinct candidates): sample more, or choose filter.on_shortage=drop_everywhere"
+            f"prompt {name} gives only {len(kept)} of filter.max_negatives={settings.max_negatives} negatives "
+            f"({len(pool.similarity)} distinct candidates). Sample more, or use filter.on_shortage=drop_everywhere."
         )
-    return Drawn(kept, ranks[:0], 0, taken)
+    return Draw(kept, ranks[:0], 0, taken)

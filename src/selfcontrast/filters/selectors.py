@@ -1,6 +1,6 @@
-"""Selectors by one number of each candidate, or by chance. Those that compare candidates with each other: `diverse`.
+"""Selectors that use one number per candidate, or chance. `diverse` has those that compare candidates with each other.
 
-A pool's candidates are in ascending order of similarity, so those by similarity are a range of indices.
+A pool's candidates are sorted by ascending similarity, so a selection by similarity is a range of indices.
 """
 
 from abc import ABC, abstractmethod
@@ -18,55 +18,58 @@ DISTINCT, SAMPLES = "distinct", "samples"
 
 
 def fraction_of(count: int, fraction: float) -> int:
-    """A share rounded down, but not by floating point: 0.1 of 30 is 3."""
+    """Return floor(share * count), safe against floating-point error: 0.1 of 30 is 3."""
     return int(fraction * count + 1e-9)
 
 
 def lowest(values: Floats, count: int) -> Indices:
-    """Indices of the `count` lowest values, the lowest first; of equal ones the first, which is the least similar."""
+    """Return indices of the `count` lowest values, the lowest first; of equal ones the least similar first."""
     return np.argsort(values, kind="stable")[:count]
 
 
 @dataclass(frozen=True)
-class Unranked:
-    """A selector whose negatives are drawn at random from what it keeps, without scores."""
+class BaseSelector:
+    """A selector that draws ranks at random, needs no scores, and may keep all candidates."""
 
     ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = False
 
-
-@dataclass(frozen=True)
-class Everything(Unranked):
-    """No filter: all distinct candidates (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
+    def __post_init__(self) -> None:
+        check_numbers(self, "filter.selector")
 
     def max_kept(self, samples: int) -> int:
         return samples
+
+
+@dataclass(frozen=True)
+class Everything(BaseSelector):
+    """Keep all distinct candidates: no filter (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
 
     def select(self, pool: Pool) -> Indices:
         return np.arange(len(pool.similarity))
 
 
 @dataclass(frozen=True)
-class LowestFraction(Unranked, ABC):
-    """Keep the share of the candidates that is lowest by `signal`; of equal ones the least similar.
+class LowestFraction(BaseSelector, ABC):
+    """Keep the fraction of the candidates with the lowest `signal`; of equal ones the least similar.
 
     Attributes:
-        fraction: a.
-        of: what a is a share of. "distinct": the pool's n candidates, of which floor(a·n) are kept. "samples": all N
-            responses, of which min(floor(a·N), n - 1) are kept.
+        fraction: the fraction a.
+        of: the base of the fraction. "distinct" keeps floor(a·n) of the pool's n candidates. "samples" keeps
+            min(floor(a·N), n - 1), where N counts all sampled responses.
     """
 
     fraction: Fraction
     of: str
 
     def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
+        super().__post_init__()
         if self.of not in (DISTINCT, SAMPLES):
-            raise UserError(f"filter.selector.of={self.of}: one of {DISTINCT}, {SAMPLES}")
+            raise UserError(f"filter.selector.of={self.of} is unknown. Use {DISTINCT} or {SAMPLES}.")
 
     @abstractmethod
     def signal(self, pool: Pool) -> Floats:
-        """What the candidates are compared by [n]."""
+        """Return the number that candidates are compared by [n]."""
 
     def max_kept(self, samples: int) -> int:
         return self._count(samples, samples)
@@ -82,11 +85,11 @@ class LowestFraction(Unranked, ABC):
 
 @dataclass(frozen=True)
 class LeastSimilar(LowestFraction):
-    """Keep the share of the candidates that is least similar to the target: the paper's filter.
+    """Keep the fraction of the candidates least similar to the target: the paper's filter.
 
-    With "samples" this is the reference implementation's rule: min(floor(a·N), distinct - 1) of the distinct responses
-    are kept, those less similar than the next one; an empty response and a copy of the target count as distinct, and
-    are removed last.
+    With of="samples" this is the reference implementation's rule: keep min(floor(a·N), distinct - 1) of the distinct
+    responses, namely those less similar than the next one. An empty response and a copy of the target count as
+    distinct and are removed last.
     """
 
     def signal(self, pool: Pool) -> Floats:
@@ -95,19 +98,19 @@ class LeastSimilar(LowestFraction):
     def select(self, pool: Pool) -> Indices:
         if self.of == DISTINCT:
             return super().select(pool)
-        every = np.sort(np.concatenate([pool.similarity, pool.excluded]))
-        if not len(every):
+        cosines = np.sort(np.concatenate([pool.similarity, pool.excluded]))
+        if not len(cosines):
             return np.arange(0)
-        threshold = every[min(fraction_of(pool.samples, self.fraction), len(every) - 1)]
+        threshold = cosines[min(fraction_of(pool.samples, self.fraction), len(cosines) - 1)]
         return np.arange(np.searchsorted(pool.similarity, threshold, side="left"))
 
 
 @dataclass(frozen=True)
 class LeastConsistent(LowestFraction):
-    """Keep the share that agrees least with the prompt's other responses, by `Pool.consensus`. It needs no target.
+    """Keep the fraction that agrees least with the prompt's other responses, by `Pool.consensus`. It needs no target.
 
-    The responses that a model gives most often are its likeliest right ones (self-consistency, Wang et al., 2023;
-    as a signal for preferences, ScPO, arXiv 2411.04109).
+    The responses that a model gives most often are most likely to be right (self-consistency, Wang et al., 2023; as a
+    preference signal, ScPO, arXiv 2411.04109).
     """
 
     def signal(self, pool: Pool) -> Floats:
@@ -116,7 +119,7 @@ class LeastConsistent(LowestFraction):
 
 @dataclass(frozen=True)
 class LeastLikely(LowestFraction):
-    """Keep the share with the sampler's lowest log-probability per token."""
+    """Keep the fraction with the lowest log-probability per token under the sampler."""
 
     needs_log_probs: ClassVar[bool] = True
 
@@ -126,7 +129,7 @@ class LeastLikely(LowestFraction):
 
 @dataclass(frozen=True)
 class LowestRanked(LowestFraction):
-    """Keep the share with the lowest sum of ranks by several signals, so that none of their units matters.
+    """Keep the fraction with the lowest sum of ranks over several signals. Ranks make their units irrelevant.
 
     Attributes:
         signals: two or more of "similarity", "consensus" and "log_prob" (per token).
@@ -137,29 +140,29 @@ class LowestRanked(LowestFraction):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.signals)) < max(2, len(self.signals)):
-            raise UserError(f"filter.selector.signals={self.signals}: two or more different ones")
+            raise UserError(f"filter.selector.signals={self.signals} is invalid. Give two or more different signals.")
 
     @property
     def needs_log_probs(self) -> bool:
         return LOG_PROB in self.signals
 
     def signal(self, pool: Pool) -> Floats:
-        own = {SIMILARITY: pool.similarity, CONSENSUS: pool.consensus, LOG_PROB: pool.log_prob_per_token}
-        total: Floats = np.sum([ranks(own[name]) for name in self.signals], axis=0)
+        values = {SIMILARITY: pool.similarity, CONSENSUS: pool.consensus, LOG_PROB: pool.log_prob_per_token}
+        total: Floats = np.sum([ranks(values[name]) for name in self.signals], axis=0)
         return total
 
 
 @dataclass(frozen=True)
-class RankWindow(Unranked):
-    """Candidates whose place in the order of similarity is from the share `low` up to the share `high`."""
+class RankWindow(BaseSelector):
+    """Keep the candidates between the fractions `low` and `high` of the ranking by similarity."""
 
     low: BelowOne
     high: Fraction
 
     def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
+        super().__post_init__()
         if self.low >= self.high:
-            raise UserError(f"filter.selector.low={self.low}: must be below filter.selector.high={self.high}")
+            raise UserError(f"filter.selector.low={self.low} must be below filter.selector.high={self.high}.")
 
     def max_kept(self, samples: int) -> int:
         return fraction_of(samples, self.high) - fraction_of(samples, self.low)
@@ -170,42 +173,29 @@ class RankWindow(Unranked):
 
 
 @dataclass(frozen=True)
-class LessSimilarThan(Unranked):
-    """All candidates whose similarity to the target is below `threshold`, however many those are."""
+class LessSimilarThan(BaseSelector):
+    """Keep all candidates whose similarity to the target is below `threshold`."""
 
     threshold: Cosine
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
-
-    def max_kept(self, samples: int) -> int:
-        return samples
 
     def select(self, pool: Pool) -> Indices:
         return np.arange(np.searchsorted(pool.similarity, self.threshold, side="left"))
 
 
 @dataclass(frozen=True)
-class MostSimilarBelow:
-    """The hardest negatives that are no false ones: below `threshold`, the most similar first (rank 0)."""
+class MostSimilarBelow(BaseSelector):
+    """Keep the candidates with a similarity below `threshold`, the most similar first: hard negatives that are not false."""
 
     threshold: Cosine
     ranked: ClassVar[bool] = True
-    scored: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
-
-    def max_kept(self, samples: int) -> int:
-        return samples
 
     def select(self, pool: Pool) -> Indices:
         return np.arange(np.searchsorted(pool.similarity, self.threshold, side="left"))[::-1]
 
 
 @dataclass(frozen=True)
-class Random(Unranked):
-    """Keep as many candidates as `LeastSimilar` with these settings, at random: its control."""
+class Random(BaseSelector):
+    """Keep a random fraction of the candidates: the control for `LeastSimilar` with the same settings."""
 
     fraction: Fraction
     of: str
@@ -221,27 +211,23 @@ class Random(Unranked):
         return self._filter.max_kept(samples)
 
     def select(self, pool: Pool) -> Indices:
-        apart, count = [*pool.seed, 1], len(pool.similarity)  # from the draw's, which shuffles what is kept
-        return np.random.default_rng(apart).permutation(count)[: len(self._filter.select(pool))]
+        stream, count = [*pool.seed, 1], len(pool.similarity)  # independent of the draw, which shuffles the kept ones
+        return np.random.default_rng(stream).permutation(count)[: len(self._filter.select(pool))]
 
 
 @dataclass(frozen=True)
-class LowestScored:
-    """An oracle: of the candidates that score below `below` (None: of all) the share with the lowest scores."""
+class LowestScored(BaseSelector):
+    """Keep the lowest-scored fraction of the candidates that score below `below` (None: of all): an oracle."""
 
     fraction: Fraction
     below: Real | None
-    ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
 
     def max_kept(self, samples: int) -> int:
         return fraction_of(samples, self.fraction)
 
     def select(self, pool: Pool) -> Indices:
-        assert pool.scores is not None, "checked before any compute"
+        assert pool.scores is not None, "`Filter.check` requires a scorer"
         worst = lowest(pool.scores, len(pool.scores))
         if self.below is not None:
             worst = worst[pool.scores[worst] < self.below]
@@ -249,27 +235,20 @@ class LowestScored:
 
 
 @dataclass(frozen=True)
-class NearestBelowMean:
-    """Order all candidates by how near their score is to mean - `sigmas` standard deviations, the nearest first.
+class NearestBelowMean(BaseSelector):
+    """Rank all candidates by how near their score is to mean - `sigmas` standard deviations, the nearest first.
 
-    The lowest reward of many responses is a worse negative than the one there (arXiv 2502.16825, with 2 standard
-    deviations). Mean and (population) standard deviation are those of the prompt's sampled responses, so a repeated
-    one counts as often as it was sampled; empty ones and copies of the target have no score and do not count. Of
-    equally near ones the lower score comes first, then the less similar.
+    With many responses, the one with the lowest reward is a worse negative (arXiv 2502.16825, with 2 standard
+    deviations). Mean and population standard deviation are over the prompt's sampled responses: repetitions count,
+    empty responses and copies of the target do not. Ties: the lower score first, then the less similar.
     """
 
     sigmas: NonNegative
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "filter.selector")
-
-    def max_kept(self, samples: int) -> int:
-        return samples
-
     def select(self, pool: Pool) -> Indices:
-        assert pool.scores is not None, "checked before any compute"
+        assert pool.scores is not None, "`Filter.check` requires a scorer"
         if not len(pool.scores):
             return np.arange(0)
         scores = pool.scores.astype(np.float64)
@@ -279,32 +258,25 @@ class NearestBelowMean:
 
 
 @dataclass(frozen=True)
-class LowestFirst:
-    """All candidates, the lowest score first (rank 0), of equal ones the least similar: the worst of n."""
+class LowestFirst(BaseSelector):
+    """Rank all candidates by score, the lowest first (worst of n); of equal ones the least similar first."""
 
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
 
-    def max_kept(self, samples: int) -> int:
-        return samples
-
     def select(self, pool: Pool) -> Indices:
-        assert pool.scores is not None, "checked before any compute"
+        assert pool.scores is not None, "`Filter.check` requires a scorer"
         return np.argsort(pool.scores, kind="stable")
 
 
 @dataclass(frozen=True)
-class LeastConsistentFirst:
-    """All candidates, the lowest `Pool.consensus` first (rank 0), of equal ones the least similar.
+class LeastConsistentFirst(BaseSelector):
+    """Rank all candidates by `Pool.consensus`, the lowest first; of equal ones the least similar first.
 
     With one negative it is the least consistent response, as in ScPO (arXiv 2411.04109). It needs no target.
     """
 
     ranked: ClassVar[bool] = True
-    scored: ClassVar[bool] = False
-
-    def max_kept(self, samples: int) -> int:
-        return samples
 
     def select(self, pool: Pool) -> Indices:
         return np.argsort(pool.consensus, kind="stable")

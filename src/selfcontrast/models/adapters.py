@@ -1,8 +1,7 @@
-"""What of a model is trained: all of its weights, or adapters beside frozen ones (LoRA, arXiv 2106.09685).
+"""Choose the trained parameters: all weights, or adapters beside frozen weights (LoRA, arXiv 2106.09685).
 
-An adapter starts at nothing: the wrapped model computes what the model did, so the model itself is the reference of
-preference training, and no second one is held. When training ends the adapters are merged into the weights, so that
-a policy folder is an ordinary one and loads without peft.
+An adapter is initialised to zero effect, so the model without it is the reference of preference training, and no second
+model is held. After training the adapters are merged into the weights: a policy folder loads without peft.
 """
 
 from dataclasses import dataclass, field
@@ -20,31 +19,31 @@ STAGES = ("sft", "align")
 
 
 class Adapter(Protocol):
-    """What of a model a stage trains.
+    """Select and prepare the parameters that a stage trains.
 
     Attributes:
-        quantised: whether the model below it is another one than was loaded, which has to be its own reference.
+        quantised: True if the frozen model differs from the loaded one and must be its own reference.
     """
 
     @property
     def quantised(self) -> bool: ...
 
     def at(self, stage: str) -> "Adapter":
-        """What is trained in this stage."""
+        """Return the adapter to use in this stage."""
 
     def check(self, model: Model) -> None:
-        """Raises `UserError` for what can be known before any compute."""
+        """Raise `UserError` for mistakes that show before any compute."""
 
     def wrap(self, policy: Any, seed: int) -> Any:
-        """The model that is trained in the place of `policy`, whose weights it holds."""
+        """Return the model to train instead of `policy`. It holds the same weights."""
 
     def merge(self, policy: Any) -> Any:
-        """The plain model that a wrapped one computes, in the same memory."""
+        """Merge a wrapped model into a plain one, in place."""
 
 
 @dataclass(frozen=True)
 class NoAdapter:
-    """All weights are trained."""
+    """Train all weights."""
 
     quantised: ClassVar[bool] = False
 
@@ -62,15 +61,15 @@ class NoAdapter:
 
 @dataclass(frozen=True)
 class LoRA:
-    """W x + (alpha / rank) B A x in the place of W x, of which A [rank, in] and B [out, rank] are trained.
+    """Replace W x by W x + (alpha / rank) B A x, and train only A [rank, in] and B [out, rank].
 
     Attributes:
         rank: of A and B.
-        alpha: the update's scale, divided by the rank.
-        dropout: of x on its way into A, in training.
-        target_modules: the linear layers W, by the last parts of their names; all-linear is every one of them but
-            the output layer, whose log-probabilities are taken from its plain weights.
-        stages: the trainings that train adapters alone.
+        alpha: scale of the update; it is divided by the rank.
+        dropout: applied to the input of A in training.
+        target_modules: the linear layers W, by the last parts of their names. "all-linear" is all of them except the
+            output layer, because log-probabilities are computed from its plain weights.
+        stages: the stages that train adapters only.
     """
 
     rank: Annotated[Count, Field(le=1_000_000)]
@@ -84,26 +83,26 @@ class LoRA:
     def __post_init__(self) -> None:
         check_numbers(self, "adapter")
         if not self.target_modules:
-            raise UserError("adapter.target_modules=[]: names of linear layers, or all-linear")
+            raise UserError("adapter.target_modules=[] is empty. Name linear layers, or use all-linear.")
         if not self.stages or set(self.stages) - set(STAGES):
-            raise UserError(f"adapter.stages={self.stages}: one or both of {', '.join(STAGES)}")
+            raise UserError(f"adapter.stages={self.stages} is invalid. Give one or both of {', '.join(STAGES)}.")
 
     def at(self, stage: str) -> Adapter:
         return self if stage in self.stages else NoAdapter()
 
     def check(self, model: Model) -> None:
         if find_spec("peft") is None:
-            raise UserError("adapter=lora needs peft: pip install -e '.[peft]', or use adapter=none")
+            raise UserError("adapter=lora needs peft. Install it (pip install -e '.[peft]') or use adapter=none.")
         if "sft" in self.stages and isinstance(model, FromScratch):
             raise UserError(
-                f"adapter.stages={self.stages}: a model of random weights cannot be fine-tuned by adapters alone; "
-                "use adapter.stages=[align]"
+                f"adapter.stages={self.stages}: a model with random weights cannot be fine-tuned by adapters alone. "
+                "Use adapter.stages=[align]."
             )
         if self.target_modules != "all-linear":
             self._check_names(model.skeleton())
 
     def _check_names(self, skeleton: Any) -> None:
-        """Each name must be that of a layer: peft is content if one of them is."""
+        """Check that every name matches a layer. peft only requires one match in all."""
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
@@ -111,10 +110,10 @@ class LoRA:
         layers = {name: m for name, m in skeleton.named_modules() if isinstance(m, nn.Linear | Conv1D)}
         known = sorted({name.rsplit(".", 1)[-1] for name, layer in layers.items() if layer is not head})
         for target in self.target_modules:
-            meant = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
-            if not meant or head in meant:
-                what = "the output layer" if meant else f"no linear layer of a {skeleton.config.model_type}"
-                raise UserError(f"adapter.target_modules: {target} is {what}; there are {', '.join(known)}")
+            matches = [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
+            if not matches or head in matches:
+                fault = "the output layer" if matches else f"no linear layer of a {skeleton.config.model_type}"
+                raise UserError(f"adapter.target_modules: {target} is {fault}. Choose from {', '.join(known)}.")
 
     def wrap(self, policy: Any, seed: int) -> Any:
         import torch
@@ -126,7 +125,7 @@ class LoRA:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
-            # GPT-2's linear layers are stored transposed, and peft warns where it is left to find that out.
+            # GPT-2's linear layers are stored transposed. peft warns unless it is told.
             fan_in_fan_out=policy.config.model_type == "gpt2",
         )
         with torch.random.fork_rng():
@@ -139,10 +138,10 @@ class LoRA:
 
 @dataclass(frozen=True)
 class QLoRA(LoRA):
-    """LoRA beside a base in 4 bits (arXiv 2305.14314). Merged, it is the dequantised base with the update.
+    """LoRA on a 4-bit base (arXiv 2305.14314). Merging adds the update to the dequantised base.
 
     Attributes:
-        quant_type, double_quant, compute_dtype: as `quantised.FourBit` has them.
+        quant_type, double_quant, compute_dtype: see `quantised.FourBit`.
     """
 
     quant_type: Literal["nf4", "fp4"]
@@ -154,24 +153,26 @@ class QLoRA(LoRA):
     def check(self, model: Model) -> None:
         for package, extra in (("peft", "peft"), ("bitsandbytes", "8bit")):
             if find_spec(package) is None:
-                raise UserError(f"adapter=qlora needs {package}: pip install -e '.[{extra}]', or use adapter=lora")
+                raise UserError(
+                    f"adapter=qlora needs {package}. Install it (pip install -e '.[{extra}]') or use adapter=lora."
+                )
         super().check(model)
-        from selfcontrast.models.quantised import fault
+        from selfcontrast.models.quantised import unavailable_reason
 
-        if reason := fault():
-            raise UserError(f"adapter=qlora: bitsandbytes cannot compute in 4 bits here ({reason}): use adapter=lora")
+        if reason := unavailable_reason():
+            raise UserError(f"adapter=qlora: bitsandbytes cannot compute in 4 bits here ({reason}). Use adapter=lora.")
 
     def wrap(self, policy: Any, seed: int) -> Any:
         from selfcontrast.models.quantised import FourBit, quantise
 
         quantise(policy, FourBit(self.quant_type, self.double_quant, self.compute_dtype))
-        policy.is_loaded_in_4bit = True  # how peft knows
+        policy.is_loaded_in_4bit = True  # the attribute that peft reads
         try:
             return super().wrap(policy, seed)
         finally:
             del policy.is_loaded_in_4bit
 
     def merge(self, policy: Any) -> Any:
-        from selfcontrast.models.quantised import merged
+        from selfcontrast.models.quantised import merge_adapters
 
-        return merged(policy)
+        return merge_adapters(policy)

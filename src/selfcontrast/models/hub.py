@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: the commit that a name stands for, and where its files lie on this machine."""
+"""Models on the Hugging Face hub: resolve a name to a commit, and find its files on this machine."""
 
 import logging
 import re
@@ -8,29 +8,29 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # OWNER/MODEL; old ones have no owner
-PATIENCE = 10.0  # seconds that the hub has to say which commit it has
+NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # OWNER/MODEL; old models have no owner
+TIMEOUT = 10.0  # seconds to wait for the hub's answer
 
 
 @lru_cache(maxsize=64)
-def pinned(name: str, revision: str | None, setting: str, local_only: bool = False) -> str | None:
-    """Return the commit that a model's name and revision stand for, so that a key holds it and it alone is loaded.
+def resolve_commit(name: str, revision: str | None, setting: str, local_only: bool = False) -> str | None:
+    """Resolve a hub model and revision to a commit, which enters the key and is the one that is loaded.
 
-    The hub is asked first, and what was downloaded before where the hub cannot be asked. Ask once, before any compute:
-    a name without a commit may mean another model an hour later.
+    The hub is queried first, then its local cache. The result is cached for the process: a branch may move while a job
+    runs.
 
     Args:
         name: on the hub; for a folder `revision` is returned.
-        setting: of the name, such as "model"; a warning names it where nobody knows the commit.
-        local_only: whether the hub must not be asked.
+        setting: name of the setting, such as "model", for the warning about an unknown commit.
+        local_only: True to never query the hub.
     """
     if not _is_on_hub(name) or COMMIT.fullmatch(revision or ""):
         return revision
-    if commit := (None if local_only else _asked(name, revision)) or _cached(name, revision):
+    if commit := (None if local_only else _hub_commit(name, revision)) or _cached_commit(name, revision):
         return commit
     log.warning(
-        "%s.path=%s: neither the hub nor its cache says which commit this is, so a change there goes unnoticed: "
-        "give %s.revision=COMMIT",
+        "%s.path=%s: its commit is unknown to the hub and the local cache, so a change on the hub goes unnoticed. "
+        "Pin it with %s.revision=COMMIT.",
         setting,
         name,
         setting,
@@ -39,33 +39,33 @@ def pinned(name: str, revision: str | None, setting: str, local_only: bool = Fal
 
 
 def local_folder(name: str, revision: str | None) -> Path | None:
-    """The folder that a model's files lie in: its own, or its snapshot in the cache; None where it is not here."""
+    """Return a model's folder, or its snapshot in the hub's cache; None if it is not on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(name).is_dir():
         return Path(name)
     if not _is_on_hub(name):
         return None
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _is_on_hub(name: str) -> bool:
     return bool(NAME.fullmatch(name)) and not Path(name).is_dir()
 
 
-def _asked(name: str, revision: str | None) -> str | None:
+def _hub_commit(name: str, revision: str | None) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():
         return None
     try:
-        return HfApi().model_info(name, revision=revision, timeout=PATIENCE).sha
-    except Exception:  # of the hub, the network, or a name that is none: loading it tells which
+        return HfApi().model_info(name, revision=revision, timeout=TIMEOUT).sha
+    except Exception:  # of the hub, the network, or a wrong name: loading the model reports it
         return None
 
 
-def _cached(name: str, revision: str | None) -> str | None:
+def _cached_commit(name: str, revision: str | None) -> str | None:
     folder = local_folder(name, revision)
     return folder.name if folder and COMMIT.fullmatch(folder.name) else None

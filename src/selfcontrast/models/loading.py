@@ -1,7 +1,7 @@
-"""A base model from a hub, a folder, or from scratch; and the folders that policies are exchanged as.
+"""Load base models from the hub, a folder, or from scratch; read and write policy folders.
 
 Weights are read from and written to safetensors only. A policy folder loads with
-`AutoModelForCausalLM.from_pretrained` and needs nothing of this package.
+`AutoModelForCausalLM.from_pretrained`, without this package.
 """
 
 import logging
@@ -16,7 +16,7 @@ from pydantic import Field
 from selfcontrast.constrained import Count, Positive, Text, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_causal, check_weights, load_config, tokenizer_at
-from selfcontrast.models.hub import pinned
+from selfcontrast.models.hub import resolve_commit
 from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import folder_hash as folder_hash
@@ -25,39 +25,39 @@ from selfcontrast.store.content import note, noted
 log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16")
-LEAST_VOCABULARY = 261  # all bytes and five special tokens
-MOST_PARAMETERS = 10**11  # of a model from scratch
+MIN_VOCABULARY = 261  # all bytes and five special tokens
+MAX_PARAMETERS = 10**11  # of a model from scratch
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 
 class Model(Protocol):
-    """What training starts from."""
+    """The base model of a job."""
 
     dtype: str
 
     def fingerprint(self) -> dict[str, Any]: ...
 
     def check(self) -> None:
-        """Raises `UserError` for what can be known before any compute."""
+        """Raise `UserError` for mistakes that show before any compute."""
 
     def positions(self) -> int | None:
-        """Tokens that it has positions for; None where nobody says."""
+        """Return the number of positions of the model; None if unknown."""
 
     def tokenizer(self) -> Any:
-        """A tokenizer that renders dialogues as the model's; one that is trained knows no texts yet."""
+        """Return a tokenizer with the model's chat template. From scratch, it is not trained on texts yet."""
 
     def skeleton(self) -> Any:
-        """The model's modules without weights, on torch's meta device."""
+        """Return the model's modules without weights, on torch's meta device."""
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
-        """(model, tokenizer) to begin fine-tuning with; `texts` are what a tokenizer may be trained on."""
+        """Return (model, tokenizer) to fine-tune. A new tokenizer is trained on `texts`."""
 
 
 @dataclass(frozen=True)
 class FromScratch:
     """A Llama with random weights and a byte-level BPE tokenizer trained on the training texts."""
 
-    vocabulary: Annotated[Count, Field(ge=LEAST_VOCABULARY, le=10_000_000)]
+    vocabulary: Annotated[Count, Field(ge=MIN_VOCABULARY, le=10_000_000)]
     hidden: Count
     layers: Count
     heads: Count
@@ -70,11 +70,14 @@ class FromScratch:
     def __post_init__(self) -> None:
         check_numbers(self, "model")
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise UserError(f"model.hidden={self.hidden} does not give {self.heads} heads of an even size each")
-        weights = self.vocabulary * self.hidden + self.layers * self.hidden * (4 * self.hidden + 3 * self.intermediate)
-        if weights > MOST_PARAMETERS:
             raise UserError(
-                f"model.hidden={self.hidden}: {weights:.1e} parameters from scratch; lower it, or the layers"
+                f"model.hidden={self.hidden} cannot be split into {self.heads} heads of an even size. "
+                f"Use a multiple of {2 * self.heads}."
+            )
+        weights = self.vocabulary * self.hidden + self.layers * self.hidden * (4 * self.hidden + 3 * self.intermediate)
+        if weights > MAX_PARAMETERS:
+            raise UserError(
+                f"model.hidden={self.hidden} gives {weights:.1e} parameters. Lower model.hidden or model.layers."
             )
         check_dtype(self.dtype)
 
@@ -136,10 +139,10 @@ class FromScratch:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Any causal model of the Hugging Face hub, or a folder in its format.
+    """A causal model on the Hugging Face hub, or a folder in its format.
 
     Attributes:
-        chat_template: a file, a text, or the name of one of the package's `data/templates`; None for the tokenizer's.
+        chat_template: a file, a text, or a name in the package's `data/templates`; None for the tokenizer's own.
         added_tokens: special tokens that the template needs and the tokenizer lacks.
     """
 
@@ -155,11 +158,11 @@ class Pretrained:
         check_dtype(self.dtype)
 
     def fingerprint(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("in_key", True)}
-        own |= {"chat_template": self._template, "revision": self.commit}
-        if Path(self.path).is_dir():  # a folder's content decides, not where it lies
-            own["path"] = note(self, Path(self.path)).hash
-        return own
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("in_key", True)}
+        settings |= {"chat_template": self._template, "revision": self.commit}
+        if Path(self.path).is_dir():  # a folder is identified by its content, not its path
+            settings["path"] = note(self, Path(self.path)).hash
+        return settings
 
     @cached_property
     def _template(self) -> str | None:
@@ -167,22 +170,24 @@ class Pretrained:
 
     @cached_property
     def commit(self) -> str | None:
-        """Of a model on the hub the commit that is loaded, where somebody knows it; else `revision`."""
-        return pinned(self.path, self.revision, "model", self.local_files_only)
+        """Return the commit that a hub model is loaded at, if known; else `revision`."""
+        return resolve_commit(self.path, self.revision, "model", self.local_files_only)
 
     def check(self) -> None:
-        """The folder, its weights' format, and the chat template, before anything is computed."""
+        """Check the folder, its weights and the chat template before anything is computed."""
         from selfcontrast.data.rendering import Renderer
 
         folder = Path(self.path)
         if folder.is_dir():
             if not (folder / "config.json").is_file():
-                raise UserError(f"model.path={self.path}: no config.json there, so it is not a Hugging Face folder")
+                raise UserError(
+                    f"model.path={self.path}: no config.json there. Give a folder in Hugging Face's format."
+                )
             check_causal(load_config(self.path, "model.path", **self._options()), f"model.path={self.path}")
             if not list(folder.glob("*.safetensors")):
-                raise UserError(f"model.path={self.path}: no *.safetensors there (other weight formats are not read)")
+                raise UserError(f"model.path={self.path}: no *.safetensors there. Save the model as safetensors.")
         elif self.path.startswith((".", "/", "~")):
-            raise UserError(f"model.path={self.path}: no such folder")
+            raise UserError(f"model.path={self.path}: no such folder. Give a folder or a name on the hub.")
         Renderer(self.tokenizer())
         if folder.is_dir():
             check_weights(folder, "model.path")
@@ -200,14 +205,14 @@ class Pretrained:
             raise UserError(f"model.path={self.path}: its config cannot be loaded: {first}") from error
 
     def positions(self) -> int | None:
-        """Tokens that the model has positions for, by its config; None where that names none, or is not here yet."""
+        """Return the number of positions in the model's config; None if not given, or if it is on the hub only."""
         from transformers import AutoConfig
 
         if not Path(self.path).is_dir():
             return None
         config = AutoConfig.from_pretrained(self.path, **self._options()).get_text_config()
-        found: int | None = getattr(config, "max_position_embeddings", None)
-        return found
+        count: int | None = getattr(config, "max_position_embeddings", None)
+        return count
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         content = noted(self)
@@ -216,11 +221,11 @@ class Pretrained:
             content.check("model.path")
         if (size := len(tokenizer)) > (rows := model.get_input_embeddings().weight.shape[0] + len(self.added_tokens)):
             raise UserError(
-                f"model.path={self.path}: its tokenizer has {size} tokens and its embeddings {rows} rows: "
-                "they belong to different models"
+                f"model.path={self.path}: its tokenizer has {size} tokens, but its embeddings have {rows} rows. "
+                "Give model and tokenizer that belong together."
             )
         if self.added_tokens:
-            give_embeddings(model, tokenizer.convert_tokens_to_ids(self.added_tokens), len(tokenizer))
+            initialise_embeddings(model, tokenizer.convert_tokens_to_ids(self.added_tokens), len(tokenizer))
         return model, tokenizer
 
     def _options(self) -> dict[str, Any]:
@@ -233,7 +238,9 @@ class Pretrained:
     def tokenizer(self) -> Any:
         tokenizer = tokenizer_at(self.path, "model.path", **self._options())
         if known := [token for token in self.added_tokens if token in tokenizer.get_vocab()]:
-            raise UserError(f"model.added_tokens: the tokenizer of {self.path} has {', '.join(known)} already")
+            raise UserError(
+                f"model.added_tokens: the tokenizer of {self.path} already has {', '.join(known)}. Remove them."
+            )
         tokenizer.add_tokens(self.added_tokens, special_tokens=True)
         if self._template:
             tokenizer.chat_template = self._template
@@ -243,9 +250,10 @@ class Pretrained:
 
 
 def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> Any:
-    """Load a causal model from a hub name or folder, on the CPU, from safetensors alone.
+    """Load a causal model from a hub name or folder onto the CPU, from safetensors only.
 
-    Raises `UserError` unless its files hold all of its weights.
+    Raises:
+        UserError: unless the files hold all weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -253,9 +261,11 @@ def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> Any:
     return load_whole(AutoModelForCausalLM, path, f"model={path}", dtype=getattr(torch, dtype), **options)
 
 
-def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
-    """Makes room for `size` tokens, and lets these begin as the mean of all others, in the embeddings and the output
-    layer, as openchat's tools do."""
+def initialise_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
+    """Resize embeddings and output layer to `size` tokens; set new tokens to the mean of the others.
+
+    openchat's tools do the same.
+    """
     import torch
 
     rows = model.get_input_embeddings().weight.shape[0]
@@ -269,12 +279,12 @@ def give_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a policy folder, with a token to pad with."""
+    """Load the tokenizer of a policy folder, with a padding token."""
     return tokenizer_at(str(path), "the model in", local_files_only=True)
 
 
 def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
-    """Weights, tokenizer with its chat template, generation config and model card: a Hugging Face folder."""
+    """Write a Hugging Face folder: weights, tokenizer with chat template, generation config and model card."""
     from selfcontrast.data.rendering import Renderer
     from selfcontrast.models.shared_prompt import is_shared
 
@@ -282,35 +292,35 @@ def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     model.generation_config.eos_token_id = sorted(Renderer(tokenizer).end_ids)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if is_shared(model):
-        model.set_attn_implementation("sdpa")  # ours must not be asked for by whoever loads the folder
+        model.set_attn_implementation("sdpa")  # ours is unknown where this package is not imported
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").write_text(card)
 
 
-def valid_generation_config(given: Any) -> Any:
-    """The generation config in a form that can be saved: those of older models sample without saying so."""
+def valid_generation_config(original: Any) -> Any:
+    """Return a generation config that can be saved. Some older ones set sampling options without do_sample."""
     from copy import deepcopy
     from tempfile import TemporaryDirectory
 
     from transformers import GenerationConfig
 
-    sampling = deepcopy(given)
+    sampling = deepcopy(original)
     sampling.do_sample = True
-    special = {name: getattr(given, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    for config in (given, sampling):
+    special = {name: getattr(original, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for config in (original, sampling):
         try:
-            with TemporaryDirectory() as scratch:  # what is checked at saving is not checked by `validate` alone
+            with TemporaryDirectory() as scratch:  # saving checks more than `validate`
                 config.save_pretrained(scratch)
                 GenerationConfig.from_pretrained(scratch).validate(strict=True)
-        except Exception:  # transformers has had several kinds of errors for it
+        except Exception:  # the error class differs between versions of transformers
             continue
         return config
     return GenerationConfig(**special)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> Any:
-    """A byte-level BPE of `vocabulary` tokens; turns are marked with `<|user|>`, `<|assistant|>` and `<|end|>`."""
+    """Train a byte-level BPE tokenizer; turns are marked with `<|user|>`, `<|assistant|>` and `<|end|>`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -336,18 +346,20 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_length: int) -> A
 
 
 def template_text(path_or_text: str) -> str:
-    """A chat template given as a file's path, by the name of one of `TEMPLATES`, or as it stands, with braces."""
+    """Return a chat template given as a text (with braces), as a name in `TEMPLATES`, or as a file's path."""
     if "{" in path_or_text:
         return path_or_text
-    if (own := TEMPLATES / f"{path_or_text}.jinja").is_file():
-        return own.read_text(encoding="utf-8").strip("\n")
+    if (packaged := TEMPLATES / f"{path_or_text}.jinja").is_file():
+        return packaged.read_text(encoding="utf-8").strip("\n")
     try:
-        return Path(path_or_text).read_text(encoding="utf-8-sig")  # a mark of the byte order is no part of a prompt
+        return Path(path_or_text).read_text(encoding="utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"model.chat_template={path_or_text}: cannot be read ({error})") from error
+        raise UserError(
+            f"model.chat_template={path_or_text} cannot be read ({error}). Give a file, a template's name, or a text."
+        ) from error
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise `UserError` for a type that weights are not computed with here."""
+    """Raise `UserError` for an unsupported dtype of the weights."""
     if dtype not in DTYPES:
-        raise UserError(f"model.dtype={dtype}: one of {', '.join(DTYPES)}")
+        raise UserError(f"model.dtype={dtype} is not supported. Use one of {', '.join(DTYPES)}.")

@@ -1,8 +1,7 @@
-"""Log-probabilities of response tokens, without the logits of a whole row.
+"""Compute log-probabilities of response tokens without the logits of a whole row.
 
-The decoder's body runs over the packed row; the output layer only over the hidden states that predict a
-response token, a chunk at a time. However many tokens and however large the vocabulary V, forward and
-backward hold the logits of one chunk, [chunk_size, V].
+The decoder's body runs over the packed row. The output layer runs only over the hidden states that predict a response
+token, one chunk at a time. Forward and backward only ever hold the logits of one chunk, [chunk_size, V].
 """
 
 import math
@@ -17,24 +16,25 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.packing import Group, PackedGroups, pack, sum_per_response
 from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
 
-# Settings by which architectures change their logits after the output layer, unless they are None: factors, divisors,
-# and the bounds of cap * tanh(logit / cap).
+# Config keys by which architectures change logits after the output layer, if not None: factors, divisors, and the
+# bounds of cap * tanh(logit / cap).
 _FACTORS, _DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
-# Logits that a CPU sums at a time: 2 MiB of float32, about a core's cache.
+# Logits that a CPU processes at a time: 2 MiB of float32, about a core's cache.
 _CACHED = 2**19
 
 
 def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
-    """log p(token | prompt, response so far) of every response token, float32 [n], in the packed row's order.
+    """Return log p(token | prompt, response so far) of every response token, float32 [n], in the packed row's order.
 
     Args:
         model: a causal language model of transformers, or its peft wrapper; it stays in shared-prompt mode.
         packed: on the model's device.
         chunk_size: tokens whose logits exist at a time.
 
-    Raises `UserError` for a model that is not causal, or whose output layer is not linear.
+    Raises:
+        UserError: if the model is not causal, or its output layer is not linear.
     """
     use_shared_prompt(model)
     weight, bias = _output_layer(model)
@@ -52,16 +52,22 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
 
 
 def response_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
-    """log p(response | prompt), summed over its tokens, float32 [B, K+1]; 0 where there is no negative."""
+    """Return log p(response | prompt), summed over tokens, float32 [B, K+1]; 0 for a missing negative."""
     return sum_per_response(token_log_probs(model, packed, chunk_size), packed)
 
 
 @torch.no_grad()
 def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> float:
-    """Compares the longest of these groups, packed, with rows of their own through the model's plain forward.
+    """Compare the longest group, packed, with separate rows through the model's plain forward.
 
-    Returns the largest difference of a token's log-probability, in nats. Raises `UserError` where it is above
-    `tolerance` (1e-3 is ample in float32; bfloat16 needs about 0.2).
+    Args:
+        tolerance: in nats; 1e-3 is ample in float32, bfloat16 needs about 0.2.
+
+    Returns:
+        The largest difference of a token's log-probability, in nats.
+
+    Raises:
+        UserError: if it exceeds `tolerance`.
     """
     group = max(groups, key=lambda g: len(g.prompt) + sum(map(len, g.responses)))
     device = next(model.parameters()).device
@@ -73,15 +79,15 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     difference = float((packed - rows).abs().max())
     if not difference <= tolerance:  # not `>`: nan must stop the run too
         raise UserError(
-            f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} "
-            f"nats (tolerance {tolerance:g}): this model cannot be trained here. "
+            f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} nats "
+            f"(tolerance {tolerance:g}), so this model cannot be trained here. "
             "Use another (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
         )
     return difference
 
 
 def _row_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[int], device: torch.device) -> Tensor:
-    """Log-probabilities [R] of one response in a row of its own, by the plain forward."""
+    """Return log-probabilities [R] of one response in a separate row, by the plain forward."""
     row = torch.tensor([[*prompt, *response]], device=device)
     logits: Tensor = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits.float().log_softmax(-1).gather(-1, row[0, len(prompt) :, None])[:, 0]
@@ -89,7 +95,7 @@ def _row_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[i
 
 @dataclass(frozen=True)
 class LogitChange:
-    """What is done to logits after the output layer: times `scale`, then bounded by cap * tanh(logit / cap)."""
+    """The change of logits after the output layer: multiply by `scale`, then bound by cap * tanh(logit / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -98,19 +104,19 @@ class LogitChange:
     def of(cls, config: Any) -> "LogitChange":
         text = config.get_text_config()
 
-        def given(names: Sequence[str]) -> list[float]:
+        def values(names: Sequence[str]) -> list[float]:
             return [value for name in names if isinstance(value := getattr(text, name, None), int | float)]
 
-        return cls(math.prod(given(_FACTORS)) / math.prod(given(_DIVISORS)), next(iter(given(_CAPS)), None))
+        return cls(math.prod(values(_FACTORS)) / math.prod(values(_DIVISORS)), next(iter(values(_CAPS)), None))
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The changed logits, in place."""
+        """Change logits in place and return them."""
         if self.scale != 1:
             logits.mul_(self.scale)
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """By how much a changed logit changes with its own before the change, from the changed logits."""
+        """Return the derivative of the changed logits with respect to the original ones, from the changed ones."""
         return self.scale if self.cap is None else (1 - (logits / self.cap).square()).mul_(self.scale)
 
 
@@ -118,8 +124,8 @@ def _output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
     head = model.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear:
         raise UserError(
-            f"the output layer is a {type(head).__name__}, not a plain Linear: "
-            "leave it out of LoRA's target_modules and modules_to_save."
+            f"the output layer is a {type(head).__name__}, not a plain Linear. "
+            "Leave it out of LoRA's target_modules and modules_to_save."
         )
     return head.weight, head.bias
 
@@ -127,8 +133,8 @@ def _output_layer(model: nn.Module) -> tuple[Tensor, Tensor | None]:
 class _ChunkedLogProbs(torch.autograd.Function):
     """log_softmax(hidden @ weight.T + bias)[label], with the logits of one chunk at a time.
 
-    The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except
-    those of the last chunk, which are kept: one chunk is the budget anyway, and often all there is.
+    The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except those of
+    the last chunk, which are kept: one chunk fits the budget anyway, and often there is only one.
     """
 
     @staticmethod
@@ -142,13 +148,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
         dtype: torch.dtype,
         change: LogitChange = LogitChange(),
     ) -> Tensor:
-        """hidden [n, D], weight [V, D], bias [V], labels [n] -> [n], float32 (float64 from float64)."""
+        """Map hidden [n, D], weight [V, D], bias [V], labels [n] to [n], in float32 (float64 from float64)."""
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         values, sums = [], []
         logits = None
         for start in range(0, len(inputs), chunk_size):
             at = slice(start, start + chunk_size)
-            logits = None  # the chunk before must be gone before the next is there
+            logits = None  # free the previous chunk before the next is allocated
             logits = change.apply(_logits(inputs[at], matrix, bias))
             sums.append(_logsumexp(logits))
             values.append(logits.gather(-1, labels[at, None])[:, 0] - sums[-1])
@@ -186,27 +192,29 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[n, V], in float32 at least."""
+    """Return logits [n, V], at least in float32."""
     logits = _product(hidden, weight.T)
     return logits if bias is None else logits.add_(bias)
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """[n, V] -> [n]. On a CPU in blocks that stay in its cache: more than twice as fast, and without a temporary
-    as large as the logits."""
+    """Reduce [n, V] to [n]. On a CPU, blocks that fit its cache more than double the speed and avoid a temporary."""
     rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     blocks = torch.split(logits, rows)
     return torch.cat([block.logsumexp(-1) for block in blocks])
 
 
 def _added(total: Tensor | None, term: Tensor) -> Tensor:
-    """In place; the first term is the total itself, which spares zeros as large as the output layer."""
+    """Add in place. The first term becomes the total, which avoids zeros as large as the output layer."""
     return term if total is None else total.add_(term)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32 at least. On a GPU the sums of low-precision products are never rounded; a CPU has no
-    such product, and rounds each once, to the type of its factors."""
+    """Return a @ b, at least in float32.
+
+    On a GPU the sums of low-precision products are not rounded. A CPU lacks this product and rounds each sum once, to
+    the dtype of the factors.
+    """
     if a.dtype not in (torch.bfloat16, torch.float16):
         return a @ b
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()

@@ -1,12 +1,12 @@
-"""Groups of one prompt, one target and K negatives, packed into one row without padding.
+"""Pack groups of one prompt, one target and K negatives into one row without padding.
 
     [prompt | target | negative_1 … negative_K] [prompt | target | …] …
 
-Positions restart after the prompt for each response, so that a token has the position (and, by the attention
-of `shared_prompt`, the context) that it would have in a row of its own. P + (K+1)R tokens take the place of
-the 2K(P+R) of padded pairs. Pure functions of token ids; B groups, K the most negatives any of them has.
+Positions restart after the prompt for each response. So a token has the position and, with the attention of
+`shared_prompt`, the context that it would have in a separate row. P + (K+1)R tokens replace the 2K(P+R) of padded
+pairs. All functions are pure functions of token ids. B is the number of groups, K the largest number of negatives.
 
-Where prompts are so short that sharing them saves nothing, each response has a prompt of its own instead:
+If prompts are so short that sharing saves nothing, each response follows its own copy of the prompt:
 
     [prompt | target] [prompt | negative_1] …
 """
@@ -26,11 +26,11 @@ class Group:
     """One training example in token ids.
 
     Attributes:
-        id: the example's.
-        prompt: the rendered prompt; its last token is what the first response token is predicted from. Where there
-            are many groups, all tokens are held in arrays: four bytes each.
+        id: example id.
+        prompt: the rendered prompt; its last token predicts the first response token. With many groups, all tokens are
+            held in arrays of four bytes per token.
         target: the tokens of the target, end of turn included.
-        negatives: at most K, in the order of training; none of them for supervised fine-tuning.
+        negatives: at most K, in the order of training; none for supervised fine-tuning.
     """
 
     id: str
@@ -49,16 +49,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where prompts and responses lie in a packed row of T tokens: all that attention needs to know.
+    """The positions of prompts and responses in a packed row of T tokens, as needed by attention.
 
     Attributes:
-        groups: per group (start, end of prompt = start of responses, end) in the row. A response with a prompt of
-            its own is a group here that has nothing to share: it counts as all prompt.
-        lengths: tokens of every segment (prompt or response), in the row's order. Numbers, not a tensor: reading them
+        groups: per group (start, end of prompt = start of responses, end) in the row. A response with its own copy of
+            the prompt is a group without sharing: all of it counts as prompt.
+        lengths: tokens of every segment (prompt or response), in the row's order. Python numbers, so that reading them
             never waits for a GPU.
-        longest: tokens of the longest prompt with a response, which a sliding window must not undercut.
-        segment: [T] a number per prompt and per response; a group's prompt is its lowest.
-        prompt: [T] the segment of the group's prompt.
+        longest: tokens of the longest prompt with a response; a shorter sliding window would cut it.
+        segment: [T] number of the prompt or response; a group's prompt has the lowest.
+        prompt: [T] segment of the group's prompt.
         position: [T] position ids.
     """
 
@@ -71,12 +71,12 @@ class Layout:
 
     @property
     def sharing(self) -> tuple[tuple[int, int, int], ...]:
-        """The groups whose responses lie apart from their prompt."""
+        """Return the groups that share a prompt among several responses."""
         return tuple(group for group in self.groups if group[1] < group[2])
 
     @property
     def attended(self) -> int:
-        """Pairs of a token and one that it attends to, itself included."""
+        """Count the pairs of a token and one that it attends to, itself included."""
         lengths, pairs = iter(self.lengths), 0
         for start, _, end in self.groups:
             prompt = next(lengths)
@@ -90,7 +90,7 @@ class Layout:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What a way of attention derives from this layout: computed once for all layers, on this device."""
+        """Hold what attention derives from this layout: computed once for all layers, on this device."""
         return {}
 
     def to(self, device: torch.device | str) -> "Layout":
@@ -102,15 +102,15 @@ class PackedGroups:
     """A micro-batch of B groups in one row of T tokens, n of them response tokens (in the row's order).
 
     Attributes:
-        ids: the groups' ids.
+        ids: ids of the groups.
         input_ids: [1, T].
         position_ids: [1, T], restarting after the prompt for each response.
         predictors: [n] index in the row of the hidden state that predicts each response token.
-        labels: [n] the response tokens themselves.
-        segments: [n] the response each belongs to: b * (K+1) + j, with j = 0 the target.
-        mask: [B, K] bool, which negatives exist.
-        lengths: [B, K+1] response tokens; 0 where there is no negative.
-        layout: what the attention needs.
+        labels: [n] the response tokens.
+        segments: [n] the response of each token: b * (K+1) + j, with j = 0 for the target.
+        mask: [B, K] bool, True for existing negatives.
+        lengths: [B, K+1] response tokens; 0 for a missing negative.
+        layout: positions of prompts and responses, for attention.
     """
 
     ids: tuple[str, ...]
@@ -128,15 +128,16 @@ class PackedGroups:
 
 
 def sharing_bound(groups: Sequence[Group]) -> float:
-    """Tokens of all responses with a prompt each, over those with one prompt per group: at most so much is gained."""
+    """Return tokens with a prompt per response / tokens with a prompt per group: the upper bound of the speed-up."""
     prompts, responses = sum(len(g.prompt) for g in groups), sum(len(r) for g in groups for r in g.responses)
     return (sum(len(g.prompt) * len(g.responses) for g in groups) + responses) / (prompts + responses)
 
 
 def pack(groups: Sequence[Group], sharing: bool = True) -> PackedGroups:
-    """Pack all groups into one row; without `sharing` each response follows a prompt of its own.
+    """Pack all groups into one row; without `sharing` each response follows its own copy of the prompt.
 
-    Raises ValueError where there is no group.
+    Raises:
+        ValueError: if there is no group.
     """
     if not groups:
         raise ValueError("pack needs at least one group")
@@ -172,7 +173,7 @@ def pack(groups: Sequence[Group], sharing: bool = True) -> PackedGroups:
 
 
 def sum_per_response(values: Tensor, packed: PackedGroups) -> Tensor:
-    """Sums of `values` [n] over the tokens of each response, [B, K+1]; 0 where there is no negative."""
+    """Sum `values` [n] over the tokens of each response, [B, K+1]; 0 for a missing negative."""
     sums = values.new_zeros(packed.lengths.numel()).index_add(0, packed.segments, values)
     return sums.view_as(packed.lengths)
 
@@ -189,7 +190,7 @@ def _parts(groups: Sequence[Group], sharing: bool) -> Iterator[_Part]:
 
 
 def _layout(parts: Sequence[_Part], position: Tensor) -> Layout:
-    # A response alone needs no sharing: with its prompt it is one causal segment.
+    # A single response needs no sharing: with its prompt it is one causal segment.
     lengths = [
         [len(prompt), *(len(r) for _, r in responses)] if len(responses) > 1 else [len(prompt) + len(responses[0][1])]
         for _, prompt, responses in parts
@@ -212,7 +213,7 @@ _Item = TypeVar("_Item", Layout, PackedGroups)
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy to a device. A copy to a GPU starts from pinned memory, so that the host does not wait for it."""
+    """Copy to a device. Copies to a GPU use pinned memory, so the host does not wait for them."""
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,6 +1,6 @@
-"""The frozen base of QLoRA (arXiv 2305.14314): a model's linear layers in 4 bits, by bitsandbytes.
+"""The frozen base of QLoRA (arXiv 2305.14314): linear layers in 4 bits, by bitsandbytes.
 
-Weights are quantised on the CPU, whatever device they go to: the same base in every process and after every resume.
+Weights are quantised on the CPU for every device, so all processes and resumed runs have the same base.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class FourBit:
-    """How weights are stored and computed with.
+    """The 4-bit format of weights.
 
     Attributes:
-        quant_type: "nf4", whose levels are the quantiles of a normal distribution, or "fp4", small floats.
-        double_quant: whether the scales of the blocks, one of 64 weights each, are quantised too.
-        compute_dtype: the type that weights and inputs have in a product: "bfloat16" or "float32".
+        quant_type: "nf4", whose levels are quantiles of a normal distribution, or "fp4", 4-bit floats.
+        double_quant: True to quantise the scales, too. There is one scale per block of 64 weights.
+        compute_dtype: dtype of weights and inputs in a product: "bfloat16" or "float32".
     """
 
     quant_type: str
@@ -25,10 +25,10 @@ class FourBit:
     compute_dtype: str
 
     def layer(self, linear: nn.Linear) -> nn.Module:
-        """The same layer with its weights [out, in] in 4 bits. Its bias stays what it is."""
+        """Return the layer with its weights [out, in] in 4 bits. The bias is unchanged."""
         import bitsandbytes as bnb
 
-        made: Any = bnb.nn.Linear4bit(
+        quantised: Any = bnb.nn.Linear4bit(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
@@ -37,23 +37,23 @@ class FourBit:
             quant_type=self.quant_type,
             device="meta",
         )
-        # Its fast way on some CPUs packs the weights anew at the first pass without gradients, for good: nothing else
-        # can then read them.
-        made.support_avx512bf16_for_cpu = False
-        made.weight = bnb.nn.Params4bit(
+        # On some CPUs its fast path repacks the weights for good at the first pass without gradients, and nothing else
+        # can read them afterwards.
+        quantised.support_avx512bf16_for_cpu = False
+        quantised.weight = bnb.nn.Params4bit(
             linear.weight.data.cpu(),
             requires_grad=False,
             compress_statistics=self.double_quant,
             quant_type=self.quant_type,
-            module=made,
+            module=quantised,
         ).to("cpu")
-        made.bias = linear.bias
-        layer: nn.Module = made
+        quantised.bias = linear.bias
+        layer: nn.Module = quantised
         return layer
 
 
 def quantise(model: Any, how: FourBit) -> None:
-    """Put every linear layer but the output layer into 4 bits, in place."""
+    """Quantise every linear layer except the output layer in place, and freeze all parameters."""
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and layer is not head:
@@ -63,14 +63,14 @@ def quantise(model: Any, how: FourBit) -> None:
 
 
 def is_quantised(layer: nn.Module) -> bool:
-    """Whether a layer holds its weights in 4 bits."""
+    """Return True if a layer holds its weights in 4 bits."""
     return getattr(layer.__dict__.get("_parameters", {}).get("weight"), "quant_state", None) is not None
 
 
-def merged(policy: Any) -> Any:
-    """The plain model that adapters on a quantised base compute: dequantised weights plus updates, on the CPU.
+def merge_adapters(policy: Any) -> Any:
+    """Merge adapters on a quantised base into a plain model on the CPU: dequantised weights plus updates.
 
-    Weights have the type that they were quantised from. A sum is rounded to it once.
+    Weights get the dtype that they were quantised from. Each sum is rounded to it once.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -80,18 +80,18 @@ def merged(policy: Any) -> Any:
             base: Any = layer.get_base_layer()
             if is_quantised(base):
                 (adapter,) = layer.active_adapters
-                model.set_submodule(name, plain(base, layer.get_delta_weight(adapter)))
+                model.set_submodule(name, dequantise(base, layer.get_delta_weight(adapter)))
             else:
                 layer.merge(safe_merge=True)
                 model.set_submodule(name, base)
     for name, layer in list(model.named_modules()):
         if is_quantised(layer):
-            model.set_submodule(name, plain(layer))
+            model.set_submodule(name, dequantise(layer))
     return model.to("cpu")
 
 
-def plain(layer: Any, update: Tensor | None = None) -> nn.Linear:
-    """A quantised layer as an ordinary one, with an update [out, in] of its weights where there is one."""
+def dequantise(layer: Any, update: Tensor | None = None) -> nn.Linear:
+    """Return a quantised layer as a plain one, adding an update [out, in] to its weights if given."""
     from bitsandbytes.functional import dequantize_4bit
 
     state = layer.weight.quant_state
@@ -105,11 +105,11 @@ def plain(layer: Any, update: Tensor | None = None) -> nn.Linear:
     return linear
 
 
-def fault() -> str | None:
-    """Why this machine's bitsandbytes cannot compute in 4 bits; None where it can."""
+def unavailable_reason() -> str | None:
+    """Return why bitsandbytes cannot compute in 4 bits on this machine, or None if it can."""
     try:
         layer = FourBit("nf4", True, "float32").layer(nn.Linear(64, 64))
         layer(torch.zeros(1, 64))
-    except Exception as error:  # of a binary that is missing, or of another device
+    except Exception as error:  # a missing binary, or one for another device
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

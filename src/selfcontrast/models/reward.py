@@ -1,4 +1,4 @@
-"""Reward models: a sequence classifier with one output that scores a response to a dialogue."""
+"""Reward models: sequence classifiers with one output that score a response to a dialogue."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from selfcontrast.data.example import Example, Message
 from selfcontrast.data.rendering import repeatable
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_weights, load_config, tokenizer_at
-from selfcontrast.models.hub import pinned
+from selfcontrast.models.hub import resolve_commit
 from selfcontrast.models.loading import DTYPES
-from selfcontrast.models.unread import Counts
+from selfcontrast.models.truncation import Counts
 from selfcontrast.models.weights import load_whole
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import note, noted
@@ -26,12 +26,12 @@ Response = tuple[Sequence[Message], str]
 LAST_TOKEN, PUBLISHED = "last_token", "published"
 
 Reward = Callable[[Sequence[Response]], NDArray[np.float32]]
-"""Rewards [n] of n responses, each given as (dialogue so far, response)."""
+"""A function from n responses, each as (dialogue so far, response), to rewards [n]."""
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A reward model at work. `unread` counts the tokens of dialogue and response, and those that are cut."""
+class LoadedRewardModel:
+    """A loaded reward model. `unread` counts the tokens of dialogue and response, and how many are truncated."""
 
     reward: Reward
     unread: Callable[[Sequence[Response]], Counts]
@@ -42,14 +42,14 @@ class Scorer:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """Any Hugging Face sequence classifier with one output and a chat template, by hub name or folder.
+    """A Hugging Face sequence classifier with one output and a chat template, by hub name or folder.
 
     Attributes:
-        max_tokens: of dialogue and response together; of longer ones the beginning is not read.
-        read_at: where in the row the reward is read. "last_token": at the end of the response. "published": where
-            Starling-RM's published code reads it, at the last position of the row padded to `max_tokens`. A padding
-            token stands there, at the position `max_tokens - 1`, and attends to the dialogue and the response. A longer
-            row keeps its first token and loses those after it; the reward is read at its last token.
+        max_tokens: of dialogue and response together; the beginning of longer ones is cut off.
+        read_at: position at which the reward is read. "last_token": the end of the response. "published": the last
+            position of the row padded to `max_tokens`, as in Starling-RM's published code. That is a padding token at
+            position `max_tokens - 1`, which attends to dialogue and response. A longer row keeps its first token and
+            its last ones, and the reward is read at its last token.
     """
 
     path: Text
@@ -63,32 +63,32 @@ class RewardModel:
     def __post_init__(self) -> None:
         check_numbers(self, "reward_model")
         if self.dtype not in DTYPES:
-            raise UserError(f"reward_model.dtype={self.dtype}: one of {', '.join(DTYPES)}")
+            raise UserError(f"reward_model.dtype={self.dtype} is unknown. Use one of {', '.join(DTYPES)}.")
         if self.read_at not in (LAST_TOKEN, PUBLISHED):
-            raise UserError(f"reward_model.read_at={self.read_at}: one of {LAST_TOKEN}, {PUBLISHED}")
+            raise UserError(f"reward_model.read_at={self.read_at} is unknown. Use {LAST_TOKEN} or {PUBLISHED}.")
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the rewards: settings and, for a folder, the hash of its content."""
-        own = {**fields_of(self), "revision": self.commit}
-        return {**own, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else own
+        """Return what determines the rewards: the settings and, for a folder, the hash of its content."""
+        settings = {**fields_of(self), "revision": self.commit}
+        return {**settings, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else settings
 
     @cached_property
     def commit(self) -> str | None:
-        """As `Pretrained.commit`."""
-        return pinned(self.path, self.revision, "reward_model")
+        """Return the commit that a hub model is loaded at, if known; else `revision`."""
+        return resolve_commit(self.path, self.revision, "reward_model")
 
     def check(self) -> None:
-        """Raises `UserError` for a folder that is missing, or whose config says that it gives no reward."""
+        """Raise `UserError` if the folder is missing or its config has more than one output."""
         folder = Path(self.path)
         if folder.is_dir():
             self._config()
             check_weights(folder, "reward_model.path")
         elif self.path.startswith((".", "/", "~")):
-            raise UserError(f"reward_model.path={self.path}: no such folder")
+            raise UserError(f"reward_model.path={self.path}: no such folder. Give a folder or a name on the hub.")
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """Render examples, where the model lies here. Raises `UserError` for a dialogue that its template refuses."""
-        from selfcontrast.data.renderable import check_tokenizer  # which reads data sets, and so this package
+        """Render examples if the model is in a folder. Raise `UserError` for a dialogue that its template rejects."""
+        from selfcontrast.data.renderable import check_tokenizer  # a cyclic import at the top of the file
 
         if Path(self.path).is_dir():
             check_tokenizer(self._tokenizer(), f"reward_model.path={self.path}", examples)
@@ -109,37 +109,37 @@ class RewardModel:
         @torch.inference_mode()
         def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
             rows = [self._cut(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
-            by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory fails early
+            by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first, to fail early
             rewards = np.empty(len(rows), dtype=np.float32)
             for begin in range(0, len(rows), self.batch_size):
-                chosen = by_length[begin : begin + self.batch_size]
-                padded = dict(tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt").to(device))
+                batch = by_length[begin : begin + self.batch_size]
+                padded = dict(tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt").to(device))
                 if self.read_at == PUBLISHED:
                     padded = self._with_last_position(padded, tokenizer.pad_token_id)
-                rewards[chosen] = model(**padded).logits[:, 0].float().cpu().numpy()
+                rewards[batch] = model(**padded).logits[:, 0].float().cpu().numpy()
             return rewards
 
         def unread(responses: Sequence[Response]) -> Counts:
             lengths = [len(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
             return np.array([[length, max(0, length - self.max_tokens)] for length in lengths], dtype=np.int64)
 
-        yield Scorer(reward, unread)
+        yield LoadedRewardModel(reward, unread)
 
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
-        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # as of every answer
+        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # all answers are stripped
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The tokens that are read of a dialogue and its response."""
+        """Truncate the tokens of a dialogue and its response."""
         if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
             return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
         return ids[-self.max_tokens :]
 
     def _with_last_position(self, padded: dict[str, Any], pad: int) -> dict[str, Any]:
-        """Put a padding token at the last of `max_tokens` positions.
+        """Append a padding token at the last of `max_tokens` positions.
 
-        No token attends to padding, so the positions between it and the response need not be computed.
+        No token attends to padding, so the padding between it and the response need not be computed.
         """
         from torch.nn.functional import pad as extend
 
@@ -155,8 +155,8 @@ class RewardModel:
         config = load_config(self.path, "reward_model.path", **options)
         if config.num_labels != 1:
             raise UserError(
-                f"reward_model.path={self.path} has {config.num_labels} outputs: a reward model is a sequence "
-                "classifier with one (num_labels=1)"
+                f"reward_model.path={self.path} has {config.num_labels} outputs. Use a sequence classifier with one "
+                "(num_labels=1)."
             )
         return config
 
@@ -169,13 +169,16 @@ class RewardModel:
         config = self._config()
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
-            raise UserError(f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues")
+            raise UserError(
+                f"reward_model.path={self.path}: its tokenizer has no chat template to render dialogues. "
+                "Add one to its folder."
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        what, dtype = f"reward_model.path={self.path}", getattr(torch, self.dtype)
-        model = load_whole(AutoModelForSequenceClassification, self.path, what, config=config, dtype=dtype, **options)
+        name, dtype = f"reward_model.path={self.path}", getattr(torch, self.dtype)
+        model = load_whole(AutoModelForSequenceClassification, self.path, name, config=config, dtype=dtype, **options)
         if content:
             content.check("reward_model.path")
-        # The reward is read at the last token that is not this one: with an id that no token has, at the last position.
+        # transformers reads the reward at the last token that is not padding; with an id that no token has, at the end.
         model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer

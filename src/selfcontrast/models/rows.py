@@ -1,8 +1,8 @@
-"""The other mode: every response in a row of its own, for models in which a shared prompt would not be exact.
+"""Compute every response in a separate row, for models in which a shared prompt would not be exact.
 
 Soft-capped attention logits, attention sinks, linear attention and convolutions are computed by the model itself, over
-rows of prompt and response. Rows of similar length form a batch, padded on the right: the models are causal, so that no
-token sees the padding behind it, and it needs no mask. Padding on the left would change a recurrent state.
+rows of prompt and response. Rows of similar length form a batch, padded on the right. The models are causal, so no
+token sees the padding behind it and no mask is needed. Padding on the left would change a recurrent state.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from selfcontrast.models.attention.blocks import Bucket, bucketed
 from selfcontrast.models.packing import Layout, to_device
 
 Rows = tuple[tuple[Bucket, ...], Tensor]
-"""Batches of rows, as indices into the packed row [T]; and [T] where a token's state lies in all batches, flattened."""
+"""Batches of rows, as indices into the packed row; and [T] each token's index in the flattened batches."""
 
 
 def why_unshared(model: nn.Module) -> str | None:
-    """What a causal model has that responses cannot share a prompt in; None where they can."""
+    """Return the feature of a causal model that prevents sharing a prompt; None if sharing is exact."""
     config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
     layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     reasons = {
@@ -26,23 +26,23 @@ def why_unshared(model: nn.Module) -> str | None:
         "attention sinks": any(name.endswith("sinks") for name, _ in model.named_parameters()),
         f"layers of type {', '.join(sorted(layers))}": layers,
         "convolutions": any(isinstance(module, nn.Conv1d) for module in model.modules()),
-        "attention of its own, outside transformers' AttentionInterface": not getattr(
+        "custom attention outside transformers' AttentionInterface": not getattr(
             model, "_supports_attention_backend", False
         ),
     }
-    return next((reason for reason, found in reasons.items() if found), None)
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def use_exact_attention(model: Any) -> None:
-    """Take the attention that honours soft caps: transformers' default for these models, SDPA, leaves them out."""
+    """Switch a model with soft caps to eager attention: transformers' default, SDPA, ignores the caps."""
     if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
 
 def forward_rows(decoder: nn.Module, input_ids: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states [T, D] of a packed row ([1, T] ids), each token's computed in a row of its own response.
+    """Return the last hidden states [T, D] of a packed row ([1, T] ids), computed in separate rows per response.
 
-    Where the layout shares a prompt, its states are those of the row of its first response.
+    The states of a shared prompt are those of the row of its first response.
     """
     if "rows" not in layout.memo:
         layout.memo["rows"] = _rows(layout)
@@ -66,7 +66,7 @@ def _rows(layout: Layout) -> Rows:
 
 
 def _unshared(layout: Layout) -> tuple[list[int], list[int]]:
-    """The packed row's tokens in rows of prompt and response, one after the other, and the rows' lengths."""
+    """Return indices of the packed row's tokens as concatenated rows of prompt and response, and the rows' lengths."""
     source: list[int] = []
     rows: list[int] = []
     lengths = iter(layout.lengths)

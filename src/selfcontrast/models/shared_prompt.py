@@ -1,12 +1,11 @@
-"""The mode for packed groups: each prompt is computed once, each response sees its prompt and itself.
+"""Attention for packed groups: each prompt is computed once, and each response attends to its prompt and itself.
 
-An attention function for transformers' `AttentionInterface`, so any decoder that uses that interface works
-unchanged: its linears, norms and MLPs run over the packed row, without padding.
+It is an attention function for transformers' `AttentionInterface`, so decoders that use this interface work unchanged.
+Their linear layers, norms and MLPs run over the packed row, without padding.
 
-The layout travels as a keyword argument of the decoder's forward, which transformers hands down to every
-attention call. Gradient checkpointing binds those arguments to the layer that it will recompute; a context
-variable would be gone by the time the backward pass does. For the same reason a model stays in this mode once
-it is set: without a layout, it is transformers' own SDPA attention.
+The layout is a keyword argument of the decoder's forward, which transformers passes to every attention call. Gradient
+checkpointing stores these arguments for the recomputation; a context variable would be reset by then. For the same
+reason a model stays in this mode. Without a layout it uses transformers' own SDPA attention.
 """
 
 from functools import partial
@@ -24,9 +23,9 @@ from selfcontrast.models.attention.choice import ATTENTIONS, choose
 from selfcontrast.models.packing import Layout
 from selfcontrast.models.rows import forward_rows, use_exact_attention, why_unshared
 
-# By the ways of attention that can be asked for, what transformers knows each by.
+# The name under which each implementation is registered in transformers.
 NAMES = {way: f"shared_prompt_{way}" for way in ATTENTIONS}
-# What a layer may ask of attention that is not computed here, by the keyword transformers passes it with.
+# Features of a layer that are not implemented here, by the keyword under which transformers passes them.
 _REFUSED = {
     "softcap": "soft-capped attention logits",
     "s_aux": "attention sinks",
@@ -35,13 +34,15 @@ _REFUSED = {
 
 
 def use_shared_prompt(model: nn.Module, attention: str | None = None) -> None:
-    """Puts a causal language model (or its peft wrapper) into this mode, for good.
+    """Switch a causal language model (or its peft wrapper) to shared-prompt attention, permanently.
 
-    A model that cannot compute a shared prompt exactly keeps its own attention: `forward_packed` then computes rows of
-    their own (`rows.py`).
+    A model that cannot share a prompt exactly keeps its attention; `forward_packed` then uses separate rows (`rows`).
 
-    `attention` is one of `ATTENTIONS`; without it, a model that is in this mode keeps its own, and another gets "auto".
-    Raises `UserError` for a model that is not causal.
+    Args:
+        attention: one of `ATTENTIONS`; None keeps a model's current one, or else uses "auto".
+
+    Raises:
+        UserError: if the model is not causal.
     """
     known = model.config._attn_implementation  # type: ignore[union-attr]
     if attention is None and known in NAMES.values():
@@ -55,40 +56,40 @@ def use_shared_prompt(model: nn.Module, attention: str | None = None) -> None:
 
 
 def check_causal(model: nn.Module) -> None:
-    """Raises `UserError` that names what a model has and no causal model may."""
+    """Raise `UserError` with the reason if a model is not causal."""
     config: Any = model.config
     reasons = {
         "an encoder": getattr(config, "is_encoder_decoder", False),
         "attention that is not causal": not getattr(config, "is_causal", True),
     }
-    for reason, found in reasons.items():
-        if found:
-            raise UserError(f"model type {config.model_type!r} has {reason}: choose a causal model, such as Llama.")
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"model type {config.model_type!r} has {reason}. Use a causal model, such as Llama.")
 
 
 def is_shared(model: nn.Module) -> bool:
-    """Whether a model is in this mode."""
+    """Return True if a model uses shared-prompt attention."""
     config: Any = model.config
     return config._attn_implementation in NAMES.values()
 
 
 def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states [T, D] of a packed row ([1, T] ids): in this mode, or else in rows of their own."""
+    """Return the last hidden states [T, D] of a packed row ([1, T] ids), with a shared prompt or else separate rows."""
     if not is_shared(decoder):
         return forward_rows(decoder, input_ids, layout)
-    # A mask that is already four-dimensional keeps transformers from building one of T x T; nobody reads it.
-    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+    # A four-dimensional mask keeps transformers from building one of T x T. It is never read.
+    dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     output = decoder(
         input_ids=input_ids,
         position_ids=position_ids,
-        attention_mask=unread,
+        attention_mask=dummy,
         use_cache=False,
         shared_prompt=layout,
     )
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, every row's blocks would be a graph of their own
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, the blocks of every row would give a new graph
 def _attention(  # noqa: PLR0913  # transformers' own arguments
     way: str,
     module: nn.Module,
@@ -102,14 +103,14 @@ def _attention(  # noqa: PLR0913  # transformers' own arguments
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, d], key and value [1, H or fewer, T, d] -> [1, T, H, d], as transformers wants it."""
+    """Map query [1, H, T, d], key and value [1, H or fewer, T, d] to [1, T, H, d], as transformers expects."""
     if shared_prompt is None:
         kwargs |= {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
     for keyword, reason in _REFUSED.items():
         if kwargs.get(keyword) is not None:
-            raise UserError(f"{type(module).__name__} has {reason}: choose a plain decoder, such as Llama.")
+            raise UserError(f"{type(module).__name__} has {reason}. Use a plain decoder, such as Llama.")
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -129,7 +130,7 @@ def _attention(  # noqa: PLR0913  # transformers' own arguments
 
 
 def _repeat(x: Tensor, repeats: int) -> Tensor:
-    """[1, H, T, d] -> [1, H * repeats, T, d]: grouped-query attention, spelt out."""
+    """Expand grouped-query heads: [1, H, T, d] -> [1, H * repeats, T, d]."""
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 

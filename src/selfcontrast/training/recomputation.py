@@ -11,7 +11,7 @@ from selfcontrast.models.attention import varlen
 Checkpointing = bool | Literal["selective"]
 
 _ATTENTION = {
-    varlen.merged._opoverload,
+    varlen.merged_attention._opoverload,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

@@ -1,4 +1,4 @@
-"""Batches of segments without masks: every token once, and mostly real."""
+"""Batches of segments without masks: every token occurs once, and padding is bounded."""
 
 import torch
 from hypothesis import given
@@ -12,7 +12,7 @@ GROUPS = st.lists(st.builds(Group, st.just("g"), TOKENS, TOKENS, st.lists(TOKENS
 
 
 @given(GROUPS)
-def test_every_token_lies_once_in_the_buckets(groups: list[Group]) -> None:
+def test_buckets_hold_every_token_once(groups: list[Group]) -> None:
     layout = pack(groups).layout
     batched = batches(layout)
     flat = torch.cat([bucket.tokens.flatten() for bucket in batched.buckets])
@@ -24,7 +24,7 @@ def test_every_token_lies_once_in_the_buckets(groups: list[Group]) -> None:
 
 
 @given(GROUPS)
-def test_a_row_of_a_bucket_is_one_segment_and_mostly_real(groups: list[Group]) -> None:
+def test_bucket_rows_are_single_segments_with_little_padding(groups: list[Group]) -> None:
     layout = pack(groups).layout
     for bucket in batches(layout).buckets:
         segments = layout.segment[bucket.tokens]

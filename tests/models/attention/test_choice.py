@@ -1,4 +1,4 @@
-"""Which way of attention runs where, and what is said about it."""
+"""The choice of the attention implementation, and its warnings."""
 
 import logging
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(choice, "_has_flash", lambda device: device.index != 1)  # GPU 1 is an old one
+def _empty_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(choice, "_has_flash", lambda device: device.index != 1)  # GPU 1 is too old
     choice._choose.cache_clear()
     yield
     choice._choose.cache_clear()
 
 
 def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """On "meta" tensors other devices need not be there."""
+    """Return a "meta" tensor that claims to be on another device."""
 
     class Elsewhere(Tensor):
         @property
@@ -35,13 +35,13 @@ def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "changes", "used", "reason"),
+    ("requested", "device", "changes", "used", "reason"),
     [
         ("auto", "cpu", {}, "blocks", None),
         ("auto", "cuda", {}, "varlen", None),
         ("auto", "cuda", {"dtype": torch.float16}, "varlen", None),
         ("auto", "cuda", {"dimensions": 256}, "varlen", None),
-        ("auto", "mps", {}, "masked", "CUDA's, and the model is on mps"),
+        ("auto", "mps", {}, "masked", "on mps"),
         ("auto", "cpu", {"dropout": 0.1}, "masked", "dropout"),
         ("auto", "cpu", {"window": 4}, "masked", "sliding window"),
         ("auto", "cuda", {"window": 4}, "flex", "sliding window"),
@@ -57,14 +57,14 @@ def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16
         ("flex", "cpu", {}, "blocks", "no backward pass on cpu"),
         ("flex", "cpu", {"window": 4}, "masked", "no backward pass on cpu"),
         ("varlen", "cpu", {}, "varlen", None),
-        ("varlen", "xpu", {}, "flex", "CUDA's, and the model is on xpu"),
-        ("blocks", "cuda", {}, "varlen", "CPU's, and the model is on cuda"),
+        ("varlen", "xpu", {}, "flex", "on xpu"),
+        ("blocks", "cuda", {}, "varlen", "on cuda"),
         ("masked", "cpu", {}, "masked", None),
         ("masked", "cuda", {"dropout": 0.1}, "masked", None),
     ],
 )
-def test_the_way_that_runs_and_why(
-    asked: str,
+def test_choose_returns_what_runs_and_logs_why(
+    requested: str,
     device: str,
     changes: dict[str, Any],
     used: str,
@@ -74,22 +74,22 @@ def test_the_way_that_runs_and_why(
     x = heads(device, changes.get("dimensions", 16), changes.get("dtype", torch.bfloat16))
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            assert choice.choose(asked, x, x, changes.get("dropout", 0.0), changes.get("window")) == used
+            assert choice.choose(requested, x, x, changes.get("dropout", 0.0), changes.get("window")) == used
     messages = [record.getMessage() for record in caplog.records]
     if reason is None:
         assert messages == []
     else:
-        (message,) = messages  # once, though it was asked twice
-        assert f"hardware.attention={asked}" in message
+        (message,) = messages  # one warning for two calls
+        assert f"hardware.attention={requested}" in message
         assert reason in message
         assert message.endswith(used)
 
 
-def test_values_of_another_size_than_queries() -> None:
+def test_choose_different_head_sizes_is_masked() -> None:
     assert choice.choose("auto", heads("cpu", 16), heads("cpu", 32), 0.0, None) == "masked"
 
 
-def test_another_reason_is_another_message(caplog: pytest.LogCaptureFixture) -> None:
+def test_choose_logs_every_reason(caplog: pytest.LogCaptureFixture) -> None:
     x = heads("cpu")
     choice.choose("auto", x, x, 0.1, None)
     choice.choose("auto", x, x, 0.0, 3)
@@ -97,14 +97,14 @@ def test_another_reason_is_another_message(caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("attention", choice.ATTENTIONS)
-def test_whatever_is_asked_for_a_model_computes_the_same(attention: str) -> None:
+def test_all_implementations_compute_the_same(attention: str) -> None:
     model, packed = tiny(CONFIGS["llama"]), pack(ragged(0))
     expected = response_log_probs(tiny(CONFIGS["llama"]), packed, 16)
     use_shared_prompt(model, attention)
     assert relative(response_log_probs(model, packed, 16), expected) <= 1e-5
 
 
-def test_the_choice_stays_until_another_is_made() -> None:
+def test_use_shared_prompt_keeps_the_previous_attention() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model, "masked")
     use_shared_prompt(model)

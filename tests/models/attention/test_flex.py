@@ -1,7 +1,7 @@
 """FlexAttention against the boolean mask and against padded rows.
 
-On a CPU its kernel has no backward pass, but its reference implementation has: with torch's own check for that out of
-the way, and compiled to plain tensor operations, it trains there too.
+Its kernel has no backward pass on a CPU, but its reference implementation has. These tests disable torch's check and
+compile it to plain tensor operations.
 """
 
 import random
@@ -30,12 +30,12 @@ WINDOWS = st.one_of(st.none(), st.integers(1, 12))
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
-    """FlexAttention for training on a CPU; counts what is compiled."""
+    """Enable FlexAttention with gradients on a CPU, and count compilations."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=True, backend=counter)))
     monkeypatch.setattr(choice, "obstacle", lambda *_: None)
-    caches = (choice._choose, flex_check.is_right, flex_check._report_limit)
+    caches = (choice._choose, flex_check.is_correct, flex_check._report_limit)
     torch._dynamo.reset()
     for function in caches:
         function.cache_clear()
@@ -45,23 +45,23 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacken
 
 
 def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
-    """A token sees itself and what comes before it in its own row, prompt and response, as far as the window goes."""
-    tokens = []  # of each: its group, its response (None in a prompt), its place in a row of its own
+    """Return the mask by definition: a token sees itself and its predecessors in a separate row, up to the window."""
+    tokens = []  # per token: group, response (None in a prompt), position in a separate row
     for number, group in enumerate(groups):
-        tokens += [(number, None, place) for place in range(len(group.prompt))]
+        tokens += [(number, None, i) for i in range(len(group.prompt))]
         for column, response in enumerate(group.responses):
-            tokens += [(number, column, len(group.prompt) + place) for place in range(len(response))]
+            tokens += [(number, column, len(group.prompt) + i) for i in range(len(response))]
     return [
         [
-            group == other_group and other_response in (None, response) and 0 <= place - other_place < (window or 1000)
-            for other_group, other_response, other_place in tokens
+            group == other_group and other_response in (None, response) and 0 <= i - j < (window or 1000)
+            for other_group, other_response, j in tokens
         ]
-        for group, response, place in tokens
+        for group, response, i in tokens
     ]
 
 
 @given(GROUPS, WINDOWS)
-def test_the_mask_is_what_rows_of_their_own_would_see(groups: list[Group], window: int | None) -> None:
+def test_mask_equals_the_definition(groups: list[Group], window: int | None) -> None:
     layout = pack(groups).layout
     expected = torch.tensor(by_definition(groups, window))
     row = torch.arange(len(expected))  # without the padding
@@ -73,8 +73,8 @@ def test_the_mask_is_what_rows_of_their_own_would_see(groups: list[Group], windo
     assert torch.equal(boolean, expected)
 
 
-def test_blocks_that_nothing_sees_are_left_out() -> None:
-    # Six segments of 128 tokens, a block of the mask each: itself in part, and the prompt in full.
+def test_block_mask_skips_empty_blocks() -> None:
+    # Six segments of 128 tokens, one block each. A response sees its own block in part and the prompt's in full.
     layout = pack([Group("a", [1] * 128, [2] * 128, [[3] * 128] * 4)]).layout
     made = flex.block_mask(layout, None)
     assert made.shape == (1, 1, 768, 768)
@@ -89,16 +89,16 @@ def heads(tokens: int, query_heads: int, key_heads: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("query_heads", "key_heads", "window"), [(4, 4, None), (4, 1, 40), (6, 2, None), (6, 2, 3)])
-def test_values_equal_the_masked_way(
+def test_attend_equals_masked(
     on_cpu: CompileCounterWithBackend, query_heads: int, key_heads: int, window: int | None
 ) -> None:
     long = Group("long", [1] * 150, [2] * 7, [[3] * 60, [4]])
     for groups in ([long], [*ragged(0), long], ragged(1)):
         layout = pack(groups).layout
         query, key, value = heads(len(layout.segment), query_heads, key_heads)
-        found = flex.attend(query, key, value, layout, 0.3, window)
+        actual = flex.attend(query, key, value, layout, 0.3, window)
         key, value = (x.repeat_interleave(query_heads // key_heads, dim=1) for x in (key, value))
-        torch.testing.assert_close(found, masked.attend(query, key, value, layout, 0.3, 0.0, window))
+        torch.testing.assert_close(actual, masked.attend(query, key, value, layout, 0.3, 0.0, window))
 
 
 def test_200_ragged_rows_compile_at_most_4_kernels(on_cpu: CompileCounterWithBackend) -> None:
@@ -110,7 +110,7 @@ def test_200_ragged_rows_compile_at_most_4_kernels(on_cpu: CompileCounterWithBac
     assert on_cpu.frame_count <= 4
 
 
-def test_padding_is_whole_blocks_and_sees_itself_alone() -> None:
+def test_padding_is_whole_blocks_and_sees_only_itself() -> None:
     layout = pack([Group("a", [1] * 100, [2] * 20, [[3] * 20])]).layout  # 140 tokens
     made = flex.block_mask(layout, None)
     assert made.shape == (1, 1, 256, 256)
@@ -122,24 +122,24 @@ def test_padding_is_whole_blocks_and_sees_itself_alone() -> None:
     assert not seen[:140, 140:].any()
 
 
-def test_a_limit_of_kernels_is_reported_and_the_masked_way_goes_on(
+def test_recompile_limit_falls_back_to_masked_and_warns(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(flex, "RECOMPILE_LIMIT", 1)
-    monkeypatch.setattr(flex_check, "is_right", lambda kind: True)
+    monkeypatch.setattr(flex_check, "is_correct", lambda kind: True)
     monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=False, backend=on_cpu)))
     plain, model = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"])
     use_shared_prompt(model, "flex")
     for length in (9, 110):  # one block, then three
         groups = [Group("a", [1] * length, [2] * length, [[3] * length])]
-        found, expected = response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)
-        assert relative(found, expected) <= 1e-5
+        actual, expected = response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)
+        assert relative(actual, expected) <= 1e-5
     (message,) = [r.getMessage() for r in caplog.records if "masked" in r.getMessage()]
     assert "1 times for 4 heads over 2 of 8 dimensions in float32" in message
 
 
 @pytest.mark.parametrize("fault", ["wrong", "broken"])
-def test_a_kind_that_is_wrong_falls_back_with_a_message(
+def test_wrong_kernel_falls_back_to_masked_and_warns(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     def faulty(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
@@ -152,15 +152,15 @@ def test_a_kind_that_is_wrong_falls_back_with_a_message(
     use_shared_prompt(model, "flex")
     assert relative(response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)) <= 1e-5
     (message,) = [r.getMessage() for r in caplog.records if "masked" in r.getMessage()]
-    assert ("does not compile: no kernel" if fault == "broken" else "differs from the masked way") in message
+    assert ("does not compile: no kernel" if fault == "broken" else "flex differs") in message
 
 
 @pytest.mark.parametrize("window", [False, True])
-def test_the_check_passes_where_flex_is_right(on_cpu: CompileCounterWithBackend, window: bool) -> None:
+def test_is_correct_passes_for_a_correct_kernel(on_cpu: CompileCounterWithBackend, window: bool) -> None:
     before = torch.get_rng_state()
-    kind = flex_check.Kind(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
-    with torch.no_grad():  # as where the reference is scored
-        assert flex_check.is_right(kind)
+    kind = flex_check.KernelSpec(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
+    with torch.no_grad():  # as in scoring the reference
+        assert flex_check.is_correct(kind)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -171,17 +171,17 @@ def test_gradients_equal_padded_rows(on_cpu: CompileCounterWithBackend, name: st
     if checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
-        found, expected = response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)
-        assert relative(found, expected) <= 1e-5
-        assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-5
+        actual, expected = response_log_probs(model, pack(groups), chunk_size=16), padded(plain, groups)
+        assert relative(actual, expected) <= 1e-5
+        assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-5
     assert on_cpu.frame_count > 0
 
 
-def test_the_mask_is_made_once_for_all_layers(
+def test_block_mask_is_built_once_for_all_layers(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(flex_check, "is_right", lambda kind: True)  # it makes masks of its own
+    monkeypatch.setattr(flex_check, "is_correct", lambda spec: True)  # the check builds masks, too
     create: Any = flex.create_block_mask
     monkeypatch.setattr(flex, "create_block_mask", lambda *a, **k: made.append(1) or create(*a, **k))
     model, packed = tiny(CONFIGS["mistral with a window shorter than the rows"]), pack(ragged(0))
@@ -189,7 +189,7 @@ def test_the_mask_is_made_once_for_all_layers(
     decoder: Any = model.model
     forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
     assert made == [1]
-    moved = packed.to("cpu")  # a mask belongs to its device: a row that moves makes its own
+    moved = packed.to("cpu")  # a mask belongs to its device, so a moved row builds a new one
     forward_packed(decoder, moved.input_ids, moved.position_ids, moved.layout)
     assert made == [1, 1]
 
@@ -202,7 +202,7 @@ def test_gradients_equal_padded_rows_on_a_gpu(name: str) -> None:
     use_shared_prompt(model, "flex")
     for groups in (ragged(0), ragged(1, (2,)), ragged(2, (9, 9, 9, 9))):
         packed, expected = pack(groups).to("cuda"), padded(plain, groups)
-        found = response_log_probs(model, packed, chunk_size=16)
-        assert relative(found.cpu(), expected) <= 1e-4
-        assert relative(gradients(model, found).cpu(), gradients(plain, expected)) <= 1e-4
-        assert packed.layout.memo  # it was FlexAttention
+        actual = response_log_probs(model, packed, chunk_size=16)
+        assert relative(actual.cpu(), expected) <= 1e-4
+        assert relative(gradients(model, actual).cpu(), gradients(plain, expected)) <= 1e-4
+        assert packed.layout.memo  # FlexAttention was used

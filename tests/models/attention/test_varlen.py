@@ -1,6 +1,6 @@
-"""Two calls of variable-length attention, merged: against the boolean mask, and against padded rows.
+"""Two merged calls of variable-length attention against the boolean mask and against padded rows.
 
-On a CPU the two calls are plain tensor operations (`varlen_plain`), which are checked against autograd.
+On a CPU the calls are plain tensor operations (`varlen_reference`), which are checked against autograd.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from padded import CONFIGS, gradients, padded, ragged, relative, tiny
-from selfcontrast.models.attention import masked, varlen, varlen_plain
+from selfcontrast.models.attention import masked, varlen, varlen_reference
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
@@ -23,24 +23,24 @@ HEADS = st.sampled_from([(2, 2), (4, 2), (3, 1)])  # of queries; of keys and val
 
 
 def assert_equals_masked(groups: list[Group], query_heads: int, key_heads: int, scale: float | None = 0.3) -> None:
-    """Output and all three gradients, in float64."""
+    """Compare output and all three gradients with masked attention, in float64."""
     layout = pack(groups).layout
     tokens, draw = len(layout.segment), torch.Generator().manual_seed(0)
     sizes = [(1, heads, tokens, 8) for heads in (query_heads, key_heads, key_heads)]
     inputs = [torch.randn(size, generator=draw, dtype=torch.float64, requires_grad=True) for size in sizes]
     query, key, value = inputs
     repeated = [x.repeat_interleave(query_heads // key_heads, dim=1) for x in (key, value)]
-    found = varlen.attend(query, key, value, layout, scale)
+    actual = varlen.attend(query, key, value, layout, scale)
     expected = masked.attend(query, *repeated, layout, scale)
-    grad = torch.randn(found.shape, generator=draw, dtype=torch.float64)
-    results = [found, *torch.autograd.grad(found, inputs, grad)]
-    for one, other in zip(results, [expected, *torch.autograd.grad(expected, inputs, grad)], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+    grad = torch.randn(actual.shape, generator=draw, dtype=torch.float64)
+    results = [actual, *torch.autograd.grad(actual, inputs, grad)]
+    for a, b in zip(results, [expected, *torch.autograd.grad(expected, inputs, grad)], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
 
 
 @settings(max_examples=60)
 @given(GROUPS, HEADS)
-def test_output_and_gradients_equal_the_masked_way(groups: list[Group], heads: tuple[int, int]) -> None:
+def test_attend_equals_masked(groups: list[Group], heads: tuple[int, int]) -> None:
     assert_equals_masked(groups, *heads)
 
 
@@ -56,19 +56,19 @@ def test_output_and_gradients_equal_the_masked_way(groups: list[Group], heads: t
     ids=lambda groups: groups[0].id,
 )
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)])
-def test_layouts_at_the_edges(groups: list[Group], heads: tuple[int, int]) -> None:
+def test_attend_equals_masked_at_edge_cases(groups: list[Group], heads: tuple[int, int]) -> None:
     assert_equals_masked(groups, *heads, scale=None)
 
 
-def test_a_plan_by_hand() -> None:
+def test_plan_by_hand() -> None:
     layout = pack(
         [Group("a", [1] * 4, [2] * 2, [[3]]), Group("b", [1], [2], []), Group("c", [1] * 2, [2], [[3]])]
     ).layout
     plan = varlen.plan(layout)
-    assert plan.own.queries.tolist() == plan.own.keys.tolist() == [0, 4, 6, 7, 9, 11, 12, 13]
-    assert plan.own.queries.dtype == torch.int32
-    assert plan.own.longest_query == plan.own.longest_key == 4
-    assert plan.own.causal
+    assert plan.segments.queries.tolist() == plan.segments.keys.tolist() == [0, 4, 6, 7, 9, 11, 12, 13]
+    assert plan.segments.queries.dtype == torch.int32
+    assert plan.segments.longest_query == plan.segments.longest_key == 4
+    assert plan.segments.causal
     assert plan.shared is not None
     over = plan.shared.sequences
     assert (over.queries.tolist(), over.keys.tolist()) == ([0, 3, 5], [0, 4, 6])
@@ -77,13 +77,13 @@ def test_a_plan_by_hand() -> None:
     assert plan.shared.prompts.tolist() == [0, 1, 2, 3, 9, 10]  # type: ignore[union-attr]
 
 
-def test_one_group_is_sliced_and_not_copied() -> None:
+def test_plan_of_one_group_uses_slices() -> None:
     shared = varlen.plan(pack([Group("a", [1] * 4, [2] * 2, [[3]])]).layout).shared
     assert shared is not None
     assert (shared.responses, shared.prompts) == (slice(4, 7), slice(0, 4))
 
 
-def test_a_plan_is_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_is_built_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     ends = varlen._ends
     monkeypatch.setattr(varlen, "_ends", lambda *a: made.append(1) or ends(*a))
@@ -94,12 +94,12 @@ def test_a_plan_is_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def separate(query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], list[int]], causal: bool) -> Tensor:
-    """Each sequence by torch's own attention."""
+    """Attend within each sequence by torch's own attention."""
     parts = []
     for i in range(len(ends[0]) - 1):
         q, k, v = (
-            x[own[i] : own[i + 1]].transpose(0, 1)[None]
-            for x, own in zip((query, key, value), (ends[0], ends[1], ends[1]), strict=True)
+            x[cut[i] : cut[i + 1]].transpose(0, 1)[None]
+            for x, cut in zip((query, key, value), (ends[0], ends[1], ends[1]), strict=True)
         )
         part = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
         parts.append(part[0].transpose(0, 1))
@@ -107,7 +107,7 @@ def separate(query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], l
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_plain_operations_against_autograd(causal: bool) -> None:
+def test_reference_equals_autograd(causal: bool) -> None:
     draw = torch.Generator().manual_seed(1)
     ends = ([0, 3, 4, 9], [0, 3, 4, 9] if causal else [0, 5, 6, 8])
     inputs = [
@@ -118,11 +118,11 @@ def test_the_plain_operations_against_autograd(causal: bool) -> None:
     expected = separate(*inputs, ends, causal)
     grad = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
     bare = [x.detach() for x in inputs]
-    output, lse = varlen_plain.forward(*bare, *cumulative, causal, None)
+    output, lse = varlen_reference.forward(*bare, *cumulative, causal, None)
     torch.testing.assert_close(output, expected)
-    found = varlen_plain.backward(grad, *bare, output, lse, *cumulative, causal, None)
-    for one, other in zip(found, torch.autograd.grad(expected, inputs, grad), strict=True):
-        torch.testing.assert_close(one, other)
+    actual = varlen_reference.backward(grad, *bare, output, lse, *cumulative, causal, None)
+    for a, b in zip(actual, torch.autograd.grad(expected, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def schema(name: str) -> dict[str, Any]:
     return {argument.name: str(argument.type) for argument in operation._schema.arguments}
 
 
-def test_torch_has_the_two_operations_as_they_are_called() -> None:
-    """By position up to the flags and random states, and `scale` by name: the same in torch 2.11 to 2.13."""
+def test_torch_operations_have_the_expected_schemas() -> None:
+    """Arguments are passed by position, and `scale` by name: the same in torch 2.11 to 2.13."""
     lengths = ["cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"]
     forward, backward = schema("_flash_attention_forward"), schema("_flash_attention_backward")
     assert list(forward)[:10] == ["query", "key", "value", *lengths, "return_debug_mask"]
@@ -154,22 +154,22 @@ def test_gradients_equal_padded_rows(name: str, checkpointing: bool) -> None:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
         packed = pack(groups)
-        found, expected = response_log_probs(model, packed, chunk_size=16), padded(plain, groups)
-        assert relative(found, expected) <= 1e-5
-        assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-5
+        actual, expected = response_log_probs(model, packed, chunk_size=16), padded(plain, groups)
+        assert relative(actual, expected) <= 1e-5
+        assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-5
         assert "varlen" in packed.layout.memo
 
 
-def test_gradients_equal_padded_rows_to_the_last_bits_in_float64() -> None:
+def test_gradients_equal_padded_rows_in_float64() -> None:
     config, groups = CONFIGS["gpt2"], ragged(3)
     plain, model = tiny(config, torch.float64), tiny(config, torch.float64)
     use_shared_prompt(model, "varlen")
-    found, expected = response_log_probs(model, pack(groups), chunk_size=7), padded(plain, groups)
-    assert relative(found, expected) <= 1e-13
-    assert relative(gradients(model, found), gradients(plain, expected)) <= 1e-12
+    actual, expected = response_log_probs(model, pack(groups), chunk_size=7), padded(plain, groups)
+    assert relative(actual, expected) <= 1e-13
+    assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-12
 
 
-def test_a_window_longer_than_every_row_is_full_attention() -> None:
+def test_window_longer_than_rows_uses_varlen() -> None:
     model, packed = tiny(CONFIGS["mistral"]), pack(ragged(0))  # a window of 4096
     use_shared_prompt(model, "varlen")
     response_log_probs(model, packed, 16)
@@ -178,7 +178,7 @@ def test_a_window_longer_than_every_row_is_full_attention() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlashAttention's own kernels")
 @pytest.mark.parametrize("heads", [(4, 4, 64), (4, 2, 96), (8, 1, 128)])
-def test_kernels_are_as_close_as_bfloat16_allows(heads: tuple[int, int, int]) -> None:
+def test_kernel_error_is_that_of_bfloat16(heads: tuple[int, int, int]) -> None:
     query_heads, key_heads, width = heads
     draw = torch.Generator().manual_seed(0)
     groups = [Group("a", [1] * 200, [2] * 30, [[3] * 50] * 4), Group("b", [1], [2], [[3]])]
@@ -188,7 +188,7 @@ def test_kernels_are_as_close_as_bfloat16_allows(heads: tuple[int, int, int]) ->
     expected = varlen.attend(exact[0], exact[1], exact[2], layout, None)
     grad = torch.randn(expected.shape, generator=draw).bfloat16()
     inputs = [x.detach().bfloat16().cuda().requires_grad_() for x in exact]
-    found = varlen.attend(inputs[0], inputs[1], inputs[2], layout.to("cuda"), None)
-    results = [found, *torch.autograd.grad(found, inputs, grad.cuda())]
-    for one, other in zip(results, [expected, *torch.autograd.grad(expected, exact, grad.double())], strict=True):
-        assert relative(one.double().cpu(), other) <= 1e-2
+    actual = varlen.attend(inputs[0], inputs[1], inputs[2], layout.to("cuda"), None)
+    results = [actual, *torch.autograd.grad(actual, inputs, grad.cuda())]
+    for a, b in zip(results, [expected, *torch.autograd.grad(expected, exact, grad.double())], strict=True):
+        assert relative(a.double().cpu(), b) <= 1e-2

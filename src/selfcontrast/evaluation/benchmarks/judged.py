@@ -14,7 +14,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.judges import Judge, Judgment
 from selfcontrast.evaluation.judges.panel import disagreement, has_verifier
-from selfcontrast.models.unread import Counts, report_unread
+from selfcontrast.models.truncation import Counts, report_unread
 from selfcontrast.store import fields_of
 from selfcontrast.store.content import Content
 

@@ -21,7 +21,7 @@ from selfcontrast.evaluation.contamination import user_text
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import Interval, mean_interval, paired_difference, rate_interval
 from selfcontrast.files import EVALUATION
-from selfcontrast.models.unread import unread
+from selfcontrast.models.truncation import unread
 
 GRADINGS = ("single", "pairwise")
 CATEGORY = "category "  # how the names of a category's lines begin

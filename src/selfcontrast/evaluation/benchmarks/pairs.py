@@ -23,7 +23,7 @@ from selfcontrast.evaluation.statistics import (
     rate_interval,
 )
 from selfcontrast.evaluation.statistics.position import favours_first, flips
-from selfcontrast.models.unread import unread
+from selfcontrast.models.truncation import unread
 
 SFT = "SFT"
 EQUAL_LENGTH = "win rate at equal length"

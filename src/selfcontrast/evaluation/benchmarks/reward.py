@@ -17,7 +17,7 @@ from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.statistics import mean_interval, win_rate
 from selfcontrast.models.reward import Response, RewardModel
-from selfcontrast.models.unread import report_unread, unread
+from selfcontrast.models.truncation import report_unread, unread
 
 REWARDS = "rewards.parquet"
 SFT = "SFT"

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 from selfcontrast.data.example import Example, Message, Verifier
 from selfcontrast.evaluation.judges.budget import Budget
-from selfcontrast.models.unread import Counts
+from selfcontrast.models.truncation import Counts
 
 Status = Literal["ok", "out_of_range", "unparsable", "refused", "api_error", "truncated"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -101,7 +101,7 @@ Judging = Callable[[Sequence[Case]], list[Judgment]]
 
 @dataclass(frozen=True)
 class Counting:
-    """A judge at work that counts how much of the cases it does not read (`models.unread`)."""
+    """A judge at work that counts how much of the cases it does not read (`models.truncation`)."""
 
     judge: Judging
     unread: Callable[[Sequence[Case]], Counts]

@@ -20,7 +20,7 @@ from selfcontrast.evaluation.judges.judgment import (
     Surroundings,
 )
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
-from selfcontrast.models.unread import Counts, unread
+from selfcontrast.models.truncation import Counts, unread
 from selfcontrast.store import settings_of
 
 

@@ -17,7 +17,7 @@ from selfcontrast.evaluation.judges.judgment import Case, Judgment, Surroundings
 from selfcontrast.evaluation.judges.ledger import Ledger
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.evaluation.judges.verdicts import VERDICTS, read_verdict, weighed
-from selfcontrast.models.unread import Counts
+from selfcontrast.models.truncation import Counts
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from selfcontrast.data.example import Verifier
 from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
 from selfcontrast.evaluation.judges.verdicts import from_scores
 from selfcontrast.models.reward import Response, RewardModel
-from selfcontrast.models.unread import unread
+from selfcontrast.models.truncation import unread
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Attention over packed groups, in three ways that compute the same; `choice` says which one runs where."""
+"""Implementations of attention over packed groups. They compute the same; `choice` selects one."""

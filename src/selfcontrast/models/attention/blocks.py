@@ -1,9 +1,9 @@
-"""Attention in blocks that hold nothing masked, by the CPU's flash kernel, which returns the log-sum-exp.
+"""Attention in blocks without a mask, by the CPU's flash kernel, which returns the log-sum-exp.
 
-Every segment (prompt or response) attends to itself causally, in buckets of similar length; the responses of a group,
-side by side, attend to the whole prompt. The two are merged by their log-sum-exps. In the backward pass each block is
-given the *merged* output and log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so that
-its gradients are this block's share of the exact ones.
+Every segment (prompt or response) attends to itself causally, in buckets of similar length. The responses of a group,
+concatenated, attend to the whole prompt. The two results are merged by their log-sum-exps. The backward pass gives each
+block the *merged* output and log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so its
+gradients are this block's part of the exact ones.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from selfcontrast.models.packing import Layout
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Segments are padded to the longest of their bucket: no more than a quarter of it is padding.
+# Segments are padded to the longest of their bucket; at most a quarter is padding.
 _FILL = 0.75
 
 
@@ -28,7 +28,7 @@ class Bucket:
 
     Attributes:
         tokens: [n, L] index into the packed row; padding repeats a segment's last token.
-        padding: [n, L] bool, or None where the segments are of one length.
+        padding: [n, L] bool; None if all segments have the same length.
     """
 
     tokens: Tensor
@@ -40,8 +40,8 @@ class Batches:
     """The segments of a packed row of T tokens as batches without masks.
 
     Attributes:
-        buckets: every segment, in exactly one bucket.
-        slot: [T] where a token lies in the buckets, flattened and concatenated.
+        buckets: every segment is in exactly one bucket.
+        slot: [T] each token's index in the flattened, concatenated buckets.
     """
 
     buckets: tuple[Bucket, ...]
@@ -49,7 +49,7 @@ class Batches:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
-    """query, key and value [1, H, T, d] -> [1, T, H, d]."""
+    """Map query, key and value [1, H, T, d] to [1, T, H, d]."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     output: Tensor = _Blocks.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
     return output[None]
@@ -59,12 +59,12 @@ def batches(layout: Layout) -> Batches:
     """Batch the segments of a row by length; computed once for all layers."""
     if "blocks" not in layout.memo:
         layout.memo["blocks"] = Batches(*bucketed(layout.lengths))
-    made: Batches = layout.memo["blocks"]
-    return made
+    cached: Batches = layout.memo["blocks"]
+    return cached
 
 
 def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
-    """Segments of these lengths, one after the other in a row of T tokens, as buckets; and [T] each token's slot."""
+    """Sort consecutive segments of these lengths (T tokens in all) into buckets; return them and [T] slots."""
     buckets = _buckets(lengths)
     slot = torch.empty(sum(lengths), dtype=torch.long)
     taken = 0
@@ -78,7 +78,7 @@ def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
 
 
 def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:
-    """Batch segments of these lengths, in the row's order, with the ones nearest in length."""
+    """Batch segments of these lengths, given in the row's order, with those of similar length."""
     lengths = torch.tensor(segments)
     ends = lengths.cumsum(0)
     order = lengths.argsort(descending=True, stable=True)
@@ -97,7 +97,7 @@ def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
-        """[T, H, d] -> [T, H, d]."""
+        """Map query, key and value [T, H, d] to [T, H, d]."""
         outputs, sums, batched = [], [], batches(layout)
         for bucket in batched.buckets:
             blocks = [_batch(x, bucket.tokens) for x in (query, key, value)]
@@ -107,12 +107,14 @@ class _Blocks(torch.autograd.Function):
         output, lse = torch.cat(outputs)[batched.slot], torch.cat(sums)[batched.slot]
         for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
-            other, other_lse = _flash(_row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale)
-            own, own_lse = output[responses], lse[responses]
-            other, other_lse = other[0].transpose(0, 1), other_lse[0].transpose(0, 1)
-            share = torch.sigmoid(other_lse - own_lse)[..., None]
-            own.lerp_(other, share.to(own.dtype))
-            lse[responses] = torch.logaddexp(own_lse, other_lse)
+            prompt_output, prompt_lse = _flash(
+                _row(query[responses]), _row(key[prompt]), _row(value[prompt]), scale=scale
+            )
+            self_output, self_lse = output[responses], lse[responses]
+            prompt_output, prompt_lse = prompt_output[0].transpose(0, 1), prompt_lse[0].transpose(0, 1)
+            weight = torch.sigmoid(prompt_lse - self_lse)[..., None]
+            self_output.lerp_(prompt_output, weight.to(self_output.dtype))
+            lse[responses] = torch.logaddexp(self_lse, prompt_lse)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.layout, ctx.scale = layout, scale
         return output
@@ -128,24 +130,24 @@ class _Blocks(torch.autograd.Function):
             sums = lse[bucket.tokens].transpose(1, 2)
             if bucket.padding is not None:
                 blocks[0].masked_fill_(bucket.padding[:, None, :, None], 0.0)
-            found = _flash_backward(*blocks, sums, 0.0, True, scale=scale)
-            parts.append(tuple(x.transpose(1, 2).flatten(0, 1) for x in found))
+            grads = _flash_backward(*blocks, sums, 0.0, True, scale=scale)
+            parts.append(tuple(x.transpose(1, 2).flatten(0, 1) for x in grads))
         totals = [torch.cat(part)[batched.slot] for part in zip(*parts, strict=True)]
         for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
             taken = (responses, responses, prompt, prompt, responses)
             blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), taken, strict=True)]
-            found = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
-            for total, at, share in zip(totals, (responses, prompt, prompt), found, strict=True):
-                total[at] += share[0].transpose(0, 1)
+            grads = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
+            for total, at, part in zip(totals, (responses, prompt, prompt), grads, strict=True):
+                total[at] += part[0].transpose(0, 1)
         return (*totals, None, None)
 
 
 def _batch(x: Tensor, tokens: Tensor) -> Tensor:
-    """[T, H, d] at [n, L] -> [n, H, L, d]."""
+    """Gather [T, H, d] at [n, L] -> [n, H, L, d]."""
     return x[tokens].transpose(1, 2)
 
 
 def _row(x: Tensor) -> Tensor:
-    """[t, H, d] -> [1, H, t, d]; [t, H] -> [1, H, t]."""
+    """Transpose [t, H, d] -> [1, H, t, d], or [t, H] -> [1, H, t]."""
     return x.transpose(0, 1)[None]

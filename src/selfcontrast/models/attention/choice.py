@@ -1,9 +1,9 @@
-"""Choose the way of attention: the requested one where it can run, else the fastest one that can, with a message.
+"""Choose the implementation of attention: the requested one if it can run, else the fastest that can, with a warning.
 
-blocks   the CPU's flash kernel on blocks without a mask; exact and fast, nothing but plain attention
-varlen   variable-length flash attention on a GPU, in bfloat16 or float16; nothing is compiled (on a CPU: for tests)
-flex     FlexAttention on a GPU, compiled; float32 and sliding windows too
-masked   a boolean mask per group; everything, slowly
+blocks   the CPU's flash kernel on blocks without a mask: exact and fast, for plain attention only
+varlen   variable-length flash attention on a GPU, in bfloat16 or float16, not compiled (on a CPU for tests only)
+flex     FlexAttention on a GPU, compiled; supports float32 and sliding windows
+masked   a boolean mask per group; supports everything, slowly
 auto     blocks on a CPU, varlen on a GPU
 """
 
@@ -21,8 +21,8 @@ TRAINS_ON = {"cpu": ("auto", "blocks", "masked"), "cuda": ("auto", "varlen", "fl
 log = logging.getLogger(__name__)
 
 
-class Heads(NamedTuple):
-    """What a way of attention is asked to compute."""
+class AttentionSpec(NamedTuple):
+    """The properties of attention that decide which implementation can run."""
 
     device: "torch.device"
     dtype: "torch.dtype"
@@ -33,67 +33,67 @@ class Heads(NamedTuple):
 
 
 def choose(requested: str, query: "Tensor", value: "Tensor", dropout: float, window: int | None) -> str:
-    """blocks, varlen, flex or masked, for these heads [1, H, T, d]. A request that cannot run is logged once."""
-    heads = Heads(query.device, query.dtype, query.shape[-1], value.shape[-1], dropout > 0, window is not None)
-    return _choose(requested, heads)
+    """Return blocks, varlen, flex or masked for these heads [1, H, T, d]. A request that cannot run is logged once."""
+    spec = AttentionSpec(query.device, query.dtype, query.shape[-1], value.shape[-1], dropout > 0, window is not None)
+    return _choose(requested, spec)
 
 
 @cache
-def _choose(requested: str, heads: Heads) -> str:
-    fastest = ("blocks",) if heads.device.type == "cpu" else ("varlen", "flex")
-    wanted = fastest[0] if requested == "auto" else requested
-    obstacles = {way: obstacle(way, heads) for way in (wanted, *fastest, "masked")}
-    used: str = next(way for way, reason in obstacles.items() if reason is None)
-    if used != wanted:
-        reason = obstacles[wanted]
-        log.warning("hardware.attention=%s: %s cannot run here (%s), so it is %s", requested, wanted, reason, used)
+def _choose(requested: str, spec: AttentionSpec) -> str:
+    fastest = ("blocks",) if spec.device.type == "cpu" else ("varlen", "flex")
+    preferred = fastest[0] if requested == "auto" else requested
+    obstacles = {name: obstacle(name, spec) for name in (preferred, *fastest, "masked")}
+    used: str = next(name for name, reason in obstacles.items() if reason is None)
+    if used != preferred:
+        reason = obstacles[preferred]
+        log.warning("hardware.attention=%s: %s cannot run here (%s). Using %s", requested, preferred, reason, used)
     return used
 
 
-def obstacle(way: str, heads: Heads) -> str | None:
-    """Why this way cannot compute that, or None where it can."""
+def obstacle(name: str, spec: AttentionSpec) -> str | None:
+    """Return why this implementation cannot run, or None if it can."""
     import torch
 
-    device, widths = heads.device.type, (heads.query_width, heads.value_width)
+    device, widths = spec.device.type, (spec.query_width, spec.value_width)
     no_window = "it has no sliding window, and the model's is shorter than the rows"
-    other_width = "the values' heads are of another size than the queries'"
+    other_width = "value heads and query heads differ in size"
     reasons: dict[str, dict[str, bool]] = {
         "blocks": {
-            f"its kernel is the CPU's, and the model is on {device}": device != "cpu",
-            "it has no attention dropout": heads.dropout,
-            no_window: heads.window,
+            f"its kernel needs a CPU, and the model is on {device}": device != "cpu",
+            "it has no attention dropout": spec.dropout,
+            no_window: spec.window,
             other_width: widths[0] != widths[1],
         },
         "varlen": {
-            f"its kernels are CUDA's, and the model is on {device}": device not in ("cuda", "cpu"),
-            "it has no attention dropout": heads.dropout,
-            no_window: heads.window,
+            f"its kernels need CUDA, and the model is on {device}": device not in ("cuda", "cpu"),
+            "it has no attention dropout": spec.dropout,
+            no_window: spec.window,
             other_width: widths[0] != widths[1],
-            **(_cuda_obstacles(heads) if device == "cuda" else {}),
+            **(_cuda_obstacles(spec) if device == "cuda" else {}),
         },
         "flex": {
             f"it has no backward pass on {device}": device not in ("cuda", "xpu"),
-            "it has no attention dropout": heads.dropout,
+            "it has no attention dropout": spec.dropout,
             "its kernels need heads of 16 dimensions or more": min(widths) < 16,
-            "its kernels have no float64": heads.dtype == torch.float64,
+            "its kernels have no float64": spec.dtype == torch.float64,
         },
         "masked": {},
     }
-    return next((reason for reason, holds in reasons[way].items() if holds), None)
+    return next((reason for reason, holds in reasons[name].items() if holds), None)
 
 
-def _cuda_obstacles(heads: Heads) -> dict[str, bool]:
-    """What FlashAttention's kernels lack."""
+def _cuda_obstacles(spec: AttentionSpec) -> dict[str, bool]:
+    """Return the limits of FlashAttention's kernels, and whether each applies."""
     import torch
 
-    half = heads.dtype in (torch.bfloat16, torch.float16)
+    half = spec.dtype in (torch.bfloat16, torch.float16)
     return {
-        f"its kernels compute in bfloat16 or float16, not in {str(heads.dtype).removeprefix('torch.')}": not half,
+        f"its kernels compute in bfloat16 or float16, not in {str(spec.dtype).removeprefix('torch.')}": not half,
         "its kernels need heads of a multiple of 8 and at most 256 dimensions": (
-            heads.query_width % 8 > 0 or heads.query_width > 256
+            spec.query_width % 8 > 0 or spec.query_width > 256
         ),
         "its kernels need a GPU of compute capability 8.0 (Ampere) and a torch that was built with them": (
-            not _has_flash(heads.device)
+            not _has_flash(spec.device)
         ),
     }
 

@@ -1,8 +1,8 @@
-"""FlexAttention: one compiled kernel over the whole packed row, which skips the blocks of it that nothing sees.
+"""FlexAttention: one compiled kernel over the whole packed row, which skips fully masked blocks.
 
-For GPUs, where `varlen` cannot run. Compiled for all lengths at once, because T changes with every pass. (A second time
-or a third where the mask's blocks happen to be one, or as many as the heads: torch takes such sizes apart.) Rows are
-padded to whole blocks: at other lengths the compiled backward pass asserts or returns NaN (pytorch/pytorch#153799).
+It is for GPUs on which `varlen` cannot run. It is compiled for dynamic lengths, because T changes with every pass.
+torch compiles it again if the number of mask blocks is one or equals the number of heads. Rows are padded to whole
+blocks: at other lengths the compiled backward pass asserts or returns NaN (pytorch/pytorch#153799).
 """
 
 from collections.abc import Callable
@@ -19,16 +19,17 @@ from selfcontrast.models.packing import Layout
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 128  # tokens
-KERNEL_OPTIONS: dict[str, int | bool] = {}  # torch's own choice: `make gpu-check` measures others
-RECOMPILE_LIMIT = 32  # kernels; torch's own limit of 8 ends in attention without one
+KERNEL_OPTIONS: dict[str, int | bool] = {}  # empty: torch's defaults. `make gpu-check` measures others
+RECOMPILE_LIMIT = 32  # kernels; beyond torch's default of 8 it would silently run without a kernel
 
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, window: int | None = None
 ) -> Tensor:
-    """query [1, H, T, d], key and value [1, H or fewer, T, d] -> [1, T, H, d].
+    """Map query [1, H, T, d], key and value [1, H or fewer, T, d] to [1, T, H, d].
 
-    Raises `FailOnRecompileLimitHit` where torch would go on without a kernel, in T x T memory.
+    Raises:
+        FailOnRecompileLimitHit: instead of running without a kernel, in T x T memory.
     """
     tokens = query.shape[2]
     q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, -tokens % BLOCK)) for x in (query, key, value))
@@ -41,22 +42,22 @@ def attend(
 
 
 def block_mask(layout: Layout, window: int | None) -> BlockMask:
-    """What a padded row's tokens see of it, in blocks of 128 x 128; made once per pass, for all of its layers."""
+    """Return the mask of a padded row in blocks of 128 x 128; built once per pass, for all layers."""
     if ("flex", window) not in layout.memo:
         tokens, device = len(layout.segment), layout.segment.device
         padded = tokens + -tokens % BLOCK
-        # Uncompiled, it would build the mask of T x T; on a CPU, where it is only tested, that is no matter.
+        # Uncompiled, it builds the mask of T x T, which is acceptable in tests on a CPU.
         create = create_block_mask if device.type == "cpu" else _compiled(create_block_mask)
         layout.memo["flex", window] = create(mask(layout, window), None, None, padded, padded, device=device)
-    made: BlockMask = layout.memo["flex", window]
-    return made
+    cached: BlockMask = layout.memo["flex", window]
+    return cached
 
 
 def mask(layout: Layout, window: int | None) -> Mask:
-    """Whether token q of the padded row sees token k: of its own segment or its prompt, within the window before it.
+    """Return a function that tells whether token q of the padded row sees token k.
 
-    Padding is a segment of its own, so that every token sees at least itself. Written with indices into tensors alone,
-    so that neither another row nor another window is a new kernel.
+    A token sees its own segment and its prompt, up to the window. Padding is a separate segment, so every token sees at
+    least itself. The function only indexes tensors, so that other rows and windows reuse the kernel.
     """
     tokens = len(layout.segment)
     filler = torch.arange(-tokens % BLOCK, device=layout.segment.device)

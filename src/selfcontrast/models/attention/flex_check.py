@@ -1,7 +1,7 @@
-"""Compare FlexAttention with the masked way once per kind of heads, before it is relied on.
+"""Compare FlexAttention with masked attention once per kernel before using it.
 
-Its kernels are generated, and some torch versions generate wrong ones for some sizes. A kind that differs, or does not
-compile, is computed the masked way, and a message says so.
+Its kernels are generated, and some torch versions generate wrong ones for some sizes. If a kernel differs or does not
+compile, masked attention is used, and a warning is logged.
 """
 
 import logging
@@ -14,14 +14,14 @@ from torch import Tensor
 from selfcontrast.models.attention import flex, masked
 from selfcontrast.models.packing import Group, Layout, pack
 
-# Largest error relative to the masked way in float32, of output and gradients together.
+# Largest relative error of output and gradients, compared with masked attention in float32.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 log = logging.getLogger(__name__)
 
 
-class Kind(NamedTuple):
-    """What a kernel is generated for."""
+class KernelSpec(NamedTuple):
+    """The properties that a kernel is generated for."""
 
     device: torch.device
     dtype: torch.dtype
@@ -35,62 +35,62 @@ class Kind(NamedTuple):
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, window: int | None
 ) -> Tensor | None:
-    """Attend by FlexAttention, query [1, H, T, d] -> [1, T, H, d]; None where the masked way must do it."""
+    """Attend by FlexAttention, query [1, H, T, d] -> [1, T, H, d]; None if masked attention must be used."""
     widths = query.shape[-1], value.shape[-1]
-    kind = Kind(query.device, query.dtype, query.shape[1], key.shape[1], *widths, window is not None)
-    if not is_right(kind):
+    spec = KernelSpec(query.device, query.dtype, query.shape[1], key.shape[1], *widths, window is not None)
+    if not is_correct(spec):
         return None
     try:
         return flex.attend(query, key, value, layout, scale, window)
     except torch._dynamo.exc.FailOnRecompileLimitHit:
-        _report_limit(kind)
+        _report_limit(spec)
         return None
 
 
 @cache
-def is_right(kind: Kind) -> bool:
-    """Whether output and gradients equal the masked way's on a small row."""
+def is_correct(spec: KernelSpec) -> bool:
+    """Return True if output and gradients equal those of masked attention on a small row."""
     try:
-        error = _error(kind)
-        reason = f"differs from the masked way by {error:.2g}"
+        error = _error(spec)
+        reason = f"differs from masked attention by {error:.2g}"
     except Exception as failure:  # compilers fail in many ways
         error, reason = float("inf"), f"does not compile: {failure}".partition("\n")[0][:200]
-    right = error <= TOLERANCE.get(kind.dtype, 1e-4)
-    if not right:
-        log.warning("hardware.attention: flex %s for %s, so it is masked, which is slow", reason, _describe(kind))
-    return right
+    correct = error <= TOLERANCE.get(spec.dtype, 1e-4)
+    if not correct:
+        log.warning("hardware.attention: flex %s for %s. Using masked, which is slow", reason, _describe(spec))
+    return correct
 
 
 @cache
-def _report_limit(kind: Kind) -> None:
+def _report_limit(spec: KernelSpec) -> None:
     log.warning(
-        "hardware.attention: flex was compiled %d times for %s; where that is not enough, it is masked, which is slow",
+        "hardware.attention: flex was compiled %d times for %s. Further shapes use masked, which is slow",
         flex.RECOMPILE_LIMIT,
-        _describe(kind),
+        _describe(spec),
     )
 
 
-def _describe(kind: Kind) -> str:
-    heads = f"{kind.query_heads} heads over {kind.key_heads} of {kind.query_width} dimensions"
-    return f"{heads} in {str(kind.dtype).removeprefix('torch.')}{' with a sliding window' if kind.window else ''}"
+def _describe(spec: KernelSpec) -> str:
+    heads = f"{spec.query_heads} heads over {spec.key_heads} of {spec.query_width} dimensions"
+    return f"{heads} in {str(spec.dtype).removeprefix('torch.')}{' with a sliding window' if spec.window else ''}"
 
 
-def _error(kind: Kind) -> float:
-    """Relative distance of output and gradients; leaves random states as they were."""
+def _error(spec: KernelSpec) -> float:
+    """Return the largest relative error of output and gradients, without changing random states."""
     groups = [Group("a", [1] * 150, [2] * 9, [[3] * 70, [4]]), Group("b", [1] * 5, [2] * 3, [])]
     layout, draw = pack(groups).layout, torch.Generator().manual_seed(0)
-    tokens, window = len(layout.segment), 40 if kind.window else None
+    tokens, window = len(layout.segment), 40 if spec.window else None
     sizes = [
-        (kind.query_heads, kind.query_width),
-        (kind.key_heads, kind.query_width),
-        (kind.key_heads, kind.value_width),
+        (spec.query_heads, spec.query_width),
+        (spec.key_heads, spec.query_width),
+        (spec.key_heads, spec.value_width),
     ]
     inputs = [torch.randn(1, heads, tokens, width, generator=draw) for heads, width in sizes]
-    grad = torch.randn(1, tokens, kind.query_heads, kind.value_width, generator=draw)
-    exact = _with_gradients(inputs, grad, layout, window, torch.device("cpu"), torch.float32, by_flex=False)
-    found = _with_gradients(inputs, grad, layout, window, kind.device, kind.dtype, by_flex=True)
-    pairs = [(one.float().cpu(), other) for one, other in zip(found, exact, strict=True)]
-    return max(float((one - other).norm() / other.norm()) for one, other in pairs)
+    grad = torch.randn(1, tokens, spec.query_heads, spec.value_width, generator=draw)
+    expected = _with_gradients(inputs, grad, layout, window, torch.device("cpu"), torch.float32, by_flex=False)
+    results = _with_gradients(inputs, grad, layout, window, spec.device, spec.dtype, by_flex=True)
+    pairs = [(result.float().cpu(), exact) for result, exact in zip(results, expected, strict=True)]
+    return max(float((result - exact).norm() / exact.norm()) for result, exact in pairs)
 
 
 def _with_gradients(
@@ -102,15 +102,15 @@ def _with_gradients(
     dtype: torch.dtype,
     by_flex: bool,
 ) -> list[Tensor]:
-    # Hooks of its own: the first layer may be under gradient checkpointing, which counts what is saved.
-    apart = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False), apart:
-        own = [x.to(device, dtype).requires_grad_() for x in inputs]
-        query, key, value = own
+    # Separate hooks: the first layer may be under gradient checkpointing, which counts saved tensors.
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False), hooks:
+        leaves = [x.to(device, dtype).requires_grad_() for x in inputs]
+        query, key, value = leaves
         if by_flex:
             output = flex.attend(query, key, value, layout.to(device), None, window)
         else:
             repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
             output = masked.attend(query, key, value, layout, None, 0.0, window)
-        return [output.detach(), *torch.autograd.grad(output, own, grad.to(device, dtype))]
+        return [output.detach(), *torch.autograd.grad(output, leaves, grad.to(device, dtype))]

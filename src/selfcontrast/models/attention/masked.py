@@ -1,4 +1,4 @@
-"""Group by group with a boolean mask: on any device, with dropout and sliding windows; the slowest way."""
+"""Masked attention, group by group: on any device, with dropout and sliding windows; the slowest implementation."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def attend(
     dropout: float = 0.0,
     window: int | None = None,
 ) -> Tensor:
-    """query, key and value [1, H, T, d] -> [1, T, H, d]."""
+    """Map query, key and value [1, H, T, d] to [1, T, H, d]."""
     outputs = []
     for start, _, end in layout.groups:
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
@@ -27,7 +27,7 @@ def attend(
 
 
 def visible(layout: Layout, group: slice, window: int | None) -> Tensor:
-    """[t, t] bool: which tokens of a group (columns) each of its tokens (rows) sees."""
+    """Return the mask of a group, [t, t] bool: True where a token (row) sees another (column)."""
     segment, position = layout.segment[group], layout.position[group]
     distance = position[:, None] - position
     seen = (segment[:, None] == segment) | (segment == segment[0])

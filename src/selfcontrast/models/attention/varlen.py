@@ -1,11 +1,11 @@
 """Attention by two calls of variable-length flash attention, merged by their log-sum-exps; the default on a GPU.
 
-The first call is causal over every segment's own tokens (prompts and responses). In the second the responses of a
-group, as one query sequence, attend to their whole prompt. In the backward pass both calls are given the *merged*
-output and log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so that its gradients are its
-share of the exact ones. Nothing is compiled, grouped-query heads are not repeated, and no call waits for the GPU.
+The first call is causal over the tokens of every segment (prompt or response). In the second, the responses of a group,
+as one query sequence, attend to their whole prompt. The backward pass gives both calls the *merged* output and
+log-sum-exp: the kernel rebuilds the probabilities as exp(score - log-sum-exp), so its gradients are its part of the
+exact ones. Nothing is compiled, grouped-query heads are not repeated, and no call waits for the GPU.
 
-The merged forward pass is one operation of torch, so that selective checkpointing can keep its result.
+The merged forward pass is one torch operation, so that selective checkpointing can keep its result.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfcontrast.models.attention import varlen_plain
+from selfcontrast.models.attention import varlen_reference
 from selfcontrast.models.packing import Layout, to_device
 
 Rows = slice | Tensor
-"""Tokens of the packed row: a slice where they lie together (no copy), else their indices, int64 [n]."""
+"""Tokens of the packed row: a slice if they are contiguous (no copy), else their indices, int64 [n]."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Query and key sequences of one call, side by side.
+    """Query and key sequences of one call, concatenated.
 
     Attributes:
-        queries: cumulative lengths, int32 [S + 1], on the device of the row.
-        keys: the same of the keys.
+        queries: cumulative lengths, int32 [S + 1], on the row's device.
+        keys: cumulative lengths of the keys.
         longest_query: upper bound on the tokens of a query sequence.
         longest_key: upper bound on the tokens of a key sequence.
-        causal: whether a token sees only the tokens up to its own place.
+        causal: True if a token sees only the tokens up to its own position.
     """
 
     queries: Tensor
@@ -43,8 +43,8 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """The second call: the responses of each group, as one sequence, over their prompt."""
+class SharedCall:
+    """The second call: the responses of each group, as one sequence, attend to their prompt."""
 
     sequences: Sequences
     responses: Rows
@@ -53,40 +53,40 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Plan:
-    """The two calls for a packed row; `shared` is None where no group shares a prompt."""
+    """The two calls for a packed row; `shared` is None if no group shares a prompt."""
 
-    own: Sequences
-    shared: Sharing | None
+    segments: Sequences
+    shared: SharedCall | None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None) -> Tensor:
-    """query [1, H, T, d], key and value [1, H or fewer, T, d] -> [1, T, H, d]."""
+    """Map query [1, H, T, d], key and value [1, H or fewer, T, d] to [1, T, H, d]."""
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    output: Tensor = _Merged.apply(q, k, v, plan(layout), scale)  # type: ignore[no-untyped-call]
+    output: Tensor = _MergedAttention.apply(q, k, v, plan(layout), scale)  # type: ignore[no-untyped-call]
     return output[None]
 
 
 def plan(layout: Layout) -> Plan:
-    """Make the sequences of a row on the CPU, once for all layers, and copy them without waiting for the GPU."""
+    """Build the sequences of a row on the CPU, once for all layers; copy them without waiting for the GPU."""
     if "varlen" not in layout.memo:
         device = layout.segment.device
-        own = _sequences(layout.lengths, layout.lengths, True, device)
-        layout.memo["varlen"] = Plan(own, _sharing(layout.sharing, device) if layout.sharing else None)
-    made: Plan = layout.memo["varlen"]
-    return made
+        segments = _sequences(layout.lengths, layout.lengths, True, device)
+        layout.memo["varlen"] = Plan(segments, _sharing(layout.sharing, device) if layout.sharing else None)
+    cached: Plan = layout.memo["varlen"]
+    return cached
 
 
-def _sharing(groups: Sequence[tuple[int, int, int]], device: torch.device) -> Sharing:
+def _sharing(groups: Sequence[tuple[int, int, int]], device: torch.device) -> SharedCall:
     queries = [end - boundary for _, boundary, end in groups]
     keys = [boundary - start for start, boundary, _ in groups]
     responses = [slice(boundary, end) for _, boundary, end in groups]
     prompts = [slice(start, boundary) for start, boundary, _ in groups]
     sequences = _sequences(queries, keys, False, device)
-    return Sharing(sequences, _rows(responses, device), _rows(prompts, device))
+    return SharedCall(sequences, _rows(responses, device), _rows(prompts, device))
 
 
 def _sequences(queries: Sequence[int], keys: Sequence[int], causal: bool, device: torch.device) -> Sequences:
-    # At least 2: for queries of one token FlashAttention 2 rearranges grouped heads, and the log-sum-exp with them.
+    # At least 2: for queries of one token FlashAttention 2 rearranges grouped heads and, with them, the log-sum-exp.
     return Sequences(_ends(queries, device), _ends(keys, device), max(2, *queries), max(2, *keys), causal)
 
 
@@ -101,32 +101,33 @@ def _rows(parts: Sequence[slice], device: torch.device) -> Rows:
 
 
 @torch.library.custom_op("selfcontrast::merged_attention", mutates_args=())
-def merged(
+def merged_attention(
     query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], numbers: list[int], scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """query [T, H, d], key and value [T, H or fewer, d] -> output [T, H, d] and log-sum-exp [H, T], in float32.
+    """Map query [T, H, d], key and value [T, H or fewer, d] to output [T, H, d] and log-sum-exp [H, T], in float32.
 
-    `tensors` and `numbers` are a plan, as `_taken_apart` makes them.
+    `tensors` and `numbers` are a plan flattened by `_flatten`.
     """
-    plan = _put_together(tensors, numbers)
-    output, lse = _forward(query, key, value, plan.own, scale)
+    plan = _unflatten(tensors, numbers)
+    output, lse = _forward(query, key, value, plan.segments, scale)
     if plan.shared is not None:
         at, over = plan.shared.responses, plan.shared.prompts
         heads = _take(query, at), _take(key, over), _take(value, over)
-        other, other_lse = _forward(*heads, plan.shared.sequences, scale)
-        own, own_lse = _take(output, at), _take(lse.T, at).T
-        share = torch.sigmoid(other_lse - own_lse).T[..., None]  # in bfloat16 it would add half as much error again
-        _put(output, at, torch.lerp(own.to(share.dtype), other.to(share.dtype), share).to(own.dtype))
-        _put(lse.T, at, torch.logaddexp(own_lse, other_lse).T)
+        prompt_output, prompt_lse = _forward(*heads, plan.shared.sequences, scale)
+        self_output, self_lse = _take(output, at), _take(lse.T, at).T
+        weight = torch.sigmoid(prompt_lse - self_lse).T[..., None]  # in bfloat16 the error would grow by half
+        mean = torch.lerp(self_output.to(weight.dtype), prompt_output.to(weight.dtype), weight)
+        _put(output, at, mean.to(output.dtype))
+        _put(lse.T, at, torch.logaddexp(self_lse, prompt_lse).T)
     return output, lse
 
 
-class _Merged(torch.autograd.Function):
+class _MergedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None) -> Tensor:
-        """query [T, H, d], key and value [T, H or fewer, d] -> [T, H, d]."""
+        """Map query [T, H, d], key and value [T, H or fewer, d] to [T, H, d]."""
         output: Tensor
-        output, lse = merged(query, key, value, *_taken_apart(plan), scale)
+        output, lse = merged_attention(query, key, value, *_flatten(plan), scale)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.plan, ctx.scale = plan, scale
         return output
@@ -136,20 +137,20 @@ class _Merged(torch.autograd.Function):
         query, key, value, output, lse = ctx.saved_tensors
         plan, scale = ctx.plan, ctx.scale
         grad = grad.contiguous()
-        totals = _backward(grad, query, key, value, output, lse, plan.own, scale)
+        totals = _backward(grad, query, key, value, output, lse, plan.segments, scale)
         if plan.shared is not None:
             at, over = plan.shared.responses, plan.shared.prompts
             heads = _take(query, at), _take(key, over), _take(value, over)
             merged = _take(output, at), _take(lse.T, at).T.contiguous()
-            shares = _backward(_take(grad, at), *heads, *merged, plan.shared.sequences, scale)
-            for total, rows, share in zip(totals, (at, over, over), shares, strict=True):
-                _add(total, rows, share)
+            parts = _backward(_take(grad, at), *heads, *merged, plan.shared.sequences, scale)
+            for total, rows, part in zip(totals, (at, over, over), parts, strict=True):
+                _add(total, rows, part)
         return (*totals, None, None)
 
 
-def _taken_apart(plan: Plan) -> tuple[list[Tensor], list[int]]:
-    """A plan as an operation of torch takes it: tensors, and whole numbers."""
-    calls = [plan.own] if plan.shared is None else [plan.own, plan.shared.sequences]
+def _flatten(plan: Plan) -> tuple[list[Tensor], list[int]]:
+    """Flatten a plan into tensors and integers, the argument types of a torch operation."""
+    calls = [plan.segments] if plan.shared is None else [plan.segments, plan.shared.sequences]
     rows = [] if plan.shared is None else [plan.shared.responses, plan.shared.prompts]
     tensors = [x for call in calls for x in (call.queries, call.keys)]
     numbers = [n for call in calls for n in (call.longest_query, call.longest_key)]
@@ -161,13 +162,13 @@ def _taken_apart(plan: Plan) -> tuple[list[Tensor], list[int]]:
     return tensors, numbers
 
 
-def _put_together(tensors: list[Tensor], numbers: list[int]) -> Plan:
-    own = Sequences(tensors[0], tensors[1], numbers[0], numbers[1], True)
+def _unflatten(tensors: list[Tensor], numbers: list[int]) -> Plan:
+    segments = Sequences(tensors[0], tensors[1], numbers[0], numbers[1], True)
     if len(tensors) == 2:
-        return Plan(own, None)
+        return Plan(segments, None)
     over = Sequences(tensors[2], tensors[3], numbers[2], numbers[3], False)
     rows: list[Rows] = list(tensors[4:]) or [slice(numbers[4], numbers[5]), slice(numbers[6], numbers[7])]
-    return Plan(own, Sharing(over, rows[0], rows[1]))
+    return Plan(segments, SharedCall(over, rows[0], rows[1]))
 
 
 def _take(x: Tensor, rows: Rows) -> Tensor:
@@ -182,7 +183,7 @@ def _put(x: Tensor, rows: Rows, values: Tensor) -> None:
 
 
 def _add(x: Tensor, rows: Rows, values: Tensor) -> None:
-    """Each row at most once, so that the sum has one order."""
+    """Add values to rows. Each row occurs at most once, so the order of summation is fixed."""
     if isinstance(rows, slice):
         x[rows] += values
     else:
@@ -190,9 +191,9 @@ def _add(x: Tensor, rows: Rows, values: Tensor) -> None:
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, over: Sequences, scale: float | None) -> tuple[Tensor, Tensor]:
-    """Output [T, H, d] and log-sum-exp [H, T]."""
+    """Return output [T, H, d] and log-sum-exp [H, T]."""
     if not query.is_cuda:
-        return varlen_plain.forward(query, key, value, over.queries, over.keys, over.causal, scale)
+        return varlen_reference.forward(query, key, value, over.queries, over.keys, over.causal, scale)
     lengths = (over.queries, over.keys, over.longest_query, over.longest_key)
     output, lse, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, *lengths, 0.0, over.causal, False, scale=scale
@@ -210,13 +211,15 @@ def _backward(  # noqa: PLR0913  # the operation's own arguments
     over: Sequences,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
+    """Return the gradients of query, key and value."""
     if not query.is_cuda:
-        return varlen_plain.backward(grad, query, key, value, output, lse, over.queries, over.keys, over.causal, scale)
+        return varlen_reference.backward(
+            grad, query, key, value, output, lse, over.queries, over.keys, over.causal, scale
+        )
     lengths = (over.queries, over.keys, over.longest_query, over.longest_key)
-    state = torch.empty(2, dtype=torch.uint64, device=query.device)  # the dropout's, and never read: there is none
+    state = torch.empty(2, dtype=torch.uint64, device=query.device)  # random state of the dropout; never read
     unused = torch.empty(0, device=query.device)
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
         grad, query, key, value, output, lse, *lengths, 0.0, over.causal, state, unused, scale=scale
     )
-    return found
+    return grads

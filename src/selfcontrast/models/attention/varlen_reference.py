@@ -1,6 +1,7 @@
-"""Variable-length attention in plain tensor operations: what the two operations of `varlen` mean, for tests on a CPU.
+"""Reference implementation of `varlen`'s two operations in plain tensor operations, for tests on a CPU.
 
-Sequence by sequence, in float32 (float64 from float64), and rounded to the type of the inputs once, as a kernel does.
+It loops over sequences and computes in float32 (float64 from float64). Like a kernel, it rounds once to the dtype of
+the inputs.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import Tensor
 def forward(
     query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """query [T, H, d], key and value [t, h, d], cumulative lengths [S + 1] -> output [T, H, d], log-sum-exp [H, T]."""
+    """Map query [T, H, d], key and value [t, h, d] to output [T, H, d], log-sum-exp [H, T]; cumulative ends [S + 1]."""
     output = torch.empty_like(query)
     lse = query.new_empty(query.shape[1], query.shape[0], dtype=_wide(query.dtype))
     for q, k in _sequences(query_ends, key_ends):
@@ -34,7 +35,7 @@ def backward(  # noqa: PLR0913  # the operation's own arguments
     causal: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, from a given output and log-sum-exp, which may be over more keys."""
+    """Return the gradients of query, key and value, given output and log-sum-exp, which may be over more keys."""
     grads = [torch.zeros_like(x) for x in (query, key, value)]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     dot = (_widen(grad) * _widen(output)).sum(-1).T  # [H, T]
@@ -57,7 +58,7 @@ def _sequences(query_ends: Tensor, key_ends: Tensor) -> Iterator[tuple[slice, sl
 
 
 def _scores(query: Tensor, key: Tensor, causal: bool, scale: float | None) -> Tensor:
-    """[q, H, d], [k, h, d] -> [H, q, k]; causal is for as many queries as keys."""
+    """Return scores [H, q, k] of query [q, H, d] and key [k, h, d]; causal needs as many queries as keys."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.einsum("qhd,khd->hqk", _widen(query), _repeat(key, query)) * factor
     if causal:
@@ -67,12 +68,12 @@ def _scores(query: Tensor, key: Tensor, causal: bool, scale: float | None) -> Te
 
 
 def _repeat(x: Tensor, query: Tensor) -> Tensor:
-    """[k, h, d] -> [k, H, d]: grouped heads, spelt out."""
+    """Expand grouped heads, [k, h, d] -> [k, H, d]."""
     return _widen(x).repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
 
 def _sum_repeated(grad: Tensor, x: Tensor) -> Tensor:
-    """[k, H, d] -> [k, h, d]."""
+    """Sum over the copies of grouped heads, [k, H, d] -> [k, h, d]."""
     return grad.reshape(len(grad), x.shape[1], -1, grad.shape[-1]).sum(2)
 
 

@@ -1,4 +1,4 @@
-"""The API's choice for one prompt is the stage's choice for it."""
+"""`choose_negatives` against the filter stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,10 +60,10 @@ def test_choose_negatives_equals_the_stage(tmp_path: Path, selector: Any) -> Non
     with ENCODER.open("cpu") as encode:
         for name, ranked in stage.items():
             for k in (1, 2):
-                found = choose_negatives(
+                indices = choose_negatives(
                     TARGETS[name], SAMPLED[name], encoder=encode, selector=selector, k=k, seed=7, name=name
                 )
-                assert found == [negative.sample for negative in ranked[:k]]
+                assert indices == [negative.sample for negative in ranked[:k]]
 
 
 def ones(texts: Sequence[str]) -> Any:
@@ -71,15 +71,15 @@ def ones(texts: Sequence[str]) -> Any:
 
 
 def test_choose_negatives_too_few_refused() -> None:
-    with pytest.raises(UserError, match="1 negatives"):
+    with pytest.raises(UserError, match=r"1 of filter\.max_negatives=2"):
         choose_negatives("a", ["b", "b", "a", ""], encoder=ones, selector=Everything(), k=2)
 
 
 def test_choose_negatives_by_log_probabilities_refused() -> None:
-    with pytest.raises(UserError, match="needs the sampler's log-probabilities"):
+    with pytest.raises(UserError, match=r"LeastLikely .*log-probabilities"):
         choose_negatives("a", ["b"], encoder=ones, selector=LeastLikely(1.0, "distinct"), k=1)
 
 
 def test_choose_negatives_by_scores_refused() -> None:
-    with pytest.raises(UserError, match="needs scores"):
+    with pytest.raises(UserError, match="LowestScored needs scores"):
         choose_negatives("a", ["b"], encoder=ones, selector=LowestScored(0.5, 0.5), k=1)
