@@ -168,12 +168,12 @@ def train_adapters(folder: Path, stop_at: int | None = None) -> dict[str, torch.
         if record["step"] == stop_at:
             raise RuntimeError("killed")
 
-    config, optim, rows = hardware(checkpoint_every=1), optim(epochs=3), groups(8, 2)
+    config, settings, rows = hardware(checkpoint_every=1), optim(epochs=3), groups(8, 2)
     policy = qlora(dropout=0.0).wrap(llama(width=WIDTH), seed=0)
-    data = StepData(rows, [], optim, config, 0)
+    data = StepData(rows, [], settings, config, 0)
     prepare(policy, rows, config)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
-    module = SelfContrastDPO(policy, optim, len(data.steps()), 7, report, self_contrast(0.5), Stored(stored))
+    module = SelfContrastDPO(policy, settings, len(data.steps()), 7, report, self_contrast(0.5), Stored(stored))
     fit(module, data, folder, "align")
     return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
 

@@ -184,7 +184,7 @@ class LessSimilarThan(BaseSelector):
 
 @dataclass(frozen=True)
 class MostSimilarBelow(BaseSelector):
-    """Keep the candidates with a similarity below `threshold`, the most similar first: hard negatives that are not false."""
+    """Keep candidates with a similarity below `threshold`, most similar first: hard negatives that are not false."""
 
     threshold: Cosine
     ranked: ClassVar[bool] = True
