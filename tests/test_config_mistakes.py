@@ -178,7 +178,7 @@ def test_a_store_that_cannot_be() -> None:
 
 def test_a_mode_of_wandb_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "cloud")
-    assert mistake() == "WANDB_MODE=cloud: one of online, offline, disabled"
+    assert mistake() == "WANDB_MODE=cloud must be one of online, offline, disabled"
 
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(20)]
@@ -327,7 +327,7 @@ def test_an_evaluation_needs_a_backend_that_follows_the_model() -> None:
 
 def test_imported_candidates_are_compared_with_the_data_before_any_compute(tmp_path: Path) -> None:
     said = mistake(choose=own_generator(tmp_path, "import", "generator.path="))
-    assert said.endswith("own.jsonl: none of its 1 prompts is one of the training split's")
+    assert "own.jsonl: none of its 1 prompts" in said
 
 
 def test_standard_pairs_cannot_be_drawn_again() -> None:
@@ -340,7 +340,7 @@ def test_standard_pairs_cannot_be_drawn_again() -> None:
 def test_lm_evals_backends(tmp_path: Path) -> None:
     """vLLM's interpreter is looked for before any compute; a server's API gives no likelihoods."""
     name = "evaluation.lm_eval.backend"
-    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: backend\.python=.*nowhere: cannot be run"):
+    with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: backend\.python=.*nowhere cannot be run"):
         configure(composed(f"backend@{name}=vllm", f"{name}.python={tmp_path}/nowhere", "output=out"))
     with pytest.raises(UserError, match=r"evaluation\.lm_eval\.backend: hf or vllm"):
         configure(composed(f"backend@{name}=openai", "output=out"))

@@ -88,7 +88,7 @@ class RewardModel:
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Render examples, where the model lies here. Raises `UserError` for a dialogue that its template refuses."""
-        from selfcontrast.data.renderable import check_tokenizer  # which reads data sets, and so this package
+        from selfcontrast.data.template_checks import check_tokenizer  # which reads data sets, and so this package
 
         if Path(self.path).is_dir():
             check_tokenizer(self._tokenizer(), f"reward_model.path={self.path}", examples)
