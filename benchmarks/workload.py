@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
-from selfcontrast.data.formats import OddRow, recognise
+from selfcontrast.data.formats import SkippedRow, recognise
 from selfcontrast.models.packing import Group
 
 CHARACTERS_PER_TOKEN = 4
@@ -85,7 +85,7 @@ def dialogue_lengths(
     for row in rows:
         try:
             parsed = parse(row)
-        except OddRow:
+        except SkippedRow:
             continue
         prompt = _tokens("".join(message["content"] for message in parsed.prompt))
         if prompt <= longest:

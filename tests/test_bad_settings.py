@@ -132,7 +132,7 @@ def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> Non
 def test_text_that_is_no_choice_is_refused_by_its_full_key(choice: str, key: str) -> None:
     line = refused(choice, key, "nothing")
     assert line is not None
-    assert line.startswith(f"error: {key}=nothing: ")
+    assert line.startswith(f"error: {key}=nothing")
 
 
 NUMBERS = {

@@ -25,7 +25,7 @@ from jobs import run_train
 from models.test_reward import classifier_folder
 from selfcontrast.config import Parts, configure
 from selfcontrast.data.example import Example
-from selfcontrast.data.renderable import shapes
+from selfcontrast.data.template_checks import one_per_role_sequence
 from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import builtin_folder
 from selfcontrast.models.loading import load_tokenizer, save_policy, valid_generation_config
@@ -130,7 +130,11 @@ def test_every_further_rejected_answer_is_rendered(tmp_path: Path) -> None:
 
 def test_renderable_checks_every_sequence_of_roles_once() -> None:
     examples = [Example(str(i), [*first, USER], "x") for i, first in enumerate([[], [SYSTEM], [], [SYSTEM], []])]
-    assert [e.id for e in shapes([*examples, Example("played", [USER], "x", turns=["a", "b"])])] == ["played", "0", "1"]
+    assert [e.id for e in one_per_role_sequence([*examples, Example("played", [USER], "x", turns=["a", "b"])])] == [
+        "played",
+        "0",
+        "1",
+    ]
 
 
 # --- models that cannot be used
@@ -253,7 +257,7 @@ def test_generators_model_of_another_tokenizer_is_told_before_compute(tmp_path: 
     foreign = tokenizer()
     foreign.add_tokens(["<|more|>"])
     foreign.save_pretrained(str(own))
-    with pytest.raises(UserError, match=r"^generator\.model=\S+: its vocabulary is not the fine-tuned model's"):
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: its vocabulary"):
         checked(tmp_path, data, f"generator.model={own}")
     DAMAGE["a weight that is NaN"](own)
     with pytest.raises(UserError, match=r"^generator\.model=\S+: the weight"):
@@ -284,7 +288,7 @@ def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute
     }  # fmt: skip
     lenient = NO_SYSTEM.replace("System role not supported", "").replace("raise_exception('')", "''")
     lenient = lenient.replace("{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}", "{% if false %}")
-    line = r"reward_model\.path=\S+: its chat template fails on the row \w+, .*System role"
+    line = r"reward_model\.path=\S+: the chat template fails on the row \w+, .*System role"
     with pytest.raises(UserError, match=line):
         checked(tmp_path, data, *choice[where], template=lenient)
 

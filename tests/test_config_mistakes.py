@@ -324,7 +324,7 @@ def test_configure_evaluation_by_a_server_is_refused() -> None:
 def test_configure_imported_candidates_of_other_prompts_are_refused(tmp_path: Path) -> None:
     message = mistake(choose=job_with_generator(tmp_path, "import", "generator.path="))
     assert "own.jsonl" in message
-    assert "training split" in message
+    assert "none of its 1 prompts" in message
 
 
 def test_configure_rounds_with_standard_pairs_are_refused() -> None:

@@ -19,7 +19,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.export import dataset_info, export, main
 from selfcontrast.filters.filter import FILE
-from selfcontrast.generators.imported import Import
+from selfcontrast.generators.importer import Import
 from selfcontrast.store import Artifact, Stage, Store
 from tiny import llama, tokenizer
 

@@ -1,6 +1,6 @@
-"""A client of servers that speak OpenAI's HTTP API: several endpoints, which rest after failures, and retries.
+"""A client for servers with OpenAI's HTTP API: several endpoints, pauses after failures, and retries.
 
-The key comes from an environment variable, and goes into the request's header and nowhere else.
+The key is read from an environment variable and sent in the request's header only.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ import aiohttp
 from selfcontrast.constrained import Seconds, Text, Tries, Workers, check_numbers
 from selfcontrast.errors import UserError, printable
 
-LONGEST_BACKOFF = 60.0  # seconds between two tries
-LONGEST_REST = 600.0  # seconds; whatever a server's Retry-After says
-LOOK = 5.0  # seconds that `models` waits
-LATER = {408, 409, 425, 429, *range(500, 600)}  # statuses after which the same request may well succeed
-# Of those, the ones that turn a request away before anybody works on it. After any other an answer may have been made,
-# and billed: a proxy says 503 as well where the server behind it has died in the middle of one.
-TURNED_AWAY = {425, 429}
-PATIENCE = 600.0  # seconds without any answer, after which a client gives up
-BETWEEN_LINES = 60.0  # seconds between two lines of the log about failures
-SHOWN = 200  # characters of a server's complaint
+MAX_BACKOFF = 60.0  # seconds between two tries
+MAX_PAUSE = 600.0  # seconds, even if a server's Retry-After is longer
+MODELS_TIMEOUT = 5.0  # seconds that `models` waits
+RETRY_STATUSES = {408, 409, 425, 429, *range(500, 600)}  # the same request may succeed later
+# Statuses that refuse a request before any work on it. After any other, an answer may have been generated and billed:
+# a proxy also returns 503 if the server behind it died during an answer.
+UNBILLED_STATUSES = {425, 429}
+PATIENCE = 600.0  # seconds without any answer until a client gives up
+LOG_INTERVAL = 60.0  # seconds between two log lines about failures
+MAX_REASON = 200  # characters of a server's error message
 
 log = logging.getLogger(__name__)
 
@@ -39,52 +39,52 @@ Answer = dict[str, Any]
 T = TypeVar("T")
 
 
-class Unanswered(Exception):
-    """A request that has failed for good; its text is the reason."""
+class RequestFailed(Exception):
+    """A request that has failed permanently. Its text is the reason."""
 
 
-class Unusable(Exception):
-    """An answer that cannot be used; its text is the reason. The request is tried again."""
+class InvalidAnswer(Exception):
+    """An answer that cannot be used; the request is retried. Its text is the reason."""
 
 
-class _Later(Exception):
-    """A failure that may pass.
+class _TransientFailure(Exception):
+    """A failure that a retry may resolve.
 
     Attributes:
-        rest: the seconds that the server asks for, if it does.
-        free: whether nobody can have worked on the request, and so nobody bills it.
+        pause: seconds to pause, if the server requests it.
+        free: the request cannot have been worked on, so it is not billed.
     """
 
-    def __init__(self, reason: str, rest: float | None = None, free: bool = False) -> None:
+    def __init__(self, reason: str, pause: float | None = None, free: bool = False) -> None:
         super().__init__(reason)
-        self.rest = rest
+        self.pause = pause
         self.free = free
 
 
 class Meter(Protocol):
-    """Counts the tries of a request that may be billed."""
+    """Count the tries of a request that may be billed."""
 
     async def begin(self) -> None:
-        """Called before each try. Raises `UserError` where it must not be made."""
+        """Start a try. Raise `UserError` to forbid it."""
 
     def end(self) -> None:
-        """Called after each try, whatever became of it."""
+        """End a try, successful or not."""
 
     def free(self) -> None:
-        """Called after a try that cost nothing: it has not arrived, or was refused."""
+        """Mark the try as free: it did not arrive, or was refused."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Endpoints of one model, and how patiently they are asked.
+    """Endpoints of one model, and the settings of requests to them.
 
     Attributes:
         base_urls: each with its version, such as http://127.0.0.1:8000/v1.
-        concurrency: requests under way at once, per endpoint.
+        concurrency: simultaneous requests per endpoint.
         timeout: seconds for a whole answer.
-        retries: of a request, before it has failed for good.
-        initial_backoff: seconds before the first retry, about; doubled before each next one.
-        api_key_env: name of the environment variable that holds the key; None where none is asked for.
+        retries: of a request, before it has failed permanently.
+        initial_backoff: approximate seconds before the first retry; doubled before each further one.
+        api_key_env: name of the environment variable with the key; None if the servers need no key.
     """
 
     base_urls: list[Text]
@@ -98,7 +98,7 @@ class Servers:
         check_numbers(self, "")
         if not self.base_urls or len(set(self.base_urls)) < len(self.base_urls):
             raise UserError(
-                f"base_urls={self.base_urls}: one or more different endpoints, such as [http://127.0.0.1:8000/v1]"
+                f"base_urls={self.base_urls} must be one or more different endpoints, such as [http://127.0.0.1:8000/v1]"
             )
         for url in self.base_urls:
             try:
@@ -107,44 +107,46 @@ class Servers:
                 parts, port = urlsplit(""), None
             if parts.username or parts.password:
                 raise UserError(
-                    f"base_urls: {parts.hostname}: no user or password in a URL; name an api_key_env instead"
+                    f"base_urls: {parts.hostname} has a user or password in its URL. Use api_key_env instead."
                 )
             if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-                raise UserError(f"base_urls: {url!r} is no endpoint: http://HOST:PORT/v1, or https")
+                raise UserError(f"base_urls: {url!r} is not an endpoint. Write it as http://HOST:PORT/v1, or https.")
 
     @property
     def key(self) -> str | None:
-        """Raises `UserError` where the variable is named, and empty or not set."""
+        """The key. Raises `UserError` if `api_key_env` is set but its variable is empty."""
         if self.api_key_env is None:
             return None
         if key := os.environ.get(self.api_key_env, "").strip():
             return key
-        raise UserError(f"api_key_env={self.api_key_env}: not set; export {self.api_key_env}=…, or name none (null)")
+        raise UserError(
+            f"api_key_env={self.api_key_env} is not set. Run export {self.api_key_env}=…, or set it to null."
+        )
 
 
 @dataclass
 class _Endpoint:
     url: str
     failures: int = 0  # in a row
-    rests_until: float = 0.0  # of the monotonic clock
+    paused_until: float = 0.0  # by the monotonic clock
 
 
 @dataclass
 class Client:
-    """To be used with `async with`, within one event loop."""
+    """An HTTP client. Use it with `async with`, within one event loop."""
 
     servers: Servers
-    answered: int = field(default=0, init=False)  # requests so far
-    failed: int = field(default=0, init=False)  # tries so far
+    answered: int = field(default=0, init=False)  # requests
+    failed: int = field(default=0, init=False)  # tries
     _silent_since: float | None = field(default=None, init=False)  # the first failure after the last answer
     _gives_up_at: float = field(default=0.0, init=False)
-    _said_at: float = field(default=-inf, init=False)
+    _logged_at: float = field(default=-inf, init=False)
 
     async def __aenter__(self) -> Self:
         key = self.servers.key
         self._secret = key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # Proxies are taken from the environment, as every tool does. The endpoints' slots bound what is under way.
+        # Proxies come from the environment, as in most tools. The endpoints' slots limit simultaneous requests.
         self._session = aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=self.servers.timeout),
@@ -152,7 +154,7 @@ class Client:
             trust_env=True,
         )
         self._endpoints = [_Endpoint(url.rstrip("/")) for url in self.servers.base_urls]
-        # The slot that has been free longest comes first, so that a slow endpoint gets fewer requests.
+        # The slot that is free longest is used first, so a slow endpoint gets fewer requests.
         self._slots: asyncio.Queue[_Endpoint] = asyncio.Queue()
         for _ in range(self.servers.concurrency):
             for endpoint in self._endpoints:
@@ -167,74 +169,74 @@ class Client:
     async def post(
         self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T], meter: Meter | None = None
     ) -> T:
-        """What `read` makes of the answer, from whichever endpoint gives one that it can read.
+        """Send a request to any free endpoint, and retry on failure. Return the answer as converted by `read`.
 
         Args:
-            read: raises `Unusable` for an answer that is not what was asked for.
-            meter: is told of each try.
+            read: raises `InvalidAnswer` for an unusable answer.
+            meter: informed of each try.
 
         Raises:
-            Unanswered: when the request is refused, or still fails after all retries.
-            UserError: when any other request would fail as well: the key, the address or the model is wrong, or no
-                request has been answered for `PATIENCE` seconds.
+            RequestFailed: if the request is refused, or still fails after all retries.
+            UserError: if other requests would fail too: the key, the address or the model is wrong, or no request was
+                answered for `PATIENCE` seconds.
         """
-        for tried in range(self.servers.retries + 1):
-            if tried:
-                await asyncio.sleep(self._backoff(tried - 1))
+        for attempt in range(self.servers.retries + 1):
+            if attempt:
+                await asyncio.sleep(self._backoff(attempt - 1))
             endpoint = await self._slot()
             try:
                 self._check_patience()
                 if meter:
                     await meter.begin()
                 try:
-                    found = read(await self._metered(endpoint, path, body, meter))
+                    result = read(await self._metered(endpoint, path, body, meter))
                 finally:
                     if meter:
                         meter.end()
-            except (_Later, Unusable) as error:
+            except (_TransientFailure, InvalidAnswer) as error:
                 reason = self._safe(str(error))
-                self._rest(endpoint, error)
-                self._tell(endpoint, reason, getattr(error, "rest", None))
-            except Unanswered:
-                self._silent_since = None  # a server that refuses a request is there
+                self._pause(endpoint, error)
+                self._record_failure(endpoint, reason, getattr(error, "pause", None))
+            except RequestFailed:
+                self._silent_since = None  # a server that refuses a request is reachable
                 raise
             else:
                 endpoint.failures = 0
                 self.answered += 1
                 self._silent_since = None
-                return found
+                return result
             finally:
                 self._slots.put_nowait(endpoint)
-        raise Unanswered(f"{reason} (tries: {self.servers.retries + 1})")
+        raise RequestFailed(f"{reason} (tries: {self.servers.retries + 1})")
 
     async def _metered(self, endpoint: _Endpoint, path: str, body: Mapping[str, Any], meter: Meter | None) -> Answer:
         if meter is None:
-            return await self._ask(endpoint, "POST", path, body)
+            return await self._request(endpoint, "POST", path, body)
         try:
-            return await self._ask(endpoint, "POST", path, body)
-        except (Unanswered, UserError):
+            return await self._request(endpoint, "POST", path, body)
+        except (RequestFailed, UserError):
             meter.free()
             raise
-        except _Later as error:
+        except _TransientFailure as error:
             if error.free:
                 meter.free()
             raise
 
-    def _tell(self, endpoint: _Endpoint, reason: str, rest: float | None) -> None:
-        """Log the first failure, and what still fails a minute later; note since when nothing has been answered."""
+    def _record_failure(self, endpoint: _Endpoint, reason: str, pause: float | None) -> None:
+        """Log the first failure and then one a minute. Set the time to give up if nothing is answered."""
         now = time.monotonic()
         self.failed += 1
         self._last_reason = reason
         if self._silent_since is None:
             self._silent_since, self._gives_up_at = now, now + PATIENCE
-        # A rest that a server asks for is waited for once; one that asks again and again is as good as dead.
-        if rest:
-            asked = min(now + rest + LOOK, self._silent_since + 2 * PATIENCE)
-            self._gives_up_at = max(self._gives_up_at, asked)
-        if now - self._said_at >= BETWEEN_LINES:
-            self._said_at = now
+        # Wait once for a pause that a server requests. A server that requests pauses repeatedly counts as dead.
+        if pause:
+            until = min(now + pause + MODELS_TIMEOUT, self._silent_since + 2 * PATIENCE)
+            self._gives_up_at = max(self._gives_up_at, until)
+        if now - self._logged_at >= LOG_INTERVAL:
+            self._logged_at = now
             log.warning(
-                "%s: %s; trying again (%d tries failed, %d requests answered so far)",
+                "%s: %s; retrying (%d failed tries and %d answered requests so far)",
                 endpoint.url,
                 reason,
                 self.failed,
@@ -245,14 +247,14 @@ class Client:
         if self._silent_since is not None and time.monotonic() >= self._gives_up_at:
             raise UserError(
                 f"no answer from {', '.join(self.servers.base_urls)} for {time.monotonic() - self._silent_since:.0f} s "
-                f"({self._last_reason}): mend or start it, and run the same command again; what was answered is kept"
+                f"({self._last_reason}). Start or repair it, and run the same command again. Received answers are kept."
             )
 
     async def models(self) -> dict[str, list[Answer] | str]:
-        """Per URL the models that it offers, or why it does not say.
+        """Return the offered models of each URL, or the reason why they are unknown.
 
         Raises:
-            UserError: when an endpoint refuses the key.
+            UserError: if an endpoint refuses the key.
         """
         return dict(
             zip(self.servers.base_urls, await asyncio.gather(*(self._models(e) for e in self._endpoints)), strict=True)
@@ -260,87 +262,97 @@ class Client:
 
     async def _models(self, endpoint: _Endpoint) -> list[Answer] | str:
         try:
-            async with asyncio.timeout(LOOK):
-                answer = await self._ask(endpoint, "GET", "/models", None)
-        except (_Later, Unanswered, TimeoutError) as error:
-            return str(error) or f"no answer in {LOOK:.0f} s"
+            async with asyncio.timeout(MODELS_TIMEOUT):
+                answer = await self._request(endpoint, "GET", "/models", None)
+        except (_TransientFailure, RequestFailed, TimeoutError) as error:
+            return str(error) or f"no answer in {MODELS_TIMEOUT:.0f} s"
         data = answer.get("data")
-        return [model for model in data if isinstance(model, dict)] if isinstance(data, list) else "it does not say"
-
-    async def _slot(self) -> _Endpoint:
-        """An endpoint that is free and not resting."""
-        while True:
-            endpoint = await self._slots.get()
-            rest = endpoint.rests_until - time.monotonic()
-            if rest <= 0:
-                return endpoint
-            asyncio.get_running_loop().call_later(rest, self._slots.put_nowait, endpoint)
-
-    def _rest(self, endpoint: _Endpoint, error: Exception) -> None:
-        """A server that asks for a rest gets it; one that fails repeatedly, too. One bad request stops nobody."""
-        endpoint.failures += 1
-        now, asked = time.monotonic(), getattr(error, "rest", None)
-        if asked is not None:
-            endpoint.rests_until = max(endpoint.rests_until, now + min(asked, LONGEST_REST))
-        elif endpoint.failures > 1 and endpoint.rests_until <= now:
-            endpoint.rests_until = now + self._backoff(endpoint.failures - 2)
-
-    def _backoff(self, failures: int) -> float:
-        """Seconds: exponential, with jitter, so that what failed together does not come back together."""
-        return float(
-            min(self.servers.initial_backoff * 2.0 ** min(failures, 30), LONGEST_BACKOFF) * random.uniform(0.5, 1)
+        return (
+            [model for model in data if isinstance(model, dict)]
+            if isinstance(data, list)
+            else "it does not list its models"
         )
 
-    async def _ask(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
-        """One HTTP request, its answer as JSON; every way to fail as one of `_Later`, `Unanswered` and `UserError`."""
+    async def _slot(self) -> _Endpoint:
+        """Return an endpoint with a free slot that is not paused."""
+        while True:
+            endpoint = await self._slots.get()
+            pause = endpoint.paused_until - time.monotonic()
+            if pause <= 0:
+                return endpoint
+            asyncio.get_running_loop().call_later(pause, self._slots.put_nowait, endpoint)
+
+    def _pause(self, endpoint: _Endpoint, error: Exception) -> None:
+        """Pause an endpoint if its server requests it, or after repeated failures.
+
+        A single failure does not pause it.
+        """
+        endpoint.failures += 1
+        now, requested = time.monotonic(), getattr(error, "pause", None)
+        if requested is not None:
+            endpoint.paused_until = max(endpoint.paused_until, now + min(requested, MAX_PAUSE))
+        elif endpoint.failures > 1 and endpoint.paused_until <= now:
+            endpoint.paused_until = now + self._backoff(endpoint.failures - 2)
+
+    def _backoff(self, failures: int) -> float:
+        """Return seconds: exponential, with jitter, so that simultaneous failures are not retried simultaneously."""
+        return float(min(self.servers.initial_backoff * 2.0 ** min(failures, 30), MAX_BACKOFF) * random.uniform(0.5, 1))
+
+    async def _request(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
+        """Send one HTTP request and return its JSON answer.
+
+        Raise `_TransientFailure`, `RequestFailed` or `UserError`.
+        """
         try:
-            # A redirect is not followed: it might carry the key to another host.
+            # Redirects are not followed: they could send the key to another host.
             async with self._session.request(method, endpoint.url + path, json=body, allow_redirects=False) as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except TimeoutError:
-            raise _Later(f"no answer in {self.servers.timeout:g} s") from None
+            raise _TransientFailure(f"no answer in {self.servers.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             unsent = isinstance(error, aiohttp.ClientConnectorError)
-            raise _Later(self._safe(f"{type(error).__name__}: {error}"), free=unsent) from None
+            raise _TransientFailure(self._safe(f"{type(error).__name__}: {error}"), free=unsent) from None
         if status == 200:
             return self._json(content)
-        reason = self._safe(f"HTTP {status}: {_complaint(content)}")
-        if status in LATER:
-            raise _Later(reason, _retry_after(headers.get("Retry-After")), free=status in TURNED_AWAY)
+        reason = self._safe(f"HTTP {status}: {_error_message(content)}")
+        if status in RETRY_STATUSES:
+            raise _TransientFailure(reason, _retry_after(headers.get("Retry-After")), free=status in UNBILLED_STATUSES)
         if status in (401, 403):
-            raise UserError(f"{endpoint.url} refuses the key ({reason}): api_key_env={self.servers.api_key_env}")
+            raise UserError(f"{endpoint.url} refuses the key ({reason}). Check api_key_env={self.servers.api_key_env}.")
         if (status == 404 or 300 <= status < 400) and method == "POST":
-            raise UserError(f"{endpoint.url}{path} has no such model, or is no such address ({reason})")
-        raise Unanswered(reason)
+            raise UserError(
+                f"{endpoint.url}{path} has no such model, or is a wrong address ({reason}). Check model and urls."
+            )
+        raise RequestFailed(reason)
 
     def _json(self, content: bytes) -> Answer:
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError):
-            raise _Later(self._safe(f"no JSON in the answer: {_complaint(content)}")) from None
+            raise _TransientFailure(self._safe(f"no JSON in the answer: {_error_message(content)}")) from None
         if not isinstance(answer, dict):
-            raise _Later("no JSON object in the answer")
+            raise _TransientFailure("no JSON object in the answer")
         return answer
 
     def _safe(self, text: str) -> str:
-        """One line, without the key, which servers have been seen to repeat."""
+        """Return the text as one line, without the key: some servers repeat it."""
         text = text.replace(self._secret, "***") if self._secret else text
-        return printable(text)[:SHOWN]
+        return printable(text)[:MAX_REASON]
 
 
-def _complaint(content: bytes) -> str:
-    """What a server says in the body of an error, in any of the usual forms."""
+def _error_message(content: bytes) -> str:
+    """Return the error message in the body of a response, in any of the usual forms."""
     text = content[:4096].decode(errors="replace")
     try:
-        found = json.loads(content)
-        found = found.get("error", found)
-        return str(found if isinstance(found, str) else found.get("message") or found.get("detail") or text)
+        body = json.loads(content)
+        body = body.get("error", body)
+        return str(body if isinstance(body, str) else body.get("message") or body.get("detail") or text)
     except (ValueError, AttributeError, RecursionError):
         return text.strip() or "an empty body"
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds, from either form of the header."""
+    """Return the seconds of a Retry-After header, in either of its forms."""
     if value is None:
         return None
     try:

@@ -23,8 +23,8 @@ from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, Whole
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.graders import NoVerifier, check_examples
-from selfcontrast.data.renderable import renderable
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.data.template_checks import drop_unrenderable
 from selfcontrast.engines.work import Engine
 from selfcontrast.environment import BEGUN
 from selfcontrast.errors import UserError
@@ -193,10 +193,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (
-        isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)
-    ):  # ours are made for each other
-        splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # made for each other
+        splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     checks.check_sampling(generator, parts["model"], splits["train"])
     if cfg.iterations > 1:
         checks.check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))

@@ -13,7 +13,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Surroundings
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.judgment import RemoteJudge
-from selfcontrast.progress import current, signs_of_life
+from selfcontrast.progress import current, heartbeat
 from selfcontrast.results import replay, stage_facts
 from selfcontrast.store import Artifact, Compute, Stage
 from selfcontrast.store.code import changed, remember
@@ -68,7 +68,7 @@ class Job:
                 self._ask_judges()
             log.info("%-24s running", name)
             lightning.seed_everything(self.parts.seed, verbose=False)
-            with signs_of_life(name):
+            with heartbeat(name):
                 summary = stage.compute(folder)
             self.check_inputs()
             return summary

@@ -26,7 +26,7 @@ from selfcontrast.stages.evaluate import Scored, measured_by
 from selfcontrast.stages.round import Round
 from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact
-from selfcontrast.tracking import Tracker, Untracked
+from selfcontrast.tracking import NullTracker, Tracker
 from selfcontrast.training.nodes import this_node
 
 SHOWN_PROMPTS = 8  # whose candidates are tracked, all of them
@@ -35,7 +35,7 @@ SHOWN_PROMPTS = 8  # whose candidates are tracked, all of them
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     """Runs or recalls all stages and writes the report; returns what it says, on the first node of the job."""
     if this_node(parts.hardware.num_nodes).rank > 0:
-        _ = list(policies(Job(parts, Untracked())))
+        _ = list(policies(Job(parts, NullTracker())))
         return None
     parts.output.mkdir(parents=True, exist_ok=True)  # which Hydra makes, unless `output` alone was given
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)

@@ -1,4 +1,6 @@
-"""Signs of life of long work: a line at least every 30 seconds, in the job's log file and wherever no bar is drawn."""
+"""Log the progress of long work: a line at least every 30 seconds, in the log file and, without progress bars, on
+screen.
+"""
 
 import logging
 import sys
@@ -10,19 +12,19 @@ from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
-EVERY = 30.0  # seconds
-FASTEST = 0.001  # seconds; steps told faster were made by an earlier attempt
+INTERVAL = 30.0  # seconds between lines
+MIN_STEP = 0.001  # seconds; faster steps are replayed from an earlier attempt
 
 
 @dataclass
-class Counted:
-    """Work of a known size that is under way.
+class WorkCounter:
+    """Progress of work of a known size.
 
     Attributes:
-        done: of `total`, in `unit`; what an earlier attempt did counts.
-        loss: the latest, of a training.
-        last: when the last line was written, and what was done then: the rate is that since.
-        told: when a step was last told.
+        done: number of finished units of `total`, including those of an earlier attempt.
+        loss: the latest training loss.
+        last: time of the last line, and `done` at that time: the rate counts from there.
+        updated_at: time of the latest `reach`.
     """
 
     total: int
@@ -30,20 +32,20 @@ class Counted:
     done: int
     loss: float | None = None
     last: tuple[float, int] = field(init=False)
-    told: float = field(init=False, default=0.0)
+    updated_at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.last = (time.monotonic(), self.done)
 
     def reach(self, done: int, loss: float) -> None:
-        """Steps that an earlier attempt made are told all at once, and are in no rate."""
+        """Record a finished step. Steps of an earlier attempt arrive all at once and are not in the rate."""
         now = time.monotonic()
-        if now - self.told < FASTEST:
+        if now - self.updated_at < MIN_STEP:
             self.last = (now, done)
-        self.done, self.loss, self.told = done, loss, now
+        self.done, self.loss, self.updated_at = done, loss, now
 
     def line(self) -> str:
-        """How much is done, how fast, and when it will be; called once per line."""
+        """Describe progress, rate and remaining time. Call it once per line."""
         now, done = time.monotonic(), self.done
         rate = (done - self.last[1]) / max(1e-9, now - self.last[0])
         self.last = (now, done)
@@ -53,49 +55,49 @@ class Counted:
         return ", ".join([*parts, *([] if self.loss is None else [f"loss {self.loss:.4g}"])])
 
 
-_current: Counted | None = None
+_current: WorkCounter | None = None
 
 
-def count(total: int, unit: str, done: int = 0) -> Counted:
-    """What the lines of the current stage say from now on; who works on it keeps `done` up to date."""
+def count(total: int, unit: str, done: int = 0) -> WorkCounter:
+    """Start a counter for the lines of the current stage. The caller updates `done`."""
     global _current
-    _current = Counted(total, unit, done)
+    _current = WorkCounter(total, unit, done)
     return _current
 
 
 def finish() -> None:
-    """The counted work is done, and the stage goes on with something else."""
+    """End the counted work. The stage may continue with other work."""
     global _current
     _current = None
 
 
-def current() -> Counted | None:
+def current() -> WorkCounter | None:
     return _current
 
 
 @contextmanager
-def signs_of_life(name: str) -> Iterator[None]:
-    """Around a stage: says every `EVERY` seconds how far it is."""
+def heartbeat(name: str) -> Iterator[None]:
+    """Log the progress of a stage every `INTERVAL` seconds while the context is open."""
     global _current
-    _current, begun, ended = None, time.monotonic(), threading.Event()
+    _current, start, ended = None, time.monotonic(), threading.Event()
 
-    def tell() -> None:
-        while not ended.wait(EVERY):
-            so_far = f"for {_time(time.monotonic() - begun)} so far"
-            _say(f"{name:<24} {_current.line() if _current else so_far}")
+    def log_lines() -> None:
+        while not ended.wait(INTERVAL):
+            elapsed = f"for {_time(time.monotonic() - start)} so far"
+            _log_line(f"{name:<24} {_current.line() if _current else elapsed}")
 
-    teller = threading.Thread(target=tell, name="progress", daemon=True)
-    teller.start()
+    thread = threading.Thread(target=log_lines, name="progress", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        teller.join()
+        thread.join()
         _current = None
 
 
-def _say(line: str) -> None:
-    """Where a terminal shows bars, in the log files alone."""
+def _log_line(line: str) -> None:
+    """Log a line. If a terminal shows progress bars, write it to the log files only."""
     if not sys.stderr.isatty():
         log.info("%s", line)
         return

@@ -1,4 +1,4 @@
-"""Rows and files of the formats that `selfcontrast.data.jsonl` reads."""
+"""Rows and files in the formats that `selfcontrast.data.jsonl` reads."""
 
 import gzip
 import json
@@ -13,7 +13,6 @@ from selfcontrast.data.example import Example, Message
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.errors import UserError
 
-SHARED = Path(__file__).parents[2] / "../shared/data"
 Row = dict[str, Any]
 
 
@@ -22,7 +21,7 @@ def source(path: Path, *, validation: float = 0.05, test: float = 0.1, limit: in
 
 
 def examples(path: Path, **settings: Any) -> list[Example]:
-    """All splits' examples, sorted by id."""
+    """Return the examples of all splits, sorted by id."""
     loaded = source(path, **settings).load()
     return sorted((example for split in loaded.values() for example in split), key=lambda e: e.id)
 
@@ -33,7 +32,7 @@ def write(path: Path, rows: list[Any]) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
     if ".jsonl" in path.suffixes:
-        # With a blank line at the end, as editors leave it.
+        # Editors leave a blank line at the end.
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "\n"
     else:
         content = json.dumps(rows, ensure_ascii=False, indent=1)
@@ -55,11 +54,11 @@ def pairs(count: int) -> list[Row]:
 
 
 def parse_one(tmp_path: Path, row: Row) -> Example:
-    """The example of one row, in a file padded with seven others of the same format."""
+    """Return the example of one row, from a file with seven other rows of the same format."""
     rows = [row] + [{**row, **_vary(row, i)} for i in range(7)]
-    found = [e for e in examples(write(tmp_path / "one.jsonl", rows)) if "padding" not in e.prompt[-1]["content"]]
-    assert len(found) == 1
-    return found[0]
+    matches = [e for e in examples(write(tmp_path / "one.jsonl", rows)) if "padding" not in e.prompt[-1]["content"]]
+    assert len(matches) == 1
+    return matches[0]
 
 
 def _vary(row: Row, i: int) -> Row:

@@ -40,13 +40,13 @@ def users(example: Example) -> list[str]:
     return [message["content"] for message in example.prompt if message["role"] == "user"]
 
 
-def test_each_split_has_its_size_and_equal_shares_of_the_families() -> None:
+def test_splits_have_their_sizes_and_equal_shares_of_the_families() -> None:
     for split in SPLITS:
         shares = Counter(example.category for example in DATA[split])
         assert shares == dict.fromkeys(FAMILIES, SETTINGS[split] // 8)
 
 
-def test_dialogues_are_a_quarter_and_end_with_the_user() -> None:
+def test_dialogues_are_a_quarter_and_end_with_the_user_message() -> None:
     dialogues = [example for example in DATA["train"] if example.turns]
     assert 0.2 < len(dialogues) / len(DATA["train"]) < 0.3
     for example in DATA["train"]:
@@ -63,7 +63,7 @@ def test_ids_and_prompts_are_unique_and_contents_disjoint() -> None:
     assert not contents[0] & contents[1] | contents[0] & contents[2] | contents[1] & contents[2]
 
 
-def test_an_overlap_made_on_purpose_is_found() -> None:
+def test_check_disjoint_overlap_raises() -> None:
     leaked = {**DATA, "train": [*DATA["train"], DATA["test"][3]]}
     with pytest.raises(ValueError, match=re.escape(content(DATA["test"][3]))):
         check_disjoint(leaked)
@@ -71,13 +71,13 @@ def test_an_overlap_made_on_purpose_is_found() -> None:
         check_disjoint({"test": [*DATA["test"], DATA["test"][0]]})
 
 
-def test_train_targets_are_noisy_to_the_extent_meant() -> None:
+def test_train_targets_have_the_expected_noise() -> None:
     scores = [BuiltinVerifier().score(example, example.target) for example in DATA["train"]]
     assert 0.83 < statistics.mean(scores) < 0.89
     assert 0.42 < scores.count(1.0) / len(scores) < 0.6
 
 
-def test_every_example_has_a_rejected_answer_with_a_wrong_slot() -> None:
+def test_rejected_answers_have_a_wrong_slot() -> None:
     examples = [example for split in SPLITS for example in DATA[split]]
     assert {e.rejected == e.target or BuiltinVerifier().score(e, e.rejected) == 1.0 for e in examples} == {False}
     for example in examples:
@@ -87,7 +87,7 @@ def test_every_example_has_a_rejected_answer_with_a_wrong_slot() -> None:
 
 
 def test_rejected_answers_are_noisier_than_targets_but_not_always_worse() -> None:
-    """Clean targets are always the better ones; a noisy target is now and then the worse of the two."""
+    """Clean targets are always better than their rejected answers; noisy ones are sometimes worse."""
 
     def worse(examples: list[Example]) -> float:
         scores = [(BuiltinVerifier().score(e, e.target), BuiltinVerifier().score(e, e.rejected)) for e in examples]
@@ -97,7 +97,7 @@ def test_rejected_answers_are_noisier_than_targets_but_not_always_worse() -> Non
     assert 0 < worse(DATA["train"]) < 0.2
 
 
-def test_rejected_answers_change_nothing_else() -> None:
+def test_rejected_noise_changes_only_rejected_answers() -> None:
     other = Builtin(**SETTINGS | {"rejected_noise": 0.9}).load()
     assert [e.to_dict() | {"rejected": ""} for e in other["train"]] == [
         e.to_dict() | {"rejected": ""} for e in DATA["train"]
@@ -105,7 +105,7 @@ def test_rejected_answers_change_nothing_else() -> None:
     assert [e.rejected for e in other["train"]] != [e.rejected for e in DATA["train"]]
 
 
-def test_noise_leaves_the_prompts_and_the_held_out_splits_as_they_are() -> None:
+def test_noise_changes_only_train_targets() -> None:
     clean = Builtin(**SETTINGS | {"noise": 0.0}).load()
     assert [users(e) for e in clean["train"]] == [users(e) for e in DATA["train"]]
     assert clean["test"] == DATA["test"]
@@ -126,9 +126,9 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": "1"}
-    there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    here = json.dumps([e.to_dict() for split in Builtin(**small).load().values() for e in split])
-    assert there.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    text = json.dumps([e.to_dict() for split in Builtin(**small).load().values() for e in split])
+    assert process.stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_another_seed_gives_other_prompts() -> None:
@@ -164,12 +164,12 @@ def test_coding_targets_compute_what_the_prompt_says() -> None:
 
 
 def test_reasoning_targets_follow_from_the_prompt() -> None:
-    most = {"oldest", "tallest", "fastest", "strongest", "richest"}
+    superlatives = {"oldest", "tallest", "fastest", "strongest", "richest"}
     for example in family("reasoning"):
         pairs = re.findall(r"([A-Z][a-z]+) is \w+er than ([A-Z][a-z]+)", users(example)[0])
         above, below = {a for a, _ in pairs}, {b for _, b in pairs}
         extreme = re.findall(r"\w+est\b", users(example)[-1])[-1]
-        (answer,) = above - below if extreme in most else below - above
+        (answer,) = above - below if extreme in superlatives else below - above
         assert f"{answer} is the {extreme}" in example.target or f"the {extreme} is {answer}" in example.target
 
 
@@ -193,20 +193,20 @@ def test_extraction_targets_hold_what_the_note_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["stem", "humanities"])
-def test_every_fact_asked_for_in_test_is_met_in_training(name: str) -> None:
+def test_facts_in_test_occur_in_training(name: str) -> None:
     def facts(example: Example) -> set[tuple[str, str]]:
         turns = json.loads(example.reference)["turns"]
         return {(t["want"]["entity"][0], key) for t in turns for key in t["want"] if key != "entity"}
 
-    # A fact is drawn eleven times on average here, and fifteen times with the shipped settings.
+    # A fact is drawn eleven times on average here, fifteen times with the shipped settings.
     train = Builtin(**SETTINGS | {"train": 8000}).load()["train"]
     trained = set().union(*map(facts, family(name, train)))
     missing = [fact for example in family(name) for fact in facts(example) if fact not in trained]
     assert missing == []
 
 
-def test_no_value_of_a_slot_stands_inside_another() -> None:
-    # Or a right value would be found in a wrong one where no template matches.
+def test_no_slot_value_contains_another() -> None:
+    # Else, without a matching template, a right value would be found in a wrong one.
     for form in FORMS.values():
         for slot in form.slots.values():
             assert len(set(slot.pool)) == len(slot.pool)
@@ -214,19 +214,19 @@ def test_no_value_of_a_slot_stands_inside_another() -> None:
             assert inside == []
 
 
-def test_settings_out_of_range_are_refused() -> None:
+def test_settings_out_of_range_raise() -> None:
     with pytest.raises(UserError, match=r"data\.noise=1\.5"):
         Builtin(**SETTINGS | {"noise": 1.5})
     with pytest.raises(UserError, match=r"data\.test=0"):
         Builtin(**SETTINGS | {"test": 0})
 
 
-def test_more_prompts_than_the_world_holds_are_refused_with_the_fix() -> None:
-    with pytest.raises(UserError, match=r"no new prompt left; lower data\.\w+"):
+def test_too_many_prompts_raise() -> None:
+    with pytest.raises(UserError, match=r"^data\.\w+=\d+: .*no new prompt left"):
         Builtin(**SETTINGS | {"test": 16000}).load()
 
 
-def test_the_configuration_gives_every_setting() -> None:
+def test_config_has_every_setting() -> None:
     config = yaml.safe_load((ROOT / "conf/data/builtin.yaml").read_text())
     assert config.pop("defaults")  # the verifier, a group of its own
     assert config.pop("_target_") == f"{Builtin.__module__}.{Builtin.__name__}"

@@ -1,4 +1,4 @@
-"""Candidates and negatives as files, and which decodings there can be."""
+"""Files of candidates and negatives, and invalid decodings."""
 
 import tempfile
 from array import array
@@ -32,20 +32,20 @@ CANDIDATES = [
 ]
 
 
-def test_candidates_read_back_as_they_were(tmp_path: Path) -> None:
+def test_candidates_round_trip(tmp_path: Path) -> None:
     for name, candidates in {"some": CANDIDATES, "none": []}.items():
         write_table(tmp_path / f"{name}.parquet", candidates_table(candidates))
         assert read_candidates(tmp_path / f"{name}.parquet") == candidates
 
 
-def test_negatives_come_by_prompt_in_rank_order(tmp_path: Path) -> None:
+def test_read_negatives_groups_by_prompt_in_rank_order(tmp_path: Path) -> None:
     rows = [
         Negative(name, rank, 7 - rank, "t", [rank + 1], 0.5, -1.0, 0.25) for rank in (2, 0, 1) for name in ("b", "a")
     ]
     pq.write_table(pa.Table.from_pylist([vars(row) for row in rows]), tmp_path / "n.parquet")
-    found = read_negatives(tmp_path / "n.parquet")
-    assert {name: [n.rank for n in ranked] for name, ranked in found.items()} == {"a": [0, 1, 2], "b": [0, 1, 2]}
-    assert found["a"][0] == Negative("a", 0, 7, "t", array("i", [1]), 0.5, -1.0, 0.25)
+    read_back = read_negatives(tmp_path / "n.parquet")
+    assert {name: [n.rank for n in ranked] for name, ranked in read_back.items()} == {"a": [0, 1, 2], "b": [0, 1, 2]}
+    assert read_back["a"][0] == Negative("a", 0, 7, "t", array("i", [1]), 0.5, -1.0, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -61,28 +61,28 @@ def test_negatives_come_by_prompt_in_rank_order(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_decoding_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_decoding_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
     fine: dict[str, Any] = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1, "max_length": 1}
     Decoding(**fine)
     with pytest.raises(UserError, match=next(iter(wrong))):
         Decoding(**{**fine, **wrong})
 
 
-# --- whole prompts, a piece at a time
+# --- reading whole prompts
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 9))
-def test_no_prompt_straddles_two_tables_and_none_is_lost(sizes: list[int], rows: int) -> None:
+def test_whole_prompts_splits_no_prompt_and_loses_none(sizes: list[int], rows: int) -> None:
     wanted = {f"p{i}": [f"{i} {k}" for k in range(size)] for i, size in enumerate(sizes)}
     candidates = [Candidate(n, k, t, [k], "stop", 0.0) for n, ts in wanted.items() for k, t in enumerate(ts)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "c.parquet"
         pq.write_table(candidates_table(candidates), file, row_group_size=4)
-        found: dict[str, list[str]] = {}
+        read_back: dict[str, list[str]] = {}
         for table in whole_prompts(file, ["id", "text"], rows):
             assert table.column_names == ["id", "text"]
-            for name, own in spans(table):
-                assert name not in found
-                found[name] = table["text"].to_pylist()[own]
-        assert found == wanted
+            for name, rows_of_prompt in spans(table):
+                assert name not in read_back
+                read_back[name] = table["text"].to_pylist()[rows_of_prompt]
+        assert read_back == wanted
         assert dict(texts_by_prompt(file)) == wanted

@@ -1,4 +1,4 @@
-"""The formats of a row, in every container."""
+"""Row formats, in every file format."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ CONTAINERS = [".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet"]
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_chinese_and_emoji_survive_every_container(tmp_path: Path, suffix: str) -> None:
+def test_chinese_and_emoji_in_every_file_format(tmp_path: Path, suffix: str) -> None:
     rows = [{"prompt": f"第{i}个问题？\u2028🙂", "completion": f"答案 {i} 👩‍🚀"} for i in range(9)]
-    found = examples(write(tmp_path / f"data{suffix}", rows))
-    assert {(e.prompt[0]["content"], e.target) for e in found} == {(r["prompt"], r["completion"]) for r in rows}
+    parsed = examples(write(tmp_path / f"data{suffix}", rows))
+    assert {(e.prompt[0]["content"], e.target) for e in parsed} == {(r["prompt"], r["completion"]) for r in rows}
 
 
-def test_chat_rows_of_both_dialects_agree(tmp_path: Path) -> None:
+def test_openai_and_sharegpt_rows_parse_alike(tmp_path: Path) -> None:
     openai = {
         "messages": [
             {"role": "system", "content": "Be brief."},
@@ -48,26 +48,26 @@ def test_chat_rows_of_both_dialects_agree(tmp_path: Path) -> None:
     assert first.target == "4"
 
 
-def test_a_chat_that_ends_with_the_user_takes_chosen_and_rejected(tmp_path: Path) -> None:
+def test_chat_that_ends_with_the_user_uses_chosen_and_rejected(tmp_path: Path) -> None:
     row = {
         "conversations": [{"from": "human", "value": "Hi"}],
         "chosen": {"from": "gpt", "value": "Hello"},
         "rejected": {"from": "gpt", "value": "Go away"},
     }
     rows = [row, *({**row, "conversations": [{"from": "human", "value": f"Hi {i}"}]} for i in range(7))]
-    found = examples(write(tmp_path / "d.json", rows))
-    assert len(found) == 8
-    assert {(e.target, e.rejected) for e in found} == {("Hello", "Go away")}
+    parsed = examples(write(tmp_path / "d.json", rows))
+    assert len(parsed) == 8
+    assert {(e.target, e.rejected) for e in parsed} == {("Hello", "Go away")}
 
 
 @pytest.mark.parametrize("column", ["output", "response"])
 @pytest.mark.parametrize(("extra", "content"), [("", "Add."), ("  ", "Add."), (None, "Add."), ("1 2", "Add.\n\n1 2")])
-def test_alpaca_joins_a_filled_input(tmp_path: Path, column: str, extra: str | None, content: str) -> None:
+def test_alpaca_joins_a_nonempty_input(tmp_path: Path, column: str, extra: str | None, content: str) -> None:
     example = parse_one(tmp_path, {"instruction": "Add.", "input": extra, column: "3"})
     assert (example.prompt, example.target) == ([user(content)], "3")
 
 
-def test_alpaca_takes_system_and_history(tmp_path: Path) -> None:
+def test_alpaca_reads_system_and_history(tmp_path: Path) -> None:
     row = {"instruction": "And 2?", "output": "3", "system": "Count.", "history": [["And 1?", "2"]]}
     example = parse_one(tmp_path, row)
     system = Message(role="system", content="Count.")
@@ -84,7 +84,7 @@ def test_alpaca_output_may_be_chosen_and_rejected(
     assert (example.target, example.rejected) == (target, rejected)
 
 
-def test_alpaca_preference_rows_answer_with_chosen(tmp_path: Path) -> None:
+def test_alpaca_preference_rows_use_chosen_as_target(tmp_path: Path) -> None:
     row = {"instruction": "Add.", "output": "three", "chosen": "3, please", "rejected": "3, fool"}
     example = parse_one(tmp_path, row)
     assert (example.target, example.rejected) == ("3, please", "3, fool")
@@ -94,8 +94,8 @@ def test_alpaca_preference_rows_answer_with_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("completion", ["Hello", [assistant("Hello")], [user("Hi"), assistant("Hello")]])
 def test_prompt_and_completion_as_text_or_messages(tmp_path: Path, prompt: Any, completion: Any) -> None:
     rows = [{"prompt": prompt, "completion": completion}, *pairs(7)]
-    found = [e for e in examples(write(tmp_path / "d.jsonl", rows)) if e.target == "Hello"]
-    assert [e.prompt for e in found] == [[user("Hi")]]
+    parsed = [e for e in examples(write(tmp_path / "d.jsonl", rows)) if e.target == "Hello"]
+    assert [e.prompt for e in parsed] == [[user("Hi")]]
 
 
 def hh(*turns: str) -> str:
@@ -113,7 +113,7 @@ def test_dialogues_are_split_into_turns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rejected", [hh("Hey", "No"), hh("Hi", "No", "more"), "nothing"])
-def test_rejected_of_another_prompt_is_left_out(tmp_path: Path, rejected: str) -> None:
+def test_rejected_of_another_prompt_is_dropped(tmp_path: Path, rejected: str) -> None:
     example = parse_one(tmp_path, {"chosen": hh("Hi", "Hello"), "rejected": rejected})
     assert (example.target, example.rejected) == ("Hello", "")
 
@@ -141,24 +141,24 @@ def test_odd_dialogues_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogC
         assert reason in message
 
 
-def test_optional_columns_are_carried_over_as_text(tmp_path: Path) -> None:
+def test_optional_columns_are_kept_as_text(tmp_path: Path) -> None:
     rows = [
         {**row, "id": i, "category": "数学" if i else None, "reference": {"answer": [i]}}
         for i, row in enumerate(pairs(8))
     ]
-    found = examples(write(tmp_path / "d.jsonl", rows))
-    assert [(e.id, e.category, e.reference) for e in found] == [
+    parsed = examples(write(tmp_path / "d.jsonl", rows))
+    assert [(e.id, e.category, e.reference) for e in parsed] == [
         (str(i), "数学" if i else "", f'{{"answer": [{i}]}}') for i in range(8)
     ]
 
 
-# Blank text is an error, and surrogates are not text; both have their own tests.
+# Without blank text and surrogates, which have their own tests.
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda text: text.strip())
 dialogues = st.lists(words, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0)
 
 
-# What hh-rlhf's own form can express: no speaker marks inside a turn, no blanks around it.
-plain = words.map(str.strip).filter(lambda text: "Human:" not in text and "Assistant:" not in text)
+# hh-rlhf's format cannot express speaker marks inside a turn, or white space around it.
+hh_words = words.map(str.strip).filter(lambda text: "Human:" not in text and "Assistant:" not in text)
 
 
 def messages(turns: list[str]) -> list[Message]:
@@ -184,9 +184,9 @@ WRITERS: dict[str, Callable[[list[str]], Row]] = {
 @pytest.mark.parametrize("suffix", [".json", ".jsonl.gz", ".parquet"])
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_round_trip(tmp_path: Path, form: str, suffix: str, data: st.DataObject) -> None:
-    turns = st.lists(plain, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0)
-    drawn = data.draw(
+def test_every_format_round_trips(tmp_path: Path, form: str, suffix: str, data: st.DataObject) -> None:
+    turns = st.lists(hh_words, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0)
+    drawn_dialogues = data.draw(
         st.lists(
             turns if form == "dialogues" else dialogues,
             min_size=8,
@@ -194,7 +194,7 @@ def test_round_trip(tmp_path: Path, form: str, suffix: str, data: st.DataObject)
             unique_by=lambda t: tuple(t[:-1]),
         )
     )
-    found = examples(write(tmp_path / f"d{suffix}", [WRITERS[form](turns) for turns in drawn]))
-    assert sorted(json.dumps([e.prompt, e.target]) for e in found) == sorted(
-        json.dumps([messages(turns)[:-1], turns[-1]]) for turns in drawn
+    parsed = examples(write(tmp_path / f"d{suffix}", [WRITERS[form](turns) for turns in drawn_dialogues]))
+    assert sorted(json.dumps([e.prompt, e.target]) for e in parsed) == sorted(
+        json.dumps([messages(turns)[:-1], turns[-1]]) for turns in drawn_dialogues
     )

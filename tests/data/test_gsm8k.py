@@ -1,4 +1,4 @@
-"""GSM8K as examples: from a folder of the authors' files, from the hub's layout, and from single files."""
+"""GSM8K from a folder of the authors' files, from a copy of the hub's folder, and from single files."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def gsm8k(*overrides: str) -> Gsm8k:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write(tmp_path / "train.jsonl", range(1, 41))
-    write(tmp_path / "test.jsonl", range(40, 52))  # one of training's problems among them
+    write(tmp_path / "test.jsonl", range(40, 52))  # one problem is also in train
     return tmp_path
 
 
@@ -42,43 +42,43 @@ def by_prompt(splits: Any) -> dict[str, Example]:
     return {e.prompt[0]["content"]: e for examples in splits.values() for e in examples}
 
 
-def test_a_row_is_question_solution_and_number(folder: Path) -> None:
+def test_rows_give_question_solution_and_number(folder: Path) -> None:
     splits = gsm8k(f"data.root={folder}", "data.validation=0.2").load()
     assert len(splits["test"]) == 12
-    assert len(splits["train"]) + len(splits["validation"]) == 39  # less the one that is tested
+    assert len(splits["train"]) + len(splits["validation"]) == 39  # without the one in test
     assert splits["validation"]
-    one = by_prompt(splits)["Half of 6,000?"]
-    assert (one.target, one.answer) == ("It is 6,000/2 = 3,000.\n#### 3,000", "3,000")
+    example = by_prompt(splits)["Half of 6,000?"]
+    assert (example.target, example.answer) == ("It is 6,000/2 = 3,000.\n#### 3,000", "3,000")
     kept = by_prompt(gsm8k(f"data.root={folder}", "data.calculations=true").load())["Half of 6,000?"]
     assert (kept.target, kept.answer) == ("It is 6,000/2 = <<6,000/2=3,000>>3,000.\n#### 3,000", "3,000")
 
 
-def test_only_some_rows_of_each_split(folder: Path) -> None:
+def test_limit_applies_to_each_split(folder: Path) -> None:
     splits = gsm8k(f"data.root={folder}", "data.train.limit=16", "data.test.limit=8").load()
     assert len(splits["train"]) + len(splits["validation"]) == 16
     assert len(splits["test"]) == 8
 
 
-def test_the_files_may_be_named_and_where_they_lie_is_no_part_of_the_key(folder: Path) -> None:
-    named = gsm8k(f"data.train.path={folder / 'train.jsonl'}", f"data.test.path={folder / 'test.jsonl'}")
-    rooted = gsm8k(f"data.root={folder}")
-    assert named.load() == rooted.load()
-    assert named.fingerprint() == rooted.fingerprint()
-    assert gsm8k(f"data.root={folder}", "data.calculations=true").fingerprint() != rooted.fingerprint()
+def test_fingerprint_is_independent_of_paths(folder: Path) -> None:
+    by_path = gsm8k(f"data.train.path={folder / 'train.jsonl'}", f"data.test.path={folder / 'test.jsonl'}")
+    by_root = gsm8k(f"data.root={folder}")
+    assert by_path.load() == by_root.load()
+    assert by_path.fingerprint() == by_root.fingerprint()
+    assert gsm8k(f"data.root={folder}", "data.calculations=true").fingerprint() != by_root.fingerprint()
 
 
-def test_a_copy_of_the_hubs_folder_is_read(folder: Path, tmp_path: Path) -> None:
+def test_copy_of_the_hubs_folder_is_read(folder: Path, tmp_path: Path) -> None:
     for split, numbers in (("train", range(1, 41)), ("test", range(40, 52))):
         write(tmp_path / "hub/openai/gsm8k/main" / f"{split}.jsonl", numbers)
     assert gsm8k(f"data.root={tmp_path / 'hub'}").load() == gsm8k(f"data.root={folder}").load()
 
 
-def test_it_is_graded_by_the_final_number_unless_another_verifier_is_chosen(folder: Path) -> None:
+def test_verifier_is_final_number_by_default(folder: Path) -> None:
     assert composed("data=gsm8k").verifier._target_ == "selfcontrast.data.graders.FinalNumber"
     assert composed("data=gsm8k", "verifier=none").verifier._target_ == "selfcontrast.data.graders.NoVerifier"
 
 
-def test_all_of_it(tmp_path: Path) -> None:
+def test_all_problems_are_read_and_gradable(tmp_path: Path) -> None:
     source = gsm8k(f"data.root={shared_data('gsm8k')}")
     splits = source.load()
     assert len(splits["test"]) == 1319

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonl_rows import SHARED, examples, pairs, refusal, source, user, write
+from jsonl_rows import examples, pairs, refusal, source, user, write
 
 from selfcontrast.data.example import Example
 from selfcontrast.data.jsonl import Jsonl, read_rows, split_by_prompt
+from shared import shared_data
 
 # --- splitting ---
 
 
-def test_a_prompt_lies_in_one_split_and_none_is_lost(tmp_path: Path) -> None:
+def test_prompts_are_in_one_split_and_none_is_lost(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 60}", "completion": f"a{i}"} for i in range(240)]
     loaded = source(write(tmp_path / "d.jsonl", rows), validation=0.2, test=0.2).load()
     prompts = {name: {e.prompt[0]["content"] for e in split} for name, split in loaded.items()}
@@ -26,7 +27,7 @@ def test_a_prompt_lies_in_one_split_and_none_is_lost(tmp_path: Path) -> None:
         assert order == sorted(order)
 
 
-def test_shares_are_met(tmp_path: Path) -> None:
+def test_split_sizes_match_the_fractions(tmp_path: Path) -> None:
     loaded = source(write(tmp_path / "d.jsonl", pairs(4000)), validation=0.1, test=0.3).load()
     # Standard deviations of the shares: 19 and 29 rows.
     assert abs(len(loaded["validation"]) - 400) < 80
@@ -40,9 +41,9 @@ def test_rows_added_later_move_no_prompt(tmp_path: Path) -> None:
         assert {e.id for e in split} <= {e.id for e in many[name]}
 
 
-def test_the_split_is_the_same_on_every_machine(tmp_path: Path) -> None:
+def test_split_is_the_same_on_every_machine(tmp_path: Path) -> None:
     loaded = source(write(tmp_path / "d.jsonl", pairs(40))).load()
-    # The hashes that decide, by: printf '[{"role": "user", "content": "question 2"}]' | sha256sum
+    # The deciding hashes, from: printf '[{"role": "user", "content": "question 2"}]' | sha256sum
     # test, below 0x1999 (0.1): 2 00aa, 9 090e, 33 0fc0, 4 12ff; validation, below 0x2666 (0.15): 30 1c0f,
     # 6 2332; train: 8 2dde, 39 2f8b, 18 353b, ...
     numbers = {name: [int(e.target.removeprefix("answer ")) for e in split] for name, split in loaded.items()}
@@ -60,18 +61,18 @@ def test_no_split_is_empty(count: int, shares: tuple[float, float]) -> None:
     assert sum(len(part) for part in split.values()) == count
 
 
-def test_exact_duplicates_are_dropped_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_exact_duplicates_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [*pairs(9), *pairs(2), {"prompt": "question 0", "completion": "another answer"}]
     with caplog.at_level(logging.WARNING, logger="selfcontrast.data.jsonl"):
-        found = examples(write(tmp_path / "d.jsonl", rows))
-    assert len(found) == len({e.id for e in found}) == 10
+        parsed = examples(write(tmp_path / "d.jsonl", rows))
+    assert len(parsed) == len({e.id for e in parsed}) == 10
     assert "exact duplicate: 2" in caplog.text
 
 
-def test_limit_takes_the_first_usable_rows(tmp_path: Path) -> None:
+def test_limit_keeps_the_first_usable_rows(tmp_path: Path) -> None:
     rows = [*pairs(1), *pairs(20), {"prompt": "broken"}]
-    found = examples(write(tmp_path / "d.jsonl", rows), limit=10)
-    assert {e.target for e in found} == {f"answer {i}" for i in range(10)}
+    parsed = examples(write(tmp_path / "d.jsonl", rows), limit=10)
+    assert {e.target for e in parsed} == {f"answer {i}" for i in range(10)}
 
 
 def test_ids_do_not_depend_on_path_container_or_order(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_ids_do_not_depend_on_path_container_or_order(tmp_path: Path) -> None:
 # --- fingerprint ---
 
 
-def test_fingerprint_follows_content_and_settings_but_not_the_path(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_and_settings_not_on_path(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", pairs(8))
     base = source(path).fingerprint()
     assert source(write(tmp_path / "b.jsonl", pairs(8))).fingerprint() == base
@@ -97,7 +98,7 @@ def test_fingerprint_follows_content_and_settings_but_not_the_path(tmp_path: Pat
     assert all(other != base for other in changed)
 
 
-def test_the_config_builds_the_source(tmp_path: Path) -> None:
+def test_config_builds_the_source(tmp_path: Path) -> None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -121,23 +122,20 @@ PUBLIC = [  # file, usable rows, rows with a rejected response
 ]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public data is not beside the checkout")
 @pytest.mark.parametrize(("name", "rows", "rejected"), PUBLIC)
 def test_public_files(name: str, rows: int, rejected: int) -> None:
-    found = examples(SHARED / name)
-    assert len(found) == len({e.id for e in found}) == rows
-    assert sum(bool(e.rejected) for e in found) == rejected
-    assert all(e.prompt[-1]["role"] == "user" and e.target.strip() for e in found)
+    parsed = examples(shared_data(name))
+    assert len(parsed) == len({e.id for e in parsed}) == rows
+    assert sum(bool(e.rejected) for e in parsed) == rejected
+    assert all(e.prompt[-1]["role"] == "user" and e.target.strip() for e in parsed)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the public data is not beside the checkout")
-def test_a_public_file_of_another_format_is_refused_by_its_columns() -> None:
-    assert "id, name, instruction, instances" in refusal(
-        SHARED / "instruction_tuning/self_instruct_seed_tasks_175.jsonl"
-    )
+def test_public_file_of_unknown_format_raises() -> None:
+    file = shared_data("instruction_tuning/self_instruct_seed_tasks_175.jsonl")
+    assert "id, name, instruction, instances" in refusal(file)
 
 
-def test_a_small_file_of_repetitions_is_read(tmp_path: Path) -> None:
+def test_small_file_of_repetitions_is_read(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"prompt": "a", "completion": "' + b"b" * 10**6 + b'"}'))
     assert len(list(read_rows(str(file)))) == 1

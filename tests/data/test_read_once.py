@@ -1,4 +1,4 @@
-"""A key says what was read: a file that is edited meanwhile or afterwards gives no artifact under its key."""
+"""Files that are edited while or after they are read: no artifact is stored under the wrong key."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from selfcontrast.data.hub import Hub, Part
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.release import Release
 from selfcontrast.errors import UserError
-from selfcontrast.generators import imported
-from selfcontrast.generators.imported import Import
+from selfcontrast.generators import importer
+from selfcontrast.generators.importer import Import
 from selfcontrast.models.loading import Pretrained
 from selfcontrast.store.content import Content
 from tiny import policy_folder
@@ -34,7 +34,7 @@ def release_lines(word: str) -> str:
 
 
 def source(kind: str, folder: Path) -> tuple[Source, Path]:
-    """A data source of this kind, and the file that its training rows are in."""
+    """Return a data source of this kind, and the file with its training rows."""
     if kind == "release":
         file = folder / "Set" / "DPO" / "train.jsonl"
         file.parent.mkdir(parents=True)
@@ -50,12 +50,12 @@ def source(kind: str, folder: Path) -> tuple[Source, Path]:
     return Hub(part, None, 0.1, 0.1, None, None, True), file
 
 
-MODULES: dict[str, Any] = {"jsonl": jsonl_module, "hub": hub_module, "release": release_module, "import": imported}
+MODULES: dict[str, Any] = {"jsonl": jsonl_module, "hub": hub_module, "release": release_module, "import": importer}
 KINDS = ["jsonl", "hub", "release"]
 
 
-def edited(file: Path, word: str = "plum") -> None:
-    """Replace the file, as editors do, and keep its size and its time of modification."""
+def edit(file: Path, word: str = "plum") -> None:
+    """Replace the file, as editors do, keeping its size and modification time."""
     before = file.stat()
     other = file.with_suffix(".new")
     other.write_text(file.read_text().replace("A pear.", f"A {word}."))
@@ -64,11 +64,11 @@ def edited(file: Path, word: str = "plum") -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fingerprint_after_an_edit_is_of_the_rows_that_were_read(kind: str, tmp_path: Path) -> None:
+def test_fingerprint_after_an_edit_describes_the_rows_read(kind: str, tmp_path: Path) -> None:
     data, file = source(kind, tmp_path)
     before = data.fingerprint()
     rows = data.load()
-    edited(file)
+    edit(file)
     assert data.fingerprint() == before
     assert {example.target for example in rows["train"]} == {"A pear."}
     assert {example.target for example in data.load()["train"]} == {"A plum."}
@@ -76,53 +76,53 @@ def test_fingerprint_after_an_edit_is_of_the_rows_that_were_read(kind: str, tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_load_edited_while_reading_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_edited_while_reading_raises(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, file = source(kind, tmp_path)
     original = MODULES[kind].read_examples
 
     def read_examples(*args: Any, **options: Any) -> Any:
-        edited(file)
+        edit(file)
         return original(*args, **options)
 
     monkeypatch.setattr(MODULES[kind], "read_examples", read_examples)
-    with pytest.raises(UserError, match=r"^data\..* has changed while this job was reading it"):
+    with pytest.raises(UserError, match=r"^data\..* has changed"):
         data.load()
 
 
-def test_import_edited_after_or_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_edited_while_reading_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(lines("pear"))
-    own = Import(str(file), None, 100, 0)
-    before = own.fingerprint()
-    assert own.samples == 1
-    edited(file)
-    assert own.fingerprint() == before != Import(str(file), None, 100, 0).fingerprint()
-    original = imported.read_folder
+    generator = Import(str(file), None, 100, 0)
+    before = generator.fingerprint()
+    assert generator.samples == 1
+    edit(file)
+    assert generator.fingerprint() == before != Import(str(file), None, 100, 0).fingerprint()
+    original = importer.read_folder
 
     def read_folder(*args: Any) -> Iterator[Any]:
         yield from original(*args)
-        edited(file, "fig!")
+        edit(file, "fig!")
 
     file.write_text(lines("pear"))
-    monkeypatch.setattr(imported, "read_folder", read_folder)
+    monkeypatch.setattr(importer, "read_folder", read_folder)
     with pytest.raises(UserError, match=r"generator\.path=.* has changed"):
         _ = Import(str(file), None, 100, 0).samples
 
 
-def test_pretrained_folder_changed_between_key_and_loading_refused(tmp_path: Path) -> None:
+def test_pretrained_folder_changed_before_loading_raises(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "model")
     model = Pretrained(str(folder), None, None, [], "float32", False, True)
     key = model.fingerprint()
     model.start([], 0)
     policy_folder(folder, seed=1)
-    with pytest.raises(UserError, match=r"model\.path=.* has changed while this job was reading it"):
+    with pytest.raises(UserError, match=r"model\.path=.* has changed"):
         model.start([], 0)
     assert model.fingerprint() != key
     model.start([], 0)
 
 
-def test_content_of_a_young_file_compares_bytes_too(tmp_path: Path) -> None:
-    """A file written just now may be written again within the clock's tick, and keep its time stamps."""
+def test_content_of_a_new_file_compares_bytes(tmp_path: Path) -> None:
+    """A file may be written twice within one clock tick, with the same time stamps."""
     file = tmp_path / "a"
     file.write_text("one")
     content = Content.of(file)

@@ -1,4 +1,4 @@
-"""The authors' release, in rows written by hand in the form that the reference implementation writes and reads."""
+"""The authors' release, in hand-written rows of the reference implementation's format."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.release import Release
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.generators.imported import Import
+from selfcontrast.generators.importer import Import
 from selfcontrast.generators.pairs import Pairs
 from tiny import candidates_by_prompt, policy_folder
 
@@ -20,7 +20,7 @@ HISTORY = [["the cat?", "a dog"]]
 
 
 def pair(number: int, rejected: str, history: Any = ()) -> Row:
-    """As src/construct_synthetic_data.py writes it: a row per pair."""
+    """Return a row as src/construct_synthetic_data.py of the reference implementation writes it."""
     output = [f"Answer {number}.", rejected]
     return {"instruction": f"Q{number}?", "input": "", "output": output, "system": "", "history": list(history)}
 
@@ -33,7 +33,7 @@ def write(file: Path, rows: list[Row]) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twelve prompts with two pairs each, in two files, and nine of the evaluation, of which one is trained on, too."""
+    """Write twelve prompts with two pairs each, in two files, and nine evaluation prompts; one prompt is in both."""
     folder = tmp_path / "data" / "HH-RLHF"
     pairs = [pair(i, f"No {i}{way}.", HISTORY if i == 3 else []) for i in range(12) for way in "ab"]
     write(folder / "Self-Contrast_2" / "a.jsonl", pairs[:10])
@@ -55,43 +55,43 @@ def trained(source: Release) -> dict[str, Example]:
 
 def test_pairs_of_a_prompt_are_one_example(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        found = trained(release(root))
-    assert set(found) == {f"Answer {i}." for i in range(11)}  # 11 is a prompt of the evaluation
-    assert found["Answer 5."].prompt == [{"role": "user", "content": "Q5?"}]
-    assert found["Answer 5."].rejected == "No 5a."
-    assert [message["content"] for message in found["Answer 3."].prompt] == ["the cat?", "a dog", "Q3?"]
-    assert "12 examples, 12 more pairs of theirs" in caplog.text
-    assert "data.train: 1 rows have a prompt of data.test: left out" in caplog.messages
+        loaded = trained(release(root))
+    assert set(loaded) == {f"Answer {i}." for i in range(11)}  # 11 is a prompt of the evaluation
+    assert loaded["Answer 5."].prompt == [{"role": "user", "content": "Q5?"}]
+    assert loaded["Answer 5."].rejected == "No 5a."
+    assert [message["content"] for message in loaded["Answer 3."].prompt] == ["the cat?", "a dog", "Q3?"]
+    assert "12 examples, with 12 further pairs" in caplog.text
+    assert "data.train: removed 1 rows with a prompt of data.test" in caplog.messages
 
 
-def test_the_prompts_of_the_evaluation_are_theirs(root: Path) -> None:
+def test_test_split_has_the_evaluations_prompts(root: Path) -> None:
     test = release(root).load()["test"]
     assert [(e.prompt[0]["content"], e.target) for e in test] == [(f"Q{i}?", f"Answer {i}.") for i in range(11, 20)]
 
 
 @pytest.mark.parametrize(("rows", "rejected"), [("DPO", "Bad 4."), ("SFT", "")])
-def test_rows_of_the_baselines(root: Path, rows: str, rejected: str) -> None:
+def test_baseline_rows_are_read(root: Path, rows: str, rejected: str) -> None:
     assert trained(release(root, rows))["Answer 4."].rejected == rejected
 
 
-def test_their_negatives_become_candidates(root: Path, tmp_path: Path) -> None:
-    """generator=import on the folder: each prompt has the rejected answers of its rows, as pairs have them."""
+def test_import_and_pairs_read_the_releases_negatives(root: Path, tmp_path: Path) -> None:
+    """generator=import on the folder gives each prompt the rejected answers of its rows, as generator=pairs does."""
     examples = release(root).load()["train"]
     policy = policy_folder(tmp_path / "policy")
-    own = Import(str(root / "HH-RLHF" / "Self-Contrast_2"), None, 120, 0)
-    assert own.samples == 2
-    own.check(examples)
-    for name, generator in (("k", own), ("one", Pairs(None, 120, 0))):
+    importer = Import(str(root / "HH-RLHF" / "Self-Contrast_2"), None, 120, 0)
+    assert importer.samples == 2
+    importer.check(examples)
+    for name, generator in (("k", importer), ("one", Pairs(None, 120, 0))):
         (tmp_path / name).mkdir()
         generator.generate(tmp_path / name, policy, examples, Local(1, 1), "cpu")
     numbers = {example.id: int(example.target[7:-1]) for example in examples}
-    found = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "k")}
-    assert found == {n: [f"No {n}a.", f"No {n}b."] for n in numbers.values()}
+    imported = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "k")}
+    assert imported == {n: [f"No {n}a.", f"No {n}b."] for n in numbers.values()}
     paired = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "one")}
-    assert paired == found
+    assert paired == imported
 
 
-def test_where_it_lies_is_not_in_the_key_but_its_content_is(root: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_not_on_path(root: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = "HH-RLHF/Self-Contrast_2"
@@ -105,7 +105,7 @@ def test_where_it_lies_is_not_in_the_key_but_its_content_is(root: Path, tmp_path
     assert release(root, "DPO").fingerprint() != before[0]
 
 
-def test_ultrachats_prompts_are_messages(tmp_path: Path) -> None:
+def test_ultrachat_prompts_are_messages(tmp_path: Path) -> None:
     rows = [
         {
             "prompt": f"Q{i}?",
@@ -123,7 +123,7 @@ def test_ultrachats_prompts_are_messages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answered", [{"target": "Best."}, {"answers": [{"answer": "Best.", "rank": 1.0}]}])
-def test_nectars_prompts_of_the_evaluation_are_dialogue_strings(tmp_path: Path, answered: Row) -> None:
+def test_nectar_evaluation_prompts_are_dialogue_strings(tmp_path: Path, answered: Row) -> None:
     write(tmp_path / "Nectar" / "DPO" / "train.jsonl", [pair(i, "No.") for i in range(9)])
     talk = "\n\nHuman: the cat?\n\nAssistant: a dog\n\nHuman: And {}?\n\nAssistant: "
     write(tmp_path / "Nectar" / "test.jsonl", [{"prompt": talk.format(i), **answered} for i in range(9)])
@@ -132,15 +132,15 @@ def test_nectars_prompts_of_the_evaluation_are_dialogue_strings(tmp_path: Path, 
     assert first.target == "Best."
 
 
-def test_what_is_missing_is_named_with_where_to_get_it(root: Path) -> None:
+def test_missing_or_unusable_data_raises(root: Path) -> None:
     for source in (release(root, "Self-Contrast_3"), release(root / "nowhere")):
-        with pytest.raises(UserError, match=r"data\.rows=.* does not exist\. Download .*docs/reproduction\.md"):
+        with pytest.raises(UserError, match=r"data\.rows=.* does not exist.*docs/reproduction\.md"):
             source.load()
     (root / "HH-RLHF" / "empty").mkdir()
-    with pytest.raises(UserError, match=r"data\.rows=.*empty: no file in this folder ends with \.json"):
+    with pytest.raises(UserError, match=r"data\.rows=.*empty: no file"):
         release(root, "empty").load()
     write(root / "HH-RLHF" / "few" / "a.jsonl", [pair(i, "No.") for i in range(7)])
-    with pytest.raises(UserError, match="fewer than 8 different prompts in 7 usable rows"):
+    with pytest.raises(UserError, match=r"fewer than 8 .* 7 usable rows"):
         release(root, "few").load()
     with pytest.raises(UserError, match=r"data\.validation=0"):
         Release(str(root), "HH-RLHF", "DPO", "test.jsonl", 0)

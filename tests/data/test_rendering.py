@@ -52,7 +52,7 @@ TEMPLATES = {
     "openchat": OPENCHAT,
     "llama3": LLAMA3,
 }
-# What each writes after the prompt for the answer "Paris", and what ends it.
+# What each template writes after the prompt for the answer "Paris", and what ends it.
 ANSWERS = {
     "builtin": ("Paris", "<|end|>"),
     "chatml": ("Paris", "<|im_end|>"),
@@ -75,14 +75,14 @@ QUESTION: list[Message] = [{"role": "user", "content": "Where is it?"}]
 TALK: list[Message] = [*QUESTION, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "Why?"}]
 
 
-def own_tokenizer(template: str) -> Any:
-    own = tokenizer(template)
-    own.add_tokens(SPECIAL, special_tokens=True)
-    own.bos_token = "<s>"
-    return own
+def special_tokenizer(template: str) -> Any:
+    with_special = tokenizer(template)
+    with_special.add_tokens(SPECIAL, special_tokens=True)
+    with_special.bos_token = "<s>"
+    return with_special
 
 
-RENDERERS = {name: Renderer(own_tokenizer(template)) for name, template in TEMPLATES.items()}
+RENDERERS = {name: Renderer(special_tokenizer(template)) for name, template in TEMPLATES.items()}
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -91,21 +91,21 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("messages", [QUESTION, TALK], ids=["question", "dialogue"])
-def test_prompt_and_response_are_the_templates_own_text(name: str, messages: list[Message]) -> None:
+def test_prompt_and_response_equal_the_templates_text(name: str, messages: list[Message]) -> None:
     renderer = RENDERERS[name]
     prompt, response = renderer.prompt(messages), renderer.response(messages, "Paris")
     generation = renderer.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert renderer.tokenizer.decode(prompt) == generation
     text, end = ANSWERS[name]
     assert renderer.tokenizer.decode(response) == text + end
-    # Training's row is what sampling would end with, and what the template makes of the whole dialogue.
+    # The row equals a sampled one, and the template's text of the whole dialogue.
     answered = [*messages, {"role": "assistant", "content": "Paris"}]
-    whole = renderer.tokenizer.apply_chat_template(answered, tokenize=False)
-    assert (whole + end).startswith(renderer.tokenizer.decode([*prompt, *response]))
+    full = renderer.tokenizer.apply_chat_template(answered, tokenize=False)
+    assert (full + end).startswith(renderer.tokenizer.decode([*prompt, *response]))
     assert (prompt, response) == renderer.example(Example("a", messages, "Paris"))
 
 
-def test_a_system_message_is_rendered_where_the_template_has_one() -> None:
+def test_system_message_is_rendered_or_raises() -> None:
     messages: list[Message] = [{"role": "system", "content": "Be brief."}, *QUESTION]
     for name in TEMPLATES.keys() - {"inst"}:
         assert "Be brief." in RENDERERS[name].tokenizer.decode(RENDERERS[name].prompt(messages))
@@ -113,21 +113,21 @@ def test_a_system_message_is_rendered_where_the_template_has_one() -> None:
         RENDERERS["inst"].prompt(messages)
 
 
-def test_the_prompt_has_its_beginning_of_sequence_once() -> None:
+def test_prompt_has_one_beginning_of_sequence() -> None:
     renderer = RENDERERS["inst"]
     assert renderer.prompt(TALK).count(renderer.tokenizer.bos_token_id) == 1
 
 
-def test_what_ends_a_response(name: str) -> None:
+def test_end_ids_are_eos_and_the_templates_end(name: str) -> None:
     renderer = RENDERERS[name]
     ids = renderer.tokenizer.convert_tokens_to_ids
     assert renderer.end_ids == {ids("<|end|>"), ids(ANSWERS[name][1])}
 
 
 @given(target=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_a_response_ends_once_and_reads_back(target: str) -> None:
+def test_response_ends_once_and_round_trips(target: str) -> None:
     for renderer in RENDERERS.values():
-        # A text that spells a special token is read as one: the docstring of Renderer says so.
+        # A text that spells a special token is read as one (see Renderer).
         assume(not any(str(token) in target for token in renderer.tokenizer.added_tokens_decoder.values()))
         ids = renderer.response(QUESTION, target)
         assert ids[-1] in renderer.end_ids
@@ -136,58 +136,58 @@ def test_a_response_ends_once_and_reads_back(target: str) -> None:
 
 
 @given(targets=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=2))
-def test_the_prompt_does_not_depend_on_the_target(targets: list[str]) -> None:
+def test_prompt_does_not_depend_on_the_target(targets: list[str]) -> None:
     for renderer in RENDERERS.values():
-        (one, _), (other, _) = (renderer.example(Example("a", TALK, target)) for target in targets)
-        assert one == other == renderer.prompt(TALK)
+        (first, _), (second, _) = (renderer.example(Example("a", TALK, target)) for target in targets)
+        assert first == second == renderer.prompt(TALK)
 
 
 @pytest.mark.parametrize("target", ["", " ", "\n", "é ü 你好 🙂‍↕️", "a\u200bb", "<|user|>", "{{ messages }}"])
-def test_odd_targets(name: str, target: str) -> None:
+def test_unusual_targets_round_trip(name: str, target: str) -> None:
     renderer = RENDERERS[name]
     ids = renderer.response(QUESTION, target)
     assert ids[-1] in renderer.end_ids
     assert renderer.text(ids) == ("" if target == "<|user|>" else target.strip())
 
 
-def test_a_target_that_holds_the_end_of_turn_ends_there(name: str) -> None:
-    """As sampling would: nothing is ever learnt after the first token that ends a response."""
+def test_target_with_an_end_token_is_cut_there(name: str) -> None:
+    """Sampling stops at the first end token, so nothing after it is learnt."""
     renderer = RENDERERS[name]
     ids = renderer.response(QUESTION, "one<|end|>two")
     assert ids[-1] == renderer.tokenizer.eos_token_id
     assert renderer.text(ids) == "one"
 
 
-def test_a_template_with_two_ends_stops_at_the_first() -> None:
-    renderer = Renderer(own_tokenizer(CHATML.replace("<|im_end|>\n", "<|im_end|>\n<|end|>")))
+def test_template_with_two_end_tokens_stops_at_the_first() -> None:
+    renderer = Renderer(special_tokenizer(CHATML.replace("<|im_end|>\n", "<|im_end|>\n<|end|>")))
     assert renderer.tokenizer.decode(renderer.response(QUESTION, "Paris")) == "Paris<|im_end|>"
 
 
 def merging_tokenizer() -> Any:
-    """Merges whatever it saw often, over any boundary: `assistant: yes` is one token."""
+    """Return a tokenizer that merges frequent text over any boundary: `assistant: yes` is one token."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], vocab_size=200, show_progress=False)
     bpe.train_from_iterator(["assistant: yes", "assistant: no", "user: yes\n\n"] * 9, trainer)
-    own = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", clean_up_tokenization_spaces=False)
-    own.chat_template = PLAIN
-    return own
+    merging = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", clean_up_tokenization_spaces=False)
+    merging.chat_template = PLAIN
+    return merging
 
 
 def test_tokens_never_merge_across_the_boundary() -> None:
-    own = merging_tokenizer()
-    assert own.convert_ids_to_tokens(own("assistant: yes")["input_ids"]) == ["assistant: yes"]
-    renderer = Renderer(own)
+    tok = merging_tokenizer()
+    assert tok.convert_ids_to_tokens(tok("assistant: yes")["input_ids"]) == ["assistant: yes"]
+    renderer = Renderer(tok)
     messages: list[Message] = [{"role": "user", "content": "yes"}]
     prompt, response = renderer.prompt(messages), renderer.response(messages, "yes")
-    assert own.convert_ids_to_tokens(prompt)[-1] == "assistant: "
-    assert "".join(own.convert_ids_to_tokens(response)) == "yes\n\n<|end|>"
+    assert tok.convert_ids_to_tokens(prompt)[-1] == "assistant: "
+    assert "".join(tok.convert_ids_to_tokens(response)) == "yes\n\n<|end|>"
 
 
 def sentencepiece_tokenizer(scheme: str) -> Any:
-    """Marks the beginning of words as Llama's does: `first` marks that of a text, too."""
+    """Return a tokenizer that marks the beginning of words, as Llama's does; `first` also marks that of a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -196,46 +196,50 @@ def sentencepiece_tokenizer(scheme: str) -> Any:
     bpe.decoder = decoders.Metaspace(prepend_scheme=scheme)
     trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], vocab_size=99, show_progress=False)
     bpe.train_from_iterator(["user: Paris\n\nassistant: Paris\n"], trainer)
-    own = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", clean_up_tokenization_spaces=False)
-    own.chat_template = PLAIN.replace("assistant: {%", "assistant:\n{%").replace("{{ m.role }}: ", "{{ m.role }}:\n")
-    return own
+    sentencepiece = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+    sentencepiece.chat_template = PLAIN.replace("assistant: {%", "assistant:\n{%").replace(
+        "{{ m.role }}: ", "{{ m.role }}:\n"
+    )
+    return sentencepiece
 
 
 @pytest.mark.parametrize("scheme", ["first", "never"])
-def test_a_response_is_tokenized_as_the_continuation_it_is(scheme: str) -> None:
-    own = sentencepiece_tokenizer(scheme)
-    renderer = Renderer(own)
+def test_response_is_tokenized_as_the_prompts_continuation(scheme: str) -> None:
+    tok = sentencepiece_tokenizer(scheme)
+    renderer = Renderer(tok)
     prompt, response = renderer.prompt(QUESTION), renderer.response(QUESTION, "Paris")
-    whole = own.apply_chat_template(
+    full = tok.apply_chat_template(
         [*QUESTION, {"role": "assistant", "content": "Paris"}], tokenize=True, return_dict=False
     )
-    assert [*prompt, *response] == [*whole, own.eos_token_id]
-    assert "▁" not in "".join(own.convert_ids_to_tokens(response))
+    assert [*prompt, *response] == [*full, tok.eos_token_id]
+    assert "▁" not in "".join(tok.convert_ids_to_tokens(response))
 
 
 @pytest.mark.parametrize("template", [CHATML.partition("{% if")[0], "{{ messages[-1].content }}"], ids=["no", "none"])
-def test_a_template_without_a_generation_prompt_is_refused(template: str) -> None:
+def test_template_without_a_generation_prompt_raises(template: str) -> None:
     with pytest.raises(UserError, match=r"no generation prompt .*model\.chat_template=FILE"):
-        Renderer(own_tokenizer(template))
+        Renderer(special_tokenizer(template))
 
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[9].content }}{{ 1 / 0 }}"])
-def test_a_template_that_fails_is_a_users_mistake(template: str) -> None:
+def test_template_that_fails_raises(template: str) -> None:
     with pytest.raises(UserError, match="the chat template fails on"):
-        Renderer(own_tokenizer(template))
+        Renderer(special_tokenizer(template))
 
 
-def test_a_tokenizer_without_a_template_or_an_end() -> None:
-    own = tokenizer()
-    own.chat_template = None
-    with pytest.raises(UserError, match=r"no chat template: give one with model\.chat_template=FILE"):
-        Renderer(own)
-    own.chat_template, own.eos_token = TEMPLATE, None
+def test_tokenizer_without_template_or_end_token_raises() -> None:
+    tok = tokenizer()
+    tok.chat_template = None
+    with pytest.raises(UserError, match=r"no chat template.*model\.chat_template=FILE"):
+        Renderer(tok)
+    tok.chat_template, tok.eos_token = TEMPLATE, None
     with pytest.raises(UserError, match="no end-of-sequence token"):
-        Renderer(own)
+        Renderer(tok)
 
 
-# --- templates that models are published with; TRL carries them, and the special tokens are read out of them
+# --- templates of published models, from TRL; their special tokens are read from the templates
 
 PUBLISHED = Path(trl.__file__).parent / "chat_templates"
 DIALOGUES = ["cohere", "gemma3", "glm4moe", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
@@ -243,31 +247,33 @@ DIALOGUES = ["cohere", "gemma3", "glm4moe", "lfm2", "llama3_2", "phi3", "qwen2_5
 
 def published(name: str) -> Any:
     template = (PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8")
-    own = tokenizer(template)
-    own.add_tokens(sorted({*re.findall(r"<\|[^<>{}'\"\s]*\|>|<\w*turn\w*>", template), "<s>"}), special_tokens=True)
-    own.bos_token = "<s>"
-    return own
+    with_special = tokenizer(template)
+    with_special.add_tokens(
+        sorted({*re.findall(r"<\|[^<>{}'\"\s]*\|>|<\w*turn\w*>", template), "<s>"}), special_tokens=True
+    )
+    with_special.bos_token = "<s>"
+    return with_special
 
 
 @pytest.mark.parametrize("target", ["Paris", "巴黎 🙂", "two\nlines"])
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, target: str) -> None:
-    own = published(name)
-    renderer = Renderer(own)
+    tok = published(name)
+    renderer = Renderer(tok)
     for messages in (QUESTION, TALK):
         prompt, response = renderer.example(Example("a", messages, target))
         assert renderer.text(response) == target
         assert response[-1] in renderer.end_ids
-        # What comes of both is the template's text of the whole dialogue, up to the end of the turn.
+        # Both together are the template's text of the whole dialogue, up to the end of the turn.
         answered = [*messages, {"role": "assistant", "content": target}]
-        whole = own.apply_chat_template(answered, tokenize=False, enable_thinking=False)
-        written = own.decode([*prompt, *response])
-        assert (whole + own.eos_token).startswith(written)
+        full = tok.apply_chat_template(answered, tokenize=False, enable_thinking=False)
+        written = tok.decode([*prompt, *response])
+        assert (full + tok.eos_token).startswith(written)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano"])
-def test_a_template_that_thinks_is_asked_not_to(name: str) -> None:
-    """An empty block of thoughts is part of the prompt: no response begins with it, in training or in sampling."""
+def test_template_with_a_thinking_switch_does_not_think(name: str) -> None:
+    """The prompt ends with an empty block of thoughts, so no response begins with one."""
     renderer = Renderer(published(name))
     prompt, response = renderer.prompt(TALK), renderer.response(TALK, "Paris")
     assert re.search(r"<think>\s*</think>\s*$", renderer.tokenizer.decode(prompt))
@@ -275,6 +281,6 @@ def test_a_template_that_thinks_is_asked_not_to(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "gptoss"])
-def test_a_template_that_always_thinks_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"ends where the answer begins .*model\.chat_template=FILE"):
+def test_template_that_always_thinks_raises(name: str) -> None:
+    with pytest.raises(UserError, match=r"no generation prompt .*model\.chat_template=FILE"):
         Renderer(published(name))

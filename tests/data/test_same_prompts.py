@@ -1,4 +1,4 @@
-"""A prompt depends on what is in the key alone, and a model is asked for nothing that it cannot represent."""
+"""Prompts depend only on what is in the key, and models get only what they can represent."""
 
 import json
 from datetime import datetime
@@ -40,15 +40,15 @@ def test_template_that_reads_the_clock_renders_the_same_on_every_day(
     monkeypatch.setattr(chat_template_utils, "datetime", Later)
     template = CLOCK.replace("%d %b %Y", form)
     assert "2031" in tokenizer(CLOCK).apply_chat_template(MESSAGES, tokenize=False)
-    own = tokenizer(template)
-    assert Renderer(own)._text(MESSAGES).startswith(f"Today is {expected}. <|user|>")
-    save_policy(tmp_path, llama(), own, "")  # as whoever loads the policy renders it
-    again = load_tokenizer(tmp_path)
-    assert again.apply_chat_template(MESSAGES, tokenize=False).startswith(f"Today is {expected}. <|user|>")
-    assert repeatable(again.chat_template) == again.chat_template
+    tok = tokenizer(template)
+    assert Renderer(tok)._text(MESSAGES).startswith(f"Today is {expected}. <|user|>")
+    save_policy(tmp_path, llama(), tok, "")  # rendered as by anyone who loads the policy
+    reloaded = load_tokenizer(tmp_path)
+    assert reloaded.apply_chat_template(MESSAGES, tokenize=False).startswith(f"Today is {expected}. <|user|>")
+    assert repeatable(reloaded.chat_template) == reloaded.chat_template
 
 
-def test_template_without_a_clock_is_left_as_it_is() -> None:
+def test_template_without_a_clock_is_unchanged() -> None:
     assert Renderer(tokenizer()).tokenizer.chat_template == TEMPLATE
 
 
@@ -72,9 +72,9 @@ DRAWS = [
         "{{ messages[0].items }}",
     ],
 )
-def test_template_that_shows_an_object_is_refused(part: str) -> None:
-    """Its address in memory is another in every process, and so would be the prompt."""
-    with pytest.raises(UserError, match=r"the chat template shows an object .* at 0x[0-9a-f]+>"):
+def test_template_that_shows_an_object_raises(part: str) -> None:
+    """Its memory address, and so the prompt, would differ in every process."""
+    with pytest.raises(UserError, match=r"shows an object .* at 0x[0-9a-f]+>"):
         Renderer(tokenizer(part + TEMPLATE))
 
 
@@ -83,39 +83,41 @@ def test_address_in_the_text_of_a_row_is_rendered() -> None:
     assert text in renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": text}]))
 
 
-def test_every_one_of_several_templates_is_made_repeatable() -> None:
-    own = tokenizer({"default": CLOCK, "tool_use": CLOCK})  # type: ignore[arg-type]
-    assert Renderer(own).prompt(PROBE) == Renderer(tokenizer(CLOCK)).prompt(PROBE)
+def test_all_templates_of_a_tokenizer_are_made_repeatable() -> None:
+    tok = tokenizer({"default": CLOCK, "tool_use": CLOCK})  # type: ignore[arg-type]
+    assert Renderer(tok).prompt(PROBE) == Renderer(tokenizer(CLOCK)).prompt(PROBE)
     with pytest.raises(UserError, match="draws at random"):
         Renderer(tokenizer({"default": TEMPLATE, "other": DRAWS[0]}))  # type: ignore[arg-type]
 
 
-def test_word_random_in_the_text_of_a_template_is_no_draw() -> None:
+def test_template_with_the_word_random_in_its_text_is_accepted() -> None:
     Renderer(tokenizer("{# at random #}a random text {{ 'of random words' }}" + TEMPLATE))
 
 
 @pytest.mark.parametrize("part", DRAWS)
-def test_template_that_draws_at_random_refused(part: str) -> None:
-    with pytest.raises(UserError, match="the chat template draws at random"):
+def test_template_that_draws_at_random_raises(part: str) -> None:
+    with pytest.raises(UserError, match="draws at random"):
         Renderer(tokenizer(part + TEMPLATE))
 
 
-def test_sampling_never_draws_an_id_that_the_tokenizer_lacks() -> None:
-    own = tokenizer()
-    model = llama(vocabulary=len(own) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be beyond
+def test_sampling_never_draws_an_id_outside_the_tokenizer() -> None:
+    tok = tokenizer()
+    model = llama(vocabulary=len(tok) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be beyond
     decoding = Decoding(16, 1.0, 1.0, 24, 128)
-    found = sample(model, own, [Request("a", own("the cat")["input_ids"])], decoding, 0, {own.eos_token_id})
-    assert max(token for candidate in found for token in candidate.token_ids) < len(own)
-    assert all(torch.isfinite(torch.tensor(candidate.log_prob)) for candidate in found)
+    candidates = sample(model, tok, [Request("a", tok("the cat")["input_ids"])], decoding, 0, {tok.eos_token_id})
+    assert max(token for candidate in candidates for token in candidate.token_ids) < len(tok)
+    assert all(torch.isfinite(torch.tensor(candidate.log_prob)) for candidate in candidates)
 
 
-def test_pretrained_tokenizer_of_another_model_refused(tmp_path: Path) -> None:
+def test_pretrained_tokenizer_of_another_model_raises(tmp_path: Path) -> None:
     save_policy(tmp_path, llama(vocabulary=len(tokenizer()) - 5), tokenizer(), "")
     with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens and its embeddings \d+ rows"):
         Pretrained(str(tmp_path), None, None, [], "float32", False, True).start([], 0)
 
 
-def test_configure_rows_longer_than_the_models_positions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_configure_max_length_above_the_models_positions_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = policy_folder(tmp_path / "model")
     assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 128
     data = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
@@ -127,7 +129,7 @@ def test_configure_rows_longer_than_the_models_positions(tmp_path: Path, caplog:
         assert f"{name}=129: more than the 128 positions of the model; lower max_length" in caplog.text
 
 
-def test_prepare_row_longer_than_the_models_positions_refused() -> None:
+def test_prepare_row_longer_than_the_models_positions_raises() -> None:
     rows = [Group("a", [1] * 100, [2] * 20, [[3] * 28]), Group("b", [1], [2], [[3]])]
     prepare(llama(), rows, hardware(self_check=False))
     with pytest.raises(UserError, match="a prompt with its response has 129 tokens, and the model 128 positions"):

@@ -62,11 +62,11 @@ RELAY = reference(
         (SUM, "Sure, 12 plus 7 is 19 rings." + " 19" * 200, 0),
     ],
 )
-def test_scores_worked_out_by_hand(spec: str, response: str, score: float) -> None:
+def test_grade_equals_hand_computed_scores(spec: str, response: str, score: float) -> None:
     assert grade(spec, response).score == pytest.approx(score)
 
 
-def test_details_name_the_slot_that_is_wrong() -> None:
+def test_details_name_the_wrong_slot() -> None:
     example = Example(id="0", prompt=[], target="", reference=SUM)
     details = VERIFIER.details(example, "Sure, 12 plus 7 is 18 rings.")
     assert details == {"a": True, "op": True, "b": True, "c": False, "things": True, "form": True}
@@ -90,7 +90,7 @@ def test_one_wrong_slot_costs_exactly_its_weight(example: Example, choice: int, 
 
 
 @given(example=st.sampled_from(CLEAN), response=st.text())
-def test_junk_scores_nothing_and_never_raises(example: Example, response: str) -> None:
+def test_random_text_scores_below_one_half(example: Example, response: str) -> None:
     assert 0 <= VERIFIER.score(example, response) < 0.5
 
 
@@ -98,19 +98,19 @@ def test_junk_scores_nothing_and_never_raises(example: Example, response: str) -
     example=st.sampled_from(CLEAN),
     words=st.lists(st.sampled_from([w for e in CLEAN for w in e.target.split()])),
 )
-def test_any_mixture_of_known_words_scores_within_bounds(example: Example, words: list[str]) -> None:
+def test_known_words_in_any_order_score_within_bounds(example: Example, words: list[str]) -> None:
     assert 0 <= VERIFIER.score(example, " ".join(words)) <= 1
 
 
 @pytest.mark.parametrize("example", CLEAN[:8], ids=lambda example: example.category)
-def test_naming_every_value_of_a_slot_earns_nothing_for_it(example: Example) -> None:
+def test_naming_all_values_of_a_slot_earns_nothing(example: Example) -> None:
     turn = json.loads(example.reference)["turns"][-1]
     for slot in turn["want"].keys() - {"layout"}:
         everything = " ".join(FORMS[turn["form"]].slots[slot].pool)[:400]
         assert not VERIFIER.details(example, everything)[slot]
 
 
-def test_each_turn_is_graded_by_its_own_specification() -> None:
+def test_turns_are_graded_by_their_own_specification() -> None:
     dialogues = [example for example in CLEAN if example.turns]
     for example in dialogues:
         first = example.prompt[1]["content"]
@@ -121,6 +121,6 @@ def test_each_turn_is_graded_by_its_own_specification() -> None:
 
 
 @pytest.mark.parametrize("foreign", ["", "not JSON", "[]", "{}"])
-def test_another_source_is_refused(foreign: str) -> None:
+def test_example_of_another_source_raises(foreign: str) -> None:
     with pytest.raises(UserError, match="data=builtin"):
         VERIFIER.score(Example(id="0", prompt=[], target="", reference=foreign), "anything")

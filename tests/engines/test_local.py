@@ -1,4 +1,4 @@
-"""Shards in this process: written whole, once each, by a worker that is opened only where there is work."""
+"""Shards in this process: written atomically and once, by a worker that is opened only if needed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from selfcontrast.errors import UserError
 
 @dataclass
 class Doubling:
-    """Doubles numbers; fails at 13; remembers what happened."""
+    """A task that doubles numbers, fails at 13 and records its events."""
 
     events: list[object] = field(default_factory=list)
 
@@ -36,10 +36,10 @@ class Doubling:
 
 
 def shards(folder: Path, *items: list[int]) -> list[Shard]:
-    return [Shard(folder / f"{i}.parquet", own, len(own)) for i, own in enumerate(items)]
+    return [Shard(folder / f"{i}.parquet", numbers, len(numbers)) for i, numbers in enumerate(items)]
 
 
-def test_every_shard_becomes_a_file_by_one_worker(tmp_path: Path) -> None:
+def test_run_writes_every_shard_with_one_worker(tmp_path: Path) -> None:
     task, work = Doubling(), shards(tmp_path / "new", [1, 2], [3])
     Local(1, 1).run(task, work, "cpu", "double", "number")
     assert task.events == ["open on cpu", [1, 2], [3], "close"]
@@ -48,18 +48,18 @@ def test_every_shard_becomes_a_file_by_one_worker(tmp_path: Path) -> None:
     assert len(task.events) == 4
 
 
-def test_what_was_done_before_a_failure_is_not_done_again(tmp_path: Path) -> None:
+def test_run_after_a_failure_skips_finished_shards(tmp_path: Path) -> None:
     task = Doubling()
     with pytest.raises(RuntimeError):
         Local(1, 1).run(task, shards(tmp_path, [1], [13], [3]), "cpu", "double", "number")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.parquet"]
     assert task.events[-1] == "close"
-    again = Doubling()
-    Local(1, 1).run(again, shards(tmp_path, [1], [2], [3]), "cpu", "double", "number")
-    assert again.events == ["open on cpu", [2], [3], "close"]
+    resumed = Doubling()
+    Local(1, 1).run(resumed, shards(tmp_path, [1], [2], [3]), "cpu", "double", "number")
+    assert resumed.events == ["open on cpu", [2], [3], "close"]
 
 
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_write_table_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "table.parquet"
     write_table(file, pa.table({"a": [1]}))
     with pytest.raises(pa.ArrowNotImplementedError):
@@ -68,12 +68,12 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"prompts_per_shard": 0}, {"texts_per_shard": 0}], ids=str)
-def test_an_engine_that_cannot_be(wrong: dict[str, int]) -> None:
+def test_local_with_invalid_values_raises(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Local(**{"prompts_per_shard": 1, "texts_per_shard": 1, **wrong})
 
 
-def test_a_cut_holds_everything_once_in_order_under_names_of_its_content(tmp_path: Path) -> None:
+def test_cut_keeps_all_items_in_order_and_names_files_by_content(tmp_path: Path) -> None:
     items = ["a", "b", "c", "d", "e"]
     shards = cut(items, 2, tmp_path, str, weight=3)
     assert [shard.items for shard in shards] == [["a", "b"], ["c", "d"], ["e"]]

@@ -1,4 +1,4 @@
-"""Ray Data pipelines: the files of `Local`, whatever happens to a worker, and nothing left behind."""
+"""Ray Data pipelines: the same files as `Local`, even after lost workers, and nothing left behind."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ FINE = {
     "address": None,
 }
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *filter(None, sys.path)])
-WAIT = 120  # seconds; for what takes a few
+WAIT = 120  # seconds; a few are enough
 
 
 def engine(**changes: Any) -> Ray:
@@ -47,14 +47,14 @@ def engine(**changes: Any) -> Ray:
 
 @pytest.fixture(scope="module")
 def short() -> Iterator[Path]:
-    """A folder for Ray with a short name: the path of a socket has at most 107 bytes."""
+    """A folder for Ray with a short name, because the path of a socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="t") as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def cluster(short: Path) -> Iterator[None]:
-    """One cluster for many tests, whose workers find this module."""
+    """One cluster for many tests, whose workers can import this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATH)
         patch.setenv("RAY_TMPDIR", str(short))
@@ -63,12 +63,12 @@ def cluster(short: Path) -> Iterator[None]:
 
 
 def opened(folder: Path) -> list[str]:
-    """`PROCESS-DEVICE` of each worker."""
+    """Return `PROCESS-DEVICE` of each worker."""
     return sorted(file.stem for file in folder.glob("*.opened"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "pattern"),
     [
         ({"prompts_per_shard": 0}, "engine.prompts_per_shard=0"),
         ({"texts_per_shard": 0}, "engine.texts_per_shard=0"),
@@ -82,30 +82,30 @@ def opened(folder: Path) -> list[str]:
     ],
     ids=str,
 )
-def test_an_engine_that_cannot_be(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_ray_with_invalid_values_raises(changes: dict[str, Any], pattern: str) -> None:
+    with pytest.raises(UserError, match=pattern):
         engine(**changes)
 
 
-def test_more_actors_than_cores_are_refused_before_any_compute() -> None:
+def test_check_with_more_actors_than_cores_raises() -> None:
     engine(actors=[1, 4_000]).check()
     with pytest.raises(UserError, match="2000 cores of"):
         engine(actors=4_000).check()
 
 
-def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_without_ray_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfcontrast.engines.ray.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ray\[data\]'"):
         engine().check()
 
 
-def test_a_machine_that_does_not_share_the_store_says_so(tmp_path: Path) -> None:
+def test_actor_without_the_store_raises(tmp_path: Path) -> None:
     actor = Actor(Doubling(tmp_path), "cpu", tmp_path)
-    with pytest.raises(UserError, match=f"there is no {tmp_path / 'store'} on "):
+    with pytest.raises(UserError, match=f"{tmp_path / 'store'} does not exist on "):
         actor.write(tmp_path / "store" / "a.parquet", b"")
 
 
-def test_shards_are_written_by_other_processes_once_each(
+def test_run_writes_every_shard_once_in_other_processes(
     cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     work = shards(tmp_path, [1, 2], [11], [3], [4])
@@ -119,7 +119,7 @@ def test_shards_are_written_by_other_processes_once_each(
     assert opened(tmp_path) == before
 
 
-def test_an_error_that_a_user_can_mend_comes_out_as_itself(cluster: None, tmp_path: Path) -> None:
+def test_user_error_of_a_worker_is_raised_unchanged(cluster: None, tmp_path: Path) -> None:
     work = shards(tmp_path, [13], [1])
     with pytest.raises(UserError) as error:
         engine(actors=1).run(Doubling(tmp_path), work, "cpu", "double", "number")
@@ -127,15 +127,15 @@ def test_an_error_that_a_user_can_mend_comes_out_as_itself(cluster: None, tmp_pa
     assert not work[0].file.exists()
 
 
-def test_a_shard_that_kills_every_worker_is_an_error_in_the_end(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lost more than engine\.restarts=1 times"):
+def test_shard_that_kills_every_worker_raises(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"engine\.restarts=1"):
         engine(actors=1).run(Doubling(tmp_path), shards(tmp_path, [14]), "cpu", "double", "number")
     assert len(opened(tmp_path)) == 2
 
 
 @dataclass(frozen=True)
-class Killed(HF):
-    """Its worker is killed once, with `kill -9`, in its second shard."""
+class KilledOnce(HF):
+    """A backend whose worker is killed once, with `kill -9`, in its second shard."""
 
     mark: Path
 
@@ -144,8 +144,8 @@ class Killed(HF):
         shards = iter(range(1))
         with super().open(model, device) as sample:
 
-            def sampler(*asked: Any) -> list[Candidate]:
-                candidates = sample(*asked)
+            def sampler(*args: Any) -> list[Candidate]:
+                candidates = sample(*args)
                 if next(shards, None) is None and not self.mark.exists():
                     self.mark.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -154,16 +154,16 @@ class Killed(HF):
             yield sampler
 
 
-def test_after_a_lost_worker_the_candidates_are_the_same_to_the_byte(cluster: None, tmp_path: Path) -> None:
+def test_lost_worker_does_not_change_a_byte(cluster: None, tmp_path: Path) -> None:
     renderer, policy = Renderer(tokenizer()), policy_folder(tmp_path / "policy")
     texts = ["the cat " * (1 + i % 4) for i in range(12)]
     requests = [Request(f"r{i}", renderer.prompt([{"role": "user", "content": t}])) for i, t in enumerate(texts)]
     decoding = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=8, max_length=64)
     mark = tmp_path / "mark"
-    here = Responder(HF("float32", 6), Local(2, 1), "cpu")
-    there = Responder(Killed("float32", 6, mark), engine(restarts=3), "cpu")
-    expected = here.sample(policy, requests, decoding, 0, tmp_path / "here", "test")
-    files = there.sample(policy, requests, decoding, 0, tmp_path / "there", "test")
+    local = Responder(HF("float32", 6), Local(2, 1), "cpu")
+    remote = Responder(KilledOnce("float32", 6, mark), engine(restarts=3), "cpu")
+    expected = local.sample(policy, requests, decoding, 0, tmp_path / "here", "test")
+    files = remote.sample(policy, requests, decoding, 0, tmp_path / "there", "test")
     assert mark.exists()
     assert len(files) == 6
     assert [file.name for file in files] == [file.name for file in expected]
@@ -178,7 +178,7 @@ from selfcontrast.engines.ray import Ray
 folder = Path(sys.argv[1])
 try:
     engine = Ray(2, 1, 1, 1, None, 1, None)
-    with engine.ready():  # one after the other: Ray takes shards in any order
+    with engine.ready():  # one after the other, because Ray processes shards in any order
         engine.run(Doubling(folder), shards(folder, [1]), "cpu", "double", "number")
         engine.run(Doubling(folder), shards(folder, [1], [15]), "cpu", "double", "number")
 except KeyboardInterrupt:
@@ -186,12 +186,12 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_cluster_of_its_own_hears_this_machine_alone_and_ends_with_its_job(short: Path, tmp_path: Path) -> None:
-    own = short / "own"
-    own.mkdir()
+def test_local_cluster_listens_on_loopback_and_ends_with_its_job(short: Path, tmp_path: Path) -> None:
+    folder = short / "own"
+    folder.mkdir()
     job = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": PATH, "RAY_TMPDIR": str(own)},
+        env={**os.environ, "PYTHONPATH": PATH, "RAY_TMPDIR": str(folder)},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -205,14 +205,14 @@ def test_a_cluster_of_its_own_hears_this_machine_alone_and_ends_with_its_job(sho
             time.sleep(0.01)
         processes += processes[0].children(recursive=True)
         connections = [connection for process in processes for connection in process.net_connections()]
-        heard = {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN}
-        assert heard == {"127.0.0.1"}
+        listening = {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
         job.send_signal(signal.SIGINT)
-        _, said = job.communicate(timeout=WAIT)
+        _, stderr = job.communicate(timeout=WAIT)
     finally:
         job.kill()
-    assert said.splitlines()[-1] == "interrupted"
-    assert "Traceback" not in said
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
     assert psutil.wait_procs(processes, timeout=WAIT)[1] == []
-    assert not list(own.iterdir())
+    assert not list(folder.iterdir())
     assert sorted(file.name for file in tmp_path.glob("*.parquet")) == ["0.parquet"]

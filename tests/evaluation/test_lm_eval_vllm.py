@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval_vllm import VllmLM
-from selfcontrast.generators.vllm_worker import Ask, Completion
+from selfcontrast.generators.vllm_worker import Completion, CompletionRequest
 from tiny import example, llama, policy_folder, taught, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -26,9 +26,9 @@ class Engine:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.asked: list[Ask] = []
+        self.asked: list[CompletionRequest] = []
 
-    def __call__(self, asks: list[Ask]) -> list[list[Completion]]:
+    def __call__(self, asks: list[CompletionRequest]) -> list[list[Completion]]:
         self.asked += asks
         return [[self.answer(ask["prompt"], ask["params"])] for ask in asks]
 

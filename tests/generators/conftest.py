@@ -1,4 +1,4 @@
-"""A policy that vLLM can hold, and a server of it, which the tests of generators share."""
+"""A policy that vLLM supports, and a server of it, shared by the tests of generators."""
 
 import venv
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from vllm_server import serve
 
 @pytest.fixture(scope="session")
 def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of 32 dimensions, the fewest that vLLM's attention on the CPU has."""
+    """A model with heads of 32 dimensions, the minimum of vLLM's attention on the CPU."""
     return policy_folder(tmp_path_factory.mktemp("policy") / "model", width=64)
 
 
@@ -24,7 +24,7 @@ def wide_model(wide_policy: Path) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def vllm_server(vllm_python: str, wide_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server, whose model `policy` is `wide_policy`."""
+    """The URL of a server that serves `wide_policy` as the model `policy`."""
     with serve(vllm_python, wide_policy, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""Shards of candidates, and the stage that writes them all."""
+"""Sampling with transformers in shards, and the generate stage."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Responder, Sampler, with_room
 from selfcontrast.generators.generate import FILE, Generation, choose, generate
-from selfcontrast.generators.hf import HF, Fitting
+from selfcontrast.generators.hf import HF, OomBatcher
 from selfcontrast.generators.sampling import sample
 from selfcontrast.models.loading import load_model, load_tokenizer
 from tiny import candidates_by_prompt, example, policy_folder, tokenizer
@@ -53,81 +53,81 @@ def responder(batch_size: int = 6, shard: int = 3) -> Responder:
     return Responder(HF("float32", batch_size), Local(shard, 1), "cpu")
 
 
-def generated(policy: Path, shards: Path, batch_size: int = 6, shard: int = 3) -> dict[str, list[Candidate]]:
+def generate_all(policy: Path, shards: Path, batch_size: int = 6, shard: int = 3) -> dict[str, list[Candidate]]:
     return responder(batch_size, shard).answers(policy, REQUESTS, DECODING, 0, shards, "test")
 
 
-def tokens(found: dict[str, list[Candidate]]) -> dict[str, list[list[int]]]:
-    return {name: [c.token_ids for c in candidates] for name, candidates in found.items()}
+def tokens(results: dict[str, list[Candidate]]) -> dict[str, list[list[int]]]:
+    return {name: [c.token_ids for c in candidates] for name, candidates in results.items()}
 
 
 @pytest.mark.parametrize(("batch_size", "shard"), [(1, 1), (7, 4), (1000, 1000)])
-def test_batch_and_shard_size_change_nothing(policy: Path, tmp_path: Path, batch_size: int, shard: int) -> None:
-    expected = generated(policy, tmp_path / "a")
+def test_batch_and_shard_size_do_not_change_samples(policy: Path, tmp_path: Path, batch_size: int, shard: int) -> None:
+    expected = generate_all(policy, tmp_path / "a")
     assert list(expected) == [request.id for request in REQUESTS]
     assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in expected.values())
-    assert tokens(generated(policy, tmp_path / "b", batch_size, shard)) == tokens(expected)
+    assert tokens(generate_all(policy, tmp_path / "b", batch_size, shard)) == tokens(expected)
 
 
 def test_finished_shards_are_not_sampled_again(policy: Path, tmp_path: Path) -> None:
-    expected = generated(policy, tmp_path)
+    expected = generate_all(policy, tmp_path)
     files = sorted(tmp_path.iterdir())
     assert [len(read_candidates(file)) for file in files] == [9, 9, 9]
     before = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
     half = tmp_path / f"{files[1].stem}.1.writing"
     half.write_bytes(b"half a sha")
-    assert generated(policy, tmp_path) == expected
+    assert generate_all(policy, tmp_path) == expected
     after = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert sorted(after) == sorted([*files, half])
     assert [file for file in files if after[file] != before[file]] == [files[1]]
 
 
-def test_the_rate_is_logged_of_what_was_sampled_now(
-    policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_logged_rate_counts_only_new_samples(policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    expected = generated(policy, tmp_path)
+    expected = generate_all(policy, tmp_path)
     first = sorted(tmp_path.iterdir())[0]
-    again = sum(len(c.token_ids) for c in read_candidates(first))
+    resampled = sum(len(c.token_ids) for c in read_candidates(first))
     first.unlink()
-    generated(policy, tmp_path)
-    generated(policy, tmp_path)  # nothing is left to do, nothing is said
+    generate_all(policy, tmp_path)
+    generate_all(policy, tmp_path)  # nothing is left to sample, so nothing is logged
     counts = [m.split()[1] for m in caplog.messages if re.fullmatch(r"test: \d+ tokens in .* s: \d+ tokens/s", m)]
-    assert counts == [str(sum(len(c.token_ids) for found in expected.values() for c in found)), str(again)]
+    assert counts == [str(sum(len(c.token_ids) for results in expected.values() for c in results)), str(resampled)]
 
 
 def test_prompts_of_similar_length_are_sampled_together(tmp_path: Path) -> None:
-    asked: list[list[int]] = []
+    lengths_by_batch: list[list[int]] = []
 
-    class Noting(HF):
+    class RecordingBackend(HF):
         @contextmanager
         def open(self, model: Path, device: str) -> Iterator[Sampler]:
             def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
-                asked.append([len(request.prompt) for request in requests])
+                lengths_by_batch.append([len(request.prompt) for request in requests])
                 return [Candidate(r.id, s, "", [1], "stop", 0.0) for r in requests for s in range(decoding.samples)]
 
             yield sampler
 
-    Responder(Noting("float32", 6), Local(3, 1), "cpu").answers(tmp_path, REQUESTS, DECODING, 0, tmp_path, "test")
+    Responder(RecordingBackend("float32", 6), Local(3, 1), "cpu").answers(
+        tmp_path, REQUESTS, DECODING, 0, tmp_path, "test"
+    )
     lengths = sorted(len(request.prompt) for request in REQUESTS)
     assert len(set(lengths)) > 1
-    assert asked == [lengths[0:3], lengths[3:6], lengths[6:9]]
+    assert lengths_by_batch == [lengths[0:3], lengths[3:6], lengths[6:9]]
 
 
-def test_nothing_is_loaded_where_all_shards_are_there(policy: Path, tmp_path: Path) -> None:
-    expected = generated(policy, tmp_path / "shards")
+def test_model_is_not_loaded_if_all_shards_exist(policy: Path, tmp_path: Path) -> None:
+    expected = generate_all(policy, tmp_path / "shards")
     bare = policy_folder(tmp_path / "bare")
     (bare / "model.safetensors").unlink()
-    assert generated(bare, tmp_path / "shards") == expected
+    assert generate_all(bare, tmp_path / "shards") == expected
 
 
-def test_another_shard_size_takes_no_shard_for_another(policy: Path, tmp_path: Path) -> None:
-    expected = generated(policy, tmp_path, shard=3)
-    assert tokens(generated(policy, tmp_path, shard=2)) == tokens(expected)
+def test_another_shard_size_does_not_reuse_wrong_shards(policy: Path, tmp_path: Path) -> None:
+    expected = generate_all(policy, tmp_path, shard=3)
+    assert tokens(generate_all(policy, tmp_path, shard=2)) == tokens(expected)
 
 
-def test_the_artifact_of_an_interrupted_run_is_the_same_to_the_byte(policy: Path, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_to_identical_bytes(policy: Path, tmp_path: Path) -> None:
     class Interrupted(HF):
         """Ends after its second shard."""
 
@@ -136,10 +136,10 @@ def test_the_artifact_of_an_interrupted_run_is_the_same_to_the_byte(policy: Path
             shards = iter(range(2))
             with super().open(model, device) as sample:
 
-                def sampler(*asked: Any) -> list[Candidate]:
+                def sampler(*args: Any) -> list[Candidate]:
                     if next(shards, None) is None:
                         raise KeyboardInterrupt
-                    return sample(*asked)
+                    return sample(*args)
 
                 yield sampler
 
@@ -155,30 +155,30 @@ def test_the_artifact_of_an_interrupted_run_is_the_same_to_the_byte(policy: Path
     assert (whole / FILE).read_bytes() == (broken / FILE).read_bytes()
 
 
-def test_the_stage_counts_what_it_wrote(policy: Path, tmp_path: Path) -> None:
+def test_generate_counts_its_output(policy: Path, tmp_path: Path) -> None:
     long = example("long", "the cat " * 40, "a cat")
     summary = generate(tmp_path, settings(), responder(), policy, [*EXAMPLES, long])
-    found = dict(candidates_by_prompt(tmp_path))
-    every = [c for candidates in found.values() for c in candidates]
-    assert list(found) == [e.id for e in sorted(EXAMPLES, key=lambda e: (len(e.prompt[0]["content"]), e.id))]
+    results = dict(candidates_by_prompt(tmp_path))
+    candidates = [c for candidates in results.values() for c in candidates]
+    assert list(results) == [e.id for e in sorted(EXAMPLES, key=lambda e: (len(e.prompt[0]["content"]), e.id))]
     assert summary == {
         "prompts": 9,
         "prompts_without_room": 1,
         "failed": 0,
         "responses": 27,
-        "tokens": sum(len(c.token_ids) for c in every),
-        "tokens_per_response": pytest.approx(sum(len(c.token_ids) for c in every) / 27),
-        "cut_share": pytest.approx(sum(c.finish_reason == "length" for c in every) / 27),
+        "tokens": sum(len(c.token_ids) for c in candidates),
+        "tokens_per_response": pytest.approx(sum(len(c.token_ids) for c in candidates) / 27),
+        "cut_share": pytest.approx(sum(c.finish_reason == "length" for c in candidates) / 27),
     }
     json.dumps(summary)
 
 
-def test_prompts_that_are_all_too_long_are_a_users_mistake(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"generator\.max_length=4 tokens: raise it"):
+def test_generate_with_only_too_long_prompts_raises(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generator\.max_length=4"):
         generate(tmp_path, settings(max_length=4), responder(), policy, EXAMPLES)
 
 
-def test_what_has_room(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_room_drops_and_logs_full_prompts(caplog: pytest.LogCaptureFixture) -> None:
     three = [Request(str(n), [1] * n) for n in (3, 4, 5)]
     decoding = Decoding(1, 1.0, 1.0, 5, 5)
     with caplog.at_level(logging.WARNING):
@@ -188,7 +188,7 @@ def test_what_has_room(caplog: pytest.LogCaptureFixture) -> None:
     assert "1 of 3 prompts" in caplog.messages[0]
 
 
-def test_fewer_prompts_are_a_subset_of_more_in_their_own_order() -> None:
+def test_choose_fewer_is_a_subset_in_order() -> None:
     sizes = {count: [e.id for e in choose(EXAMPLES, count, seed=4)] for count in (1, 3, 8)}
     assert [len(chosen) for chosen in sizes.values()] == [1, 3, 8]
     assert set(sizes[1]) < set(sizes[3]) < set(sizes[8])
@@ -198,13 +198,13 @@ def test_fewer_prompts_are_a_subset_of_more_in_their_own_order() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"prompts": 0}, {"temperature": 0.0}, {"samples": 0}, {"top_p": 2.0}], ids=str)
-def test_a_generation_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_generation_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         settings(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [("int8", 1), ("float32", 0)], ids=str)
-def test_a_backend_that_cannot_be(wrong: tuple[str, int]) -> None:
+def test_hf_with_invalid_values_raises(wrong: tuple[str, int]) -> None:
     with pytest.raises(UserError, match=r"backend\."):
         HF(*wrong)
 
@@ -212,16 +212,16 @@ def test_a_backend_that_cannot_be(wrong: tuple[str, int]) -> None:
 # --- memory
 
 
-class Scarce(Fitting):
-    """A real model on a device where more than `most` responses at once do not fit."""
+class LimitedMemory(OomBatcher):
+    """A real model on a device where more than `capacity` responses at once do not fit."""
 
-    def __init__(self, policy: Path, most: int, error: Exception) -> None:
+    def __init__(self, policy: Path, capacity: int, error: Exception) -> None:
         model, tokenizer = load_model(policy).eval(), load_tokenizer(policy)
         self.sizes: list[int] = []
 
         def draw(requests: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
             self.sizes.append(len(requests) * len(samples))
-            if self.sizes[-1] > most:
+            if self.sizes[-1] > capacity:
                 raise error
             return sample(model, tokenizer, requests, decoding, seed, RENDERER.end_ids, samples)
 
@@ -237,40 +237,40 @@ OUT_OF_MEMORY = {
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
-def test_batches_halve_where_memory_runs_out(error: Exception, policy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scarce = Scarce(policy, 9, error)
-    found = scarce(REQUESTS, DECODING, 0)
-    # 9 prompts of 3 samples: 27 do not fit, nor do the 4 prompts of 13 rows; then 2 prompts at a time do, for good.
+def test_batches_halve_when_memory_runs_out(error: Exception, policy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scarce = LimitedMemory(policy, 9, error)
+    results = scarce(REQUESTS, DECODING, 0)
+    # 9 prompts of 3 samples: 27 rows do not fit, nor do 4 prompts in 13 rows. Then 2 prompts at a time fit.
     assert scarce.sizes == [27, 12, 6, 6, 6, 6, 3]
     assert [m.partition(" (")[0] for m in caplog.messages] == [
-        "memory ran out with 27 responses at once: going on with 13",
-        "memory ran out with 12 responses at once: going on with 6",
+        "out of memory with 27 responses at once, retrying with 13",
+        "out of memory with 12 responses at once, retrying with 6",
     ]
-    whole = Scarce(policy, 1000, error)(REQUESTS, DECODING, 0)
-    assert [(c.id, c.sample, c.token_ids, c.finish_reason) for c in found] == [
-        (c.id, c.sample, c.token_ids, c.finish_reason) for c in whole
+    undivided = LimitedMemory(policy, 1000, error)(REQUESTS, DECODING, 0)
+    assert [(c.id, c.sample, c.token_ids, c.finish_reason) for c in results] == [
+        (c.id, c.sample, c.token_ids, c.finish_reason) for c in undivided
     ]
-    assert [c.log_prob for c in found] == pytest.approx([c.log_prob for c in whole], abs=1e-4)
+    assert [c.log_prob for c in results] == pytest.approx([c.log_prob for c in undivided], abs=1e-4)
     scarce(REQUESTS[:1], DECODING, 0)
     assert scarce.sizes[-1] == 3
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(2, [3, 1, 1, 1]), (1, [3, 1, 1, 1])])
-def test_the_samples_of_one_prompt_are_split_where_they_do_not_fit(most: int, sizes: list[int], policy: Path) -> None:
+@pytest.mark.parametrize(("capacity", "sizes"), [(2, [3, 1, 1, 1]), (1, [3, 1, 1, 1])])
+def test_samples_of_one_prompt_are_split_if_they_do_not_fit(capacity: int, sizes: list[int], policy: Path) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory.")
-    scarce = Scarce(policy, most, error)
-    found = scarce(REQUESTS[:1], DECODING, 0)
+    scarce = LimitedMemory(policy, capacity, error)
+    results = scarce(REQUESTS[:1], DECODING, 0)
     assert scarce.sizes == sizes
-    assert [(c.sample, c.token_ids) for c in found] == [
-        (c.sample, c.token_ids) for c in Scarce(policy, 1000, error)(REQUESTS[:1], DECODING, 0)
+    assert [(c.sample, c.token_ids) for c in results] == [
+        (c.sample, c.token_ids) for c in LimitedMemory(policy, 1000, error)(REQUESTS[:1], DECODING, 0)
     ]
 
 
-def test_a_single_response_that_does_not_fit_is_said(policy: Path) -> None:
-    with pytest.raises(UserError, match=r"memory runs out with a single response \(CUDA out of memory\.\)"):
-        Scarce(policy, 0, torch.OutOfMemoryError("CUDA out of memory."))(REQUESTS, DECODING, 0)
+def test_single_response_that_does_not_fit_raises(policy: Path) -> None:
+    with pytest.raises(UserError, match=r"single response \(CUDA out of memory\.\)"):
+        LimitedMemory(policy, 0, torch.OutOfMemoryError("CUDA out of memory."))(REQUESTS, DECODING, 0)
 
 
-def test_any_other_error_is_raised(policy: Path) -> None:
+def test_other_errors_are_raised(policy: Path) -> None:
     with pytest.raises(RuntimeError, match="shape"):
-        Scarce(policy, 0, RuntimeError("shape mismatch"))(REQUESTS, DECODING, 0)
+        LimitedMemory(policy, 0, RuntimeError("shape mismatch"))(REQUESTS, DECODING, 0)

@@ -1,4 +1,4 @@
-"""The data's own rejected answers as candidates: those of the prompts that sampling would draw."""
+"""Rejected answers of the data as candidates, for the prompts that sampling would draw."""
 
 import logging
 from dataclasses import replace
@@ -24,36 +24,36 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
-def test_each_prompt_has_its_own_rejected_answer_as_training_would_have_it(tmp_path: Path, policy: Path) -> None:
+def test_candidates_are_rejected_answers_tokenized_as_in_training(tmp_path: Path, policy: Path) -> None:
     summary = Pairs(None, 120, 0).generate(tmp_path, policy, EXAMPLES, Local(1, 1), "cpu")
-    found = dict(candidates_by_prompt(tmp_path))
-    assert {name: [c.text for c in own] for name, own in found.items()} == {
+    results = dict(candidates_by_prompt(tmp_path))
+    assert {name: [c.text for c in candidates] for name, candidates in results.items()} == {
         f"e{i}": [f"a dog {i}"] for i in (0, 1, 3, 4, 5)
     }
-    for one in EXAMPLES[:2]:
-        assert found[one.id][0].token_ids == RENDERER.response(one.prompt, one.rejected.strip())
+    for ex in EXAMPLES[:2]:
+        assert results[ex.id][0].token_ids == RENDERER.response(ex.prompt, ex.rejected.strip())
     assert (summary["prompts"], summary["responses"]) == (5, 5)
 
 
-def test_the_prompts_are_drawn_as_sampling_draws_them(tmp_path: Path, policy: Path) -> None:
-    """Less those without a rejected answer, so that DPO_std sees no prompt that Self-Contrast does not."""
-    own = Pairs(4, 120, 3)
-    own.generate(tmp_path, policy, EXAMPLES, Local(1, 1), "cpu")
-    drawn = [one.id for one in choose(EXAMPLES, 4, 3) if one.id != "e2"]
+def test_prompts_are_drawn_as_for_sampling(tmp_path: Path, policy: Path) -> None:
+    """Without those that have no rejected answer, so DPO_std sees no prompt that Self-Contrast does not."""
+    generator = Pairs(4, 120, 3)
+    generator.generate(tmp_path, policy, EXAMPLES, Local(1, 1), "cpu")
+    drawn = [ex.id for ex in choose(EXAMPLES, 4, 3) if ex.id != "e2"]
     assert [name for name, _ in candidates_by_prompt(tmp_path)] == drawn
-    assert (own.samples, own.follows_model) == (1, False)
+    assert (generator.samples, generator.follows_model) == (1, False)
 
 
-def test_prompts_without_a_rejected_answer_are_counted_before_any_compute(caplog: pytest.LogCaptureFixture) -> None:
+def test_check_logs_prompts_without_rejected_and_raises_without_any(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         Pairs(None, 120, 0).check(EXAMPLES)
-    assert caplog.messages == ["1 of 6 training prompts have no rejected answer: not used"]
-    with pytest.raises(UserError, match="no training row of this data has a rejected answer"):
-        Pairs(None, 120, 0).check([replace(one, rejected="") for one in EXAMPLES])
+    assert [m.startswith("1 of 6 training prompts") for m in caplog.messages] == [True]
+    with pytest.raises(UserError, match="generator=pairs: no training row"):
+        Pairs(None, 120, 0).check([replace(ex, rejected="") for ex in EXAMPLES])
 
 
-def test_settings_that_cannot_be(tmp_path: Path, policy: Path) -> None:
+def test_invalid_settings_raise(tmp_path: Path, policy: Path) -> None:
     with pytest.raises(UserError, match=r"generator\.prompts=0"):
         Pairs(0, 120, 0)
-    with pytest.raises(UserError, match=r"no response has room in generator\.max_length=4"):
+    with pytest.raises(UserError, match=r"generator\.max_length=4"):
         Pairs(None, 4, 0).generate(tmp_path, policy, EXAMPLES, Local(1, 1), "cpu")

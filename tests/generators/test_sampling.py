@@ -1,4 +1,4 @@
-"""Sampling: independent of the batch, true to the model, and of the right distribution."""
+"""Sampling is independent of the batch, agrees with the model, and has the right distribution."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -56,22 +56,22 @@ def together() -> list[Candidate]:
     return sampled(REQUESTS, FREE)
 
 
-def test_candidates_come_in_order_and_are_different(together: list[Candidate]) -> None:
+def test_candidates_are_ordered_and_distinct(together: list[Candidate]) -> None:
     assert [(c.id, c.sample) for c in together] == [(f"q{i}", s) for i in range(5) for s in range(4)]
     assert len({tuple(c.token_ids) for c in together}) > 12
 
 
 @pytest.mark.parametrize("batches", [[[0], [1], [2], [3], [4]], [[3, 0], [4, 2, 1]], [[4, 3, 2, 1, 0]]], ids=str)
-def test_a_prompts_responses_do_not_depend_on_its_batch(together: list[Candidate], batches: list[list[int]]) -> None:
+def test_responses_do_not_depend_on_the_batch(together: list[Candidate], batches: list[list[int]]) -> None:
     apart = {(c.id, c.sample): c for batch in batches for c in sampled([REQUESTS[i] for i in batch], FREE)}
     for expected in together:
-        found = apart[expected.id, expected.sample]
-        assert (found.token_ids, found.text, found.finish_reason) == (
+        candidate = apart[expected.id, expected.sample]
+        assert (candidate.token_ids, candidate.text, candidate.finish_reason) == (
             expected.token_ids,
             expected.text,
             expected.finish_reason,
         )
-        assert found.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+        assert candidate.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
 
 
 def test_another_seed_or_another_id_draws_other_responses(together: list[Candidate]) -> None:
@@ -93,7 +93,7 @@ def test_uniform_numbers_are_float64_in_the_unit_interval() -> None:
 
 
 @pytest.mark.parametrize("decoding", [FREE, GREEDY, Decoding(3, 0.7, 0.8, 12, 128)], ids=["free", "greedy", "sharp"])
-def test_log_prob_is_a_forward_passes_at_temperature_one(decoding: Decoding) -> None:
+def test_log_prob_equals_a_forward_pass_at_temperature_one(decoding: Decoding) -> None:
     prompts = {request.id: request.prompt for request in REQUESTS}
     for candidate in sampled(REQUESTS, decoding):
         row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
@@ -106,18 +106,18 @@ def test_log_prob_is_a_forward_passes_at_temperature_one(decoding: Decoding) -> 
 
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_log_prob_is_float32_in_a_bfloat16_model(tokens: int) -> None:
-    """The logits are rounded, as they are in any forward pass; their log-softmax and its sum are not."""
+    """The logits are rounded, as in any forward pass; their log-softmax and its sum are not."""
     model, decoding = llama().bfloat16(), Decoding(1, 0.0, 1.0, tokens, 128)
     for request in REQUESTS:
-        (found,) = sample(model, TOKENIZER, [request], decoding, 0, ENDS)
+        (candidate,) = sample(model, TOKENIZER, [request], decoding, 0, ENDS)
         with torch.no_grad():
-            logits = model(torch.tensor([request.prompt + found.token_ids])).logits[0].float()
+            logits = model(torch.tensor([request.prompt + candidate.token_ids])).logits[0].float()
         start = len(request.prompt) - 1
-        expected = sum(float(logits[start + i].log_softmax(-1)[token]) for i, token in enumerate(found.token_ids))
-        assert found.log_prob == pytest.approx(expected, rel=1e-5 if tokens == 1 else 2e-3)
+        expected = sum(float(logits[start + i].log_softmax(-1)[token]) for i, token in enumerate(candidate.token_ids))
+        assert candidate.log_prob == pytest.approx(expected, rel=1e-5 if tokens == 1 else 2e-3)
 
 
-def test_greedy_is_transformers_own() -> None:
+def test_greedy_equals_transformers_generate() -> None:
     for candidate, request in zip(sampled(REQUESTS, GREEDY), REQUESTS, strict=True):
         row = torch.tensor([request.prompt])
         expected = MODEL.generate(
@@ -126,7 +126,7 @@ def test_greedy_is_transformers_own() -> None:
         assert candidate.token_ids == expected[0, len(request.prompt) :].tolist()
 
 
-def test_a_response_ends_at_its_first_end_or_at_its_room(together: list[Candidate]) -> None:
+def test_response_stops_at_its_first_end_token_or_its_limit(together: list[Candidate]) -> None:
     assert {c.finish_reason for c in together} == {"stop", "length"}
     for candidate in together:
         ended = [token in ENDS for token in candidate.token_ids]
@@ -148,15 +148,15 @@ def test_max_length_bounds_prompt_and_response_together(together: list[Candidate
 
 def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    plain = MODEL.forward
+    original = MODEL.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         rows.append(len(kwargs["input_ids"]))
-        return plain(*args, **kwargs)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(MODEL, "forward", counted)
     candidates = sampled(REQUESTS, FREE)
-    # The prompts once, not once per sample; then, for token t + 1, the responses that have not ended by token t.
+    # Prompts are computed once, not once per sample. Token t + 1 is computed for responses not ended by token t.
     longest = max(len(c.token_ids) for c in candidates)
     assert rows == [5, *(sum(len(c.token_ids) > t for c in candidates) for t in range(1, longest))]
 
@@ -194,8 +194,8 @@ def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
     weights=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=200).filter(lambda w: sum(w) > 1e-30),
     uniform=st.floats(0, 1 - 2**-53),
 )
-def test_a_draw_is_where_the_running_sum_exceeds_the_number(weights: list[float], uniform: float) -> None:
-    """Against exact arithmetic: where rounding decides, either neighbour will do, but no weight of zero."""
+def test_inverse_returns_where_the_running_sum_exceeds_the_threshold(weights: list[float], uniform: float) -> None:
+    """Compare with exact arithmetic. If rounding decides, either neighbour is right, but never a zero weight."""
     drawn = int(_inverse(torch.tensor([weights]), torch.tensor([uniform], dtype=torch.float64))[0])
     sums = list(accumulate(map(Fraction, weights)))
     threshold, slack = Fraction(uniform) * sums[-1], sums[-1] / 2**40
@@ -204,7 +204,7 @@ def test_a_draw_is_where_the_running_sum_exceeds_the_number(weights: list[float]
     assert sums[drawn] - Fraction(weights[drawn]) <= threshold + slack
 
 
-def test_draw_at_the_ends_of_the_interval_has_a_probability() -> None:
+def test_draw_at_the_ends_of_the_interval_is_possible() -> None:
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).log_softmax(-1).expand(2, -1)
     for top_p in (1.0, 0.9):
@@ -241,15 +241,15 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_models_with_other_states_are_sampled_exactly(kind: str) -> None:
+def test_models_with_other_caches_are_sampled_exactly(kind: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(OTHERS[kind]).eval()
     use_exact_attention(model)
     prompts = {request.id: request.prompt for request in REQUESTS}
-    ends = set(range(0, len(TOKENIZER), 9))  # responses end at different tokens, and leave the batch
-    found = sample(model, TOKENIZER, REQUESTS, FREE, 0, ends)
-    assert len({len(candidate.token_ids) for candidate in found}) > 3
-    for candidate in found:
+    ends = set(range(0, len(TOKENIZER), 9))  # responses end at different tokens and leave the batch
+    results = sample(model, TOKENIZER, REQUESTS, FREE, 0, ends)
+    assert len({len(candidate.token_ids) for candidate in results}) > 3
+    for candidate in results:
         row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
         with torch.no_grad():
             log_probs = model(row, use_cache=False).logits[0].log_softmax(-1)
@@ -258,7 +258,7 @@ def test_models_with_other_states_are_sampled_exactly(kind: str) -> None:
         assert candidate.log_prob == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_state_that_sampling_does_not_know_is_refused_by_name() -> None:
+def test_model_with_an_unsupported_cache_raises() -> None:
     model = AutoModelForCausalLM.from_config(
         MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2)
     )

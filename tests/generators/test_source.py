@@ -1,4 +1,4 @@
-"""Candidates of another model, and of the same one under a system message."""
+"""Sampling from another model, and with a system message."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
 from selfcontrast.generators.generate import FILE, Generation
 from selfcontrast.generators.hf import HF
-from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, instructed
+from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, with_system_message
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.store import settings_of
 from selfcontrast.training.groups import preference_groups
@@ -47,67 +47,70 @@ def sampled(folder: Path, settings: Generation, model: Path) -> list[Candidate]:
     return read_candidates(folder / FILE)
 
 
-def test_candidates_are_those_of_the_model_that_is_named(policy: Path, other: Path, tmp_path: Path) -> None:
+def test_candidates_come_from_the_configured_model(policy: Path, other: Path, tmp_path: Path) -> None:
     named = sampled(tmp_path / "a", replace(PLAIN, model=str(other)), policy)
     assert named == sampled(tmp_path / "b", PLAIN, other) != sampled(tmp_path / "c", PLAIN, policy)
 
 
-def test_a_system_message_is_sampled_under_and_not_trained_under(policy: Path, tmp_path: Path) -> None:
-    asked: list[Request] = []
+def test_system_message_is_used_in_sampling_only(policy: Path, tmp_path: Path) -> None:
+    requests_seen: list[Request] = []
 
-    class Noting(HF):
+    class RecordingBackend(HF):
         @contextmanager
         def open(self, model: Path, device: str) -> Iterator[Sampler]:
             with super().open(model, device) as sample:
 
-                def noted(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
-                    asked.extend(requests)
+                def recorded(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
+                    requests_seen.extend(requests)
                     return sample(requests, decoding, seed)
 
-                yield noted
+                yield recorded
 
-    settings = replace(PLAIN, backend=Noting("float32", 6), system="a dog")
-    found = sampled(tmp_path / "a", settings, policy)
-    by_id = {request.id: request for request in asked}
-    for one in EXAMPLES:
-        messages = [SYSTEM, *one.prompt]
-        assert by_id[one.id].prompt == RENDERER.prompt(messages) != RENDERER.prompt(one.prompt)
-        assert by_id[one.id].messages == messages
-    assert [c.token_ids for c in found] != [c.token_ids for c in sampled(tmp_path / "b", PLAIN, policy)]
-    drawn: Any = {one.id: [] for one in EXAMPLES}
-    groups, _ = preference_groups(RENDERER, EXAMPLES, dict.fromkeys(drawn, ()), 64)
-    assert [list(group.prompt) for group in groups] == [RENDERER.prompt(one.prompt) for one in EXAMPLES]
+    settings = replace(PLAIN, backend=RecordingBackend("float32", 6), system="a dog")
+    candidates = sampled(tmp_path / "a", settings, policy)
+    by_id = {request.id: request for request in requests_seen}
+    for ex in EXAMPLES:
+        messages = [SYSTEM, *ex.prompt]
+        assert by_id[ex.id].prompt == RENDERER.prompt(messages) != RENDERER.prompt(ex.prompt)
+        assert by_id[ex.id].messages == messages
+    assert [c.token_ids for c in candidates] != [c.token_ids for c in sampled(tmp_path / "b", PLAIN, policy)]
+    no_negatives: Any = {ex.id: [] for ex in EXAMPLES}
+    groups, _ = preference_groups(RENDERER, EXAMPLES, dict.fromkeys(no_negatives, ()), 64)
+    assert [list(group.prompt) for group in groups] == [RENDERER.prompt(ex.prompt) for ex in EXAMPLES]
 
 
-def test_a_system_message_takes_the_dialogues_own_into_it() -> None:
-    assert instructed([USER], None) == [USER]
-    assert instructed([USER], "Be wrong.") == [{"role": "system", "content": "Be wrong."}, USER]
-    assert instructed([SYSTEM, USER], "Be wrong.") == [{"role": "system", "content": "Be wrong.\n\na dog"}, USER]
+def test_system_message_includes_the_dialogues_own() -> None:
+    assert with_system_message([USER], None) == [USER]
+    assert with_system_message([USER], "Be wrong.") == [{"role": "system", "content": "Be wrong."}, USER]
+    assert with_system_message([SYSTEM, USER], "Be wrong.") == [
+        {"role": "system", "content": "Be wrong.\n\na dog"},
+        USER,
+    ]
 
 
 REFUSES = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
 )
-LEAVES_OUT = TEMPLATE.replace(
-    "<|{{ message.role }}|>", "{% if message.role != 'system' %}<|{{ message.role }}|>"
-).replace("<|end|>{% endfor %}", "<|end|>{% endif %}{% endfor %}")
+IGNORES = TEMPLATE.replace("<|{{ message.role }}|>", "{% if message.role != 'system' %}<|{{ message.role }}|>").replace(
+    "<|end|>{% endfor %}", "<|end|>{% endif %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
     ("template", "line"),
     [
         (REFUSES, "the row e0: .*System role not supported"),
-        (LEAVES_OUT, "the chat template leaves a system message out"),
+        (IGNORES, "the chat template ignores"),
     ],
 )
-def test_a_template_without_a_place_for_it_is_refused_in_one_line(template: str, line: str) -> None:
+def test_template_without_system_messages_raises(template: str, line: str) -> None:
     with pytest.raises(UserError, match=rf"^generator\.system: {line}") as caught:
         check_system(Renderer(tokenizer(template)), EXAMPLES[0], "Be wrong.")
     assert "\n" not in str(caught.value)
     check_system(RENDERER, EXAMPLES[0], "Be wrong.")
 
 
-def test_settings_at_null_are_not_in_the_key_and_others_are_by_content(other: Path, tmp_path: Path) -> None:
+def test_key_omits_null_settings_and_has_the_models_content(other: Path, tmp_path: Path) -> None:
     plain = settings_of(PLAIN)
     assert not {"model", "system"} & set(plain)
     assert settings_of(replace(PLAIN, system="Be wrong.")) == {**plain, "system": "Be wrong."}
@@ -118,7 +121,7 @@ def test_settings_at_null_are_not_in_the_key_and_others_are_by_content(other: Pa
     assert settings_of(replace(PLAIN, model=str(tmp_path / "moved"))) != named
 
 
-def test_only_without_a_model_of_its_own_does_it_follow_the_policy(other: Path) -> None:
+def test_generation_with_a_model_does_not_follow_the_policy(other: Path) -> None:
     assert PLAIN.follows_model
     assert not replace(PLAIN, model=str(other)).follows_model
 
@@ -126,29 +129,27 @@ def test_only_without_a_model_of_its_own_does_it_follow_the_policy(other: Path) 
 # --- models that cannot be sampled from
 
 
-def test_no_folder_is_said_with_how_to_get_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^generator\.model=owner/name: no config\.json there.*hf download NAME"):
+def test_missing_or_broken_model_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^generator\.model=owner/name has no config\.json.*hf download NAME"):
         check_folder("owner/name")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"^generator\.model=\S+: its config cannot be loaded"):
         check_folder(str(tmp_path))
 
 
-def test_another_vocabulary_is_refused_by_the_stage(policy: Path, tmp_path: Path) -> None:
+def test_model_with_another_vocabulary_raises(policy: Path, tmp_path: Path) -> None:
     foreign = train_tokenizer([*CORPUS, "zebra zebra zebra zebra"], 310, max_length=128)
     foreign.chat_template = TEMPLATE
     save_policy(tmp_path / "model", llama(vocabulary=310), foreign, "")
-    with pytest.raises(
-        UserError, match=r"^generator\.model=\S+: its vocabulary is not the fine-tuned model's"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: its vocabulary") as caught:
         sampled(tmp_path / "out", replace(PLAIN, model=str(tmp_path / "model")), policy)
     assert "\n" not in str(caught.value)
 
 
-def test_another_end_of_answers_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_with_another_end_or_no_template_raises(tmp_path: Path) -> None:
     foreign = tokenizer(TEMPLATE.replace("{{ message.content }}<|end|>", "{{ message.content }}<|user|>"))
     foreign.save_pretrained(str(tmp_path))
-    with pytest.raises(UserError, match=r"its answers end with the tokens \[.*\], those of the fine-tuned model with"):
+    with pytest.raises(UserError, match=r"its answers end with the tokens \["):
         check_same_tokenizer(RENDERER, str(tmp_path))
     bare = tokenizer()
     bare.chat_template = None

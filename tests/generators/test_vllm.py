@@ -1,4 +1,4 @@
-"""vLLM's responses beside transformers' own, and what a request's seed promises.
+"""vLLM's responses compared with transformers', and their dependence on the seed.
 
 Tests marked `vllm` run the real engine, on the CPU (`make test-vllm`).
 """
@@ -22,7 +22,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators import vllm
 from selfcontrast.generators.backend import Sampler
-from selfcontrast.generators.vllm import VLLM, ask
+from selfcontrast.generators.vllm import VLLM, completion_request
 from selfcontrast.store import settings_of
 from tiny import ROOT, tokenizer
 from vllm_cases import FREE, GREEDY, LENGTH, REQUESTS, backend, by_hf, same
@@ -42,22 +42,22 @@ def together(sampled: Sampler) -> list[Candidate]:
     return sampled(REQUESTS, FREE, 0)
 
 
-def test_ids_that_the_tokenizer_lacks_end_a_response(caplog: pytest.LogCaptureFixture) -> None:
-    """A model's vocabulary is padded, and vLLM draws from all of it."""
-    whole, renderer = TOKENIZER("the cat")["input_ids"], Renderer(TOKENIZER)
+def test_ids_outside_the_tokenizer_end_a_response(caplog: pytest.LogCaptureFixture) -> None:
+    """Models pad their vocabulary, and vLLM draws from all of it."""
+    valid, renderer = TOKENIZER("the cat")["input_ids"], Renderer(TOKENIZER)
     beyond = len(TOKENIZER)
-    drawn = [[*whole, beyond, *whole], [beyond + 7], [*whole, renderer.end_id], [-1]]
+    drawn = [[*valid, beyond, *valid], [beyond + 7], [*valid, renderer.end_id], [-1]]
     answers = [[{"token_ids": ids, "finish_reason": "stop", "log_prob": -1.0} for ids in drawn]]
-    found = vllm.candidates_of_answers(REQUESTS[:1], answers, renderer)  # type: ignore[arg-type]
-    assert [c.token_ids for c in found] == [whole, [renderer.end_id], [*whole, renderer.end_id], [renderer.end_id]]
-    assert [(c.text, c.finish_reason) for c in found] == [
+    results = vllm.candidates_of_answers(REQUESTS[:1], answers, renderer)  # type: ignore[arg-type]
+    assert [c.token_ids for c in results] == [valid, [renderer.end_id], [*valid, renderer.end_id], [renderer.end_id]]
+    assert [(c.text, c.finish_reason) for c in results] == [
         ("the cat", "length"), ("", "length"), ("the cat", "stop"), ("", "length"),
     ]  # fmt: skip
-    assert "in 3 of 4 responses" in caplog.text
+    assert "3 of 4 responses" in caplog.text
 
 
 @pytest.mark.vllm
-def test_greedy_responses_and_log_probabilities_are_those_of_transformers(sampled: Sampler, wide_policy: Path) -> None:
+def test_greedy_samples_equal_transformers(sampled: Sampler, wide_policy: Path) -> None:
     expected = by_hf(wide_policy)
     assert len({len(request.prompt) for request in REQUESTS}) >= 6
     assert same(sampled(REQUESTS, GREEDY, 0), expected)
@@ -65,7 +65,7 @@ def test_greedy_responses_and_log_probabilities_are_those_of_transformers(sample
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("decoding", [FREE, Decoding(3, 0.7, 0.8, 12, LENGTH)], ids=["free", "sharp"])
-def test_log_prob_is_a_forward_passes_at_temperature_one(
+def test_log_prob_equals_a_forward_pass_at_temperature_one(
     sampled: Sampler, wide_model: LlamaForCausalLM, decoding: Decoding
 ) -> None:
     prompts = {request.id: request.prompt for request in REQUESTS}
@@ -83,8 +83,8 @@ def test_log_prob_is_a_forward_passes_at_temperature_one(
 def test_draws_follow_the_softmax_within_the_nucleus(
     sampled: Sampler, wide_model: LlamaForCausalLM, temperature: float, top_p: float
 ) -> None:
-    found = sampled(REQUESTS[:1], Decoding(2000, temperature, top_p, 1, LENGTH), 0)
-    counts = np.bincount([c.token_ids[0] for c in found], minlength=wide_model.config.vocab_size)
+    results = sampled(REQUESTS[:1], Decoding(2000, temperature, top_p, 1, LENGTH), 0)
+    counts = np.bincount([c.token_ids[0] for c in results], minlength=wide_model.config.vocab_size)
     with torch.no_grad():
         logits = wide_model(torch.tensor([REQUESTS[0].prompt])).logits[0, -1].double()
     ordered, order = (logits / temperature).softmax(-1).sort(descending=True)
@@ -100,14 +100,14 @@ def test_draws_follow_the_softmax_within_the_nucleus(
 
 
 @pytest.mark.vllm
-def test_the_same_requests_give_the_same_bytes(sampled: Sampler, together: list[Candidate]) -> None:
-    sampled(REQUESTS[2:5], FREE, 5)  # whatever was asked in between
+def test_same_requests_give_the_same_bytes(sampled: Sampler, together: list[Candidate]) -> None:
+    sampled(REQUESTS[2:5], FREE, 5)  # other requests in between
     assert candidates_table(sampled(REQUESTS, FREE, 0)).equals(candidates_table(together))
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("shards", [[[0], [1], [2], [3], [4], [5], [6]], [[6, 3, 0], [4, 5, 2, 1]]], ids=str)
-def test_a_requests_responses_do_not_depend_on_its_shard(
+def test_responses_do_not_depend_on_the_shard(
     sampled: Sampler, together: list[Candidate], shards: list[list[int]]
 ) -> None:
     apart = [c for shard in shards for c in sampled([REQUESTS[i] for i in shard], FREE, 0)]
@@ -130,14 +130,14 @@ def test_fewer_samples_are_the_first_of_more(sampled: Sampler, together: list[Ca
 
 
 @pytest.mark.vllm
-def test_a_response_ends_at_its_first_end_or_at_its_room(sampled: Sampler) -> None:
-    # Prompts of more tokens together than vLLM computes in a step, so that some have to wait.
+def test_response_stops_at_its_first_end_token_or_its_limit(sampled: Sampler) -> None:
+    # More prompt tokens than vLLM computes in a step, so that some requests wait.
     assert 24 * sum(len(request.prompt) for request in REQUESTS) > 4096
-    found = sampled(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
+    results = sampled(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
     rooms = {request.id: min(32, LENGTH - len(request.prompt)) for request in REQUESTS}
     assert min(rooms.values()) < 32
-    assert {c.finish_reason for c in found} == {"stop", "length"}
-    for candidate in found:
+    assert {c.finish_reason for c in results} == {"stop", "length"}
+    for candidate in results:
         ended = [token in ENDS for token in candidate.token_ids]
         assert not any(ended[:-1])
         assert (candidate.finish_reason == "stop") == ended[-1]
@@ -156,13 +156,13 @@ def test_max_length_bounds_prompt_and_response_together(sampled: Sampler, togeth
 
 
 @pytest.mark.vllm
-def test_more_than_memory_was_set_aside_for_is_a_users_mistake(sampled: Sampler) -> None:
-    with pytest.raises(UserError, match=r"backend\.max_length=128 is below max_length=129: raise it"):
+def test_max_length_above_max_model_len_raises(sampled: Sampler) -> None:
+    with pytest.raises(UserError, match=r"backend\.max_length=128 .*max_length=129"):
         sampled(REQUESTS, Decoding(1, 1.0, 1.0, 8, LENGTH + 1), 0)
 
 
 def adapter(folder: Path, model: LlamaForCausalLM, rank: int = 4, alpha: int = 16) -> LlamaForCausalLM:
-    """Writes a LoRA adapter of random numbers in PEFT's format; returns the model with it merged: W + alpha/r B A."""
+    """Write a LoRA adapter of random numbers in PEFT's format. Return the merged model: W + alpha/r B A."""
     folder.mkdir()
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["q_proj", "v_proj", "down_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -181,7 +181,7 @@ def adapter(folder: Path, model: LlamaForCausalLM, rank: int = 4, alpha: int = 1
 
 
 @pytest.mark.vllm
-def test_an_adapter_is_as_if_merged(
+def test_adapter_equals_its_merged_model(
     vllm_python: str, wide_policy: Path, wide_model: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     merged = adapter(tmp_path / "adapter", wide_model)
@@ -193,7 +193,7 @@ def test_an_adapter_is_as_if_merged(
         assert same(sample(REQUESTS, GREEDY, 0), expected)
 
 
-def test_an_adapters_content_is_in_the_key_and_its_place_is_not(wide_model: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_key_has_the_adapters_content_not_its_path(wide_model: LlamaForCausalLM, tmp_path: Path) -> None:
     adapter(tmp_path / "a", wide_model)
     adapter(tmp_path / "b", wide_model)
     keys = [settings_of(backend(adapter=str(tmp_path / name))) for name in "ab"]
@@ -202,16 +202,16 @@ def test_an_adapters_content_is_in_the_key_and_its_place_is_not(wide_model: Llam
     assert settings_of(backend(adapter=str(tmp_path / "b"))) != keys[0]
 
 
-def test_only_what_changes_a_response_is_in_the_key() -> None:
-    place = backend(python="/usr/bin/python3", tensor_parallel_size=2, data_parallel_size=2, enforce_eager=False)
-    assert settings_of(place) == settings_of(backend())
+def test_key_has_only_settings_that_change_responses() -> None:
+    elsewhere = backend(python="/usr/bin/python3", tensor_parallel_size=2, data_parallel_size=2, enforce_eager=False)
+    assert settings_of(elsewhere) == settings_of(backend())
     assert settings_of(backend(dtype="bfloat16")) != settings_of(backend())
 
 
-def test_what_vllm_is_asked() -> None:
-    asked = ask(Request("a", [5, 6, 7]), Decoding(4, 0.7, 0.9, 10, 8), 0, frozenset({9, 4}))
-    seed = asked["params"].pop("seed")
-    assert asked == {
+def test_completion_request_fields() -> None:
+    request = completion_request(Request("a", [5, 6, 7]), Decoding(4, 0.7, 0.9, 10, 8), 0, frozenset({9, 4}))
+    seed = request["params"].pop("seed")
+    assert request == {
         "prompt": [5, 6, 7],
         "params": {
             "n": 4,
@@ -223,11 +223,12 @@ def test_what_vllm_is_asked() -> None:
         },
     }
     others = [
-        ask(Request(name, [1]), FREE, other, ENDS)["params"]["seed"] for name, other in [("a", 1), ("b", 0), ("a1", 0)]
+        completion_request(Request(name, [1]), FREE, other, ENDS)["params"]["seed"]
+        for name, other in [("a", 1), ("b", 0), ("a1", 0)]
     ]
     assert len({seed, *others}) == 4
-    assert all(0 <= one < 2**62 for one in (seed, *others))
-    assert ask(Request("a", [1, 2]), GREEDY, 0, ENDS)["params"]["seed"] == seed
+    assert all(0 <= value < 2**62 for value in (seed, *others))
+    assert completion_request(Request("a", [1, 2]), GREEDY, 0, ENDS)["params"]["seed"] == seed
 
 
 @pytest.mark.parametrize(
@@ -242,40 +243,40 @@ def test_what_vllm_is_asked() -> None:
     ],
     ids=str,
 )
-def test_a_backend_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_vllm_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"backend\.{next(iter(wrong))}="):
         backend(**wrong)
 
 
-def test_vllm_that_is_not_installed_is_said_before_any_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_without_vllm_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[vllm\]'.*backend\.python=PATH"):
         backend().check()
 
 
-def test_an_interpreter_without_vllm_or_none_at_all(bare_python: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"backend\.python=.*: it has no vLLM; install it there: .* -m pip install"):
+def test_check_with_a_bad_interpreter_raises(bare_python: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"backend\.python=.* no vLLM.* -m pip install"):
         backend(python=bare_python).check()
-    with pytest.raises(UserError, match=r"backend\.python=.*nowhere: cannot be run"):
+    with pytest.raises(UserError, match=r"backend\.python=.*nowhere cannot be run"):
         backend(python=str(tmp_path / "nowhere")).check()
 
 
 @pytest.mark.vllm
-def test_an_interpreter_with_vllm_is_fine(vllm_python: str) -> None:
+def test_check_with_a_vllm_interpreter_passes(vllm_python: str) -> None:
     backend(python=vllm_python).check()
 
 
 @pytest.mark.parametrize(
     ("config", "expected"), [({"r": 4}, 8), ({"r": 16}, 16), ({"r": 8, "rank_pattern": {"q_proj": 17}}, 32)], ids=str
 )
-def test_the_room_for_an_adapters_rank(tmp_path: Path, config: dict[str, Any], expected: int) -> None:
+def test_max_lora_rank_holds_the_adapters_rank(tmp_path: Path, config: dict[str, Any], expected: int) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert backend(adapter=str(tmp_path))._options(tmp_path)["max_lora_rank"] == expected
 
 
-def test_the_engines_arguments_on_a_gpu(tmp_path: Path) -> None:
-    """Of conf/backend/vllm.yaml: bfloat16, prompts cached, most of the memory, which training has given back before."""
+def test_options_of_the_shipped_config(tmp_path: Path) -> None:
+    """conf/backend/vllm.yaml for a GPU: bfloat16, prefix caching, most of the memory."""
     config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_length": 512}
     config.pop("_target_")
     assert VLLM(**config)._options(tmp_path) == {
@@ -294,7 +295,7 @@ def test_the_engines_arguments_on_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_memory_is_free_before_the_engine_starts_and_after_it_ends(
+def test_memory_is_freed_before_the_engine_starts_and_after_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     events: list[str] = []
@@ -311,26 +312,29 @@ def test_memory_is_free_before_the_engine_starts_and_after_it_ends(
 
     monkeypatch.setattr(vllm, "VllmEngine", Fake)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
-    with pytest.raises(ValueError, match="no answer") if fails else nullcontext(), backend().engine(tmp_path) as ask_it:
+    with (
+        pytest.raises(ValueError, match="no answer") if fails else nullcontext(),
+        backend().engine(tmp_path) as respond,
+    ):
         events.append("asked")
         if fails:
-            ask_it([])
+            respond([])
     assert events == ["freed", "started", "asked", "closed"]
 
 
-def test_an_adapter_that_cannot_be(bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_adapter_raises(bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda name: True)
     faulty = backend(adapter=str(tmp_path))
-    with pytest.raises(UserError, match=r"no adapter_model\.safetensors there"):
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors"):
         faulty.check()
     (tmp_path / "adapter_model.safetensors").touch()
-    for config, said in (("{", "cannot be read"), ("{}", "cannot be read"), ('{"r": 513}', "merge it")):
+    for config, pattern in (("{", "cannot be read"), ("{}", "cannot be read"), ('{"r": 513}', "rank 513")):
         (tmp_path / "adapter_config.json").write_text(config)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=pattern):
             faulty.check()
 
 
-def test_every_engine_gets_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_get_disjoint_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda name: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert backend()._devices() == [None]
@@ -339,5 +343,5 @@ def test_every_engine_gets_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,GPU-a,3,1")
     assert four._devices() == ["7,5", "GPU-a,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    with pytest.raises(UserError, match=r"needs 4 devices, and CUDA_VISIBLE_DEVICES=0,1,2 names 3"):
+    with pytest.raises(UserError, match=r"4 devices.* CUDA_VISIBLE_DEVICES=0,1,2 names 3"):
         four.check()

@@ -1,4 +1,4 @@
-"""vLLM's own server, asked over plain HTTP: what a client of it may count on."""
+"""vLLM's own server over plain HTTP: the behaviour that a client relies on."""
 
 import json
 import urllib.request
@@ -23,7 +23,7 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.vllm
-def test_completions_of_token_ids_with_log_probabilities(vllm_server: str, wide_policy: Path) -> None:
+def test_completions_return_token_ids_and_log_probabilities(vllm_server: str, wide_policy: Path) -> None:
     expected = by_hf(wide_policy)
     body = {
         "model": "policy",
@@ -45,7 +45,7 @@ def test_completions_of_token_ids_with_log_probabilities(vllm_server: str, wide_
 
 
 @pytest.mark.vllm
-def test_n_choices_for_a_seed_are_the_same_again(vllm_server: str) -> None:
+def test_n_choices_for_a_seed_are_reproducible(vllm_server: str) -> None:
     body = {
         "model": "policy",
         "prompt": REQUESTS[1].prompt,

@@ -1,4 +1,4 @@
-"""vLLM with a real model and tokenizer beside transformers (`make test-vllm`)."""
+"""vLLM compared with transformers, on a real model and tokenizer (`make test-vllm`)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ TALK: Any = [*CAPITAL, {"role": "assistant", "content": "It is Paris."}, {"role"
 
 
 @pytest.mark.vllm
-def test_its_greedy_answers_are_those_of_transformers(vllm_python: str, tmp_path: Path) -> None:
+def test_greedy_answers_equal_transformers(vllm_python: str, tmp_path: Path) -> None:
     policy = smollm2_folder(tmp_path)
     renderer = Renderer(SMOLLM2.tokenizer())
     requests = [Request(f"q{i}", renderer.prompt(messages)) for i, messages in enumerate((CAPITAL, TALK))]
     with HF("float32", 2).open(policy, "cpu") as sample:
         expected = sample(requests, GREEDY, 0)
     with backend(python=vllm_python, max_length=256, gpu_memory_utilization=0.1).open(policy, "cpu") as sample:
-        found = sample(requests, GREEDY, 0)
-    assert "Paris" in found[0].text
-    assert same(found, expected)
+        results = sample(requests, GREEDY, 0)
+    assert "Paris" in results[0].text
+    assert same(results, expected)

@@ -9,7 +9,7 @@ from selfcontrast.tracking import NoTracking, WandbTracking
 
 
 @pytest.mark.parametrize("off", [NoTracking(), tracking("disabled")])
-def test_without_tracking_the_same_calls_leave_nothing(
+def test_disabled_tracking_writes_nothing(
     tmp_path: Path, artifacts: tuple[Artifact, Artifact], off: NoTracking | WandbTracking
 ) -> None:
     folder = tmp_path / "run"

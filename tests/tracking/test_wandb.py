@@ -31,14 +31,16 @@ from wandb_server import serving
         ("online", {"WANDB_API_KEY": KEY}, "online"),
     ],
 )
-def test_the_mode(monkeypatch: pytest.MonkeyPatch, mode: str, environment: dict[str, str], resolved: str) -> None:
+def test_mode_is_resolved_from_config_and_environment(
+    monkeypatch: pytest.MonkeyPatch, mode: str, environment: dict[str, str], resolved: str
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     tracking(mode).check()
     assert tracking(mode).resolved_mode() == resolved
 
 
-def test_online_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_without_a_key_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="online needs a key"):
         tracking("online").check()
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -46,26 +48,26 @@ def test_online_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         tracking("offline").check()
 
 
-def test_a_mode_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^tracking\.mode=cloud: one of auto, online, offline, disabled$"):
+def test_unknown_mode_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^tracking\.mode=cloud .*auto, online, offline, disabled$"):
         tracking("cloud")
-    for mode in ("cloud", "auto"):  # auto is ours, and W&B would not know it
+    for mode in ("cloud", "auto"):  # auto is not a mode of W&B
         monkeypatch.setenv("WANDB_MODE", mode)
-        with pytest.raises(UserError, match=f"^WANDB_MODE={mode}: one of online, offline, disabled$"):
+        with pytest.raises(UserError, match=f"^WANDB_MODE={mode} .*of online, offline, disabled$"):
             tracking().check()
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "pattern"),
     [
-        ({"project": "a/b"}, r"tracking\.project=a/b: at most 128 characters, none of them"),
-        ({"project": "x" * 129}, r"tracking\.project=x+: at most 128"),
+        ({"project": "a/b"}, r"tracking\.project=a/b .*128"),
+        ({"project": "x" * 129}, r"tracking\.project=x+ .*128"),
         ({"entity": "me?"}, r"tracking\.entity=me\?"),
         ({"group": "g" * 129}, r"tracking\.group=g+"),
-        ({"tags": ["fine", "t" * 65]}, r"tracking\.tags=t+…: at most 64 characters each"),
+        ({"tags": ["fine", "t" * 65]}, r"tracking\.tags=t+… .*64"),
     ],
 )
-def test_limits_of_wandb_are_told_before_compute(setting: dict[str, Any], said: str) -> None:
+def test_values_beyond_wandbs_limits_raise(setting: dict[str, Any], pattern: str) -> None:
     fine: dict[str, Any] = {
         "project": "p",
         "entity": None,
@@ -74,11 +76,11 @@ def test_limits_of_wandb_are_told_before_compute(setting: dict[str, Any], said: 
         "mode": "offline",
         "upload": False,
     }
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=pattern):
         WandbTracking(**{**fine, **setting})
 
 
-def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
+def test_offline_run_stores_everything_logged(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
     report = tmp_path / "report.html"
     report.write_text("<html></html>")
     sft, align = artifacts
@@ -103,19 +105,19 @@ def test_an_offline_run_holds_all_it_was_given(tmp_path: Path, artifacts: tuple[
     (odd,) = tmp_path.rglob("media/table/tables/odd*.json")
     assert json.loads(odd.read_text())["data"] == [[1, None], [None, "a"]]
     assert run.summary["value"] == 0.75
-    found = {artifact.name: artifact for artifact in run.artifacts}
-    assert sft.key in found[f"sft-{sft.key}"].aliases
-    assert f'"made_from":["sft-{sft.key}"]' in found[f"align-{align.key}"].metadata.replace(" ", "")
-    contents = found[f"align-{align.key}"].manifest.contents  # by default no file is uploaded
-    place = align.path.resolve().as_uri()
-    assert {entry.ref for entry in contents} == {f"{place}/file.txt", f"{place}/manifest.json"}
+    artifacts_by_name = {artifact.name: artifact for artifact in run.artifacts}
+    assert sft.key in artifacts_by_name[f"sft-{sft.key}"].aliases
+    assert f'"made_from":["sft-{sft.key}"]' in artifacts_by_name[f"align-{align.key}"].metadata.replace(" ", "")
+    contents = artifacts_by_name[f"align-{align.key}"].manifest.contents  # by default no file is uploaded
+    uri = align.path.resolve().as_uri()
+    assert {entry.ref for entry in contents} == {f"{uri}/file.txt", f"{uri}/manifest.json"}
     assert "report" in [artifact.type for artifact in run.artifacts]
     (code,) = (artifact for artifact in run.artifacts if artifact.type == "code")
     assert "tracking/wandb.py" in {entry.path for entry in code.manifest.contents}
     assert run.config["provenance"]["packages"]["wandb"] == wandb.__version__
 
 
-def test_with_upload_an_artifact_holds_its_files(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
+def test_upload_stores_an_artifacts_files(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
     with tracking("offline", upload=True).run("a name", {}, tmp_path) as tracker:
         tracker.artifact(artifacts[0], [])
     (run,) = offline_runs(tmp_path)
@@ -132,7 +134,7 @@ def test_two_jobs_of_one_process_are_two_runs(tmp_path: Path) -> None:
     assert [run.series("align/loss") for run in runs] == [[1.0], [4.0]]
 
 
-def test_a_job_that_fails_ends_its_run_as_failed(tmp_path: Path) -> None:
+def test_failed_job_ends_its_run_as_failed(tmp_path: Path) -> None:
     def fail() -> None:
         with tracking("offline").run("a name", {}, tmp_path):
             raise RuntimeError("out of memory")
@@ -153,8 +155,8 @@ with WandbTracking("selfcontrast", None, None, [], "offline", False).run("a name
 """
 
 
-def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
-    """Of the checkout that the code lies in, wherever the job is started."""
+def test_uncommitted_changes_are_stored(tmp_path: Path) -> None:
+    """The checkout is the code's, wherever the job is started."""
     checkout, folder = tmp_path / "checkout", tmp_path / "run"
     subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(checkout)], check=True)
     git = ["git", "-C", str(checkout)]
@@ -162,9 +164,9 @@ def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", checkout / "src", dirs_exist_ok=True)
     with open(checkout / "src/selfcontrast/errors.py", "a") as file:
         file.write("# changed by hand\n")
-    own = {"PYTHONPATH": str(checkout / "src"), "RUN": str(folder)}
+    environment = {"PYTHONPATH": str(checkout / "src"), "RUN": str(folder)}
     folder.mkdir()
-    subprocess.run([sys.executable, "-c", CHECKOUT], cwd=tmp_path, env={**os.environ, **own}, check=True)
+    subprocess.run([sys.executable, "-c", CHECKOUT], cwd=tmp_path, env={**os.environ, **environment}, check=True)
     (patch,) = folder.rglob("diff.patch")
     assert "+# changed by hand" in patch.read_text().splitlines()
     (run,) = offline_runs(folder)
@@ -173,10 +175,10 @@ def test_what_was_changed_since_the_commit_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_while_the_server_is_out_of_order(
+def test_failing_server_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
 ) -> None:
-    """Its first requests fail, and then some at the end, among them the artifact's."""
+    """The first requests fail, and some at the end, among them the artifact's."""
     with serving() as server:
         tracked = online(monkeypatch, server)
         server.broken = range(5)
@@ -198,7 +200,7 @@ def test_nothing_is_lost_while_the_server_is_out_of_order(
     assert any(name.startswith("media/table/tables/samples") for name in run.files)
 
 
-def test_a_job_that_finds_no_server_runs_offline_and_says_so(
+def test_unreachable_server_runs_offline_and_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
@@ -207,15 +209,15 @@ def test_a_job_that_finds_no_server_runs_offline_and_says_so(
         server.broken = range(1_000_000)
         with caplog.at_level("INFO"), tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
             tracker.log("align", {"step": 1, "loss": 0.5})
-        (own,) = tmp_path.glob("wandb/offline-run-*")
-        (run,) = offline_runs(own)
+        (run_folder,) = tmp_path.glob("wandb/offline-run-*")
+        (run,) = offline_runs(run_folder)
     assert (run.exit_code, run.series("align/loss"), run.config["negatives"]) == (0, [0.5], 2)
     assert "W&B      cannot be reached" in caplog.text
     assert "to upload this run: wandb sync" in caplog.text
     assert server.runs == {}
 
 
-def test_a_group_that_the_sweep_chooses_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_chosen_by_a_sweep_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text("wandb_version: 1\nobjective:\n  value: hinge\n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "params.yaml"))
     monkeypatch.setenv("WANDB_SWEEP_ID", "swept")

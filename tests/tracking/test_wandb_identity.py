@@ -9,7 +9,7 @@ from selfcontrast.store import Artifact
 from wandb_server import serving
 
 
-def test_a_job_that_was_cut_short_goes_on_in_its_run(
+def test_interrupted_job_resumes_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
 ) -> None:
     def job(settings: dict[str, int], steps: range, fail: bool) -> None:
@@ -27,9 +27,9 @@ def test_a_job_that_was_cut_short_goes_on_in_its_run(
         (run,) = server.runs.values()
         assert run.exit_code == 1
         assert run.summary["error"] == "RuntimeError: out of memory"
-        job({"negatives": 2}, range(2, 6), fail=False)  # from the checkpoint of step 1 on
+        job({"negatives": 2}, range(2, 6), fail=False)  # resumed from the checkpoint of step 1
         assert list(server.runs.values()) == [run]
-        job({"negatives": 2}, range(1, 3), fail=False)  # the same once more, which is another run
+        job({"negatives": 2}, range(1, 3), fail=False)  # after the job has finished: another run
         job({"negatives": 3}, range(1, 3), fail=False)
         wandb.teardown()
     assert run.exit_code == 0
@@ -41,7 +41,7 @@ def test_a_job_that_was_cut_short_goes_on_in_its_run(
     assert other.config["negatives"] == 3
 
 
-def test_the_id_that_is_given_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_id_of_the_environment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     with serving() as server:
         with online(monkeypatch, server).run("a name", {}, tmp_path):

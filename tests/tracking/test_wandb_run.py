@@ -9,15 +9,15 @@ from wandb_server import serving
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "summary"),
     [
         (Stopped(0), 0, {"stopped": "early"}),
-        (SystemExit(ENDED), 143, {"error": "terminated: the same command goes on from there"}),
+        (SystemExit(ENDED), 143, {"error": "terminated; the same command resumes it"}),
         (KeyboardInterrupt(), 1, {"error": "KeyboardInterrupt: "}),
     ],
 )
-def test_how_a_job_was_ended_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: dict[str, str]
+def test_run_records_how_its_job_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, summary: dict[str, str]
 ) -> None:
     def job() -> None:
         with tracked.run("a name", {}, tmp_path):
@@ -30,5 +30,5 @@ def test_how_a_job_was_ended_is_said(
         wandb.teardown()
     (run,) = server.runs.values()
     assert run.exit_code == code
-    assert told.items() <= run.summary.items()
-    assert ("stopped early" in run.fields["tags"]) == ("stopped" in told)
+    assert summary.items() <= run.summary.items()
+    assert ("stopped early" in run.fields["tags"]) == ("stopped" in summary)

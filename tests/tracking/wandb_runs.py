@@ -1,4 +1,4 @@
-"""Runs of W&B for tests: begun online or offline, and read back."""
+"""W&B runs for tests: started online or offline, and read back."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +24,6 @@ def online(monkeypatch: pytest.MonkeyPatch, server: WandbServer) -> WandbTrackin
 
 
 def offline_runs(folder: Path) -> Iterator[OfflineRun]:
-    wandb.teardown()  # its service writes behind our back until it ends
+    wandb.teardown()  # its service process writes until it ends
     for file in sorted(folder.rglob("*.wandb"), key=lambda file: file.stat().st_mtime):
         yield OfflineRun(file)

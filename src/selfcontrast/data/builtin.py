@@ -1,27 +1,26 @@
 """The built-in data: plain-English instructions drawn by a program, each with an exact, graded verifier.
 
-Eight families mirror the categories of MT-Bench, in rotation; some examples are dialogues of two turns. A
-prompt fixes the values of some slots; a target puts them into one of several templates with free fillers, so
-a prompt has a hundred right responses or so, and 32 samples are mostly distinct.
+Eight families mirror the categories of MT-Bench, in rotation; some examples are dialogues of two turns. A prompt fixes
+the values of some slots. A target puts them into one of several templates, with free fillers. So a prompt has about a
+hundred right responses, and 32 samples are mostly distinct.
 
-In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a
-model that imitates them well still has something to gain. Targets of validation and test are clean: they are
-what a response is compared with, and errors in them would be counted against the model.
+In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a model that
+imitates them well can still improve. Targets of validation and test are clean: responses are compared with them, and
+their errors would count against the model.
 
-Every example has a rejected answer beside its target, for what is trained or tried on pairs (DPO_std, a judge's
-calibration): another answer to the same prompt, with one slot wrong in any case and each other one with probability
-`rejected_noise`. Nobody compared the two: where the target itself is noisy, it is now and then the worse of them, as in
-pairs that people have labelled. (With the shipped settings 6% of the training pairs are in the wrong order, and of 14%
-both are equally good.)
+Every example has a rejected answer, for methods that use pairs (DPO_std, a judge's calibration). It is another answer
+to the same prompt: one slot is always wrong, and each other slot with probability `rejected_noise`. The two answers are
+not compared. If the target is noisy, it is sometimes the worse one, as in pairs labelled by people. (With the shipped
+settings, 6% of the training pairs are in the wrong order, and in 14% both answers are equally good.)
 
-What this data cannot show:
-- It is synthetic, a closed world of a few hundred words: nothing here speaks of open-ended quality, of
-  helpfulness or of safety, and a score says nothing about MT-Bench itself.
-- The noise favours the method by construction: the mode of the demonstrations is clean and their tail is not,
-  so whatever sharpens the model gains, a lower temperature included. `noise: 0` is the control.
-- In stem and humanities facts are memorised; only the combination asked for is new.
-- The follow-up of a dialogue is graded by its specification alone: a model may ignore its first reply, and
-  earns nothing for being consistent with a wrong one.
+Limits of this data:
+- It is synthetic, a closed world of a few hundred words. It says nothing about open-ended quality, helpfulness or
+  safety, and a score says nothing about MT-Bench itself.
+- The noise favours the method by construction: the mode of the demonstrations is clean and their tail is not, so
+  anything that sharpens the model gains, a lower temperature included. `noise: 0` is the control.
+- In stem and humanities facts are memorised; only the combination in the question is new.
+- The follow-up of a dialogue is graded by its specification alone. A model may ignore its first reply, and earns
+  nothing for being consistent with a wrong one.
 """
 
 import hashlib
@@ -40,11 +39,11 @@ from selfcontrast.data.families import FAMILIES, FORMS, Turn, sample_target
 from selfcontrast.errors import UserError
 
 VERSION = 2
-"""Raise it with any change to the words, the templates or the order of random draws."""
+"""Raise it if the words, the templates or the order of random draws change."""
 
 MAX_DRAWS = 1000
 
-MOST = 10_000_000  # examples of a split: all are held in memory
+MAX_EXAMPLES = 10_000_000  # per split: all are held in memory
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class Builtin:
     Attributes:
         train, validation, test: examples per split.
         noise: probability that a slot of a train target is wrong, in [0, 1].
-        rejected_noise: probability that a slot of a rejected answer is wrong, beside the one that always is, in [0, 1].
+        rejected_noise: probability that a further slot of a rejected answer is wrong, in [0, 1]; one always is.
         two_turn: probability that an example is a dialogue of two turns, in [0, 1].
-        seed: of the data, apart from the training seed.
+        seed: of the data; independent of the training seed.
     """
 
-    train: Annotated[Count, Field(le=MOST)]
-    validation: Annotated[Count, Field(le=MOST)]
-    test: Annotated[Count, Field(le=MOST)]
+    train: Annotated[Count, Field(le=MAX_EXAMPLES)]
+    validation: Annotated[Count, Field(le=MAX_EXAMPLES)]
+    test: Annotated[Count, Field(le=MAX_EXAMPLES)]
     noise: Probability
     rejected_noise: Probability
     two_turn: Probability
@@ -71,9 +70,9 @@ class Builtin:
         check_numbers(self, "data")
 
     def load(self) -> dict[Split, list[Example]]:
-        """All splits. Raises `UserError` where a family has too few distinct prompts for their sizes."""
+        """Return all splits. Raise `UserError` if a family has too few distinct prompts for their sizes."""
         held_out: set[str] = set()
-        # The held-out splits come first, so that they do not depend on the size of train.
+        # The held-out splits are drawn first, so they do not depend on the size of train.
         splits: dict[Split, list[Example]] = {}
         for split in reversed(SPLITS):
             splits[split] = self._split(split, held_out)
@@ -91,11 +90,11 @@ class Builtin:
         for index in range(getattr(self, split)):
             family = names[index % len(names)]
             key = f"{self.seed} {split} {index}"
-            turns, about = self._draw(family, random.Random(key), held_out, seen, split)
+            turns, subject = self._draw(family, random.Random(key), held_out, seen, split)
             seen.add(tuple(turn.user for turn in turns))
-            # A stream of its own: the prompts are the same at every noise.
+            # A separate random stream: the prompts are the same at every noise.
             noise = self.noise if split == "train" else 0.0
-            example = _example(family, about, turns, random.Random(f"{key} target"), noise)
+            example = _example(family, subject, turns, random.Random(f"{key} target"), noise)
             rejected = _rejected(turns[-1], example.target, random.Random(f"{key} rejected"), self.rejected_noise)
             examples.append(replace(example, rejected=rejected))
         return examples
@@ -103,7 +102,7 @@ class Builtin:
     def _draw(
         self, family: str, rng: random.Random, held_out: set[str], seen: set[tuple[str, ...]], split: Split
     ) -> tuple[list[Turn], str]:
-        """The turns and the content of a dialogue whose prompt is new and whose content is not held out."""
+        """Return the turns and the content of a dialogue with a new prompt and a content that is not held out."""
         two_turn = rng.random() < self.two_turn
         for _ in range(MAX_DRAWS):
             dialogue = FAMILIES[family](rng)
@@ -111,14 +110,17 @@ class Builtin:
             if dialogue.content not in held_out and tuple(turn.user for turn in turns) not in seen:
                 return turns, dialogue.content
         raise UserError(
-            f"data.{split}={getattr(self, split)}: the built-in family {family!r} has no new prompt left; "
-            f"lower data.{split}, or data.test and data.validation"
+            f"data.{split}={getattr(self, split)}: the built-in family {family!r} has no new prompt left. "
+            f"Lower data.{split}, or data.test and data.validation."
         )
 
 
-def _example(family: str, about: str, turns: Sequence[Turn], rng: random.Random, noise: float) -> Example:
-    """The first reply of a train dialogue is as noisy as a target: in an evaluation the model meets its own
-    imperfect reply there, and must have learned to answer the follow-up from the user's words."""
+def _example(family: str, subject: str, turns: Sequence[Turn], rng: random.Random, noise: float) -> Example:
+    """Return the example of a dialogue.
+
+    The first reply of a train dialogue is as noisy as a target. In an evaluation the model sees its own imperfect reply
+    there, and must have learned to answer the follow-up from the user's words.
+    """
     prompt: list[Message] = []
     for turn in turns:
         reply = sample_target(FORMS[turn.form], turn.want, rng, noise)
@@ -126,7 +128,7 @@ def _example(family: str, about: str, turns: Sequence[Turn], rng: random.Random,
     target = prompt.pop()["content"]
     reference = json.dumps(
         {
-            "content": about,
+            "content": subject,
             "family": family,
             "turns": [{"form": turn.form, "want": turn.want} for turn in turns],
         }
@@ -143,7 +145,7 @@ def _example(family: str, about: str, turns: Sequence[Turn], rng: random.Random,
 
 
 def _rejected(turn: Turn, target: str, rng: random.Random, noise: float) -> str:
-    """Another answer to the last turn than `target`, with at least one slot wrong."""
+    """Return an answer to the last turn other than `target`, with at least one wrong slot."""
     while True:
         text = sample_target(FORMS[turn.form], turn.want, rng, noise, spoilt=rng.choice(sorted(turn.want)))
         if text != target:
@@ -151,16 +153,18 @@ def _rejected(turn: Turn, target: str, rng: random.Random, noise: float) -> str:
 
 
 def content(example: Example) -> str:
-    """What the example asks about, whatever the wording, the order and the follow-up."""
+    """Return what the example asks about, independent of the wording, the order and the follow-up."""
     return str(json.loads(example.reference)["content"])
 
 
 def check_disjoint(splits: Mapping[Split, Sequence[Example]]) -> None:
-    """Raises `ValueError` where two splits share a content or one split repeats a prompt."""
+    """Raise `ValueError` if two splits share a content or one split repeats a prompt."""
     for split, examples in splits.items():
-        asked = {tuple(m["content"] for m in e.prompt if m["role"] == "user") for e in examples}
-        if len(asked) < len(examples):
-            raise ValueError(f"the split {split!r} repeats {len(examples) - len(asked)} of its prompts")
-    for (one, first), (two, second) in combinations(splits.items(), 2):
-        if shared := {content(e) for e in first} & {content(e) for e in second}:
-            raise ValueError(f"the splits {one!r} and {two!r} share {len(shared)} contents, such as {min(shared)!r}")
+        prompts = {tuple(m["content"] for m in e.prompt if m["role"] == "user") for e in examples}
+        if len(prompts) < len(examples):
+            raise ValueError(f"the split {split!r} repeats {len(examples) - len(prompts)} of its prompts")
+    for (first, earlier), (second, later) in combinations(splits.items(), 2):
+        if shared := {content(e) for e in earlier} & {content(e) for e in later}:
+            raise ValueError(
+                f"the splits {first!r} and {second!r} share {len(shared)} contents, such as {min(shared)!r}"
+            )

@@ -1,4 +1,4 @@
-"""What is asked of a generator, what it answers, and which of the answers become negatives."""
+"""Requests to a generator, the candidates it returns, and the negatives and positives chosen from them."""
 
 from array import array
 from collections import defaultdict
@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
 
-FAILED, CUT = "failed", "length"  # finish reasons
-CHOSEN = "chosen.parquet"  # beside the negatives, where candidates are chosen
-TARGET = -1  # in place of a sample's number: the chosen response is the target
-READ = 4096  # rows as Python objects at a time
+FAILED, CUT = "failed", "length"  # finish reasons; CUT: the response reached its maximum length
+CHOSEN = "chosen.parquet"  # in the filter stage's folder, if the positives are candidates
+TARGET = -1  # sample number of a positive that is the target itself
+ROWS_IN_MEMORY = 4096  # rows held as Python objects
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How responses are drawn. `temperature` 0 is greedy. `max_length` bounds prompt and response together."""
+    """How to sample responses. Temperature 0 is greedy. `max_length` bounds prompt and response together, in tokens."""
 
     samples: int
     temperature: float
@@ -33,20 +33,22 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise UserError(f"samples={self.samples}: at least 1")
+            raise UserError(f"samples={self.samples} must be at least 1")
         if self.temperature < 0:
-            raise UserError(f"temperature={self.temperature}: 0 (greedy) or more")
+            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p}: above 0 and at most 1")
+            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
         if min(self.max_new_tokens, self.max_length) < 1:
-            raise UserError("max_new_tokens and max_length: at least 1")
+            raise UserError("max_new_tokens and max_length must be at least 1")
         if self.temperature == 0 and self.samples > 1:
-            raise UserError("temperature=0 gives the same response every time: samples must be 1")
+            raise UserError(
+                f"temperature=0 gives the same response every time, so samples must be 1, not {self.samples}"
+            )
 
 
 @dataclass(frozen=True)
 class Request:
-    """A rendered prompt to sample for, and the dialogue that it renders, for backends that take text."""
+    """A rendered prompt to sample for. `messages` is the same dialogue, for backends that take text."""
 
     id: str
     prompt: list[int]
@@ -55,10 +57,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sampled response. `log_prob` is the sum over its tokens, in nats, at temperature 1; NaN where nobody says.
+    """A sampled response.
 
-    `finish_reason` is "stop" where the response ended by itself, "length" where it was cut, and "failed" where there
-    is none: that one stands for all of its request's, and its `text` says why.
+    Attributes:
+        finish_reason: "stop" if the response ended by itself, "length" if it was cut, "failed" if the request failed.
+            One failed candidate then stands for all N of its request, and its `text` is the reason.
+        log_prob: sum over the response's tokens, in nats, at temperature 1; NaN if unknown.
     """
 
     id: str
@@ -70,7 +74,7 @@ class Candidate:
 
     @classmethod
     def failure(cls, name: str, reason: str) -> "Candidate":
-        """What stands for the candidates of a request that nothing answers."""
+        """Return the candidate that stands for a request without a response."""
         return cls(name, -1, reason, [], FAILED, nan)
 
     @property
@@ -80,12 +84,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Negative:
-    """A candidate at its place in the nested draw.
+    """A candidate with its rank in the nested draw.
 
     Attributes:
-        similarity: its cosine to the target.
-        log_prob: as the candidate's; NaN where nobody says.
-        score: by the verifier or the reward model; NaN where neither is there.
+        similarity: cosine to the target.
+        log_prob: the candidate's; NaN if unknown.
+        score: by the verifier or the reward model; NaN without either.
     """
 
     id: str
@@ -103,9 +107,9 @@ class Positive:
     """A chosen response of a prompt.
 
     Attributes:
-        sample: which of the candidates it is; `TARGET` for the target.
-        token_ids: as sampled; none for the target, which is rendered where its tokens are needed.
-        score: by the verifier or reward model; NaN where nothing scores, and for the target.
+        sample: number of the candidate; `TARGET` for the target.
+        token_ids: as sampled; empty for the target, which is rendered when its tokens are needed.
+        score: by the verifier or the reward model; NaN without either, and for the target.
     """
 
     id: str
@@ -149,48 +153,55 @@ def candidates_of(table: pa.Table) -> list[Candidate]:
 
 
 def read_negatives(file: Path, ids: Sequence[str] | None = None) -> dict[str, list[Negative]]:
-    """Per example id its negatives, in rank order: of these ids alone, or (None) of all.
+    """Return the negatives of each example id, in rank order. `ids` selects examples; None reads all.
 
-    Tokens come as arrays: as Python's numbers, those of a hundred thousand prompts would take ten times the memory.
+    Token ids are arrays: as Python integers, those of a hundred thousand prompts would take ten times the memory.
     """
-    found: dict[str, list[Negative]] = defaultdict(list)
-    wanted = None if ids is None else ds.field("id").isin(list(ids))
-    for batch in ds.dataset(file).to_batches(filter=wanted, batch_size=READ):
+    by_id: dict[str, list[Negative]] = defaultdict(list)
+    selection = None if ids is None else ds.field("id").isin(list(ids))
+    for batch in ds.dataset(file).to_batches(filter=selection, batch_size=ROWS_IN_MEMORY):
         for row in batch.to_pylist():
-            found[row["id"]].append(Negative(**{**row, "token_ids": array("i", row["token_ids"])}))
-    return {name: sorted(ranked, key=lambda negative: negative.rank) for name, ranked in found.items()}
+            by_id[row["id"]].append(Negative(**{**row, "token_ids": array("i", row["token_ids"])}))
+    return {id_: sorted(ranked, key=lambda negative: negative.rank) for id_, ranked in by_id.items()}
 
 
 def read_chosen(folder: Path) -> dict[str, list[Positive]] | None:
-    """Return per example id its chosen responses, of what the stage filter left in a folder; None for the targets."""
+    """Return the positives of each example id from a folder of the filter stage.
+
+    None means that the targets are the positives.
+    """
     if not (folder / CHOSEN).exists():
         return None
-    found: dict[str, list[Positive]] = defaultdict(list)
+    by_id: dict[str, list[Positive]] = defaultdict(list)
     with pq.ParquetFile(folder / CHOSEN) as file:
-        for batch in file.iter_batches(READ):
+        for batch in file.iter_batches(ROWS_IN_MEMORY):
             for row in batch.to_pylist():
                 score = nan if row["score"] is None else row["score"]
-                found[row["id"]].append(Positive(**{**row, "token_ids": array("i", row["token_ids"]), "score": score}))
-    return dict(found)
+                by_id[row["id"]].append(Positive(**{**row, "token_ids": array("i", row["token_ids"]), "score": score}))
+    return dict(by_id)
 
 
 def whole_prompts(file: Path, columns: Sequence[str], rows: int = 16384) -> Iterator[pa.Table]:
-    """A candidates file as tables of about `rows` rows that no prompt straddles; `id` is among the columns."""
-    held = pa.table({})
+    """Yield a candidates file as tables of about `rows` rows, without splitting a prompt across two tables.
+
+    Args:
+        columns: the columns to read, `id` among them.
+    """
+    pending = pa.table({})
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(rows, columns=[*columns]):
-            read = pa.Table.from_batches([batch])
-            table = pa.concat_tables([held, read]) if held.num_rows else read
-            last = pc.index(table["id"], table["id"][-1]).as_py()  # where the last prompt begins: it may go on
-            if last:
-                yield table[:last]
-            held = table[last:]
-    if held.num_rows:
-        yield held
+            new = pa.Table.from_batches([batch])
+            table = pa.concat_tables([pending, new]) if pending.num_rows else new
+            last_start = pc.index(table["id"], table["id"][-1]).as_py()  # its rows may continue in the next batch
+            if last_start:
+                yield table[:last_start]
+            pending = table[last_start:]
+    if pending.num_rows:
+        yield pending
 
 
 def spans(table: pa.Table) -> Iterator[tuple[str, slice]]:
-    """Each prompt's id and its rows in such a table."""
+    """Yield the id of each prompt in a table of `whole_prompts`, and the slice of its rows."""
     runs = pc.run_end_encode(table["id"].combine_chunks())
     begin = 0
     for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
@@ -199,7 +210,7 @@ def spans(table: pa.Table) -> Iterator[tuple[str, slice]]:
 
 
 def texts_by_prompt(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each prompt's id and its candidates' texts, in the file's order."""
+    """Yield the id of each prompt and the texts of its candidates, in the file's order."""
     for table in whole_prompts(file, ["id", "text"]):
         texts = table["text"].to_pylist()
         for name, rows in spans(table):

@@ -1,4 +1,4 @@
-"""Stage data: all examples of a job in one file, so that the lineage of whatever is made from them begins with them."""
+"""The data stage: write all examples of a job to one file, so that every artifact's lineage begins with its data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 
 
 def publish(folder: Path, splits: Mapping[Split, Sequence[Example]]) -> dict[str, Any]:
-    """Writes `folder/examples.parquet`; returns the number of examples per split."""
+    """Write `folder/examples.parquet`. Return the number of examples per split."""
     rows = [{"split": split, **example.to_dict()} for split, examples in splits.items() for example in examples]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / FILE, compression="zstd")
     return {split: len(examples) for split, examples in splits.items()}

@@ -1,4 +1,4 @@
-"""The one record that every data source gives and every stage reads."""
+"""The record that every data source returns and every stage reads."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
@@ -8,7 +8,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Message(TypedDict):
-    """One turn of a dialogue, in the form that chat templates take."""
+    """One message of a dialogue, in the form that chat templates take."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -22,13 +22,13 @@ class Example:
         id: unique within its data set, and stable: the same content has the same id on every machine.
         prompt: the dialogue so far; its last message is the user's.
         target: the supervised response (y+).
-        category: what results are broken down by.
-        reference: what the built-in verifier needs to grade a response, as JSON; its owner alone reads it.
-        rejected: a dispreferred response that came with the data; generator=pairs and a judge's calibration use it.
-        more_rejected: further ones, each of them another text; generator=pairs uses all.
-        turns: the user's messages in order where the dialogue is to be *played* in an evaluation, each
-            answered by the model itself; empty where `prompt` is answered as it stands.
-        answer: what a verifier compares a response with, such as the number that a problem comes to.
+        category: results are reported per category.
+        reference: specification of a correct response, as JSON; only the built-in verifier reads it.
+        rejected: a dispreferred response from the data. generator=pairs and a judge's calibration use it.
+        more_rejected: further rejected responses, each a different text; generator=pairs uses all.
+        turns: the user's messages in order, if an evaluation *plays* the dialogue and the model answers each of them;
+            empty if the model answers `prompt` as it is.
+        answer: the value that a verifier compares a response with, such as the result of a math problem.
     """
 
     id: str
@@ -42,7 +42,7 @@ class Example:
     answer: str = ""
 
     @property
-    def every_rejected(self) -> list[str]:
+    def all_rejected(self) -> list[str]:
         return [self.rejected, *self.more_rejected] if self.rejected else []
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,21 +53,21 @@ class Verifier(Protocol):
     """An exact grader of responses: a pure function of the example and the text."""
 
     def check(self, example: Example) -> None:
-        """Raises `UserError`, without naming the example, where it lacks what is needed to grade its responses."""
+        """Raise `UserError`, without naming the example, if its responses cannot be graded."""
         ...
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
-        """How right `response` is as the answer to a played turn (-1: the last), in [0, 1]."""
+        """Grade `response` as the answer to a played turn (-1: the last). Return a score in [0, 1]."""
         ...
 
 
 class Source(Protocol):
-    """A data set. Gives Examples and nothing else."""
+    """A data set."""
 
     def load(self) -> dict[Split, list[Example]]:
-        """All three splits. Raises `UserError` that names file and line for a row that is unusable."""
+        """Return all three splits. Raise `UserError` with file and line for an unusable row."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings and, for files, the hash of their content: what decides `load()`'s result."""
+        """Return what determines the result of `load()`: the settings and, for files, the hash of their content."""
         ...

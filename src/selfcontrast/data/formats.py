@@ -1,4 +1,4 @@
-"""The row formats that supervised data comes in: a row's columns to (prompt, target, rejected)."""
+"""Parse rows of supervised data: from a row's columns to prompt, target and rejected answers."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,17 +12,17 @@ Row = Mapping[str, Any]
 
 
 class RowError(Exception):
-    """What is wrong with a row, without its place: the reader of the file adds that."""
+    """An error in a row. The reader of the file adds the location."""
 
 
-class OddRow(Exception):
-    """A dialogue of a kind that occurs in published files: left out and counted under this reason."""
+class SkippedRow(Exception):
+    """A dialogue of a kind that occurs in published files and is skipped. Its text is the reason, which is counted."""
 
 
-class Parsed(NamedTuple):
-    """One row: the prompt ends with the user, the target is not blank, rejected is "" where there is none.
+class ParsedRow(NamedTuple):
+    """A parsed row. The prompt ends with the user's message, and the target is not blank.
 
-    `more_rejected` has further rejected answers.
+    `rejected` is "" if there is none; `more_rejected` has further rejected answers.
     """
 
     prompt: list[Message]
@@ -31,44 +31,44 @@ class Parsed(NamedTuple):
     more_rejected: tuple[str, ...] = ()
 
     @property
-    def every_rejected(self) -> tuple[str, ...]:
+    def all_rejected(self) -> tuple[str, ...]:
         return (self.rejected, *self.more_rejected) if self.rejected else ()
 
 
-def recognise(columns: Collection[str]) -> Callable[[Row], Parsed] | None:
-    """The parser for rows with these columns; None where none fits.
+def recognise(columns: Collection[str]) -> Callable[[Row], ParsedRow] | None:
+    """Return the parser for rows with these columns; None for unknown columns.
 
-    The parser raises `RowError` for a malformed row, and `OddRow` for a dialogue to be left out.
+    The parser raises `RowError` for a malformed row, and `SkippedRow` for a dialogue to skip.
     """
     parse = next((parse for needed, parse in FORMATS.items() if set(needed) <= set(columns)), None)
-    return None if parse is None else lambda row: in_turns(parse(row))
+    return None if parse is None else lambda row: split_turns(parse(row))
 
 
 def prompt_of(row: Row) -> list[Message]:
-    """The prompt alone: of a row of any format, or of one with `prompt` and no target. Raises as its parser does."""
+    """Return the prompt of a row of any format, or of one with `prompt` and no target. Raises as its parser does."""
     parse = recognise(row)
-    return parse(row).prompt if parse else in_turns(Parsed(_prompt(row), "", "")).prompt
+    return parse(row).prompt if parse else split_turns(ParsedRow(_prompt(row), "", "")).prompt
 
 
 def ranked_texts(value: Any) -> list[str] | None:
-    """Return [chosen, rejected, …] of a list of texts, blank rejected ones left out; None for anything else."""
+    """Return [chosen, rejected, …] from a list of texts, without blank rejected ones; None for anything else."""
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         return None
     return [value[0], *(text(item, "a rejected answer") for item in value[1:] if item.strip())]
 
 
 def other_targets(row: Row, target: str) -> list[tuple[str, str]]:
-    """The columns that hold another text than `target` which could be the target, each as (used, other)."""
+    """Return (used, other) for each column with a text other than `target` that could be the target."""
     needed = next(needed for needed in FORMATS if set(needed) <= set(row))
     used = next((name for name in TARGETS if name in needed), needed[0])
     if used in CHATS and _last_answer(row[used]) is None:
         used = "chosen"
-    found = {name: _last_answer(row.get(name)) for name in (*TARGETS, *CHATS) if name != used}
-    return [(used, name) for name, answer in found.items() if answer and answer.strip() != target.strip()]
+    answers = {name: _last_answer(row.get(name)) for name in (*TARGETS, *CHATS) if name != used}
+    return [(used, name) for name, answer in answers.items() if answer and answer.strip() != target.strip()]
 
 
 def _last_answer(value: Any) -> str | None:
-    """The answer in a text, a message, a list of messages that ends with the assistant's, or a list of texts."""
+    """Return the answer in a text, a message, a list of texts, or a list of messages that ends with the assistant's."""
     if isinstance(value, str):
         return value
     if texts := ranked_texts(value):
@@ -80,53 +80,53 @@ def _last_answer(value: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def in_turns(parsed: Parsed) -> Parsed:
-    """Split a prompt that is a rendered dialogue, given as one message of the user, into its turns.
+def split_turns(parsed: ParsedRow) -> ParsedRow:
+    """Split a prompt that is one user message with a rendered dialogue into its turns.
 
-    Raises `RowError` for a rendering that only its own template can read back.
+    Raises `RowError` for a rendering that only its own template can parse.
     """
     *before, last = parsed.prompt
     if any(message["role"] != "system" for message in before):
         return parsed
-    whole = last["content"]
-    if whole.rstrip().endswith((":", ">", "]", "assistant", "model")) and (
-        template := next((name for name, pattern in RENDERED.items() if pattern.fullmatch(whole)), None)
+    rendered = last["content"]
+    if rendered.rstrip().endswith((":", ">", "]", "assistant", "model")) and (
+        template := next((name for name, pattern in RENDERED.items() if pattern.fullmatch(rendered)), None)
     ):
-        raise RowError(f"the prompt is a dialogue rendered by a template ({template}): give its turns as messages")
-    if not HUMAN.match(whole):
+        raise RowError(f"the prompt is a dialogue rendered by a template ({template}); give its turns as messages")
+    if not HUMAN.match(rendered):
         return parsed
-    turns = _turns(whole, waits=True) if WAITING.search(whole) else _asked(whole)
+    turns = _turns(rendered, waits=True) if WAITING.search(rendered) else _until_user(rendered)
 
-    def answer(given: str) -> str:  # alone, or with the dialogue before it
-        return re.sub(r"^\s*Assistant:", "", given.removeprefix(whole)).strip()
+    def answer(text_: str) -> str:  # with or without the dialogue before it
+        return re.sub(r"^\s*Assistant:", "", text_.removeprefix(rendered)).strip()
 
     target, rejected, *more = map(answer, (parsed.target, parsed.rejected, *parsed.more_rejected))
-    return Parsed([*before, *turns], target, rejected, tuple(more))
+    return ParsedRow([*before, *turns], target, rejected, tuple(more))
 
 
-def _asked(dialogue: str) -> list[Message]:
-    """The turns of a dialogue that ends with the user's."""
+def _until_user(dialogue: str) -> list[Message]:
+    """Return the turns of a dialogue that ends with the user's."""
     *turns, _ = _turns(dialogue + "\n\nAssistant: -")
     return turns
 
 
 def text(value: Any, what: str, *, blank: bool = False) -> str:
-    """The value, checked. Raises `RowError` for another type, or blank text where that is not allowed."""
+    """Return the value if it is valid text. Raise `RowError` for another type, and for blank text unless `blank`."""
     if not isinstance(value, str):
         raise RowError(f"{what} must be text, not {type(value).__name__}")
     if not blank and not value.strip():
         raise RowError(f"{what} is empty")
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; nothing downstream can write it
-        raise RowError(f"{what} holds an unpaired surrogate, which is not valid text") from None
+    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair, which cannot be written as UTF-8
+        raise RowError(f"{what} has an unpaired surrogate, which is not valid text") from None
     return value
 
 
-def _chat(row: Row, column: str) -> Parsed:
-    """OpenAI `messages` or ShareGPT `conversations`.
+def _chat(row: Row, column: str) -> ParsedRow:
+    """Parse OpenAI `messages` or ShareGPT `conversations`.
 
-    The last message is the target; or, where it is the user's, `chosen` is (LLaMA-Factory's preference data).
+    The last message is the target. If it is the user's, `chosen` is the target (LLaMA-Factory's preference data).
     """
     prompt = [*_system(row), *_messages(_get(row, column), column)]
     if prompt and prompt[-1]["role"] == "assistant":
@@ -137,11 +137,11 @@ def _chat(row: Row, column: str) -> Parsed:
         target = _reply(row, "chosen", prompt)
     else:
         raise RowError(f"the last message of '{column}' must be the assistant's")
-    return Parsed(prompt, target, *_rejected(row, prompt))
+    return ParsedRow(prompt, target, *_rejected(row, prompt))
 
 
-def _alpaca(row: Row, target: str) -> Parsed:
-    """Alpaca, with LLaMA-Factory's optional `system` and `history` ([[user, assistant], ...]).
+def _alpaca(row: Row, target: str) -> ParsedRow:
+    """Parse Alpaca rows, with LLaMA-Factory's optional `system` and `history` ([[user, assistant], ...]).
 
     In LLaMA-Factory's older preference data, `output` is [chosen, rejected].
     """
@@ -150,30 +150,30 @@ def _alpaca(row: Row, target: str) -> Parsed:
         content += "\n\n" + extra
     prompt = [*_system(row), *_history(row), Message(role="user", content=content)]
     if texts := ranked_texts(row.get(target)):
-        return Parsed(prompt, text(texts[0], f"the first of '{target}'"), *_split(texts[1:]))
-    return Parsed(prompt, _reply(row, target, prompt), *_rejected(row, prompt))
+        return ParsedRow(prompt, text(texts[0], f"the first of '{target}'"), *_split(texts[1:]))
+    return ParsedRow(prompt, _reply(row, target, prompt), *_rejected(row, prompt))
 
 
-def _completion(row: Row, target: str) -> Parsed:
-    """`prompt` and `completion` (or `target`, or `chosen`, `rejected`), each a text or a list of messages."""
+def _completion(row: Row, target: str) -> ParsedRow:
+    """Parse `prompt` and `completion` (or `target`, or `chosen`, `rejected`), each a text or a list of messages."""
     prompt = _prompt(row)
-    return Parsed(prompt, _reply(row, target, prompt), *_rejected(row, prompt))
+    return ParsedRow(prompt, _reply(row, target, prompt), *_rejected(row, prompt))
 
 
 def _prompt(row: Row) -> list[Message]:
-    given = _get(row, "prompt")
-    if isinstance(given, str):
-        prompt = [Message(role="user", content=text(given, "'prompt'"))]
+    value = _get(row, "prompt")
+    if isinstance(value, str):
+        prompt = [Message(role="user", content=text(value, "'prompt'"))]
     else:
-        prompt = _messages(given, "prompt")
+        prompt = _messages(value, "prompt")
     _check_prompt(prompt)
     return prompt
 
 
-def _ranked(row: Row) -> Parsed:
-    """Nectar: a dialogue that waits for the assistant, and answers with a model's name and a rank.
+def _ranked(row: Row) -> ParsedRow:
+    """Parse Nectar: a dialogue that waits for the assistant, and answers with a model's name and a rank.
 
-    The best is the target. The worst is `rejected`: the data does not say which of the others standard DPO should see.
+    The best answer is the target, the worst is `rejected`: the data does not say which one standard DPO should use.
     """
     prompt = _turns(text(_get(row, "prompt"), "'prompt'"), waits=True)
     answers = _get(row, "answers")
@@ -181,26 +181,30 @@ def _ranked(row: Row) -> Parsed:
         raise RowError("'answers' must be a list of objects with answer and rank")
     ranked = [(answer.get("rank"), answer.get("answer")) for answer in answers]
     if not all(isinstance(rank, int | float) and isinstance(answer, str) for rank, answer in ranked):
-        raise OddRow("an answer without a text or a rank")
-    own = [answer for _, answer in sorted(ranked, key=lambda pair: pair[0]) if answer.strip()]
-    if not own:
-        raise OddRow("no answer that is not empty")
-    return Parsed(prompt, text(own[0], "the best answer"), own[-1] if own[-1].strip() != own[0].strip() else "")
+        raise SkippedRow("an answer without a text or a rank")
+    best_first = [answer for _, answer in sorted(ranked, key=lambda pair: pair[0]) if answer.strip()]
+    if not best_first:
+        raise SkippedRow("no answer that is not empty")
+    return ParsedRow(
+        prompt,
+        text(best_first[0], "the best answer"),
+        best_first[-1] if best_first[-1].strip() != best_first[0].strip() else "",
+    )
 
 
-def _dialogues(row: Row) -> Parsed:
-    """Two dialogues, as hh-rlhf has them. `rejected` is kept only where both have the same prompt."""
+def _dialogues(row: Row) -> ParsedRow:
+    """Parse two dialogues, as in hh-rlhf. Keep `rejected` only if both have the same prompt."""
     *prompt, last = _turns(text(_get(row, "chosen"), "'chosen'"))
     try:
         *other, answer = _turns(text(_get(row, "rejected"), "'rejected'"))
-    except OddRow:
-        return Parsed(prompt, last["content"], "")
-    return Parsed(prompt, last["content"], answer["content"] if other == prompt else "")
+    except SkippedRow:
+        return ParsedRow(prompt, last["content"], "")
+    return ParsedRow(prompt, last["content"], answer["content"] if other == prompt else "")
 
 
 _PREFERENCE = ("chosen", "rejected")
-# The first whose columns are all there wins. `chosen` comes before `output`: it is what `rejected` lost to.
-FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
+# The first format whose columns all exist is used. `chosen` comes before `output`: `rejected` was compared with it.
+FORMATS: dict[tuple[str, ...], Callable[[Row], ParsedRow]] = {
     ("messages",): partial(_chat, column="messages"),
     ("conversations",): partial(_chat, column="conversations"),
     ("instruction", *_PREFERENCE): partial(_alpaca, target="chosen"),
@@ -213,7 +217,7 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
     ("prompt", "answers"): _ranked,
 }
 
-TARGETS = ("chosen", "completion", "target", "output", "response")  # columns that hold an answer alone
+TARGETS = ("chosen", "completion", "target", "output", "response")  # columns with an answer alone
 CHATS = ("messages", "conversations")
 
 HUMAN = re.compile(r"\s*Human:(?=.*\n\nAssistant:)|\n\nHuman:", re.DOTALL)  # how a dialogue of hh-rlhf begins
@@ -252,11 +256,11 @@ def _messages(value: Any, what: str) -> list[Message]:
 def _message(value: Any, what: str) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"{what} must be an object with role and content, not {type(value).__name__}")
-    given = value.get("role", value.get("from"))
-    role = _ROLES.get(given) if isinstance(given, str) else None
+    name = value.get("role", value.get("from"))
+    role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise RowError(f"{what} has the unknown role {given!r} (known: {', '.join(_ROLES)})")
-    # An empty system message is meant: some chat templates put their own where there is none.
+        raise RowError(f"{what} has the unknown role {name!r} (known: {', '.join(_ROLES)})")
+    # An empty system message is kept: some chat templates insert their own if there is none.
     content = text(value.get("content", value.get("value")), what, blank=role == "system")
     return Message(role=role, content=content)  # type: ignore[typeddict-item]
 
@@ -269,7 +273,7 @@ def _check_prompt(prompt: list[Message]) -> None:
 
 
 def _reply(row: Row, column: str, prompt: list[Message]) -> str:
-    """An answer given as text, as a message, or as a list of messages: [answer] or [*prompt, answer]."""
+    """Return an answer given as text, as a message, or as a list of messages: [answer] or [*prompt, answer]."""
     value = _get(row, column)
     if isinstance(value, str):
         return text(value, f"'{column}'")
@@ -280,7 +284,7 @@ def _reply(row: Row, column: str, prompt: list[Message]) -> str:
 
 
 def _rejected(row: Row, prompt: list[Message]) -> tuple[str, tuple[str, ...]]:
-    """The first rejected answer, and further ones: `rejected` may be a list of texts."""
+    """Return the first rejected answer, and further ones: `rejected` may be a list of texts."""
     value = row.get("rejected")
     if value in (None, "", []):
         return "", ()
@@ -312,22 +316,22 @@ def _history(row: Row) -> list[Message]:
 def _turns(dialogue: str, waits: bool = False) -> list[Message]:
     """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." into alternating messages, the last the assistant's.
 
-    A dialogue that `waits` ends with an empty turn of the assistant, which is left out.
+    If the dialogue `waits`, its last turn is an empty one of the assistant, which is removed.
     """
     head, *rest = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.lstrip())
     speakers, contents = rest[::2], [content.strip() for content in rest[1::2]]
     if head.strip() or speakers[:1] != ["Human"]:
-        raise OddRow("does not begin with Human")
+        raise SkippedRow("does not begin with Human")
     if speakers[-1] != "Assistant":
-        raise OddRow("does not end with Assistant")
+        raise SkippedRow("does not end with Assistant")
     if waits:
         if contents.pop():
-            raise OddRow("the prompt holds its answer")
+            raise SkippedRow("the prompt contains its answer")
         speakers.pop()
     if not all(contents):
-        raise OddRow("an empty turn")
+        raise SkippedRow("an empty turn")
     if any(a == b for a, b in pairwise(speakers)):
-        raise OddRow("one speaker twice in a row")
+        raise SkippedRow("one speaker twice in a row")
     return [
         Message(role="user" if speaker == "Human" else "assistant", content=content)
         for speaker, content in zip(speakers, contents, strict=True)

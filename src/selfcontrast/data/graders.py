@@ -1,6 +1,6 @@
-"""Verifiers that grade a response against an example's `answer`, which comes from a column of the data.
+"""Verifiers that grade a response against an example's `answer`, a column of the data.
 
-Each is a file of `conf/verifier`. They look at the text alone: no model, and nothing that a response could persuade.
+Each has a file in `conf/verifier`. They read the text alone, without a model that a response could persuade.
 """
 
 import re
@@ -12,89 +12,97 @@ from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.errors import UserError, printable
 
-MARK = "####"  # GSM8K's, before the final number
-MINUS = "-\u2212"  # as typed, and as typeset
+MARK = "####"  # precedes the final number in GSM8K
+MINUS = "-\u2212"  # hyphen and minus sign
 NUMBER = re.compile(
     rf"(?P<sign>[{MINUS}]?[$€£]?[{MINUS}]?)"  # -$5, $-5
     # 1,200.50 or .5; a dot alone ends a sentence
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
-SHOWN = 60  # characters of an answer in an error
+EXCERPT = 60  # characters of an answer in an error
 
 
 @dataclass(frozen=True)
 class FinalNumber:
-    """1 where the final number of a response is the answer's, compared as exact decimals; else 0.
+    """Score 1 if the response's final number equals the answer's, as exact decimals; else 0.
 
-    The final number is the first one after "####"; without that mark, the last one of the text. Signs of money and
-    percent, commas between thousands and a full stop after it do not count: "$1,200.50." is 1200.5. Fractions and words
-    are no numbers. The rule is GSM8K's (arXiv 2110.14168) with the last number as what most graders fall back on.
+    The final number is the first one after "####" or, without that mark, the last one of the text. Currency signs,
+    percent signs, thousands separators and a full stop are ignored: "$1,200.50." is 1200.5. Fractions and number words
+    are not numbers. The rule is GSM8K's (arXiv 2110.14168), with the last number as most graders' fallback.
     """
 
     def check(self, example: Example) -> None:
-        if final_number(_given(example)) is None:
-            raise UserError(f"its answer {_shown(example)} has no number")
+        _check_answer(example)
+        if final_number(example.answer) is None:
+            raise UserError(f"its answer {_excerpt(example)} has no number. Use another verifier or column.")
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
-        found = final_number(response)
-        return float(found is not None and found == final_number(example.answer))
+        number = final_number(response)
+        return float(number is not None and number == final_number(example.answer))
 
 
 @dataclass(frozen=True)
-class ExactMatch:
-    """1 where a response is the answer and nothing else; white space at both ends, and how much of it, does not count.
-
-    Attributes:
-        ignore_case: whether "paris" is "Paris".
-    """
-
+class _TextGrader:
     ignore_case: bool
 
     def check(self, example: Example) -> None:
-        _given(example)
+        _check_answer(example)
 
-    def score(self, example: Example, response: str, turn: int = -1) -> float:
-        return float(_plain(response, self.ignore_case) == _plain(example.answer, self.ignore_case))
+    def _normalize(self, text: str) -> str:
+        words = " ".join(text.split())
+        return words.casefold() if self.ignore_case else words
 
 
 @dataclass(frozen=True)
-class Contains:
-    """1 where the answer stands in a response as whole words: "5" is not in "15". A list of all answers earns it too.
+class ExactMatch(_TextGrader):
+    """Score 1 if the response equals the answer, else 0. White space counts as a single space, and not at the ends.
 
     Attributes:
-        ignore_case: whether "paris" is "Paris".
+        ignore_case: accept "paris" for "Paris".
     """
 
-    ignore_case: bool
+    def score(self, example: Example, response: str, turn: int = -1) -> float:
+        return float(self._normalize(response) == self._normalize(example.answer))
 
-    def check(self, example: Example) -> None:
-        _given(example)
+
+@dataclass(frozen=True)
+class Contains(_TextGrader):
+    """Score 1 if the response contains the answer as whole words ("15" does not contain "5"), else 0.
+
+    A response that lists all possible answers also scores 1.
+
+    Attributes:
+        ignore_case: accept "paris" for "Paris".
+    """
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
-        answer = re.escape(_plain(example.answer, self.ignore_case))
-        return float(re.search(rf"(?<!\w){answer}(?!\w)", _plain(response, self.ignore_case)) is not None)
+        answer = re.escape(self._normalize(example.answer))
+        return float(re.search(rf"(?<!\w){answer}(?!\w)", self._normalize(response)) is not None)
 
 
 @dataclass(frozen=True)
 class NoVerifier:
-    """Nothing grades: responses are compared by their similarity to the target, a proxy."""
+    """No grading: responses are compared by their similarity to the target, a proxy."""
 
     def check(self, example: Example) -> None:
-        """Any example will do."""
+        """Accept any example."""
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
-        raise AssertionError("a job without a verifier asks for no score")
+        raise AssertionError("without a verifier there are no scores")
 
 
 def final_number(text: str) -> Decimal | None:
-    """The final number of a text by the rule of `FinalNumber`; None where there is none."""
+    """Return the final number of a text by the rule of `FinalNumber`; None without one."""
     before, mark, after = text.partition(MARK)
-    found = list(_numbers(after if mark else before))
-    return (found[0] if mark else found[-1]) if found else None
+    numbers = list(_numbers(after if mark else before))
+    return (numbers[0] if mark else numbers[-1]) if numbers else None
 
 
 def _numbers(text: str) -> Iterator[Decimal]:
-    """Each number of a text. A digit of a word is none (H2O), and the minus of a range or difference no sign (3-5)."""
+    """Yield the numbers of a text.
+
+    A digit in a word is not a number (H2O). The dash of a range or difference is not a sign (3-5).
+    """
     for match in NUMBER.finditer(text):
         sign, digits, before = match["sign"], match["digits"], text[max(0, match.start() - 1) : match.start()]
         minus = any(character in sign for character in MINUS)
@@ -105,32 +113,24 @@ def _numbers(text: str) -> Iterator[Decimal]:
 
 
 def check_examples(verifier: Verifier, source: Source, splits: Mapping[Split, Sequence[Example]]) -> None:
-    """Raise `UserError` for the first example that the verifier cannot grade, named with its place."""
+    """Raise `UserError` for the first example that the verifier cannot grade, with its location."""
     for split, examples in splits.items():
         for example in examples:
             try:
                 verifier.check(example)
             except UserError as error:
-                place = f" ({source.place_of(example.id)})" if isinstance(source, Jsonl) else ""
+                location = f" ({source.location_of(example.id)})" if isinstance(source, Jsonl) else ""
                 raise UserError(
-                    f"verifier={type(verifier).__name__}: it cannot grade the row {example.id}{place} of the split "
+                    f"verifier={type(verifier).__name__} cannot grade the row {example.id}{location} of the split "
                     f"{split}: {error}"
                 ) from error
 
 
-def _given(example: Example) -> str:
+def _check_answer(example: Example) -> None:
     if not example.answer.strip():
-        raise UserError(
-            "it has no answer. Name the column that holds it with data.answer_column=…, or use verifier=none"
-        )
-    return example.answer
+        raise UserError("it has no answer. Set data.answer_column to the column of answers, or use verifier=none.")
 
 
-def _plain(text: str, ignore_case: bool) -> str:
-    words = " ".join(text.split())
-    return words.casefold() if ignore_case else words
-
-
-def _shown(example: Example) -> str:
+def _excerpt(example: Example) -> str:
     text = printable(example.answer)
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+    return repr(text if len(text) <= EXCERPT else f"{text[:EXCERPT]}…")

@@ -1,8 +1,9 @@
-"""The data that the paper's authors publish, from a local folder. The reference implementation's README has the link.
+"""Read the data published by the paper's authors, from a local folder.
 
-Layout and columns are those that the reference implementation reads (data/dataset_info.json, scripts/HH-RLHF/Test.sh,
-src/inference_valid.py): per data set a folder of pairs for each method and K, and a file with the prompts of the
-evaluation. A row of pairs has `instruction`, `history` and `output` = [chosen, rejected].
+The reference implementation's README has the link. Layout and columns are the ones that it reads
+(data/dataset_info.json, scripts/HH-RLHF/Test.sh, src/inference_valid.py): per data set one folder of pairs for each
+method and K, and one file with the prompts of the evaluation. A row of pairs has `instruction`, `history` and
+`output` = [chosen, rejected].
 """
 
 import logging
@@ -16,27 +17,27 @@ from selfcontrast.constrained import ProperFraction, Text, check_numbers
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.hub import split_off
 from selfcontrast.data.jsonl import MIN_PROMPTS, read_folder, read_rows
-from selfcontrast.data.rows import DUPLICATE, Reading, key_of_content, read_examples, reasons
+from selfcontrast.data.rows import DUPLICATE, ReadOptions, key_of_content, read_examples, reasons
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 from selfcontrast.store.content import Content
 
 VERSION = 2
-"""Raise it when the same files and settings would give other examples."""
+"""Raise it if the same files and settings give other examples."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Release:
-    """Read one data set of the release. K pairs of a prompt and its target are one example.
+    """One data set of the release. K pairs with the same prompt and target become one example.
 
     Attributes:
-        root: the folder that the download was put in: `data` there.
+        root: the downloaded folder (`data` in the reference implementation).
         dataset: the data set's folder.
-        rows: the folder below it whose rows are trained on.
-        test: the file below it with the prompts of the evaluation.
-        validation: share of the training prompts, in (0, 1).
+        rows: its folder with the rows to train on.
+        test: its file with the prompts of the evaluation.
+        validation: fraction of the training prompts, in (0, 1).
     """
 
     root: Text = field(metadata=NOT_IN_KEY)
@@ -51,8 +52,8 @@ class Release:
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits. Raises `UserError` for a missing or unusable file, or too few prompts."""
         contents = vars(self)["_noted"] = self._contents()
-        train = self._read("rows", read_folder(str(self._place("rows")), "data.rows"))
-        test = self._read("test", read_rows(str(self._place("test")), "data.test"))
+        train = self._read("rows", read_folder(str(self._path("rows")), "data.rows"))
+        test = self._read("test", read_rows(str(self._path("test")), "data.test"))
         for name, content in contents.items():
             content.check(f"data.{name}")
         return split_off(train, test, self.validation)
@@ -63,33 +64,35 @@ class Release:
         return {"source": "release", "version": VERSION, **content, "validation": self.validation}
 
     def _contents(self) -> dict[str, Content]:
-        """What rows and test hold now."""
-        return {name: Content.of(self._place(name)) for name in ("rows", "test")}
+        """Return the current content of `rows` and `test`."""
+        return {name: Content.of(self._path(name)) for name in ("rows", "test")}
 
-    def _place(self, name: str) -> Path:
-        place = Path(self.root, self.dataset, getattr(self, name))
-        if not place.exists():
+    def _path(self, name: str) -> Path:
+        path = Path(self.root, self.dataset, getattr(self, name))
+        if not path.exists():
             raise UserError(
-                f"data.{name}={getattr(self, name)}: {place} does not exist. "
+                f"data.{name}={getattr(self, name)}: {path} does not exist. "
                 "Download the authors' data (docs/reproduction.md) and set data.root to its folder"
             )
-        return place
+        return path
 
     def _read(self, name: str, rows: Iterator[tuple[str, Any]]) -> list[Example]:
-        where, dropped = f"data.{name} ({self._place(name)})", Counter[str]()
-        dialogues = ((at, _dialogue(row)) for at, row in rows)
-        examples = read_examples(dialogues, where, dropped, Reading(lenient=True))
+        where, dropped = f"data.{name} ({self._path(name)})", Counter[str]()
+        dialogues = ((location, _dialogue(row)) for location, row in rows)
+        examples = read_examples(dialogues, where, dropped, ReadOptions(lenient=True))
         pairs = dropped.pop(DUPLICATE, 0) + sum(len(example.more_rejected) for example in examples)
-        log.info("%s: %d examples, %d more pairs of theirs", where, len(examples), pairs)
+        log.info("%s: %d examples, with %d further pairs", where, len(examples), pairs)
         if dropped:
             log.warning("%s: dropped %d rows (%s)", where, dropped.total(), reasons(dropped))
         if len({key_of_content(example.prompt) for example in examples}) < MIN_PROMPTS:
-            raise UserError(f"{where}: fewer than {MIN_PROMPTS} different prompts in {len(examples)} usable rows")
+            raise UserError(
+                f"{where}: fewer than {MIN_PROMPTS} different prompts in {len(examples)} usable rows. Use other rows."
+            )
         return examples
 
 
 def _dialogue(row: Any) -> Any:
-    """Rewrite a row of Nectar's evaluation, whose `prompt` is a dialogue string beside a `target`, as one of Nectar."""
+    """Rewrite a row of Nectar's evaluation, a dialogue string in `prompt` and a `target`, as a row of Nectar."""
     if not isinstance(row, dict) or "answers" in row or "target" not in row:
         return row
     if not str(row.get("prompt")).lstrip().startswith("Human:"):

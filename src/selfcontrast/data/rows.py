@@ -1,7 +1,7 @@
-"""Rows of a recognised format to examples.
+"""Convert rows of a recognised format to examples.
 
-Rows with the same prompt and target are one example with all their rejected answers. Exact duplicates are dropped, and
-odd rows counted by reason.
+Rows with the same prompt and target become one example with all their rejected answers. Exact duplicates are dropped.
+Skipped rows are counted by reason.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from selfcontrast.data.example import Example
-from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, other_targets, recognise, text
+from selfcontrast.data.formats import FORMATS, ParsedRow, Row, RowError, SkippedRow, other_targets, recognise, text
 from selfcontrast.errors import UserError
 
 DUPLICATE = "exact duplicate"
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How rows are read.
+class ReadOptions:
+    """How to read rows.
 
     Attributes:
-        limit: the first so many usable rows; None for all.
-        turns: the most messages of the user in a prompt; longer dialogues are cut to that many, and the assistant's
-            answer to the last of them is the target. None for any number.
-        answer_column: whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
-        lenient: malformed rows are dropped and counted too, as befits a published data set, which nobody here can mend.
+        limit: number of usable rows to read; None for all.
+        turns: maximum number of user messages in a prompt. Longer dialogues are cut to that many, and the assistant's
+            answer to the last of them is the target. None for no maximum.
+        answer_column: the column whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
+        lenient: drop and count malformed rows too. For published data sets, which the user cannot correct.
     """
 
     limit: int | None = None
@@ -44,102 +44,102 @@ def read_examples(
     rows: Iterable[tuple[str, Any]],
     where: str,
     dropped: Counter[str],
-    how: Reading,
-    places: dict[str, str] | None = None,
+    options: ReadOptions,
+    locations: dict[str, str] | None = None,
 ) -> list[Example]:
-    """The examples of rows, in their order; the format is recognised from the first row's columns.
+    """Return the examples of rows, in their order. The first row's columns decide the format.
 
     Args:
-        rows: each with its place ("line 3").
-        where: what the rows are of, for errors.
-        dropped: is added to, by reason.
-        places: is filled with the place of each example's first row, by id.
+        rows: pairs of a location ("line 3") and a row.
+        where: name of the data, for errors.
+        dropped: counter of dropped rows by reason; added to.
+        locations: filled with the location of each example's first row, by id.
 
     Raises:
-        UserError: for a row that is malformed, unless `how.lenient`; in any case for a format that is not recognised.
+        UserError: for a malformed row, unless `options.lenient`; always for an unrecognised format.
     """
     parse = None
-    named: dict[str, str] = {}  # by content the example's id
-    spaced, others = 0, Counter[tuple[str, str]]()
+    id_of_content: dict[str, str] = {}  # example id by hash of prompt and target
+    padded, ignored_targets = 0, Counter[tuple[str, str]]()
     examples: dict[str, Example] = {}
-    for place, row in rows:
+    for location, row in rows:
         try:
             if not isinstance(row, dict):
                 raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
             if parse is None and (parse := recognise(row)) is None:
-                _unrecognised(f"{where}, {place}", row)
-            whole = parse(row)
-            parsed = _first_turns(whole, how.turns)
+                _unrecognised(f"{where}, {location}", row)
+            full = parse(row)
+            parsed = _first_turns(full, options.turns)
             key = key_of_content([parsed.prompt, parsed.target])
             example = _example(row, parsed, key)
-            if parsed is whole:  # the answer to a dialogue is none to its first turns
-                example = replace(example, answer=_answer(row, how.answer_column))
-            if example.id in examples and key not in named:
+            if parsed is full:  # the reference answer belongs to the full dialogue, not to its first turns
+                example = replace(example, answer=_answer(row, options.answer_column))
+            if example.id in examples and key not in id_of_content:
                 raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
-        except OddRow as reason:
+        except SkippedRow as reason:
             dropped[str(reason)] += 1
             continue
         except RowError as error:
-            if not how.lenient:
-                raise UserError(f"{where}, {place}: {error}") from None
+            if not options.lenient:
+                raise UserError(f"{where}, {location}: {error}") from None
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
-        spaced += any(answer != answer.strip() for answer in (example.target, *example.every_rejected))
-        others.update(other_targets(row, whole.target))
-        if key in named:
-            earlier = examples[named[key]]
-            if not (new := [text for text in example.every_rejected if text not in earlier.every_rejected]):
+        padded += any(answer != answer.strip() for answer in (example.target, *example.all_rejected))
+        ignored_targets.update(other_targets(row, full.target))
+        if key in id_of_content:
+            earlier = examples[id_of_content[key]]
+            if not (new := [text for text in example.all_rejected if text not in earlier.all_rejected]):
                 dropped[DUPLICATE] += 1
                 continue
-            examples[earlier.id] = with_rejected(earlier, [*earlier.every_rejected, *new])
+            examples[earlier.id] = with_rejected(earlier, [*earlier.all_rejected, *new])
             continue
-        named[key] = example.id
+        id_of_content[key] = example.id
         examples[example.id] = example
-        if places is not None:
-            places[example.id] = place
-        if len(examples) == how.limit:
+        if locations is not None:
+            locations[example.id] = location
+        if len(examples) == options.limit:
             break
-    if spaced:
-        log.info("%s: %d rows have white space around an answer, which is not trained on", where, spaced)
-    for (used, other), count in others.items():
-        log.warning("%s: %d rows hold another possible target in '%s': '%s' is the target", where, count, other, used)
+    if padded:
+        log.info("%s: ignored white space around an answer in %d rows", where, padded)
+    for (used, other), count in ignored_targets.items():
+        log.warning("%s: '%s' is the target; ignored another text in '%s' of %d rows", where, used, other, count)
     return list(examples.values())
 
 
 def with_rejected(example: Example, rejected: Sequence[str]) -> Example:
-    """The example with these rejected answers, which are different texts."""
+    """Return the example with these rejected answers, which must be different texts."""
     return replace(example, rejected=rejected[0] if rejected else "", more_rejected=list(rejected[1:]))
 
 
 def reasons(dropped: Counter[str]) -> str:
-    """What was dropped, the most frequent reason first: "an empty turn: 3, exact duplicate: 1"."""
+    """Format the dropped rows, the most frequent reason first: "an empty turn: 3, exact duplicate: 1"."""
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
 
 
 def key_of_content(content: object) -> str:
-    """sha256 of the content as JSON, in hexadecimal."""
+    """Return the sha256 of the content as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
-def _first_turns(parsed: Parsed, turns: int | None) -> Parsed:
-    """Cut a longer dialogue to its first turns; it has no rejected answer then."""
-    asked = [i for i, message in enumerate(parsed.prompt) if message["role"] == "user"]
-    if turns is None or len(asked) <= turns:
+def _first_turns(parsed: ParsedRow, turns: int | None) -> ParsedRow:
+    """Cut a longer dialogue to its first turns. A cut dialogue has no rejected answer."""
+    user_messages = [i for i, message in enumerate(parsed.prompt) if message["role"] == "user"]
+    if turns is None or len(user_messages) <= turns:
         return parsed
-    end = asked[turns - 1] + 1
+    end = user_messages[turns - 1] + 1
     if parsed.prompt[end]["role"] != "assistant":
-        raise OddRow("one speaker twice in a row")
-    return Parsed(parsed.prompt[:end], parsed.prompt[end]["content"], "")
+        raise SkippedRow("one speaker twice in a row")
+    return ParsedRow(parsed.prompt[:end], parsed.prompt[end]["content"], "")
 
 
-def _unrecognised(place: str, row: Row) -> NoReturn:
+def _unrecognised(location: str, row: Row) -> NoReturn:
     accepted = " | ".join(" + ".join(columns) for columns in FORMATS)
     raise UserError(
-        f"{place}: no known format has the columns {', '.join(row) or '(none)'}; rename them to one of: {accepted}"
+        f"{location}: no known format has the columns {', '.join(row) or '(none)'}. Rename them to one of: {accepted}"
     )
 
 
-def _example(row: Row, parsed: Parsed, key: str) -> Example:
+def _example(row: Row, parsed: ParsedRow, key: str) -> Example:
     example = Example(
         id=_string(row, "id") or key[:16],
         prompt=parsed.prompt,
@@ -147,11 +147,11 @@ def _example(row: Row, parsed: Parsed, key: str) -> Example:
         category=_string(row, "category"),
         reference=_string(row, "reference"),
     )
-    return with_rejected(example, [*dict.fromkeys(parsed.every_rejected)])
+    return with_rejected(example, [*dict.fromkeys(parsed.all_rejected)])
 
 
 def _answer(row: Row, column: str | None) -> str:
-    """Raises `RowError` for a value that is neither a text nor a number."""
+    """Return the value of the answer column as text. Raise `RowError` unless it is a text or a number."""
     value = None if column is None else row.get(column)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)

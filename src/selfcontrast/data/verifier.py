@@ -1,9 +1,8 @@
-"""The exact grade of a response to the built-in data, from the specification in `Example.reference`.
+"""Grade a response to the built-in data exactly, from the specification in `Example.reference`.
 
-The score is the weighted share of right slots. A response that one of the form's templates matches is read
-into its slots; besides these, `form` is right where the free fillers are known ones. In any other response a
-slot is right where the text holds a right value and no other value of that slot, so naming them all earns
-nothing, and the score is halved.
+The score is the weighted fraction of right slots. If one of the form's templates matches the response, the match gives
+its slots; `form` is then right if the free fillers are known ones. In any other response, a slot is right if the text
+contains a right value and no other value of that slot. So naming all values earns nothing. The score is then halved.
 """
 
 import json
@@ -19,13 +18,13 @@ from selfcontrast.errors import UserError
 FORM = "form"
 FORM_WEIGHT = 1
 LOOSE_CREDIT = 0.5
-# No right response is longer than 200 characters; beyond this nothing is looked for.
+# No right response is longer than 200 characters. Longer texts than this score 0.
 MAX_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
 class Grade:
-    """`slots`: slot -> whether it is right, `form` among them; `score` in [0, 1]."""
+    """A score in [0, 1]. `slots` says of each slot, and of `form`, whether it is right."""
 
     slots: Mapping[str, bool]
     score: float
@@ -34,7 +33,7 @@ class Grade:
 def grade(reference: str, response: str, turn: int = -1) -> Grade:
     """Grade `response` as the answer to played turn `turn` of the dialogue that `reference` specifies.
 
-    Depends on the specification alone, not on what was answered before.
+    The grade depends on the specification alone, not on earlier answers.
     """
     spec = _turns(reference)[turn]
     form, want = FORMS[spec["form"]], spec["want"]
@@ -47,17 +46,17 @@ def grade(reference: str, response: str, turn: int = -1) -> Grade:
 
 @dataclass(frozen=True)
 class BuiltinVerifier:
-    """Grades responses to the built-in data. Raises `UserError` for an example of another source."""
+    """Grade responses to the built-in data. Raise `UserError` for an example of another source."""
 
     def check(self, example: Example) -> None:
         _turns(example.reference)
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
-        """In [0, 1]; 1 for a response that is right in every slot."""
+        """Return a score in [0, 1]; 1 if every slot is right."""
         return grade(example.reference, response, turn).score
 
     def details(self, example: Example, response: str, turn: int = -1) -> dict[str, bool]:
-        """Slot -> whether it is right."""
+        """Return for each slot whether it is right."""
         return dict(grade(example.reference, response, turn).slots)
 
 
@@ -66,8 +65,8 @@ def _turns(reference: str) -> list[dict[str, Any]]:
         turns: list[dict[str, Any]] = json.loads(reference)["turns"]
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            "the verifier grades the built-in data only, and this example's reference is not from it: "
-            "use data=builtin, or verifier=none"
+            "the verifier grades the built-in data only, and this example's reference is not from it. "
+            "Use data=builtin, or verifier=none."
         ) from None
     return turns
 

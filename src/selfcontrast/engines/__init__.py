@@ -1,1 +1,1 @@
-"""Where work in shards runs: in this process, or on many."""
+"""Engines: where work in shards runs, in this process or on many."""

@@ -11,7 +11,7 @@ from selfcontrast.store import NOT_IN_KEY
 
 @dataclass(frozen=True)
 class Local:
-    """One worker, opened when the first shard asks for it."""
+    """One worker in this process, opened only if a shard is unfinished."""
 
     prompts_per_shard: Count = field(metadata=NOT_IN_KEY)
     texts_per_shard: Count = field(metadata=NOT_IN_KEY)
@@ -25,10 +25,10 @@ class Local:
         return nullcontext()
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
-        todo = unfinished(shards)
-        if not todo:
+        missing = unfinished(shards)
+        if not missing:
             return
-        with task.open(device) as work, progress(shards, todo, label, unit) as more:
-            for shard in todo:
+        with task.open(device) as work, progress(shards, missing, label, unit) as advance:
+            for shard in missing:
                 write_table(shard.file, work(shard.items))
-                more(shard.weight)
+                advance(shard.weight)

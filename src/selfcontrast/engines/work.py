@@ -1,6 +1,7 @@
-"""Work in shards: each becomes a file that is written whole, so that what is done is never done again.
+"""Work in shards. Each shard's result is a file that is written atomically, so finished work is never repeated.
 
-A *task* says how a shard's items become a table; an *engine* says where. Neither changes what comes out.
+A *task* defines how a shard's items become a table; an *engine* decides where it runs. The engine never changes the
+result.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ Worker = Callable[[Sequence[Any]], pa.Table]
 
 @dataclass(frozen=True)
 class Shard:
-    """Items to be worked on together, and the Parquet file that the result goes to. `weight` is for the bar."""
+    """Items to process together, and the Parquet file of the result. `weight` is their size on the progress bar."""
 
     file: Path
     items: Sequence[Any]
@@ -36,10 +37,12 @@ class Shard:
 
 
 def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], str], weight: int = 1) -> list[Shard]:
-    """Neighbours together, `size` to a shard. A file is named after what it holds: no other size takes it for its own.
+    """Split items into shards of `size` neighbours.
+
+    Shard files are named by a hash of their items, so a new shard size never reuses the wrong file.
 
     Args:
-        name: what tells an item from all others.
+        name: returns an item's unique name.
         weight: of one item.
     """
     parts = [items[i : i + size] for i in range(0, len(items), size)]
@@ -51,14 +54,14 @@ def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], s
 
 
 class Task(Protocol):
-    """What is done with a shard. It and the items can be pickled: an engine may send them to another process."""
+    """The work on a shard. An engine may send it and the items to another process, so both can be pickled."""
 
     def open(self, device: str) -> AbstractContextManager[Worker]:
-        """Loads what is expensive, once for many shards, and gives it back at the end."""
+        """Load expensive resources once for many shards, and free them at the end."""
 
 
 class Engine(Protocol):
-    """Where tasks run."""
+    """An interface for running tasks."""
 
     @property
     def prompts_per_shard(self) -> int: ...
@@ -67,53 +70,58 @@ class Engine(Protocol):
     def texts_per_shard(self) -> int: ...
 
     def check(self) -> None:
-        """Raises `UserError` for what can be known before any compute."""
+        """Raise `UserError` for errors that can be found before any compute."""
 
     def ready(self) -> AbstractContextManager[None]:
-        """Around several runs: what is costly to start is started once."""
+        """Start costly services once for several runs."""
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
-        """Writes the file of every shard that has none yet, with a progress bar of this label."""
+        """Write the file of every unfinished shard, with a progress bar of this label."""
 
 
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:
-    """The shards that have no file, or a damaged one, which is reported and deleted.
+    """Return the shards without a file. A damaged file is logged, deleted and counts as missing.
 
-    Folders are listed, as a network file system remembers what it said was missing.
+    Lists folders instead of testing files, because a network file system caches that a file was missing.
     """
-    there = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
+    files = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
     for shard in shards:
-        if shard.file in there and (damage := check_sealed(shard.file)):
+        if shard.file in files and (damage := check_sealed(shard.file)):
             log.warning("%s; computing it again", damage)
             shard.file.unlink(missing_ok=True)
-            there.remove(shard.file)
-    return [shard for shard in shards if shard.file not in there]
+            files.remove(shard.file)
+    return [shard for shard in shards if shard.file not in files]
 
 
 @contextmanager
-def progress(shards: Sequence[Shard], todo: Sequence[Shard], label: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """A function that is told what more is done. What an earlier attempt did counts from the start, and in no rate."""
-    every, left = sum(s.weight for s in shards), sum(s.weight for s in todo)
-    counted = count(every, unit, every - left)
-    with tqdm(total=every, initial=every - left, desc=label, unit=unit, disable=None) as bar:
+def progress(
+    shards: Sequence[Shard], missing: Sequence[Shard], label: str, unit: str
+) -> Iterator[Callable[[int], None]]:
+    """Yield a function that reports further progress.
 
-        def more(weight: int) -> None:
-            counted.done += weight
+    Work of an earlier attempt counts as done, but not in the rate.
+    """
+    total, remaining = sum(s.weight for s in shards), sum(s.weight for s in missing)
+    counter = count(total, unit, total - remaining)
+    with tqdm(total=total, initial=total - remaining, desc=label, unit=unit, disable=None) as bar:
+
+        def advance(weight: int) -> None:
+            counter.done += weight
             bar.update(weight)
 
-        yield more
+        yield advance
     finish()
 
 
 def write_table(file: Path, table: pa.Table) -> None:
-    """Write a shard's file atomically, with its checksum: a file that exists is whole."""
+    """Write a shard's file atomically, with its checksum. An existing file is always complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(file, file.with_suffix(f".{socket.gethostname()}.{os.getpid()}.writing"), table)
 
 
 def read_table(file: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
-    """Read a shard's file. Raises `UserError` if it has been damaged since the engine finished it."""
+    """Read a shard's file. Raise `UserError` if it was damaged after the engine had finished it."""
     try:
         return read_sealed(file, columns, schema)
     except Damaged as damage:
-        raise UserError(f"{damage}; run the same command again, which computes it again") from damage
+        raise UserError(f"{damage}. Run the same command again to recompute it.") from damage

@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.generators.vllm_process import Respond
-from selfcontrast.generators.vllm_worker import Ask
+from selfcontrast.generators.vllm_worker import CompletionRequest
 
 Scored = tuple[float, bool]
 """The log-probability of a continuation, in nats, and whether it is what greedy decoding would say."""
@@ -120,6 +120,6 @@ class VllmLM(TemplateLM):
             found.append((sum(value for value, _ in own), all(rank == 1 for _, rank in own)))
         return found
 
-    def _ask(self, prompt: list[int], **params: Any) -> Ask:
+    def _ask(self, prompt: list[int], **params: Any) -> CompletionRequest:
         ends = {"ignore_eos": True, "stop_token_ids": sorted(self.end_ids)}
         return {"prompt": prompt, "params": {"n": 1, "seed": 0, **ends, **params}}

@@ -1,1 +1,1 @@
-"""Prompts in, candidates out."""
+"""Generators: from prompts to candidates."""

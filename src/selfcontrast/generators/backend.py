@@ -1,4 +1,4 @@
-"""What draws responses: the interface that every backend gives, and its work in shards."""
+"""The interface of sampling backends, and sampling with one in shards."""
 
 import logging
 import time
@@ -17,15 +17,15 @@ from selfcontrast.errors import UserError
 log = logging.getLogger(__name__)
 
 Sampler = Callable[[Sequence[Request], Decoding, int], list[Candidate]]
-"""For (requests, decoding, seed): each request's N candidates, or one that says why it failed, in their order."""
+"""(requests, decoding, seed) -> N candidates of each request, or one failed candidate, in the order of the requests."""
 
 
 class Backend(Protocol):
-    """A way of drawing responses from a policy folder. It can be pickled, and holds no model itself.
+    """A way of sampling from a policy folder. It can be pickled and holds no model.
 
     Attributes:
-        follows_model: that it draws from whichever folder it is given, and not from one that somebody else has loaded.
-        has_log_probs: that it can know the log-probabilities of what it draws.
+        follows_model: it samples from the folder it is given, not from a model that another process has loaded.
+        has_log_probs: it can return log-probabilities of its samples.
     """
 
     follows_model: ClassVar[bool]
@@ -34,15 +34,15 @@ class Backend(Protocol):
     def has_log_probs(self) -> bool: ...
 
     def check(self) -> None:
-        """Raises `UserError` for what can be known before any compute."""
+        """Raise `UserError` for errors that can be found before any compute."""
 
     def open(self, model: Path, device: str) -> AbstractContextManager[Sampler]:
-        """Loads the model, and frees it in the end."""
+        """Load the model, and free it at the end."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """The task of drawing candidates. What a request is answered with depends on it alone, not on its shard."""
+class SamplingTask:
+    """The task of sampling candidates. They depend on the request alone, not on its shard."""
 
     backend: Backend
     model: Path
@@ -57,7 +57,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Responder:
-    """A backend at work on an engine: what stages ask for responses."""
+    """Sample responses for stages, with a backend on an engine."""
 
     backend: Backend
     engine: Engine
@@ -66,64 +66,64 @@ class Responder:
     def sample(
         self, model: Path, requests: Sequence[Request], decoding: Decoding, seed: int, folder: Path, label: str
     ) -> list[Path]:
-        """Files of candidates, prompts of similar length together; those that `folder` holds already are kept.
+        """Return files of candidates, with prompts of similar length together. Files already in `folder` are kept.
 
-        What failed for good is in the files as such, and is asked for again where they are found by a later run.
+        Permanently failed requests are stored as failures. A later run retries them.
 
         Args:
             model: a policy folder.
-            requests: none of them so long that it leaves no room for a response.
+            requests: each must leave room for a response.
             label: the progress bar's name.
         """
         by_length = sorted(requests, key=lambda request: (len(request.prompt), request.id))
         shards = cut(by_length, self.engine.prompts_per_shard, folder, lambda request: request.id, decoding.samples)
-        task = Sampling(self.backend, model, decoding, seed)
+        task = SamplingTask(self.backend, model, decoding, seed)
         self._retry(task, shards, label)
-        todo, begun = unfinished(shards), time.monotonic()
+        missing, start = unfinished(shards), time.monotonic()
         self.engine.run(task, shards, self.device, label, "response")
-        if todo:
-            tokens, seconds = sum(map(_tokens, todo)), time.monotonic() - begun
+        if missing:
+            tokens, seconds = sum(map(_tokens, missing)), time.monotonic() - start
             log.info("%s: %d tokens in %.1f s: %.0f tokens/s", label, tokens, seconds, tokens / seconds)
         return [shard.file for shard in shards]
 
     def answers(
         self, model: Path, requests: Sequence[Request], decoding: Decoding, seed: int, folder: Path, label: str
     ) -> dict[str, list[Candidate]]:
-        """The same, read back: per request id its candidates, in the order of the requests.
+        """Sample as `sample` does. Return the candidates of each request id, in the order of the requests.
 
         Raises:
-            UserError: where one failed for good.
+            UserError: if a request failed permanently.
         """
-        found: dict[str, list[Candidate]] = {request.id: [] for request in requests}
+        by_id: dict[str, list[Candidate]] = {request.id: [] for request in requests}
         for file in self.sample(model, requests, decoding, seed, folder, label):
             for candidate in candidates_of(read_table(file)):
-                found[candidate.id].append(candidate)
-        if failed := [c for candidates in found.values() for c in candidates if c.failed]:
-            raise UserError(f"{label}: {len(failed)} of {len(found)} prompts got no response ({failed[0].text})")
-        return found
+                by_id[candidate.id].append(candidate)
+        if failed := [c for candidates in by_id.values() for c in candidates if c.failed]:
+            raise UserError(f"{label}: {len(failed)} of {len(by_id)} prompts got no response ({failed[0].text})")
+        return by_id
 
-    def _retry(self, task: Sampling, shards: Sequence[Shard], label: str) -> None:
-        """Asks again for what failed in the shards that an earlier run left, and fills it in."""
+    def _retry(self, task: SamplingTask, shards: Sequence[Shard], label: str) -> None:
+        """Retry the failed requests in an earlier run's shards, and insert their responses."""
         missing = {shard.file for shard in unfinished(shards)}
-        again = [(shard, _failed(shard)) for shard in shards if shard.file not in missing]
-        gaps = [
+        finished = [(shard, _failed(shard)) for shard in shards if shard.file not in missing]
+        retries = [
             (shard, Shard(shard.file.parent / "again" / shard.file.name, failed, len(failed) * task.decoding.samples))
-            for shard, failed in again
+            for shard, failed in finished
             if failed
         ]
-        for _, gap in gaps:
-            gap.file.unlink(missing_ok=True)  # of a run that ended in the midst of this
-        self.engine.run(task, [gap for _, gap in gaps], self.device, f"{label} again", "response")
-        for shard, gap in gaps:
-            place = {request.id: i for i, request in enumerate(shard.items)}
-            found = [c for c in candidates_of(read_table(shard.file)) if not c.failed]
-            found += candidates_of(read_table(gap.file))
-            write_table(shard.file, candidates_table(sorted(found, key=lambda c: (place[c.id], c.sample))))
-            gap.file.unlink()
+        for _, retry in retries:
+            retry.file.unlink(missing_ok=True)  # left by a run that ended during a retry
+        self.engine.run(task, [retry for _, retry in retries], self.device, f"{label} again", "response")
+        for shard, retry in retries:
+            order = {request.id: i for i, request in enumerate(shard.items)}
+            candidates = [c for c in candidates_of(read_table(shard.file)) if not c.failed]
+            candidates += candidates_of(read_table(retry.file))
+            write_table(shard.file, candidates_table(sorted(candidates, key=lambda c: (order[c.id], c.sample))))
+            retry.file.unlink()
 
 
 def _tokens(shard: Shard) -> int:
-    """Tokens of a finished shard's responses."""
+    """Return the number of tokens in a finished shard's responses."""
     lengths = pc.list_value_length(read_table(shard.file, columns=["token_ids"])["token_ids"])
     return int(pc.sum(lengths).as_py() or 0)
 
@@ -135,14 +135,14 @@ def _failed(shard: Shard) -> list[Request]:
 
 
 def with_room(requests: Iterable[Request], decoding: Decoding) -> list[Request]:
-    """The requests whose prompt leaves room for at least one token of a response; the others are counted and said."""
-    every = list(requests)
-    kept = [request for request in every if len(request.prompt) < decoding.max_length]
-    if dropped := len(every) - len(kept):
+    """Return the requests whose prompt leaves room for at least one token of a response. Log the number of others."""
+    all_requests = list(requests)
+    kept = [request for request in all_requests if len(request.prompt) < decoding.max_length]
+    if dropped := len(all_requests) - len(kept):
         log.warning(
-            "%d of %d prompts fill all %d tokens and leave no room for a response: left out",
+            "dropped %d of %d prompts, which leave no room for a response in max_length=%d tokens",
             dropped,
-            len(every),
+            len(all_requests),
             decoding.max_length,
         )
     return kept

@@ -1,4 +1,4 @@
-"""Stage generate: N candidates for each training prompt, from the fine-tuned model or another one."""
+"""The generate stage: sample N candidates for each training prompt, from the fine-tuned model or another one."""
 
 import json
 import logging
@@ -15,12 +15,18 @@ import pyarrow.parquet as pq
 from selfcontrast.constrained import Count, Fraction, Probability, Samples, Seed, Temperature, Text, check_numbers
 from selfcontrast.data.candidates import FAILED, SCHEMA, Decoding, Request
 from selfcontrast.data.example import Example
-from selfcontrast.data.renderable import shapes
 from selfcontrast.data.rendering import Renderer
+from selfcontrast.data.template_checks import one_per_role_sequence
 from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Backend, Responder, with_room
-from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, folder_content, instructed
+from selfcontrast.generators.source import (
+    check_folder,
+    check_same_tokenizer,
+    check_system,
+    folder_content,
+    with_system_message,
+)
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, RESUME, fields_of
 
@@ -28,21 +34,21 @@ log = logging.getLogger(__name__)
 
 VERSION = 4
 FILE, FAILURES = "candidates.parquet", "failed.json"
-SHOWN = 5  # reasons of failure
+MAX_REASONS = 5  # reasons of failure to log
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What is sampled, and the backend that does it.
+    """Settings of sampling, and its backend.
 
     Attributes:
-        prompts: how many training prompts, drawn with `seed`; None for all.
-        max_failed_fraction: of the prompts that may get no response; what fails is left out and counted up to there.
+        prompts: number of training prompts, drawn with `seed`; None for all.
+        max_failed_fraction: fraction of the prompts that may get no response. They are dropped and counted.
         backend: a `selfcontrast.generators.backend.Backend`.
-        model: folder of the model that is sampled from; None for the fine-tuned one. Tokens are trained on as sampled,
-            so it must have the fine-tuned model's tokenizer, which renders the prompts.
-        system: of a system message before each dialogue while it is sampled for; None for none. Log-probabilities are
-            those given this message, too.
+        model: folder of the model to sample from; None for the fine-tuned one. Training uses the sampled tokens, so the
+            model must have the tokenizer of the fine-tuned model, which renders the prompts.
+        system: text of a system message before each dialogue during sampling; None for none. Log-probabilities are
+            conditioned on it too.
     """
 
     prompts: Count | None
@@ -60,7 +66,9 @@ class Generation:
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
         if self.temperature == 0:
-            raise UserError("generator.temperature=0 gives one response over and over: negatives need sampling")
+            raise UserError(
+                "generator.temperature=0 gives the same response every time. Raise it: negatives need sampling."
+            )
         _ = self.decoding
 
     @property
@@ -76,9 +84,12 @@ class Generation:
         return bool(self.backend.has_log_probs)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Its fields, but for the two that are new and null: what was sampled before they existed stays known."""
-        new = ("model", "system")
-        return {name: value for name, value in fields_of(self).items() if value is not None or name not in new}
+        """Return the fields, without `model` and `system` if they are null.
+
+        Candidates sampled before these two fields existed then keep their key.
+        """
+        optional = ("model", "system")
+        return {name: value for name, value in fields_of(self).items() if value is not None or name not in optional}
 
     def check(self, examples: Sequence[Example]) -> None:
         self.backend.check()
@@ -86,8 +97,8 @@ class Generation:
             check_folder(self.model)
 
     def check_rendering(self, renderer: Renderer, examples: Sequence[Example]) -> None:
-        """Raise `UserError` where the fine-tuned model's chat template has no place for `system`."""
-        for example in shapes(examples) if self.system else ():
+        """Raise `UserError` if the fine-tuned model's chat template does not support `system`."""
+        for example in one_per_role_sequence(examples) if self.system else ():
             check_system(renderer, example, str(self.system))
 
     def generate(
@@ -97,27 +108,27 @@ class Generation:
 
 
 class Generator(Protocol):
-    """Where candidates come from: sampled (`Generation`), or made elsewhere."""
+    """A source of candidates: sampling (`Generation`), or existing responses."""
 
     @property
     def samples(self) -> int:
-        """N: the most responses of a prompt."""
+        """The maximum number of responses per prompt, N."""
 
     @property
     def follows_model(self) -> bool:
-        """Whether another model gives other candidates, as rounds need."""
+        """True if the candidates depend on the model, as several iterations need."""
 
     @property
     def has_log_probs(self) -> bool:
-        """Whether it can know the log-probabilities of its candidates. A server may still tell none."""
+        """True if it can return log-probabilities of its candidates. A server may still omit them."""
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raises `UserError` for what can be known before any compute; `examples` are those of training."""
+        """Raise `UserError` for errors that can be found before any compute. `examples` are for training."""
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        """Writes `folder/candidates.parquet`, a prompt's candidates together, in order; returns the counts.
+        """Write `folder/candidates.parquet`, with the candidates of a prompt together, in order. Return the counts.
 
         Args:
             model: the fine-tuned model's policy folder.
@@ -127,21 +138,21 @@ class Generator(Protocol):
 def generate(
     folder: Path, settings: Generation, responder: Responder, model: Path, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """Writes all candidates to `folder/candidates.parquet`, a prompt's together; finished shards survive a crash.
+    """Write all candidates to `folder/candidates.parquet`, grouped by prompt. Finished shards survive a crash.
 
-    A prompt that fails for good is left out, counted in the summary and named in `folder/failed.json`. Published like
-    this, the artifact is final; before, the next run asks again for what failed.
+    A permanently failed prompt is dropped, counted in the summary and listed in `folder/failed.json`. Until the
+    artifact is published, the next run retries the failed prompts; afterwards it is final.
     """
     renderer = Renderer(load_tokenizer(model))
     if settings.model:
         check_same_tokenizer(renderer, settings.model)
     sampled_from = Path(settings.model) if settings.model else model
     chosen = choose(examples, settings.prompts, settings.seed)
-    dialogues = ((e.id, instructed(e.prompt, settings.system)) for e in chosen)
+    dialogues = ((e.id, with_system_message(e.prompt, settings.system)) for e in chosen)
     rendered = (Request(name, renderer.prompt(messages), messages) for name, messages in dialogues)
     requests = with_room(rendered, settings.decoding)
     if not requests:
-        raise UserError(f"every prompt is longer than generator.max_length={settings.max_length} tokens: raise it")
+        raise UserError(f"every prompt exceeds generator.max_length={settings.max_length} tokens. Raise it.")
     shards = folder / RESUME / "shards"
     files = responder.sample(sampled_from, requests, settings.decoding, settings.seed, shards, "generate")
     written, failures = _join(files, folder / FILE)
@@ -156,15 +167,18 @@ def generate(
 
 
 def _join(shards: Sequence[Path], file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """All shards in one file, one at a time in memory; returns the counts, and what failed with its reason."""
+    """Write all shards to one file, one at a time in memory.
+
+    Return the counts, and the reason of each failed prompt.
+    """
     responses = tokens = cut = 0
     failures: dict[str, str] = {}
     with pq.ParquetWriter(file, SCHEMA) as writer:
         for shard in shards:
-            whole = read_table(shard, schema=SCHEMA)
-            failed = pc.equal(whole["finish_reason"], FAILED)
-            failures |= {row["id"]: row["text"] for row in whole.filter(failed).to_pylist()}
-            table = whole.filter(pc.invert(failed))
+            rows = read_table(shard, schema=SCHEMA)
+            failed = pc.equal(rows["finish_reason"], FAILED)
+            failures |= {row["id"]: row["text"] for row in rows.filter(failed).to_pylist()}
+            table = rows.filter(pc.invert(failed))
             writer.write_table(table)
             responses += table.num_rows
             tokens += pc.sum(pc.list_value_length(table["token_ids"])).as_py() or 0
@@ -179,26 +193,26 @@ def _join(shards: Sequence[Path], file: Path) -> tuple[dict[str, Any], dict[str,
     return counts, failures
 
 
-def _check_failures(folder: Path, failures: Mapping[str, str], asked: int, most: float) -> None:
-    """Names what failed, in `folder/failed.json`. Raises `UserError` where that is too much."""
+def _check_failures(folder: Path, failures: Mapping[str, str], total: int, max_share: float) -> None:
+    """List the failed prompts in `folder/failed.json`. Raise `UserError` if they are too many."""
     if not failures:
         return
     reasons = Counter(failures.values()).most_common()
-    for reason, count in reasons[:SHOWN]:
-        log.warning("%d of %d prompts got no response: %s", count, asked, reason)
-    if len(failures) > most * asked or len(failures) == asked:
+    for reason, count in reasons[:MAX_REASONS]:
+        log.warning("%d of %d prompts got no response: %s", count, total, reason)
+    if len(failures) > max_share * total or len(failures) == total:
         raise UserError(
-            f"{len(failures)} of {asked} prompts got no response ({reasons[0][0]}): mend it and run the same command "
-            f"again, which asks for these alone; or raise generator.max_failed_fraction={most}"
+            f"{len(failures)} of {total} prompts got no response ({reasons[0][0]}). Remove the cause and run the same "
+            f"command again, which retries only these; or raise generator.max_failed_fraction={max_share}."
         )
     (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def choose(examples: Sequence[Example], count: int | None, seed: int, part: int = 0) -> list[Example]:
-    """`count` examples drawn without replacement, in their own order; nested: fewer are a subset of more.
+    """Draw `count` examples without replacement, kept in their own order. A smaller `count` draws a subset.
 
     Args:
-        part: which of the draws that have no example in common, from 0.
+        part: number of the draw, from 0; different parts share no example.
     """
     if count is None or (count >= len(examples) and not part):
         return list(examples)

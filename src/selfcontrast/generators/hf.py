@@ -1,4 +1,4 @@
-"""The backend that runs in this process, with transformers."""
+"""The backend that samples in this process, with transformers."""
 
 import gc
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HF:
-    """Batches of at most `batch_size` responses; what is drawn does not depend on the batch."""
+    """Batches of at most `batch_size` responses. The samples do not depend on the batch."""
 
     follows_model: ClassVar[bool] = True
     has_log_probs: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class HF:
     def __post_init__(self) -> None:
         check_numbers(self, "backend")
         if self.dtype not in DTYPES:
-            raise UserError(f"backend.dtype={self.dtype}: one of {', '.join(DTYPES)}")
+            raise UserError(f"backend.dtype={self.dtype} must be one of {', '.join(DTYPES)}")
 
     def check(self) -> None: ...
 
@@ -47,62 +47,62 @@ class HF:
         def draw(requests: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
             return sample(policy, tokenizer, requests, decoding, seed, ends, samples)
 
-        yield Fitting(self.batch_size, draw)
+        yield OomBatcher(self.batch_size, draw)
 
 
 Draw = Callable[[Sequence[Request], range, Decoding, int], list[Candidate]]
-"""These samples of each request, for (requests, samples, decoding, seed)."""
+"""(requests, samples, decoding, seed) -> the candidates with these sample numbers, of each request."""
 
 
-class Fitting:
-    """Draws in batches of at most `batch_size` responses; where memory runs out, halves them for good and goes on."""
+class OomBatcher:
+    """Sample in batches of at most `batch_size` responses. If memory runs out, halve `batch_size` permanently and retry."""
 
     def __init__(self, batch_size: int, draw: Draw) -> None:
         self.batch_size = batch_size
         self.draw = draw
 
     def __call__(self, requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
-        found: list[Candidate] = []
+        candidates: list[Candidate] = []
         start = 0
         while start < len(requests):
             batch = requests[start : start + max(1, self.batch_size // decoding.samples)]
-            # A prompt whose samples do not fit together is computed once for each part of them.
+            # If the samples of one prompt do not fit together, the prompt is computed once per part.
             parts = [
                 range(decoding.samples)[i : i + self.batch_size] for i in range(0, decoding.samples, self.batch_size)
             ]
             drawn = self._try(batch, parts if len(batch) == 1 else parts[:1], decoding, seed)
             if drawn is not None:
-                found += drawn
+                candidates += drawn
                 start += len(batch)
-        return found
+        return candidates
 
     def _try(
         self, batch: Sequence[Request], parts: Sequence[range], decoding: Decoding, seed: int
     ) -> list[Candidate] | None:
-        """The batch's candidates; None, and fewer rows from now on, where memory runs out."""
+        """Return the batch's candidates. If memory runs out, lower `batch_size` and return None."""
         try:
             return [candidate for samples in parts for candidate in self.draw(batch, samples, decoding, seed)]
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             reason = str(error).strip().partition("\n")[0]
-        # Here the error is gone, and with it the frames that still held the batch.
-        tried = len(batch) * len(parts[0])
-        if tried == 1:
-            raise UserError(f"memory runs out with a single response ({reason}): lower max_new_tokens or max_length")
-        self.batch_size = tried // 2
-        log.warning("memory ran out with %d responses at once: going on with %d (%s)", tried, self.batch_size, reason)
+        # Outside the handler the error is freed, and with it the frames that hold the batch.
+        size = len(batch) * len(parts[0])
+        if size == 1:
+            raise UserError(f"out of memory with a single response ({reason}). Lower max_new_tokens or max_length.")
+        self.batch_size = size // 2
+        log.warning("out of memory with %d responses at once, retrying with %d (%s)", size, self.batch_size, reason)
         _free()
         return None
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """CUDA's has a type of its own; the CPU's and others' are known by their words."""
+    """Return whether memory ran out. CUDA has an error type for it; other devices are recognised by the message."""
     import torch
 
-    told = str(error).lower()
+    message = str(error).lower()
     words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in told for w in words)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in message for w in words)
 
 
 def _free() -> None:

@@ -1,4 +1,4 @@
-"""The backend that asks servers with OpenAI's HTTP API, such as `vllm serve`."""
+"""The backend for servers with OpenAI's HTTP API, such as `vllm serve`."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,7 @@ from math import nan
 from pathlib import Path
 from typing import Any, ClassVar
 
-from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
+from selfcontrast.client import Answer, Client, InvalidAnswer, RequestFailed, Servers
 from selfcontrast.constrained import Seconds, Text, Tries, Workers
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
@@ -26,13 +26,13 @@ APIS = {"completions": "/completions", "chat": "/chat/completions"}
 
 @dataclass(frozen=True)
 class OpenAI:
-    """Asks for all N responses of a prompt at once, and again for those that are missing.
+    """Request all N responses of a prompt at once, and again those that are missing.
 
     Attributes:
-        model: the name that the server gives it.
-        api: completions takes the prompt's token ids, so that it is rendered as in training; chat takes the messages,
-            and renders them itself.
-        extra: further fields of every request's body; null takes one out.
+        model: the name of the model on the server.
+        api: completions sends the prompt's token ids, rendered as in training; chat sends the messages, and the server
+            renders them.
+        extra: further fields of every request's body; null removes a field.
         base_urls, concurrency, timeout, retries, initial_backoff, api_key_env: as in `selfcontrast.client.Servers`.
     """
 
@@ -50,14 +50,14 @@ class OpenAI:
 
     def __post_init__(self) -> None:
         if self.api not in APIS:
-            raise UserError(f"backend.api={self.api}: one of {', '.join(APIS)}")
+            raise UserError(f"backend.api={self.api} must be one of {', '.join(APIS)}")
         _ = self.servers
 
     @property
     def has_log_probs(self) -> bool:
-        """Whether they are asked for, which `extra` may take out. A server may still give none."""
-        asked = self.extra.get("logprobs", True)
-        return asked is not None and asked is not False
+        """True if log-probabilities are requested; `extra` may remove them. A server may still omit them."""
+        requested = self.extra.get("logprobs", True)
+        return requested is not None and requested is not False
 
     @property
     def servers(self) -> Servers:
@@ -66,49 +66,49 @@ class OpenAI:
         )
 
     def check(self) -> None:
-        """A server need not be up yet: the model that it is to serve may not be trained. A wrong one is refused."""
-        offers = asyncio.run(self._offers())
+        """Refuse a server of another model. A server may start later: its model may not be trained yet."""
+        offers = asyncio.run(self._offered_models())
         if unreachable := {url: why for url, why in offers.items() if isinstance(why, str)}:
-            log.warning("not there yet, and needed once the model is fine-tuned: %s", _listed(unreachable))
+            log.warning("server not reachable, but needed once the model is fine-tuned: %s", _join(unreachable))
 
     @contextmanager
     def open(self, model: Path, device: str) -> Iterator[Sampler]:
-        self._require(model)
-        asking = _Asking(self, Renderer(load_tokenizer(model)))
+        self._require_server(model)
+        server = _ServerSampler(self, Renderer(load_tokenizer(model)))
         with asyncio.Runner() as runner:
             client = runner.run(Client(self.servers).__aenter__())
             try:
 
                 def sampler(requests: Sequence[Request], decoding: Decoding, seed: int) -> list[Candidate]:
-                    return runner.run(self._all(asking, client, requests, decoding, seed))
+                    return runner.run(self._sample_all(server, client, requests, decoding, seed))
 
                 yield sampler
             finally:
                 runner.run(client.__aexit__(None, None, None))
 
-    async def _all(
-        self, asking: "_Asking", client: Client, requests: Sequence[Request], decoding: Decoding, seed: int
+    async def _sample_all(
+        self, server: "_ServerSampler", client: Client, requests: Sequence[Request], decoding: Decoding, seed: int
     ) -> list[Candidate]:
-        before = client.answered
+        answered_before = client.answered
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(asking.answer(client, r, decoding, seed)) for r in requests]
+                tasks = [group.create_task(server.candidates(client, r, decoding, seed)) for r in requests]
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # what ended it; the other requests were cancelled
-        found = [task.result() for task in tasks]
-        if client.answered == before and all(isinstance(o, str) for o in (await client.models()).values()):
+            raise errors.exceptions[0] from None  # the first error; the other requests were cancelled
+        results = [task.result() for task in tasks]
+        if client.answered == answered_before and all(isinstance(o, str) for o in (await client.models()).values()):
             raise UserError(
-                f"no server answers any more ({found[0][0].text}): start one, and run the same command again"
+                f"no server answers any more ({results[0][0].text}). Start one, and run the same command again."
             )
-        return [candidate for candidates in found for candidate in candidates]
+        return [candidate for candidates in results for candidate in candidates]
 
-    def _require(self, model: Path) -> None:
-        """At least one server must be there by now; which model it serves is compared where it says so."""
-        offers = asyncio.run(self._offers())
+    def _require_server(self, model: Path) -> None:
+        """Raise `UserError` if no server answers. Warn if one serves another folder than the fine-tuned model's."""
+        offers = asyncio.run(self._offered_models())
         if all(isinstance(offer, str) for offer in offers.values()):
             raise UserError(
-                f"no server answers ({_listed(offers)}): serve the fine-tuned model, with vllm serve {model} "
-                f"--served-model-name {self.model}, and run the same command again"
+                f"no server answers ({_join(offers)}). Serve the fine-tuned model with vllm serve {model} "
+                f"--served-model-name {self.model}, and run the same command again."
             )
         for url, offer in offers.items():
             if isinstance(offer, str):
@@ -116,40 +116,44 @@ class OpenAI:
                 continue
             roots = [m["root"] for m in offer if m.get("id") == self.model and isinstance(m.get("root"), str)]
             if roots and Path(roots[0]).is_dir() and Path(roots[0]).resolve() != model.resolve():
-                log.warning("%s serves %s, and not the fine-tuned model, %s", url, roots[0], model)
+                log.warning("%s serves %s, not the fine-tuned model %s", url, roots[0], model)
 
-    async def _offers(self) -> dict[str, list[Answer] | str]:
-        """What each endpoint offers. Raises `UserError` where that is not the model."""
+    async def _offered_models(self) -> dict[str, list[Answer] | str]:
+        """Return the models of each endpoint, or the reason of a failure. Raise `UserError` if ours is missing."""
         async with Client(self.servers) as client:
             offers = await client.models()
         for url, offer in offers.items():
             names = [str(model.get("id")) for model in offer] if not isinstance(offer, str) else [self.model]
             if self.model not in names:
-                raise UserError(f"backend.model={self.model}: {url} offers {', '.join(names) or 'no model'}")
+                raise UserError(
+                    f"backend.model={self.model}: {url} offers {', '.join(names) or 'no model'}. Set it to one of them."
+                )
         return offers
 
 
-class _Asking:
-    """From a request to its candidates, with one model's rendering."""
+class _ServerSampler:
+    """Sample candidates of a request from a server, with one model's rendering."""
 
     def __init__(self, backend: OpenAI, renderer: Renderer) -> None:
         self.backend = backend
         self.renderer = renderer
-        self.said = False
+        self.logged = False
 
-    async def answer(self, client: Client, request: Request, decoding: Decoding, seed: int) -> list[Candidate]:
-        """All N candidates, or the one that stands for a failure."""
-        found: list[Candidate] = []
+    async def candidates(self, client: Client, request: Request, decoding: Decoding, seed: int) -> list[Candidate]:
+        """Return all N candidates, or one failed candidate."""
+        candidates: list[Candidate] = []
         try:
-            while len(found) < decoding.samples:
-                # Servers may give fewer choices than asked: the missing ones are asked for with another seed.
-                first, missing = len(found), decoding.samples - len(found)
+            while len(candidates) < decoding.samples:
+                # Servers may return fewer choices. The missing ones are requested with another seed.
+                first, missing = len(candidates), decoding.samples - len(candidates)
                 body = self._body(request, decoding, missing, _seed(seed, request, first))
                 choices = await client.post(APIS[self.backend.api], body, self._read)
-                found += [self._candidate(request, first + i, choice) for i, choice in enumerate(choices[:missing])]
-        except Unanswered as reason:
+                candidates += [
+                    self._candidate(request, first + i, choice) for i, choice in enumerate(choices[:missing])
+                ]
+        except RequestFailed as reason:
             return [Candidate.failure(request.id, str(reason))]
-        return found
+        return candidates
 
     def _body(self, request: Request, decoding: Decoding, choices: int, seed: int) -> dict[str, Any]:
         chat = self.backend.api == "chat"
@@ -167,16 +171,16 @@ class _Asking:
         return {name: value for name, value in body.items() if value is not None}
 
     def _read(self, answer: Answer) -> list[Answer]:
-        """The usable choices, of which there is at least one."""
+        """Return the usable choices. Raise `InvalidAnswer` if there are none."""
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices:
-            raise Unusable("no choices in the answer")
-        # Choices that a filter has emptied, or that the server gave up, are no responses.
+            raise InvalidAnswer("no choices in the answer")
+        # Choices that a content filter emptied, or that the server aborted, are not responses.
         usable = [c for c in choices if isinstance(c, dict) and c.get("finish_reason") in ("stop", "length")]
         usable = [choice for choice in usable if isinstance(_text(choice), str)]
         if not usable:
             reason = choices[0].get("finish_reason") if isinstance(choices[0], dict) else None
-            raise Unusable(f"no usable choice in the answer (finish_reason {str(reason)[:40]})")
+            raise InvalidAnswer(f"no usable choice in the answer (finish_reason {str(reason)[:40]})")
         return usable
 
     def _candidate(self, request: Request, sample: int, choice: Answer) -> Candidate:
@@ -185,11 +189,11 @@ class _Asking:
         if ids:
             text = self.renderer.text(ids)
         else:
-            # Half of a surrogate pair is JSON, but no text.
+            # JSON can hold half of a surrogate pair, which is not valid text.
             text = _text(choice).encode(errors="replace").decode().strip()
             ids = self.renderer.response(request.messages, text)
             ids = ids if finish == "stop" else ids[:-1]
-            text = self.renderer.text(ids)  # another, where it spells a special token
+            text = self.renderer.text(ids)  # differs if it spells a special token
         if finish == "stop" and ids[-1] not in self.renderer.end_ids:
             ids = [*ids, self.renderer.end_id]
         return Candidate(request.id, sample, text, ids, finish, log_prob)
@@ -199,10 +203,13 @@ class _Asking:
         size = len(self.renderer.tokenizer)
         if isinstance(ids, list) and ids and all(isinstance(i, int) and 0 <= i < size for i in ids):
             return ids
-        if not self.said:
-            foreign = f"token ids that are none of the {size} here" if ids else "no token ids"
-            log.info("the server gives %s: its texts are tokenized here, perhaps not as they were sampled", foreign)
-            self.said = True
+        if not self.logged:
+            foreign = f"token ids outside of the {size} of the tokenizer" if ids else "no token ids"
+            log.info(
+                "the server returns %s. Its texts are tokenized here, possibly into other tokens than were sampled.",
+                foreign,
+            )
+            self.logged = True
         return None
 
 
@@ -212,22 +219,22 @@ def _text(choice: Answer) -> Any:
 
 
 def _log_prob(choice: Answer, tokens: int | None) -> float:
-    """The sum over all tokens; NaN where the server gives none, or not that of every token."""
-    found = choice.get("logprobs")
-    if not isinstance(found, dict):
+    """Return the sum over all tokens; NaN if the server omits it for any token."""
+    log_probs = choice.get("logprobs")
+    if not isinstance(log_probs, dict):
         return nan
-    content = found.get("content")
-    values = [t.get("logprob") for t in content] if isinstance(content, list) else found.get("token_logprobs")
+    content = log_probs.get("content")
+    values = [t.get("logprob") for t in content] if isinstance(content, list) else log_probs.get("token_logprobs")
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
         return nan
     return float(sum(values)) if tokens in (None, len(values)) else nan
 
 
 def _seed(seed: int, request: Request, first: int) -> int:
-    """31 bits that depend on (seed, id, sample) alone, so that a resumed run samples what the first would have."""
+    """Return 31 bits that depend on (seed, id, sample) alone, so a resumed run samples the same."""
     digest = hashlib.sha256(f"{seed}\0{request.id}\0{first}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _listed(offers: dict[str, Any]) -> str:
+def _join(offers: dict[str, Any]) -> str:
     return "; ".join(f"{url}: {why}" for url, why in offers.items())

@@ -1,4 +1,4 @@
-"""The data's own rejected answers as candidates: with one of each prompt, DPO is the standard one (DPO_std)."""
+"""Use the data's own rejected answers as candidates. With one per prompt, DPO on them is standard DPO (DPO_std)."""
 
 import logging
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from selfcontrast.data.example import Example
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.generate import choose
-from selfcontrast.generators.given import write_given
+from selfcontrast.generators.responses import write_responses
 
 log = logging.getLogger(__name__)
 
-_MOST = "_most"  # not a field: it is the data's, and no setting
+_MAX_SAMPLES = "_max_samples"  # not a field, because it is a fact of the data, not a setting
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Of each training prompt all its rejected answers; prompts without one are not used, and are counted.
+    """All rejected answers of each training prompt. Prompts without one are not used, and are counted.
 
     Attributes:
-        prompts: how many training prompts, drawn with `seed` as sampling draws them; None for all.
-        max_length: tokens of prompt and answer; longer ones are left out and counted.
+        prompts: number of training prompts, drawn with `seed` as for sampling; None for all.
+        max_length: tokens of prompt and answer; longer ones are dropped and counted.
     """
 
     follows_model: ClassVar[bool] = False
@@ -39,20 +39,24 @@ class Pairs:
 
     @property
     def samples(self) -> int:
-        """The most rejected answers of a prompt, once `check` has seen the examples; 1 before."""
-        return int(vars(self).get(_MOST, 1))
+        """The maximum number of rejected answers per prompt, once `check` has seen the examples; 1 before."""
+        return int(vars(self).get(_MAX_SAMPLES, 1))
 
     def check(self, examples: Sequence[Example]) -> None:
-        bare = sum(not example.rejected for example in examples)
-        if bare == len(examples):
-            raise UserError("generator=pairs: no training row of this data has a rejected answer; see conf/data")
-        vars(self)[_MOST] = max(len(example.every_rejected) for example in examples)
-        if bare:
-            log.warning("%d of %d training prompts have no rejected answer: not used", bare, len(examples))
+        without_rejected = sum(not example.rejected for example in examples)
+        if without_rejected == len(examples):
+            raise UserError(
+                "generator=pairs: no training row of this data has a rejected answer. Use other data (conf/data)."
+            )
+        vars(self)[_MAX_SAMPLES] = max(len(example.all_rejected) for example in examples)
+        if without_rejected:
+            log.warning(
+                "%d of %d training prompts have no rejected answer and are not used", without_rejected, len(examples)
+            )
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        """Writes `folder/candidates.parquet`, the prompts in their own order."""
-        own = [example for example in choose(examples, self.prompts, self.seed) if example.rejected]
-        return write_given(folder, model, own, {e.id: e.every_rejected for e in own}, self.max_length)
+        """Write `folder/candidates.parquet`, with the prompts in their own order."""
+        chosen = [example for example in choose(examples, self.prompts, self.seed) if example.rejected]
+        return write_responses(folder, model, chosen, {e.id: e.all_rejected for e in chosen}, self.max_length)

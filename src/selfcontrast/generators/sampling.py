@@ -1,7 +1,7 @@
-"""Samples N responses per prompt with transformers: the prompt is computed once, its key cache serves all N.
+"""Sample N responses per prompt with transformers. The prompt is computed once, and its key cache serves all N.
 
-Every response is drawn by inverse transform from uniform numbers that depend on (seed, prompt id, sample, position)
-alone, so what is sampled does not depend on which prompts share a batch, on its size, or on where a run was resumed.
+Responses are drawn by inverse transform from uniform numbers that depend on (seed, prompt id, sample, position) alone.
+So the samples do not depend on the other prompts of a batch, on its size, or on where a run was resumed.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.errors import UserError
 
-BLOCK = 64  # tokens whose probabilities are summed before the running sum
+BLOCK = 64  # tokens per block sum in `_inverse`
 
 
 def uniforms(seed: int, request: Request, decoding: Decoding) -> Tensor:
-    """The numbers in [0, 1) that decide a prompt's responses, float64 [N, max_new_tokens]."""
+    """Return the numbers in [0, 1) that determine a prompt's responses, float64 [N, max_new_tokens]."""
     digest = hashlib.sha256(f"{seed}\0{request.id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     shape = (decoding.samples, decoding.max_new_tokens)
@@ -37,33 +37,33 @@ def sample(
     end_ids: Collection[int],
     samples: range | None = None,
 ) -> list[Candidate]:
-    """The responses to a batch of prompts, in the order of the requests.
+    """Sample the responses to a batch of prompts, in the order of the requests.
 
     Args:
         model: a causal model of transformers in evaluation mode.
-        end_ids: tokens that end a response; the one that did is its last.
-        samples: which of the N responses of each prompt; None for all.
+        end_ids: tokens that end a response and are its last token.
+        samples: the sample numbers to draw for each prompt; None for all N.
 
     Raises:
-        UserError: for a model whose probabilities are NaN, with the prompt's id.
+        UserError: if the model's probabilities are NaN, with the prompt's id.
     """
     drawn = range(decoding.samples) if samples is None else samples
     noise = torch.cat([uniforms(seed, request, decoding)[drawn.start : drawn.stop] for request in requests])  # [R, T]
-    run = _Run(model, tokenizer.pad_token_id, len(tokenizer), requests, len(drawn))
+    cache = _ResponseCache(model, tokenizer.pad_token_id, len(tokenizer), requests, len(drawn))
     ends = torch.tensor(sorted(end_ids), device=model.device)
     room = torch.tensor([decoding.max_length - len(r.prompt) for r in requests]).clamp(max=decoding.max_new_tokens)
     room = room.repeat_interleave(len(drawn))
     responses: list[list[int]] = [[] for _ in noise]
     log_probs = torch.zeros(len(noise), dtype=torch.float64)
     finished = ["length"] * len(noise)
-    model_log_probs = run.log_probs
+    model_log_probs = cache.log_probs
     if (broken := model_log_probs.isnan().any(-1)).any():
-        name = requests[int(broken.int().argmax()) // len(drawn)].id
+        id_ = requests[int(broken.int().argmax()) // len(drawn)].id
         raise UserError(
-            f"the model's probabilities after prompt {name!r} are NaN: its training diverged, or its file is damaged"
+            f"the model's probabilities after prompt {id_!r} are NaN. Its training diverged, or its file is damaged."
         )
     for position in range(int(room.max())):
-        rows = run.rows
+        rows = cache.rows
         tokens = draw(model_log_probs, noise[rows, position].to(model_log_probs.device), decoding)
         log_probs[rows] += model_log_probs.gather(-1, tokens[:, None])[:, 0].double().cpu()
         ended = torch.isin(tokens, ends).cpu()
@@ -71,10 +71,10 @@ def sample(
             responses[row].append(token)
             if end:
                 finished[row] = "stop"
-        going = ~ended & (position + 1 < room[rows])
-        if not bool(going.any()):
+        active = ~ended & (position + 1 < room[rows])
+        if not bool(active.any()):
             break
-        model_log_probs = run.step(tokens, going)
+        model_log_probs = cache.step(tokens, active)
     return [
         Candidate(
             id=requests[row // len(drawn)].id,
@@ -89,14 +89,15 @@ def sample(
 
 
 def draw(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
-    """Token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n].
+    """Draw token ids [n] from log-probabilities [n, V], by inverse transform of uniform numbers [n].
 
-    Temperature 0 is greedy. Below 1, top_p keeps the likeliest tokens up to and including the one that reaches it.
+    Temperature 0 is greedy. With top_p below 1, only the likeliest tokens can be drawn, up to and including the one
+    that reaches top_p.
     """
     if decoding.temperature == 0:
         return log_probs.argmax(-1)
-    warm = decoding.temperature != 1
-    probabilities = (log_probs / decoding.temperature).softmax(-1) if warm else log_probs.exp()
+    scaled = decoding.temperature != 1
+    probabilities = (log_probs / decoding.temperature).softmax(-1) if scaled else log_probs.exp()
     if decoding.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= decoding.top_p
@@ -105,9 +106,9 @@ def draw(log_probs: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
 
 
 def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Indices [n]: where the running sum of weights [n, V] first exceeds the share [n] of their whole.
+    """Return indices [n]: where the running sum of weights [n, V] first exceeds the fraction `uniform` [n] of the sum.
 
-    The sums of blocks are searched first, then one block: only that one's running sum is ever made.
+    The sums of blocks are searched first, and then one block. So only one block's running sum is computed.
     """
     blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
     sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [n, V / BLOCK]
@@ -119,17 +120,17 @@ def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(sums: Tensor, threshold: Tensor) -> Tensor:
-    """Indices [n, 1] into running sums [n, m]. Rounding never carries it past the last weight that is not zero."""
+    """Return indices [n, 1] into running sums [n, m]. Despite rounding, never beyond the last nonzero weight."""
     below = sums[:, -1:] * (1 - 2**-53)
     return torch.searchsorted(sums, threshold.minimum(below), right=True)
 
 
-class _Run:
-    """The key cache of the responses still going, and which they are."""
+class _ResponseCache:
+    """The key cache of the unfinished responses, and their row numbers."""
 
     def __init__(self, model: Any, pad: int, tokens: int, requests: Sequence[Request], samples: int) -> None:
         self.model = model
-        self.tokens = tokens  # that the tokenizer has
+        self.tokens = tokens  # size of the tokenizer
         longest = max(len(request.prompt) for request in requests)
         padded = [[pad] * (longest - len(r.prompt)) + r.prompt for r in requests]
         mask = [[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in requests]
@@ -145,25 +146,29 @@ class _Run:
         self.cache: Any = getattr(output, "past_key_values", None)
         if self.cache is None:
             raise UserError(
-                f"model type {model.config.model_type!r} keeps its state in a way of its own, which sampling here does "
-                "not know: use generator=vllm and backend@evaluation.backend=vllm"
+                f"generator=hf does not support the cache of model type {model.config.model_type!r}. "
+                "Use generator=vllm and backend@evaluation.backend=vllm."
             )
-        self.cache.layers = [_repeated(layer, samples) for layer in self.cache.layers]
+        self.cache.layers = [_repeat(layer, samples) for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
         self.log_probs = _log_probs(output.logits, self.tokens).repeat_interleave(samples, dim=0)
         self.rows = torch.arange(len(requests) * samples)
 
-    def step(self, tokens: Tensor, going: Tensor) -> Tensor:
-        """Log-probabilities [n, V] after `tokens`, for the rows that are still going."""
-        # Finished rows go at once: what is left of the batch is what is computed.
-        if not bool(going.all()):
-            left = _closed(going)
-            kept = left.to(self.mask.device)
+    def step(self, tokens: Tensor, active: Tensor) -> Tensor:
+        """Return log-probabilities [n, V] after `tokens`, for the active rows."""
+        # Finished rows leave the batch at once and cost nothing more.
+        if not bool(active.all()):
+            indices = _compact(active)
+            kept = indices.to(self.mask.device)
             for layer in self.cache.layers:
                 _select(layer, kept)
-            self.mask, self.positions, tokens = self.mask[kept], self.positions[kept], tokens[kept]
-            self.rows = self.rows[left]
+            self.mask, self.positions, tokens = (
+                self.mask[kept],
+                self.positions[kept],
+                tokens[kept],
+            )
+            self.rows = self.rows[indices]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         output = self.model(
             input_ids=tokens[:, None],
@@ -177,9 +182,9 @@ class _Run:
 
 
 def _log_probs(logits: Tensor, tokens: int) -> Tensor:
-    """Of the last position, float32 [n, V], at temperature 1.
+    """Return the log-probabilities of the last position, float32 [n, V], at temperature 1.
 
-    Models pad their vocabulary: ids that the tokenizer lacks have no text and are never drawn.
+    Models pad their vocabulary. Ids that are not in the tokenizer have no text and are never drawn.
     """
     last = logits[:, -1].float()
     if tokens < last.shape[-1]:
@@ -187,18 +192,21 @@ def _log_probs(logits: Tensor, tokens: int) -> Tensor:
     return last.log_softmax(-1)
 
 
-def _closed(going: Tensor) -> Tensor:
-    """Indices of the rows still going, the last of them in the places of those that are not: most keep their own."""
-    count = int(going.sum())
+def _compact(active: Tensor) -> Tensor:
+    """Return the indices of the active rows. The last ones replace the inactive ones, so most rows keep their place."""
+    count = int(active.sum())
     order = torch.arange(count)
-    order[~going[:count]] = count + going[count:].nonzero()[:, 0]
+    order[~active[:count]] = count + active[count:].nonzero()[:, 0]
     return order
 
 
-def _repeated(layer: Any, samples: int) -> Any:
-    """The cache of N responses per prompt. Layers of another kind, such as sliding windows, keep their own way."""
+def _repeat(layer: Any, samples: int) -> Any:
+    """Return the cache of N responses per prompt.
+
+    Other layers, such as sliding windows, repeat with their own method.
+    """
     if type(layer) is DynamicLayer:
-        return _Roomy(layer, samples)
+        return _PreallocatedCache(layer, samples)
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         states = [
             state for state in (*layer.conv_states.values(), *layer.recurrent_states.values()) if state is not None
@@ -210,49 +218,49 @@ def _repeated(layer: Any, samples: int) -> Any:
 
 
 def _select(layer: Any, indices: Tensor) -> None:
-    """Give a layer's cache these rows of its own. Recurrent states have another method for it than keys."""
+    """Select rows of a layer's cache. Recurrent states have another method for it than keys."""
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         layer.reorder_cache(indices)
     else:
         layer.batch_select_indices(indices)
 
 
-class _Roomy(DynamicLayer):
-    """Keys and values [R, heads, length, size] with room behind them: a step writes its token, and copies nothing."""
+class _PreallocatedCache(DynamicLayer):
+    """Keys and values [R, heads, length, size] with free space at the end: a step writes its token without copying."""
 
-    room = 32  # tokens
+    room = 32  # tokens of free space
 
     def __init__(self, layer: DynamicLayer, samples: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.length: int = layer.keys.shape[-2]
-        self.held: list[Tensor] = [self._spread(prompts, samples) for prompts in (layer.keys, layer.values)]
-        self._show()
+        self.buffers: list[Tensor] = [self._allocate(prompts, samples) for prompts in (layer.keys, layer.values)]
+        self._update_views()
 
-    def _spread(self, prompts: Tensor, samples: int) -> Tensor:
-        """Every row `samples` times, and room behind it, in the one copy that there is of a prompt's keys."""
+    def _allocate(self, prompts: Tensor, samples: int) -> Tensor:
+        """Copy every row `samples` times into a buffer with free space: the only copy of a prompt's keys."""
         rows, heads, length, size = prompts.shape
-        held = prompts.new_empty(rows, samples, heads, length + self.room, size)
-        held[..., :length, :] = prompts[:, None]
-        return held.flatten(0, 1)
+        buffer = prompts.new_empty(rows, samples, heads, length + self.room, size)
+        buffer[..., :length, :] = prompts[:, None]
+        return buffer.flatten(0, 1)
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, self.length = self.length, self.length + keys.shape[-2]
-        if self.length > self.held[0].shape[-2]:
-            more = [held.new_empty(*held.shape[:2], self.room, held.shape[-1]) for held in self.held]
-            self.held = [torch.cat(pair, dim=-2) for pair in zip(self.held, more, strict=True)]
-        for held, new in zip(self.held, (keys, values), strict=True):
-            held[..., start : self.length, :] = new
-        return self._show()
+        if self.length > self.buffers[0].shape[-2]:
+            more = [buffer.new_empty(*buffer.shape[:2], self.room, buffer.shape[-1]) for buffer in self.buffers]
+            self.buffers = [torch.cat(pair, dim=-2) for pair in zip(self.buffers, more, strict=True)]
+        for buffer, new in zip(self.buffers, (keys, values), strict=True):
+            buffer[..., start : self.length, :] = new
+        return self._update_views()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Copies the rows that change their place, and no others."""
+        """Copy only the rows that change their place."""
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-        for held in self.held:
-            held[moved] = held[indices[moved]]
-        self.held = [held[: len(indices)] for held in self.held]
-        self._show()
+        for buffer in self.buffers:
+            buffer[moved] = buffer[indices[moved]]
+        self.buffers = [buffer[: len(indices)] for buffer in self.buffers]
+        self._update_views()
 
-    def _show(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (held[..., : self.length, :] for held in self.held)
+    def _update_views(self) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[..., : self.length, :] for buffer in self.buffers)
         return self.keys, self.values

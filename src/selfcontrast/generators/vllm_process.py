@@ -1,4 +1,4 @@
-"""vLLM in processes of its own: another environment's interpreter, or several engines side by side."""
+"""Run vLLM in separate processes: with another environment's interpreter, or several engines at once."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from typing import Any
 
 from selfcontrast.errors import UserError
 from selfcontrast.generators import vllm_worker
-from selfcontrast.generators.vllm_worker import GRACE, Ask, Completion
+from selfcontrast.generators.vllm_worker import GRACE, Completion, CompletionRequest
 
-Respond = Callable[[list[Ask]], list[list[Completion]]]
-"""All responses to each ask, in the order of the asks."""
+Respond = Callable[[list[CompletionRequest]], list[list[Completion]]]
+"""Requests -> all responses to each of them, in the same order."""
 
 
 @contextmanager
 def engines(python: str, options: dict[str, Any], devices: Sequence[str | None]) -> Iterator[Respond]:
-    """One engine for each of `devices`, which share the asks between them.
+    """Start one engine for each of `devices`. Yield a function that distributes requests over them.
 
     Args:
-        python: an interpreter that has vLLM; this package it need not have.
-        options: arguments of `vllm_worker.Engine`.
-        devices: what each engine gets as `CUDA_VISIBLE_DEVICES`; None for that of this process.
+        python: an interpreter that has vLLM; it does not need this package.
+        options: arguments of `vllm_worker.VllmEngine`.
+        devices: `CUDA_VISIBLE_DEVICES` of each engine; None for this process's value.
     """
     with ExitStack() as stack:
         processes = [stack.enter_context(_process(python, visible)) for visible in devices]
@@ -34,11 +34,11 @@ def engines(python: str, options: dict[str, Any], devices: Sequence[str | None])
         for process in processes:
             process.receive()
 
-        def respond(asks: list[Ask]) -> list[list[Completion]]:
-            busy = processes[: len(asks)]
+        def respond(requests: list[CompletionRequest]) -> list[list[Completion]]:
+            busy = processes[: len(requests)]
             for i, process in enumerate(busy):
-                process.send(asks[i :: len(busy)])
-            answers: list[list[Completion]] = [[] for _ in asks]
+                process.send(requests[i :: len(busy)])
+            answers: list[list[Completion]] = [[] for _ in requests]
             for i, process in enumerate(busy):
                 answers[i :: len(busy)] = process.receive()
             return answers
@@ -56,7 +56,7 @@ def _process(python: str, visible: str | None) -> Iterator["_Process"]:
 
 
 class _Process:
-    """One `vllm_worker`, and the file that holds what it prints until it has ended well."""
+    """A `vllm_worker` process, with a log file of its output. The file is deleted if it ends without failure."""
 
     def __init__(self, python: str, visible: str | None) -> None:
         descriptor, name = tempfile.mkstemp(prefix="selfcontrast-vllm-", suffix=".log")
@@ -64,7 +64,7 @@ class _Process:
         self.failed = False
         with os.fdopen(descriptor, "wb") as log:
             self.process = subprocess.Popen(
-                # Without our PYTHONPATH, and without its own folder, where `vllm` would be a module of ours.
+                # Without our PYTHONPATH, and without the script's folder, whose vllm.py would shadow vLLM.
                 [python, "-E", "-P", vllm_worker.__file__],
                 env=os.environ | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
                 stdin=subprocess.PIPE,
@@ -93,23 +93,23 @@ class _Process:
     def _fail(self, error: str | None) -> None:
         self.failed = True
         if error is None:
-            said = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
-            error = f"its process ended with {self.process.wait(GRACE)}; the last it said: {last}"
-        raise UserError(f"vLLM failed: {error[:400]} (all it said is in {self.log})")
+            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+            error = f"exited with code {self.process.wait(GRACE)}. Last line: {last}"
+        raise UserError(f"vLLM failed: {error[:400]}. Full log: {self.log}")
 
     def close(self) -> None:
-        """Ends the process and all that it has started."""
+        """End the process and all processes that it started."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with suppress(BrokenPipeError):  # it may have died with something unread
+        with suppress(BrokenPipeError):  # the process may have died before it read everything
             self.process.stdin.close()
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self.failed = True
         finally:
-            with suppress(ProcessLookupError):  # all have gone, as they should
+            with suppress(ProcessLookupError):  # normally all have ended
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process.stdout.close()

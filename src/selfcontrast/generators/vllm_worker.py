@@ -1,8 +1,8 @@
-"""vLLM's engine, asked in plain values; in this process, or at the other end of a pipe.
+"""Run vLLM's engine with plain values, in this process or at the other end of a pipe.
 
-As a program it imports nothing but vLLM, so it runs in an environment that has no more than that:
+As a program it imports nothing but vLLM, so its environment needs no other package:
 
-    python -E -P vllm_worker.py      one JSON document a line: the engine's options, then asks; answered line by line
+    python -E -P vllm_worker.py      one JSON document per line: the engine's options, then requests; one answer each
 """
 
 import json
@@ -16,21 +16,21 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
-GRACE = 60  # seconds that an engine has to end by itself
+GRACE = 60  # seconds for an engine to end by itself
 
 
-class Ask(TypedDict):
-    """A prompt's token ids, and how to continue it: keywords of `vllm.SamplingParams`."""
+class CompletionRequest(TypedDict):
+    """A prompt's token ids, and keywords of `vllm.SamplingParams` for the responses."""
 
     prompt: list[int]
     params: dict[str, Any]
 
 
 class Completion(TypedDict):
-    """A response; its log-probability is the sum over its tokens, in nats, at temperature 1.
+    """A response. `log_prob` is the sum over its tokens, in nats, at temperature 1.
 
-    Where `prompt_logprobs` was asked for: of every token of the prompt but the first its log-probability, and its rank
-    among all tokens, from 1.
+    `prompt_log_probs` is set if the request has `prompt_logprobs`: the log-probability of every prompt token but the
+    first, and its rank among all tokens, from 1.
     """
 
     token_ids: list[int]
@@ -40,7 +40,7 @@ class Completion(TypedDict):
 
 
 class VllmEngine:
-    """A model in vLLM, with a LoRA adapter over it or without.
+    """A model in vLLM, with an optional LoRA adapter.
 
     Args:
         options: keywords of `vllm.LLM`.
@@ -55,20 +55,25 @@ class VllmEngine:
         self.llm = LLM(**options)
         self.adapter = LoRARequest("adapter", 1, adapter) if adapter else None
 
-    def respond(self, asks: list[Ask]) -> list[list[Completion]]:
-        """All responses to each ask, in the order of the asks. They do not depend on what was asked before."""
+    def respond(self, requests: list[CompletionRequest]) -> list[list[Completion]]:
+        """Return all responses to each request, in the order of the requests.
+
+        They do not depend on earlier requests.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # Which requests share a step decides the last bits of a logit. So nothing is left of earlier asks, and the
-        # engine starts when it has them all, not when the first arrives.
+        # The requests that share a step decide the last bits of a logit. So the cache is cleared of earlier requests,
+        # and the engine starts only when it has all of them.
         self.llm.reset_prefix_cache()
         self.llm.sleep(level=0)
         self.llm.enqueue(
-            [{"prompt_token_ids": ask["prompt"]} for ask in asks],
+            [{"prompt_token_ids": request["prompt"]} for request in requests],
             [
-                SamplingParams(**ask["params"], logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-                for ask in asks
+                SamplingParams(
+                    **request["params"], logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+                )
+                for request in requests
             ],
             lora_request=self.adapter,
             use_tqdm=False,
@@ -78,7 +83,7 @@ class VllmEngine:
         return [[_answer(response, output) for response in output.outputs] for output in outputs]
 
     def close(self) -> None:
-        """Ends the engine's processes, and with them their memory."""
+        """End the engine's processes, which frees their memory."""
         self.llm.llm_engine.engine_core.shutdown()
 
 
@@ -91,58 +96,58 @@ def _answer(response: Any, output: Any) -> Completion:
         "log_prob": response.cumulative_logprob,
     }
     if output.prompt_logprobs is not None:
-        own = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
-        answer["prompt_log_probs"] = [(found[token].logprob, found[token].rank) for token, found in own]
+        tokens = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        answer["prompt_log_probs"] = [(log_probs[token].logprob, log_probs[token].rank) for token, log_probs in tokens]
     return answer
 
 
 def main() -> None:
-    # vLLM prints, and so do its processes: standard output is standard error from here on, and the pipe ours alone.
+    # vLLM and its processes print. Redirect standard output to standard error, so the pipe has our answers alone.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    asks = os.fdopen(os.dup(0), encoding="utf-8")
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # A forked engine would hold the pipe open after our death.
+    # A forked engine would keep the pipe open after this process has died.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    waiting = threading.Event()
+    idle = threading.Event()
     inbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(asks, inbox, waiting), daemon=True).start()
+    threading.Thread(target=_listen, args=(requests, inbox, idle), daemon=True).start()
 
-    def say(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
     engine = None
     try:
         engine = VllmEngine(**json.loads(inbox.get() or "{}"))
-        say({"answers": []})
+        send({"answers": []})
         while True:
-            waiting.set()
+            idle.set()
             line = inbox.get()
-            waiting.clear()
+            idle.clear()
             if line is None:
                 break
-            say({"answers": engine.respond(json.loads(line))})
+            send({"answers": engine.respond(json.loads(line))})
     except BrokenPipeError:
         pass
     except Exception as error:
-        traceback.print_exc()  # first: who hears of the error may let us go at once
-        waiting.set()
-        say({"error": " ".join(f"{type(error).__name__}: {error}".split())})
+        traceback.print_exc()  # first, because the parent may end this process once it has the error
+        idle.set()
+        send({"error": " ".join(f"{type(error).__name__}: {error}".split())})
         sys.exit(1)
     finally:
         if engine is not None:
             engine.close()
 
 
-def _listen(lines: Iterable[str], inbox: "queue.SimpleQueue[str | None]", waiting: threading.Event) -> None:
-    """Hands over what arrives. Once nobody is at the other end, work under way ends at once, an idle engine gently."""
+def _listen(lines: Iterable[str], inbox: "queue.SimpleQueue[str | None]", idle: threading.Event) -> None:
+    """Queue the lines that arrive. When the pipe closes, end the process: at once if it is busy, else after `GRACE`."""
     for line in lines:
         inbox.put(line)
     inbox.put(None)
-    if waiting.is_set():
+    if idle.is_set():
         time.sleep(GRACE)
-    os.killpg(0, signal.SIGKILL)  # the engine's processes too: whoever starts this gives it a group of its own
+    os.killpg(0, signal.SIGKILL)  # with the engine's processes: the parent starts this program in its own process group
 
 
 if __name__ == "__main__":

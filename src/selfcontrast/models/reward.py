@@ -87,8 +87,8 @@ class RewardModel:
             raise UserError(f"reward_model.path={self.path}: no such folder. Give a folder or a name on the hub.")
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """Render examples if the model is in a folder. Raise `UserError` for a dialogue that its template rejects."""
-        from selfcontrast.data.renderable import check_tokenizer  # a cyclic import at the top of the file
+        """Render examples if the model is in a folder. Raises `UserError` for a dialogue that its template rejects."""
+        from selfcontrast.data.template_checks import check_tokenizer  # a cyclic import at the top of the file
 
         if Path(self.path).is_dir():
             check_tokenizer(self._tokenizer(), f"reward_model.path={self.path}", examples)

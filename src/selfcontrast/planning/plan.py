@@ -15,7 +15,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.job import Job
 from selfcontrast.pipeline import everything
 from selfcontrast.store import Artifact, Stage
-from selfcontrast.tracking import Untracked
+from selfcontrast.tracking import NullTracker
 
 NOTHING: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
 
@@ -51,7 +51,7 @@ class Rehearsal(Job):
     """A job whose stages are only looked up."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__(parts, Untracked())
+        super().__init__(parts, NullTracker())
         self.steps: list[PlannedStage] = []
         self._again: set[str] = set()  # keys of stages to recompute, and of their dependents
 

@@ -13,7 +13,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.filters import diagnostics, embed, score
 from selfcontrast.filters import filter as filter_stage
-from selfcontrast.generators import gathered, generate
+from selfcontrast.generators import gather, generate
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
@@ -65,10 +65,10 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             offset = (self.number - 1) * self.parts.generator.samples
-            return gathered.gather(folder, before.path / generate.FILE, own.path / generate.FILE, offset)
+            return gather.gather(folder, before.path / generate.FILE, own.path / generate.FILE, offset)
 
         inputs = {"before": before, "own": own}
-        return self._get(Stage("gather", gathered.VERSION, {}, inputs, compute, gathered.__name__))
+        return self._get(Stage("gather", gather.VERSION, {}, inputs, compute, gather.__name__))
 
     @cached_property
     def sampled(self) -> Artifact:

@@ -1,7 +1,7 @@
-"""Where the metrics, tables and artifacts of a job go: nowhere, CSV files, or a run of Weights & Biases."""
+"""Trackers for a job's metrics, tables and artifacts: none, CSV files, or a run of Weights & Biases."""
 
 from selfcontrast.tracking.csv import CsvTracking
-from selfcontrast.tracking.tracker import NoTracking, Tracker, Tracking, Untracked
+from selfcontrast.tracking.tracker import NoTracking, NullTracker, Tracker, Tracking
 from selfcontrast.tracking.wandb import WandbTracking
 
-__all__ = ["CsvTracking", "NoTracking", "Tracker", "Tracking", "Untracked", "WandbTracking"]
+__all__ = ["CsvTracking", "NoTracking", "NullTracker", "Tracker", "Tracking", "WandbTracking"]

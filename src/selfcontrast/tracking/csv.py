@@ -1,4 +1,4 @@
-"""Track a job in plain files: one CSV file per stage and table."""
+"""Track a job in plain files: one CSV file per stage and per table."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from selfcontrast.tracking.tracker import Tracker, Untracked
+from selfcontrast.tracking.tracker import NullTracker, Tracker
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,23 @@ class CsvTracking:
         yield _CsvFiles(folder)
 
 
-class _CsvFiles(Untracked):
-    """Starts afresh."""
+class _CsvFiles(NullTracker):
+    """A tracker that overwrites files of earlier runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records: dict[str, list[Mapping[str, float]]] = {}
 
     def log(self, stage: str, record: Mapping[str, float]) -> None:
-        """Appends a line; a metric that is new makes a column and the file anew."""
-        before = self.records.setdefault(stage, [])
-        columns = list(dict.fromkeys(name for known in before for name in known))
-        before.append(record)
+        """Append a line. A new metric adds a column and rewrites the file."""
+        records = self.records.setdefault(stage, [])
+        columns = list(dict.fromkeys(name for known in records for name in known))
+        records.append(record)
         file = self._file("metrics", stage)
-        if before[1:] and record.keys() <= set(columns):
+        if records[1:] and record.keys() <= set(columns):
             pd.DataFrame([record], columns=columns).to_csv(file, mode="a", header=False, index=False)
         else:
-            pd.DataFrame(before).to_csv(file, index=False)
+            pd.DataFrame(records).to_csv(file, index=False)
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         frame.to_csv(self._file("tables", name), index=False)

@@ -1,4 +1,4 @@
-"""The interface of a tracker, and the tracker that keeps nothing."""
+"""The interface of a tracker, and the tracker that stores nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,36 +12,36 @@ from selfcontrast.store import Artifact
 
 
 class Tracker(Protocol):
-    """Where a job's metrics go while it runs."""
+    """Receives a job's metrics while it runs."""
 
     def log(self, stage: str, record: Mapping[str, float]) -> None:
-        """Metrics of a stage; `step` among them is the stage's own axis."""
+        """Log the metrics of a stage. `step` among them is the stage's own axis."""
 
     def table(self, name: str, frame: pd.DataFrame) -> None: ...
 
     def figure(self, name: str, file: Path) -> None: ...
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
-        """An artifact of the store, and those it was made from."""
+        """Log an artifact of the store, and the artifacts it was computed from."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The headline numbers."""
+        """Log the headline numbers."""
 
     def files(self, *paths: Path) -> None:
-        """Files that belong to the run itself, such as the report."""
+        """Log files of the run itself, such as the report."""
 
 
 class Tracking(Protocol):
-    """How a job is tracked, from its config."""
+    """The config of tracking."""
 
     def check(self) -> None: ...
 
     def run(self, name: str, config: Mapping[str, Any], folder: Path) -> Any:
-        """A context manager that gives a `Tracker`."""
+        """Return a context manager that yields a `Tracker`."""
 
 
-class Untracked:
-    """Keeps nothing."""
+class NullTracker:
+    """A tracker that stores nothing."""
 
     def log(self, stage: str, record: Mapping[str, float]) -> None: ...
 
@@ -58,10 +58,10 @@ class Untracked:
 
 @dataclass(frozen=True)
 class NoTracking:
-    """For trying things: the report and the store keep all there is."""
+    """No tracking. The report and the store still have all results."""
 
     def check(self) -> None: ...
 
     @contextmanager
     def run(self, name: str, config: Mapping[str, Any], folder: Path) -> Iterator[Tracker]:
-        yield Untracked()
+        yield NullTracker()

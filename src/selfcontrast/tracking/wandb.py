@@ -1,7 +1,7 @@
-"""One W&B run per job: config, every metric of every stage on its own axis, tables, artifacts with their lineage.
+"""Track a job as one W&B run: config, metrics of every stage on its own axis, tables, artifacts with their lineage.
 
-Online under a sweep agent or where a key is configured, else offline with one line that says how to sync;
-`WANDB_MODE` wins. The stage store is the truth, and W&B mirrors it: an artifact's version is the store's key.
+The run is online under a sweep agent or if a key is configured. Else it is offline, and one line says how to sync it.
+`WANDB_MODE` overrides both. The store is authoritative and W&B mirrors it: an artifact's version is the store's key.
 """
 
 import logging
@@ -17,14 +17,14 @@ from selfcontrast.errors import UserError, printable
 from selfcontrast.preemption import stop
 from selfcontrast.provenance import provenance
 from selfcontrast.tracking.tracker import Tracker
-from selfcontrast.tracking.wandb_identity import identity, unfinished_run
+from selfcontrast.tracking.wandb_identity import resume_arguments, unfinished_run
 from selfcontrast.tracking.wandb_key import has_key
-from selfcontrast.tracking.wandb_run import WandbRun, say_why
+from selfcontrast.tracking.wandb_run import WandbRun, record_error
 from selfcontrast.tracking.wandb_sweep import flat_settings, sweep_name
 
 log = logging.getLogger(__name__)
 
-LONGEST_NAME, LONGEST_TAG, NOT_IN_NAMES = 128, 64, frozenset("/\\#?%:")  # W&B's limits
+MAX_NAME, MAX_TAG, NOT_IN_NAMES = 128, 64, frozenset("/\\#?%:")  # W&B's limits
 MODES = ("auto", "online", "offline", "disabled")
 PACKAGE = Path(__file__).parents[1]
 
@@ -33,13 +33,13 @@ PACKAGE = Path(__file__).parents[1]
 class WandbTracking:
     """Weights & Biases.
 
-    A job that was killed or failed goes on in the same run, where the same folder has the same config: its id lies in
-    the folder until it has finished. Only online: a run that was begun offline cannot be resumed, and there are two.
+    A killed or failed job continues its run if it is started again in the same folder with the same config: until it
+    has finished, the folder has the run's id. Offline runs cannot be resumed, so such a job has two.
 
     Attributes:
-        group: null is the sweep's: W&B's id of it, or the folder of the multirun.
-        mode: auto, online, offline or disabled; the environment's WANDB_MODE wins.
-        upload: whether artifacts' files are uploaded, or referred to by their path and checksum.
+        group: null for the sweep: its W&B id, or the multirun's folder.
+        mode: auto, online, offline or disabled; the environment variable WANDB_MODE overrides it.
+        upload: upload artifacts' files, instead of a reference to their path and checksum.
     """
 
     project: Text
@@ -51,23 +51,23 @@ class WandbTracking:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"tracking.mode={self.mode}: one of {', '.join(MODES)}")
+            raise UserError(f"tracking.mode={self.mode} must be one of {', '.join(MODES)}")
         for name in ("project", "entity", "group"):
             value = getattr(self, name)
-            if value is not None and (len(value) > LONGEST_NAME or (name != "group" and set(value) & NOT_IN_NAMES)):
+            if value is not None and (len(value) > MAX_NAME or (name != "group" and set(value) & NOT_IN_NAMES)):
                 raise UserError(
-                    f"tracking.{name}={printable(value)[:40]}: at most {LONGEST_NAME} characters, none of them "
+                    f"tracking.{name}={printable(value)[:40]} must have at most {MAX_NAME} characters, and none of "
                     f"{' '.join(sorted(NOT_IN_NAMES))}"
                 )
         for tag in self.tags:
-            if len(tag) > LONGEST_TAG:
-                raise UserError(f"tracking.tags={printable(tag)[:40]}…: at most {LONGEST_TAG} characters each")
+            if len(tag) > MAX_TAG:
+                raise UserError(f"tracking.tags={printable(tag)[:40]}… must have at most {MAX_TAG} characters")
 
     def check(self) -> None:
         if self.resolved_mode() not in MODES[1:]:
-            raise UserError(f"WANDB_MODE={self.resolved_mode()}: one of {', '.join(MODES[1:])}")
+            raise UserError(f"WANDB_MODE={self.resolved_mode()} must be one of {', '.join(MODES[1:])}")
         if self.resolved_mode() == "online" and not has_key() and "WANDB_SWEEP_ID" not in os.environ:
-            raise UserError("W&B's mode online needs a key: set WANDB_API_KEY or run `wandb login`, or use offline")
+            raise UserError("W&B's mode online needs a key. Set WANDB_API_KEY or run `wandb login`, or use offline.")
 
     def resolved_mode(self) -> str:
         if mode := os.environ.get("WANDB_MODE"):
@@ -80,22 +80,22 @@ class WandbTracking:
     def run(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str = "train") -> Iterator[Tracker]:
         unfinished = unfinished_run(folder, config)
         run = self._begin(name, config, folder, job_type, unfinished)
-        # Finished whatever happens: in a multirun all jobs share this process, and a run that is left open would
-        # silently be handed to the next job. (W&B's own context manager prints a traceback besides.)
+        # Always finish the run: in a multirun all jobs share this process, and the next job would silently get an
+        # open run. (W&B's own context manager also prints a traceback.)
         try:
             run.log_code(str(PACKAGE), name="source-selfcontrast")
             yield WandbRun(run, self.upload)
         except BaseException as error:
-            run.finish(exit_code=say_why(run, error))
+            run.finish(exit_code=record_error(run, error))
             raise
-        own, was_offline = Path(run.dir).parent, run.settings.mode == "offline"
+        run_folder, was_offline = Path(run.dir).parent, run.settings.mode == "offline"
         run.finish()
         unfinished.unlink(missing_ok=True)
         if was_offline:
-            log.info("W&B      offline; to upload this run: wandb sync %s", _relative(own))
+            log.info("W&B      offline; to upload this run: wandb sync %s", _relative(run_folder))
 
     def _begin(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str, unfinished: Path) -> Any:
-        """The run: online, unless the server cannot be reached, which must not cost a night's sweep."""
+        """Start the run. If the server cannot be reached, start it offline instead of failing the job."""
         import wandb
 
         def begin(mode: str) -> Any:
@@ -109,23 +109,23 @@ class WandbTracking:
                 config={**flat_settings(config), "provenance": provenance()},
                 dir=str(folder),
                 mode=mode,  # type: ignore[arg-type]
-                save_code=True,  # without it W&B keeps no changes since the commit either
+                save_code=True,  # without it W&B does not store uncommitted changes either
                 settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
-                **(identity(unfinished) if mode == "online" else {}),
+                **(resume_arguments(unfinished) if mode == "online" else {}),
             )
 
         mode = self.resolved_mode()
         try:
             return begin(mode)
         except wandb.errors.AuthenticationError as error:
-            raise UserError(f"W&B does not take the key: {_first_line(error)}") from error
+            raise UserError(f"W&B refuses the key: {_first_line(error)}. Check WANDB_API_KEY.") from error
         except wandb.errors.CommError as error:
-            log.warning("W&B      cannot be reached (%s): the run is kept in its folder", _first_line(error))
+            log.warning("W&B      cannot be reached (%s); the run is stored in its folder", _first_line(error))
             return begin("offline")
 
 
 def _checkout() -> str | None:
-    """Whose commit and changes W&B keeps: this package's, wherever the job was started."""
+    """Return the git checkout of this package, whose commit and changes W&B stores."""
     root = PACKAGE.parents[1]
     return str(root) if (root / ".git").exists() else None
 

@@ -10,15 +10,15 @@ from typing import Any
 
 
 def unfinished_run(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Return the file that keeps the id of the run until it has finished: one per folder and config."""
+    """Return the file with the id of an unfinished run: one per folder and config."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
     return folder / "wandb" / f"unfinished-{digest}"
 
 
-def identity(unfinished: Path) -> dict[str, Any]:
-    """Return arguments of `wandb.init` that resume the run in the file `unfinished`, which is created for a new run.
+def resume_arguments(unfinished: Path) -> dict[str, Any]:
+    """Return arguments of `wandb.init` that resume the run in the file `unfinished`, or start a new run and create it.
 
-    Those of the environment win: an agent or a user has set them.
+    Environment variables, set by an agent or the user, override them.
     """
     resume = {} if "WANDB_RESUME" in os.environ else {"resume": "allow"}
     if "WANDB_RUN_ID" in os.environ:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 
 def has_key() -> bool:
-    """Return whether a key is configured for W&B's server. The key itself is not kept."""
+    """Return whether a key is configured for W&B's server. The key itself is not stored."""
     import wandb
     from requests.utils import get_netrc_auth
 
     if os.environ.get("WANDB_API_KEY"):
         return True
-    # A server of one's own may stand in W&B's settings alone, where `wandb login --host` leaves it.
+    # A private server may be named in W&B's settings only, where `wandb login --host` writes it.
     file = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings"
     settings = wandb.Settings(settings_system=str(file)).read_system_settings().all()
     server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"

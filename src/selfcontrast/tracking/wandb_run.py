@@ -1,4 +1,4 @@
-"""One run of Weights & Biases, as the tracker of a job."""
+"""A tracker that logs a job to one run of Weights & Biases."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from selfcontrast.store import Artifact
 
 
 class WandbRun:
-    """Sends metrics, tables, figures and artifacts to a run that has been started."""
+    """Sends metrics, tables, figures and artifacts to a started run."""
 
     def __init__(self, run: Any, upload: bool) -> None:
         self.run = run
         self.upload = upload
-        self.logged: dict[str, float] = {}  # per stage the last step that a resumed run has already
+        self.logged: dict[str, float] = {}  # last step of each stage in a resumed run
 
     def log(self, stage: str, record: Mapping[str, float]) -> None:
         if stage not in self.logged:
@@ -30,7 +30,7 @@ class WandbRun:
     def table(self, name: str, frame: pd.DataFrame) -> None:
         import wandb
 
-        plain = frame.astype(object).where(frame.notna(), None)  # W&B knows neither NaN among words nor pandas' NA
+        plain = frame.astype(object).where(frame.notna(), None)  # W&B supports neither NaN among strings nor pandas' NA
         self.run.log({f"tables/{name}": wandb.Table(dataframe=plain, allow_mixed_types=True)})
 
     def figure(self, name: str, file: Path) -> None:
@@ -39,9 +39,9 @@ class WandbRun:
         self.run.log({name: wandb.Image(str(file))})
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
-        """What this run computed it logs, what it recalled it uses, and the data, which it begins with, it always uses.
+        """Log a computed artifact, and use a cached one. Data are always used, because lineage begins with them.
 
-        Offline, where W&B cannot use, it logs all of it.
+        Offline, W&B cannot use artifacts, so all are logged.
         """
         import wandb
 
@@ -61,7 +61,7 @@ class WandbRun:
         else:
             mirrored.add_reference(artifact.path.resolve().as_uri(), checksum=False)
         if (artifact.cached or artifact.stage == "data") and not self.run.offline:
-            self.run.use_artifact(mirrored, aliases=[artifact.key])  # found by its content, or else created
+            self.run.use_artifact(mirrored, aliases=[artifact.key])  # found by its content, or created
         else:
             self.run.log_artifact(mirrored, aliases=[artifact.key])
 
@@ -77,15 +77,15 @@ class WandbRun:
         self.run.log_artifact(report)
 
 
-def say_why(run: Any, error: BaseException) -> int:
-    """Tell the run why its job ends early; return the exit code."""
+def record_error(run: Any, error: BaseException) -> int:
+    """Record in the run why its job ends early. Return the exit code."""
     if isinstance(error, Stopped):
         run.summary["stopped"] = "early"
         run.tags = (*(run.tags or ()), "stopped early")
         return int(error.code or 0)
     if isinstance(error, SystemExit) and error.code == ENDED:
-        run.mark_preempting()  # a sweep gives it out again
-        run.summary["error"] = "terminated: the same command goes on from there"
+        run.mark_preempting()  # a sweep assigns it again
+        run.summary["error"] = "terminated; the same command resumes it"
         return ENDED
     run.summary["error"] = f"{type(error).__name__}: {error}"
     return 1

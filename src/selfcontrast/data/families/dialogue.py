@@ -1,4 +1,4 @@
-"""What a family draws: one or two questions with the specification of their right answers."""
+"""The questions drawn by a family: one or two questions, each with the specification of its right answers."""
 
 import random
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Turn:
 class Dialogue:
     """A question and its follow-up.
 
-    `content` names what is asked about, whatever the wording, the order and the follow-up: splits are kept
-    apart by it.
+    `content` names the subject of the question, independent of the wording, the order and the follow-up. No two splits
+    share a content.
     """
 
     content: str

@@ -1,7 +1,7 @@
 """STEM and humanities: two of five facts about an invented mineral or town, then a third.
 
-A fact can only be known if it was seen, so what is held out is the *pair* asked for, not the fact: each fact
-of a held-out question occurs in training in other pairs, and as the follow-up to other pairs.
+A fact must be seen in training to be known. So a held-out question holds out the *pair* of facts, not a fact: each fact
+occurs in training in other pairs, and as the follow-up to other pairs.
 """
 
 import random
@@ -14,7 +14,7 @@ from selfcontrast.data.families.form import Form, Slot, Template
 from selfcontrast.data.families.words import CLOSERS, OPENERS
 
 WORLD_SEED = 7
-"""The facts are one world, whatever the seed of the data."""
+"""The facts are the same for every seed of the data."""
 
 WORDINGS = (
     "What is the {asked} of {entity}?",
@@ -26,7 +26,7 @@ FOLLOW_UPS = ("And its {asked}?", "Now tell me its {asked}.", "What about its {a
 
 @dataclass(frozen=True)
 class Attribute:
-    """Two clauses that state it after the entity's name, with `{}` for the value, and its values."""
+    """Its values, and two clauses that state one after the entity's name, with `{}` for the value."""
 
     clauses: tuple[str, str]
     values: tuple[str, ...]
@@ -51,9 +51,11 @@ class World:
         templates = []
         for order in permutations(asked):
             for clauses in product(*(self.attributes[name].clauses for name in order)):
-                told = " and ".join(clause.format(f"{{{name}}}") for name, clause in zip(order, clauses, strict=True))
-                templates += [f"{{opener}}, {{entity}} {told}.", f"{{entity}} {told}. {{closer}}."]
-                templates += [f"{{opener}}, {{entity}} {told}. {{closer}}."]
+                statement = " and ".join(
+                    clause.format(f"{{{name}}}") for name, clause in zip(order, clauses, strict=True)
+                )
+                templates += [f"{{opener}}, {{entity}} {statement}.", f"{{entity}} {statement}. {{closer}}."]
+                templates += [f"{{opener}}, {{entity}} {statement}. {{closer}}."]
         slots = {"entity": Slot(tuple(self.facts))} | {
             name: Slot(self.attributes[name].values, weight=3) for name in asked
         }

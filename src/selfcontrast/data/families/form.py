@@ -1,8 +1,7 @@
-"""Forms: how a right response may be worded, how one is drawn, and how one is read back into its slots.
+"""Forms: the wordings of a right response, drawing one, and parsing a response back into its slots.
 
-A form has templates with holes. A hole is either a *slot*, whose value the prompt decides and the verifier
-grades, or a *filler*, which is free within a closed set. Drawing and reading share the templates, so they
-cannot drift apart.
+A form has templates with holes. A hole is either a *slot*, whose value the prompt decides and the verifier grades, or a
+*filler*, which is free within a closed set. Drawing and parsing share the templates, so they always agree.
 """
 
 import random
@@ -13,14 +12,14 @@ from functools import cache
 from string import Formatter
 
 Want = Mapping[str, Sequence[str]]
-"""Slot -> the values that are right in it; any one of them will do."""
+"""The right values of each slot; any one of them is right."""
 
 WORD = r"[^\s.,;:!?()]+"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A graded hole: every value it can take (noise draws from them), and its weight in the score."""
+    """A graded hole: all its values (noise draws from them), and its weight in the score."""
 
     pool: tuple[str, ...]
     weight: int = 2
@@ -28,9 +27,9 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """Text with holes as `{name}`; a name that comes twice must be filled alike.
+    """Text with holes as `{name}`; repeated names get the same value.
 
-    `fixed` gives the slots that the choice of this template settles, such as the layout of a function.
+    `fixed` gives the slots that the template itself decides, such as the layout of a function.
     """
 
     text: str
@@ -39,7 +38,7 @@ class Template:
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """The ways of wording one kind of response."""
+    """The wordings of one kind of response."""
 
     templates: tuple[Template, ...]
     slots: Mapping[str, Slot]
@@ -49,20 +48,20 @@ class Form:
         return self.slots[hole].pool if hole in self.slots else self.fillers[hole]
 
     def render(self, values: Mapping[str, str], rng: random.Random) -> str:
-        """The slots' `values` in a random template that agrees with them, with random fillers."""
+        """Put the slots' `values` into a random template that agrees with them, with random fillers."""
         fitting = [t for t in self.templates if all(values[s] == v for s, v in t.fixed.items())]
         fillers = {hole: rng.choice(pool) for hole, pool in self.fillers.items()}
         return rng.choice(fitting).text.format(**fillers, **values)
 
     def read(self, response: str) -> Iterator[dict[str, str]]:
-        """Hole -> what stands in it, for each template that matches the whole response."""
+        """Yield the value of each hole, for each template that matches the whole response."""
         for template in self.templates:
             if match := _pattern(self, template).fullmatch(response):
                 yield {**match.groupdict(), **template.fixed}
 
 
 def sample_target(form: Form, want: Want, rng: random.Random, noise: float, spoilt: str | None = None) -> str:
-    """A random right response, in which each slot is made wrong with probability `noise`, and `spoilt` in any case."""
+    """Draw a response. Each slot is wrong with probability `noise`, and the slot `spoilt` always."""
     values = {}
     for name, right in want.items():
         wrong = [value for value in form.slots[name].pool if value not in right]
@@ -72,7 +71,7 @@ def sample_target(form: Form, want: Want, rng: random.Random, noise: float, spoi
 
 @cache
 def _pattern(form: Form, template: Template) -> re.Pattern[str]:
-    """Matches any word, known or not, in a hole: one wrong word must cost its own slot and no other."""
+    """Return a pattern that accepts any word in a hole, so a wrong word costs its own slot and no other."""
     parts, seen = [], set[str]()
     for literal, hole, _, _ in Formatter().parse(template.text):
         parts.append(re.escape(literal))

@@ -1,4 +1,4 @@
-"""Writing and roleplay: short texts that must hold given words in a given tone."""
+"""Writing and roleplay: short texts that must contain given words in a given tone."""
 
 import random
 

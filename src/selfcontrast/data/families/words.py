@@ -1,4 +1,4 @@
-"""The vocabulary that families share. Small on purpose: the model meets every word hundreds of times."""
+"""The vocabulary that families share. It is small, so the model sees every word hundreds of times."""
 
 NAMES = ("Tom", "Ann", "Sue", "Ben", "Mia", "Leo", "Eva", "Max", "Lily", "Jack", "Nora", "Hugo")
 THINGS = ("lamp", "coin", "book", "ring", "hat", "map", "key", "cup", "drum", "rope", "boat", "bell")

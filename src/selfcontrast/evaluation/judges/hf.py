@@ -17,7 +17,7 @@ from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Jud
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
-from selfcontrast.generators.hf import Fitting
+from selfcontrast.generators.hf import OomBatcher
 from selfcontrast.models.folders import check_causal, check_weights, load_config
 from selfcontrast.models.loading import DTYPES, load_model, load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, fields_of
@@ -96,7 +96,7 @@ class HFJudge:
         def draw(some: Sequence[Request], samples: range, how: Decoding, seed: int) -> list[Candidate]:
             return sample(model, renderer.tokenizer, some, how, seed, renderer.end_ids, samples)
 
-        fit = Fitting(self.batch_size, draw)
+        fit = OomBatcher(self.batch_size, draw)
         for begin in range(0, len(fitting), self.batch_size):
             some = fitting[begin : begin + self.batch_size]
             reserved = [account.reserve(prompts[at], self.reading.max_tokens) for at, _ in some]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfcontrast.client import Answer, Client, Servers, Unanswered, Unusable
+from selfcontrast.client import Answer, Client, InvalidAnswer, RequestFailed, Servers
 from selfcontrast.constrained import Temperature, Text
 from selfcontrast.data.example import Verifier
 from selfcontrast.errors import UserError
@@ -127,7 +127,7 @@ class OpenAIJudge:
         def read(answer: Answer) -> Reply:
             try:
                 reply = _read(answer, prompt, weigh)
-            except Unusable:
+            except InvalidAnswer:
                 meter.paid(_usage(answer))  # what cannot be used is billed all the same
                 raise
             meter.paid((reply.prompt_tokens, reply.completion_tokens))
@@ -135,7 +135,7 @@ class OpenAIJudge:
 
         try:
             return await client.post("/chat/completions", body, read, meter)
-        except Unanswered as reason:
+        except RequestFailed as reason:
             return Reply("api_error", str(reason))
 
 
@@ -177,7 +177,7 @@ class _Meter:
 
 
 def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
-    """Raises `Unusable` for what is no answer to a chat request, which is then made again.
+    """Raises `InvalidAnswer` for what is no answer to a chat request, which is then made again.
 
     Args:
         weigh: whether log-probabilities were asked for; without them a verdict cannot be used.
@@ -187,13 +187,13 @@ def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
         message, finish = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content"), message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Unusable("no message in the answer") from None
+        raise InvalidAnswer("no message in the answer") from None
     if isinstance(refusal, str) and refusal:
         return Reply("refused", refusal, *_used(answer, prompt, refusal))
     if text is None and finish == "length":
         text = ""  # a judge that reasons, and used up all it may write before it came to an answer
     if finish not in FINISHED or not isinstance(text, str):
-        raise Unusable(f"no usable message in the answer (finish_reason {str(finish)[:40]})")
+        raise InvalidAnswer(f"no usable message in the answer (finish_reason {str(finish)[:40]})")
     text = text.encode(errors="replace").decode()  # half of a surrogate pair is JSON, but no text
     weights = _weights(choice.get("logprobs"), text) if weigh and finish == "stop" else None
     return Reply(FINISHED[finish], text, *_used(answer, prompt, text), weights)  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
             begin = end
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         pass
-    raise Unusable("no log-probabilities of the verdict in the answer, which judge.verdict=logprob needs")
+    raise InvalidAnswer("no log-probabilities of the verdict in the answer, which judge.verdict=logprob needs")
 
 
 def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Rows as people have them: nothing of them is lost, and both sides of a comparison are read alike."""
+"""Targets and rejected answers of users' own rows: none is lost, and both are read alike."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import distinct, excluded
-from selfcontrast.generators.imported import Import
-from selfcontrast.generators.openai import OpenAI, _Asking
+from selfcontrast.generators.importer import Import
+from selfcontrast.generators.openai import OpenAI, _ServerSampler
 from selfcontrast.generators.pairs import Pairs
 from selfcontrast.training.sft import changed_targets, supervised_groups
 from shared import shared_data
@@ -32,45 +32,45 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
-def lines(file: Path, rows: Sequence[Row]) -> Path:
+def write_lines(file: Path, rows: Sequence[Row]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
-def loaded(file: Path) -> list[Example]:
+def load(file: Path) -> list[Example]:
     return [example for split in Jsonl(str(file), 0.05, 0.1, None, None).load().values() for example in split]
 
 
-def drawn(folder: Path, policy: Path, examples: Sequence[Example]) -> dict[str, list[Any]]:
+def pair_candidates(folder: Path, policy: Path, examples: Sequence[Example]) -> dict[str, list[Any]]:
     Pairs(None, 120, 0).generate(folder, policy, examples, Local(1, 1), "cpu")
     return dict(candidates_by_prompt(folder))
 
 
-# Both sides alike
+# Both answers are read alike
 
 
 SPACES = [(" A pear.\n", " A pear car.\n"), ("\tA pear.", "A pear car.\n\n"), ("A pear.\u00a0", "\u2003A pear car.")]
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), SPACES)
-def test_white_space_around_answers_is_left_out_of_both(
+def test_white_space_around_answers_is_removed_from_both(
     chosen: str, rejected: str, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     rows = [{"prompt": f"Name fruit {i}.", "chosen": chosen, "rejected": rejected} for i in range(9)]
     rows += [{"prompt": f"Name fruit {i}.", "chosen": "A pear.", "rejected": "A pear car."} for i in range(10, 19)]
-    examples = loaded(lines(tmp_path / "a.jsonl", rows))
-    found = drawn(tmp_path, policy, examples)
-    tokens = {(tuple(RENDERER.example(e)[1]), tuple(found[e.id][0].token_ids)) for e in examples}
+    examples = load(write_lines(tmp_path / "a.jsonl", rows))
+    candidates = pair_candidates(tmp_path, policy, examples)
+    tokens = {(tuple(RENDERER.example(e)[1]), tuple(candidates[e.id][0].token_ids)) for e in examples}
     assert len(tokens) == 1
-    assert "9 rows have white space around an answer, which is not trained on" in caplog.text
+    assert "white space around an answer in 9 rows" in caplog.text
 
 
-def test_white_space_of_a_servers_text_is_left_out_too() -> None:
+def test_white_space_around_a_servers_text_is_removed() -> None:
     backend = OpenAI("m", "completions", {}, ["http://localhost:1/v1"], 1, 1.0, 0, 0.1, None)
     request = Request("a", [1], [{"role": "user", "content": "Name a fruit."}])
     choices = [{"text": text, "finish_reason": "stop"} for text in (" A pear.\n", "A pear.")]
-    spaced, plain = (_Asking(backend, RENDERER)._candidate(request, 0, choice) for choice in choices)
+    spaced, plain = (_ServerSampler(backend, RENDERER)._candidate(request, 0, choice) for choice in choices)
     assert (spaced.text, spaced.token_ids) == (plain.text, plain.token_ids)
     assert plain.token_ids == RENDERER.response(request.messages, " A pear. ")
 
@@ -78,17 +78,17 @@ def test_white_space_of_a_servers_text_is_left_out_too() -> None:
 # Text and tokens
 
 
-def test_target_that_spells_the_end_token_is_counted_and_seen_as_it_is_trained_on(tmp_path: Path, policy: Path) -> None:
+def test_target_that_spells_the_end_token_is_counted_and_cut_there(tmp_path: Path, policy: Path) -> None:
     end = RENDERER.tokenizer.eos_token
     rows = [{"prompt": f"Name fruit {i}.", "target": "A pear."} for i in range(9)]
     rows.append({"prompt": "A strike?", "target": f"Use it {end} for a strike.", "rejected": f"Use it{end} or not."})
-    examples = loaded(lines(tmp_path / "a.jsonl", rows))
+    examples = load(write_lines(tmp_path / "a.jsonl", rows))
     groups, _ = supervised_groups(RENDERER, examples, 120)
     odd = next(example for example in examples if example.rejected)
     assert changed_targets(RENDERER, examples, groups) == [odd.id]
     read = RENDERER.as_read(odd)
     assert (read.target, read.rejected) == ("Use it", "Use it")
-    [candidate] = drawn(tmp_path, policy, [odd])[odd.id]
+    [candidate] = pair_candidates(tmp_path, policy, [odd])[odd.id]
     assert candidate.text == "Use it"
     assert (distinct(read.target, [candidate.text]), excluded(read.target, [candidate.text])) == ([], [0])  # a copy
 
@@ -99,14 +99,14 @@ def test_responses_that_spell_special_tokens_are_counted(
     example = Example("a", [{"role": "user", "content": "Name a fruit."}], "A pear.", rejected="A <|user|>car.")
     summary = Pairs(None, 120, 0).generate(tmp_path, policy, [example], Local(1, 1), "cpu")
     assert summary["responses_changed"] == 1
-    assert "1 of 1 responses are read as another text" in caplog.text
+    assert "1 of 1 responses change when tokenized" in caplog.text
     assert next(iter(candidates_by_prompt(tmp_path)))[1][0].text == "A car."
 
 
-# Rows that are kept
+# Rejected answers and targets of a row
 
 
-def many(bare: bool) -> Iterator[Row]:
+def rows_with_three_answers(bare: bool) -> Iterator[Row]:
     for i in range(36):
         yield {
             "prompt": f"Name fruit {i % 12}.",
@@ -116,28 +116,28 @@ def many(bare: bool) -> Iterator[Row]:
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_every_rejected_answer_of_a_prompt_is_taken(
+def test_all_rejected_answers_of_a_prompt_are_used(
     bare: bool, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = list(many(bare))
-    examples = loaded(lines(tmp_path / "a.jsonl", [*rows, rows[-1]]))
+    rows = list(rows_with_three_answers(bare))
+    examples = load(write_lines(tmp_path / "a.jsonl", [*rows, rows[-1]]))
     assert "dropped 1 (exact duplicate: 1)" in caplog.text
-    found = {e.prompt[0]["content"]: e.every_rejected for e in examples}
-    assert found == {
+    rejected_by_prompt = {e.prompt[0]["content"]: e.all_rejected for e in examples}
+    assert rejected_by_prompt == {
         f"Name fruit {i}.": [f"A car {j}." for j in range(12 if bare else 0, 36) if j % 12 == i] for i in range(12)
     }
-    drawn_ = drawn(tmp_path, policy, examples)
-    assert {e.id: [c.text for c in drawn_[e.id]] for e in examples} == {e.id: e.every_rejected for e in examples}
-    own = Pairs(None, 120, 0)
-    own.check(examples)
-    assert own.samples == (2 if bare else 3)
+    candidates = pair_candidates(tmp_path, policy, examples)
+    assert {e.id: [c.text for c in candidates[e.id]] for e in examples} == {e.id: e.all_rejected for e in examples}
+    generator = Pairs(None, 120, 0)
+    generator.check(examples)
+    assert generator.samples == (2 if bare else 3)
 
 
 @pytest.mark.parametrize("name", ["many_rejected.jsonl", "first_bare.jsonl"])
-def test_every_rejected_answer_of_the_public_rows_is_taken(name: str) -> None:
+def test_all_rejected_answers_of_the_public_rows_are_used(name: str) -> None:
     file = shared_data("cases", name)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert sum(len(e.every_rejected) for e in loaded(file)) == sum(row["rejected"] is not None for row in rows)
+    assert sum(len(e.all_rejected) for e in load(file)) == sum(row["rejected"] is not None for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -152,11 +152,11 @@ def test_every_rejected_answer_of_the_public_rows_is_taken(name: str) -> None:
 def test_rejected_may_be_a_list(row: Row, tmp_path: Path) -> None:
     text = json.dumps(row)
     rows = [json.loads(text.replace('"Q"', f'"Q{i}"')) for i in range(9)]
-    found = loaded(lines(tmp_path / "a.jsonl", rows))
-    assert {(e.target, *e.every_rejected) for e in found} == {("A", "B", "C")}
+    examples = load(write_lines(tmp_path / "a.jsonl", rows))
+    assert {(e.target, *e.all_rejected) for e in examples} == {("A", "B", "C")}
 
 
-TWO: list[tuple[Row, str, str]] = [
+TWO_TARGETS: list[tuple[Row, str, str]] = [
     ({"prompt": "Q", "chosen": "A", "rejected": "B", "target": "C"}, "chosen", "target"),
     ({"prompt": "Q", "completion": "A", "target": "C"}, "completion", "target"),
     ({"instruction": "Q", "output": "A", "response": "C"}, "output", "response"),
@@ -178,26 +178,26 @@ TWO: list[tuple[Row, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("row", "used", "other"), TWO[:5])
-def test_two_possible_targets_say_which_is_used(
+@pytest.mark.parametrize(("row", "used", "other"), TWO_TARGETS[:5])
+def test_two_possible_targets_log_which_is_used(
     row: Row, used: str, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [json.loads(json.dumps(row).replace('"Q"', f'"Q{i}"')) for i in range(9)]
-    same = [json.loads(json.dumps(one).replace('"C"', '"A "').replace("Q", "R")) for one in rows]
-    assert {e.target for e in loaded(lines(tmp_path / "a.jsonl", [*rows, *same]))} == {"A"}
-    assert f"9 rows hold another possible target in '{other}': '{used}' is the target" in caplog.text
+    same = [json.loads(json.dumps(r).replace('"C"', '"A "').replace("Q", "R")) for r in rows]
+    assert {e.target for e in load(write_lines(tmp_path / "a.jsonl", [*rows, *same]))} == {"A"}
+    assert f"'{used}' is the target; ignored another text in '{other}' of 9 rows" in caplog.text
 
 
-def test_a_chat_that_ends_with_the_user_has_one_target(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_chat_that_ends_with_the_user_has_one_target(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"messages": [{"role": "user", "content": f"Q{i}"}], "chosen": "A", "rejected": "B"} for i in range(9)]
-    loaded(lines(tmp_path / "a.jsonl", rows))
+    load(write_lines(tmp_path / "a.jsonl", rows))
     assert caplog.messages == []
 
 
 def test_import_row_with_two_lists_of_responses_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "target": "A", "responses": ["B"], "negatives": ["C"]}]
-    with pytest.raises(UserError, match="line 1: 'responses' and 'negatives' both hold responses"):
-        _ = Import(str(lines(tmp_path / "a.jsonl", rows)), None, 100, 0).samples
+    with pytest.raises(UserError, match="line 1: 'responses' and 'negatives'"):
+        _ = Import(str(write_lines(tmp_path / "a.jsonl", rows)), None, 100, 0).samples
 
 
 # Rendered prompts
@@ -209,23 +209,23 @@ TURNS = ["Hi.", "Hello.", "Name a fruit."]
 
 
 @pytest.mark.parametrize("prompt", [DIALOGUE, DIALOGUE.strip(), f"{DIALOGUE} ", DIALOGUE.removesuffix(ASSISTANT)])
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("with_prompt", [False, True])
 @pytest.mark.parametrize("column", ["prompt", "instruction", "messages"])
-def test_rendered_dialogue_is_split_into_turns(prompt: str, whole: bool, column: str, tmp_path: Path) -> None:
+def test_rendered_dialogue_is_split_into_turns(prompt: str, with_prompt: bool, column: str, tmp_path: Path) -> None:
     answers = {"chosen": " A pear.", "rejected": " A car."}
-    if whole:
+    if with_prompt:
         waits = prompt.rstrip().endswith("Assistant:")
         answers = {name: f"{prompt}{'' if waits else ASSISTANT}{text}" for name, text in answers.items()}
-    asked: Any = [{"role": "user", "content": prompt}] if column == "messages" else prompt
-    rows = [json.loads(json.dumps({column: asked, **answers}).replace("fruit", f"fruit {i}")) for i in range(9)]
-    for example in loaded(lines(tmp_path / "a.jsonl", rows)):
+    content: Any = [{"role": "user", "content": prompt}] if column == "messages" else prompt
+    rows = [json.loads(json.dumps({column: content, **answers}).replace("fruit", f"fruit {i}")) for i in range(9)]
+    for example in load(write_lines(tmp_path / "a.jsonl", rows)):
         assert [m["role"] for m in example.prompt] == ["user", "assistant", "user"]
         assert [m["content"][:6] for m in example.prompt] == [text[:6] for text in TURNS]
         assert (example.target, example.rejected) == ("A pear.", "A car.")
 
 
 def test_rendered_dialogue_of_the_public_rows_is_split() -> None:
-    for example in loaded(shared_data("cases", "static_hh_like.jsonl")):
+    for example in load(shared_data("cases", "static_hh_like.jsonl")):
         assert example.prompt[0]["content"].startswith("Name fruit number")
         assert example.target.startswith("A ")
 
@@ -254,7 +254,7 @@ def test_rendered_dialogue_and_the_same_in_chosen_are_one_prompt() -> None:
     ],
 )
 def test_prompt_rendered_by_another_template_refused_by_name(prompt: str) -> None:
-    with pytest.raises(RowError, match=r"the prompt is a dialogue rendered by a template \(.*give its turns as mess"):
+    with pytest.raises(RowError, match=r"rendered by a template \(.*messages"):
         prompt_of({"prompt": prompt, "target": "A pear."})
 
 
@@ -269,5 +269,5 @@ def test_prompt_rendered_by_another_template_refused_by_name(prompt: str) -> Non
         "Complete this: Assistant:",
     ],
 )
-def test_prompt_that_only_speaks_of_markers_is_one_message(prompt: str) -> None:
+def test_prompt_that_only_mentions_markers_is_one_message(prompt: str) -> None:
     assert prompt_of({"prompt": prompt, "target": "A pear."}) == [{"role": "user", "content": prompt}]

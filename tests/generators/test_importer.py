@@ -1,4 +1,4 @@
-"""Candidates made elsewhere: matched by their prompts, tokenized as training would, and checked before compute."""
+"""Imported candidates: matched by prompt, tokenized as in training, and checked before any compute."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from selfcontrast.data.example import Message
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.generators.imported import Import
+from selfcontrast.generators.importer import Import
 from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
@@ -43,7 +43,7 @@ def write(folder: Path, content: list[Row], name: str = "candidates.jsonl") -> P
     return file
 
 
-def imported(file: Path, prompts: int | None = None, max_length: int = 120) -> Import:
+def import_from(file: Path, prompts: int | None = None, max_length: int = 120) -> Import:
     return Import(str(file), prompts, max_length, 0)
 
 
@@ -52,26 +52,26 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
-def generated(own: Import, folder: Path, policy: Path) -> tuple[dict[str, list[Candidate]], dict[str, Any]]:
+def generate(importer: Import, folder: Path, policy: Path) -> tuple[dict[str, list[Candidate]], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    summary = own.generate(folder, policy, EXAMPLES, Local(1, 1), "cpu")
+    summary = importer.generate(folder, policy, EXAMPLES, Local(1, 1), "cpu")
     return dict(candidates_by_prompt(folder)), summary
 
 
-def test_responses_are_matched_by_prompt_and_tokenized_as_training_would(tmp_path: Path, policy: Path) -> None:
-    found, summary = generated(imported(write(tmp_path, rows())), tmp_path / "out", policy)
-    assert {name: [c.text for c in candidates] for name, candidates in found.items()} == {
+def test_responses_are_matched_by_prompt_and_tokenized_as_in_training(tmp_path: Path, policy: Path) -> None:
+    results, summary = generate(import_from(write(tmp_path, rows())), tmp_path / "out", policy)
+    assert {name: [c.text for c in candidates] for name, candidates in results.items()} == {
         "a": ["a dog", "", "the cat", "a mat"],
         "b": ["狗", "猫 🙂"],
         "c": ["in France"],
     }
-    for one in EXAMPLES:
-        for number, candidate in enumerate(found[one.id]):
+    for ex in EXAMPLES:
+        for number, candidate in enumerate(results[ex.id]):
             assert candidate.sample == number
-            assert candidate.token_ids == RENDERER.response(one.prompt, candidate.text)
+            assert candidate.token_ids == RENDERER.response(ex.prompt, candidate.text)
             assert candidate.finish_reason == "stop"
             assert math.isnan(candidate.log_prob)
-    tokens = sum(len(c.token_ids) for candidates in found.values() for c in candidates)
+    tokens = sum(len(c.token_ids) for candidates in results.values() for c in candidates)
     assert summary == {
         "prompts": 3,
         "prompts_without_room": 0,
@@ -82,48 +82,48 @@ def test_responses_are_matched_by_prompt_and_tokenized_as_training_would(tmp_pat
     }
 
 
-def test_what_does_not_match_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    own = imported(write(tmp_path, rows()[:3]))
+def test_check_logs_unmatched_prompts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    importer = import_from(write(tmp_path, rows()[:3]))
     with caplog.at_level(logging.WARNING):
-        own.check(EXAMPLES)
+        importer.check(EXAMPLES)
     assert [message.partition(": ")[2] for message in caplog.messages] == [
-        "1 of 3 prompts are not in the training split: not used",
-        "1 of 3 training prompts have no responses: not used",
+        "1 of 3 prompts are not in the training split and not used",
+        "1 of 3 training prompts have no responses and are not used",
     ]
-    assert own.samples == 3
-    with pytest.raises(UserError, match="none of its 3 prompts is one of the training split's"):
-        own.check([example("z", "another", "x")])
+    assert importer.samples == 3
+    with pytest.raises(UserError, match="none of its 3 prompts"):
+        importer.check([example("z", "another", "x")])
 
 
-def test_responses_without_room_are_left_out_and_counted(tmp_path: Path, policy: Path) -> None:
-    """Prompt b has 24 tokens or more: it has no room at all. Of a's responses the two shortest fit."""
+def test_responses_without_room_are_dropped_and_counted(tmp_path: Path, policy: Path) -> None:
+    """Prompt b alone exceeds the room. The two shortest responses of prompt a fit."""
     sizes = [len(RENDERER.response(EXAMPLES[0].prompt, text)) for text in ("a dog", "", "the cat", "a mat")]
     room = len(RENDERER.prompt(EXAMPLES[0].prompt)) + sorted(sizes)[1]
     kept = [i for i, size in enumerate(sizes) if size <= sorted(sizes)[1]]
-    own = imported(write(tmp_path, [row for row in rows() if "messages" not in row]), max_length=room)
-    found, summary = generated(own, tmp_path / "out", policy)
-    assert [c.sample for c in found["a"]] == kept
-    assert summary["responses_without_room"] == 6 - sum(map(len, found.values()))
-    with pytest.raises(UserError, match=r"no response has room in generator\.max_length=3"):
-        generated(imported(write(tmp_path, rows()), max_length=3), tmp_path / "out", policy)
+    importer = import_from(write(tmp_path, [row for row in rows() if "messages" not in row]), max_length=room)
+    results, summary = generate(importer, tmp_path / "out", policy)
+    assert [c.sample for c in results["a"]] == kept
+    assert summary["responses_without_room"] == 6 - sum(map(len, results.values()))
+    with pytest.raises(UserError, match=r"generator\.max_length=3"):
+        generate(import_from(write(tmp_path, rows()), max_length=3), tmp_path / "out", policy)
 
 
 def test_fewer_prompts_are_drawn_from_those_with_responses(tmp_path: Path, policy: Path) -> None:
-    own = imported(write(tmp_path, rows()[2:4]), prompts=1)
-    found, summary = generated(own, tmp_path / "out", policy)
-    assert len(found) == summary["prompts"] == 1
-    assert set(found) < {"b", "c"}
+    importer = import_from(write(tmp_path, rows()[2:4]), prompts=1)
+    results, summary = generate(importer, tmp_path / "out", policy)
+    assert len(results) == summary["prompts"] == 1
+    assert set(results) < {"b", "c"}
 
 
-def test_the_content_is_in_the_key_and_the_path_is_not(tmp_path: Path) -> None:
-    one, same = write(tmp_path, rows()), write(tmp_path, rows(), "same.jsonl")
+def test_fingerprint_depends_on_content_not_on_path(tmp_path: Path) -> None:
+    first, same = write(tmp_path, rows()), write(tmp_path, rows(), "same.jsonl")
     other = write(tmp_path, rows()[1:], "other.jsonl")
-    assert imported(one).fingerprint() == imported(same).fingerprint() != imported(other).fingerprint()
-    assert str(tmp_path) not in json.dumps(imported(one).fingerprint())
+    assert import_from(first).fingerprint() == import_from(same).fingerprint() != import_from(other).fingerprint()
+    assert str(tmp_path) not in json.dumps(import_from(first).fingerprint())
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "pattern"),
     [
         ({"prompt": "x", "responses": "text"}, r"'responses' must be a list of at least one text"),
         ({"prompt": "x", "responses": []}, r"'responses' must be a list of at least one text"),
@@ -135,16 +135,16 @@ def test_the_content_is_in_the_key_and_the_path_is_not(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_row_that_cannot_be_is_named_by_its_line(tmp_path: Path, row: Any, said: str) -> None:
+def test_invalid_row_error_names_its_line(tmp_path: Path, row: Any, pattern: str) -> None:
     file = write(tmp_path, [rows()[0], row])
-    with pytest.raises(UserError, match=rf"candidates\.jsonl, line 2: {said}"):
-        _ = imported(file).samples
+    with pytest.raises(UserError, match=rf"candidates\.jsonl, line 2: {pattern}"):
+        _ = import_from(file).samples
 
 
-def test_files_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_files_and_settings_raise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"generator\.path=\S+none\.jsonl does not exist"):
-        _ = imported(tmp_path / "none.jsonl").samples
+        _ = import_from(tmp_path / "none.jsonl").samples
     with pytest.raises(UserError, match="the file is empty"):
-        _ = imported(write(tmp_path, [])).samples
+        _ = import_from(write(tmp_path, [])).samples
     with pytest.raises(UserError, match=r"generator\.prompts=0"):
-        imported(tmp_path, prompts=0)
+        import_from(tmp_path, prompts=0)

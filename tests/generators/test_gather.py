@@ -1,4 +1,4 @@
-"""The candidates of two rounds in one file, and prompts that no two rounds have in common."""
+"""Merging the candidates of two iterations, and disjoint choices of prompts."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfcontrast.data.candidates import Candidate, candidates_table, read_candidates
-from selfcontrast.generators import gathered
-from selfcontrast.generators.gathered import gather
+from selfcontrast.generators import gather as gather_module
+from selfcontrast.generators.gather import gather
 from selfcontrast.generators.generate import FILE, choose
 from tiny import example
 
@@ -25,35 +25,31 @@ def stored(file: Path, names: list[str], text: str) -> Path:
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SOME, SOME, st.integers(1, 9))
-def test_each_prompt_has_its_candidates_of_both_rounds(
-    tmp_path: Path, first: list[str], second: list[str], rows: int
-) -> None:
+def test_gather_merges_each_prompts_candidates(tmp_path: Path, first: list[str], second: list[str], rows: int) -> None:
     files = stored(tmp_path / "one.parquet", first, "old"), stored(tmp_path / "two.parquet", second, "new")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathered, "WRITTEN", rows)
+        patch.setattr(gather_module, "ROWS_PER_WRITE", rows)
         summary = gather(tmp_path, *files, 3)
-    found: dict[str, list[tuple[int, str]]] = {}
+    merged: dict[str, list[tuple[int, str]]] = {}
     order = []
-    for one in read_candidates(tmp_path / FILE):
-        order += [one.id] if order[-1:] != [one.id] else []
-        found.setdefault(one.id, []).append((one.sample, one.text))
-    assert len(order) == len(set(order))  # a prompt's lie together
+    for candidate in read_candidates(tmp_path / FILE):
+        order += [candidate.id] if order[-1:] != [candidate.id] else []
+        merged.setdefault(candidate.id, []).append((candidate.sample, candidate.text))
+    assert len(order) == len(set(order))  # the candidates of a prompt are together
     expected = {name: [(i, f"old {name} {i}") for i in range(3)] for name in first}
     for name in second:
         expected.setdefault(name, []).extend((i + 3, f"new {name} {i}") for i in range(3))
-    assert found == expected
+    assert merged == expected
     assert summary == {"prompts": len(expected), "responses": sum(map(len, expected.values()))}
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4), st.integers(0, 99))
-def test_parts_have_no_prompt_in_common_and_the_first_is_the_usual_choice(
-    prompts: int, count: int, parts: int, seed: int
-) -> None:
+def test_choose_parts_are_disjoint_and_part_0_is_the_default(prompts: int, count: int, parts: int, seed: int) -> None:
     examples = [example(f"p{i}", "?", "a") for i in range(prompts)]
     count = min(count, prompts // parts)
     if not count:
         return
-    found = [[one.id for one in choose(examples, count, seed, part)] for part in range(parts)]
-    assert found[0] == [one.id for one in choose(examples, count, seed)]
-    assert all(len(part) == count for part in found)
-    assert len({name for part in found for name in part}) == count * parts
+    drawn_parts = [[chosen.id for chosen in choose(examples, count, seed, part)] for part in range(parts)]
+    assert drawn_parts[0] == [chosen.id for chosen in choose(examples, count, seed)]
+    assert all(len(part) == count for part in drawn_parts)
+    assert len({name for part in drawn_parts for name in part}) == count * parts

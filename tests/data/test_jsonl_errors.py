@@ -1,4 +1,4 @@
-"""Files and rows that cannot be used are refused, with their place."""
+"""Unusable files and rows raise errors with their location."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)
-def test_a_malformed_row_names_file_and_line(tmp_path: Path, message: str) -> None:
+def test_malformed_row_error_names_file_and_line(tmp_path: Path, message: str) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(map(json.dumps, [*pairs(2), BAD_ROWS[message], *pairs(9)])))
     assert f"{path}, line 3: " in (text := refusal(path))
@@ -42,7 +42,7 @@ def test_a_malformed_row_names_file_and_line(tmp_path: Path, message: str) -> No
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_arrays_and_parquet_count_rows(tmp_path: Path, suffix: str) -> None:
+def test_error_in_array_or_parquet_names_the_row(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"d{suffix}", [*pairs(4), {"prompt": "q", "completion": ""}])
     assert f"{path}, row 5: 'completion' is empty" in refusal(path)
 
@@ -58,7 +58,7 @@ def test_arrays_and_parquet_count_rows(tmp_path: Path, suffix: str) -> None:
         ("text", "must be a list of messages"),
     ],
 )
-def test_malformed_chats(tmp_path: Path, last: Any, message: str) -> None:
+def test_malformed_chat_raises(tmp_path: Path, last: Any, message: str) -> None:
     path = write(tmp_path / "d.jsonl", [{"messages": [user("q"), assistant("a")]}, {"messages": last}])
     text = refusal(path)
     assert "line 2: " in text
@@ -66,17 +66,17 @@ def test_malformed_chats(tmp_path: Path, last: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("history", [5, "text", [["one"]], [[1, 2]]])
-def test_malformed_history(tmp_path: Path, history: Any) -> None:
+def test_malformed_history_raises(tmp_path: Path, history: Any) -> None:
     path = write(tmp_path / "d.jsonl", [{"instruction": "a", "output": "b", "history": history}])
     assert "history" in refusal(path)
 
 
-def test_an_id_that_two_rows_share_is_refused(tmp_path: Path) -> None:
+def test_repeated_id_raises(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [{**row, "id": "same"} for row in pairs(2)])
     assert "line 2: id 'same' is taken" in refusal(path)
 
 
-def test_unknown_columns_are_listed_with_the_accepted_ones(tmp_path: Path) -> None:
+def test_unknown_columns_error_lists_the_accepted_ones(tmp_path: Path) -> None:
     text = refusal(write(tmp_path / "d.jsonl", [{"question": "q", "answer": "a"}]))
     assert "question, answer" in text
     for accepted in (
@@ -97,7 +97,7 @@ def test_unknown_columns_are_listed_with_the_accepted_ones(tmp_path: Path) -> No
         ("d.jsonl", b"\xff" * 4, "line 1: not valid UTF-8"),
         ("d.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
         ("d.jsonl", b'{"prompt": "q", "completion": "a", "prompt": "r"}\n', "line 1: not valid JSON (the key 'prompt'"),
-        ("d.json", b'[{"messages": [{"role": "user", "role": "system"}]}]', "the key 'role' stands twice"),
+        ("d.json", b'[{"messages": [{"role": "user", "role": "system"}]}]', "the key 'role' is repeated"),
         ("d.json", b'[\n{"prompt": "q"\n', "line 3: not valid JSON"),
         ("d.json", b'{"prompt": "q"}', "must be one JSON array"),
         ("d.json", b'{"prompt": "q"}\n{"prompt": "q"}', "name it .jsonl"),
@@ -105,34 +105,34 @@ def test_unknown_columns_are_listed_with_the_accepted_ones(tmp_path: Path) -> No
         ("d.json", b"", "the file is empty"),
         ("d.jsonl", b"\n \n", "the file is empty"),
         ("d.jsonl.gz", gzip.compress(b"", mtime=0), "the file is empty"),
-        ("d.jsonl.gz", b"not gzip", "not a whole gzip file"),
-        ("d.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "not a whole gzip file"),
+        ("d.jsonl.gz", b"not gzip", "not a gzip file"),
+        ("d.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "not a gzip file"),
         ("d.parquet", b"", "not readable as Parquet"),
         ("d.parquet", b"PAR1 no", "not readable as Parquet"),
         ("d.csv", b"prompt,completion", "unknown suffix"),
         ("d.parquet.gz", b"", "unknown suffix"),
     ],
 )
-def test_unreadable_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_unreadable_file_raises(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     assert message in refusal(path)
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
+def test_missing_file_or_folder_raises(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none.jsonl")
     assert "is a folder" in refusal(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         source(tmp_path / "none.jsonl").fingerprint()
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
+def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in pairs(8)))
     assert len(examples(path)) == 8
 
 
-def test_too_few_prompts(tmp_path: Path) -> None:
+def test_too_few_prompts_raise(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 7}", "completion": f"a{i}"} for i in range(20)]
     assert "fewer than 8 different prompts in 20 usable rows" in refusal(write(tmp_path / "d.jsonl", rows))
 
@@ -141,15 +141,15 @@ def test_too_few_prompts(tmp_path: Path) -> None:
     "wrong",
     [{"validation": 0}, {"test": 0}, {"test": 0.95}, {"test": float("nan")}, {"limit": 7}, {"limit": 0}],
 )
-def test_settings_out_of_range(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_raise(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         source(tmp_path / "d.jsonl", **wrong)
 
 
-def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+def test_gzip_bomb_raises_before_it_fills_the_memory(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl.gz"
     with gzip.open(file, "wb", compresslevel=9) as stream:
         for _ in range(64):
             stream.write(bytes(2**20))
-    with pytest.raises(UserError, match=r"data\.jsonl\.gz: unpacks to more than 200 times its size"):
+    with pytest.raises(UserError, match=r"data\.jsonl\.gz: .* more than 200 times"):
         list(read_rows(str(file)))

@@ -1,0 +1,83 @@
+"""Write existing responses as candidates: tokenized as in training, and counted as in sampling."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from selfcontrast.data.candidates import SCHEMA, Candidate, candidates_table
+from selfcontrast.data.example import Example
+from selfcontrast.data.rendering import Renderer
+from selfcontrast.errors import UserError
+from selfcontrast.generators.generate import FILE
+from selfcontrast.models.loading import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+PROMPTS_PER_WRITE = 1000
+
+
+def write_responses(
+    folder: Path, model: Path, examples: Sequence[Example], responses: Mapping[str, Sequence[str]], max_length: int
+) -> dict[str, Any]:
+    """Write `folder/candidates.parquet`, with the prompts in their own order. Return the counts.
+
+    Args:
+        model: policy folder with the tokenizer; tokenizing runs here, on one core.
+        responses: the responses of each example id. Those longer than `max_length` tokens with their prompt are dropped
+            and counted.
+
+    Raises:
+        UserError: if no response has room.
+    """
+    renderer = Renderer(load_tokenizer(model))
+    prompts = written = tokens = too_long = changed = 0
+    with pq.ParquetWriter(folder / FILE, SCHEMA) as writer:
+        for start in tqdm(
+            range(0, len(examples), PROMPTS_PER_WRITE), desc="candidates", unit="k prompts", disable=None
+        ):
+            rows: list[Candidate] = []
+            for example in examples[start : start + PROMPTS_PER_WRITE]:
+                candidates = _candidates(renderer, example, responses[example.id], max_length)
+                changed += sum(c.text != responses[example.id][c.sample].strip() for c in candidates)
+                too_long += len(responses[example.id]) - len(candidates)
+                prompts += bool(candidates)
+                rows += candidates
+            written += len(rows)
+            tokens += sum(len(row.token_ids) for row in rows)
+            writer.write_table(candidates_table(rows))
+    if not written:
+        raise UserError(f"no response has room in generator.max_length={max_length}. Raise it.")
+    if too_long:
+        log.warning("dropped %d of %d responses, which exceed generator.max_length", too_long, too_long + written)
+    if changed:
+        log.warning(
+            "%d of %d responses change when tokenized, for example if they spell a special token. Candidates have the "
+            "text of their tokens.",
+            changed,
+            written,
+        )
+    return {
+        "prompts": prompts,
+        "prompts_without_room": len(examples) - prompts,
+        "responses": written,
+        "responses_without_room": too_long,
+        **({"responses_changed": changed} if changed else {}),
+        "tokens": tokens,
+        "tokens_per_response": tokens / written,
+    }
+
+
+def _candidates(renderer: Renderer, example: Example, responses: Sequence[str], max_length: int) -> list[Candidate]:
+    """Return the candidates that have room, with the numbers of their responses."""
+    room = max_length - len(renderer.prompt(example.prompt))
+    ids = [renderer.response(example.prompt, response) for response in responses]
+    return [
+        Candidate(example.id, i, renderer.text(token_ids), token_ids, "stop", nan)
+        for i, token_ids in enumerate(ids)
+        if len(token_ids) <= room
+    ]
