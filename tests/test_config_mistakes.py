@@ -167,7 +167,7 @@ def test_configure_unknown_store_protocol_is_refused() -> None:
 
 def test_configure_unknown_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "cloud")
-    assert mistake().startswith("WANDB_MODE=cloud: ")
+    assert mistake().startswith("WANDB_MODE=cloud")
 
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(20)]

@@ -55,7 +55,7 @@ Draw = Callable[[Sequence[Request], range, Decoding, int], list[Candidate]]
 
 
 class OomBatcher:
-    """Sample in batches of at most `batch_size` responses. If memory runs out, halve `batch_size` permanently and retry."""
+    """Sample at most `batch_size` responses at once. If memory runs out, halve `batch_size` permanently and retry."""
 
     def __init__(self, batch_size: int, draw: Draw) -> None:
         self.batch_size = batch_size
