@@ -95,7 +95,7 @@ def test_on_a_terminal_lines_go_to_the_log_file_alone(
 
 def test_engine_and_training_count_their_work(tmp_path: Path) -> None:
     from selfcontrast.training.fit import StepData, fit, prepare
-    from selfcontrast.training.modules import SupervisedFineTuning
+    from selfcontrast.training.sft import SupervisedFineTuning
 
     with progress.signs_of_life("generate"):
         Local(2, 2).run(Doubling(tmp_path), shards(tmp_path, [1, 2], [3]), "cpu", "generate", "number")

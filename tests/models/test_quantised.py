@@ -22,10 +22,10 @@ from selfcontrast.models.packing import pack
 from selfcontrast.models.quantised import FourBit, is_quantised
 from selfcontrast.training.align import align, checkpoint_folder
 from selfcontrast.training.costs import Cost
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.groups import StoredScores
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
 from tiny import LORA, groups, hardware, llama, lora, objective_of, optim, policy_folder, self_contrast
@@ -98,7 +98,7 @@ def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
     told: list[Record] = []
     training = Training(qlora(dropout=0.0), optim(epochs=6), own, 0, told.append)
     (tmp_path / "align").mkdir()
-    align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
+    align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), self_contrast(0.5), training)
     assert told[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
     assert told[0]["step0/loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert told[-1]["margin"] > 0.1
@@ -117,7 +117,7 @@ def test_a_policy_trains_on_4_bits_and_starts_at_its_reference(
 
 def test_checkpoints_hold_adapters_alone() -> None:
     policy = qlora().wrap(llama(width=WIDTH), seed=0)
-    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, self_contrast(0.1), Stored({}))
+    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, self_contrast(0.1), StoredScores({}))
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     assert any("absmax" in name for name in checkpoint["state_dict"])
     module.on_save_checkpoint(checkpoint)
@@ -177,7 +177,7 @@ def trained(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]
     data = StepData(rows, [], how, own, 0)
     prepare(policy, rows, own)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
-    module = SelfContrastDPO(policy, how, len(data.steps()), 7, report, self_contrast(0.5), Stored(stored))
+    module = SelfContrastDPO(policy, how, len(data.steps()), 7, report, self_contrast(0.5), StoredScores(stored))
     fit(module, data, folder, "align")
     return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
 
@@ -200,7 +200,7 @@ def test_a_policy_on_4_bits_has_not_moved_before_its_first_step(tmp_path: Path, 
     told: list[Record] = []
     (tmp_path / "align").mkdir()
     training = Training(qlora(dropout=0.0), optim(epochs=1, batch_size=4), own, 0, told.append)
-    align(tmp_path / "align", sft, "float32", rows, Stored(stored), objective_of(objective), training)
+    align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), objective_of(objective), training)
     assert told[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-3)
 
 
@@ -209,7 +209,7 @@ def test_checkpoints_of_a_policy_on_4_bits_are_whole_models(tmp_path: Path) -> N
     stored = {group.id: torch.zeros(3) for group in rows}
     (tmp_path / "align").mkdir()
     training = Training(qlora(), optim(epochs=4, batch_size=4), own, 0, lambda record: None, checkpoints=2)
-    align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
+    align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), self_contrast(0.5), training)
     policies = [tmp_path / "align/model", checkpoint_folder(tmp_path / "align", 1)]
     whole, half = (load_file(folder / "model.safetensors") for folder in policies)
     assert whole.keys() == half.keys()
