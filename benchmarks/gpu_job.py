@@ -20,11 +20,12 @@ from selfcontrast.generators.sampling import sample
 from selfcontrast.models.packing import Group
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import SelfContrast
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import PackedModule, Record
-from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
+from selfcontrast.training.groups import StoredScores
+from selfcontrast.training.packed_module import PackedModule, Record
 from selfcontrast.training.reference import score_groups, score_in_passes
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import length
 
 OBJECTIVE = SelfContrast(beta=0.1, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
@@ -144,7 +145,7 @@ def _train(
     if reference is None:
         module = SupervisedFineTuning(policy, settings, steps, chunk, records.append)
     else:
-        module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, Stored(reference))
+        module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, StoredScores(reference))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, data, Path(folder), stage)

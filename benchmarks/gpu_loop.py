@@ -15,11 +15,11 @@ from gpu_training import hardware, optim
 from workload import MODELS, random_group, random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit
-from selfcontrast.training.groups import Stored
+from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.recomputation import checkpoint_layers
 
 STEPS = 4
@@ -76,7 +76,7 @@ def _steps(model: str, machine: Hardware, setting: Setting) -> list[dict[str, An
         checkpoint_layers(policy, machine.gradient_checkpointing)
     reference = {"0": torch.zeros(negatives + 1)}
     module = SelfContrastDPO(
-        policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, Stored(reference)
+        policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, StoredScores(reference)
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "loop")

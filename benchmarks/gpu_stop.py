@@ -58,11 +58,11 @@ def train_until_sigterm(folder: Path, device: str, compiled: bool) -> None:
     from gpu_training import hardware, optim
     from workload import random_group, random_model
 
-    from selfcontrast.preemption import end_when_told
+    from selfcontrast.preemption import install_handlers
     from selfcontrast.training.fit import StepData, fit, prepare
-    from selfcontrast.training.modules import SupervisedFineTuning
+    from selfcontrast.training.sft import SupervisedFineTuning
 
-    end_when_told()
+    install_handlers()
     setting, draw = Setting.on(device), random.Random(0)
     machine = replace(hardware(setting), compile=compiled)
     groups = [random_group((9, 7, []), 512, draw) for _ in range(64)]

@@ -14,9 +14,9 @@ from gpu_training import hardware, optim
 from workload import random_model
 
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.steps import Step
 
 ALLOWED = 2  # waits per step, both before the update: reading the metrics and the gradient's norm
@@ -47,7 +47,9 @@ def host_waits(setting: Setting) -> list[dict[str, Any]]:
     policy = random_model("qwen-tiny" if setting.tiny else "llama-0.4b", setting.device, torch.float32)
     use_shared_prompt(policy, machine.attention)
     reference = {"0": torch.zeros(len(groups[0].responses))}
-    module = _SyncCounter(policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, Stored(reference))
+    module = _SyncCounter(
+        policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, StoredScores(reference)
+    )
     _SyncCounter.counts.clear()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "watch")

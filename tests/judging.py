@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.evaluation.judges import Case, Surroundings
+from selfcontrast.evaluation.judges import Case, JudgeContext
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.reading import Reading
 
@@ -30,9 +30,9 @@ def pair(a: str, b: str, name: str = "q") -> Case:
     return Case(question(name, f"What is {name}?"), 0, ((a,), (b,)))
 
 
-def around(folder: Path, verifier: Verifier | None = None, budget: Budget | None = None) -> Surroundings:
+def around(folder: Path, verifier: Verifier | None = None, budget: Budget | None = None) -> JudgeContext:
     """A judge's surroundings, with judgments in `folder`."""
-    return Surroundings("cpu", verifier, folder, budget or Budget(None), "a benchmark")
+    return JudgeContext("cpu", verifier, folder, budget or Budget(None), "a benchmark")
 
 
 def reading(**changes: Any) -> Reading:

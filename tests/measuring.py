@@ -14,7 +14,7 @@ from selfcontrast.engines.local import Local
 from selfcontrast.evaluation.benchmarks.answers import OWN
 from selfcontrast.evaluation.benchmarks.benchmark import Subject
 from selfcontrast.evaluation.evaluate import ANSWERS
-from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges import Case, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.lm_eval import LmEval
 from selfcontrast.generators.backend import Responder
 from selfcontrast.generators.hf import HF
@@ -36,7 +36,7 @@ class Telling:
         return None
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
             self.asked.extend(cases)
             return [self.verdict(case) for case in cases]

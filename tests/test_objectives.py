@@ -1,4 +1,4 @@
-"""Each objective against a plain loop in float64, and the properties that hold for any margins."""
+"""Each objective against a plain loop in float64, and properties that hold for any margins."""
 
 import math
 from dataclasses import fields
@@ -24,12 +24,12 @@ from tiny import objective_of, self_contrast
 
 CONF = Path(__file__).parents[1] / "conf" / "objective"
 BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
-PAIRS = ["SelfContrast", "Robust", "IPO", "Hinge", "SimPO"]  # whose loss is a mean over pairs
+PAIRS = ["SelfContrast", "Robust", "IPO", "Hinge", "SimPO"]  # the loss is a mean over pairs
 SETS = ["Softmax", "PlackettLuce", "NCA"]
 REWARDED = [*PAIRS, "MeanMargin", "Hardest", *SETS]
-SUCCESSORS = ["SPACE", "DFT", "DFT2", "SWEPO", "LiPOLambda"]  # their loops are in test_successors.py
+SUCCESSORS = ["SPACE", "DFT", "DFT2", "SWEPO", "LiPOLambda"]  # test_successors.py has their loops
 CHOICES = [*REWARDED, *SUCCESSORS]
-SUMS = [*SETS, "SWEPO", "LiPOLambda"]  # two copies of a negative are more than one
+SUMS = [*SETS, "SWEPO", "LiPOLambda"]  # two copies of a negative count twice
 UNORDERED = [name for name in CHOICES if name != "PlackettLuce"]
 
 
@@ -92,7 +92,7 @@ def slow_loss(name: str, s: float, rejected: list[float]) -> float:
 
 
 def slow(name: str, policy: list[float], reference: list[float], lengths: list[int], count: int) -> float:
-    """One group: `count` negatives exist; the rest of the columns are padding."""
+    """Return the loss of one group with `count` negatives; the other columns are padding."""
     rewards = []
     for p, r, n in zip(policy, reference, lengths, strict=True):
         rewards.append(BETA * p / n if name == "SimPO" else BETA * (p - r))
@@ -113,45 +113,45 @@ def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> Batc
     return policy, reference, lengths, mask, signals
 
 
-def columns_of(given: Batch, columns: list[int]) -> Batch:
-    """The same with these responses, of which the first is the target."""
-    policy, reference, lengths, mask, signals = given
-    own = [column - 1 for column in columns[1:]]
-    moved = Signals(signals.scores[:, columns], signals.sampler_logps[:, own])
-    return policy[:, columns], reference[:, columns], lengths[:, columns], mask[:, own], moved
+def select_columns(inputs: Batch, columns: list[int]) -> Batch:
+    """Select these responses; the first is the target."""
+    policy, reference, lengths, mask, signals = inputs
+    negatives = [column - 1 for column in columns[1:]]
+    selected = Signals(signals.scores[:, columns], signals.sampler_logps[:, negatives])
+    return policy[:, columns], reference[:, columns], lengths[:, columns], mask[:, negatives], selected
 
 
 @pytest.mark.parametrize("name", REWARDED)
-def test_equals_a_plain_loop(name: str) -> None:
+def test_objective_any_margins_equals_plain_loop(name: str) -> None:
     policy, reference, lengths, mask, _ = batch(0)
-    found = objective(name)(policy, reference, lengths, mask).loss
+    losses = objective(name)(policy, reference, lengths, mask).loss
     expected = [
         slow(name, p, r, [max(1, n) for n in length], sum(m))
         for p, r, length, m in zip(policy.tolist(), reference.tolist(), lengths.tolist(), mask.tolist(), strict=True)
     ]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", CHOICES)
-@pytest.mark.parametrize("rubbish", [math.inf, -math.inf, math.nan])
-def test_masked_columns_change_nothing_and_get_no_gradient(name: str, rubbish: float) -> None:
+@pytest.mark.parametrize("garbage", [math.inf, -math.inf, math.nan])
+def test_objective_masked_columns_have_no_effect_and_no_gradient(name: str, garbage: float) -> None:
     policy, reference, lengths, mask, signals = batch(1)
     clean = objective(name)(policy, reference, lengths, mask, signals).loss
     for values in (policy[:, 1:], signals.scores[:, 1:], signals.sampler_logps):
-        values[~mask] = rubbish
+        values[~mask] = garbage
     policy.requires_grad_()
-    found = objective(name)(policy, reference, lengths, mask, signals)
-    assert torch.equal(found.loss, clean)
-    found.loss.sum().backward()
+    output = objective(name)(policy, reference, lengths, mask, signals)
+    assert torch.equal(output.loss, clean)
+    output.loss.sum().backward()
     assert policy.grad is not None
     assert policy.grad.isfinite().all()
     assert (policy.grad[:, 1:][~mask] == 0).all()
-    assert (found.margin[~mask] == 0).all()
-    assert (found.rejected_reward[~mask] == 0).all()
+    assert (output.margin[~mask] == 0).all()
+    assert (output.rejected_reward[~mask] == 0).all()
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_gradient_against_finite_differences(name: str) -> None:
+def test_objective_gradient_equals_finite_differences(name: str) -> None:
     policy, reference, lengths, mask, signals = batch(2)
     policy.requires_grad_()
     chosen = objective(name, **({} if name.startswith("DFT") else {"nll_weight": 0.3}))
@@ -160,7 +160,7 @@ def test_gradient_against_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
-def test_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> None:
+def test_objective_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> None:
     policy = torch.tensor([[extreme, 0.0, 1.0]], requires_grad=True)
     chosen = objective(name, **({} if name.startswith("DFT") else {"beta": 1.0}))
     signals = Signals(torch.tensor([[1.0, 0.0, 0.5]]), torch.zeros(1, 2))
@@ -173,13 +173,13 @@ def test_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> No
 
 @pytest.mark.parametrize("name", UNORDERED)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
-def test_the_order_of_negatives_is_nothing(name: str, order: list[int], seed: int) -> None:
-    given, chosen = batch(seed), objective(name)
-    other = chosen(*columns_of(given, [0, *(1 + i for i in order)])).loss
-    torch.testing.assert_close(chosen(*given).loss, other)
+def test_objective_permuted_negatives_same_loss(name: str, order: list[int], seed: int) -> None:
+    inputs, loss_of = batch(seed), objective(name)
+    other = loss_of(*select_columns(inputs, [0, *(1 + i for i in order)])).loss
+    torch.testing.assert_close(loss_of(*inputs).loss, other)
 
 
-def test_plackett_luce_prefers_its_ranking() -> None:
+def test_plackett_luce_ranked_negatives_lower_loss() -> None:
     def loss(rejected: list[float]) -> float:
         policy = torch.tensor([[3.0, *rejected]])
         mask = torch.ones(1, 2, dtype=torch.bool)
@@ -189,26 +189,26 @@ def test_plackett_luce_prefers_its_ranking() -> None:
 
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Hardest", "Softmax", "PlackettLuce"])
-def test_one_negative_is_dpo(name: str) -> None:
+def test_objective_one_negative_equals_dpo(name: str) -> None:
     policy, reference, lengths, mask, _ = batch(3, (1, 1, 1), 1)
     plain = {} if name in SETS else {"label_smoothing": 0.0}
-    found = objective(name, **plain)(policy, reference, lengths, mask).loss
+    losses = objective(name, **plain)(policy, reference, lengths, mask).loss
     ratio = policy - reference
     expected = [-log_sigmoid(BETA * float(row[0] - row[1])) for row in ratio]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
 
 
 @given(st.integers(0, 1000))
-def test_copies_of_one_negative_are_one_negative(seed: int) -> None:
-    one = batch(seed, (1,), 1)
+def test_objective_copies_of_a_negative_same_loss(seed: int) -> None:
+    inputs = batch(seed, (1,), 1)
     for name in CHOICES:
         if name not in SUMS:
             chosen = objective(name)
-            torch.testing.assert_close(chosen(*one).loss, chosen(*columns_of(one, [0, 1, 1, 1])).loss)
+            torch.testing.assert_close(chosen(*inputs).loss, chosen(*select_columns(inputs, [0, 1, 1, 1])).loss)
 
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Softmax", "NCA"])
-def test_a_whole_weight_is_as_many_negatives(name: str) -> None:
+def test_objective_integer_weight_equals_repeated_negatives(name: str) -> None:
     policy, reference, lengths, _, _ = batch(4, (2,), 2)
     mask = torch.ones(1, 2, dtype=torch.bool)
     weighted = objective(name, rank_weights=[2.0, 1.0])(policy, reference, lengths, mask).loss
@@ -216,7 +216,7 @@ def test_a_whole_weight_is_as_many_negatives(name: str) -> None:
     repeated = objective(name)(
         policy[:, columns], reference[:, columns], lengths[:, columns], torch.ones(1, 3, dtype=torch.bool)
     ).loss
-    if name == "NCA":  # its share 1/(K+1) counts negatives, not weights
+    if name == "NCA":  # its factor 1/(K+1) counts negatives, not weights
         rewards = BETA * (policy - reference)[0]
         repeated = -torch.nn.functional.logsigmoid(rewards[:1]) + (
             (repeated + torch.nn.functional.logsigmoid(rewards[:1])) * 4 / 3
@@ -224,37 +224,37 @@ def test_a_whole_weight_is_as_many_negatives(name: str) -> None:
     torch.testing.assert_close(weighted, repeated)
 
 
-def test_weights_for_fewer_negatives_than_there_are() -> None:
-    with pytest.raises(UserError, match=r"2 weights.*4 negatives"):
+def test_rank_weights_fewer_than_negatives_is_refused() -> None:
+    with pytest.raises(UserError, match=r"rank_weights.*2 weights.*4 negatives"):
         objective(rank_weights=[1.0, 1.0])(*batch(0))
 
 
-def test_nll_and_length_normalisation_by_hand() -> None:
+def test_contrast_nll_and_length_normalisation_equal_hand_computation() -> None:
     policy, reference = torch.tensor([[-6.0, -8.0]]), torch.tensor([[-4.0, -4.0]])
     lengths, mask = torch.tensor([[2, 4]]), torch.ones(1, 1, dtype=torch.bool)
     chosen = objective(label_smoothing=0.0, length_normalised=True, nll_weight=0.25, beta=2.0)
-    found = chosen(policy, reference, lengths, mask)
+    output = chosen(policy, reference, lengths, mask)
     # rewards per token: 2 * (-2/2) = -2 and 2 * (-4/4) = -2; NLL per token of the target: 6/2 = 3
-    assert found.chosen_reward.tolist() == [-2.0]
-    assert found.rejected_reward.tolist() == [[-2.0]]
-    assert found.margin.tolist() == [[0.0]]
-    torch.testing.assert_close(found.loss, torch.tensor([math.log(2) + 0.75]))
+    assert output.chosen_reward.tolist() == [-2.0]
+    assert output.rejected_reward.tolist() == [[-2.0]]
+    assert output.margin.tolist() == [[0.0]]
+    torch.testing.assert_close(output.loss, torch.tensor([math.log(2) + 0.75]))
 
 
-def test_simpo_needs_no_reference() -> None:
+def test_simpo_nan_reference_is_ignored() -> None:
     policy, reference, lengths, mask, _ = batch(5)
     chosen = objective("SimPO")
     assert not chosen.needs_reference
     assert objective().needs_reference
-    nothing = chosen(policy, torch.full_like(reference, math.nan), lengths, mask).loss
-    assert torch.equal(nothing, chosen(policy, reference, lengths, mask).loss)
+    without = chosen(policy, torch.full_like(reference, math.nan), lengths, mask).loss
+    assert torch.equal(without, chosen(policy, reference, lengths, mask).loss)
 
 
 # ---- TRL's own trainer, on one rejected response per prompt
 
 
-class Against:
-    """A DPOTrainer of TRL with a reference that differs from its policy, and one batch of it."""
+class TrlComparison:
+    """TRL's DPOTrainer with a reference that differs from its policy, and one of its batches."""
 
     def __init__(self, folder: Path) -> None:
         trl = pytest.importorskip("trl")
@@ -287,7 +287,7 @@ class Against:
         self.reference_logps, _ = _row_log_probs(reference, *batch)
 
     def losses(self, loss_type: str, chosen: Objective) -> tuple[float, float]:
-        """(TRL's, ours)"""
+        """Return TRL's loss and ours."""
         self.trainer.loss_types = [loss_type]
         theirs = self.trainer.compute_loss(self.policy, dict(self.inputs))
         mask = torch.ones(3, 1, dtype=torch.bool)
@@ -309,7 +309,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _row_log_probs(model: Any, ids: Tensor, attended: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 2] sums over the response's tokens, and their count; TRL stacks all chosen, then all rejected."""
+    """Return sums over response tokens and their counts, each [B, 2]. TRL stacks all chosen, then all rejected."""
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=attended).logits[:, :-1]
     tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * response[:, 1:]
@@ -317,8 +317,8 @@ def _row_log_probs(model: Any, ids: Tensor, attended: Tensor, response: Tensor) 
 
 
 @pytest.fixture(scope="module")
-def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> Against:
-    return Against(tmp_path_factory.mktemp("trl"))
+def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> TrlComparison:
+    return TrlComparison(tmp_path_factory.mktemp("trl"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> Against:
         ("nca_pair", objective("NCA")),
     ],
 )
-def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: Objective) -> None:
+def test_objective_one_negative_equals_trl(trl_trainer: TrlComparison, loss_type: str, chosen: Objective) -> None:
     theirs, ours = trl_trainer.losses(loss_type, chosen)
     assert ours == pytest.approx(theirs, abs=1e-5)
 
@@ -343,23 +343,23 @@ def test_one_negative_equals_trl(trl_trainer: Against, loss_type: str, chosen: O
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
         ({"nll_weight": -1.0}, "nll_weight=-1.0"),
         ({"name": "SimPO", "margin": -1.0}, "margin=-1.0"),
-        ({"name": "SimPO", "length_normalised": False}, "length_normalised=false must be true"),
-        ({"rank_weights": [1.0, 0.0]}, r"rank_weights\[1\]=0.0: must be greater than 0"),
+        ({"name": "SimPO", "length_normalised": False}, "length_normalised=false"),
+        ({"rank_weights": [1.0, 0.0]}, r"rank_weights\[1\]=0.0"),
     ],
 )
-def test_settings_out_of_range_are_refused(changes: dict[str, Any], problem: str) -> None:
+def test_objective_setting_out_of_range_is_refused(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         objective(**changes)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_config_builds_and_says_everything(file: Path) -> None:
+def test_config_every_file_builds_and_comments_every_key(file: Path) -> None:
     config, built = OmegaConf.load(file), objective_of(file.stem)
     assert built.uses_negatives == (file.stem != "sft_continued")
     assert set(config) == {"_target_", *(field.name for field in fields(built))}
     assert all(" # " in line for line in file.read_text().splitlines() if line[0] not in "#_")
-    assert type(built).__name__ in [*CHOICES, "TargetLikelihood"], "the tests above are of every objective"
+    assert type(built).__name__ in [*CHOICES, "TargetLikelihood"], "add the objective to the lists above"
 
 
-def test_the_default_is_the_papers() -> None:
+def test_config_self_contrast_is_the_papers_objective() -> None:
     assert objective_of("self_contrast") == self_contrast(0.1)

@@ -1,4 +1,4 @@
-"""The end of a command: told at once, in bounded time, without a traceback; each in a process of its own."""
+"""Signals end a command in bounded time, with a line at once and no traceback. Each test runs a new process."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ from selfcontrast.errors import UserError
 
 BEFORE = "import atexit, os, signal, sys, time\nfrom selfcontrast import preemption\npreemption.QUIET = 0.01\n"
 READY = "print('ready', flush=True)\n"
-# What keeps Python's handlers from running: here a handler that notes, as a training does, and never comes to act.
-PUT_OFF = "from selfcontrast.training.signals import Postponed\n"
+# A training's handler only records the signal; here nothing ever acts on it.
+DEFERRED = "from selfcontrast.training.signals import DeferredSignals\n"
 
 
 @contextmanager
 def running(code: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
-    """A script that has come to its `READY`."""
+    """Run a script until it prints `READY`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
     with subprocess.Popen(
         [sys.executable, "-c", BEFORE + code],
@@ -43,44 +43,47 @@ def running(code: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
                 os.killpg(script.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_that_nothing_acts_on_ends_the_process_in_the_grace(sent: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ignored_by_handler_ends_process_within_grace(number: signal.Signals, code: int) -> None:
     body = "with preemption.ending():\n signal.signal({}, lambda *a: None)\n {} while True: time.sleep(0.1)\n"
-    with running(body.format(int(sent), READY.strip() + "\n"), SELFCONTRAST_GRACE="0.2") as script:
-        script.send_signal(sent)
-        _, said = script.communicate(timeout=TIMEOUT)
+    with running(body.format(int(number), READY.strip() + "\n"), SELFCONTRAST_GRACE="0.2") as script:
+        script.send_signal(number)
+        _, stderr = script.communicate(timeout=TIMEOUT)
     assert script.returncode == code
-    assert f"{sent.name}: ending as soon as what is under way can be left, in 0 s at the latest\n" in said
-    assert said.endswith("the same command goes on from there\n")
-    assert "Traceback" not in said
+    assert f"{number.name}: ending" in stderr
+    assert "in 0 s" in stderr
+    assert stderr.splitlines()[-1].startswith("ended: finished stages")
+    assert "Traceback" not in stderr
 
 
-def test_training_that_has_put_a_signal_off_ends_in_the_grace() -> None:
-    body = PUT_OFF + "with preemption.ending():\n with Postponed():\n  " + READY + "  while True: time.sleep(0.1)\n"
+def test_signal_deferred_by_training_ends_process_within_grace() -> None:
+    body = (
+        DEFERRED + "with preemption.ending():\n with DeferredSignals():\n  " + READY + "  while True: time.sleep(0.1)\n"
+    )
     with running(body, SELFCONTRAST_GRACE="0.2") as script:
         script.send_signal(signal.SIGTERM)
         assert script.wait(TIMEOUT) == 143
 
 
-def test_exit_hook_that_waits_ends_in_the_grace() -> None:
+def test_exit_hook_that_hangs_ends_within_grace() -> None:
     body = "atexit.register(time.sleep, 10000)\nwith preemption.ending():\n " + READY + " time.sleep(10000)\n"
     with running(body, SELFCONTRAST_GRACE="0.2") as script:
         script.send_signal(signal.SIGTERM)
-        _, said = script.communicate(timeout=TIMEOUT)
+        _, stderr = script.communicate(timeout=TIMEOUT)
     assert script.returncode == 143
-    assert "terminated: finished stages are kept" in said
+    assert "terminated:" in stderr
 
 
-def test_signal_of_a_forked_child_is_not_this_process_s() -> None:
+def test_signal_to_forked_child_does_not_end_parent() -> None:
     body = (
         "with preemption.ending():\n"
         " before = signal.signal(signal.SIGTERM, lambda *a: os._exit(7))\n"
-        " hearing, telling = os.pipe()\n"
+        " read_end, write_end = os.pipe()\n"
         " child = os.fork()\n"
         " if not child:\n"
-        "  os.write(telling, b'1')\n"
+        "  os.write(write_end, b'1')\n"
         "  time.sleep(10000)\n"
-        " os.read(hearing, 1)\n"
+        " os.read(read_end, 1)\n"
         " signal.signal(signal.SIGTERM, before)\n"
         " os.kill(child, signal.SIGTERM)\n"
         " code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
@@ -91,53 +94,55 @@ def test_signal_of_a_forked_child_is_not_this_process_s() -> None:
         assert script.wait(TIMEOUT) == 7
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_signal_after_the_command_has_finished_prints_nothing(sent: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_after_command_prints_nothing(number: signal.Signals) -> None:
     body = "def hook():\n " + READY + " time.sleep(10000)\natexit.register(hook)\nwith preemption.ending():\n pass\n"
     with running(body) as script:
-        script.send_signal(sent)
-        _, said = script.communicate(timeout=TIMEOUT)
-    assert script.returncode == -sent
-    assert said == ""
+        script.send_signal(number)
+        _, stderr = script.communicate(timeout=TIMEOUT)
+    assert script.returncode == -number
+    assert stderr == ""
 
 
-def test_interrupted_command_says_so_in_one_line() -> None:
+def test_interrupt_prints_one_line_without_traceback() -> None:
     with running("with preemption.ending():\n " + READY + " time.sleep(10000)\n") as script:
         script.send_signal(signal.SIGINT)
-        _, said = script.communicate(timeout=TIMEOUT)
+        _, stderr = script.communicate(timeout=TIMEOUT)
     assert script.returncode == 1
-    assert said.splitlines()[-1].startswith("interrupted: finished stages are kept")
-    assert "Traceback" not in said
+    assert stderr.splitlines()[-1].startswith("interrupted:")
+    assert "Traceback" not in stderr
 
 
-def test_requeue_is_asked_for_though_nothing_acts_on_the_signal(tmp_path: Path) -> None:
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >{tmp_path}/asked\n")
+def test_usr1_deferred_by_training_requeues_the_job(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >{tmp_path}/requeued\n")
     (tmp_path / "scontrol").chmod(0o755)
-    body = PUT_OFF + "with preemption.ending():\n with Postponed():\n  " + READY + "  while True: time.sleep(0.1)\n"
+    body = (
+        DEFERRED + "with preemption.ending():\n with DeferredSignals():\n  " + READY + "  while True: time.sleep(0.1)\n"
+    )
     path = f"{tmp_path}:{os.environ['PATH']}"
     with running(body, SELFCONTRAST_GRACE="0.2", SLURM_JOB_ID="7", PATH=path) as script:
         script.send_signal(signal.SIGUSR1)
         assert script.wait(TIMEOUT) == 143
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", ""])
-def test_grace_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grace_invalid_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SELFCONTRAST_GRACE", value)
     with pytest.raises(UserError, match="SELFCONTRAST_GRACE="):
         preemption.grace()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_reproduce_passes_a_signal_on_and_waits(sent: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_reproduce_signal_is_forwarded_and_child_awaited(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(
         "import signal, sys, time\n"
-        "def end(*given):\n open('ended', 'w').close()\n sys.exit(143)\n"
-        f"signal.signal({int(sent)}, end)\n" + READY + "time.sleep(10000)\n"
+        "def end(*args):\n open('ended', 'w').close()\n sys.exit(143)\n"
+        f"signal.signal({int(number)}, end)\n" + READY + "time.sleep(10000)\n"
     )
     body = f"sys.path.insert(0, {str(ROOT)!r})\nfrom studies.paper import reproduce\nos.chdir({str(tmp_path)!r})\n"
     body += "sys.exit(reproduce.call([sys.executable, 'child.py']))\n"
     with running(body) as script:
-        script.send_signal(sent)
+        script.send_signal(number)
         assert script.wait(TIMEOUT) == 143
     assert (tmp_path / "ended").exists()

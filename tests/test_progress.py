@@ -95,7 +95,7 @@ def test_lines_on_a_terminal_go_to_the_log_file_only(
 
 def test_engine_and_training_use_counters(tmp_path: Path) -> None:
     from selfcontrast.training.fit import StepData, fit, prepare
-    from selfcontrast.training.modules import SupervisedFineTuning
+    from selfcontrast.training.sft import SupervisedFineTuning
 
     with progress.heartbeat("generate"):
         Local(2, 2).run(Doubling(tmp_path), shards(tmp_path, [1, 2], [3]), "cpu", "generate", "number")

@@ -1,4 +1,4 @@
-"""DFT, SPACE, SWEPO and LiPO-lambda: plain loops in float64, their gradients, and what follows from the formulas."""
+"""DFT, SPACE, SWEPO and LiPO-lambda: against plain loops in float64, and consequences of their formulas."""
 
 import math
 from collections.abc import Callable
@@ -36,9 +36,9 @@ def slow_space(
     def sigma(mu: float, x: Tensor) -> Tensor:
         return 1 / (1 + mu * torch.exp(-x))
 
-    own, *others = (BETA * (p - r) for p, r in zip(policy, reference, strict=True))
+    target, *others = (BETA * (p - r) for p, r in zip(policy, reference, strict=True))
     noise = [torch.log(sigma(1 / 1.5, -r)) for r in others]
-    return -torch.log(sigma(1.5, own)) - (1.5 * sum(noise, torch.zeros(())) / len(noise) if noise else 0.0)
+    return -torch.log(sigma(1.5, target)) - (1.5 * sum(noise, torch.zeros(())) / len(noise) if noise else 0.0)
 
 
 def slow_swepo(
@@ -47,9 +47,9 @@ def slow_swepo(
     mean = sum(scores) / len(scores)
     above = whole = torch.zeros(())
     for p, r, score in zip(policy, reference, scores, strict=True):
-        weighed = math.exp(0.8 * (score - mean) ** 2) * torch.exp(BETA * (p - r))
-        whole = whole + weighed
-        above = above + weighed if score > mean else above
+        weighted = math.exp(0.8 * (score - mean) ** 2) * torch.exp(BETA * (p - r))
+        whole = whole + weighted
+        above = above + weighted if score > mean else above
     return -torch.log(above / whole) if len(set(scores)) > 1 else policy[0] * 0
 
 
@@ -57,14 +57,14 @@ def slow_lipo(
     policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
 ) -> Tensor:
     rewards = [BETA * (p - r) for p, r in zip(policy, reference, strict=True)]
-    ranks = [1 + sum(bool(other > own) for other in rewards) for own in rewards]
+    ranks = [1 + sum(bool(other > reward) for other in rewards) for reward in rewards]
     loss = policy[0] * 0
-    for i, one in enumerate(rewards):
-        for j, other in enumerate(rewards):
+    for i, first in enumerate(rewards):
+        for j, second in enumerate(rewards):
             if scores[i] > scores[j]:
                 gain = abs((2 ** scores[i] - 1) - (2 ** scores[j] - 1))
                 discount = abs(1 / math.log(1 + ranks[i]) - 1 / math.log(1 + ranks[j]))
-                loss = loss + gain * discount * torch.log(1 + torch.exp(-(one - other)))
+                loss = loss + gain * discount * torch.log(1 + torch.exp(-(first - second)))
     return loss
 
 
@@ -79,30 +79,30 @@ LOOPS: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", LOOPS)
-def test_loss_and_gradient_equal_a_plain_loops(name: str, seed: int) -> None:
+def test_objective_loss_and_gradient_equal_plain_loop(name: str, seed: int) -> None:
     policy, reference, lengths, mask, signals = batch(seed)
     policy.requires_grad_()
-    found = objective(name)(policy, reference, lengths, mask, signals).loss
+    loss = objective(name)(policy, reference, lengths, mask, signals).loss
     expected = []
     for row in range(len(policy)):
-        there = 1 + int(mask[row].sum())
+        count = 1 + int(mask[row].sum())
         expected.append(
             LOOPS[name](
-                list(policy[row, :there]),
-                reference[row, :there].tolist(),
-                lengths[row, :there].clamp(min=1).tolist(),
-                signals.scores[row, :there].tolist(),
-                signals.sampler_logps[row, : there - 1].tolist(),
+                list(policy[row, :count]),
+                reference[row, :count].tolist(),
+                lengths[row, :count].clamp(min=1).tolist(),
+                signals.scores[row, :count].tolist(),
+                signals.sampler_logps[row, : count - 1].tolist(),
             )
         )
-    torch.testing.assert_close(found, torch.stack(expected))
+    torch.testing.assert_close(loss, torch.stack(expected))
     weights = torch.arange(1.0, 1 + len(policy), dtype=torch.float64)  # groups that differ in their gradient
-    one, other = (torch.autograd.grad((weights * loss).sum(), policy)[0] for loss in (found, torch.stack(expected)))
-    torch.testing.assert_close(one, other)
+    gradient, slow = (torch.autograd.grad((weights * x).sum(), policy)[0] for x in (loss, torch.stack(expected)))
+    torch.testing.assert_close(gradient, slow)
 
 
-# What the authors' own trainer gives (github.com/PenGuln/DFT at cd7a0fb, scripts/dft_trainer.py, gamma = 1): the
-# gradient of its two losses, whose values are not those of the formula.
+# Gradients of the authors' trainer (github.com/PenGuln/DFT at cd7a0fb, scripts/dft_trainer.py, gamma = 1). The values
+# of its two losses are not those of the formula.
 POLICY = [[-12.5, -9.0, -14.0, -11.0], [-4.0, -6.5, -3.0, -8.0]]
 SAMPLER = [[-10.0, -13.0, -11.5], [-6.0, -4.5, -7.0]]
 LENGTHS = [[5, 3, 7, 4], [2, 3, 1, 6]]
@@ -113,55 +113,55 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("name", "tau"), [("DFT", 0.7), ("DFT2", 0.3)])
-def test_dft_has_the_gradient_of_the_authors_code(name: str, tau: float) -> None:
+def test_dft_gradient_equals_the_authors_code(name: str, tau: float) -> None:
     policy = torch.tensor(POLICY, dtype=torch.float64, requires_grad=True)
     signals = Signals(torch.full((2, 4), math.nan), torch.tensor(SAMPLER, dtype=torch.float64))
     mask, lengths = torch.ones(2, 3, dtype=torch.bool), torch.tensor(LENGTHS)
     out = objective(name, tau=tau)(policy, torch.full((2, 4), math.nan), lengths, mask, signals)
-    found = torch.autograd.grad(out.loss.sum(), policy)[0]
-    torch.testing.assert_close(found, torch.tensor(PUBLISHED[name], dtype=torch.float64), atol=1e-7, rtol=0)
+    gradient = torch.autograd.grad(out.loss.sum(), policy)[0]
+    torch.testing.assert_close(gradient, torch.tensor(PUBLISHED[name], dtype=torch.float64), atol=1e-7, rtol=0)
     rewards = policy.detach() / (lengths if name == "DFT2" else 1)
     assert torch.equal(out.chosen_reward, rewards[:, 0])
     assert torch.equal(out.margin, rewards[:, :1] - rewards[:, 1:])
 
 
-def test_dft_of_a_policy_that_is_the_sampler_is_the_targets_likelihood() -> None:
+def test_dft_policy_equal_to_sampler_is_the_targets_nll() -> None:
     """At tau = 1 every importance weight is then 1: -log p(y+) + log 1."""
     policy, _, lengths, mask, signals = batch(0, (3, 2), 3)
     same = Signals(signals.scores, policy[:, 1:])
-    found = objective("DFT", tau=1.0)(policy, policy, lengths, mask, same).loss
-    torch.testing.assert_close(found, -policy[:, 0])
+    loss = objective("DFT", tau=1.0)(policy, policy, lengths, mask, same).loss
+    torch.testing.assert_close(loss, -policy[:, 0])
 
 
-def test_space_with_a_ratio_of_one_is_two_logistic_losses() -> None:
-    found = losses.space(torch.tensor([0.3]), torch.tensor([[-0.2, 0.5]]))
+def test_space_ratio_one_is_two_logistic_losses() -> None:
+    loss = losses.space(torch.tensor([0.3]), torch.tensor([[-0.2, 0.5]]))
     expected = -log_sigmoid(0.3) - (log_sigmoid(0.2) + log_sigmoid(-0.5)) / 2
-    assert float(found) == pytest.approx(expected)
+    assert float(loss) == pytest.approx(expected)
 
 
-def test_space_is_best_where_the_reward_is_the_true_log_ratio() -> None:
-    """Two responses with p_data 0.8 and 0.2 and p_model 0.4 and 0.6: the loss is least at the ratios."""
+def test_space_true_log_ratio_has_zero_gradient() -> None:
+    """The loss of two responses, with p_data 0.8 and 0.2 and p_model 0.4 and 0.6, is minimal at the log-ratios."""
     data, model, mu = torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6]), 3.0
     rewards = (data / model).log().requires_grad_()
-    nobody = torch.zeros(2, 1, dtype=torch.bool)
-    real = losses.space(rewards, rewards[:, None], nobody, mu)
-    both = losses.space(rewards, rewards[:, None], ~nobody, mu)
+    none = torch.zeros(2, 1, dtype=torch.bool)
+    real = losses.space(rewards, rewards[:, None], none, mu)
+    both = losses.space(rewards, rewards[:, None], ~none, mu)
     ((data * real) + model * (both - real)).sum().backward()
     assert rewards.grad is not None
     torch.testing.assert_close(rewards.grad, torch.zeros(2))
 
 
-def test_swepo_by_hand() -> None:
-    """Mean score 0.5. Above it are the target and the second negative; of equal scores nobody is."""
+def test_swepo_three_scores_equals_hand_computation() -> None:
+    """The mean score is 0.5. The target and the second negative are above it. Equal scores give 0."""
     s_plus, s_minus = torch.tensor([0.0]), torch.tensor([[1.0, 2.0]])
     scores = torch.tensor([[0.8, 0.0, 0.7]])
-    weighed = [math.exp(2 * d + s) for d, s in ((0.3, 0.0), (-0.5, 1.0), (0.2, 2.0))]
-    found = losses.swepo(s_plus, s_minus, scores, alpha=2.0)
-    assert float(found) == pytest.approx(-math.log((weighed[0] + weighed[2]) / sum(weighed)))
+    weighted = [math.exp(2 * d + s) for d, s in ((0.3, 0.0), (-0.5, 1.0), (0.2, 2.0))]
+    loss = losses.swepo(s_plus, s_minus, scores, alpha=2.0)
+    assert float(loss) == pytest.approx(-math.log((weighted[0] + weighted[2]) / sum(weighted)))
     assert float(losses.swepo(s_plus, s_minus, torch.tensor([[0.1, 0.1, 0.1]]))) == 0.0
 
 
-def test_swepo_counts_a_target_below_the_mean_as_rejected() -> None:
+def test_swepo_target_below_mean_is_rejected() -> None:
     s_plus, s_minus = torch.tensor([0.0], requires_grad=True), torch.tensor([[0.0]], requires_grad=True)
     losses.swepo(s_plus, s_minus, torch.tensor([[0.0, 1.0]])).sum().backward()
     assert s_plus.grad is not None
@@ -169,18 +169,18 @@ def test_swepo_counts_a_target_below_the_mean_as_rejected() -> None:
     assert float(s_plus.grad) > 0 > float(s_minus.grad)
 
 
-def test_lipo_lambda_of_two_is_weighted_dpo() -> None:
+def test_lipo_lambda_one_negative_is_weighted_dpo() -> None:
     """Ranks 2 and 1: |2^1 - 2^0| (1/log 2 - 1/log 3) log(1 + exp(0.5))."""
-    found = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5]]), torch.tensor([[1.0, 0.0]]))
-    assert float(found) == pytest.approx((1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(0.5)))
+    loss = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5]]), torch.tensor([[1.0, 0.0]]))
+    assert float(loss) == pytest.approx((1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(0.5)))
 
 
-def test_lipo_lambda_of_equal_scores_is_nothing() -> None:
-    found = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5, 0.2]]), torch.tensor([[0.5, 0.5, 0.5]]))
-    assert float(found) == 0.0
+def test_lipo_lambda_equal_scores_is_zero() -> None:
+    loss = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5, 0.2]]), torch.tensor([[0.5, 0.5, 0.5]]))
+    assert float(loss) == 0.0
 
 
 @pytest.mark.parametrize("name", ["DFT", "SWEPO", "LiPOLambda"])
-def test_without_signals_it_is_a_mistake_of_the_code(name: str) -> None:
-    with pytest.raises(TypeError, match="needs signals"):
+def test_objective_without_signals_raises_type_error(name: str) -> None:
+    with pytest.raises(TypeError, match="Signals"):
         objective(name)(*batch(0)[:4])

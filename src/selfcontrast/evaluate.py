@@ -31,7 +31,7 @@ from selfcontrast.results import (
     track_judgments,
 )
 from selfcontrast.stages.data import contaminated, published_data
-from selfcontrast.stages.evaluate import measured_by, scores_of
+from selfcontrast.stages.evaluate import benchmark_results, scores_of
 from selfcontrast.store import Artifact
 from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
 from selfcontrast.store.content import Content
@@ -60,7 +60,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
         seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
         systems = {MODEL: scores_of(job, trained[MODEL], MODEL)}
         comparison = compare({MODEL: systems[MODEL].path}, parts.evaluation, seen, baseline=MODEL)
-        measured = {name: measured_by(job, name, trained, systems) for name in parts.evaluation.benchmarks}
+        measured = {name: benchmark_results(job, name, trained, systems) for name in parts.evaluation.benchmarks}
         result = Evaluated(
             model=str(folder),
             comparison=comparison,

@@ -1,4 +1,4 @@
-"""What all stages of a job share: the store, the tracker, the seed, and the list of artifacts so far."""
+"""Run the stages of one job: seed them, look them up in the store, log and track them."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import lightning
 
 from selfcontrast.config import Parts
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges import Surroundings
+from selfcontrast.evaluation.judges import JudgeContext
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.judgment import RemoteJudge
 from selfcontrast.progress import current, heartbeat
@@ -24,22 +24,22 @@ from selfcontrast.training.nodes import Decisions, this_node
 log = logging.getLogger(__name__)
 
 DATA = "data"
-SHOWN_FILES = 4  # of those whose code has changed
-COSTLY = ("generate", "evaluate")  # stages that may take hours, beside those that train
+SHOWN_FILES = 4  # changed source files named in a warning
+COSTLY = ("generate", "evaluate")  # stages that may take hours, besides those that train
 
 
 class Job:
-    """A job at work.
+    """A running job.
 
     Attributes:
-        artifacts: what its stages gave so far, by label.
-        budget: of all its judgments.
+        artifacts: the artifacts of its stages so far, by label.
+        budget: the budget of all its judgments.
         train: the training examples by id.
 
     Args:
-        check_inputs: raises `UserError` if what stages read beside artifacts is another by now; asked after each of
-            them, before it is published.
-        judged: the benchmarks' judges will be needed, and are asked once before anything costly is computed.
+        check_inputs: raises `UserError` if inputs other than artifacts have changed. It is called after each stage,
+            before publishing.
+        judged: True to test the benchmarks' judges once, before the first costly stage.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Job:
         remember(PACKAGE)
         self.parts = parts
         self.check_inputs = check_inputs
-        self._asks = judged
+        self._judges_pending = judged
         self.tracker = tracker
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
@@ -56,16 +56,17 @@ class Job:
         self.train = {example.id: example for example in parts.splits["train"]}
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
-        """The stage's artifact, computed if it is not there; `label` is what this job calls it, if not by its name.
+        """Return the stage's artifact. Compute it if it is missing.
 
         Args:
-            trained: all nodes of the job compute it together.
+            label: this job's name for the stage; None for the stage's own name.
+            trained: True if all nodes of the job compute it together.
         """
         name = label or stage.name
 
         def seeded(folder: Path) -> Mapping[str, Any] | None:
             if trained or stage.name in COSTLY:
-                self._ask_judges()
+                self._check_judges()
             log.info("%-24s running", name)
             lightning.seed_everything(self.parts.seed, verbose=False)
             with heartbeat(name):
@@ -77,56 +78,56 @@ class Job:
             again_before = self.parts.begun if stage.name in self.parts.recompute else 0.0
             return self.parts.store.get(replace(stage, compute=computed), again_before)
 
-        artifact = self.decisions.together(name, seeded, get) if trained else get(seeded)
+        artifact = self.decisions.compute_together(name, seeded, get) if trained else get(seeded)
         log.info("%-24s %s", name, stage_facts(artifact))
         if artifact.cached:
-            self._say_other_code(name, stage, artifact)
+            self._warn_of_changed_code(name, stage, artifact)
             replay(artifact, self.tracker, name)
         self.tracker.artifact(artifact, [*self._data(stage.settings), *stage.inputs.values()])
         self.artifacts[name] = artifact
         return artifact
 
-    def _say_other_code(self, name: str, stage: Stage, artifact: Artifact) -> None:
-        before = artifact.manifest.get("code")  # none in those of earlier releases
+    def _warn_of_changed_code(self, name: str, stage: Stage, artifact: Artifact) -> None:
+        before = artifact.manifest.get("code")  # missing in manifests of earlier releases
         if before and (files := changed(before, stage.code)):
             more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
             log.warning(
-                "%-24s was made by other code (%s%s); recompute=[%s] computes it again",
+                "%-24s was computed by different code (%s%s). Use recompute=[%s] to recompute it.",
                 name, ", ".join(files[:SHOWN_FILES]), more, stage.name,
             )  # fmt: skip
 
-    def surroundings(self, who: str) -> Surroundings:
-        """What judges may need; `who` is the benchmark and the system that they are asked for."""
+    def surroundings(self, who: str) -> JudgeContext:
+        """Return the context of judges; `who` names the benchmark and the system."""
         p = self.parts
-        return Surroundings(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
+        return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
 
-    def _ask_judges(self) -> None:
-        """Ask each judge that somebody else runs, once: one that is dead is not found after hours of training."""
-        if not self._asks:
+    def _check_judges(self) -> None:
+        """Send one request to each remote judge, so that a dead one is found before hours of training."""
+        if not self._judges_pending:
             return
-        self._asks = False
+        self._judges_pending = False
         p = self.parts
-        examples, asked = p.evaluation.choose(p.splits), list[RemoteJudge]()
+        examples, checked = p.evaluation.choose(p.splits), list[RemoteJudge]()
         for name, benchmark in p.evaluation.benchmarks.items():
             judge = getattr(benchmark, "judge", None)
-            if isinstance(judge, RemoteJudge) and judge not in asked and not benchmark.left_out(examples, p.grader):
-                asked.append(judge)
+            if isinstance(judge, RemoteJudge) and judge not in checked and not benchmark.left_out(examples, p.grader):
+                checked.append(judge)
                 try:
                     judge.ready(self.surroundings(name))
                 except UserError as error:
                     raise UserError(f"evaluation.benchmarks.{name}: {error}") from error
 
     def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:
-        """The data, of a stage that is made from it: its fingerprint is among the settings."""
-        own = self.artifacts.get(DATA)
-        return [own] if own and DATA in settings else []
+        """Return the data artifact if the stage depends on it: then the data's fingerprint is in the settings."""
+        data = self.artifacts.get(DATA)
+        return [data] if data and DATA in settings else []
 
     def report(self, name: str) -> Callable[[Mapping[str, float]], None]:
-        """Where a stage of this label sends its metrics while it runs."""
+        """Return the function that receives a running stage's metrics."""
 
-        def tell(record: Mapping[str, float]) -> None:
+        def send(record: Mapping[str, float]) -> None:
             self.tracker.log(name, record)
-            if (counted := current()) and "loss" in record:
-                counted.reach(int(record["step"]), record["loss"])
+            if (progress := current()) and "loss" in record:
+                progress.reach(int(record["step"]), record["loss"])
 
-        return tell
+        return send

@@ -1,12 +1,16 @@
 """Preference losses of one target against K negatives.
 
-Pure functions of s_plus [B], s_minus [B, K] and, where they are taken, mask [B, K] and weights [B, K]: the rewards
-r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives, which negatives exist (None: all), and
-how much each counts (None: alike). They return one loss per group, [B], so that the caller can divide by the groups of
-the whole optimiser step. Masked entries, even inf or NaN, contribute nothing and receive exactly zero gradient.
+All are pure functions of these tensors:
 
-`dft` takes log-probabilities in place of rewards. `swepo` and `lipo_lambda` also take the responses' scores [B, K+1],
-the target's first: how good a verifier or a reward model says that each is.
+- s_plus [B], s_minus [B, K]: rewards r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives.
+- mask [B, K]: which negatives exist; None for all.
+- weights [B, K]: weight of each negative; None for equal weights.
+
+They return one loss per group, [B], so that the caller can divide by the groups of the whole optimiser step. Masked
+entries, even inf or NaN, contribute nothing and receive exactly zero gradient.
+
+`dft` takes log-probabilities instead of rewards. `swepo` and `lipo_lambda` also take scores [B, K+1] by a verifier or
+a reward model, the target's first.
 """
 
 import math
@@ -18,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 MaybeTensor = Tensor | None
 Core = Callable[[Tensor], Tensor]
-"""The loss of a margin s - s_j, of any shape."""
+"""Maps margins s - s_j of any shape to their losses."""
 
 
 # ---- cores
@@ -60,7 +64,7 @@ def dpo(
     weights: MaybeTensor = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """(1/K) sum_j -log sigmoid(s - s_j): the paper's objective (arXiv 2404.00604); DPO where K = 1."""
+    """(1/K) sum_j -log sigmoid(s - s_j): the paper's objective (arXiv 2404.00604). K = 1 is DPO."""
     return mean_of_pairs(lambda margin: sigmoid(margin, label_smoothing), s_plus, s_minus, mask, weights)
 
 
@@ -68,7 +72,7 @@ def mean_of_pairs(
     core: Core, s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None
 ) -> Tensor:
     """(1/K) sum_j core(s - s_j); with weights, their weighted mean."""
-    mask, weights = _given(s_minus, mask, weights)
+    mask, weights = _with_defaults(s_minus, mask, weights)
     losses = core(s_plus[:, None] - where_exists(s_minus, mask))
     return mean_over_negatives(losses, mask, weights)
 
@@ -81,14 +85,14 @@ def mean_margin(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """-log sigmoid(s - mean_j s_j): multi-sample DPO."""
-    mask, weights = _given(s_minus, mask, weights)
+    mask, weights = _with_defaults(s_minus, mask, weights)
     margin = s_plus - mean_over_negatives(where_exists(s_minus, mask), mask, weights)
     return where_exists(sigmoid(margin, label_smoothing), mask.any(-1))
 
 
 def hardest(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, label_smoothing: float = 0.0) -> Tensor:
     """max_j -log sigmoid(s - s_j)."""
-    mask, _ = _given(s_minus, mask)
+    mask, _ = _with_defaults(s_minus, mask)
     if not mask.shape[1]:
         return torch.zeros_like(s_plus)
     losses = sigmoid(s_plus[:, None] - where_exists(s_minus, mask), label_smoothing)
@@ -97,39 +101,41 @@ def hardest(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, label_smo
 
 def softmax(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None) -> Tensor:
     """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
-    mask, weights = _given(s_minus, mask, weights)
+    mask, weights = _with_defaults(s_minus, mask, weights)
     exponents = where_exists(s_minus, mask) - s_plus[:, None] + where_exists(weights, mask).log()
     return torch.cat([torch.zeros_like(s_plus)[:, None], exponents], -1).logsumexp(-1)
 
 
 def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None) -> Tensor:
-    """-sum_k log(e^s_k / sum_{l>=k} e^s_l), the target first, then the negatives by column, which must be in
-    order, best (most similar) first. DPO's appendix (arXiv 2305.18290)."""
-    mask, _ = _given(s_minus, mask)
+    """-sum_k log(e^s_k / sum_{l>=k} e^s_l) over the ranking: the target, then the negatives by column.
+
+    Columns must be in order, most similar first. DPO's appendix (arXiv 2305.18290).
+    """
+    mask, _ = _with_defaults(s_minus, mask)
     scores = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
     exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
     follows = exists.new_ones(exists.shape[1], exists.shape[1]).triu()
-    itself = torch.eye(len(follows), dtype=torch.bool, device=mask.device)
-    rivals = (follows & exists[:, None, :]) | itself
+    diagonal = torch.eye(len(follows), dtype=torch.bool, device=mask.device)
+    rivals = (follows & exists[:, None, :]) | diagonal
     totals = scores[:, None, :].masked_fill(~rivals, -torch.inf).logsumexp(-1)
     return where_exists(totals - scores, exists).sum(-1)
 
 
 def nca(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None) -> Tensor:
     """-log sigmoid(s) - (1/(K+1)) sum over all K+1 of log sigmoid(-s_i). NCA (arXiv 2402.05369)."""
-    mask, weights = _given(s_minus, mask, weights)
-    shunned = logsigmoid(-s_plus) + (where_exists(weights, mask) * logsigmoid(-where_exists(s_minus, mask))).sum(-1)
-    return -logsigmoid(s_plus) - shunned / (mask.sum(-1) + 1)
+    mask, weights = _with_defaults(s_minus, mask, weights)
+    repelled = logsigmoid(-s_plus) + (where_exists(weights, mask) * logsigmoid(-where_exists(s_minus, mask))).sum(-1)
+    return -logsigmoid(s_plus) - repelled / (mask.sum(-1) + 1)
 
 
 def space(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, noise_ratio: float = 1.0) -> Tensor:
     """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), with sigma_mu(x) = 1 / (1 + mu exp(-x)).
 
-    SPACE (arXiv 2512.07175), noise-contrastive estimation: is a response the data's, or one of `noise_ratio` = mu times
-    as many of the model's? Each reward is learned by itself, not the gap between two. Without negatives the second term
-    is 0.
+    SPACE (arXiv 2512.07175): noise-contrastive estimation that tells data responses from model responses, of which
+    there are `noise_ratio` = mu per data response. It learns each reward by itself, not the gap between two. Without
+    negatives the second term is 0.
     """
-    mask, weights = _given(s_minus, mask)
+    mask, weights = _with_defaults(s_minus, mask)
     shift = math.log(noise_ratio)  # sigma_mu(x) = sigmoid(x - log mu)
     noise = mean_over_negatives(logsigmoid(shift - where_exists(s_minus, mask)), mask, weights)
     return -logsigmoid(s_plus - shift) - noise_ratio * noise
@@ -144,18 +150,18 @@ def dft(
 ) -> Tensor:
     """-log p(y) + tau log mean_j exp(log p(y_j) / tau - log p_gen(y_j)): DFT (arXiv 2502.18679).
 
-    Without `sampler_log_prob` [B, K] = log p_gen(y_j) it is DFT2, whose log-probabilities are per token. The mean is
-    over a prompt's own negatives. The paper's moving average over steps, for prompts with one or two negatives, is left
-    out: this is its gamma = 1. Without negatives the second term is 0.
+    Without `sampler_log_prob` [B, K] = log p_gen(y_j) this is DFT2, which takes log-probabilities per token. The mean
+    is over one prompt's negatives. The paper's moving average over steps, for prompts with one or two negatives, is not
+    implemented: this is its gamma = 1. Without negatives the second term is 0.
     """
-    mask, _ = _given(log_prob_minus, mask)
+    mask, _ = _with_defaults(log_prob_minus, mask)
     exponents = where_exists(log_prob_minus, mask) / tau
     if sampler_log_prob is not None:
         exponents = exponents - where_exists(sampler_log_prob, mask)
-    some = mask.any(-1)
-    exponents = exponents.masked_fill(~mask & some[:, None], -torch.inf)
+    has_negatives = mask.any(-1)
+    exponents = exponents.masked_fill(~mask & has_negatives[:, None], -torch.inf)
     log_mean = exponents.logsumexp(-1) - mask.sum(-1).clamp(min=1).log()
-    return -log_prob_plus + tau * where_exists(log_mean, some)
+    return -log_prob_plus + tau * where_exists(log_mean, has_negatives)
 
 
 def swepo(
@@ -166,67 +172,69 @@ def swepo(
     alpha: float = 1.0,
     power: int = 1,
 ) -> Tensor:
-    """-log of the share of sum_y w_y exp(s_y) that is of responses scored above the mean; w_y = exp(alpha d_y^power).
+    """-log(sum_{y: score above the mean} w_y exp(s_y) / sum_y w_y exp(s_y)), with w_y = exp(alpha d_y^power).
 
-    d_y is the response's score less the mean over target and negatives. SWEPO, later called MPO (arXiv 2412.04628), as
-    its authors give it in arXiv 2412.16378, eq. 5 and appendix G.4. 0 where no score is above the mean: all are equal.
+    d_y is the response's score minus the mean over target and negatives. The loss is 0 if all scores are equal. SWEPO,
+    later called MPO (arXiv 2412.04628), in the form of arXiv 2412.16378, eq. 5 and appendix G.4.
     """
-    rewards, scores, exists = _together(s_plus, s_minus, scores, mask)
+    rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     mean = scores.sum(-1, keepdim=True) / exists.sum(-1, keepdim=True)
     better = exists & (scores > mean)
-    accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # where none is better, the share is 1
+    accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # if none is better, the loss is 0
     logits = rewards + alpha * (scores - mean) ** power
-    every, own = (logits.masked_fill(~kept, -torch.inf).logsumexp(-1) for kept in (exists, accepted))
-    return every - own
+    total, part = (logits.masked_fill(~kept, -torch.inf).logsumexp(-1) for kept in (exists, accepted))
+    return total - part
 
 
 def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor = None) -> Tensor:
     """sum over pairs with score_i > score_j of D_ij log(1 + exp(s_j - s_i)): LiPO-lambda (arXiv 2402.01878, eq. 8).
 
-    D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| weighs a pair by what exchanging the two
-    would change in the discounted cumulative gain; rank 1 has the highest reward now, and of equal ones the first
-    column. No gradient goes through the weights. A negative is also compared with other negatives.
+    D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| is the change in discounted cumulative
+    gain if the two were exchanged. Rank 1 has the highest current reward; ties go to the first column. No gradient
+    goes through the weights. Negatives are also compared with each other.
     """
-    rewards, scores, exists = _together(s_plus, s_minus, scores, mask)
+    rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks from 1
     gain = torch.exp2(scores)
     weights = _differences(gain).abs() * _differences(discount).abs()
-    wanted = exists[:, :, None] & exists[:, None, :] & (_differences(scores) > 0)
-    return (where_exists(weights, wanted) * -logsigmoid(_differences(rewards))).sum((-2, -1))
+    ordered = exists[:, :, None] & exists[:, None, :] & (_differences(scores) > 0)
+    return (where_exists(weights, ordered) * -logsigmoid(_differences(rewards))).sum((-2, -1))
 
 
 def where_exists(values: Tensor, mask: Tensor) -> Tensor:
-    """0 where masked: before any arithmetic, so that no inf or nan reaches a gradient."""
+    """Set masked values to 0. Call it before any arithmetic, so that no inf or NaN reaches a gradient."""
     return torch.where(mask, values, 0.0)
 
 
 def mean_over_negatives(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over the existing of [B, K]; 0 for a group without any."""
+    """Return the weighted mean [B] over the existing entries of [B, K]; 0 for a group without any."""
     weights = where_exists(weights, mask)
     return (where_exists(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)
 
 
 def row(values: Sequence[float], like: Tensor) -> Tensor:
-    """[n] of the type and on the device of `like`; the host does not wait for a GPU."""
-    made = torch.tensor(values, dtype=like.dtype)
-    return (made.pin_memory() if like.is_cuda else made).to(like.device, non_blocking=True)
+    """Return values as a tensor [n] with the dtype and device of `like`, without making the host wait for a GPU."""
+    on_host = torch.tensor(values, dtype=like.dtype)
+    return (on_host.pin_memory() if like.is_cuda else on_host).to(like.device, non_blocking=True)
 
 
-def _together(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards, scores, and which of them exist, of target and negatives [B, K+1]; 0 where there is none."""
-    mask, _ = _given(s_minus, mask)
+def _stack_responses(
+    s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rewards, scores and their mask for target and negatives, each [B, K+1]. Missing entries are 0."""
+    mask, _ = _with_defaults(s_minus, mask)
     exists = torch.cat([mask.new_ones(len(mask), 1), mask], -1)
     rewards = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
     return rewards, where_exists(scores, exists).to(rewards.dtype), exists
 
 
 def _differences(values: Tensor) -> Tensor:
-    """[B, n] -> [B, n, n]: the i-th less the j-th."""
+    """Return all differences of [B, n] as [B, n, n]: entry (i, j) is the i-th minus the j-th."""
     return values[:, :, None] - values[:, None, :]
 
 
-def _given(s_minus: Tensor, mask: MaybeTensor, weights: MaybeTensor = None) -> tuple[Tensor, Tensor]:
-    """The mask [B, K] and the weights [B, K], all ones where there are none."""
+def _with_defaults(s_minus: Tensor, mask: MaybeTensor, weights: MaybeTensor = None) -> tuple[Tensor, Tensor]:
+    """Return mask and weights, each [B, K], with all ones in place of None."""
     mask = torch.ones_like(s_minus, dtype=torch.bool) if mask is None else mask
     return mask, s_minus.new_ones(s_minus.shape) if weights is None else weights.expand_as(s_minus)

@@ -1,10 +1,11 @@
-"""The objectives: each a small dataclass of its own settings, with its formula.
+"""The preference objectives: one small dataclass each, with its settings and its formula.
 
-A new objective is one class here (or in any module that can be imported) and one YAML in `conf/objective` with its
-fields. One that looks at rewards is a `Contrast`, one that looks at scores, too, a `Scored`. s is the target's reward
-and s_j the reward of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)), per token of the response where
-`length_normalised`. The formulas' functions are in `losses.py`, which needs torch; this file is part of the config and
-must be quick to import.
+To add an objective, write one class here, or in any importable module, and one YAML with its fields in
+`conf/objective`. Subclass `Contrast` for a loss of rewards, or `ScoredContrast` for a loss of rewards and scores.
+
+In the formulas s is the target's reward and s_j that of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)),
+divided by the response's tokens if `length_normalised`. The functions are in `losses.py`, which needs torch. This file
+is part of the config and must be quick to import.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ Weight = Annotated[NonNegative, Field(le=10_000)]
 
 @dataclass(frozen=True)
 class Signals:
-    """What is stored of responses beside their tokens, for objectives that need it.
+    """Data about responses other than their tokens, for objectives that need it.
 
     Attributes:
-        scores: by the verifier or the reward model, the target's first, [B, K+1].
-        sampler_logps: of each negative, summed over its tokens, by the model that sampled it, at temperature 1, [B, K].
+        scores: scores by the verifier or the reward model, the target's first, [B, K+1].
+        sampler_logps: log-probability of each negative under the model that sampled it, at temperature 1, summed over
+            its tokens, [B, K].
     """
 
     scores: Tensor
@@ -46,8 +48,8 @@ class Signals:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """loss [B] with its gradient; for the log, detached: chosen_reward [B], rejected_reward and margin [B, K]
-    (0 where there is no negative)."""
+    """The loss [B] with its gradient, and detached values for the log: chosen_reward [B], rejected_reward and margin
+    [B, K]. Both are 0 where there is no negative."""
 
     loss: Tensor
     chosen_reward: Tensor
@@ -56,13 +58,13 @@ class ObjectiveOutput:
 
 
 class Objective(Protocol):
-    """What preference training needs of an objective.
+    """The interface that preference training needs.
 
     Attributes:
-        uses_negatives: False for the control that continues supervised fine-tuning; it is never called.
-        needs_reference: whether reference log-probabilities are used at all.
-        needs_scores: whether it looks at `Signals.scores`, which a verifier or a reward model gives.
-        needs_sampler: whether it looks at `Signals.sampler_logps`, which the generator gives.
+        uses_negatives: False for the control that continues supervised fine-tuning, which is never called.
+        needs_reference: True if it uses reference log-probabilities.
+        needs_scores: True if it uses `Signals.scores`, which a verifier or a reward model gives.
+        needs_sampler: True if it uses `Signals.sampler_logps`, which the generator gives.
     """
 
     @property
@@ -85,22 +87,22 @@ class Objective(Protocol):
         mask: Tensor,
         signals: Signals | None = None,
     ) -> ObjectiveOutput:
-        """One loss per group.
+        """Return one loss per group.
 
         Args:
             policy_logps: summed over response tokens, [B, K+1]; column 0 is the target.
-            reference_logps: [B, K+1]; not looked at where no reference is needed.
+            reference_logps: [B, K+1]; ignored unless `needs_reference`.
             lengths: response tokens, [B, K+1].
             mask: which negatives exist, [B, K].
-            signals: given where the objective needs scores or the sampler. What it does not need may be NaN.
+            signals: required if the objective needs scores or the sampler. Fields that it does not need may be NaN.
         """
 
 
 @dataclass(frozen=True)
 class TargetLikelihood:
-    """Supervised fine-tuning continued: no preference, and no negative is looked at.
+    """Continued supervised fine-tuning, without preferences or negatives.
 
-    The control of every contrast: the same prompts in the same order for as many steps, without what negatives add.
+    The control for every contrast: the same prompts in the same order for as many steps.
     """
 
     uses_negatives: ClassVar[bool] = False
@@ -108,38 +110,30 @@ class TargetLikelihood:
     needs_scores: ClassVar[bool] = False
     needs_sampler: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        policy_logps: Tensor,
-        reference_logps: Tensor,
-        lengths: Tensor,
-        mask: Tensor,
-        signals: Signals | None = None,
-    ) -> ObjectiveOutput:
-        raise NotImplementedError("trained as supervised fine-tuning is")
+    def __call__(self, *args: object, **kwargs: object) -> ObjectiveOutput:
+        raise NotImplementedError("TargetLikelihood trains with the loss of supervised fine-tuning")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rewarded(ABC):
-    """An objective over rewards: `Contrast` over them alone, `Scored` over scores, too.
+class RewardObjective(ABC):
+    """An objective over one reward per response: subclasses define the rewards and the loss.
 
     Attributes:
-        beta: the reward of one nat of log-probability (> 0).
-        nll_weight: of the target's negative log-likelihood per token, added to the loss (>= 0; arXiv 2404.19733).
-        length_normalised: rewards per token of their response.
+        nll_weight: weight of the target's negative log-likelihood per token, added to the loss (arXiv 2404.19733).
     """
-
-    beta: Annotated[Positive, Field(le=10_000)]
-    nll_weight: Weight
-    length_normalised: bool
 
     uses_negatives: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = False
     needs_sampler: ClassVar[bool] = False
 
+    nll_weight: float
+
     def __post_init__(self) -> None:
         check_numbers(self, "objective")
+
+    @abstractmethod
+    def rewards(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
+        """Return the reward of each response, [B, K+1]. The arguments are those of `Objective`."""
 
     @abstractmethod
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor: ...
@@ -152,67 +146,86 @@ class Rewarded(ABC):
         mask: Tensor,
         signals: Signals | None = None,
     ) -> ObjectiveOutput:
-        ratios = policy_logps - reference_logps if self.needs_reference else policy_logps
-        rewards = self.beta * (ratios / lengths.clamp(min=1) if self.length_normalised else ratios)
-        s_plus, s_minus = rewards[:, 0], rewards[:, 1:]
-        loss = self._loss(s_plus, s_minus, mask, signals)
+        rewards = self.rewards(policy_logps, reference_logps, lengths)
+        loss = self._loss(rewards[:, 0], rewards[:, 1:], mask, signals)
         if self.nll_weight:
             loss = loss - self.nll_weight * policy_logps[:, 0] / lengths[:, 0]
-        return _output(loss, rewards, mask)
+        chosen, rejected = rewards[:, 0].detach(), losses.where_exists(rewards[:, 1:].detach(), mask)
+        return ObjectiveOutput(loss, chosen, rejected, losses.where_exists(chosen[:, None] - rejected, mask))
 
 
-class Contrast(Rewarded):
-    """An objective over rewards alone: subclasses say what their loss is."""
+@dataclass(frozen=True, kw_only=True)
+class ImplicitReward(RewardObjective):
+    """An objective over DPO's implicit rewards.
+
+    Attributes:
+        beta: the reward of one nat of log-probability (> 0).
+        length_normalised: True to divide rewards by the tokens of their response.
+    """
+
+    beta: Annotated[Positive, Field(le=10_000)]
+    nll_weight: Weight
+    length_normalised: bool
+
+    def rewards(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
+        ratios = policy_logps - reference_logps if self.needs_reference else policy_logps
+        return self.beta * (ratios / lengths.clamp(min=1) if self.length_normalised else ratios)
+
+
+class Contrast(ImplicitReward):
+    """An objective over rewards alone: subclasses define `loss`."""
 
     @abstractmethod
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-        """Loss per group [B] of the rewards of targets [B] and negatives [B, K], of which `mask` says which exist."""
+        """Return the loss per group [B] from rewards of targets [B] and negatives [B, K]; `mask` [B, K] marks those
+        that exist."""
 
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
         return self.loss(s_plus, s_minus, mask)
 
 
-class Scored(Rewarded):
-    """An objective over rewards and the responses' scores: subclasses say what their loss is."""
+class ScoredContrast(ImplicitReward):
+    """An objective over rewards and the responses' scores: subclasses define `loss`."""
 
     needs_scores: ClassVar[bool] = True
 
     @abstractmethod
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
-        """As `Contrast.loss`, with scores [B, K+1], the target's first."""
+        """Return the loss per group [B], as `Contrast.loss`. `scores` is [B, K+1], the target's first."""
 
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
-        return self.loss(s_plus, s_minus, mask, _given(signals).scores)
+        return self.loss(s_plus, s_minus, mask, _require(signals).scores)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(Contrast):
-    """An objective whose negatives can count differently.
+class WeightedContrast(Contrast):
+    """A contrast that can weight its negatives.
 
     Attributes:
-        rank_weights: one positive weight per rank of negative, the most similar first, or None for equal ones.
+        rank_weights: one positive weight per rank of negative, the most similar first, or None for equal weights.
     """
 
     rank_weights: Sequence[Positive] | None
 
     def weights(self, s_minus: Tensor) -> Tensor | None:
-        """[B, K]. Raises `UserError` where there are more negatives than weights."""
+        """Return the weights [B, K], or None if all are equal. Raise `UserError` if there are fewer weights than
+        negatives."""
         if self.rank_weights is None:
             return None
         if len(self.rank_weights) < s_minus.shape[1]:
             raise UserError(
-                f"objective.rank_weights holds {len(self.rank_weights)} weights, and there are "
-                f"{s_minus.shape[1]} negatives: give one each, or null."
+                f"objective.rank_weights has {len(self.rank_weights)} weights for {s_minus.shape[1]} negatives. "
+                "Give one weight per negative, or null."
             )
         return losses.row(list(self.rank_weights)[: s_minus.shape[1]], s_minus).expand_as(s_minus)
 
 
-class MeanOfPairs(Weighted):
-    """(1/K) sum_j core(s - s_j), where subclasses say what the core is."""
+class MeanOfPairs(WeightedContrast):
+    """(1/K) sum_j core(s - s_j): subclasses define `core`."""
 
     @abstractmethod
     def core(self, margin: Tensor) -> Tensor:
-        """The loss of a margin, of any shape."""
+        """Return the loss of each margin, a tensor of any shape."""
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
         return losses.mean_of_pairs(self.core, s_plus, s_minus, mask, self.weights(s_minus))
@@ -220,10 +233,10 @@ class MeanOfPairs(Weighted):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfContrast(MeanOfPairs):
-    """The paper's (arXiv 2404.00604): DPO's loss (arXiv 2305.18290, eq. 7), its mean over the K pairs.
+    """The paper's objective (arXiv 2404.00604): DPO's loss (arXiv 2305.18290, eq. 7), averaged over the K pairs.
 
     Attributes:
-        label_smoothing: the probability that a preference is flipped; above 0 it is conservative DPO.
+        label_smoothing: the probability that a preference is flipped; above 0 this is conservative DPO.
     """
 
     label_smoothing: Smoothing
@@ -237,7 +250,7 @@ class Robust(MeanOfPairs):
     """Robust DPO (arXiv 2403.00409): unbiased under flipped preferences.
 
     Attributes:
-        label_smoothing: the share of preferences that are flipped.
+        label_smoothing: the fraction of preferences that are flipped.
     """
 
     label_smoothing: Smoothing
@@ -275,14 +288,14 @@ class SimPO(MeanOfPairs):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.length_normalised:
-            raise UserError("objective.length_normalised=false must be true: SimPO's rewards are per token")
+            raise UserError("objective.length_normalised=false, but SimPO's rewards are per token. Set it to true.")
 
     def core(self, margin: Tensor) -> Tensor:
         return losses.simpo(margin, self.margin)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanMargin(Weighted):
+class MeanMargin(WeightedContrast):
     """DPO's loss of s - mean_j s_j: multi-sample DPO."""
 
     label_smoothing: Smoothing
@@ -301,14 +314,14 @@ class Hardest(Contrast):
         return losses.hardest(s_plus, s_minus, mask, self.label_smoothing)
 
 
-class Softmax(Weighted):
+class Softmax(WeightedContrast):
     """log(1 + sum_j w_j exp(s_j - s)): S-DPO (arXiv 2406.09215), InfoNCA (arXiv 2402.05369)."""
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
         return losses.softmax(s_plus, s_minus, mask, self.weights(s_minus))
 
 
-class NCA(Weighted):
+class NCA(WeightedContrast):
     """-log sigmoid(s) - (1/(K+1)) sum over all K+1 of log sigmoid(-s_i) (arXiv 2402.05369)."""
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
@@ -327,7 +340,7 @@ class SPACE(Contrast):
     """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), sigma_mu(x) = 1 / (1 + mu exp(-x)) (arXiv 2512.07175).
 
     Attributes:
-        noise_ratio: mu, how many of the model's responses there are for each of the data's.
+        noise_ratio: mu, the number of model responses per data response.
     """
 
     noise_ratio: Annotated[Positive, Field(le=10_000)]
@@ -337,16 +350,15 @@ class SPACE(Contrast):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SWEPO(Scored):
+class SWEPO(ScoredContrast):
     """-log(sum_{y: above the mean score} w_y exp(s_y) / sum_y w_y exp(s_y)), w_y = exp(alpha d_y^power).
 
-    d_y is a response's score less the mean of its prompt. The target is one of the responses: where its score is not
-    above the mean, it counts among the rejected. arXiv 2412.04628, as its authors give it in arXiv 2412.16378 (eq. 5,
-    appendix G.4).
+    d_y is a response's score minus the mean score of its prompt. A target whose score is not above the mean counts as
+    rejected. arXiv 2412.04628, in the authors' later form (arXiv 2412.16378, eq. 5, appendix G.4).
 
     Attributes:
-        alpha: how much a deviation of one weighs; 0 weighs all alike.
-        power: 1, or 2, by which the worst of the rejected count most.
+        alpha: weight of a deviation of one; 0 gives all responses equal weight.
+        power: 1 or 2; with 2 the worst rejected responses count most.
     """
 
     alpha: Annotated[NonNegative, Field(le=10_000)]
@@ -356,75 +368,53 @@ class SWEPO(Scored):
         return losses.swepo(s_plus, s_minus, scores, mask, self.alpha, self.power)
 
 
-class LiPOLambda(Scored):
+class LiPOLambda(ScoredContrast):
     """sum_{score_i > score_j} D_ij log(1 + exp(s_j - s_i)), D_ij by the ranks of the rewards (arXiv 2402.01878, eq. 8).
 
-    All pairs of target and negatives with different scores. The gain is 2^score: scores are meant to lie in [0, 1].
+    The sum is over all pairs of target and negatives with different scores. The gain is 2^score, so scores should lie
+    in [0, 1].
     """
 
-    ranks_rewards: ClassVar[bool] = True  # so it has no loss of its own where all rewards are equal, as at step 0
+    ranks_rewards: ClassVar[bool] = True  # ties at step 0 leave the ranks, and so the expected loss, undefined
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
         return losses.lipo_lambda(s_plus, s_minus, scores, mask)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFT:
+class DFT(RewardObjective):
     """-log p(y) + tau log mean_j exp(log p(y_j) / tau - log p_gen(y_j)): DFT (arXiv 2502.18679).
 
-    p_gen is the model that sampled the negatives, at temperature 1. The log shows log-probabilities as rewards.
+    p_gen is the model that sampled the negatives, at temperature 1. Rewards are the policy's log-probabilities.
 
     Attributes:
-        tau: a lower one looks at the likeliest negatives alone (> 0).
+        tau: temperature (> 0); a lower one weights the likeliest negatives more.
     """
 
     tau: Annotated[Positive, Field(le=10_000)]
 
-    uses_negatives: ClassVar[bool] = True
+    nll_weight = 0.0  # not a setting: the loss already has the target's likelihood
     needs_reference: ClassVar[bool] = False
-    needs_scores: ClassVar[bool] = False
     needs_sampler: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "objective")
+    def rewards(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
+        return policy_logps
 
-    def __call__(
-        self,
-        policy_logps: Tensor,
-        reference_logps: Tensor,
-        lengths: Tensor,
-        mask: Tensor,
-        signals: Signals | None = None,
-    ) -> ObjectiveOutput:
-        sampler = _given(signals).sampler_logps
-        loss = losses.dft(policy_logps[:, 0], policy_logps[:, 1:], mask, self.tau, sampler)
-        return _output(loss, policy_logps, mask)
+    def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
+        sampler_logps = _require(signals).sampler_logps if self.needs_sampler else None
+        return losses.dft(s_plus, s_minus, mask, self.tau, sampler_logps)
 
 
 class DFT2(DFT):
-    """-l(y) + tau log mean_j exp(l(y_j) / tau), l being log p per token: DFT2 (arXiv 2502.18679), without p_gen."""
+    """-l(y) + tau log mean_j exp(l(y_j) / tau), with l = log p per token: DFT2 (arXiv 2502.18679), without p_gen."""
 
     needs_sampler: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        policy_logps: Tensor,
-        reference_logps: Tensor,
-        lengths: Tensor,
-        mask: Tensor,
-        signals: Signals | None = None,
-    ) -> ObjectiveOutput:
-        per_token = policy_logps / lengths.clamp(min=1)
-        return _output(losses.dft(per_token[:, 0], per_token[:, 1:], mask, self.tau), per_token, mask)
+    def rewards(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
+        return policy_logps / lengths.clamp(min=1)
 
 
-def _output(loss: Tensor, rewards: Tensor, mask: Tensor) -> ObjectiveOutput:
-    """With rewards [B, K+1] for the log."""
-    chosen, rejected = rewards[:, 0].detach(), losses.where_exists(rewards[:, 1:].detach(), mask)
-    return ObjectiveOutput(loss, chosen, rejected, losses.where_exists(chosen[:, None] - rejected, mask))
-
-
-def _given(signals: Signals | None) -> Signals:
+def _require(signals: Signals | None) -> Signals:
     if signals is None:
-        raise TypeError("this objective needs signals: give it objectives.Signals")
+        raise TypeError("this objective needs signals. Pass objectives.Signals.")
     return signals

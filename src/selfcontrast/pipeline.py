@@ -1,7 +1,7 @@
 """The whole method on one page: sft → generate → filter → align → evaluate → report.
 
-Each stage is a function from its settings and the artifacts before it to one artifact, which the store computes once.
-Only this module knows their order; what each is made from is in `stages/`.
+Each stage is a function from its settings and input artifacts to one artifact, which the store computes once. Only this
+module knows the order of the stages. `stages/` defines each stage's inputs.
 """
 
 import json
@@ -22,67 +22,67 @@ from selfcontrast.job import Job
 from selfcontrast.report.page import write_report
 from selfcontrast.results import RESULT, Result, track_judgments
 from selfcontrast.stages.data import contaminated, published_data
-from selfcontrast.stages.evaluate import Scored, measured_by
+from selfcontrast.stages.evaluate import SystemScores, benchmark_results
 from selfcontrast.stages.round import Round
 from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import NullTracker, Tracker
 from selfcontrast.training.nodes import this_node
 
-SHOWN_PROMPTS = 8  # whose candidates are tracked, all of them
+SHOWN_PROMPTS = 8  # prompts whose candidates are all tracked
 
 
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
-    """Runs or recalls all stages and writes the report; returns what it says, on the first node of the job."""
+    """Run all stages that are not cached and write the report. Return the result, on the job's first node only."""
     if this_node(parts.hardware.num_nodes).rank > 0:
         _ = list(policies(Job(parts, NullTracker())))
         return None
-    parts.output.mkdir(parents=True, exist_ok=True)  # which Hydra makes, unless `output` alone was given
-    tracked: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
-    with tracked as tracker:
+    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra makes it, unless only `output` was given
+    tracking: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
+    with tracking as tracker:
         job = Job(parts, tracker, judged=True)
-        systems, measured, scored = everything(job)
-        seen = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
-        comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, seen)
-        against_kl = curve([each.measured() for each in scored], parts.evaluation)
-        result = Result.collect(parts, config, job.artifacts, systems, comparison, measured, against_kl)
+        systems, benchmarks, scored = run_stages(job)
+        contamination_table = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
+        comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, contamination_table)
+        against_kl = curve([scores.measured() for scores in scored], parts.evaluation)
+        result = Result.collect(parts, config, job.artifacts, systems, comparison, benchmarks, against_kl)
         (parts.output / RESULT).write_text(json.dumps(asdict(result)))
         write_report(result, parts.output)
         result.track(tracker, parts.output)
-        track_judgments(tracker, parts.evaluation, measured)
+        track_judgments(tracker, parts.evaluation, benchmarks)
         if parts.iterations:
-            tracker.table("candidates", some_candidates(job))
+            tracker.table("candidates", last_candidates(job))
     job.decisions.finish()
     return result
 
 
-Measurements = tuple[dict[str, Artifact], dict[str, dict[str, Artifact]], list[Scored]]
+Measurements = tuple[dict[str, Artifact], dict[str, dict[str, Artifact]], list[SystemScores]]
 
 
-def everything(job: Job) -> Measurements:
-    """All stages in their order: by system its scores, by benchmark each system's results, and what KL is shown of."""
+def run_stages(job: Job) -> Measurements:
+    """Run all stages in order. Return scores by system, results by benchmark and system, and all scored checkpoints."""
     _ = published_data(job), contaminated(job)
     trained: dict[str, Artifact] = {}
     systems: dict[str, Artifact] = {}
-    scored: list[Scored] = []
+    scored: list[SystemScores] = []
     for name, policy in policies(job):
         sft = trained.get(BASELINE, policy)
         earlier = [*trained.values()]
-        scored += [Scored.of(job, policy, sft, name, earlier, number) for number in checkpoints(job, policy, sft)]
-        # Before anything is sampled from it: a poor fine-tuned model is seen early.
-        scored.append(own := Scored.of(job, policy, sft, name, earlier))
-        trained[name], systems[name] = policy, own.scores
-    benchmarks = {name: measured_by(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
+        scored += [SystemScores.of(job, policy, sft, name, earlier, number) for number in checkpoints(job, policy, sft)]
+        # Scored before anything is sampled from it, so that a poor fine-tuned model is seen early.
+        scored.append(scores := SystemScores.of(job, policy, sft, name, earlier))
+        trained[name], systems[name] = policy, scores.scores
+    benchmarks = {name: benchmark_results(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
     return systems, benchmarks, scored
 
 
 def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
-    """The numbers of a training's checkpoints that are scored before its last step."""
+    """Return the numbers of a training's checkpoints before its last step."""
     return range(1, 1 if policy is sft else job.parts.evaluation.checkpoints)
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """With its name the fine-tuned model, then the policy of every round, each of which starts from the one before."""
+    """Yield name and artifact of the fine-tuned model, then of each round's policy. Each round starts from the last."""
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     before = None
@@ -92,8 +92,8 @@ def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
         yield method if number == last else f"{method} round {number}", start
 
 
-def some_candidates(job: Job) -> pd.DataFrame:
-    """Of the last round."""
+def last_candidates(job: Job) -> pd.DataFrame:
+    """Return the candidates of the last round for the tracker's table."""
     candidates = job.artifacts.get("gather", job.artifacts["generate"])
-    found = {name: job.artifacts[name].path for name in ("embed", "filter")}
-    return candidate_table(candidates.path / generate.FILE, found["embed"], found["filter"], job.train, SHOWN_PROMPTS)
+    embedded, filtered = (job.artifacts[name].path for name in ("embed", "filter"))
+    return candidate_table(candidates.path / generate.FILE, embedded, filtered, job.train, SHOWN_PROMPTS)

@@ -1,16 +1,16 @@
-"""What a job does when it is told to end: it goes, with a code that says so, and back into SLURM's queue if asked.
+"""End a job on a signal, in bounded time, with a distinct exit code, and requeue it under SLURM if asked.
 
     #SBATCH --signal=USR1@120     # two minutes before the time limit: save, requeue, end; at the latest after GRACE
 
-SIGTERM ends the job with code 143. Whether it runs again is its sender's business: SLURM requeues what it preempts
-by itself, and a job that `scancel` ends must stay ended. Under submitit, its own handler of its own signal stays.
+SIGTERM ends the job with code 143. Its sender decides whether it runs again: SLURM requeues the jobs that it preempts,
+and a job ended by `scancel` must not return. submitit's handler of its own signal is left in place.
 
-A sweep agent of W&B's sends SIGTERM, too, to the runs that early termination has given up. Those end well, with code 0:
-an agent counts any other as a failure, and gives up itself after a few.
+A W&B sweep agent also sends SIGTERM, to runs that early termination has stopped. They exit with code 0, because an
+agent counts any other code as a failure and quits after a few failures.
 
-Python's handlers run between two instructions of the main thread, which may be minutes away: a step compiles, or a
-library's exit hook waits. So a thread hears of each signal at once. It says that the job is about to end, and ends it
-where nothing else has done so within `GRACE`.
+Python runs handlers between two instructions of the main thread. That can take minutes, while a step compiles or a
+library's exit hook waits. So a thread receives each signal at once. It announces the end, and ends the job if nothing
+else has done so within `GRACE`.
 """
 
 import multiprocessing
@@ -26,79 +26,81 @@ from types import FrameType
 from selfcontrast.compilation import end_workers
 from selfcontrast.errors import UserError
 
-ENDED = 143  # 128 + SIGTERM: what schedulers take for "terminated", not for success
+ENDED = 143  # 128 + SIGTERM: schedulers read it as "terminated", not as success
 INTERRUPTED = 130  # 128 + SIGINT
 GRACE = 60.0  # seconds from a signal to the end of the process, at most
-GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # another number of seconds: of the environment, as it is the scheduler's
-QUIET = 2.0  # seconds from a signal to the line that says what is waited for
-_unwanted = Event()  # the run that is tracked
-_hears = 0  # the process whose signals the thread hears
-_goes_on = Event()  # this process is not to end after all
+GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # overrides GRACE; in the environment, because the scheduler sets the limit
+QUIET = 2.0  # seconds from a signal to the line that announces the end
+_run_stopped = Event()  # W&B has stopped the tracked run
+_watched_pid = 0  # the process whose signals the thread receives
+_deadline_cancelled = Event()  # this process continues after all
 
 
-class Stopped(SystemExit):
-    """By a sweep's early termination, or by a user on W&B's page: what was computed is kept, and no more is wanted."""
+class EarlyStop(SystemExit):
+    """A stop by a sweep's early termination or by a user on W&B's page. Finished stages are kept."""
 
 
-def end_when_told() -> None:
-    """Installs the handlers, for this process. Training puts them off until it has saved its state."""
+def install_handlers() -> None:
+    """Install the signal handlers in this process. Training defers them until it has saved its state."""
     grace()
     signal.signal(signal.SIGTERM, _end)
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR1, _requeue)
-    _hear()
+    _watch_signals()
 
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Around a command: end it when told, in bounded time, and let nothing disturb its end."""
+    """Wrap a command: end it on a signal, in bounded time and without a traceback."""
     try:
-        end_when_told()
+        install_handlers()
         yield
     except KeyboardInterrupt:
-        sys.exit("interrupted: finished stages are kept; the same command goes on from there")
+        sys.exit("interrupted: finished stages are kept; the same command resumes from there")
     finally:
-        # From here on there is nothing to save: a signal ends the process at once, without a traceback of an exit hook.
+        # Nothing is left to save, so a signal ends the process at once, without a traceback from an exit hook.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         end_workers()
 
 
 def grace() -> float:
-    """Return the seconds that a job has to end, once it is told. Raises `UserError` where they are no number."""
+    """Return the seconds that a job has to end after a signal. Raise `UserError` unless it is a number above 0."""
     value = os.environ.get(GRACE_VARIABLE, str(GRACE))
     try:
         seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UserError(f"{GRACE_VARIABLE}={value}: seconds that a job has to end, above 0")
+        raise UserError(
+            f"{GRACE_VARIABLE}={value} must be a number of seconds above 0: the time that a job has to end."
+        )
     return seconds
 
 
-def stays() -> None:
-    """Stop the clock: this process was told to end, and goes on with another job."""
-    _goes_on.set()
+def cancel_deadline() -> None:
+    """Cancel the deadline after a signal: this process continues with another job."""
+    _deadline_cancelled.set()
 
 
 def stop() -> None:
-    """What W&B calls, from a thread of its own, when the run is to stop."""
-    _unwanted.set()
+    """Stop the run. W&B calls this from its own thread."""
+    _run_stopped.set()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    if _by_agent():
-        _unwanted.clear()  # in a multirun this process goes on with the next job
+    if _stopped_by_wandb():
+        _run_stopped.clear()  # in a multirun this process continues with the next job
         print("stopped early: finished stages are kept", file=sys.stderr)
-        raise Stopped(0)
-    print("terminated: finished stages are kept; the same command goes on from there", file=sys.stderr)
+        raise EarlyStop(0)
+    print("terminated: finished stages are kept; the same command resumes from there", file=sys.stderr)
     sys.exit(ENDED)
 
 
-def _by_agent() -> bool:
-    """Whether W&B has the run end. Under SLURM, SIGTERM may be SLURM's."""
-    return ("WANDB_SWEEP_ID" in os.environ and "SLURM_JOB_ID" not in os.environ) or _unwanted.is_set()
+def _stopped_by_wandb() -> bool:
+    """Return True if W&B stops the run. Under SLURM, a SIGTERM may be SLURM's."""
+    return ("WANDB_SWEEP_ID" in os.environ and "SLURM_JOB_ID" not in os.environ) or _run_stopped.is_set()
 
 
 def _ask_for_requeue() -> None:
@@ -108,52 +110,52 @@ def _ask_for_requeue() -> None:
 
 def _requeue(number: int, frame: FrameType | None) -> None:
     _ask_for_requeue()
-    print("requeued: the job goes on from where it stopped", file=sys.stderr)
+    print("requeued: the job resumes from where it stopped", file=sys.stderr)
     sys.exit(ENDED)
 
 
-def _hear() -> None:
-    """Start the thread that hears of each signal at once: the interpreter writes its number to a pipe."""
-    global _hears
-    if _hears == os.getpid():  # a worker of a launcher runs one job after another
+def _watch_signals() -> None:
+    """Start the thread that receives each signal at once: the interpreter writes its number to a pipe."""
+    global _watched_pid
+    if _watched_pid == os.getpid():  # a worker of a launcher runs one job after another
         return
-    _hears = os.getpid()
-    hearing, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    # A forked child has the same pipe: what it is told is not meant for this process.
+    _watched_pid = os.getpid()
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    # A forked child inherits the pipe, but its signals are not meant for this process.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-    Thread(target=_listen, args=(hearing,), daemon=True).start()
+    Thread(target=_listen, args=(read_end,), daemon=True).start()
 
 
-def _listen(hearing: int) -> None:
+def _listen(read_end: int) -> None:
     endings = {signal.SIGTERM: ENDED, signal.SIGINT: INTERRUPTED}
     if "SLURM_JOB_ID" in os.environ:
         endings[signal.SIGUSR1] = ENDED
-    while received := os.read(hearing, 1):
+    while received := os.read(read_end, 1):
         number = received[0]
         if number not in endings:
             continue
-        _goes_on.clear()
-        if _goes_on.wait(QUIET):
+        _deadline_cancelled.clear()
+        if _deadline_cancelled.wait(QUIET):
             continue
         left = max(0.0, grace() - QUIET)
         name = signal.Signals(number).name
-        _say(f"{name}: ending as soon as what is under way can be left, in {left:.0f} s at the latest")
-        if not _goes_on.wait(left):
-            _give_up(number, endings[signal.Signals(number)])
+        _write_line(f"{name}: ending at the next safe point, in {left:.0f} s at the latest")
+        if not _deadline_cancelled.wait(left):
+            _end_now(number, endings[signal.Signals(number)])
 
 
-def _give_up(number: int, code: int) -> None:
-    """End this process as it stands. What is published is whole, and of a training the last checkpoint is kept."""
+def _end_now(number: int, code: int) -> None:
+    """End this process at once. Published artifacts are complete, and a training's last checkpoint is kept."""
     if number == signal.SIGUSR1:
         _ask_for_requeue()
     for child in multiprocessing.active_children():  # the other ranks of a training
         child.kill()
-    _say("ended: finished stages and the last checkpoint are kept; the same command goes on from there")
-    os._exit(0 if number == signal.SIGTERM and _by_agent() else code)
+    _write_line("ended: finished stages and the last checkpoint are kept; the same command resumes from there")
+    os._exit(0 if number == signal.SIGTERM and _stopped_by_wandb() else code)
 
 
-def _say(line: str) -> None:
-    """Write a line past Python's buffers, which the main thread may hold."""
+def _write_line(line: str) -> None:
+    """Write a line without Python's buffers, whose lock the main thread may hold."""
     os.write(2, f"{line}\n".encode())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from selfcontrast.stages.evaluate import Scored
+from selfcontrast.stages.evaluate import SystemScores
 from selfcontrast.store import Artifact
 
 
@@ -19,7 +19,7 @@ def test_step_goes_on_over_rounds() -> None:
         earlier = [sft, *rounds[:number]]
         scored += [(policy, earlier, 1), (policy, earlier, None)]
     found = [
-        Scored("", policy, checkpoint, artifact("evaluate"), None, earlier).measured()
+        SystemScores("", policy, checkpoint, artifact("evaluate"), None, earlier).measured()
         for policy, earlier, checkpoint in scored
     ]
     assert [each.step for each in found] == [0, 4, 8, 13, 18]

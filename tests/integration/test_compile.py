@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import Step
 from tiny import groups, hardware, llama, optim
 

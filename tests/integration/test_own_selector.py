@@ -42,7 +42,8 @@ def test_edited_selector_is_said_to_be_other_code_and_computed_again_on_request(
     file.write_text(SELECTOR.format(order=":-1"))
     recalled = stage_lines()
     assert recalled["filter"].startswith("recalled")
-    assert "was made by other code (own_selector.py); recompute=[filter]" in recalled["said"]
+    assert "different code (own_selector.py)" in recalled["said"]
+    assert "recompute=[filter]" in recalled["said"]
     again = stage_lines("recompute=[filter]")
     assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["recalled"] * 3
     assert [again[name].split()[0] for name in ("filter", "reference", "align")] == ["done"] * 3

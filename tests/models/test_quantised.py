@@ -22,10 +22,10 @@ from selfcontrast.models.packing import pack
 from selfcontrast.models.quantised import FourBit, is_quantised
 from selfcontrast.training.align import align, checkpoint_folder
 from selfcontrast.training.costs import Cost
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.groups import StoredScores
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
 from tiny import LORA, groups, hardware, llama, lora, objective_of, optim, policy_folder, self_contrast
@@ -96,7 +96,7 @@ def test_align_with_qlora_starts_at_its_reference_and_learns(tmp_path: Path, cap
     records: list[Record] = []
     training = Training(qlora(dropout=0.0), optim(epochs=6), config, 0, records.append)
     (tmp_path / "align").mkdir()
-    align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
+    align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), self_contrast(0.5), training)
     assert records[0]["step0/margin_std"] == pytest.approx(0, abs=1e-4)
     assert records[0]["step0/loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert records[-1]["margin"] > 0.1
@@ -115,7 +115,7 @@ def test_align_with_qlora_starts_at_its_reference_and_learns(tmp_path: Path, cap
 
 def test_checkpoints_hold_only_adapters() -> None:
     policy = qlora().wrap(llama(width=WIDTH), seed=0)
-    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, self_contrast(0.1), Stored({}))
+    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, self_contrast(0.1), StoredScores({}))
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     assert any("absmax" in name for name in checkpoint["state_dict"])
     module.on_save_checkpoint(checkpoint)
@@ -173,7 +173,7 @@ def train_adapters(folder: Path, stop_at: int | None = None) -> dict[str, torch.
     data = StepData(rows, [], settings, config, 0)
     prepare(policy, rows, config)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
-    module = SelfContrastDPO(policy, settings, len(data.steps()), 7, report, self_contrast(0.5), Stored(stored))
+    module = SelfContrastDPO(policy, settings, len(data.steps()), 7, report, self_contrast(0.5), StoredScores(stored))
     fit(module, data, folder, "align")
     return {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
 
@@ -196,7 +196,7 @@ def test_align_with_qlora_logs_no_change_at_step_0(tmp_path: Path, objective: st
     records: list[Record] = []
     (tmp_path / "align").mkdir()
     training = Training(qlora(dropout=0.0), optim(epochs=1, batch_size=4), config, 0, records.append)
-    align(tmp_path / "align", sft, "float32", rows, Stored(stored), objective_of(objective), training)
+    align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), objective_of(objective), training)
     assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-3)
 
 
@@ -205,7 +205,7 @@ def test_policy_checkpoints_with_qlora_are_whole_models(tmp_path: Path) -> None:
     stored = {group.id: torch.zeros(3) for group in rows}
     (tmp_path / "align").mkdir()
     training = Training(qlora(), optim(epochs=4, batch_size=4), config, 0, lambda record: None, checkpoints=2)
-    align(tmp_path / "align", sft, "float32", rows, Stored(stored), self_contrast(0.5), training)
+    align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), self_contrast(0.5), training)
     policies = [tmp_path / "align/model", checkpoint_folder(tmp_path / "align", 1)]
     whole, half = (load_file(folder / "model.safetensors") for folder in policies)
     assert whole.keys() == half.keys()

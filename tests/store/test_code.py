@@ -112,7 +112,7 @@ def test_code_of_accepts_half_saved_and_namespace_modules(shop: Path) -> None:
 def test_code_of_training_excludes_report() -> None:
     found = code_of(["selfcontrast.training.align"])
     assert "selfcontrast/losses.py" in found
-    assert "selfcontrast/training/module.py" in found
+    assert "selfcontrast/training/packed_module.py" in found
     assert not [name for name in found if name.startswith(("selfcontrast/report", "selfcontrast/cli"))]
 
 

@@ -4,14 +4,14 @@ import pytest
 import wandb
 from wandb_runs import online
 
-from selfcontrast.preemption import ENDED, Stopped
+from selfcontrast.preemption import ENDED, EarlyStop
 from wandb_server import serving
 
 
 @pytest.mark.parametrize(
     ("error", "code", "summary"),
     [
-        (Stopped(0), 0, {"stopped": "early"}),
+        (EarlyStop(0), 0, {"stopped": "early"}),
         (SystemExit(ENDED), 143, {"error": "terminated; the same command resumes it"}),
         (KeyboardInterrupt(), 1, {"error": "KeyboardInterrupt: "}),
     ],

@@ -1,23 +1,23 @@
-"""Ranks that start at once; a training that was never interrupted."""
+"""Fixtures: ranks that start quickly, and an uninterrupted training."""
 
 import pytest
-from killed_runs import trained
+from killed_runs import run_training
 from torch import Tensor
 
 from forked import serve
 from selfcontrast.training import ranks
-from selfcontrast.training.module import Record
+from selfcontrast.training.packed_module import Record
 from tiny import optim
 
 
 @pytest.fixture(autouse=True)
 def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the ranks of a training from a server that has imported everything. Whole jobs spawn theirs."""
+    """Fork a training's ranks from a server with all imports done. Whole jobs spawn their ranks."""
     serve()
     monkeypatch.setattr(ranks, "START", "forkserver")
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[Record]]:
-    """Six steps, a validation after each second one, never interrupted."""
-    return trained(tmp_path_factory.mktemp("whole"), optim(validations=3))
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[Record]]:
+    """Weights and history of six uninterrupted steps, with a validation after every second step."""
+    return run_training(tmp_path_factory.mktemp("whole"), optim(validations=3))

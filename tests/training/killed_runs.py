@@ -1,4 +1,4 @@
-"""Train a small policy, and end the training at any point."""
+"""Train a small policy, and kill the training at any point."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from selfcontrast.training.callbacks import damage
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SupervisedFineTuning
 from selfcontrast.training.optim import OptimConfig
+from selfcontrast.training.packed_module import Record
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import MicroBatch, Step
 from tiny import gpt2, groups, hardware
 
@@ -24,45 +24,45 @@ class Kill(Exception):
     pass
 
 
-class Killed(SupervisedFineTuning):
-    """Ends its training by an exception: before, amid or after the update of a step, or in a validation."""
+class KilledTraining(SupervisedFineTuning):
+    """A training that an exception ends: before, during or after a step, or in a validation."""
 
     kill_at: tuple[str, int] = ("", -1)
 
     def training_step(self, step: Step, index: int) -> None:
-        self._maybe("begin")
+        self._kill_if("begin")
         super().training_step(step, index)
-        self._maybe("end")
+        self._kill_if("end")
 
     def losses(self, part: MicroBatch) -> Any:
         if self.trainer.validating:
-            self._maybe("validation")
-        found = super().losses(part)
+            self._kill_if("validation")
+        output = super().losses(part)
         if self.trainer.training:
-            self._maybe("forward")
-        return found
+            self._kill_if("forward")
+        return output
 
-    def _maybe(self, where: str) -> None:
-        if (where, self.trainer.global_step) == self.kill_at:
+    def _kill_if(self, point: str) -> None:
+        if (point, self.trainer.global_step) == self.kill_at:
             raise Kill
 
 
-def trained(
+def run_training(
     folder: Path,
-    how: OptimConfig,
+    settings: OptimConfig,
     kill_at: tuple[str, int] | None = None,
     policy: Any = None,
     report: Callable[[Record], None] = lambda record: None,
     snapshots: Sequence[int] = (),
-    **machine: Any,
+    **options: Any,
 ) -> tuple[dict[str, Tensor], list[Record]]:
-    """Weights and history (less speeds) after a run, which goes on from what lies in `folder`."""
+    """Train, resuming from a checkpoint in `folder`. Return weights, and history without speeds."""
     policy = policy or gpt2(0.1)
-    own = hardware(**machine)
-    data = StepData(TRAIN, VALIDATION, how, own, seed=3)
+    machine = hardware(**options)
+    data = StepData(TRAIN, VALIDATION, settings, machine, seed=3)
     data.snapshots = snapshots
-    prepare(policy, TRAIN, own)
-    module = Killed(policy, how, len(data.steps()), own.logits_chunk, report)
+    prepare(policy, TRAIN, machine)
+    module = KilledTraining(policy, settings, len(data.steps()), machine.logits_chunk, report)
     module.kill_at = kill_at or ("", -1)
     if kill_at:
         torch.manual_seed(7)

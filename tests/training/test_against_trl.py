@@ -1,4 +1,4 @@
-"""One rejected response per prompt: our training's losses are TRL's, step after step."""
+"""With one rejected response per prompt, our training's losses equal TRL's at every step."""
 
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,26 @@ from trl import DPOConfig, DPOTrainer
 
 from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group, pack
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.optim import OptimConfig
+from selfcontrast.training.packed_module import Record
 from tiny import groups, hardware, llama, optim, self_contrast
 
 BETA, VOCABULARY = 0.5, 50
 OBJECTIVE = self_contrast(BETA)
-# Few epochs of few pairs at a high rate: the losses must move for their agreement to mean something.
+# A high learning rate, because losses must move for their agreement to mean something.
 OPTIM = optim(lr=1e-3, epochs=2, batch_size=3, schedule="constant", warmup_ratio=0.0, weight_decay=0.1)
 GROUPS = [
     Group(g.id, g.prompt, [*g.target[:-1], 0], [[*negative[:-1], 0] for negative in g.negatives])
     for g in groups(12, negatives=1, vocabulary=VOCABULARY)
-    if min(len(g.target), len(g.negatives[0])) > 1  # TRL ends each with the end of text, and wants a word before it
+    if min(len(g.target), len(g.negatives[0])) > 1  # TRL appends the end of text and needs a word before it
 ]
 
 
-class Losses(DPOTrainer):
-    """TRL's trainer, whose losses are kept unrounded."""
+class RecordingTrainer(DPOTrainer):
+    """TRL's trainer with unrounded losses."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
@@ -41,44 +41,44 @@ class Losses(DPOTrainer):
         return loss
 
 
-def order(how: OptimConfig) -> list[Group]:
-    """Pairs as our steps take them; TRL goes through them once, in this order."""
-    steps = StepData(GROUPS, [], how, hardware(), seed=3).steps()
-    assert len(GROUPS) % how.batch_size == 0
+def order(settings: OptimConfig) -> list[Group]:
+    """Return the pairs in the order of our steps. TRL trains on them once, in this order."""
+    steps = StepData(GROUPS, [], settings, hardware(), seed=3).steps()
+    assert len(GROUPS) % settings.batch_size == 0
     return [GROUPS[i] for step in range(len(steps)) for i in steps.indices(step)]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The words are the numbers of the tokens; 0 is the end of text."""
+    """A tokenizer whose words are token ids; 0 is the end of text."""
     words = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, VOCABULARY)}}, unk_token="<eos>")
-    own = Tokenizer(words)
-    own.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<eos>", pad_token="<eos>")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
-def trl(folder: Path, how: OptimConfig) -> list[float]:
+def train_with_trl(folder: Path, settings: OptimConfig) -> list[float]:
     def words(ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
     rows = [
         {"prompt": words(g.prompt), "chosen": " " + words(g.target[:-1]), "rejected": " " + words(g.negatives[0][:-1])}
-        for g in order(how)
+        for g in order(settings)
     ]
-    trainer = Losses(
+    trainer = RecordingTrainer(
         model=llama(vocabulary=VOCABULARY),
         args=DPOConfig(
             output_dir=str(folder),
             beta=BETA,
             precompute_ref_log_probs=True,
-            per_device_train_batch_size=how.batch_size,
+            per_device_train_batch_size=settings.batch_size,
             train_sampling_strategy="sequential",
             num_train_epochs=1,
-            learning_rate=how.lr,
+            learning_rate=settings.lr,
             lr_scheduler_type="constant",
-            adam_beta1=how.betas[0],
-            adam_beta2=how.betas[1],
-            weight_decay=how.weight_decay,
-            max_grad_norm=how.max_grad_norm,
+            adam_beta1=settings.betas[0],
+            adam_beta2=settings.betas[1],
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
             max_length=None,
             gradient_checkpointing=False,
             bf16=False,
@@ -94,21 +94,23 @@ def trl(folder: Path, how: OptimConfig) -> list[float]:
     return trainer.losses
 
 
-def ours(folder: Path, how: OptimConfig) -> list[Record]:
-    policy, own = llama(vocabulary=VOCABULARY), hardware(max_tokens_per_microbatch=20)
+def train_with_ours(folder: Path, settings: OptimConfig) -> list[Record]:
+    policy, machine = llama(vocabulary=VOCABULARY), hardware(max_tokens_per_microbatch=20)
     with torch.no_grad():
         reference = {g.id: response_log_probs(policy, pack([g]), 7)[0] for g in GROUPS}
-    data = StepData(GROUPS, [], how, own, seed=3)
-    prepare(policy, GROUPS, own)
-    module = SelfContrastDPO(policy, how, len(data.steps()), 7, lambda record: None, OBJECTIVE, Stored(reference))
+    data = StepData(GROUPS, [], settings, machine, seed=3)
+    prepare(policy, GROUPS, machine)
+    module = SelfContrastDPO(
+        policy, settings, len(data.steps()), 7, lambda record: None, OBJECTIVE, StoredScores(reference)
+    )
     fit(module, data, folder, "test")
     return module.history
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_loss_curve_is_trls(tmp_path: Path) -> None:
-    history = ours(tmp_path / "ours", OPTIM)
-    theirs = trl(tmp_path / "trl", OPTIM)
+def test_training_one_negative_has_trls_loss_curve(tmp_path: Path) -> None:
+    history = train_with_ours(tmp_path / "ours", OPTIM)
+    theirs = train_with_trl(tmp_path / "trl", OPTIM)
     losses = [record["loss"] for record in history]
     assert len(losses) == len(theirs) >= 6
     assert max(record["grad_norm"] for record in history) > OPTIM.max_grad_norm

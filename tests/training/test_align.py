@@ -1,4 +1,4 @@
-"""Which groups K-negative training sees, and the policy that comes of it."""
+"""The groups of K-negative training, and the policy that it writes."""
 
 import json
 import math
@@ -21,8 +21,15 @@ from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.packing import Group
 from selfcontrast.objectives import TargetLikelihood
 from selfcontrast.training.align import align
-from selfcontrast.training.groups import Stored, by_group, chosen_scores, in_order, nearest_first, preference_groups
-from selfcontrast.training.module import Record
+from selfcontrast.training.groups import (
+    StoredScores,
+    chosen_scores,
+    nearest_first,
+    negatives_by_group,
+    preference_groups,
+    select_scores,
+)
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.sft import HISTORY, fine_tune
 from selfcontrast.training.training import Training
@@ -38,27 +45,27 @@ NEGATIVES = {
 OBJECTIVE = self_contrast(0.1)
 
 
-def first(count: int, max_length: int) -> tuple[list[Group], int]:
-    """Groups of the first `count` negatives of every prompt."""
+def first_groups(count: int, max_length: int) -> tuple[list[Group], int]:
+    """Return groups with the first `count` negatives of every prompt."""
     used = {name: nearest_first(ranked, count) for name, ranked in NEGATIVES.items()}
     return preference_groups(RENDERER, EXAMPLES, used, max_length)
 
 
-def test_k_takes_the_first_k_ranks_of_every_prompt_that_has_negatives() -> None:
+def test_preference_groups_k_negatives_takes_first_k_ranks() -> None:
     for count in (1, 2, 4):
-        groups, without_room = first(count, max_length=200)
+        groups, without_room = first_groups(count, max_length=200)
         assert ([g.id for g in groups], without_room) == (["e0", "e1", "e2", "e4"], 0)
-        for group, one in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
-            assert (list(group.prompt), list(group.target)) == RENDERER.example(one)
+        for group, source in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
+            assert (list(group.prompt), list(group.target)) == RENDERER.example(source)
             assert list(map(list, group.negatives)) == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
 
 
-def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
+def test_preference_groups_cutoff_drops_long_targets_and_cuts_negatives() -> None:
     sizes = {e.id: [len(ids) for ids in RENDERER.example(e)] for e in EXAMPLES}
     max_length = sum(sizes["e2"])  # e2 fits exactly, e4 does not
     used = []
     for count in (1, 4):
-        groups, without_room = first(count, max_length)
+        groups, without_room = first_groups(count, max_length)
         assert without_room == 1
         assert all(len(g.prompt) + max(map(len, g.responses)) <= max_length for g in groups)
         for group in groups:
@@ -69,11 +76,11 @@ def test_the_cutoff_drops_by_prompt_and_target_and_cuts_negatives() -> None:
     assert [name for name, _, _ in used[0]] == ["e0", "e1", "e2"]
 
 
-def test_a_chosen_candidate_is_in_the_targets_place_and_two_of_a_prompt_have_two_groups() -> None:
+def test_preference_groups_chosen_candidates_replace_target_and_may_be_two() -> None:
     used = {name: nearest_first(ranked, 1) for name, ranked in NEGATIVES.items()}
     chosen = {
-        "e0": [Positive("e0", 7, "own", [5, 6], nan)],
-        "e1": [Positive("e1", TARGET, "the target", [], nan), Positive("e1", 8, "own", [8], nan)],
+        "e0": [Positive("e0", 7, "candidate", [5, 6], nan)],
+        "e1": [Positive("e1", TARGET, "the target", [], nan), Positive("e1", 8, "candidate", [8], nan)],
         "e2": [Positive("e2", 9, "too long", [9] * 190, nan)],
         "e4": [Positive("e4", TARGET, "the target", [], nan)],
     }
@@ -85,66 +92,69 @@ def test_a_chosen_candidate_is_in_the_targets_place_and_two_of_a_prompt_have_two
     assert without_room == 1
     assert {tuple(map(tuple, group.negatives)) for group in groups} == {((10, 10, 10),)}
     pool = {group.id: torch.tensor([float(i), 0.5]) for i, group in enumerate(groups)}
-    scores = {name: values.tolist() for name, values in in_order(pool, by_group(groups, used)).items()}
+    scores = {name: values.tolist() for name, values in select_scores(pool, negatives_by_group(groups, used)).items()}
     assert scores == {"e0": [0, 0.5], "e1": [1, 0.5], "e1+best": [2, 0.5], "e4": [3, 0.5]}
 
 
-def test_the_score_of_a_chosen_response_is_its_own() -> None:
+def test_chosen_scores_candidate_has_its_own_score() -> None:
     targets = {"a": 0.5, "b": 0.25}
-    best = Positive("a", 3, "own", [5], 1.0)
+    best = Positive("a", 3, "candidate", [5], 1.0)
     chosen = {"a": [Positive("a", TARGET, "the target", [], nan), best], "b": [replace(best, id="b", score=0.75)]}
     assert chosen_scores(targets, None) == targets
     assert chosen_scores(targets, chosen) == {"a": 0.5, "a+best": 1.0, "b": 0.75}
 
 
-def test_an_example_whose_id_is_that_of_a_second_group() -> None:
-    """It has scores of its own; where there is such a second group, it is refused."""
+def test_preference_groups_id_with_second_suffix_is_kept_or_refused() -> None:
+    """Such an example has its own scores. If a second group has the same id, it is refused."""
     twins = [example("a", "?", "one"), example("a+best", "?", "two")]
-    used = {one.id: [Negative(one.id, 0, 0, "", [9], 0.5)] for one in twins}
+    used = {e.id: [Negative(e.id, 0, 0, "", [9], 0.5)] for e in twins}
     groups, _ = preference_groups(RENDERER, twins, used, 190)
-    assert by_group(groups, used) == used
+    assert negatives_by_group(groups, used) == used
     pool = {"a": torch.tensor([0.0, 1.0]), "a+best": torch.tensor([2.0, 3.0])}
-    assert {name: found.tolist() for name, found in in_order(pool, used).items()} == {"a": [0, 1], "a+best": [2, 3]}
-    both = {one.id: [Positive(one.id, TARGET, "", [], nan), Positive(one.id, 1, "", [7], nan)] for one in twins}
-    with pytest.raises(UserError, match=r"the id 'a\+best' is another's with '\+best' behind it"):
+    assert {name: found.tolist() for name, found in select_scores(pool, used).items()} == {
+        "a": [0, 1],
+        "a+best": [2, 3],
+    }
+    both = {e.id: [Positive(e.id, TARGET, "", [], nan), Positive(e.id, 1, "", [7], nan)] for e in twins}
+    with pytest.raises(UserError, match=r"'a\+best'.*'\+best'"):
         preference_groups(RENDERER, twins, used, 190, both)
 
 
-def test_a_cutoff_that_nothing_fits_is_a_users_mistake() -> None:
+def test_preference_groups_nothing_fits_is_refused() -> None:
     with pytest.raises(UserError, match=r"trainer\.max_length=5"):
-        first(2, max_length=5)
+        first_groups(2, max_length=5)
 
 
-def aligned(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[dict[str, Any], list[Record]]:
-    """The stage's summary, and what it told while it trained: 8 steps of 2 prompts."""
-    groups, _ = first(2, max_length=100)
-    pool, _ = first(4, max_length=100)
-    own, how = hardware(self_check=True), optim(**{"epochs": 4, "batch_size": 2, **changes})
+def run_align(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tuple[dict[str, Any], list[Record]]:
+    """Run the stage for 8 steps of 2 prompts. Return its summary and reported records."""
+    groups, _ = first_groups(2, max_length=100)
+    pool, _ = first_groups(4, max_length=100)
+    machine, settings = hardware(self_check=True), optim(**{"epochs": 4, "batch_size": 2, **changes})
     folder.mkdir()
-    score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", own), pool, "cpu")
-    told: list[Record] = []
+    score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", machine), pool, "cpu")
+    records: list[Record] = []
     summary = align(
         folder,
         sft,
         "float32",
         groups,
-        Stored(read_reference(folder.parent)),
+        StoredScores(read_reference(folder.parent)),
         OBJECTIVE,
-        Training(adapter, how, own, 0, told.append),
+        Training(adapter, settings, machine, 0, records.append),
     )
-    return summary, told
+    return summary, records
 
 
 @pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA"])
-def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Adapter) -> None:
+def test_align_eight_steps_prefers_targets(tmp_path: Path, adapter: Adapter) -> None:
     sft = policy_folder(tmp_path / "sft")
-    summary, told = aligned(tmp_path / "align", sft, adapter)
+    summary, records = run_align(tmp_path / "align", sft, adapter)
     counts = {name: summary[name] for name in ("prompts", "negatives_per_prompt", "steps", "tokens")}
-    groups, _ = first(2, max_length=100)
-    read = sum(len(tokens) for group in groups for tokens in (group.prompt, *group.responses))
-    assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8, "tokens": 4 * read}
+    groups, _ = first_groups(2, max_length=100)
+    n_tokens = sum(len(ids) for group in groups for ids in (group.prompt, *group.responses))
+    assert counts == {"prompts": 4, "negatives_per_prompt": 2.0, "steps": 8, "tokens": 4 * n_tokens}
     history = json.loads((tmp_path / "align" / HISTORY).read_text())
-    assert history == told
+    assert history == records
     assert history[-1]["margin"] > 0.1
     assert {record["negatives"] for record in history} == {2.0}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "align/model")
@@ -154,38 +164,38 @@ def test_a_policy_comes_out_and_prefers_its_targets(tmp_path: Path, adapter: Ada
     assert "with 2 negatives per prompt over 4 prompts" in (tmp_path / "align/model/README.md").read_text()
 
 
-def test_sft_continued_is_fine_tuning_on_the_same_groups_whatever_the_negatives(tmp_path: Path) -> None:
-    """Bit by bit what the sft stage makes of the same model, data, seed and recipe."""
-    sft, own, how = policy_folder(tmp_path / "sft"), hardware(self_check=True), optim(batch_size=2)
-    groups, _ = first(0, max_length=100)
-    told: list[Record] = []
+def test_align_sft_continued_equals_fine_tuning(tmp_path: Path) -> None:
+    """Bit-equal to the sft stage with the same model, data, seed and recipe."""
+    sft, machine, settings = policy_folder(tmp_path / "sft"), hardware(self_check=True), optim(batch_size=2)
+    groups, _ = first_groups(0, max_length=100)
+    records: list[Record] = []
     for folder in (tmp_path / "align", tmp_path / "tuned"):
         folder.mkdir()
-    training = Training(NoAdapter(), how, own, 0, told.append)
-    summary = align(tmp_path / "align", sft, "float32", groups, Stored({}), TargetLikelihood(), training)
+    training = Training(NoAdapter(), settings, machine, 0, records.append)
+    summary = align(tmp_path / "align", sft, "float32", groups, StoredScores({}), TargetLikelihood(), training)
     model = Pretrained(str(sft), None, None, [], "float32", False, True)
     splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
-    other = Training(NoAdapter(), replace(how, max_length=100), own, 0, lambda record: None)
+    other = Training(NoAdapter(), replace(settings, max_length=100), machine, 0, lambda record: None)
     fine_tune(tmp_path / "tuned", model, splits, other)
-    one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    aligned, tuned = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))
+    assert aligned.keys() == tuned.keys()
+    assert all(torch.equal(value, tuned[name]) for name, value in aligned.items())
     tokens = sum(len(g.prompt) + len(g.target) for g in groups)
     assert summary == {"prompts": 4, "negatives_per_prompt": 0.0, "steps": 4, "tokens": 2 * tokens}
-    assert told[-1]["loss"] < told[0]["loss"]
+    assert records[-1]["loss"] < records[0]["loss"]
 
 
-def test_the_first_loss_is_that_of_a_policy_that_is_its_reference(tmp_path: Path) -> None:
-    """log 2, whatever the negatives. With LoRA the stored scores are those of the model below the adapters."""
+def test_align_first_loss_is_log_two(tmp_path: Path) -> None:
+    """With LoRA the stored scores are those of the base model."""
     sft = policy_folder(tmp_path / "sft")
     for adapter in (NoAdapter(), lora(dropout=0.0)):
-        _, told = aligned(tmp_path / type(adapter).__name__, sft, adapter)
-        assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-        assert told[0]["margin"] == pytest.approx(0, abs=1e-4)
+        _, records = run_align(tmp_path / type(adapter).__name__, sft, adapter)
+        assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
 
 
-def test_lora_changes_nothing_but_the_layers_it_adapts(tmp_path: Path) -> None:
-    aligned(tmp_path / "align", policy_folder(tmp_path / "sft"), lora(target_modules=["v_proj"]))
+def test_align_lora_changes_only_target_modules(tmp_path: Path) -> None:
+    run_align(tmp_path / "align", policy_folder(tmp_path / "sft"), lora(target_modules=["v_proj"]))
     before, after = (load_file(tmp_path / stage / "model.safetensors") for stage in ("sft", "align/model"))
     assert after.keys() == before.keys()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -195,26 +205,26 @@ def test_lora_changes_nothing_but_the_layers_it_adapts(tmp_path: Path) -> None:
     assert "lora" not in (tmp_path / "align/model/config.json").read_text().lower()
 
 
-def test_targets_that_become_less_likely_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A rate at which a model forgets all it knew, and one at which nothing moves."""
+def test_align_displaced_targets_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the first learning rate the model forgets all, at the second one nothing moves."""
     sft = policy_folder(tmp_path / "sft")
-    summary, told = aligned(tmp_path / "align", sft, NoAdapter(), lr=1.0, epochs=8)
+    summary, records = run_align(tmp_path / "align", sft, NoAdapter(), lr=1.0, epochs=8)
     assert summary["displaced"]
     assert summary["target_log_prob_change"] == pytest.approx(
-        sum(record["chosen_log_prob_change"] for record in told[-5:]) / 5
+        sum(record["chosen_log_prob_change"] for record in records[-5:]) / 5
     )
     warnings = [record.message for record in caplog.records if "displacement" in record.message]
     assert len(warnings) == 1
     assert f"{-summary['target_log_prob_change']:.2f} nats" in warnings[0]
     caplog.clear()
-    assert not aligned(tmp_path / "again", sft, NoAdapter(), lr=1e-9)[0]["displaced"]
+    assert not run_align(tmp_path / "again", sft, NoAdapter(), lr=1e-9)[0]["displaced"]
     assert not caplog.records
 
 
-def test_nearest_first_orders_the_first_ranks_and_in_order_their_scores_alike() -> None:
+def test_nearest_first_and_select_scores_agree_on_order() -> None:
     ranked = [Negative("a", rank, rank, "", [10 + rank], near) for rank, near in enumerate((0.2, 0.9, 0.5, 0.9))]
     used = nearest_first(ranked, 3)  # the fourth rank is not used
     assert [negative.rank for negative in used] == [1, 2, 0]
-    assert [negative.rank for negative in nearest_first(ranked, 4)] == [1, 3, 2, 0], "of equal ones the lower rank"
+    assert [negative.rank for negative in nearest_first(ranked, 4)] == [1, 3, 2, 0], "ties go to the lower rank"
     scores = torch.tensor([-1.0, -10.0, -11.0, -12.0, -13.0])
-    assert in_order({"a": scores, "b": scores}, {"a": used})["a"].tolist() == [-1.0, -11.0, -12.0, -10.0]
+    assert select_scores({"a": scores, "b": scores}, {"a": used})["a"].tolist() == [-1.0, -11.0, -12.0, -10.0]

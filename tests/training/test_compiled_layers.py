@@ -1,4 +1,4 @@
-"""Compiled layers: at most four graphs, whatever the rows' lengths and however many layers there are."""
+"""Compiled layers need at most four graphs, for any row lengths and any number of layers."""
 
 import random
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from selfcontrast.training.weight_copies import WeightCopies
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Counts graphs. They are traced as in training and run as they are: a compiler does not change their number."""
+    """Count the traced graphs. They run uncompiled, because a compiler does not change their number."""
     compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **mode: compile_(self, backend="eager", **mode))
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -31,13 +31,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "how", "copied"), [("llama", "selective", True), ("qwen2", False, False), ("gpt2", True, False)]
+    ("name", "mode", "copied"), [("llama", "selective", True), ("qwen2", False, False), ("gpt2", True, False)]
 )
-def test_200_ragged_rows_compile_at_most_4_graphs(graphs: Any, name: str, how: Any, copied: bool) -> None:
+def test_compile_layers_200_ragged_rows_at_most_4_graphs(graphs: Any, name: str, mode: Any, copied: bool) -> None:
     model, draw = tiny(CONFIGS[name]).train(), random.Random(0)
     use_shared_prompt(model, "blocks")
-    if how:
-        checkpoint_layers(model, how)
+    if mode:
+        checkpoint_layers(model, mode)
     compile_layers(model)
     copies = WeightCopies(model) if copied else None
     for _ in range(200):

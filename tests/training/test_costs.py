@@ -1,4 +1,4 @@
-"""FLOPs by formula against torch's own counter, operation by operation."""
+"""FLOPs by formula against torch's counter."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tiny import llama, lora
 
 
 def gpt2() -> GPT2LMHeadModel:
-    """With attention that multiplies whole matrices, which the counter sees."""
+    """A GPT-2 with eager attention, whose matrix products the counter sees."""
     sizes = {"vocab_size": 50, "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64}
     config = GPT2Config(**sizes, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
     config._attn_implementation = "eager"
@@ -27,15 +27,15 @@ def counted(model: Any, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("tokens", [7, 20])
-def test_the_formula_is_what_torch_counts(tokens: int) -> None:
+def test_cost_plain_model_equals_torchs_counter(tokens: int) -> None:
     model = gpt2()
     cost = Cost.of(model)
-    # the plain forward takes logits at every position, and pairs of every two tokens
+    # A plain forward computes logits at every position, and attention for every pair of tokens.
     assert (cost.body + cost.head) * tokens + cost.attention * tokens**2 == counted(model, tokens)
 
 
-def test_the_tokens_and_pairs_of_a_packed_row() -> None:
-    """6 N per token, 6 V D per response token; a token sees the prompt, its own response so far, and itself."""
+def test_cost_packed_row_counts_tokens_and_pairs() -> None:
+    """A token attends to the prompt, to earlier tokens of its response, and to itself."""
     cost = Cost(body=10_000, head=100, attention=1)
     packed = pack([Group("a", [1, 2, 3], [4, 5], [[6], [7, 8, 9]]), Group("b", [1], [2], [])])
     pairs = (1 + 2 + 3) + (4 + 5) + 4 + (4 + 5 + 6) + (1 + 2)
@@ -43,7 +43,7 @@ def test_the_tokens_and_pairs_of_a_packed_row() -> None:
     assert cost.flops(packed) == 10_000 * 11 + 100 * 7 + pairs
 
 
-def test_frozen_matrices_spare_their_own_gradient() -> None:
+def test_cost_frozen_matrices_need_no_weight_gradient() -> None:
     full = Cost.of(llama())
     adapted = lora(rank=4).wrap(llama(), seed=0)
     adapters = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -52,11 +52,11 @@ def test_frozen_matrices_spare_their_own_gradient() -> None:
     assert Cost.of(adapted) == Cost(4 * matrices + 6 * adapters, full.head * 4 // 6, full.attention)
 
 
-def test_the_width_of_a_head_counts_and_not_that_of_the_model() -> None:
+def test_cost_attention_uses_head_width() -> None:
     assert Cost.of(llama()).attention == 12 * 2 * 2 * 16  # layers, heads, width
 
 
-def test_peak_memory_grows_by_what_is_held() -> None:
+def test_peak_memory_includes_held_tensor() -> None:
     before = peak_memory()
     held = torch.ones(2**27)  # half a GiB
     assert held.sum() > 0

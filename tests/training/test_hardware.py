@@ -1,4 +1,4 @@
-"""The settings of the hardware: what is refused."""
+"""Hardware settings that are refused."""
 
 from typing import Any
 
@@ -19,6 +19,6 @@ from tiny import hardware
     ],
     ids=str,
 )
-def test_hardware_that_cannot_be(setting: dict[str, Any]) -> None:
+def test_hardware_invalid_setting_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
         hardware(**setting)

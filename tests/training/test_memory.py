@@ -1,4 +1,4 @@
-"""Passes that fill a GPU's memory: what a token is expected to take, beside what it takes."""
+"""Passes that fill a GPU's memory: estimated against measured bytes per token."""
 
 import logging
 from pathlib import Path
@@ -15,15 +15,15 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training import fit as fit_module
 from selfcontrast.training import hardware as hardware_module
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.memory import LEAST, MOST, bytes_per_token, still_to_come, tokens_that_fit
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.memory import MAX_TOKENS, MIN_TOKENS, bytes_per_token, reserved_bytes, token_budget
+from selfcontrast.training.sft import SupervisedFineTuning
 from tiny import groups, hardware, llama, optim
 
 MIXED = {"precision": "bf16-mixed", "logits_chunk": 64}
 
 
 def peak(policy: Any, tokens: int) -> float:
-    """Bytes at the highest moment of a forward and backward pass, by torch's own tracker of every storage."""
+    """Return the peak bytes of a forward and backward pass, by torch's tracker of all storages."""
     policy.zero_grad()
     part = [1] * (tokens // 3)
     tracker = MemTracker()
@@ -33,87 +33,87 @@ def peak(policy: Any, tokens: int) -> float:
     return float(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
-@pytest.mark.parametrize("how", [False, True, "selective"])
-def test_a_token_takes_what_is_expected(how: Any) -> None:
+@pytest.mark.parametrize("mode", [False, True, "selective"])
+def test_bytes_per_token_is_near_measured_peak(mode: Any) -> None:
     config = LlamaConfig(
         vocab_size=64, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4
     )
     policy = LlamaForCausalLM(config).train()
     use_shared_prompt(policy, "blocks")
-    expected = bytes_per_token(policy, hardware(gradient_checkpointing=how, **MIXED))
-    assert policy.is_gradient_checkpointing == bool(how)
-    found = (peak(policy, 384) - peak(policy, 192)) / 192
-    assert 0.5 * expected <= found <= 1.25 * expected
+    expected = bytes_per_token(policy, hardware(gradient_checkpointing=mode, **MIXED))
+    assert policy.is_gradient_checkpointing == bool(mode)
+    measured = (peak(policy, 384) - peak(policy, 192)) / 192
+    assert 0.5 * expected <= measured <= 1.25 * expected
 
 
-def test_the_order_of_what_checkpointing_takes() -> None:
+def test_bytes_per_token_selective_adds_kept_results() -> None:
     policy = llama().train()
     use_shared_prompt(policy, "varlen")
     none, full, selective = (
-        bytes_per_token(policy, hardware(gradient_checkpointing=how, **MIXED)) for how in (False, True, "selective")
+        bytes_per_token(policy, hardware(gradient_checkpointing=mode, **MIXED)) for mode in (False, True, "selective")
     )
-    # Two layers of width 32 with a key head of 16: q, k, v and o are 32 + 16 + 16 + 32 wide, in 2 bytes; attention's
-    # output 32 in 2 bytes, and for each of two heads a log-sum-exp of 4.
+    # Two layers of width 32 with a key head of 16. In 2 bytes: q, k, v, o (32 + 16 + 16 + 32) and attention's output
+    # (32). In 4 bytes: a log-sum-exp for each of two heads.
     assert selective - full == pytest.approx(2 * ((32 + 16 + 16 + 32 + 32) * 2 + 2 * 4))
     assert full < none
 
 
-def test_counting_leaves_the_policy_as_it_was() -> None:
+def test_bytes_per_token_leaves_policy_and_random_state_unchanged() -> None:
     policy, before = llama().train(), torch.get_rng_state()
     bytes_per_token(policy, hardware(**MIXED))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in policy.parameters())
 
 
-def test_tokens_by_hand() -> None:
+def test_token_budget_equals_hand_computation() -> None:
     # 0.8 * (10e9 - 2e9) / 1e6 = 6400 tokens, in whole steps of 1024.
-    assert tokens_that_fit(10**10, 2 * 10**9, 1e6) == 6 * 1024
-    assert tokens_that_fit(10**10, 2 * 10**10, 1e6) == LEAST
-    assert tokens_that_fit(10**12, 0, 1e3) == MOST
+    assert token_budget(10**10, 2 * 10**9, 1e6) == 6 * 1024
+    assert token_budget(10**10, 2 * 10**10, 1e6) == MIN_TOKENS
+    assert token_budget(10**12, 0, 1e3) == MAX_TOKENS
 
 
-def test_what_is_still_to_come_by_hand() -> None:
-    policy, own = llama(vocabulary=50), hardware(**MIXED)
+def test_reserved_bytes_equal_hand_computation() -> None:
+    policy, machine = llama(vocabulary=50), hardware(**MIXED)
     weights = sum(p.numel() for p in policy.parameters())
     matrices = 50 * 32 + 2 * (32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64)
     logits = 64 * 50 * 8 + 50 * 32 * 6
-    assert still_to_come(policy, [], own) == 3 * 4 * weights + logits + 2 * matrices
+    assert reserved_bytes(policy, [], machine) == 3 * 4 * weights + logits + 2 * matrices
     optimizer = torch.optim.AdamW(policy.parameters())
     sum(p.sum() for p in policy.parameters()).backward()
     optimizer.step()
-    assert still_to_come(policy, [optimizer], own) == 4 * weights + logits + 2 * matrices
-    assert still_to_come(policy, [optimizer], hardware(**MIXED, bf16_copy=True)) == 4 * weights + logits
+    assert reserved_bytes(policy, [optimizer], machine) == 4 * weights + logits + 2 * matrices
+    assert reserved_bytes(policy, [optimizer], hardware(**MIXED, bf16_copy=True)) == 4 * weights + logits
 
 
-def test_auto_on_a_cpu_is_a_fixed_number() -> None:
+def test_fixed_tokens_per_pass_auto_on_cpu_is_8192() -> None:
     assert hardware(max_tokens_per_microbatch="auto").fixed_tokens_per_microbatch() == 8192
     assert hardware(max_tokens_per_microbatch=77).fixed_tokens_per_microbatch() == 77
 
 
-def test_auto_on_a_gpu_is_asked_for_once_all_weights_are_there(
+def test_fit_auto_on_gpu_measures_after_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The GPU is a CPU here: what is free on it is said by the test."""
-    asked: list[tuple[int, float]] = []
+    """A CPU stands in for the GPU, and the test sets its budget."""
+    calls: list[tuple[int, float]] = []
 
-    def fitting(policy: Any, optimizers: Any, own: Any, per_token: float) -> int:
-        asked.append((len(list(optimizers)), per_token))
+    def fake_budget(policy: Any, optimizers: Any, machine: Any, per_token: float) -> int:
+        calls.append((len(list(optimizers)), per_token))
         return 30
 
-    own, how = hardware(max_tokens_per_microbatch="auto"), optim(validations=1)
+    machine, settings = hardware(max_tokens_per_microbatch="auto"), optim(validations=1)
     policy, rows, microbatches = llama(), groups(10), []
-    expected = bytes_per_token(policy, own)
-    prepare(policy, rows, own)
-    data = StepData(rows, groups(3, seed=1), how, own, seed=3)
-    module = SupervisedFineTuning(policy, how, len(data.steps()), 7, lambda record: None)
+    expected = bytes_per_token(policy, machine)
+    prepare(policy, rows, machine)
+    data = StepData(rows, groups(3, seed=1), settings, machine, seed=3)
+    module = SupervisedFineTuning(policy, settings, len(data.steps()), 7, lambda record: None)
     losses = module.losses
     monkeypatch.setattr(
         module, "losses", lambda part: microbatches.append(part.packed.input_ids.shape[1]) or losses(part)
     )
-    monkeypatch.setattr(fit_module, "fitting_pass", fitting)
+    monkeypatch.setattr(fit_module, "gpu_token_budget", fake_budget)
     monkeypatch.setattr(hardware_module.Hardware, "device", "cuda")
     with caplog.at_level(logging.INFO):
         fit(module, data, tmp_path, "test")
-    assert asked == [(1, expected)]
+    assert calls == [(1, expected)]
     assert max(microbatches) <= 30
     assert "hardware.max_tokens_per_microbatch=auto: 30 tokens" in caplog.messages

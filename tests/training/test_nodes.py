@@ -1,4 +1,4 @@
-"""Which machine of a job this is, and that all of them train together what is not there yet."""
+"""Nodes of a job: their rank, and how they train missing artifacts together."""
 
 import socket
 import threading
@@ -19,19 +19,19 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_node_alone_needs_no_environment() -> None:
+def test_this_node_single_needs_no_environment() -> None:
     assert this_node(1).rank == 0
 
 
-def test_a_node_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"hardware\.num_nodes=2: start train\.py once per node"):
+def test_this_node_reads_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"hardware\.num_nodes=2.*NODE_RANK"):
         this_node(2)
     for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     assert this_node(2) == Node(1, 2, "10.0.0.1", 29500)
 
 
-def test_a_node_of_slurms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_node_reads_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = {
         "NTASKS": "2",
         "NTASKS_PER_NODE": "1",
@@ -44,33 +44,33 @@ def test_a_node_of_slurms(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"SLURM_{name}", value)
     node = this_node(2)
     assert (node.rank, node.count, node.address) == (1, 2, "gpu07")
-    assert node.port == 15000 + 2345  # the job's, so that two jobs of one machine do not meet
+    assert node.port == 15000 + 2345  # from the job id, so that two jobs on one machine use different ports
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(UserError, match="ntasks-per-node"):
         this_node(2)
 
 
-def test_nodes_compute_together_and_one_publishes(tmp_path: Path) -> None:
+def test_decisions_two_nodes_compute_together_and_one_publishes(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    meet = threading.Barrier(2, timeout=30)
-    found: dict[int, list[Artifact]] = {0: [], 1: []}
+    barrier = threading.Barrier(2, timeout=30)
+    artifacts_by_rank: dict[int, list[Artifact]] = {0: [], 1: []}
 
     def node(rank: int) -> None:
         decisions = Decisions(Node(rank, 2, "127.0.0.1", port))
 
         def compute(folder: Path) -> Mapping[str, Any] | None:
-            meet.wait()  # passes only where both are here
+            barrier.wait()  # passes only if both nodes compute
             if rank == 0:
                 (folder / "model").write_text("weights")
-            meet.wait()
+            barrier.wait()
             return {"by": rank}
 
         def get(computed: Compute) -> Artifact:
             return Store(tmp_path).get(Stage("sft", 1, {}, {}, computed))
 
-        found[rank] += [decisions.together(name, compute, get) for name in ("computed", "recalled")]
+        artifacts_by_rank[rank] += [decisions.compute_together(name, compute, get) for name in ("computed", "recalled")]
         if rank == 0:
             decisions.finish()
 
@@ -79,6 +79,6 @@ def test_nodes_compute_together_and_one_publishes(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert [[a.cached for a in found[rank]] for rank in (0, 1)] == [[False, True], [True, True]]
-    assert {a.key for artifacts in found.values() for a in artifacts} == {found[0][0].key}
-    assert found[1][0].summary == {"by": 0}
+    assert [[a.cached for a in artifacts_by_rank[rank]] for rank in (0, 1)] == [[False, True], [True, True]]
+    assert {a.key for artifacts in artifacts_by_rank.values() for a in artifacts} == {artifacts_by_rank[0][0].key}
+    assert artifacts_by_rank[1][0].summary == {"by": 0}

@@ -1,4 +1,4 @@
-"""What is stored of responses on its way to the objective, and the three references: stored, none, sampler."""
+"""Signals from storage to the objective, and the three references: stored, none, sampler."""
 
 import math
 from dataclasses import replace
@@ -19,15 +19,15 @@ from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import DFT, SWEPO, Objective, ObjectiveOutput, Signals
 from selfcontrast.training.align import align
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.groups import (
-    Stored,
-    in_order_signals,
+    StoredScores,
     nearest_first,
     preference_groups,
-    sampled_reference,
+    sampler_reference,
+    select_signals,
 )
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
 from selfcontrast.training.steps import MicroBatch
 from selfcontrast.training.training import Training
@@ -48,86 +48,86 @@ def prepared(
     return preference_groups(Renderer(tokenizer()), [example("a", "cat?", "a cat")], used, max_length)[0], used
 
 
-def test_signals_follow_the_order_of_the_negatives() -> None:
+def test_select_signals_follow_order_of_negatives() -> None:
     groups, used = prepared(RANKED, 3)
     assert [list(tokens) for tokens in groups[0].negatives] == [[11, 11], [12, 12, 12], [10]]
-    scored = in_order_signals(SCORED, groups, used, {"a": 0.75, "b": 0.0})["a"]
+    scored = select_signals(SCORED, groups, used, {"a": 0.75, "b": 0.0})["a"]
     assert scored.scores.tolist() == [0.75, 0.125, 0.25, 0.0]
-    sampled = in_order_signals(DISCRIMINATIVE, groups, used, {"a": 0.75})["a"]
+    sampled = select_signals(DISCRIMINATIVE, groups, used, {"a": 0.75})["a"]
     assert sampled.sampler_logps.tolist() == [-2.0, -3.0, -1.0]
     targets = {"a": torch.tensor([-9.0]), "b": torch.tensor([-8.0])}
-    assert sampled_reference(targets, groups, used)["a"].tolist() == [-9.0, -2.0, -3.0, -1.0]
+    assert sampler_reference(targets, groups, used)["a"].tolist() == [-9.0, -2.0, -3.0, -1.0]
 
 
-def test_an_objective_that_needs_none_gets_none() -> None:
+def test_select_signals_unneeded_are_empty() -> None:
     unknown = [replace(negative, log_prob=math.nan, score=math.nan) for negative in RANKED]
-    assert in_order_signals(self_contrast(0.1), *prepared(unknown, 3), {}) == {}
+    assert select_signals(self_contrast(0.1), *prepared(unknown, 3), {}) == {}
 
 
 @pytest.mark.parametrize(
     ("objective", "changes", "target", "problem"),
     [
-        (SCORED, {"score": math.nan}, 1.0, r"^objective=SWEPO needs the score of every response, .* prompt a has none"),
-        (SCORED, {}, math.nan, r"^objective=SWEPO needs the score of every response, .* prompt a has none"),
-        (DISCRIMINATIVE, {"log_prob": math.nan}, 1.0, r"^objective=DFT needs the sampler's .* prompt a has none"),
+        (SCORED, {"score": math.nan}, 1.0, r"^objective=SWEPO needs the score.* prompt a "),
+        (SCORED, {}, math.nan, r"^objective=SWEPO needs the score.* prompt a "),
+        (DISCRIMINATIVE, {"log_prob": math.nan}, 1.0, r"^objective=DFT needs the sampler's .* prompt a "),
     ],
 )
-def test_an_unknown_signal_is_told_by_the_prompt(
+def test_select_signals_missing_value_names_prompt(
     objective: Objective, changes: dict[str, Any], target: float, problem: str
 ) -> None:
     ranked = [replace(negative, **changes) if negative.rank == 1 else negative for negative in RANKED]
     with pytest.raises(UserError, match=problem):
-        in_order_signals(objective, *prepared(ranked, 3), {"a": target})
-    in_order_signals(objective, *prepared(ranked, 1), {"a": 1.0})  # K = 1 does not look at rank 1
+        select_signals(objective, *prepared(ranked, 3), {"a": target})
+    select_signals(objective, *prepared(ranked, 1), {"a": 1.0})  # K = 1 does not look at rank 1
 
 
-def test_a_sampler_of_whole_responses_knows_nothing_of_cut_ones() -> None:
+def test_sampler_logps_of_cut_negative_are_refused() -> None:
     groups, _ = prepared(RANKED, 4)
     max_length = len(groups[0].prompt) + 3  # the negative of four tokens loses one
-    with pytest.raises(UserError, match=r"trainer\.max_length cuts one of prompt a: raise it"):
-        in_order_signals(DISCRIMINATIVE, *prepared(RANKED, 4, max_length), {"a": 1.0})
-    with pytest.raises(UserError, match=r"^reference=sampler needs negatives as they were sampled"):
-        sampled_reference({"a": torch.zeros(1)}, *prepared(RANKED, 4, max_length))
+    with pytest.raises(UserError, match=r"trainer\.max_length .*prompt a"):
+        select_signals(DISCRIMINATIVE, *prepared(RANKED, 4, max_length), {"a": 1.0})
+    with pytest.raises(UserError, match=r"^reference=sampler .*trainer\.max_length"):
+        sampler_reference({"a": torch.zeros(1)}, *prepared(RANKED, 4, max_length))
 
 
-class Watching:
-    """An objective that keeps what it is given."""
+class RecordingObjective:
+    """An objective that records its signals."""
 
     uses_negatives = needs_reference = needs_scores = needs_sampler = True
 
     def __init__(self) -> None:
-        self.given: list[Signals | None] = []
+        self.signals: list[Signals | None] = []
 
     def __call__(
         self, policy: Tensor, reference: Tensor, lengths: Tensor, mask: Tensor, signals: Signals | None = None
     ) -> ObjectiveOutput:
-        self.given.append(signals)
+        self.signals.append(signals)
         return ObjectiveOutput(policy[:, 0], policy[:, 0], policy[:, 1:], policy[:, 1:])
 
 
-def test_the_module_gives_each_group_its_own_signals_by_id() -> None:
-    own = [Group("a", [1, 2], [3], [[4], [5, 6]]), Group("b", [1], [2, 3], [[7]])]
+def test_dpo_passes_signals_by_group_id() -> None:
+    batch = [Group("a", [1, 2], [3], [[4], [5, 6]]), Group("b", [1], [2, 3], [[7]])]
     known = {
         "b": Signals(torch.tensor([1.0, 0.5]), torch.tensor([-3.0])),
         "a": Signals(torch.tensor([0.9, 0.1, 0.2]), torch.tensor([-1.0, -2.0])),
     }
-    policy, watching = llama(), Watching()
+    policy, recorder = llama(), RecordingObjective()
     use_shared_prompt(policy)
-    stored = Stored({g.id: torch.zeros(1 + len(g.negatives)) for g in own}, known)
-    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, watching, stored)
-    module.losses(MicroBatch(pack(own), True))
-    (given,) = watching.given
-    assert given is not None
-    torch.testing.assert_close(given.scores, torch.tensor([[0.9, 0.1, 0.2], [1.0, 0.5, 0.0]]))
-    torch.testing.assert_close(given.sampler_logps, torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]))
+    stored = StoredScores({g.id: torch.zeros(1 + len(g.negatives)) for g in batch}, known)
+    module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, recorder, stored)
+    module.losses(MicroBatch(pack(batch), True))
+    (signals,) = recorder.signals
+    assert signals is not None
+    torch.testing.assert_close(signals.scores, torch.tensor([[0.9, 0.1, 0.2], [1.0, 0.5, 0.0]]))
+    torch.testing.assert_close(signals.sampler_logps, torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]))
     assert not any("signals" in name or "stored" in name for name in module.state_dict())
 
 
-# ---- the three references, on negatives that the model itself has sampled
+# ---- the three references, on negatives sampled by the model itself
 
 
-class Sampled:
-    """Four prompts with three samples of a tiny model each, and its scores of them."""
+class SampledPool:
+    """Four prompts with three samples each of a tiny model, and the model's scores."""
 
     def __init__(self, folder: Path) -> None:
         self.sft, self.folder = policy_folder(folder / "sft"), folder
@@ -138,14 +138,14 @@ class Sampled:
         drawn = sample(llama(), tokenizer(), requests, decoding, 0, renderer.end_ids)
         pool: dict[str, list[Negative]] = {}
         for c in drawn:
-            found = pool.setdefault(c.id, [])
-            found.append(Negative(c.id, c.sample, c.sample, c.text, c.token_ids, -c.sample / 9, c.log_prob))
+            negatives = pool.setdefault(c.id, [])
+            negatives.append(Negative(c.id, c.sample, c.sample, c.text, c.token_ids, -c.sample / 9, c.log_prob))
         self.used = {name: nearest_first(ranked, 2) for name, ranked in pool.items()}
         self.groups, _ = preference_groups(renderer, examples, self.used, 120)
         targets, _ = preference_groups(renderer, examples, dict.fromkeys(pool, ()), 120)
         assert all(not group.negatives for group in targets)
         self.scored = self._scored("stored", self.groups)
-        self.sampler = sampled_reference(self._scored("targets", targets), self.groups, self.used)
+        self.sampler = sampler_reference(self._scored("targets", targets), self.groups, self.used)
 
     def _scored(self, name: str, groups: list[Group]) -> dict[str, Tensor]:
         folder = self.folder / name
@@ -153,53 +153,53 @@ class Sampled:
         score_reference(folder, Local(3, 1), Scoring(self.sft, "float32", hardware()), groups, "cpu")
         return read_reference(folder)
 
-    def aligned(self, name: str, stored: Stored, objective: Objective) -> tuple[dict[str, Any], list[Record]]:
-        folder, told = self.folder / name, list[Record]()
+    def aligned(self, name: str, stored: StoredScores, objective: Objective) -> tuple[dict[str, Any], list[Record]]:
+        folder, records = self.folder / name, list[Record]()
         folder.mkdir()
-        training = Training(NoAdapter(), optim(batch_size=4, epochs=3), hardware(), 0, told.append)
-        return align(folder, self.sft, "float32", self.groups, stored, objective, training), told
+        training = Training(NoAdapter(), optim(batch_size=4, epochs=3), hardware(), 0, records.append)
+        return align(folder, self.sft, "float32", self.groups, stored, objective, training), records
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> Sampled:
-    return Sampled(tmp_path_factory.mktemp("sampled"))
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> SampledPool:
+    return SampledPool(tmp_path_factory.mktemp("sampled"))
 
 
-def test_the_samplers_scores_are_the_references(sampled: Sampled) -> None:
+def test_sampler_reference_equals_scored_reference(sampled: SampledPool) -> None:
     for name, scores in sampled.scored.items():
         assert sampled.sampler[name].tolist() == pytest.approx(scores.tolist(), abs=1e-3)
 
 
-def test_with_either_reference_training_begins_without_a_margin_and_goes_the_same_way(sampled: Sampled) -> None:
-    one, other = (
-        sampled.aligned(name, Stored(scores), self_contrast(0.5))
+def test_align_sampler_reference_trains_as_stored_reference(sampled: SampledPool) -> None:
+    stored, sampler = (
+        sampled.aligned(name, StoredScores(scores), self_contrast(0.5))
         for name, scores in (("by-stored", sampled.scored), ("by-sampler", sampled.sampler))
     )
-    for summary, told in (one, other):
-        assert told[0]["step0/margin_std"] == pytest.approx(0, abs=1e-3)
-        assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    for summary, records in (stored, sampler):
+        assert records[0]["step0/margin_std"] == pytest.approx(0, abs=1e-3)
+        assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
         assert "target_log_prob_change" in summary
-    assert [r["loss"] for r in other[1]] == pytest.approx([r["loss"] for r in one[1]], abs=1e-2)
-    assert one[1][-1]["margin"] > 0.1
+    assert [r["loss"] for r in sampler[1]] == pytest.approx([r["loss"] for r in stored[1]], abs=1e-2)
+    assert stored[1][-1]["margin"] > 0.1
 
 
-def test_without_a_reference_rewards_are_log_probabilities(sampled: Sampled) -> None:
-    """At step 0 these are the stored scores themselves; and nothing is said of a change since a reference."""
-    nothing = {group.id: torch.zeros(len(group.responses)) for group in sampled.groups}
-    summary, told = sampled.aligned("by-none", Stored(nothing, compared=False), self_contrast(0.5))
+def test_align_without_reference_rewards_are_log_probabilities(sampled: SampledPool) -> None:
+    """At step 0 they are the stored scores. No change from a reference is recorded."""
+    zeros = {group.id: torch.zeros(len(group.responses)) for group in sampled.groups}
+    summary, records = sampled.aligned("by-none", StoredScores(zeros, compared=False), self_contrast(0.5))
     margins = [0.5 * (scores[0] - scores[1:]) for scores in sampled.scored.values()]
     expected = [torch.log1p(torch.exp(-margin)).mean() for margin in margins]
-    assert told[0]["loss"] == pytest.approx(float(sum(expected)) / 4, abs=1e-3)
-    assert told[0]["margin"] == pytest.approx(float(sum(m.mean() for m in margins)) / 4, abs=1e-3)
-    assert told[0]["chosen_reward"] == pytest.approx(0.5 * told[0]["chosen_log_prob"], abs=1e-4)
-    for record in told:
+    assert records[0]["loss"] == pytest.approx(float(sum(expected)) / 4, abs=1e-3)
+    assert records[0]["margin"] == pytest.approx(float(sum(m.mean() for m in margins)) / 4, abs=1e-3)
+    assert records[0]["chosen_reward"] == pytest.approx(0.5 * records[0]["chosen_log_prob"], abs=1e-4)
+    for record in records:
         assert not {"step0/margin_std", "chosen_log_prob_change", "kl_reference_policy_on_negatives"} & record.keys()
     assert not {"displaced", "target_log_prob_change"} & summary.keys()
 
 
-def test_dft_begins_with_importance_weights_of_one(sampled: Sampled) -> None:
-    """The policy is the sampler: at tau = 1 the loss is the target's own, and its negatives' term nothing."""
-    signals = in_order_signals(DISCRIMINATIVE, sampled.groups, sampled.used, {})
-    _, told = sampled.aligned("dft", Stored(sampled.scored, signals), DISCRIMINATIVE)
-    assert told[0]["loss"] == pytest.approx(-told[0]["chosen_log_prob"], abs=1e-3)
-    assert told[-1]["chosen_log_prob"] > told[0]["chosen_log_prob"] + 1
+def test_align_dft_initial_importance_weights_are_one(sampled: SampledPool) -> None:
+    """The policy is the sampler: at tau = 1 the negatives' term is 0."""
+    signals = select_signals(DISCRIMINATIVE, sampled.groups, sampled.used, {})
+    _, records = sampled.aligned("dft", StoredScores(sampled.scored, signals), DISCRIMINATIVE)
+    assert records[0]["loss"] == pytest.approx(-records[0]["chosen_log_prob"], abs=1e-3)
+    assert records[-1]["chosen_log_prob"] > records[0]["chosen_log_prob"] + 1

@@ -1,4 +1,4 @@
-"""Several processes train one policy: how they resume, fail, and end when they are told to."""
+"""Training in several processes: resuming, failing, and ending on a signal."""
 
 import signal
 import threading
@@ -14,30 +14,30 @@ from torch.distributed.tensor import DTensor
 
 from selfcontrast.errors import UserError
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.packed_module import Record
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import MicroBatch
 from tiny import gpt2, groups, hardware, optim
 
 TRAIN = groups(8)
 STEPS = 8
-HOW = optim(epochs=STEPS // 2)
+SETTINGS = optim(epochs=STEPS // 2)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Waiting(SupervisedFineTuning):
-    """Stands in its sixth step until this process has been told to end."""
+class WaitsForSignal(SupervisedFineTuning):
+    """Wait in the sixth step until this process receives a signal."""
 
     def losses(self, part: MicroBatch) -> Any:
         if self.trainer.global_step == 5:
             handler: Any = signal.getsignal(signal.SIGTERM)
-            while handler.__self__.noted is None:
+            while handler.__self__.received is None:
                 time.sleep(0.01)
         return super().losses(part)
 
 
-class Poisoned(SupervisedFineTuning):
-    """From step 3 on the loss of one group is not a number."""
+class HasNanLoss(SupervisedFineTuning):
+    """From step 3 on, the loss of one group is NaN."""
 
     def losses(self, part: MicroBatch) -> Any:
         loss, sums = super().losses(part)
@@ -47,8 +47,8 @@ class Poisoned(SupervisedFineTuning):
         return loss, sums
 
 
-class Sharded(SupervisedFineTuning):
-    """Stops with what is there of its parameters."""
+class ReportsShard(SupervisedFineTuning):
+    """Stop and report the size of a local shard."""
 
     def losses(self, part: MicroBatch) -> Any:
         layer = self.policy.transformer.h[0].mlp.c_fc.weight
@@ -56,26 +56,26 @@ class Sharded(SupervisedFineTuning):
         raise UserError(f"shard of {layer.to_local().numel()}")
 
 
-def trained(
+def run_ranks(
     folder: Path,
     report: Callable[[Record], None] = lambda record: None,
     kind: type[SupervisedFineTuning] = SupervisedFineTuning,
     dropout: float = 0.1,
-    **machine: Any,
+    **options: Any,
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """Weights and losses of two ranks with dropout, which go on from what lies in `folder`."""
-    policy, own = gpt2(dropout), hardware(**{"devices": 2, "checkpoint_every": 2, **machine})
-    data = StepData(TRAIN, [], HOW, own, seed=3)
-    prepare(policy, TRAIN, own)
-    module = kind(policy, HOW, len(data.steps()), own.logits_chunk, report)
+    """Train on two ranks with dropout, resuming from a checkpoint in `folder`. Return weights and losses."""
+    policy, machine = gpt2(dropout), hardware(**{"devices": 2, "checkpoint_every": 2, **options})
+    data = StepData(TRAIN, [], SETTINGS, machine, seed=3)
+    prepare(policy, TRAIN, machine)
+    module = kind(policy, SETTINGS, len(data.steps()), machine.logits_chunk, report)
     fit(module, data, folder, "test")
     return policy.state_dict(), [record["loss"] for record in module.history]
 
 
-def test_a_training_that_is_told_to_end_saves_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    """In shards, the harder case: replicas save what one process saves."""
+def test_ranks_ended_by_signal_resume_bit_equal(tmp_path: Path) -> None:
+    """Shards are the harder case: replicas save the same as one process."""
     strategy = "fsdp2"
-    weights, losses = trained(tmp_path / "whole", strategy=strategy)
+    weights, losses = run_ranks(tmp_path / "whole", strategy=strategy)
     assert len(losses) == STEPS
 
     class Ended(Exception):
@@ -91,72 +91,74 @@ def test_a_training_that_is_told_to_end_saves_and_goes_on_to_the_bit(tmp_path: P
     before = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(Ended):
-            trained(tmp_path / "ended", tell, Waiting, strategy=strategy, checkpoint_every=STEPS)
+            run_ranks(tmp_path / "ended", tell, WaitsForSignal, strategy=strategy, checkpoint_every=STEPS)
     finally:
         signal.signal(signal.SIGTERM, before)
     saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]
-    assert 3 <= saved <= 6  # the step at whose end the signal was raised, or one that was under way when all ranks knew
-    told: list[Record] = []
-    same_weights, same_losses = trained(tmp_path / "ended", told.append, strategy=strategy)
-    assert [record["step"] for record in told] == list(range(1, STEPS + 1))  # the steps before its checkpoint too
+    assert 3 <= saved <= 6  # the step that raised the signal, or one that ran when it reached all ranks
+    reported: list[Record] = []
+    same_weights, same_losses = run_ranks(tmp_path / "ended", reported.append, strategy=strategy)
+    assert [record["step"] for record in reported] == list(range(1, STEPS + 1))  # including those before the checkpoint
     assert same_losses == losses
     assert all(torch.equal(same_weights[name], value) for name, value in weights.items())
 
 
-def test_the_group_that_is_not_a_number_is_named_whichever_rank_has_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step \d: the loss of g5 is NaN"):
-        trained(tmp_path, kind=Poisoned)
+def test_ranks_nan_loss_names_group_on_any_rank(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step \d.*g5"):
+        run_ranks(tmp_path, kind=HasNanLoss)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
-class Weighed(SupervisedFineTuning):
-    """Stops before its first step with the most memory that this process took for itself since it got the policy.
+class MeasuresMemory(SupervisedFineTuning):
+    """Stop before the first step and report the peak private memory since this process received the policy.
 
-    Looked at before the policy is sharded, after that, and before the first step. Pages that it shares with other
-    processes, as the whole weights are, do not count.
+    It is read before and after sharding, and before the first step. Pages shared with other processes, such as the
+    whole weights, do not count.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.before = own_memory()
+        self.before = private_memory()
 
     def configure_model(self) -> None:
-        held = own_memory()
+        held = private_memory()
         super().configure_model()
-        self.most = max(held, own_memory())
+        self.peak = max(held, private_memory())
 
     def losses(self, part: MicroBatch) -> Any:
-        raise UserError(f"took {max(self.most, own_memory()) - self.before} MiB")
+        raise UserError(f"took {max(self.peak, private_memory()) - self.before} MiB")
 
 
-def own_memory() -> int:
-    """MiB."""
+def private_memory() -> int:
+    """Return this process's private memory in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells a process's own memory")
-def test_a_rank_never_holds_the_whole_weights(tmp_path: Path) -> None:
-    policy, own = gpt2(0.0, width=1536), hardware(devices=2, strategy="fsdp2")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports private memory")
+def test_ranks_fsdp2_never_holds_whole_weights(tmp_path: Path) -> None:
+    policy, machine = gpt2(0.0, width=1536), hardware(devices=2, strategy="fsdp2")
     whole = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
-    module = Weighed(policy, HOW, STEPS, own.logits_chunk, lambda record: None)
-    with pytest.raises(UserError, match=r"took \d+ MiB") as told:
-        fit(module, StepData(TRAIN, [], HOW, own, seed=3), tmp_path, "test")
-    taken = int(str(told.value).split()[1])
-    assert taken < 0.85 * whole  # a shard is half; what is gathered for one layer comes on top
+    module = MeasuresMemory(policy, SETTINGS, STEPS, machine.logits_chunk, lambda record: None)
+    with pytest.raises(UserError, match=r"took \d+ MiB") as caught:
+        fit(module, StepData(TRAIN, [], SETTINGS, machine, seed=3), tmp_path, "test")
+    taken = int(str(caught.value).split()[1])
+    assert taken < 0.85 * whole  # a shard is half; one gathered layer comes on top
 
 
-def test_bf16_shards_train_as_one_device_does(tmp_path: Path) -> None:
-    """But for rounding: the loss falls by far more than the two may differ."""
-    found = []
+def test_ranks_bf16_shards_train_as_one_device(tmp_path: Path) -> None:
+    """The loss falls by far more than rounding may change it."""
+    results = []
     for ranks in (1, 2):
-        _, losses = trained(tmp_path / str(ranks), devices=ranks, strategy="fsdp2", precision="bf16-mixed", dropout=0.0)
-        found.append(losses)
-    one, two = found
+        _, losses = run_ranks(
+            tmp_path / str(ranks), devices=ranks, strategy="fsdp2", precision="bf16-mixed", dropout=0.0
+        )
+        results.append(losses)
+    one, two = results
     assert one[0] - one[-1] > 0.3
     assert two == pytest.approx(one, abs=0.03)
 
 
-def test_a_rank_holds_half_of_a_layer_of_16_times_64(tmp_path: Path) -> None:
+def test_ranks_fsdp2_holds_half_of_each_layer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shard of 512"):
-        trained(tmp_path, kind=Sharded, strategy="fsdp2")
+        run_ranks(tmp_path, kind=ReportsShard, strategy="fsdp2")

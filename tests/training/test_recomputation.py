@@ -1,4 +1,4 @@
-"""What checkpointing keeps and computes again; bfloat16 copies of weights: neither changes a gradient by one bit."""
+"""Gradient checkpointing and bfloat16 copies of weights leave gradients bit-equal."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,17 +15,17 @@ from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.recomputation import checkpoint_layers
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.weight_copies import WeightCopies
 from tiny import groups, hardware, llama, lora, optim
 
 LAYERS = 3  # of CONFIGS
 
 
-class Counted(TorchDispatchMode):
-    """Counts operations by name."""
+class OperationCounter(TorchDispatchMode):
+    """Count operations by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,35 +39,35 @@ class Counted(TorchDispatchMode):
         return self.counts["aten::mm"] + self.counts["aten::addmm"]
 
 
-def trained_once(name: str, way: str, how: Any) -> tuple[Tensor, Counted]:
+def run_once(name: str, attention_name: str, mode: Any) -> tuple[Tensor, OperationCounter]:
     model = tiny(CONFIGS[name]).train()
-    use_shared_prompt(model, way)
-    if how:
-        checkpoint_layers(model, how)
-    with Counted() as counted:
-        found = gradients(model, response_log_probs(model, pack(ragged(0)), 16))
-    return found, counted
+    use_shared_prompt(model, attention_name)
+    if mode:
+        checkpoint_layers(model, mode)
+    with OperationCounter() as counted:
+        gradient = gradients(model, response_log_probs(model, pack(ragged(0)), 16))
+    return gradient, counted
 
 
-# Of each layer: all products but the last, which nothing needs again; of them those of an MLP that is wider than
-# attention (of qwen3 it is not), and gpt2's one for queries, keys and values together.
+# Products recomputed per layer. `again`: all but the last one, which the backward pass does not need. `wide`: those of
+# an MLP wider than attention (not so in qwen3), and gpt2's joint product for queries, keys and values.
 @pytest.mark.parametrize(("name", "again", "wide"), [("llama", 6, 2), ("qwen3", 6, 0), ("gpt2", 3, 2)])
 @pytest.mark.parametrize(
-    ("way", "attention"),
+    ("attention_name", "attention"),
     [
         ("varlen", "selfcontrast::merged_attention"),
         ("blocks", "aten::_scaled_dot_product_flash_attention_for_cpu"),
         ("masked", "aten::_scaled_dot_product_flash_attention_for_cpu"),
     ],
 )
-def test_selective_checkpointing_keeps_attention_and_narrow_products(
-    name: str, again: int, wide: int, way: str, attention: str
+def test_checkpoint_layers_selective_keeps_attention_and_narrow_products(
+    name: str, again: int, wide: int, attention_name: str, attention: str
 ) -> None:
-    plain, once = trained_once(name, way, False)
-    whole, twice = trained_once(name, way, True)
-    found, counted = trained_once(name, way, "selective")
+    plain, once = run_once(name, attention_name, False)
+    whole, twice = run_once(name, attention_name, True)
+    gradient, counted = run_once(name, attention_name, "selective")
     assert torch.equal(whole, plain)
-    assert torch.equal(found, plain)
+    assert torch.equal(gradient, plain)
     assert once.counts[attention] > 0
     assert (twice.counts[attention], counted.counts[attention]) == (2 * once.counts[attention], once.counts[attention])
     assert (twice.products(), counted.products()) == (
@@ -77,50 +77,50 @@ def test_selective_checkpointing_keeps_attention_and_narrow_products(
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("how", [False, True, "selective"])
-def test_copies_have_the_gradients_of_autocast_to_the_bit(name: str, how: Any) -> None:
-    found = []
+@pytest.mark.parametrize("mode", [False, True, "selective"])
+def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, mode: Any) -> None:
+    results = []
     for copied in (False, True):
         model = tiny(CONFIGS[name]).train()
         use_shared_prompt(model, "blocks")
-        if how:
-            checkpoint_layers(model, how)
+        if mode:
+            checkpoint_layers(model, mode)
         copies = WeightCopies(model) if copied else None
-        with torch.autocast("cpu", torch.bfloat16), Counted() as counted:
+        with torch.autocast("cpu", torch.bfloat16), OperationCounter() as counted:
             value = response_log_probs(model, pack(ragged(0)), 16)
-        found.append((value.detach(), gradients(model, value), counted.counts["aten::_to_copy"]))
+        results.append((value.detach(), gradients(model, value), counted.counts["aten::_to_copy"]))
         if copies is not None:
             assert len(copies.layers) == 7 * LAYERS
             copies.remove()
             assert not any(hasattr(module, "bf16_copy") for module in model.modules())
-    plain, own = found
-    assert torch.equal(own[0], plain[0])
-    assert torch.equal(own[1], plain[1])
-    assert own[2] == plain[2] - 7 * LAYERS  # no weight of a layer is cast
+    plain, copied = results
+    assert torch.equal(copied[0], plain[0])
+    assert torch.equal(copied[1], plain[1])
+    assert copied[2] == plain[2] - 7 * LAYERS  # no weight of a layer is cast
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_training_by_copies_is_training(tmp_path: Path, adapted: bool) -> None:
-    """Several passes per step, validations, and an end by an exception: weights and records as without copies."""
-    rows, how, found = groups(10), optim(validations=3), []
+def test_fit_with_weight_copies_is_bit_equal(tmp_path: Path, adapted: bool) -> None:
+    """Several passes per step, and validations."""
+    rows, settings, results = groups(10), optim(validations=3), []
     for copied in (False, True):
-        own = hardware(precision="bf16-mixed", bf16_copy=copied, max_tokens_per_microbatch=30)
+        machine = hardware(precision="bf16-mixed", bf16_copy=copied, max_tokens_per_microbatch=30)
         policy = lora(dropout=0.0).wrap(llama(), seed=0) if adapted else llama()
-        prepare(policy, rows, own)
+        prepare(policy, rows, machine)
         records: list[Record] = []
-        data = StepData(rows, groups(3, seed=1), how, own, seed=3)
-        module = SupervisedFineTuning(policy, how, len(data.steps()), own.logits_chunk, records.append)
+        data = StepData(rows, groups(3, seed=1), settings, machine, seed=3)
+        module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, records.append)
         assert fit(module, data, tmp_path / str(copied), "test")
         losses = [record.get("loss", record.get("val_loss")) for record in records]
-        found.append((losses, {name: value.clone() for name, value in policy.state_dict().items()}))
-    (plain, weights), (losses, same) = found
+        results.append((losses, {name: value.clone() for name, value in policy.state_dict().items()}))
+    (plain, weights), (losses, same) = results
     assert losses == plain
     assert len(losses) == 6 + 3
     assert weights.keys() == same.keys()
     assert all(torch.equal(same[name], value) for name, value in weights.items())
 
 
-@pytest.mark.parametrize("wrong", [{"precision": "32-true"}, {"strategy": "fsdp2"}], ids=str)
-def test_copies_where_they_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^hardware\.bf16_copy=true.*: leave it false$"):
-        hardware(**{"precision": "bf16-mixed", "bf16_copy": True, **wrong})
+@pytest.mark.parametrize("options", [{"precision": "32-true"}, {"strategy": "fsdp2"}], ids=str)
+def test_hardware_bf16_copy_unsupported_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^hardware\.bf16_copy=true.*false"):
+        hardware(**{"precision": "bf16-mixed", "bf16_copy": True, **options})

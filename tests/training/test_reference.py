@@ -1,4 +1,4 @@
-"""Reference scores: what a plain forward pass says, stored per group."""
+"""Stored reference scores equal those of a plain forward pass."""
 
 import math
 from dataclasses import replace
@@ -15,11 +15,11 @@ from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import load_model
 from selfcontrast.models.packing import Group
 from selfcontrast.training.align import align
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
+from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import (
     FILE,
     Scoring,
@@ -45,38 +45,40 @@ def score(folder: Path, scoring: Scoring) -> None:
 
 
 def plain(group: Group, response: list[int]) -> list[float]:
-    """Log-probabilities of a response's tokens by a row of its own."""
+    """Return the log-probabilities of a response's tokens, computed in a separate row."""
     with torch.no_grad():
         logits = llama()(torch.tensor([group.prompt + response])).logits[0].log_softmax(-1)
     return [float(logits[len(group.prompt) - 1 + i, token]) for i, token in enumerate(response)]
 
 
 @pytest.mark.parametrize("max_tokens_per_microbatch", [1, 10**6])
-def test_scores_are_a_plain_forwards(tmp_path: Path, policy: Path, max_tokens_per_microbatch: int) -> None:
+def test_score_reference_equals_plain_forward(tmp_path: Path, policy: Path, max_tokens_per_microbatch: int) -> None:
     score(tmp_path, Scoring(policy, "float32", hardware(max_tokens_per_microbatch=max_tokens_per_microbatch)))
     rows = {row["id"]: row["log_probs"] for row in pq.read_table(tmp_path / FILE).to_pylist()}
     summed = read_reference(tmp_path)
     assert rows.keys() == summed.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
         expected = [plain(group, response) for response in group.responses]
-        for found, one in zip(rows[group.id], expected, strict=True):
-            assert found == pytest.approx(one, abs=1e-4)
-        assert summed[group.id].tolist() == pytest.approx([sum(one) for one in expected], abs=1e-4)
+        for log_probs, plain_log_probs in zip(rows[group.id], expected, strict=True):
+            assert log_probs == pytest.approx(plain_log_probs, abs=1e-4)
+        assert summed[group.id].tolist() == pytest.approx([sum(log_probs) for log_probs in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("weights", "precision"), [("float32", "32-true"), ("float32", "bf16-mixed"), ("bfloat16", "32-true")]
 )
-def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weights: str, precision: str) -> None:
-    """Policy and reference are the same weights, and must be computed in the same arithmetic."""
-    own = hardware(precision=precision)
-    score(tmp_path, Scoring(policy, weights, own))
-    how = optim(batch_size=7, epochs=1)
+def test_fit_stored_reference_has_zero_margin_at_start(
+    tmp_path: Path, policy: Path, weights: str, precision: str
+) -> None:
+    """Policy and reference have the same weights and must use the same arithmetic."""
+    machine = hardware(precision=precision)
+    score(tmp_path, Scoring(policy, weights, machine))
+    settings = optim(batch_size=7, epochs=1)
     objective = self_contrast(1.0)
     records: list[Record] = []
-    data, model = StepData(GROUPS, [], how, own, 0), load_model(policy, weights)
-    prepare(model, GROUPS, own)
-    module = SelfContrastDPO(model, how, 1, 7, records.append, objective, Stored(read_reference(tmp_path)))
+    data, model = StepData(GROUPS, [], settings, machine, 0), load_model(policy, weights)
+    prepare(model, GROUPS, machine)
+    module = SelfContrastDPO(model, settings, 1, 7, records.append, objective, StoredScores(read_reference(tmp_path)))
     fit(module, data, tmp_path, "test")
     assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert records[0]["chosen_log_prob_change"] == pytest.approx(0, abs=1e-4)
@@ -84,27 +86,27 @@ def test_training_starts_at_a_margin_of_zero(tmp_path: Path, policy: Path, weigh
     assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
-def aligned(
-    folder: Path, policy: Path, own: Hardware, reference: dict[str, torch.Tensor], adapter: Adapter
+def run_align(
+    folder: Path, policy: Path, machine: Hardware, reference: dict[str, torch.Tensor], adapter: Adapter
 ) -> list[Record]:
     objective, records = self_contrast(1.0), list[Record]()
-    how = optim(batch_size=4, epochs=1)
-    training = Training(adapter, how, own, 0, records.append)
-    align(folder, policy, "float32", GROUPS, Stored(reference), objective, training)
+    settings = optim(batch_size=4, epochs=1)
+    training = Training(adapter, settings, machine, 0, records.append)
+    align(folder, policy, "float32", GROUPS, StoredScores(reference), objective, training)
     return records
 
 
 @pytest.mark.parametrize("adapter", [NoAdapter(), lora(dropout=0.0)], ids=["whole", "LoRA"])
-@pytest.mark.parametrize("ways", [{}, {"gradient_checkpointing": "selective", "bf16_copy": True}], ids=str)
-def test_rescored_in_trainings_own_passes_step_0_has_no_margin_in_bf16(
-    tmp_path: Path, policy: Path, adapter: Adapter, ways: dict[str, Any]
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": "selective", "bf16_copy": True}], ids=str)
+def test_align_rescored_reference_has_zero_margin_in_bf16(
+    tmp_path: Path, policy: Path, adapter: Adapter, options: dict[str, Any]
 ) -> None:
-    """Stored scores are one group to a pass, and training's passes hold several."""
-    own = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **ways)
-    score(tmp_path, Scoring(policy, "float32", replace(own, max_tokens_per_microbatch=1)))
+    """Stored scores come from passes of one group; training's passes hold several."""
+    machine = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **options)
+    score(tmp_path, Scoring(policy, "float32", replace(machine, max_tokens_per_microbatch=1)))
     stored = read_reference(tmp_path)
-    before = aligned(tmp_path / "before", policy, own, stored, adapter)[0]
-    after = aligned(tmp_path / "after", policy, replace(own, rescore_reference=True), stored, adapter)
+    before = run_align(tmp_path / "before", policy, machine, stored, adapter)[0]
+    after = run_align(tmp_path / "after", policy, replace(machine, rescore_reference=True), stored, adapter)
     assert before["step0/margin_std"] > 0
     assert after[0]["step0/margin_std"] == 0
     assert after[0]["margin"] == after[0]["chosen_log_prob_change"] == 0
@@ -113,41 +115,46 @@ def test_rescored_in_trainings_own_passes_step_0_has_no_margin_in_bf16(
     assert after[1]["margin"] != 0
 
 
-def test_passes_of_two_ranks_score_every_group() -> None:
-    policy, own = llama(), hardware(max_tokens_per_microbatch=40)
+def test_score_in_passes_two_ranks_cover_every_group() -> None:
+    policy, machine = llama(), hardware(max_tokens_per_microbatch=40)
     steps = [Steps(GROUPS, 4, 2, 40, 0, ranks=(rank, 2)) for rank in range(2)]
-    found = score_in_passes(policy, steps, own)
-    assert found.keys() == {group.id for group in GROUPS}
+    scores = score_in_passes(policy, steps, machine)
+    assert scores.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
         expected = [sum(plain(group, response)) for response in group.responses]
-        assert found[group.id].tolist() == pytest.approx(expected, abs=1e-4)
+        assert scores[group.id].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "fsdp2"}, {"max_tokens_per_microbatch": "auto"}], ids=str)
-def test_rescoring_where_it_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^hardware\.rescore_reference=true needs"):
-        hardware(rescore_reference=True, **wrong)
+@pytest.mark.parametrize("options", [{"strategy": "fsdp2"}, {"max_tokens_per_microbatch": "auto"}], ids=str)
+def test_hardware_rescore_reference_unsupported_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^hardware\.rescore_reference=true"):
+        hardware(rescore_reference=True, **options)
 
 
-def test_a_margin_at_step_0_is_recorded_once_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A reference that is off by one nat: every margin of beta 0.5 is 0.5, whatever the passes."""
-    policy, own, how = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=4, epochs=1, lr=1e-9)
-    prepare(policy, GROUPS, own)
-    scored = score_groups(policy, GROUPS, own)
+def test_fit_margin_at_step_0_is_recorded_once_and_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reference is off by one nat, so at beta 0.5 every margin is 0.5."""
+    policy, machine, settings = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=4, epochs=1, lr=1e-9)
+    prepare(policy, GROUPS, machine)
+    scored = score_groups(policy, GROUPS, machine)
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}
     for scores in reference.values():
         scores[0] -= 1.0
     objective = self_contrast(0.5)
     records: list[Record] = []
-    module = SelfContrastDPO(policy, how, 2, own.logits_chunk, records.append, objective, Stored(reference))
-    fit(module, StepData(GROUPS, [], how, own, 0), tmp_path, "test")
+    module = SelfContrastDPO(
+        policy, settings, 2, machine.logits_chunk, records.append, objective, StoredScores(reference)
+    )
+    fit(module, StepData(GROUPS, [], settings, machine, 0), tmp_path, "test")
     assert records[0]["step0/margin_std"] == pytest.approx(0.5, abs=1e-4)
     assert "step0/margin_std" not in records[1]
     (message,) = [r.getMessage() for r in caplog.records if "step 0" in r.getMessage()]
-    assert "margins are 0.5 away from 0" in message
+    assert "margins" in message
+    assert " 0.5 " in message
 
 
-def test_a_killed_scoring_goes_on_from_its_shards(tmp_path: Path, policy: Path) -> None:
+def test_score_reference_killed_resumes_from_shards(tmp_path: Path, policy: Path) -> None:
     scoring = Scoring(policy, "float32", hardware())
     score(tmp_path, scoring)
     whole, shards = (tmp_path / FILE).read_bytes(), sorted((tmp_path / "resume").iterdir())

@@ -1,13 +1,13 @@
-"""Policies of intermediate steps: the weights that training had then, whatever happened to it since."""
+"""Policies of intermediate steps hold the weights of that step, even if training is killed later."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import trained
+from killed_runs import run_training
 from safetensors.torch import load_file
-from test_align import OBJECTIVE, first
+from test_align import OBJECTIVE, first_groups
 from test_fit import precise
 from torch import Tensor
 
@@ -17,85 +17,83 @@ from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.training.align import align, checkpoint_folder, checkpoint_steps
 from selfcontrast.training.callbacks import snapshot
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.optim import OptimConfig
 from selfcontrast.training.reference import Scoring, read_reference, score_reference
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.training import Training
 from tiny import groups, hardware, lora, optim, policy_folder
 
-STEADY = optim(schedule="constant", warmup_ratio=0.0, batch_size=2)  # a step's update depends on no later one
+STEADY = optim(schedule="constant", warmup_ratio=0.0, batch_size=2)  # an update does not depend on the number of steps
 
 
 def saved(folder: Path, step: int) -> dict[str, Tensor]:
     return dict(torch.load(snapshot(folder, step), weights_only=True))
 
 
-def test_checkpoints_are_evenly_spaced_and_the_last_is_the_policy() -> None:
+def test_checkpoint_steps_are_evenly_spaced_without_the_last() -> None:
     assert checkpoint_steps(188, 4) == [47, 94, 141]
     assert checkpoint_steps(10, 4) == [2, 5, 7]
     assert checkpoint_steps(3, 3) == [1, 2]
     assert checkpoint_steps(3, 1) == checkpoint_steps(3, 0) == []
-    with pytest.raises(UserError, match=r"evaluation\.checkpoints=4, but preference training has 3 steps"):
+    with pytest.raises(UserError, match=r"evaluation\.checkpoints=4.* 3 steps"):
         checkpoint_steps(3, 4)
 
 
-def aligned(folder: Path, sft: Path, adapter: Adapter, how: OptimConfig, checkpoints: int) -> dict[str, object]:
+def run_align(folder: Path, sft: Path, adapter: Adapter, settings: OptimConfig, checkpoints: int) -> dict[str, object]:
     folder.mkdir()
-    used, _ = first(2, max_length=100)
+    used, _ = first_groups(2, max_length=100)
     score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), used, "cpu")
-    training = Training(adapter, how, hardware(), 0, lambda record: None, checkpoints)
+    training = Training(adapter, settings, hardware(), 0, lambda record: None, checkpoints)
     torch.manual_seed(0)  # of dropout; a job seeds every stage
-    return align(folder, sft, "float32", used, Stored(read_reference(folder)), OBJECTIVE, training)
+    return align(folder, sft, "float32", used, StoredScores(read_reference(folder)), OBJECTIVE, training)
 
 
-def same(folder: Path, other: Path) -> bool:
-    one, two = (load_file(place / "model.safetensors") for place in (folder, other))
-    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+def same_weights(folder: Path, other: Path) -> bool:
+    weights, others = (load_file(path / "model.safetensors") for path in (folder, other))
+    return weights.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
 @pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA with dropout"])
-def test_a_checkpoint_is_the_policy_of_a_training_that_ends_there(tmp_path: Path, adapter: Adapter) -> None:
-    """Four epochs of two steps; after three of them stands what three epochs give. The policy is the same without."""
+def test_align_checkpoint_equals_policy_of_shorter_training(tmp_path: Path, adapter: Adapter) -> None:
+    """The policy itself is the same without checkpoints."""
     sft = policy_folder(tmp_path / "sft")
-    summary = aligned(tmp_path / "with", sft, adapter, replace(STEADY, epochs=4), 4)
+    summary = run_align(tmp_path / "with", sft, adapter, replace(STEADY, epochs=4), 4)
     assert (summary["steps"], summary["checkpoints"]) == (8, [2, 4, 6])
-    assert "checkpoints" not in aligned(tmp_path / "without", sft, adapter, replace(STEADY, epochs=4), 0)
-    assert same(tmp_path / "with/model", tmp_path / "without/model")
+    assert "checkpoints" not in run_align(tmp_path / "without", sft, adapter, replace(STEADY, epochs=4), 0)
+    assert same_weights(tmp_path / "with/model", tmp_path / "without/model")
     assert not (tmp_path / "without/checkpoints").exists()
     for epochs in (1, 2, 3):
-        aligned(tmp_path / str(epochs), sft, adapter, replace(STEADY, epochs=epochs), 0)
-        assert same(checkpoint_folder(tmp_path / "with", epochs), tmp_path / str(epochs) / "model")
+        run_align(tmp_path / str(epochs), sft, adapter, replace(STEADY, epochs=epochs), 0)
+        assert same_weights(checkpoint_folder(tmp_path / "with", epochs), tmp_path / str(epochs) / "model")
     card = (checkpoint_folder(tmp_path / "with", 1) / "README.md").read_text()
     assert "after 2 of 8 steps" in card
-    names = [{file.name for file in place.iterdir()} for place in (sft, checkpoint_folder(tmp_path / "with", 1))]
+    names = [{file.name for file in path.iterdir()} for path in (sft, checkpoint_folder(tmp_path / "with", 1))]
     assert names[0] == names[1]
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("kill_at", [("forward", 2), ("begin", 3), ("end", 4), ("validation", 4), ("forward", 5)])
-def test_a_killed_run_has_the_snapshots_of_one_that_was_not(
-    tmp_path: Path, every: int, kill_at: tuple[str, int]
-) -> None:
-    how, steps = optim(validations=3), (1, 3, 4)
-    weights, _ = trained(tmp_path / "whole", how, snapshots=steps)
-    without, _ = trained(tmp_path / "without", how)
+def test_fit_killed_and_resumed_has_the_same_snapshots(tmp_path: Path, every: int, kill_at: tuple[str, int]) -> None:
+    settings, steps = optim(validations=3), (1, 3, 4)
+    weights, _ = run_training(tmp_path / "whole", settings, snapshots=steps)
+    without, _ = run_training(tmp_path / "without", settings)
     assert all(torch.equal(without[name], value) for name, value in weights.items())
-    trained(tmp_path, how, kill_at, snapshots=steps, checkpoint_every=every)
-    trained(tmp_path, how, snapshots=steps, checkpoint_every=every)
+    run_training(tmp_path, settings, kill_at, snapshots=steps, checkpoint_every=every)
+    run_training(tmp_path, settings, snapshots=steps, checkpoint_every=every)
     for step in steps:
-        one, other = saved(tmp_path / "whole", step), saved(tmp_path, step)
-        assert all(torch.equal(other[name], value) for name, value in one.items())
+        expected, resumed = saved(tmp_path / "whole", step), saved(tmp_path, step)
+        assert all(torch.equal(resumed[name], value) for name, value in expected.items())
     moved = [saved(tmp_path, step)["transformer.wte.weight"] for step in steps]
     assert not torch.equal(moved[0], moved[1])
     assert not torch.equal(moved[1], moved[2])
 
 
-def test_a_damaged_snapshot_is_reported_and_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained(tmp_path, optim(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
+def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_training(tmp_path, optim(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
     good = snapshot(tmp_path, 2).read_bytes()
     snapshot(tmp_path, 2).write_bytes(good[:1000])
-    trained(tmp_path, optim(), snapshots=(2,), checkpoint_every=3)
+    run_training(tmp_path, optim(), snapshots=(2,), checkpoint_every=3)
     assert "step-2.weights is damaged" in caplog.text
     assert saved(tmp_path, 2).keys()
 
@@ -104,17 +102,17 @@ def test_a_damaged_snapshot_is_reported_and_written_again(tmp_path: Path, caplog
     ("strategy", "adapter"), [("ddp", NoAdapter()), ("fsdp2", NoAdapter()), ("fsdp2", lora(dropout=0.0))]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_two_ranks_leave_the_snapshots_that_one_does(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
-    how, rows = optim(batch_size=3), groups(7)
+def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
+    settings, rows = optim(batch_size=3), groups(7)
     for ranks in (1, 2):
-        own = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
-        policy, data = adapter.wrap(precise(), seed=0).double(), StepData(rows, [], how, own, seed=3)
+        machine = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
+        policy, data = adapter.wrap(precise(), seed=0).double(), StepData(rows, [], settings, machine, seed=3)
         data.snapshots = (2, 4)
-        prepare(policy, rows, own)
-        module = SupervisedFineTuning(policy, how, len(data.steps()), own.logits_chunk, lambda record: None)
+        prepare(policy, rows, machine)
+        module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, lambda record: None)
         assert fit(module, data, tmp_path / str(ranks), "test")
     for step in data.snapshots:
-        alone, shared = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
-        assert alone.keys() == shared.keys()
-        for name, value in alone.items():
-            torch.testing.assert_close(shared[name], value, atol=1e-9, rtol=1e-9)
+        one, two = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-9, rtol=1e-9)

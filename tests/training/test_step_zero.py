@@ -1,4 +1,4 @@
-"""The start of preference training: its loss is that of margins of 0, and a reference that is another's is noticed."""
+"""The start of preference training: the loss at margins of 0, and detection of a wrong reference."""
 
 import math
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from selfcontrast.objectives import Objective, Signals
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SelfContrastDPO
+from selfcontrast.training.groups import StoredScores
+from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import score_groups
-from selfcontrast.training.step_zero import ERRORS, explained
+from selfcontrast.training.step_zero import ERRORS, within_noise
 from tiny import groups, hardware, llama, objective_of, optim
 
 K = 3
 GROUPS = groups(8, negatives=K)
-# By objective file and changes to it, the loss of a group whose margins are 0, by hand.
+# Per objective file: changes to its settings, and the loss at margins of 0, computed by hand.
 AT_ZERO: dict[str, tuple[dict[str, Any], float]] = {
     "self_contrast": ({}, math.log(2)),
     "robust": ({"label_smoothing": 0.1}, math.log(2)),
@@ -36,23 +36,23 @@ AT_ZERO: dict[str, tuple[dict[str, Any], float]] = {
 def first_record(
     folder: Path, objective: Objective, shift: tuple[float, float], signals: Mapping[str, Signals] | None = None
 ) -> Record:
-    """Of a training whose stored reference is less than the policy by these nats, per target and per negative."""
-    policy, own, how = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=8, epochs=1, lr=1e-9)
-    prepare(policy, GROUPS, own)
-    scored = score_groups(policy, GROUPS, own)
+    """Return the first record of a training. Its reference is `shift` (target, negative) nats below the policy."""
+    policy, machine, settings = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=8, epochs=1, lr=1e-9)
+    prepare(policy, GROUPS, machine)
+    scored = score_groups(policy, GROUPS, machine)
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}
     for scores in reference.values():
         scores -= torch.tensor([shift[0], *[shift[1]] * K])
     records: list[Record] = []
     module = SelfContrastDPO(
-        policy, how, 1, own.logits_chunk, records.append, objective, Stored(reference, signals or {})
+        policy, settings, 1, machine.logits_chunk, records.append, objective, StoredScores(reference, signals or {})
     )
-    fit(module, StepData(GROUPS, [], how, own, 0), folder, "test")
+    fit(module, StepData(GROUPS, [], settings, machine, 0), folder, "test")
     return records[0]
 
 
 @pytest.mark.parametrize("name", AT_ZERO)
-def test_the_first_loss_is_the_objectives_at_margins_of_zero(
+def test_step_zero_loss_equals_the_objectives_at_zero_margins(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes, expected = AT_ZERO[name]
@@ -64,17 +64,17 @@ def test_the_first_loss_is_the_objectives_at_margins_of_zero(
     assert line.levelname == "INFO"
 
 
-def test_the_targets_own_likelihood_belongs_to_the_expected_loss(tmp_path: Path) -> None:
+def test_step_zero_expected_loss_includes_nll(tmp_path: Path) -> None:
     record = first_record(tmp_path, objective_of("self_contrast", nll_weight=1.0), (0.0, 0.0))
     nll = -record["chosen_log_prob_per_token"]
     assert record["step0/expected_loss"] == pytest.approx(math.log(2) + nll, abs=1e-4)
     assert record["step0/loss"] == pytest.approx(record["step0/expected_loss"], abs=1e-4)
 
 
-def test_an_objective_that_ranks_rewards_has_no_loss_of_its_own_at_ties(
+def test_step_zero_objective_that_ranks_rewards_checks_margins_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """LiPO-lambda's weights are of ranks, which rounding decides where all rewards are 0: margins alone are checked."""
+    """LiPO-lambda weights by ranks. At rewards of 0 rounding decides the ranks, so only margins are checked."""
     signals = {group.id: Signals(torch.linspace(1, 0, K + 1), torch.zeros(K)) for group in GROUPS}
     record = first_record(tmp_path, objective_of("lipo_lambda"), (0.0, 0.0), signals)
     assert record["step0/expected_loss"] == record["step0/loss"]
@@ -82,28 +82,27 @@ def test_an_objective_that_ranks_rewards_has_no_loss_of_its_own_at_ties(
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
-def test_an_objective_without_a_reference_has_no_such_start(tmp_path: Path) -> None:
+def test_step_zero_without_reference_is_not_recorded(tmp_path: Path) -> None:
     assert not [name for name in first_record(tmp_path, objective_of("simpo"), (0.0, 0.0)) if "step0" in name]
 
 
-def test_a_shift_of_all_scores_is_warned_of_though_margins_are_zero(
+def test_step_zero_shifted_scores_with_zero_margins_are_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """NCA looks at rewards, not at their differences."""
+    """NCA depends on rewards, not on their differences."""
     record = first_record(tmp_path, objective_of("nca", beta=0.1, nll_weight=0.0), (1.0, 1.0))
     assert record["step0/margin_std"] == pytest.approx(0, abs=1e-4)
     (line,) = [r.getMessage() for r in caplog.records if "at step 0" in r.getMessage()]
-    assert "more than noise explains" in line
     assert "recompute=[reference]" in line
 
 
-def test_noise_explains_what_points_in_no_direction() -> None:
+def test_within_noise_difference_below_four_standard_errors() -> None:
     drawn = torch.randn(400, generator=torch.Generator().manual_seed(0))
     drawn = (drawn - drawn.mean()) / drawn.std()
     for mean, is_noise in [(0.9 * ERRORS / 20, True), (1.1 * ERRORS / 20, False)]:  # 20: the root of 400
         values = drawn + mean
-        assert explained(float(values.mean()), float(values.square().mean()), 400, math.log(2)) == is_noise
-    assert explained(9e-4, 9e-4**2, 1, math.log(2))
-    assert not explained(2e-3, 2e-3**2, 400, math.log(2))
-    assert explained(2e-3, 2e-3**2, 400, 25.0)  # a thousandth of IPO's loss
-    assert not explained(math.nan, math.nan, 400, math.log(2))
+        assert within_noise(float(values.mean()), float(values.square().mean()), 400, math.log(2)) == is_noise
+    assert within_noise(9e-4, 9e-4**2, 1, math.log(2))
+    assert not within_noise(2e-3, 2e-3**2, 400, math.log(2))
+    assert within_noise(2e-3, 2e-3**2, 400, 25.0)  # a thousandth of IPO's loss
+    assert not within_noise(math.nan, math.nan, 400, math.log(2))

@@ -1,4 +1,4 @@
-"""Which groups a step sees, and how they are dealt to ranks and passes."""
+"""The groups of a step, and their split into ranks and passes."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.models.packing import Group
-from selfcontrast.training.steps import Remaining, Step, Steps, balance_by_tokens, length, split_into_microbatches
+from selfcontrast.training.steps import RemainingSteps, Step, Steps, balance_by_tokens, length, split_into_microbatches
 from tiny import groups
 
 COUNTS = st.integers(1, 30)
@@ -19,7 +19,7 @@ def ids_of(step: Step) -> list[str]:
 
 
 @given(count=COUNTS, per_step=st.integers(1, 12), epochs=st.integers(1, 3), seed=SEEDS)
-def test_every_epoch_sees_every_group_once(count: int, per_step: int, epochs: int, seed: int) -> None:
+def test_steps_every_epoch_has_every_group_once(count: int, per_step: int, epochs: int, seed: int) -> None:
     steps = Steps(groups(count), per_step, epochs, 50, seed)
     assert len(steps) == epochs * steps.per_epoch
     for epoch in range(epochs):
@@ -28,62 +28,62 @@ def test_every_epoch_sees_every_group_once(count: int, per_step: int, epochs: in
         assert all(len(step) == per_step for step in seen[:-1])
 
 
-def test_a_step_is_a_function_of_seed_epoch_and_step() -> None:
-    own, same = (Steps(groups(40), 8, 2, 50, seed=1) for _ in range(2))
+def test_steps_indices_depend_only_on_seed_epoch_and_step() -> None:
+    steps, same = (Steps(groups(40), 8, 2, 50, seed=1) for _ in range(2))
     backwards = [same.indices(step) for step in reversed(range(10))]
-    assert [own.indices(step) for step in range(10)] == backwards[::-1]
+    assert [steps.indices(step) for step in range(10)] == backwards[::-1]
     other = Steps(groups(40), 8, 2, 50, seed=2)
-    assert own.indices(0) != other.indices(0)
-    assert own.indices(0) != own.indices(5)  # the next epoch's first step
+    assert steps.indices(0) != other.indices(0)
+    assert steps.indices(0) != steps.indices(5)  # the next epoch's first step
     for changed in (Steps(groups(40, negatives=3), 8, 2, 9, seed=1), Steps(groups(40), 8, 2, 50, 1, ranks=(1, 3))):
-        assert [changed.indices(step) for step in range(10)] == [own.indices(step) for step in range(10)]
+        assert [changed.indices(step) for step in range(10)] == [steps.indices(step) for step in range(10)]
 
 
 @given(count=COUNTS, per_step=st.integers(1, 12), negatives=st.integers(0, 3), budget=st.integers(1, 2000), seed=SEEDS)
-def test_a_budget_of_tokens_is_reached_and_no_step_sooner(
+def test_steps_token_budget_is_reached_by_the_last_step(
     count: int, per_step: int, negatives: int, budget: int, seed: int
 ) -> None:
-    own = groups(count, negatives, seed)
-    steps = Steps(own, per_step, 1, 50, seed, budget=budget)
+    batch = groups(count, negatives, seed)
+    steps = Steps(batch, per_step, 1, 50, seed, budget=budget)
     seen = [sum(part.packed.input_ids.numel() for part in steps[i].microbatches) for i in range(len(steps))]
     assert sum(seen) == steps.tokens
     assert sum(seen[:-1]) < budget <= sum(seen)
 
 
-def test_tokens_of_epochs_are_all_groups_as_often() -> None:
-    own = [Group("a", [1, 2], [3], [[4, 5, 6], [7]]), Group("b", [1], [2, 3], [[4]])]
-    assert Steps(own, 2, 3, 50, seed=0).tokens == 3 * (7 + 4)
+def test_steps_tokens_equal_hand_computation() -> None:
+    batch = [Group("a", [1, 2], [3], [[4, 5, 6], [7]]), Group("b", [1], [2, 3], [[4]])]
+    assert Steps(batch, 2, 3, 50, seed=0).tokens == 3 * (7 + 4)
     # K = 1 takes 5 + ... tokens per epoch: 12 tokens of a and b, (2 + 1 + 3) + (1 + 2 + 1) each epoch, need two.
     fewer = [Group("a", [1, 2], [3], [[4, 5, 6]]), Group("b", [1], [2, 3], [[4]])]
     assert (len(Steps(fewer, 2, 1, 50, seed=0, budget=11)), Steps(fewer, 2, 1, 50, seed=0, budget=11).tokens) == (2, 20)
 
 
 @given(count=COUNTS, budget=st.integers(1, 120), negatives=st.integers(0, 3), seed=SEEDS)
-def test_passes_lose_nothing_and_keep_to_their_tokens(count: int, budget: int, negatives: int, seed: int) -> None:
-    own = groups(count, negatives, seed)
-    microbatches = split_into_microbatches(own, budget)
-    assert Counter(g.id for part in microbatches for g in part) == Counter(g.id for g in own)
+def test_into_passes_keeps_groups_and_token_limit(count: int, budget: int, negatives: int, seed: int) -> None:
+    batch = groups(count, negatives, seed)
+    microbatches = split_into_microbatches(batch, budget)
+    assert Counter(g.id for part in microbatches for g in part) == Counter(g.id for g in batch)
     assert all(len(part) == 1 or sum(map(length, part)) <= budget for part in microbatches)
 
 
-def test_a_groups_length_is_the_prompt_once_and_each_response() -> None:
+def test_length_counts_prompt_once_and_each_response() -> None:
     assert length(Group("a", [1, 2], [3], [[4, 5, 6], [7]])) == 2 + 1 + 3 + 1
 
 
-def test_dealing_is_longest_first_to_the_lightest() -> None:
+def test_deal_longest_first_to_lightest_heap() -> None:
     named = {n: Group(str(n), [1] * (n - 1), [1], []) for n in (9, 7, 6, 5, 2)}
     heaps = [[length(g) for g in heap] for heap in balance_by_tokens([named[n] for n in (2, 5, 6, 7, 9)], 2)]
     assert heaps == [[9, 5, 2], [7, 6]] or heaps == [[9, 5], [7, 6, 2]]
 
 
 @given(count=COUNTS, ranks=st.integers(1, 5), per_step=st.integers(1, 12), budget=st.integers(1, 80), seed=SEEDS)
-def test_ranks_share_a_step(count: int, ranks: int, per_step: int, budget: int, seed: int) -> None:
-    own = groups(count, negatives=1)
-    by_rank = [Steps(own, per_step, 1, budget, seed, ranks=(rank, ranks)) for rank in range(ranks)]
-    named = {group.id: group for group in own}
+def test_steps_ranks_partition_a_step(count: int, ranks: int, per_step: int, budget: int, seed: int) -> None:
+    batch = groups(count, negatives=1)
+    by_rank = [Steps(batch, per_step, 1, budget, seed, ranks=(rank, ranks)) for rank in range(ranks)]
+    named = {group.id: group for group in batch}
     for number in range(len(by_rank[0])):
         parts = [steps[number] for steps in by_rank]
-        whole = [own[i] for i in by_rank[0].indices(number)]
+        whole = [batch[i] for i in by_rank[0].indices(number)]
         assert len({len(step.microbatches) for step in parts}) == 1
         assert all(step.microbatches for step in parts)
         assert sorted(name for step in parts for name in ids_of(step)) == sorted(g.id for g in whole)
@@ -95,8 +95,8 @@ def test_ranks_share_a_step(count: int, ranks: int, per_step: int, budget: int, 
             assert len(part.packed.ids) == 1 or tokens <= budget
 
 
-def test_rows_are_shared_where_that_can_win() -> None:
-    """Two responses of 20 tokens: a prompt of 2 is 44 / 42, of 3 is 46 / 43."""
+def test_steps_share_prompts_if_bound_pays() -> None:
+    """Two responses of 20 tokens: the bound is 44 / 42 for a prompt of 2, and 46 / 43 for a prompt of 3."""
 
     def steps(prompt: int) -> Steps:
         return Steps([Group(str(i), [1] * prompt, [1] * 20, [[1] * 20]) for i in range(3)], 3, 1, 88, seed=0)
@@ -104,26 +104,26 @@ def test_rows_are_shared_where_that_can_win() -> None:
     assert (steps(2).sharing, steps(3).sharing) == (False, True)
     assert [part.packed.input_ids.shape[1] for part in steps(2)[0].microbatches] == [88, 44]  # 44 each, not 42
     assert [part.packed.input_ids.shape[1] for part in steps(3)[0].microbatches] == [86, 43]
-    assert steps(2).tokens == 3 * 42  # what a budget counts does not depend on it
+    assert steps(2).tokens == 3 * 42  # a budget's tokens do not depend on sharing
 
 
-def test_a_model_that_cannot_share_gets_rows_of_its_own() -> None:
-    own = [Group(str(i), [1] * 30, [1] * 10, [[1] * 10]) for i in range(3)]
-    apart, shared = (Steps(own, 3, 1, 80, seed=0, may_share=may) for may in (False, True))
-    assert (apart.sharing, apart.bound) == (False, 80 / 50)
-    assert [part.packed.input_ids.shape[1] for part in apart[0].microbatches] == [80, 80, 80]
+def test_steps_model_without_sharing_has_unshared_rows() -> None:
+    batch = [Group(str(i), [1] * 30, [1] * 10, [[1] * 10]) for i in range(3)]
+    unshared, shared = (Steps(batch, 3, 1, 80, seed=0, may_share=may) for may in (False, True))
+    assert (unshared.sharing, unshared.bound) == (False, 80 / 50)
+    assert [part.packed.input_ids.shape[1] for part in unshared[0].microbatches] == [80, 80, 80]
     assert [part.packed.input_ids.shape[1] for part in shared[0].microbatches] == [50, 50, 50]
-    assert apart.tokens == shared.tokens
+    assert unshared.tokens == shared.tokens
 
 
-def test_a_rank_without_groups_makes_filler_passes_only() -> None:
+def test_steps_rank_without_groups_has_only_filler_passes() -> None:
     lonely = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
     assert [part.counts for part in lonely.microbatches] == [False]
     assert (lonely.groups, ids_of(lonely)) == (1, [])
 
 
 @pytest.mark.parametrize(("start", "left"), [(0, [0, 1, 2, 3]), (3, [3]), (4, [])])
-def test_what_remains_of_a_run(start: int, left: list[int]) -> None:
-    remaining = Remaining(4, start)
+def test_remaining_steps_start_at_given_step(start: int, left: list[int]) -> None:
+    remaining = RemainingSteps(4, start)
     assert list(remaining) == left
     assert len(remaining) == 4

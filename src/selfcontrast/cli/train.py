@@ -15,7 +15,7 @@ from selfcontrast.environment import set_environment
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.files import CONF
 from selfcontrast.gpus import reserved_gpus
-from selfcontrast.preemption import Stopped, end_when_told, ending, stays
+from selfcontrast.preemption import EarlyStop, cancel_deadline, ending, install_handlers
 from selfcontrast.store.full import explained
 
 ONE_RUN = "-m with WANDB_RUN_ID would log several jobs to one W&B run. Unset WANDB_RUN_ID, or omit -m."
@@ -30,13 +30,13 @@ def job(cfg: DictConfig) -> float | None:
         if multirun and "WANDB_RUN_ID" in os.environ:
             raise UserError(ONE_RUN)
         if str(HydraConfig.get().launcher._target_).endswith("JoblibLauncher"):
-            end_when_told()  # in the worker, too
+            install_handlers()  # in the worker, too
         failed.unlink(missing_ok=True)
         return run_job(cfg)
-    except Stopped:
+    except EarlyStop:
         if not multirun:
             raise
-        stays()
+        cancel_deadline()
         failed.write_text("stopped early, on W&B's page or by a sweep", encoding="utf-8")
         raise UserError("stopped early; the other jobs continue") from None
     except Exception as error:

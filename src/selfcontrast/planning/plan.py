@@ -13,7 +13,7 @@ from selfcontrast.config import Parts, assemble, build, build_groups, configure
 from selfcontrast.data.example import Example, Split
 from selfcontrast.errors import UserError
 from selfcontrast.job import Job
-from selfcontrast.pipeline import everything
+from selfcontrast.pipeline import run_stages
 from selfcontrast.store import Artifact, Stage
 from selfcontrast.tracking import NullTracker
 
@@ -99,5 +99,5 @@ def plan(cfg: DictConfig, read: DataReader) -> Planned:
     if obstacle:
         parts = assemble(cfg, build_groups(cfg), splits)
     rehearsal = Rehearsal(parts)
-    everything(rehearsal)
+    run_stages(rehearsal)
     return Planned(parts, rehearsal.steps, obstacle)

@@ -1,1 +1,1 @@
-"""The stages of a job: the settings, the inputs and the computation of each. `pipeline.py` has their order."""
+"""The stages of a job: the settings, inputs and computation of each. `pipeline.py` defines their order."""

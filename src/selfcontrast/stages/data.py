@@ -1,4 +1,4 @@
-"""The stages over the data alone: the published examples, and the check for contamination."""
+"""The stages that need only data: the published examples, and the contamination check."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +12,22 @@ from selfcontrast.store.artifact import key_of
 
 
 def published_data(job: Job) -> Artifact:
-    """All examples: the lineage of whatever is made from them begins here."""
+    """Publish all examples, the start of every artifact's lineage."""
     p = job.parts
     stage = Stage(DATA, dataset.VERSION, p.rows, {}, lambda folder: dataset.publish(folder, p.splits), dataset.__name__)
     return job.get(stage)
 
 
 def contaminated(job: Job) -> Artifact:
-    """Which evaluated prompts, benchmarks' own among them, resemble a training prompt: the same for every policy."""
+    """Find evaluated prompts, including benchmarks' own, that resemble a training prompt. Policies share the result."""
     p = job.parts
     rule = p.evaluation.contamination
-    asked = {name: own for name, each in p.evaluation.benchmarks.items() if (own := each.own_prompts())}
+    benchmark_prompts = {
+        name: prompts for name, benchmark in p.evaluation.benchmarks.items() if (prompts := benchmark.own_prompts())
+    }
     settings = {
         "rule": rule,
-        **({"benchmarks": key_of(asked)} if asked else {}),
+        **({"benchmarks": key_of(benchmark_prompts)} if benchmark_prompts else {}),
         "split": p.evaluation.split,
         "prompts": p.evaluation.prompts,
         **p.rows,
@@ -34,7 +36,7 @@ def contaminated(job: Job) -> Artifact:
     def compute(folder: Path) -> Mapping[str, Any]:
         prompts = {e.id: contamination.user_text(e) for e in p.evaluation.choose(p.splits)}
         training = [contamination.user_text(e) for e in p.splits["train"]]
-        benchmarks = {p.evaluation.split: prompts, **asked}
+        benchmarks = {p.evaluation.split: prompts, **benchmark_prompts}
         return contamination.check_benchmarks(folder, rule, benchmarks, training, p.hardware.device)
 
     return job.get(Stage("contamination", contamination.VERSION, settings, {}, compute, contamination.__name__))

@@ -17,19 +17,19 @@ from selfcontrast.generators import gather, generate
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.models.packing import Group
-from selfcontrast.stages.unchanged import check_unchanged
+from selfcontrast.stages.input_check import check_unchanged
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.training import align, reference
 from selfcontrast.training.groups import (
-    Stored,
-    by_group,
+    StoredScores,
     chosen_scores,
     example_of,
-    in_order,
-    in_order_signals,
     nearest_first,
+    negatives_by_group,
     preference_groups,
-    sampled_reference,
+    sampler_reference,
+    select_scores,
+    select_signals,
 )
 from selfcontrast.training.steps import length
 from selfcontrast.training.training import Training
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 
 class Round:
-    """The stages from a model to the policy that is aligned from it. Each asks for those it is made from.
+    """The stages from a model to the policy aligned from it. Each stage requests its inputs.
 
     Args:
-        start: the fine-tuned model, or the policy of the round before.
-        prefix: of the stages' labels, where this is not the last round.
-        before: the round before; None for the first.
+        start: the fine-tuned model, or the policy of the previous round.
+        prefix: prefix of the stages' labels; empty for the last round.
+        before: the previous round; None for the first.
     """
 
     def __init__(self, job: Job, start: Artifact, prefix: str, before: "Round | None" = None) -> None:
@@ -58,16 +58,16 @@ class Round:
 
     @cached_property
     def candidates(self) -> Artifact:
-        """What negatives are drawn from: this round's responses, or those of the rounds before, too."""
+        """The pool of negatives: this round's responses, and those of earlier rounds if so configured."""
         if self.before is None or self.parts.negatives_over_iterations == "last":
             return self.sampled
-        before, own = self.before.candidates, self.sampled
+        before, sampled = self.before.candidates, self.sampled
 
         def compute(folder: Path) -> Mapping[str, Any]:
             offset = (self.number - 1) * self.parts.generator.samples
-            return gather.gather(folder, before.path / generate.FILE, own.path / generate.FILE, offset)
+            return gather.gather(folder, before.path / generate.FILE, sampled.path / generate.FILE, offset)
 
-        inputs = {"before": before, "own": own}
+        inputs = {"before": before, "own": sampled}
         return self._get(Stage("gather", gather.VERSION, {}, inputs, compute, gather.__name__))
 
     @cached_property
@@ -95,7 +95,7 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generate.FILE)
-            prompts = ((self.example(name).target, found) for name, found in texts)
+            prompts = ((self.example(name).target, candidates) for name, candidates in texts)
             return embed.embed(folder, p.encoder, p.engine, prompts, p.hardware.device)
 
         inputs = {"candidates": self.candidates}
@@ -105,11 +105,11 @@ class Round:
     def rewards(self) -> Artifact:
         p = self.parts
         model = p.filter.reward_model
-        assert model is not None, "asked for where there is one alone"
+        assert model is not None, "called only if there is a reward model"
 
         def compute(folder: Path) -> Mapping[str, Any]:
             texts = texts_by_prompt(self.candidates.path / generate.FILE)
-            prompts = ((self.example(name), found) for name, found in texts)
+            prompts = ((self.example(name), candidates) for name, candidates in texts)
             return score.score(folder, model, p.engine, prompts, p.hardware.device)
 
         inputs = {"candidates": self.candidates}
@@ -140,9 +140,9 @@ class Round:
 
     @cached_property
     def reference(self) -> Artifact:
-        """Scores of every negative of the pool, whatever K: one computation for a whole sweep.
+        """Reference scores of every negative of the pool, for any K: one computation serves a whole sweep.
 
-        Of the targets alone, where the sampler has scored the negatives.
+        If the sampler has scored the negatives, only targets are scored.
         """
         p = self.parts
         model = self.initial if p.reference_over_iterations == "initial" else self.start
@@ -169,10 +169,10 @@ class Round:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / filter_stage.FILE)
-            used = {name: nearest_first(found, self._used) for name, found in ranked.items()}
+            used = {name: nearest_first(negatives, self._used) for name, negatives in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
-                log.warning("align: %d groups are longer than trainer.max_length: left out", without_room)
+                log.warning("align: %d groups are longer than trainer.max_length and left out", without_room)
             stored = self._stored(groups, used)
             report = self.job.report(self.prefix + "align")
             checkpoints = p.evaluation.checkpoints
@@ -197,25 +197,27 @@ class Round:
             inputs["reference"] = self.reference
         return self._get(Stage("align", align.VERSION, settings, inputs, compute, align.__name__), trained=True)
 
-    def _stored(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> Stored:
+    def _stored(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> StoredScores:
         p, folder = self.parts, self.negatives.path
-        own = by_group(groups, used)
+        negatives = negatives_by_group(groups, used)
         scores = chosen_scores(filter_stage.target_scores(folder), read_chosen(folder))
-        signals = in_order_signals(p.objective, groups, own, scores)
+        signals = select_signals(p.objective, groups, negatives, scores)
         if p.reference == "none":
             zeros = {group.id: torch.zeros(len(group.responses)) for group in groups}
-            return Stored(zeros, signals, compared=False)
+            return StoredScores(zeros, signals, compared=False)
         pool = reference.read_reference(self.reference.path)
-        scored = sampled_reference(pool, groups, own) if p.reference == "sampler" else in_order(pool, own)
-        return Stored(scored, signals, is_start=p.reference_over_iterations != "initial" or self.before is None)
+        scored = (
+            sampler_reference(pool, groups, negatives) if p.reference == "sampler" else select_scores(pool, negatives)
+        )
+        return StoredScores(scored, signals, is_start=p.reference_over_iterations != "initial" or self.before is None)
 
     @property
     def _used(self) -> int:
-        """Negatives per prompt that training looks at: not K, where it continues supervised fine-tuning."""
+        """Negatives per prompt in training: K, or 0 for continued supervised fine-tuning."""
         return self.parts.negatives if self.parts.objective.uses_negatives else 0
 
     def example(self, name: str) -> Example:
-        """A training example, with its answers as candidates have theirs: the text of their tokens."""
+        """Return a training example with its answers decoded from their tokens, as candidates are."""
         if name not in self._read:
             self._read[name] = self._renderer.as_read(self.job.train[name])
         return self._read[name]
@@ -233,6 +235,6 @@ class Round:
 
 
 def _prompts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
-    """How many prompts the groups are of, where some have two; nothing where each has one, as `align` counts them."""
+    """Return the counts of prompts and groups if some prompts have two groups; empty otherwise, as in `align`."""
     prompts = len({example_of(group.id, used) for group in groups})
     return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

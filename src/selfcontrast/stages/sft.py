@@ -1,4 +1,4 @@
-"""The stage sft: the model that everything else starts from."""
+"""The sft stage: the model that all later stages start from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ def sft(job: Job) -> Artifact:
     """Fine-tune the model on the training targets."""
     p = job.parts
     settings: dict[str, Any] = {"data": p.data, "model": p.model}
-    if p.sft.epochs:  # else the model is what it was, whatever would have trained it
+    if p.sft.epochs:  # at 0 epochs the model is unchanged, so these settings do not matter
         settings |= {"adapter": p.adapter.at("sft"), "optim": p.sft, "hardware": p.hardware, "seed": p.seed}
 
     def compute(folder: Path) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from selfcontrast.preemption import ENDED, Stopped
+from selfcontrast.preemption import ENDED, EarlyStop
 from selfcontrast.store import Artifact
 
 
@@ -79,7 +79,7 @@ class WandbRun:
 
 def record_error(run: Any, error: BaseException) -> int:
     """Record in the run why its job ends early. Return the exit code."""
-    if isinstance(error, Stopped):
+    if isinstance(error, EarlyStop):
         run.summary["stopped"] = "early"
         run.tags = (*(run.tags or ()), "stopped early")
         return int(error.code or 0)

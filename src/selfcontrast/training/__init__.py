@@ -1,1 +1,1 @@
-"""Lightning modules for supervised fine-tuning and K-negative DPO, and the loop they share."""
+"""Supervised fine-tuning, reference scoring and K-negative DPO, and the training loop that they share."""

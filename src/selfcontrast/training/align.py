@@ -1,4 +1,4 @@
-"""Stage align: DPO over K negatives, from the fine-tuned model; or, as its control, supervised training continued."""
+"""The align stage: DPO over K negatives from the fine-tuned model or, as a control, continued supervised training."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ from selfcontrast.objectives import Objective
 from selfcontrast.store import RESUME
 from selfcontrast.training.callbacks import snapshot
 from selfcontrast.training.displacement import Displacement
+from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import PackedModule, Record
-from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
+from selfcontrast.training.groups import StoredScores
+from selfcontrast.training.packed_module import PackedModule, Record
 from selfcontrast.training.reference import score_in_passes
-from selfcontrast.training.sft import HISTORY, model_card
+from selfcontrast.training.sft import HISTORY, SupervisedFineTuning, model_card
 from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
@@ -36,18 +36,18 @@ def align(
     sft: Path,
     dtype: str,
     groups: list[Group],
-    stored: Stored,
+    stored: StoredScores,
     objective: Objective,
     training: Training,
 ) -> dict[str, Any]:
-    """Writes the aligned policy to `folder/model` and its training curves to `folder/history.json`.
+    """Write the aligned policy to `folder/model` and its training curves to `folder/history.json`.
 
     Args:
-        sft: the model that it starts from, whose weights are read in `dtype`.
-        stored: the reference's scores of the groups, and the signals that the objective needs.
+        sft: the model to start from; its weights are read in `dtype`.
+        stored: reference scores of the groups, and the signals that the objective needs.
 
     Raises:
-        UserError: for more checkpoints than there are steps.
+        UserError: if there are more checkpoints than steps.
     """
     optim, hardware, seed, report = training.optim, training.hardware, training.seed, training.report
     policy, tokenizer = training.adapter.wrap(load_model(sft, dtype), seed), load_tokenizer(sft)
@@ -58,14 +58,14 @@ def align(
     data.snapshots = checkpoint_steps(len(steps), training.checkpoints)
     module: PackedModule
     if objective.uses_negatives:
-        most = max(len(group.negatives) for group in groups)
-        # The stored scores are those of the model as it was loaded, which a quantised one is not: it would seem to have
+        max_negatives = max(len(group.negatives) for group in groups)
+        # The stored scores belong to the model before quantisation. Against them a quantised policy would seem to have
         # moved, whatever the objective.
         rescored = training.adapter.quantised or (hardware.rescore_reference and objective.needs_reference)
         if rescored and stored.compared:
             stored = replace(stored, reference={**stored.reference, **_rescored(policy, data)})
         module = SelfContrastDPO(policy, optim, len(steps), chunk, report, objective, stored)
-        title, how = "Preference training", f"with {most} negatives per prompt over {len(groups)} prompts"
+        title, how = "Preference training", f"with {max_negatives} negatives per prompt over {len(groups)} prompts"
     else:
         module = SupervisedFineTuning(policy, optim, len(steps), chunk, report)
         title, how = "Supervised fine-tuning, continued", f"on the chosen responses of {len(groups)} groups"
@@ -76,7 +76,7 @@ def align(
     for number, step in enumerate(data.snapshots, start=1):
         at_step = training.adapter.wrap(load_model(sft, dtype), seed)
         weights = torch.load(snapshot(folder / RESUME, step), map_location="cpu", weights_only=True)
-        unexpected = at_step.load_state_dict(weights, strict=False).unexpected_keys  # frozen weights are not in it
+        unexpected = at_step.load_state_dict(weights, strict=False).unexpected_keys  # frozen weights are not stored
         assert not unexpected, unexpected
         records = [record for record in module.history if record["step"] <= step]
         card = model_card(title, f"{how}, after {step} of {len(steps)} steps", records)
@@ -92,7 +92,7 @@ def align(
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """The steps of all checkpoints but the last. Raises `UserError` where there are more of them than steps."""
+    """Return the steps of all checkpoints but the last. Raise `UserError` if there are more checkpoints than steps."""
     if checkpoints > steps:
         raise UserError(
             f"evaluation.checkpoints={checkpoints}, but preference training has {steps} steps. Lower it to {steps}."
@@ -101,7 +101,7 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
 
 
 def checkpoint_folder(folder: Path, number: int) -> Path:
-    """Where the stage's artifact in `folder` has its checkpoint of this number, from 1."""
+    """Return the folder of the artifact's checkpoint of this number, counted from 1."""
     return folder / "checkpoints" / str(number)
 
 
@@ -116,10 +116,10 @@ def _rescored(policy: Any, data: StepData) -> Mapping[str, Tensor]:
 
 def _displacement(history: Sequence[Record]) -> dict[str, Any]:
     displacement = Displacement.of(history)
-    if displacement.clear:
+    if displacement.significant:
         log.warning(
-            "align: likelihood displacement: targets ended %.2f nats per response less likely than to the model "
-            "before; see the report, objective.nll_weight and objective=nca",
+            "align: likelihood displacement: targets ended %.2f nats per response less likely than before training. "
+            "See the report, and try objective.nll_weight or objective=nca.",
             -displacement.change,
         )
-    return {"target_log_prob_change": displacement.change, "displaced": displacement.clear}
+    return {"target_log_prob_change": displacement.change, "displaced": displacement.significant}

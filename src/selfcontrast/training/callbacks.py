@@ -1,4 +1,4 @@
-"""What watches over a training run: exact random states, checkpoints between steps, snapshots, one progress bar."""
+"""Lightning callbacks: random states, checkpoints between steps, weight snapshots and the progress bar."""
 
 import random
 import signal
@@ -17,35 +17,35 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from selfcontrast.errors import printable
 from selfcontrast.models.weights import first_line
 from selfcontrast.store.sealed import publish
-from selfcontrast.training.sharding import belongs, whole_weights
-from selfcontrast.training.signals import Postponed
+from selfcontrast.training.sharding import is_frozen, whole_weights
+from selfcontrast.training.signals import DeferredSignals
 
 
 class RandomStates(Callback):
-    """Dropout after a resume draws what it would have drawn, on every rank."""
+    """Save and restore the random states of every rank, so that dropout after a resume draws the same masks."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.saved: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        own = _random_states()
+        states = _random_states()
         if not dist.is_initialized():
-            return {"ranks": [own]}
-        every: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(every, own)
-        return {"ranks": every}
+            return {"ranks": [states]}
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, states)
+        return {"ranks": gathered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.saved = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.rank < len(self.saved):  # more ranks than there were go on from their seeds
+        if self.rank < len(self.saved):  # added ranks continue from their seeds
             _restore_random_states(self.saved[self.rank])
 
 
 def _random_states() -> dict[str, Any]:
-    """In plain containers and tensors, as `weights_only` loading demands."""
+    """Return the random states as plain containers and tensors, which `weights_only` loading requires."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     return {
@@ -67,26 +67,26 @@ def _restore_random_states(states: dict[str, Any]) -> None:
 
 
 class Checkpoints(Callback):
-    """Writes the newest state to `file`, atomically, every so many steps, and when a signal is about to end the job.
+    """Write the state to `file`, atomically, every `every` steps and when a signal is about to end the job.
 
-    At the start of the next step, not at the end of this one: then the validation that follows a step is in it too.
+    It is written at the start of the next step, so that it includes the validation that follows a step.
     """
 
     def __init__(self, file: Path, every: int) -> None:
         self.file = file
         self.every = every
-        self.signals = Postponed()
+        self.signals = DeferredSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.__enter__()  # here, because Lightning has set its own handlers just before
+        self.signals.__enter__()  # not earlier: Lightning sets its own handlers just before
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        # All ranks save, or none: a signal reaches them at different moments.
-        ending = trainer.strategy.reduce_boolean_decision(self.signals.noted is not None, all=False)
+        # All ranks save or none does, although a signal reaches them at different moments.
+        ending = trainer.strategy.reduce_boolean_decision(self.signals.received is not None, all=False)
         if trainer.global_step and (ending or trainer.global_step % self.every == 0):
             self._save(trainer)
         if ending:
-            self.signals.noted = self.signals.noted or signal.SIGTERM
+            self.signals.received = self.signals.received or signal.SIGTERM
             self.signals.deliver()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,14 +96,14 @@ class Checkpoints(Callback):
         self.signals.__exit__(None, None, None)
 
     def _save(self, trainer: Trainer) -> None:
-        _write_whole(self.file, trainer.save_checkpoint, trainer.is_global_zero)
+        _write_atomically(self.file, trainer.save_checkpoint, trainer.is_global_zero)
 
 
 class Snapshots(Callback):
-    """Writes the trained weights after some steps, each to a file of its own in `folder`.
+    """Write the trained weights after each of `steps` to a separate file in `folder`.
 
-    At the end of a step, so before the checkpoint that a later attempt goes on from. That attempt finds the files of
-    earlier steps, and writes those of later ones again, which then belong to its own path.
+    A snapshot is written at the end of its step, before the checkpoint. A resumed attempt finds the files of earlier
+    steps and rewrites those of later steps, so that all belong to one run.
     """
 
     def __init__(self, folder: Path, steps: Collection[int]) -> None:
@@ -116,51 +116,51 @@ class Snapshots(Callback):
             return
         policy: Any = pl_module.policy
         frozen = {name for name, p in policy.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        weights = {name: value for name, value in whole_weights(policy).items() if not belongs(name, frozen)}
+        weights = {name: value for name, value in whole_weights(policy).items() if not is_frozen(name, frozen)}
         if trainer.is_global_zero:
-            _write_whole(snapshot(self.folder, step), lambda file: torch.save(weights, file), publishes=True)
+            _write_atomically(snapshot(self.folder, step), lambda file: torch.save(weights, file), publishes=True)
 
 
 def snapshot(folder: Path, step: int) -> Path:
-    """The file of a training's weights after a step."""
+    """Return the file of the weights after a step."""
     return folder / f"step-{step}.weights"
 
 
-def _write_whole(file: Path, write: Callable[[Path], object], publishes: bool) -> None:
-    """Let `write` write another file, which then gets this name. Where ranks write together, one of them publishes."""
-    partial = writing(file)
+def _write_atomically(file: Path, write: Callable[[Path], object], publishes: bool) -> None:
+    """Call `write` on a partial file, then rename it to `file`. Of ranks that write together, one publishes."""
+    partial = partial_file(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(partial)
         if publishes:
             publish(partial, file)
     except BaseException:
-        if partial.is_file():  # of a full disk: it would keep the next attempt from its space
+        if partial.is_file():  # after a full disk, the next attempt needs the space
             partial.unlink()
         raise
 
 
-def writing(checkpoint: Path) -> Path:
-    """The file that a checkpoint has this name of while it is written."""
+def partial_file(checkpoint: Path) -> Path:
+    """Return the name of a checkpoint's file while it is being written."""
     return checkpoint.with_suffix(".writing")
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted; None where it can be loaded and its records have their checksums.
+    """Return why a checkpoint is damaged; None if it loads and its records match their checksums.
 
-    torch.save writes a checksum of every record, and torch.load compares none.
+    torch.save writes a checksum per record, but torch.load does not check them.
     """
     try:
         torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         with ZipFile(checkpoint) as records:
             bad = records.testzip()
-    except Exception as error:  # whatever a damaged archive makes of its reader
+    except Exception as error:  # a damaged archive may raise anything
         return printable(first_line(error))
-    return f"the checksum of its record {bad} differs" if bad else None
+    return f"record {bad} does not match its checksum" if bad else None
 
 
 class StageProgress(TQDMProgressBar):
-    """One bar for the whole training, named after its stage."""
+    """A single progress bar for the whole training, labelled with its stage."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(refresh_rate=5)
@@ -172,7 +172,7 @@ class StageProgress(TQDMProgressBar):
         return bar
 
     def init_validation_tqdm(self) -> Any:
-        return Tqdm(disable=True)  # made disabled: one that is disabled later has already drawn itself
+        return Tqdm(disable=True)  # a bar that is disabled later has already been drawn
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)

@@ -1,4 +1,4 @@
-"""What a training step costs: floating-point operations by formula, and memory."""
+"""The cost of a training step: floating-point operations by formula, and peak memory."""
 
 import math
 import resource
@@ -14,17 +14,17 @@ from selfcontrast.models.packing import PackedGroups
 
 @dataclass(frozen=True)
 class Cost:
-    """The model FLOPs of a training step (arXiv 2204.02311, appendix B), which count nothing that is recomputed.
+    """Model FLOPs of a training step (arXiv 2204.02311, appendix B), without recomputation.
 
     A matrix costs 2 FLOPs per weight and token forward, 2 backward for the gradient of its input, and 2 for its own
-    where it is trained: the 6 N of full training, and 4 N beside LoRA's adapters. Embeddings are looked up and cost
-    nothing; the output layer runs over the response tokens alone. A mixture of experts is counted as if every expert
-    were used, a sliding window as if it were as long as the row, and a layer of linear attention as one of attention.
+    gradient if it is trained: 6 N for full training, 4 N for frozen weights under LoRA. Embeddings cost nothing. The
+    output layer runs over response tokens only. A mixture of experts counts every expert, a sliding window counts the
+    whole row, and linear attention counts as full attention.
 
     Attributes:
-        body: FLOPs per token of the row, of all matrices but embeddings and the output layer.
+        body: FLOPs per token of the row, for all matrices but embeddings and the output layer.
         head: FLOPs per response token.
-        attention: FLOPs per pair of a token and one that it attends to, 12 times layers, heads and their width.
+        attention: FLOPs per pair of a token and a token that it attends to: 12 x layers x heads x head width.
     """
 
     body: int
@@ -34,8 +34,8 @@ class Cost:
     @classmethod
     def of(cls, policy: Any) -> "Cost":
         output = policy.get_output_embeddings().weight
-        apart = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)} | {id(output)}
-        body = sum(_per_token(p) for p in policy.parameters() if p.ndim >= 2 and id(p) not in apart)
+        excluded = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)} | {id(output)}
+        body = sum(_per_token(p) for p in policy.parameters() if p.ndim >= 2 and id(p) not in excluded)
         config = policy.config
         heads = getattr(config, "num_attention_heads", 0)  # none in a state-space model
         width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
@@ -43,18 +43,18 @@ class Cost:
         return cls(body, _per_token(output), attention)
 
     def flops(self, packed: PackedGroups) -> int:
-        """Count one forward and backward pass, without reading the device."""
+        """Return the FLOPs of one forward and backward pass, without reading the device."""
         pairs = packed.layout.attended
         return self.body * packed.input_ids.numel() + self.head * packed.labels.numel() + self.attention * pairs
 
 
 def _per_token(matrix: nn.Parameter) -> int:
-    state = getattr(matrix, "quant_state", None)  # of a matrix in 4 bits, two of whose weights are one number
+    state = getattr(matrix, "quant_state", None)  # a 4-bit matrix stores two weights per number
     return (6 if matrix.requires_grad else 4) * (matrix.numel() if state is None else math.prod(state.shape))
 
 
 def peak_memory(device: torch.device | None = None) -> float:
-    """GiB: the most that tensors have taken of this GPU, or else the most that this process has ever held."""
+    """Return peak memory in GiB: of tensors on this GPU, else of this process since its start."""
     if device is not None and device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,9 +1,8 @@
-"""Runs a Lightning module over its steps, and goes on exactly where an earlier attempt was killed.
+"""Train a Lightning module over its steps, and resume exactly where an earlier attempt was killed.
 
-A checkpoint holds weights, optimiser, schedule, random states and the history of metrics; the data's position is the
-number of the step, because `Steps` is a function of it. Resumed weights are bit-equal to an uninterrupted run's on CPU.
-Checkpoints are written between steps alone: one made in the middle of a step, as an exception leaves it, would hold
-random states that the step has already drawn from.
+A checkpoint holds weights, optimiser, schedule, random states and the history of metrics. The step number gives the
+data's position, because `Steps` is a function of it. On a CPU, resumed weights are bit-equal to an uninterrupted run's.
+Checkpoints are written only between steps: in the middle of a step, its random numbers are already partly drawn.
 """
 
 import logging
@@ -33,19 +32,19 @@ from selfcontrast.training.callbacks import (
     Snapshots,
     StageProgress,
     damage,
+    partial_file,
     snapshot,
-    writing,
 )
 from selfcontrast.training.hardware import Hardware
-from selfcontrast.training.memory import bytes_per_token, fitting_pass
-from selfcontrast.training.module import PackedModule
+from selfcontrast.training.memory import bytes_per_token, gpu_token_budget
 from selfcontrast.training.nodes import this_node
 from selfcontrast.training.optim import OptimConfig
+from selfcontrast.training.packed_module import PackedModule
 from selfcontrast.training.ranks import Ranks
 from selfcontrast.training.recomputation import checkpoint_layers
 from selfcontrast.training.sharding import strategy, whole_weights
-from selfcontrast.training.steps import MicroBatch, Remaining, Step, Steps, rank_microbatches
-from selfcontrast.training.weight_copies import UseCopies
+from selfcontrast.training.steps import MicroBatch, RemainingSteps, Step, Steps, rank_microbatches
+from selfcontrast.training.weight_copies import WeightCopyCallback
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,8 @@ LAST = "last.ckpt"
 class StepData(LightningDataModule):
     """Groups for training and validation, as steps and passes for this rank.
 
-    `unshared` is why the model cannot share a prompt among responses; None where it can.
+    Args:
+        unshared: the reason why the model cannot share a prompt among responses; None if it can.
     """
 
     def __init__(
@@ -75,25 +75,25 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.unshared = unshared
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # of activations, where passes are to fill a GPU's memory
+        self.bytes_per_token: float | None = None  # of activations, if passes are to fill a GPU's memory
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
         optim, tokens = self.optim, self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
-        per_step, place = optim.batch_size, (rank, ranks)
+        per_step, position = optim.batch_size, (rank, ranks)
         may_share = self.unshared is None
-        return Steps(self.groups, per_step, optim.epochs, tokens, self.seed, optim.tokens, place, may_share)
+        return Steps(self.groups, per_step, optim.epochs, tokens, self.seed, optim.tokens, position, may_share)
 
     def train_dataloader(self) -> DataLoader[Step]:
         trainer: Any = self.trainer
         if self.bytes_per_token is not None:
             policy = trainer.lightning_module.policy
-            tokens = fitting_pass(policy, trainer.optimizers, self.hardware, self.bytes_per_token)
+            tokens = gpu_token_budget(policy, trainer.optimizers, self.hardware, self.bytes_per_token)
             self._max_tokens_per_microbatch = tokens
             if trainer.is_global_zero:
                 log.info("hardware.max_tokens_per_microbatch=auto: %d tokens", tokens)
         steps = self.steps(trainer.global_rank, trainer.world_size)
-        sampler = Remaining(len(steps), trainer.global_step)
+        sampler = RemainingSteps(len(steps), trainer.global_step)
         return DataLoader(steps, batch_size=None, sampler=sampler, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
@@ -123,43 +123,43 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     if hardware.self_check:
         sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
         policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
-        tolerance = 0.2 if _rounds(policy) else 1e-3
-        use_shared_prompt(policy, _checked_attention(hardware, sharded))
+        tolerance = 0.2 if _computes_in_bf16(policy) else 1e-3
+        use_shared_prompt(policy, _self_check_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
         use_shared_prompt(policy, hardware.attention)
         policy.to("cpu")  # from where it goes to the ranks
     policy.train()
 
 
-def _rounds(policy: Any) -> bool:
-    """Whether products are of bfloat16: of the weights' type, or of the one that a quantised layer computes in."""
+def _computes_in_bf16(policy: Any) -> bool:
+    """Return True if products are in bfloat16: by the weights' dtype, or by a quantised layer's compute dtype."""
     return policy.dtype == torch.bfloat16 or any(
         getattr(layer, "compute_dtype", None) == torch.bfloat16 for layer in policy.modules()
     )
 
 
-def _checked_attention(hardware: Hardware, sharded: bool) -> str:
-    """The way that a model is checked by: in its weights' type, in which varlen may have no kernel on a GPU."""
+def _self_check_attention(hardware: Hardware, sharded: bool) -> str:
+    """Return the self-check's attention. It runs in the weights' dtype, for which varlen may lack a GPU kernel."""
     return hardware.attention if sharded or hardware.device == "cpu" else "masked"
 
 
 def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
-    """Trains `module` to the end, from the newest checkpoint in `folder` where there is one.
+    """Train `module` to the end, from the newest checkpoint in `folder` if there is one.
 
-    Returns whether this process is to go on with the trained policy: on the first node alone.
+    Return True on the first node, which alone continues with the trained policy.
     """
     hardware = data.hardware
     module.peak_tflops = hardware.peak_tflops
     node = this_node(hardware.num_nodes)
     last = folder / LAST
-    for kept in (last, *(snapshot(folder, step) for step in data.snapshots)):
-        writing(kept).unlink(missing_ok=True)  # of an attempt that was killed: its space may be needed
-        if kept.exists() and (why := damage(kept)):
-            log.warning("%s: %s is damaged (%s); training again from the first step", stage, kept, why)
+    for file in (last, *(snapshot(folder, step) for step in data.snapshots)):
+        partial_file(file).unlink(missing_ok=True)  # left by a killed attempt; its space may be needed
+        if file.exists() and (why := damage(file)):
+            log.warning("%s: %s is damaged (%s). Training restarts from the first step.", stage, file, why)
             last.unlink(missing_ok=True)
     steps = data.steps()
     if not steps.sharing and any(group.negatives for group in data.groups):
-        _tell_of_rows(stage, data.unshared, steps.bound)
+        _log_unshared_rows(stage, data.unshared, steps.bound)
     if hardware.max_tokens_per_microbatch == "auto" and hardware.device == "cuda":
         data.bytes_per_token = bytes_per_token(module.policy, hardware)
     count(len(steps), "step")
@@ -170,12 +170,12 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     return node.rank == 0
 
 
-def _tell_of_rows(stage: str, unshared: str | None, bound: float) -> None:
-    """Say that every response is computed with a prompt of its own, why, and what it costs."""
+def _log_unshared_rows(stage: str, unshared: str | None, bound: float) -> None:
+    """Log that responses do not share their prompt, why, and the cost."""
     if unshared is None:
         log.info(
-            "%s: every response has a prompt of its own: prompts are so short that one for all would save a factor of "
-            "%.3f at most",
+            "%s: every response has its own copy of the prompt. Prompts are so short that sharing saves at most a "
+            "factor of %.3f.",
             stage,
             bound,
         )
@@ -186,7 +186,7 @@ def _tell_of_rows(stage: str, unshared: str | None, bound: float) -> None:
 
 
 def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Mapping[str, Tensor]:
-    """One rank's part of it. Returns the policy's weights, whole on the first rank."""
+    """Train on one rank. Return the policy's weights, complete on the first rank."""
     hardware, steps = data.hardware, len(data.steps())
     hardware.apply_threads()
     if hardware.compile:
@@ -199,9 +199,9 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
     if data.snapshots:
         callbacks.append(Snapshots(folder, data.snapshots))
     if hardware.bf16_copy:
-        callbacks.append(UseCopies())
+        callbacks.append(WeightCopyCallback())
     with warnings.catch_warnings():
-        _quiet()
+        _silence_lightning()
         trainer = Trainer(
             accelerator=hardware.accelerator,
             devices=hardware.devices,
@@ -209,7 +209,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
             strategy=strategy(hardware),
             plugins=[TorchElasticEnvironment()] if ranks > 1 else None,
             precision=hardware.precision,
-            max_epochs=1,  # epochs are inside Steps: an epoch of Lightning's is the whole run
+            max_epochs=1,  # `Steps` contains all epochs
             val_check_interval=max(1, steps // data.optim.validations) if data.optim.validations else None,
             limit_val_batches=1.0 if data.optim.validations and data.validation else 0,
             num_sanity_val_steps=0,
@@ -222,26 +222,26 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
             default_root_dir=folder,
         )
         if last.exists() and rank == 0:
-            log.info("%s: continuing from the checkpoint of an earlier attempt", stage)
+            log.info("%s: resuming from the checkpoint of an earlier attempt", stage)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes an exit with code 1 of it
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns it into an exit with code 1
                 raise KeyboardInterrupt from stop
             raise
     return whole_weights(module.policy)
 
 
 def compile_layers(policy: nn.Module) -> None:
-    """Each decoder layer by torch.compile, for all lengths at once: linears, norms and MLPs, without the attention."""
+    """Compile linears, norms and MLPs of each decoder layer, without attention, once for all lengths."""
     end_workers_at_exit()
     for layer in policy.modules():
-        if isinstance(layer, GradientCheckpointingLayer):  # what transformers builds every decoder's layers from
+        if isinstance(layer, GradientCheckpointingLayer):  # the base of every decoder layer in transformers
             layer.compile(dynamic=True)
 
 
-def _quiet() -> None:
-    """Lightning's notices are about choices made here on purpose."""
+def _silence_lightning() -> None:
+    """Hide Lightning's notices about choices that are made here on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")

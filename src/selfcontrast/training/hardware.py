@@ -1,4 +1,4 @@
-"""What a stage is trained on: devices, arithmetic and memory."""
+"""The hardware settings of a training stage: devices, arithmetic and memory."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ from selfcontrast.models.attention.choice import ATTENTIONS, TRAINS_ON
 from selfcontrast.store import NOT_IN_KEY
 
 STRATEGIES = ("ddp", "fsdp2")
-# Not 16-mixed, whose gradients are scaled and would be clipped as such; for all of bf16 there is model.dtype.
+# No 16-mixed: its gradients are scaled, so clipping would be wrong. For pure bf16 set model.dtype.
 ARITHMETICS = ("32-true", "bf16-mixed")
 
-# Of max_tokens_per_microbatch=auto: in training on a CPU, and wherever there is no backward pass.
+# For max_tokens_per_microbatch=auto in training on a CPU, and wherever there is no backward pass.
 MAX_TOKENS_PER_MICROBATCH = {"cpu": 8192, "cuda": 16384}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a stage is trained. `precision` decides the result; the rest decides how fast it is had."""
+    """The hardware of a training stage. Only `precision` changes the result; all else changes speed and memory."""
 
     precision: str
     accelerator: str = field(metadata=NOT_IN_KEY)
@@ -43,42 +43,44 @@ class Hardware:
     def __post_init__(self) -> None:
         check_numbers(self, "hardware")
         if self.precision not in ARITHMETICS:
-            raise UserError(f"hardware.precision={self.precision}: one of {', '.join(ARITHMETICS)}")
+            raise UserError(f"hardware.precision={self.precision} is unknown. Use one of {', '.join(ARITHMETICS)}.")
         if self.strategy not in STRATEGIES:
-            raise UserError(f"hardware.strategy={self.strategy}: one of {', '.join(STRATEGIES)}")
+            raise UserError(f"hardware.strategy={self.strategy} is unknown. Use one of {', '.join(STRATEGIES)}.")
         if self.accelerator not in ("cpu", "gpu", "auto"):
-            raise UserError(f"hardware.accelerator={self.accelerator}: cpu, gpu or auto")
+            raise UserError(f"hardware.accelerator={self.accelerator} is unknown. Use cpu, gpu or auto.")
         if self.attention not in ATTENTIONS:
-            raise UserError(f"hardware.attention={self.attention}: one of {', '.join(ATTENTIONS)}")
+            raise UserError(f"hardware.attention={self.attention} is unknown. Use one of {', '.join(ATTENTIONS)}.")
         if self.bf16_copy and self.precision != "bf16-mixed":
-            raise UserError("hardware.bf16_copy=true is for hardware.precision=bf16-mixed: leave it false")
+            raise UserError("hardware.bf16_copy=true needs hardware.precision=bf16-mixed. Set it to false.")
         if self.bf16_copy and self.strategy == "fsdp2":
-            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 by itself: leave it false")
+            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 already gathers bfloat16. Set it to false.")
         if self.rescore_reference and self.strategy == "fsdp2":
-            raise UserError("hardware.rescore_reference=true needs a device that holds the policy: use strategy=ddp")
+            raise UserError("hardware.rescore_reference=true needs the whole policy on one device. Use strategy=ddp.")
         if self.rescore_reference and self.max_tokens_per_microbatch == "auto":
             raise UserError(
-                "hardware.rescore_reference=true needs to know the passes: give max_tokens_per_microbatch a number"
+                "hardware.rescore_reference=true needs fixed passes. Set max_tokens_per_microbatch to a number."
             )
 
     def check(self) -> None:
-        """Raises `UserError` where the machine lacks what the config asks for."""
+        """Raise `UserError` if the machine lacks something that the config needs."""
         if self.accelerator == "gpu" and _gpus() == 0:
-            raise UserError("hardware.accelerator=gpu, but torch sees no GPU here: use hardware=cpu")
+            raise UserError("hardware.accelerator=gpu, but torch sees no GPU. Use hardware=cpu.")
         if self.device == "cuda" and self.devices > _gpus():
-            raise UserError(f"hardware.devices={self.devices}, but torch sees {_gpus()} GPUs here")
+            raise UserError(f"hardware.devices={self.devices}, but torch sees {_gpus()} GPUs. Lower it.")
         if self.attention not in TRAINS_ON[self.device]:
-            raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}: use auto")
+            raise UserError(f"hardware.attention={self.attention} cannot train on {self.device}. Use auto.")
         if self.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-            raise UserError("hardware.compile=true needs a C++ compiler (g++): install one, or leave it false")
+            raise UserError("hardware.compile=true needs a C++ compiler (g++). Install one, or set it to false.")
 
     def check_quantised(self) -> None:
-        """Raises `UserError` where a policy on a quantised base cannot be trained."""
+        """Raise `UserError` if these settings cannot train a policy on a quantised base."""
         reasons = {
-            f"devices={self.devices} and num_nodes={self.num_nodes}: use one device": self.devices * self.num_nodes > 1,
-            "strategy=fsdp2: it cannot shard 4 bits; use ddp": self.strategy == "fsdp2",
-            "bf16_copy=true: frozen weights need no copies; leave it false": self.bf16_copy,
-            "max_tokens_per_microbatch=auto: its reference is scored in training's own passes; give a number": (
+            f"devices={self.devices} and num_nodes={self.num_nodes} cannot be used. Use one device.": (
+                self.devices * self.num_nodes > 1
+            ),
+            "strategy=fsdp2 cannot be used: it cannot shard 4-bit weights. Use ddp.": self.strategy == "fsdp2",
+            "bf16_copy=true cannot be used: frozen weights need no copies. Set it to false.": self.bf16_copy,
+            "max_tokens_per_microbatch=auto cannot be used: the reference is scored in training's passes. Set a number.": (
                 self.max_tokens_per_microbatch == "auto"
             ),
         }
@@ -87,7 +89,7 @@ class Hardware:
                 raise UserError(f"adapter=qlora with hardware.{reason}")
 
     def fixed_tokens_per_microbatch(self) -> int:
-        """The number in the config; where it says auto, one that needs no look at the memory."""
+        """Return the config's number; for auto, a default that does not depend on free memory."""
         return (
             MAX_TOKENS_PER_MICROBATCH[self.device]
             if self.max_tokens_per_microbatch == "auto"
@@ -96,11 +98,11 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """Where the stages that are not trained run their models."""
+        """The device for stages without training: "cuda" or "cpu"."""
         return "cuda" if self.accelerator != "cpu" and _gpus() else "cpu"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """What Lightning runs a training step in."""
+        """Return the autocast context in which Lightning runs a training step."""
         import torch
 
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16-mixed")
@@ -113,7 +115,7 @@ class Hardware:
 
 
 def _gpus() -> int:
-    """Count the GPUs that torch can use; a job on the CPU does not wait for torch's import."""
+    """Return the number of usable GPUs. torch is imported here, so that a CPU job need not wait for it."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

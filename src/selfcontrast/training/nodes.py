@@ -1,7 +1,7 @@
-"""The machines of one job. Each runs `train.py`; what is to be trained, the first decides for all.
+"""The nodes of one job. Each runs `train.py`; the first decides for all which stages to train.
 
-Started by `srun` with one task per node, or by hand with NODE_RANK, MASTER_ADDR and MASTER_PORT set. Stages that are
-not trained need no agreement: whoever gets the store's lock computes, the others read.
+Start one task per node with `srun`, or by hand with NODE_RANK, MASTER_ADDR and MASTER_PORT set. Stages without training
+need no agreement: the node that gets the store's lock computes, and the others read.
 """
 
 import os
@@ -22,7 +22,7 @@ PATIENCE = timedelta(days=30)  # a node may wait for stages that run for days
 
 @dataclass(frozen=True)
 class Node:
-    """This machine among `count`. `port` is for decisions, the one after it for the ranks of a training."""
+    """This machine, one of `count`. `port` serves decisions, and `port + 1` the ranks of a training."""
 
     rank: int
     count: int
@@ -31,7 +31,7 @@ class Node:
 
 
 def this_node(count: int) -> Node:
-    """Raises `UserError` where the environment does not say which of `count` nodes this is."""
+    """Return this machine's node. Raise `UserError` if the environment does not identify it."""
     if count == 1:
         return Node(0, 1, "127.0.0.1", 0)
     if SLURMEnvironment.detect() and "NODE_RANK" not in os.environ:
@@ -45,63 +45,63 @@ def this_node(count: int) -> Node:
         return Node(rank, count, os.environ["MASTER_ADDR"], port)
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"hardware.num_nodes={count}: start train.py once per node, by srun --ntasks-per-node=1, "
-            "or with NODE_RANK, MASTER_ADDR and MASTER_PORT set on each"
+            f"hardware.num_nodes={count}, but this node's rank is unknown. Start train.py once per node with "
+            "srun --ntasks-per-node=1, or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each node."
         ) from error
 
 
 class Decisions:
-    """What the first node decides, for all to know. On a single node nobody asks."""
+    """Decisions of the first node, shared with all others. A single node shares nothing."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self._store: TCPStore | None = None
-        self._told_so_far = 0
+        self._decisions_made = 0
 
-    def together(self, name: str, compute: Compute, get: Callable[[Compute], Artifact]) -> Artifact:
-        """The artifact that `get` finds or computes: where it is not there yet, all nodes compute it together.
+    def compute_together(self, name: str, compute: Compute, get: Callable[[Compute], Artifact]) -> Artifact:
+        """Return the artifact from `get`. If it is missing, all nodes compute it together.
 
         Args:
-            name: of this decision, once per job.
-            compute: works in the folder it is given, which all nodes can reach; publishes nothing.
-            get: the store's, with the lock that only one node can hold.
+            name: the decision's name, unique in the job.
+            compute: computes in its folder, which all nodes can reach, and publishes nothing.
+            get: the store's lookup, with a lock that only one node can hold.
         """
         if self.node.rank > 0:
-            if folder := self._told(name):
+            if folder := self._receive(name):
                 compute(Path(folder))
             return get(compute)
 
-        def announced(folder: Path) -> Mapping[str, Any] | None:
-            self._tell(name, str(folder))
+        def publish_and_compute(folder: Path) -> Mapping[str, Any] | None:
+            self._publish(name, str(folder))
             return compute(folder)
 
-        artifact = get(announced)
+        artifact = get(publish_and_compute)
         if artifact.cached:
-            self._tell(name, "")
+            self._publish(name, "")
         return artifact
 
     def finish(self) -> None:
-        """On the first node: waits until the others know every decision, which they ask this process for."""
-        for number in range(1, self._told_so_far + 1):
+        """On the first node, wait until the others have read every decision: this process serves them."""
+        for number in range(1, self._decisions_made + 1):
             for rank in range(1, self.node.count):
-                self._connected().wait([f"{rank} knows {number}"])
+                self._connect().wait([f"{rank} knows {number}"])
 
-    def _tell(self, name: str, decision: str) -> None:
+    def _publish(self, name: str, decision: str) -> None:
         if self.node.count > 1:
-            self._told_so_far += 1
-            self._connected().set(name, decision)
+            self._decisions_made += 1
+            self._connect().set(name, decision)
 
-    def _told(self, name: str) -> str:
-        """Waits for it."""
+    def _receive(self, name: str) -> str:
+        """Wait for a decision and return it."""
         try:
-            decision = str(self._connected().get(name).decode())
-            self._told_so_far += 1
-            self._connected().set(f"{self.node.rank} knows {self._told_so_far}", "")
+            decision = str(self._connect().get(name).decode())
+            self._decisions_made += 1
+            self._connect().set(f"{self.node.rank} knows {self._decisions_made}", "")
             return decision
         except DistNetworkError as error:
-            raise UserError("the first node has ended: its own output says why") from error
+            raise UserError("the first node has ended. See its output for the reason.") from error
 
-    def _connected(self) -> TCPStore:
+    def _connect(self) -> TCPStore:
         if self._store is None:
             node = self.node
             self._store = TCPStore(

@@ -1,4 +1,4 @@
-"""How a stage is trained: the settings that decide the result of an optimisation."""
+"""The optimisation settings of a training stage."""
 
 import math
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation. Everything in it decides the result.
+    """Optimisation settings, all of which change the result.
 
-    `tokens` is a budget of packed tokens (a prompt once, each response once) in place of `epochs`; None for epochs.
+    Attributes:
+        tokens: a budget of packed tokens (a prompt once, each response once) instead of `epochs`; None for epochs.
     """
 
     optimizer: str
@@ -38,29 +39,29 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "")
         if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"optimizer={self.optimizer}: one of {', '.join(OPTIMIZERS)}")
+            raise UserError(f"optimizer={self.optimizer} is unknown. Use one of {', '.join(OPTIMIZERS)}.")
         if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule={self.schedule}: one of {', '.join(SCHEDULES)}")
+            raise UserError(f"schedule={self.schedule} is unknown. Use one of {', '.join(SCHEDULES)}.")
 
     def check(self, name: str, hardware: Hardware) -> None:
-        """Raises `UserError` where the recipe, called `name` in the config, cannot be followed here."""
+        """Raise `UserError` if this recipe, called `name` in the config, cannot be used here."""
         if self.epochs == 0 and name == "trainer":
-            raise UserError("trainer.epochs=0: at least 1; iterations=0 leaves preference training out")
+            raise UserError("trainer.epochs=0 is below 1. Raise it, or set iterations=0 to skip preference training.")
         if self.optimizer != "adamw_8bit":
             return
         if hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1:
             raise UserError(
-                f"{name}.optimizer=adamw_8bit cannot update sharded weights: use hardware.strategy=ddp, "
-                f"or {name}.optimizer=adamw"
+                f"{name}.optimizer=adamw_8bit cannot update sharded weights. Use hardware.strategy=ddp, "
+                f"or {name}.optimizer=adamw."
             )
         if find_spec("bitsandbytes") is None:
             raise UserError(
-                f"{name}.optimizer=adamw_8bit needs bitsandbytes: pip install -e '.[8bit]', "
-                f"or use {name}.optimizer=adamw"
+                f"{name}.optimizer=adamw_8bit needs bitsandbytes. Run pip install -e '.[8bit]', "
+                f"or use {name}.optimizer=adamw."
             )
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """The share of `lr` at `step` of `steps`: linear warm-up, then the schedule down to zero."""
+        """Return the factor of `lr` at `step` of `steps`: linear warm-up, then the schedule down to zero."""
         warmup = round(self.warmup_ratio * steps)
         if step < warmup:
             return (step + 1) / warmup

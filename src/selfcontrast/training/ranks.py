@@ -1,7 +1,7 @@
-"""A training on several devices: one process each, started here.
+"""Training on several devices, with one process per device.
 
-Lightning's own launcher would run the user's whole command once more per device, and those copies would wait for the
-store's lock that this process holds. The policy's weights travel through shared memory, there and back.
+Lightning's own launcher would run the whole command once per device, and the copies would wait for the store's lock
+that this process holds. The policy's weights go to the ranks and back through shared memory.
 """
 
 import copy
@@ -21,18 +21,18 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from selfcontrast.errors import UserError
 from selfcontrast.training.nodes import Node
 from selfcontrast.training.sharding import skeleton
-from selfcontrast.training.signals import Postponed
+from selfcontrast.training.signals import DeferredSignals
 
 Train = Callable[[Any, Any, Path, str], Mapping[str, Tensor]]
-"""Trains a module on its data, in a working folder, for a stage; gives the trained weights, on the first rank."""
+"""Trains a module on its data in a working folder, for a stage. Returns the weights, complete on the first rank."""
 
-START = "spawn"  # how a rank is started: with the environment that this process has now
-GRACE = 5  # seconds for the other ranks to end, once one has
+START = "spawn"  # start method of the ranks; they inherit this process's current environment
+GRACE = 5  # seconds that the other ranks have to end once one has ended
 
 
 @dataclass(frozen=True)
 class RankWork:
-    """What every process trains: a module on its data, in a working folder, for a stage."""
+    """The work of every rank: a module, its data, a working folder and the stage's name."""
 
     train: Train
     module: Any
@@ -43,39 +43,39 @@ class RankWork:
 
 @dataclass(frozen=True)
 class Ranks:
-    """All of a training's processes: `local` on this node."""
+    """All processes of a training; `local` of them run on this node."""
 
     node: Node
     local: int
     seed: int
 
     def run(self, train: Train, module: Any, data: Any, folder: Path, stage: str) -> None:
-        """Trains `module.policy` and fills `module.history`; records reach `module.report` as they are made.
+        """Train `module.policy` and fill `module.history`. New records go to `module.report` at once.
 
         Raises:
-            UserError: a rank's own.
+            UserError: if a rank fails; a rank's own `UserError` is passed on.
         """
-        report, module.report = module.report, None  # stays here, whatever it holds on to
+        report, module.report = module.report, None  # not sent to the ranks: it may hold anything
         messages = multiprocessing.get_context(START).SimpleQueue()
         port = self.node.port + 1 if self.node.count > 1 else _free_port()
         work = (self, port, RankWork(train, module, data, folder, stage), messages)
         ranks: Any = start_processes(_rank, work, self.local, join=False, start_method=START)  # type: ignore[no-untyped-call]
-        receive = _Receiver(module, report)
+        receiver = _Receiver(module, report)
 
-        def pass_on(number: int) -> None:
+        def forward_signal(number: int) -> None:
             for process in ranks.processes:
                 process.terminate()
 
         try:
-            with Postponed(pass_on) as signals:
+            with DeferredSignals(forward_signal) as signals:
                 try:
                     while not ranks.join(timeout=0.1, grace_period=GRACE):
-                        receive.all(messages)
+                        receiver.drain(messages)
                 except (ProcessExitedException, ProcessRaisedException) as error:
-                    receive.all(messages)
-                    if signals.noted is None:
-                        raise UserError(receive.error or f"{stage}: a rank failed: {error}") from error
-                receive.all(messages)
+                    receiver.drain(messages)
+                    if signals.received is None:
+                        raise UserError(receiver.error or f"{stage}: a rank failed: {error}") from error
+                receiver.drain(messages)
             signals.deliver()
         finally:
             module.report = report
@@ -89,7 +89,7 @@ class _Receiver:
         self.report = report
         self.error: str | None = None
 
-    def all(self, messages: Any) -> None:
+    def drain(self, messages: Any) -> None:
         while not messages.empty():
             kind, content = messages.get()
             if kind == "record":
@@ -113,13 +113,13 @@ def _rank(local: int, ranks: Ranks, port: int, work: RankWork, messages: Any) ->
         "LOCAL_WORLD_SIZE": str(ranks.local),
         "GROUP_RANK": str(node.rank),
     }
-    lightning.seed_everything(ranks.seed + rank, verbose=False)  # no two ranks draw the same dropout
+    lightning.seed_everything(ranks.seed + rank, verbose=False)  # each rank draws its own dropout
     module.report = (lambda record: messages.put(("record", record))) if rank == 0 else (lambda record: None)
-    shared: nn.Module = module.policy
-    if work.data.hardware.strategy == "fsdp2":  # a shard of the weights is all that this process will hold
-        module.policy, module.weights = skeleton(shared), shared.state_dict()
+    shared_policy: nn.Module = module.policy
+    if work.data.hardware.strategy == "fsdp2":  # this process holds only a shard of the weights
+        module.policy, module.weights = skeleton(shared_policy), shared_policy.state_dict()
     else:
-        module.policy = copy.deepcopy(shared)
+        module.policy = copy.deepcopy(shared_policy)
     try:
         weights = work.train(module, work.data, work.folder, work.stage)
     except UserError as error:
@@ -127,7 +127,7 @@ def _rank(local: int, ranks: Ranks, port: int, work: RankWork, messages: Any) ->
         sys.exit(1)
     if local == 0 and node.rank == 0:
         with torch.no_grad():
-            for name, value in shared.state_dict().items():
+            for name, value in shared_policy.state_dict().items():
                 value.copy_(weights[name])
         messages.put(("history", module.history))
 

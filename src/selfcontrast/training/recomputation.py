@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what of a decoder's layers is kept for the backward pass, and what is computed again."""
+"""Gradient checkpointing: which activations are kept for the backward pass, and which are recomputed."""
 
 from functools import partial
 from typing import Any, Literal
@@ -17,39 +17,44 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 }
-_PRODUCTS = {torch.ops.aten.mm.default: 1, torch.ops.aten.addmm.default: 2}  # which argument is the second factor
+_PRODUCTS = {
+    torch.ops.aten.mm.default: 1,
+    torch.ops.aten.addmm.default: 2,
+}  # argument index of the second factor
 
 
 def checkpoint_layers(policy: Any, how: Checkpointing) -> None:
     """Recompute the activations of each layer in the backward pass.
 
     Args:
-        policy: a causal model of transformers, or its peft wrapper.
-        how: True for all of them; "selective" to keep the outputs of attention and of the matrices around it. An MLP's
-            inner layer is a few times as wide, and of its last product nothing is needed again.
+        policy: a transformers causal model, or its peft wrapper.
+        how: True to recompute all; "selective" to keep the outputs of attention and of the matrices around it. An MLP's
+            inner layer is a few times as wide, and the backward pass does not need its last product.
     """
-    own: dict[str, Any] = {"use_reentrant": False}
+    options: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
-        own["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, widest_kept(policy.config)))
-    policy.gradient_checkpointing_enable(own)
+        options["context_fn"] = partial(
+            create_selective_checkpoint_contexts, partial(_checkpoint_policy, widest_kept(policy.config))
+        )
+    policy.gradient_checkpointing_enable(options)
 
 
 def widest_kept(config: Any) -> int:
-    """The width of a token in the model, or in all heads of its attention where that is more."""
+    """Return the larger of the model's hidden size and the total width of its attention heads."""
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return max(int(text.hidden_size), int(width * text.num_attention_heads))
 
 
 def is_kept(width: int, operation: Any, args: tuple[Any, ...]) -> bool:
-    """Whether selective checkpointing keeps what an operation returns; `width` is the widest of a product's two sides.
+    """Return True if selective checkpointing keeps an operation's result. `width` limits both sides of a matrix.
 
-    Kept, each byte of these products saves as many FLOPs as one of an MLP's, and there are fewer of them.
+    Per byte kept, these products save as many FLOPs as an MLP's products do, and they need fewer bytes in all.
     """
     if operation in _PRODUCTS:
         return bool(max(args[_PRODUCTS[operation]].shape) <= width)
     return operation in _ATTENTION
 
 
-def _policy(width: int, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _checkpoint_policy(width: int, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if is_kept(width, operation, args) else CheckpointPolicy.PREFER_RECOMPUTE

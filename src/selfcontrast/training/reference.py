@@ -1,7 +1,7 @@
-"""Reference log-probabilities: scored once per (reference weights, sequence), before training, and stored.
+"""Reference log-probabilities: computed once per (reference weights, sequence), before training, and stored.
 
-Every negative of the pool is scored, so all K of a sweep, every objective, beta and seed read the same file, and no
-reference model sits in memory while the policy is trained.
+All negatives of the pool are scored, so that every K, objective, beta and seed of a sweep reads the same file. No
+reference model is in memory while the policy trains.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("log_probs", pa.list_(pa.list_(pa.floa
 
 @dataclass(frozen=True)
 class Scoring:
-    """The task of scoring groups, in the arithmetic of training, so that its margins start at zero."""
+    """The task of scoring groups. It uses training's arithmetic, so that margins start at zero."""
 
     model: Path
     dtype: str
@@ -51,38 +51,38 @@ class Scoring:
 
 @torch.no_grad()
 def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Hardware) -> dict[str, list[list[float]]]:
-    """Per group id the log-probability of every token of every response, target first, in nats."""
+    """Return the log-probability of every response token, in nats and target first, by group id."""
     scored = {}
     sharing = why_unshared(policy) is None
-    for share in split_into_microbatches(groups, hardware.fixed_tokens_per_microbatch(), sharing):
-        packed = as_microbatch(share, counts=True, sharing=sharing).packed.to(next(policy.parameters()).device)
+    for batch in split_into_microbatches(groups, hardware.fixed_tokens_per_microbatch(), sharing):
+        packed = as_microbatch(batch, counts=True, sharing=sharing).packed.to(next(policy.parameters()).device)
         with hardware.autocast():
             values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
-        for group in share:
+        for group in batch:
             scored[group.id] = [[next(values) for _ in response] for response in group.responses]
     return scored
 
 
 @torch.no_grad()
 def score_in_passes(policy: Any, by_rank: Iterable[Steps], hardware: Hardware) -> dict[str, torch.Tensor]:
-    """Per group id the summed log-probabilities [1 + K], target first, in the passes of training's first epoch.
+    """Return the summed log-probabilities [1 + K], target first, by group id, in the passes of training's first epoch.
 
-    In low precision a token's log-probability depends on what it is computed with. Scored in these passes, the policy
-    that training starts from differs from its reference by nothing. `policy` is left in evaluation mode.
+    In low precision a token's log-probability depends on the other tokens of its pass. In these passes the initial
+    policy equals its reference exactly. `policy` is left in evaluation mode.
     """
     policy.eval()
-    found: dict[str, torch.Tensor] = {}
+    scores: dict[str, torch.Tensor] = {}
     for steps in by_rank:
         microbatches = (part for step in range(min(steps.per_epoch, len(steps))) for part in steps[step].microbatches)
         for part in (part.packed.to(policy.device) for part in microbatches if part.counts):
             with hardware.autocast():
-                scores = response_log_probs(policy, part, hardware.logits_chunk)
-            found |= dict(zip(part.ids, scores.cpu().unbind(), strict=True))
-    return found
+                log_probs = response_log_probs(policy, part, hardware.logits_chunk)
+            scores |= dict(zip(part.ids, log_probs.cpu().unbind(), strict=True))
+    return scores
 
 
 def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], device: str) -> None:
-    """Writes per group the log-probability of every response token, target first, to `folder/reference.parquet`.
+    """Write the log-probability of every response token, target first, to `folder/reference.parquet`.
 
     Groups of similar length are scored together, in shards that survive a crash.
     """
@@ -95,7 +95,7 @@ def score_reference(folder: Path, engine: Engine, scoring: Scoring, groups: Sequ
 
 
 def read_reference(folder: Path) -> dict[str, torch.Tensor]:
-    """Per group id the summed log-probabilities, target first: [1 + pool]."""
+    """Return the summed log-probabilities [1 + pool], target first, by group id."""
     table = pq.read_table(folder / FILE)
     return {
         name: torch.tensor([sum(response) for response in responses])

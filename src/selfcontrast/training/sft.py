@@ -1,4 +1,4 @@
-"""Stage sft: supervised fine-tuning on (prompt, target)."""
+"""The sft stage: supervised fine-tuning on (prompt, target)."""
 
 import json
 import logging
@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import Model, save_policy
+from selfcontrast.models.log_probs import response_log_probs
 from selfcontrast.models.packing import Group
 from selfcontrast.store import RESUME
 from selfcontrast.training.fit import StepData, fit, prepare
-from selfcontrast.training.module import Record
-from selfcontrast.training.modules import SupervisedFineTuning
+from selfcontrast.training.packed_module import PackedModule, Record, Sums
+from selfcontrast.training.steps import MicroBatch, Step
 from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
@@ -24,15 +28,30 @@ VERSION = 4
 HISTORY = "history.json"
 
 
+class SupervisedFineTuning(PackedModule):
+    """Cross-entropy on the target of the last turn: the mean over all target tokens of a step."""
+
+    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
+        log_probs = response_log_probs(self.policy, part.packed, self.chunk_size)[:, 0]
+        tokens = part.packed.lengths[:, 0].sum().to(log_probs.dtype)
+        return -log_probs, {"loss": torch.stack([-log_probs.detach().sum(), tokens])}
+
+    def total(self, step: Step) -> int:
+        return step.target_tokens
+
+
 def fine_tune(
     folder: Path,
     model: Model,
     examples: Mapping[Split, Sequence[Example]],
     training: Training,
 ) -> dict[str, Any]:
-    """Writes the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`.
+    """Write the fine-tuned policy to `folder/model` and its training curves to `folder/history.json`.
 
-    With a recipe of 0 epochs the model is taken for fine-tuned: it is written as it is, with the job's chat template.
+    With 0 epochs the model counts as fine-tuned: it is written unchanged, with the job's chat template.
+
+    Raises:
+        UserError: if no training example fits into the cutoff.
     """
     optim, hardware, seed = training.optim, training.hardware, training.seed
     policy, tokenizer = model.start(texts(examples["train"]), seed)
@@ -44,18 +63,18 @@ def fine_tune(
     groups, dropped = supervised_groups(renderer, examples["train"], optim.max_length)
     validation, _ = supervised_groups(renderer, examples["validation"], optim.max_length)
     if not groups:
-        raise UserError(f"no training example fits into sft.max_length={optim.max_length} tokens")
+        raise UserError(f"no training example fits into sft.max_length={optim.max_length} tokens. Raise it.")
     if dropped:
         log.warning(
-            "sft: %d of %d examples are longer than %d tokens: left out",
+            "sft: %d of %d examples are longer than sft.max_length=%d tokens and left out",
             dropped,
             len(examples["train"]),
             optim.max_length,
         )
     if changed := changed_targets(renderer, examples["train"], groups):
         log.warning(
-            "sft: %d of %d targets are trained on as another text, such as that of %s: a text that spells a special "
-            "token is read as that token, and ends at an end token",
+            "sft: %d of %d targets become another text when tokenized, such as that of %s. Text that spells a special "
+            "token is read as that token, and an end token ends the target.",
             len(changed),
             len(groups),
             changed[0],
@@ -77,7 +96,7 @@ def fine_tune(
 
 
 def supervised_groups(renderer: Renderer, examples: Sequence[Example], max_length: int) -> tuple[list[Group], int]:
-    """Groups without negatives, and how many examples are longer than `max_length` tokens and so left out."""
+    """Return groups without negatives, and the number of examples left out as longer than `max_length` tokens."""
     groups = []
     for example in examples:
         prompt, target = renderer.example(example)
@@ -87,18 +106,18 @@ def supervised_groups(renderer: Renderer, examples: Sequence[Example], max_lengt
 
 
 def changed_targets(renderer: Renderer, examples: Sequence[Example], groups: Sequence[Group]) -> list[str]:
-    """Ids of the examples whose tokens spell another text than their target."""
+    """Return the ids of the examples whose tokens spell another text than their target."""
     targets = {example.id: example.target.strip() for example in examples}
     return [group.id for group in groups if renderer.text(group.target) != targets[group.id]]
 
 
 def texts(examples: Sequence[Example]) -> list[str]:
-    """All that a tokenizer may be trained on."""
+    """Return all texts that a tokenizer may be trained on."""
     return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target)]
 
 
 def model_card(title: str, how: str, history: Sequence[Record]) -> str:
-    """The README.md of a policy folder."""
+    """Return the README.md of a policy folder."""
     last = next((r for r in reversed(history) if "loss" in r), {})
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if "_rank_" not in name)
     return f"""---
@@ -109,8 +128,8 @@ tags: [self-contrast, selfcontrast]
 # {title}
 
 Trained by selfcontrast, {how} (Self-Contrast, arXiv 2404.00604). Loads with
-`AutoModelForCausalLM.from_pretrained`; prompts go through the tokenizer's chat template. How it was made stands in
-`manifest.json` of the artifact that this folder lies in.
+`AutoModelForCausalLM.from_pretrained`; prompts go through the tokenizer's chat template. The artifact's
+`manifest.json` records its settings and inputs.
 
 | last training step | |
 |---|---|

@@ -1,4 +1,4 @@
-"""Several ranks' strategies: replicas (DDP) or shards (FSDP2) of the policy."""
+"""Strategies for several ranks: replicas (DDP) or shards (FSDP2) of the policy."""
 
 import copy
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from selfcontrast.training.hardware import Hardware
 
 
 def strategy(hardware: Hardware) -> Any:
-    """Lightning's strategy for these devices. Checkpoints are one file, whichever it is."""
+    """Return Lightning's strategy for these devices. Every strategy writes checkpoints as one file."""
     ranks = hardware.devices * hardware.num_nodes
     if ranks == 1:
         return "auto"
@@ -28,7 +28,7 @@ def strategy(hardware: Hardware) -> Any:
 
 
 def skeleton(policy: nn.Module) -> nn.Module:
-    """A copy of the policy whose parameters have no memory: for a rank that will hold a shard of them."""
+    """Return a copy of the policy on the meta device, for a rank that will hold a shard of it."""
     empty = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in policy.parameters()
@@ -45,21 +45,21 @@ def shard(
     device: torch.device,
     weights: Mapping[str, Tensor] | None,
 ) -> None:
-    """Shards a policy's parameters over a mesh, layer by layer, and the rest with `module`.
+    """Shard a policy's parameters over a mesh, layer by layer, and the remaining parameters of `module`.
 
-    In bf16 the layers' matrices are gathered in bfloat16, and their gradients are summed in float32. Norms between
-    them and the inputs stay in float32, as under autocast on one device.
+    With bf16 the layers' matrices are gathered in bfloat16, and their gradients are summed in float32. Norms and inputs
+    stay in float32, as under autocast on one device.
 
     Args:
-        module: the whole that is trained.
-        policy: a causal model of transformers inside it, or its `skeleton`.
-        forward: the method of `module` that runs the policy: parameters are gathered for it, outside of it sharded.
-        device: of this rank.
-        weights: of the policy, whole, on the CPU, where it is a skeleton: each rank copies its shard of them.
+        module: the module to train.
+        policy: the transformers causal model inside it, or its `skeleton`.
+        forward: the method of `module` that runs the policy. Parameters are gathered only inside it.
+        device: this rank's device.
+        weights: the policy's whole weights on the CPU, if it is a skeleton. Each rank copies its shard.
     """
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in list(policy.modules()):
-        if type(part).__name__ in policy._no_split_modules:  # transformers' word for a layer
+        if type(part).__name__ in policy._no_split_modules:  # transformers' name for a layer
             if bf16:
                 fully_shard([m for m in part.children() if _has_matrices(m)], mesh=mesh, mp_policy=low)
             fully_shard(part, mesh=mesh)
@@ -69,12 +69,12 @@ def shard(
         module._apply(  # type: ignore[no-untyped-call]
             lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device)
         )
-        _copy_own_shards(policy, weights)
+        _copy_local_shards(policy, weights)
 
 
 @torch.no_grad()
-def _copy_own_shards(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies this rank's rows of each weight. (torch's `set_model_state_dict` holds every shard twice meanwhile.)"""
+def _copy_local_shards(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy this rank's rows of each weight. (torch's `set_model_state_dict` would hold every shard twice.)"""
     for name, value in policy.state_dict().items():
         if isinstance(value, DTensor):  # `fully_shard` splits the first dimension as `chunk` does
             rows = weights[name].chunk(value.device_mesh.size())
@@ -90,7 +90,7 @@ def _has_matrices(module: nn.Module) -> bool:
 
 
 def whole_weights(policy: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict of a policy; where its parameters are sharded, gathered on the first rank and empty on others."""
+    """Return a policy's state dict. If it is sharded, gather it on the first rank; other ranks get an empty one."""
     if not dist.is_initialized():
         return policy.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -98,8 +98,8 @@ def whole_weights(policy: nn.Module) -> Mapping[str, Tensor]:
     return dict(weights)
 
 
-def belongs(name: str, frozen: set[str]) -> bool:
-    """Whether an entry is a frozen weight, or of its state, as a quantised weight has one ("….weight.absmax")."""
+def is_frozen(name: str, frozen: set[str]) -> bool:
+    """Return True if a state-dict entry is a frozen weight or its quantisation state (such as "….weight.absmax")."""
     while name:
         if name in frozen:
             return True

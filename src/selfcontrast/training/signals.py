@@ -1,8 +1,8 @@
-"""Signals that end a job, put off to a moment when its state can be saved.
+"""Defer signals that end a job until its state can be saved.
 
-While training runs, SIGTERM (a scheduler preempts, a user cancels) and, where somebody handles them, SIGUSR1 and
-SIGUSR2 (a time limit is near) are only noted. Between two steps the checkpoint is written, and then the signal does
-what it would have done at once: `train.py` ends or requeues the job, submitit's own handler requeues it its way.
+While training runs, SIGTERM (preemption or cancellation) is only recorded. So are SIGUSR1 and SIGUSR2 (a time limit is
+near), if they have a handler. Between two steps the checkpoint is written, and then the signal takes its usual effect:
+`train.py` ends or requeues the job, or submitit's handler requeues it.
 """
 
 import signal
@@ -13,20 +13,20 @@ from typing import Any
 ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Postponed:
-    """A context in which ending signals are noted, and told to `on_signal` where that is given."""
+class DeferredSignals:
+    """A context that records ending signals instead of handling them, and passes each to `on_signal` if given."""
 
     def __init__(self, on_signal: Callable[[int], None] | None = None) -> None:
         self.on_signal = on_signal
-        self.noted: int | None = None
+        self.received: int | None = None
         self._handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> "Postponed":
+    def __enter__(self) -> "DeferredSignals":
         for number in ENDING:
             before = signal.getsignal(number)
             if number == signal.SIGTERM or callable(before):
                 self._handlers[number] = before
-                signal.signal(number, self._note)
+                signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -37,12 +37,12 @@ class Postponed:
         self._handlers = {}
 
     def deliver(self) -> None:
-        """Leaves the context and lets a noted signal have its effect."""
+        """Leave the context and raise the recorded signal, if any."""
         self.__exit__(None, None, None)
-        if self.noted is not None:
-            signal.raise_signal(self.noted)
+        if self.received is not None:
+            signal.raise_signal(self.received)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = number
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
         if self.on_signal:
             self.on_signal(number)

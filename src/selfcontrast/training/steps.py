@@ -1,9 +1,9 @@
-"""Which groups every optimiser step sees, in passes that fit into memory.
+"""The groups of every optimiser step, in passes that fit into memory.
 
-A step always sees the same number of prompts, whatever K. Its groups are a function of (seed, epoch, step) alone: a
-resumed run needs no more than the number of the step it stopped at. Every rank derives the whole plan and takes its own
-part: the groups are dealt out longest first to the rank with the fewest tokens, and every rank makes equally many
-passes, so that collective operations inside a pass always find their partners.
+A step always has the same number of prompts, for every K. Its groups are a function of (seed, epoch, step) alone, so a
+resumed run needs only the number of its next step. Every rank derives the whole plan and takes its own part: groups go
+longest first to the rank with the fewest tokens. All ranks make equally many passes, so that collective operations in a
+pass always find their partners.
 """
 
 import heapq
@@ -16,12 +16,12 @@ from torch.utils.data import Dataset, Sampler
 
 from selfcontrast.models.packing import Group, PackedGroups, pack, sharing_bound
 
-SHARING_PAYS = 1.05  # the least bound; below it the second call of attention costs what the tokens save
+SHARING_PAYS = 1.05  # minimum bound; below it the second attention call costs as much as the saved tokens
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups computed together. `counts` is False for a filler pass that only keeps ranks in step."""
+    """Groups computed together. `counts` is False for a filler pass, which only keeps ranks in step."""
 
     packed: PackedGroups
     counts: bool
@@ -40,9 +40,9 @@ class Steps(Dataset[Step]):
     """All optimiser steps of a training run, in order: `len()` of them, each a `Step`.
 
     Args:
-        budget: packed tokens to see, over as many epochs as that takes; None for `epochs` epochs.
-        ranks: which process this is, of how many.
-        may_share: whether the model computes a prompt that responses share exactly.
+        budget: packed tokens to train on, over as many epochs as needed; None for `epochs` epochs.
+        ranks: this process's rank, and the number of ranks.
+        may_share: True if the model computes a shared prompt exactly.
     """
 
     def __init__(  # noqa: PLR0913
@@ -64,7 +64,7 @@ class Steps(Dataset[Step]):
         self.bound = sharing_bound(groups)
         self.sharing = may_share and self.bound >= SHARING_PAYS
         self.per_epoch = -(-len(groups) // batch_size)
-        self.count = epochs * self.per_epoch if budget is None else self._enough(budget)
+        self.count = epochs * self.per_epoch if budget is None else self._steps_for_budget(budget)
 
     def __len__(self) -> int:
         return self.count
@@ -78,7 +78,7 @@ class Steps(Dataset[Step]):
         )
 
     def indices(self, step: int) -> list[int]:
-        """The groups of a step; the last step of an epoch has what is left."""
+        """Return the indices of a step's groups. The last step of an epoch may have fewer."""
         epoch, position = divmod(step, self.per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         begin = position * self.batch_size
@@ -86,7 +86,7 @@ class Steps(Dataset[Step]):
 
     @property
     def tokens(self) -> int:
-        """Packed tokens that all steps see."""
+        """Packed tokens of all steps."""
         epochs, left = divmod(self.count, self.per_epoch)
         return epochs * self._tokens_per_epoch + sum(map(self._tokens, range(self.count - left, self.count)))
 
@@ -97,8 +97,8 @@ class Steps(Dataset[Step]):
     def _tokens(self, step: int) -> int:
         return sum(length(self.groups[i]) for i in self.indices(step))
 
-    def _enough(self, tokens: int) -> int:
-        """The fewest steps that see so many tokens."""
+    def _steps_for_budget(self, tokens: int) -> int:
+        """Return the fewest steps that have so many tokens."""
         epochs, left = divmod(tokens, self._tokens_per_epoch)
         steps = epochs * self.per_epoch
         while left > 0:
@@ -107,8 +107,8 @@ class Steps(Dataset[Step]):
         return steps
 
 
-class Remaining(Sampler[int]):
-    """The steps from `start` on. Its length is that of the whole run, which is what Lightning counts batches by."""
+class RemainingSteps(Sampler[int]):
+    """The steps from `start` on. `len()` is that of the whole run, because Lightning counts batches by it."""
 
     def __init__(self, steps: int, start: int) -> None:
         self.steps = steps
@@ -122,12 +122,12 @@ class Remaining(Sampler[int]):
 
 
 def length(group: Group) -> int:
-    """Tokens that a group costs: the prompt once, and each response."""
+    """Return the tokens of a group: the prompt once, and each response."""
     return len(group.prompt) + len(group.target) + sum(len(negative) for negative in group.negatives)
 
 
 def balance_by_tokens(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
-    """The groups on `ranks` heaps of nearly equal token counts: longest first, each to the lightest heap."""
+    """Split groups into `ranks` heaps of nearly equal token counts: longest first, each to the lightest heap."""
     heaps: list[list[Group]] = [[] for _ in range(ranks)]
     lightest = [(0, rank) for rank in range(ranks)]
     for group in sorted(groups, key=length, reverse=True):
@@ -140,29 +140,29 @@ def balance_by_tokens(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
 def rank_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, rank: int, ranks: int, sharing: bool = True
 ) -> list[MicroBatch]:
-    """One rank's part of the groups, filled up to as many passes as the other ranks make."""
+    """Return one rank's passes, with filler passes up to the largest number of any rank."""
     per_rank = [
-        split_into_microbatches(share, max_tokens_per_microbatch, sharing) for share in balance_by_tokens(groups, ranks)
+        split_into_microbatches(heap, max_tokens_per_microbatch, sharing) for heap in balance_by_tokens(groups, ranks)
     ]
-    most = max(len(microbatches) for microbatches in per_rank)
-    own = [as_microbatch(share, True, sharing) for share in per_rank[rank]]
+    count = max(len(microbatches) for microbatches in per_rank)
+    microbatches = [as_microbatch(batch, True, sharing) for batch in per_rank[rank]]
     filler = [min(groups, key=length)]
-    return own + [as_microbatch(filler, False, sharing)] * (most - len(own))
+    return microbatches + [as_microbatch(filler, False, sharing)] * (count - len(microbatches))
 
 
 def split_into_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, sharing: bool = True
 ) -> list[list[Group]]:
-    """Neighbours in length together, each pass within `max_tokens_per_microbatch` where a single group allows it."""
+    """Split groups into passes of similar lengths, within `max_tokens_per_microbatch` unless a single group is longer."""
     microbatches: list[list[Group]] = []
     tokens = max_tokens_per_microbatch
     for group in sorted(groups, key=length, reverse=True):
-        own = length(group) + (0 if sharing else len(group.prompt) * len(group.negatives))
-        if tokens + own > max_tokens_per_microbatch:
+        size = length(group) + (0 if sharing else len(group.prompt) * len(group.negatives))
+        if tokens + size > max_tokens_per_microbatch:
             microbatches.append([])
             tokens = 0
         microbatches[-1].append(group)
-        tokens += own
+        tokens += size
     return microbatches
 
 

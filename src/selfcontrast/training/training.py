@@ -1,4 +1,4 @@
-"""What the trainings of a job have beside their data and their model."""
+"""The settings of one training, without its data and model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from selfcontrast.training.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Training:
-    """
+    """The settings of one training.
+
     Attributes:
-        report: is called with every record of metrics as it is made.
-        checkpoints: evenly spaced steps of preference training, of which all but the last, which is the policy's, leave
-            a policy of their own.
+        report: called with each new record of metrics.
+        checkpoints: number of evenly spaced checkpoints of preference training. The last one is the final policy; each
+            other one is saved as a policy of its own.
     """
 
     adapter: Adapter

@@ -1,8 +1,8 @@
-"""bfloat16 copies of a policy's matrices, made once per step: autocast casts every matrix in every pass, twice where
-layers are recomputed.
+"""bfloat16 copies of a policy's matrices, made once per step.
 
-The arithmetic is autocast's to the last bit: the same products of the same rounded weights, and gradients that are
-rounded once and added up in float32. Weights, checkpoints and the optimiser's state stay in float32.
+Autocast casts every matrix in every pass, and twice if layers are recomputed. The results are bit-equal to autocast's:
+the same products of the same rounded weights, and gradients that are rounded once and summed in float32. Weights,
+checkpoints and the optimiser's state stay in float32.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from torch.nn.functional import linear
 
 
 class WeightCopies:
-    """Copies of the float32 matrices of all linear layers but the output layer, which the layers compute with.
+    """bfloat16 copies of the matrices of all float32 linear layers but the output layer. The layers compute with them.
 
-    Inputs are cast by autocast, which must be on.
+    Autocast must be on: it casts the inputs.
 
     Args:
-        policy: a causal model of transformers, or its peft wrapper.
+        policy: a transformers causal model, or its peft wrapper.
     """
 
     def __init__(self, policy: Any) -> None:
@@ -28,24 +28,24 @@ class WeightCopies:
             m for m in policy.modules() if type(m) is nn.Linear and m is not head and m.weight.dtype == torch.float32
         ]
         for layer in self.layers:
-            layer.bf16_copy = layer.weight.detach().bfloat16()  # no buffer: ranks do not exchange it
-            layer.__class__ = _Linear  # a class and no closure: compiled, all layers are one graph
+            layer.bf16_copy = layer.weight.detach().bfloat16()  # not a buffer, so that ranks do not exchange it
+            layer.__class__ = _CopiedLinear  # a class instead of a closure, so that all layers compile to one graph
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the weights again, after an update."""
+        """Copy the weights again after an update."""
         torch._foreach_copy_([layer.bf16_copy for layer in self.layers], [layer.weight for layer in self.layers])
 
     def remove(self) -> None:
-        """Let the layers compute with their own weights again."""
+        """Let the layers compute with their float32 weights again."""
         for layer in self.layers:
             layer.__class__ = nn.Linear
             del layer.bf16_copy
         self.layers = []
 
 
-class UseCopies(Callback):
-    """Trains by copies, refreshed before each step and each validation."""
+class WeightCopyCallback(Callback):
+    """Train with copies, refreshed before each step and each validation."""
 
     def __init__(self) -> None:
         self.copies: WeightCopies | None = None
@@ -74,16 +74,16 @@ class UseCopies(Callback):
             self.copies.remove()
 
 
-class _Linear(nn.Linear):
+class _CopiedLinear(nn.Linear):
     bf16_copy: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded: Tensor = _Rounded.apply(self.weight, self.bf16_copy)  # type: ignore[no-untyped-call]
+        rounded: Tensor = _RoundToCopy.apply(self.weight, self.bf16_copy)  # type: ignore[no-untyped-call]
         return linear(x, rounded, self.bias)
 
 
-class _Rounded(torch.autograd.Function):
-    """The cast of a weight to bfloat16, whose result is there already."""
+class _RoundToCopy(torch.autograd.Function):
+    """The cast of a weight to bfloat16 whose result already exists."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:

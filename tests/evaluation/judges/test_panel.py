@@ -17,7 +17,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.judged import judged
 from selfcontrast.evaluation.benchmarks.pairwise import Pairwise
-from selfcontrast.evaluation.judges import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges import Case, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.budget import Account, Budget, Price
 from selfcontrast.evaluation.judges.panel import Panel, combined, disagreement
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply
@@ -49,7 +49,7 @@ class Replying:
         return self.reading.cost(judgments)
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         def ask(prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
             for at, prompt in enumerate(prompts):
                 paid = account.reserve(prompt, 2)
@@ -64,7 +64,7 @@ def replying(name: str, reply: str, price: Price | None = PRICE) -> Replying:
     return Replying(name, reply, reading(attempts=1, price=price))
 
 
-def judge(panel: Panel, cases: Sequence[Case], surroundings: Surroundings) -> list[Judgment]:
+def judge(panel: Panel, cases: Sequence[Case], surroundings: JudgeContext) -> list[Judgment]:
     with panel.open(surroundings) as judging:
         return judging(cases)
 

@@ -12,7 +12,7 @@ from selfcontrast.evaluation.statistics import (
     Coefficients,
     Controlled,
     Interval,
-    LengthControlled,
+    LengthControlledRate,
     clusters,
     length_controlled_difference,
     length_controlled_win_rate,
@@ -273,7 +273,7 @@ def test_other_prompts_cannot_be_paired() -> None:
 # --- near separation ---
 
 
-def separated(outcomes: Any, lengths: Any) -> LengthControlled:
+def separated(outcomes: Any, lengths: Any) -> LengthControlledRate:
     return length_controlled_win_rate(outcomes, lengths, np.arange(len(outcomes)), n_bootstrap=100)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.evaluation.benchmarks.answers import Asking
 from selfcontrast.evaluation.evaluate import ANSWERS
-from selfcontrast.evaluation.judges import Surroundings
+from selfcontrast.evaluation.judges import JudgeContext
 from selfcontrast.evaluation.statistics import Interval
 
 VERSION = 4
@@ -34,7 +34,7 @@ class Subject:
     baseline: Path | None
     examples: Sequence[Example]
     decoding: str
-    surroundings: Surroundings
+    surroundings: JudgeContext
 
 
 @dataclass(frozen=True)

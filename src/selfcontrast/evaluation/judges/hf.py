@@ -13,7 +13,7 @@ from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account
-from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
@@ -67,7 +67,7 @@ class HFJudge:
         return self.reading.cost(judgments)
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         fingerprint = self.fingerprint()
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:

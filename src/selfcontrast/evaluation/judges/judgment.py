@@ -78,7 +78,7 @@ class Judgment:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class JudgeContext:
     """What judges may need of the job.
 
     Attributes:
@@ -114,7 +114,7 @@ class Counting:
 class RemoteJudge(Protocol):
     """A judge that somebody else runs."""
 
-    def ready(self, surroundings: Surroundings) -> None:
+    def ready(self, surroundings: JudgeContext) -> None:
         """Ask it once. Raises `UserError` where it does not answer."""
 
 
@@ -128,6 +128,6 @@ class Judge(Protocol):
         """What they cost, where a price is known."""
         ...
 
-    def open(self, surroundings: Surroundings) -> AbstractContextManager[Judging]:
+    def open(self, surroundings: JudgeContext) -> AbstractContextManager[Judging]:
         """Loads what judges, and frees it in the end."""
         ...

@@ -11,7 +11,7 @@ from selfcontrast.constrained import Temperature, Text
 from selfcontrast.data.example import Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account, Try, estimated_tokens
-from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.prompts import templates_hash
 from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
 from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
@@ -57,7 +57,7 @@ class OpenAIJudge:
         return self.reading.cost(judgments)
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
             return self.reading.judge(cases, self.fingerprint(), surroundings, self._ask)
 
@@ -82,7 +82,7 @@ class OpenAIJudge:
             if isinstance(error, BaseException):
                 raise error
 
-    def ready(self, surroundings: Surroundings) -> None:
+    def ready(self, surroundings: JudgeContext) -> None:
         """Ask before anything costly is computed. Raises `UserError` where `LOOKS` requests get no reply."""
         account = self.reading.account(self.fingerprint(), surroundings)
         spent = self.reading.price.of(*account.bills.tokens(PROBE)) if self.reading.price else 0.0

@@ -14,10 +14,10 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.judgment import (
     Case,
     Counting,
+    JudgeContext,
     Judging,
     Judgment,
     RemoteJudge,
-    Surroundings,
 )
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
 from selfcontrast.models.truncation import Counts, unread
@@ -83,7 +83,7 @@ class Panel:
         known = [cost for cost in costs if cost is not None]
         return sum(known) if known else None
 
-    def ready(self, surroundings: Surroundings) -> None:
+    def ready(self, surroundings: JudgeContext) -> None:
         """Ask each judge that somebody else runs. Raises `UserError` where one does not answer."""
         for name, judge in self.judges.items():
             if isinstance(judge, RemoteJudge):
@@ -93,7 +93,7 @@ class Panel:
                     raise UserError(f"judge.judges.{name}: {error}") from error
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         counts: list[Counts] = []
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:

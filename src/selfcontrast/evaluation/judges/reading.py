@@ -13,7 +13,7 @@ from selfcontrast.constrained import Count, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.bills import Bills
 from selfcontrast.evaluation.judges.budget import Account, Price, estimated_tokens
-from selfcontrast.evaluation.judges.judgment import Case, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, JudgeContext, Judgment
 from selfcontrast.evaluation.judges.ledger import Ledger
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.evaluation.judges.verdicts import VERDICTS, read_verdict, weighed
@@ -66,7 +66,7 @@ class Reading:
         check_numbers(self, "judge")
 
     def judge(
-        self, cases: Sequence[Case], judge: Mapping[str, Any], surroundings: Surroundings, ask: Ask
+        self, cases: Sequence[Case], judge: Mapping[str, Any], surroundings: JudgeContext, ask: Ask
     ) -> list[Judgment]:
         """A judgment of each case; what is in the ledger already is not asked for again."""
         ledger = Ledger(surroundings.judgments, judge)
@@ -101,7 +101,7 @@ class Reading:
         lengths = [len(own[case.turn]) for case in cases for own in case.answers]
         return np.array([[n, max(0, n - self.max_characters)] for n in lengths], dtype=np.int64).reshape(-1, 2)
 
-    def account(self, judge: Mapping[str, Any], surroundings: Surroundings) -> Account:
+    def account(self, judge: Mapping[str, Any], surroundings: JudgeContext) -> Account:
         """What requests to this judge are paid from, with the bills of earlier runs."""
         bills = Bills(surroundings.judgments, judge)
         return Account(self.price, surroundings.budget, surroundings.who, bills)

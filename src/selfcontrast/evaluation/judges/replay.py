@@ -11,7 +11,7 @@ from selfcontrast.constrained import Text
 from selfcontrast.data.example import Verifier
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.verdicts import read_verdict
 from selfcontrast.store import fields_of
 
@@ -46,7 +46,7 @@ class ReplayJudge:
         return None
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         replies = self._replies()
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from selfcontrast.data.example import Verifier
-from selfcontrast.evaluation.judges.judgment import Case, Counting, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, Counting, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.verdicts import from_scores
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.models.truncation import unread
@@ -27,7 +27,7 @@ class RewardJudge:
         return None
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         with self.reward_model.open(surroundings.device) as reward:
 
             def shown(cases: Sequence[Case]) -> list[Response]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from selfcontrast.data.example import Verifier
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges.judgment import Case, Judging, Judgment, Surroundings
+from selfcontrast.evaluation.judges.judgment import Case, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.verdicts import from_scores
 
 
@@ -24,7 +24,7 @@ class VerifierJudge:
         return None
 
     @contextmanager
-    def open(self, surroundings: Surroundings) -> Iterator[Judging]:
+    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
         verifier = surroundings.verifier
         assert verifier is not None
 

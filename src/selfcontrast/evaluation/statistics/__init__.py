@@ -16,7 +16,7 @@ from selfcontrast.evaluation.statistics.crossed import Crossed, crossed_mean
 from selfcontrast.evaluation.statistics.length_control import (
     Coefficients,
     Controlled,
-    LengthControlled,
+    LengthControlledRate,
     length_controlled_difference,
     length_controlled_win_rate,
     win_rate_at_equal_length,
@@ -36,7 +36,7 @@ __all__ = [
     "Controlled",
     "Crossed",
     "Interval",
-    "LengthControlled",
+    "LengthControlledRate",
     "OutcomePairs",
     "PositionBias",
     "WithinPrompts",

@@ -79,7 +79,7 @@ class Controlled:
 
 
 @dataclass(frozen=True)
-class LengthControlled(Controlled):
+class LengthControlledRate(Controlled):
     """A system's win rate at equal length, and the coefficients of the fit to all judgments."""
 
     coefficients: Coefficients
@@ -98,7 +98,7 @@ def length_controlled_win_rate(
     confidence: float = 0.95,
     n_bootstrap: int = 999,
     seed: int = 0,
-) -> LengthControlled:
+) -> LengthControlledRate:
     """Estimate the win rate that a system would have if its answers were as long as the baseline's.
 
     Without difficulties the rate is confounded where hard prompts have longer answers: use
@@ -125,7 +125,7 @@ def length_controlled_win_rate(
         parts = [fit.refit(counts) for counts in draws_of(size, judged.size, n_bootstrap, seed)]
         rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         interval = fit.interval(interval, rates)
-    return LengthControlled(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
+    return LengthControlledRate(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
 
 
 def length_controlled_difference(

@@ -1,4 +1,4 @@
-"""Losses and metrics of the two trainings, against transformers' own loss and a loss written out."""
+"""Losses and metrics of supervised training and DPO, against transformers' loss and explicit formulas."""
 
 import copy
 import math
@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from selfcontrast.models.packing import Group, pack
 from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import Objective, Signals
-from selfcontrast.training.groups import Stored
-from selfcontrast.training.module import Sums, _counted
-from selfcontrast.training.modules import SelfContrastDPO, SupervisedFineTuning
+from selfcontrast.training.dpo import SelfContrastDPO
+from selfcontrast.training.groups import StoredScores
+from selfcontrast.training.packed_module import Sums, _zero_if_filler
+from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import MicroBatch, Step
 from tiny import ROOT, gpt2, groups, llama, objective_of, optim, self_contrast
 
@@ -49,12 +50,12 @@ def tiny(model: str, seed: int) -> Any:
     return AutoModelForCausalLM.from_config(copy.deepcopy(MODELS[model]))
 
 
-def as_step(own: list[Group]) -> Step:
-    return Step([MicroBatch(pack(own), True)], len(own), sum(len(group.target) for group in own))
+def as_step(batch: list[Group]) -> Step:
+    return Step([MicroBatch(pack(batch), True)], len(batch), sum(len(group.target) for group in batch))
 
 
 def padded(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Rows of (prompt, response) as transformers takes them, padded on the right."""
+    """Pad rows of (prompt, response) on the right, as a transformers batch."""
     longest = max(len(p) + len(r) for p, r in rows)
     fill = [longest - len(p) - len(r) for p, r in rows]
     return {
@@ -65,12 +66,12 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
 
 
 def summed(model: Any, rows: list[tuple[list[int], list[int]]]) -> Tensor:
-    """log p(response | prompt) of each row [B], from the logits of plain forward passes."""
-    found = []
+    """Return log p(response | prompt) of each row [B], from plain forward passes."""
+    sums = []
     for prompt, response in rows:
         logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-        found.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(response)))
-    return torch.stack(found)
+        sums.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(response)))
+    return torch.stack(sums)
 
 
 def dpo(
@@ -80,35 +81,37 @@ def dpo(
     signals: dict[str, Signals] | None = None,
 ) -> SelfContrastDPO:
     use_shared_prompt(policy)
-    return SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, objective, Stored(reference, signals or {}))
+    return SelfContrastDPO(
+        policy, optim(), 6, 7, lambda record: None, objective, StoredScores(reference, signals or {})
+    )
 
 
-def signals_of(own: list[Group], seed: int = 0) -> dict[str, Signals]:
-    """Scores, and what a sampler might have said, of each group."""
+def signals_of(batch: list[Group], seed: int = 0) -> dict[str, Signals]:
+    """Return random scores and sampler log-probabilities of each group."""
     torch.manual_seed(seed)
-    return {g.id: Signals(torch.rand(1 + len(g.negatives)), -9 * torch.rand(len(g.negatives))) for g in own}
+    return {g.id: Signals(torch.rand(1 + len(g.negatives)), -9 * torch.rand(len(g.negatives))) for g in batch}
 
 
 def means(sums: Sums) -> dict[str, float]:
     return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
-def assert_same_gradients(one: Any, other: Any) -> None:
-    pairs = list(zip(one.named_parameters(), other.parameters(), strict=True))
+def assert_same_gradients(model: Any, other: Any) -> None:
+    pairs = list(zip(model.named_parameters(), other.parameters(), strict=True))
     assert any(float(b.grad.abs().max()) > 1e-2 for _, b in pairs)
     for (name, a), b in pairs:
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_supervised_loss_and_gradient_are_transformers_own() -> None:
-    own, policy, plain = groups(5), llama(), llama()
+def test_supervised_loss_and_gradient_equal_transformers() -> None:
+    batch, policy, plain = groups(5), llama(), llama()
     use_shared_prompt(policy)
     module = SupervisedFineTuning(policy, optim(), 6, 7, lambda record: None)
-    step = as_step(own)
+    step = as_step(batch)
     losses, sums = module.losses(step.microbatches[0])
     assert losses.shape == (5,)
     loss = losses.sum() / module.total(step)
-    expected = plain(**padded([(g.prompt, g.target) for g in own])).loss
+    expected = plain(**padded([(g.prompt, g.target) for g in batch])).loss
     torch.testing.assert_close(loss, expected)
     assert means(sums)["loss"] == pytest.approx(expected.item(), rel=1e-5)
     torch.autograd.backward([loss, expected])
@@ -116,15 +119,15 @@ def test_supervised_loss_and_gradient_are_transformers_own() -> None:
 
 
 @pytest.mark.parametrize("negatives", [1, 3])
-def test_dpo_is_the_papers_loss_on_logits(negatives: int) -> None:
-    own, policy, plain, before = groups(4, negatives), llama(1), llama(1), llama(2)
+def test_dpo_loss_and_gradient_equal_the_papers_formula(negatives: int) -> None:
+    batch, policy, plain, before = groups(4, negatives), llama(1), llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in own}
+        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in batch}
     module = dpo(policy, stored)
-    step = as_step(own)
+    step = as_step(batch)
     losses, _ = module.losses(step.microbatches[0])
     expected = []
-    for g in own:
+    for g in batch:
         reward = 0.1 * (summed(plain, [(g.prompt, r) for r in g.responses]) - stored[g.id])
         expected.append(torch.stack([-torch.log(1 / (1 + torch.exp(-(reward[0] - r)))) for r in reward[1:]]).mean())
     torch.testing.assert_close(losses, torch.stack(expected), atol=1e-5, rtol=1e-4)
@@ -133,7 +136,7 @@ def test_dpo_is_the_papers_loss_on_logits(negatives: int) -> None:
 
 
 def padded_sums(model: Any, group: Group) -> Tensor:
-    """[K + 1] by transformers' own attention, over padded rows."""
+    """Return log-probabilities [K + 1] from transformers' attention over padded rows."""
     rows = [(group.prompt, response) for response in group.responses]
     batch = padded(rows)
     labels = batch.pop("labels")[:, 1:]
@@ -143,39 +146,39 @@ def padded_sums(model: Any, group: Group) -> Tensor:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("file", OBJECTIVES, ids=lambda file: file.stem)
-def test_gradients_of_every_objective_equal_padded_rows(file: Path, model: str) -> None:
+def test_objective_gradients_equal_padded_rows(file: Path, model: str) -> None:
     objective = objective_of(file.stem)
-    own = [*ragged([3, 1, 4, 2], seed=3)]
+    batch = [*ragged([3, 1, 4, 2], seed=3)]
     policy, plain, before = tiny(model, 1), tiny(model, 1), tiny(model, 2)
     with torch.no_grad():
-        stored = {g.id: padded_sums(before, g) for g in own}
-    told = signals_of(own)
-    module = dpo(policy, stored, objective, told)
-    losses, _ = module.losses(MicroBatch(pack(own), True))
-    for group, found in zip(own, losses, strict=True):
+        stored = {g.id: padded_sums(before, g) for g in batch}
+    signals_by_id = signals_of(batch)
+    module = dpo(policy, stored, objective, signals_by_id)
+    losses, _ = module.losses(MicroBatch(pack(batch), True))
+    for group, loss in zip(batch, losses, strict=True):
         count = len(group.negatives)
         lengths = torch.tensor([[len(response) for response in group.responses]])
         sums, mask = padded_sums(plain, group)[None], torch.ones(1, count, dtype=torch.bool)
-        signals = Signals(told[group.id].scores[None], told[group.id].sampler_logps[None])
+        signals = Signals(signals_by_id[group.id].scores[None], signals_by_id[group.id].sampler_logps[None])
         expected = objective(sums, stored[group.id][None], lengths, mask, signals).loss[0]
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
-        (expected / len(own)).backward()
-    (losses.sum() / len(own)).backward()
-    one, other = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (policy, plain))
-    assert float(other.norm()) > 1e-2
-    assert float((one - other).norm() / other.norm()) <= 1e-5
+        torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+        (expected / len(batch)).backward()
+    (losses.sum() / len(batch)).backward()
+    gradient, expected = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (policy, plain))
+    assert float(expected.norm()) > 1e-2
+    assert float((gradient - expected).norm() / expected.norm()) <= 1e-5
 
 
-def test_metrics_by_hand() -> None:
-    """Two groups, the second with one negative only; the reference is chosen, so every number is known."""
-    own = [Group("a", [1, 2], [3, 4], [[5], [6, 7, 8]]), Group("b", [9], [10, 11, 12, 13], [[14, 15]])]
+def test_dpo_metrics_equal_hand_computation() -> None:
+    """Two groups, the second with one negative. The reference is set so that every metric is known."""
+    batch = [Group("a", [1, 2], [3, 4], [[5], [6, 7, 8]]), Group("b", [9], [10, 11, 12, 13], [[14, 15]])]
     policy = llama()
     with torch.no_grad():
-        logps = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]) for g in own}
+        logps = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]) for g in batch}
     # policy minus reference, target first
     change = {"a": torch.tensor([1.0, -2.0, 3.0]), "b": torch.tensor([-1.0, -4.0])}
     module = dpo(policy, {name: logps[name] - change[name] for name in logps})
-    _, sums = module.losses(MicroBatch(pack(own), True))
+    _, sums = module.losses(MicroBatch(pack(batch), True))
     a, b = logps["a"].tolist(), logps["b"].tolist()
     assert means(sums) == pytest.approx(
         {
@@ -200,27 +203,31 @@ def test_metrics_by_hand() -> None:
 
 
 def ragged(counts: list[int], seed: int = 0) -> list[Group]:
-    """Groups with these numbers of negatives."""
+    """Return groups with these numbers of negatives."""
     drawn = groups(len(counts), negatives=max(counts), seed=seed)
     return [replace(group, negatives=group.negatives[:count]) for group, count in zip(drawn, counts, strict=True)]
 
 
-def test_metrics_over_ragged_passes_equal_a_plain_loop() -> None:
-    """Three passes of groups with 1 to 4 negatives, one of them a filler that must not count."""
+def test_dpo_metrics_over_ragged_passes_equal_plain_loop() -> None:
+    """Three passes of groups with 1 to 4 negatives. One is a filler, which must not count."""
     parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
-    own = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
+    batch = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]
     policy, before = llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in [*own, *filler]}
-        now = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in own}
+        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]}
+        now = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
     module = dpo(policy, stored)
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
-    microbatches = [MicroBatch(pack(own[:2]), True), MicroBatch(pack(own[2:]), True), MicroBatch(pack(filler), False)]
-    found = module._means([_counted(module.losses(part)[1], part) for part in microbatches])
+    microbatches = [
+        MicroBatch(pack(batch[:2]), True),
+        MicroBatch(pack(batch[2:]), True),
+        MicroBatch(pack(filler), False),
+    ]
+    estimates = module._means([_zero_if_filler(module.losses(part)[1], part) for part in microbatches])
 
     lists: dict[str, list[float]] = defaultdict(list)
-    for g in own:
+    for g in batch:
         before_, after = stored[g.id].tolist(), now[g.id]
         rewards = [0.1 * (a - b) for a, b in zip(after, before_, strict=True)]
         margins = [rewards[0] - r for r in rewards[1:]]
@@ -247,42 +254,42 @@ def test_metrics_over_ragged_passes_equal_a_plain_loop() -> None:
         for name in ("margin", "accuracy")
         for rank, count in enumerate((5, 3, 2, 1), start=1)
     }
-    assert found == pytest.approx({name: mean(values) for name, values in lists.items()}, abs=1e-4)
+    assert estimates == pytest.approx({name: mean(values) for name, values in lists.items()}, abs=1e-4)
 
 
-def test_the_kl_estimate_is_that_of_the_exact_divergence() -> None:
-    """Responses of one token, every token of the vocabulary once, weighted by the reference's probability."""
-    own, policy, before = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
+def test_dpo_kl_estimate_equals_exact_divergence() -> None:
+    """Responses are single tokens, so the exact divergence is a sum over the vocabulary."""
+    group, policy, before = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
     with torch.no_grad():
-        p, q = (model(torch.tensor([own.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, before))
+        p, q = (model(torch.tensor([group.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, before))
         exact = float((q.exp() * (q - p)).sum())
         tokens = torch.multinomial(q.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
-    drawn = replace(own, negatives=[[token] for token in tokens.tolist()])
+    drawn = replace(group, negatives=[[token] for token in tokens.tolist()])
     stored = {"a": torch.cat([q[[2]], q[tokens]])}
     with torch.no_grad():
-        found = means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
+        estimates = means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
             "kl_reference_policy_on_negatives"
         ]
     noise = float((q - p)[tokens].std() / 4000**0.5)
     assert exact > 4 * noise
-    assert found == pytest.approx(exact, abs=4 * noise)
+    assert estimates == pytest.approx(exact, abs=4 * noise)
 
 
-def test_the_reference_may_hold_more_ranks_than_are_used() -> None:
-    own = groups(3, negatives=2)
-    stored = {g.id: torch.tensor([-5.0, -6.0, -7.0, -800.0, -900.0]) for g in own}
+def test_dpo_reference_with_more_ranks_same_loss() -> None:
+    batch = groups(3, negatives=2)
+    stored = {g.id: torch.tensor([-5.0, -6.0, -7.0, -800.0, -900.0]) for g in batch}
     wide, narrow = dpo(llama(), stored), dpo(llama(), {name: scores[:3] for name, scores in stored.items()})
-    part = MicroBatch(pack(own), True)
+    part = MicroBatch(pack(batch), True)
     assert torch.equal(wide.losses(part)[0], narrow.losses(part)[0])
 
 
-def test_a_step_is_divided_by_its_whole() -> None:
+def test_total_is_groups_for_dpo_and_target_tokens_for_sft() -> None:
     step = as_step(groups(5, negatives=1))
     assert dpo(llama(), {}).total(step) == 5
     supervised = SupervisedFineTuning(llama(), optim(), 6, 7, lambda record: None)
     assert supervised.total(step) == sum(len(g.target) for g in groups(5, negatives=1))
 
 
-def test_neither_reference_nor_history_is_a_weight() -> None:
+def test_dpo_state_dict_has_only_policy_weights() -> None:
     module = dpo(llama(), {"a": torch.zeros(2)})
     assert set(module.state_dict()) == {f"policy.{name}" for name in llama().state_dict()}

@@ -1,8 +1,8 @@
-"""What supervised fine-tuning and K-negative DPO share: a Lightning module whose batch is a whole optimiser step.
+"""The base of supervised fine-tuning and K-negative DPO: a Lightning module whose batch is a whole optimiser step.
 
-Optimisation is manual, because the mean over a step must be exact however its groups fall into passes and ranks: every
-pass adds the *sum* of its losses divided by the step's total over all ranks. (Lightning's automatic accumulation takes
-a mean of means, which differs for unequal passes.)
+Optimisation is manual, so that the mean over a step is exact for any split into passes and ranks. Every pass adds the
+*sum* of its losses, divided by the step's total over all ranks. Lightning's automatic accumulation takes a mean of
+means, which differs for unequal passes.
 """
 
 import math
@@ -22,24 +22,24 @@ from torch.distributed.fsdp import FSDPModule
 from selfcontrast.errors import UserError
 from selfcontrast.training.costs import Cost, peak_memory
 from selfcontrast.training.optim import OptimConfig
-from selfcontrast.training.sharding import belongs, shard
+from selfcontrast.training.sharding import is_frozen, shard
 from selfcontrast.training.steps import MicroBatch, Step
 
-Sums = dict[str, Tensor]  # per metric [2]: a sum, and how many values it is over
+Sums = dict[str, Tensor]  # per metric [2]: a sum, and the number of its terms
 Record = dict[str, float]
 
 
 class PackedModule(LightningModule, ABC):
-    """Trains `policy` on steps of packed groups.
+    """Train `policy` on steps of packed groups.
 
-    Subclasses give `losses()`, and the total of a step that the summed loss is divided by.
+    Subclasses define `losses()`, and `total()`, by which a step's summed loss is divided.
 
     Args:
-        policy: a causal model of transformers that attends by `shared_prompt`.
+        policy: a transformers causal model prepared by `use_shared_prompt`.
         optim: optimisation settings.
-        total_steps: of the whole run, for the learning rate's schedule.
+        total_steps: steps of the whole run, for the learning rate's schedule.
         chunk_size: response tokens whose logits exist at a time.
-        report: called with every record of metrics as it is made.
+        report: called with each new record of metrics.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class PackedModule(LightningModule, ABC):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.report = report
-        self.peak_tflops: float | None = None  # of one device, where the share of it that is reached is wanted
+        self.peak_tflops: float | None = None  # peak of one device, to record MFU; None for no MFU
         self.cost = Cost.of(policy)
-        self.weights: Mapping[str, Tensor] | None = None  # the policy's, where it is a skeleton to be sharded
+        self.weights: Mapping[str, Tensor] | None = None  # of the policy, if it is a skeleton to be sharded
         self.history: list[Record] = []
         self._validation: list[Sums] = []
-        self._begun = time.perf_counter()
+        self._last_time = time.perf_counter()
 
     def configure_model(self) -> None:
-        """Shards the policy, where the strategy asks for it."""
+        """Shard the policy if the strategy shards."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             mesh, bf16 = self.device_mesh["data_parallel"], self.trainer.precision == "bf16-mixed"
             device = self.trainer.strategy.root_device
@@ -74,30 +74,30 @@ class PackedModule(LightningModule, ABC):
 
     @abstractmethod
     def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
-        """Loss per group [B], to be summed, and the metrics' sums over the pass, the same metrics in every pass."""
+        """Return the loss per group [B], to be summed, and the sums of metrics, the same metrics in every pass."""
 
     @abstractmethod
     def total(self, step: Step) -> int:
-        """What a step's summed loss is divided by, over all ranks."""
+        """Return the divisor of a step's summed loss, over all ranks."""
 
     def training_step(self, step: Step, index: int) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         sums: list[Sums] = []
-        by_group: list[tuple[tuple[str, ...], Tensor]] = []
+        group_losses: list[tuple[tuple[str, ...], Tensor]] = []
         for number, part in enumerate(step.microbatches, start=1):
             with self._sync(last=number == len(step.microbatches)):
                 loss, metrics = self.losses(part)
-                share = loss.sum() * (self.trainer.world_size / self.total(step))
-                self.manual_backward(share if part.counts else share * 0.0)
-            sums.append(_counted(metrics, part))
+                scaled = loss.sum() * (self.trainer.world_size / self.total(step))
+                self.manual_backward(scaled if part.counts else scaled * 0.0)
+            sums.append(_zero_if_filler(metrics, part))
             if part.counts:
-                by_group.append((part.packed.ids, loss.detach()))
+                group_losses.append((part.packed.ids, loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.max_grad_norm)
-        # The one place where the host waits for a GPU: it then prepares the next step during the update of this one.
-        means, grad_norm = self._means(sums), _whole(norm)
+        # The host waits for the GPU here alone, so that it can prepare the next step during this one's update.
+        means, grad_norm = self._means(sums), _norm_value(norm)
         if not math.isfinite(grad_norm):
-            self._stop_on_nan(by_group)
+            self._stop_on_nan(group_losses)
         facts = self.facts()
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
@@ -106,11 +106,11 @@ class PackedModule(LightningModule, ABC):
         self._record(step, {**means, "grad_norm": grad_norm, "lr": lr, **facts})
 
     def facts(self) -> Record:
-        """More to record of this step, before its update."""
+        """Return further metrics of this step. It is called before the update."""
         return {}
 
     def validation_step(self, part: MicroBatch, index: int) -> None:
-        self._validation.append(_counted(self.losses(part)[1], part))
+        self._validation.append(_zero_if_filler(self.losses(part)[1], part))
 
     def on_validation_epoch_end(self) -> None:
         means = self._means(self._validation)
@@ -121,10 +121,10 @@ class PackedModule(LightningModule, ABC):
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._begun = time.perf_counter()
+        self._last_time = time.perf_counter()
 
     def configure_optimizers(self) -> Any:
-        """AdamW that decays matrices only, and the recipe's schedule by step."""
+        """Return AdamW with weight decay on matrices only, and the recipe's schedule per step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.optim.weight_decay},
@@ -145,17 +145,17 @@ class PackedModule(LightningModule, ABC):
         return move(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Without frozen weights, which the next attempt starts from anyway."""
+        """Remove frozen weights: the next attempt loads them with the model."""
         frozen = set(self._frozen())
         for name in list(checkpoint["state_dict"]):
-            if belongs(name, frozen):
+            if is_frozen(name, frozen):
                 del checkpoint["state_dict"][name]
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.strict_loading = not self._frozen()
         self.history = checkpoint["history"]
-        if self.trainer.is_global_zero:  # who watches may be new, or have missed the last ones before the end
+        if self.trainer.is_global_zero:  # the tracker may be new, or may lack the last records
             for record in self.history:
                 self.report(record)
 
@@ -163,23 +163,23 @@ class PackedModule(LightningModule, ABC):
         return [name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad]
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between ranks in the last pass of a step only."""
+        """Exchange gradients between ranks in the last pass of a step only."""
         strategy: Any = self.trainer.strategy
         if isinstance(self, FSDPModule):
             self.set_requires_gradient_sync(last)
         if last or not isinstance(strategy, DDPStrategy):
             return nullcontext()
-        blocked: AbstractContextManager[Any] = strategy.block_backward_sync()
-        return blocked
+        no_sync: AbstractContextManager[Any] = strategy.block_backward_sync()
+        return no_sync
 
     def _record(self, step: Step, facts: Record) -> None:
-        """Log a step whose losses have been read. Its seconds are from one such reading to the next."""
-        own = [part.packed for part in step.microbatches if part.counts]
-        flops = float(sum(self.cost.flops(packed) for packed in own))
+        """Log a step after its losses were read. Its seconds run from the previous reading to this one."""
+        batches = [part.packed for part in step.microbatches if part.counts]
+        flops = float(sum(self.cost.flops(packed) for packed in batches))
         now = time.perf_counter()
-        seconds, self._begun = now - self._begun, now
+        seconds, self._last_time = now - self._last_time, now
         costs = {
-            "tokens_per_second": sum(p.input_ids.numel() for p in own) * self.trainer.world_size / seconds,
+            "tokens_per_second": sum(p.input_ids.numel() for p in batches) * self.trainer.world_size / seconds,
             "prompts_per_second": step.groups / seconds,
             "tflops": flops / seconds / 1e12,  # of this device
             "peak_memory_gib": peak_memory(self.device),
@@ -195,7 +195,7 @@ class PackedModule(LightningModule, ABC):
             self.report(record)
 
     def _means(self, sums: Iterable[Sums]) -> Record:
-        """Of each metric its sum over passes and ranks, divided by its count; nothing of what was not there."""
+        """Return each metric's sum over passes and ranks divided by its count. Metrics with count 0 are left out."""
         parts = list(sums)
         names = list(parts[0])
         total = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).sum(0)
@@ -203,28 +203,28 @@ class PackedModule(LightningModule, ABC):
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
         return {name: value / count for name, (value, count) in zip(names, total.tolist(), strict=True) if count}
 
-    def _stop_on_nan(self, by_group: list[tuple[tuple[str, ...], Tensor]]) -> None:
+    def _stop_on_nan(self, group_losses: list[tuple[tuple[str, ...], Tensor]]) -> None:
         bad = [
             name
-            for ids, loss in by_group
+            for ids, loss in group_losses
             for name, value in zip(ids, loss.tolist(), strict=True)
             if not math.isfinite(value)
         ]
-        if dist.is_initialized():  # every rank names the same groups, whichever had them
-            every: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(every, bad)
-            bad = [name for own in every for name in own]
+        if dist.is_initialized():  # so that every rank names the same groups
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, bad)
+            bad = [name for names in gathered for name in names]
         where = f"the loss of {', '.join(bad[:5])}" if bad else "the gradient, though every loss is finite,"
         raise UserError(
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
-            "The last checkpoint is kept; lower the learning rate, or look at those examples."
+            "The last checkpoint is kept. Lower the learning rate, or inspect those examples."
         )
 
 
 def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over parameter groups, with both moments in 32 bits, or in 8 by blocks (arXiv 2110.02861).
+    """Return AdamW over parameter groups, with moments in 32 bits or in block-wise 8 bits (arXiv 2110.02861).
 
-    bitsandbytes keeps the moments of tensors of fewer than 4096 numbers in 32 bits.
+    bitsandbytes keeps the moments of tensors with fewer than 4096 elements in 32 bits.
     """
     first, second = optim.betas
     if optim.optimizer == "adamw":
@@ -235,12 +235,12 @@ def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optim
     return optimizer
 
 
-def _counted(metrics: Sums, part: MicroBatch) -> Sums:
-    """Nothing of a filler pass; but zeros, because every rank must have something to add up."""
+def _zero_if_filler(metrics: Sums, part: MicroBatch) -> Sums:
+    """Return the metrics; zeros for a filler pass, because every rank must contribute a tensor to the sum."""
     return metrics if part.counts else {name: torch.zeros_like(value) for name, value in metrics.items()}
 
 
-def _whole(norm: Tensor) -> float:
-    """The norm as a number, gathered where the parameters are sharded."""
+def _norm_value(norm: Tensor) -> float:
+    """Return the norm as a number. Gather it if the parameters are sharded."""
     full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return float(full.item())
