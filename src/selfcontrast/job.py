@@ -10,7 +10,7 @@ import lightning
 
 from selfcontrast.config import Parts
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.judges import Surroundings
+from selfcontrast.evaluation.judges import JudgeContext
 from selfcontrast.evaluation.judges.budget import Budget
 from selfcontrast.evaluation.judges.judgment import RemoteJudge
 from selfcontrast.progress import current, signs_of_life
@@ -95,10 +95,10 @@ class Job:
                 name, ", ".join(files[:SHOWN_FILES]), more, stage.name,
             )  # fmt: skip
 
-    def surroundings(self, who: str) -> Surroundings:
+    def judge_context(self, who: str) -> JudgeContext:
         """What judges may need; `who` is the benchmark and the system that they are asked for."""
         p = self.parts
-        return Surroundings(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
+        return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
 
     def _ask_judges(self) -> None:
         """Ask each judge that somebody else runs, once: one that is dead is not found after hours of training."""
@@ -109,10 +109,10 @@ class Job:
         examples, asked = p.evaluation.choose(p.splits), list[RemoteJudge]()
         for name, benchmark in p.evaluation.benchmarks.items():
             judge = getattr(benchmark, "judge", None)
-            if isinstance(judge, RemoteJudge) and judge not in asked and not benchmark.left_out(examples, p.grader):
+            if isinstance(judge, RemoteJudge) and judge not in asked and not benchmark.skip_reason(examples, p.grader):
                 asked.append(judge)
                 try:
-                    judge.ready(self.surroundings(name))
+                    judge.ready(self.judge_context(name))
                 except UserError as error:
                     raise UserError(f"evaluation.benchmarks.{name}: {error}") from error
 

@@ -18,7 +18,7 @@ from selfcontrast.evaluation.benchmarks.table import judgments_table
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, row_of
 from selfcontrast.evaluation.curve import Curve, bounds_in
 from selfcontrast.evaluation.evaluate import ANSWERS, LM_EVAL, Evaluation
-from selfcontrast.evaluation.published import beside
+from selfcontrast.evaluation.published import compare_published
 from selfcontrast.filters import filter as filter_stage
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
@@ -56,7 +56,8 @@ class Result:
         prompts: scores by prompt, as `evaluation.compare.by_prompt` has them: what seeds are compared by.
         benchmarks: by name their `lines` (of each system what was measured, and its interval), `facts` by system, and
             some of the judgments (`shown`).
-        published: figures of others for this run's systems, beside what was measured (`evaluation.published.Beside`).
+        published: published figures for this run's systems with the measured ones
+            (`evaluation.published.PublishedComparison`).
         against_kl: score, KL from the fine-tuned model and entropy of it, of checkpoints, and of the policy; None where
             no decoding gives samples of the policy itself.
     """
@@ -115,7 +116,9 @@ class Result:
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
             prompts=by_prompt({name: artifact.path for name, artifact in systems.items()}, parts.evaluation),
             benchmarks=benchmarks,
-            published=beside(parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.confidence),
+            published=compare_published(
+                parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.confidence
+            ),
             against_kl=against_kl,
         )
 

@@ -12,7 +12,7 @@ from selfcontrast.evaluation import divergence, evaluate
 from selfcontrast.evaluation.benchmarks import answers, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE
-from selfcontrast.evaluation.curve import Measured
+from selfcontrast.evaluation.curve import CurveModel
 from selfcontrast.generators.backend import Responder
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
@@ -119,9 +119,9 @@ class Scored:
         steps = sum(int(policy.summary["steps"]) for policy in done if policy.stage == "align")
         return steps + (int(self.policy.summary["checkpoints"][self.checkpoint - 1]) if self.checkpoint else 0)
 
-    def measured(self) -> Measured:
+    def measured(self) -> CurveModel:
         folder = self.divergence.path if self.divergence else None
-        return Measured(self.system, self.step, self.checkpoint is not None, self.scores.path, folder)
+        return CurveModel(self.system, self.step, self.checkpoint is not None, self.scores.path, folder)
 
 
 def measured_by(
@@ -136,13 +136,13 @@ def measured_by(
     p = job.parts
     measure: Benchmark = p.evaluation.benchmarks[name]
     examples = p.evaluation.choose(p.splits)
-    if reason := measure.left_out(examples, p.grader):
+    if reason := measure.skip_reason(examples, p.grader):
         log.info("%-24s left out: %s", name, reason)
         return {}
     if measure.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
     settings = {"benchmark": measure, **({} if measure.own_prompts() else {"data": p.data, "verifier": p.verifier})}
-    asked, decoding = measure.asking(examples), p.evaluation.ways[0].name
+    asked, decoding = measure.answer_request(examples), p.evaluation.ways[0].name
     if asked:
         systems = {label: answers_to(job, asked, name, trained[label], label) for label in systems}
         decoding = answers.OWN
@@ -151,8 +151,8 @@ def measured_by(
         base = None if label == BASELINE else systems.get(BASELINE)
         if measure.relative and base is None:
             continue
-        surroundings = job.surroundings(f"{name} {label}")
-        subject = Subject(label, answered.path, base.path if base else None, examples, decoding, surroundings)
+        judge_context = job.judge_context(f"{name} {label}")
+        subject = Subject(label, answered.path, base.path if base else None, examples, decoding, judge_context)
         inputs = {"answers": answered, **({"baseline": base} if measure.relative and base else {})}
         where, model = f"evaluation.benchmarks.{name}", trained[label].path / "model"
         compute = partial(_measured, measure, where, settings_of(measure), subject, model)
@@ -174,7 +174,7 @@ def _measured(
     return summary
 
 
-def answers_to(job: Job, asked: answers.Asking, name: str, policy: Artifact, label: str) -> Artifact:
+def answers_to(job: Job, asked: answers.AnswerRequest, name: str, policy: Artifact, label: str) -> Artifact:
     """A policy's answers to a benchmark's own questions: the same for every judge."""
     p = job.parts
     settings = {"asked": asked, "backend": p.evaluation.backend}
