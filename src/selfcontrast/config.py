@@ -31,7 +31,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.evaluate import Evaluation
-from selfcontrast.evaluation.published import Figure, read_figures
+from selfcontrast.evaluation.published import PublishedFigure, read_figures
 from selfcontrast.filters.chosen import check_chosen
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.filters.select import Chosen, Filter
@@ -110,7 +110,7 @@ class Parts:
     evaluation: Evaluation
     engine: Engine
     tracking: Tracking
-    published: list[Figure]
+    published: list[PublishedFigure]
     recompute: list[str]
     begun: float
     splits: dict[Split, list[Example]]

@@ -1,4 +1,4 @@
-"""One model, whoever trained it, measured as a job measures its policies: the same settings, store and judgments."""
+"""Evaluate a model of any origin as a job evaluates its policies: same settings, store and judgments."""
 
 import json
 import shutil
@@ -37,22 +37,24 @@ from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
 from selfcontrast.store.content import Content
 from selfcontrast.tracking import Tracker
 
-TEMPLATES = ("chat_template.jinja", "additional_chat_templates")  # what holds them in a model's folder
-BOUNDS = ("estimate", "low", "high")  # of an interval
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates")  # chat templates in a model's folder
+BOUNDS = ("estimate", "low", "high")  # fields of an interval
 
 
 def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
-    """Scores and benchmarks of `model.path`, computed or recalled; written to the output folder, with a report.
+    """Score `model.path`, run its benchmarks, and write results and a report to the output folder.
+
+    Cached results are reused.
 
     Raises:
-        UserError: for a model that cannot be had or has no chat template.
+        UserError: for a model that cannot be loaded or has no chat template.
     """
     if getattr(parts.model, "added_tokens", None):
-        raise UserError("model.added_tokens: a finished model has its tokens; only train.py adds any")
+        raise UserError("model.added_tokens: only train.py adds tokens. Remove it; a finished model has its own.")
     folder = model_folder(parts.model)
-    template = given_template(parts.model)
-    tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
-    with tracked as tracker:
+    template = chat_template_override(parts.model)
+    tracking: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
+    with tracking as tracker:
         content = Content.of(folder)
         job = Job(parts, tracker, lambda: content.check("model.path"), judged=True)
         published_data(job)
@@ -66,9 +68,9 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
             comparison=comparison,
             lm_eval=json.loads((systems[MODEL].path / LM_EVAL).read_text()),
             benchmarks={
-                name: measured_lines(parts.evaluation, name, found, job.artifacts["contamination"])
-                for name, found in measured.items()
-                if found
+                name: measured_lines(parts.evaluation, name, artifacts, job.artifacts["contamination"])
+                for name, artifacts in measured.items()
+                if artifacts
             },
             samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
             stages=[stage_record(name, artifact) for name, artifact in job.artifacts.items()],
@@ -77,7 +79,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
         )
         (parts.output / RESULT).write_text(json.dumps(asdict(result)))
         write_evaluated(result, parts.output)
-        tracker.summary(_numbers(result))
+        tracker.summary(_summary_numbers(result))
         tracker.table("samples", samples_table(result.samples))
         track_judgments(tracker, parts.evaluation, measured)
         tracker.files(parts.output / RESULT, parts.output / "report.html")
@@ -86,65 +88,67 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
 
 
 def model_folder(model: Any) -> Path:
-    """Where its files are: downloaded, where `model.path` is a name on the hub. Raises `UserError`."""
+    """Return the model's folder, downloaded if `model.path` is a name on the hub; raise `UserError` without one."""
     if not isinstance(model, Pretrained):
-        raise UserError("model: there is nothing to evaluate before training; give model=FOLDER or a name on the hub")
+        raise UserError("model: an untrained model cannot be evaluated. Set model to a folder or a name on the hub.")
     folder = Path(model.path)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         try:
-            found = snapshot_download(
+            downloaded = snapshot_download(
                 model.path,
                 revision=model.commit,
                 local_files_only=model.local_files_only,
                 allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
             )
-        except Exception as error:  # the hub's, the network's, or a name that is none
+        except Exception as error:  # of the hub, the network, or an unknown name
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"model.path={model.path}: cannot be downloaded ({first}); name a folder") from error
-        folder = Path(found)
-    if not model.chat_template:  # which `configure` has tried
+            raise UserError(f"model.path={model.path}: cannot be downloaded ({first}). Name a folder.") from error
+        folder = Path(downloaded)
+    if not model.chat_template:  # `configure` has checked that one
         Renderer(load_tokenizer(folder))
     return folder.resolve()
 
 
-def given_template(model: Any) -> str | None:
-    """The chat template that `model.chat_template` puts in place of the model's own."""
+def chat_template_override(model: Any) -> str | None:
+    """Return the chat template that replaces the model's own; None without `model.chat_template`."""
     return template_text(model.chat_template) if model.chat_template else None
 
 
 def as_artifact(folder: Path, output: Path, template: str | None, content: Content) -> Artifact:
-    """The model as what stages are made from. A policy of the store is itself, so its scores are recalled.
+    """Return the model as an input artifact of stages.
 
-    Of any other the content is the key; links in `output` give it the place where stages look. A chat template in
-    place of its own is part of the content.
+    A policy of the store is its own artifact, so its cached scores are reused. The key of any other model is its
+    content, including a chat template that replaces its own. Links in `output` put it where stages look.
     """
-    above = folder.parent
-    if template is None and folder.name == "model" and (above / MANIFEST).is_file() and not verify_once(above):
-        return Artifact.read(above, cached=True)
+    artifact = folder.parent
+    if template is None and folder.name == "model" and (artifact / MANIFEST).is_file() and not verify_once(artifact):
+        return Artifact.read(artifact, cached=True)
     identity = {"model": content.hash, **({} if template is None else {"chat_template": template})}
-    linked = output / "evaluated" / "model"
-    if linked.parent.exists():  # of an earlier run in this folder
-        shutil.rmtree(linked.parent)
-    linked.mkdir(parents=True)
+    links = output / "evaluated" / "model"
+    if links.parent.exists():  # left by an earlier run in this folder
+        shutil.rmtree(links.parent)
+    links.mkdir(parents=True)
     for file in folder.iterdir():
         if template is None or file.name not in TEMPLATES:
-            (linked / file.name).symlink_to(file, target_is_directory=file.is_dir())
+            (links / file.name).symlink_to(file, target_is_directory=file.is_dir())
     if template is not None:
-        (linked / TEMPLATES[0]).write_text(template, encoding="utf-8")
+        (links / TEMPLATES[0]).write_text(template, encoding="utf-8")
     manifest = {"seconds": 0.0, "summary": {}, "resumed": False}
-    return Artifact("model", key_of(identity), linked.parent, manifest, cached=True)
+    return Artifact("model", key_of(identity), links.parent, manifest, cached=True)
 
 
-def _numbers(result: Evaluated) -> dict[str, Any]:
+def _summary_numbers(result: Evaluated) -> dict[str, Any]:
     means = {row["decoding"]: dict(row["mean"]) for row in result.comparison["rows"]}
     rows = {f"evaluate/{decoding}/{bound}": mean[bound] for decoding, mean in means.items() for bound in BOUNDS}
-    tasks = {f"lm_eval/{task}/{name}": value for task, found in result.lm_eval.items() for name, value in found.items()}
+    tasks = {
+        f"lm_eval/{task}/{name}": value for task, metrics in result.lm_eval.items() for name, value in metrics.items()
+    }
     lines = {
         f"{name}/{line['what']}/{bound}": line["value"][bound]
-        for name, found in result.benchmarks.items()
-        for line in found["lines"]
+        for name, benchmark in result.benchmarks.items()
+        for line in benchmark["lines"]
         for bound in BOUNDS
     }
     return {**rows, **tasks, **lines}

@@ -96,7 +96,7 @@ class Job:
                 name, ", ".join(files[:SHOWN_FILES]), more, stage.name,
             )  # fmt: skip
 
-    def surroundings(self, who: str) -> JudgeContext:
+    def judge_context(self, who: str) -> JudgeContext:
         """Return the context of judges; `who` names the benchmark and the system."""
         p = self.parts
         return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
@@ -110,10 +110,12 @@ class Job:
         examples, checked = p.evaluation.choose(p.splits), list[RemoteJudge]()
         for name, benchmark in p.evaluation.benchmarks.items():
             judge = getattr(benchmark, "judge", None)
-            if isinstance(judge, RemoteJudge) and judge not in checked and not benchmark.left_out(examples, p.grader):
+            if not isinstance(judge, RemoteJudge) or judge in checked:
+                continue
+            if not benchmark.skip_reason(examples, p.grader):
                 checked.append(judge)
                 try:
-                    judge.ready(self.surroundings(name))
+                    judge.ready(self.judge_context(name))
                 except UserError as error:
                     raise UserError(f"evaluation.benchmarks.{name}: {error}") from error
 

@@ -18,7 +18,7 @@ from selfcontrast.evaluation.benchmarks.table import judgments_table
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, row_of
 from selfcontrast.evaluation.curve import Curve, bounds_in
 from selfcontrast.evaluation.evaluate import ANSWERS, LM_EVAL, Evaluation
-from selfcontrast.evaluation.published import beside
+from selfcontrast.evaluation.published import compare_published
 from selfcontrast.filters import filter as filter_stage
 from selfcontrast.provenance import provenance
 from selfcontrast.store import Artifact
@@ -55,7 +55,7 @@ class Result:
         prompts: scores per prompt (`evaluation.compare.by_prompt`), for comparisons across seeds.
         benchmarks: per benchmark: `lines` (a measure of a system, with interval), `facts` per system, and some
             judgments (`shown`).
-        published: published figures beside this run's own (`evaluation.published.Beside`).
+        published: published figures beside this run's own (`evaluation.published.PublishedComparison`).
         against_kl: score, KL from the fine-tuned model, and entropy, of that model, checkpoints and policy; None if no
             decoding samples from the policy itself.
     """
@@ -114,7 +114,9 @@ class Result:
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
             prompts=by_prompt({name: artifact.path for name, artifact in systems.items()}, parts.evaluation),
             benchmarks=benchmarks,
-            published=beside(parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.confidence),
+            published=compare_published(
+                parts.published, parts.negatives, benchmarks, lm_eval, parts.evaluation.confidence
+            ),
             against_kl=against_kl,
         )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selfcontrast.evaluation.statistics import Crossed, crossed_mean, holm
+from selfcontrast.evaluation.statistics import CrossedMean, crossed_mean, holm
 from selfcontrast.evaluation.statistics.clusters import Floats
 from selfcontrast.report.sweep import variants
 from selfcontrast.report.verdict import BASELINE, OURS
@@ -64,7 +64,7 @@ class Claim:
 
     claim: str
     contrast: str
-    effect: Crossed
+    effect: CrossedMean
     p_holm: float
     verdict: str
 
@@ -113,7 +113,7 @@ class Experiment:
         table = [sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds]
         return np.round(np.array(table), 12)  # equal scores differ by nothing, and not by rounding
 
-    def mean(self, weights: Mapping[Arm, float]) -> Crossed | None:
+    def mean(self, weights: Mapping[Arm, float]) -> CrossedMean | None:
         table = self.contrast(weights)
         return None if table is None else crossed_mean(table, self.confidence)
 
@@ -188,7 +188,7 @@ def claims(experiment: Experiment) -> list[Claim]:
     ]
 
 
-def verdict(effect: Crossed, p_holm: float) -> str:
+def verdict(effect: CrossedMean, p_holm: float) -> str:
     """Judge an effect by the rule above."""
     if effect.seeds < 2 or not math.isfinite(effect.high):
         return INCONCLUSIVE

@@ -143,9 +143,11 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
 
 def _own_answers(step: PlannedStage, parts: Parts) -> int:
     """To a benchmark's own questions, turn by turn."""
-    asking = parts.evaluation.benchmarks[step.label.partition(" ")[0]].asking(parts.evaluation.choose(parts.splits))
-    assert asking is not None  # only a benchmark with questions has this stage
-    return sum(how.samples * max(1, len(one.turns)) for how, some in asking.asked for one in some)
+    request = parts.evaluation.benchmarks[step.label.partition(" ")[0]].answer_request(
+        parts.evaluation.choose(parts.splits)
+    )
+    assert request is not None  # only a benchmark with questions has this stage
+    return sum(how.samples * max(1, len(one.turns)) for how, some in request.questions for one in some)
 
 
 def _trained(optim: OptimConfig, epoch: float) -> float:

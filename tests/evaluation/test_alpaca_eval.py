@@ -1,4 +1,4 @@
-"""AlpacaEval's files: by hand, and the published leaderboard from the published annotations."""
+"""AlpacaEval's files, and the published leaderboard recomputed from the published annotations."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from selfcontrast.evaluation.statistics import (
 )
 from shared import shared_data
 
-# Their published weights are not those that their rows of the leaderboard were computed with: 0.13 and 0.19 points off.
+# Their leaderboard rows were computed with other weights than the published ones: 0.13 and 0.19 points off.
 WEIGHTS_OF_ANOTHER_FIT = {"NullModel", "dbrx-instruct"}
 
 
@@ -31,13 +31,13 @@ def write(path: Path, rows: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["outputs.json", "outputs.jsonl"])
-def test_outputs_by_instruction(name: str, tmp_path: Path) -> None:
+def test_read_outputs_by_instruction(name: str, tmp_path: Path) -> None:
     rows = [{"instruction": "a?", "output": "A", "generator": "m", "dataset": "d"}, {"instruction": "b?", "output": ""}]
-    found = read_outputs(write(tmp_path / name, rows), "evaluation.outputs")
-    assert found == {"a?": Output("a?", "A", "m"), "b?": Output("b?", "", "")}
+    outputs = read_outputs(write(tmp_path / name, rows), "evaluation.outputs")
+    assert outputs == {"a?": Output("a?", "A", "m"), "b?": Output("b?", "", "")}
 
 
-def test_outputs_carry_the_difficulty_of_their_instruction(tmp_path: Path) -> None:
+def test_read_outputs_difficulty_must_be_a_number(tmp_path: Path) -> None:
     rows = [{"instruction": "a?", "output": "A", "instruction_difficulty": 1.5}]
     assert read_outputs(write(tmp_path / "a.json", rows), "key")["a?"].difficulty == 1.5
     for wrong in (float("nan"), "hard", True):
@@ -51,11 +51,11 @@ def test_outputs_carry_the_difficulty_of_their_instruction(tmp_path: Path) -> No
         ("a.jsonl", [{"instruction": "a"}], "line 1: 'output' must be a text, not None"),
         ("a.jsonl", [{"instruction": 1, "output": "x"}], "'instruction' must be a text"),
         ("a.json", ["text"], "row 1: a row must be an object"),
-        ("a.jsonl", [{"instruction": "a", "output": "x"}] * 2, "line 2: the instruction stands twice"),
+        ("a.jsonl", [{"instruction": "a", "output": "x"}] * 2, "line 2: .*twice"),
         ("a.txt", [], r"evaluation\.outputs=.*unknown suffix"),
     ],
 )
-def test_unusable_outputs(name: str, rows: Any, message: str, tmp_path: Path) -> None:
+def test_read_outputs_unusable_row_is_named(name: str, rows: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         read_outputs(write(tmp_path / name, rows), "evaluation.outputs")
 
@@ -68,12 +68,12 @@ def leaderboard() -> pd.DataFrame:
 
 
 def baseline() -> dict[int, Output]:
-    """The baseline's outputs by the index that annotations name."""
+    """Read the baseline's outputs by the index in the annotations."""
     outputs = read_outputs(str(shared_data("alpaca_eval", "instructions_baseline.jsonl")), "key")
     return dict(enumerate(outputs.values()))
 
 
-def test_ten_models_have_the_leaderboards_win_rate_and_standard_error() -> None:
+def test_win_rate_and_standard_error_of_ten_models_equal_the_leaderboard() -> None:
     published, outputs = leaderboard(), list(baseline().values())
     judged = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
     models = list(judged.groupby("model"))
@@ -85,7 +85,7 @@ def test_ten_models_have_the_leaderboards_win_rate_and_standard_error() -> None:
         assert 100 * rate.estimate == pytest.approx(expected["win_rate"], abs=1e-6), name
         assert 100 * standard_error(outcomes, index) == pytest.approx(expected["standard_error"], abs=1e-6), name
         assert rate.n == expected["n_total"]
-        # Another penalty than ours, so another estimate: but inside the interval, where difficulties were joined right.
+        # Its penalty differs from ours and so its estimate, which is still inside our interval if joined correctly.
         lengths = (rows["len_model"] - rows["len_baseline"]).to_numpy()
         difficulties = [outputs[i].difficulty or 0.0 for i in index]
         controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=500, seed=0)
@@ -95,41 +95,41 @@ def test_ten_models_have_the_leaderboards_win_rate_and_standard_error() -> None:
             assert controlled.win_rate.low < rate_at_equal_length < controlled.win_rate.high, name
 
 
-# Published with difficulties joined by row number, which a missing row shifts: no estimate of ours need agree.
+# Their difficulties were joined by row number, which a missing row shifts, so ours need not agree.
 MISALIGNED = {"minotaur-13b", "text_davinci_001"}
 
 
-def test_length_controlled_rates_are_near_the_published_ones_and_in_their_order() -> None:
-    """Within 3 points with the published difficulties, and, but for one, with difficulties that are estimated here.
+def test_length_controlled_rates_are_near_the_published_ones_in_the_same_order() -> None:
+    """They are within 3 points, with published difficulties and, except for one model, with estimated ones.
 
-    The exception is NullModel, whose answer is the same for every instruction. So it tells nothing of their difficulty.
+    The exception, NullModel, gives every instruction the same answer, which carries nothing about difficulty.
     """
     published, outputs = leaderboard()["length_controlled_winrate"], list(baseline().values())
     judged = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
-    given, pairs = {}, {}
+    with_published, pairs = {}, {}
     for name, rows in judged.groupby("model"):
         index, outcomes = rows["instruction_index"].to_numpy(), rows["preference"].to_numpy() - 1
         lengths, difficulties = (
             (rows["len_model"] - rows["len_baseline"]).to_numpy(),
             [outputs[i].difficulty or 0.0 for i in index],
         )
-        found = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=1)
-        given[str(name)] = 100 * found.win_rate.estimate
+        controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=1)
+        with_published[str(name)] = 100 * controlled.win_rate.estimate
         pairs[str(name)] = OutcomePairs(outcomes, lengths, index, index)
     jointly = length_controlled_within_prompts(pairs, n_bootstrap=1)
     assert jointly is not None
-    estimated = {name: 100 * found.interval.estimate for name, found in jointly.rates.items()}
-    for name, rate in given.items():
+    estimated = {name: 100 * rate.interval.estimate for name, rate in jointly.rates.items()}
+    for name, rate in with_published.items():
         assert rate == pytest.approx(published[name], abs=3.3 if name in MISALIGNED else 3), name
         assert estimated[name] == pytest.approx(published[name], abs=3.5 if name == "NullModel" else 3), name
-    whole = [name for name in given if name not in MISALIGNED]
-    assert sorted(whole, key=given.__getitem__) == sorted(whole, key=published.__getitem__)
-    raw = [abs(100 * np.mean(own.outcomes) - published[name]) for name, own in pairs.items()]
-    assert np.mean([abs(given[name] - published[name]) for name in given]) < 1.5 < 5 < np.mean(raw)
+    whole = [name for name in with_published if name not in MISALIGNED]
+    assert sorted(whole, key=with_published.__getitem__) == sorted(whole, key=published.__getitem__)
+    raw = [abs(100 * np.mean(pair.outcomes) - published[name]) for name, pair in pairs.items()]
+    assert np.mean([abs(with_published[name] - published[name]) for name in with_published]) < 1.5 < 5 < np.mean(raw)
 
 
-def test_published_weights_give_the_leaderboards_length_controlled_rates() -> None:
-    """Of all models with every instruction. The others' were published with difficulties joined by row number."""
+def test_win_rate_at_equal_length_with_published_weights_equals_the_leaderboard() -> None:
+    """Checked for models with every instruction. Others were published with misaligned difficulties."""
     published = leaderboard()
     weights = pd.read_csv(shared_data("alpaca_eval", "glm_weights_length_controlled_v1.csv"), index_col=0)
     difficulties = [output.difficulty or 0.0 for output in baseline().values()]

@@ -1,4 +1,4 @@
-"""Policies side by side, on a frame small enough to do by hand."""
+"""Comparison of policies, on scores small enough to check by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, compare, row_of
 from selfcontrast.evaluation.contamination import Contamination
@@ -15,7 +15,7 @@ from selfcontrast.filters.encode import LexicalEncoder
 
 # Scores per prompt: two samples each, of one turn or (c) two.
 SFT = {"a": [[0.0], [0.5]], "b": [[1.0], [0.0]], "c": [[0.2, 0.6], [1.0, 0.0]]}
-OWN = {"a": [[1.0], [0.5]], "b": [[0.0], [0.5]], "c": [[0.5, 0.5], [0.5, 0.5]]}
+POLICY = {"a": [[1.0], [0.5]], "b": [[0.0], [0.5]], "c": [[0.5, 0.5], [0.5, 0.5]]}
 CATEGORY = {"a": "x", "b": "", "c": "y"}
 SETTINGS = Evaluation(
     split="test",
@@ -57,7 +57,7 @@ def write(
         for turn, score in enumerate(turns)
     ]
     folder.mkdir()
-    shuffled = rows if "sft" in folder.name else rows[::-1]  # rows pair up by prompt and sample, not by place
+    shuffled = rows if "sft" in folder.name else rows[::-1]  # rows pair up by prompt and sample, not by position
     pd.DataFrame(shuffled).to_parquet(folder / ANSWERS)
     frame = pd.DataFrame([("a", *likelihood[0]), ("b", *likelihood[1])], columns=["id", "log_prob", "tokens"])
     frame.to_parquet(folder / LIKELIHOOD)
@@ -82,7 +82,7 @@ def seen(*flagged: str) -> pd.DataFrame:
 def systems(tmp_path: Path, measure: str) -> dict[str, Path]:
     return {
         BASELINE: write(tmp_path / "sft", SFT, measure, [(-4.0, 2), (-3.0, 1)]),
-        "own": write(tmp_path / "own", OWN, measure, [(-2.0, 2), (-1.0, 1)]),
+        "policy": write(tmp_path / "policy", POLICY, measure, [(-2.0, 2), (-1.0, 1)]),
     }
 
 
@@ -91,92 +91,100 @@ def comparison(systems: dict[str, Path]) -> Comparison:
     return compare(systems, SETTINGS, seen())
 
 
-def test_the_measure_is_named(comparison: Comparison, measure: str) -> None:
+def test_compare_names_the_measure_and_rows(comparison: Comparison, measure: str) -> None:
     assert comparison["measure"] == measure
     assert [(r["system"], r["decoding"], r["temperature"]) for r in comparison["rows"]] == [
         (BASELINE, "T=1", 1.0),
-        ("own", "T=1", 1.0),
+        ("policy", "T=1", 1.0),
         (BASELINE, "T=0.5", 0.5),
-        ("own", "T=0.5", 0.5),
+        ("policy", "T=0.5", 0.5),
     ]
 
 
-def test_means_are_over_dialogues(comparison: Comparison) -> None:
-    """A dialogue's score is the mean of its turns: SFT 0, 0.5 | 1, 0 | 0.4, 0.5; own 1, 0.5 | 0, 0.5 | 0.5, 0.5."""
+def test_compare_means_are_over_dialogues(comparison: Comparison) -> None:
+    """A dialogue's score is the mean of its turns: SFT 0, 0.5 | 1, 0 | 0.4, 0.5; policy 1, 0.5 | 0, 0.5 | 0.5, 0.5."""
     for way, factor in (("T=1", 1.0), ("T=0.5", 0.5)):
-        sft, own = row_of(comparison, BASELINE, way), row_of(comparison, "own", way)
+        sft, policy = row_of(comparison, BASELINE, way), row_of(comparison, "policy", way)
         assert sft["mean"]["estimate"] == pytest.approx(factor * 2.4 / 6)
-        assert own["mean"]["estimate"] == pytest.approx(factor * 3.0 / 6)
-        assert (own["mean"]["n"], own["mean"]["clusters"], own["mean"]["confidence"]) == (6, 3, 0.9)
-        assert own["mean"]["low"] <= own["mean"]["estimate"] <= own["mean"]["high"]
+        assert policy["mean"]["estimate"] == pytest.approx(factor * 3.0 / 6)
+        assert (policy["mean"]["n"], policy["mean"]["clusters"], policy["mean"]["confidence"]) == (6, 3, 0.9)
+        assert policy["mean"]["low"] <= policy["mean"]["estimate"] <= policy["mean"]["high"]
 
 
-def test_the_difference_is_paired_by_prompt(comparison: Comparison) -> None:
-    """By prompt 0.5, -0.25 and 0.05, in sum 0.3. Of the sign patterns' sums, 0.8, 0.7, 0.3 and 0.2 up to sign,
-    all but the last reach it: six of eight."""
-    own = row_of(comparison, "own", "T=1")
-    assert own["difference"]["estimate"] == pytest.approx((0.5 - 0.25 + 0.05) / 3)
-    assert own["p_value"] == pytest.approx(6 / 8)
+def test_compare_difference_is_paired_by_prompt(comparison: Comparison) -> None:
+    """Differences by prompt are 0.5, -0.25 and 0.05, with sum 0.3.
+
+    The eight sign patterns have sums 0.8, 0.7, 0.3 and 0.2 up to sign. Six of them reach 0.3.
+    """
+    policy = row_of(comparison, "policy", "T=1")
+    assert policy["difference"]["estimate"] == pytest.approx((0.5 - 0.25 + 0.05) / 3)
+    assert policy["p_value"] == pytest.approx(6 / 8)
     assert "difference" not in row_of(comparison, BASELINE, "T=1")
 
 
-def test_the_difference_from_sft_at_its_best(comparison: Comparison) -> None:
-    """SFT is best at T=1, by prompt 0.25, 0.5 and 0.45; own at T=0.5 has 0.375, 0.125, 0.25: in sum -0.45. Of the sign
-    patterns of 0.125, -0.375, -0.2 those sum to 0.7, 0.45, 0.3 and 0.05 up to sign: four of eight reach it."""
-    best = row_of(comparison, "own", "T=0.5")["against_best"]
+def test_compare_against_best_uses_sfts_best_decoding(comparison: Comparison) -> None:
+    """SFT is best at T=1, with 0.25, 0.5 and 0.45 by prompt. The policy at T=0.5 has 0.375, 0.125 and 0.25.
+
+    The differences 0.125, -0.375 and -0.2 have sum -0.45. The eight sign patterns have sums 0.7, 0.45, 0.3 and 0.05 up
+    to sign. Four of them reach 0.45.
+    """
+    best = row_of(comparison, "policy", "T=0.5")["against_best"]
     assert best["decoding"] == "T=1"
     assert best["difference"]["estimate"] == pytest.approx((0.125 - 0.375 - 0.2) / 3)
     assert best["p_value"] == pytest.approx(4 / 8)
-    same = row_of(comparison, "own", "T=1")
+    same = row_of(comparison, "policy", "T=1")
     assert same["against_best"]["difference"] == same["difference"]
 
 
-def test_scores_without_the_prompts_seen_in_training(systems: dict[str, Path], comparison: Comparison) -> None:
+def test_compare_without_flagged_prompts(systems: dict[str, Path], comparison: Comparison) -> None:
     assert comparison["contamination"] == {
         "benchmark": "test", "prompts": 3, "flagged": 0, "examples": [], "without": []
     }  # fmt: skip
-    other = seen("a", "b", "c").assign(benchmark="mt_bench")  # its questions have ids, and a line, of their own
-    found = compare(systems, SETTINGS, pd.concat([seen("a"), other], ignore_index=True))
-    sft, own = found["contamination"]["without"]
-    assert (found["contamination"]["flagged"], found["contamination"]["prompts"]) == (1, 3)
-    assert [(r["system"], r["decoding"]) for r in (sft, own)] == [(BASELINE, "T=1"), ("own", "T=1")]
+    other = seen("a", "b", "c").assign(benchmark="mt_bench")  # has its policy questions and ids
+    flagged = compare(systems, SETTINGS, pd.concat([seen("a"), other], ignore_index=True))
+    sft, policy = flagged["contamination"]["without"]
+    assert (flagged["contamination"]["flagged"], flagged["contamination"]["prompts"]) == (1, 3)
+    assert [(r["system"], r["decoding"]) for r in (sft, policy)] == [(BASELINE, "T=1"), ("policy", "T=1")]
     assert sft["mean"]["estimate"] == pytest.approx((1 + 0 + 0.4 + 0.5) / 4)
-    assert own["difference"]["estimate"] == pytest.approx((-0.25 + 0.05) / 2)
-    [example] = found["contamination"]["examples"]
+    assert policy["difference"]["estimate"] == pytest.approx((-0.25 + 0.05) / 2)
+    [example] = flagged["contamination"]["examples"]
     assert example == {"prompt": "a?", "match": "a!", "containment": 1.0, "similarity": None}
-    assert found["rows"] == comparison["rows"]  # the scores themselves are of all prompts
+    assert flagged["rows"] == comparison["rows"]  # the main rows use all prompts
     assert compare(systems, SETTINGS, seen("a", "b", "c"))["contamination"]["without"] == []
 
 
-def test_wins_are_by_prompt_and_sample_with_ties_as_halves(comparison: Comparison) -> None:
-    """own against SFT: win, tie | loss, win | win, tie."""
-    assert row_of(comparison, "own", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
+def test_compare_win_rate_by_prompt_and_sample_counts_ties_as_half(comparison: Comparison) -> None:
+    """The policy against SFT: win, tie | loss, win | win, tie."""
+    assert row_of(comparison, "policy", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
 
 
-def test_surprise_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
-    own = row_of(comparison, "own", "T=1")
-    assert own["nll"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
-    assert own["tokens"] == pytest.approx((4 * 3 + 2 * 6) / 6)
+def test_compare_surprise_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
+    policy = row_of(comparison, "policy", "T=1")
+    assert policy["nll"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
+    assert policy["tokens"] == pytest.approx((4 * 3 + 2 * 6) / 6)
 
 
-def test_categories_are_of_the_first_decoding_and_named(comparison: Comparison) -> None:
+def test_compare_categories_use_the_first_decoding(comparison: Comparison) -> None:
     means = {(c["system"], c["category"]): c["mean"]["estimate"] for c in comparison["categories"]}
-    expected = {(BASELINE, "x"): 0.25, (BASELINE, "y"): 0.45, ("own", "x"): 0.75, ("own", "y"): 0.5}
+    expected = {(BASELINE, "x"): 0.25, (BASELINE, "y"): 0.45, ("policy", "x"): 0.75, ("policy", "y"): 0.5}
     assert means == pytest.approx(expected)
 
 
-def test_likelihood_is_per_token(comparison: Comparison) -> None:
-    found = {row["system"]: row["log_prob_per_token"]["estimate"] for row in comparison["likelihood"]}
-    assert found == pytest.approx({BASELINE: (-2 - 3) / 2, "own": (-1 - 1) / 2})
+def test_compare_likelihood_is_per_token(comparison: Comparison) -> None:
+    log_probs = {row["system"]: row["log_prob_per_token"]["estimate"] for row in comparison["likelihood"]}
+    assert log_probs == pytest.approx({BASELINE: (-2 - 3) / 2, "policy": (-1 - 1) / 2})
 
 
 @pytest.mark.parametrize("column", ["score", "log_prob"])
-def test_a_stored_nan_is_refused_with_its_example(column: str, tmp_path: Path) -> None:
-    """A sum of log-probabilities skipped it, and so did the mean over a dialogue's turns: 0.0 was printed."""
+def test_compare_stored_nan_is_rejected_with_its_example(column: str, tmp_path: Path) -> None:
+    """Sums of log-probabilities and means over turns skipped NaN, and 0.0 was printed."""
     folder = write(tmp_path / "sft", SFT, "score", [(-1.0, 2), (-2.0, 4)])
     frame = pd.read_parquet(folder / ANSWERS)
     frame.loc[frame["id"] == "c", column] = float("nan")
     frame.to_parquet(folder / ANSWERS)
-    for ask in (lambda: compare({BASELINE: folder}, SETTINGS, seen()), lambda: by_prompt({BASELINE: folder}, SETTINGS)):
+    for read in (
+        lambda: compare({BASELINE: folder}, SETTINGS, seen()),
+        lambda: by_prompt({BASELINE: folder}, SETTINGS),
+    ):
         with pytest.raises(UserError, match=rf"the {column} of the answer to example 'c' is nan"):
-            ask()
+            read()

@@ -1,4 +1,4 @@
-"""One policy's evaluation, from answers to files, on a real policy of random weights."""
+"""The evaluate stage on a real policy with random weights, from answers to files."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
@@ -34,7 +34,7 @@ WAYS = [{"name": "T=1", "temperature": 1.0, "samples": 2}, {"name": "greedy", "t
 
 
 def settings(**changes: Any) -> Evaluation:
-    fine: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "split": "test",
         "prompts": None,
         "decodings": WAYS,
@@ -52,20 +52,20 @@ def settings(**changes: Any) -> Evaluation:
         "backend": HF("float32", 4),
         "benchmarks": {},
     }
-    return Evaluation(**{**fine, **changes})
+    return Evaluation(**{**defaults, **changes})
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Grades by what the grade must depend on: the example, the text and the turn."""
+    """A verifier whose score depends on the example, the text and the turn."""
 
-    def score(self, one: Example, response: str, turn: int = -1) -> float:
-        return (len(one.target) + len(response) / 1000 + 100 * (turn + 1)) / 1000
+    def score(self, example: Example, response: str, turn: int = -1) -> float:
+        return (len(example.target) + len(response) / 1000 + 100 * (turn + 1)) / 1000
 
 
 @dataclass(frozen=True)
 class Directions:
-    """A vector of length one per text, from the text alone."""
+    """An encoder: a unit vector per text, computed from its bytes."""
 
     def check(self) -> None: ...
 
@@ -84,14 +84,14 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
-def evaluated(folder: Path, policy: Path, verifier: Verifier | None) -> dict[str, Any]:
+def run_evaluate(folder: Path, policy: Path, verifier: Verifier | None) -> dict[str, Any]:
     responder = Responder(HF("float32", 4), Local(2, 1), "cpu")
-    measured = Policy("SFT", policy, "float32", "cpu")
-    return evaluate(folder, settings(), measured, EXAMPLES, verifier, Directions(), responder)
+    subject = Policy("SFT", policy, "float32", "cpu")
+    return evaluate(folder, settings(), subject, EXAMPLES, verifier, Directions(), responder)
 
 
-def test_answers_are_graded_by_the_verifier(tmp_path: Path, policy: Path) -> None:
-    summary = evaluated(tmp_path, policy, Lengths())
+def test_evaluate_grades_answers_with_the_verifier(tmp_path: Path, policy: Path) -> None:
+    summary = run_evaluate(tmp_path, policy, Lengths())
     answers = pd.read_parquet(tmp_path / ANSWERS)
     assert "similarity" not in answers
     keys = list(zip(answers["decoding"], answers["id"], answers["turn"], answers["sample"], strict=True))
@@ -112,43 +112,43 @@ def test_answers_are_graded_by_the_verifier(tmp_path: Path, policy: Path) -> Non
 
 @dataclass(frozen=True)
 class Broken:
-    """Grades one example with a value that is no score."""
+    """A verifier that gives one example an invalid score."""
 
     value: float
 
-    def score(self, one: Example, response: str, turn: int = -1) -> float:
-        return self.value if one.id == "b" else 0.5
+    def score(self, example: Example, response: str, turn: int = -1) -> float:
+        return self.value if example.id == "b" else 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
-def test_a_score_that_is_no_number_is_refused_with_its_example(value: float, tmp_path: Path, policy: Path) -> None:
-    """And nothing is stored that a later comparison could trip over."""
-    with pytest.raises(UserError, match=r"verifier's score .* to example 'b' is .* \(3 of 12 are so\)"):
-        evaluated(tmp_path, policy, Broken(value))
+def test_evaluate_invalid_score_is_rejected_with_its_example(value: float, tmp_path: Path, policy: Path) -> None:
+    """Nothing is stored that a later comparison could read."""
+    with pytest.raises(UserError, match=r"verifier's score .*'b' is .*\(3 of 12 "):
+        run_evaluate(tmp_path, policy, Broken(value))
     assert not (tmp_path / ANSWERS).exists()
 
 
 @pytest.mark.parametrize(
-    ("weight", "said"),
+    ("weight", "message"),
     [
-        (float("nan"), r"the weight model\.norm\.weight has values that are NaN or infinite: its training diverged"),
-        (3e38, r"probabilities after prompt 'a' are NaN"),  # finite, but not what is computed with it
+        (float("nan"), r"model\.norm\.weight .*NaN"),
+        (3e38, r"probabilities after prompt 'a' are NaN"),  # finite, but the logits overflow
     ],
 )
-def test_a_policy_that_gives_nan_is_refused(weight: float, said: str, tmp_path: Path) -> None:
-    """A diverged policy has NaN weights; its log-probabilities were summed as 0."""
+def test_evaluate_policy_with_nan_is_rejected(weight: float, message: str, tmp_path: Path) -> None:
+    """The log-probabilities of a diverged policy with NaN weights were summed as 0."""
     folder = policy_folder(tmp_path / "policy")
     model = llama()
     with torch.no_grad():
         model.model.norm.weight[:] = weight
     model.save_pretrained(folder)
     (tmp_path / "scores").mkdir()
-    with pytest.raises(UserError, match=said):
-        evaluated(tmp_path / "scores", folder, Lengths())
+    with pytest.raises(UserError, match=message):
+        run_evaluate(tmp_path / "scores", folder, Lengths())
 
 
-def test_without_a_verifier_answers_carry_their_similarity_to_the_target(tmp_path: Path, policy: Path) -> None:
-    evaluated(tmp_path, policy, None)
+def test_evaluate_without_a_verifier_scores_similarity_to_the_target(tmp_path: Path, policy: Path) -> None:
+    run_evaluate(tmp_path, policy, None)
     answers = pd.read_parquet(tmp_path / ANSWERS)
     assert "score" not in answers
     targets = {e.id: e.target for e in EXAMPLES}
@@ -159,35 +159,35 @@ def test_without_a_verifier_answers_carry_their_similarity_to_the_target(tmp_pat
         assert row["similarity"] == pytest.approx(float(text @ target), abs=1e-6)
 
 
-def test_the_likelihood_of_targets_is_a_forward_passes(tmp_path: Path, policy: Path) -> None:
-    evaluated(tmp_path, policy, Lengths())
+def test_evaluate_likelihood_of_targets_equals_a_forward_pass(tmp_path: Path, policy: Path) -> None:
+    run_evaluate(tmp_path, policy, Lengths())
     rows = pd.read_parquet(tmp_path / LIKELIHOOD).to_dict("records")
     renderer, model = Renderer(tokenizer()), llama()
     assert [row["id"] for row in rows] == ["a", "b", "c"]
-    for row, one in zip(rows, EXAMPLES, strict=True):
-        prompt, target = renderer.example(one)
+    for row, source in zip(rows, EXAMPLES, strict=True):
+        prompt, target = renderer.example(source)
         with torch.no_grad():
             loss = model(torch.tensor([prompt + target]), labels=torch.tensor([[-100] * len(prompt) + target])).loss
         assert row["tokens"] == len(target)
         assert row["log_prob"] / row["tokens"] == pytest.approx(-loss.item(), abs=1e-4)
 
 
-def test_targets_that_do_not_fit_have_no_likelihood(policy: Path) -> None:
+def test_target_log_probs_leaves_out_long_examples(policy: Path) -> None:
     renderer = Renderer(tokenizer())
     bound = max(sum(map(len, renderer.example(e))) for e in EXAMPLES)
-    fitting = [e.id for e in EXAMPLES if sum(map(len, renderer.example(e))) < bound]
-    assert 0 < len(fitting) < 3
+    short = [e.id for e in EXAMPLES if sum(map(len, renderer.example(e))) < bound]
+    assert 0 < len(short) < 3
     rows = target_log_probs(policy, "float32", renderer, EXAMPLES, "cpu", bound - 1)
-    assert [row["id"] for row in rows] == fitting
+    assert [row["id"] for row in rows] == short
     assert len(target_log_probs(policy, "float32", renderer, EXAMPLES, "cpu", bound)) == 3
 
 
-def test_prompts_are_spread_evenly_over_the_split() -> None:
-    every: list[Example] = [example(str(i), "?", "!") for i in range(10)]
-    splits: dict[Split, list[Example]] = {"train": [], "validation": every[:4], "test": every}
+def test_choose_spaces_prompts_evenly() -> None:
+    examples: list[Example] = [example(str(i), "?", "!") for i in range(10)]
+    splits: dict[Split, list[Example]] = {"train": [], "validation": examples[:4], "test": examples}
     assert [e.id for e in settings(prompts=4).choose(splits)] == ["0", "3", "6", "9"]
     assert [e.id for e in settings(prompts=2, split="validation").choose(splits)] == ["0", "3"]
-    assert settings(prompts=10).choose(splits) == settings().choose(splits) == every
+    assert settings(prompts=10).choose(splits) == settings().choose(splits) == examples
     for count in range(2, 11):
         assert len({e.id for e in settings(prompts=count).choose(splits)}) == count
 
@@ -205,6 +205,6 @@ def test_prompts_are_spread_evenly_over_the_split() -> None:
     ],
     ids=str,
 )
-def test_an_evaluation_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.{next(iter(wrong))}"):
         settings(**wrong)

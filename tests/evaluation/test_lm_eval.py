@@ -1,4 +1,4 @@
-"""Documents for lm-eval, and its accuracy against one computed here."""
+"""lm-eval's documents, and its metrics against ones computed here."""
 
 import json
 import sys
@@ -13,12 +13,13 @@ import torch
 import yaml
 from scipy import stats
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.lm_eval import TASKS, _configs, _theirs, parts_of, run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
+from selfcontrast.evaluation.lm_eval_run import run_tasks, subtasks
+from selfcontrast.evaluation.lm_eval_tasks import TASKS, builtin_configs
 from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.models.loading import save_policy
 from tiny import example, llama, policy_folder, taught, tokenizer
@@ -37,52 +38,52 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("policy"))
 
 
-def test_a_document_is_the_prompt_its_target_and_three_others_of_its_category() -> None:
+def test_choice_documents_draw_three_distractors_from_the_prompts_category() -> None:
     category = {e.target: e.category for e in EXAMPLES}
     documents = choice_documents(EXAMPLES, RENDERER, 120, seed=0)
     assert len(documents) == 24
-    for document, one in zip(documents, EXAMPLES, strict=True):
-        rendered = RENDERER.tokenizer.apply_chat_template(one.prompt, tokenize=False, add_generation_prompt=True)
+    for document, source in zip(documents, EXAMPLES, strict=True):
+        rendered = RENDERER.tokenizer.apply_chat_template(source.prompt, tokenize=False, add_generation_prompt=True)
         assert document["query"] == rendered
-        assert document["choices"][document["gold"]] == one.target
+        assert document["choices"][document["gold"]] == source.target
         assert len(set(document["choices"])) == len(document["choices"]) == 4
-        assert {category[choice] for choice in document["choices"]} == {one.category}
+        assert {category[choice] for choice in document["choices"]} == {source.category}
     assert len({document["gold"] for document in documents}) == 4
     assert documents == choice_documents(EXAMPLES, RENDERER, 120, seed=0)
     assert documents != choice_documents(EXAMPLES, RENDERER, 120, seed=1)
 
 
-def test_a_target_shared_by_prompts_is_never_its_own_distractor() -> None:
+def test_choice_documents_shared_target_is_no_distractor_of_itself() -> None:
     shared = [example(f"e{i}", f"{i}?", "yes" if i % 3 else "no") for i in range(9)]
     for document in choice_documents(shared, RENDERER, 120, seed=0):
         assert sorted(document["choices"]) == ["no", "yes"]
     assert choice_documents([e for e in shared if e.target == "yes"], RENDERER, 120, seed=0) == []
 
 
-def test_a_lonely_category_borrows_from_the_others() -> None:
+def test_choice_documents_single_prompt_category_uses_other_categories() -> None:
     lonely = [example("x", "?", "only", category="lonely"), *EXAMPLES]
     (document,) = choice_documents(lonely, RENDERER, 120, seed=0)[:1]
     assert len(document["choices"]) == 4
 
 
-def test_lm_evals_accuracy_is_an_argmax_of_summed_log_probabilities(policy: Path) -> None:
+def test_run_tasks_accuracy_equals_argmax_of_summed_log_probabilities(policy: Path) -> None:
     state = torch.get_rng_state()
-    (found,) = run_tasks(lm_eval("target_choice"), policy, EXAMPLES, RENDERER, "cpu", seed=0).values()
-    assert torch.equal(torch.get_rng_state(), state)  # lm-eval would else seed the whole process
-    right, right_by_length = chosen(llama(), EXAMPLES)
+    (metrics,) = run_tasks(lm_eval("target_choice"), policy, EXAMPLES, RENDERER, "cpu", seed=0).values()
+    assert torch.equal(torch.get_rng_state(), state)  # by default lm-eval reseeds the whole process
+    right, right_by_length = choice_hits(llama(), EXAMPLES)
     assert 0 < np.mean(right) < 1
-    assert found["acc"] == pytest.approx(np.mean(right))
-    assert found["acc_norm"] == pytest.approx(np.mean(right_by_length))
-    assert found["documents"] == 24
-    assert found["acc stderr"] == pytest.approx(stats.sem(right))
-    interval = metric_interval(found, "acc", 0.95)
+    assert metrics["acc"] == pytest.approx(np.mean(right))
+    assert metrics["acc_norm"] == pytest.approx(np.mean(right_by_length))
+    assert metrics["documents"] == 24
+    assert metrics["acc stderr"] == pytest.approx(stats.sem(right))
+    interval = metric_interval(metrics, "acc", 0.95)
     exact = stats.binomtest(sum(right), 24).proportion_ci(0.95, method="exact")
     assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
-    assert all(type(value) in (int, float) for value in found.values())
+    assert all(type(value) in (int, float) for value in metrics.values())
 
 
-def chosen(model: Any, examples: list[Example]) -> tuple[list[bool], list[bool]]:
-    """Whether the likeliest choice of each document is the right one, by its sum and by its mean over characters."""
+def choice_hits(model: Any, examples: list[Example]) -> tuple[list[bool], list[bool]]:
+    """Return per document whether the likeliest choice is right, by summed and by per-character log-probability."""
     right, right_by_length = [], []
     for document in choice_documents(examples, RENDERER, 120, seed=0):
         prompt = RENDERER.tokenizer(document["query"])["input_ids"]
@@ -98,47 +99,47 @@ def chosen(model: Any, examples: list[Example]) -> tuple[list[bool], list[bool]]
     return right, right_by_length
 
 
-def test_a_limit_and_no_tasks(policy: Path) -> None:
+def test_run_tasks_limit_and_empty_list(policy: Path) -> None:
     limited = run_tasks(lm_eval("target_choice", limit=6), policy, EXAMPLES, RENDERER, "cpu", seed=0)
     assert limited["target_choice"]["documents"] == 6
     assert run_tasks(lm_eval(), policy, EXAMPLES, RENDERER, "cpu", seed=0) == {}
 
 
-def greedy(model: Any, prompt: list[int], most: int) -> str:
-    """Token by token, without a cache."""
+def greedy(model: Any, prompt: list[int], max_new_tokens: int) -> str:
+    """Decode token by token, without a cache."""
     ids = list(prompt)
-    while len(ids) - len(prompt) < most and (len(ids) == len(prompt) or ids[-1] not in RENDERER.end_ids):
+    while len(ids) - len(prompt) < max_new_tokens and (len(ids) == len(prompt) or ids[-1] not in RENDERER.end_ids):
         with torch.no_grad():
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     return str(RENDERER.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)).strip()
 
 
-def test_lm_evals_exact_match_is_that_of_greedy_answers(tmp_path: Path) -> None:
+def test_run_tasks_exact_match_equals_that_of_greedy_answers(tmp_path: Path) -> None:
     model = taught(EXAMPLES[::2])
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
-    fitting = generation_documents(EXAMPLES, RENDERER, 120, 32)
-    expected = [d["target"] == greedy(model, RENDERER.tokenizer(d["query"])["input_ids"], 32) for d in fitting]
-    (found,) = run_tasks(lm_eval("target_generation"), tmp_path, EXAMPLES, RENDERER, "cpu", seed=0).values()
+    documents = generation_documents(EXAMPLES, RENDERER, 120, 32)
+    expected = [d["target"] == greedy(model, RENDERER.tokenizer(d["query"])["input_ids"], 32) for d in documents]
+    (metrics,) = run_tasks(lm_eval("target_generation"), tmp_path, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert 0 < np.mean(expected) < 1
-    assert found["exact_match"] == pytest.approx(np.mean(expected))
-    assert (found["documents"], found["left_out"]) == (24, 0)
-    assert (found["truncated"], found["fewshot"], found["chat_template"]) == (0, 0, 1)
+    assert metrics["exact_match"] == pytest.approx(np.mean(expected))
+    assert (metrics["documents"], metrics["left_out"]) == (24, 0)
+    assert (metrics["truncated"], metrics["fewshot"], metrics["chat_template"]) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("form", ["20{}-01-02", "[{}, 2]", "0{}", "{{'a': {}}}"])
-def test_targets_that_a_library_would_read_otherwise_stay_texts(form: str, tmp_path: Path) -> None:
-    """A column of dates became times, and a target such as [1, 2] a list: no answer was ever right."""
+def test_run_tasks_date_like_and_list_like_targets_stay_texts(form: str, tmp_path: Path) -> None:
+    """A column of dates became times and "[1, 2]" a list, so no answer was ever right."""
     examples = [example(f"e{i}", f"what is {i}?", form.format(10 + i)) for i in range(8)]
     model = taught(examples)
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
-    found = run_tasks(lm_eval("target_generation", "target_choice"), tmp_path, examples, RENDERER, "cpu", seed=0)
+    results = run_tasks(lm_eval("target_generation", "target_choice"), tmp_path, examples, RENDERER, "cpu", seed=0)
     greedily = [greedy(model, RENDERER.prompt(e.prompt), 32) == e.target for e in examples]
     assert any(greedily)
-    assert found["target_generation"]["exact_match"] == pytest.approx(np.mean(greedily))
-    assert found["target_choice"]["acc"] == pytest.approx(np.mean(chosen(model, examples)[0]))
+    assert results["target_generation"]["exact_match"] == pytest.approx(np.mean(greedily))
+    assert results["target_choice"]["acc"] == pytest.approx(np.mean(choice_hits(model, examples)[0]))
 
 
-def test_a_prompt_that_cannot_be_answered_whole_is_left_out_of_generation() -> None:
+def test_generation_documents_leave_out_prompts_without_room_for_an_answer() -> None:
     short, long_target, long_prompt = (
         example("a", "a?", "b"),
         example("b", "a?", "the cat sat on the mat " * 20),
@@ -149,87 +150,89 @@ def test_a_prompt_that_cannot_be_answered_whole_is_left_out_of_generation() -> N
     assert generation_documents([short], RENDERER, room - 1, 64) == []
 
 
-def test_a_document_that_does_not_fit_is_counted(policy: Path) -> None:
+def test_run_tasks_too_long_prompt_counts_as_left_out(policy: Path) -> None:
     long = example("long", "what is the name of the cat? " * 30, "b", category="odd")
-    found = run_tasks(lm_eval("target_choice"), policy, [*EXAMPLES, long], RENDERER, "cpu", seed=0)
-    assert (found["target_choice"]["documents"], found["target_choice"]["left_out"]) == (24, 1)
+    results = run_tasks(lm_eval("target_choice"), policy, [*EXAMPLES, long], RENDERER, "cpu", seed=0)
+    assert (results["target_choice"]["documents"], results["target_choice"]["left_out"]) == (24, 1)
 
 
-def test_a_request_that_lm_eval_cuts_is_counted(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task file with data of its own is used as it stands, whatever the length of its prompts."""
+def test_run_tasks_request_longer_than_the_model_counts_as_truncated(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task file with its own data keeps all its documents, however long."""
     rows = [{"query": "cat " * words, "target": "dog"} for words in (1, 2, 400)]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = yaml.safe_load((TASKS / "target_generation.yaml").read_text())
-    kept = {"data_files": {"test": str(tmp_path / "own.jsonl")}, "cache_dir": str(tmp_path)}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**config, "task": "own", "dataset_kwargs": kept}))
-    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+    data = {"data_files": {"test": str(tmp_path / "own.jsonl")}, "cache_dir": str(tmp_path)}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**config, "task": "own", "dataset_kwargs": data}))
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval_tasks.TASKS", tmp_path)
     lm_eval("own").check()
-    found = run_tasks(lm_eval("own"), policy, EXAMPLES, RENDERER, "cpu", seed=0)["own"]
-    assert (found["documents"], found["left_out"], found["truncated"]) == (3, 0, 1)
+    metrics = run_tasks(lm_eval("own"), policy, EXAMPLES, RENDERER, "cpu", seed=0)["own"]
+    assert (metrics["documents"], metrics["left_out"], metrics["truncated"]) == (3, 0, 1)
 
 
-def test_an_unknown_task_is_a_users_mistake() -> None:
+def test_check_unknown_task_names_the_existing_ones() -> None:
     lm_eval("target_choice", "target_generation").check()
-    with pytest.raises(UserError, match=r"lm_eval\.tasks=nothing_so: no such task; lm_eval/ holds target_choice"):
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=nothing_so: .*target_choice"):
         lm_eval("nothing_so").check()
 
 
-def test_a_task_of_lm_evals_without_its_data_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_task_without_its_data_names_the_ways_to_supply_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"lm_eval.tasks=piqa: its data cannot be had .*download them once.*data_files"):
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=piqa: .*HF_HOME.*local\.piqa=FILE.*data_files"):
         lm_eval("piqa").check()
 
 
 @pytest.mark.parametrize("task", ["humaneval", "mbpp", "humaneval_infilling"])
-def test_a_task_that_runs_the_models_code_is_refused_before_its_data_are_looked_for(task: str) -> None:
-    with pytest.raises(UserError, match=f"lm_eval.tasks={task}: it runs code.*confirm_run_unsafe_code=true"):
+def test_check_code_running_task_is_rejected_before_its_data_load(task: str) -> None:
+    with pytest.raises(UserError, match=f"lm_eval.tasks={task}: .*confirm_run_unsafe_code=true"):
         lm_eval(task).check()
 
 
-def test_a_file_of_ours_may_not_run_code_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+def test_check_code_running_task_file_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval_tasks.TASKS", tmp_path)
     (tmp_path / "own.yaml").write_text("task: own\nunsafe_code: true\n")
-    with pytest.raises(UserError, match=r"lm_eval\.tasks=own: it runs code"):
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=own: .*confirm_run_unsafe_code"):
         lm_eval("own").check()
     lm_eval("own", confirm_run_unsafe_code=True).check()
 
 
-def test_a_group_stands_for_all_tasks_in_it() -> None:
-    found = {"group_subtasks": {"all": ["few", "one"], "few": ["two", "three"], "one": []}}
-    assert parts_of(found, "all") == ["two", "three", "one"]
-    assert parts_of(found, "two") == ["two"]
-    assert parts_of({}, "alone") == ["alone"]
+def test_subtasks_of_a_group_include_those_of_nested_groups() -> None:
+    results = {"group_subtasks": {"all": ["few", "one"], "few": ["two", "three"], "one": []}}
+    assert subtasks(results, "all") == ["two", "three", "one"]
+    assert subtasks(results, "two") == ["two"]
+    assert subtasks({}, "alone") == ["alone"]
 
 
-def test_a_tasks_file_decides_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+def test_fingerprint_changes_with_the_task_file_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval_tasks.TASKS", tmp_path)
     (tmp_path / "own.yaml").write_text("task: own\n")
     before = lm_eval("own").fingerprint()
     data = tmp_path / "d.jsonl"
     for written in ("a", "b"):  # the file's own content, then that of its data
         data.write_text(written)
         (tmp_path / "own.yaml").write_text(f"task: own\ndataset_kwargs:\n  data_files: {{test: {data}}}\n")
-        before, known = lm_eval("own").fingerprint(), before
-        assert before != known
+        before, previous = lm_eval("own").fingerprint(), before
+        assert before != previous
 
 
-def test_a_tasks_file_that_cannot_be_read_is_a_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+def test_check_unreadable_task_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval_tasks.TASKS", tmp_path)
     (tmp_path / "own.yaml").write_text("task: own\nprocess_docs: !function utils.process\n")
-    with pytest.raises(UserError, match=r"lm_eval\.tasks=own: own\.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"lm_eval\.tasks=own: own\.yaml"):
         lm_eval("own").check()
 
 
-def test_a_backend_without_what_it_needs_is_a_users_mistake() -> None:
+def test_check_unusable_backend_is_rejected() -> None:
     with pytest.raises(UserError, match=r"lm_eval\.backend: .*backend\.python=nowhere"):
         lm_eval("target_choice", backend=vllm(python="nowhere")).check()
-    with pytest.raises(UserError, match=r"lm_eval\.backend: hf or vllm"):
+    with pytest.raises(UserError, match=r"lm_eval\.backend: .*hf or vllm"):
         lm_eval("target_choice", backend=None).check()
 
 
 @pytest.mark.parametrize(("setting", "value"), [("limit", 0), ("fewshot", -1), ("batch_size", 0)])
-def test_numbers_that_cannot_be(setting: str, value: int) -> None:
+def test_settings_number_out_of_range_is_named(setting: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.lm_eval\.{setting}={value}"):
         lm_eval("target_choice", **{setting: value})
 
@@ -252,7 +255,7 @@ IFEVAL = [
 
 @pytest.fixture
 def ifeval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A local file of IFEval's. The packages that its checks import, of which these need nothing, are stood in for."""
+    """Write a local file of IFEval's, and replace the packages that its checks import but these rows do not need."""
     for name, content in (("immutabledict", {"immutabledict": dict}), ("langdetect", {})):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     (tmp_path / "nltk/tokenizers/punkt_tab").mkdir(parents=True)
@@ -264,61 +267,57 @@ def ifeval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return file
 
 
-def test_ifeval_over_a_local_file_needs_no_network(ifeval: Path, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that answers with zebras follows all instructions but none that is broken by a comma."""
+def test_run_tasks_ifeval_over_a_local_file_needs_no_network(
+    ifeval: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model follows every instruction but one: its second answer holds a comma."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    own = lm_eval("ifeval", local={"ifeval": str(ifeval)})
-    own.check()
+    settings = lm_eval("ifeval", local={"ifeval": str(ifeval)})
+    settings.check()
     teach = [
         example("a", IFEVAL[0]["prompt"], "cat dog"),  # type: ignore[arg-type]
         example("b", IFEVAL[1]["prompt"], "zebra, zebra"),  # type: ignore[arg-type]
     ]
     folder = ifeval.parent / "policy"
     model = taught(teach)
-    model.config.max_position_embeddings = 2048  # IFEval has answers of 1280 tokens written
+    model.config.max_position_embeddings = 2048  # IFEval generates up to 1280 tokens
     save_policy(folder, model, tokenizer(), "# a card\n")
-    (found,) = run_tasks(own, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()
-    assert found["documents"] == 2
-    assert found["prompt_level_strict_acc"] == 0.5  # the first prompt alone
-    assert found["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second the zebras
+    (metrics,) = run_tasks(settings, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()
+    assert metrics["documents"] == 2
+    assert metrics["prompt_level_strict_acc"] == 0.5  # only the first prompt
+    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second prompt only the zebras
 
 
-def test_ifeval_names_what_is_not_installed_before_anything_is_computed(
-    ifeval: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = lm_eval("ifeval", local={"ifeval": str(ifeval)})
+def test_check_ifeval_names_missing_package_and_data(ifeval: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = lm_eval("ifeval", local={"ifeval": str(ifeval)})
     monkeypatch.setattr(nltk.data, "path", [])
-    with pytest.raises(
-        UserError, match=r"tasks=ifeval: it needs NLTK's punkt_tab: python -m nltk\.downloader punkt_tab"
-    ):
-        own.check()
+    with pytest.raises(UserError, match=r"tasks=ifeval: .*python -m nltk\.downloader punkt_tab"):
+        settings.check()
     for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "langdetect", None)
-    with pytest.raises(
-        UserError, match=r"tasks=ifeval: it needs the package langdetect.*pip install -e '\.\[ifeval\]'"
-    ):
-        own.check()
+    with pytest.raises(UserError, match=r"tasks=ifeval: .*langdetect.*pip install -e '\.\[ifeval\]'"):
+        settings.check()
 
 
 @pytest.mark.parametrize(
     ("tasks", "local", "changes", "message"),
     [
-        (["piqa"], {"ifeval": "file.jsonl"}, {}, r"local\.ifeval: .* names no such task"),
-        (["target_choice"], {"target_choice": "file.jsonl"}, {}, r"local\.target_choice: .* names no such task"),
+        (["piqa"], {"ifeval": "file.jsonl"}, {}, r"local\.ifeval: .*evaluation\.lm_eval\.tasks"),
+        (["target_choice"], {"target_choice": "file.jsonl"}, {}, r"local\.target_choice: .*evaluation\.lm_eval\.tasks"),
         (["piqa"], {"piqa": "absent.jsonl"}, {}, r"local\.piqa=.*absent\.jsonl: no such file"),
-        (["piqa"], {"piqa": "file.txt"}, {}, r"local\.piqa=.*file\.txt: its name must end with \.json,"),
+        (["piqa"], {"piqa": "file.txt"}, {}, r"local\.piqa=.*file\.txt: .*\.json,"),
         (
             ["piqa"],
             {"piqa": "file.jsonl"},
             {"fewshot": 3},
-            r"fewshot=3: .*file\.jsonl holds the documents.*null, which are the same here",
+            r"fewshot=3: .*file\.jsonl .*piqa",
         ),
-        (["mmlu"], {"mmlu": "file.jsonl"}, {}, r"local\.mmlu: it is no single task"),
+        (["mmlu"], {"mmlu": "file.jsonl"}, {}, r"local\.mmlu: .*group"),
     ],
     ids=str,
 )
-def test_local_data_that_cannot_be_used(
+def test_check_unusable_local_file_is_named(
     tmp_path: Path, tasks: list[str], local: dict[str, str], changes: dict[str, Any], message: str
 ) -> None:
     for name in ("file.jsonl", "file.txt"):
@@ -328,40 +327,38 @@ def test_local_data_that_cannot_be_used(
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot"])
-def test_task_over_a_local_file_shows_no_examples_whatever_its_own_number(task: str, tmp_path: Path) -> None:
-    """Its own number is for the hub's splits: of a file, the examples were the documents asked, with their answers."""
+def test_run_tasks_over_a_local_file_ignores_the_tasks_num_fewshot(task: str, tmp_path: Path) -> None:
+    """lm-eval showed the documents asked, with their answers, since a file has no other split."""
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"what is {word}?", "answer": "#### 1"}) for word in WORDS))
     model = llama()
-    model.config.max_position_embeddings = 2048  # GSM8K has answers of 256 tokens written
+    model.config.max_position_embeddings = 2048  # GSM8K generates up to 256 tokens
     save_policy(tmp_path / "policy", model, tokenizer(), "# a card\n")
-    own = lm_eval(task, local={task: str(file)}, limit=2)
-    assert _configs(_theirs(), task)[0]["num_fewshot"] > 0
-    own.check()
-    (found,) = run_tasks(own, tmp_path / "policy", EXAMPLES, RENDERER, "cpu", seed=0).values()
-    assert (found["documents"], found["fewshot"]) == (2, 0)
+    settings = lm_eval(task, local={task: str(file)}, limit=2)
+    assert builtin_configs(task)[0]["num_fewshot"] > 0
+    settings.check()
+    (metrics,) = run_tasks(settings, tmp_path / "policy", EXAMPLES, RENDERER, "cpu", seed=0).values()
+    assert (metrics["documents"], metrics["fewshot"]) == (2, 0)
 
 
-def test_own_task_file_without_examples_to_show_refuses_to_show_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """lm-eval would take them from the test documents, the document asked among them."""
+def test_check_task_file_without_example_split_rejects_fewshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval would take the examples from the test documents, the document asked among them."""
     rows = [{"query": f"{word}?", "target": word} for word in WORDS]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = yaml.safe_load((TASKS / "target_generation.yaml").read_text())
     files = {"test": str(tmp_path / "own.jsonl"), "train": str(tmp_path / "own.jsonl")}
-    own = {**config, "task": "own", "dataset_kwargs": {"data_files": files, "cache_dir": str(tmp_path)}}
-    monkeypatch.setattr("selfcontrast.evaluation.lm_eval.TASKS", tmp_path)
+    task = {**config, "task": "own", "dataset_kwargs": {"data_files": files, "cache_dir": str(tmp_path)}}
+    monkeypatch.setattr("selfcontrast.evaluation.lm_eval_tasks.TASKS", tmp_path)
 
     def write(**changes: Any) -> None:
-        (tmp_path / "own.yaml").write_text(yaml.safe_dump({**own, **changes}))
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump({**task, **changes}))
 
     write()
     lm_eval("own").check()
-    with pytest.raises(UserError, match=r"tasks=own: 3 examples.*own\.yaml names no split.*training_split.*fewshot=0"):
+    with pytest.raises(UserError, match=r"tasks=own: own\.yaml .*3 .*training_split.*fewshot=0"):
         lm_eval("own", fewshot=3).check()
     write(num_fewshot=2)
-    with pytest.raises(UserError, match=r"tasks=own: 2 examples"):
+    with pytest.raises(UserError, match=r"tasks=own: own\.yaml .*2 "):
         lm_eval("own").check()
     lm_eval("own", fewshot=0).check()
     for split in ("training_split", "fewshot_split"):
@@ -369,17 +366,17 @@ def test_own_task_file_without_examples_to_show_refuses_to_show_any(
         lm_eval("own").check()
 
 
-def test_answers_longer_than_the_model_are_refused_before_anything_is_computed() -> None:
+def test_check_positions_rejects_generations_longer_than_the_model() -> None:
     lm_eval("ifeval").check_positions(1281)
-    with pytest.raises(UserError, match=r"tasks=ifeval: it has answers of up to 1280 tokens.* 1280 positions"):
+    with pytest.raises(UserError, match=r"tasks=ifeval: .*1280 tokens.*1280 positions"):
         lm_eval("ifeval").check_positions(1280)
     lm_eval("target_generation").check_positions(8)
 
 
-def test_local_data_decide_the_result_by_their_content(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_content_of_local_files(tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.jsonl" for name in "abc"]
     for file, text in zip(files, ("{}", "{}", "[]"), strict=True):
         file.write_text(text)
-    one, same, other = (lm_eval("piqa", local={"piqa": str(file)}).fingerprint() for file in files)
-    assert one == same != other
+    first, same, other = (lm_eval("piqa", local={"piqa": str(file)}).fingerprint() for file in files)
+    assert first == same != other
     assert "local" not in lm_eval("piqa").fingerprint()

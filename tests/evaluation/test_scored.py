@@ -1,8 +1,7 @@
-"""The step of a model on the way from the fine-tuned one to the last round's policy."""
+"""The training step of a model between the fine-tuned one and the last round's policy."""
 
 from pathlib import Path
 
-from selfcontrast.stages.evaluate import SystemScores
 from selfcontrast.store import Artifact
 
 
@@ -10,17 +9,17 @@ def artifact(stage: str, **summary: object) -> Artifact:
     return Artifact(stage, "0f", Path(stage), {"summary": summary}, cached=True)
 
 
-def test_step_goes_on_over_rounds() -> None:
-    """A second round of 10 steps after a first of 8: its first checkpoint of two is step 13."""
+def test_measured_step_continues_over_rounds() -> None:
+    """The first checkpoint of a second round, at step 5, is step 13 after a first round of 8 steps."""
     sft = artifact("sft", steps=99)
     rounds = [artifact("align", steps=8, checkpoints=[4]), artifact("align", steps=10, checkpoints=[5])]
     scored = [(sft, [], None)]
     for number, policy in enumerate(rounds):
         earlier = [sft, *rounds[:number]]
         scored += [(policy, earlier, 1), (policy, earlier, None)]
-    found = [
+    models = [
         SystemScores("", policy, checkpoint, artifact("evaluate"), None, earlier).measured()
         for policy, earlier, checkpoint in scored
     ]
-    assert [each.step for each in found] == [0, 4, 8, 13, 18]
-    assert [each.checkpoint for each in found] == [False, True, False, True, False]
+    assert [model.step for model in models] == [0, 4, 8, 13, 18]
+    assert [model.checkpoint for model in models] == [False, True, False, True, False]

@@ -45,7 +45,7 @@ def test_a_judge_that_fails_for_a_third_of_the_calls(finished: Finished, tmp_pat
         url = f"{NAME}.judge.servers.base_urls=[{server.url}]"
         failed = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
         assert failed.returncode == 1
-        assert "10 of 16 judgments can be used, 62.5%, which is below min_coverage=0.95" in failed.stderr
+        assert "10 of 16 judgments are usable (62.5%), below min_coverage=0.95" in failed.stderr
         assert len(server.asked) == 16
         server.fault = lambda number, body: None
         done = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)

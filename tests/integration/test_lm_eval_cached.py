@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from datasets.packaged_modules.json.json import Json
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.lm_eval import run_tasks
+from selfcontrast.evaluation.lm_eval_run import run_tasks
 from tiny import policy_folder, tokenizer
 
 pytestmark = pytest.mark.slow

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.lm_eval import TASKS, run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents, generation_documents
+from selfcontrast.evaluation.lm_eval_run import run_tasks
+from selfcontrast.evaluation.lm_eval_tasks import TASKS
 from selfcontrast.models.loading import save_policy
 from tiny import example, taught, tokenizer
 

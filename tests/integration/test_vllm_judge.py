@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from judging import around, pair, reading, single
-from measuring import answered, subject
+from benchmark_cases import subject, write_answers
+from judge_cases import judge_context, pair, reply_settings, single
 from selfcontrast.client import Servers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS
@@ -22,7 +22,7 @@ from vllm_server import serve
 
 LENGTH = 2048
 CASE, REPLY = pair("a cat", "a dog"), "[[B]]"
-READING = reading(attempts=2, max_tokens=24, max_characters=20_000)
+READING = reply_settings(attempts=2, max_tokens=24, max_characters=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
 
 @pytest.mark.vllm
 def test_its_verdict_is_read_and_weighed_as_in_this_process(url: str, policy: Path, tmp_path: Path) -> None:
-    near = around(tmp_path)
+    near = judge_context(tmp_path)
     for verdict in ("text", "logprob"):
         with judge(url, verdict).open(near) as there:
             [found] = there([CASE])
@@ -66,10 +66,10 @@ def test_its_verdict_is_read_and_weighed_as_in_this_process(url: str, policy: Pa
 def test_nonsense_is_no_mean(url: str, tmp_path: Path) -> None:
     """At a temperature of 2 hardly a reply has a verdict: the run says how many have one, and fails below its bound."""
     examples = [example(f"e{i}", f"what is {i}?", f"a cat {i}") for i in range(8)]
-    scores = answered(tmp_path / "scores", {(one.id, 0): ["a dog"] for one in examples})
+    scores = write_answers(tmp_path / "scores", {(one.id, 0): ["a dog"] for one in examples})
     wild = judge(url, temperature=2.0)
     of = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=wild)
-    with pytest.raises(UserError, match=r"of 16 judgments can be used, .* below min_coverage=1"):
+    with pytest.raises(UserError, match=r"of 16 .*min_coverage=1"):
         of.run(tmp_path, subject(examples, scores))
     rows = pd.read_parquet(tmp_path / JUDGMENTS)
     assert len(rows) == 16
@@ -78,7 +78,7 @@ def test_nonsense_is_no_mean(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.vllm
 def test_a_prompt_that_is_longer_than_the_server_reads_is_an_error_of_that_judgment(url: str, tmp_path: Path) -> None:
-    with judge(url).open(around(tmp_path)) as judging:
+    with judge(url).open(judge_context(tmp_path)) as judging:
         long, short = judging([single("the dog " * 2000), CASE])
     assert (long.status, long.value) == ("api_error", None)
     assert short.status == "ok"

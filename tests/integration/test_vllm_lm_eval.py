@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmark_cases import lm_eval
 from jobs import TINY, read_result, run_train, stages
-from measuring import lm_eval
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.lm_eval import run_tasks
+from selfcontrast.evaluation.lm_eval_run import run_tasks
 from tiny import example, policy_folder, tokenizer
 from vllm_cases import backend
 

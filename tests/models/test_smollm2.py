@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.data.candidates import Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.lm_eval import run_tasks
 from selfcontrast.evaluation.lm_eval_documents import choice_documents
+from selfcontrast.evaluation.lm_eval_run import run_tasks
 from selfcontrast.generators.hf import HF
 from selfcontrast.models import smollm2
 from selfcontrast.models.smollm2 import gguf_file

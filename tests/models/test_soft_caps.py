@@ -10,9 +10,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model
 
-from measuring import lm_eval
+from benchmark_cases import lm_eval
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.lm_eval import _opened
+from selfcontrast.evaluation.lm_eval_run import open_lm
 from selfcontrast.filters.encode import SentenceEncoder
 from selfcontrast.models.reward import RewardModel
 from tiny import tokenizer
@@ -65,9 +65,9 @@ def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path
         logits = plain(folder, Gemma2ForCausalLM, attention)(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
 
-    with _opened(lm_eval(), folder, Renderer(tokenizer()), "cpu", special_tokens=False) as lm:
-        ((actual, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
-    check(actual, log_likelihood("eager"), log_likelihood("sdpa"))
+    with open_lm(lm_eval(), folder, Renderer(tokenizer()), "cpu", special_tokens=False) as lm:
+        ((found, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
+    check(found, log_likelihood("eager"), log_likelihood("sdpa"))
 
 
 @pytest.mark.parametrize("text", [PROMPT, ANSWER])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from judging import around, reading, single
+from judge_cases import judge_context, reply_settings, single
 from models.test_reward import classifier_folder
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Budget
@@ -150,8 +150,11 @@ def test_encoder_from_a_masked_language_model_without_pooler_loads(tmp_path: Pat
 
 def test_judge_damaged_weights_refused(policy: Path, tmp_path: Path) -> None:
     folder = copy_with(policy, tmp_path / "model", as_ddp)
-    judge = HFJudge(str(folder), "float32", 0.0, "text", 4096, reading(attempts=1), batch_size=1)
-    with judge.open(around(tmp_path, budget=Budget(None))) as judging, pytest.raises(UserError, match="are missing"):
+    judge = HFJudge(str(folder), "float32", 0.0, "text", 4096, reply_settings(attempts=1), batch_size=1)
+    with (
+        judge.open(judge_context(tmp_path, budget=Budget(None))) as judging,
+        pytest.raises(UserError, match="are missing"),
+    ):
         judging([single("a cat")])
 
 

@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from selfcontrast.errors import UserError
-from selfcontrast.evaluation.statistics import Crossed
+from selfcontrast.evaluation.statistics import CrossedMean
 from selfcontrast.results import Result
 from studies.claims import page as claims_page
 from studies.claims.__main__ import main
@@ -119,8 +119,8 @@ def test_the_rise_is_the_least_squares_line(make: Make) -> None:
     assert told(found)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
 
 
-def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
-    return Crossed(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, seeds, 100, 0.95)
+def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
+    return CrossedMean(estimate, estimate - half, estimate + half, 0.04, half / 2, 0.0, seeds, 100, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> Crossed:
         (crossed(0.03, float("nan")), float("nan"), INCONCLUSIVE),
     ],
 )
-def test_the_rule(effect: Crossed, p_holm: float, expected: str) -> None:
+def test_the_rule(effect: CrossedMean, p_holm: float, expected: str) -> None:
     assert verdict(effect, p_holm) == expected
 
 

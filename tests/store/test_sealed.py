@@ -105,7 +105,7 @@ def test_ledger_edited_verdicts_are_reported_and_ignored(
     file.write_text(file.read_text().replace('"value": 2.0', '"value": 9.0', 2))
     again = Ledger(tmp_path / "judgments", {"model": "m"})
     assert [again.get(key) is None for key in "abc"] == [True, True, False]
-    assert "2 judgments are damaged and not used" in caplog.text
+    assert "2 damaged judgments" in caplog.text
     assert main(["verify", "--store", str(tmp_path)]) == 1
     assert f"damaged  judgments/{file.name}: 2 lines have changed" in capsys.readouterr().out
 

@@ -1,21 +1,21 @@
-"""AlpacaEval's files of model outputs, by path.
+"""Read AlpacaEval's files of model outputs.
 
-Files are a JSON array or JSON Lines, also with .gz. Rows are matched by the instruction's text, never by their place:
-a model that lacks some instructions would else be compared with the answers to others.
+Files are a JSON array or JSON Lines, also with .gz. Rows are matched by the instruction's text, never by position.
+Otherwise a model that lacks some instructions would be compared with answers to others.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
+from selfcontrast.evaluation.rows import object_rows, text_of
 
 
 @dataclass(frozen=True)
 class Output:
-    """A model's answer to an instruction, and how difficult that is, where the file says so."""
+    """A model's output for an instruction, with the instruction's difficulty if the file has it."""
 
     instruction: str
     output: str
@@ -24,37 +24,23 @@ class Output:
 
 
 def read_outputs(path: str, key: str) -> dict[str, Output]:
-    """A model's outputs by instruction. `key` is the config's name of the path.
+    """Read a model's outputs by instruction. `key` is the config key of the path, for messages.
 
-    Raises `UserError` for a file or row that is unusable, and for an instruction that stands twice.
+    Raises `UserError` for an unusable file or row, and for an instruction that occurs twice.
     """
-    found: dict[str, Output] = {}
-    for place, row in _rows(path, key):
-        difficulty = None if row.get("instruction_difficulty") is None else _difficulty(row, place)
-        texts = _text(row, "instruction", place), _text(row, "output", place)
+    outputs: dict[str, Output] = {}
+    for where, row in object_rows(path, key):
+        difficulty = None if row.get("instruction_difficulty") is None else _difficulty(row, where)
+        texts = text_of(row, "instruction", where), text_of(row, "output", where)
         output = Output(*texts, str(row.get("generator") or ""), difficulty)
-        if output.instruction in found:
-            raise UserError(f"{place}: the instruction stands twice; keep one output for each")
-        found[output.instruction] = output
-    return found
+        if output.instruction in outputs:
+            raise UserError(f"{where}: this instruction occurs twice. Keep one output per instruction.")
+        outputs[output.instruction] = output
+    return outputs
 
 
-def _rows(path: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for place, row in read_rows(path, key):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, {place}: a row must be an object with columns, not {type(row).__name__}")
-        yield f"{path}, {place}", row
-
-
-def _text(row: Mapping[str, Any], column: str, place: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise UserError(f"{place}: '{column}' must be a text, not {value!r}")
-    return value
-
-
-def _difficulty(row: Mapping[str, Any], place: str) -> float:
+def _difficulty(row: Mapping[str, Any], where: str) -> float:
     value = row.get("instruction_difficulty")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{place}: 'instruction_difficulty' must be a number, not {value!r}")
+        raise UserError(f"{where}: 'instruction_difficulty' must be a number, not {value!r}")
     return float(value)

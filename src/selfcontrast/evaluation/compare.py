@@ -1,4 +1,4 @@
-"""Policies side by side: means, paired differences and win rates, each with an interval clustered by prompt."""
+"""Compare policies: means, paired differences and win rates, with intervals clustered by prompt."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict, cast
 import pandas as pd
 import pyarrow.parquet as pq
 
-from selfcontrast.evaluation.evaluate import ANSWERS, LIKELIHOOD, Decoded, Evaluation
+from selfcontrast.evaluation.evaluate import ANSWERS, LIKELIHOOD, Evaluation, NamedDecoding
 from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.statistics import (
     Interval,
@@ -19,10 +19,10 @@ from selfcontrast.evaluation.statistics import (
 )
 
 BASELINE = "SFT"
-EXAMPLES = 20  # of flagged prompts, shown in the report
+EXAMPLES = 20  # flagged prompts shown in the report
 
 
-# What is compared is written to result.json and read back as it is: dictionaries, of which these are the types.
+# The types of the dictionaries that are written to result.json and read back.
 
 
 class Bounds(TypedDict):
@@ -44,7 +44,7 @@ class Paired(TypedDict):
 
 
 class AgainstBest(Paired):
-    """The same from the baseline at the decoding that suits it best."""
+    """A difference from the baseline at the baseline's best decoding."""
 
     decoding: str
 
@@ -53,9 +53,9 @@ class Row(TypedDict):
     """A system at a decoding.
 
     Attributes:
-        nll: -log p of a response, in nats: at temperature 1 an estimate of the policy's entropy.
-        tokens: of a response, the mean.
-        difference, p_value, win_rate, against_best: from and over the baseline; absent from its own rows.
+        nll: mean -log p of a response, in nats. At temperature 1 it estimates the policy's entropy.
+        tokens: mean tokens of a response.
+        difference, p_value, win_rate, against_best: relative to the baseline; absent from its own rows.
     """
 
     system: str
@@ -79,14 +79,14 @@ class CategoryRow(TypedDict):
 
 
 class LikelihoodRow(TypedDict):
-    """The mean log-probability per token that a system gives the targets."""
+    """A system's mean log-probability per target token, in nats."""
 
     system: str
     log_prob_per_token: Bounds
 
 
 class FlaggedPrompt(TypedDict):
-    """A prompt that resembles a training prompt, and that prompt."""
+    """A prompt that resembles a training prompt, with that training prompt as `match`."""
 
     prompt: str
     match: str
@@ -95,8 +95,13 @@ class FlaggedPrompt(TypedDict):
 
 
 class Contaminated(TypedDict):
-    """Of the `prompts` of `benchmark` how many are `flagged` as resembling a training prompt, some of them, and the
-    rows of the first decoding `without` them; none where none is flagged, or all."""
+    """Prompts that resemble a training prompt.
+
+    Attributes:
+        prompts, flagged: number of the benchmark's prompts, and of those that are flagged.
+        examples: some flagged prompts.
+        without: rows of the first decoding without the flagged prompts; empty if none or all are flagged.
+    """
 
     benchmark: str
     prompts: int
@@ -109,7 +114,7 @@ class Comparison(TypedDict):
     """The numbers of a run.
 
     Attributes:
-        measure: "score" where a verifier graded, else "similarity" (to the target's embedding: a proxy).
+        measure: "score" if a verifier graded, else "similarity" to the target's embedding, a proxy.
         rows: one per system and decoding.
         contamination: absent from results of early releases.
     """
@@ -128,11 +133,14 @@ def row_of(comparison: Comparison, system: str, decoding: str) -> Row:
 def compare(
     systems: Mapping[str, Path], settings: Evaluation, seen: pd.DataFrame, baseline: str = BASELINE
 ) -> Comparison:
-    """Compares score folders by system name; `baseline` among them is what the others are paired with.
+    """Compare systems.
 
-    `seen` tells which prompts resemble a training prompt: the columns of `contamination.FILE`.
+    Args:
+        systems: folders of the stage evaluate, by system name.
+        seen: which prompts resemble a training prompt, with the columns of `contamination.FILE`.
+        baseline: the system that the others are paired with.
     """
-    seen = seen[seen["benchmark"] == settings.split]  # benchmarks with questions of their own tell it themselves
+    seen = seen[seen["benchmark"] == settings.split]  # benchmarks report on their own questions
     answers = read_answers(systems)
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = measure_of(answers[baseline])
@@ -163,8 +171,11 @@ def compare(
 
 
 def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, Any]:
-    """What a comparison over several jobs is made from: `ids` of the prompts, sorted, and per system and decoding the
-    mean over a prompt's samples, in their order: `means`."""
+    """Return the input of comparisons over several jobs.
+
+    `ids` are the sorted prompt ids. `means` has, by system and decoding, each prompt's mean over its samples, in the
+    order of `ids`.
+    """
     answers = read_answers(systems)
     first = next(iter(answers.values()))
     measure = measure_of(first)
@@ -172,21 +183,21 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
     def means(frame: pd.DataFrame, decoding: str) -> pd.Series:
         return dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
 
-    found = {
+    by_system = {
         name: {way.name: means(frame, way.name).round(6).tolist() for way in settings.ways}
         for name, frame in answers.items()
     }
-    return {"ids": sorted(first["id"].unique().tolist()), "means": found}
+    return {"ids": sorted(first["id"].unique().tolist()), "means": by_system}
 
 
 def read_answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """Read the answers of each system. Raises `UserError` for a stored number that is none, with its example's id."""
-    found = {}
+    """Read the answers of each system; raise `UserError` that names the example of a number that is not finite."""
+    answers = {}
     for name, folder in systems.items():
-        frame = found[name] = pd.read_parquet(folder / ANSWERS)
+        frame = answers[name] = pd.read_parquet(folder / ANSWERS)
         for column in ("log_prob", measure_of(frame)):
             check_finite(f"{folder / ANSWERS}: the {column} of the answer", frame["id"], frame[column])
-    return found
+    return answers
 
 
 def measure_of(frame: pd.DataFrame) -> str:
@@ -195,7 +206,7 @@ def measure_of(frame: pd.DataFrame) -> str:
 
 def _rows(
     answers: Mapping[str, pd.DataFrame],
-    ways: Sequence[Decoded],
+    ways: Sequence[NamedDecoding],
     measure: str,
     options: dict[str, Any],
     baseline: str,
@@ -205,27 +216,27 @@ def _rows(
     rows = []
     for way in ways:
         for system, frame in answers.items():
-            own = dialogues(frame, way.name, measure)
+            scored = dialogues(frame, way.name, measure)
             row = Row(
                 system=system,
                 decoding=way.name,
                 temperature=way.temperature,
-                mean=mean_of(own, measure, options),
-                # Sampled at temperature 1, -log p is an unbiased estimate of the entropy; else a mere description.
-                nll=float(-own["log_prob"].mean()),
-                tokens=float(own["tokens"].mean()),
+                mean=mean_of(scored, measure, options),
+                # At temperature 1, -log p is an unbiased estimate of the entropy; otherwise it is only descriptive.
+                nll=float(-scored["log_prob"].mean()),
+                tokens=float(scored["tokens"].mean()),
             )
             if system != baseline:
-                same, against = _paired(own, base[way.name], options), _paired(own, base[best], options)
+                same, against = _paired(scored, base[way.name], options), _paired(scored, base[best], options)
                 row["difference"], row["p_value"] = same["difference"], same["p_value"]
-                row["win_rate"] = _win_rate(own, base[way.name], options)
+                row["win_rate"] = _win_rate(scored, base[way.name], options)
                 row["against_best"] = AgainstBest(decoding=best, **against)
             rows.append(row)
     return rows
 
 
 def dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFrame:
-    """One row per prompt and sample: the mean over its turns. Sorted, so that systems pair up."""
+    """Average over turns: one row per prompt and sample, sorted, so that systems pair up."""
     chosen = answers[answers["decoding"] == decoding]
     grouped = chosen.groupby(["id", "sample"], sort=True)
     return grouped.agg(
@@ -240,36 +251,39 @@ def bounds_of(interval: Interval) -> Bounds:
     return cast("Bounds", dict(vars(interval)))
 
 
-def mean_of(own: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
-    """A score is in [0, 1], where an interval has width even if all answers are right."""
+def mean_of(scored: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
+    """Return the mean with its interval. For scores, in [0, 1], it has width even if all answers are right."""
     if measure == "score":
-        return bounds_of(rate_interval(own["value"], own["id"], confidence=options["confidence"]))
-    return bounds_of(mean_interval(own["value"], own["id"], **options))
+        return bounds_of(rate_interval(scored["value"], scored["id"], confidence=options["confidence"]))
+    return bounds_of(mean_interval(scored["value"], scored["id"], **options))
 
 
-def _win_rate(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Bounds:
-    both = own.merge(base, on=["id", "sample"], suffixes=("", "_base"))
+def _win_rate(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Bounds:
+    both = system.merge(base, on=["id", "sample"], suffixes=("", "_base"))
     wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
     return bounds_of(win_rate(wins, both["id"], confidence=options["confidence"]))
 
 
-def _paired(own: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
-    """The mean difference by prompt. SFT's best decoding is chosen on the same prompts, which flatters it a little: a
-    gain over it stands, a loss against it is rather overstated."""
-    paired = (own["value"], base["value"], own["id"], base["id"])
-    tested = {name: value for name, value in options.items() if name != "confidence"}
+def _paired(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
+    """Return the mean difference by prompt.
+
+    SFT's best decoding is chosen on the same prompts, which favours SFT a little. So gains over it are safe, and losses
+    are rather overstated.
+    """
+    paired = (system["value"], base["value"], system["id"], base["id"])
+    without_level = {name: value for name, value in options.items() if name != "confidence"}
     difference = bounds_of(paired_difference(*paired, **options))
-    return Paired(difference=difference, p_value=paired_permutation_test(*paired, **tested))
+    return Paired(difference=difference, p_value=paired_permutation_test(*paired, **without_level))
 
 
 def _contamination(seen: pd.DataFrame) -> Contaminated:
     flagged = seen[seen["flagged"]]
-    shown = flagged[["prompt", "match", "containment", "similarity"]].head(EXAMPLES).astype(object)
+    examples = flagged[["prompt", "match", "containment", "similarity"]].head(EXAMPLES).astype(object)
     return {
         "benchmark": ", ".join(dict.fromkeys(seen["benchmark"])),
         "prompts": len(seen),
         "flagged": len(flagged),
-        "examples": cast("list[FlaggedPrompt]", shown.where(shown.notna(), None).to_dict("records")),
+        "examples": cast("list[FlaggedPrompt]", examples.where(examples.notna(), None).to_dict("records")),
         "without": [],
     }
 

@@ -1,10 +1,13 @@
-"""Which benchmark prompts stand, or nearly stand, among the training prompts: a score on them shows memory.
+"""Find benchmark prompts that are nearly among the training prompts. A score on them measures memory.
 
-Two rules, either of which flags a prompt. By *n-grams*: the share of the prompt's word n-grams that one training
-prompt holds too (Brown et al. 2020, arXiv 2005.14165, appendix C, counts any overlap; a share of one training prompt
-tells a copy from a common phrase). By *embedding*: the cosine to the nearest training prompt, which finds what was
-reworded (Yang et al. 2023, arXiv 2311.04850). What is compared is what the user says, without system prompts, which
-all examples of a data set may share, and without replies.
+Either of two rules flags a prompt:
+
+- n-grams: the fraction of the prompt's word n-grams that a single training prompt contains. Brown et al. 2020 (arXiv
+  2005.14165, appendix C) count any overlap. The fraction separates a copy from a common phrase.
+- embedding: the cosine to the nearest training prompt, which finds reworded prompts (Yang et al. 2023, arXiv
+  2311.04850).
+
+Only user messages are compared. System prompts may be the same in a whole data set, and replies do not count.
 """
 
 import re
@@ -30,13 +33,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE = "contamination.parquet"
-UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: a word is a character
+UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each character is a word
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
-_BLOCK = 4096  # training prompts compared at once with all of a benchmark
+_BLOCK = 4096  # training prompts per block, compared with a whole benchmark
 
 Numbers = NDArray[np.float64]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Contamination:
     """When a benchmark prompt counts as seen in training.
 
     Attributes:
-        ngram: words in a row, at least 2; a prompt of fewer words is flagged by an equal prompt alone.
-        containment: share of the prompt's n-grams in one training prompt, in (0, 1], from which on it is flagged.
-        similarity: cosine to the nearest training prompt's embedding, in (0, 1], from which on it is flagged; None
-            computes no embeddings.
-        encoder: embeds the prompts; not used where `similarity` is None.
+        ngram: words per n-gram, at least 2. A prompt of fewer words is flagged only by an equal prompt.
+        containment: minimum fraction of the prompt's n-grams in one training prompt to flag it, in (0, 1].
+        similarity: minimum cosine to the nearest training prompt's embedding to flag it, in (0, 1]; None computes no
+            embeddings.
+        encoder: embeds the prompts; unused if `similarity` is None.
     """
 
     ngram: Annotated[Count, Field(ge=2, le=1000)]
@@ -60,7 +63,7 @@ class Contamination:
         check_numbers(self, "evaluation.contamination")
 
     def check(self) -> None:
-        """Raise `UserError` where the encoder is needed and known to be missing."""
+        """Raise `UserError` if the encoder is needed and missing."""
         if self.similarity is not None:
             self.encoder.check()
 
@@ -76,7 +79,7 @@ def check_benchmarks(
     training: Sequence[str],
     device: str,
 ) -> dict[str, Any]:
-    """Writes `find_contamination` of each benchmark (prompts by id) to `folder`; returns how many were flagged."""
+    """Write `find_contamination` of each benchmark (prompts by id) to `folder`; return how many are flagged."""
     training = list(dict.fromkeys(training))
     frames = []
     for name, prompts in benchmarks.items():
@@ -84,9 +87,9 @@ def check_benchmarks(
         frame.insert(0, "benchmark", name)
         frame.insert(1, "id", list(prompts))
         frames.append(frame)
-    found = pd.concat(frames, ignore_index=True)
-    found.to_parquet(folder / FILE)
-    counts = found.groupby("benchmark", sort=False)["flagged"].agg(["size", "sum"])
+    table = pd.concat(frames, ignore_index=True)
+    table.to_parquet(folder / FILE)
+    counts = table.groupby("benchmark", sort=False)["flagged"].agg(["size", "sum"])
     flat = {"prompts": counts["size"], "flagged": counts["sum"]}
     return {f"{name}/{what}": int(count) for what, column in flat.items() for name, count in column.items()}
 
@@ -94,27 +97,35 @@ def check_benchmarks(
 def find_contamination(
     settings: Contamination, prompts: Sequence[str], training: Sequence[str], device: str
 ) -> pd.DataFrame:
-    """One row per prompt [n], in order; ValueError where there is no training prompt.
+    """Compare each prompt with the training prompts; return one row per prompt [n], in order.
 
-    Columns: `prompt`; `containment` in [0, 1] and `copied`, the training prompt that holds most of its n-grams (""
-    where none holds any); `similarity` and `nearest`, the cosine to the nearest training prompt and its text (NaN and
-    "" where `settings.similarity` is None); `flagged`; `match`, the training prompt that it is flagged for, else "".
+    Columns:
+        prompt: the prompt.
+        containment: largest fraction of its n-grams in one training prompt, in [0, 1].
+        copied: that training prompt; "" if none has any of them.
+        similarity: cosine to the nearest training prompt; NaN if `settings.similarity` is None.
+        nearest: that training prompt; "" if `settings.similarity` is None.
+        flagged: True if either rule applies.
+        match: the training prompt that it is flagged for, else "".
+
+    Raises:
+        ValueError: without training prompts.
     """
     if not training:
         raise ValueError("no training prompts to compare with")
-    share, holder = containment(prompts, training, settings.ngram)
-    copied = [training[at] if found > 0 else "" for at, found in zip(holder, share, strict=True)]
-    by_words = share >= settings.containment
+    fractions, sources = containment(prompts, training, settings.ngram)
+    copied = [training[index] if value > 0 else "" for index, value in zip(sources, fractions, strict=True)]
+    by_words = fractions >= settings.containment
     similarity, nearest = np.full(len(prompts), np.nan), [""] * len(prompts)
     if settings.similarity is not None:
         similarity, closest = nearest_cosine(prompts, training, settings.encoder, device)
-        nearest = [training[at] for at in closest]
-    by_meaning = similarity >= (settings.similarity or 1.0)  # never of NaN
+        nearest = [training[index] for index in closest]
+    by_meaning = similarity >= (settings.similarity or 1.0)  # NaN compares as False
     matches = zip(by_words, copied, by_meaning, nearest, strict=True)
     return pd.DataFrame(
         {
             "prompt": list(prompts),
-            "containment": share,
+            "containment": fractions,
             "copied": copied,
             "similarity": similarity,
             "nearest": nearest,
@@ -124,66 +135,66 @@ def find_contamination(
     )
 
 
-def containment(prompts: Sequence[str], training: Sequence[str], ngram: int) -> tuple[Numbers, Places]:
-    """Per prompt the largest share of its distinct n-grams that one training prompt holds [n], and whose it is [n].
+def containment(prompts: Sequence[str], training: Sequence[str], ngram: int) -> tuple[Numbers, Indices]:
+    """Return per prompt the largest fraction of its distinct n-grams in one training prompt, and its index, both [n].
 
-    The first training prompt of several with one share. 0 for a prompt without a word.
+    Ties go to the first training prompt. A prompt without words has 0.
     """
-    own = [_ngrams(prompt, ngram) for prompt in prompts]
-    column = {gram: at for at, gram in enumerate(dict.fromkeys(gram for grams in own for gram in grams))}
-    benchmark = _incidence([[column[gram] for gram in grams] for grams in own], len(column)).T.tocsr()
-    sizes = np.array([len(grams) for grams in own], dtype=np.float64)
-    best, holder = np.zeros(len(own)), np.zeros(len(own), dtype=np.int64)
+    ngrams = [_ngrams(prompt, ngram) for prompt in prompts]
+    column = {gram: i for i, gram in enumerate(dict.fromkeys(gram for grams in ngrams for gram in grams))}
+    benchmark = _incidence([[column[gram] for gram in grams] for grams in ngrams], len(column)).T.tocsr()
+    sizes = np.array([len(grams) for grams in ngrams], dtype=np.float64)
+    best, sources = np.zeros(len(ngrams)), np.zeros(len(ngrams), dtype=np.int64)
     for start, block in _blocks(training):
         known = [[column[gram] for gram in _ngrams(text, ngram) if gram in column] for text in block]
         shared = (_incidence(known, len(column)) @ benchmark).toarray()  # [block, n]
-        at = shared.argmax(axis=0)
-        most = shared[at, np.arange(len(own))]
-        better = most > best
-        best[better], holder[better] = most[better], start + at[better]
-    return best / np.maximum(sizes, 1), holder
+        index = shared.argmax(axis=0)
+        largest = shared[index, np.arange(len(ngrams))]
+        better = largest > best
+        best[better], sources[better] = largest[better], start + index[better]
+    return best / np.maximum(sizes, 1), sources
 
 
 def nearest_cosine(
     prompts: Sequence[str], training: Sequence[str], encoder: Encoder, device: str
-) -> tuple[Numbers, Places]:
-    """Per prompt the cosine to its nearest training prompt [n], and which that is [n]."""
+) -> tuple[Numbers, Indices]:
+    """Return per prompt the cosine to its nearest training prompt, and that one's index, both [n]."""
     texts = list(dict.fromkeys([*prompts, *training]))
-    row = {text: at for at, text in enumerate(texts)}
+    row = {text: i for i, text in enumerate(texts)}
     with encoder.open(device) as encode:
         vectors, counts = encode(texts), unread(encode, texts)
     report_unread("contamination", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
-    own = vectors[[row[prompt] for prompt in prompts]]
+    queries = vectors[[row[prompt] for prompt in prompts]]
     best, nearest = np.full(len(prompts), -np.inf), np.zeros(len(prompts), dtype=np.int64)
     for start, block in _blocks(training):
-        cosines = vectors[[row[text] for text in block]] @ own.T  # [block, n]
-        at = cosines.argmax(axis=0)
-        most = cosines[at, np.arange(len(own))]
-        better = most > best
-        best[better], nearest[better] = most[better], start + at[better]
+        cosines = vectors[[row[text] for text in block]] @ queries.T  # [block, n]
+        index = cosines.argmax(axis=0)
+        largest = cosines[index, np.arange(len(queries))]
+        better = largest > best
+        best[better], nearest[better] = largest[better], start + index[better]
     return best, nearest
 
 
 def user_text(example: Example) -> str:
-    """What the user says in an example, played or not, a line per message."""
-    said = example.turns or [message["content"] for message in example.prompt if message["role"] == "user"]
-    return "\n".join(said)
+    """Return the user's messages in an example, one per line."""
+    messages = example.turns or [message["content"] for message in example.prompt if message["role"] == "user"]
+    return "\n".join(messages)
 
 
 def _ngrams(text: str, size: int) -> set[tuple[str, ...]]:
-    """The distinct runs of `size` words, in small letters and without punctuation; of a shorter text, all of it."""
+    """Return the distinct n-grams of `size` words, case-folded, without punctuation. A shorter text is one n-gram."""
     words = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     if len(words) < size:
         return {tuple(words)} if words else set()
-    return {tuple(words[at : at + size]) for at in range(len(words) - size + 1)}
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
 def _incidence(rows: Sequence[Sequence[int]], columns: int) -> "csr_array":
-    """A sparse matrix [rows, columns] with 1 at the columns that each row names."""
+    """Build a sparse matrix [rows, columns] with 1 in each row at the given columns."""
     from scipy.sparse import csr_array
 
     ends = np.cumsum([0, *(len(row) for row in rows)])
-    indices = np.array([at for row in rows for at in row], dtype=np.int64)
+    indices = np.array([index for row in rows for index in row], dtype=np.int64)
     return csr_array((np.ones(len(indices), dtype=np.int32), indices, ends), shape=(len(rows), columns))
 
 

@@ -1,4 +1,4 @@
-"""Score against KL(policy || SFT), of the fine-tuned model, of checkpoints of the training, and of the policy."""
+"""Score against KL(policy || SFT) along training: the fine-tuned model, checkpoints, and the policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,15 +22,17 @@ class PerPrompt(TypedDict):
 
 
 class CurvePoint(TypedDict):
-    """A model on the way from the fine-tuned one to the policy.
+    """A model between the fine-tuned one and the policy.
 
     Attributes:
-        system: its name; `step`: of preference training, counted over all rounds; 0 for the fine-tuned model.
-        checkpoint: whether it is an intermediate one.
-        score: at the curve's decoding; of the curve's measure.
-        kl: KL(system || SFT) in nats per response, by k1; `kl_k3`: by k3, lower where the system has given up answers.
-        entropy: of a response, in nats; `entropy_per_token`: over all tokens.
-        tokens: of a response, the mean.
+        step: step of preference training, counted over all rounds; 0 for the fine-tuned model.
+        checkpoint: True for an intermediate checkpoint.
+        score: the curve's measure at its decoding.
+        kl: KL(system || SFT) in nats per response, estimated by k1.
+        kl_k3: the same by k3, which is too low if the system no longer gives some of SFT's answers.
+        entropy: entropy of a response, in nats.
+        entropy_per_token: the same per token, over all tokens.
+        tokens: mean tokens of a response.
     """
 
     system: str
@@ -46,7 +48,7 @@ class CurvePoint(TypedDict):
 
 
 class Curve(TypedDict):
-    """Points in the order of training; `ids` are the prompts, sorted."""
+    """The points in the order of training. `ids` are the sorted prompt ids."""
 
     measure: str
     decoding: str
@@ -55,7 +57,7 @@ class Curve(TypedDict):
 
 
 def bounds_in(point: CurvePoint) -> dict[str, Bounds]:
-    """The numbers of a point that have an interval, by name."""
+    """Return a point's numbers with intervals, by name."""
     return {
         "score": point["score"],
         "kl": point["kl"],
@@ -66,12 +68,12 @@ def bounds_in(point: CurvePoint) -> dict[str, Bounds]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class CurveModel:
     """A model of the curve.
 
     Attributes:
-        scores: the folder of its answers.
-        divergence: of their log-probabilities; None where it cannot be estimated.
+        scores: folder of its answers.
+        divergence: folder of their log-probabilities; None if the KL cannot be estimated.
     """
 
     system: str
@@ -81,8 +83,8 @@ class Measured:
     divergence: Path | None
 
 
-def curve(measured: Sequence[Measured], settings: Evaluation) -> Curve | None:
-    """Numbers of the models, the fine-tuned one first; None where no decoding gives samples of the policy itself."""
+def curve(models: Sequence[CurveModel], settings: Evaluation) -> Curve | None:
+    """Compute the curve of the models, the fine-tuned one first; None without a decoding that samples the policy."""
     if settings.sampled is None:
         return None
     decoding = settings.sampled.name
@@ -91,21 +93,21 @@ def curve(measured: Sequence[Measured], settings: Evaluation) -> Curve | None:
         "n_bootstrap": settings.n_bootstrap,
         "seed": settings.seed,
     }
-    answers = read_answers({each.system: each.scores for each in measured})
-    measure = measure_of(answers[measured[0].system])
+    answers = read_answers({model.system: model.scores for model in models})
+    measure = measure_of(answers[models[0].system])
     points, ids = [], list[str]()
-    for each in measured:
-        assert each.divergence is not None, "there is a decoding for it"
-        own = dialogues(answers[each.system], decoding, measure)
-        by_answer = divergence.read(each.divergence)
-        prompts = own.groupby("id")["value"].mean().sort_index()
+    for model in models:
+        assert model.divergence is not None  # since settings.sampled exists
+        scored = dialogues(answers[model.system], decoding, measure)
+        by_answer = divergence.read(model.divergence)
+        prompts = scored.groupby("id")["value"].mean().sort_index()
         ids = prompts.index.tolist()
         points.append(
             CurvePoint(
-                system=each.system,
-                step=each.step,
-                checkpoint=each.checkpoint,
-                score=mean_of(own, measure, options),
+                system=model.system,
+                step=model.step,
+                checkpoint=model.checkpoint,
+                score=mean_of(scored, measure, options),
                 kl=_interval(by_answer["k1"], by_answer["id"], options),
                 kl_k3=_interval(by_answer["k3"], by_answer["id"], options),
                 entropy=_interval(-by_answer["log_prob"], by_answer["id"], options),
@@ -121,13 +123,13 @@ def curve(measured: Sequence[Measured], settings: Evaluation) -> Curve | None:
 
 
 def _interval(values: pd.Series, clusters: pd.Series, options: dict[str, Any]) -> Bounds:
-    if not values.any():  # the fine-tuned model is itself: no estimate
+    if not values.any():  # the fine-tuned model against itself is exactly 0
         return bounds_of(Interval(0.0, 0.0, 0.0, len(values), clusters.nunique(), options["confidence"]))
     return bounds_of(mean_interval(values, clusters, **options))
 
 
 def _per_token(by_answer: pd.DataFrame, options: dict[str, Any]) -> Bounds:
-    """All tokens weigh alike: an answer counts as many times as it has tokens."""
+    """Average over tokens, all with the same weight."""
     tokens = by_answer["tokens"].to_numpy()
     values = -by_answer["log_prob"].to_numpy() / np.maximum(tokens, 1)
     if not tokens.any():

@@ -1,4 +1,4 @@
-"""A policy's answers to evaluation prompts, dialogues played turn by turn with its own earlier replies."""
+"""Sample a policy's answers to evaluation prompts. Dialogues go turn by turn, with its own earlier replies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from selfcontrast.generators.backend import Responder
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampledAnswer:
     """One sampled answer to one turn. `log_prob` is summed over its tokens, in nats, at temperature 1."""
 
     id: str
@@ -24,10 +24,10 @@ class Answer:
 
 
 def messages_of(example: Example, replies: Sequence[str]) -> list[Message]:
-    """What an answer is an answer to.
+    """Return the messages before an answer.
 
     Args:
-        replies: the policy's own to the turns before; none for an example without `turns`, whose prompt is all.
+        replies: the policy's replies to earlier turns; empty for an example without `turns`.
     """
     if not example.turns:
         return list(example.prompt)
@@ -38,8 +38,8 @@ def messages_of(example: Example, replies: Sequence[str]) -> list[Message]:
 
 
 @dataclass(frozen=True)
-class Player:
-    """A policy, and what draws its answers."""
+class DialogueSampler:
+    """A sampler of a policy's answers, to single prompts and turn by turn to dialogues."""
 
     responder: Responder
     model: Path
@@ -47,48 +47,50 @@ class Player:
     seed: int
     shards: Path
 
-    def play(self, examples: Sequence[Example], decoding: Decoding, label: str) -> list[Answer]:
-        """Every turn of every example, `decoding.samples` times.
+    def play(self, examples: Sequence[Example], decoding: Decoding, label: str) -> list[SampledAnswer]:
+        """Answer every turn of every example, `decoding.samples` times.
 
-        An example with `turns` is a dialogue: each turn is answered after the policy's own earlier replies. Any
-        other is answered as its prompt stands. A prompt that leaves no room for an answer gets an empty one.
+        An example with `turns` is a dialogue: each turn follows the policy's own earlier replies. Other examples are
+        answered once. A prompt that leaves no room for an answer gets an empty one.
         """
         single = [(e.id, messages_of(e, [])) for e in examples if not e.turns]
         answers = [
-            _answer(c, name, 0, c.sample) for name, found in self._ask(single, decoding, label).items() for c in found
+            _answer(candidate, name, 0, candidate.sample)
+            for name, candidates in self._sample(single, decoding, label).items()
+            for candidate in candidates
         ]
         dialogues = {e.id: e for e in examples if e.turns}
         replies: dict[tuple[str, int], list[str]] = {
             (name, sample): [] for name in dialogues for sample in range(decoding.samples)
         }
-        one = Decoding(**{**vars(decoding), "samples": 1})
+        single_sample = Decoding(**{**vars(decoding), "samples": 1})
         for turn in range(max((len(e.turns) for e in dialogues.values()), default=0)):
             prompts = [
-                (f"{name}#{sample}#{turn}", messages_of(dialogues[name], so_far))
-                for (name, sample), so_far in replies.items()
+                (f"{name}#{sample}#{turn}", messages_of(dialogues[name], earlier))
+                for (name, sample), earlier in replies.items()
                 if turn < len(dialogues[name].turns)
             ]
-            for key, found in self._ask(prompts, one, f"{label} turn {turn + 1}").items():
+            for key, candidates in self._sample(prompts, single_sample, f"{label} turn {turn + 1}").items():
                 name, number, _ = key.rsplit("#", 2)
-                answers.append(_answer(found[0], name, turn, int(number)))
-                replies[name, int(number)].append(found[0].text)
+                answers.append(_answer(candidates[0], name, turn, int(number)))
+                replies[name, int(number)].append(candidates[0].text)
         return answers
 
-    def _ask(
+    def _sample(
         self, prompts: Sequence[tuple[str, list[Message]]], decoding: Decoding, label: str
     ) -> dict[str, list[Candidate]]:
         requests = [Request(name, self.renderer.prompt(messages), messages) for name, messages in prompts]
-        fitting = [request for request in requests if len(request.prompt) < decoding.max_length]
-        found = {
+        short = [request for request in requests if len(request.prompt) < decoding.max_length]
+        candidates = {
             request.id: [Candidate(request.id, s, "", [], "length", 0.0) for s in range(decoding.samples)]
             for request in requests
         }
-        if fitting:
+        if short:
             folder = self.shards / label.replace(" ", "-")
-            found |= self.responder.answers(self.model, fitting, decoding, self.seed, folder, label)
-        return found
+            candidates |= self.responder.answers(self.model, short, decoding, self.seed, folder, label)
+        return candidates
 
 
-def _answer(candidate: Candidate, name: str, turn: int, sample: int) -> Answer:
+def _answer(candidate: Candidate, name: str, turn: int, sample: int) -> SampledAnswer:
     ids = list(candidate.token_ids)
-    return Answer(name, sample, turn, candidate.text, len(ids), candidate.log_prob, ids)
+    return SampledAnswer(name, sample, turn, candidate.text, len(ids), candidate.log_prob, ids)

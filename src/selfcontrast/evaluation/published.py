@@ -1,7 +1,7 @@
-"""Published figures beside measured ones: read from a file that its user fills in, each with its source and page.
+"""Compare published figures with measured ones. Users fill them in, each with its source and page.
 
-None is in the package: the paper's tables could not be had when it was written, and a figure that nobody can look up is
-worse than none. An entry without a figure is shown nowhere.
+The package has none: the paper's tables were not available when it was written, and a figure that nobody can look up is
+worse than none. Entries without a figure are not shown.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ FOLDER = EVALUATION / "published"
 
 
 @dataclass(frozen=True)
-class Figure:
+class PublishedFigure:
     """A published number.
 
     Attributes:
-        system: as reports call it: SFT, or a method.
-        negatives: K; None where the method has none.
-        benchmark: by its name in `evaluation.benchmarks`, or "lm_eval".
-        what: the measure, as the benchmark's line has it; of lm_eval "TASK METRIC".
-        figure: as it is printed, a share in percent; None where it is not known.
+        system: its name in reports: SFT, or a method.
+        negatives: K; None for a method without K.
+        benchmark: its name in `evaluation.benchmarks`, or "lm_eval".
+        what: the measure, as in the benchmark's line; "TASK METRIC" for lm_eval.
+        figure: the number as printed, fractions in percent; None if unknown.
         source, page: where it is printed.
     """
 
@@ -42,63 +42,65 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A published figure, and what this run measured: a line's value, kind and note; None where it did not."""
+class PublishedComparison:
+    """A published figure and this run's measurement: value, kind and note of a line; None if not measured."""
 
-    published: Figure
+    published: PublishedFigure
     kind: str | None
     measured: Mapping[str, Any] | None
     note: str = ""
 
 
-def read_figures(name: str) -> list[Figure]:
-    """The figures of a file, or of `evaluation/published/NAME.yaml`; those that are not filled in are left out.
+def read_figures(name: str) -> list[PublishedFigure]:
+    """Read the figures of a file, or of `evaluation/published/NAME.yaml`, without entries that are not filled in.
 
     Raises:
-        UserError: for a file that cannot be read, or an entry that lacks a key, or a figure without source and page.
+        UserError: for an unreadable file, an entry with missing or unknown keys, or a figure without source and page.
     """
     file = FOLDER / f"{name}.yaml" if (FOLDER / f"{name}.yaml").is_file() else Path(name)
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"published={name}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"published={name}: cannot be read ({str(error).splitlines()[0]}). Name a YAML file."
+        ) from error
     if not isinstance(entries, list):
-        raise UserError(f"published={name}: a list of figures, as in evaluation/published/hh_rlhf.yaml")
-    found = [_figure(entry, f"{file}, entry {number}") for number, entry in enumerate(entries, start=1)]
-    return [figure for figure in found if figure.figure is not None]
+        raise UserError(f"published={name}: not a list of figures. Write it as in evaluation/published/hh_rlhf.yaml.")
+    figures = [_figure(entry, f"{file}, entry {number}") for number, entry in enumerate(entries, start=1)]
+    return [figure for figure in figures if figure.figure is not None]
 
 
-def _figure(entry: Any, where: str) -> Figure:
-    names = [field.name for field in fields(Figure)]
+def _figure(entry: Any, where: str) -> PublishedFigure:
+    names = [field.name for field in fields(PublishedFigure)]
     if not isinstance(entry, dict) or set(entry) != set(names):
-        raise UserError(f"{where}: it must have the keys {', '.join(names)}, and no other")
+        raise UserError(f"{where}: an entry has exactly the keys {', '.join(names)}.")
     try:
-        figure = TypeAdapter(Figure).validate_python(entry)
+        figure = TypeAdapter(PublishedFigure).validate_python(entry)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if figure.figure is not None and not (figure.source and figure.page):
-        raise UserError(f"{where}: a figure needs its source and page")
+        raise UserError(f"{where}: a figure needs source and page. Fill them in.")
     return figure
 
 
-def beside(
-    figures: list[Figure],
+def compare_published(
+    figures: list[PublishedFigure],
     negatives: int,
     benchmarks: Mapping[str, Any],
     lm_eval: Mapping[str, Any],
     confidence: float = 0.95,
 ) -> list[dict[str, Any]]:
-    """Each figure that is of this run's systems and K, with what was measured, as JSON.
+    """Return the figures of this run's systems and K with the measured values, as JSON.
 
     Args:
-        benchmarks, lm_eval: as of `results.Result`.
-        level: of lm-eval's intervals; a benchmark's have their own.
+        benchmarks, lm_eval: as in `results.Result`.
+        level: confidence level of lm-eval's intervals; benchmarks have their own.
     """
     lines = {
         (line["system"], name, line["what"]): (line["kind"], line["value"], line.get("note", ""))
-        for name, found in benchmarks.items()
-        for line in found["lines"]
+        for name, benchmark in benchmarks.items()
+        for line in benchmark["lines"]
     }
     for system, tasks in lm_eval.items():
         for task, metrics in tasks.items():
@@ -110,5 +112,5 @@ def beside(
     for figure in figures:
         if figure.system in systems and figure.negatives in (None, negatives):
             kind, value, note = lines.get((figure.system, figure.benchmark, figure.what), (None, None, ""))
-            rows.append(asdict(Beside(figure, kind, value, note)))
+            rows.append(asdict(PublishedComparison(figure, kind, value, note)))
     return rows

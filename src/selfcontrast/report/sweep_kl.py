@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from selfcontrast.evaluation.statistics import over_seeds
-from selfcontrast.evaluation.statistics.equal_kl import Path, at_equal_kl, score_at
+from selfcontrast.evaluation.statistics.equal_kl import KLPath, at_equal_kl, score_at
 from selfcontrast.report import text
 from selfcontrast.report.against_kl import KL_AXIS, path
 from selfcontrast.report.figures import axis_label
@@ -155,7 +155,7 @@ def _pairs(first: Point, other: Point) -> dict[int, tuple[SweepJob, SweepJob]]:
 def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
     """Score and difference from the first, of one job per arm."""
     paths = [
-        Path([point["by_prompt"]["kl"] for point in points], [point["by_prompt"]["score"] for point in points])
+        KLPath([point["by_prompt"]["kl"] for point in points], [point["by_prompt"]["score"] for point in points])
         for points in map(_points, jobs)
     ]
     evaluation = jobs[0].result.config["evaluation"]

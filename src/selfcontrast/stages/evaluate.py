@@ -12,7 +12,7 @@ from selfcontrast.evaluation import divergence, evaluate
 from selfcontrast.evaluation.benchmarks import answers, benchmark
 from selfcontrast.evaluation.benchmarks.benchmark import Benchmark, Subject
 from selfcontrast.evaluation.compare import BASELINE
-from selfcontrast.evaluation.curve import Measured
+from selfcontrast.evaluation.curve import CurveModel
 from selfcontrast.generators.backend import Responder
 from selfcontrast.job import Job
 from selfcontrast.models.loading import load_tokenizer
@@ -123,9 +123,9 @@ class SystemScores:
         steps = sum(int(policy.summary["steps"]) for policy in done if policy.stage == "align")
         return steps + (int(self.policy.summary["checkpoints"][self.checkpoint - 1]) if self.checkpoint else 0)
 
-    def measured(self) -> Measured:
+    def measured(self) -> CurveModel:
         folder = self.divergence.path if self.divergence else None
-        return Measured(self.system, self.step, self.checkpoint is not None, self.scores.path, folder)
+        return CurveModel(self.system, self.step, self.checkpoint is not None, self.scores.path, folder)
 
 
 def benchmark_results(
@@ -140,13 +140,13 @@ def benchmark_results(
     p = job.parts
     task: Benchmark = p.evaluation.benchmarks[name]
     examples = p.evaluation.choose(p.splits)
-    if reason := task.left_out(examples, p.grader):
+    if reason := task.skip_reason(examples, p.grader):
         log.info("%-24s left out: %s", name, reason)
         return {}
     if task.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
     settings = {"benchmark": task, **({} if task.own_prompts() else {"data": p.data, "verifier": p.verifier})}
-    questions, decoding = task.asking(examples), p.evaluation.ways[0].name
+    questions, decoding = task.answer_request(examples), p.evaluation.ways[0].name
     if questions:
         systems = {label: benchmark_answers(job, questions, name, trained[label], label) for label in systems}
         decoding = answers.OWN
@@ -155,8 +155,8 @@ def benchmark_results(
         base = None if label == BASELINE else systems.get(BASELINE)
         if task.relative and base is None:
             continue
-        surroundings = job.surroundings(f"{name} {label}")
-        subject = Subject(label, answered.path, base.path if base else None, examples, decoding, surroundings)
+        context = job.judge_context(f"{name} {label}")
+        subject = Subject(label, answered.path, base.path if base else None, examples, decoding, context)
         inputs = {"answers": answered, **({"baseline": base} if task.relative and base else {})}
         key, model = f"evaluation.benchmarks.{name}", trained[label].path / "model"
         compute = partial(_run_benchmark, task, key, settings_of(task), subject, model)
@@ -178,7 +178,7 @@ def _run_benchmark(
     return summary
 
 
-def benchmark_answers(job: Job, questions: answers.Asking, name: str, policy: Artifact, label: str) -> Artifact:
+def benchmark_answers(job: Job, questions: answers.AnswerRequest, name: str, policy: Artifact, label: str) -> Artifact:
     """Sample a policy's answers to a benchmark's own questions. All judges share them."""
     p = job.parts
     settings = {"asked": questions, "backend": p.evaluation.backend}

@@ -80,7 +80,7 @@ class Hardware:
             ),
             "strategy=fsdp2 cannot be used: it cannot shard 4-bit weights. Use ddp.": self.strategy == "fsdp2",
             "bf16_copy=true cannot be used: frozen weights need no copies. Set it to false.": self.bf16_copy,
-            "max_tokens_per_microbatch=auto cannot be used: the reference is scored in training's passes. Set a number.": (
+            "max_tokens_per_microbatch=auto cannot be used: training's passes score the reference. Set a number.": (
                 self.max_tokens_per_microbatch == "auto"
             ),
         }

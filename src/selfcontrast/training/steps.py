@@ -153,7 +153,7 @@ def rank_microbatches(
 def split_into_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, sharing: bool = True
 ) -> list[list[Group]]:
-    """Split groups into passes of similar lengths, within `max_tokens_per_microbatch` unless a single group is longer."""
+    """Split groups into microbatches of similar lengths. Only a single longer group exceeds the limit."""
     microbatches: list[list[Group]] = []
     tokens = max_tokens_per_microbatch
     for group in sorted(groups, key=length, reverse=True):

@@ -1,4 +1,4 @@
-"""A judge's server that fails in every way for a third of the calls: the coverage is true, and so is the mean."""
+"""A judge's server that fails in every way for a third of the calls: coverage and mean are still correct."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from judging import reading
-from measuring import answered, subject
+from benchmark_cases import subject, write_answers
+from judge_cases import reply_settings
 from openai_server import Body, Fault, OpenAIServer
 from selfcontrast.client import Servers
 from selfcontrast.errors import UserError
@@ -20,25 +20,25 @@ QUESTIONS = 30  # of two turns: 60 judgments
 OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 
 
-def said(text: str, finish: str = "stop", **message: Any) -> list[Body]:
+def choices(text: str, finish: str = "stop", **message: Any) -> list[Body]:
     return [{"message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}]
 
 
-def whole(choices: list[Body]) -> Fault:
-    return Fault(200, json.dumps({"choices": choices}).encode())
+def response(body: list[Body]) -> Fault:
+    return Fault(200, json.dumps({"choices": body}).encode())
 
 
 WRONG: list[tuple[str, Fault]] = [
     ("api_error", Fault(500)),
     ("api_error", Fault(200, b"<html><body>[[10]]</body></html>")),
     ("api_error", Fault(200, b'{"choices": [{"message": {"content": "[[10]]', promised=500)),
-    ("refused", whole(said("", refusal="I will not. [[10]]"))),
-    ("refused", whole(said("[[10]]", "content_filter"))),
-    ("truncated", whole(said("[[10]] or rather", "length"))),
-    ("unparsable", whole(said("It is as good as it gets: 10"))),
-    ("unparsable", whole(said("> [[10]]"))),
-    ("out_of_range", whole(said("[[100]]"))),
-    ("out_of_range", whole(said("[[10]] [[-1]]"))),
+    ("refused", response(choices("", refusal="I will not. [[10]]"))),
+    ("refused", response(choices("[[10]]", "content_filter"))),
+    ("truncated", response(choices("[[10]] or rather", "length"))),
+    ("unparsable", response(choices("It is as good as it gets: 10"))),
+    ("unparsable", response(choices("> [[10]]"))),
+    ("out_of_range", response(choices("[[100]]"))),
+    ("out_of_range", response(choices("[[10]] [[-1]]"))),
 ]
 
 
@@ -48,15 +48,15 @@ def every_third(number: int, body: Body) -> Fault | None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[[str, float], tuple[dict[str, Any], dict[str, Any]]]:
-    """Facts and lines of the benchmark, judged by the server at a URL."""
+    """Return a function that runs the benchmark with the judge at a URL and returns its facts and lines."""
     questions = tmp_path / "questions.jsonl"
     rows = [{"question_id": i, "category": "c", "turns": [f"What is {i}?", "Why?"]} for i in range(QUESTIONS)]
     questions.write_text("\n".join(map(json.dumps, rows)))
-    scores = answered(tmp_path / "scores", {(str(i), 0): [f"first {i}", f"second {i}"] for i in range(QUESTIONS)})
+    scores = write_answers(tmp_path / "scores", {(str(i), 0): [f"first {i}", f"second {i}"] for i in range(QUESTIONS)})
 
-    def judged(url: str, least: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    def judge_at(url: str, min_coverage: float) -> tuple[dict[str, Any], dict[str, Any]]:
         servers = Servers([url], concurrency=3, timeout=5, retries=0, initial_backoff=0.01, api_key_env=None)
-        of = MTBench(
+        benchmark = MTBench(
             grading="single",
             questions=str(questions),
             references=None,
@@ -68,28 +68,28 @@ def run(tmp_path: Path) -> Callable[[str, float], tuple[dict[str, Any], dict[str
             max_new_tokens=4,
             max_length=120,
             seed=0,
-            min_coverage=least,
-            judge=OpenAIJudge("selfcontrast", 0.0, "text", {}, reading(attempts=1), servers),
+            min_coverage=min_coverage,
+            judge=OpenAIJudge("selfcontrast", 0.0, "text", {}, reply_settings(attempts=1), servers),
         )
-        facts = of.run(tmp_path, subject([], scores))
-        return facts, {line.what: line.value for line in of.lines({"SFT": tmp_path}, OPTIONS)}
+        facts = benchmark.run(tmp_path, subject([], scores))
+        return facts, {line.what: line.value for line in benchmark.lines({"SFT": tmp_path}, OPTIONS)}
 
-    return judged
+    return judge_at
 
 
-def test_a_finished_run_has_its_true_coverage_and_the_others_mean(run: Any) -> None:
-    with OpenAIServer(lambda body: said("[[4]]"), every_third).open() as server:
+def test_run_with_failures_reports_coverage_and_mean_of_usable_judgments(run: Any) -> None:
+    with OpenAIServer(lambda body: choices("[[4]]"), every_third).open() as server:
         facts, lines = run(server.url, 0.5)
     assert (facts["judgments"], facts["coverage"]) == (60, 40 / 60)
-    expected = {status: 2 * sum(own == status for own, _ in WRONG) for status, _ in WRONG}
+    expected = {status: 2 * sum(other == status for other, _ in WRONG) for status, _ in WRONG}
     assert {status: facts[status] for status in expected} == expected
     assert (lines["mean"].estimate, lines["mean"].n) == (4, 40)
     assert lines["turn 1"].n + lines["turn 2"].n == 40
 
 
-def test_below_its_bound_it_fails_and_then_asks_for_the_missing_ones_alone(run: Any) -> None:
-    with OpenAIServer(lambda body: said("[[4]]"), every_third).open() as server:
-        with pytest.raises(UserError, match=r"40 of 60 judgments can be used, 66\.7%, .* below min_coverage=0\.9"):
+def test_run_below_min_coverage_fails_and_rerun_asks_only_for_missing(run: Any) -> None:
+    with OpenAIServer(lambda body: choices("[[4]]"), every_third).open() as server:
+        with pytest.raises(UserError, match=r"40 of 60 .*66\.7%.*min_coverage=0\.9"):
             run(server.url, 0.9)
         server.fault = lambda number, body: None
         facts, lines = run(server.url, 0.9)

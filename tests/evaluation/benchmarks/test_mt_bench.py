@@ -1,4 +1,4 @@
-"""Dialogues whose answers are graded."""
+"""MT-Bench: dialogues whose answers are graded or compared."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from judging import Lengths, around
-from measuring import Telling, answered, asked, subject
+from benchmark_cases import FakeJudge, sample_subject, subject, write_answers
+from judge_cases import Lengths, judge_context
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
-from selfcontrast.evaluation.benchmarks.mt_bench import OURS, MTBench, _mean
+from selfcontrast.evaluation.benchmarks.mt_bench import OWN_QUESTIONS, MTBench, _mean
 from selfcontrast.evaluation.benchmarks.questions import read_questions
 from selfcontrast.evaluation.judges import Case, Judgment
 from selfcontrast.evaluation.judges.panel import Panel
@@ -45,14 +45,14 @@ def benchmark(judge: Any, **changes: Any) -> MTBench:
     return MTBench(**{**settings, **changes})
 
 
-def written(folder: Path, *rows: dict[str, Any]) -> str:
+def write_questions(folder: Path, *rows: dict[str, Any]) -> str:
     file = folder / "questions.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     return str(file)
 
 
 def longer(case: Case) -> Judgment:
-    first, second = (len(own[-1]) for own in case.answers)
+    first, second = (len(answers[-1]) for answers in case.answers)
     return Judgment("ok", 0.5 + 0.5 * ((first > second) - (second > first)))
 
 
@@ -60,30 +60,34 @@ def by_turn(case: Case) -> Judgment:
     return Judgment("ok", 3.0 + case.turn + case.sample)
 
 
-def test_every_turn_of_every_sample_is_graded(tmp_path: Path) -> None:
-    """Greedy categories give one dialogue, the others as many as asked for; references go to guided ones alone."""
-    judge = Telling(by_turn)
-    of = benchmark(judge, questions=written(tmp_path, *ROWS))
-    facts = of.run(tmp_path, asked(of, [], tmp_path / "answers", policy_folder(tmp_path / "policy")))
-    assert sorted((c.example.id, c.sample, c.turn, c.references) for c in judge.asked) == [
+def test_run_grades_every_turn_of_every_sample(tmp_path: Path) -> None:
+    """Greedy categories have one dialogue per question, others `samples`; only guided ones get references."""
+    judge = FakeJudge(by_turn)
+    mt_bench = benchmark(judge, questions=write_questions(tmp_path, *ROWS))
+    facts = mt_bench.run(
+        tmp_path, sample_subject(mt_bench, [], tmp_path / "answers", policy_folder(tmp_path / "policy"))
+    )
+    assert sorted((c.example.id, c.sample, c.turn, c.references) for c in judge.cases) == [
         ("1", 0, 0, ("one",)),
         ("1", 0, 1, ("one", "two")),
         *(("2", sample, turn, ()) for sample in range(3) for turn in range(2)),
     ]
-    assert all(len(c.answers[0]) == c.turn + 1 for c in judge.asked)
+    assert all(len(c.answers[0]) == c.turn + 1 for c in judge.cases)
     assert (facts["questions"], facts["judgments"], facts["guided"]) == (2, 8, 2)
 
 
-def test_its_own_questions_may_be_training_prompts(tmp_path: Path) -> None:
-    own = benchmark(Telling(by_turn), questions=written(tmp_path, *ROWS))
-    assert own.own_prompts() == {"1": "cat\ndog", "2": "the cat\nmat"}
-    assert benchmark(Telling(by_turn), questions=written(tmp_path, *ROWS), limit=1).own_prompts() == {"1": "cat\ndog"}
-    assert benchmark(Telling(by_turn)).own_prompts() == {}  # the held-out prompts are checked whatever measures them
+def test_own_prompts_are_the_questions_of_the_file(tmp_path: Path) -> None:
+    mt_bench = benchmark(FakeJudge(by_turn), questions=write_questions(tmp_path, *ROWS))
+    assert mt_bench.own_prompts() == {"1": "cat\ndog", "2": "the cat\nmat"}
+    assert benchmark(FakeJudge(by_turn), questions=write_questions(tmp_path, *ROWS), limit=1).own_prompts() == {
+        "1": "cat\ndog"
+    }
+    assert benchmark(FakeJudge(by_turn)).own_prompts() == {}  # held-out prompts are always checked
 
 
-def test_means_by_turn_and_category_and_the_difference_from_sft(tmp_path: Path) -> None:
-    """Of one more point for all, but for a judgment that the policy lacks: it is left out of both."""
-    of = benchmark(Telling(by_turn))
+def test_lines_means_by_turn_and_category_and_difference_from_sft(tmp_path: Path) -> None:
+    """The policy is one point better everywhere. The judgment that it lacks is left out of both systems."""
+    mt_bench = benchmark(FakeJudge(by_turn))
     grades = {("a", 0): 2.0, ("a", 1): 4.0, ("b", 0): 6.0, ("b", 1): 9.0}
     for name, more in (("SFT", 0.0), ("Self-Contrast", 1.0)):
         rows = [
@@ -94,9 +98,9 @@ def test_means_by_turn_and_category_and_the_difference_from_sft(tmp_path: Path) 
             rows[-1] |= {"status": "truncated", "rating": None}
         (tmp_path / name).mkdir()
         pd.DataFrame(rows).astype({"rating": "float64"}).to_parquet(tmp_path / name / JUDGMENTS)
-    lines = of.lines({name: tmp_path / name for name in ("SFT", "Self-Contrast")}, OPTIONS)
-    found = {(line.system, line.what): line.value.estimate for line in lines}
-    assert found == {
+    lines = mt_bench.lines({name: tmp_path / name for name in ("SFT", "Self-Contrast")}, OPTIONS)
+    values = {(line.system, line.what): line.value.estimate for line in lines}
+    assert values == {
         ("SFT", "mean"): 21 / 4,
         ("SFT", "turn 1"): 4,
         ("SFT", "turn 2"): 6.5,
@@ -111,50 +115,49 @@ def test_means_by_turn_and_category_and_the_difference_from_sft(tmp_path: Path) 
     }
 
 
-def test_answers_are_compared_with_sfts_in_both_orders_turn_by_turn(tmp_path: Path) -> None:
-    """A judge of length, over two questions of two turns: the policy's is the longer but for the math's second turn.
+def test_run_pairwise_compares_every_turn_with_sft_in_both_orders(tmp_path: Path) -> None:
+    """The judge prefers the longer answer: of 4 comparisons the policy wins 2, ties 1 and loses 1, which is 2.5 / 4.
 
-    Of 4 comparisons it wins 2, ties 1 and loses 1: 2.5 / 4. The reference stands beside the guided category alone.
+    Only the guided category has a reference.
     """
-    judge = Telling(longer)
-    of = benchmark(judge, grading="pairwise", questions=written(tmp_path, *ROWS))
-    own = answered(tmp_path / "own", {("1", 0): ["long", "x"], ("2", 0): ["long", "same"]})
-    base = answered(tmp_path / "base", {("1", 0): ["a", "long"], ("2", 0): ["a", "same"]})
-    assert of.relative
-    facts = of.run(tmp_path, subject([], own, label="Self-Contrast", baseline=base))
+    judge = FakeJudge(longer)
+    mt_bench = benchmark(judge, grading="pairwise", questions=write_questions(tmp_path, *ROWS))
+    answers = write_answers(tmp_path / "own", {("1", 0): ["long", "x"], ("2", 0): ["long", "same"]})
+    base = write_answers(tmp_path / "base", {("1", 0): ["a", "long"], ("2", 0): ["a", "same"]})
+    assert mt_bench.relative
+    facts = mt_bench.run(tmp_path, subject([], answers, label="Self-Contrast", baseline=base))
     assert (facts["judgments"], facts["questions"], facts["guided"]) == (8, 2, 2)
-    assert [(c.turn, c.answers, c.references, c.swapped) for c in judge.asked[2:4]] == [
+    assert [(c.turn, c.answers, c.references, c.swapped) for c in judge.cases[2:4]] == [
         (1, (("long", "x"), ("a", "long")), ("one", "two"), False),
         (1, (("a", "long"), ("long", "x")), ("one", "two"), True),
     ]
-    found = {line.what: line.value.estimate for line in of.lines({"Self-Contrast": tmp_path}, OPTIONS)}
-    assert found["win rate over SFT"] == 2.5 / 4
-    assert found["verdicts that flip with the order"] == 0
-    assert (found["turn 1"], found["turn 2"]) == (1, 0.25)
-    assert (found["category math"], found["category writing"]) == (0.5, 0.75)
-    with pytest.raises(UserError, match="grading=both: one of single, pairwise"):
+    values = {line.what: line.value.estimate for line in mt_bench.lines({"Self-Contrast": tmp_path}, OPTIONS)}
+    assert values["win rate over SFT"] == 2.5 / 4
+    assert values["verdicts that flip with the order"] == 0
+    assert (values["turn 1"], values["turn 2"]) == (1, 0.25)
+    assert (values["category math"], values["category writing"]) == (0.5, 0.75)
+    with pytest.raises(UserError, match=r"grading=both: .*single.*pairwise"):
         benchmark(judge, grading="both")
 
 
-def test_another_judge_or_grading_asks_for_no_answer_again(tmp_path: Path) -> None:
-    """Answers are kept under what was asked, and how; the file's place and the judging are no part of it."""
-    file = written(tmp_path, *ROWS)
-    key = benchmark(Telling(by_turn), questions=file).asking([]).fingerprint()
+def test_answer_request_key_ignores_judge_grading_and_path(tmp_path: Path) -> None:
+    file = write_questions(tmp_path, *ROWS)
+    key = benchmark(FakeJudge(by_turn), questions=file).answer_request([]).fingerprint()
     (tmp_path / "moved.jsonl").write_text((tmp_path / "questions.jsonl").read_text())
-    same = benchmark(Telling(longer), questions=str(tmp_path / "moved.jsonl"), grading="pairwise", guided=[])
-    assert same.asking([]).fingerprint() == key
+    same = benchmark(FakeJudge(longer), questions=str(tmp_path / "moved.jsonl"), grading="pairwise", guided=[])
+    assert same.answer_request([]).fingerprint() == key
     for changes in ({"limit": 1}, {"temperature": 0.5}, {"samples": 2}, {"seed": 1}, {"max_new_tokens": 5}):
-        assert benchmark(Telling(by_turn), questions=file, **changes).asking([]).fingerprint() != key
+        assert benchmark(FakeJudge(by_turn), questions=file, **changes).answer_request([]).fingerprint() != key
 
 
-def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
+def test_run_on_the_datas_dialogues_with_its_verifier(tmp_path: Path) -> None:
     examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
-    of = benchmark(VerifierJudge())
+    mt_bench = benchmark(VerifierJudge())
     policy = policy_folder(tmp_path / "policy")
-    near = around(tmp_path, Lengths())
-    assert of.left_out(examples, Lengths()) is None
-    found = of.run(tmp_path, asked(of, examples, tmp_path / "answers", policy, surroundings=near))
-    assert found["questions"] == 1
+    context = judge_context(tmp_path, Lengths())
+    assert mt_bench.skip_reason(examples, Lengths()) is None
+    facts = mt_bench.run(tmp_path, sample_subject(mt_bench, examples, tmp_path / "answers", policy, context=context))
+    assert facts["questions"] == 1
     for row in pd.read_parquet(tmp_path / JUDGMENTS).to_dict("records"):
         assert row["rating"] == pytest.approx(1 + 9 * min(1, len(row["answer"]) / 10))
 
@@ -163,38 +166,45 @@ def test_the_datas_own_dialogues_under_its_verifier(tmp_path: Path) -> None:
     "judge",
     [
         VerifierJudge(),
-        Panel({"verifier": VerifierJudge(), "other": Telling(longer)}),
-        Panel({"panel": Panel({"other": Telling(longer), "verifier": VerifierJudge()}), "another": Telling(by_turn)}),
+        Panel({"verifier": VerifierJudge(), "other": FakeJudge(longer)}),
+        Panel(
+            {
+                "panel": Panel({"other": FakeJudge(longer), "verifier": VerifierJudge()}),
+                "another": FakeJudge(by_turn),
+            }
+        ),
     ],
     ids=["alone", "in a panel", "in a panel of a panel"],
 )
-def test_where_it_does_not_apply_it_says_why(judge: Any) -> None:
-    of = benchmark(judge)
-    assert of.left_out([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
-    assert of.left_out([], None) == "there is no verifier"
-    of.check(None)
-    with pytest.raises(UserError, match="grades the data's own prompts only"):
+def test_skip_reason_without_dialogues_or_verifier(judge: Any) -> None:
+    mt_bench = benchmark(judge)
+    assert mt_bench.skip_reason([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
+    assert mt_bench.skip_reason([], None) == "there is no verifier"
+    mt_bench.check(None)
+    with pytest.raises(UserError, match="judge=verifier"):
         benchmark(judge, questions="ours").check(Lengths())
 
 
-def test_our_own_questions() -> None:
-    benchmark(Telling(by_turn), questions="ours").check(None)
-    read = read_questions(str(OURS), None)
-    categories = [e.category for e in read.examples]
+def test_read_questions_of_this_project() -> None:
+    benchmark(FakeJudge(by_turn), questions="ours").check(None)
+    questions = read_questions(str(OWN_QUESTIONS), None)
+    categories = [e.category for e in questions.examples]
     assert {c: categories.count(c) for c in categories} == dict.fromkeys(
         ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"], 10
     )
-    assert all(len(e.turns) == 2 for e in read.examples)
-    assert {e.id for e in read.examples if e.category in ("math", "reasoning", "coding")} <= set(read.references)
+    assert all(len(e.turns) == 2 for e in questions.examples)
+    assert {e.id for e in questions.examples if e.category in ("math", "reasoning", "coding")} <= set(
+        questions.references
+    )
 
 
-def test_fastchats_files() -> None:
-    read = read_questions(
+def test_read_questions_of_fastchat() -> None:
+    questions = read_questions(
         str(shared_data("mt_bench", "question.jsonl")), str(shared_data("mt_bench", "reference_gpt-4.jsonl"))
     )
-    assert (len(read.examples), len(read.references)) == (80, 30)
-    assert read.examples[0].id == "81"
-    assert read.references["101"][0].startswith("If you have just overtaken the second person")
+    assert (len(questions.examples), len(questions.references)) == (80, 30)
+    assert questions.examples[0].id == "81"
+    assert questions.references["101"][0].startswith("If you have just overtaken the second person")
 
 
 @pytest.mark.parametrize(
@@ -202,17 +212,17 @@ def test_fastchats_files() -> None:
     [
         ([{"question_id": 1, "turns": "cat"}], "'turns' must be a list"),
         ([{"question_id": 1, "turns": []}], "'turns' must be a list"),
-        ([ROWS[0], ROWS[0]], "question 1 stands twice"),
-        ([{**ROWS[0], "reference": ["one"]}], "a reference for each of its turns"),
+        ([ROWS[0], ROWS[0]], "question 1 "),
+        ([{**ROWS[0], "reference": ["one"]}], "question 1 .*reference"),
     ],
 )
-def test_questions_that_cannot_be(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+def test_read_questions_unusable_row_is_named(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        read_questions(written(tmp_path, *rows), None)
+        read_questions(write_questions(tmp_path, *rows), None)
 
 
-def test_questions_weigh_alike_however_many_samples_they_have() -> None:
-    """Of two questions with ratings 9 (three samples) and 3 (one, greedy) the mean is 6; of wins 1 and 0 a half."""
+def test_mean_weighs_questions_equally_whatever_their_samples() -> None:
+    """Ratings 9 (three samples) and 3 (one greedy answer) average to 6; outcomes 1 and 0 to a half."""
     rows = [{"id": "hot", "turn": 0, "rating": 9.0, "outcome": 1.0}] * 3
     rows += [{"id": "cold", "turn": 0, "rating": 3.0, "outcome": 0.0}]
     frame = pd.DataFrame(rows)
@@ -221,23 +231,23 @@ def test_questions_weigh_alike_however_many_samples_they_have() -> None:
 
 
 @pytest.mark.parametrize("which", ["questions", "references"])
-def test_file_that_changes_between_the_check_and_its_key_is_refused(which: str, tmp_path: Path) -> None:
-    """It was read when the job began, and hashed when the benchmark's turn came: hours later, and another file."""
-    files = {"questions": written(tmp_path, *ROWS), "references": str(tmp_path / "references.jsonl")}
+def test_fingerprint_file_changed_since_check_is_rejected(which: str, tmp_path: Path) -> None:
+    """The file was read at the job's start and hashed hours later, when its content could be another."""
+    files = {"questions": write_questions(tmp_path, *ROWS), "references": str(tmp_path / "references.jsonl")}
     answers = [{"question_id": i, "choices": [{"turns": ["a", "b"]}]} for i in (1, 2)]
     Path(files["references"]).write_text("\n".join(map(json.dumps, answers)))
-    of = benchmark(Telling(by_turn), **files)
-    of.check(None)
-    before = of.fingerprint()
-    assert before == of.fingerprint()
+    mt_bench = benchmark(FakeJudge(by_turn), **files)
+    mt_bench.check(None)
+    before = mt_bench.fingerprint()
+    assert before == mt_bench.fingerprint()
     file = Path(files[which])
     file.write_text(file.read_text() + "\n")
     with pytest.raises(UserError, match=r"the benchmark's file=\S+ has changed while this job was reading it"):
-        of.fingerprint()
-    of.check(None)  # the next job's
-    assert of.fingerprint() != before
+        mt_bench.fingerprint()
+    mt_bench.check(None)  # as the next job does
+    assert mt_bench.fingerprint() != before
 
 
-def test_references_without_questions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^references=\S+: of which questions\?"):
-        benchmark(Telling(by_turn), references=str(tmp_path)).check(None)
+def test_check_references_without_questions_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^references=\S+ .*questions=FILE"):
+        benchmark(FakeJudge(by_turn), references=str(tmp_path)).check(None)

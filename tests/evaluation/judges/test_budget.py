@@ -1,4 +1,4 @@
-"""One cap for all that a job's judgments cost."""
+"""One cap on the cost of all judgments of a job."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.bills import Bills
-from selfcontrast.evaluation.judges.budget import OVERHEAD, Account, Budget, Price, most_tokens
+from selfcontrast.evaluation.judges.budget import OVERHEAD, Account, Budget, Price, token_upper_bound
 
 ONE_PER_TOKEN = Price(prompt=1e6, completion=1e6)
 
@@ -15,56 +15,56 @@ def account(folder: Path, budget: Budget, who: str = "a benchmark", price: Price
     return Account(price, budget, who, Bills(folder, {"judge": "one"}))
 
 
-def test_a_budget_stops_before_it_is_exceeded_whoever_spends(tmp_path: Path) -> None:
+def test_budget_stops_before_the_cap_across_accounts(tmp_path: Path) -> None:
     budget = Budget(100 + 2 * OVERHEAD)
-    one, other = (account(tmp_path, budget, who) for who in ("mt_bench SFT", "pairwise SFT"))
+    first, second = (account(tmp_path, budget, who) for who in ("mt_bench SFT", "pairwise SFT"))
     budget.count("paid before", 10)
-    tried = one.reserve("x" * 30, 50)  # 30 bytes and 50: with the overhead 122 in all
-    assert tried.reserved == 80 + OVERHEAD
-    with pytest.raises(UserError, match=r"evaluation\.max_cost=164 is reached by pairwise SFT: 122 "):
-        other.reserve("", 11)
-    tried.settle(20, 10)  # 40 in all
-    assert other.reserve("", 60 + OVERHEAD).reserved == 60 + 2 * OVERHEAD
-    with pytest.raises(UserError, match="reached by mt_bench SFT"):
-        one.reserve("x", 0)
+    request = first.reserve("x" * 30, 50)  # 30 bytes and 50: with the overhead 122 in all
+    assert request.reserved == 80 + OVERHEAD
+    with pytest.raises(UserError, match=r"evaluation\.max_cost=164 .*pairwise SFT: 122 "):
+        second.reserve("", 11)
+    request.settle(20, 10)  # 40 in all
+    assert second.reserve("", 60 + OVERHEAD).reserved == 60 + 2 * OVERHEAD
+    with pytest.raises(UserError, match="mt_bench SFT"):
+        first.reserve("x", 0)
 
 
-def test_what_was_paid_before_counts_once(tmp_path: Path) -> None:
+def test_budget_counts_an_earlier_payment_once(tmp_path: Path) -> None:
     budget = Budget(100 + OVERHEAD)
     for _ in range(3):
         budget.count("a", 60)
-    own = account(tmp_path, budget)
-    assert own.reserve("", 40).reserved == 40 + OVERHEAD
+    payer = account(tmp_path, budget)
+    assert payer.reserve("", 40).reserved == 40 + OVERHEAD
     budget.count("b", 1)
     with pytest.raises(UserError):
-        own.reserve("", 0)
+        payer.reserve("", 0)
 
 
-def test_without_a_price_or_a_cap_nothing_stops(tmp_path: Path) -> None:
+def test_budget_without_price_or_cap_never_stops(tmp_path: Path) -> None:
     assert account(tmp_path, Budget(0), price=None).reserve("x" * 10**6, 10**6).reserved == 0
     assert account(tmp_path, Budget(None)).reserve("", 10**9).reserved == 10**9 + OVERHEAD
 
 
-def test_try_that_was_never_settled_counts_at_its_most_in_the_next_run(tmp_path: Path) -> None:
-    own = account(tmp_path, Budget(None))
-    own.reserve("x", 50)
-    own.reserve("x", 50).settle(3, 4)
-    own.reserve("y", 50).settle(0, 0)
+def test_bills_unsettled_try_counts_at_its_maximum_in_the_next_run(tmp_path: Path) -> None:
+    payer = account(tmp_path, Budget(None))
+    payer.reserve("x", 50)
+    payer.reserve("x", 50).settle(3, 4)
+    payer.reserve("y", 50).settle(0, 0)
     again = Bills(tmp_path, {"judge": "one"})
     assert again.tokens("x") == (1 + OVERHEAD + 3, 54)
     assert again.tokens("y") == again.tokens("z") == (0, 0)
     assert Bills(tmp_path, {"judge": "another"}).tokens("x") == (0, 0)
 
 
-@pytest.mark.parametrize("left", ["", "{", "[]", '{"try": "1", "prompt": "p"}', '{"try": 1, "prompt": 2, "promp', "7"])
-def test_line_that_a_killed_process_left_spoils_no_other(left: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", ["", "{", "[]", '{"try": "1", "prompt": "p"}', '{"try": 1, "prompt": 2, "promp', "7"])
+def test_bills_cut_line_spoils_no_other(rest: str, tmp_path: Path) -> None:
     account(tmp_path, Budget(None)).reserve("x", 5)
     (file,) = tmp_path.iterdir()
-    file.write_text(f"{file.read_text()}{left}")
+    file.write_text(f"{file.read_text()}{rest}")
     account(tmp_path, Budget(None)).reserve("x", 6)
     assert Bills(tmp_path, {"judge": "one"}).tokens("x") == (2 * (1 + OVERHEAD), 11)
 
 
 @pytest.mark.parametrize("prompt", ["", "words in plain English", "数字と漢字", "1234567890", "🙂🙂", "\ud800"])
 def test_reserved_tokens_bound_those_of_any_tokenizer(prompt: str) -> None:
-    assert most_tokens(prompt) >= len(prompt.encode(errors="replace"))
+    assert token_upper_bound(prompt) >= len(prompt.encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""Agreement with gold, by hand."""
+"""Agreement with gold verdicts, computed by hand."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from selfcontrast.evaluation.judges.calibration import agreement
 OPTIONS = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 
 
-def test_accuracy_position_and_length_by_hand() -> None:
-    """Right, wrong, a tie that flips against a preference (1/2), a tie that is gold's too: 2.5 of 4.
+def test_agreement_accuracy_position_and_length() -> None:
+    """Accuracy: right, wrong, a tie that flips against a preference (1/2), a tie as in gold: 2.5 of 4.
 
-    Length: (1-1)·1, (0-1)·(-1) = 1, (0.5-0)·1 = 0.5, none where both are as long: 1.5 of 3.
+    Length: (1-1)·1, (0-1)·(-1) = 1, (0.5-0)·1 = 0.5, and none for equal lengths: 1.5 of 3.
     """
-    found = agreement([1, 1, 0, 0.5], ([1, 0, 1, 0.5], [1, 0, 0, 0.5]), [5, -2, 1, 0], list("abcd"), **OPTIONS)
-    assert found.accuracy.estimate == pytest.approx(2.5 / 4)
-    assert found.length is not None
-    assert found.length.estimate == pytest.approx(1.5 / 3)
-    assert found.position.flip_rate.estimate == pytest.approx(1 / 4)
+    figures = agreement([1, 1, 0, 0.5], ([1, 0, 1, 0.5], [1, 0, 0, 0.5]), [5, -2, 1, 0], list("abcd"), **OPTIONS)
+    assert figures.accuracy.estimate == pytest.approx(2.5 / 4)
+    assert figures.length is not None
+    assert figures.length.estimate == pytest.approx(1.5 / 3)
+    assert figures.position.flip_rate.estimate == pytest.approx(1 / 4)
 
 
-def test_answers_of_one_length_tell_nothing_of_length() -> None:
+def test_agreement_equal_lengths_have_no_length_bias() -> None:
     assert agreement([1, 0], ([1, 0], [1, 0]), [0, 0], ["a", "b"], **OPTIONS).length is None

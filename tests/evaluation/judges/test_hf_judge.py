@@ -1,4 +1,4 @@
-"""A judge in this process: real models, one that has learned to give verdicts and one of random weights."""
+"""The local judge with real models: two that learned a verdict and one with random weights."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from judging import around, pair, reading, single
+from judge_cases import judge_context, pair, reply_settings, single
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Case, Judgment
@@ -24,7 +24,7 @@ REPLIES = ["It is a cat. [[7]]", "Neither is. [[B]]"]
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of each of `CASES` a model that knows by heart what to reply to it."""
+    """Train for each of `CASES` a model that has memorized its reply."""
     folders = []
     for case, reply in zip(CASES, REPLIES, strict=True):
         folders.append(tmp_path_factory.mktemp("judge") / "model")
@@ -33,68 +33,70 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def judge(path: Path, verdict: str = "text", max_length: int = 4096, **changes: Any) -> HFJudge:
-    return HFJudge(str(path), "float32", 0.0, verdict, max_length, reading(**{"attempts": 1, **changes}), batch_size=1)
+    return HFJudge(
+        str(path), "float32", 0.0, verdict, max_length, reply_settings(**{"attempts": 1, **changes}), batch=1
+    )
 
 
 def ask(judge: HFJudge, cases: Sequence[Case], folder: Path, budget: Budget | None = None) -> list[Judgment]:
     judge.check(None)
-    with judge.open(around(folder, budget=budget)) as judging:
+    with judge.open(judge_context(folder, budget=budget)) as judging:
         return judging(cases)
 
 
-@pytest.mark.parametrize(("at", "value"), [(0, 7), (1, 0)])
-def test_it_reads_a_prompt_and_its_reply_is_read(at: int, value: float, learned: list[Path], tmp_path: Path) -> None:
-    [found] = ask(judge(learned[at]), [CASES[at]], tmp_path)
-    assert (found.status, found.value, found.reply) == ("ok", value, REPLIES[at])
+@pytest.mark.parametrize(("index", "value"), [(0, 7), (1, 0)])
+def test_judgment_reads_the_models_reply(index: int, value: float, learned: list[Path], tmp_path: Path) -> None:
+    [judgment] = ask(judge(learned[index]), [CASES[index]], tmp_path)
+    assert (judgment.status, judgment.value, judgment.reply) == ("ok", value, REPLIES[index])
     renderer = Renderer(tokenizer())
-    messages = [{"role": "user", "content": judge_prompt(CASES[at], 1000)}]
-    assert found.prompt_tokens == len(renderer.prompt(messages))
-    assert found.completion_tokens == len(renderer.response(messages, REPLIES[at]))
+    messages = [{"role": "user", "content": judge_prompt(CASES[index], 1000)}]
+    assert judgment.prompt_tokens == len(renderer.prompt(messages))
+    assert judgment.completion_tokens == len(renderer.response(messages, REPLIES[index]))
 
 
-def test_what_it_has_judged_is_not_computed_again(learned: list[Path], tmp_path: Path) -> None:
+def test_judgment_in_the_ledger_is_not_computed_again(learned: list[Path], tmp_path: Path) -> None:
     ask(judge(learned[0]), CASES[:1], tmp_path)
     [ledger] = tmp_path.iterdir()
     before = ledger.read_bytes()
-    assert [found.value for found in ask(judge(learned[0]), [CASES[0]] * 2, tmp_path)] == [7, 7]
+    assert [judgment.value for judgment in ask(judge(learned[0]), [CASES[0]] * 2, tmp_path)] == [7, 7]
     assert ledger.read_bytes() == before
 
 
-def test_a_verdict_is_weighed_by_the_models_own_probabilities(learned: list[Path], tmp_path: Path) -> None:
-    """Of the three letters after the reply up to its verdict, from one forward pass over the whole text."""
-    [found] = ask(judge(learned[1], "logprob"), CASES[1:], tmp_path)
+def test_logprob_verdict_is_the_expected_outcome_under_the_model(learned: list[Path], tmp_path: Path) -> None:
+    """Expected from one forward pass over the text up to the verdict's letter."""
+    [judgment] = ask(judge(learned[1], "logprob"), CASES[1:], tmp_path)
     renderer = Renderer(tokenizer())
     messages = [{"role": "user", "content": judge_prompt(CASES[1], 1000)}]
     text = renderer.tokenizer.decode(renderer.prompt(messages)) + REPLIES[1][: -len("B]]")]
     with torch.no_grad():
         ids = renderer.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        chances = load_model(learned[1], "float32").eval()(ids).logits[0, -1].double().softmax(-1)
-    of = {letter: float(chances[renderer.tokenizer.convert_tokens_to_ids(letter)]) for letter in "ABC"}
-    assert found.value == pytest.approx((of["A"] + of["C"] / 2) / sum(of.values()), rel=1e-4)
-    assert 0 < found.value < 0.5
-    assert math.isfinite(found.value)
+        probabilities = load_model(learned[1], "float32").eval()(ids).logits[0, -1].double().softmax(-1)
+    weights = {letter: float(probabilities[renderer.tokenizer.convert_tokens_to_ids(letter)]) for letter in "ABC"}
+    assert judgment.value == pytest.approx((weights["A"] + weights["C"] / 2) / sum(weights.values()), rel=1e-4)
+    assert 0 < judgment.value < 0.5
+    assert math.isfinite(judgment.value)
 
 
-def test_its_tokens_are_paid_from_the_jobs_budget(learned: list[Path], tmp_path: Path) -> None:
-    one = judge(learned[0], price=Price(prompt=1e6, completion=1e6))
-    with pytest.raises(UserError, match=r"evaluation\.max_cost=3 is reached"):
-        ask(one, CASES[:1], tmp_path, Budget(3))
+def test_tokens_are_paid_from_the_jobs_budget(learned: list[Path], tmp_path: Path) -> None:
+    priced = judge(learned[0], price=Price(prompt=1e6, completion=1e6))
+    with pytest.raises(UserError, match=r"evaluation\.max_cost=3 "):
+        ask(priced, CASES[:1], tmp_path, Budget(3))
 
 
-def test_a_model_that_cannot_judge_gives_no_verdict(tmp_path: Path) -> None:
-    found = ask(judge(policy_folder(tmp_path / "policy"), max_tokens=8), CASES, tmp_path / "judgments")
-    assert {j.status for j in found} <= {"truncated", "unparsable"}
-    assert {j.value for j in found} == {None}
+def test_random_model_gives_no_verdict(tmp_path: Path) -> None:
+    judgments = ask(judge(policy_folder(tmp_path / "policy"), max_tokens=8), CASES, tmp_path / "judgments")
+    assert {j.status for j in judgments} <= {"truncated", "unparsable"}
+    assert {j.value for j in judgments} == {None}
 
 
-def test_a_prompt_that_does_not_fit_is_said(tmp_path: Path) -> None:
-    found = ask(judge(policy_folder(tmp_path / "policy"), max_length=64), CASES, tmp_path / "judgments")
-    assert {(j.status, j.value) for j in found} == {("truncated", None)}
-    assert "judge.max_length" in found[0].reply
+def test_prompt_beyond_max_length_is_truncated_with_the_setting_named(tmp_path: Path) -> None:
+    judgments = ask(judge(policy_folder(tmp_path / "policy"), max_length=64), CASES, tmp_path / "judgments")
+    assert {(j.status, j.value) for j in judgments} == {("truncated", None)}
+    assert "judge.max_length" in judgments[0].reply
 
 
-def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"judge\.path=.*no folder of a model"):
+def test_unusable_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"judge\.path="):
         judge(tmp_path).check(None)
     with pytest.raises(UserError, match=r"judge\.verdict=words"):
         judge(tmp_path, "words")

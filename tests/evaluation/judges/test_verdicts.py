@@ -1,4 +1,4 @@
-"""Strict reading of verdicts, and the public record of GPT-4's."""
+"""Strict reading of verdicts, checked also on public judgments of GPT-4."""
 
 import json
 import math
@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.evaluation.judges import Judgment
-from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place, from_scores, read_verdict, weighed
+from selfcontrast.evaluation.judges.verdicts import (
+    choice_position,
+    expected_outcome,
+    from_scores,
+    letter_tokens,
+    read_verdict,
+)
 from shared import shared_data
 
 
@@ -46,7 +52,7 @@ from shared import shared_data
         ("> [[10]]", "unparsable", None),
     ],
 )
-def test_a_grade(reply: str, status: str, value: float | None) -> None:
+def test_read_verdict_of_a_grade(reply: str, status: str, value: float | None) -> None:
     judgment = read_verdict(reply, pairwise=False)
     assert (judgment.status, judgment.value, judgment.reply) == (status, value, reply)
 
@@ -63,7 +69,7 @@ def test_a_grade(reply: str, status: str, value: float | None) -> None:
         ("A", "unparsable", None),
     ],
 )
-def test_a_comparison(reply: str, status: str, value: float | None) -> None:
+def test_read_verdict_of_a_comparison(reply: str, status: str, value: float | None) -> None:
     judgment = read_verdict(reply, pairwise=True)
     assert (judgment.status, judgment.value) == (status, value)
 
@@ -85,53 +91,55 @@ def test_a_comparison(reply: str, status: str, value: float | None) -> None:
         ("A>B", None),
     ],
 )
-def test_a_comparison_in_five_degrees(reply: str, value: float | None) -> None:
+def test_read_verdict_of_five_degrees(reply: str, value: float | None) -> None:
     judgment = read_verdict(reply, pairwise=True, five=True)
     assert (judgment.status, judgment.value) == ("ok" if value is not None else "unparsable", value)
 
 
 @given(st.text(), st.integers(1, 10))
-def test_the_last_verdict_counts_whatever_came_before(before: str, rating: int) -> None:
+def test_read_verdict_uses_the_last_verdict(before: str, rating: int) -> None:
     before = before.replace("`", "")
     assert read_verdict(f"{before}\n[[{rating}]]", pairwise=False).value == rating
 
 
 @pytest.mark.parametrize(
-    ("reply", "place"),
+    ("reply", "position"),
     [("[[A]]", 2), ("> [[A]]\n[[ B ]]", 11), ("```\n[[A]]\n```\n[[C]]", 16), ("[[7]]", None), ("> [[A]]", None)],
 )
-def test_the_place_of_a_verdict_is_the_one_that_is_read(reply: str, place: int | None) -> None:
-    assert choice_place(reply) == place
+def test_choice_position_is_that_of_the_verdict_read(reply: str, position: int | None) -> None:
+    assert choice_position(reply) == position
 
 
-def test_a_verdict_weighed_by_hand() -> None:
-    """A has 0.6, B 0.1 and C 0.1 of what they have together, 0.8: 0.6 / 0.8 and half of 0.1 / 0.8."""
-    chances = {"A": 0.6, "B": 0.1, "C": 0.1}
-    assert weighed({letter: math.log(chance) for letter, chance in chances.items()}) == pytest.approx(0.8125)
-    assert weighed({"A": -2000.0}) == 1
-    assert math.isnan(weighed({"A": -1.0, "B": math.nan}))
-    assert weighed({"A": -2000.0, "B": -2000.0}) == pytest.approx(0.5)
-    assert alternatives("[[A", 2) == {"A": "[[A", "B": "[[B", "C": "[[C"}
+def test_expected_outcome_by_hand() -> None:
+    """The letters have 0.8 together: 0.6 / 0.8 for A and half of 0.1 / 0.8 for C."""
+    probabilities = {"A": 0.6, "B": 0.1, "C": 0.1}
+    assert expected_outcome(
+        {letter: math.log(probability) for letter, probability in probabilities.items()}
+    ) == pytest.approx(0.8125)
+    assert expected_outcome({"A": -2000.0}) == 1
+    assert math.isnan(expected_outcome({"A": -1.0, "B": math.nan}))
+    assert expected_outcome({"A": -2000.0, "B": -2000.0}) == pytest.approx(0.5)
+    assert letter_tokens("[[A", 2) == {"A": "[[A", "B": "[[B", "C": "[[C"}
 
 
-def test_no_judgment_is_ok_with_a_value_that_is_no_number() -> None:
-    with pytest.raises(ValueError, match="ok with the value nan"):
+def test_judgment_ok_with_nan_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"ok .*nan"):
         Judgment("ok", math.nan)
 
 
-def test_recorded_gradings_parse_to_their_stored_scores() -> None:
+def test_read_verdict_of_recorded_gradings_equals_the_stored_scores() -> None:
     lines = shared_data("mt_bench", "gpt4_single_judgments.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 480
     for row in rows:
         judgment = read_verdict(row["judgment"], pairwise=False)
-        if row["score"] == -1:  # FastChat's way of saying that there was none
+        if row["score"] == -1:  # FastChat's code for no score
             assert (judgment.status, judgment.value) == ("unparsable", None)
         else:
             assert (judgment.status, judgment.value) == ("ok", row["score"])
 
 
 @pytest.mark.parametrize("scores", [[math.nan], [0.5, math.nan], [math.inf, 0.0]])
-def test_a_score_that_is_no_number_is_no_judgment(scores: list[float]) -> None:
-    found = from_scores(scores)
-    assert (found.status, found.value) == ("unparsable", None)
+def test_from_scores_not_finite_is_unparsable(scores: list[float]) -> None:
+    judgment = from_scores(scores)
+    assert (judgment.status, judgment.value) == ("unparsable", None)

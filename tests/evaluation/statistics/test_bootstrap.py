@@ -19,7 +19,7 @@ from selfcontrast.evaluation.statistics import (
 # --- mean_interval ---
 
 
-def test_half_width_is_the_clustered_standard_error() -> None:
+def test_mean_interval_half_width_is_the_clustered_standard_error() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 6, 400)
     labels = np.repeat(np.arange(400), sizes)
@@ -34,7 +34,7 @@ def test_half_width_is_the_clustered_standard_error() -> None:
 
 
 @pytest.mark.parametrize("size", [12, 80])
-def test_each_end_is_the_farther_of_scipys_bca_and_students_t(size: int) -> None:
+def test_mean_interval_bounds_are_the_outer_ones_of_bca_and_students_t(size: int) -> None:
     values = np.random.default_rng(1).exponential(size=size)
     z = np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1)
     bca = stats.bootstrap(
@@ -48,7 +48,7 @@ def test_each_end_is_the_farther_of_scipys_bca_and_students_t(size: int) -> None
     assert result.high == pytest.approx(bca.high, abs=0.03 * (bca.high - bca.low))
 
 
-def test_clustered_is_wider_than_naive() -> None:
+def test_mean_interval_clustered_is_wider_than_naive() -> None:
     values, labels = correlated(np.random.default_rng(2), 100, 8)
     clustered, naive = mean_interval(values, labels), mean_interval(values, np.arange(800))
     # Design effect: 1 + (m - 1) * rho with m = 8 and rho = 1 / 1.25, so the width grows by sqrt(6.6) = 2.57.
@@ -56,7 +56,7 @@ def test_clustered_is_wider_than_naive() -> None:
 
 
 @pytest.mark.parametrize("prompts", [10, 40])
-def test_coverage_of_correlated_scores(prompts: int) -> None:
+def test_mean_interval_coverage_of_correlated_scores(prompts: int) -> None:
     rng = np.random.default_rng(3)
     simulations = 600
     covered = 0
@@ -67,8 +67,8 @@ def test_coverage_of_correlated_scores(prompts: int) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 9)), min_size=1, max_size=40))
-@example([(0.0, 0), (2.4431947998322144e-177, 1)])  # whose squares underflow
-def test_low_estimate_and_high_are_ordered(rows: list[tuple[float, int]]) -> None:
+@example([(0.0, 0), (2.4431947998322144e-177, 1)])  # its square underflows
+def test_mean_interval_bounds_enclose_the_estimate(rows: list[tuple[float, int]]) -> None:
     values, labels = zip(*rows, strict=True)
     result = mean_interval(values, labels, n_bootstrap=200)
     slack = 1e-9 * max(map(abs, values))
@@ -82,7 +82,7 @@ def test_low_estimate_and_high_are_ordered(rows: list[tuple[float, int]]) -> Non
         assert result.estimate - slack <= result.high <= max(values) + 13 * span + slack
 
 
-def test_order_and_names_of_clusters_do_not_matter() -> None:
+def test_mean_interval_ignores_order_and_names_of_clusters() -> None:
     values, labels = correlated(np.random.default_rng(4), 30, 2)
     shuffled = np.random.default_rng(5).permutation(60)
     names = np.array([f"prompt {c:02}" for c in labels])
@@ -90,34 +90,34 @@ def test_order_and_names_of_clusters_do_not_matter() -> None:
     assert (second.low, second.high) == pytest.approx((first.low, first.high))
 
 
-def test_same_seed_same_interval_other_seed_other_interval() -> None:
+def test_mean_interval_depends_on_the_seed_only() -> None:
     values, labels = correlated(np.random.default_rng(6), 30, 2)
     assert mean_interval(values, labels, seed=1) == mean_interval(values, labels, seed=1)
     assert mean_interval(values, labels, seed=1) != mean_interval(values, labels, seed=2)
 
 
-def test_a_higher_level_is_wider() -> None:
+def test_mean_interval_higher_level_is_wider() -> None:
     values, labels = correlated(np.random.default_rng(7), 30, 2)
     narrow, wide = (mean_interval(values, labels, confidence=confidence) for confidence in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
 @pytest.mark.parametrize("prompts", [10, 20])
-def test_coverage_of_few_prompts_that_mostly_tie(prompts: int) -> None:
-    """Two systems that each fail one prompt in twenty or thirty: BCa alone covers 84% at 10 and 81% at 20."""
+def test_paired_difference_coverage_of_few_mostly_tied_prompts(prompts: int) -> None:
+    """Two systems fail one prompt in twenty or thirty. BCa alone covers 84% with 10 and 81% with 20 prompts."""
     rng = np.random.default_rng(30)
-    covered = told = 0
+    covered = n_finite = 0
     for seed in range(400):
         a, b = rng.random(prompts) < 0.97, rng.random(prompts) < 0.95
         result = paired_difference(a.astype(float), b.astype(float), np.arange(prompts), n_bootstrap=199, seed=seed)
         if np.isfinite(result.low):
-            told += 1
+            n_finite += 1
             covered += result.low <= 0.02 <= result.high
-    assert told > 150
-    assert covered / told > 0.935
+    assert n_finite > 150
+    assert covered / n_finite > 0.935
 
 
-def test_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_interval_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values, labels = correlated(np.random.default_rng(8), 30, 2)
     whole = mean_interval(values, labels)
     monkeypatch.setattr(clusters, "_BLOCK", 30 * 1000)  # 9999 resamples in ten blocks, the last one short
@@ -126,19 +126,19 @@ def test_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9])
-def test_equal_scores_cannot_tell_how_much_scores_vary(value: float) -> None:
+def test_mean_interval_equal_scores_have_no_bounds(value: float) -> None:
     result = mean_interval([value] * 30, np.arange(30) // 3)
     assert result.estimate == pytest.approx(value)
     assert np.isnan([result.low, result.high]).all()
 
 
-def test_two_clusters_by_hand() -> None:
-    """Means 0 and 1: error 1/2, t of one degree 12.706."""
+def test_mean_interval_two_clusters_by_hand() -> None:
+    """Means 0 and 1: standard error 1/2, t with one degree of freedom 12.706."""
     result = mean_interval([0, 0, 1, 1], [0, 0, 1, 1])
     assert (result.low, result.high) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
 
 
-def test_one_cluster_has_an_estimate_only() -> None:
+def test_mean_interval_one_cluster_has_no_bounds() -> None:
     result = mean_interval([1, 2], ["a", "a"])
     assert (result.estimate, result.n, result.clusters) == (1.5, 2, 1)
     assert np.isnan([result.low, result.high]).all()
@@ -154,7 +154,7 @@ def test_one_cluster_has_an_estimate_only() -> None:
         ([1, np.inf], [1, 2], "finite"),
     ],
 )
-def test_wrong_input(values: Any, clusters: Any, message: str) -> None:
+def test_unusable_input_is_rejected(values: Any, clusters: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mean_interval(values, clusters)
     with pytest.raises(ValueError, match=message):
@@ -164,7 +164,7 @@ def test_wrong_input(values: Any, clusters: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"confidence": 0.0}, {"confidence": 1.0}, {"confidence": 95}, {"n_bootstrap": 0}])
-def test_wrong_settings(wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="confidence must be"):
         mean_interval([1, 2], [1, 2], **wrong)
 
@@ -172,17 +172,17 @@ def test_wrong_settings(wrong: dict[str, Any]) -> None:
 # --- standard_error ---
 
 
-def test_standard_error_of_single_observations_is_scipys() -> None:
+def test_standard_error_of_single_observations_equals_scipy() -> None:
     values = np.random.default_rng(15).exponential(size=50)
     assert standard_error(values, np.arange(50)) == pytest.approx(stats.sem(values))
 
 
-def test_standard_error_of_equal_clusters_is_that_of_their_means() -> None:
+def test_standard_error_of_equal_clusters_equals_that_of_their_means() -> None:
     values, labels = correlated(np.random.default_rng(16), 30, 4)
     assert standard_error(values, labels) == pytest.approx(stats.sem(values.reshape(30, 4).mean(axis=1)))
 
 
-def test_one_cluster_has_no_standard_error() -> None:
+def test_standard_error_of_one_cluster_is_nan() -> None:
     assert np.isnan(standard_error([1, 2], ["a", "a"]))
 
 
@@ -196,38 +196,41 @@ def test_win_rate_counts_ties_as_half() -> None:
 
 
 @given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), st.sampled_from([0.9, 0.95]))
-def test_wins_and_losses_have_scipys_exact_interval(counts: tuple[int, int], confidence: float) -> None:
+def test_win_rate_of_wins_and_losses_equals_scipys_exact_interval(counts: tuple[int, int], confidence: float) -> None:
     n, wins = counts
     expected = stats.binomtest(wins, n).proportion_ci(confidence, method="exact")
     result = win_rate(np.arange(n) < wins, np.arange(n), confidence=confidence)
     assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_twenty_wins_of_twenty_are_not_certainty() -> None:
-    """The rate at which twenty wins have a probability of 2.5% is 0.025^(1/20) = 0.8316."""
+def test_win_rate_twenty_of_twenty_has_width() -> None:
+    """Twenty wins have a probability of 2.5% at the rate 0.025^(1/20) = 0.8316."""
     result = win_rate(np.ones(20), np.arange(20))
     assert (result.low, result.high) == (pytest.approx(0.8316, abs=1e-4), 1.0)
     result = win_rate(np.zeros(20), np.arange(20))
     assert (result.low, result.high) == (0.0, pytest.approx(1 - 0.8316, abs=1e-4))
 
 
-def test_samples_of_a_prompt_that_agree_are_one_observation() -> None:
+def test_rate_interval_equal_samples_of_a_prompt_are_one_observation() -> None:
     once = rate_interval(np.r_[np.ones(15), np.zeros(5)], np.arange(20))
     eight = rate_interval(np.repeat(np.r_[np.ones(15), np.zeros(5)], 8), np.repeat(np.arange(20), 8))
     assert (eight.low, eight.high) == pytest.approx((once.low, once.high))
     assert (once.n, eight.n, eight.clusters) == (20, 160, 20)
 
 
-def test_twenty_ties_are_not_certainty() -> None:
-    """The variance counts one cluster at its largest, a quarter, so 20^2 independent outcomes; t of 2 degrees is
-    4.3027, so 400 (1.95996 / 4.30265)^2 = 83.0. The interval is scipy's beta quantile for 41.5 wins of 83."""
+def test_win_rate_twenty_ties_have_width() -> None:
+    """One cluster has the largest variance, a quarter, which gives 20^2 independent outcomes.
+
+    t with 2 degrees of freedom is 4.3027, so the effective size is 400 (1.95996 / 4.30265)^2 = 83.0. The interval is
+    scipy's beta quantile for 41.5 wins of 83.
+    """
     result = win_rate(np.full(20, 0.5), np.arange(20))
     n = 400 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 2)) ** 2
     assert result.low == pytest.approx(stats.beta.ppf(0.025, n / 2, n / 2 + 1))
     assert result.high == pytest.approx(1 - result.low)
 
 
-def test_many_clusters_have_the_interval_of_their_standard_error() -> None:
+def test_rate_interval_of_many_clusters_follows_the_standard_error() -> None:
     rng = np.random.default_rng(11)
     values, labels = rng.binomial(8, rng.beta(3, 2, 900)) / 8, np.arange(900)
     result = rate_interval(values, labels)
@@ -236,7 +239,7 @@ def test_many_clusters_have_the_interval_of_their_standard_error() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(0, 9)), min_size=1, max_size=40))
-def test_a_rate_has_width_and_stays_in_range(rows: list[tuple[float, int]]) -> None:
+def test_rate_interval_has_width_and_stays_in_range(rows: list[tuple[float, int]]) -> None:
     outcomes, labels = zip(*rows, strict=True)
     result = rate_interval(outcomes, labels)
     if result.clusters == 1:
@@ -249,18 +252,18 @@ def test_a_rate_has_width_and_stays_in_range(rows: list[tuple[float, int]]) -> N
 
 
 @pytest.mark.parametrize("outcome", [1.5, -0.1])
-def test_a_rate_is_of_outcomes_between_0_and_1(outcome: float) -> None:
+def test_rate_interval_outcome_out_of_range_is_rejected(outcome: float) -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         rate_interval([1.0, outcome], [0, 1])
 
 
 @pytest.mark.parametrize("outcome", [2, -1, 0.3, np.nan])
-def test_win_rate_refuses_other_outcomes(outcome: float) -> None:
+def test_win_rate_other_outcomes_are_rejected(outcome: float) -> None:
     with pytest.raises(ValueError, match=r"0, 0\.5 or 1"):
         win_rate([1, outcome], [0, 1])
 
 
-def test_win_rate_refuses_nothing() -> None:
+def test_win_rate_without_outcomes_is_rejected() -> None:
     with pytest.raises(ValueError, match="no observations"):
         win_rate([], [])
 
@@ -268,26 +271,26 @@ def test_win_rate_refuses_nothing() -> None:
 # --- paired ---
 
 
-def test_every_prompt_weighs_the_same() -> None:
-    # Means by prompt: a = 2, 10; b = 1, 4. Differences 1 and 6, whatever the counts of samples.
+def test_paired_difference_weighs_prompts_equally() -> None:
+    # Means by prompt: a = 2, 10; b = 1, 4. The differences are 1 and 6.
     result = paired_difference([1, 3, 10], [1, 4, 3, 5], ["p", "p", "q"], ["p", "q", "q", "q"])
     assert (result.estimate, result.n, result.clusters) == (3.5, 7, 2)
     assert result.estimate == pytest.approx((1 + 6) / 2)
 
 
-def test_paired_interval_is_that_of_the_differences() -> None:
+def test_paired_difference_equals_the_interval_of_differences() -> None:
     rng = np.random.default_rng(9)
     a, labels = correlated(rng, 50, 1)
     b = a + 0.1 * rng.normal(size=50)
     paired = paired_difference(a, b, labels)
     alone = mean_interval(a - b, labels)
     assert (paired.estimate, paired.low, paired.high) == pytest.approx((alone.estimate, alone.low, alone.high))
-    # Prompts vary ten times as much as the systems differ: pairing takes that out.
+    # Prompts vary ten times as much as the systems differ. Pairing removes that variance.
     unpaired = mean_interval(a, labels)
     assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)
 
 
-def test_swapping_the_systems_negates_the_difference() -> None:
+def test_paired_difference_changes_sign_with_swapped_systems() -> None:
     rng = np.random.default_rng(10)
     a, labels = correlated(rng, 40, 2)
     b, _ = correlated(rng, 40, 2)
@@ -296,18 +299,18 @@ def test_swapping_the_systems_negates_the_difference() -> None:
     assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low), abs=0.02)
 
 
-def test_clusters_must_agree() -> None:
+def test_paired_difference_other_clusters_are_rejected() -> None:
     for clusters_b in ([0, 2], [0, 0], ["0", "1"]):
         with pytest.raises(ValueError, match="same clusters"):
             paired_difference([1, 2], [1, 2], [0, 1], clusters_b)
 
 
-def test_rounding_is_no_difference() -> None:
-    # Both means are 0.2, but 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in the last bit. (Not `sum`: from Python 3.12
-    # on it compensates for rounding.)
+def test_paired_difference_ignores_rounding() -> None:
+    # Both means are 0.2, but 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in the last bit. (`sum` would not: since
+    # Python 3.12 it compensates for rounding.)
     a, b = np.tile([0.1, 0.2, 0.3], 10), np.tile([0.3, 0.2, 0.1], 10)
     labels = np.repeat(np.arange(10), 3)
     assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1
-    found = paired_difference(a, b, labels)
-    assert (found.estimate, found.n, found.clusters) == (0, 60, 10)
-    assert np.isnan([found.low, found.high]).all()
+    result = paired_difference(a, b, labels)
+    assert (result.estimate, result.n, result.clusters) == (0, 60, 10)
+    assert np.isnan([result.low, result.high]).all()

@@ -1,26 +1,26 @@
-"""`python -m studies.coverage`, short and seeded: every kind of interval covers the truth as often as it says."""
+"""A short, seeded `python -m studies.coverage`: every kind of interval reaches its level."""
 
 import pytest
 
 from studies import coverage as simulated
 
 SCALE = {"paired": 0.1, "rates": 0.1, "equal_length": 0.03, "claims": 0.1}
-SIZES = {"equal_length": (20,)}  # a model is fitted 399 times for each interval
+SIZES = {"equal_length": (20,)}  # each interval needs 399 fits
 
 
 @pytest.mark.parametrize("kind", list(SCALE))
-def test_no_cell_covers_less_than_its_level(kind: str) -> None:
-    """Each cell within 1.5% of 95% or above, but for three Monte Carlo errors; and all of them together."""
-    found = list(getattr(simulated, kind)(SCALE[kind], sizes=SIZES.get(kind, (20, 100))))
-    told, covered = sum(cell.told for cell in found), sum(cell.covered for cell in found)
-    assert covered / told > 0.95 - 0.015
-    for cell in found:
+def test_coverage_of_every_cell_reaches_its_level(kind: str) -> None:
+    """Each cell reaches 95% - 1.5% up to three Monte Carlo errors, and so do all cells together."""
+    cells = list(getattr(simulated, kind)(SCALE[kind], sizes=SIZES.get(kind, (20, 100))))
+    finite, covered = sum(cell.told for cell in cells), sum(cell.covered for cell in cells)
+    assert covered / finite > 0.95 - 0.015
+    for cell in cells:
         assert cell.told == 0 or cell.coverage > 0.95 - 0.015 - 3 * cell.error, cell
-        if kind != "paired":  # of which some have no variation, and then no interval
+        if kind != "paired":  # some of these have no variation, and so no interval
             assert cell.told == cell.simulations, cell
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
-def test_a_family_of_null_claims_is_seldom_supported(seeds: int) -> None:
-    """At most 3%. Degrees of freedom pooled over seeds and prompts gave 15% with two seeds and 10% with three."""
+def test_false_claims_of_a_null_family_are_rare(seeds: int) -> None:
+    """At most 3%. Pooled degrees of freedom gave 15% with two seeds and 10% with three."""
     assert simulated.false_claims(seeds, 100, (0.1, 0.2, 0.3), families=150) <= 0.03 + 2 * 0.014

@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 
 from selfcontrast.evaluation.statistics import (
     Coefficients,
-    Controlled,
+    ControlledRate,
     Interval,
     LengthControlledRate,
     clusters,
@@ -24,8 +24,10 @@ MODEL, LENGTH = 0.5, 1.2
 
 
 def judgments(rng: np.random.Generator, prompts: int, each: int = 2, together: float = 0.7) -> tuple[Any, Any, Any]:
-    """Outcomes, length differences and prompts. The model is exactly true of each judgment (0.5 and 1.2 in log-odds);
-    the draws of one prompt share a normal variable with correlation `together`, and their lengths a part."""
+    """Simulate outcomes, length differences and prompts under the model, with 0.5 and 1.2 in log-odds.
+
+    Outcomes of one prompt share a normal variable with correlation `together`, and their lengths share a part.
+    """
     labels = np.repeat(np.arange(prompts), each)
     lengths = 400 * (rng.normal(size=prompts)[labels] + rng.normal(size=prompts * each)) + 300
     shared = np.sqrt(together) * rng.normal(size=prompts)[labels]
@@ -37,9 +39,12 @@ def judgments(rng: np.random.Generator, prompts: int, each: int = 2, together: f
 # --- the estimate ---
 
 
-def test_two_lengths_by_hand() -> None:
-    """Half of the answers are 100 longer and win 90%, half 100 shorter and win 40%. Two coefficients fit both rates
-    exactly, so that the log-odds at equal length are the mean of both: the ridge aside, (2.197 - 0.405) / 2."""
+def test_win_rate_with_two_lengths_by_hand() -> None:
+    """Half of the answers are 100 longer and win 90%, half are 100 shorter and win 40%.
+
+    Two coefficients fit both rates exactly. So the log-odds at equal length are their mean, (2.197 - 0.405) / 2, up to
+    the ridge.
+    """
     outcomes = np.r_[np.ones(900), np.zeros(100), np.ones(400), np.zeros(600)]
     lengths = np.r_[np.full(1000, 100), np.full(1000, -100)]
     result = length_controlled_win_rate(outcomes, lengths, np.arange(2000), n_bootstrap=100)
@@ -52,21 +57,21 @@ def test_two_lengths_by_hand() -> None:
     assert not result.near_separation
 
 
-def test_coefficients_are_statsmodels_in_the_units_given() -> None:
+def test_coefficients_equal_statsmodels_in_the_input_units() -> None:
     rng = np.random.default_rng(0)
     outcomes, lengths, labels = judgments(rng, 2000)
     difficulty = rng.normal(5, 3, 4000)
     design = np.column_stack([np.ones(4000), np.tanh(lengths / lengths.std(ddof=1)), difficulty])
     expected = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit().params
-    found = length_controlled_win_rate(outcomes, lengths, labels, difficulty, n_bootstrap=50)
-    own = found.coefficients
-    assert [own.model, own.length, own.difficulty] == pytest.approx(expected, abs=1e-3)
+    result = length_controlled_win_rate(outcomes, lengths, labels, difficulty, n_bootstrap=50)
+    coefficients = result.coefficients
+    assert [coefficients.model, coefficients.length, coefficients.difficulty] == pytest.approx(expected, abs=1e-3)
     design[:, 1] = 0
-    assert found.win_rate.estimate == pytest.approx(expit(design @ expected).mean(), abs=1e-4)
-    assert win_rate_at_equal_length(own, difficulty) == pytest.approx(found.win_rate.estimate)
+    assert result.win_rate.estimate == pytest.approx(expit(design @ expected).mean(), abs=1e-4)
+    assert win_rate_at_equal_length(coefficients, difficulty) == pytest.approx(result.win_rate.estimate)
 
 
-def test_a_win_rate_that_is_length_alone_is_one_half() -> None:
+def test_win_rate_due_to_length_alone_is_one_half() -> None:
     rng = np.random.default_rng(1)
     lengths = rng.normal(600, 500, 3000)
     outcomes = (rng.random(3000) < expit(2 * np.tanh(lengths / 500))).astype(float)
@@ -75,7 +80,7 @@ def test_a_win_rate_that_is_length_alone_is_one_half() -> None:
     assert result.win_rate.low < 0.5 < result.win_rate.high
 
 
-def test_equal_lengths_leave_the_raw_rate() -> None:
+def test_win_rate_with_equal_lengths_is_the_raw_rate() -> None:
     outcomes = np.r_[np.ones(70), np.full(10, 0.5), np.zeros(20)]
     result = length_controlled_win_rate(outcomes, np.zeros(100), np.arange(100), n_bootstrap=2000)
     raw = mean_interval(outcomes, np.arange(100), n_bootstrap=20_000)
@@ -85,7 +90,7 @@ def test_equal_lengths_leave_the_raw_rate() -> None:
     assert not result.near_separation
 
 
-def test_swapping_the_systems_gives_the_rest() -> None:
+def test_win_rate_of_swapped_systems_is_the_complement() -> None:
     outcomes, lengths, labels = judgments(np.random.default_rng(2), 100)
     forth = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=4000)
     back = length_controlled_win_rate(1 - outcomes, -lengths, labels, n_bootstrap=4000)
@@ -94,8 +99,8 @@ def test_swapping_the_systems_gives_the_rest() -> None:
     assert back.coefficients.length == pytest.approx(forth.coefficients.length)
 
 
-def test_published_coefficients_are_read_at_equal_length() -> None:
-    """log-odds 0.2 + 0.5 * (1, -1) = 0.7, -0.3."""
+def test_win_rate_at_equal_length_by_hand() -> None:
+    """Log-odds are 0.2 + 0.5 * (1, -1) = 0.7, -0.3."""
     coefficients = Coefficients(0.2, 9.0, 0.5)
     assert win_rate_at_equal_length(coefficients, [1, -1]) == pytest.approx((expit(0.7) + expit(-0.3)) / 2)
     assert win_rate_at_equal_length(coefficients) == pytest.approx(expit(0.2))
@@ -104,7 +109,7 @@ def test_published_coefficients_are_read_at_equal_length() -> None:
 # --- the interval ---
 
 
-def test_half_width_is_the_clustered_sandwich_of_statsmodels() -> None:
+def test_interval_half_width_equals_statsmodels_clustered_sandwich() -> None:
     outcomes, lengths, labels = judgments(np.random.default_rng(3), 600, each=3)
     design = np.column_stack([np.ones(1800), np.tanh(lengths / lengths.std(ddof=1))])
     fit = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": labels})
@@ -115,7 +120,7 @@ def test_half_width_is_the_clustered_sandwich_of_statsmodels() -> None:
 
 
 @pytest.mark.parametrize("prompts", [30, 120])
-def test_coverage(prompts: int) -> None:
+def test_interval_coverage(prompts: int) -> None:
     rng = np.random.default_rng(4)
     simulations = 250
     covered = 0
@@ -125,7 +130,7 @@ def test_coverage(prompts: int) -> None:
     assert 0.92 <= covered / simulations <= 0.98
 
 
-def test_a_judgment_repeated_is_no_evidence() -> None:
+def test_interval_ignores_repeated_judgments() -> None:
     outcomes, lengths, labels = judgments(np.random.default_rng(5), 200, each=1)
     once = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=2000).win_rate
     twice = [np.tile(column, 2) for column in (outcomes, lengths, labels)]
@@ -135,7 +140,7 @@ def test_a_judgment_repeated_is_no_evidence() -> None:
     assert naive.high - naive.low == pytest.approx((once.high - once.low) / np.sqrt(2), rel=0.08)
 
 
-def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes, lengths, labels = judgments(np.random.default_rng(6), 50)
     first = length_controlled_win_rate(outcomes, lengths, labels, seed=1)
     assert length_controlled_win_rate(outcomes, lengths, labels, seed=1) == first
@@ -149,7 +154,7 @@ def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(
     st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(-9, 9), st.integers(0, 7)), min_size=1, max_size=30)
 )
-def test_any_judgments_give_ordered_numbers_in_range(rows: list[tuple[float, int, int]]) -> None:
+def test_win_rate_of_any_judgments_is_ordered_and_in_range(rows: list[tuple[float, int, int]]) -> None:
     outcomes, lengths, labels = zip(*rows, strict=True)
     result = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=50)
     assert 0 <= result.win_rate.estimate <= 1
@@ -165,61 +170,64 @@ def test_any_judgments_give_ordered_numbers_in_range(rows: list[tuple[float, int
 
 
 def two_systems(rng: np.random.Generator, prompts: int, better: float) -> tuple[Any, Any]:
-    """System A's log-odds at equal length are `better` above B's, 0.5. Both share a prompt's draw, so that they win
-    and lose on the same prompts; A's answers are the longer ones, which a judge of length rewards."""
+    """Simulate two systems whose log-odds at equal length differ by `better`; the second has 0.5.
+
+    Both share a prompt's random variable, so they win and lose on the same prompts. The first has longer answers, which
+    the judge prefers.
+    """
     shared = rng.normal(size=prompts)
 
-    def one(model: float, longer: float) -> tuple[Any, Any, Any]:
+    def system(model: float, longer: float) -> tuple[Any, Any, Any]:
         labels = np.repeat(np.arange(prompts), 2)
         lengths = 400 * rng.normal(size=2 * prompts) + longer
         draw = stats.norm.cdf(np.sqrt(0.8) * shared[labels] + np.sqrt(0.2) * rng.normal(size=2 * prompts))
         return (draw < expit(model + LENGTH * np.tanh(lengths / lengths.std(ddof=1)))).astype(float), lengths, labels
 
-    return one(MODEL + better, 300.0), one(MODEL, -300.0)
+    return system(MODEL + better, 300.0), system(MODEL, -300.0)
 
 
-def test_the_difference_is_that_of_the_two_rates() -> None:
+def test_difference_equals_that_of_the_two_rates() -> None:
     a, b = two_systems(np.random.default_rng(20), 300, 0.4)
     rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in (a, b)]
     controlled = length_controlled_difference(a, b, n_bootstrap=200)
-    found = controlled.interval
-    assert found.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
-    assert found.low < found.estimate < found.high
-    assert (found.n, found.clusters) == (1200, 300)
+    result = controlled.interval
+    assert result.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
+    assert result.low < result.estimate < result.high
+    assert (result.n, result.clusters) == (1200, 300)
     assert (controlled.near_separation, controlled.fragile_refits, controlled.weakness) == (False, 0.0, "")
-    assert length_controlled_difference(b, a, n_bootstrap=200).interval.estimate == pytest.approx(-found.estimate)
+    assert length_controlled_difference(b, a, n_bootstrap=200).interval.estimate == pytest.approx(-result.estimate)
 
 
-def test_a_difference_has_the_flag_of_its_weaker_rate() -> None:
-    """All wins against all ties: the ridge alone made +0.4965 [+0.4947, +0.4970] of it."""
+def test_difference_has_the_flag_of_its_weaker_rate() -> None:
+    """For all wins against all ties, the ridge alone gave +0.4965 [+0.4947, +0.4970]."""
     rng = np.random.default_rng(9)
     lengths, labels = rng.normal(0, 300, 40), np.arange(40)
     wins, ties = (np.ones(40), lengths, labels), (np.full(40, 0.5), lengths, labels)
-    found = length_controlled_difference(wins, ties, n_bootstrap=50)
-    assert found.near_separation
-    assert found.weakness == "weak: the data hardly determine it"
-    assert found.interval.low < 0 < 0.5 < found.interval.high
+    result = length_controlled_difference(wins, ties, n_bootstrap=50)
+    assert result.near_separation
+    assert result.weakness == "weak: the data hardly determine it"
+    assert result.interval.low < 0 < 0.5 < result.interval.high
 
 
-def test_all_wins_are_not_certainty_at_equal_length() -> None:
-    """A prior of standard deviation 10 on log-odds, and 20 wins: log-odds of 0 are two standard deviations away."""
-    found = separated(np.ones(20), np.random.default_rng(7).normal(0, 300, 20)).win_rate
-    assert 0 < found.low < 0.6
-    assert 0.999 < found.high <= 1
+def test_win_rate_of_all_wins_has_width() -> None:
+    """With 20 wins and the prior of standard deviation 10, log-odds of 0 are two standard deviations away."""
+    result = win_rate_of(np.ones(20), np.random.default_rng(7).normal(0, 300, 20)).win_rate
+    assert 0 < result.low < 0.6
+    assert 0.999 < result.high <= 1
 
 
-def test_a_difference_uses_difficulties() -> None:
-    """Each rate is that of `length_controlled_win_rate` with the same difficulties."""
+def test_difference_uses_difficulties() -> None:
+    """Each rate equals that of `length_controlled_win_rate` with the same difficulties."""
     a, b = two_systems(np.random.default_rng(27), 200, 0.4)
     hard = np.random.default_rng(28).normal(size=200)
     with_difficulty = [(*system, hard[system[2]]) for system in (a, b)]
     rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in with_difficulty]
-    found = length_controlled_difference(*with_difficulty, n_bootstrap=50)
-    assert found.interval.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
+    result = length_controlled_difference(*with_difficulty, n_bootstrap=50)
+    assert result.interval.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
 
 
-def test_the_interval_is_an_own_bootstrap_of_prompts_with_statsmodels() -> None:
-    """The spread of differences of refits to the same prompts, drawn and fitted here one by one."""
+def test_difference_interval_equals_a_bootstrap_with_statsmodels() -> None:
+    """The reference draws prompts and refits both systems one sample at a time."""
     rng = np.random.default_rng(21)
     a, b = two_systems(rng, 120, 0.4)
 
@@ -231,12 +239,12 @@ def test_the_interval_is_an_own_bootstrap_of_prompts_with_statsmodels() -> None:
 
     drawn = [rng.integers(0, 120, 120) for _ in range(300)]
     spread = np.std([rate(a, d) - rate(b, d) for d in drawn])
-    found = length_controlled_difference(a, b, n_bootstrap=2000).interval
-    assert (found.high - found.low) / 2 == pytest.approx(1.98 * np.sqrt(120 / 118) * spread, rel=0.12)
+    result = length_controlled_difference(a, b, n_bootstrap=2000).interval
+    assert (result.high - result.low) / 2 == pytest.approx(1.98 * np.sqrt(120 / 118) * spread, rel=0.12)
 
 
-def test_pairing_narrows_the_interval() -> None:
-    """With other prompts' draws in B the variances add up; with the same ones most of them cancel."""
+def test_difference_pairing_narrows_the_interval() -> None:
+    """With shuffled prompts the variances add up. With the same prompts most of the variance cancels."""
     a, b = two_systems(np.random.default_rng(22), 400, 0.4)
     order = np.random.default_rng(23).permutation(400)
     elsewhere = (*b[:2], order[b[2]])
@@ -245,24 +253,24 @@ def test_pairing_narrows_the_interval() -> None:
     assert paired.high - paired.low < 0.85 * (unpaired.high - unpaired.low)
 
 
-def test_a_system_does_not_differ_from_itself() -> None:
+def test_difference_of_a_system_from_itself_has_no_bounds() -> None:
     a, _ = two_systems(np.random.default_rng(24), 50, 0.4)
-    found = length_controlled_difference(a, a, n_bootstrap=100).interval
-    assert found.estimate == 0
-    assert np.isnan([found.low, found.high]).all()  # nothing varies
+    result = length_controlled_difference(a, a, n_bootstrap=100).interval
+    assert result.estimate == 0
+    assert np.isnan([result.low, result.high]).all()  # no variation
 
 
-def test_the_differences_interval_covers_the_truth() -> None:
+def test_difference_interval_coverage() -> None:
     truth = float(expit(MODEL + 0.4) - expit(MODEL))
     covered, simulations = 0, 200
     for seed in range(simulations):
         a, b = two_systems(np.random.default_rng([25, seed]), 80, 0.4)
-        found = length_controlled_difference(a, b, n_bootstrap=199, seed=seed).interval
-        covered += found.low <= truth <= found.high
+        result = length_controlled_difference(a, b, n_bootstrap=199, seed=seed).interval
+        covered += result.low <= truth <= result.high
     assert 0.92 <= covered / simulations <= 0.98
 
 
-def test_other_prompts_cannot_be_paired() -> None:
+def test_difference_of_other_prompts_is_rejected() -> None:
     a, b = two_systems(np.random.default_rng(26), 10, 0.4)
     with pytest.raises(ValueError, match="the same clusters"):
         length_controlled_difference(a, (*b[:2], b[2] + 1))
@@ -273,38 +281,38 @@ def test_other_prompts_cannot_be_paired() -> None:
 # --- near separation ---
 
 
-def separated(outcomes: Any, lengths: Any) -> LengthControlledRate:
+def win_rate_of(outcomes: Any, lengths: Any) -> LengthControlledRate:
     return length_controlled_win_rate(outcomes, lengths, np.arange(len(outcomes)), n_bootstrap=100)
 
 
 @pytest.mark.parametrize("count", [20, 2000])
-def test_what_the_data_cannot_tell_is_flagged(count: int) -> None:
+def test_near_separation_is_flagged(count: int) -> None:
     rng = np.random.default_rng(7)
     lengths, coin = rng.normal(0, 300, count), rng.integers(0, 2, count)
-    assert separated(np.ones(count), lengths).near_separation  # all wins
-    assert separated(np.zeros(count), lengths).near_separation  # all losses
-    assert separated(lengths > 0, lengths).near_separation  # length decides
-    assert separated(coin, np.full(count, 50)).near_separation  # always as much longer
-    assert separated(coin, 5000 + lengths / 100).near_separation  # nearly so
-    fine = separated(coin, lengths)
+    assert win_rate_of(np.ones(count), lengths).near_separation  # all wins
+    assert win_rate_of(np.zeros(count), lengths).near_separation  # all losses
+    assert win_rate_of(lengths > 0, lengths).near_separation  # length decides
+    assert win_rate_of(coin, np.full(count, 50)).near_separation  # always as much longer
+    assert win_rate_of(coin, 5000 + lengths / 100).near_separation  # nearly so
+    fine = win_rate_of(coin, lengths)
     assert not fine.near_separation
     assert fine.fragile_refits < 0.5
-    assert separated(np.ones(count), lengths).fragile_refits == 1
+    assert win_rate_of(np.ones(count), lengths).fragile_refits == 1
 
 
-def test_one_loss_among_many_wins_breaks_in_the_refits() -> None:
+def test_fragile_refits_with_one_loss_among_many_wins() -> None:
     outcomes = np.r_[np.ones(59), 0]
-    result = separated(outcomes, np.random.default_rng(8).normal(0, 300, 60))
+    result = win_rate_of(outcomes, np.random.default_rng(8).normal(0, 300, 60))
     # A sample of prompts lacks the loss with probability (1 - 1/60)^60 = 0.36.
     assert result.fragile_refits > 0.3
     assert result.weakness.startswith("weak")
 
 
-def test_refits_that_break_are_told() -> None:
+def test_weakness_names_fragile_refits() -> None:
     interval = Interval(0.9, 0.8, 0.95, 60, 60, 0.95)
-    assert Controlled(interval, False, 0.37).weakness == "weak: the data hardly determine 37% of its refits"
-    assert Controlled(interval, False, 0.02).weakness == ""
-    assert Controlled(interval, False, float("nan")).weakness == ""
+    assert ControlledRate(interval, False, 0.37).weakness == "weak: the data hardly determine 37% of its refits"
+    assert ControlledRate(interval, False, 0.02).weakness == ""
+    assert ControlledRate(interval, False, float("nan")).weakness == ""
 
 
 # --- wrong input ---
@@ -324,12 +332,12 @@ def test_refits_that_break_are_told() -> None:
         ([1, 2], [1, 2], [0, 1], None, r"\[0, 1\]"),
     ],
 )
-def test_wrong_input(outcomes: Any, lengths: Any, labels: Any, difficulties: Any, message: str) -> None:
+def test_unusable_input_is_rejected(outcomes: Any, lengths: Any, labels: Any, difficulties: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         length_controlled_win_rate(outcomes, lengths, labels, difficulties)
 
 
 @pytest.mark.parametrize("wrong", [{"confidence": 1.0}, {"n_bootstrap": 0}])
-def test_wrong_settings(wrong: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="confidence must be"):
         length_controlled_win_rate([1, 0], [1, 2], [0, 1], **wrong)

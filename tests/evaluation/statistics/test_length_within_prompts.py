@@ -1,4 +1,4 @@
-"""Win rates at equal length where prompts differ in how hard they are, and nobody has measured it."""
+"""Win rates at equal length for prompts of different, unknown difficulty."""
 
 from typing import Any
 
@@ -22,39 +22,44 @@ from selfcontrast.evaluation.statistics.logistic import RIDGE
 def confounded(
     rng: np.random.Generator, prompts: int, models: tuple[float, ...], each: int, length: float = 1.0
 ) -> dict[str, OutcomePairs]:
-    """Easy prompts have short answers of the opponent. So a system's answers, nearly all shorter than the opponent's,
-    come near to it in length on easy prompts only."""
+    """Simulate systems whose length difference is confounded with difficulty.
+
+    The opponent's answers are short on easy prompts. Nearly all answers of the systems are shorter than the opponent's,
+    and similar in length only on easy prompts.
+    """
     size = rng.normal(size=prompts)
     opponent, difficulty = np.exp(7 + 0.6 * size), -size + 0.5 * rng.normal(size=prompts)
-    found = {}
-    for at, model in enumerate(models):
+    systems = {}
+    for index, model in enumerate(models):
         lengths = np.exp(rng.normal(6.8, 0.2, (prompts, each))) + 300 * rng.normal(size=(prompts, each))
         lengths -= opponent[:, None]
         draw = rng.random((prompts, each))
         outcomes = draw < expit(model + length * np.tanh(lengths / lengths.std()) + difficulty[:, None])
         labels = np.repeat(np.arange(prompts), each)
-        found[f"s{at}"] = OutcomePairs(outcomes.ravel().astype(float), lengths.ravel(), labels, labels)
-    return found
+        systems[f"s{index}"] = OutcomePairs(outcomes.ravel().astype(float), lengths.ravel(), labels, labels)
+    return systems
 
 
 def truth(model: float) -> float:
-    """The mean of expit(model + difficulty) over difficulties with variance 1 + 0.25, by quadrature."""
+    """Compute the mean of expit(model + difficulty) over difficulties with variance 1 + 0.25, by quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     return float(weights @ expit(model + np.sqrt(1.25) * nodes) / weights.sum())
 
 
-def test_the_rate_is_not_confounded_by_how_hard_a_prompt_is() -> None:
-    """The raw fit takes the ease of prompts with short answers for a merit of length, and is 7 to 9 points off."""
+def test_rate_is_not_confounded_by_difficulty() -> None:
+    """The fit without difficulties attributes the ease of such prompts to length, and is 7 to 9 points off."""
     rates, naive = [], []
     for seed in range(12):
         systems = confounded(np.random.default_rng([1, seed]), 300, (0.0, 0.5), 2)
-        found = length_controlled_within_prompts(systems, n_bootstrap=1)
-        assert found is not None
-        rates.append([found.rates[name].interval.estimate for name in systems])
+        result = length_controlled_within_prompts(systems, n_bootstrap=1)
+        assert result is not None
+        rates.append([result.rates[name].interval.estimate for name in systems])
         naive.append(
             [
-                length_controlled_win_rate(own.outcomes, own.lengths, own.clusters, n_bootstrap=1).win_rate.estimate
-                for own in systems.values()
+                length_controlled_win_rate(
+                    pairs.outcomes, pairs.lengths, pairs.clusters, n_bootstrap=1
+                ).win_rate.estimate
+                for pairs in systems.values()
             ]
         )
     expected = [truth(0.0), truth(0.5)]
@@ -62,8 +67,8 @@ def test_the_rate_is_not_confounded_by_how_hard_a_prompt_is() -> None:
     assert (np.mean(naive, axis=0) - expected > 0.05).all()
 
 
-def test_the_fit_is_the_maximum_of_the_penalised_likelihood() -> None:
-    """Found again by a quasi-Newton method of scipy's, over coefficients and difficulties at once."""
+def test_fit_maximises_the_penalised_likelihood() -> None:
+    """The reference is scipy's quasi-Newton method over coefficients and difficulties."""
     systems = confounded(np.random.default_rng(2), 12, (0.0, 0.5), 3)
     model = _Model(systems)
     weights = np.random.default_rng(3).integers(0, 3, 12).astype(float)
@@ -81,7 +86,7 @@ def test_the_fit_is_the_maximum_of_the_penalised_likelihood() -> None:
     assert difficulties[0][drawn] == pytest.approx(expected[k:][drawn], abs=1e-4)
 
 
-def test_the_influence_is_the_derivative_by_a_prompts_weight() -> None:
+def test_influence_equals_the_derivative_by_a_prompts_weight() -> None:
     systems = confounded(np.random.default_rng(4), 15, (0.0, 0.5), 2)
     model = _Model(systems)
     start = model.fit(np.ones((1, 15)))
@@ -95,79 +100,79 @@ def test_the_influence_is_the_derivative_by_a_prompts_weight() -> None:
         assert model.influence(start, *contrast)[0] == pytest.approx(np.array(moved) - np.mean(moved), abs=1e-5)
 
 
-def test_a_single_pair_per_prompt_is_not_identified() -> None:
+def test_rate_with_single_pairs_is_not_identified() -> None:
     systems = confounded(np.random.default_rng(5), 50, (0.0,), 1)
     assert length_controlled_within_prompts(systems) is None
-    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # two pairs, of the same length
+    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # two pairs of the same length
     assert length_controlled_within_prompts({"s": same}) is None
     assert length_controlled_within_prompts(confounded(np.random.default_rng(5), 50, (0.0, 0.5), 1)) is not None
 
 
-def test_a_prompt_that_nobody_wins_more_often_at_any_length_leaves_the_raw_rate() -> None:
-    """Without an effect of length or difficulty, the rate at equal length is the raw one, but for noise."""
+def test_rate_without_effects_is_the_raw_rate() -> None:
+    """Without effects of length or difficulty, the rate at equal length is the raw one up to noise."""
     rng = np.random.default_rng(6)
     labels = np.repeat(np.arange(400), 4)
-    own = OutcomePairs((rng.random(1600) < 0.7).astype(float), rng.normal(0, 100, 1600), labels, labels)
-    found = length_controlled_within_prompts({"s": own}, n_bootstrap=300)
-    assert found is not None
-    interval = found.rates["s"].interval
-    assert interval.estimate == pytest.approx(np.mean(own.outcomes), abs=0.01)
+    pairs = OutcomePairs((rng.random(1600) < 0.7).astype(float), rng.normal(0, 100, 1600), labels, labels)
+    result = length_controlled_within_prompts({"s": pairs}, n_bootstrap=300)
+    assert result is not None
+    interval = result.rates["s"].interval
+    assert interval.estimate == pytest.approx(np.mean(pairs.outcomes), abs=0.01)
     assert interval.low < 0.7 < interval.high
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 1600), rel=0.15)
 
 
-def test_a_systems_difference_from_the_baseline() -> None:
+def test_difference_from_the_baseline_equals_that_of_rates() -> None:
     systems = confounded(np.random.default_rng(7), 100, (0.0, 0.5), 2)
-    found = length_controlled_within_prompts(systems, "s0", n_bootstrap=200)
-    assert found is not None
-    difference = found.differences["s1"].interval
-    rates = [found.rates[name].interval.estimate for name in ("s0", "s1")]
-    assert list(found.differences) == ["s1"]
+    result = length_controlled_within_prompts(systems, "s0", n_bootstrap=200)
+    assert result is not None
+    difference = result.differences["s1"].interval
+    rates = [result.rates[name].interval.estimate for name in ("s0", "s1")]
+    assert list(result.differences) == ["s1"]
     assert difference.estimate == pytest.approx(rates[1] - rates[0])
     assert (difference.n, difference.clusters) == (400, 100)
     assert difference.low < difference.estimate < difference.high
 
 
-def test_a_difference_is_over_the_prompts_that_both_were_judged_on() -> None:
+def test_difference_uses_prompts_judged_for_both() -> None:
     systems = confounded(np.random.default_rng(8), 60, (0.0, 0.5), 2)
-    own = systems["s1"]
+    pairs = systems["s1"]
     fewer = OutcomePairs(
-        *(np.asarray(column)[:80] for column in (own.outcomes, own.lengths, own.prompts, own.clusters))
+        *(np.asarray(column)[:80] for column in (pairs.outcomes, pairs.lengths, pairs.prompts, pairs.clusters))
     )
-    found = length_controlled_within_prompts({"s0": systems["s0"], "s1": fewer}, "s0", n_bootstrap=50)
-    assert found is not None
-    assert found.differences["s1"].interval.clusters == 40
-    assert found.rates["s0"].interval.clusters == 60
-    assert found.rates["s1"].interval.clusters == 40
+    result = length_controlled_within_prompts({"s0": systems["s0"], "s1": fewer}, "s0", n_bootstrap=50)
+    assert result is not None
+    assert result.differences["s1"].interval.clusters == 40
+    assert result.rates["s0"].interval.clusters == 60
+    assert result.rates["s1"].interval.clusters == 40
 
 
-def test_a_question_counts_once_however_many_samples_it_has() -> None:
-    """One question has 40 samples that all win, nine have 4 that lose half: lengths vary, and have no effect."""
+def test_rate_weighs_questions_equally_whatever_their_samples() -> None:
+    """One question has 40 winning samples; nine have 4 samples of which half win. Lengths vary without effect."""
     labels = np.r_[np.zeros(40, dtype=int), np.repeat(np.arange(1, 10), 4)]
     lengths = np.where(np.arange(76) // 2 % 2, 10.0, -10.0)
-    own = OutcomePairs(np.r_[np.ones(40), np.tile([1.0, 0.0, 1.0, 0.0], 9)], lengths, labels, labels)
-    found = length_controlled_within_prompts({"s": own}, n_bootstrap=20)
-    assert found is not None
-    # Nine questions of about a half and one of nearly 1: 0.55, where the mean over pairs is 0.76.
-    assert found.rates["s"].interval.estimate == pytest.approx(0.55, abs=0.03)
+    pairs = OutcomePairs(np.r_[np.ones(40), np.tile([1.0, 0.0, 1.0, 0.0], 9)], lengths, labels, labels)
+    result = length_controlled_within_prompts({"s": pairs}, n_bootstrap=20)
+    assert result is not None
+    # Nine questions near 0.5 and one near 1 average to 0.55; the mean over pairs is 0.76.
+    assert result.rates["s"].interval.estimate == pytest.approx(0.55, abs=0.03)
 
 
-def test_one_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
+def test_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
     systems = confounded(np.random.default_rng(9), 100, (0.0,), 2)
-    own = systems["s0"]
-    systems["always"] = OutcomePairs(np.ones(200), np.asarray(own.lengths) + 50, own.prompts, own.clusters)
-    found = length_controlled_within_prompts(systems, "s0", n_bootstrap=50)
-    assert found is not None
-    assert found.rates["always"].weakness.startswith("weak")
-    interval = found.rates["always"].interval
-    assert interval.low < 0.025 ** (1 / 100)  # no surer than Clopper and Pearson of 100 wins
-    difference = found.differences["always"]
+    pairs = systems["s0"]
+    systems["always"] = OutcomePairs(np.ones(200), np.asarray(pairs.lengths) + 50, pairs.prompts, pairs.clusters)
+    result = length_controlled_within_prompts(systems, "s0", n_bootstrap=50)
+    assert result is not None
+    assert result.rates["always"].weakness.startswith("weak")
+    interval = result.rates["always"].interval
+    assert interval.low < 0.025 ** (1 / 100)  # at least as wide as Clopper and Pearson's for 100 wins
+    difference = result.differences["always"]
     assert difference.near_separation
     assert difference.interval.high - difference.interval.low > 0.04
-    assert found.rates["s0"].weakness == ""
+    assert result.rates["s0"].weakness == ""
 
 
-def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     systems = confounded(np.random.default_rng(10), 30, (0.0, 0.5), 2)
     first = length_controlled_within_prompts(systems, seed=1)
     assert length_controlled_within_prompts(systems, seed=1) == first
@@ -180,7 +185,7 @@ def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "message"),
+    ("pairs", "message"),
     [
         (OutcomePairs([], [], [], []), "no observations"),
         (OutcomePairs([1, 0], [1], [0, 1], [0, 1]), "one length"),
@@ -188,9 +193,9 @@ def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
         (OutcomePairs([1, 2], [1, 2], [0, 1], [0, 1]), r"\[0, 1\]"),
     ],
 )
-def test_wrong_input(own: OutcomePairs, message: str) -> None:
+def test_unusable_input_is_rejected(pairs: OutcomePairs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        length_controlled_within_prompts({"s": own})
+        length_controlled_within_prompts({"s": pairs})
 
 
 @settings(max_examples=40, deadline=None)
@@ -201,17 +206,17 @@ def test_wrong_input(own: OutcomePairs, message: str) -> None:
         max_size=30,
     )
 )
-def test_any_pairs_give_ordered_numbers_in_range(rows: list[tuple[float, int, int, bool]]) -> None:
+def test_rates_of_any_pairs_are_ordered_and_in_range(rows: list[tuple[float, int, int, bool]]) -> None:
     systems = {}
     for name in (False, True):
-        own = [row for row in rows if row[3] == name]
-        if own:
-            outcomes, lengths, prompts, _ = zip(*own, strict=True)
+        chosen = [row for row in rows if row[3] == name]
+        if chosen:
+            outcomes, lengths, prompts, _ = zip(*chosen, strict=True)
             systems[str(name)] = OutcomePairs(outcomes, lengths, prompts, prompts)
-    found = length_controlled_within_prompts(systems, "False", n_bootstrap=30)
-    if found is None:
+    result = length_controlled_within_prompts(systems, "False", n_bootstrap=30)
+    if result is None:
         return
-    for controlled in found.rates.values():
+    for controlled in result.rates.values():
         interval = controlled.interval
         assert 0 <= interval.estimate <= 1
         if np.isfinite(interval.low):

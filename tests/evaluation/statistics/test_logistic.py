@@ -1,4 +1,4 @@
-"""The batched fit beside a general optimiser and statsmodels, one weighting at a time."""
+"""The batched fit against a general optimiser and statsmodels."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from selfcontrast.evaluation.statistics.logistic import (
 
 @pytest.fixture
 def data() -> tuple[Any, Any, Any]:
-    """60 observations with fractional outcomes, and five weightings, as of a bootstrap."""
+    """Simulate 60 observations with fractional outcomes, and five bootstrap weightings."""
     rng = np.random.default_rng(0)
     design = np.column_stack([np.ones(60), np.tanh(rng.normal(size=60)), rng.normal(size=60)])
     outcomes = np.clip(expit(design @ [0.3, 1.5, -0.5]) + rng.normal(0, 0.3, 60), 0, 1)
@@ -26,7 +26,7 @@ def data() -> tuple[Any, Any, Any]:
 
 
 def slow_fit(design: Any, outcomes: Any, weights: Any) -> Any:
-    """Penalised maximum likelihood, written out and given to a general optimiser."""
+    """Maximise the penalised likelihood with a general optimiser."""
 
     def loss(b: Any) -> Any:
         eta = design @ b
@@ -36,51 +36,51 @@ def slow_fit(design: Any, outcomes: Any, weights: Any) -> Any:
     return minimize(loss, np.zeros(design.shape[1]), method="BFGS", options={"gtol": 1e-7}).x
 
 
-def test_every_weighting_is_a_general_optimisers(data: Any) -> None:
+def test_fit_equals_a_general_optimiser(data: Any) -> None:
     design, outcomes, weights = data
     fitted = fit_logistic(design, outcomes, weights, np.zeros(3))
-    for own, weigh in zip(fitted, weights, strict=True):
-        assert own == pytest.approx(slow_fit(design, outcomes, weigh), abs=1e-4)
+    for coefficients, row in zip(fitted, weights, strict=True):
+        assert coefficients == pytest.approx(slow_fit(design, outcomes, row), abs=1e-4)
 
 
-def test_a_weight_is_a_repetition(data: Any) -> None:
+def test_fit_weights_equal_repetitions(data: Any) -> None:
     design, outcomes, weights = data
     fitted = fit_logistic(design, outcomes, weights, np.zeros(3))
-    for own, weigh in zip(fitted, weights, strict=True):
-        times = np.repeat(np.arange(60), weigh.astype(int))
+    for coefficients, row in zip(fitted, weights, strict=True):
+        times = np.repeat(np.arange(60), row.astype(int))
         [repeated] = fit_logistic(design[times], outcomes[times], np.ones((1, 60)), np.ones(3))
-        assert own == pytest.approx(repeated, abs=1e-8)
+        assert coefficients == pytest.approx(repeated, abs=1e-8)
 
 
-def test_many_observations_are_statsmodels_binomial_model() -> None:
+def test_fit_of_many_observations_equals_statsmodels() -> None:
     """The ridge moves a coefficient b by about RIDGE * b / information: below 1e-4 here."""
     rng = np.random.default_rng(1)
     design = np.column_stack([np.ones(4000), np.tanh(rng.normal(size=4000))])
     outcomes = (rng.random(4000) < expit(design @ [-0.4, 1.2])).astype(float)
     expected = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit()
-    [own] = fit_logistic(design, outcomes, np.ones((1, 4000)), np.zeros(2))
-    assert own == pytest.approx(expected.params, abs=1e-4)
+    [coefficients] = fit_logistic(design, outcomes, np.ones((1, 4000)), np.zeros(2))
+    assert coefficients == pytest.approx(expected.params, abs=1e-4)
     information = np.linalg.inv(expected.cov_params())
-    assert least_information(design, np.ones((1, 4000)), own[None]) == pytest.approx(
+    assert least_information(design, np.ones((1, 4000)), coefficients[None]) == pytest.approx(
         np.linalg.eigvalsh(information)[:1], rel=1e-3
     )
 
 
 @pytest.mark.parametrize("wins", [1.0, 0.0])
 @pytest.mark.parametrize("start", [0.0, 40.0, -40.0])
-def test_separated_outcomes_end_where_ridge_and_data_balance(wins: float, start: float) -> None:
-    """With a constant alone the slope is zero at n (y - σ(b)) = RIDGE b."""
+def test_fit_of_separated_outcomes_balances_ridge_and_data(wins: float, start: float) -> None:
+    """With a constant only, the slope is zero at n (y - σ(b)) = RIDGE b."""
     [[b]] = fit_logistic(np.ones((100, 1)), np.full(100, wins), np.ones((1, 100)), np.array([start]))
     assert 100 * (wins - expit(b)) == pytest.approx(RIDGE * b, abs=1e-8)
     assert abs(b) > 5
 
 
-def test_influence_is_the_derivative_by_weight(data: Any) -> None:
+def test_influence_equals_the_derivative_by_weight(data: Any) -> None:
     design, outcomes, _ = data
     [fitted] = fit_logistic(design, outcomes, np.ones((1, 60)), np.zeros(3))
     influence = coefficient_influence(design, outcomes, fitted)
-    for at in (0, 17, 59):
+    for index in (0, 17, 59):
         weights = np.ones((2, 60))
-        weights[:, at] += [1e-4, -1e-4]
+        weights[:, index] += [1e-4, -1e-4]
         up, down = fit_logistic(design, outcomes, weights, fitted)
-        assert influence[at] == pytest.approx((up - down) / 2e-4, abs=1e-5)
+        assert influence[index] == pytest.approx((up - down) / 2e-4, abs=1e-5)

@@ -15,17 +15,17 @@ def test_holm_by_hand() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_statsmodels(p_values: list[float]) -> None:
-    with patch("gc.collect"):  # which theirs calls each time: a second, where torch is in memory
-        theirs = multipletests(p_values, method="holm")[1]
-    assert holm(p_values) == pytest.approx(theirs)
+def test_holm_equals_statsmodels(p_values: list[float]) -> None:
+    with patch("gc.collect"):  # statsmodels calls it each time, which takes a second with torch in memory
+        expected = multipletests(p_values, method="holm")[1]
+    assert holm(p_values) == pytest.approx(expected)
 
 
-def test_holm_of_nothing() -> None:
+def test_holm_of_an_empty_list() -> None:
     assert holm([]).shape == (0,)
 
 
 @pytest.mark.parametrize("p_value", [-0.1, 1.1, np.nan])
-def test_holm_refuses_what_is_no_p_value(p_value: float) -> None:
+def test_holm_p_value_out_of_range_is_rejected(p_value: float) -> None:
     with pytest.raises(ValueError, match="p-values"):
         holm([0.5, p_value])

@@ -7,14 +7,14 @@ from selfcontrast.evaluation.statistics import clusters, paired_permutation_test
 from selfcontrast.evaluation.statistics.permutation import least_p_value
 
 
-def test_exact_permutation_by_hand() -> None:
+def test_permutation_test_exact_by_hand() -> None:
     # Differences 1, 2, 3: |sum| >= 6 for 2 of 8 sign patterns.
     assert paired_permutation_test([1, 2, 3], [0, 0, 0], [0, 1, 2]) == 2 / 8
     # Differences 1, 2, -3 sum to 0: every pattern is as extreme.
     assert paired_permutation_test([1, 2, 0], [0, 0, 3], [0, 1, 2]) == 1
 
 
-def test_exact_permutation_is_scipys() -> None:
+def test_permutation_test_exact_equals_scipy() -> None:
     rng = np.random.default_rng(11)
     a, b = rng.normal(0.5, 1, 12), rng.normal(0, 1, 12)
     expected = stats.permutation_test(
@@ -23,16 +23,16 @@ def test_exact_permutation_is_scipys() -> None:
     assert paired_permutation_test(a, b, np.arange(12)) == pytest.approx(expected.pvalue)
 
 
-def test_sampled_permutation_approaches_the_exact_one() -> None:
+def test_permutation_test_sampled_is_near_exact() -> None:
     rng = np.random.default_rng(12)
     a, b = rng.normal(0.5, 1, 14), rng.normal(0, 1, 14)
     exact = paired_permutation_test(a, b, np.arange(14), n_bootstrap=2**14)
     sampled = paired_permutation_test(a, b, np.arange(14), n_bootstrap=2**14 - 1)
-    assert exact != sampled  # the one enumerated, the other drawn
+    assert exact != sampled  # one enumerates the patterns, the other samples them
     assert sampled == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 2**14))
 
 
-def test_permutations_in_blocks_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permutation_test_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(14)
     a, b, labels = rng.normal(0.3, 1, 30), rng.normal(0, 1, 30), np.arange(30)
     whole = paired_permutation_test(a, b, labels)
@@ -41,17 +41,17 @@ def test_permutations_in_blocks_are_all_counted(monkeypatch: pytest.MonkeyPatch)
     assert paired_permutation_test(a, b, labels) == pytest.approx(whole, abs=0.02)
 
 
-def test_p_is_never_zero() -> None:
+def test_permutation_test_p_value_is_never_zero() -> None:
     assert paired_permutation_test(np.ones(100), np.zeros(100), np.arange(100), n_bootstrap=999) == 1 / 1000
 
 
-def test_rounding_is_no_difference() -> None:
+def test_permutation_test_ignores_rounding() -> None:
     # Both means are 0.2, but (0.1 + 0.2 + 0.3) / 3 and (0.3 + 0.2 + 0.1) / 3 differ in the last bit.
     a, b = np.tile([0.1, 0.2, 0.3], 10), np.tile([0.3, 0.2, 0.1], 10)
     assert paired_permutation_test(a, b, np.repeat(np.arange(10), 3)) == 1
 
 
-def test_permutation_keeps_its_level() -> None:
+def test_permutation_test_keeps_its_level() -> None:
     rng = np.random.default_rng(13)
     labels = np.repeat(np.arange(20), 3)
     rejected = 0
@@ -61,19 +61,19 @@ def test_permutation_keeps_its_level() -> None:
     assert 0.02 <= rejected / 500 <= 0.08
 
 
-def test_swapping_the_systems_changes_nothing() -> None:
+def test_permutation_test_of_swapped_systems_is_equal() -> None:
     rng = np.random.default_rng(10)
     (a, labels), (b, _) = correlated(rng, 40, 2), correlated(rng, 40, 2)
     assert paired_permutation_test(a, b, labels) == paired_permutation_test(b, a, labels)
 
 
-def test_clusters_must_agree() -> None:
+def test_permutation_test_other_clusters_are_rejected() -> None:
     for clusters_b in ([0, 2], [0, 0], ["0", "1"]):
         with pytest.raises(ValueError, match="same clusters"):
             paired_permutation_test([1, 2], [1, 2], [0, 1], clusters_b)
 
 
-def test_wrong_input() -> None:
+def test_permutation_test_unusable_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="no observations"):
         paired_permutation_test([], [], [])
     with pytest.raises(ValueError, match="one length"):
@@ -85,8 +85,8 @@ def test_wrong_input() -> None:
 
 
 @pytest.mark.parametrize(("prompts", "n_bootstrap"), [(3, 100), (6, 100), (40, 100)])
-def test_the_least_p_value_is_that_of_a_system_that_wins_everywhere(prompts: int, n_bootstrap: int) -> None:
-    """Of 2^3 and 2^6 patterns two are as far off; of 100 drawn among 2^40 none is."""
-    found = paired_permutation_test(np.ones(prompts), np.zeros(prompts), np.arange(prompts), n_bootstrap=n_bootstrap)
-    assert least_p_value(prompts, n_bootstrap) == found
-    assert found == pytest.approx({3: 2 / 8, 6: 2 / 64, 40: 1 / 101}[prompts])
+def test_least_p_value_is_reached_by_a_system_that_always_wins(prompts: int, n_bootstrap: int) -> None:
+    """Two of 2^3 or 2^6 patterns are as extreme; of 100 sampled among 2^40 none is."""
+    p_value = paired_permutation_test(np.ones(prompts), np.zeros(prompts), np.arange(prompts), n_bootstrap=n_bootstrap)
+    assert least_p_value(prompts, n_bootstrap) == p_value
+    assert p_value == pytest.approx({3: 2 / 8, 6: 2 / 64, 40: 1 / 101}[prompts])

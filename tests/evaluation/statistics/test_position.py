@@ -4,11 +4,11 @@ import pytest
 from selfcontrast.evaluation.statistics import position_bias
 
 
-def test_by_hand() -> None:
-    """Four pairs: a win in both orders, the place twice, a tie twice, a win and a tie.
+def test_position_bias_by_hand() -> None:
+    """Four pairs: two wins, the first position twice, two ties, a win and a tie.
 
-    The verdict of the second and fourth depends on the order. The first place gets (1 + 0) / 2 = 0.5 of the first pair,
-    1 of the second, 0.5 of the third, (1 + 0.5) / 2 of the fourth.
+    Verdicts of the second and fourth depend on the order. The first position gets (1 + 0) / 2 = 0.5 in the first pair,
+    1 in the second, 0.5 in the third, (1 + 0.5) / 2 in the fourth.
     """
     result = position_bias([1, 1, 0.5, 1], [1, 0, 0.5, 0.5], ["a", "b", "c", "d"])
     assert result.flip_rate.estimate == 0.5
@@ -16,25 +16,25 @@ def test_by_hand() -> None:
     assert result.flip_rate.clusters == 4
 
 
-def test_a_judge_of_places_alone() -> None:
+def test_position_bias_of_a_judge_that_only_sees_positions() -> None:
     always_first = position_bias(np.ones(20), np.zeros(20), np.arange(20))
     assert (always_first.flip_rate.estimate, always_first.first_position_share.estimate) == (1, 1)
     always_second = position_bias(np.zeros(20), np.ones(20), np.arange(20))
     assert (always_second.flip_rate.estimate, always_second.first_position_share.estimate) == (1, 0)
 
 
-def test_a_judge_of_answers_alone_has_no_bias_however_one_sided() -> None:
+def test_position_bias_of_a_one_sided_judge_is_none() -> None:
     result = position_bias(np.ones(20), np.ones(20), np.arange(20))
     assert (result.flip_rate.estimate, result.first_position_share.estimate) == (0, 0.5)
 
 
-def test_probabilities_flip_where_the_winner_changes() -> None:
+def test_position_bias_of_probabilities_flips_with_the_winner() -> None:
     result = position_bias([0.9, 0.6], [0.6, 0.4], [0, 1])
     assert result.flip_rate.estimate == 0.5
     assert result.first_position_share.estimate == pytest.approx(((0.9 + 0.4) / 2 + (0.6 + 0.6) / 2) / 2)
 
 
-def test_wrong_input() -> None:
+def test_position_bias_unusable_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="both orders"):
         position_bias([1, 0], [1], [0, 1])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):

@@ -1,6 +1,6 @@
-"""What a benchmark has a policy answer beyond the held-out prompts: a stage of its own.
+"""The answers stage: sample a policy's answers to a benchmark's own questions.
 
-So another judge, or another way of judging, asks for no answer again.
+A stage of its own, so that another judge or another way of judging reuses the answers.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
-from selfcontrast.evaluation.dialogue import Player
+from selfcontrast.evaluation.dialogue import DialogueSampler
 from selfcontrast.evaluation.evaluate import ANSWERS
 from selfcontrast.generators.backend import Responder
 from selfcontrast.models.loading import load_tokenizer
@@ -21,34 +21,34 @@ from selfcontrast.store import RESUME
 from selfcontrast.store.artifact import key_of
 
 VERSION = 1
-OWN = "own"  # what the decoding is called, whichever a question has
+OWN = "own"  # the decoding's name in the table, whichever decoding a question has
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Questions with their decodings; `seed` is of sampling."""
+class AnswerRequest:
+    """Questions to answer, grouped by decoding. `seed` is the seed of sampling."""
 
-    asked: Sequence[tuple[Decoding, Sequence[Example]]]
+    questions: Sequence[tuple[Decoding, Sequence[Example]]]
     seed: int
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the answers, as JSON."""
-        asked = [
+        """Return everything that decides the answers, as JSON."""
+        questions = [
             {"decoding": vars(decoding), "questions": [[e.id, e.prompt, e.turns] for e in examples]}
-            for decoding, examples in self.asked
+            for decoding, examples in self.questions
         ]
-        return {"asked": key_of({"asked": asked}), "seed": self.seed}
+        return {"asked": key_of({"asked": questions}), "seed": self.seed}
 
     def answer(self, folder: Path, model: Path, responder: Responder, label: str) -> dict[str, Any]:
-        """Writes the answers to `folder`, as the stage evaluate writes its own."""
-        player = Player(responder, model, Renderer(load_tokenizer(model)), self.seed, folder / RESUME)
+        """Write the answers to `folder`, in the format of the stage `evaluate`."""
+        dialogue = DialogueSampler(responder, model, Renderer(load_tokenizer(model)), self.seed, folder / RESUME)
         with responder.engine.ready():
-            played = [
+            answers = [
                 answer
-                for decoding, examples in self.asked
-                for answer in player.play(examples, decoding, f"{label} T={decoding.temperature:g}")
+                for decoding, examples in self.questions
+                for answer in dialogue.play(examples, decoding, f"{label} T={decoding.temperature:g}")
             ]
-        frame = pd.DataFrame([vars(answer) for answer in played]).drop(columns="token_ids")
+        frame = pd.DataFrame([vars(answer) for answer in answers]).drop(columns="token_ids")
         frame.insert(0, "decoding", OWN)
         frame.to_parquet(folder / ANSWERS)
         return {"answers": len(frame), "tokens": int(frame["tokens"].sum())}

@@ -1,4 +1,4 @@
-"""What every benchmark is given, and what it gives."""
+"""The interface of benchmarks: their input, their numbers, and their methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.evaluation.benchmarks.answers import Asking
+from selfcontrast.evaluation.benchmarks.answers import AnswerRequest
 from selfcontrast.evaluation.evaluate import ANSWERS
 from selfcontrast.evaluation.judges import JudgeContext
 from selfcontrast.evaluation.statistics import Interval
@@ -22,10 +22,10 @@ class Subject:
     """A policy to be measured.
 
     Attributes:
-        label: its name.
-        scores: the folder of its answers: of the stage `evaluate`, or those to the benchmark's own questions.
-        baseline: that of the SFT model; None for the SFT model itself.
-        examples: the held-out prompts that are evaluated.
+        label: the policy's name.
+        scores: folder of the policy's answers, from the stage `evaluate` or to the benchmark's own questions.
+        baseline: the same folder for the SFT model; None for the SFT model itself.
+        examples: the evaluated held-out prompts.
         decoding: name of the decoding whose answers are measured.
     """
 
@@ -34,15 +34,17 @@ class Subject:
     baseline: Path | None
     examples: Sequence[Example]
     decoding: str
-    surroundings: JudgeContext
+    context: JudgeContext
 
 
 @dataclass(frozen=True)
 class Line:
-    """A number of a benchmark: of one system, what it is, and its interval.
+    """One number of a benchmark, with its interval, for one system.
 
-    `kind` says how it is written: "rating" (1 to 10), "share" (of one) or "difference" (of either). `note` stands
-    beside the number wherever it is shown: why it is weak, or missing.
+    Attributes:
+        what: the measure.
+        kind: its scale: "rating" (1 to 10), "share" (0 to 1) or "difference" (of either).
+        note: why the number is weak or missing. It is shown next to the number.
     """
 
     system: str
@@ -54,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Options:
-    """Of the intervals: their level, and the bootstrap's resamples and seed."""
+    """The settings of intervals: their confidence level, and the bootstrap's resamples and seed."""
 
     confidence: float
     n_bootstrap: int
@@ -62,43 +64,43 @@ class Options:
 
 
 class Benchmark(Protocol):
-    """A benchmark. Its fields are its config."""
+    """A benchmark. Its fields are its configuration."""
 
     def check(self, verifier: Verifier | None) -> None:
-        """Raises `UserError` for what can be known before any compute."""
+        """Raise `UserError` for every mistake that can be found before anything is computed."""
 
-    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
-        """Why it does not apply to this data, if so."""
+    def skip_reason(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
+        """Return the reason why the benchmark does not apply to this data, or None."""
         ...
 
     @property
     def relative(self) -> bool:
-        """Whether it compares with the SFT model, which then is no subject itself."""
+        """True if policies are compared with the SFT model. It is then not measured itself."""
         ...
 
-    def asking(self, examples: Sequence[Example]) -> Asking | None:
-        """What it has every policy answer; None where the stage evaluate's answers are what it measures."""
+    def answer_request(self, examples: Sequence[Example]) -> AnswerRequest | None:
+        """Return the questions that every policy answers; None if the answers of the stage `evaluate` are measured."""
         ...
 
     def own_prompts(self) -> dict[str, str]:
-        """By id what its questions say, where it brings its own: they may stand among the training prompts."""
+        """Return the texts of the benchmark's own questions by id. They are checked for contamination."""
         ...
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """Writes its results to `folder`; returns the small facts of it, `coverage` and `cost` among them."""
+        """Write the results to `folder` and return a summary; a judge's has `coverage` and `cost`."""
         ...
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        """Its numbers, from the results of each system."""
+        """Return the benchmark's numbers from the results of each system."""
         ...
 
 
 def answers_of(folder: Path, decoding: str) -> dict[tuple[str, int], tuple[str, ...]]:
-    """Per prompt and sample the answers to all its turns."""
+    """Read the answers of a decoding by prompt and sample, each a tuple over the turns."""
     frame = pd.read_parquet(folder / ANSWERS)
     chosen = frame[frame["decoding"] == decoding].sort_values(["id", "sample", "turn"])
-    found: dict[tuple[str, int], tuple[str, ...]] = {}
+    answers: dict[tuple[str, int], tuple[str, ...]] = {}
     for name, sample, text in zip(chosen["id"], chosen["sample"], chosen["text"], strict=True):
-        place = (str(name), int(sample))
-        found[place] = (*found.get(place, ()), str(text))
-    return found
+        key = (str(name), int(sample))
+        answers[key] = (*answers.get(key, ()), str(text))
+    return answers

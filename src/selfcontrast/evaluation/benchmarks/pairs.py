@@ -1,4 +1,4 @@
-"""OutcomePairs of answers, judged in both orders, and what follows from the verdicts."""
+"""Judge pairs of answers in both orders and compute win rates, order effects and length-controlled rates."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject
-from selfcontrast.evaluation.benchmarks.judged import judged
+from selfcontrast.evaluation.benchmarks.judge_benchmark import summarize_judgments
 from selfcontrast.evaluation.judges import Case, Judge
 from selfcontrast.evaluation.statistics import (
-    Controlled,
+    ControlledRate,
     Interval,
     OutcomePairs,
     WithinPrompts,
@@ -31,15 +31,15 @@ NOT_IDENTIFIED = "not identified: no prompt has two pairs of different length"
 
 
 def judge_pairs(
-    folder: Path, name: str, judge: Judge, pairs: Iterable[Case], subject: Subject, least: float
+    folder: Path, name: str, judge: Judge, pairs: Iterable[Case], subject: Subject, min_coverage: float
 ) -> dict[str, Any]:
-    """Judges pairs, each with the system's own answer first, in both orders; writes a row for each judgment."""
-    cases = [case for pair in pairs for case in (pair, swapped(pair))]
-    with judge.open(subject.surroundings) as judging:
-        found, counts = judging(cases), unread(judging, cases)
+    """Judge pairs in both orders and write one row per judgment. In each pair the system's own answer is first."""
+    cases = [case for pair in pairs for case in (pair, swap(pair))]
+    with judge.open(subject.context) as judging:
+        judgments, counts = judging(cases), unread(judging, cases)
     rows = []
-    for case, judgment in zip(cases, found, strict=True):
-        own, other = reversed(case.answers) if case.swapped else case.answers
+    for case, judgment in zip(cases, judgments, strict=True):
+        answer, opponent = reversed(case.answers) if case.swapped else case.answers
         value = judgment.value
         rows.append(
             {
@@ -48,34 +48,36 @@ def judge_pairs(
                 "sample": case.sample,
                 "turn": case.turn,
                 "swapped": case.swapped,
-                "question": case.dialogue(own)[-1]["content"],
-                "answer": own[-1],
-                "other": other[-1],
+                "question": case.dialogue(answer)[-1]["content"],
+                "answer": answer[-1],
+                "other": opponent[-1],
                 "status": judgment.status,
                 "outcome": value if value is None or not case.swapped else 1 - value,
                 "reply": judgment.reply,
             }
         )
     pd.DataFrame(rows).astype({"outcome": "float64"}).to_parquet(folder / JUDGMENTS)
-    return judged(name, judge, found, least, counts)
+    return summarize_judgments(name, judge, judgments, min_coverage, counts)
 
 
-def swapped(case: Case) -> Case:
-    """The same two answers, shown in the other order."""
+def swap(case: Case) -> Case:
+    """Return the case with its two answers shown in the other order."""
     return replace(case, answers=case.answers[::-1], swapped=not case.swapped)
 
 
 def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per pair that was judged in both orders: `first` and `second` (where the system's own was shown),
-    `longer` (by how many characters its answer is), and the mean `outcome`. A pair with one order alone is left out,
-    or the place would count."""
+    """Join the two judgments of each pair into one row. A pair with only one order is left out, to cancel position.
+
+    Columns: `first` and `second`, the outcomes where the system's own answer was shown first and second; `outcome`,
+    their mean; `longer`, by how many characters its answer is longer.
+    """
     usable = frame[frame["status"] == "ok"]
     columns = ["id", "sample", "turn"]
-    shown = {
+    by_order = {
         order: usable[usable["swapped"] == flag].set_index(columns) for order, flag in (("first", 0), ("second", 1))
     }
-    pairs = shown["first"][["category", "outcome", "answer", "other"]].join(
-        shown["second"]["outcome"].rename("second"), how="inner"
+    pairs = by_order["first"][["category", "outcome", "answer", "other"]].join(
+        by_order["second"]["outcome"].rename("second"), how="inner"
     )
     pairs = pairs.rename(columns={"outcome": "first"}).reset_index()
     pairs["longer"] = pairs["answer"].str.len() - pairs["other"].str.len()
@@ -84,7 +86,7 @@ def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs_of(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """By system its judged pairs, as `both_orders` gives them."""
+    """Read each system's judged pairs, as rows of `both_orders`."""
     return {name: both_orders(pd.read_parquet(folder / JUDGMENTS)) for name, folder in folders.items()}
 
 
@@ -94,14 +96,16 @@ def pair_lines(
     options: Options,
     difficulties: Mapping[str, float] | None = None,
 ) -> list[Line]:
-    """Per system the win rate, that at equal length, both less SFT's, and what the order of the answers did.
+    """Return each system's win rate, raw and at equal length, their differences from SFT's, and the effects of order.
 
-    Questions weigh alike, however many samples each has. `difficulties` are of the prompts by id; where they are not
-    known they are estimated (`length_controlled_within_prompts`).
+    All questions weigh the same, however many samples they have.
+
+    Args:
+        difficulties: of the prompts, by id; None estimates them (`length_controlled_within_prompts`).
     """
     judged_pairs = {name: pairs for name, pairs in judged_pairs.items() if len(pairs)}
     controlled = _controlled(judged_pairs, options, difficulties)
-    found: list[Line] = []
+    lines: list[Line] = []
     for name, pairs in judged_pairs.items():
         questions = _by_question(pairs)
         values = [
@@ -110,37 +114,37 @@ def pair_lines(
             ("first position's share", "favours_first"),
             ("ties", "ties"),
         ]
-        own = [
+        system_lines = [
             Line(name, what, "share", rate_interval(questions[column], questions["id"], confidence=options.confidence))
             for what, column in values
         ]
-        own.insert(1, _line(name, EQUAL_LENGTH, "share", controlled.rates.get(name), options))
-        found += own
+        system_lines.insert(1, _line(name, EQUAL_LENGTH, "share", controlled.rates.get(name), options))
+        lines += system_lines
         if name != SFT and SFT in judged_pairs:
             raw = _raw_difference(name, questions, _by_question(judged_pairs[SFT]), options)
             if not raw:
                 continue
-            found += raw
+            lines += raw
             what = f"win rate less SFT's {EQUAL_LENGTH.removeprefix('win rate ')}"
-            found.append(_line(name, what, "difference", controlled.differences.get(name), options))
-    return found
+            lines.append(_line(name, what, "difference", controlled.differences.get(name), options))
+    return lines
 
 
 def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
-    """A row per question and turn: the means over its samples. A tie is one in both orders."""
+    """Average over samples: one row per question and turn. A tie is a tie in both orders."""
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
-    every = pairs.assign(
+    rows = pairs.assign(
         flips=flips(first, second),
         favours_first=favours_first(first, second),
         ties=np.isclose(first, 0.5) & np.isclose(second, 0.5),
     )
     columns = ["outcome", "flips", "favours_first", "ties"]
-    return every.astype(dict.fromkeys(columns, "float64")).groupby(["id", "turn"], as_index=False)[columns].mean()
+    return rows.astype(dict.fromkeys(columns, "float64")).groupby(["id", "turn"], as_index=False)[columns].mean()
 
 
-def _raw_difference(name: str, own: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
-    """The difference of the win rates over the same opponent, on the questions and turns that both have judged."""
-    both = own.merge(base, on=["id", "turn"], suffixes=("", "_base"))
+def _raw_difference(name: str, system: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
+    """Return the difference of win rates over the same opponent, on the turns for which both have judgments."""
+    both = system.merge(base, on=["id", "turn"], suffixes=("", "_base"))
     if both.empty:
         return []
     columns = (both["outcome"], both["outcome_base"], both["id"])
@@ -150,7 +154,7 @@ def _raw_difference(name: str, own: pd.DataFrame, base: pd.DataFrame, options: O
 def _controlled(
     judged_pairs: Mapping[str, pd.DataFrame], options: Options, difficulties: Mapping[str, float] | None
 ) -> WithinPrompts:
-    """Rates at equal length and their differences from SFT's; empty where they are not identified."""
+    """Return rates at equal length and their differences from SFT's; empty where they are not identified."""
     if not judged_pairs:
         return WithinPrompts({}, {}, float("nan"))
     if difficulties is None:
@@ -161,26 +165,29 @@ def _controlled(
             for name, pairs in judged_pairs.items()
         }
         base = SFT if SFT in systems else None
-        found = length_controlled_within_prompts(systems, base, **vars(options))
-        return found or WithinPrompts({}, {}, float("nan"))
+        controlled = length_controlled_within_prompts(systems, base, **vars(options))
+        return controlled or WithinPrompts({}, {}, float("nan"))
 
     def columns(pairs: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
         return pairs["outcome"], pairs["longer"], pairs["id"], pairs["id"].map(difficulties)
 
-    rates: dict[str, Controlled] = {}
+    rates: dict[str, ControlledRate] = {}
     differences = {}
     for name, pairs in judged_pairs.items():
         rates[name] = length_controlled_win_rate(*columns(pairs), **vars(options))
         if name != SFT and SFT in judged_pairs:
             base_pairs = judged_pairs[SFT]
-            own, other = pairs[pairs["id"].isin(base_pairs["id"])], base_pairs[base_pairs["id"].isin(pairs["id"])]
-            if len(own):
-                differences[name] = length_controlled_difference(columns(own), columns(other), **vars(options))
+            common, common_base = (
+                pairs[pairs["id"].isin(base_pairs["id"])],
+                base_pairs[base_pairs["id"].isin(pairs["id"])],
+            )
+            if len(common):
+                differences[name] = length_controlled_difference(columns(common), columns(common_base), **vars(options))
     return WithinPrompts(rates, differences, float("nan"))
 
 
-def _line(name: str, what: str, kind: str, controlled: Controlled | None, options: Options) -> Line:
-    """A number at equal length, with what weakens it."""
+def _line(name: str, what: str, kind: str, controlled: ControlledRate | None, options: Options) -> Line:
+    """Return the line of a number at equal length, with a note on what weakens it."""
     if controlled is None:
         return Line(name, what, kind, Interval(np.nan, np.nan, np.nan, 0, 0, options.confidence), NOT_IDENTIFIED)
     return Line(name, what, kind, controlled.interval, controlled.weakness)

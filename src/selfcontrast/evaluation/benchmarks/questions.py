@@ -11,54 +11,54 @@ from selfcontrast.errors import UserError
 
 @dataclass(frozen=True)
 class Questions:
-    """`references`: by question id, an answer to each turn."""
+    """Questions with reference answers: by question id, one for each turn."""
 
     examples: list[Example]
     references: Mapping[str, tuple[str, ...]]
 
 
 def read_questions(path: str, references: str | None) -> Questions:
-    """Rows {question_id, category, turns, reference?}; `references` are answers of a model in FastChat's format.
+    """Read rows {question_id, category, turns, reference?}; `references` is a file of answers in FastChat's format.
 
     Raises:
-        UserError: for a row that is unusable, a question that stands twice, or a reference to no question.
+        UserError: for an unusable row, a question that occurs twice, or a reference to an unknown question.
     """
     examples: dict[str, Example] = {}
-    found: dict[str, tuple[str, ...]] = {}
-    for where, row in read_rows(path, "questions"):
-        place = f"{path}, {where}"
-        turns = _texts(row, "turns", place)
-        name = str(row.get("question_id", where))
+    answers: dict[str, tuple[str, ...]] = {}
+    for row_name, row in read_rows(path, "questions"):
+        where = f"{path}, {row_name}"
+        turns = _texts(row, "turns", where)
+        name = str(row.get("question_id", row_name))
         if name in examples:
-            raise UserError(f"{place}: question {name} stands twice")
+            raise UserError(f"{where}: question {name} occurs twice. Keep one of them.")
         examples[name] = Example(
             name, [{"role": "user", "content": turns[0]}], "", category=str(row.get("category", "")), turns=turns
         )
         if row.get("reference"):
-            found[name] = tuple(_texts(row, "reference", place))
+            answers[name] = tuple(_texts(row, "reference", where))
     if references is not None:
-        found = _references(references)
-        if unknown := set(found) - set(examples):
-            raise UserError(f"{references}: question {min(unknown)} is not in {path}")
-    for name, texts in found.items():
+        answers = _references(references)
+        if unknown := set(answers) - set(examples):
+            raise UserError(f"{references}: question {min(unknown)} is not in {path}. Remove it.")
+    for name, texts in answers.items():
         if len(texts) != len(examples[name].turns):
             raise UserError(f"{references or path}: question {name} needs a reference for each of its turns")
-    return Questions(list(examples.values()), found)
+    return Questions(list(examples.values()), answers)
 
 
 def _references(path: str) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for where, row in read_rows(path, "references"):
-        place = f"{path}, {where}"
+    answers = {}
+    for row_name, row in read_rows(path, "references"):
+        where = f"{path}, {row_name}"
         choices = row.get("choices") if isinstance(row, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise UserError(f"{place}: no answer of FastChat's format (question_id, choices: [{{turns: […]}}])")
-        found[str(row.get("question_id"))] = tuple(_texts(choices[0], "turns", place))
-    return found
+            raise UserError(f"{where}: not in FastChat's format. It needs question_id and choices: [{{turns: […]}}].")
+        answers[str(row.get("question_id"))] = tuple(_texts(choices[0], "turns", where))
+    return answers
 
 
-def _texts(row: Any, column: str, place: str) -> list[str]:
+def _texts(row: Any, column: str, where: str) -> list[str]:
     value = row.get(column) if isinstance(row, dict) else None
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        raise UserError(f"{place}: '{column}' must be a list of texts, one for each turn")
+        raise UserError(f"{where}: '{column}' must be a list of texts, one for each turn")
     return value

@@ -1,4 +1,4 @@
-"""Win rate under a reward model, as in the paper: the answer with the higher reward wins."""
+"""Win rates under a reward model, as in the paper: the answer with the higher reward wins."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from selfcontrast.constrained import Count, Samples, check_numbers
 from selfcontrast.data.example import Example, Verifier
-from selfcontrast.evaluation.benchmarks.answers import Asking
+from selfcontrast.evaluation.benchmarks.answers import AnswerRequest
 from selfcontrast.evaluation.benchmarks.benchmark import Line, Options, Subject, answers_of
 from selfcontrast.evaluation.finite import check_finite
 from selfcontrast.evaluation.judges import Case
@@ -25,11 +25,11 @@ SFT = "SFT"
 
 @dataclass(frozen=True)
 class RewardWins:
-    """Rewards of the held-out prompts' answers, against those of the targets and of the SFT model's answers.
+    """Rewards of answers to the held-out prompts, compared with those of the targets and of the SFT model's answers.
 
     Attributes:
-        limit: the first so many prompts; None for all.
-        samples: answers per prompt, at most those that there are.
+        limit: number of prompts, from the first; None for all.
+        samples: answers per prompt, at most the existing ones.
     """
 
     limit: Count | None
@@ -46,52 +46,57 @@ class RewardWins:
     def check(self, verifier: Verifier | None) -> None:
         self.reward_model.check()
 
-    def left_out(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
+    def skip_reason(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
         return None
 
-    def asking(self, examples: Sequence[Example]) -> Asking | None:
+    def answer_request(self, examples: Sequence[Example]) -> AnswerRequest | None:
         return None
 
     def own_prompts(self) -> dict[str, str]:
         return {}
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """Write a row per prompt and sample: the reward of the answer, and of the target where there is one for it.
+        """Write one row per prompt and sample: the reward of the answer, and of the target if the prompt has one.
 
-        Raises `UserError` for a reward that is no number, with the id of its example.
+        Raises `UserError` for a reward that is not finite; it names the example.
         """
         examples = {example.id: example for example in subject.examples[: self.limit]}
         answers = answers_of(subject.scores, subject.decoding)
         chosen = [(n, s, a) for (n, s), a in answers.items() if n in examples and s < self.samples]
         targets = [name for name, example in examples.items() if not example.turns]
-        asked: list[Response] = [
-            (Case(examples[name], len(own) - 1, (own,)).dialogue(own), own[-1]) for name, _, own in chosen
+        responses: list[Response] = [
+            (Case(examples[name], len(turns) - 1, (turns,)).dialogue(turns), turns[-1]) for name, _, turns in chosen
         ]
-        asked += [(examples[name].prompt, examples[name].target) for name in targets]
-        with self.reward_model.open(subject.surroundings.device) as reward:
-            rewards, counts = np.asarray(reward(asked), dtype=np.float64), unread(reward, asked)
+        responses += [(examples[name].prompt, examples[name].target) for name in targets]
+        with self.reward_model.open(subject.context.device) as reward:
+            rewards, counts = np.asarray(reward(responses), dtype=np.float64), unread(reward, responses)
         names = [*(name for name, _, _ in chosen), *targets]
         check_finite("the reward of the answer or target", names, rewards)
-        told = report_unread(f"reward {subject.label}", counts, "tokens", "raise its reward_model.max_tokens")
-        of_target = dict(zip(targets, rewards[len(chosen) :], strict=True))
-        frame = pd.DataFrame([{"id": name, "sample": sample, "answer": own[-1]} for name, sample, own in chosen])
+        unread_text = report_unread(f"reward {subject.label}", counts, "tokens", "raise its reward_model.max_tokens")
+        target_rewards = dict(zip(targets, rewards[len(chosen) :], strict=True))
+        frame = pd.DataFrame([{"id": name, "sample": sample, "answer": turns[-1]} for name, sample, turns in chosen])
         frame["reward"] = rewards[: len(chosen)]
-        frame["target_reward"] = frame["id"].map(of_target)
+        frame["target_reward"] = frame["id"].map(target_rewards)
         frame.to_parquet(folder / REWARDS)
-        return {"answers": len(chosen), "targets": len(targets), "reward": float(frame["reward"].mean()), **told}
+        return {
+            "answers": len(chosen),
+            "targets": len(targets),
+            "reward": float(frame["reward"].mean()),
+            **unread_text,
+        }
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        """The mean of sigmoid(reward), and win rates, in which a tie is half a win."""
+        """Return the mean of sigmoid(reward) and the win rates. A tie is half a win."""
         frames = {name: pd.read_parquet(folder / REWARDS) for name, folder in folders.items()}
         settings = vars(options)
-        found = []
+        lines = []
         for name, frame in frames.items():
             mean = mean_interval(expit(frame["reward"].to_numpy()), frame["id"], **settings)
-            found.append(Line(name, "mean of sigmoid(reward)", "share", mean))
+            lines.append(Line(name, "mean of sigmoid(reward)", "share", mean))
             single = frame.dropna(subset="target_reward")
             if len(single):
                 wins = outcomes(single["reward"], single["target_reward"])
-                found.append(
+                lines.append(
                     Line(
                         name,
                         "win rate over target",
@@ -102,12 +107,12 @@ class RewardWins:
             if name != SFT and SFT in frames:
                 both = frame.merge(frames[SFT], on=["id", "sample"], suffixes=("", "_base"))
                 wins = outcomes(both["reward"], both["reward_base"])
-                found.append(
+                lines.append(
                     Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], confidence=options.confidence))
                 )
-        return found
+        return lines
 
 
-def outcomes(own: Any, other: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """1 for a win, 0.5 for a tie, 0 for a loss, [n]."""
-    return 0.5 + 0.5 * np.sign(np.asarray(own, dtype=np.float64) - np.asarray(other, dtype=np.float64))
+def outcomes(rewards: Any, opponents: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return 1 where the reward beats the opponent's, 0.5 for a tie, 0 for a loss, [n]."""
+    return 0.5 + 0.5 * np.sign(np.asarray(rewards, dtype=np.float64) - np.asarray(opponents, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""All judgments of a benchmark as one table, to be looked through."""
+"""All judgments of a benchmark as one table to browse."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ NAMES = {"outcome": "verdict", "rating": "verdict", "reply": "reason", "question
 FIRST = ["system", "category", "prompt", "answer", "other", "verdict", "reason", "status"]
 
 
-def judgments_table(folders: Mapping[str, Path], most: int | None) -> pd.DataFrame:
-    """A row per judgment of each system: prompt, answer, the other answer where there is one, verdict, and reason.
+def judgments_table(folders: Mapping[str, Path], max_rows: int | None) -> pd.DataFrame:
+    """Return one row per judgment: system, prompt, answer, the other answer of a comparison, verdict, and reason.
 
-    The verdict is the grade, or the outcome for the system's own answer in either order. Of more than `most` rows as
-    many are taken, evenly spread. Empty where the benchmark has no judgments.
+    The verdict is the grade, or the outcome for the system's own answer in either order. More than `max_rows` rows are
+    thinned evenly. The table is empty if the benchmark has no judgments.
     """
     frames = []
     for system, folder in folders.items():
@@ -28,6 +28,6 @@ def judgments_table(folders: Mapping[str, Path], most: int | None) -> pd.DataFra
         return pd.DataFrame()
     table = pd.concat(frames, ignore_index=True)
     table = table[sorted(table, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))]
-    if most is None or len(table) <= most:
+    if max_rows is None or len(table) <= max_rows:
         return table
-    return table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)].reset_index(drop=True)
+    return table.iloc[np.linspace(0, len(table) - 1, max_rows).round().astype(int)].reset_index(drop=True)

@@ -1,8 +1,8 @@
-"""What a judge's requests may have cost, on the disk before each of them is made.
+"""A record of the cost of a judge's requests, written to disk before each request is sent.
 
-A request that is killed, cut short or never answered may be billed all the same. So each try is a line of a file with
-the most that it may cost, written before it is sent; a later line with the same number replaces it by what it did cost.
-What no line replaces counts at its most.
+A request that is killed, cut short or never answered may still be billed. So each try has a line with its maximum cost,
+written before it is sent. A later line with the same number replaces it by the actual cost. Without such a line the try
+counts at its maximum.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from selfcontrast.store.sealed import append_line
 
 @dataclass(frozen=True)
 class Bill:
-    """Tokens of one try, for a prompt of this hash."""
+    """The tokens of one try, for the prompt with this hash."""
 
     prompt: str
     prompt_tokens: int
@@ -27,7 +27,7 @@ class Bill:
 
 
 class Bills:
-    """One judge's file."""
+    """The bills file of one judge."""
 
     def __init__(self, folder: Path, judge: Mapping[str, Any]) -> None:
         self._file = folder / f"bills-{key_of(dict(judge))}.jsonl"
@@ -38,18 +38,18 @@ class Bills:
                 self._read(line)
 
     def tokens(self, prompt: str) -> tuple[int, int]:
-        """Tokens read and written for this prompt, in all tries."""
+        """Return the prompt and completion tokens of all tries of this prompt."""
         bills = [self._bills[number] for number in self._tries.get(_hash(prompt), ())]
         return sum(bill.prompt_tokens for bill in bills), sum(bill.completion_tokens for bill in bills)
 
     def begin(self, prompt: str, prompt_tokens: int, completion_tokens: int) -> str:
-        """Keep what a try may cost at most; returns its number. On the disk before this returns."""
+        """Write a try's maximum cost to disk and return the try's number."""
         number = secrets.token_hex(8)
         self._write(number, Bill(_hash(prompt), prompt_tokens, completion_tokens))
         return number
 
     def settle(self, number: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Replace what the try might have cost by what it did."""
+        """Replace a try's maximum cost by its actual cost."""
         self._write(number, Bill(self._bills[number].prompt, prompt_tokens, completion_tokens))
 
     def _write(self, number: str, bill: Bill) -> None:
@@ -61,7 +61,7 @@ class Bills:
             values = json.loads(line)
             bill = Bill(str(values["prompt"]), int(values["prompt_tokens"]), int(values["completion_tokens"]))
             self._remember(str(values["try"]), bill)
-        except (ValueError, TypeError, KeyError, OverflowError):  # half a line, of a process that was killed
+        except (ValueError, TypeError, KeyError, OverflowError):  # a line cut short by a killed process
             return
 
     def _remember(self, number: str, bill: Bill) -> None:

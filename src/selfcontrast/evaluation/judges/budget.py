@@ -1,4 +1,4 @@
-"""What judgments cost, and the cap that all benchmarks of a job share."""
+"""The cost of judgments, and the cap that all benchmarks of a job share."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ from selfcontrast.constrained import NonNegative, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.bills import Bills
 
-CHARACTERS_PER_TOKEN = 3  # few, so that an estimate is rather too high; what was really used replaces it
+CHARACTERS_PER_TOKEN = 3  # low, so that estimates are rather too high; actual usage replaces them
 OVERHEAD = 32  # tokens that a chat template may put around a prompt
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of a million tokens, in any currency."""
+    """The price of a million tokens, in any currency."""
 
     prompt: NonNegative
     completion: NonNegative
@@ -25,47 +25,47 @@ class Price:
 
 
 class Budget:
-    """What all judgments of a job may cost, whichever benchmark asks for them; None for whatever they cost."""
+    """The spending of all judgments of a job, across benchmarks, and its cap; None for no cap."""
 
     def __init__(self, max_cost: float | None) -> None:
         self._max_cost = max_cost
         self._spent = 0.0
-        self._under_way = 0.0  # of it, what may still turn out to be less
+        self._pending = 0.0  # the part of it that is reserved and may turn out to be less
         self._counted: set[str] = set()
 
     def count(self, key: str, cost: float) -> None:
-        """Adds what was paid before, by a run that was killed or for a benchmark that is recalled; each key once."""
+        """Add what an earlier run paid. Each key counts once."""
         if key not in self._counted:
             self._counted.add(key)
             self._spent += cost
 
-    def reserve(self, most: float, who: str) -> None:
-        """Sets aside what a request may cost at most. Raises `UserError` where that is too much."""
-        if self._max_cost is not None and self._spent + most > self._max_cost:
+    def reserve(self, max_cost: float, who: str) -> None:
+        """Reserve the most that a request may cost; raise `UserError` if the cap does not allow it."""
+        if self._max_cost is not None and self._spent + max_cost > self._max_cost:
             raise UserError(
-                f"evaluation.max_cost={self._max_cost:g} is reached by {who}: {self._spent:.4g} is spent or under way; "
-                "what is judged is kept: raise the cap and run the same command again, or lower that benchmark's limit"
+                f"evaluation.max_cost={self._max_cost:g} is reached by {who}: {self._spent:.4g} is spent or reserved. "
+                "Judgments are kept. Raise the cap and run the same command again, or lower this benchmark's limit."
             )
-        self._spent += most
-        self._under_way += most
+        self._spent += max_cost
+        self._pending += max_cost
 
     def settle(self, reserved: float, cost: float) -> None:
-        """Replaces what was set aside by what was used."""
+        """Replace a reserved amount by the actual cost."""
         self._spent += cost - reserved
-        self._under_way -= reserved
+        self._pending -= reserved
 
     @property
-    def under_way(self) -> bool:
-        """Whether a request is under way, after which there may be more to spend."""
-        return self._under_way > 1e-12
+    def pending(self) -> bool:
+        """True while a request is pending. Its end may free part of the budget."""
+        return self._pending > 1e-12
 
 
 @dataclass(frozen=True)
 class Account:
-    """A judge at work for a benchmark, spending from the job's budget.
+    """The account of a judge that works for one benchmark and spends from the job's budget.
 
-    A request is only made where even its longest answer stays within the cap, and after that is on the disk: whatever
-    becomes of the request, or of this process, it counts.
+    A request is sent only if even its longest answer stays within the cap. Its maximum is written to disk first, so it
+    counts whatever happens to the request or this process.
     """
 
     price: Price | None
@@ -74,10 +74,10 @@ class Account:
     bills: Bills
 
     def reserve(self, prompt: str, max_tokens: int) -> "Try":
-        """Set aside what one try of a request may cost at most. Raises `UserError` where that is too much."""
+        """Reserve the most that one try may cost; raise `UserError` if the cap does not allow it."""
         if self.price is None:
             return Try(self, 0.0, None)
-        tokens = most_tokens(prompt)
+        tokens = token_upper_bound(prompt)
         reserved = self.price.of(tokens, max_tokens)
         self.budget.reserve(reserved, self.who)
         return Try(self, reserved, self.bills.begin(prompt, tokens, max_tokens))
@@ -93,14 +93,14 @@ class Try:
     open: bool = True
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Replace what was set aside by what was used: nothing, where a request was refused or has not arrived."""
+        """Replace the reserved amount by the tokens used; 0 if the request was rejected or never arrived."""
         if self.open and self.account.price and self.number:
             self.account.bills.settle(self.number, prompt_tokens, completion_tokens)
             self.account.budget.settle(self.reserved, self.account.price.of(prompt_tokens, completion_tokens))
         self.open = False
 
     def end(self) -> None:
-        """Let a try that was not settled count at the most that it may cost: nobody says what it did."""
+        """End the try. Unless it was settled, it counts at its maximum, since its actual cost is unknown."""
         if self.open:
             self.account.budget.settle(self.reserved, self.reserved)
         self.open = False
@@ -110,6 +110,6 @@ def estimated_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
-def most_tokens(prompt: str) -> int:
-    """Bound the tokens of a prompt: no tokenizer makes more of a text than it has bytes."""
+def token_upper_bound(prompt: str) -> int:
+    """Bound a prompt's tokens from above: no tokenizer makes more tokens than the text has bytes."""
     return len(prompt.encode(errors="replace")) + OVERHEAD

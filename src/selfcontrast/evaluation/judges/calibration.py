@@ -1,4 +1,4 @@
-"""How far a judge is to be trusted: its verdicts on pairs whose right verdict is known."""
+"""Measure a judge on pairs whose right verdict is known."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,12 @@ from selfcontrast.evaluation.statistics import Interval, PositionBias, mean_inte
 
 @dataclass(frozen=True)
 class Agreement:
-    """Attributes:
-    accuracy: share of pairs with the right verdict, of both orders together; a tie against a preference is one half.
-    position: what the order of the answers does.
-    length: how much more than gold the judge leans to the longer answer, in [-1, 1]; None where all are as long.
+    """A judge's agreement with gold verdicts.
+
+    Attributes:
+        accuracy: fraction of pairs with the right verdict over both orders; a tie against a preference is half right.
+        position: the effect of the order of the answers.
+        length: how much more than gold the judge prefers the longer answer, in [-1, 1]; None if all lengths are equal.
     """
 
     accuracy: Interval
@@ -24,7 +26,7 @@ class Agreement:
 
 def agreement(
     gold: ArrayLike,
-    shown: ArrayLike,
+    outcomes: ArrayLike,
     longer: ArrayLike,
     clusters: ArrayLike,
     *,
@@ -32,19 +34,19 @@ def agreement(
     n_bootstrap: int,
     seed: int,
 ) -> Agreement:
-    """Return the three figures, with intervals clustered by prompt.
+    """Return accuracy, position bias and length bias, with intervals clustered by prompt.
 
     Args:
-        gold: for one of the two answers of each pair, 1 where it is better, 0 where it is worse, 0.5 for neither, [n].
-        shown: the judge's outcome for that answer, in [0, 1], where it stands first and where it stands second, [2, n].
-        longer: by how much it is longer than the other, [n].
-        clusters: the prompt, [n].
+        gold: for one answer of each pair, 1 if it is better, 0 if it is worse, 0.5 for neither, [n].
+        outcomes: the judge's outcome for that answer, in [0, 1], when shown first and when shown second, [2, n].
+        longer: by how much that answer is longer than the other, [n].
+        clusters: the prompt of each pair, [n].
         confidence, n_bootstrap, seed: of the intervals.
 
     Raises:
         ValueError: as in `mean_interval` and `position_bias`.
     """
-    right, (first, second) = np.asarray(gold, dtype=np.float64), np.asarray(shown, dtype=np.float64)
+    right, (first, second) = np.asarray(gold, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     position = position_bias(first, second, clusters, confidence=confidence)
     outcome = (first + second) / 2
     agreed = 1 - np.abs(np.sign(outcome - 0.5) - np.sign(right - 0.5)) / 2

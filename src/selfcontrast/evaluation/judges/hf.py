@@ -13,10 +13,10 @@ from selfcontrast.data.example import Verifier
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account
-from selfcontrast.evaluation.judges.judgment import Case, Counting, JudgeContext, Judging, Judgment
+from selfcontrast.evaluation.judges.judgment import Case, CountingJudge, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.prompts import templates_hash
-from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
-from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
+from selfcontrast.evaluation.judges.replies import Reply, ReplySettings, StoreReply, check_verdict
+from selfcontrast.evaluation.judges.verdicts import choice_position, letter_tokens
 from selfcontrast.generators.hf import OomBatcher
 from selfcontrast.models.folders import check_causal, check_weights, load_config
 from selfcontrast.models.loading import DTYPES, load_model, load_tokenizer
@@ -26,11 +26,13 @@ from selfcontrast.store.content import note, noted
 
 @dataclass(frozen=True)
 class HFJudge:
-    """Attributes:
-    path: folder of the model, with a chat template.
-    verdict: of a comparison, "text" as it is said, or "logprob" weighed by the probabilities of the letters.
-    max_length: tokens of prompt and reply together.
-    batch: judgments asked for at once, and so lost where the process is killed.
+    """A local chat model as a judge.
+
+    Attributes:
+        path: folder of the model, which needs a chat template.
+        verdict: how a comparison is read: "text", as written, or "logprob", weighted by the letters' probabilities.
+        max_length: bound on the tokens of prompt and reply together.
+        batch: judgments per batch. A batch is lost if the process is killed.
     """
 
     path: Text
@@ -38,18 +40,18 @@ class HFJudge:
     temperature: Temperature
     verdict: str
     max_length: Count
-    reading: Reading = field(metadata=NOT_IN_KEY)
+    reading: ReplySettings = field(metadata=NOT_IN_KEY)
     batch_size: Count = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         check_numbers(self, "judge")
         check_verdict(self.verdict)
         if self.dtype not in DTYPES:
-            raise UserError(f"judge.dtype={self.dtype}: one of {', '.join(DTYPES)}")
+            raise UserError(f"judge.dtype={self.dtype}: unknown. Use {' or '.join(DTYPES)}.")
 
     def check(self, verifier: Verifier | None) -> None:
         if not (Path(self.path) / "config.json").is_file():
-            raise UserError(f"judge.path={self.path}: no folder of a model; download it first, and name the folder")
+            raise UserError(f"judge.path={self.path}: not a model's folder. Download the model and name its folder.")
         check_causal(load_config(self.path, "judge.path"), f"judge.path={self.path}")
         check_weights(Path(self.path), "judge.path")
         Renderer(load_tokenizer(Path(self.path)))
@@ -67,67 +69,68 @@ class HFJudge:
         return self.reading.cost(judgments)
 
     @contextmanager
-    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
+    def open(self, context: JudgeContext) -> Iterator[Judging]:
         fingerprint = self.fingerprint()
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:
-            # Loaded only where something is left to ask for.
-            def ask(prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
-                self._ask(surroundings.device, prompts, attempt, account, done)
+            # Called, and so the model loaded, only if judgments are missing.
+            def ask(prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
+                self._ask(context.device, prompts, attempt, account, store)
 
-            return self.reading.judge(cases, fingerprint, surroundings, ask)
+            return self.reading.judge(cases, fingerprint, context, ask)
 
-        yield Counting(judging, self.reading.unread)
+        yield CountingJudge(judging, self.reading.unread)
 
-    def _ask(self, device: str, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
+    def _ask(self, device: str, prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
         from selfcontrast.generators.sampling import sample
 
         renderer = Renderer(load_tokenizer(Path(self.path)))
         decoding = Decoding(1, self.temperature, 1.0, self.reading.max_tokens, self.max_length)
-        requests = {at: _request(renderer, prompt) for at, prompt in enumerate(prompts)}
-        fitting = [(at, r) for at, r in requests.items() if len(r.prompt) < self.max_length]
-        for at, request in requests.items():
+        requests = {index: _request(renderer, prompt) for index, prompt in enumerate(prompts)}
+        short = [(index, r) for index, r in requests.items() if len(r.prompt) < self.max_length]
+        for index, request in requests.items():
             if len(request.prompt) >= self.max_length:
-                done(at, Reply("truncated", f"the prompt fills all {self.max_length} tokens of judge.max_length"))
+                message = f"the prompt fills judge.max_length={self.max_length} tokens. Raise it."
+                store(index, Reply("truncated", message))
         model = load_model(Path(self.path), self.dtype).to(device).eval()
         if content := noted(self):
             content.check("judge.path")
 
-        def draw(some: Sequence[Request], samples: range, how: Decoding, seed: int) -> list[Candidate]:
-            return sample(model, renderer.tokenizer, some, how, seed, renderer.end_ids, samples)
+        def draw(batch: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
+            return sample(model, renderer.tokenizer, batch, decoding, seed, renderer.end_ids, samples)
 
         fit = OomBatcher(self.batch_size, draw)
-        for begin in range(0, len(fitting), self.batch_size):
-            some = fitting[begin : begin + self.batch_size]
-            reserved = [account.reserve(prompts[at], self.reading.max_tokens) for at, _ in some]
-            found = fit([request for _, request in some], decoding, attempt)
-            for (at, request), reply, tried in zip(some, found, reserved, strict=True):
-                tried.settle(len(request.prompt), len(reply.token_ids))
+        for begin in range(0, len(short), self.batch_size):
+            batch = short[begin : begin + self.batch_size]
+            tries = [account.reserve(prompts[index], self.reading.max_tokens) for index, _ in batch]
+            replies = fit([request for _, request in batch], decoding, attempt)
+            for (index, request), reply, reserved in zip(batch, replies, tries, strict=True):
+                reserved.settle(len(request.prompt), len(reply.token_ids))
                 finish: Any = "stop" if reply.finish_reason == "stop" else "truncated"
                 weights = _weights(model, renderer, request.prompt, reply) if self.verdict == "logprob" else None
-                done(at, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids), weights))
+                store(index, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids), weights))
 
 
 def _request(renderer: Renderer, prompt: str) -> Request:
-    """Named, and so sampled, by what is asked: the same whatever is left to ask for beside it."""
+    """Name a request by its prompt. The name seeds sampling, so a reply does not depend on the other prompts."""
     name = hashlib.sha256(prompt.encode()).hexdigest()
     return Request(name, renderer.prompt([{"role": "user", "content": prompt}]))
 
 
 def _weights(model: Any, renderer: Renderer, prompt: Sequence[int], reply: Candidate) -> dict[str, float] | None:
-    """By letter its log-probability where the reply gives its verdict; None where it gives none."""
+    """Return each letter's log-probability at the position of the reply's verdict; None without a verdict."""
     import torch
 
     tokenizer = renderer.tokenizer
     texts = [str(tokenizer.decode(reply.token_ids[:end])) for end in range(len(reply.token_ids) + 1)]
-    if (place := choice_place(texts[-1])) is None:
+    if (position := choice_position(texts[-1])) is None:
         return None
-    before = texts[-1][: place + 1]
-    at = next(i for i, text in enumerate(texts[1:]) if text[: place + 1] == before)
-    ids = torch.tensor([[*prompt, *reply.token_ids[:at]]], device=model.device)
+    before = texts[-1][: position + 1]
+    index = next(i for i, text in enumerate(texts[1:]) if text[: position + 1] == before)
+    ids = torch.tensor([[*prompt, *reply.token_ids[:index]]], device=model.device)
     with torch.no_grad():
         log_probs = model(ids, logits_to_keep=1).logits[0, -1].float().log_softmax(-1)
     vocabulary = tokenizer.get_vocab()
-    said = tokenizer.convert_ids_to_tokens(reply.token_ids[at])
-    tokens = alternatives(said, said.rindex(before[-1]))
+    token = tokenizer.convert_ids_to_tokens(reply.token_ids[index])
+    tokens = letter_tokens(token, token.rindex(before[-1]))
     return {name: float(log_probs[vocabulary[token]]) for name, token in tokens.items() if token in vocabulary}

@@ -1,4 +1,4 @@
-"""What is put before a judge, and what it says."""
+"""The interface of judges: the cases they judge, their judgments, and their methods."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ class Case:
     """One answer to grade, or two to compare.
 
     Attributes:
-        example: what was asked.
-        turn: the one that is judged, counted from 0; the earlier ones are context.
-        answers: per system, in the order in which they are shown, its answers to all turns up to this one.
-        references: right answers to the turns up to this one; empty where there are none.
-        sample: which of the system's answers, where it gave several.
-        swapped: whether the system in question is shown second.
-        wording: the template of a comparison whose verdict is one of five, from [[A>>B]] to [[B>>A]]; None for ours,
-            of three.
+        example: the prompt or dialogue.
+        turn: the judged turn, counted from 0; earlier turns are context.
+        answers: per system, in the order shown, its answers to all turns up to this one.
+        references: reference answers to the turns up to this one; empty if there are none.
+        sample: index of the system's answer, if it gave several.
+        swapped: True if the measured system is shown second.
+        wording: name of a template for comparisons with five verdicts, from [[A>>B]] to [[B>>A]]; None for our
+            templates, which have three.
     """
 
     example: Example
@@ -43,27 +43,27 @@ class Case:
         return len(self.answers) == 2
 
     def dialogue(self, answers: Sequence[str]) -> list[Message]:
-        """The dialogue of one system up to the user's message whose answer is judged."""
+        """Return one system's dialogue up to the user's message whose answer is judged."""
         if not self.example.turns:
             return list(self.example.prompt)
         messages: list[Message] = []
-        for at, asked in enumerate(self.example.turns[: self.turn + 1]):
-            messages.append({"role": "user", "content": asked})
-            if at < self.turn:
-                messages.append({"role": "assistant", "content": answers[at]})
+        for turn, question in enumerate(self.example.turns[: self.turn + 1]):
+            messages.append({"role": "user", "content": question})
+            if turn < self.turn:
+                messages.append({"role": "assistant", "content": answers[turn]})
         return messages
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """What became of a case.
+    """The result of judging a case.
 
     Attributes:
-        value: where the status is ok. A grade from 1 to 10; of two answers, how far the one shown first is better:
-            1 for a win, 0.5 for a tie, 0 for a loss, and what lies between where a verdict is weighed. Of five verdicts
-            0.75 and 0.25 are a slight win and loss. Else None.
-        reply: the judge's own words, or why there are none.
-        prompt_tokens, completion_tokens: of all tries, whenever they were made.
+        value: None unless the status is ok. A grade from 1 to 10, or for two answers the outcome for the one shown
+            first: 1 is a win, 0.5 a tie, 0 a loss. Weighted verdicts lie between. With five verdicts, 0.75 and 0.25 are
+            a slight win and a slight loss.
+        reply: the judge's own words, or the reason why there are none.
+        prompt_tokens, completion_tokens: summed over all tries, earlier runs included.
     """
 
     status: Status
@@ -74,18 +74,18 @@ class Judgment:
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.value is not None) or not math.isfinite(self.value or 0.0):
-            raise ValueError(f"a judgment that is {self.status} with the value {self.value}")
+            raise ValueError(f"status {self.status} does not fit value {self.value}")
 
 
 @dataclass(frozen=True)
 class JudgeContext:
-    """What judges may need of the job.
+    """The parts of a job that judges need.
 
     Attributes:
-        verifier: the job's, where it has one.
-        judgments: folder of the judgments that were paid for, which all jobs share.
-        budget: the job's, which all its benchmarks share.
-        who: the benchmark and the system that judgments are asked for.
+        verifier: the job's verifier, if it has one.
+        judgments: folder of paid judgments, shared by all jobs.
+        budget: the job's budget, shared by all its benchmarks.
+        who: the benchmark and system that judgments are for, named in messages.
     """
 
     device: str
@@ -96,12 +96,12 @@ class JudgeContext:
 
 
 Judging = Callable[[Sequence[Case]], list[Judgment]]
-"""A judgment of each case, in their order."""
+"""Judge all cases; return the judgments in the same order."""
 
 
 @dataclass(frozen=True)
-class Counting:
-    """A judge at work that counts how much of the cases it does not read (`models.truncation`)."""
+class CountingJudge:
+    """An open judge that also counts how much of the cases it does not read (`models.truncation`)."""
 
     judge: Judging
     unread: Callable[[Sequence[Case]], Counts]
@@ -112,22 +112,22 @@ class Counting:
 
 @runtime_checkable
 class RemoteJudge(Protocol):
-    """A judge that somebody else runs."""
+    """A judge behind a server."""
 
-    def ready(self, surroundings: JudgeContext) -> None:
-        """Ask it once. Raises `UserError` where it does not answer."""
+    def ready(self, context: JudgeContext) -> None:
+        """Send one request; raise `UserError` if there is no answer."""
 
 
 class Judge(Protocol):
-    """A way of judging. Its fields are its config."""
+    """A judge. Its fields are its configuration."""
 
     def check(self, verifier: Verifier | None) -> None:
-        """Raises `UserError` for what can be known before any compute."""
+        """Raise `UserError` for every mistake that can be found before anything is computed."""
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
-        """What they cost, where a price is known."""
+        """Return the cost of the judgments; None without a price."""
         ...
 
-    def open(self, surroundings: JudgeContext) -> AbstractContextManager[Judging]:
-        """Loads what judges, and frees it in the end."""
+    def open(self, context: JudgeContext) -> AbstractContextManager[Judging]:
+        """Load the judge's model or connection and free it at the end."""
         ...

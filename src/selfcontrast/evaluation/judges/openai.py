@@ -1,4 +1,4 @@
-"""A judge behind an HTTP endpoint that speaks OpenAI's API, among them a local `vllm serve`."""
+"""A judge behind an HTTP endpoint with OpenAI's API, for example a local `vllm serve`."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -6,37 +6,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfcontrast.client import Answer, Client, InvalidAnswer, RequestFailed, Servers
+from selfcontrast.client import Answer, Client, RequestFailed, Servers
 from selfcontrast.constrained import Temperature, Text
 from selfcontrast.data.example import Verifier
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.budget import Account, Try, estimated_tokens
-from selfcontrast.evaluation.judges.judgment import Case, Counting, JudgeContext, Judging, Judgment
+from selfcontrast.evaluation.judges.judgment import Case, CountingJudge, JudgeContext, Judging, Judgment
 from selfcontrast.evaluation.judges.prompts import templates_hash
-from selfcontrast.evaluation.judges.reading import Done, Reading, Reply, check_verdict
-from selfcontrast.evaluation.judges.verdicts import alternatives, choice_place
+from selfcontrast.evaluation.judges.replies import Reply, ReplySettings, StoreReply, check_verdict
+from selfcontrast.evaluation.judges.verdicts import choice_position, letter_tokens
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.artifact import key_of
 
-MOST_LOGPROBS = 20  # of a token's alternatives, that OpenAI gives
-LOOKS = 3
+MAX_LOGPROBS = 20  # alternatives per token; OpenAI gives no more
+READY_TRIES = 3
 PROBE = "Is anybody there? Reply with [[5]] and nothing else."
 FINISHED = {"stop": "stop", "length": "truncated", "content_filter": "refused"}
 
 
 @dataclass(frozen=True)
 class OpenAIJudge:
-    """Attributes:
-    model: the name that the servers give it; part of what decides a judgment, as the servers' addresses are not.
-    verdict: of a comparison, "text" as it is said, or "logprob" weighed by the probabilities of the letters.
-    extra: further fields of each request.
+    """A model behind OpenAI's API as a judge.
+
+    Attributes:
+        model: the model's name on the servers. It is part of a judgment's key; the servers' addresses are not.
+        verdict: how a comparison is read: "text", as written, or "logprob", weighted by the letters' probabilities.
+        extra: further fields of each request.
     """
 
     model: Text
     temperature: Temperature
     verdict: str
     extra: dict[str, Any]
-    reading: Reading = field(metadata=NOT_IN_KEY)
+    reading: ReplySettings = field(metadata=NOT_IN_KEY)
     servers: Servers = field(metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
@@ -57,57 +59,57 @@ class OpenAIJudge:
         return self.reading.cost(judgments)
 
     @contextmanager
-    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
+    def open(self, context: JudgeContext) -> Iterator[Judging]:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
-            return self.reading.judge(cases, self.fingerprint(), surroundings, self._ask)
+            return self.reading.judge(cases, self.fingerprint(), context, self._ask)
 
-        yield Counting(judging, self.reading.unread)
+        yield CountingJudge(judging, self.reading.unread)
 
-    def _ask(self, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
-        asyncio.run(self._all(prompts, attempt, account, done))
+    def _ask(self, prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
+        asyncio.run(self._ask_all(prompts, attempt, account, store))
 
-    async def _all(self, prompts: Sequence[str], attempt: int, account: Account, done: Done) -> None:
-        # As many workers as requests may be under way: what is asked for next is only paid for when it is its turn.
-        places = iter(range(len(prompts)))
+    async def _ask_all(self, prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
+        # One worker per concurrent request, so that a request is paid for only when it is sent.
+        indices = iter(range(len(prompts)))
         async with Client(self.servers) as client:
             ended = asyncio.Event()
 
             async def work() -> None:
-                for at in places:
-                    done(at, await self._reply(client, prompts[at], attempt, account, ended))
+                for index in indices:
+                    store(index, await self._reply(client, prompts[index], attempt, account, ended))
 
             workers = min(len(prompts), self.servers.concurrency * len(self.servers.base_urls))
-            found = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
-        for error in found:  # after the others have kept what they had asked for, and so paid for
+            results = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
+        for error in results:  # after all workers have stored the replies that they paid for
             if isinstance(error, BaseException):
                 raise error
 
-    def ready(self, surroundings: JudgeContext) -> None:
-        """Ask before anything costly is computed. Raises `UserError` where `LOOKS` requests get no reply."""
-        account = self.reading.account(self.fingerprint(), surroundings)
+    def ready(self, context: JudgeContext) -> None:
+        """Send a request before anything costly is computed; `UserError` if `READY_TRIES` requests get no reply."""
+        account = self.reading.account(self.fingerprint(), context)
         spent = self.reading.price.of(*account.bills.tokens(PROBE)) if self.reading.price else 0.0
-        surroundings.budget.count(key_of({"probe": self.fingerprint()}), spent)
+        context.budget.count(key_of({"probe": self.fingerprint()}), spent)
 
         async def once() -> Reply:
             async with Client(self.servers) as client:
                 return await self._reply(client, PROBE, 0, account, asyncio.Event())
 
-        for _ in range(LOOKS):  # one failure may be chance
+        for _ in range(READY_TRIES):  # a single failure may be transient
             reply = asyncio.run(once())
             if reply.finish != "api_error":
                 break
         else:
             urls = ", ".join(self.servers.base_urls)
             raise UserError(
-                f"the judge {self.model} does not answer at {urls} ({reply.text}): start it, or mend its settings, and "
-                "run the same command again; nothing was trained yet"
+                f"the judge {self.model} does not answer at {urls} ({reply.text}). Start it or fix its settings, and "
+                "run the same command again. Nothing was trained yet."
             )
 
     @property
-    def _most(self) -> int:
-        """Bound the tokens of a reply, which `extra` may change."""
-        given = (self.extra.get(name) for name in ("max_tokens", "max_completion_tokens"))
-        longest = max([self.reading.max_tokens, *(value for value in given if isinstance(value, int))])
+    def _max_reply_tokens(self) -> int:
+        """The bound on a reply's tokens, which `extra` may change."""
+        limits = (self.extra.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        longest = max([self.reading.max_tokens, *(value for value in limits if isinstance(value, int))])
         choices = self.extra.get("n")
         return longest * (choices if isinstance(choices, int) and choices > 1 else 1)
 
@@ -118,17 +120,17 @@ class OpenAIJudge:
             "temperature": self.temperature,
             "max_tokens": self.reading.max_tokens,
             "seed": attempt,
-            **({"logprobs": True, "top_logprobs": MOST_LOGPROBS} if self.verdict == "logprob" else {}),
+            **({"logprobs": True, "top_logprobs": MAX_LOGPROBS} if self.verdict == "logprob" else {}),
             **self.extra,
         }
         weigh = self.verdict == "logprob"
-        meter = _Meter(account, prompt, self._most, ended)
+        meter = _Meter(account, prompt, self._max_reply_tokens, ended)
 
         def read(answer: Answer) -> Reply:
             try:
                 reply = _read(answer, prompt, weigh)
             except InvalidAnswer:
-                meter.paid(_usage(answer))  # what cannot be used is billed all the same
+                meter.paid(_usage(answer))  # an unusable answer is billed too
                 raise
             meter.paid((reply.prompt_tokens, reply.completion_tokens))
             return reply
@@ -141,22 +143,22 @@ class OpenAIJudge:
 
 @dataclass
 class _Meter:
-    """Counts the tries of one request. `ended` is set whenever a request has ended, this one or another."""
+    """Pay for the tries of one request. `ended` is set whenever any request ends."""
 
     account: Account
     prompt: str
-    most: int
+    max_tokens: int
     ended: asyncio.Event
     last: Try | None = None
 
     async def begin(self) -> None:
-        """Set aside what the try may cost; where the cap has no room, wait for what others turn out to cost."""
+        """Reserve the try's maximum cost. If the cap has no room, wait until pending requests are settled."""
         while True:
             try:
-                self.last = self.account.reserve(self.prompt, self.most)
+                self.last = self.account.reserve(self.prompt, self.max_tokens)
                 return
             except UserError:
-                if not self.account.budget.under_way:
+                if not self.account.budget.pending:
                     raise
             self.ended.clear()
             await self.ended.wait()
@@ -171,60 +173,60 @@ class _Meter:
         self.ended.set()
 
     def paid(self, tokens: tuple[int | None, int | None]) -> None:
-        """Settle the last try; what is not known stays at its most."""
+        """Settle the last try. An unknown cost stays at its maximum."""
         if self.last and tokens[0] is not None and tokens[1] is not None:
             self.last.settle(tokens[0], tokens[1])
 
 
 def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
-    """Raises `InvalidAnswer` for what is no answer to a chat request, which is then made again.
+    """Read the reply in an answer; raise `InvalidAnswer`, which repeats the request, if it is no chat completion.
 
     Args:
-        weigh: whether log-probabilities were asked for; without them a verdict cannot be used.
+        weigh: True if log-probabilities were requested. A verdict without them is unusable.
     """
     try:
         choice = answer["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content"), message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise InvalidAnswer("no message in the answer") from None
+        raise InvalidAnswer("the answer has no message") from None
     if isinstance(refusal, str) and refusal:
         return Reply("refused", refusal, *_used(answer, prompt, refusal))
     if text is None and finish == "length":
-        text = ""  # a judge that reasons, and used up all it may write before it came to an answer
+        text = ""  # a reasoning judge that used up all its tokens before it answered
     if finish not in FINISHED or not isinstance(text, str):
-        raise InvalidAnswer(f"no usable message in the answer (finish_reason {str(finish)[:40]})")
-    text = text.encode(errors="replace").decode()  # half of a surrogate pair is JSON, but no text
+        raise InvalidAnswer(f"the answer has no usable message (finish_reason {str(finish)[:40]})")
+    text = text.encode(errors="replace").decode()  # half a surrogate pair is valid JSON but not text
     weights = _weights(choice.get("logprobs"), text) if weigh and finish == "stop" else None
     return Reply(FINISHED[finish], text, *_used(answer, prompt, text), weights)  # type: ignore[arg-type]
 
 
 def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
-    """By letter its log-probability where the reply gives its verdict; None where it gives none."""
-    if (place := choice_place(text)) is None:
+    """Return each letter's log-probability at the position of the verdict; None without a verdict."""
+    if (position := choice_position(text)) is None:
         return None
-    # In bytes: a character that the tokenizer splits is whole in no token's text.
-    begin, sought = 0, len(text[:place].encode())
+    # Count in bytes, since a character that the tokenizer splits is in no token's text.
+    begin, target = 0, len(text[:position].encode())
     try:
         for token in log_probs["content"]:
-            said, raw = token["token"], token.get("bytes")
-            end = begin + len(raw if isinstance(raw, list) else said.encode())
-            if begin <= sought < end:
-                at = len(said.encode()[: sought - begin].decode(errors="ignore"))
-                given = {other["token"]: float(other["logprob"]) for other in token["top_logprobs"]}
-                given[said] = float(token["logprob"])
-                if said[at] != text[place]:
-                    break  # a server that gives no bytes, after a character that is split
-                tokens = alternatives(said, at)
-                return {letter: given[token] for letter, token in tokens.items() if token in given}
+            token_text, raw = token["token"], token.get("bytes")
+            end = begin + len(raw if isinstance(raw, list) else token_text.encode())
+            if begin <= target < end:
+                index = len(token_text.encode()[: target - begin].decode(errors="ignore"))
+                log_prob_of = {other["token"]: float(other["logprob"]) for other in token["top_logprobs"]}
+                log_prob_of[token_text] = float(token["logprob"])
+                if token_text[index] != text[position]:
+                    break  # the server gives no bytes, and a character before the verdict is split
+                tokens = letter_tokens(token_text, index)
+                return {letter: log_prob_of[name] for letter, name in tokens.items() if name in log_prob_of}
             begin = end
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         pass
-    raise InvalidAnswer("no log-probabilities of the verdict in the answer, which judge.verdict=logprob needs")
+    raise InvalidAnswer("the answer has no log-probabilities of the verdict, which judge.verdict=logprob needs")
 
 
 def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:
-    """Tokens read and written, as the server counts them; estimated where it does not say."""
+    """Return prompt and completion tokens as the server counts them, or estimates if it does not say."""
     prompt_tokens, completion_tokens = _usage(answer)
     return (
         estimated_tokens(prompt) if prompt_tokens is None else prompt_tokens,
@@ -233,11 +235,11 @@ def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:
 
 
 def _usage(answer: Answer) -> tuple[int | None, int | None]:
-    """Tokens read and written, as the server counts them; None where it does not say."""
+    """Return prompt and completion tokens as the server counts them; None if it does not say."""
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    read, written = (
+    prompt_tokens, completion_tokens = (
         count if isinstance(count, int) and count >= 0 else None
         for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     )
-    return read, written
+    return prompt_tokens, completion_tokens

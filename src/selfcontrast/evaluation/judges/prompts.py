@@ -1,7 +1,7 @@
-"""The prompt that a judge reads, from our templates.
+"""Render the prompts of judges from our templates.
 
-A template is rendered in one pass, so braces in an answer stay what they are. Everything that somebody else wrote
-stands between lines with a sign that is derived from all of it: no text can contain the sign that it helps to make.
+A template is rendered in one pass, so braces in an answer have no effect. All foreign text is fenced by lines with a
+sign that is a hash of that text. So no text can contain its own sign.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from selfcontrast.files import EVALUATION
 
 TEMPLATES = EVALUATION / "judge_templates"
 NAMES = ("single", "single_reference", "pairwise", "pairwise_reference")
-FIVE_GRADED = ("arena_hard", "arena_hard_creative")  # whose verdicts are of five degrees; in no other judge's key
+FIVE_GRADED = ("arena_hard", "arena_hard_creative")  # with five verdicts; only in the keys of benchmarks that use them
 _HOLE = re.compile(r"\{(\w+)\}")
 
 
@@ -26,24 +26,24 @@ class _Part:
     text: str
 
 
-def judge_prompt(case: Case, longest: int) -> str:
-    """The whole prompt. Of an answer beyond `longest` characters the middle is left out, and the judge is told."""
+def judge_prompt(case: Case, max_characters: int) -> str:
+    """Render the prompt. The middle of an answer beyond `max_characters` is replaced by a note to the judge."""
     names = ("A", "B") if case.pairwise else ("",)
     systems = {
-        f"dialogue_{name}".rstrip("_").lower(): _dialogue(case, answers, name, longest)
+        f"dialogue_{name}".rstrip("_").lower(): _dialogue(case, answers, name, max_characters)
         for name, answers in zip(names, case.answers, strict=True)
     }
-    references = [_Part(f"reference answer to turn {at + 1}", text) for at, text in enumerate(case.references)]
+    references = [_Part(f"reference answer to turn {turn + 1}", text) for turn, text in enumerate(case.references)]
     sign = _sign([*(part for parts in systems.values() for part in parts), *references])
-    blocks = {name: _fenced(parts, sign) for name, parts in (systems | {"references": references}).items()}
+    blocks = {name: _fence(parts, sign) for name, parts in (systems | {"references": references}).items()}
     kind = "pairwise" if case.pairwise else "single"
     name = case.wording or (f"{kind}_reference" if references else kind)
-    return _filled(_template(name), blocks | {"sign": sign})
+    return _fill(_template(name), blocks | {"sign": sign})
 
 
 @cache
 def templates_hash(names: tuple[str, ...] = NAMES) -> str:
-    """Of templates, by default all that judges share: one that is asked in other words is another judge."""
+    """Hash templates, by default those that all judges share. A change of wording makes another judge."""
     return hashlib.sha256("\0".join(_template(name) for name in names).encode()).hexdigest()
 
 
@@ -52,24 +52,24 @@ def _template(name: str) -> str:
     return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
 
 
-def _filled(template: str, values: dict[str, str]) -> str:
+def _fill(template: str, values: dict[str, str]) -> str:
     return _HOLE.sub(lambda hole: values[hole[1]], template)
 
 
-def _dialogue(case: Case, answers: Sequence[str], name: str, longest: int) -> list[_Part]:
-    who = {"user": "user", "system": "instructions to the assistant", "assistant": f"assistant {name}".rstrip()}
+def _dialogue(case: Case, answers: Sequence[str], name: str, max_characters: int) -> list[_Part]:
+    titles = {"user": "user", "system": "instructions to the assistant", "assistant": f"assistant {name}".rstrip()}
     last: Message = {"role": "assistant", "content": answers[case.turn]}
     messages = [*case.dialogue(answers), last]
-    parts = [_Part(who[m["role"]], _clean(m["content"], longest)) for m in messages]
+    parts = [_Part(titles[m["role"]], _clean(m["content"], max_characters)) for m in messages]
     return [*parts[:-1], _Part(f"{parts[-1].title}: the answer to judge", parts[-1].text)]
 
 
-def _clean(text: str, longest: int) -> str:
-    """Text that can be sent (no half of a surrogate pair), of bounded length."""
+def _clean(text: str, max_characters: int) -> str:
+    """Return text that can be encoded, without halves of surrogate pairs, and of bounded length."""
     text = text.encode("utf-8", "replace").decode("utf-8")
-    if len(text) <= longest:
+    if len(text) <= max_characters:
         return text
-    half = longest // 2
+    half = max_characters // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters are left out here …]\n{text[len(text) - half :]}"
 
 
@@ -77,6 +77,6 @@ def _sign(parts: Sequence[_Part]) -> str:
     return hashlib.sha256("\0".join(f"{part.title}\0{part.text}" for part in parts).encode()).hexdigest()[:16]
 
 
-def _fenced(parts: Sequence[_Part], sign: str) -> str:
+def _fence(parts: Sequence[_Part], sign: str) -> str:
     lines = [line for part in parts for line in (f"==== {sign} {part.title} ====", part.text)]
     return "\n".join([*lines, f"==== {sign} end ===="])

@@ -1,4 +1,4 @@
-"""A judge that says again what is on record: FastChat's files of judgments, or ours, by path."""
+"""A judge that replays recorded judgments, from FastChat's files or ours."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from selfcontrast.evaluation.judges.judgment import Case, JudgeContext, Judging,
 from selfcontrast.evaluation.judges.verdicts import read_verdict
 from selfcontrast.store import fields_of
 
-Place = tuple[str, int, int, bool]  # question, turn from 0, sample, swapped
+Key = tuple[str, int, int, bool]  # question, turn from 0, sample, swapped
 
 
 @dataclass(frozen=True)
 class ReplayJudge:
-    """Replies on record, read as a judge's are.
+    """Recorded replies, read like a judge's.
 
-    Rows of FastChat's: question_id, turn (from 1), model, judgment; of a comparison model_1, model_2, g1_judgment
-    (model_1 shown first) and g2_judgment. A `sample` may be given.
+    FastChat's rows have question_id, turn (from 1), model and judgment. Those of a comparison have model_1, model_2,
+    g1_judgment (model_1 shown first) and g2_judgment. `sample` is optional.
 
     Attributes:
-        model: whose answers the recorded judgments are about.
+        model: the model whose answers were judged.
         against: the other model's name, for comparisons; None for grades.
     """
 
@@ -35,18 +35,18 @@ class ReplayJudge:
     against: Text | None
 
     def check(self, verifier: Verifier | None) -> None:
-        """Raises `UserError` for a judgment that stands twice with different words: two sets of answers were mixed."""
+        """Raise `UserError` if a judgment occurs twice with different replies: two sets of answers were mixed."""
         self._replies()
 
     def fingerprint(self) -> dict[str, Any]:
-        own = {name: value for name, value in fields_of(self).items() if name != "path"}
-        return {**own, "file": hashlib.sha256(Path(self.path).read_bytes()).hexdigest()}
+        fields = {name: value for name, value in fields_of(self).items() if name != "path"}
+        return {**fields, "file": hashlib.sha256(Path(self.path).read_bytes()).hexdigest()}
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         return None
 
     @contextmanager
-    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
+    def open(self, context: JudgeContext) -> Iterator[Judging]:
         replies = self._replies()
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:
@@ -54,42 +54,43 @@ class ReplayJudge:
 
         yield judging
 
-    def _judgment(self, replies: dict[Place, str], case: Case) -> Judgment:
+    def _judgment(self, replies: dict[Key, str], case: Case) -> Judgment:
         reply = replies.get((case.example.id, case.turn, case.sample, case.swapped))
         if reply is None:
-            return Judgment("api_error", None, "not on record")
+            return Judgment("api_error", None, "not recorded")
         return read_verdict(reply, case.pairwise, case.wording is not None)
 
-    def _replies(self) -> dict[Place, str]:
-        found: dict[Place, str] = {}
+    def _replies(self) -> dict[Key, str]:
+        replies: dict[Key, str] = {}
         models = set()
-        twice = set()
+        duplicates = set()
         for where, row in read_rows(self.path, "judge.path"):
             try:
                 models |= {str(row[name]) for name in ("model", "model_1", "model_2") if name in row}
-                for place, reply in self._of_row(row):
-                    if found.setdefault(place, reply) != reply:
-                        twice.add(place)
+                for key, reply in self._replies_in(row):
+                    if replies.setdefault(key, reply) != reply:
+                        duplicates.add(key)
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{self.path}, {where}: no judgment of FastChat's format ({error!r})") from error
-        if twice:
-            question, turn, *_ = min(twice)
+                raise UserError(f"{self.path}, {where}: not a judgment in FastChat's format ({error!r})") from error
+        if duplicates:
+            question, turn, *_ = min(duplicates)
             raise UserError(
-                f"{self.path}: {len(twice)} judgments of {self.model} stand twice with different words, such as "
-                f"question {question}, turn {turn + 1}: two sets of answers were mixed; keep one of each"
+                f"{self.path}: {len(duplicates)} judgments of {self.model} occur twice with different replies, such as "
+                f"question {question}, turn {turn + 1}. Two sets of answers were mixed. Keep one of each."
             )
-        if not found:
-            raise UserError(f"judge.model={self.model}: {self.path} holds {', '.join(sorted(models)) or 'no model'}")
-        return found
+        if not replies:
+            models_there = ", ".join(sorted(models)) or "no model"
+            raise UserError(f"judge.model={self.model}: not in {self.path}, which holds {models_there}.")
+        return replies
 
-    def _of_row(self, row: dict[str, Any]) -> Iterator[tuple[Place, str]]:
-        place = (str(row["question_id"]), int(row["turn"]) - 1, int(row.get("sample", 0)))
+    def _replies_in(self, row: dict[str, Any]) -> Iterator[tuple[Key, str]]:
+        key = (str(row["question_id"]), int(row["turn"]) - 1, int(row.get("sample", 0)))
         if self.against is None:
             if row.get("model") == self.model:
-                yield (*place, False), str(row["judgment"])
+                yield (*key, False), str(row["judgment"])
             return
         names = (row.get("model_1"), row.get("model_2"))
         if set(names) == {self.model, self.against}:
             first = names[0] == self.model
-            yield (*place, not first), str(row["g1_judgment"])
-            yield (*place, first), str(row["g2_judgment"])
+            yield (*key, not first), str(row["g1_judgment"])
+            yield (*key, first), str(row["g2_judgment"])

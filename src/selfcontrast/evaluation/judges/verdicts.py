@@ -1,7 +1,7 @@
-"""The verdict in a judge's reply.
+"""Read the verdict in a judge's reply.
 
-Only the reply is read, never the answers that it is about. A judge may quote an answer before it decides, so lines
-quoted with `>` and blocks between ``` are left out, and of what remains the last verdict counts.
+Only the reply is read, never the judged answers. A judge may quote an answer before it decides. So lines quoted with
+`>` and blocks between ``` are ignored, and the last verdict in the rest counts.
 """
 
 import math
@@ -17,79 +17,78 @@ CHOICE = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 FIVE = re.compile(r"\[\[\s*([AB])\s*(>>|>|=|<<|<)\s*([AB])\s*\]\]")
 DEGREES = {">>": 1.0, ">": 0.75, "=": 0.5, "<": 0.25, "<<": 0.0}
 OUTCOMES = {"A": 1.0, "B": 0.0, "C": 0.5}
-VERDICTS = ("text", "logprob")  # how a comparison's verdict is read: as it is said, or weighed by its probability
+VERDICTS = ("text", "logprob")  # how a comparison's verdict is read: as written, or weighted by probability
 LOWEST, HIGHEST = 1.0, 10.0
 _BLOCK = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
-_SCALE = (
-    re.compile(  # of "[[7]] out of [[10]]", "[[7]]/[[10]]", "[[7]] on a scale from [[1]] to [[10]]" one is a rating
-        r"(?:\bout\s+of|(?<=[\d\]])[\s*_]*(?:of|/))[\s*_]*\[\[[^\[\]]*\]\]"
-        r"|\[\[\s*1\s*\]\][\s*_]*(?:to|through|-|–)[\s*_]*\[\[\s*10\s*\]\]",
-        re.IGNORECASE,
-    )
+# In "[[7]] out of [[10]]", "[[7]]/[[10]]" and "[[7]] on a scale from [[1]] to [[10]]" only [[7]] is a rating.
+_SCALE = re.compile(
+    r"(?:\bout\s+of|(?<=[\d\]])[\s*_]*(?:of|/))[\s*_]*\[\[[^\[\]]*\]\]"
+    r"|\[\[\s*1\s*\]\][\s*_]*(?:to|through|-|–)[\s*_]*\[\[\s*10\s*\]\]",
+    re.IGNORECASE,
 )
 _QUOTED = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
 
 
 def read_verdict(reply: str, pairwise: bool, five: bool = False) -> Judgment:
-    """`[[A]]`, `[[B]]` or `[[C]]` (neither) of two answers; `[[rating]]` from 1 to 10 of one.
+    """Read `[[A]]`, `[[B]]` or `[[C]]` (neither) for two answers, `[[rating]]` from 1 to 10 for one.
 
-    With `five`, of two answers `[[A>>B]]`, `[[A>B]]`, `[[A=B]]`, `[[B>A]]` or `[[B>>A]]`, as Arena-Hard has them.
+    With `five`, verdicts for two answers are `[[A>>B]]`, `[[A>B]]`, `[[A=B]]`, `[[B>A]]`, `[[B>>A]]`, as in Arena-Hard.
     """
-    words = _own_words(reply)
+    text = _without_quotes(reply)
     if five:
-        return _five(words, reply)
-    found: list[str] = CHOICE.findall(words) if pairwise else RATING.findall(_SCALE.sub("", words))
-    if not found:
+        return _five(text, reply)
+    verdicts: list[str] = CHOICE.findall(text) if pairwise else RATING.findall(_SCALE.sub("", text))
+    if not verdicts:
         return Judgment("unparsable", None, reply)
     if pairwise:
-        return Judgment("ok", OUTCOMES[found[-1]], reply)
-    rating = float(found[-1])
+        return Judgment("ok", OUTCOMES[verdicts[-1]], reply)
+    rating = float(verdicts[-1])
     return Judgment("ok", rating, reply) if LOWEST <= rating <= HIGHEST else Judgment("out_of_range", None, reply)
 
 
-def _five(words: str, reply: str) -> Judgment:
-    found = [(first, DEGREES[sign]) for first, sign, second in FIVE.findall(words) if first != second]
-    if not found:
+def _five(text: str, reply: str) -> Judgment:
+    verdicts = [(first, DEGREES[sign]) for first, sign, second in FIVE.findall(text) if first != second]
+    if not verdicts:
         return Judgment("unparsable", None, reply)
-    first, value = found[-1]
+    first, value = verdicts[-1]
     return Judgment("ok", value if first == "A" else 1 - value, reply)
 
 
-def choice_place(reply: str) -> int | None:
-    """Where in the reply the letter of its verdict stands, which `read_verdict` reads; None where there is none."""
-    found = list(CHOICE.finditer(_own_words(reply)))
-    return found[-1].start(1) if found else None
+def choice_position(reply: str) -> int | None:
+    """Return the position of the letter that `read_verdict` reads in the reply; None without a verdict."""
+    matches = list(CHOICE.finditer(_without_quotes(reply)))
+    return matches[-1].start(1) if matches else None
 
 
-def alternatives(token: str, at: int) -> dict[str, str]:
-    """By letter the token that would have said it, for a token that has the verdict's letter at the place `at`."""
-    return {letter: f"{token[:at]}{letter}{token[at + 1 :]}" for letter in OUTCOMES}
+def letter_tokens(token: str, index: int) -> dict[str, str]:
+    """Return for each letter the token with it in place of the verdict's letter, which is at `index` of `token`."""
+    return {letter: f"{token[:index]}{letter}{token[index + 1 :]}" for letter in OUTCOMES}
 
 
-def weighed(log_probs: Mapping[str, float]) -> float:
-    """The mean outcome, in [0, 1], of the letters' log-probabilities where the verdict was said (as AlpacaEval's).
+def expected_outcome(log_probs: Mapping[str, float]) -> float:
+    """Return the expected outcome, in [0, 1], from the letters' log-probabilities at the verdict, as AlpacaEval does.
 
-    What the other tokens have is left out. A letter that is not given has none. NaN where a log-probability is.
+    Probabilities are normalized over the letters. A missing letter has probability 0. NaN gives NaN.
     """
     if any(math.isnan(value) for value in log_probs.values()):
         return math.nan
     highest = max(log_probs.values())
-    chances = {letter: math.exp(value - highest) for letter, value in log_probs.items()}
-    return sum(OUTCOMES[letter] * chance for letter, chance in chances.items()) / sum(chances.values())
+    weights = {letter: math.exp(value - highest) for letter, value in log_probs.items()}
+    return sum(OUTCOMES[letter] * weight for letter, weight in weights.items()) / sum(weights.values())
 
 
 def from_scores(scores: Sequence[float]) -> Judgment:
-    """Of a judge that computes numbers: of one score in [0, 1] a grade, of two scores which is higher."""
-    said = " against ".join(f"{score:.4f}" for score in scores)
+    """Make a judgment of a judge's scores: a grade of one score in [0, 1], or which of two scores is higher."""
+    reply = " against ".join(f"{score:.4f}" for score in scores)
     if not all(map(math.isfinite, scores)):
-        return Judgment("unparsable", None, said)
+        return Judgment("unparsable", None, reply)
     if len(scores) == 1:
-        return Judgment("ok", LOWEST + (HIGHEST - LOWEST) * scores[0], said)
-    return Judgment("ok", 0.5 + 0.5 * float(np.sign(scores[0] - scores[1])), said)
+        return Judgment("ok", LOWEST + (HIGHEST - LOWEST) * scores[0], reply)
+    return Judgment("ok", 0.5 + 0.5 * float(np.sign(scores[0] - scores[1])), reply)
 
 
-def _own_words(reply: str) -> str:
-    """Without what it quotes, every character at its place."""
+def _without_quotes(reply: str) -> str:
+    """Blank out quotations. All other characters keep their positions."""
     for quoted in (_BLOCK, _QUOTED):
-        reply = quoted.sub(lambda found: " " * len(found[0]), reply)
+        reply = quoted.sub(lambda match: " " * len(match[0]), reply)
     return reply

@@ -12,25 +12,25 @@ from selfcontrast.evaluation.judges.verdicts import from_scores
 
 @dataclass(frozen=True)
 class VerifierJudge:
-    """The exact grader. A grade is 1 + 9 · score; of two answers the one with the higher score is better."""
+    """The exact grader. A grade is 1 + 9 · score. In a comparison the answer with the higher score wins."""
 
     def check(self, verifier: Verifier | None) -> None:
         if verifier is None:
             raise UserError(
-                "judge=verifier: there is no verifier; choose one (verifier=…), or another judge, such as judge=openai"
+                "judge=verifier: the job has no verifier. Set verifier=…, or choose another judge such as judge=openai."
             )
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         return None
 
     @contextmanager
-    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
-        verifier = surroundings.verifier
+    def open(self, context: JudgeContext) -> Iterator[Judging]:
+        verifier = context.verifier
         assert verifier is not None
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:
             return [
-                from_scores([verifier.score(case.example, own[case.turn], _turn(case)) for own in case.answers])
+                from_scores([verifier.score(case.example, answers[case.turn], _turn(case)) for answers in case.answers])
                 for case in cases
             ]
 

@@ -1,7 +1,7 @@
-"""Intervals and tests whose unit is the prompt: several observations of one prompt are not independent.
+"""Intervals and tests clustered by prompt, since observations of one prompt are not independent.
 
-A *cluster* is the set of observations that share a prompt. Functions take one label per observation (numbers
-or strings), are seeded, and raise ValueError for empty input, unequal lengths, or a value that is not finite.
+A *cluster* is the set of observations of one prompt. Functions take one cluster label per observation (numbers or
+strings). They are seeded, and raise ValueError for empty input, unequal lengths, or a value that is not finite.
 """
 
 from selfcontrast.evaluation.statistics.bootstrap import (
@@ -12,10 +12,10 @@ from selfcontrast.evaluation.statistics.bootstrap import (
     standard_error,
     win_rate,
 )
-from selfcontrast.evaluation.statistics.crossed import Crossed, crossed_mean
+from selfcontrast.evaluation.statistics.crossed import CrossedMean, crossed_mean
 from selfcontrast.evaluation.statistics.length_control import (
     Coefficients,
-    Controlled,
+    ControlledRate,
     LengthControlledRate,
     length_controlled_difference,
     length_controlled_win_rate,
@@ -33,8 +33,8 @@ from selfcontrast.evaluation.statistics.seeds import over_seeds, seeds_test
 
 __all__ = [
     "Coefficients",
-    "Controlled",
-    "Crossed",
+    "ControlledRate",
+    "CrossedMean",
     "Interval",
     "LengthControlledRate",
     "OutcomePairs",

@@ -1,4 +1,4 @@
-"""Means, rates and paired differences, with intervals over clusters."""
+"""Means, rates and paired differences, with intervals clustered by prompt."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from selfcontrast.evaluation.statistics.clusters import (
 class Interval:
     """An estimate with its confidence interval.
 
-    `low` and `high` are NaN where the data cannot give an interval: of one cluster, or of clusters that do not differ.
+    `low` and `high` are NaN if the data give no interval: for one cluster, or clusters that do not differ.
     """
 
     estimate: float
@@ -33,17 +33,17 @@ class Interval:
 def mean_interval(
     values: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95, n_bootstrap: int = 9999, seed: int = 0
 ) -> Interval:
-    """Return the mean over all observations and its interval over clusters. values, clusters: [n].
+    """Return the mean over all observations with its interval over clusters. values, clusters: [n].
 
-    Each end is the farther one of two intervals that fail in different places (benchmarks/RESULTS.md):
+    Each bound is the outer one of two intervals, which fail in different cases (benchmarks/RESULTS.md):
 
-    - bias-corrected and accelerated bootstrap (BCa; Efron 1987), which follows skewed scores. Of few clusters that are
-      mostly tied it is too narrow: 81% of 95% at 20 clusters. Its normal quantile z is expanded to sqrt(C / (C-1))
-      times Student's t (Hesterberg 2015, arXiv 1411.5279), because the bootstrap of few clusters is too narrow by that.
-    - Student's t, which holds with ties and few clusters, and not with skew.
+    - The bias-corrected and accelerated bootstrap (BCa; Efron 1987) follows skewed scores. It is too narrow for few,
+      mostly tied clusters: it covers 81% instead of 95% at 20 clusters. Its normal quantile z is replaced by
+      sqrt(C / (C-1)) times Student's t (Hesterberg 2015, arXiv 1411.5279), which corrects for few clusters.
+    - Student's t holds with ties and few clusters, but not with skew.
 
-    Where the clusters' means do not differ, nothing says how much they vary, and the bounds are NaN. For a share of
-    outcomes use `rate_interval`, whose interval has width even then.
+    If the clusters' means do not differ, their variance is unknown and the bounds are NaN. For a fraction of outcomes
+    use `rate_interval`, whose interval has width even then.
     """
     sums, counts = by_cluster(values, clusters)
     n, size = int(counts.sum()), len(sums)
@@ -59,27 +59,28 @@ def mean_interval(
 
 
 def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Return the mean of outcomes in [0, 1] and its interval over clusters. outcomes, clusters: [n].
+    """Return the mean of outcomes in [0, 1] with its interval over clusters. outcomes, clusters: [n].
 
-    Clopper and Pearson's interval, for the number of independent wins and losses that would vary as the clusters do
-    (Korn and Graubard 1998, Survey Methodology 24, 193). It stays in [0, 1] and has width even where all outcomes are
-    the same. Where every cluster is a win or a loss, it is the exact one of the binomial distribution. Else the
-    clusters' variance is itself uncertain:
+    Clopper and Pearson's interval at the effective sample size: the number of independent wins and losses that would
+    vary as the clusters do (Korn and Graubard 1998, Survey Methodology 24, 193). It stays in [0, 1] and has width even
+    if all outcomes are the same. If every cluster is a win or a loss, it is the exact binomial interval. Otherwise the
+    clusters' variance is uncertain itself:
 
-    - one more cluster is counted at the largest variance, so that 20 ties of 20 are not certainty;
-    - the effective number is multiplied by (z/t)^2. The degrees of freedom of t are the clusters that differ from the
-      commonest value, plus 2, but at most C-1: among 98 perfect prompts and 2 others only those 2 tell the variance.
+    - One cluster of the largest variance is added, so that 20 ties of 20 are not certainty.
+    - The effective size is multiplied by (z/t)^2. The degrees of freedom of t are the number of clusters that differ
+      from the commonest value, plus 2, and at most C-1: with 98 perfect prompts and 2 others only those 2 carry
+      information about the variance.
 
-    It covers its level in all simulated settings, and more where outcomes are few or mostly equal.
+    It reaches its level in all simulated settings, and exceeds it if outcomes are few or mostly equal.
 
     Raises:
-        ValueError: for an outcome outside [0, 1], and as `mean_interval`.
+        ValueError: for an outcome outside [0, 1], and as in `mean_interval`.
     """
     from scipy.special import betaincinv, ndtri
 
     values = np.asarray(outcomes, dtype=np.float64)
-    by_cluster(values, clusters)  # refuses what is no list of numbers
-    if not ((values >= -1e-9) & (values <= 1 + 1e-9)).all():  # a mean of ones may be above 1 by rounding
+    by_cluster(values, clusters)  # checks the input
+    if not ((values >= -1e-9) & (values <= 1 + 1e-9)).all():  # by rounding, a mean of ones may exceed 1
         raise ValueError("outcomes must be in [0, 1]")
     sums, counts = by_cluster(np.clip(values, 0, 1), clusters)
     n, size = int(counts.sum()), len(sums)
@@ -103,16 +104,16 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float
 
 
 def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
-    """Return the standard error of the mean over all observations, NaN for one cluster. values, clusters: [n].
+    """Return the standard error of the mean over all observations; NaN for one cluster. values, clusters: [n].
 
-    The sandwich estimator with its C / (C-1) correction: with one observation a cluster, the textbook's s / sqrt(n).
+    The sandwich estimator with its C / (C-1) correction. With one observation per cluster it is s / sqrt(n).
     """
     sums, counts = by_cluster(values, clusters)
     return _standard_error(sums, counts) if len(sums) > 1 else float("nan")
 
 
 def win_rate(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Return `rate_interval` of outcomes [n], each 0, 0.5 or 1 (loss, tie, win); ValueError for another."""
+    """Return `rate_interval` of outcomes [n], each 0, 0.5 or 1 (loss, tie, win); ValueError for other values."""
     if not np.isin(outcomes, (0.0, 0.5, 1.0)).all():
         raise ValueError("outcomes must be 0, 0.5 or 1")
     return rate_interval(outcomes, clusters, confidence=confidence)
@@ -128,11 +129,21 @@ def paired_difference(
     n_bootstrap: int = 9999,
     seed: int = 0,
 ) -> Interval:
-    """Return mean(a - b) of two systems on the same prompts, and its interval as in `mean_interval`.
+    """Return mean(a - b) of two systems on the same prompts, with its interval as in `mean_interval`.
 
-    Each system's samples of a prompt are averaged first, so every prompt weighs the same.
-    a: [n]; b: [m]; clusters: [n]; clusters_b: [m], where they are not those of `a`. The result's n is n + m.
-    ValueError where the two systems do not have the same clusters.
+    Each system's samples of a prompt are averaged first, so all prompts have the same weight.
+
+    Args:
+        a: values of the first system, [n].
+        b: values of the second system, [m].
+        clusters: prompts of `a`, [n].
+        clusters_b: prompts of `b`, [m]; None if they are those of `a`.
+
+    Returns:
+        The interval, whose n is n + m.
+
+    Raises:
+        ValueError: if the two systems do not have the same clusters.
     """
     difference = differences(a, b, clusters, clusters_b)
     result = mean_interval(
@@ -142,7 +153,7 @@ def paired_difference(
 
 
 def _bootstrap(sums: Floats, counts: Floats, n_bootstrap: int, seed: int) -> Floats:
-    """Means [resamples] of as many clusters drawn with replacement."""
+    """Return the means [resamples] of bootstrap samples of clusters."""
     rng = np.random.default_rng(seed)
     size = len(sums)
     equal = bool((counts == counts[0]).all())
@@ -162,23 +173,23 @@ def _standard_error(sums: Floats, counts: Floats) -> float:
 
 
 def _students(confidence: float, degrees: int) -> float:
-    """Return the quantile that a two-sided interval of Student's t has."""
+    """Return the quantile of Student's t for a two-sided interval."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, confidence: float) -> tuple[float, float]:
-    """Both ends of the BCa interval of an estimate (Efron 1987).
+    """Return both bounds of the BCa interval of an estimate (Efron 1987).
 
-    The normal quantile z is expanded to sqrt(C / (C-k)) times Student's t for k parameters estimated from C clusters.
+    The normal quantile z is replaced by sqrt(C / (C-k)) times Student's t for k parameters estimated from C clusters.
 
     Args:
-        estimate: from all clusters.
+        estimate: the estimate from all clusters.
         drawn: the estimate of each bootstrap sample, [resamples].
-        influence: how far each cluster moves the estimate, up to a common factor, [C]; C is above k.
+        influence: each cluster's influence on the estimate, up to a common factor, [C]; C must exceed k.
         parameters: k.
-        confidence: of the interval.
+        confidence: the confidence level.
     """
     from scipy.special import ndtr, ndtri
 
@@ -186,13 +197,13 @@ def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, conf
     z = np.sqrt(size / (size - parameters)) * _students(confidence, size - parameters)
     below = (np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
     bias = ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
-    furthest = np.abs(influence).max()
-    if furthest == 0:
+    largest = np.abs(influence).max()
+    if largest == 0:
         return estimate, estimate
-    away = influence / furthest  # a ratio follows: without the scale tiny values underflow
-    acceleration = (away**3).sum() / (6 * (away**2).sum() ** 1.5)
+    scaled = influence / largest  # the ratio below does not depend on scale, but tiny values would underflow
+    acceleration = (scaled**3).sum() / (6 * (scaled**2).sum() ** 1.5)
     shifted = bias + z * np.array([-1.0, 1.0])
-    # Past a zero denominator the formula would turn round; the quantile there is the end of the range.
+    # Beyond a zero denominator the formula changes sign. There the quantile is the end of the range.
     probabilities = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-9))
     low, high = np.quantile(drawn, probabilities)
     return float(low), float(high)

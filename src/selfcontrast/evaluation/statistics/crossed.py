@@ -1,21 +1,21 @@
-"""A mean over seeds and prompts at once, for a conclusion about other seeds and other prompts.
+"""Estimate a mean over seeds and prompts, for conclusions about other seeds and other prompts.
 
-Every seed is measured on the same prompts, so y_sp = mu + seed_s + prompt_p + rest_sp with all three random: crossed
-random effects, balanced, with one number per cell. The variance of the grand mean is
-var(seed)/S + var(prompt)/P + var(rest)/(S P), which (MS_seed + MS_prompt - MS_rest) / (S P) estimates without bias from
-the mean squares of the two-way analysis of variance (Searle, Casella and McCulloch 1992, 4.6). Seeds alone as the unit
-would take the prompts for given, prompts alone the seeds: either is too sure (Clark 1973, "The language-as-fixed-effect
-fallacy").
+Every seed is measured on the same prompts, so y_sp = mu + seed_s + prompt_p + rest_sp with all three random: balanced
+crossed random effects, with one number per cell. The variance of the grand mean is
+var(seed)/S + var(prompt)/P + var(rest)/(S P). Its unbiased estimate is (MS_seed + MS_prompt - MS_rest) / (S P), from
+the mean squares of the two-way analysis of variance (Searle, Casella and McCulloch 1992, 4.6). Intervals over seeds
+alone treat the prompts as fixed, and intervals over prompts alone the seeds. Both are too narrow (Clark 1973, "The
+language-as-fixed-effect fallacy").
 
-With two or three seeds MS_seed is small by chance in many experiments, and degrees of freedom pooled over both parts
-(Satterthwaite's) then follow the prompts. The interval covers 87%, not 95%. So each part keeps the quantile of its
-own degrees of freedom (Banerjee 1961, Sankhya A 23, 359):
+With two or three seeds MS_seed is often small by chance. Pooled degrees of freedom (Satterthwaite) then follow the
+prompts, and the interval covers 87% instead of 95%. So each part keeps the quantile of its own degrees of freedom
+(Banerjee 1961, Sankhya A 23, 359):
 
     half-width^2 = [t^2(S-1) MS_seed + t^2(P-1) max(MS_prompt - MS_rest, 0)] / (S P)
 
-Simulated with 2, 3 and 5 seeds it covers 94.0 to 99.6% (benchmarks/RESULTS.md). Nothing sharper was found that holds:
-the quantile of the Behrens-Fisher distribution gives from 5% narrower to 6% wider intervals, and Welch's degrees of
-freedom cover as little as 88%.
+In simulations with 2, 3 and 5 seeds it covers 94.0 to 99.6% (benchmarks/RESULTS.md). No valid narrower interval was
+found: Behrens-Fisher quantiles give intervals from 5% narrower to 6% wider, and Welch's degrees of freedom cover as
+little as 88%.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ from selfcontrast.evaluation.statistics.clusters import Floats, varies
 
 
 @dataclass(frozen=True)
-class Crossed:
+class CrossedMean:
     """A mean over S seeds and P prompts.
 
     Attributes:
-        low, high: of the interval, NaN where nothing varies that could give one.
-        p_value: two-sided, of the mean being 0; NaN likewise.
-        error: standard error, over seeds and prompts.
-        seed_error: its part that more prompts would not make smaller.
+        low, high: bounds of the interval; NaN without variation.
+        p_value: two-sided, for a mean of 0; NaN without variation.
+        error: standard error over seeds and prompts.
+        seed_error: the part of it that more prompts would not reduce.
     """
 
     estimate: float
@@ -48,11 +48,11 @@ class Crossed:
     confidence: float
 
 
-def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Crossed:
+def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> CrossedMean:
     """Estimate the mean of values [seeds, prompts] with an interval for other seeds and other prompts.
 
-    With one seed the interval is Student's t over prompts: it speaks of that seed and other prompts. A table without
-    variation has no interval and no p-value: nothing in it says how much seeds or prompts differ.
+    With one seed the interval is Student's t over prompts: it holds for that seed and other prompts. A table without
+    variation has no interval and no p-value, since it has no information on how seeds or prompts differ.
 
     Raises ValueError for anything but a table of finite numbers, or a level outside (0, 1).
     """
@@ -66,18 +66,20 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Crossed:
     nan = float("nan")
     seed_error = float(np.sqrt(_seed_variance(table)))
     if not varies(table):
-        return Crossed(estimate, nan, nan, nan, nan if table.size == 1 else 0.0, seed_error, seeds, prompts, confidence)
+        return CrossedMean(
+            estimate, nan, nan, nan, nan if table.size == 1 else 0.0, seed_error, seeds, prompts, confidence
+        )
     squares = mean_squares(table)
     half = _half_width(squares, seeds, prompts, 1 - confidence)
     error = _half_width(squares, seeds, prompts, None)
-    if not half > 0:  # seeds agree and prompts agree, and only the cells differ
-        return Crossed(estimate, nan, nan, nan, error, seed_error, seeds, prompts, confidence)
+    if not half > 0:  # seeds do not differ, prompts do not differ, only cells do
+        return CrossedMean(estimate, nan, nan, nan, error, seed_error, seeds, prompts, confidence)
     p = _p_value(squares, seeds, prompts, abs(estimate))
-    return Crossed(estimate, estimate - half, estimate + half, p, error, seed_error, seeds, prompts, confidence)
+    return CrossedMean(estimate, estimate - half, estimate + half, p, error, seed_error, seeds, prompts, confidence)
 
 
 def mean_squares(table: Floats) -> tuple[float, float, float]:
-    """Return the mean squares of seeds, prompts and the rest of a table [S, P]; NaN where there is one of either."""
+    """Return the mean squares of seeds, prompts and the rest of a table [S, P]; NaN for a single seed or prompt."""
     seeds, prompts = table.shape
     grand, by_seed, by_prompt = table.mean(), table.mean(axis=1), table.mean(axis=0)
     rest = table - by_seed[:, None] - by_prompt[None, :] + grand
@@ -89,9 +91,9 @@ def mean_squares(table: Floats) -> tuple[float, float, float]:
 
 
 def _half_width(squares: tuple[float, float, float], seeds: int, prompts: int, alpha: float | None) -> float:
-    """Return the half-width of the 1 - alpha interval; the standard error where alpha is None.
+    """Return the half-width of the 1 - alpha interval; the standard error if alpha is None.
 
-    It is never below that of prompts alone, which the sum can be where the seeds' means happen to be equal.
+    It is at least that over prompts alone. The sum can be smaller if the seeds' means happen to be equal.
     """
     from scipy.special import stdtrit  # the quantile of Student's t
 
@@ -113,11 +115,11 @@ def _p_value(squares: tuple[float, float, float], seeds: int, prompts: int, dist
     """Return the alpha at which the interval's half-width is `distance`."""
     from scipy.optimize import brentq
 
-    def beyond(log_alpha: float) -> float:
+    def excess(log_alpha: float) -> float:
         return _half_width(squares, seeds, prompts, float(np.exp(log_alpha))) - distance
 
     least = float(np.log(1e-100))
-    return float(np.exp(brentq(beyond, least, 0.0, xtol=1e-10))) if beyond(least) > 0 else 0.0
+    return float(np.exp(brentq(excess, least, 0.0, xtol=1e-10))) if excess(least) > 0 else 0.0
 
 
 def _seed_variance(table: Floats) -> float:

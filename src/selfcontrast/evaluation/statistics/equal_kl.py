@@ -1,8 +1,9 @@
-"""Scores of several trainings at the same KL from the model that they began with.
+"""Compare the scores of several trainings at the same KL from their common initial model.
 
 Each training is a path from (KL 0, the fine-tuned model's score) over its checkpoints to its policy. Paths are compared
-at the smallest final KL, which all of them reach: there a straight line between the two points around it is the score.
-A bootstrap sample of prompts has its own paths and its own smallest final KL, so the interval holds the noise of both.
+at the smallest final KL, which all of them reach. The score there is interpolated linearly between the two points
+around it. Each bootstrap sample of prompts has its own paths and smallest final KL, so the interval includes the noise
+of both.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_se
 
 
 @dataclass(frozen=True)
-class Path:
-    """A training, by prompt. kl, scores: [points, prompts], the fine-tuned model first, whose KL is 0."""
+class KLPath:
+    """A training's path by prompt, from the fine-tuned model with KL 0. kl, scores: [points, prompts]."""
 
     kl: ArrayLike
     scores: ArrayLike
@@ -25,10 +26,12 @@ class Path:
 
 @dataclass(frozen=True)
 class EqualKL:
-    """Attributes:
-    kl: where the trainings are compared, in nats per response.
-    scores: of each training there.
-    differences: of each training from the first, paired by prompt; 0 for the first itself.
+    """A comparison of trainings at one KL.
+
+    Attributes:
+        kl: the KL, in nats per response.
+        scores: each training's score at it.
+        differences: each training's difference from the first, paired by prompt; 0 for the first.
     """
 
     kl: float
@@ -36,11 +39,13 @@ class EqualKL:
     differences: list[Interval]
 
 
-def at_equal_kl(paths: Sequence[Path], *, confidence: float, n_bootstrap: int, seed: int) -> EqualKL:
-    """Compare trainings that were measured on the same prompts, in the same order.
+def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int, seed: int) -> EqualKL:
+    """Compare trainings measured on the same prompts, in the same order.
 
-    Intervals are percentiles of a bootstrap over prompts. Raises ValueError for paths that are no paths over the same
-    prompts: of fewer than two points, of other shapes, or with numbers that are not finite.
+    Intervals are percentiles of a bootstrap over prompts.
+
+    Raises:
+        ValueError: for paths of fewer than two points, of different prompts, or with numbers that are not finite.
     """
     check_settings(confidence, n_bootstrap)
     arrays = [(np.asarray(path.kl, dtype=np.float64), np.asarray(path.scores, dtype=np.float64)) for path in paths]
@@ -50,7 +55,7 @@ def at_equal_kl(paths: Sequence[Path], *, confidence: float, n_bootstrap: int, s
             raise ValueError("a path needs two points or more, and all paths the same prompts")
         if not (np.isfinite(kl).all() and np.isfinite(scores).all()):
             raise ValueError("values must be finite")
-    where, own = _scores(arrays, np.full((1, prompts), 1 / prompts))
+    where, estimates = _scores(arrays, np.full((1, prompts), 1 / prompts))
     rng, drawn = np.random.default_rng(seed), []
     for rows in blocks(n_bootstrap, prompts):
         weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=rows) / prompts
@@ -65,23 +70,23 @@ def at_equal_kl(paths: Sequence[Path], *, confidence: float, n_bootstrap: int, s
 
     return EqualKL(
         float(where[0]),
-        [interval(float(own[i, 0]), samples[i]) for i in range(len(paths))],
-        [interval(float(own[i, 0] - own[0, 0]), samples[i] - samples[0]) for i in range(len(paths))],
+        [interval(float(estimates[i, 0]), samples[i]) for i in range(len(paths))],
+        [interval(float(estimates[i, 0] - estimates[0, 0]), samples[i] - samples[0]) for i in range(len(paths))],
     )
 
 
 def score_at(kl: Floats, scores: Floats, where: Floats) -> Floats:
-    """Return the scores [n] where paths first have a KL, or else their last. kl, scores: [n, points]; where: [n]."""
+    """Return the scores [n] where paths first reach a KL, else the last. kl, scores: [n, points]; where: [n]."""
     reached = kl[:, 1:] >= where[:, None]
     after = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, kl.shape[1] - 1)
     rows = np.arange(len(kl))
     left, right = kl[rows, after - 1], kl[rows, after]
-    share = np.clip((where - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
-    return np.asarray(scores[rows, after - 1] + share * (scores[rows, after] - scores[rows, after - 1]))
+    fraction = np.clip((where - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+    return np.asarray(scores[rows, after - 1] + fraction * (scores[rows, after] - scores[rows, after - 1]))
 
 
 def _scores(arrays: Sequence[tuple[Floats, Floats]], weights: Floats) -> tuple[Floats, Floats]:
-    """By weights of prompts [n, prompts] the common KL [n], and the scores there [paths, n]."""
+    """Return, for weights of prompts [n, prompts], the common KL [n] and the scores at it [paths, n]."""
     means = [(weights @ kl.T, weights @ scores.T) for kl, scores in arrays]
     where = np.maximum(np.min([kl[:, -1] for kl, _ in means], axis=0), 0.0)
     return where, np.stack([score_at(kl, scores, where) for kl, scores in means])

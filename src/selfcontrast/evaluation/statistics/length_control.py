@@ -1,12 +1,12 @@
-"""A win rate at equal length: judges prefer longer answers, and a win rate alone rewards whoever writes more.
+"""Estimate a win rate at equal length. Judges prefer longer answers, so a raw win rate rewards length.
 
 The model is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): the log-odds of a win over the baseline are
 
-    model + length * tanh(Δ / std(Δ)) + difficulty * d,        Δ: the answer's length less the baseline's,
+    model + length * tanh(Δ / std(Δ)) + difficulty * d,        Δ: the answer's length minus the baseline's,
 
-read at Δ = 0 and averaged over the judgments. AlpacaEval's standard error is that of one fit's predictions; here the
-model is fitted again in every bootstrap sample of prompts. A small ridge takes the place of its cross-validated
-penalty, so that every fit is one convex problem with one answer.
+evaluated at Δ = 0 and averaged over the judgments. AlpacaEval's standard error is that of one fit's predictions. Here
+the model is refitted in every bootstrap sample of prompts. A small ridge replaces the cross-validated penalty, so that
+every fit is a convex problem with one solution.
 """
 
 from collections.abc import Iterator
@@ -27,24 +27,23 @@ from selfcontrast.evaluation.statistics.logistic import (
 )
 
 Judgments = tuple[ArrayLike, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
-"""Outcomes, length differences, clusters, and difficulties where they are known."""
+"""Outcomes, length differences, clusters, and difficulties if known."""
 
 LEAST_INFORMATION = 0.5
-"""As much as two judgments at even odds give: a fit that rests on less, in some direction, rests on the ridge."""
-
+"""The information of two judgments at even odds. With less in some direction, a fit is determined by the ridge."""
 
 FRAGILE = 0.05
-"""Above this fraction of fragile refits an interval is said to be weak: they reach beyond its 2.5% quantiles."""
+"""Above this fraction of fragile refits an interval is reported as weak: they reach beyond its 2.5% quantiles."""
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Log-odds of a win.
+    """The coefficients of the log-odds of a win.
 
     Attributes:
-        model: at equal length and a difficulty of 0.
-        length: per unit of tanh(Δ / std(Δ)); above 0 where longer answers win.
-        difficulty: per unit of the instruction's difficulty.
+        model: log-odds at equal length and difficulty 0.
+        length: log-odds per unit of tanh(Δ / std(Δ)); positive if longer answers win.
+        difficulty: log-odds per unit of the instruction's difficulty.
     """
 
     model: float
@@ -53,15 +52,15 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
-class Controlled:
+class ControlledRate:
     """A win rate at equal length, or the difference of two.
 
     Attributes:
-        interval: the rate in [0, 1], or the difference. Under `near_separation` it is as wide as the prior has it.
-        near_separation: whether the data alone hardly determine the fit: (nearly) all wins or all losses, outcomes
-            that length alone decides, or lengths that all differ by the same. The rate then means little.
-        fragile_refits: fraction of the bootstrap's refits of which the same is true: well above 0, it is the interval
-            that means little. NaN where there was none.
+        interval: the rate in [0, 1], or the difference. Under `near_separation` its width comes from the prior.
+        near_separation: True if the data hardly determine the fit: (nearly) all wins or all losses, outcomes decided by
+            length alone, or equal length differences. The rate then means little.
+        fragile_refits: fraction of bootstrap refits with the same problem. Well above 0, the interval means little. NaN
+            without refits.
     """
 
     interval: Interval
@@ -70,7 +69,7 @@ class Controlled:
 
     @property
     def weakness(self) -> str:
-        """What a reader must know beside the number; "" where the data determine it."""
+        """A warning to show with the number; "" if the data determine it."""
         if self.near_separation:
             return "weak: the data hardly determine it"
         if self.fragile_refits > FRAGILE:
@@ -79,7 +78,7 @@ class Controlled:
 
 
 @dataclass(frozen=True)
-class LengthControlledRate(Controlled):
+class LengthControlledRate(ControlledRate):
     """A system's win rate at equal length, and the coefficients of the fit to all judgments."""
 
     coefficients: Coefficients
@@ -99,18 +98,18 @@ def length_controlled_win_rate(
     n_bootstrap: int = 999,
     seed: int = 0,
 ) -> LengthControlledRate:
-    """Estimate the win rate that a system would have if its answers were as long as the baseline's.
+    """Estimate the win rate of a system if its answers were as long as the baseline's.
 
-    Without difficulties the rate is confounded where hard prompts have longer answers: use
-    `length_controlled_within_prompts` for prompts whose difficulty nobody has measured.
+    Without difficulties the rate is confounded if hard prompts have longer answers. Use
+    `length_controlled_within_prompts` for prompts of unknown difficulty.
 
     Args:
-        outcomes: of each judgment, in [0, 1]: 1 is a win, 0.5 a tie; a judge's probability of a win will do, [n].
-        length_differences: the system's answer's length less the baseline's, in any unit, [n].
-        clusters: the prompt of each, [n]; both orders and all samples of a prompt are one cluster.
-        difficulties: of each instruction, in any unit, [n].
-        confidence, n_bootstrap, seed: of the interval, as in `mean_interval`, with the model refitted `n_bootstrap`
-            times. Its bounds are NaN where there are no more clusters than coefficients.
+        outcomes: outcome of each judgment, in [0, 1]: 1 is a win, 0.5 a tie; a judge's win probability also works, [n].
+        length_differences: length of the system's answer minus the baseline's, in any unit, [n].
+        clusters: prompt of each judgment, [n]; both orders and all samples of a prompt are one cluster.
+        difficulties: difficulty of each instruction, in any unit, [n].
+        confidence, n_bootstrap, seed: of the interval, as in `mean_interval`, with `n_bootstrap` refits of the model. Its
+            bounds are NaN unless there are more clusters than coefficients.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -135,38 +134,38 @@ def length_controlled_difference(
     confidence: float = 0.95,
     n_bootstrap: int = 999,
     seed: int = 0,
-) -> Controlled:
-    """Estimate the win rate at equal length of system A less that of system B, each against the same opponent.
+) -> ControlledRate:
+    """Estimate the difference of two systems' win rates at equal length, a minus b, against the same opponent.
 
-    Both models are fitted again in every bootstrap sample, which draws the same prompts for both: what a prompt does to
-    both alike cancels, as in `paired_difference`.
+    Both models are refitted in every bootstrap sample, which has the same prompts for both. So a prompt's common effect
+    on both cancels, as in `paired_difference`.
 
     Args:
-        a, b: of each system outcomes [n], length differences [n], clusters [n] and, where they are known, difficulties
-            [n], as `length_controlled_win_rate`'s; how many judgments a prompt has may differ.
-        confidence, n_bootstrap, seed: of the interval. Its bounds are NaN where there are no more prompts than
-            coefficients, or where nothing varies. Its n is that of both systems' judgments.
+        a, b: each system's outcomes [n], length differences [n], clusters [n] and, if known, difficulties [n], as in
+            `length_controlled_win_rate`. The systems may have different numbers of judgments per prompt.
+        confidence, n_bootstrap, seed: of the interval. Bounds are NaN unless there are more prompts than coefficients, and
+            if nothing varies. Its n counts both systems' judgments.
 
     Raises:
-        ValueError: as `length_controlled_win_rate`, and where the two systems do not have the same prompts.
+        ValueError: as in `length_controlled_win_rate`, and if the systems do not have the same prompts.
     """
     check_settings(confidence, n_bootstrap)
-    own, other = _Fit.of(*a), _Fit.of(*b)
-    if not np.array_equal(own.names, other.names):
+    fit_a, fit_b = _Fit.of(*a), _Fit.of(*b)
+    if not np.array_equal(fit_a.names, fit_b.names):
         raise ValueError("the two systems must have the same clusters")
-    estimate, size = own.rate - other.rate, len(own.names)
-    n, parameters = own.judged.size + other.judged.size, max(own.judged.parameters, other.judged.parameters)
+    estimate, size = fit_a.rate - fit_b.rate, len(fit_a.names)
+    n, parameters = fit_a.judged.size + fit_b.judged.size, max(fit_a.judged.parameters, fit_b.judged.parameters)
     interval, fragile = Interval(estimate, np.nan, np.nan, n, size, confidence), np.array([np.nan])
-    near = own.near_separation or other.near_separation
+    near = fit_a.near_separation or fit_b.near_separation
     if size > parameters:
-        draws = draws_of(size, max(own.judged.size, other.judged.size), n_bootstrap, seed)
-        refits = [(*own.refit(counts), *other.refit(counts)) for counts in draws]
+        draws = draws_of(size, max(fit_a.judged.size, fit_b.judged.size), n_bootstrap, seed)
+        refits = [(*fit_a.refit(counts), *fit_b.refit(counts)) for counts in draws]
         rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
         fragile = fragile_a | fragile_b
-        both = (own.interval(own.value(confidence), rates), other.interval(other.value(confidence), rates_b))
-        influence = own.influence() - other.influence()
+        both = (fit_a.interval(fit_a.value(confidence), rates), fit_b.interval(fit_b.value(confidence), rates_b))
+        influence = fit_a.influence() - fit_b.influence()
         interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near)
-    return Controlled(interval, near, float(fragile.mean()))
+    return ControlledRate(interval, near, float(fragile.mean()))
 
 
 def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike = (0.0,)) -> float:
@@ -175,8 +174,8 @@ def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike
     return float(expit(coefficients.model + coefficients.difficulty * difficulty).mean())
 
 
-class _Judged:
-    """The judgments as a regression. A column that is the same for all is left out: the model's own says it all."""
+class _Regression:
+    """The judgments as a regression. Constant columns are left out, since the model's own column covers them."""
 
     def __init__(self, outcomes: Floats, lengths: Floats, difficulty: Floats) -> None:
         self.outcomes = outcomes
@@ -189,53 +188,53 @@ class _Judged:
         self.size, self.parameters = self.design.shape
 
     def fit(self, weights: Floats, start: Floats) -> Floats:
-        """weights: [B, n]; start: [k]. Gives [B, k]."""
+        """Fit the coefficients [B, k]. weights: [B, n]; start: [k]."""
         return fit_logistic(self.design, self.outcomes, weights, start)
 
     def rates(self, fitted: Floats, weights: Floats) -> Floats:
-        """Win rates at equal length [B]. fitted: [B, k]; weights: [B, n]."""
+        """Return win rates at equal length [B]. fitted: [B, k]; weights: [B, n]."""
         rates: Floats = (weights * expit(fitted @ self.at_equal_length.T)).sum(axis=1) / weights.sum(axis=1)
         return rates
 
     def fragile(self, fitted: Floats, weights: Floats) -> NDArray[np.bool_]:
-        """Which fits the data hardly determine [B]."""
-        found: NDArray[np.bool_] = least_information(self.design, weights, fitted) < LEAST_INFORMATION
-        return found
+        """Return which fits the data hardly determine [B]."""
+        fragile: NDArray[np.bool_] = least_information(self.design, weights, fitted) < LEAST_INFORMATION
+        return fragile
 
     def influence(self, fitted: Floats) -> Floats:
-        """n times the derivative of the rate with respect to each judgment's weight, [n]. fitted: [k]."""
-        chance = expit(self.at_equal_length @ fitted)
-        slope = (chance * (1 - chance)) @ self.at_equal_length
+        """Return n times the derivative of the rate by each judgment's weight, [n]. fitted: [k]."""
+        probability = expit(self.at_equal_length @ fitted)
+        slope = (probability * (1 - probability)) @ self.at_equal_length
         through_fit = coefficient_influence(self.design, self.outcomes, fitted) @ slope
-        influence: Floats = chance - chance.mean() + through_fit
+        influence: Floats = probability - probability.mean() + through_fit
         return influence
 
     def error(self, fitted: Floats) -> float:
-        """The rate's standard error by the model's curvature. fitted: [k]."""
-        chance = expit(self.at_equal_length @ fitted)
-        slope = (chance * (1 - chance)) @ self.at_equal_length / self.size
+        """Return the rate's standard error from the model's curvature. fitted: [k]."""
+        probability = expit(self.at_equal_length @ fitted)
+        slope = (probability * (1 - probability)) @ self.at_equal_length / self.size
         return float(np.sqrt(slope @ coefficient_covariance(self.design, fitted) @ slope))
 
     def coefficients(self, fitted: Floats) -> Coefficients:
-        """In the units that were given. fitted: [k]."""
-        own = np.zeros(3)
-        own[self.kept] = fitted
-        difficulty = own[2] / self.spread if self.spread > 0 else 0.0
-        return Coefficients(float(own[0] - difficulty * self.centre), float(own[1]), float(difficulty))
+        """Return the coefficients in the input's units. fitted: [k]."""
+        values = np.zeros(3)
+        values[self.kept] = fitted
+        difficulty = values[2] / self.spread if self.spread > 0 else 0.0
+        return Coefficients(float(values[0] - difficulty * self.centre), float(values[1]), float(difficulty))
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A system's judgments, the prompt that each belongs to, and the fit to all of them.
+    """The fit to all judgments of a system.
 
     Attributes:
-        names: of the prompts, [C].
-        index: per judgment its prompt's place among them, [n].
-        coefficients: [k].
-        rate: at equal length.
+        names: the prompts, [C].
+        index: index of each judgment's prompt, [n].
+        coefficients: of the fit, [k].
+        rate: win rate at equal length.
     """
 
-    judged: _Judged
+    judged: _Regression
     names: NDArray[Any]
     index: NDArray[np.intp]
     coefficients: Floats
@@ -245,7 +244,8 @@ class _Fit:
     def of(
         cls, outcomes: ArrayLike, lengths: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None = None
     ) -> "_Fit":
-        judged = _Judged(np.asarray(outcomes, dtype=np.float64), *_columns(outcomes, lengths, clusters, difficulties))
+        columns = _columns(outcomes, lengths, clusters, difficulties)
+        judged = _Regression(np.asarray(outcomes, dtype=np.float64), *columns)
         names, index = np.unique(np.asarray(clusters), return_inverse=True)
         once = np.ones((1, judged.size))
         fitted = judged.fit(once, np.zeros(judged.parameters))
@@ -256,7 +256,7 @@ class _Fit:
         return bool(self.judged.fragile(self.coefficients[None], np.ones((1, self.judged.size)))[0])
 
     def refit(self, counts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """The rate where each prompt counts so often, and whether that fit was fragile: [rows] each.
+        """Refit with prompts weighted by `counts`; return the rates and which fits are fragile, [rows] each.
 
         counts: [rows, C].
         """
@@ -283,24 +283,24 @@ class _Fit:
 def refitted_rate(
     value: Interval, drawn: Floats, influence: Floats, parameters: int, model_error: float, near_separation: bool
 ) -> Interval:
-    """Return a rate with bounds: at each end the farther one of BCa and Student's t, as in `mean_interval`.
+    """Return a rate with bounds: each is the outer one of BCa and Student's t, as in `mean_interval`.
 
-    The latter is that of the rate's log-odds, so that it stays within [0, 1]. Its standard error is the sandwich
-    estimator's. A fit that the data hardly determine, and one without variation, leave hardly any residuals and make
-    the sandwich far too small. There the standard error is at least that of the model with its ridge.
+    Student's t is applied to the rate's log-odds, so that it stays within [0, 1]. Its standard error is the sandwich
+    estimator's. A fit that the data hardly determine, or without variation, has hardly any residuals, which makes the
+    sandwich far too small. Then the standard error is at least that of the model with its ridge.
 
     Args:
         drawn: the rate of each bootstrap sample, [resamples].
         influence: the rate's derivative by each cluster's weight, [C].
-        parameters: as of `bca`.
-        model_error: the rate's standard error by the model's curvature.
+        parameters: as in `bca`.
+        model_error: the rate's standard error from the model's curvature.
     """
     low, high = _bca_or_none(value, drawn, influence, parameters)
     degrees = len(influence) - parameters
     error = _sandwich(influence, parameters)
     if near_separation or not varies(drawn):
         error = max(error, model_error)
-    spread = max(value.estimate * (1 - value.estimate), 1e-12)  # the derivative of the rate by its log-odds
+    spread = max(value.estimate * (1 - value.estimate), 1e-12)  # derivative of the rate by its log-odds
     half = float(stdtrit(degrees, (1 + value.confidence) / 2)) * error / spread
     ends = expit(logit(value.estimate) + half * np.array([-1.0, 1.0]))
     return replace(value, low=min(low, float(ends[0])), high=max(high, float(ends[1])))
@@ -314,11 +314,15 @@ def refitted_difference(
     rates: tuple[Interval, Interval],
     near_separation: bool,
 ) -> Interval:
-    """Return a difference of two rates with bounds, as `refitted_rate`.
+    """Return a difference of two rates with bounds, as in `refitted_rate`.
 
-    Where a fit is hardly determined each end is at least as far as both rates' intervals put it, by the method of
-    variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, 1693). Arguments as there, and the two
-    rates with their intervals. NaN bounds where the difference does not vary: it cannot tell.
+    If the data hardly determine a fit, each bound is at least as far out as the two rates' intervals imply, by the
+    method of variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, 1693). Bounds are NaN if the
+    difference does not vary.
+
+    Args:
+        value, drawn, influence, parameters: as in `refitted_rate`.
+        rates: the two rates with their intervals.
     """
     if not near_separation and not varies(drawn):
         return value
@@ -334,7 +338,7 @@ def refitted_difference(
 
 
 def _bca_or_none(value: Interval, drawn: Floats, influence: Floats, parameters: int) -> tuple[float, float]:
-    """The ends of the BCa interval; the estimate itself where the bootstrap's samples do not differ."""
+    """Return the bounds of the BCa interval, or the estimate itself if the bootstrap samples do not differ."""
     if not varies(drawn):
         return value.estimate, value.estimate
     return bca(value.estimate, drawn, influence, parameters, value.confidence)
@@ -346,14 +350,14 @@ def _sandwich(influence: Floats, parameters: int) -> float:
 
 
 def check_judgments(outcomes: ArrayLike, length_differences: ArrayLike, *others: ArrayLike) -> tuple[Floats, Floats]:
-    """Return outcomes [n] and length differences [n] as arrays. Raises ValueError for what is no judgment."""
+    """Return outcomes [n] and length differences [n] as arrays. Raises ValueError if they are unusable."""
     y, delta = np.asarray(outcomes, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
     if y.ndim != 1 or any(np.shape(column) != y.shape for column in (delta, *others)):
         raise ValueError("outcomes, length differences, clusters and difficulties must be lists of one length")
     if y.size == 0:
         raise ValueError("no observations")
     if not np.isfinite([y, delta]).all():
-        raise ValueError("values must be finite: take missing judgments out first, and count them")
+        raise ValueError("values must be finite. Remove missing judgments first, and count them.")
     if not ((y >= 0) & (y <= 1)).all():
         raise ValueError("outcomes must be in [0, 1]")
     return y, delta
@@ -362,18 +366,18 @@ def check_judgments(outcomes: ArrayLike, length_differences: ArrayLike, *others:
 def _columns(
     outcomes: ArrayLike, length_differences: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None
 ) -> tuple[Floats, Floats]:
-    """Return tanh(Δ / std(Δ)) [n] and the difficulties [n], all input checked."""
-    given = np.zeros(np.shape(outcomes)) if difficulties is None else difficulties
-    _, delta = check_judgments(outcomes, length_differences, clusters, given)
-    difficulty = np.asarray(given, dtype=np.float64)
+    """Check the input; return tanh(Δ / std(Δ)) [n] and the difficulties [n]."""
+    known = np.zeros(np.shape(outcomes)) if difficulties is None else difficulties
+    _, delta = check_judgments(outcomes, length_differences, clusters, known)
+    difficulty = np.asarray(known, dtype=np.float64)
     if not np.isfinite(difficulty).all():
-        raise ValueError("values must be finite: take missing judgments out first, and count them")
+        raise ValueError("values must be finite. Remove missing judgments first, and count them.")
     spread = float(delta.std(ddof=1)) if delta.size > 1 else 0.0
     return (np.tanh(delta / spread) if spread > 0 else np.sign(delta)), difficulty
 
 
 def draws_of(size: int, judgments: int, n_bootstrap: int, seed: int) -> Iterator[Floats]:
-    """Count how often each prompt was drawn, in blocks [rows, size] that add up to `n_bootstrap`."""
+    """Yield how often each prompt is drawn, in blocks [rows, size] with `n_bootstrap` rows in all."""
     rng = np.random.default_rng(seed)
     for rows in blocks(n_bootstrap, judgments):
         drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]

@@ -1,4 +1,4 @@
-"""Many tests at once: of twenty true null hypotheses one is rejected at 5%."""
+"""Correct p-values for multiple tests: at 5%, one of twenty true null hypotheses is rejected."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -7,7 +7,7 @@ from selfcontrast.evaluation.statistics.clusters import Floats
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Holm's step-down adjusted p-values [m], in the order given (Holm 1979). ValueError outside [0, 1]."""
+    """Return Holm's step-down adjusted p-values [m], in the input's order (Holm 1979); ValueError outside [0, 1]."""
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p-values must be a list of numbers in [0, 1]")

@@ -1,4 +1,4 @@
-"""A test of two systems on the same prompts that assumes nothing of their scores' distribution."""
+"""Test two systems on the same prompts without assumptions on the distribution of scores."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -7,7 +7,7 @@ from selfcontrast.evaluation.statistics.clusters import blocks, check_settings, 
 
 
 def least_p_value(prompts: int | None, n_bootstrap: int) -> float:
-    """Return the smallest p-value that `paired_permutation_test` can give for so many prompts; None for very many."""
+    """Return the smallest possible p-value of `paired_permutation_test`. prompts: their number; None for very many."""
     exact = prompts is not None and 2**prompts <= n_bootstrap
     return 2.0 / 2**prompts if exact and prompts else 1 / (1 + n_bootstrap)
 
@@ -23,8 +23,8 @@ def paired_permutation_test(
 ) -> float:
     """Return the two-sided p-value in (0, 1] of `paired_difference`, by flipping signs of the clusters' differences.
 
-    Exact where there are no more sign patterns than `n_bootstrap`; else (1 + hits) / (1 + n_bootstrap), which is
-    never 0 and keeps the test's level (Phipson & Smyth 2010). Shapes and errors as in `paired_difference`.
+    Exact with at most `n_bootstrap` sign patterns. Otherwise it is (1 + hits) / (1 + n_bootstrap), which is never 0
+    and keeps the test's level (Phipson & Smyth 2010). Shapes and errors as in `paired_difference`.
     """
     check_settings(0.5, n_bootstrap)
     difference = differences(a, b, clusters, clusters_b)
@@ -37,7 +37,7 @@ def paired_permutation_test(
     rng = np.random.default_rng(seed)
     hits = 0
     for rows in blocks(n_bootstrap, size):
-        # A flipped subset's sum decides the total: sum - 2 * flipped.
+        # The total after flipping a subset is sum - 2 * (the subset's sum).
         flipped = rng.integers(0, 2, (rows, size), dtype=np.int8) @ difference
         hits += int(np.count_nonzero(np.abs(difference.sum() - 2 * flipped) >= threshold))
     return (1 + hits) / (1 + n_bootstrap)

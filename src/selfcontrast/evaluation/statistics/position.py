@@ -1,4 +1,4 @@
-"""What the order of two answers does to a judge that sees them in both orders."""
+"""Measure the effect of the order of two answers on a judge that sees both orders."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,13 @@ from selfcontrast.evaluation.statistics.clusters import Floats
 
 @dataclass(frozen=True)
 class PositionBias:
-    """Attributes:
-    flip_rate: share of pairs whose verdict depends on the order: another winner, or a winner in one order and a tie
-        in the other.
-    first_position_share: mean outcome for the answer shown first, over both orders, ties one half: 0.5 for a judge
-        without a preference for a place, whichever system is better.
+    """A judge's position bias.
+
+    Attributes:
+        flip_rate: fraction of pairs whose verdict depends on the order: another winner, or a winner in one order and a
+            tie in the other.
+        first_position_share: mean outcome for the answer shown first, over both orders, ties counted as 0.5. It is 0.5
+            without position bias, whichever system is better.
     """
 
     flip_rate: Interval
@@ -29,13 +31,13 @@ def position_bias(
     *,
     confidence: float = 0.95,
 ) -> PositionBias:
-    """Return both figures with intervals clustered by prompt.
+    """Return both measures with intervals clustered by prompt.
 
     Args:
-        shown_first: outcome for a system, in [0, 1] (1: it wins), of each pair where its answer came first, [n].
-        shown_second: its outcome of the same pairs where its answer came second, [n].
-        clusters: [n].
-        confidence: of the intervals.
+        shown_first: a system's outcome in each pair with its answer shown first, in [0, 1] (1 is a win), [n].
+        shown_second: its outcome in the same pairs with its answer shown second, [n].
+        clusters: the prompt of each pair, [n].
+        confidence: confidence level of the intervals.
 
     Raises:
         ValueError: as in `rate_interval`, and for an outcome outside [0, 1].
@@ -52,9 +54,9 @@ def position_bias(
 
 
 def flips(first: Floats, second: Floats) -> NDArray[np.bool_]:
-    """Tell which pairs' verdicts depend on the order, [n]."""
-    found: NDArray[np.bool_] = np.sign(first - 0.5) != np.sign(second - 0.5)
-    return found
+    """Return which pairs' verdicts depend on the order, [n]."""
+    flipped: NDArray[np.bool_] = np.sign(first - 0.5) != np.sign(second - 0.5)
+    return flipped
 
 
 def favours_first(first: Floats, second: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Over training seeds: what another seed would give, where each seed has one number."""
+"""Intervals and tests over training seeds, with one number per seed."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,9 +12,9 @@ def over_seeds(
 ) -> Interval:
     """Return the mean of one number per seed, values: [n], with Student's t interval.
 
-    The interval covers what training draws at random, not which prompts were asked: those are the same for every seed.
-    Its bounds are NaN for a single seed, and for seeds that do not differ, as then nothing says how much seeds vary.
-    They are cut off at `least` and `most`, the ends of the values' range.
+    The interval covers the randomness of training, not the choice of prompts, which are the same for every seed. Its
+    bounds are NaN for a single seed and for seeds that do not differ, since their variance is unknown. They are clipped
+    to `least` and `most`, the range of possible values.
     """
     from scipy import stats
 
@@ -29,7 +29,7 @@ def over_seeds(
 def seeds_test(differences: ArrayLike) -> float:
     """Return the two-sided p-value of Student's t test that the mean of one difference per seed is 0.
 
-    NaN for a single seed, and where all differ by the same amount but for rounding: nothing says how much seeds vary.
+    NaN for a single seed, and if all differences are equal up to rounding, since their variance is unknown.
     """
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""Intervals of metrics whose observations are elsewhere, from their standard errors."""
+"""Compute intervals of metrics from their standard errors, without the observations."""
 
 import math
 from collections.abc import Mapping
@@ -7,19 +7,19 @@ import numpy as np
 
 from selfcontrast.evaluation.statistics.bootstrap import Interval, rate_interval
 
-STDERR = " stderr"  # how the name of a metric's standard error ends
+STDERR = " stderr"  # suffix of the name of a metric's standard error
 
 
 def metric_interval(metrics: Mapping[str, float], name: str, confidence: float) -> Interval:
     """Return a metric of a task with its interval over documents.
 
-    Student's t of its standard error. Where that is the one of right and wrong answers, sqrt(p (1 - p) / (n - 1)), the
-    interval is the exact one of the binomial distribution: so all of 20 right is not certainty. NaN bounds where no
-    standard error is known.
+    Student's t with its standard error. If that is the standard error of right and wrong answers,
+    sqrt(p (1 - p) / (n - 1)), the interval is the exact binomial one, so that 20 right of 20 are not certainty. Without
+    a standard error the bounds are NaN.
 
     Args:
-        metrics: of the task: values, standard errors (`STDERR`), and how many `documents` they are over.
-        name: of the metric.
+        metrics: the task's values, standard errors (`STDERR`), and the number of `documents`.
+        name: the metric's name.
     """
     from scipy.special import stdtrit
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from judging import around
+from judge_cases import judge_context
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.local import Local
 from selfcontrast.evaluation.benchmarks.answers import OWN
@@ -21,11 +21,11 @@ from selfcontrast.generators.hf import HF
 
 
 @dataclass(frozen=True)
-class Telling:
-    """A judge that gives each case what `verdict` makes of it."""
+class FakeJudge:
+    """A judge that applies `verdict` to each case and records the cases."""
 
     verdict: Callable[[Case], Judgment]
-    asked: list[Case] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
 
     def check(self, verifier: Verifier | None) -> None: ...
 
@@ -36,16 +36,16 @@ class Telling:
         return None
 
     @contextmanager
-    def open(self, surroundings: JudgeContext) -> Iterator[Judging]:
+    def open(self, context: JudgeContext) -> Iterator[Judging]:
         def judging(cases: Sequence[Case]) -> list[Judgment]:
-            self.asked.extend(cases)
+            self.cases.extend(cases)
             return [self.verdict(case) for case in cases]
 
         yield judging
 
 
-def answered(folder: Path, answers: dict[tuple[str, int], list[str]]) -> Path:
-    """What a stage `evaluate` leaves, as far as benchmarks read it."""
+def write_answers(folder: Path, answers: dict[tuple[str, int], list[str]]) -> Path:
+    """Write answers as the stage `evaluate` does, with the columns that benchmarks read."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"decoding": "T=1", "id": name, "sample": sample, "turn": turn, "text": text}
@@ -63,15 +63,15 @@ def subject(examples: Sequence[Example], scores: Path, **changes: Any) -> Subjec
         "baseline": None,
         "examples": examples,
         "decoding": "T=1",
-        "surroundings": around(scores / "judgments"),
+        "context": judge_context(scores / "judgments"),
     }
     return Subject(**{**settings, **changes})
 
 
-def asked(benchmark: Any, examples: Sequence[Example], scores: Path, policy: Path, **changes: Any) -> Subject:
-    """A subject that has answered the benchmark's own questions into `scores`."""
+def sample_subject(benchmark: Any, examples: Sequence[Example], scores: Path, policy: Path, **changes: Any) -> Subject:
+    """Answer the benchmark's own questions into `scores` and return the subject."""
     scores.mkdir(parents=True)
-    benchmark.asking(examples).answer(scores, policy, Responder(HF("float32", 4), Local(2, 1), "cpu"), "SFT")
+    benchmark.answer_request(examples).answer(scores, policy, Responder(HF("float32", 4), Local(2, 1), "cpu"), "SFT")
     return subject(examples, scores, decoding=OWN, **changes)
 
 
@@ -84,7 +84,7 @@ def lm_eval(*tasks: str, **changes: Any) -> LmEval:
         "apply_chat_template": True,
         "max_length": 120,
         "confirm_run_unsafe_code": False,
-        "batch_size": 32,
+        "batch": 32,
         "backend": HF("float32", 32),
     }
     return LmEval(**{**settings, **changes})

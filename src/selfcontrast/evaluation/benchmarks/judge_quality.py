@@ -1,4 +1,4 @@
-"""The judge is graded too: against pairs whose better answer is known, and with answers made to try it."""
+"""Test the judge itself: on pairs whose better answer is known, and with probe answers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from selfcontrast.data.example import Example
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Line, Options, Subject
-from selfcontrast.evaluation.benchmarks.judged import Judged, file_hash
+from selfcontrast.evaluation.benchmarks.judge_benchmark import JudgeBenchmark, file_hash
 from selfcontrast.evaluation.benchmarks.pairs import both_orders, judge_pairs
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.judges.calibration import agreement
@@ -22,50 +22,52 @@ from selfcontrast.evaluation.statistics import rate_interval
 
 log = logging.getLogger(__name__)
 
-SYSTEM = "judge"  # whom the lines are about, whichever policy was the occasion
+SYSTEM = "judge"  # the lines are about the judge, whichever policy is measured
 GOLD = "gold.parquet"
-TIE = 0.1  # how far from a half a weighed verdict may be that is called a tie
+TIE = 0.1  # a weighed verdict within this distance of 0.5 is a tie
 SAME, TWICE, CONSTANT, EMPTY = "target", "target twice", "constant", "empty"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probes(Judged):
-    """The target against answers that must not win: nothing, a constant, the target itself, the target twice.
+class Probes(JudgeBenchmark):
+    """Compare the target with answers that must not win: an empty one, a constant, the target, the target twice.
 
     Attributes:
-        constant: an answer that is right nowhere.
+        constant: an answer that is right for no prompt.
     """
 
     constant: str
 
-    def nothing_in(self, examples: Sequence[Example]) -> str | None:
+    def empty_reason(self, examples: Sequence[Example]) -> str | None:
         return None if self._prompts(examples) else "no prompt has a target"
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """Writes the judgments; says in which probes it was mostly wrong (`failed_probes`)."""
+        """Write the judgments; return the probes that the judge mostly got wrong as `failed_probes`."""
         pairs = [
-            Case(example, 0, ((example.target,), (answer,)), sample=at)
+            Case(example, 0, ((example.target,), (answer,)), sample=index)
             for example in self._prompts(subject.examples)
-            for at, answer in enumerate(self._answers(example).values())
+            for index, answer in enumerate(self._answers(example).values())
         ]
         facts = judge_pairs(folder, "probes", self.judge, pairs, subject, self.min_coverage)
         failed = []
-        for probe, found in _by_probe(folder).items():
-            if (right := float(_right(probe, found).mean())) < 0.5:
+        for probe, judged in _by_probe(folder).items():
+            if (right := float(_is_right(probe, judged).mean())) < 0.5:
                 failed.append(probe)
-                log.warning("probes: the judge is right in %.1f%% of the pairs with the probe %r", 100 * right, probe)
+                log.warning("probes: the judge is right on %.1f%% of the pairs with probe %r", 100 * right, probe)
         return {**facts, "failed_probes": failed}
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        """Per probe how often the judge did what is right: of the target and itself, neither."""
-        found = []
+        """Return per probe how often the judge was right. Between the target and itself, a tie is right."""
+        lines = []
         for probe, pairs in _by_probe(next(iter(folders.values()))).items():
             what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
                 probe, f"better than {probe}"
             )
-            value = rate_interval(_right(probe, pairs).astype(np.float64), pairs["id"], confidence=options.confidence)
-            found.append(Line(SYSTEM, f"target: {what}", "share", value))
-        return found
+            value = rate_interval(
+                _is_right(probe, pairs).astype(np.float64), pairs["id"], confidence=options.confidence
+            )
+            lines.append(Line(SYSTEM, f"target: {what}", "share", value))
+        return lines
 
     def _prompts(self, examples: Sequence[Example]) -> list[Example]:
         return [e for e in examples if not e.turns and e.target.strip()][: self.limit]
@@ -76,12 +78,12 @@ class Probes(Judged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration(Judged):
-    """Agreement with pairs whose better answer is known: those of a file, or the data's targets and rejected answers.
+class Calibration(JudgeBenchmark):
+    """Measure agreement on pairs whose better answer is known: from a file, or the data's targets and rejected answers.
 
     Attributes:
-        gold: .json or .jsonl of {instruction, output_1, output_2, preference}, in AlpacaEval's format: 1 or 2, or 1.5
-            for neither; None for the data's own.
+        gold: .json or .jsonl of {instruction, output_1, output_2, preference}, in AlpacaEval's format. `preference` is
+            1, 2, or 1.5 for neither. None for the data's own pairs.
     """
 
     gold: Text | None = field(metadata={"in_key_as": file_hash})
@@ -94,7 +96,7 @@ class Calibration(Judged):
         assert self.gold is not None
         read_gold(self.gold)
 
-    def nothing_in(self, examples: Sequence[Example]) -> str | None:
+    def empty_reason(self, examples: Sequence[Example]) -> str | None:
         return None if self._pairs(examples) else "the data has no rejected answers"
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
@@ -106,13 +108,13 @@ class Calibration(Judged):
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
         folder = next(iter(folders.values()))
-        found = both_orders(pd.read_parquet(folder / JUDGMENTS)).merge(
+        pairs = both_orders(pd.read_parquet(folder / JUDGMENTS)).merge(
             pd.read_parquet(folder / GOLD), on=["id", "sample"]
         )
-        if not len(found):
+        if not len(pairs):
             return []
-        gold, *shown, longer, ids = (found[name].to_numpy() for name in ("gold", "first", "second", "longer", "id"))
-        figures = agreement(gold, shown, longer, ids, **vars(options))
+        gold, *outcomes, longer, ids = (pairs[name].to_numpy() for name in ("gold", "first", "second", "longer", "id"))
+        figures = agreement(gold, outcomes, longer, ids, **vars(options))
         values = [
             ("agrees with gold", "share", figures.accuracy),
             ("verdicts that flip with the order", "share", figures.position.flip_rate),
@@ -123,32 +125,37 @@ class Calibration(Judged):
         return [Line(SYSTEM, what, kind, value) for what, kind, value in values]
 
     def _pairs(self, examples: Sequence[Example]) -> list[tuple[Case, float]]:
-        """Two answers, and 1 where the first is better, 0 where the second is."""
+        """Return pairs of answers with their gold outcome: 1 if the first is better, 0 if the second is."""
         if self.gold is not None:
             return read_gold(self.gold)[: self.limit]
-        own = [e for e in examples if e.rejected and not e.turns]
-        return [(Case(e, 0, ((e.target,), (e.rejected,))), 1.0) for e in own][: self.limit]
+        with_rejected = [e for e in examples if e.rejected and not e.turns]
+        return [(Case(e, 0, ((e.target,), (e.rejected,))), 1.0) for e in with_rejected][: self.limit]
 
 
 def read_gold(path: str) -> list[tuple[Case, float]]:
-    """The pairs of a file. Raises `UserError` that names the row that is none."""
-    found: list[tuple[Case, float]] = []
+    """Read the pairs of a file with their gold outcomes; raise `UserError` that names an unusable row."""
+    pairs: list[tuple[Case, float]] = []
     prompts: dict[str, int] = {}
     for where, row in read_rows(path, "gold"):
         texts = [row.get(name) if isinstance(row, dict) else None for name in ("instruction", "output_1", "output_2")]
         preference = row.get("preference") if isinstance(row, dict) else None
         if not all(isinstance(text, str) for text in texts) or preference not in (1, 1.5, 2):
-            raise UserError(f"{path}, {where}: needs instruction, output_1, output_2, and preference: 1, 2 or 1.5")
+            raise UserError(
+                f"{path}, {where}: a row needs instruction, output_1, output_2, and preference: 1, 2 or 1.5."
+            )
         instruction, first, second = (str(text) for text in texts)
         name = str(prompts.setdefault(instruction, len(prompts)))
         example = Example(name, [{"role": "user", "content": instruction}], "")
-        found.append((Case(example, 0, ((first,), (second,)), sample=len(found)), 2.0 - float(preference)))
-    return found
+        pairs.append((Case(example, 0, ((first,), (second,)), sample=len(pairs)), 2.0 - float(preference)))
+    return pairs
 
 
-def _right(probe: str, pairs: pd.DataFrame) -> pd.Series:
-    """Where the judge did what it must. Of the target and itself both orders are one prompt, and so one verdict: half a
-    win in the mean whatever it says, so that the verdict itself is looked at."""
+def _is_right(probe: str, pairs: pd.DataFrame) -> pd.Series:
+    """Return for which pairs the judge was right.
+
+    With the target against itself, both orders are one prompt with one verdict. Their mean is always a tie, so the
+    verdict itself is checked.
+    """
     if probe == SAME:
         return (pairs["first"] - 0.5).abs() < TIE
     if probe == TWICE:
@@ -159,7 +166,7 @@ def _right(probe: str, pairs: pd.DataFrame) -> pd.Series:
 def _by_probe(folder: Path) -> dict[str, pd.DataFrame]:
     pairs = both_orders(pd.read_parquet(folder / JUDGMENTS))
     return {
-        name: found
-        for at, name in enumerate((SAME, TWICE, CONSTANT, EMPTY))
-        if len(found := pairs[pairs["sample"] == at])
+        name: rows
+        for index, name in enumerate((SAME, TWICE, CONSTANT, EMPTY))
+        if len(rows := pairs[pairs["sample"] == index])
     }

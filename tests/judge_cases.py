@@ -7,7 +7,7 @@ from typing import Any
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.evaluation.judges import Case, JudgeContext
 from selfcontrast.evaluation.judges.budget import Budget
-from selfcontrast.evaluation.judges.reading import Reading
+from selfcontrast.evaluation.judges.replies import ReplySettings
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ def pair(a: str, b: str, name: str = "q") -> Case:
     return Case(question(name, f"What is {name}?"), 0, ((a,), (b,)))
 
 
-def around(folder: Path, verifier: Verifier | None = None, budget: Budget | None = None) -> JudgeContext:
-    """A judge's surroundings, with judgments in `folder`."""
+def judge_context(folder: Path, verifier: Verifier | None = None, budget: Budget | None = None) -> JudgeContext:
+    """Return a context for judges that keeps judgments in `folder`."""
     return JudgeContext("cpu", verifier, folder, budget or Budget(None), "a benchmark")
 
 
-def reading(**changes: Any) -> Reading:
+def reply_settings(**changes: Any) -> ReplySettings:
     settings = {"attempts": 2, "max_tokens": 50, "max_characters": 1000, "price": None}
-    return Reading(**{**settings, **changes})
+    return ReplySettings(**{**settings, **changes})
