@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval_vllm import VllmLM
-from selfcontrast.generators.vllm_worker import Completion
+from selfcontrast.generators.vllm_worker import Completion, CompletionRequest
 from tiny import example, llama, policy_folder, taught, tokenizer
 
 RENDERER = Renderer(tokenizer())

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from selfcontrast.stages.evaluate import SystemScores
 from selfcontrast.store import Artifact
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfcontrast.client import Answer, Client, RequestFailed, Servers
+from selfcontrast.client import Answer, Client, InvalidAnswer, RequestFailed, Servers
 from selfcontrast.constrained import Temperature, Text
 from selfcontrast.data.example import Verifier
 from selfcontrast.errors import UserError
