@@ -84,7 +84,7 @@ def lm_eval(*tasks: str, **changes: Any) -> LmEval:
         "apply_chat_template": True,
         "max_length": 120,
         "confirm_run_unsafe_code": False,
-        "batch": 32,
+        "batch_size": 32,
         "backend": HF("float32", 32),
     }
     return LmEval(**{**settings, **changes})
