@@ -14,7 +14,7 @@ selfcontrast COMMAND …      Self-Contrast (arXiv 2404.00604) from supervised d
   evaluate model=FOLDER …   the same measurements of any model
   report DIR …              reports of runs and sweeps, written again or together
   store COMMAND …           ls, show, diff, verify, prune
-  export SOURCE …           negatives for other trainers
+  export SOURCE …           negatives for other trainers, or the policy for the Hugging Face Hub
 
 selfcontrast COMMAND --help tells more of each.
 """

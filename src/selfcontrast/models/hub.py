@@ -24,7 +24,7 @@ def pinned(name: str, revision: str | None, setting: str, local_only: bool = Fal
         setting: of the name, such as "model"; a warning names it where nobody knows the commit.
         local_only: whether the hub must not be asked.
     """
-    if not _is_on_hub(name) or COMMIT.fullmatch(revision or ""):
+    if not is_hub_name(name) or COMMIT.fullmatch(revision or ""):
         return revision
     if commit := (None if local_only else _asked(name, revision)) or _cached(name, revision):
         return commit
@@ -44,13 +44,14 @@ def local_folder(name: str, revision: str | None) -> Path | None:
 
     if Path(name).is_dir():
         return Path(name)
-    if not _is_on_hub(name):
+    if not is_hub_name(name):
         return None
     found = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _is_on_hub(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Return whether a model's or a data set's name is one of the hub, and no folder here."""
     return bool(NAME.fullmatch(name)) and not Path(name).is_dir()
 
 
