@@ -1,4 +1,4 @@
-"""Negatives for other trainers, read by these; and back again as candidates."""
+"""Negatives for other trainers: each trainer reads its format, and a file comes back as candidates."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def negative(name: str, rank: int) -> Negative:
     return Negative(name, rank, 7 - rank, f"a dog {rank} 狗", [1, 2], 0.5)
 
 
-def made_from(store: Store, data: Any, examples: list[Example], ranks: int = 3) -> Artifact:
+def negatives_artifact(store: Store, data: Any, examples: list[Example], ranks: int = 3) -> Artifact:
     """A negatives artifact as the pipeline leaves it, of all but the first example."""
 
     def write(folder: Path) -> None:
@@ -67,20 +67,20 @@ def examples(data: Jsonl) -> list[Example]:
 
 @pytest.fixture
 def artifact(tmp_path: Path, data: Jsonl, examples: list[Example]) -> Path:
-    return made_from(Store(tmp_path / "store"), data, examples).path
+    return negatives_artifact(Store(tmp_path / "store"), data, examples).path
 
 
 def exported(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
     output = artifact.parents[2] / "new" / f"{form}.jsonl"
     written = export(artifact, form, count, output, data.path)
-    found = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(found) == written
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == written
     assert [file.name for file in output.parent.iterdir()] == [output.name]
-    return output, found
+    return output, rows
 
 
-def test_a_chosen_candidate_is_exported_in_the_targets_place(artifact: Path, data: Jsonl) -> None:
-    """And where the target is chosen beside it, each has rows."""
+def test_export_of_a_chosen_candidate_replaces_the_target(artifact: Path, data: Jsonl) -> None:
+    """If the target is chosen too, each has rows."""
     ids = sorted(read_negatives(artifact / FILE))
     rows = [{"id": name, "sample": 5, "text": f" own {name} ", "token_ids": [3], "score": 1.0} for name in ids]
     both = {"id": ids[0], "sample": TARGET, "text": "the target", "token_ids": [], "score": None}
@@ -91,7 +91,7 @@ def test_a_chosen_candidate_is_exported_in_the_targets_place(artifact: Path, dat
     assert len(written) == len(ids) + 1
 
 
-def test_jsonl_has_all_negatives_of_a_prompt_in_rank_order(
+def test_jsonl_lists_all_negatives_of_a_prompt_in_rank_order(
     artifact: Path, data: Jsonl, examples: list[Example]
 ) -> None:
     _, found = exported(artifact, "jsonl", data)
@@ -101,23 +101,23 @@ def test_jsonl_has_all_negatives_of_a_prompt_in_rank_order(
     ]
 
 
-def test_trl_reads_the_file_and_gets_the_token_ids_of_our_rendering(
+def test_trl_file_gives_the_token_ids_of_our_rendering(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
     from trl import DPOConfig, DPOTrainer
 
     output, found = exported(artifact, "trl", data, 2)
     assert len(found) == 2 * len(examples[1:])
-    own = tokenizer()
-    own.model_max_length = 10**6
+    chat_tokenizer = tokenizer()
+    chat_tokenizer.model_max_length = 10**6
     settings: Any = {"use_cpu": True, "bf16": False, "report_to": [], "precompute_ref_log_probs": True}
     trainer = DPOTrainer(
         model=llama(),
         args=DPOConfig(output_dir=str(tmp_path / "trl"), **settings),
         train_dataset=load_dataset("json", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache")),
-        processing_class=own,
+        processing_class=chat_tokenizer,
     )
-    renderer = Renderer(own)
+    renderer = Renderer(chat_tokenizer)
     expected = [
         (*renderer.example(e), renderer.response(e.prompt, f"a dog {rank} 狗"))
         for e in examples[1:]
@@ -127,10 +127,10 @@ def test_trl_reads_the_file_and_gets_the_token_ids_of_our_rendering(
     assert rows == expected
 
 
-def test_llamafactory_rows_are_what_its_ranking_format_says(
+def test_llamafactory_rows_have_its_ranking_format(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
-    """Our own reader knows that format: what it reads is what was exported."""
+    """Our own reader knows that format, and reads what was exported."""
     output, found = exported(artifact, "llamafactory", data, 1)
     assert {tuple(row) for row in found} == {("system", "conversations", "chosen", "rejected")}
     assert any(row["system"] == "Be brief." for row in found)
@@ -145,7 +145,7 @@ def test_llamafactory_rows_are_what_its_ranking_format_says(
     assert (entry["file_name"], entry["formatting"], entry["ranking"]) == ("llamafactory.jsonl", "sharegpt", True)
 
 
-def test_what_was_exported_comes_back_as_candidates(artifact: Path, data: Jsonl, examples: list[Example]) -> None:
+def test_exported_file_is_imported_as_candidates(artifact: Path, data: Jsonl, examples: list[Example]) -> None:
     output, _ = exported(artifact, "jsonl", data, 2)
     back = Import(str(output), None, 100, 0)
     back.check(examples)
@@ -156,35 +156,37 @@ def test_what_was_exported_comes_back_as_candidates(artifact: Path, data: Jsonl,
     assert {(e.id, e.target) for e in again} == {(e.id, e.target) for e in examples[1:]}
 
 
-def test_the_builtin_data_needs_no_file(tmp_path: Path) -> None:
+def test_export_of_builtin_data_needs_no_file(tmp_path: Path) -> None:
     data = Builtin(train=16, validation=8, test=8, noise=0.1, rejected_noise=0.3, two_turn=0.5, seed=3)
-    artifact = made_from(Store(tmp_path / "store"), data, data.load()["train"]).path
+    artifact = negatives_artifact(Store(tmp_path / "store"), data, data.load()["train"]).path
     assert export(artifact, "jsonl", 1, tmp_path / "out.jsonl", None) == 15
 
 
-def test_sources_that_cannot_be(artifact: Path, data: Jsonl, tmp_path: Path) -> None:
+def test_export_of_a_wrong_source_is_refused(artifact: Path, data: Jsonl, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     for count in (0, 4):
-        with pytest.raises(UserError, match=rf"--negatives {count}: at least 1, and at most 3"):
+        with pytest.raises(UserError, match=rf"--negatives {count} .*3"):
             export(artifact, "trl", count, output, data.path)
-    with pytest.raises(UserError, match="name it with --data FILE"):
+    with pytest.raises(UserError, match="--data FILE"):
         export(artifact, "trl", 1, output, None)
-    with pytest.raises(UserError, match="give a finished run's folder, or a negatives artifact"):
+    with pytest.raises(UserError, match="finished run"):
         export(tmp_path, "trl", 1, output, None)
     Path(data.path).write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
-    with pytest.raises(UserError, match="its data has changed since, or is another"):
+    with pytest.raises(UserError, match="data has changed"):
         export(artifact, "trl", 1, output, data.path)
     assert not output.exists()
 
 
-def test_the_command(artifact: Path, data: Jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ["--format", "llamafactory", "--negatives", "1", "--output", str(tmp_path / "pairs.jsonl")]
-    main([str(artifact), *own, "--data", data.path])
-    said = capsys.readouterr().out
-    assert f"rows in {tmp_path / 'pairs.jsonl'}" in said
-    assert json.loads(said.partition("dataset_info.json: ")[2]) == dataset_info(tmp_path / "pairs.jsonl")
+def test_command_prints_rows_and_dataset_info(
+    artifact: Path, data: Jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--format", "llamafactory", "--negatives", "1", "--output", str(tmp_path / "pairs.jsonl")]
+    main([str(artifact), *args, "--data", data.path])
+    out = capsys.readouterr().out
+    assert f"rows in {tmp_path / 'pairs.jsonl'}" in out
+    assert json.loads(out.partition("dataset_info.json: ")[2]) == dataset_info(tmp_path / "pairs.jsonl")
     wrong = subprocess.run(
-        [sys.executable, "-m", "selfcontrast.export", str(tmp_path), *own], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "selfcontrast.export", str(tmp_path), *args], capture_output=True, text=True, timeout=300
     )
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: ")

@@ -1,4 +1,8 @@
-"""Negatives for other trainers: python -m selfcontrast.export SOURCE --format trl|llamafactory|jsonl --output FILE"""
+"""Export a run: its negatives for other trainers, or its policy for the Hugging Face Hub.
+
+python -m selfcontrast.export SOURCE --format trl|llamafactory|jsonl --output FILE
+python -m selfcontrast.export RUN push_to_hub=OWNER/NAME [license=ID] [--dry-run]
+"""
 
 import argparse
 import json
@@ -22,35 +26,42 @@ from selfcontrast.store import MANIFEST
 
 Row = dict[str, Any]
 
-FORMATS_HELP = """\
-formats, each with one JSON object a line:
-  trl           prompt, chosen, rejected as messages, one line per negative: what TRL's DPOTrainer reads
+HELP = """\
+formats of --format, one JSON object per line:
+  trl           prompt, chosen, rejected as messages, one line per negative: TRL's DPOTrainer reads it
   llamafactory  conversations, chosen, rejected (ShareGPT, ranking), one line per negative; the entry for
                 LLaMA-Factory's dataset_info.json is printed
   jsonl         id, prompt, target, negatives: one line per prompt and chosen response; generator=import reads it
+Prompts longer than a trainer's maximal length are included: the trainer drops them.
 
-Prompts that a trainer's cutoff would leave out are in the file: the cutoff is the trainer's.
+the policy on the Hugging Face Hub, with a model card; nothing is uploaded without push_to_hub:
+  push_to_hub=OWNER/NAME  the repository. The token comes from the environment: HF_TOKEN
+  license=ID              such as apache-2.0; license=unknown says in the card that nobody knows it.
+                          Left out: the license in the base model's own card
+  private=true            of a new repository: true | false
+  update=false            true = add a commit to a repository that exists
 """
+PUBLISH_DEFAULTS = {"push_to_hub": "", "license": "", "private": "true", "update": "false"}
 
 
 def trl(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
-    """TRL's conversational preference rows, a prompt's together."""
+    """Yield TRL's conversational preference rows, one per negative."""
     for negative in negatives:
         yield {"prompt": example.prompt, "chosen": [_answer(chosen)], "rejected": [_answer(negative)]}
 
 
 def llamafactory(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
-    """LLaMA-Factory's ShareGPT ranking rows. A system message goes into a column of its own, empty without one."""
+    """Yield LLaMA-Factory's ShareGPT ranking rows. The column `system` holds the system message, or is empty."""
     names = {"user": "human", "assistant": "gpt"}
     system = "".join(m["content"] for m in example.prompt[:1] if m["role"] == "system")
-    talk = [{"from": names[m["role"]], "value": m["content"]} for m in example.prompt if m["role"] != "system"]
+    turns = [{"from": names[m["role"]], "value": m["content"]} for m in example.prompt if m["role"] != "system"]
     for negative in negatives:
         better, worse = ({"from": "gpt", "value": answer} for answer in (chosen, negative))
-        yield {"system": system, "conversations": talk, "chosen": better, "rejected": worse}
+        yield {"system": system, "conversations": turns, "chosen": better, "rejected": worse}
 
 
 def plain(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
-    """One row with all negatives, in the order of their draw. Its target is the chosen response."""
+    """Yield one row with all negatives, in the order of their draw. Its target is the chosen response."""
     yield {"id": example.id, "prompt": example.prompt, "target": chosen, "negatives": list(negatives)}
 
 
@@ -62,29 +73,29 @@ FORMATS: dict[str, Callable[[Example, str, Sequence[str]], Iterator[Row]]] = {
 
 
 def export(source: Path, form: str, count: int | None, output: Path, data: str | None) -> int:
-    """Writes the first `count` negatives of every prompt (None: all) to `output`; returns the number of rows.
+    """Write the first `count` negatives of every prompt (None: all) to `output`; return the number of rows.
 
-    A prompt's chosen response is its target, or the candidate that was chosen; where both were, each has rows.
+    A prompt's chosen response is its target, or the chosen candidate. If both were chosen, each has rows.
 
     Args:
-        source: a finished run's folder, or that of a negatives artifact in the store.
-        data: the file that the prompts came from, where it is needed or has moved.
+        source: folder of a finished run, or of a negatives artifact in the store.
+        data: the file that the prompts came from, if it is needed or has moved.
 
     Raises:
-        UserError: when there is no such thing, the data is not the one, or there are fewer negatives.
+        UserError: if the source holds no negatives, the data has changed, or a prompt has fewer negatives.
     """
     folder, examples = _read(source, data)
     ranked, chosen = read_negatives(folder / FILE), read_chosen(folder)
     fewest = min(map(len, ranked.values()))
     if count is not None and not 1 <= count <= fewest:
-        raise UserError(f"--negatives {count}: at least 1, and at most {fewest}, which every prompt has")
+        raise UserError(f"--negatives {count} must be from 1 to {fewest}, the smallest number that any prompt has.")
     rows = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.{os.getpid()}.writing")
     with open(partial, "w", encoding="utf-8") as file:
         for example in examples:
             if example.id in ranked:
-                answers = [example.target] if chosen is None else [one.text for one in chosen[example.id]]
+                answers = [example.target] if chosen is None else [positive.text for positive in chosen[example.id]]
                 for answer in answers:
                     for row in FORMATS[form](example, answer.strip(), _texts(ranked[example.id], count)):
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -94,14 +105,14 @@ def export(source: Path, form: str, count: int | None, output: Path, data: str |
 
 
 def dataset_info(output: Path) -> Row:
-    """The entry that LLaMA-Factory's dataset_info.json needs."""
+    """Return the entry for LLaMA-Factory's dataset_info.json."""
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "system": "system"}
     entry = {"file_name": output.name, "formatting": "sharegpt", "ranking": True, "columns": columns}
     return {output.name.partition(".")[0]: entry}
 
 
 def _texts(ranked: Sequence[Negative], count: int | None) -> list[str]:
-    return [negative.text.strip() for negative in ranked[:count]]  # as the target: neither keeps its white space
+    return [negative.text.strip() for negative in ranked[:count]]  # as the target's, whose white space would differ
 
 
 def _answer(text: str) -> Message:
@@ -109,7 +120,7 @@ def _answer(text: str) -> Message:
 
 
 def _read(source: Path, data: str | None) -> tuple[Path, list[Example]]:
-    """The folder with the negatives, and the training examples that they are of."""
+    """Return the folder with the negatives, and their training examples."""
     config: Mapping[str, Any] | None = None
     folder = source
     if (source / RESULT).is_file():
@@ -117,23 +128,23 @@ def _read(source: Path, data: str | None) -> tuple[Path, list[Example]]:
         config = result.config["data"]
         folder = Path(next(stage["path"] for stage in result.stages if stage["name"] == "filter"))
     if not (folder / FILE).is_file() or not (folder / MANIFEST).is_file():
-        raise UserError(f"{source}: give a finished run's folder, or a negatives artifact (STORE/filter/KEY): {folder}")
+        raise UserError(f"{folder} holds no negatives. Give a finished run's folder, or STORE/filter/KEY.")
     fingerprint = _fingerprint(folder)
     if config is not None and data is None:
-        found = build(OmegaConf.create(dict(config)), "data")
+        dataset = build(OmegaConf.create(dict(config)), "data")
     else:
-        found = _source(fingerprint, data)
-    if found.fingerprint() != fingerprint:
-        raise UserError(f"{source}: its data has changed since, or is another; name the right file with --data FILE")
-    return folder, found.load()["train"]
+        dataset = _source(fingerprint, data)
+    if dataset.fingerprint() != fingerprint:
+        raise UserError(f"{source}: its data has changed, or is another. Name the right file with --data FILE.")
+    return folder, dataset.load()["train"]
 
 
 def _fingerprint(artifact: Path) -> Any:
-    """What the store says of the data that an artifact was made from: the artifacts before it are asked in turn."""
+    """Return the fingerprint of the data that an artifact was made from, found in the manifests of its inputs."""
     try:
         manifest = json.loads((artifact / MANIFEST).read_text())
     except OSError:
-        raise UserError(f"{artifact} is gone from the store, and with it the name of the data") from None
+        raise UserError(f"{artifact} is gone from the store, so its data is unknown. Run the job again.") from None
     if "data" in manifest["settings"]:
         return manifest["settings"]["data"]
     before = next(iter(manifest["inputs"].values()))
@@ -144,27 +155,90 @@ def _fingerprint(artifact: Path) -> Any:
 def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
     if fingerprint["source"] == "builtin":
         if fingerprint["version"] != VERSION:
-            raise UserError("these negatives were made from an earlier version of the built-in data: run the job again")
+            raise UserError("These negatives are of an earlier version of the built-in data. Run the job again.")
         return Builtin(**{k: v for k, v in fingerprint.items() if k not in ("source", "version")})
     if fingerprint["source"] == "jsonl" and data:
-        own: dict[str, Any] = {name: fingerprint.get(name) for name in ("validation", "test", "limit", "answer_column")}
-        return Jsonl(path=data, **own)
-    raise UserError("the store does not know where the data lies: name it with --data FILE, or give the run's folder")
+        names = ("validation", "test", "limit", "answer_column")
+        settings: dict[str, Any] = {name: fingerprint.get(name) for name in names}
+        return Jsonl(path=data, **settings)
+    raise UserError("The store does not record where the data is. Name it with --data FILE, or give the run's folder.")
+
+
+def publish(run: Path, settings: Mapping[str, str], folder: Path, dry_run: bool) -> None:
+    """Write a run's policy and its model card to `folder`, and upload it unless `dry_run`.
+
+    Args:
+        settings: as `PUBLISH_DEFAULTS`.
+
+    Raises:
+        UserError: for a wrong setting, a license that is neither known nor given, or a Hub that refuses.
+    """
+    from selfcontrast.publish import Publication, license_known, prepare, push
+
+    repository, license = settings["push_to_hub"], settings["license"]
+    private, update = (_flag(name, settings[name]) for name in ("private", "update"))
+    publication = Publication(repository, license or None, private, update)
+    files = prepare(run, publication, folder)
+    print(f"{folder}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+    ask = "The base model's license is unknown: give license=ID, or license=unknown to publish without one"
+    if dry_run:
+        print(f"would be uploaded to {repository} ({'private' if private else 'public'}, if new):")
+        for file in files:
+            print(f"  {file.relative_to(folder)}")
+        if not license_known(folder):
+            print(f"{ask}.")
+    elif not license_known(folder):
+        raise UserError(f"{ask}.")
+    else:
+        print(push(folder, publication))
+
+
+def _flag(name: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise UserError(f"{name}={value} must be true or false.")
+    return value == "true"
+
+
+def _settings(words: Sequence[str]) -> dict[str, str]:
+    """Return the settings of a publication: those on the command line, and the defaults of the others."""
+    settings = dict(PUBLISH_DEFAULTS)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in settings or not equals:
+            raise UserError(f"{word} is no setting of export. Settings: {', '.join(settings)}, each as KEY=VALUE.")
+        settings[name] = value
+    if words and not settings["push_to_hub"]:
+        raise UserError(f"{words[0]} needs push_to_hub=OWNER/NAME.")
+    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="selfcontrast export",
-        description="Writes prompts, targets and negatives for other trainers.",
-        epilog=FORMATS_HELP,
+        description="Write prompts, targets and negatives for other trainers; or publish a policy on the Hub.",
+        epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, help="a finished run's folder, or a negatives artifact: STORE/filter/KEY")
-    parser.add_argument("--format", choices=FORMATS, required=True, dest="form")
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="push_to_hub, license, private, update")
+    parser.add_argument("--format", choices=FORMATS, dest="form")
     parser.add_argument("--negatives", type=int, metavar="K", help="the first K of each prompt; default: all")
-    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="a .jsonl file")
-    parser.add_argument("--data", metavar="FILE", help="your data file, for an artifact, or where it has moved")
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH", help="a .jsonl file; with push_to_hub a folder (default: SOURCE/hub)"
+    )
+    parser.add_argument("--data", metavar="FILE", help="your data file, for an artifact, or if it has moved")
+    parser.add_argument("--dry-run", action="store_true", help="with push_to_hub: write the folder, upload nothing")
     args = parser.parse_args(arguments)
+    settings = _settings(args.settings)
+    if settings["push_to_hub"]:
+        if args.form:
+            raise UserError("--format writes negatives and push_to_hub publishes the policy. Export one at a time.")
+        publish(args.source, settings, args.output or args.source / "hub", args.dry_run)
+        return
+    if args.dry_run:
+        raise UserError("--dry-run needs push_to_hub=OWNER/NAME.")
+    if args.form is None or args.output is None:
+        raise UserError("Give --format and --output for negatives, or push_to_hub=OWNER/NAME for the policy.")
     rows = export(args.source, args.form, args.negatives, args.output, args.data)
     print(f"{rows} rows in {args.output}")
     if args.form == "llamafactory":

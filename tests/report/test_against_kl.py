@@ -14,9 +14,11 @@ from selfcontrast.report.against_kl import figure, rows, sentence
 from selfcontrast.report.page import write_report
 from selfcontrast.report.sweep import read_sweep
 from selfcontrast.report.sweep_kl import OTHER_PROMPTS, OVER_PROMPTS, OVER_SEEDS, STRAIGHT, equal_kl
+from selfcontrast.report.sweep_kl import figure as figure_of_sweep
 from selfcontrast.report.sweep_page import write_sweep
 from selfcontrast.report.sweep_terminal import print_sweep
 from selfcontrast.report.terminal import print_result
+from selfcontrast.report.text import NO_BREAK_SPACE
 from selfcontrast.results import Result
 
 Make = Callable[..., Result]
@@ -61,11 +63,12 @@ def varied(result: Result, value: str) -> Result:
 
 
 def test_a_runs_page_and_terminal_show_kl_and_entropy(
-    measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # names wrap in a narrower terminal
     result = measured([0, 1.5, 4.25], [0.6, 0.75, 0.7])
     write_report(result, tmp_path)
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text().replace(NO_BREAK_SPACE, " ")
     print_result(result, tmp_path)
     for shown in (page, capsys.readouterr().out):
         assert "4.250 [3.825, 4.675]" in shown
@@ -106,24 +109,25 @@ def test_arms_are_compared_at_the_smallest_final_kl(
     sweep = read_sweep([tmp_path])
     found = equal_kl(sweep)
     assert found is not None
-    assert found.heads == ["arm", "final KL", "score at KL 2.00", "difference from K=1"]
+    assert found.heads == ["arm", "final KL", "score at KL 2.00", "difference"]
     assert [row[:2] for row in found.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
     assert found.rows[0][2].startswith("0.700 [0.6")
     assert found.rows[1][2].startswith("0.750 [0.6")
     assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", found.rows[1][3])  # paired: prompts' levels cancel
-    assert found.notes == [OVER_PROMPTS]
+    assert found.notes == [OVER_PROMPTS, "Differences are from K=1."]
     write_sweep(sweep)
     print_sweep(sweep)
     page = (tmp_path / "report.html").read_text()
     for shown in (page, (tmp_path / "results.md").read_text(), capsys.readouterr().out):
         assert "score at KL 2.00" in shown
-        assert found.rows[1][3] in shown.replace("\\", "")
+        assert found.rows[1][3] in shown.replace("\\", "").replace(NO_BREAK_SPACE, " ")
     assert "Score against KL" in page
     table = pd.read_csv(tmp_path / "results.csv")
     assert table["kl"].tolist() == [2, 3]
     assert table["entropy"].tolist() == [16, 16]
     assert table["sft_entropy"].tolist() == [20, 20]
-    assert '<th class="n">KL</th><th class="n">entropy</th>' in page
+    assert '<th class="n">KL</th>' in page
+    assert '<th class="n">entropy</th>' in page
 
 
 def test_several_seeds_have_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
@@ -135,7 +139,7 @@ def test_several_seeds_have_intervals_over_seeds(measured: Make, write: Write, t
     assert found is not None
     assert found.rows[0][2].startswith("0.650 [")
     assert found.rows[1][3] == "+0.050 [–]"  # the seeds agree in it
-    assert found.notes == [OVER_SEEDS, STRAIGHT]
+    assert found.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
 
 
 def test_other_prompts_give_points_without_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
@@ -157,8 +161,9 @@ def test_arms_of_other_fine_tuned_models_have_no_difference(measured: Make, writ
     assert [row[3][:6] for row in found.rows] == ["–", "–", "+0.100"]
     assert found.notes == [
         OVER_PROMPTS,
-        "No difference from sft.x=a, K=1 for arms that begin with another fine-tuned model, from which their KL is "
-        "measured: sft.x=b, K=1.",
+        "Differences are from sft.x=a (K=1).",
+        "No difference from sft.x=a (K=1) for arms that begin with another fine-tuned model, from which their KL is "
+        "measured: sft.x=b (K=1).",
         STRAIGHT,
     ]
 
@@ -206,8 +211,9 @@ def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, wr
             write(tmp_path / f"{k}-{seed}", measured([0, 1], [0.5, score], k=k, seed=seed))
     found = equal_kl(read_sweep([tmp_path]))
     assert found is not None
-    assert [row[3] for row in found.rows] == ["–", "+0.050 [–] (seed 1)", "+0.050 [–] (seed 2)", "–"]
-    assert [row[2].partition("(")[2] for row in found.rows] == ["seed 1, 2)", "seed 1)", "seed 2)", "seed 3)"]
+    assert found.heads[3:] == ["seeds", "difference", "on seeds"]
+    assert [row[3] for row in found.rows] == ["1, 2", "1", "2", "3"]
+    assert [row[4:] for row in found.rows] == [["–", "–"], ["+0.050", "1"], ["+0.050", "2"], ["–", "–"]]
     assert "No difference from K=1 for arms that have no seed in common with it: K=8." in found.notes
 
 
@@ -219,7 +225,7 @@ def test_single_jobs_of_other_seeds_have_no_difference(
     sweep = read_sweep([tmp_path])
     found = equal_kl(sweep)
     assert found is not None
-    assert found.rows[1][3] == "–"
+    assert found.rows[1][found.heads.index("difference")] == "–"
     write_sweep(sweep)
     print_sweep(sweep)
     shown = capsys.readouterr().out + (tmp_path / "report.html").read_text()
@@ -248,3 +254,16 @@ def test_a_policy_that_has_not_moved_is_compared_with_nothing(
     write(tmp_path / "1", measured(kls, [0.5, 0.5], k=2))
     assert equal_kl(read_sweep([tmp_path])) is None
     write_sweep(read_sweep([tmp_path]))
+
+
+def test_many_arms_are_named_as_far_as_colours_tell_them_apart(measured: Make, write: Write, tmp_path: Path) -> None:
+    """Twelve arms, the later the better: the legend has the ten best, and counts the others."""
+    for arm in range(12):
+        write(
+            tmp_path / str(arm),
+            varied(measured([0, 2], [0.5, 0.6 + arm / 100], policy=0.6 + arm / 100, k=1), f"{arm:02}"),
+        )
+    drawn = figure_of_sweep(read_sweep([tmp_path]))
+    assert drawn is not None
+    names = [entry.get_text() for entry in drawn.legends[0].get_texts()]
+    assert names == ["2 more", *(f"sft.x={arm:02} (K=1)" for arm in range(11, 1, -1))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfcontrast.report.benchmarks import published, radar, shown
+from selfcontrast.report.benchmarks import published, radar, views
 from selfcontrast.report.page import write_report
 from selfcontrast.report.terminal import print_result
 from selfcontrast.results import Result
@@ -52,7 +52,7 @@ def result(make: Callable[..., Result]) -> Result:
 
 
 def test_a_row_per_measure_and_a_column_per_system(result: Result) -> None:
-    [one] = shown(result)
+    [one] = views(result)
     assert one.systems == ["SFT", "Self-Contrast"]
     assert one.rows[:3] == [
         ("mean", ["5.000 [4.750, 5.250]", "6.000 [5.750, 6.250]"]),
@@ -62,7 +62,7 @@ def test_a_row_per_measure_and_a_column_per_system(result: Result) -> None:
     assert one.judged == "19 of 20 judgments could be used (95.0%). They cost 3.00."
 
 
-def test_on_the_page_what_the_data_says_is_text(result: Result, tmp_path: Path) -> None:
+def test_page_escapes_texts_of_the_data(result: Result, tmp_path: Path) -> None:
     write_report(result, tmp_path)
     html = (tmp_path / "report.html").read_text()
     assert "category &lt;i&gt;" in html
@@ -109,12 +109,12 @@ def with_published(make: Callable[..., Result]) -> Result:
 
 def test_published_figures_stand_beside_ours(make: Callable[..., Result]) -> None:
     assert published(with_published(make)) == [
-        ["SFT", "reward: win rate over target", "12.5%", "50.0% [40.0, 62.5]", "a <b>paper</b>, p. 7"],
-        ["Self-Contrast, K = 4", "reward: mean", "7.25", "–", "a <b>paper</b>, p. 7"],
+        ["SFT", "reward: win rate over target", "a <b>paper</b>, p. 7", "12.5%", "50.0% [40.0, 62.5]"],
+        ["Self-Contrast, K = 4", "reward: mean", "a <b>paper</b>, p. 7", "7.25", "–"],
     ]
 
 
-def test_they_are_on_the_page_and_the_terminal_where_there_are_any(
+def test_published_figures_are_on_the_page_and_in_the_terminal(
     make: Callable[..., Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_report(with_published(make), tmp_path)

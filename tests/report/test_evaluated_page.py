@@ -41,7 +41,7 @@ def page(result: Evaluated, folder: Path) -> str:
     return (folder / "report.html").read_text()
 
 
-def test_it_says_what_was_measured(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_page_shows_what_was_measured(evaluated: Evaluated, tmp_path: Path) -> None:
     html = page(evaluated, tmp_path)
     assert "<h1>A score of 0.700 [0.650, 0.750] at T=1</h1>" in html
     assert "0.911" in html
@@ -49,14 +49,14 @@ def test_it_says_what_was_measured(evaluated: Evaluated, tmp_path: Path) -> None
     assert "<svg" in html
 
 
-def test_everything_that_somebody_else_wrote_is_text(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_page_escapes_foreign_texts(evaluated: Evaluated, tmp_path: Path) -> None:
     html = page(evaluated, tmp_path)
     for hostile in ("<script>", "<i>maths", "<b>mine"):
         assert hostile not in html
     assert "&lt;script&gt;alert(1)" in html
 
 
-def test_a_similarity_is_called_what_it_is(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_page_labels_a_proxy(evaluated: Evaluated, tmp_path: Path) -> None:
     samples = [{**s, "answers": {}} for s in evaluated.samples]
     proxy = replace(evaluated, comparison={**evaluated.comparison, "measure": "similarity"}, samples=samples)
     html = page(proxy, tmp_path)

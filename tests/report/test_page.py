@@ -9,6 +9,7 @@ import pytest
 
 from selfcontrast.report.figures import categories, systems
 from selfcontrast.report.page import changed_facts, filter_facts, write_report
+from selfcontrast.report.text import NO_BREAK_SPACE
 from selfcontrast.results import Result
 
 
@@ -29,7 +30,7 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
 
     def handle_data(self, data: str) -> None:
-        self.shown += data
+        self.shown += data.replace(NO_BREAK_SPACE, " ")
 
 
 def page(result: Result, folder: Path) -> tuple[str, Page]:
@@ -47,7 +48,7 @@ def test_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
     assert "link" not in seen.tags
 
 
-def test_rounds_and_what_they_have_in_common_are_told(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_shows_rounds_and_their_settings(make: Callable[..., Result], tmp_path: Path) -> None:
     own = {"iterations": 3, "reference_over_iterations": "initial", "prompts_over_iterations": "disjoint"}
     _, seen = page(replace(make(), config={**make().config, **own}), tmp_path)
     assert "iterations: reference initial, prompts disjoint" in seen.shown
@@ -55,7 +56,7 @@ def test_rounds_and_what_they_have_in_common_are_told(make: Callable[..., Result
     assert "iterations: reference" not in once.shown
 
 
-def test_the_chosen_candidate_stands_beside_the_target(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_shows_the_chosen_candidate(make: Callable[..., Result], tmp_path: Path) -> None:
     shown = {"category": "", "prompt": "?", "target": "a", "farthest": "b", "farthest_similarity": 0.1, "nearest": "c"}
     for chosen, told in (({}, False), ({"chosen": ""}, False), ({"chosen": "<the best>"}, True)):
         row = {**shown, "nearest_similarity": 0.2, **chosen}
@@ -63,7 +64,7 @@ def test_the_chosen_candidate_stands_beside_the_target(make: Callable[..., Resul
         assert ("<the best>" in seen.shown) == told
 
 
-def test_what_models_and_data_say_is_text(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_escapes_texts_of_models_and_data(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     assert "<script>alert(1)</script>" in seen.shown
     assert "<script>b</script>" in seen.shown  # of the config
@@ -74,7 +75,7 @@ def test_what_models_and_data_say_is_text(make: Callable[..., Result], tmp_path:
     assert "<s>told</s>" in seen.shown
 
 
-def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_shows_every_number_of_the_comparison(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     means = ["0.600 [0.550, 0.650]", "0.700 [0.650, 0.750]", "0.650 [0.600, 0.700]"]
     relative = ["+0.100 [+0.060, +0.140]", "0.002", "55.0% [52.0, 58.0]"]
@@ -88,11 +89,10 @@ def test_every_number_of_the_comparison_is_there(make: Callable[..., Result], tm
 
 def test_signals_show_auc_and_false_negatives_by_share(make: Callable[..., Result], tmp_path: Path) -> None:
     html, seen = page(make(), tmp_path)
-    heads = ["AUC", *(f"false negatives<br>at {share}" for share in ("0.75", "0.5", "0.25", "0.125"))]
+    heads = ["AUC", *(f"false negatives at {share}" for share in ("0.75", "0.5", "0.25", "0.125"))]
     assert "".join(f'<th class="n">{head}</th>' for head in heads) in html
-    cells = ["0.752", "23.9%", "14.1%", "4.8%", "–"]
-    row = "".join(f'<td class="n">{cell}</td>' for cell in cells)
-    assert f"<td>similarity to the target</td>{row}" in html
+    row = next(line for line in html.splitlines() if ">similarity to the target<" in line)
+    assert re.findall(r">([^<]+)</td>", row)[1:] == ["0.752", "23.9%", "14.1%", "4.8%", "–"]
     assert "sum of the ranks by these" in seen.shown
 
 
@@ -107,14 +107,14 @@ def test_ids_are_unique(make: Callable[..., Result], tmp_path: Path) -> None:
     assert len(seen.ids) == len(set(seen.ids)) > 0
 
 
-def test_every_reference_inside_a_figure_has_its_place(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_references_inside_figures_resolve(make: Callable[..., Result], tmp_path: Path) -> None:
     html, seen = page(make(), tmp_path)
     used = {link[1:] for link in seen.links} | set(re.findall(r"url\(#([^)]+)\)", html))
     assert used
     assert used <= set(seen.ids)
 
 
-def test_a_proxy_is_labelled_wherever_it_is_shown(proxy: Result, tmp_path: Path) -> None:
+def test_page_labels_a_proxy(proxy: Result, tmp_path: Path) -> None:
     html, seen = page(proxy, tmp_path)
     assert "similarity to the target's embedding: a proxy, not quality" in seen.shown
     head = html[html.index("<thead>") : html.index("</thead>")]
@@ -122,13 +122,13 @@ def test_a_proxy_is_labelled_wherever_it_is_shown(proxy: Result, tmp_path: Path)
     assert "score (0 to 1)" not in seen.shown
 
 
-def test_unknown_intervals_are_shown_as_such(unbounded: Result, tmp_path: Path) -> None:
+def test_page_shows_unknown_intervals_as_dashes(unbounded: Result, tmp_path: Path) -> None:
     _, seen = page(unbounded, tmp_path)
     assert "0.700 [–]" in seen.shown
     assert "nan" not in seen.shown.lower()
 
 
-def test_what_was_not_measured_is_left_out(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_omits_what_was_not_measured(make: Callable[..., Result], tmp_path: Path) -> None:
     full = make()
     bare = replace(
         full,
@@ -145,7 +145,7 @@ def test_what_was_not_measured_is_left_out(make: Callable[..., Result], tmp_path
     assert seen.tags.count("svg") == 1
 
 
-def test_the_figure_also_stands_alone(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_figure_is_saved_for_use_without_the_page(make: Callable[..., Result], tmp_path: Path) -> None:
     write_report(make(), tmp_path)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "figure.svg").read_text()
@@ -153,7 +153,7 @@ def test_the_figure_also_stands_alone(make: Callable[..., Result], tmp_path: Pat
     assert "var(--" not in svg
 
 
-def test_training_says_what_it_cost_and_how_it_did_by_rank(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_shows_training_speed_and_metrics_by_rank(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     line = "12,300 tokens/s, 3.25 prompts/s, 0.125 TFLOP/s of model FLOPs per device (37.5% of its peak), "
     assert line + "peak memory 1.8 GiB." in seen.shown
@@ -161,7 +161,7 @@ def test_training_says_what_it_cost_and_how_it_did_by_rank(make: Callable[..., R
     assert "displacement" not in seen.shown
 
 
-def test_targets_that_became_less_likely_are_noted(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_notes_likelihood_displacement(make: Callable[..., Result], tmp_path: Path) -> None:
     result = make()
     summary = {"prompts": 49, "displaced": True, "target_log_prob_change": -3.456}
     stages = [{**s, "summary": summary} if s["name"] == "align" else s for s in result.stages]
@@ -194,7 +194,7 @@ def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[...
         assert f"{old} {name}" in seen.shown
 
 
-def test_name_that_begins_with_an_underscore_stands_in_the_legend(make: Callable[..., Result]) -> None:
+def test_legend_shows_names_with_a_leading_underscore(make: Callable[..., Result]) -> None:
     written = json.dumps(asdict(make())).replace("Self-Contrast", "_mine")
     result = Result(**json.loads(written))
     for figure in (systems(result), categories(result)):
@@ -202,7 +202,7 @@ def test_name_that_begins_with_an_underscore_stands_in_the_legend(make: Callable
         assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["SFT", "_mine"]
 
 
-def test_texts_that_were_not_read_stand_in_the_report() -> None:
+def test_changed_facts_count_texts_that_were_not_read() -> None:
     found = changed_facts(
         [
             {"name": "embed", "summary": {"texts": 4, "texts_cut": 3, "unread_fraction": 0.125}},
@@ -212,7 +212,7 @@ def test_texts_that_were_not_read_stand_in_the_report() -> None:
     )
     assert [words for words, _ in found] == [
         "embed: texts longer than its model reads",
-        "embed: of all that they hold, not read",
+        "embed: fraction of all tokens that was not read",
         "sft: targets trained on as another text",
     ]
     assert found[1][1].startswith("12.5")

@@ -58,7 +58,7 @@ def test_several_folders_make_one_report(
 
 
 def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no result\.json"):
+    with pytest.raises(UserError, match=r"result\.json"):
         main([str(tmp_path)])
 
 

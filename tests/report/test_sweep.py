@@ -12,9 +12,12 @@ from omegaconf import OmegaConf
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.report.hook import SweepReport
 from selfcontrast.report.sweep import Point, best, read_sweep, variants
+from selfcontrast.report.sweep_figure import MOST_RANKED, figure, ranked
 from selfcontrast.report.sweep_numbers import by_point, numbers
-from selfcontrast.report.sweep_page import figure, headline, sentence, write_sweep
+from selfcontrast.report.sweep_page import write_sweep
 from selfcontrast.report.sweep_terminal import plot, print_sweep
+from selfcontrast.report.sweep_words import headline, sentence, unequal_seeds
+from selfcontrast.report.text import NO_BREAK_SPACE
 from selfcontrast.results import Result
 from test_config import composed
 
@@ -38,14 +41,14 @@ def folder(make: Make, write: Write, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_jobs_by_k_and_the_missing_by_name(folder: Path) -> None:
+def test_read_sweep_sorts_jobs_by_k_and_names_missing_ones(folder: Path) -> None:
     sweep = read_sweep([folder])
     assert [(job.folder, job.result.negatives) for job in sweep.jobs] == [("2", 1), ("0", 4), ("10", 16)]
     assert [(job.folder, job.overrides) for job in sweep.missing] == [("1", "negatives=99")]
     assert [job.outcome for job in sweep.jobs] == ["level", "better", "worse"]
 
 
-def test_why_a_job_failed_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_of_a_failed_job_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "1" / FAILED).write_text("negatives=99 is <b>too many</b>")
     assert [job.why for job in read_sweep([folder]).missing] == ["negatives=99 is <b>too many</b>"]
     print_sweep(read_sweep([folder]))
@@ -55,12 +58,12 @@ def test_why_a_job_failed_is_told(folder: Path, capsys: pytest.CaptureFixture[st
     assert "negatives=99 is &lt;b&gt;too many&lt;/b&gt;" in page
 
 
-def test_a_result_cut_off_in_writing_is_missing(folder: Path) -> None:
+def test_truncated_result_counts_as_missing(folder: Path) -> None:
     (folder / "0" / "result.json").write_text('{"name": "half')
     assert [job.folder for job in read_sweep([folder]).missing] == ["0", "1"]
 
 
-def test_files(folder: Path) -> None:
+def test_write_sweep_writes_all_files(folder: Path) -> None:
     write_sweep(read_sweep([folder]))
     table = pd.read_csv(folder / "results.csv")
     assert table["negatives"].tolist() == [1, 4, 16]
@@ -76,7 +79,7 @@ def test_files(folder: Path) -> None:
     assert (table["seconds_own"] <= table["seconds"]).all()
     assert (folder / "results.md").read_text().count("\n") == 2 + 3
     assert (folder / "results.tex").read_text().count("&") == 4 * 12  # 13 columns
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text().replace(NO_BREAK_SPACE, " ")
     for expected in ("0.700 [0.650, 0.750]", "+0.100 [+0.060, +0.140]", "negatives=99", "1 min 01 s", "15.5"):
         assert expected in page, expected
     assert "://" not in page
@@ -84,7 +87,7 @@ def test_files(folder: Path) -> None:
     assert "K: negatives per prompt" in (folder / "figure.svg").read_text()
 
 
-def test_words(folder: Path) -> None:
+def test_sentence_names_gains_losses_and_the_best(folder: Path) -> None:
     sweep = read_sweep([folder])
     assert headline(sweep) == "Score: 0.650 at K=1, 0.500 at K=16; SFT 0.600"
     assert "Clear gain over SFT at K=4." in sentence(sweep)
@@ -93,9 +96,7 @@ def test_words(folder: Path) -> None:
     assert "Highest: K=4 with 0.700" in sentence(sweep)
 
 
-def test_a_gain_that_many_jobs_would_show_by_chance_is_not_called_clear(
-    make: Make, write: Write, tmp_path: Path
-) -> None:
+def test_gain_is_not_clear_after_holm_correction(make: Make, write: Write, tmp_path: Path) -> None:
     """p = 0.02 is below 0.05 alone, and 0.06 among three jobs."""
     for job, (policy, p) in enumerate(((0.7, 0.02), (0.61, 0.8), (0.61, 0.9))):
         write(tmp_path / str(job), make(policy=policy, p=p, k=2**job))
@@ -105,7 +106,7 @@ def test_a_gain_that_many_jobs_would_show_by_chance_is_not_called_clear(
     assert "Clear" not in sentence(read_sweep([tmp_path]))
 
 
-def test_a_job_without_a_p_value_is_no_test(make: Make, write: Write, tmp_path: Path) -> None:
+def test_holm_ignores_jobs_without_a_p_value(make: Make, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", make(p=0.02, k=1))
     write(tmp_path / "1", make(p=float("nan"), k=2))
     first, second = read_sweep([tmp_path]).jobs
@@ -114,7 +115,7 @@ def test_a_job_without_a_p_value_is_no_test(make: Make, write: Write, tmp_path: 
     assert second.outcome == "level"
 
 
-def test_printed_in_80_columns(
+def test_print_sweep_fits_80_columns(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -127,13 +128,13 @@ def test_printed_in_80_columns(
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_nothing_finished_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_sweep_without_results_names_missing_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed(tmp_path / "0", "negatives=99")
     print_sweep(read_sweep([tmp_path]))
     assert capsys.readouterr().out.split() == ["no", "result:", "job", "0", "(negatives=99)"]
 
 
-def test_several_seeds_give_their_mean_and_range(make: Make, write: Write, tmp_path: Path) -> None:
+def test_numbers_of_several_seeds_are_means_with_t_intervals(make: Make, write: Write, tmp_path: Path) -> None:
     for seed, policy in ((1, 0.7), (2, 0.8), (3, 0.6)):
         write(tmp_path / str(seed), make(policy=policy, seed=seed))
     sweep = read_sweep([tmp_path])
@@ -151,7 +152,7 @@ def test_several_seeds_give_their_mean_and_range(make: Make, write: Write, tmp_p
     assert [line.count("|") for line in lines] == [12] * 3 + [0] + [14] * 5  # over K, then every job
 
 
-def test_what_a_point_costs(make: Make, write: Write, tmp_path: Path) -> None:
+def test_numbers_show_the_cost_of_a_point(make: Make, write: Write, tmp_path: Path) -> None:
     """sft 225 s, recalled or not, filter 3 s and align 61 s of two jobs, which read 1.2 M and 2.4 M tokens."""
     write(tmp_path / "1", make(seed=1, tokens=1_200_000))
     write(tmp_path / "2", make(seed=2, tokens=2_400_000))
@@ -164,22 +165,55 @@ def test_what_a_point_costs(make: Make, write: Write, tmp_path: Path) -> None:
     assert table["seconds_own"].tolist() == [64, 64]
 
 
-def test_the_headline_compares_with_the_variants_own_sft(make: Make, write: Write, tmp_path: Path) -> None:
-    """SFT was averaged over data with and without noise: no job had it."""
-    for job, (noise, sft) in enumerate([(0.0, 0.84), (0.3, 0.534)]):
+def test_headline_of_variants_names_the_best_beside_its_own_sft(make: Make, write: Write, tmp_path: Path) -> None:
+    """SFT was once averaged over data with and without noise: no job had it."""
+    for job, (noise, sft) in enumerate([(0.0, 0.534), (0.3, 0.84)]):
         for k in (1, 4):
             config = {"data": {"noise": noise}}
-            write(tmp_path / f"{job}-{k}", make(sft=sft, policy=sft, control=sft + 0.05, k=k, config=config))
+            write(tmp_path / f"{job}-{k}", make(sft=sft, policy=sft + k / 100, control=sft + 0.05, k=k, config=config))
     sweep = read_sweep([tmp_path])
-    assert headline(sweep) == "Score (data.noise=0.0): 0.840 at K=1, 0.840 at K=4; SFT 0.840"
+    # Four p-values of 0.002: Holm's correction makes them 0.008.
+    assert headline(sweep) == (
+        "Best score of 4: 0.880 with data.noise=0.3 (K=4); SFT 0.840; p = 0.008, corrected for 4 comparisons (Holm)"
+    )
     assert "SFT's T=0.7 decoding alone gives 0.890" in sentence(sweep)
     levels = {str(line.get_label()): line.get_ydata()[0] for line in figure(sweep).axes[0].lines}
-    assert levels["SFT, T=1 (data.noise=0.0)"] == pytest.approx(0.84)
-    assert levels["SFT, T=0.7 (data.noise=0.3)"] == pytest.approx(0.584)
-    assert [line.strip() for line in plot(sweep) if "SFT" in line] == ["SFT 0.840", "SFT 0.534"]
+    assert levels["SFT, T=1 (data.noise=0.3)"] == pytest.approx(0.84)
+    assert levels["SFT, T=0.7 (data.noise=0.0)"] == pytest.approx(0.584)
+    assert [line.strip() for line in plot(sweep) if "SFT" in line] == ["SFT 0.534", "SFT 0.840"]
 
 
-def test_the_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_path: Path) -> None:
+def test_headline_of_variants_compares_on_the_seeds_of_all(make: Make, write: Write, tmp_path: Path) -> None:
+    """Only "a" has seed 2, where every score is higher by 0.2: "b" is the best on seed 1."""
+    for method, seed, score in (("a", 1, 0.6), ("a", 2, 0.8), ("b", 1, 0.65)):
+        write(tmp_path / f"{method}{seed}", make(policy=score, sft=0.55, seed=seed, config={"label": method}))
+    sweep = read_sweep([tmp_path])
+    assert headline(sweep).startswith("Best score of 2: 0.650 with b (K=4); SFT 0.550 (seed 1); p = ")
+    assert "a (K=4)" not in unequal_seeds(sweep)
+    assert "b (K=4) lacks seed 2" in unequal_seeds(sweep)
+
+
+def test_headline_of_variants_without_a_common_seed_names_no_best(make: Make, write: Write, tmp_path: Path) -> None:
+    for method, seed in (("a", 1), ("b", 2)):
+        write(tmp_path / method, make(seed=seed, config={"label": method}))
+    assert "no seed is in all" in headline(read_sweep([tmp_path]))
+
+
+def test_headline_of_variants_without_p_values_claims_no_correction(make: Make, write: Write, tmp_path: Path) -> None:
+    for method in ("a", "b"):
+        write(tmp_path / method, make(p=math.nan, config={"label": method}))
+    assert "Holm" not in headline(read_sweep([tmp_path]))
+
+
+def test_sentence_counts_many_points_without_a_difference(make: Make, write: Write, tmp_path: Path) -> None:
+    for job in range(8):
+        write(tmp_path / str(job), make(policy=0.61, p=0.9, config={"label": f"m{job}"}))
+    words = sentence(read_sweep([tmp_path]))
+    assert "No significant difference from SFT at 8 of 8 points." in words
+    assert "m0" not in words.partition("Highest")[0]
+
+
+def test_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_path: Path) -> None:
     """0.65 with seed 1 and 0.85 with seed 2."""
     for seed, control in ((1, 0.65), (2, 0.85)):
         write(tmp_path / str(seed), make(seed=seed, control=control, policy=0.6 + seed / 100))
@@ -189,7 +223,7 @@ def test_the_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_
     assert lines["SFT, T=0.7"] == pytest.approx(0.75)
 
 
-def test_unequal_seeds_make_no_rise(make: Make, write: Write, tmp_path: Path) -> None:
+def test_points_with_unequal_seeds_are_compared_on_shared_seeds(make: Make, write: Write, tmp_path: Path) -> None:
     """The policy equals SFT everywhere. With K=16 alone having seed 2, whose SFT is better, 0.6 rose to 0.65."""
     for k, seed in ((1, 1), (16, 1), (16, 2)):
         level = {1: 0.6, 2: 0.7}[seed]
@@ -214,7 +248,7 @@ def test_points_without_a_common_seed_are_not_compared(make: Make, write: Write,
     assert "no seed is in all" in sentence(sweep)
 
 
-def test_bounds_over_seeds_stay_in_the_scores_range(make: Make, write: Write, tmp_path: Path) -> None:
+def test_intervals_over_seeds_stay_in_the_range_of_scores(make: Make, write: Write, tmp_path: Path) -> None:
     """Mean 0.95, standard deviation 0.05, t of 2 degrees 4.3027: 0.95 + 0.124 would be above 1."""
     for seed, policy in ((1, 0.9), (2, 0.95), (3, 1.0)):
         write(tmp_path / str(seed), make(policy=policy, seed=seed))
@@ -237,7 +271,7 @@ def test_bounds_over_seeds_stay_in_the_scores_range(make: Make, write: Write, tm
         (100, None, ["negatives=1,2,4,8,16", "+experiment=miniature"], ""),  # 5 times 1/101 is below 0.05
     ],
 )
-def test_a_sweep_that_can_find_nothing_says_so_before_compute(
+def test_sweep_with_too_many_tests_warns_before_compute(
     n_bootstrap: int, prompts: int | None, overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluation = {"n_bootstrap": n_bootstrap, "prompts": prompts, "confidence": 0.95}
@@ -252,7 +286,7 @@ def test_a_sweep_that_can_find_nothing_says_so_before_compute(
 # --- any runs together
 
 
-def test_runs_of_several_folders_are_one_table(make: Make, write: Write, tmp_path: Path) -> None:
+def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: Path) -> None:
     """Two sweeps over K, of one seed each, and a run that lies in one of them and is named once more."""
     for sweep, seed in (("first", 1), ("second", 2)):
         for job, k in enumerate((1, 4)):
@@ -273,7 +307,7 @@ def test_runs_of_several_folders_are_one_table(make: Make, write: Write, tmp_pat
     assert f"--to {tmp_path / 'both'}" in (tmp_path / "both" / "report.html").read_text()
 
 
-def test_a_run_that_repeats_another_to_the_digit_counts_once(make: Make, write: Write, tmp_path: Path) -> None:
+def test_read_sweep_drops_exact_repetitions(make: Make, write: Write, tmp_path: Path) -> None:
     config = {"engine": {"actors": 1}, "output": "a"}
     write(tmp_path / "a", make(config=config))
     write(tmp_path / "b", make(config={**config, "output": "b"}))
@@ -281,7 +315,7 @@ def test_a_run_that_repeats_another_to_the_digit_counts_once(make: Make, write: 
     assert [job.folder for job in read_sweep([tmp_path]).jobs] == ["a", "c"]
 
 
-def test_what_evaluate_py_left_is_no_job(make: Make, write: Write, tmp_path: Path) -> None:
+def test_read_sweep_skips_results_of_evaluate_py(make: Make, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "a", make())
     (tmp_path / "b" / ".hydra").mkdir(parents=True)
     (tmp_path / "b" / "result.json").write_text('{"model": "a folder", "comparison": {}}')
@@ -289,21 +323,19 @@ def test_what_evaluate_py_left_is_no_job(make: Make, write: Write, tmp_path: Pat
     assert ([job.folder for job in sweep.jobs], sweep.missing) == (["a"], [])
 
 
-def test_jobs_that_measure_different_things_are_refused(
-    make: Make, proxy: Result, write: Write, tmp_path: Path
-) -> None:
+def test_read_sweep_with_different_measures_is_refused(make: Make, proxy: Result, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "a", make())
     write(tmp_path / "b", proxy)
-    with pytest.raises(UserError, match=r"not measure the same thing: score \(a\), similarity \(b\)"):
+    with pytest.raises(UserError, match=r"score \(a\), similarity \(b\)"):
         read_sweep([tmp_path])
 
 
-def test_a_job_that_failed_is_missing_whatever_lay_in_its_folder(folder: Path) -> None:
+def test_failed_job_is_missing_despite_an_older_result(folder: Path) -> None:
     (folder / "0" / FAILED).write_text("negatives=8: no")
     assert [job.folder for job in read_sweep([folder]).missing] == ["0", "1"]
 
 
-def test_other_settings_make_variants() -> None:
+def test_variants_are_named_by_differing_settings() -> None:
     def config(beta: float, k: int) -> dict[str, object]:
         return {"negatives": k, "seed": k, "output": str(k), "objective": {"beta": beta, "core": "ipo"}}
 
@@ -312,7 +344,7 @@ def test_other_settings_make_variants() -> None:
     assert set(variants({"0": config(0.1, 1), "1": config(0.1, 8)}).values()) == {""}
 
 
-def test_a_setting_that_follows_the_seed_is_no_variant() -> None:
+def test_variants_ignore_settings_that_follow_the_seed() -> None:
     def config(*overrides: str) -> Any:
         return OmegaConf.to_container(composed("+experiment=miniature", "output=out", *overrides), resolve=True)
 
@@ -321,7 +353,7 @@ def test_a_setting_that_follows_the_seed_is_no_variant() -> None:
     assert variants({**configs, "other": config("generator.seed=9")})["other"] == "generator.seed=9"
 
 
-def test_methods_are_named_and_the_settings_that_make_them_are_not() -> None:
+def test_variants_of_methods_omit_the_methods_own_settings() -> None:
     def config(method: str, core: str, beta: float) -> dict[str, object]:
         return {"negatives": 1, "seed": 1, "label": method, "objective": {"core": core, "beta": beta}}
 
@@ -331,7 +363,7 @@ def test_methods_are_named_and_the_settings_that_make_them_are_not() -> None:
     assert found == {"0": "SPIN", "1": "DPO_std, objective.beta=0.1", "2": "DPO_std, objective.beta=0.5"}
 
 
-def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Write, tmp_path: Path) -> None:
+def test_job_without_a_policy_is_compared_with_nothing(make: Make, write: Write, tmp_path: Path) -> None:
     """Fine-tuning alone, with two seeds: its row is the fine-tuned model's, and it is compared with nothing."""
     for seed in (1, 2):
         whole = make(seed=seed, config={"label": "none"})
@@ -358,7 +390,7 @@ def test_a_job_without_a_policy_stands_beside_the_others(make: Make, write: Writ
     }
 
 
-def test_a_method_with_one_k_is_a_line_beside_those_with_several(make: Make, write: Write, tmp_path: Path) -> None:
+def test_figure_draws_a_variant_with_one_k_as_a_baseline(make: Make, write: Write, tmp_path: Path) -> None:
     for k in (1, 4):
         write(tmp_path / f"ours{k}", make(k=k, config={"label": "Self-Contrast"}))
     write(tmp_path / "other", make(policy=0.25, k=4, config={"label": "DPO_std"}))
@@ -369,7 +401,7 @@ def test_a_method_with_one_k_is_a_line_beside_those_with_several(make: Make, wri
     assert any(list(line.get_ydata()) == [0.25, 0.25] and list(line.get_xdata()) == [0, 1] for line in axes.lines)
 
 
-def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Path) -> None:
+def test_figure_names_variants_in_its_legend(make: Make, write: Write, tmp_path: Path) -> None:
     for job, beta in enumerate((0.1, 0.5)):
         write(tmp_path / str(job), make(config={"objective": {"beta": beta}}))
     sweep = read_sweep([tmp_path])
@@ -377,17 +409,50 @@ def test_variants_are_drawn_side_by_side(make: Make, write: Write, tmp_path: Pat
     svg = (tmp_path / "figure.svg").read_text()
     assert "Self-Contrast, objective.beta=0.1" in svg
     assert "Self-Contrast, objective.beta=0.5" in svg
-    assert "K=4 (objective.beta=0.5)" in sentence(sweep)
+    assert "objective.beta=0.5 (K=4)" in sentence(sweep)
 
 
-def test_of_many_variants_the_best_is_named(make: Make, write: Write, tmp_path: Path) -> None:
-    for job in range(11):
-        score = 0.7 if job == 7 else 0.6
+def test_many_variants_are_ranked_by_name(make: Make, write: Write, tmp_path: Path) -> None:
+    """Job 7 has 0.7, the others 0.6 less a hundredth each: a row for each, best first, with SFT beside it."""
+    for job in range(12):
+        score = 0.7 if job == 7 else 0.6 - job / 100
         write(tmp_path / str(job), make(policy=score, config={"objective": {"beta": job / 10}}))
-    write_sweep(read_sweep([tmp_path]))
-    svg = (tmp_path / "figure.svg").read_text()
-    assert "Self-Contrast, objective.beta=0.7" in svg
-    assert svg.count("Self-Contrast, objective.beta=") == 1
+    sweep = read_sweep([tmp_path])
+    (axes,) = figure(sweep).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    order = [7, 0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert names == [f"objective.beta={job / 10} (K=4)" for job in order]
+    points = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"}
+    assert [points[row] for row in range(3)] == pytest.approx([0.7, 0.6, 0.59])
+    ticks = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert ticks == pytest.approx([0.6] * 12)
+    write_sweep(sweep)
+    assert "Score of each variant" in (tmp_path / "report.html").read_text()
+
+
+def test_a_ranking_of_a_search_shows_its_best(make: Make, write: Write, tmp_path: Path) -> None:
+    for job in range(MOST_RANKED + 2):
+        write(tmp_path / str(job), make(policy=0.3 + job / 100, config={"objective": {"beta": job}}))
+    sweep = read_sweep([tmp_path])
+    assert [point.variant for point in ranked(sweep)][:2] == ["objective.beta=31", "objective.beta=30"]
+    write_sweep(sweep)
+    assert f"the best {MOST_RANKED} of {MOST_RANKED + 2}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_of_methods_is_printed_in_80_columns(
+    make: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names wrap, and numbers are whole."""
+    for job, method in enumerate(("a-method-with-a-long-name", "least_consistent", "random")):
+        for seed in (1, 2, 3)[: job + 1]:
+            write(tmp_path / f"{job}-{seed}", make(policy=0.6 + seed / 50, seed=seed, config={"label": method}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_sweep(read_sweep([tmp_path]))
+    out = capsys.readouterr().out
+    assert "0.620 [0.570, 0.670] +0.020 [-0.020, +0.060]" in out
+    assert "2 (1, 2)" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
@@ -411,7 +476,7 @@ def test_sharper_control_of_one_seed_is_no_mean(make: Make, write: Write, tmp_pa
     assert "SFT's T=0.7 decoding alone gives 0.650." in sentence(read_sweep([tmp_path]))
 
 
-def test_unknown_intervals_do_not_stop_it(unbounded: Result, write: Write, tmp_path: Path) -> None:
+def test_sweep_with_unknown_intervals_is_reported(unbounded: Result, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", unbounded)
     sweep = read_sweep([tmp_path])
     write_sweep(sweep)
@@ -419,7 +484,9 @@ def test_unknown_intervals_do_not_stop_it(unbounded: Result, write: Write, tmp_p
     assert plot(sweep)
 
 
-def test_a_proxy_is_labelled(proxy: Result, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_proxy_is_labelled_everywhere(
+    proxy: Result, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "0", proxy)
     sweep = read_sweep([tmp_path])
     write_sweep(sweep)

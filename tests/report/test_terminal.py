@@ -14,7 +14,7 @@ def printed(result: Result, folder: Path, capsys: pytest.CaptureFixture[str]) ->
     return capsys.readouterr().out
 
 
-def test_all_numbers_in_80_columns(
+def test_print_result_fits_80_columns(
     make: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -29,7 +29,9 @@ def test_all_numbers_in_80_columns(
     )
 
 
-def test_contamination_stands_above_the_scores(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_result_shows_contamination_above_the_scores(
+    make: Callable[..., Result], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = " ".join(printed(make(), Path("x"), capsys).split())
     assert out.index("Contamination: 1 of 20 test prompts") < out.index("difference from SFT")
 
@@ -43,7 +45,7 @@ def test_numbers_stay_whole_in_a_narrow_terminal(
     assert "…" not in out
 
 
-def test_a_pipe_gets_plain_text(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_result_to_a_pipe_is_plain_text(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
     result = make()
     object.__setattr__(result, "name", "[bold]K=4[/bold] :smile:")
     out = printed(result, Path("outputs/now"), capsys)

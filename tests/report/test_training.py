@@ -23,7 +23,7 @@ def test_a_mean_is_over_the_steps_that_have_the_rank() -> None:
     assert mean_of(RECORDS, "accuracy_rank_3") is None
 
 
-def test_the_ends_are_a_tenth_each() -> None:
+def test_ends_are_a_tenth_each() -> None:
     many = [{"step": float(i)} for i in range(25)]
     first, last = ends(many)
     assert [r["step"] for r in first] == [0, 1, 2]
@@ -40,7 +40,7 @@ def test_the_figure_shows_both_ends_by_rank() -> None:
     assert by_rank([{"step": 1, "accuracy_rank_1": 1.0}]) is None  # one negative has no ranks
 
 
-def test_the_first_step_is_told_in_one_line() -> None:
+def test_step_zero_is_one_line() -> None:
     first = {"step": 1, "step0/loss": 0.69320, "step0/expected_loss": 0.693147, "step0/margin_std": 1.25e-7}
     assert step_zero([first, {"step": 2}]) == (
         "At step 0, where the policy is the reference, the loss was 0.6932 (with every margin at 0: 0.6931), and "

@@ -9,7 +9,7 @@ from selfcontrast.results import Result
 Make = Callable[..., Result]
 
 
-def test_better_and_how_much_of_it_sharper_sampling_gives(make: Make) -> None:
+def test_verdict_better_says_how_much_sharper_sampling_explains(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.65))
     assert verdict.headline == "Better than SFT"
     assert verdict.sentence == (
@@ -20,7 +20,7 @@ def test_better_and_how_much_of_it_sharper_sampling_gives(make: Make) -> None:
     assert "at most 50% of the gain" in verdict.control
 
 
-def test_of_several_rounds_the_last_is_judged(make: Make) -> None:
+def test_verdict_judges_the_last_round(make: Make) -> None:
     result = make(sft=0.6, policy=0.7, control=0.65)
     rows = []
     for row in result.comparison["rows"]:
@@ -31,7 +31,7 @@ def test_of_several_rounds_the_last_is_judged(make: Make) -> None:
     assert verdict == judge(result)
 
 
-def test_fine_tuning_alone_is_compared_with_nothing(make: Make) -> None:
+def test_verdict_without_a_policy_compares_nothing(make: Make) -> None:
     result = make(sft=0.6)
     found = result.comparison["contamination"]
     own = {**found, "without": found["without"][:1]}
@@ -41,7 +41,7 @@ def test_fine_tuning_alone_is_compared_with_nothing(make: Make) -> None:
     assert contamination(alone).endswith("without them SFT 0.350 [0.300, 0.400].")
 
 
-def test_the_policy_as_it_is_against_sft_at_its_best(make: Make) -> None:
+def test_verdict_compares_with_sft_at_its_best_decoding(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
     against = "Against SFT at its best decoding here (T=0.7) Self-Contrast at T=1 is at"
     assert f"{against} -0.100 [-0.140, -0.060], p = 0.002." in verdict.text
@@ -64,7 +64,7 @@ def test_contamination_in_a_sentence(make: Make) -> None:
         assert contamination(replace(result, comparison={**result.comparison, "contamination": own})) == words
 
 
-def test_a_gain_that_sharper_sampling_gives_too_is_not_sold_as_one(make: Make) -> None:
+def test_verdict_limits_a_gain_that_sharper_sampling_also_gives(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
     assert verdict.headline == "Better than SFT, but no more than sharper sampling gives"
     assert "explains as much as the whole gain" in verdict.control
@@ -74,7 +74,7 @@ def test_a_gain_without_help_from_sharpness(make: Make) -> None:
     assert "does not explain the gain" in judge(make(sft=0.6, policy=0.7, control=0.55)).control
 
 
-def test_worse(make: Make) -> None:
+def test_verdict_worse(make: Make) -> None:
     verdict = judge(make(sft=0.7, policy=0.6, control=0.8))
     assert verdict.headline == "Worse than SFT"
     assert "-0.100 [-0.140, -0.060]" in verdict.sentence
@@ -89,19 +89,19 @@ def test_a_difference_needs_both_its_interval_and_its_test(make: Make, half: flo
     assert verdict.sentence.endswith("no significant difference.")
 
 
-def test_unknown_intervals_decide_nothing(unbounded: Result) -> None:
+def test_verdict_with_unknown_intervals_is_level(unbounded: Result) -> None:
     assert judge(unbounded).headline == "No clear difference from SFT"
     assert "0.700 [–]" in judge(unbounded).sentence
 
 
-def test_a_proxy_is_called_one(proxy: Result) -> None:
+def test_verdict_names_a_proxy(proxy: Result) -> None:
     verdict = judge(proxy)
     assert verdict.headline == "Closer to the targets than SFT (by a proxy)"
     assert "a proxy, not quality" in verdict.sentence
     assert "score" not in verdict.text
 
 
-def test_one_decoding_alone_has_no_control(make: Make) -> None:
+def test_verdict_of_one_decoding_has_no_control(make: Make) -> None:
     result = make()
     sft, policy = result.comparison["rows"][:2]
     policy = policy | {"against_best": {**policy["against_best"], "decoding": "T=1"}}
@@ -109,7 +109,7 @@ def test_one_decoding_alone_has_no_control(make: Make) -> None:
     assert judge(only).control == ""
 
 
-def test_a_control_within_the_interval_of_sft_is_not_said_to_help(make: Make) -> None:
+def test_verdict_control_within_the_interval_of_sft_does_not_help(make: Make) -> None:
     """SFT's mean reaches 0.05 to each side."""
     assert "does not clearly help" in judge(make(sft=0.6, policy=0.6, control=0.64, half=0.2, p=0.5)).control
     assert "sharper sampling helps (+0.060)" in judge(make(sft=0.6, policy=0.6, control=0.66, half=0.2, p=0.5)).control

@@ -9,12 +9,12 @@ from selfcontrast.errors import UserError
 USAGE = """\
 selfcontrast COMMAND …      Self-Contrast (arXiv 2404.00604) from supervised data to a report
 
-  train [KEY=VALUE …]       run a job, or with -m a sweep       selfcontrast train -m negatives=1,4,8,16
+  train [KEY=VALUE …]       run a job, or with -m a sweep           selfcontrast train -m negatives=1,4,8,16
   plan [KEY=VALUE …]        list a job's stages and what is cached  selfcontrast plan negatives=4
   evaluate model=FOLDER …   measure any model as a job measures its policy
   report DIR …              rewrite or combine reports of runs and sweeps
   store COMMAND …           manage cached artifacts: ls, show, diff, verify, prune
-  export SOURCE …           write negatives for other trainers
+  export SOURCE …           write negatives for other trainers, or the policy for the Hugging Face Hub
 
 Run `selfcontrast COMMAND --help` for details.
 """

@@ -24,7 +24,7 @@ def resolve_commit(name: str, revision: str | None, setting: str, local_only: bo
         setting: name of the setting, such as "model", for the warning about an unknown commit.
         local_only: True to never query the hub.
     """
-    if not _is_on_hub(name) or COMMIT.fullmatch(revision or ""):
+    if not is_hub_name(name) or COMMIT.fullmatch(revision or ""):
         return revision
     if commit := (None if local_only else _hub_commit(name, revision)) or _cached_commit(name, revision):
         return commit
@@ -44,13 +44,14 @@ def local_folder(name: str, revision: str | None) -> Path | None:
 
     if Path(name).is_dir():
         return Path(name)
-    if not _is_on_hub(name):
+    if not is_hub_name(name):
         return None
     config = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _is_on_hub(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Return whether a model's or a data set's name is one of the hub, and no folder here."""
     return bool(NAME.fullmatch(name)) and not Path(name).is_dir()
 
 

@@ -1,5 +1,5 @@
 """The page, the terminal tables and the figures of a run or a sweep.
 
-Everything is made from `result.json` alone, so it can be made again at any time:
+`result.json` is the only input, so a report can be written again at any time:
 python -m selfcontrast.report DIR…
 """

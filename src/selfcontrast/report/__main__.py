@@ -1,4 +1,4 @@
-"""Reports of runs and sweeps, from what they left, at any time and without a network.
+"""Write reports of runs and sweeps from their result.json, at any time and without a network.
 
 python -m selfcontrast.report DIR              a run's or a sweep's own report, written again
 python -m selfcontrast.report DIR… --to DIR    any runs and sweeps together, as one table and figure over K and seeds
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """A folder that holds a result is a run or a measured model; one with results below it is a sweep, or of runs."""
+    """Report a run or a measured model, if the folder holds a result; else all runs below the folders together."""
     parser = argparse.ArgumentParser(
         prog="selfcontrast report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run, of a sweep, or of several")
-    parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")
-    told = parser.parse_args(arguments)
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a run, a sweep, or several of them")
+    parser.add_argument("--to", metavar="DIR", type=Path, help="folder of the report; default: the one DIR")
+    args = parser.parse_args(arguments)
     from selfcontrast.results import RESULT
 
-    folders: list[Path] = told.folders
-    if len(folders) == 1 and told.to is None and (folders[0] / RESULT).exists():
+    folders: list[Path] = args.folders
+    if len(folders) == 1 and args.to is None and (folders[0] / RESULT).exists():
         again(folders[0])
         return
-    report_sweep(folders, told.to)
+    report_sweep(folders, args.to)
 
 
 def report_sweep(folders: Sequence[Path], to: Path | None) -> "Sweep":
-    """Write and print one report of all runs below the folders, and return what it is made from.
+    """Write and print one report of all runs below the folders; return the sweep.
 
-    Raises `UserError` where there is no run, or where the report of several folders has no folder of its own.
+    Raises `UserError` if there is no run, or if several folders are given without `to`.
     """
     from selfcontrast.report.sweep import read_sweep
     from selfcontrast.report.sweep_page import write_sweep
@@ -44,18 +44,18 @@ def report_sweep(folders: Sequence[Path], to: Path | None) -> "Sweep":
     from selfcontrast.results import RESULT
 
     if len(folders) > 1 and to is None:
-        raise UserError("several folders make one report: where is it to go? --to DIR")
+        raise UserError("Several folders make one report. Name its folder with --to DIR.")
     sweep = read_sweep(folders, to)
     if not sweep.jobs:
-        named = ", ".join(map(str, folders))
-        raise UserError(f"{named}: no {RESULT} in it or below; give a finished run's or sweep's folder")
+        names = ", ".join(map(str, folders))
+        raise UserError(f"No {RESULT} in or below {names}. Give the folder of a finished run or sweep.")
     write_sweep(sweep)
     print_sweep(sweep)
     return sweep
 
 
 def again(folder: Path) -> None:
-    """Write and print a run's own report, or that of a model that was measured."""
+    """Write and print the report of one run, or of one measured model."""
     from selfcontrast.report.evaluated import print_evaluated, write_evaluated
     from selfcontrast.report.page import write_report
     from selfcontrast.report.terminal import print_result

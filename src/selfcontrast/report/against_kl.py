@@ -1,4 +1,4 @@
-"""Whether a run's policy is better, sharper, or farther: score, KL from the fine-tuned model, and entropy."""
+"""A run's score against KL from SFT and entropy: is the policy better, sharper, or only farther from SFT?"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ HEADS = ("system", "step", "score", "KL from SFT", "entropy", "entropy per token
 
 
 def rows(curve: "Curve") -> list[list[str]]:
-    """Cells as `HEADS`, one row per system and checkpoint, in the order of training."""
+    """Return cells as `HEADS`: one row per system and checkpoint, in the order of training."""
     return [
         [
             point["system"],
@@ -35,7 +35,7 @@ def rows(curve: "Curve") -> list[list[str]]:
 
 
 def sentence(curve: "Curve") -> str:
-    """The policy's distance and entropy beside SFT's, in one sentence; "" without a policy."""
+    """Compare the policy's KL and entropy with SFT's in one sentence; "" without a policy."""
     first, last = curve["points"][0], curve["points"][-1]
     if first is last:
         return ""
@@ -49,7 +49,7 @@ def sentence(curve: "Curve") -> str:
 
 @styled()
 def figure(result: "Result") -> Figure | None:
-    """Score against KL, from the fine-tuned model over the checkpoints to the policy; None without a policy."""
+    """Draw score against KL, from SFT over the checkpoints to the policy; None without a policy."""
     curve = result.against_kl
     if curve is None or len(curve["points"]) < 2:
         return None
@@ -70,6 +70,6 @@ def figure(result: "Result") -> Figure | None:
 
 
 def path(axes: Axes, points: "Sequence[CurvePoint]", colour: str, label: str | None = None, alpha: float = 1.0) -> None:
-    """A training as a line over its points."""
-    places = [(point["kl"]["estimate"], point["score"]["estimate"]) for point in points]
-    axes.plot(*zip(*places, strict=True), color=colour, linewidth=1.3, alpha=alpha, label=label)
+    """Draw a training as a line through its points."""
+    coordinates = [(point["kl"]["estimate"], point["score"]["estimate"]) for point in points]
+    axes.plot(*zip(*coordinates, strict=True), color=colour, linewidth=1.3, alpha=alpha, label=label)

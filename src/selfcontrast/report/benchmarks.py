@@ -1,4 +1,4 @@
-"""A run's benchmarks as tables, and by category as a radar."""
+"""A run's benchmarks: tables of scores, and a radar figure by category."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ Lines = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A benchmark as the page shows it: per measure a cell for each system, and of each system some judgments."""
+class BenchmarkView:
+    """A benchmark as the page shows it: one row of cells per measure, and some judgments of each system."""
 
     name: str
     systems: list[str]
@@ -32,13 +32,13 @@ class Shown:
     judgments: Lines
 
 
-def shown(result: "Result | Evaluated") -> list[Shown]:
-    """All of a run's benchmarks."""
-    return [_shown(name, found) for name, found in result.benchmarks.items()]
+def views(result: "Result | Evaluated") -> list[BenchmarkView]:
+    """Return all benchmarks of a run, ready for the page."""
+    return [_view(name, benchmark) for name, benchmark in result.benchmarks.items()]
 
 
 def published(result: "Result") -> list[list[str]]:
-    """Per published figure: system, measure, the figure, ours, and where it is printed."""
+    """Return per published figure: system, measure, where it is printed, the figure, and ours."""
     rows = []
     for beside in result.published:
         figure, measured = beside["published"], beside["measured"]
@@ -47,12 +47,12 @@ def published(result: "Result") -> list[list[str]]:
         ours = cell({"kind": beside["kind"], "value": measured, "note": beside.get("note")}) if measured else NONE
         system = figure["system"] + (f", K = {figure['negatives']}" if figure["negatives"] is not None else "")
         where = f"{figure['source']}, p. {figure['page']}"
-        rows.append([system, f"{figure['benchmark']}: {figure['what']}", printed, ours, where])
+        rows.append([system, f"{figure['benchmark']}: {figure['what']}", where, printed, ours])
     return rows
 
 
 def cell(line: dict[str, Any]) -> str:
-    """Write a number and its interval as its kind is written, and what weakens it: "53.1% [–] (weak: ...)"."""
+    """Format a number with its interval by its kind, and the note that weakens it: "53.1% [–] (weak: ...)"."""
     if line["kind"] == "share":
         written = percent_interval(line["value"])
     else:
@@ -65,7 +65,7 @@ def cell(line: dict[str, Any]) -> str:
 
 @styled()
 def radar(lines: Lines) -> Figure | None:
-    """Mean grades by category; None below three of them, or where answers were compared and not graded."""
+    """Draw mean grades by category; None for fewer than three, or if answers were compared instead of graded."""
     by_system: dict[str, dict[str, float]] = {}
     for line in lines:
         if line["what"].startswith(CATEGORY) and line["kind"] == "rating":
@@ -90,24 +90,24 @@ def radar(lines: Lines) -> Figure | None:
     return figure
 
 
-def _shown(name: str, found: dict[str, Any]) -> Shown:
-    lines: Lines = found["lines"]
+def _view(name: str, benchmark: dict[str, Any]) -> BenchmarkView:
+    lines: Lines = benchmark["lines"]
     systems = list(dict.fromkeys(line["system"] for line in lines))
     cells = {(line["what"], line["system"]): cell(line) for line in lines}
     whats = sorted(dict.fromkeys(line["what"] for line in lines), key=lambda what: what.startswith(CATEGORY))
     figure = radar(lines)
-    return Shown(
+    return BenchmarkView(
         name,
         systems,
         [(what, [cells.get((what, system), NONE) for system in systems]) for what in whats],
-        " ".join(filter(None, (_judged(found["facts"]), _seen(found.get("contamination"))))),
+        " ".join(filter(None, (_judged(benchmark["facts"]), _seen(benchmark.get("contamination"))))),
         inline(figure, f"radar_{name}", "Mean grades by category") if figure else None,
-        [{**row, "verdict": _verdict(row)} for row in found["shown"]],
+        [{**row, "verdict": _verdict(row)} for row in benchmark["shown"]],
     )
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    """What a judgment says of the system's own answer, wherever that stood."""
+    """Return the judgment of the system's answer, whether it was shown first or second."""
     value = row.get("rating", row.get("outcome"))
     if value is None:
         return str(row["status"])
@@ -117,27 +117,27 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def _seen(contamination: dict[str, int] | None) -> str:
-    """How many of a benchmark's own questions stand among the training prompts."""
+    """Say how many of a benchmark's prompts resemble a training prompt; "" if this was not checked."""
     if not contamination:
         return ""
     return f"{contamination['flagged']:,} of its {contamination['prompts']:,} prompts resemble a training prompt."
 
 
 def _judged(facts: dict[str, dict[str, Any]]) -> str:
-    """How many judgments could be used, what they cost, and how far a panel's judges disagree."""
-    told = [f for f in facts.values() if f.get("judgments")]
-    if not told:
+    """Say how many judgments are usable, what they cost, and how far a panel's judges disagree."""
+    judged = [f for f in facts.values() if f.get("judgments")]
+    if not judged:
         return ""
-    count = sum(f["judgments"] for f in told)
-    usable = round(sum(f["judgments"] * f["coverage"] for f in told))
-    costs = [f["cost"] for f in told if f["cost"] is not None]
+    count = sum(f["judgments"] for f in judged)
+    usable = round(sum(f["judgments"] * f["coverage"] for f in judged))
+    costs = [f["cost"] for f in judged if f["cost"] is not None]
     cost = f" They cost {sum(costs):.2f}." if costs else ""
-    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}{_panel(told)}"
+    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}{_panel(judged)}"
 
 
-def _panel(told: Sequence[dict[str, Any]]) -> str:
-    """How far the judges of a panel are apart, over all systems' judgments; nothing for a single judge."""
-    panels = [f for f in told if "judges" in f]
+def _panel(judged: Sequence[dict[str, Any]]) -> str:
+    """Say how far the judges of a panel differ, over all systems' judgments; "" for a single judge."""
+    panels = [f for f in judged if "judges" in f]
     if not panels:
         return ""
     usable = [f["judgments"] * f["coverage"] for f in panels]

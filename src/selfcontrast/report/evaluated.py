@@ -1,4 +1,4 @@
-"""The `report.html` of one model that `evaluate.py` has measured, and what it prints."""
+"""The report of one model that `evaluate.py` has measured: `report.html` and the terminal tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def write_evaluated(result: "Evaluated", folder: Path) -> None:
-    """Writes `report.html` to `folder`."""
+    """Write `report.html` to `folder`."""
     page = render("evaluated.html.jinja", again=place(folder), **_content(result))
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def print_evaluated(result: "Evaluated", output: Path) -> None:
-    """Prints the numbers to stdout."""
+    """Print the numbers to stdout."""
     measure = result.comparison["measure"]
     table = columns(f"{measure}, at", "mean", "tokens")
     for row in result.comparison["rows"]:
@@ -58,13 +58,17 @@ def _content(result: "Evaluated") -> dict[str, Any]:
         "name": Path(result.model).name,
         "headline": f"A {measure_name(result)} of {interval(first['mean'])} at {first['decoding']}",
         "measure": measure_name(result),
+        "decodings": [
+            [row["decoding"], interval(row["mean"]), number(row["nll"], 1), number(row["tokens"], 1)]
+            for row in result.comparison["rows"]
+        ],
         "proxy": result.comparison["measure"] != "score",
         "decoding": first["decoding"],
         "confidence": first["mean"]["confidence"],
         "prompts": first["mean"]["clusters"],
         "contamination": contamination(result),
         "lm_eval": lm_eval_rows(dict.fromkeys(result.systems, result.lm_eval), first["mean"]["confidence"]),
-        "benchmarks": benchmarks.shown(result),
+        "benchmarks": benchmarks.views(result),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
         "figure_systems": inline(figures.systems(result), "systems", "Means with intervals, by decoding"),

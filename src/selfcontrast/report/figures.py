@@ -1,4 +1,4 @@
-"""The figures of one run, each from its `Result`."""
+"""The figures of one run, each drawn from its `Result`."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.compare import Bounds
     from selfcontrast.results import Evaluated, Result
 
-POINTS = 300  # of a curve, at most: what a page's width can show
+POINTS = 300  # of a curve, at most: a page is not wide enough for more
 
 
 def axis_label(measure: str) -> str:
@@ -29,7 +29,7 @@ def colour_of(system: str) -> str:
 
 @styled()
 def systems(result: "Result | Evaluated", title: str = "") -> Figure:
-    """Every system's mean with its interval, by decoding. With a `title` the figure can stand alone."""
+    """Draw every system's mean with its interval, by decoding. With a `title` the figure needs no page around it."""
     rows = result.comparison["rows"]
     decodings = list(dict.fromkeys(row["decoding"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
@@ -53,19 +53,19 @@ def systems(result: "Result | Evaluated", title: str = "") -> Figure:
 
 @styled()
 def categories(result: "Result | Evaluated") -> Figure | None:
-    """Means by category at the first decoding; None where the data has no categories."""
+    """Draw means by category at the first decoding; None if the data has no categories."""
     rows = result.comparison["categories"]
     if not rows:
         return None
-    found = list(dict.fromkeys(row["category"] for row in rows))
+    categories = list(dict.fromkeys(row["category"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
-    figure = Figure(figsize=(7.2, 0.9 + 0.46 * len(found)), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.9 + 0.46 * len(categories)), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        at = found.index(row["category"]) + _offset(names, row["system"], 0.34)
-        first = row["category"] == found[0]
+        at = categories.index(row["category"]) + _offset(names, row["system"], 0.34)
+        first = row["category"] == categories[0]
         dot(axes, row["mean"], at, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
-    _categorical(axes, found)
+    _categorical(axes, categories)
     axes.set_xlabel(axis_label(result.comparison["measure"]))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
     return figure
@@ -73,7 +73,7 @@ def categories(result: "Result | Evaluated") -> Figure | None:
 
 @styled()
 def fine_tuning(records: Records) -> Figure | None:
-    """Loss and gradient norm of the supervised stage."""
+    """Draw loss and gradient norm of supervised fine-tuning."""
     if not records:
         return None
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
@@ -94,12 +94,12 @@ def fine_tuning(records: Records) -> Figure | None:
 
 @styled()
 def aligning(records: Records) -> Figure | None:
-    """What preference training did: six small multiples over its steps; None where there were no preferences."""
+    """Draw six curves of preference training over its steps; None if nothing was trained on preferences."""
     if mean_of(records, "margin") is None:
         return None
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
-    for at, (name, title, colour) in enumerate(
+    for index, (name, title, colour) in enumerate(
         [
             ("loss", "loss", "policy"),
             ("margin", "margin of rewards", "policy"),
@@ -109,21 +109,21 @@ def aligning(records: Records) -> Figure | None:
             ("grad_norm", "gradient norm", "muted"),
         ]
     ):
-        _curve(axes[at], records, name, COLOURS[colour], "target" if name == "chosen_reward" else None)
-        axes[at].set_title(title)
+        _curve(axes[index], records, name, COLOURS[colour], "target" if name == "chosen_reward" else None)
+        axes[index].set_title(title)
     _curve(axes[3], records, "rejected_reward", COLOURS["negative"], "negatives")
     axes[3].legend()
-    for one in axes[[1, 3, 4]]:
-        one.axhline(0, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
+    for panel in axes[[1, 3, 4]]:
+        panel.axhline(0, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
     axes[2].axhline(0.5, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
-    for one in axes[3:]:
-        one.set_xlabel("step")
+    for panel in axes[3:]:
+        panel.set_xlabel("step")
     return figure
 
 
 @styled()
 def by_rank(records: Records) -> Figure | None:
-    """Accuracy and margin against each negative, by its rank of similarity to the target; None for one negative."""
+    """Draw accuracy and margin by the negative's rank of similarity to the target; None for one negative."""
     count = ranks(records)
     if count < 2:
         return None
@@ -147,21 +147,21 @@ def by_rank(records: Records) -> Figure | None:
 
 @styled()
 def similarities(result: "Result") -> Figure | None:
-    """Candidates and negatives by similarity to their target, and where the filter cuts."""
-    found = result.similarities
-    if not any(found.get("candidates", [])):
+    """Draw histograms of candidates and negatives by similarity to their target, and the filter's cuts."""
+    histogram = result.similarities
+    if not any(histogram.get("candidates", [])):
         return None
     figure = Figure(figsize=(7.2, 2.5), layout="constrained")
     axes = figure.subplots()
-    first = min(int(np.flatnonzero(found["candidates"])[0]), int(np.searchsorted(found["edges"], 0.0)))
-    edges = found["edges"][first:]
+    first = min(int(np.flatnonzero(histogram["candidates"])[0]), int(np.searchsorted(histogram["edges"], 0.0)))
+    edges = histogram["edges"][first:]
     for name, colour, alpha, label in (
         ("candidates", "rule", 1.0, "distinct candidates"),
         ("negatives", "negative", 0.6, "drawn as negatives"),
     ):
-        axes.stairs(found[name][first:], edges, fill=True, color=COLOURS[colour], alpha=alpha, label=label)
+        axes.stairs(histogram[name][first:], edges, fill=True, color=COLOURS[colour], alpha=alpha, label=label)
     label = "the cut (median; shade: 80% of prompts)"
-    for low, middle, high in filter(None, found["cuts"].values()):
+    for low, middle, high in filter(None, histogram["cuts"].values()):
         axes.axvspan(low, high, color=COLOURS["ink"], alpha=0.07, linewidth=0)
         axes.axvline(middle, color=COLOURS["ink"], linewidth=1.2, label=label)
         label = ""
@@ -185,7 +185,7 @@ def _categorical(axes: Axes, names: list[str]) -> None:
 
 
 def _beside(axes: Axes, value: "Bounds", at: float, text: str) -> None:
-    """A number right of its interval."""
+    """Write a number to the right of its interval."""
     edge = np.nanmax([value["estimate"], value["high"] if value["high"] is not None else np.nan])
     axes.annotate(text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"])
 
@@ -193,7 +193,7 @@ def _beside(axes: Axes, value: "Bounds", at: float, text: str) -> None:
 def _curve(
     axes: Axes, records: Records, name: str, colour: str, label: str | None = None, marker: str | None = None
 ) -> None:
-    """One metric over steps: its own points faint where there are many, their moving mean strong."""
+    """Draw one metric over steps. Of many points the moving mean is strong and the points are faint."""
     points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     if not points:
         return

@@ -1,7 +1,7 @@
-"""The sweep's own report, after its last job, however that job ended.
+"""Write a sweep's report after its last job, even if jobs failed.
 
-Hydra calls `on_multirun_end` only where no job failed, so the callback merely remembers where the sweep lies,
-and `train.py` asks for the report when Hydra is through.
+Hydra calls `on_multirun_end` only if no job failed. So the callback only remembers the sweep's folder, and `train.py`
+calls `finish_sweep` after Hydra has returned.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SweepReport(Callback):
-    """Remembers the folder of the sweep that this process runs."""
+    """A Hydra callback that remembers the folder of the sweep in this process."""
 
     folder: ClassVar[Path | None] = None
 
@@ -30,9 +30,9 @@ class SweepReport(Callback):
 
 
 def too_many_tests(config: DictConfig) -> str:
-    """Say that no job of the sweep can differ clearly from SFT, whatever it shows; "" where one can.
+    """Warn that no job of the sweep can differ clearly from SFT; "" if one can.
 
-    Each job has a p-value of its own, corrected by Holm for the number of jobs, and permutations have a smallest one.
+    Each job has one p-value, corrected by Holm for the number of jobs. A permutation test has a smallest p-value.
     """
     from selfcontrast.evaluation.statistics.permutation import least_p_value
 
@@ -49,13 +49,13 @@ def too_many_tests(config: DictConfig) -> str:
     more = least_p_value(None, n_bootstrap) * jobs >= alpha
     remedy = f"evaluation.n_bootstrap to {math.ceil(jobs / alpha)} or more" if more else "evaluation.prompts"
     return (
-        f"No job can be told apart from SFT by its own p-value: with Holm's correction one of {jobs} jobs needs p < "
+        f"No job can differ clearly from SFT by its own p-value: with Holm's correction one of {jobs} jobs needs p < "
         f"{alpha / jobs:.2g}, and the smallest p-value is {least:.2g}. Raise {remedy}."
     )
 
 
 def _jobs(overrides: list[str]) -> int:
-    """Count the jobs of a grid over overrides; those that are sampled count once."""
+    """Count the jobs of a grid over overrides. A sampled override counts once."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     jobs = 1
@@ -66,7 +66,7 @@ def _jobs(overrides: list[str]) -> int:
 
 
 def finish_sweep() -> None:
-    """Writes, prints and tracks the report of the sweep that ran in this process; nothing where none did."""
+    """Write, print and track the report of the sweep that ran in this process, if one did."""
     if SweepReport.folder is None:
         return
     from selfcontrast.report.sweep import read_sweep
@@ -81,12 +81,12 @@ def finish_sweep() -> None:
 
 
 def track_sweep(sweep: "Sweep") -> None:
-    """One more run of W&B in the jobs' group, where they are tracked there: the table, the figure, the report."""
+    """Log table, figure and report as one more W&B run in the jobs' group, if the jobs are tracked by W&B."""
     import pandas as pd
 
     from selfcontrast.config import build
     from selfcontrast.report.sweep_numbers import frame
-    from selfcontrast.report.sweep_page import headline
+    from selfcontrast.report.sweep_words import headline
     from selfcontrast.tracking import WandbTracking
 
     tracking = build(OmegaConf.create(sweep.jobs[0].result.config["tracking"]), "tracking")
@@ -94,8 +94,8 @@ def track_sweep(sweep: "Sweep") -> None:
         return
     group, folder = tracking.group or sweep.folder.name, sweep.folder
     config = {"jobs": len(sweep.jobs), "negatives": [point.k for point in sweep.points], "seeds": sweep.seeds}
-    own = replace(tracking, group=group)
-    with own.run(f"sweep {group}", config, folder, job_type="sweep report") as tracker:
+    grouped = replace(tracking, group=group)
+    with grouped.run(f"sweep {group}", config, folder, job_type="sweep report") as tracker:
         tracker.table("sweep", frame(sweep))
         if sweep.missing:
             tracker.table("failed", pd.DataFrame([asdict(job) for job in sweep.missing]))
@@ -110,5 +110,5 @@ def _best(sweep: "Sweep") -> dict[str, Any]:
     point = best(sweep)
     measured = point.measured("mean") or {}
     bounds = {f"best/{bound}": measured.get(bound) for bound in ("estimate", "low", "high")}
-    told = {"best/negatives": point.k, "best/variant": point.variant, "best/p_holm": point.p_holm}
-    return {**told, **bounds, "sft": mean(point.jobs, base=True)}
+    summary = {"best/negatives": point.k, "best/variant": point.variant, "best/p_holm": point.p_holm}
+    return {**summary, **bounds, "sft": mean(point.jobs, base=True)}

@@ -19,10 +19,11 @@ from selfcontrast.report.training import step_zero, throughput
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
+    from selfcontrast.evaluation.compare import Row
     from selfcontrast.results import Result
 
 FILTERS = (
-    "number", "interval", "percent", "percent_interval", "p_value", "count", "duration", "place", "had",
+    "number", "interval", "percent", "count", "duration", "place", "had", "unbroken",
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def _three(values: Sequence[float]) -> str:
     return " / ".join(text.count(round(value)) for value in values)
 
 
-# Of the filter's summary: what each number is called, and how it is written.
+# Facts of the filter's summary: their words on the page, and their format.
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "prompts": ("prompts sampled for", text.count),
     "prompts_used": ("prompts used", text.count),
@@ -71,7 +72,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-# Of the filter's table of signals.
+# Rows of the filter's table of signals.
 SIGNALS = {
     "similarity": "similarity to the target",
     "consensus": "consensus: mean similarity to the prompt's other responses",
@@ -80,17 +81,17 @@ SIGNALS = {
 }
 
 
-# Of any stage's summary: how much of the texts the models did not read as they stand.
+# Facts of any stage's summary about texts that a model did not read as they are.
 CHANGED: dict[str, tuple[str, Callable[[Any], str]]] = {
     "targets_changed": ("targets trained on as another text", text.count),
     "responses_changed": ("responses read as another text", text.count),
     "texts_cut": ("texts longer than its model reads", text.count),
-    "unread_fraction": ("of all that they hold, not read", _share),
+    "unread_fraction": ("fraction of all tokens that was not read", _share),
 }
 
 
 def write_report(result: "Result", folder: Path) -> None:
-    """Writes `report.html`, and `figure.svg` and `figure.png` of the comparison, to `folder`."""
+    """Write `report.html`, and the comparison as `figure.svg` and `figure.png`, to `folder`."""
     method = result.comparison["rows"][-1]["system"]
     save(figures.systems(result, title=f"{method}, K = {result.negatives}"), folder)
     page = render("page.html.jinja", **_content(result, folder))
@@ -98,11 +99,11 @@ def write_report(result: "Result", folder: Path) -> None:
 
 
 def render(template: str | Path, **content: Any) -> str:
-    """Fill a template of this package, or a file elsewhere that extends one. Everything put into it is escaped."""
+    """Fill a template of this package, or another file that extends one. All content is escaped."""
     file = Path(template)
-    own = jinja2.PackageLoader("selfcontrast.report", ".")
+    package = jinja2.PackageLoader("selfcontrast.report", ".")
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([own, jinja2.FileSystemLoader(file.parent)]),
+        loader=jinja2.ChoiceLoader([package, jinja2.FileSystemLoader(file.parent)]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -122,8 +123,10 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "verdict": judge(result),
         "measure": measure_name(result),
         "proxy": result.comparison["measure"] != "score",
-        "rows": sorted(rows, key=lambda row: names.index(row["system"])),
-        "names": names,
+        **comparison_tables(sorted(rows, key=lambda row: names.index(row["system"])), measure_name(result)),
+        "likelihood": [
+            [row["system"], text.interval(row["log_prob_per_token"])] for row in result.comparison["likelihood"]
+        ],
         "contamination": contamination(result),
         "seen": result.comparison.get("contamination", {}).get("examples", []),
         "decoding": rows[0]["decoding"],
@@ -134,9 +137,9 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "step_zero": step_zero(result.histories.get("align", [])),
         "facts": [*changed_facts(result.stages), *filter_facts(stages.get("filter", {}).get("summary", {}))],
         "signals": signal_rows(result.similarities.get("signals", [])),
-        "signal_shares": [f"{share:g}" for share in SHARES],
+        "signal_heads": ["lowest kept by", "AUC", *(f"false negatives at {share:g}" for share in SHARES)],
         "cut": any(result.similarities.get("cuts", {}).values()),
-        "benchmarks": benchmarks.shown(result),
+        "benchmarks": benchmarks.views(result),
         "published": benchmarks.published(result),
         "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["confidence"]),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
@@ -172,15 +175,63 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
 
 
 def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the filter did, in words; what it could not measure is left out."""
-    told = {key: value for key, value in summary.items() if value is not None and value != []}
-    return [(words, write(told[key])) for key, (words, write) in FACTS.items() if key in told]
+    """Return the filter's facts as words and numbers, without those that it could not measure."""
+    known = {key: value for key, value in summary.items() if value is not None and value != []}
+    return [(words, write(known[key])) for key, (words, write) in FACTS.items() if key in known]
 
 
-def signal_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Per signal its name, its AUC, and its false negatives at each share that is kept."""
+def comparison_tables(rows: Sequence["Row"], measure: str) -> dict[str, list[Any]]:
+    """Return heads and cells of the comparison: the main table, and a second one with what does not fit beside it."""
+    return {
+        "comparison_heads": [
+            "system",
+            "decoding",
+            measure,
+            "difference from SFT, same decoding",
+            "p",
+            "win rate over SFT",
+        ],
+        "comparison": [
+            [
+                row["system"],
+                row["decoding"],
+                text.interval(row["mean"]),
+                text.interval(row.get("difference"), signed=True),
+                text.p_value(row.get("p_value")),
+                text.percent_interval(row.get("win_rate")),
+            ]
+            for row in rows
+        ],
+        "comparison_details_heads": [
+            "system",
+            "decoding",
+            "difference from SFT at its best",
+            "nll (nats)",
+            "tokens",
+        ],
+        "comparison_details": [
+            [
+                row["system"],
+                row["decoding"],
+                _against_best(row),
+                text.number(row["nll"], 1),
+                text.number(row["tokens"], 1),
+            ]
+            for row in rows
+        ],
+    }
+
+
+def _against_best(row: "Row") -> str:
+    if not (best := row.get("against_best")):
+        return text.NONE
+    return f"{text.interval(best['difference'], signed=True)} ({best['decoding']})"
+
+
+def signal_rows(table: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return per signal its name, its AUC, and its false negatives at each fraction that is kept."""
     return [
-        (SIGNALS[row["signal"]], text.number(row["auc"]), [text.percent(share) for share in row["false_negatives"]])
+        [SIGNALS[row["signal"]], text.number(row["auc"]), *(text.percent(share) for share in row["false_negatives"])]
         for row in table
     ]
 
@@ -188,7 +239,7 @@ def signal_rows(table: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[st
 def lm_eval_rows(
     found: dict[str, dict[str, dict[str, float]]], confidence: float
 ) -> list[tuple[str, str, Sequence[str]]]:
-    """Task, metric, and its value per system in the order of `found`, with its interval where it has one."""
+    """Return task, metric, and its value per system in the order of `found`, with the interval if known."""
     keys = dict.fromkeys(
         (task, metric)
         for tasks in found.values()
@@ -203,7 +254,7 @@ def lm_eval_rows(
 
 
 def metric_cell(metrics: dict[str, float], name: str, confidence: float) -> str:
-    """A metric of lm-eval's; with its interval where its standard error is known."""
+    """Format a metric of lm-eval, with its interval if its standard error is known."""
     if name not in metrics:
         return text.NONE
     if name + STDERR not in metrics:
@@ -212,7 +263,7 @@ def metric_cell(metrics: dict[str, float], name: str, confidence: float) -> str:
 
 
 def changed_facts(stages: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What of its texts a stage has read as another text, or not read."""
+    """Return how many texts a stage read as another text, or did not read."""
     return [
         (f"{stage['name']}: {words}", write(stage["summary"][key]))
         for stage in stages

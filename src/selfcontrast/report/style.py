@@ -1,4 +1,4 @@
-"""How figures look, and how they get into a page: SVG with real text, in colours of the theme."""
+"""The style of figures, and their way into a page: SVG with real text, in the colours of the theme."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from selfcontrast.report.text import bounded
 
-# Light theme. On the page each colour becomes the CSS variable of its name, which the dark theme redefines.
+# Light theme. On the page each colour becomes a CSS variable of the same name, which the dark theme redefines.
 COLOURS = {
     "ink": "#1f2531",
     "muted": "#667085",
@@ -25,12 +25,12 @@ COLOURS = {
     "target": "#3f7d4e",
 }
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
-MARKERS = "os^"  # another where the colours begin again
+MARKERS = "os^"  # the next one when the colours are used up
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a category may be called "$x$": names are shown as they are
+    "text.parse_math": False,  # a category may be called "$x$"
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["rule"],
     "axes.labelcolor": COLOURS["muted"],
@@ -57,17 +57,17 @@ STYLE: Any = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib in this package's style; also a decorator."""
+    """Use this package's matplotlib style, as a context or as a decorator."""
     with rc_context(STYLE):
         yield
 
 
 def inline(figure: Figure, name: str, label: str) -> Markup:
-    """The figure as an SVG element for HTML.
+    """Return the figure as an SVG element for HTML.
 
     Args:
         name: prefix of its ids, which must be unique on the page.
-        label: what a screen reader says.
+        label: text for a screen reader.
     """
     buffer = StringIO()
     with rc_context({**STYLE, "svg.hashsalt": name, "svg.id": name}):
@@ -86,7 +86,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
-    """`figure.svg` and `figure.png`, to stand alone: on white, readable anywhere."""
+    """Save `figure.svg` and `figure.png` on white, and return their paths."""
     files = [folder / "figure.svg", folder / "figure.png"]
     for file in files:
         with styled():
@@ -96,12 +96,12 @@ def save(figure: Figure, folder: Path) -> list[Path]:
 
 
 def legend_name(name: str) -> str:
-    """A name as the legend shows it: matplotlib leaves out what begins with an underscore."""
+    """Return a name that the legend shows: matplotlib omits names that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 
 def dot(axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **how: Any) -> None:
-    """An estimate with its interval, if that is known, along x; along y where `vertical`."""
+    """Draw an estimate, with its interval if known, along x; along y if `vertical`."""
     if bounded(value):
         ends = [value["low"], value["high"]]
         axes.plot(*([at, at], ends) if vertical else (ends, [at, at]), color=colour, linewidth=2.2, alpha=0.55)

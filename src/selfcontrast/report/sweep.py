@@ -1,4 +1,4 @@
-"""The jobs of a sweep, or of any set of runs, read back from their folders."""
+"""Read the jobs of a sweep, or of any set of runs, from their folders."""
 
 import json
 import os
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.compare import Row
     from selfcontrast.results import Result
 
-# Of the config: what tells jobs apart without being a variant of the method.
+# Settings that differ between jobs without making a variant of the method.
 OWN_COLUMNS = ("negatives", "seed", "label")
-NO_VARIANT = ("name", "output", "store", "store_cache", "tracking", "engine", "published")  # of two runs of one job
+NO_VARIANT = (
+    "name",
+    "output",
+    "store",
+    "store_cache",
+    "tracking",
+    "engine",
+    "published",
+)  # may differ between two runs of one job
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,11 @@ class SweepJob:
     """A finished job.
 
     Attributes:
-        folder: below the sweep's.
-        variant: the method, where jobs differ in it, and the settings, other than K and the seed, in which the jobs of
-            a method differ.
-        result: what it left.
-        p_holm: its p-value, corrected for there being as many tests as jobs; NaN where it has none.
+        folder: relative to the sweep's folder.
+        variant: the method, if jobs differ in it, and the settings, other than K and the seed, in which the jobs of a
+            method differ.
+        result: its result.json.
+        p_holm: its p-value, corrected for the number of jobs (Holm); NaN if it has none.
     """
 
     folder: str
@@ -47,7 +55,7 @@ class SweepJob:
 
     @property
     def row(self) -> "Row":
-        """The policy's at the first decoding."""
+        """Return the policy's row at the first decoding."""
         return policy_row(self.result.comparison["rows"])
 
     @property
@@ -56,29 +64,29 @@ class SweepJob:
 
     @property
     def used(self) -> float:
-        """Negatives per prompt that training saw: fewer than K where prompts had no more."""
+        """Return the negatives per prompt that training saw: fewer than K if prompts had fewer."""
         return self._fact("align", "negatives_per_prompt")
 
     @property
     def tokens(self) -> float:
-        """What preference training read in all its epochs, every prompt once for all of its responses."""
+        """Return the tokens that preference training read in all epochs; a prompt counts once for all its responses."""
         return self._fact("align", "tokens")
 
     @property
     def sampled(self) -> float:
-        """Tokens of all candidates, which the jobs of a sweep share."""
+        """Return the tokens of all candidates, which the jobs of a sweep share."""
         return self._fact("generate", "tokens")
 
     @property
     def seconds(self) -> float:
-        """Of all stages it is made from, shared with other jobs or not."""
+        """Return the time of all its stages, shared with other jobs or not."""
         return sum(float(stage["seconds"]) for stage in self.result.stages)
 
     @property
     def outcome(self) -> str:
-        """better, worse or level, by the corrected p-value: of many jobs some would differ by chance.
+        """Return better, worse or level by the corrected p-value; alone for a job without a policy.
 
-        Of the fine-tuned model alone: alone.
+        The p-value is corrected because some of many jobs differ by chance.
         """
         if "difference" not in self.row:
             return "alone"
@@ -94,7 +102,7 @@ class SweepJob:
 
 @dataclass(frozen=True)
 class Point:
-    """The jobs of one variant and K, one per seed: a point of the figure.
+    """A point of the figure: the jobs of one variant and K, one per seed.
 
     Attributes:
         p_holm: `p_value`, corrected for the number of points.
@@ -113,16 +121,15 @@ class Point:
 
     @property
     def p_value(self) -> float:
-        """That the policy is the fine-tuned model's equal: over prompts for one seed, over seeds for several."""
+        """Test that the policy equals SFT: over prompts for one seed, over seeds for several."""
         return p_value(self.jobs)
 
     def measured(self, name: str) -> Mapping[str, Any] | None:
-        """`mean`, `difference` or `win_rate`: one job's with its interval over prompts; several's over seeds.
+        """Return `mean`, `difference` or `win_rate`: of one job with its interval over prompts, of several over seeds.
 
-        None for the last two where the fine-tuned model stands alone.
+        None for the last two if there is no policy.
         """
-        found = [dict(job.row) for job in self.jobs]
-        rows: list[Any] = [row[name] for row in found if name in row]
+        rows: list[Any] = [dict(job.row)[name] for job in self.jobs if name in job.row]
         if len(rows) < len(self.jobs):
             return None
         if len(rows) == 1:
@@ -137,13 +144,13 @@ class Point:
         return sorted({job.result.seed for job in self.jobs})
 
     def on(self, seeds: Collection[int]) -> "Point":
-        """Restrict it to the jobs of these seeds."""
+        """Return the point restricted to the jobs of these seeds."""
         return Point([job for job in self.jobs if job.result.seed in seeds], self.p_holm)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A job that left no readable result; `why` is the error it ended with, "" where it did not say."""
+    """A job that left no readable result; `why` is its error, "" if unknown."""
 
     folder: str
     overrides: str
@@ -152,11 +159,13 @@ class Missing:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Attributes:
-    folder: where its report is written.
-    sources: the folders that its jobs were found in.
-    jobs: those that finished, by variant, K and seed.
-    missing: those that did not.
+    """Any set of jobs that one report covers.
+
+    Attributes:
+        folder: where its report is written.
+        sources: the folders that its jobs were found in.
+        jobs: the finished jobs, by variant, K and seed.
+        missing: the jobs that did not finish.
     """
 
     folder: Path
@@ -186,12 +195,12 @@ class Sweep:
 
     @property
     def repeated(self) -> bool:
-        """Whether any point has several jobs."""
+        """Return whether any point has several jobs."""
         return any(len(point.jobs) > 1 for point in self.points)
 
     @cached_property
     def points(self) -> list[Point]:
-        """By variant and K."""
+        """Return the jobs grouped by variant and K."""
         groups: dict[tuple[str, int], list[SweepJob]] = {}
         for job in self.jobs:
             groups.setdefault((job.variant, job.result.negatives), []).append(job)
@@ -199,76 +208,81 @@ class Sweep:
         return [Point(jobs, p) for jobs, p in zip(groups.values(), corrected, strict=True)]
 
     def of(self, variant: str) -> list[Point]:
-        """A variant's points in the order of K."""
+        """Return a variant's points in the order of K."""
         return [point for point in self.points if point.variant == variant]
 
     @property
     def baselines(self) -> list[list[str]]:
-        """The variants by the fine-tuned model that they begin with: those of other data have another."""
+        """Group the variants by the SFT model that they begin with: variants of other data have another."""
         groups: list[tuple[dict[int, float], list[str]]] = []
         for variant in self.variants:
             jobs = [job for job in self.jobs if job.variant == variant]
-            own = {job.result.seed: float(job.base["mean"]["estimate"]) for job in jobs}
+            scores = {job.result.seed: float(job.base["mean"]["estimate"]) for job in jobs}
             for known, members in groups:
-                if all(known.get(seed, value) == value for seed, value in own.items()) and known.keys() & own.keys():
-                    known.update(own)
+                if (
+                    all(known.get(seed, value) == value for seed, value in scores.items())
+                    and known.keys() & scores.keys()
+                ):
+                    known.update(scores)
                     members.append(variant)
                     break
             else:
-                groups.append((own, [variant]))
+                groups.append((scores, [variant]))
         return [members for _, members in groups]
 
 
 def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
-    """Every job in or below `sources`: a folder that holds a result, or Hydra's record of a job that left none.
+    """Read every job in or below `sources`: each folder with a result, or with Hydra's record of a job.
 
     Args:
-        folder: where the report is to be written; by default the only source.
+        folder: where the report will be written; by default the only source.
 
     Raises:
-        UserError: where the jobs do not measure the same thing.
+        UserError: if the jobs do not measure the same thing.
     """
     from selfcontrast.results import Result  # imports torch
 
     begun = {path.resolve(): path for source in sources for path in _begun(source)}
     root = Path(os.path.commonpath([source.resolve() for source in sources]))
-    found: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     missing = []
-    for own in sorted(begun, key=_natural):
-        name = str(own.relative_to(root))
+    for job_folder in sorted(begun, key=_natural):
+        name = str(job_folder.relative_to(root))
         try:
-            if (own / FAILED).exists():  # beside what an earlier job left in the same folder
+            if (job_folder / FAILED).exists():  # beside what an earlier job left in the same folder
                 raise OSError
-            found[name] = Result.read(own)
+            results[name] = Result.read(job_folder)
         except (OSError, ValueError, TypeError):
-            if _of_one_model(own):  # evaluate.py's
+            if _of_one_model(job_folder):  # evaluate.py's
                 continue
-            missing.append(Missing(name, _own_overrides(own, begun), _why(own)))
-    found = _distinct(found)
-    _check_measure(found)
-    names = variants({name: result.config for name, result in found.items()})
-    corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in found.values()])
-    jobs = [SweepJob(name, names[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
+            missing.append(Missing(name, _own_overrides(job_folder, begun), _why(job_folder)))
+    results = _distinct(results)
+    _check_measure(results)
+    names = variants({name: result.config for name, result in results.items()})
+    corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in results.values()])
+    jobs = [SweepJob(name, names[name], results[name], p) for name, p in zip(results, corrected, strict=True)]
     jobs.sort(key=lambda job: (not job.variant.startswith(OURS), job.variant, job.result.negatives, job.result.seed))
     return Sweep(folder or sources[0], sources, jobs, missing)
 
 
 def p_value(jobs: Sequence[SweepJob]) -> float:
     if len(jobs) == 1:
-        own = jobs[0].row.get("p_value")
-        return float("nan") if own is None else float(own)
+        p = jobs[0].row.get("p_value")
+        return float("nan") if p is None else float(p)
     if any("difference" not in job.row for job in jobs):  # fine-tuned models, which are compared with nothing
         return float("nan")
     return seeds_test([job.row["difference"]["estimate"] for job in jobs])
 
 
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Per job what it is: "objective.beta=0.1, sft.lr=0.002", with its method before that where methods differ; "" for
-    none of it. Methods differ in many settings, which nobody wants listed: only those within a method are. A setting
-    that is the seed in every job (`generator.seed: ${seed}`) tells nothing that the seed does not."""
+    """Return each job's name: the settings in which it differs, such as "objective.beta=0.1, sft.lr=0.002"; else "".
+
+    If methods differ, the name begins with the method, and only settings that differ within a method follow: methods
+    differ in many. A setting that equals the seed in every job (`generator.seed: ${seed}`) is left out.
+    """
     methods = {name: str(config.get("label", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
-    found = {}
+    names = {}
     for name, settings in flat.items():
         peers = [other for other, method in methods.items() if method == methods[name]]
         differ = [
@@ -278,44 +292,49 @@ def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             and any(flat[peer].get(key) != configs[peer].get("seed") for peer in peers)
         ]
         method = [methods[name]] if len(set(methods.values())) > 1 else []
-        found[name] = ", ".join([*method, *(f"{key}={settings[key]}" for key in differ)])
-    return found
+        names[name] = ", ".join([*method, *(f"{key}={settings[key]}" for key in differ)])
+    return names
 
 
 def mean(jobs: Sequence[SweepJob], base: bool = False) -> float:
-    """Of the policy's estimates over jobs; of the fine-tuned model's with `base`."""
+    """Return the mean of the policy's estimates over jobs; of SFT's with `base`."""
     return sum(float((job.base if base else job.row)["mean"]["estimate"]) for job in jobs) / len(jobs)
 
 
 def best(sweep: Sweep) -> Point:
-    """Return the point with the highest mean, over the seeds that all points have, where there are such."""
+    """Return the point with the highest mean, over the seeds that all points have, if there are any."""
     points, _ = comparable(sweep.points)
     return max(points, key=lambda point: mean(point.jobs))
+
+
+def point_name(sweep: Sweep, point: Point) -> str:
+    """Return K, with the variant where there are several: "K=8", "random (K=8)"."""
+    return f"{point.variant} (K={point.k})" if len(sweep.variants) > 1 else f"K={point.k}"
 
 
 def comparable(points: Sequence[Point]) -> tuple[list[Point], list[int]]:
     """Restrict points to the seeds that all of them have, and return those seeds.
 
-    Of other seeds alone a point would be higher or lower because its fine-tuned model is. Where no seed is in all
-    points they stay as they are, and the seeds are none.
+    On other seeds a point may be higher only because its SFT model is. If no seed is in all points, they are returned
+    unchanged with no seeds.
     """
     shared = sorted(set.intersection(*(set(point.seeds) for point in points)))
     return ([point.on(shared) for point in points] if shared else list(points)), shared
 
 
 def control_of(jobs: Sequence[SweepJob]) -> tuple[str, float] | None:
-    """Name the fine-tuned model's best decoding among those sharper than the first, with its mean over the jobs."""
+    """Return SFT's best decoding among those sharper than the first, with its mean over the jobs."""
     rows = [row for job in jobs for row in sharper_rows(job.result.comparison["rows"])]
     means = {
-        decoding: sum(own) / len(own)
+        decoding: sum(scores) / len(scores)
         for decoding in dict.fromkeys(row["decoding"] for row in rows)
-        if len(own := [float(row["mean"]["estimate"]) for row in rows if row["decoding"] == decoding]) == len(jobs)
+        if len(scores := [float(row["mean"]["estimate"]) for row in rows if row["decoding"] == decoding]) == len(jobs)
     }
     return max(means.items(), key=lambda item: item[1], default=None)
 
 
 def _begun(source: Path) -> Iterator[Path]:
-    """The folders of jobs in or below a folder."""
+    """Yield the folders of jobs in or below a folder."""
     from selfcontrast.results import RESULT
 
     yield from (path.parent for path in source.rglob(RESULT))
@@ -331,25 +350,25 @@ def _of_one_model(folder: Path) -> bool:
         return False
 
 
-def _distinct(found: Mapping[str, "Result"]) -> dict[str, "Result"]:
-    """Without runs that are another's repetition to the last digit: one measurement is not two."""
+def _distinct(results: Mapping[str, "Result"]) -> dict[str, "Result"]:
+    """Drop runs that repeat another to the last digit: they are one measurement."""
     seen: dict[str, str] = {}
-    for name, result in found.items():
-        own = {key: value for key, value in result.config.items() if key not in NO_VARIANT}
-        told = [own, result.negatives, result.seed, result.comparison]
-        seen.setdefault(json.dumps(told, sort_keys=True, default=str), name)
-    return {name: found[name] for name in seen.values()}
+    for name, result in results.items():
+        config = {key: value for key, value in result.config.items() if key not in NO_VARIANT}
+        content = [config, result.negatives, result.seed, result.comparison]
+        seen.setdefault(json.dumps(content, sort_keys=True, default=str), name)
+    return {name: results[name] for name in seen.values()}
 
 
-def _check_measure(found: Mapping[str, "Result"]) -> None:
-    by_measure = {result.comparison["measure"]: name for name, result in found.items()}
+def _check_measure(results: Mapping[str, "Result"]) -> None:
+    by_measure = {result.comparison["measure"]: name for name, result in results.items()}
     if len(by_measure) > 1:
-        told = ", ".join(f"{measure} ({name})" for measure, name in by_measure.items())
-        raise UserError(f"these runs do not measure the same thing: {told}; report them apart")
+        measures = ", ".join(f"{measure} ({name})" for measure, name in by_measure.items())
+        raise UserError(f"These runs do not measure the same thing: {measures}. Report them separately.")
 
 
 def _holm(p_values: Iterable[float | None]) -> list[float]:
-    """Corrected over those that are numbers; NaN for the others."""
+    """Correct the p-values that are numbers by Holm; NaN stays NaN."""
     p = np.array([float("nan") if value is None else value for value in p_values])
     known = np.isfinite(p)
     p[known] = holm(p[known])
@@ -367,10 +386,10 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _own_overrides(job: Path, jobs: Collection[Path]) -> str:
-    """What the job was told on the command line and not every other job was: "negatives=99"."""
-    told = {own: _overrides(own) for own in jobs}
-    common = set.intersection(*map(set, told.values())) if len(told) > 1 else set()
-    return " ".join(override for override in told[job] if override not in common)
+    """Return the overrides of a job that not all jobs have: "negatives=99"."""
+    overrides = {folder: _overrides(folder) for folder in jobs}
+    common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
+    return " ".join(override for override in overrides[job] if override not in common)
 
 
 def _why(job: Path) -> str:
@@ -388,5 +407,5 @@ def _overrides(job: Path) -> list[str]:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """SweepJob 10 after job 9."""
+    """Return a sort key that puts job 10 after job 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfcontrast.evaluation.statistics import over_seeds
@@ -13,22 +14,22 @@ from selfcontrast.report import text
 from selfcontrast.report.against_kl import KL_AXIS, path
 from selfcontrast.report.figures import axis_label
 from selfcontrast.report.style import COLOURS, MARKERS, SERIES, legend_name, styled
-from selfcontrast.report.sweep import Point, Sweep, SweepJob
+from selfcontrast.report.sweep import Point, Sweep, SweepJob, comparable, mean, point_name
 
 if TYPE_CHECKING:
     from selfcontrast.evaluation.curve import CurvePoint
 
-MOST_NAMED = 10  # arms in the figure's legend
+MOST_NAMED = 10  # arms in the figure's legend: the best
 STRAIGHT = (
-    "Some jobs have no checkpoint between SFT and the policy, so that a straight line stands for their training. "
+    "Some jobs have no checkpoint between SFT and the policy: their scores are interpolated over the whole training. "
     "evaluation.checkpoints=4 measures it."
 )
 OTHER_PROMPTS = "The jobs were measured on different prompts: point estimates, without intervals."
-OVER_PROMPTS = "Intervals: bootstrap over prompts, each sample with its own lines and its own smallest final KL."
+OVER_PROMPTS = "Intervals: bootstrap over prompts; each sample has its own lines and its own smallest final KL."
 OVER_SEEDS = (
     "Means over seeds; intervals are Student's t over seeds. A difference is over the seeds that both arms have."
 )
-# Why two arms have no difference.
+# Reasons why two arms have no difference.
 NO_SEED = "have no seed in common with it"
 OTHER_MODEL = "begin with another fine-tuned model, from which their KL is measured"
 OTHER_DECODING = "were measured at another decoding"
@@ -40,7 +41,7 @@ Row = list[str]
 
 @dataclass(frozen=True)
 class Compared:
-    """Arms at the same KL: heads and rows of a table, and what must be said beside it."""
+    """Arms at the same KL: heads and rows of a table, and the notes that it needs."""
 
     heads: Row
     rows: list[Row]
@@ -51,10 +52,10 @@ def with_kl(
     heads: list[str], rows: list[list[str]], jobs: Sequence[Sequence[SweepJob]]
 ) -> tuple[list[str], list[list[str]]]:
     """Add columns of KL and entropy, means over the jobs of each row, where any job knows them."""
-    last = [[points[-1] for job in own if (points := _points(job))] for own in jobs]
+    last = [[points[-1] for job in row_jobs if (points := _points(job))] for row_jobs in jobs]
     if not any(last):
         return heads, rows
-    cells = [[_mean(own, "kl"), _mean(own, "entropy")] for own in last]
+    cells = [[_mean(row_jobs, "kl"), _mean(row_jobs, "entropy")] for row_jobs in last]
     return [*heads, "KL", "entropy"], [[*row, *more] for row, more in zip(rows, cells, strict=True)]
 
 
@@ -64,9 +65,9 @@ def columns(job: SweepJob) -> dict[str, Any]:
         return {}
     sft, policy = points[0], points[-1]
     kl = policy["kl"]
-    own: dict[str, Any] = {"kl": kl["estimate"], "kl_low": kl["low"], "kl_high": kl["high"]}
-    own |= {"entropy": policy["entropy"]["estimate"], "sft_entropy": sft["entropy"]["estimate"]}
-    return own | {"entropy_per_token": policy["entropy_per_token"]["estimate"]}
+    cells: dict[str, Any] = {"kl": kl["estimate"], "kl_low": kl["low"], "kl_high": kl["high"]}
+    cells |= {"entropy": policy["entropy"]["estimate"], "sft_entropy": sft["entropy"]["estimate"]}
+    return cells | {"entropy_per_token": policy["entropy_per_token"]["estimate"]}
 
 
 @styled()
@@ -77,24 +78,35 @@ def figure(sweep: Sweep) -> Figure | None:
         return None
     drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = drawn.subplots()
-    for at, arm in enumerate(arms):
-        named = len(arms) <= MOST_NAMED
-        colour = SERIES[at % len(SERIES)] if named else COLOURS["muted"]
-        marker = MARKERS[at // len(SERIES)] if named else MARKERS[0]
-        for number, job in enumerate(arm.jobs):
-            points = _points(job)
-            label = legend_name(_name(sweep, arm)) if named and number == 0 else None
-            path(axes, points, colour, label, alpha=0.8)
-            for point in points[1:]:
-                size = 4 if point["checkpoint"] else 7
-                place = point["kl"]["estimate"], point["score"]["estimate"]
-                axes.plot(*place, marker=marker, color=colour, markersize=size, markeredgewidth=0)
-            start = points[0]["score"]["estimate"]
-            axes.plot(0, start, marker="o", color=COLOURS["sft"], markersize=7, markeredgewidth=0)
+    comparables, _ = comparable(arms)
+    best = [arm for _, arm in sorted(zip(comparables, arms, strict=True), key=lambda pair: -mean(pair[0].jobs))][
+        :MOST_NAMED
+    ]
+    others = [arm for arm in arms if arm not in best]
+    for arm in others:  # below the others
+        label = f"{len(others)} more" if arm is others[0] else None
+        _draw_arm(axes, arm, label, COLOURS["muted"], MARKERS[0], alpha=0.35)
+    for index, arm in enumerate(best):
+        look = SERIES[index % len(SERIES)], MARKERS[index // len(SERIES)]
+        _draw_arm(axes, arm, legend_name(point_name(sweep, arm)), *look, alpha=0.8)
     axes.set_xlabel(KL_AXIS)
     axes.set_ylabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
     return drawn
+
+
+def _draw_arm(axes: Axes, arm: Point, label: str | None, colour: str, marker: str, alpha: float) -> None:
+    for job in arm.jobs:
+        points = _points(job)
+        path(axes, points, colour, alpha=alpha)
+        for point in points[1:]:
+            size = 4 if point["checkpoint"] else 7
+            x, y = point["kl"]["estimate"], point["score"]["estimate"]
+            axes.plot(x, y, marker=marker, color=colour, markersize=size, markeredgewidth=0, alpha=alpha)
+        start = points[0]["score"]["estimate"]
+        axes.plot(0, start, marker="o", color=COLOURS["sft"], markersize=7, markeredgewidth=0)
+    if label:
+        axes.plot([], [], marker=marker, color=colour, markersize=6, markeredgewidth=0, alpha=alpha, label=label)
 
 
 def equal_kl(sweep: Sweep) -> Compared | None:
@@ -104,25 +116,40 @@ def equal_kl(sweep: Sweep) -> Compared | None:
     kl = min((_points(job)[-1]["kl"]["estimate"] for job in jobs), default=0.0)
     if len(arms) < 2 or kl <= 0:
         return None
-    names = [_name(sweep, arm) for arm in arms]
+    names = [point_name(sweep, arm) for arm in arms]
     unlike = [_unlike(sweep, arms[0], arm) for arm in arms]
-    notes = _no_difference(names, unlike)
+    notes = [f"Differences are from {names[0]}.", *_no_difference(names, unlike)]
     if any(len(arm.jobs) > 1 for arm in arms):
-        cells, note = _over_seeds(sweep, arms, kl), OVER_SEEDS
+        cells, note = _over_seeds(arms, kl), OVER_SEEDS
     elif len({tuple(_ids(job)) for job in jobs}) == 1:
         cells, note = _over_prompts(jobs), OVER_PROMPTS
     else:
         cells, note, notes = [[text.number(_score_at(job, kl)), text.NONE] for job in jobs], OTHER_PROMPTS, []
     cells = [[score, text.NONE if why else change] for (score, change), why in zip(cells, unlike, strict=True)]
-    lacking = [_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)]
+    lacking = [
+        point_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)
+    ]
     without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
     finals = [_mean([_points(job)[-1] for job in arm.jobs], "kl") for arm in arms]
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
-    return Compared(
-        ["arm", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", f"difference from {names[0]}"],
-        [[name, final, *own] for name, final, own in zip(names, finals, cells, strict=True)],
-        [note, *notes, *without, *straight],
-    )
+    heads = ["arm", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", "difference"]
+    rows = [[name, final, *scores] for name, final, scores in zip(names, finals, cells, strict=True)]
+    if any(arm.seeds != sweep.seeds for arm in arms):
+        heads, rows = _with_seeds(heads, rows, arms)
+    return Compared(heads, rows, [note, *notes, *without, *straight])
+
+
+def _with_seeds(heads: Row, rows: list[Row], arms: Sequence[Point]) -> tuple[Row, list[Row]]:
+    """Add the seeds that each score and each difference is over: arms differ in them."""
+
+    def listed(seeds: Sequence[int]) -> str:
+        return ", ".join(map(str, seeds)) or text.NONE
+
+    cells = []
+    for (name, final, score, change), arm in zip(rows, arms, strict=True):
+        shared = listed([*_pairs(arms[0], arm)]) if change != text.NONE else text.NONE
+        cells.append([name, final, score, listed(arm.seeds), change, shared])
+    return [*heads[:3], "seeds", heads[3], "on seeds"], cells
 
 
 def _unlike(sweep: Sweep, first: Point, other: Point) -> str:
@@ -153,7 +180,7 @@ def _pairs(first: Point, other: Point) -> dict[int, tuple[SweepJob, SweepJob]]:
 
 
 def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
-    """Score and difference from the first, of one job per arm."""
+    """Return score and difference from the first arm, for one job per arm."""
     paths = [
         KLPath([point["by_prompt"]["kl"] for point in points], [point["by_prompt"]["score"] for point in points])
         for points in map(_points, jobs)
@@ -166,20 +193,22 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
     return [[cells[0][0], text.NONE], *cells[1:]]
 
 
-def _over_seeds(sweep: Sweep, arms: Sequence[Point], kl: float) -> list[Row]:
-    """The same as means over each arm's seeds, and differences over those that both arms have."""
+def _over_seeds(arms: Sequence[Point], kl: float) -> list[Row]:
+    """Return scores as means over each arm's seeds, and differences from the first over the seeds of both arms."""
     confidence = arms[0].jobs[0].row["mean"]["confidence"]
 
-    def cell(values: Sequence[float], seeds: Sequence[int], signed: bool = False) -> str:
-        on = f" (seed {', '.join(map(str, seeds))})" if list(seeds) != sweep.seeds else ""
-        return text.interval(asdict(over_seeds(values, confidence=confidence)), signed=signed) + on
+    def cell(values: Sequence[float], signed: bool = False) -> str:
+        if len(values) == 1:  # no interval over seeds
+            return text.number(values[0], signed=signed)
+        return text.interval(asdict(over_seeds(values, confidence=confidence)), signed=signed)
 
     rows = []
     for arm in arms:
-        score = cell([_score_at(job, kl) for job in arm.jobs], arm.seeds)
         pairs = _pairs(arms[0], arm)
-        changes = [_score_at(own, kl) - _score_at(first, kl) for first, own in pairs.values()]
-        rows.append([score, cell(changes, [*pairs], signed=True) if pairs else text.NONE])
+        changes = [_score_at(job, kl) - _score_at(first, kl) for first, job in pairs.values()]
+        rows.append(
+            [cell([_score_at(job, kl) for job in arm.jobs]), cell(changes, signed=True) if pairs else text.NONE]
+        )
     return [[rows[0][0], text.NONE], *rows[1:]]
 
 
@@ -208,10 +237,6 @@ def _ids(job: SweepJob) -> list[str]:
 def _decoding(job: SweepJob) -> str:
     curve = job.result.against_kl
     return curve["decoding"] if curve else ""
-
-
-def _name(sweep: Sweep, arm: Point) -> str:
-    return f"{arm.variant}, K={arm.k}" if len(sweep.variants) > 1 else f"K={arm.k}"
 
 
 def _mean(points: "Sequence[CurvePoint]", name: Literal["kl", "entropy"]) -> str:

@@ -1,4 +1,4 @@
-"""A sweep's numbers as rows: for a reader, by point and by job, and for a machine, by job."""
+"""A sweep's numbers as table rows, by point and by job, and as a data frame by job."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from selfcontrast.report.sweep import Point, Sweep, SweepJob
 from selfcontrast.report.sweep_kl import columns, with_kl
 from selfcontrast.report.sweep_prompts import with_prompts
 
-# Of `numbers`, after the measure's own name. The last three are what a point costs: the time of its alignment and the
-# tokens that it reads, and the time of all stages, as if nothing were shared.
+# Heads of `numbers` after the measure. The last three are a point's costs: time and tokens of preference training, and
+# the time of all stages, as if nothing were shared.
 HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align", "tokens", "in all")
 
-UNKNOWN = dict.fromkeys(("estimate", "low", "high"), math.nan)  # of what a job without a policy does not have
+UNKNOWN = dict.fromkeys(("estimate", "low", "high"), math.nan)  # a job without a policy has no difference
 
 Row = list[str]
 
 
 def numbers(point: Point) -> Row:
-    """As `HEADS`: one job's with its intervals; of several seeds the means, with theirs over seeds."""
+    """Return cells as `HEADS`: of one job with its intervals; of several seeds the means, with intervals over seeds."""
     jobs = point.jobs
     return [
         text.interval(point.measured("mean")),
@@ -36,8 +36,24 @@ def numbers(point: Point) -> Row:
     ]
 
 
+# Columns that a page shows in a second table: what a row costs and what it was trained on.
+DETAILS = ("used", "align", "tokens", "in all", "entropy", "prompts")
+
+
+def split(names: int, heads: Row, rows: list[Row]) -> tuple[tuple[Row, list[Row]], tuple[Row, list[Row]]]:
+    """Split a wide table in two that fit a page: the scores, and the columns of `DETAILS`.
+
+    Args:
+        names: how many columns at the left name a row. Both tables have them.
+    """
+    main = [at for at, head in enumerate(heads) if head not in DETAILS]
+    details = [*range(names), *(at for at, head in enumerate(heads) if head in DETAILS)]
+    first, second = (([heads[at] for at in own], [[row[at] for at in own] for row in rows]) for own in (main, details))
+    return first, second
+
+
 def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
-    """Heads and rows over K; of a variant's several seeds the mean."""
+    """Return heads and one row per variant and K, with means over seeds."""
     varied = len(sweep.variants) > 1
     heads = [*(["variant"] if varied else []), "K", "seeds", sweep.measure, *HEADS]
     rows = [
@@ -48,23 +64,23 @@ def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
 
 
 def seeds_cell(sweep: Sweep, point: Point) -> str:
-    """How many seeds a point has, and which, where others have more."""
+    """Return how many seeds a point has, and which ones if others have more."""
     named = f" ({', '.join(map(str, point.seeds))})" if point.seeds != sweep.seeds else ""
     return f"{len(point.jobs)}{named}"
 
 
 def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
-    """Heads and rows, one per job, whose p-values are corrected for the number of jobs."""
+    """Return heads and one row per job. Its p-value is corrected for the number of jobs."""
     heads = ["job", "variant", "K", "seed", sweep.measure, *HEADS]
     rows = []
     for job in sweep.jobs:
-        own = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
-        rows.append([*own, *numbers(Point([job], job.p_holm))])
+        cells = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
+        rows.append([*cells, *numbers(Point([job], job.p_holm))])
     return _with_more(sweep, heads, rows, [[job] for job in sweep.jobs])
 
 
 def frame(sweep: Sweep) -> pd.DataFrame:
-    """One row per job: what `results.csv` holds."""
+    """Return the content of `results.csv`: one row per job."""
     rows = []
     for job in sweep.jobs:
         row: dict[str, Any] = {"job": job.folder, "variant": job.variant, "negatives": job.result.negatives}
@@ -84,7 +100,7 @@ def frame(sweep: Sweep) -> pd.DataFrame:
 
 
 def _with_more(sweep: Sweep, heads: Row, rows: list[Row], jobs: Sequence[Sequence[SweepJob]]) -> tuple[Row, list[Row]]:
-    """Add the columns that not every sweep has; `jobs` are those of each row."""
+    """Add the columns that not every sweep has. `jobs` are the jobs of each row."""
     return with_prompts(sweep, *with_kl(heads, rows, jobs), jobs)
 
 

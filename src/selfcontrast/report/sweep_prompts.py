@@ -1,6 +1,6 @@
-"""How many prompts the jobs of a sweep trained on, shown wherever that differs between them.
+"""Say how many prompts the jobs of a sweep trained on, if this differs between them.
 
-Methods need different things of a prompt, so the same data leaves them different prompts (docs/reproduction.md).
+Methods drop prompts for different reasons, so the same data leaves them different prompts (docs/reproduction.md).
 """
 
 import math
@@ -11,13 +11,13 @@ from selfcontrast.report.sweep import Sweep, SweepJob
 
 
 def different_prompts(sweep: Sweep) -> str:
-    """Say how many prompts the jobs of each variant trained on; "" where all trained on as many."""
+    """Say how many prompts the jobs of each variant trained on; "" if all trained on the same number."""
     if not _uneven(sweep):
         return ""
     parts = []
     for variant in sweep.variants:
-        if found := _known([job for job in sweep.jobs if job.variant == variant]):
-            ends = dict.fromkeys((text.count(min(found)), text.count(max(found))))
+        if counts := _known([job for job in sweep.jobs if job.variant == variant]):
+            ends = dict.fromkeys((text.count(min(counts)), text.count(max(counts))))
             parts.append(f"{variant} {' to '.join(ends)}".strip())
     return f"The jobs trained on different numbers of prompts: {', '.join(parts)}. This may explain differences."
 
@@ -25,10 +25,10 @@ def different_prompts(sweep: Sweep) -> str:
 def with_prompts(
     sweep: Sweep, heads: list[str], rows: list[list[str]], jobs: Sequence[Sequence[SweepJob]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Add a column with the mean number of prompts to a table, where the jobs differ in it.
+    """Add a column with the mean number of prompts to a table, if the jobs differ in it.
 
     Args:
-        jobs: those of each row.
+        jobs: the jobs of each row.
     """
     if not _uneven(sweep):
         return heads, rows
@@ -41,5 +41,5 @@ def _uneven(sweep: Sweep) -> bool:
 
 
 def _known(jobs: Sequence[SweepJob]) -> list[float]:
-    """The numbers of prompts; none for a job without preference training."""
+    """Return the numbers of prompts, without jobs that have no preference training."""
     return [count for job in jobs if math.isfinite(count := float(job.align["summary"].get("prompts", math.nan)))]

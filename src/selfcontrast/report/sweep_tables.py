@@ -1,4 +1,4 @@
-"""A sweep's table as text to paste: Markdown for an issue or a README, LaTeX (booktabs) for a paper."""
+"""Format a sweep's table to paste: Markdown for an issue or a README, LaTeX (booktabs) for a paper."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ LATEX = {
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Cells are escaped: a setting's name or value is shown as it is."""
+    """Return a Markdown table with escaped cells."""
     lines = [[MARKDOWN.sub(r"\\\1", str(cell)) for cell in row] for row in (heads, *rows)]
     lines.insert(1, ["---"] * len(heads))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Needs `\\usepackage{booktabs}`."""
+    """Return a LaTeX table with escaped cells. It needs `\\usepackage{booktabs}`."""
     head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in (heads, *rows))
     lines = [rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
     return "\n".join([*lines, r"\end{tabular}", ""])

@@ -1,10 +1,10 @@
-"""The last thing a sweep prints: score against K as a table and a plot, and where the figure lies."""
+"""The summary that a sweep prints: score against K as a table and a plot, and the paths of its files."""
 
 from selfcontrast.report import sweep_kl, text
 from selfcontrast.report.sweep import Point, Sweep, mean
 from selfcontrast.report.sweep_numbers import HEADS, numbers, seeds_cell
-from selfcontrast.report.sweep_page import headline, sentence
 from selfcontrast.report.sweep_prompts import different_prompts
+from selfcontrast.report.sweep_words import headline, sentence
 from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.verdict import PROXY
 
@@ -12,7 +12,7 @@ PLOT = 60  # characters
 
 
 def print_sweep(sweep: Sweep) -> None:
-    """Prints to stdout the table, the plot, the jobs without a result, and paths."""
+    """Print the table, the plot, the jobs without a result, and paths to stdout."""
     say("")
     if sweep.jobs:
         _print_jobs(sweep)
@@ -33,11 +33,19 @@ def _print_jobs(sweep: Sweep) -> None:
         say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
     several, varied = len(sweep.seeds) > 1, len(sweep.variants) > 1
     names = [*(["variant"] if varied else []), "K", *(["seeds"] if several else [])]
-    costs = HEADS.index("align")  # from there on: the page has them, and a terminal 80 columns
-    table = columns(*names, sweep.measure.split()[0], *HEADS[:costs], left=1)
+    heads = [sweep.measure.split()[0], *HEADS]
+    left_out = {
+        "align",
+        "tokens",
+        "in all",
+        *(["wins", "p", "used"] if varied else []),
+    }  # 80 columns; the page has them
+    shown = [at for at, head in enumerate(heads) if head not in left_out]
+    table = columns(*names, *(heads[at] for at in shown), left=1)
     for point in sweep.points:
-        own = [*([point.variant] if varied else []), str(point.k), *([seeds_cell(sweep, point)] if several else [])]
-        table.add_row(*own, *numbers(point)[: costs + 1])
+        cells = [*([point.variant] if varied else []), str(point.k), *([seeds_cell(sweep, point)] if several else [])]
+        row = numbers(point)
+        table.add_row(*cells, *(row[at] for at in shown))
     show(table)
     say("")
     if note := different_prompts(sweep):
@@ -60,9 +68,9 @@ def _print_jobs(sweep: Sweep) -> None:
 
 
 def plot(sweep: Sweep) -> list[str]:
-    """The figure in characters: per K its interval and estimate, and the SFT of its variant as a vertical line.
+    """Draw the figure in characters: per K its interval and estimate, and its variant's SFT as a vertical line.
 
-    A variant's name is the line before its first K, where there are several.
+    With several variants, a variant's name is the line above its first K.
     """
     spans = [_span(point) for point in sweep.points]
     levels = {
@@ -92,9 +100,9 @@ def plot(sweep: Sweep) -> list[str]:
 
 
 def _span(point: Point) -> tuple[float, float]:
-    """The interval of one job; the range over several seeds."""
-    own = point.jobs[0].row["mean"]
-    if len(point.jobs) == 1 and text.bounded(own):
-        return own["low"], own["high"]
+    """Return the interval of one job, or the range over several seeds."""
+    first = point.jobs[0].row["mean"]
+    if len(point.jobs) == 1 and text.bounded(first):
+        return first["low"], first["high"]
     values = [float(job.row["mean"]["estimate"]) for job in point.jobs]
     return min(values), max(values)

@@ -1,7 +1,7 @@
-"""The last thing a run prints: what came out, what it took, and where it lies."""
+"""The summary that a run prints: scores, times and paths."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.console import Console
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.curve import Curve
     from selfcontrast.results import Result
 
-WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of what must not be cut
+WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of a line that must not be cut
+NARROW = 12  # characters: of a table's first column, at least
 
 
 def print_result(result: "Result", folder: Path) -> None:
-    """Prints to stdout a table of all systems and decodings, the verdict, timings, and paths."""
+    """Print a table of all systems and decodings, the verdict, timings, and paths to stdout."""
     confidence = percent(result.comparison["rows"][0]["mean"]["confidence"], 0)
     say("")
     say(f"{result.name}: {measure_name(result)}, mean [{confidence} interval]", "bold")
@@ -35,13 +36,13 @@ def print_result(result: "Result", folder: Path) -> None:
     say(f"{verdict.headline}. {verdict.text}")
     if result.against_kl:
         _print_against_kl(result.against_kl)
-    for one in benchmarks.shown(result):
+    for benchmark in benchmarks.views(result):
         say("")
-        show(_benchmark(one))
-        say(one.judged)
+        show(_benchmark(benchmark))
+        say(benchmark.judged)
     if rows := benchmarks.published(result):
         table = columns("published", "measure", "figure", "here", left=2)
-        for system, what, printed, ours, _ in rows:
+        for system, what, _, printed, ours in rows:
             table.add_row(system, what, printed, ours)
         say("")
         show(table)
@@ -53,33 +54,38 @@ def print_result(result: "Result", folder: Path) -> None:
 
 
 def say(text: str, style: str = "", wrap: bool = True) -> None:
-    """A paragraph; paths stay whole, whatever the width."""
+    """Print a paragraph. Without `wrap` it stays one line, for paths."""
     _console(WIDEST if wrap else WHOLE).print(text, style=style, soft_wrap=not wrap)
 
 
 def show(table: Table) -> None:
-    """A table whose numbers are never cut: where the terminal is narrower, it is the terminal that wraps."""
+    """Print a table as wide as the terminal: its first column wraps, its numbers are never cut."""
     console = _console(WHOLE)
-    console.print(table, width=console.measure(table).maximum)
+    widths = [console.measure(cell).maximum for cell in table.columns[0].cells]
+    first = max([*widths, console.measure(table.columns[0].header).maximum])
+    whole = console.measure(table).maximum
+    narrowest = whole - first + min(first, NARROW)
+    console.print(table, width=min(whole, max(narrowest, _console(WIDEST).width)))
 
 
 def _console(widest: int) -> Console:
-    """To the stdout of now, as wide as the terminal but at most `widest`; `WHOLE` is wider than any line."""
+    """Return a console on the current stdout, as wide as the terminal but at most `widest`; `WHOLE` never wraps."""
     plain = Console(highlight=False, markup=False, emoji=False)
     plain.width = WHOLE if widest == WHOLE else min(plain.width, widest)
     return plain
 
 
 def columns(*heads: str, left: int = 1) -> Table:
-    """An empty table: the first `left` columns hold words, the others numbers."""
+    """Return an empty table: the first `left` columns hold words, the others numbers. Only the first one may wrap."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
-    for at, head in enumerate(heads):
-        table.add_column(head, justify="left" if at < left else "right", no_wrap=True)
+    for index, head in enumerate(heads):
+        justify: Literal["left", "right"] = "left" if index < left else "right"
+        table.add_column(head, justify=justify, no_wrap=index > 0, overflow="fold")
     return table
 
 
 def _comparison(result: "Result") -> Table:
-    """SFT at each decoding first, since its sharper decodings are the control; then the policies."""
+    """List SFT at each decoding first, since its sharper decodings are the control; then the policies."""
     rows = result.comparison["rows"]
     table = columns("", "at", "mean", "difference from SFT", "wins", "p", left=2)
     for system in sorted({row["system"] for row in rows}, key=lambda name: (name != BASELINE, name)):
@@ -106,14 +112,14 @@ def _print_against_kl(curve: "Curve") -> None:
         table.add_row(*(row[at] for at in shown))
     say("")
     show(table)
-    if told := against_kl.sentence(curve):
-        say(told)
+    if words := against_kl.sentence(curve):
+        say(words)
 
 
-def _benchmark(one: benchmarks.Shown) -> Table:
-    """Without its categories, which are the page's."""
-    table = columns(one.name, *one.systems)
-    for what, cells in one.rows:
+def _benchmark(benchmark: benchmarks.BenchmarkView) -> Table:
+    """Return a benchmark's table without its categories, which only the page shows."""
+    table = columns(benchmark.name, *benchmark.systems)
+    for what, cells in benchmark.rows:
         if not what.startswith(benchmarks.CATEGORY):
             table.add_row(what, *cells)
     return table

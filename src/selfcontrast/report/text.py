@@ -1,15 +1,17 @@
-"""Numbers as a reader sees them: the same in the terminal, on the page and in a figure."""
+"""Format numbers for a reader: the same in the terminal, on the page and in a figure."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 NONE = "–"
+NO_BREAK_SPACE = "\xa0"
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """`value` with fixed digits; a dash where there is none. Zero has no sign."""
+    """Format `value` with fixed digits; a dash for None or NaN. Zero has no sign."""
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -17,7 +19,7 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
-    """An estimate and its interval: "0.781 [0.762, 0.800]"; "0.781 [–]" where one prompt allows none."""
+    """Format an estimate with its interval: "0.781 [0.762, 0.800]"; "0.781 [–]" if one prompt allows none."""
     if value is None:
         return NONE
     if not bounded(value):
@@ -26,8 +28,13 @@ def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
     return f"{number(value['estimate'], signed=signed)} [{low}, {high}]"
 
 
+def unbroken(cell: object) -> str:
+    """Let a table cell break only before a bracket: "0.648" over "[0.620, 0.676]", where its column is narrow."""
+    return re.sub(r" (?![\[(])", NO_BREAK_SPACE, str(cell))
+
+
 def bounded(value: Mapping[str, Any]) -> bool:
-    """Whether both ends of an interval are known."""
+    """Return whether both ends of an interval are known."""
     return all(value[bound] is not None and math.isfinite(value[bound]) for bound in ("low", "high"))
 
 
@@ -38,7 +45,7 @@ def p_value(value: float | None) -> str:
 
 
 def p_equals(value: float | None) -> str:
-    """For a sentence: "p = 0.012", "p < 0.001"."""
+    """Format a p-value for a sentence: "p = 0.012", "p < 0.001"."""
     text = p_value(value)
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
@@ -48,7 +55,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def percent_interval(value: Mapping[str, Any] | None) -> str:
-    """As `interval`, in percent: "53.1% [51.0, 55.2]"."""
+    """Format as `interval`, in percent: "53.1% [51.0, 55.2]"."""
     if value is None:
         return NONE
     if not bounded(value):
@@ -57,14 +64,14 @@ def percent_interval(value: Mapping[str, Any] | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """12345.0 as "12,345"; a fraction keeps two digits."""
+    """Format 12345.0 as "12,345"; a fraction keeps two digits."""
     if value is None or not math.isfinite(value):
         return NONE
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
 
 
 def large(value: float | None) -> str:
-    """Three digits: "950", "12.3 k", "4.56 M", "1.20 G"."""
+    """Format with three digits: "950", "12.3 k", "4.56 M", "1.20 G"."""
     if value is None or not math.isfinite(value):
         return NONE
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -75,7 +82,7 @@ def large(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "0.3 s", "45 s", "3 min 45 s", "2 h 05 min"."""
+    """Format a time: "0.3 s", "45 s", "3 min 45 s", "2 h 05 min"."""
     if not math.isfinite(seconds):
         return NONE
     if seconds < 9.95:
@@ -89,11 +96,11 @@ def duration(seconds: float) -> str:
 
 
 def place(path: str | Path) -> str:
-    """A path as the reader would type it: relative where it lies below the working directory."""
+    """Format a path as the reader would type it: relative if it is below the working directory."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def had(stage: Mapping[str, Any]) -> str:
-    """How a stage's artifact was had."""
+    """Say whether a stage's artifact was recalled from the store, resumed, or computed in whole."""
     return "recalled" if stage["cached"] else ("resumed" if stage["resumed"] else "done")

@@ -1,4 +1,4 @@
-"""What the page says of a training beside its curves, from its records of metrics."""
+"""Sentences about a training beside its curves, from its records of metrics."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,40 +10,40 @@ TENTH = 10
 
 
 def ranks(records: Records) -> int:
-    """The most negatives that any prompt was trained with."""
+    """Return the largest number of negatives that any prompt was trained with."""
     names = {name for record in records for name in record if name.startswith("accuracy_rank_")}
     return len(names)
 
 
 def mean_of(records: Records, name: str) -> float | None:
-    """Over the records that have this metric; None where none has."""
+    """Return the mean over the records that have this metric; None if none has."""
     values = [record[name] for record in records if record.get(name) is not None]
     return statistics.fmean(values) if values else None
 
 
 def ends(records: Records) -> tuple[Records, Records]:
-    """The first and the last tenth of the steps, at least one each."""
+    """Return the first and the last tenth of the steps, at least one step each."""
     size = -(-len(records) // TENTH)
     return records[:size], records[-size:]
 
 
 def throughput(records: Records) -> str:
-    """One line: medians over steps, and the peak of memory. Empty where nothing was measured."""
-    said = []
+    """Say medians of speed over steps and peak memory in one line; "" if nothing was measured."""
+    parts = []
     for name, unit in (("tokens_per_second", "tokens/s"), ("prompts_per_second", "prompts/s")):
         if (value := _median(records, name)) is not None:
-            said.append(f"{count(float(f'{value:.3g}'))} {unit}")
+            parts.append(f"{count(float(f'{value:.3g}'))} {unit}")
     if (speed := _median(records, "tflops")) is not None:
         share = _median(records, "mfu")
-        told = f" ({percent(share)} of its peak)" if share is not None else ""
-        said.append(f"{speed:.3g} TFLOP/s of model FLOPs per device{told}")
+        of_peak = f" ({percent(share)} of its peak)" if share is not None else ""
+        parts.append(f"{speed:.3g} TFLOP/s of model FLOPs per device{of_peak}")
     if peaks := [r["peak_memory_gib"] for r in records if "peak_memory_gib" in r]:
-        said.append(f"peak memory {number(max(peaks), 1)} GiB")
-    return ", ".join(said)
+        parts.append(f"peak memory {number(max(peaks), 1)} GiB")
+    return ", ".join(parts)
 
 
 def step_zero(records: Records) -> str:
-    """One line on the first step of preference training. Empty where it has no reference."""
+    """Say the loss and the margins at the first step of preference training; "" without a reference."""
     first = next((record for record in records if "step0/loss" in record), None)
     if first is None:
         return ""

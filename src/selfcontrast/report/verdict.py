@@ -1,4 +1,4 @@
-"""What a run shows, in one or two plain sentences made from its numbers, whichever way they fall."""
+"""Say what a run shows, in one or two sentences made from its numbers."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,11 +16,12 @@ SIMILARITY = "has an embedding similarity to the target (a proxy, not quality) o
 
 @dataclass(frozen=True)
 class Verdict:
-    """Attributes:
-    headline: the finding in a few words.
-    sentence: the same with its numbers.
-    control: what sharper sampling alone does to the fine-tuned model, and the policy against the best of it; empty
-        where it was not measured.
+    """A run's finding in words.
+
+    Attributes:
+        headline: the finding in a few words.
+        sentence: the same with its numbers.
+        control: SFT at sharper decodings, and the policy against the best of them; "" if not measured.
     """
 
     headline: str
@@ -33,12 +34,12 @@ class Verdict:
 
 
 def measure_name(result: "Result | Evaluated") -> str:
-    """What the numbers are. A similarity never goes by the name of a score."""
+    """Return the name of the measure. A similarity is never called a score."""
     return "score" if result.comparison["measure"] == "score" else "similarity (proxy)"
 
 
 def judge(result: "Result") -> Verdict:
-    """The verdict at the first decoding, and against the fine-tuned model's sharper decodings."""
+    """Return the verdict at the first decoding, and against SFT's sharper decodings."""
     rows = result.comparison["rows"]
     base = next(row for row in rows if row["system"] == BASELINE)
     policy = policy_row(rows)
@@ -67,7 +68,7 @@ def judge(result: "Result") -> Verdict:
 
 
 def contamination(result: "Result | Evaluated") -> str:
-    """How many prompts resemble a training prompt, and the scores without them; empty where it was not looked for."""
+    """Say how many prompts resemble a training prompt, and the scores without them; "" if this was not checked."""
     found = result.comparison.get("contamination")
     if not found:
         return ""
@@ -76,24 +77,24 @@ def contamination(result: "Result | Evaluated") -> str:
         return f"Contamination: none {prompts} resembles a training prompt."
     share = percent(found["flagged"] / found["prompts"])
     resemble = "resembles" if found["flagged"] == 1 else "resemble"
-    said = f"Contamination: {found['flagged']} {prompts} ({share}) {resemble} a training prompt"
+    flagged = f"Contamination: {found['flagged']} {prompts} ({share}) {resemble} a training prompt"
     if not found["without"]:
-        return f"{said}."
+        return f"{flagged}."
     scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in found["without"])
     policy = policy_row(found["without"])
     if "difference" not in policy:
-        return f"{said}; without them {scores}."
+        return f"{flagged}; without them {scores}."
     difference = interval(policy["difference"], signed=True)
-    return f"{said}; without them {scores}, difference {difference}, {p_equals(policy['p_value'])}."
+    return f"{flagged}; without them {scores}, difference {difference}, {p_equals(policy['p_value'])}."
 
 
 def policy_row(rows: "list[Row]") -> "Row":
-    """The last round's policy at the first decoding; the fine-tuned model's row where there is no policy."""
+    """Return the row of the last round's policy at the first decoding; SFT's row if there is no policy."""
     return [row for row in rows if row["decoding"] == rows[0]["decoding"]][-1]
 
 
 def direction(row: "Row") -> str:
-    """better, worse or level: a difference counts where its interval excludes 0 and the test agrees."""
+    """Return better, worse or level: a difference counts if its interval excludes 0 and the test agrees."""
     difference, p = row["difference"], row["p_value"]
     clear = bounded(difference) and difference["low"] * difference["high"] > 0
     if not clear or p is None or not p < 1 - difference["confidence"]:
@@ -102,14 +103,14 @@ def direction(row: "Row") -> str:
 
 
 def sharpest_control(rows: "list[Row]") -> "Row | None":
-    """The fine-tuned model's best row among the decodings sharper than the first."""
+    """Return SFT's best row among the decodings sharper than the first."""
     return max(sharper_rows(rows), key=_mean, default=None)
 
 
 def sharper_rows(rows: "list[Row]") -> "list[Row]":
-    """List the fine-tuned model's rows at decodings sharper than the first."""
-    own = [row for row in rows if row["system"] == BASELINE]
-    return [row for row in own[1:] if row["temperature"] < own[0]["temperature"]]
+    """Return SFT's rows at decodings sharper than the first."""
+    sft = [row for row in rows if row["system"] == BASELINE]
+    return [row for row in sft[1:] if row["temperature"] < sft[0]["temperature"]]
 
 
 def _sentence(result: "Result", base: "Row", policy: "Row", outcome: str) -> str:
@@ -126,23 +127,23 @@ def _sentence(result: "Result", base: "Row", policy: "Row", outcome: str) -> str
 def _control(base: "Row", policy: "Row", control: "Row | None", outcome: str) -> str:
     if control is None:
         return ""
-    given = f"SFT's {control['decoding']} decoding alone gives {number(_mean(control))}"
+    alone = f"SFT's {control['decoding']} decoding alone gives {number(_mean(control))}"
     gain, sharper = _mean(policy) - _mean(base), _mean(control) - _mean(base)
     if sharper <= 0:
-        return f"{given}: sharper sampling does not help SFT" + (
+        return f"{alone}: sharper sampling does not help SFT" + (
             ", so it does not explain the gain." if outcome == "better" else "."
         )
     if outcome != "better":
         if bounded(base["mean"]) and _mean(control) <= base["mean"]["high"]:
-            return f"{given}: sharper sampling does not clearly help SFT either."
-        return f"{given}: sharper sampling helps ({number(sharper, signed=True)}), this training does not."
+            return f"{alone}: sharper sampling does not clearly help SFT either."
+        return f"{alone}: sharper sampling helps ({number(sharper, signed=True)}), this training does not."
     if sharper >= gain:
-        return f"{given}: sharper sampling explains as much as the whole gain."
-    return f"{given}: sharper sampling explains at most {100 * sharper / gain:.0f}% of the gain."
+        return f"{alone}: sharper sampling explains as much as the whole gain."
+    return f"{alone}: sharper sampling explains at most {100 * sharper / gain:.0f}% of the gain."
 
 
 def _best(base: "Row", policy: "Row") -> str:
-    """The policy as it is against the fine-tuned model however that is best decoded."""
+    """Compare the policy with SFT at its best decoding; "" if that is the same decoding."""
     best = policy.get("against_best")
     if not best or best["decoding"] == base["decoding"]:
         return ""

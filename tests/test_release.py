@@ -1,0 +1,77 @@
+"""Files of a release that cannot be run here: they name only what exists."""
+
+import re
+import shlex
+import tomllib
+from typing import Any
+
+import yaml
+
+from jobs import ROOT
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def instructions() -> list[list[str]]:
+    """Return the Dockerfile's instructions as words, without comments and with continued lines joined."""
+    lines = [line for line in DOCKERFILE.splitlines() if line.strip() and not line.startswith("#")]
+    return [shlex.split(line) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
+
+
+def test_dockerfile_copies_only_what_exists_and_is_sent_to_the_build() -> None:
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [words[1:-1] for words in instructions() if words[0] == "COPY" and not words[1].startswith("--from")]
+    sources = [source for words in copied for source in words]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source in sent, source
+    # What the wheel is made of, so that nothing of it is missing in the image.
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {path.partition("/")[0] for path in build["only-include"]} <= set(sources)
+
+
+def test_dockerfile_installs_extras_that_exist() -> None:
+    extras = re.findall(r'"/src\[([\w,]+)\]"', DOCKERFILE) + re.findall(
+        r'optional-dependencies"\]\["(\w+)"\]', DOCKERFILE
+    )
+    names = {name for extra in extras for name in extra.split(",")}
+    assert {"vllm", "peft"} <= names
+    assert names <= set(PROJECT["optional-dependencies"])
+
+
+def test_dockerfile_stages_are_pinned_and_end_without_root() -> None:
+    images = [words[1] for words in instructions() if words[0] == "FROM"]
+    assert images
+    for image in images:
+        assert re.fullmatch(r"[\w/]+:\d[\w.-]+", image), image
+    last = [words for words in instructions() if words[0] in ("USER", "ENTRYPOINT")]
+    assert last[0][0] == "USER"
+    assert last[0][1] not in ("root", "0")
+    assert DOCKERFILE.startswith("# Not built or run yet")
+
+
+def test_version_is_in_one_place() -> None:
+    """The citation names none, and the changelog begins with it."""
+    assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    headings = re.findall(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text())
+    assert headings[0] == PROJECT["version"]
+
+
+def test_citation_has_the_keys_that_its_schema_requires() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    for authors in (citation["authors"], *(reference["authors"] for reference in citation["references"])):
+        assert all({"name"} == set(author) or "family-names" in author for author in authors)
+
+
+def test_workflow_runs_targets_that_the_makefile_has() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"].values()
+    commands = [step["run"].split() for step in job["steps"] if "run" in step]
+    assert [words[:2] for words in commands] == [["make", "lint"], ["make", "test"]]
+    makefile = (ROOT / "Makefile").read_text()
+    for _, target, *_ in commands:
+        assert re.search(rf"(?m)^{target}:", makefile), target
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert oldest in job["strategy"]["matrix"]["python"]
