@@ -8,7 +8,7 @@ import pytest
 
 from jobs import ROOT, Finished
 from selfcontrast.results import Result
-from selfcontrast.tracking.tracker import Untracked
+from selfcontrast.tracking.tracker import NullTracker
 
 TRAINING, SUMMARY = (ROOT / "docs" / "metrics.md").read_text().split("\n## Summary\n")
 # What the tiny job has no cause to log.
@@ -33,7 +33,7 @@ def compare(documented: set[str], logged: set[str]) -> None:
     assert gone <= ELSEWHERE, "in docs/metrics.md, and not logged"
 
 
-class Recorder(Untracked):
+class Recorder(NullTracker):
     def __init__(self) -> None:
         self.values: set[str] = set()
 
