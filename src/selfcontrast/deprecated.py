@@ -16,7 +16,15 @@ from selfcontrast.files import CONF
 
 UNTIL = "0.3.0"
 RENAMED_GROUPS = {"arm": "method"}
-RENAMED_CLASSES = {"selfcontrast.training.recipe.Recipe": "selfcontrast.training.optim.OptimConfig"}
+RENAMED_CLASSES = {
+    "selfcontrast.training.recipe.Recipe": "selfcontrast.training.optim.OptimConfig",
+    "selfcontrast.generators.imported.Import": "selfcontrast.generators.importer.Import",
+    "selfcontrast.evaluation.judges.reading.Reading": "selfcontrast.evaluation.judges.replies.ReplySettings",
+    "selfcontrast.evaluation.benchmarks.judging.Calibration": (
+        "selfcontrast.evaluation.benchmarks.judge_quality.Calibration"
+    ),
+    "selfcontrast.evaluation.benchmarks.judging.Probes": "selfcontrast.evaluation.benchmarks.judge_quality.Probes",
+}
 RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that holds the key ("" is the root), old, new
     ("", "method", "label"),  # `method=NAME` chooses an option of conf/method where there is one of this name
     ("", "rounds", "iterations"),
