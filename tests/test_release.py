@@ -6,6 +6,8 @@ import tomllib
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from jobs import ROOT
 
@@ -75,3 +77,17 @@ def test_workflow_runs_targets_that_the_makefile_has() -> None:
         assert re.search(rf"(?m)^{target}:", makefile), target
     oldest = PROJECT["requires-python"].removeprefix(">=")
     assert oldest in job["strategy"]["matrix"]["python"]
+
+
+def test_lock_pins_every_dependency_within_its_bounds() -> None:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements" / "lock.txt").read_text().splitlines()]
+    pinned = [Requirement(line) for line in lines if line]
+    versions = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in pinned}
+    extras = PROJECT["optional-dependencies"]
+    dev = [Requirement(line) for line in extras["dev"]]
+    own = {extra for one in dev if one.name == PROJECT["name"] for extra in one.extras}
+    needed = [*map(Requirement, PROJECT["dependencies"]), *dev]
+    needed += [Requirement(line) for extra in own for line in extras[extra]]
+    for one in needed:
+        if one.name != PROJECT["name"] and (one.marker is None or one.marker.evaluate()):
+            assert one.specifier.contains(versions[canonicalize_name(one.name)]), one
