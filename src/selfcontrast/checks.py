@@ -1,16 +1,16 @@
 """The checks before compute that look at several parts of a job at once. Each part checks itself."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
-from selfcontrast.data.example import Example
+from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.filters.select import needs_target
 from selfcontrast.generators.generate import Generation, Generator
-from selfcontrast.generators.source import check_same_tokenizer
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.training.hardware import Hardware
@@ -26,8 +26,8 @@ def check_sampling(generator: Generator, model: Model, examples: Sequence[Exampl
         return
     renderer = Renderer(model.tokenizer())
     generator.check_rendering(renderer, examples)
-    if generator.model and not isinstance(model, FromScratch):  # whose tokenizer the sft stage trains
-        check_same_tokenizer(renderer, generator.model)
+    if generator.other and not isinstance(model, FromScratch):  # whose tokenizer the sft stage trains
+        generator.other.check_tokenizer(renderer)
 
 
 def _samples_the_policy(generator: Generator) -> bool:
@@ -73,6 +73,67 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             name,
             *drawn,
         )
+
+
+def check_targets(parts: Mapping[str, Any], train: Sequence[Example], iterations: int) -> None:
+    """Raise `UserError` where training prompts have no target, and a part of the job needs one."""
+    without = sum(not example.has_target for example in train)
+    if parts["sft"].epochs and without == len(train):
+        raise UserError(
+            f"sft trains on targets, and none of {without:,} training prompts has one: use sft=none with a fine-tuned "
+            "model (model=hf model.path=MODEL), or add rows with targets"
+        )
+    if not (without and iterations):
+        return
+    why = f"needs targets, and {without:,} of {len(train):,} training prompts have none"
+    chosen, settings, objective = parts["chosen"], parts["filter"], parts["objective"]
+    if chosen.target:
+        raise UserError(f"chosen={type(chosen).__name__} {why}: use chosen=consensus, or data.targets=required")
+    if needs_target(settings.selector):
+        raise UserError(f"filter.selector={type(settings.selector).__name__} {why}: use filter=least_consistent")
+    if settings.on_shortage == "refill":
+        raise UserError(f"filter.on_shortage=refill {why}: use filter.on_shortage=drop_everywhere")
+    if getattr(objective, "ranks_negatives", False) or getattr(objective, "rank_weights", None) is not None:
+        name = (
+            "objective.rank_weights" if hasattr(objective, "rank_weights") else f"objective={type(objective).__name__}"
+        )
+        raise UserError(
+            f"{name} goes by the similarity to the target, so it {why}: use objective=self_contrast "
+            "objective.rank_weights=null"
+        )
+
+
+def with_grades(
+    splits: Mapping[Split, Sequence[Example]], evaluated: str, verified: bool
+) -> tuple[dict[Split, list[Example]], list[str]]:
+    """Leave out the held-out prompts whose answers nothing can grade: without target and without verifier.
+
+    Args:
+        evaluated: the split that the evaluation asks.
+
+    Returns:
+        The splits, and the ids of what is left out.
+
+    Raises:
+        UserError: where that leaves no prompt to evaluate.
+    """
+    kept: dict[Split, list[Example]] = {"train": list(splits["train"])}
+    left_out: list[str] = []
+    for split in (name for name in splits if name != "train"):
+        bare = [example.id for example in splits[split] if not example.has_target]
+        kept[split] = [example for example in splits[split] if verified or example.has_target]
+        count = f"{len(bare):,} of {len(splits[split]):,} prompts of the split {split} have no target"
+        if split == evaluated and bare and not kept[split]:
+            raise UserError(
+                f"evaluation: {count}, and without a verifier an answer is compared with the target: name one "
+                "(verifier=final_number data.answer_column=COLUMN), or add rows with targets"
+            )
+        if bare and verified:
+            log.info("data: %s: the verifier, the judges and KL need none, and all else leaves them out", count)
+        elif bare:
+            log.warning("data: %s, and there is no verifier: they are left out of the evaluation", count)
+            left_out += bare
+    return kept, left_out
 
 
 def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:

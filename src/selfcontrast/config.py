@@ -171,6 +171,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     generator = parts["generator"]
     parts["filter"].check(cfg.negatives, generator.samples, verified, generator.has_log_probs)  # pairs know by now
     check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
+    checks.check_targets(parts, splits["train"], cfg.iterations)
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", grader)
     parts["model"].check()
@@ -185,6 +186,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # ours go together
         splits, left_out = renderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
+    splits, ungraded = checks.with_grades(splits, str(parts["evaluation"].split), verified)
+    left_out = [*left_out, *ungraded]
     checks.check_sampling(generator, parts["model"], splits["train"])
     if cfg.iterations > 1:
         checks.check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))

@@ -17,6 +17,7 @@ from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import compare
 from selfcontrast.evaluation.evaluate import LM_EVAL
 from selfcontrast.job import Job
+from selfcontrast.models.hub import downloaded
 from selfcontrast.models.loading import Pretrained, load_tokenizer, template_text
 from selfcontrast.provenance import provenance
 from selfcontrast.report.evaluated import write_evaluated
@@ -89,21 +90,7 @@ def model_folder(model: Any) -> Path:
     """Where its files are: downloaded, where `model.path` is a name on the hub. Raises `UserError`."""
     if not isinstance(model, Pretrained):
         raise UserError("model: there is nothing to evaluate before training; give model=FOLDER or a name on the hub")
-    folder = Path(model.path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            found = snapshot_download(
-                model.path,
-                revision=model.commit,
-                local_files_only=model.local_files_only,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
-            )
-        except Exception as error:  # the hub's, the network's, or a name that is none
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"model.path={model.path}: cannot be downloaded ({first}); name a folder") from error
-        folder = Path(found)
+    folder = downloaded(model.path, model.commit, "model.path", model.local_files_only)
     if not model.chat_template:  # which `configure` has tried
         Renderer(load_tokenizer(folder))
     return folder.resolve()

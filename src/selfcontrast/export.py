@@ -148,7 +148,7 @@ def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
         return Builtin(**{k: v for k, v in fingerprint.items() if k not in ("source", "version")})
     if fingerprint["source"] == "jsonl" and data:
         own: dict[str, Any] = {name: fingerprint.get(name) for name in ("validation", "test", "limit", "answer_column")}
-        return Jsonl(path=data, **own)
+        return Jsonl(path=data, targets=fingerprint.get("targets", "required"), **own)
     raise UserError("the store does not know where the data lies: name it with --data FILE, or give the run's folder")
 
 

@@ -38,7 +38,9 @@ def lines(file: Path, rows: Sequence[Row]) -> Path:
 
 
 def loaded(file: Path) -> list[Example]:
-    return [example for split in Jsonl(str(file), 0.05, 0.1, None, None).load().values() for example in split]
+    return [
+        example for split in Jsonl(str(file), 0.05, 0.1, None, None, "required").load().values() for example in split
+    ]
 
 
 def drawn(folder: Path, policy: Path, examples: Sequence[Example]) -> dict[str, list[Any]]:

@@ -100,6 +100,6 @@ def test_an_unknown_log_probability_leaves_its_signal_out_and_no_score_leaves_al
         "consensus",
         "rank_sum",
     ]
-    assert signal_table(seen.assign(score=np.nan)) == []
+    assert signal_table(seen.assign(score=np.nan, good=np.nan)) == []
     assert signal_table(seen[:0]) == []
     assert auc(np.array([1.0, 2.0]), np.array([True, True])) is None

@@ -222,7 +222,7 @@ def responder(asked: OpenAI, shard: int = 2) -> Responder:
 
 
 def settings(asked: OpenAI, most: float) -> Generation:
-    return Generation(None, 3, 0.8, 0.9, 50, 64, 0, most, asked, None, None)
+    return Generation(None, 3, 0.8, 0.9, 50, 64, 0, most, asked, None, None, None, None)
 
 
 def refusing(*names: str) -> Any:

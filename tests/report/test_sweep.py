@@ -179,6 +179,18 @@ def test_the_headline_compares_with_the_variants_own_sft(make: Make, write: Writ
     assert [line.strip() for line in plot(sweep) if "SFT" in line] == ["SFT 0.840", "SFT 0.534"]
 
 
+def test_fine_tuned_models_with_equal_scores_are_told_apart_by_their_keys(
+    make: Make, write: Write, tmp_path: Path
+) -> None:
+    """A model of other data may happen to score the same, and one model has one key in all jobs."""
+    for noise, key in ((0.0, "aa"), (0.3, "bb")):
+        for k in (1, 4):
+            own = make(k=k, config={"data": {"noise": noise}})
+            stages = [{**stage, "key": key} if stage["name"] == "sft" else stage for stage in own.stages]
+            write(tmp_path / f"{key}-{k}", replace(own, stages=stages))
+    assert read_sweep([tmp_path]).baselines == [["data.noise=0.0"], ["data.noise=0.3"]]
+
+
 def test_the_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_path: Path) -> None:
     """0.65 with seed 1 and 0.85 with seed 2."""
     for seed, control in ((1, 0.65), (2, 0.85)):

@@ -21,7 +21,7 @@ class Example:
     Attributes:
         id: unique within its data set, and stable: the same content has the same id on every machine.
         prompt: the dialogue so far; its last message is the user's.
-        target: the supervised response (y+).
+        target: the supervised response (y+); "" where there is none.
         category: what results are broken down by.
         reference: what the built-in verifier needs to grade a response, as JSON; its owner alone reads it.
         rejected: a dispreferred response that came with the data; generator=pairs and a judge's calibration use it.
@@ -29,6 +29,7 @@ class Example:
         turns: the user's messages in order where the dialogue is to be *played* in an evaluation, each
             answered by the model itself; empty where `prompt` is answered as it stands.
         answer: what a verifier compares a response with, such as the number that a problem comes to.
+        has_target: False for a row without an answer, which only some choices of y+ and some filters can use.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     turns: list[str] = field(default_factory=list)
     more_rejected: list[str] = field(default_factory=list)
     answer: str = ""
+    has_target: bool = True
 
     @property
     def every_rejected(self) -> list[str]:

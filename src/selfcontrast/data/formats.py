@@ -15,6 +15,14 @@ class RowError(Exception):
     """What is wrong with a row, without its place: the reader of the file adds that."""
 
 
+class NoTarget(RowError):
+    """A row whose answer is missing or null: what is wrong, where a target is required, and its prompt."""
+
+    def __init__(self, reason: str, prompt: list[Message]) -> None:
+        super().__init__(reason)
+        self.prompt = prompt
+
+
 class OddRow(Exception):
     """A dialogue of a kind that occurs in published files: left out and counted under this reason."""
 
@@ -42,6 +50,26 @@ def recognise(columns: Collection[str]) -> Callable[[Row], Parsed] | None:
     """
     parse = next((parse for needed, parse in FORMATS.items() if set(needed) <= set(columns)), None)
     return None if parse is None else lambda row: in_turns(parse(row))
+
+
+def prompt_alone(row: Row) -> list[Message] | None:
+    """The prompt of a row whose answer is missing or null; None for a row that has one.
+
+    Raises:
+        RowError: for a row that is malformed in another way, or with an answer in a column that its format does not
+            read.
+    """
+    parse = recognise(row) or next((parse for name, parse in UNANSWERED.items() if name in row), None)
+    if parse is None:
+        return None
+    try:
+        parse(row)
+        return None
+    except NoTarget as error:
+        if other := next((name for name in TARGETS if _last_answer(row.get(name))), None):
+            raise RowError(f"{error}, but '{other}' holds an answer: rename it") from None
+        _check_prompt(error.prompt)
+        return in_turns(Parsed(error.prompt, "", "")).prompt
 
 
 def prompt_of(row: Row) -> list[Message]:
@@ -136,7 +164,7 @@ def _chat(row: Row, column: str) -> Parsed:
         _check_prompt(prompt)
         target = _reply(row, "chosen", prompt)
     else:
-        raise RowError(f"the last message of '{column}' must be the assistant's")
+        raise NoTarget(f"the last message of '{column}' must be the assistant's", prompt)
     return Parsed(prompt, target, *_rejected(row, prompt))
 
 
@@ -213,6 +241,12 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], Parsed]] = {
     ("prompt", "answers"): _ranked,
 }
 
+# Rows of no format, for want of an answer.
+UNANSWERED: dict[str, Callable[[Row], Parsed]] = {
+    "prompt": partial(_completion, target="completion"),
+    "instruction": partial(_alpaca, target="output"),
+}
+
 TARGETS = ("chosen", "completion", "target", "output", "response")  # columns that hold an answer alone
 CHATS = ("messages", "conversations")
 
@@ -270,7 +304,9 @@ def _check_prompt(prompt: list[Message]) -> None:
 
 def _reply(row: Row, column: str, prompt: list[Message]) -> str:
     """An answer given as text, as a message, or as a list of messages: [answer] or [*prompt, answer]."""
-    value = _get(row, column)
+    value = row.get(column)
+    if value is None:
+        raise NoTarget(f"column '{column}' is missing or null", prompt)
     if isinstance(value, str):
         return text(value, f"'{column}'")
     messages = _messages([value] if isinstance(value, dict) else value, column)

@@ -70,7 +70,7 @@ def _odd(renderer: Renderer, examples: Sequence[Example]) -> Iterator[tuple[str,
         roles = tuple(message["role"] for message in messages)
         if id(example) in chosen:
             try:
-                renderer.check(messages, example.target)
+                renderer.check(messages, example.target or "…")
                 for rejected in example.every_rejected:
                     renderer.check(messages, rejected)
             except UserError as error:

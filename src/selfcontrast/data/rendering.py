@@ -138,9 +138,13 @@ class Renderer:
         return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
-        """Token ids of an example's prompt and target. Raises `UserError` with its id where the template fails."""
+        """Token ids of an example's prompt and target, none of that where there is no target.
+
+        Raises `UserError` with its id where the template fails.
+        """
         try:
-            return self.prompt(example.prompt), self.response(example.prompt, example.target)
+            target = self.response(example.prompt, example.target) if example.has_target else []
+            return self.prompt(example.prompt), target
         except UserError as error:
             raise UserError(f"the row {example.id}: {error}") from error
 
@@ -149,6 +153,8 @@ class Renderer:
 
         That is another text where an answer spells a special token: an end token cuts it, others vanish.
         """
+        if not example.has_target:
+            return example  # nor has it rejected answers
         answers = (example.target, *example.every_rejected)
         target, *others = (self.text(self.response(example.prompt, answer)) for answer in answers)
         rejected, more = (others[0], others[1:]) if others else ("", [])

@@ -9,15 +9,25 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from selfcontrast.data.example import Example
-from selfcontrast.data.formats import FORMATS, OddRow, Parsed, Row, RowError, other_targets, recognise, text
+from selfcontrast.data.example import Example, Message
+from selfcontrast.data.formats import (
+    FORMATS,
+    OddRow,
+    Parsed,
+    Row,
+    RowError,
+    other_targets,
+    prompt_alone,
+    recognise,
+    text,
+)
 from selfcontrast.errors import UserError
 
-DUPLICATE = "exact duplicate"
+DUPLICATE, ANSWERED = "exact duplicate", "no answer, and another row has the prompt with one"
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +42,15 @@ class Reading:
             answer to the last of them is the target. None for any number.
         answer_column: whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
         lenient: malformed rows are dropped and counted too, as befits a published data set, which nobody here can mend.
+        optional: a row whose answer is missing or null is an example without target (`Example.has_target`), unless
+            another row has its prompt with an answer. Its rejected answers are not read.
     """
 
     limit: int | None = None
     turns: int | None = None
     answer_column: str | None = None
     lenient: bool = False
+    optional: bool = False
 
 
 def read_examples(
@@ -66,12 +79,13 @@ def read_examples(
         try:
             if not isinstance(row, dict):
                 raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
-            if parse is None and (parse := recognise(row)) is None:
+            bare = prompt_alone(row) if how.optional else None
+            if bare is None and parse is None and (parse := recognise(row)) is None:
                 _unrecognised(f"{where}, {place}", row)
-            whole = parse(row)
+            whole = _parsed(row, bare, parse)
             parsed = _first_turns(whole, how.turns)
             key = key_of_content([parsed.prompt, parsed.target])
-            example = _example(row, parsed, key)
+            example = replace(_example(row, parsed, key), has_target=bare is None)
             if parsed is whole:  # the answer to a dialogue is none to its first turns
                 example = replace(example, answer=_answer(row, how.answer_column))
             if example.id in examples and key not in named:
@@ -85,7 +99,7 @@ def read_examples(
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
         spaced += any(answer != answer.strip() for answer in (example.target, *example.every_rejected))
-        others.update(other_targets(row, whole.target))
+        others.update(other_targets(row, whole.target) if example.has_target else ())
         if key in named:
             earlier = examples[named[key]]
             if not (new := [text for text in example.every_rejected if text not in earlier.every_rejected]):
@@ -103,7 +117,26 @@ def read_examples(
         log.info("%s: %d rows have white space around an answer, which is not trained on", where, spaced)
     for (used, other), count in others.items():
         log.warning("%s: %d rows hold another possible target in '%s': '%s' is the target", where, count, other, used)
-    return list(examples.values())
+    return _without_answered(list(examples.values()), dropped)
+
+
+def _parsed(row: Row, bare: list[Message] | None, parse: Callable[[Row], Parsed] | None) -> Parsed:
+    """The row as its prompt alone, where that is all it has, or by its format."""
+    if bare is not None:
+        return Parsed(bare, "", "")
+    assert parse is not None, "recognised"
+    return parse(row)
+
+
+def _without_answered(examples: list[Example], dropped: Counter[str]) -> list[Example]:
+    """The examples less those without target whose prompt another one answers; `dropped` counts them."""
+    if all(example.has_target for example in examples):
+        return examples
+    answered = {key_of_content(example.prompt) for example in examples if example.has_target}
+    kept = [example for example in examples if example.has_target or key_of_content(example.prompt) not in answered]
+    if left := len(examples) - len(kept):
+        dropped[ANSWERED] += left
+    return kept
 
 
 def with_rejected(example: Example, rejected: Sequence[str]) -> Example:

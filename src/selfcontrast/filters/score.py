@@ -153,6 +153,7 @@ class Rewarded:
         name, target, candidates = next(self._rewards)
         if (name, len(candidates)) != (example.id, len(texts)):
             raise UserError(f"the stored rewards are of other candidates than {example.id}'s; recompute=[score]")
+        target = target if example.has_target else nan  # what is stored is an empty answer's
         self._last = (name, target)
         return candidates[list(rows)], target
 

@@ -37,7 +37,7 @@ class Pool:
     That order is the candidates' own, so nothing depends on the order in which they were sampled.
 
     Attributes:
-        similarity: cosine to the target [n], ascending.
+        similarity: cosine to the target [n], ascending; NaN where there is no target.
         vectors: embeddings of length one [n, d].
         scores: by the verifier or reward model [n]; None where neither is there.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1], as `consensus` has it.
@@ -69,7 +69,8 @@ class Pool:
 class Selector(Protocol):
     """Which of a prompt's distinct candidates may be negatives.
 
-    One that needs the sampler's log-probabilities has `needs_log_probs: ClassVar[bool] = True` besides.
+    One that never looks at similarities has `needs_target: ClassVar[bool] = False`, and is used for prompts without
+    target, too. One that needs the sampler's log-probabilities has `needs_log_probs: ClassVar[bool] = True` besides.
 
     Attributes:
         ranked: whether the order of what it keeps is the order of the ranks; otherwise they are drawn from it.
@@ -91,6 +92,11 @@ class Selector(Protocol):
 def needs_log_probs(selector: Selector) -> bool:
     """Whether a selector needs `Pool.log_probs`. Those that do not need not say so."""
     return bool(getattr(selector, "needs_log_probs", False))
+
+
+def needs_target(selector: Selector) -> bool:
+    """Whether a selector needs `Pool.similarity`. Those that do not say so."""
+    return bool(getattr(selector, "needs_target", True))
 
 
 @dataclass(frozen=True)
@@ -208,8 +214,8 @@ class Sampled:
 
     Attributes:
         id: the example's.
-        target: its text.
-        target_vector: of length one [d].
+        target: its text; "" where there is none.
+        target_vector: of length one [d]; None where there is no target.
         texts: the candidates', as they were sampled.
         vectors: theirs, of length one [n, d].
         log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN where nobody knows.
@@ -219,7 +225,7 @@ class Sampled:
 
     id: str
     target: str
-    target_vector: Floats
+    target_vector: Floats | None
     texts: Sequence[str]
     vectors: Floats
     log_probs: Floats
@@ -249,7 +255,7 @@ class Choice:
     Attributes:
         rows: which of the candidates are the pool's [n].
         pool: the distinct candidates.
-        good: whether each is as good as the target [n]; None where nothing scores.
+        good: whether each is as good as the target [n]; None where nothing scores, or a reward model has no target to.
         drawn: indices into `rows`.
         chosen: the candidate that is chosen; None where none is.
     """
@@ -279,14 +285,14 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chose
             candidates without log-probabilities, where the selector needs them.
     """
     found = distinct(sampled.target, sampled.texts)
-    cosines = np.clip(sampled.vectors[found] @ sampled.target_vector, -1, 1)
-    order = sorted(range(len(found)), key=lambda i: (cosines[i], sampled.texts[found[i]]))
+    cosines = _cosines(sampled, found)
+    order = sorted(range(len(found)), key=lambda i: (np.nan_to_num(cosines[i]), sampled.texts[found[i]]))
     rows = np.array(found, dtype=np.intp)[order]
     own = contenders(sampled) if chosen is not None and chosen.candidate else []
     known = {sampled.texts[row].strip() for row in rows}
     copies = [row for row in own if sampled.texts[row].strip() not in known]
     scores, threshold = score([*rows.tolist(), *copies]) if score else (None, 0.0)
-    never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
+    never = _cosines(sampled, excluded(sampled.target, sampled.texts))
     if needs_log_probs(settings.selector):
         _check_log_probs(settings.selector, sampled, rows)
     seed = seed_of(settings, sampled.id)
@@ -304,7 +310,7 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chose
         samples=len(sampled.texts),
         excluded=never,
     )
-    good = None if in_pool is None else in_pool >= threshold
+    good = None if in_pool is None or np.isnan(threshold) else in_pool >= threshold
     if chosen is None or not chosen.candidate:
         return Choice(rows, pool, good, draw(settings, sampled.id, pool))
     if not own:
@@ -315,6 +321,14 @@ def choose(settings: Filter, sampled: Sampled, score: Score | None = None, chose
     if chosen.scored and in_pool is not None and best.score is not None:
         taken |= in_pool >= best.score - PRECISION  # as good as the chosen one, so not worse
     return Choice(rows, pool, good, draw(settings, sampled.id, pool, np.flatnonzero(taken).tolist()), best)
+
+
+def _cosines(sampled: Sampled, rows: list[int]) -> Floats:
+    """Of these candidates to the target [n]; NaN without target."""
+    if sampled.target_vector is None:
+        return np.full(len(rows), np.nan, dtype=np.float32)
+    cosines: Floats = np.clip(sampled.vectors[rows] @ sampled.target_vector, -1, 1)
+    return cosines
 
 
 def contenders(sampled: Sampled) -> list[int]:

@@ -39,6 +39,8 @@ class Unranked:
 class Everything(Unranked):
     """No filter: all distinct candidates (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
 
+    needs_target: ClassVar[bool] = False
+
     def max_kept(self, samples: int) -> int:
         return samples
 
@@ -110,6 +112,8 @@ class LeastConsistent(LowestFraction):
     as a signal for preferences, ScPO, arXiv 2411.04109).
     """
 
+    needs_target: ClassVar[bool] = False
+
     def signal(self, pool: Pool) -> Floats:
         return pool.consensus
 
@@ -119,6 +123,7 @@ class LeastLikely(LowestFraction):
     """Keep the share with the sampler's lowest log-probability per token."""
 
     needs_log_probs: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def signal(self, pool: Pool) -> Floats:
         return pool.log_prob_per_token
@@ -142,6 +147,10 @@ class LowestRanked(LowestFraction):
     @property
     def needs_log_probs(self) -> bool:
         return LOG_PROB in self.signals
+
+    @property
+    def needs_target(self) -> bool:
+        return SIMILARITY in self.signals
 
     def signal(self, pool: Pool) -> Floats:
         own = {SIMILARITY: pool.similarity, CONSENSUS: pool.consensus, LOG_PROB: pool.log_prob_per_token}
@@ -214,6 +223,10 @@ class Random(Unranked):
         _ = self._filter
 
     @property
+    def needs_target(self) -> bool:
+        return self.of == SAMPLES  # as many as lie below the cut by similarity
+
+    @property
     def _filter(self) -> LeastSimilar:
         return LeastSimilar(self.fraction, self.of)
 
@@ -233,6 +246,7 @@ class LowestScored:
     below: Real | None
     ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
@@ -261,6 +275,7 @@ class NearestBelowMean:
     sigmas: NonNegative
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "filter.selector")
@@ -284,6 +299,7 @@ class LowestFirst:
 
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def max_kept(self, samples: int) -> int:
         return samples
@@ -302,6 +318,7 @@ class LeastConsistentFirst:
 
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = False
 
     def max_kept(self, samples: int) -> int:
         return samples

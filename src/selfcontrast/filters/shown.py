@@ -35,6 +35,8 @@ def shown_candidates(
     for at, name in zip(chosen, names, strict=True):
         own = rows[rows["id"] == name]
         cosines = near.of(places[at][1].start, own["text"].to_list()) @ towards[at : at + 1][0]
+        if not examples[name].has_target:
+            cosines = np.full(len(own), np.nan, dtype=np.float32)
         parts.append(_prompt(own, cosines, drawn.get(name, []), examples[name]))
     return pd.concat(parts, ignore_index=True)
 

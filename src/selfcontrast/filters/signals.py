@@ -46,18 +46,19 @@ def signal_table(seen: pd.DataFrame) -> list[dict[str, Any]]:
     `false_negatives`: per share a, the good ones among the floor(a·n) candidates of each prompt that are lowest by the
     signal, all prompts together; of equal ones the least similar are kept. None where nothing is kept.
 
-    The log-probability is left out, of the sum too, where that of a candidate is unknown.
+    The log-probability is left out, of the sum too, where that of a candidate is unknown, and so is the similarity.
 
     Args:
         seen: a row per distinct candidate, as the filter stage has it: each prompt's together, ascending by similarity.
 
     Returns:
-        Nothing where nothing scores.
+        Nothing where nothing scores. A prompt without target does not count where a reward model scores.
     """
-    if seen.empty or not seen["score"].notna().any():
+    seen = seen[seen["good"].notna()]
+    if seen.empty:
         return []
     prompt, good = seen["prompt"].to_numpy(), seen["good"].to_numpy(dtype=bool)
-    signals = {SIMILARITY: seen[SIMILARITY].to_numpy(), CONSENSUS: seen[CONSENSUS].to_numpy()}
+    signals = {name: seen[name].to_numpy() for name in (SIMILARITY, CONSENSUS) if seen[name].notna().all()}
     if seen[LOG_PROB].notna().all():
         signals[LOG_PROB] = seen[LOG_PROB].to_numpy() / np.maximum(seen["tokens"].to_numpy(), 1)
     starts = np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1]])

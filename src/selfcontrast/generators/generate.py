@@ -20,7 +20,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Backend, Responder, with_room
-from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, folder_content, instructed
+from selfcontrast.generators.source import OtherModel, check_system, instructed
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, RESUME, fields_of
 
@@ -39,8 +39,11 @@ class Generation:
         prompts: how many training prompts, drawn with `seed`; None for all.
         max_failed_fraction: of the prompts that may get no response; what fails is left out and counted up to there.
         backend: a `selfcontrast.generators.backend.Backend`.
-        model: folder of the model that is sampled from; None for the fine-tuned one. Tokens are trained on as sampled,
-            so it must have the fine-tuned model's tokenizer, which renders the prompts.
+        model: the model that is sampled from, as in `OtherModel`; None for the fine-tuned one. Tokens are trained on as
+            sampled, so it must have the fine-tuned model's tokenizer, which renders the prompts.
+        model_revision: of `model`, where it is a name on the hub.
+        model_samples: how many of a prompt's `samples` come from `model`, and the others from the fine-tuned one; None
+            for all of them.
         system: of a system message before each dialogue while it is sampled for; None for none. Log-probabilities are
             those given this message, too.
     """
@@ -54,14 +57,30 @@ class Generation:
     seed: Seed
     max_failed_fraction: Probability = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
-    model: Text | None = field(metadata={"in_key_as": folder_content})
+    model: Text | None = field()
     system: Text | None = field()
+    model_revision: Text | None = field()
+    model_samples: Count | None = field()
 
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
         if self.temperature == 0:
             raise UserError("generator.temperature=0 gives one response over and over: negatives need sampling")
+        if self.model is None and (self.model_revision or self.model_samples):
+            raise UserError(
+                "generator.model_revision and model_samples need generator.model: give it, or set them to null"
+            )
+        if self.model_samples is not None and self.model_samples >= self.samples:
+            raise UserError(
+                f"generator.model_samples={self.model_samples} must be below generator.samples={self.samples}: the "
+                "others come from the fine-tuned model. null: all come from generator.model"
+            )
         _ = self.decoding
+
+    @property
+    def other(self) -> OtherModel | None:
+        """The model that is sampled from in place of the fine-tuned one, or beside it."""
+        return OtherModel(self.model, self.model_revision) if self.model else None
 
     @property
     def decoding(self) -> Decoding:
@@ -76,14 +95,15 @@ class Generation:
         return bool(self.backend.has_log_probs)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Its fields, but for the two that are new and null: what was sampled before they existed stays known."""
-        new = ("model", "system")
-        return {name: value for name, value in fields_of(self).items() if value is not None or name not in new}
+        """Its fields, but for those that are new and null: what was sampled before they existed stays known."""
+        new = ("model", "system", "model_revision", "model_samples")
+        own = {name: value for name, value in fields_of(self).items() if value is not None or name not in new}
+        return {**own, **(self.other.content() if self.other else {})}
 
     def check(self, examples: Sequence[Example]) -> None:
         self.backend.check()
-        if self.model:
-            check_folder(self.model)
+        if self.other:
+            self.other.check()
 
     def check_rendering(self, renderer: Renderer, examples: Sequence[Example]) -> None:
         """Raise `UserError` where the fine-tuned model's chat template has no place for `system`."""
@@ -93,7 +113,12 @@ class Generation:
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        return generate(folder, self, Responder(self.backend, engine, device), model, examples)
+        responder = Responder(self.backend, engine, device)
+        if self.model_samples is None:
+            return generate(folder, self, responder, model, examples)
+        from selfcontrast.generators.mixed import generate_mixed  # which needs this module
+
+        return generate_mixed(folder, self, self.model_samples, responder, model, examples)
 
 
 class Generator(Protocol):
@@ -133,9 +158,10 @@ def generate(
     this, the artifact is final; before, the next run asks again for what failed.
     """
     renderer = Renderer(load_tokenizer(model))
-    if settings.model:
-        check_same_tokenizer(renderer, settings.model)
-    sampled_from = Path(settings.model) if settings.model else model
+    sampled_from = model
+    if settings.other:
+        settings.other.check_tokenizer(renderer)
+        sampled_from = settings.other.files()
     chosen = choose(examples, settings.prompts, settings.seed)
     dialogues = ((e.id, instructed(e.prompt, settings.system)) for e in chosen)
     rendered = (Request(name, renderer.prompt(messages), messages) for name, messages in dialogues)

@@ -35,7 +35,8 @@ def why_unshared(model: nn.Module) -> str | None:
 
 def use_exact_attention(model: Any) -> None:
     """Take the attention that honours soft caps: transformers' default for these models, SDPA, leaves them out."""
-    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+    config = model.config.get_text_config()  # of a model that reads images, too, it is a config inside the config
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
 

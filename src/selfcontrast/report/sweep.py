@@ -70,6 +70,11 @@ class SweepJob:
         return self._fact("generate", "tokens")
 
     @property
+    def start(self) -> str:
+        """Key of the fine-tuned model that it begins with."""
+        return str(self._stage("sft").get("key", ""))
+
+    @property
     def seconds(self) -> float:
         """Of all stages it is made from, shared with other jobs or not."""
         return sum(float(stage["seconds"]) for stage in self.result.stages)
@@ -204,11 +209,14 @@ class Sweep:
 
     @property
     def baselines(self) -> list[list[str]]:
-        """The variants by the fine-tuned model that they begin with: those of other data have another."""
-        groups: list[tuple[dict[int, float], list[str]]] = []
+        """Return the variants by the fine-tuned model that they begin with: those of other data have another.
+
+        A model is known by its artifact's key. Where it was evaluated in two ways, its two scores are two baselines.
+        """
+        groups: list[tuple[dict[int, tuple[str, float]], list[str]]] = []
         for variant in self.variants:
             jobs = [job for job in self.jobs if job.variant == variant]
-            own = {job.result.seed: float(job.base["mean"]["estimate"]) for job in jobs}
+            own = {job.result.seed: (job.start, float(job.base["mean"]["estimate"])) for job in jobs}
             for known, members in groups:
                 if all(known.get(seed, value) == value for seed, value in own.items()) and known.keys() & own.keys():
                     known.update(own)

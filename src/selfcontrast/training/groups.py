@@ -6,7 +6,7 @@ The chosen response is the prompt's target, or a candidate that the stage filter
 from array import array
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 
 import torch
 from torch import Tensor
@@ -39,9 +39,11 @@ class Stored:
 def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
     """Return the first `count` ranks of a prompt, the most similar to the target first (of equal ones, by rank).
 
+    A prompt without target has no similarities: its negatives stay in the order of their ranks.
+
     The nested draw is in random order. Plackett-Luce ranks by similarity, and weights by rank mean nothing without it.
     """
-    return sorted(ranked[:count], key=lambda negative: -negative.similarity)
+    return sorted(ranked[:count], key=lambda negative: 0.0 if isnan(negative.similarity) else -negative.similarity)
 
 
 SECOND = "+best"  # what the id of a prompt's second group has behind its example's

@@ -41,18 +41,21 @@ def fine_tune(
         save_policy(folder / "model", policy, tokenizer, model_card("Fine-tuned elsewhere", "not at all", []))
         return {"examples": 0, "parameters": parameters, "steps": 0, "tokens": 0}
     renderer = Renderer(tokenizer)
-    groups, dropped = supervised_groups(renderer, examples["train"], optim.max_length)
-    validation, _ = supervised_groups(renderer, examples["validation"], optim.max_length)
+    own = [example for example in examples["train"] if example.has_target]
+    if bare := len(examples["train"]) - len(own):
+        log.info("sft: %d of %d training prompts have no target: left out", bare, len(examples["train"]))
+    groups, dropped = supervised_groups(renderer, own, optim.max_length)
+    validation, _ = supervised_groups(renderer, [e for e in examples["validation"] if e.has_target], optim.max_length)
     if not groups:
         raise UserError(f"no training example fits into sft.max_length={optim.max_length} tokens")
     if dropped:
         log.warning(
             "sft: %d of %d examples are longer than %d tokens: left out",
             dropped,
-            len(examples["train"]),
+            len(own),
             optim.max_length,
         )
-    if changed := changed_targets(renderer, examples["train"], groups):
+    if changed := changed_targets(renderer, own, groups):
         log.warning(
             "sft: %d of %d targets are trained on as another text, such as that of %s: a text that spells a special "
             "token is read as that token, and ends at an end token",
@@ -94,7 +97,7 @@ def changed_targets(renderer: Renderer, examples: Sequence[Example], groups: Seq
 
 def texts(examples: Sequence[Example]) -> list[str]:
     """All that a tokenizer may be trained on."""
-    return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target)]
+    return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target) if text]
 
 
 def model_card(title: str, how: str, history: Sequence[Record]) -> str:

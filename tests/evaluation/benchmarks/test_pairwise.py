@@ -96,6 +96,16 @@ def test_answers_are_compared_with_the_sft_models_of_the_same_sample(tmp_path: P
     assert list(pairs["longer"]) == [-1, 1]
 
 
+def test_prompts_without_target_are_compared_with_the_sft_model_alone(tmp_path: Path) -> None:
+    bare = [replace(one, target="", has_target=False) for one in EXAMPLES[:2]]
+    judge = Telling(shorter)
+    scores = answered(tmp_path / "scores", ANSWERS)
+    benchmark(judge).run(tmp_path, subject([*bare, *EXAMPLES[2:]], scores))
+    assert {case.example.id for case in judge.asked} == {"c", "d"}
+    assert benchmark(judge).nothing_in(bare) == "no prompt has a target to compare with"
+    assert benchmark(judge, against="SFT").nothing_in(bare) is None
+
+
 def test_a_pair_that_lacks_one_order_counts_for_nothing(tmp_path: Path) -> None:
     """Else the place would count: a's judgment with its own answer first is all that there is of a."""
     lost = lambda case: Judgment("unparsable", None) if case.swapped and case.example.id == "a" else place(case)  # noqa: E731

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ def test_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_path: Pat
     assert found["SFT", "win rate over target"] == 0.5
     assert found["Self-Contrast", "win rate over target"] == 0.625
     assert found["Self-Contrast", "win rate over SFT"] == 0.625
+    bare = [replace(one, target="", has_target=False) if one.id in "ab" else one for one in examples]
+    (tmp_path / "bare").mkdir()
+    facts = of.run(tmp_path / "bare", subject(bare, tmp_path / "SFT scores", label="SFT"))
+    assert (facts["answers"], facts["targets"]) == (4, 2)
+    single = {line.what: line.value.estimate for line in of.lines({"SFT": tmp_path / "bare"}, OPTIONS)}
+    assert single["win rate over target"] == 0.25  # of c and d: a tie and a loss
     model, own = AutoModelForSequenceClassification.from_pretrained(reward_model.path).eval(), tokenizer()
     sigmoids = []
     for key, text in said["SFT"].items():

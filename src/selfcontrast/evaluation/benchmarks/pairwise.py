@@ -60,7 +60,7 @@ class Pairwise(Judged):
 
     def _prompts(self, examples: Sequence[Example]) -> list[Example]:
         """A dialogue that is played has a target for its last turn only: it is compared with another system's."""
-        return [e for e in examples if self.relative or not e.turns][: self.limit]
+        return [e for e in examples if self.relative or (e.has_target and not e.turns)][: self.limit]
 
 
 @dataclass(frozen=True, kw_only=True)

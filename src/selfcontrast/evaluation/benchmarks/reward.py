@@ -63,7 +63,7 @@ class RewardWins:
         examples = {example.id: example for example in subject.examples[: self.limit]}
         answers = answers_of(subject.scores, subject.decoding)
         chosen = [(n, s, a) for (n, s), a in answers.items() if n in examples and s < self.samples]
-        targets = [name for name, example in examples.items() if not example.turns]
+        targets = [name for name, example in examples.items() if example.has_target and not example.turns]
         asked: list[Response] = [
             (Case(examples[name], len(own) - 1, (own,)).dialogue(own), own[-1]) for name, _, own in chosen
         ]
