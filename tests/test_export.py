@@ -57,7 +57,7 @@ def negatives_artifact(store: Store, data: Any, examples: list[Example], ranks: 
 def data(tmp_path: Path) -> Jsonl:
     file = tmp_path / "data.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return Jsonl(str(file), 0.1, 0.1, None, None)
+    return Jsonl(str(file), 0.1, 0.1, None, None, "required")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_llamafactory_rows_have_its_ranking_format(
     assert {tuple(row) for row in found} == {("system", "conversations", "chosen", "rejected")}
     assert any(row["system"] == "Be brief." for row in found)
     assert all(turn["from"] in ("human", "gpt") for row in found for turn in row["conversations"])
-    read = [e for split in Jsonl(str(output), 0.1, 0.1, None, None).load().values() for e in split]
+    read = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
     assert sorted((len(e.prompt), e.target, e.rejected) for e in read) == sorted(
         (len(e.prompt), e.target, "a dog 0 狗") for e in examples[1:]
     )
@@ -152,7 +152,7 @@ def test_exported_file_is_imported_as_candidates(artifact: Path, data: Jsonl, ex
     assert list(back._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
     assert back.samples == 2
     # The file is data, too, with the same ids.
-    again = [e for split in Jsonl(str(output), 0.1, 0.1, None, None).load().values() for e in split]
+    again = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
     assert {(e.id, e.target) for e in again} == {(e.id, e.target) for e in examples[1:]}
 
 

@@ -1,16 +1,16 @@
 """Checks before compute that involve several parts of a job. Each part also checks itself."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
-from selfcontrast.data.example import Example
+from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.filters.select import needs_target
 from selfcontrast.generators.generate import Generation, Generator
-from selfcontrast.generators.source import check_same_tokenizer
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.training.hardware import Hardware
@@ -26,8 +26,8 @@ def check_sampling(generator: Generator, model: Model, examples: Sequence[Exampl
         return
     renderer = Renderer(model.tokenizer())
     generator.check_rendering(renderer, examples)
-    if generator.model and not isinstance(model, FromScratch):  # its tokenizer does not exist yet
-        check_same_tokenizer(renderer, generator.model)
+    if generator.other and not isinstance(model, FromScratch):  # its tokenizer does not exist yet
+        generator.other.check_tokenizer(renderer)
 
 
 def _samples_the_policy(generator: Generator) -> bool:
@@ -78,6 +78,67 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             name,
             *drawn,
         )
+
+
+def check_targets(parts: Mapping[str, Any], train: Sequence[Example], iterations: int) -> None:
+    """Raise `UserError` if training prompts have no target and a part of the job needs one."""
+    without = sum(not example.has_target for example in train)
+    if parts["sft"].epochs and without == len(train):
+        raise UserError(
+            f"sft trains on targets, and none of {without:,} training prompts has one. Use sft=none with a fine-tuned "
+            "model (model=hf model.path=MODEL), or add rows with targets."
+        )
+    if not (without and iterations):
+        return
+    why = f"needs targets, and {without:,} of {len(train):,} training prompts have none"
+    chosen, settings, objective = parts["chosen"], parts["filter"], parts["objective"]
+    if chosen.target:
+        raise UserError(f"chosen={type(chosen).__name__} {why}. Use chosen=consensus or data.targets=required.")
+    if needs_target(settings.selector):
+        raise UserError(f"filter.selector={type(settings.selector).__name__} {why}. Use filter=least_consistent.")
+    if settings.on_shortage == "refill":
+        raise UserError(f"filter.on_shortage=refill {why}. Use filter.on_shortage=drop_everywhere.")
+    if getattr(objective, "ranks_negatives", False) or getattr(objective, "rank_weights", None) is not None:
+        name = (
+            "objective.rank_weights" if hasattr(objective, "rank_weights") else f"objective={type(objective).__name__}"
+        )
+        raise UserError(
+            f"{name} ranks by similarity to the target, so it {why}. Use objective=self_contrast "
+            "objective.rank_weights=null."
+        )
+
+
+def drop_ungradable(
+    splits: Mapping[Split, Sequence[Example]], evaluated: str, verified: bool
+) -> tuple[dict[Split, list[Example]], list[str]]:
+    """Drop held-out prompts whose answers cannot be graded: those without a target, if there is no verifier.
+
+    Args:
+        evaluated: the split that is evaluated.
+
+    Returns:
+        The splits, and the ids of the dropped prompts.
+
+    Raises:
+        UserError: if no prompt is left to evaluate.
+    """
+    kept: dict[Split, list[Example]] = {"train": list(splits["train"])}
+    left_out: list[str] = []
+    for split in (name for name in splits if name != "train"):
+        bare = [example.id for example in splits[split] if not example.has_target]
+        kept[split] = [example for example in splits[split] if verified or example.has_target]
+        count = f"{len(bare):,} of {len(splits[split]):,} prompts of the split {split} have no target"
+        if split == evaluated and bare and not kept[split]:
+            raise UserError(
+                f"evaluation: {count}, and without a verifier answers are compared with the target. Use a verifier "
+                "(verifier=final_number data.answer_column=COLUMN), or add rows with targets."
+            )
+        if bare and verified:
+            log.info("data: %s. The verifier, judges and KL evaluate them; other measurements skip them.", count)
+        elif bare:
+            log.warning("data: %s and there is no verifier, so the evaluation skips them.", count)
+            left_out += bare
+    return kept, left_out
 
 
 def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:

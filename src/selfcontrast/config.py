@@ -179,6 +179,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         cfg.negatives, generator.samples, verified, generator.has_log_probs
     )  # a generator of pairs knows its samples only now
     check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
+    checks.check_targets(parts, splits["train"], cfg.iterations)
     for name, benchmark in parts["evaluation"].benchmarks.items():
         _checked(benchmark, f"evaluation.benchmarks.{name}", grader)
     parts["model"].check()
@@ -195,6 +196,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     left_out: list[str] = []
     if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # made for each other
         splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
+    splits, ungraded = checks.drop_ungradable(splits, str(parts["evaluation"].split), verified)
+    left_out = [*left_out, *ungraded]
     checks.check_sampling(generator, parts["model"], splits["train"])
     if cfg.iterations > 1:
         checks.check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))

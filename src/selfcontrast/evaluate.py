@@ -17,6 +17,7 @@ from selfcontrast.evaluation import contamination
 from selfcontrast.evaluation.compare import compare
 from selfcontrast.evaluation.evaluate import LM_EVAL
 from selfcontrast.job import Job
+from selfcontrast.models.hub import download_model
 from selfcontrast.models.loading import Pretrained, load_tokenizer, template_text
 from selfcontrast.provenance import provenance
 from selfcontrast.report.evaluated import write_evaluated
@@ -91,21 +92,7 @@ def model_folder(model: Any) -> Path:
     """Return the model's folder, downloaded if `model.path` is a name on the hub; raise `UserError` without one."""
     if not isinstance(model, Pretrained):
         raise UserError("model: an untrained model cannot be evaluated. Set model to a folder or a name on the hub.")
-    folder = Path(model.path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            downloaded = snapshot_download(
-                model.path,
-                revision=model.commit,
-                local_files_only=model.local_files_only,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
-            )
-        except Exception as error:  # of the hub, the network, or an unknown name
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"model.path={model.path}: cannot be downloaded ({first}). Name a folder.") from error
-        folder = Path(downloaded)
+    folder = download_model(model.path, model.commit, "model.path", model.local_files_only)
     if not model.chat_template:  # `configure` has checked that one
         Renderer(load_tokenizer(folder))
     return folder.resolve()

@@ -160,7 +160,7 @@ def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
     if fingerprint["source"] == "jsonl" and data:
         names = ("validation", "test", "limit", "answer_column")
         settings: dict[str, Any] = {name: fingerprint.get(name) for name in names}
-        return Jsonl(path=data, **settings)
+        return Jsonl(path=data, targets=fingerprint.get("targets", "required"), **settings)
     raise UserError("The store does not record where the data is. Name it with --data FILE, or give the run's folder.")
 
 

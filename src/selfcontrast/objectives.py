@@ -331,6 +331,8 @@ class NCA(WeightedContrast):
 class PlackettLuce(Contrast):
     """The likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
 
+    ranks_negatives: ClassVar[bool] = True  # by similarity to the target, so every prompt needs one
+
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
         return losses.plackett_luce(s_plus, s_minus, mask)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -308,12 +309,17 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
                 "target": train[name].target,
                 **({"chosen": _candidate_of(positives.get(name, []))} if positives else {}),
                 "farthest": ordered[0].text,
-                "farthest_similarity": ordered[0].similarity,
+                "farthest_similarity": _known(ordered[0].similarity),
                 "nearest": ordered[-1].text,
-                "nearest_similarity": ordered[-1].similarity,
+                "nearest_similarity": _known(ordered[-1].similarity),
             }
         )
     return rows
+
+
+def _known(similarity: float) -> float | None:
+    """Return the similarity, or None if it is NaN (a prompt without target), since JSON has no NaN."""
+    return None if isnan(similarity) else similarity
 
 
 def _candidate_of(chosen: Sequence[Positive]) -> str:

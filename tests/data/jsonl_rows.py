@@ -16,8 +16,10 @@ from selfcontrast.errors import UserError
 Row = dict[str, Any]
 
 
-def source(path: Path, *, validation: float = 0.05, test: float = 0.1, limit: int | None = None) -> Jsonl:
-    return Jsonl(str(path), validation, test, limit, None)
+def source(
+    path: Path, *, validation: float = 0.05, test: float = 0.1, limit: int | None = None, targets: Any = "required"
+) -> Jsonl:
+    return Jsonl(str(path), validation, test, limit, None, targets)
 
 
 def examples(path: Path, **settings: Any) -> list[Example]:

@@ -38,7 +38,8 @@ def write_lines(file: Path, rows: Sequence[Row]) -> Path:
 
 
 def load(file: Path) -> list[Example]:
-    return [example for split in Jsonl(str(file), 0.05, 0.1, None, None).load().values() for example in split]
+    data = Jsonl(str(file), 0.05, 0.1, None, None, "required")
+    return [example for split in data.load().values() for example in split]
 
 
 def pair_candidates(folder: Path, policy: Path, examples: Sequence[Example]) -> dict[str, list[Any]]:

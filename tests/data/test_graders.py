@@ -128,7 +128,7 @@ def rows(file: Path, answers: list[object]) -> Jsonl:
     file.write_text(
         "".join(json.dumps({"prompt": f"{i}?", "target": "t", "gold": a}) + "\n" for i, a in enumerate(answers))
     )
-    return Jsonl(str(file), 0.1, 0.1, None, "gold")
+    return Jsonl(str(file), 0.1, 0.1, None, "gold", "required")
 
 
 def test_answer_column_fills_answer(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_answer_column_fills_answer(tmp_path: Path) -> None:
     answers = {e.prompt[0]["content"]: e.answer for examples in splits.values() for e in examples}
     assert [answers[f"{i}?"] for i in range(8)] == ["1", "2", "3.5", "four 4", "5", "6", "7", "#### 8"]
     check_examples(FinalNumber(), source, splits)
-    other = Jsonl(source.path, 0.1, 0.1, None, None)
+    other = Jsonl(source.path, 0.1, 0.1, None, None, "required")
     assert {e.answer for examples in other.load().values() for e in examples} == {""}
     assert other.fingerprint() != source.fingerprint()
 

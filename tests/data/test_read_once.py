@@ -45,7 +45,7 @@ def source(kind: str, folder: Path) -> tuple[Source, Path]:
     file = folder / "data.jsonl"
     file.write_text(lines("pear"))
     if kind == "jsonl":
-        return Jsonl(str(file), 0.1, 0.1, None, None), file
+        return Jsonl(str(file), 0.1, 0.1, None, None, "required"), file
     part = Part(str(file), None, None, "train", None, None)
     return Hub(part, None, 0.1, 0.1, None, None, True), file
 

@@ -100,6 +100,6 @@ def test_signal_table_omits_unknown_log_probabilities_and_needs_scores() -> None
         "consensus",
         "rank_sum",
     ]
-    assert signal_table(seen.assign(score=np.nan)) == []
+    assert signal_table(seen.assign(score=np.nan, good=np.nan)) == []
     assert signal_table(seen[:0]) == []
     assert auc(np.array([1.0, 2.0]), np.array([True, True])) is None

@@ -40,6 +40,8 @@ def settings(**changes: Any) -> Generation:
         "max_failed_fraction": 0.0,
         "model": None,
         "system": None,
+        "model_revision": None,
+        "model_samples": None,
     }
     return Generation(**{**fine, **changes}, backend=HF("float32", 6))
 

@@ -223,7 +223,7 @@ def responder(server_backend: OpenAI, shard: int = 2) -> Responder:
 
 
 def settings(server_backend: OpenAI, max_failed: float) -> Generation:
-    return Generation(None, 3, 0.8, 0.9, 50, 64, 0, max_failed, server_backend, None, None)
+    return Generation(None, 3, 0.8, 0.9, 50, 64, 0, max_failed, server_backend, None, None, None, None)
 
 
 def refusing(*names: str) -> Any:

@@ -1,6 +1,7 @@
 """Sampling from another model, and with a system message."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
 from selfcontrast.generators.generate import FILE, Generation
 from selfcontrast.generators.hf import HF
-from selfcontrast.generators.source import check_folder, check_same_tokenizer, check_system, with_system_message
+from selfcontrast.generators.source import OtherModel, check_system, with_system_message
 from selfcontrast.models.loading import save_policy, train_tokenizer
 from selfcontrast.store import settings_of
 from selfcontrast.training.groups import preference_groups
@@ -27,7 +28,7 @@ from tiny import CORPUS, TEMPLATE, example, llama, policy_folder, tokenizer
 RENDERER = Renderer(tokenizer())
 EXAMPLES = [example(f"e{i}", "the cat " * (1 + i % 4), "a cat") for i in range(5)]
 USER, SYSTEM = Message(role="user", content="a cat?"), Message(role="system", content="a dog")
-PLAIN = Generation(None, 3, 1.0, 1.0, 5, 64, 0, 0.0, HF("float32", 6), None, None)
+PLAIN = Generation(None, 3, 1.0, 1.0, 5, 64, 0, 0.0, HF("float32", 6), None, None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,46 @@ def sampled(folder: Path, settings: Generation, model: Path) -> list[Candidate]:
 def test_candidates_come_from_the_configured_model(policy: Path, other: Path, tmp_path: Path) -> None:
     named = sampled(tmp_path / "a", replace(PLAIN, model=str(other)), policy)
     assert named == sampled(tmp_path / "b", PLAIN, other) != sampled(tmp_path / "c", PLAIN, policy)
+
+
+def test_artifact_is_the_model_that_it_contains(policy: Path, other: Path, tmp_path: Path) -> None:
+    assert other.name == "model"
+    artifact, folder = (replace(PLAIN, model=str(path)) for path in (other.parent, other))
+    artifact.check(EXAMPLES)
+    assert settings_of(artifact) == settings_of(folder)
+    assert sampled(tmp_path / "a", artifact, policy) == sampled(tmp_path / "b", folder, policy)
+
+
+def test_model_samples_are_the_last_ones_of_each_prompt(policy: Path, other: Path, tmp_path: Path) -> None:
+    mixed = replace(PLAIN, samples=5, prompts=3, seed=7, model=str(other), model_samples=2)
+    (tmp_path / "mixed").mkdir()
+    counts = mixed.generate(tmp_path / "mixed", policy, EXAMPLES, Local(3, 1), "cpu")
+    candidates = read_candidates(tmp_path / "mixed" / FILE)
+    fine_tuned = sampled(tmp_path / "own", replace(PLAIN, samples=3, prompts=3, seed=7), policy)
+    names = list(dict.fromkeys(candidate.id for candidate in fine_tuned))
+    assert [(c.id, c.sample) for c in candidates] == [(name, i) for name in names for i in range(5)]
+    assert [c for c in candidates if c.sample < 3] == fine_tuned
+    examples = [e for e in EXAMPLES if e.id in names]
+    (tmp_path / "weak").mkdir()
+    replace(PLAIN, samples=2, seed=8).generate(tmp_path / "weak", other, examples, Local(3, 1), "cpu")
+    weak = [replace(c, sample=c.sample + 3) for c in read_candidates(tmp_path / "weak" / FILE)]
+    assert [c for c in candidates if c.sample >= 3] == weak
+    tokens = sum(len(c.token_ids) for c in candidates)
+    assert (counts["prompts"], counts["responses"], counts["tokens"], counts["failed"]) == (3, 15, tokens, 0)
+    assert counts["cut_share"] == pytest.approx(sum(c.finish_reason == "length" for c in candidates) / 15)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model_samples": 1}, "generator.model_samples need generator.model"),
+        ({"model_revision": "main"}, "generator.model_samples need generator.model"),
+        ({"model": "a/b", "model_samples": 3}, "generator.model_samples=3 must be below generator.samples=3"),
+    ],
+)
+def test_contradictory_settings_of_the_other_model_raise(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        replace(PLAIN, **wrong)
 
 
 def test_system_message_is_used_in_sampling_only(policy: Path, tmp_path: Path) -> None:
@@ -130,11 +171,16 @@ def test_generation_with_a_model_does_not_follow_the_policy(other: Path) -> None
 
 
 def test_missing_or_broken_model_folder_raises(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^generator\.model=owner/name has no config\.json.*hf download NAME"):
-        check_folder("owner/name")
+    with pytest.raises(UserError, match=r"^generator\.model=\./no/folder has no config\.json.*OWNER/MODEL"):
+        OtherModel("./no/folder", None).check()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"^generator\.model=\S+: its config cannot be loaded"):
-        check_folder(str(tmp_path))
+        OtherModel(str(tmp_path), None).check()
+
+
+def test_a_folder_has_no_revision(other: Path) -> None:
+    with pytest.raises(UserError, match=r"^generator\.model_revision=main: generator\.model=\S+ is a folder"):
+        OtherModel(str(other), "main").check()
 
 
 def test_model_with_another_vocabulary_raises(policy: Path, tmp_path: Path) -> None:
@@ -150,10 +196,10 @@ def test_tokenizer_with_another_end_or_no_template_raises(tmp_path: Path) -> Non
     foreign = tokenizer(TEMPLATE.replace("{{ message.content }}<|end|>", "{{ message.content }}<|user|>"))
     foreign.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match=r"its answers end with the tokens \["):
-        check_same_tokenizer(RENDERER, str(tmp_path))
+        OtherModel(str(tmp_path), None).check_tokenizer(RENDERER)
     bare = tokenizer()
     bare.chat_template = None
     shutil.rmtree(tmp_path)
     bare.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match=r"^generator\.model=\S+: the tokenizer has no chat template"):
-        check_same_tokenizer(RENDERER, str(tmp_path))
+        OtherModel(str(tmp_path), None).check_tokenizer(RENDERER)

@@ -65,12 +65,14 @@ def test_candidates_of_another_model_under_a_system_message_chosen_by_likelihood
 ) -> None:
     """The other model is the fine-tuned one itself: an epoch less would be another, and cost another training."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
-    other = Path(stages(finished.result)["sft"]["path"]) / "model"
-    asked = ("generator.system='Be wrong.'", f"generator.model={other}", "filter=rank_sum", "trainer.epochs=1")
+    other = Path(stages(finished.result)["sft"]["path"])  # the artifact, which holds the model
+    model = (f"generator.model={other}", "generator.model_samples=2")
+    asked = ("generator.system='Be wrong.'", *model, "filter=rank_sum", "trainer.epochs=1")
     ended = run_train(*TINY, *asked, "tracking=none", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
     assert stages(result)["generate"]["key"] != stages(finished.result)["generate"]["key"]
+    assert stages(result)["generate"]["summary"]["responses"] == 16 * 6
     signals = result["similarities"]["signals"]
     assert [row["signal"] for row in signals] == ["similarity", "consensus", "log_prob", "rank_sum"]
     assert stages(result)["filter"]["summary"]["auc_rank_sum"] == signals[-1]["auc"]

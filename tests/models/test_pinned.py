@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import torch
 from huggingface_hub import constants
 
 from models.test_reward import classifier_folder
+from selfcontrast.data.candidates import read_candidates
+from selfcontrast.engines.local import Local
+from selfcontrast.errors import UserError
 from selfcontrast.filters.encode import SentenceEncoder
+from selfcontrast.generators.generate import FILE, Generation
+from selfcontrast.generators.hf import HF
 from selfcontrast.models import hub
 from selfcontrast.models.loading import Pretrained
 from selfcontrast.models.reward import RewardModel
-from tiny import policy_folder
+from selfcontrast.store import settings_of
+from tiny import example, policy_folder
 
 NAME = "somebody/a-model"
 COMMITS = ("a" * 40, "b" * 40)
@@ -64,6 +71,35 @@ def test_pretrained_loads_the_keyed_commit_after_the_branch_moved(cache: Path) -
     unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as in a worker
     for copy in (model, unpickled):
         assert torch.equal(copy.start([], 0)[0].lm_head.weight, expected.lm_head.weight)
+
+
+def test_generator_model_is_sampled_at_the_keyed_commit(cache: Path, tmp_path: Path) -> None:
+    policy = policy_folder(tmp_path / "policy", seed=9)
+    settings = Generation(None, 2, 1.0, 1.0, 5, 64, 0, 0.0, HF("float32", 6), NAME, None, None, None)
+    key = settings_of(settings)
+    assert (key["model"], key["model_revision"]) == (NAME, COMMITS[0])
+    assert key == settings_of(replace(settings, model_revision="main"))
+    other = replace(settings, model_revision=COMMITS[1])
+    snapshots = cache / "models--somebody--a-model" / "snapshots"
+    for commit, by_name in zip(COMMITS, (settings, other), strict=True):
+        by_name.check([])
+        by_folder = replace(by_name, model=str(snapshots / commit), model_revision=None)
+        candidates = []
+        for label, generation in (("hub", by_name), ("folder", by_folder)):
+            folder = tmp_path / f"{commit} {label}"
+            folder.mkdir()
+            generation.generate(folder, policy, [example("e", "the cat", "a cat")], Local(3, 1), "cpu")
+            candidates.append(read_candidates(folder / FILE))
+        assert candidates[0] == candidates[1]
+
+
+def test_unknown_generator_model_raises_before_compute(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Generation(None, 2, 1.0, 1.0, 5, 64, 0, 0.0, HF("float32", 6), "no/body", None, None, None)
+    with pytest.raises(UserError, match=r"^generator\.model=no/body: its config cannot be loaded"):
+        settings.check([])
+    (line,) = (record.getMessage() for record in caplog.records if "COMMIT" in record.getMessage())
+    assert line.startswith("generator.model=no/body: ")
+    assert "generator.model_revision=COMMIT" in line
 
 
 def test_resolve_commit_queries_the_hub_before_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

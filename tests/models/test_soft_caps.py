@@ -8,13 +8,21 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma2ForSequenceClassification,
+    Gemma2Model,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+)
 
 from benchmark_cases import lm_eval
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval_run import open_lm
 from selfcontrast.filters.encode import SentenceEncoder
 from selfcontrast.models.reward import RewardModel
+from selfcontrast.models.rows import use_exact_attention
 from tiny import tokenizer
 
 PROMPT, ANSWER = "what is the name of the cat?", "the cat sat on the mat"
@@ -41,6 +49,28 @@ def plain(folder: Path, cls: Any, attention: str) -> Any:
 def check(result: Any, eager: Any, sdpa: Any) -> None:
     assert np.abs(np.asarray(eager) - np.asarray(sdpa)).max() > 1e-2
     np.testing.assert_allclose(result, eager, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_use_exact_attention_reads_the_cap_of_a_nested_text_config(tmp_path: Path) -> None:
+    """PaliGemma 2 has the settings of its Gemma-2 in a nested config."""
+    text = {
+        "model_type": "gemma2", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.5,
+        "attn_logit_softcapping": 0.5,
+    }  # fmt: skip
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "projection_dim": 32,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=63)
+    PaliGemmaForConditionalGeneration(config).save_pretrained(str(tmp_path))
+    ids = torch.arange(1, 13)[None]
+    model = plain(tmp_path, PaliGemmaForConditionalGeneration, "sdpa")
+    use_exact_attention(model)
+    eager, sdpa = (plain(tmp_path, type(model), name)(input_ids=ids).logits for name in ("eager", "sdpa"))
+    check(model(input_ids=ids).logits, eager, sdpa)
 
 
 @torch.inference_mode()

@@ -213,6 +213,16 @@ def test_sentence_counts_many_points_without_a_difference(make: Make, write: Wri
     assert "m0" not in words.partition("Highest")[0]
 
 
+def test_baselines_with_equal_scores_differ_by_artifact_key(make: Make, write: Write, tmp_path: Path) -> None:
+    """A model of other data may happen to score the same, and one model has one key in all jobs."""
+    for noise, key in ((0.0, "aa"), (0.3, "bb")):
+        for k in (1, 4):
+            result = make(k=k, config={"data": {"noise": noise}})
+            stages = [{**stage, "key": key} if stage["name"] == "sft" else stage for stage in result.stages]
+            write(tmp_path / f"{key}-{k}", replace(result, stages=stages))
+    assert read_sweep([tmp_path]).baselines == [["data.noise=0.0"], ["data.noise=0.3"]]
+
+
 def test_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_path: Path) -> None:
     """0.65 with seed 1 and 0.85 with seed 2."""
     for seed, control in ((1, 0.65), (2, 0.85)):

@@ -226,5 +226,7 @@ def test_nearest_first_and_select_scores_agree_on_order() -> None:
     used = nearest_first(ranked, 3)  # the fourth rank is not used
     assert [negative.rank for negative in used] == [1, 2, 0]
     assert [negative.rank for negative in nearest_first(ranked, 4)] == [1, 3, 2, 0], "ties go to the lower rank"
+    unknown = [Negative("a", rank, rank, "", [10 + rank], math.nan) for rank in range(4)]  # without target
+    assert [negative.rank for negative in nearest_first(unknown, 3)] == [0, 1, 2]
     scores = torch.tensor([-1.0, -10.0, -11.0, -12.0, -13.0])
     assert select_scores({"a": scores, "b": scores}, {"a": used})["a"].tolist() == [-1.0, -11.0, -12.0, -10.0]

@@ -21,7 +21,7 @@ class Example:
     Attributes:
         id: unique within its data set, and stable: the same content has the same id on every machine.
         prompt: the dialogue so far; its last message is the user's.
-        target: the supervised response (y+).
+        target: the supervised response (y+); "" without one.
         category: results are reported per category.
         reference: specification of a correct response, as JSON; only the built-in verifier reads it.
         rejected: a dispreferred response from the data. generator=pairs and a judge's calibration use it.
@@ -29,6 +29,7 @@ class Example:
         turns: the user's messages in order, if an evaluation *plays* the dialogue and the model answers each of them;
             empty if the model answers `prompt` as it is.
         answer: the value that a verifier compares a response with, such as the result of a math problem.
+        has_target: False for a row without an answer, which only some choices of y+ and some filters can use.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     turns: list[str] = field(default_factory=list)
     more_rejected: list[str] = field(default_factory=list)
     answer: str = ""
+    has_target: bool = True
 
     @property
     def all_rejected(self) -> list[str]:

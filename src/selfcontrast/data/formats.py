@@ -15,6 +15,14 @@ class RowError(Exception):
     """An error in a row. The reader of the file adds the location."""
 
 
+class NoTarget(RowError):
+    """A row whose answer is missing or null. It has the error message for required targets, and the prompt."""
+
+    def __init__(self, reason: str, prompt: list[Message]) -> None:
+        super().__init__(reason)
+        self.prompt = prompt
+
+
 class SkippedRow(Exception):
     """A dialogue of a kind that occurs in published files and is skipped. Its text is the reason, which is counted."""
 
@@ -42,6 +50,26 @@ def recognise(columns: Collection[str]) -> Callable[[Row], ParsedRow] | None:
     """
     parse = next((parse for needed, parse in FORMATS.items() if set(needed) <= set(columns)), None)
     return None if parse is None else lambda row: split_turns(parse(row))
+
+
+def prompt_without_answer(row: Row) -> list[Message] | None:
+    """Return the prompt of a row whose answer is missing or null; None for a row with an answer.
+
+    Raises:
+        RowError: for a row that is malformed in another way, or has an answer in a column that its format does not
+            read.
+    """
+    parse = recognise(row) or next((parse for name, parse in UNANSWERED.items() if name in row), None)
+    if parse is None:
+        return None
+    try:
+        parse(row)
+        return None
+    except NoTarget as error:
+        if other := next((name for name in TARGETS if _last_answer(row.get(name))), None):
+            raise RowError(f"{error}, but '{other}' has an answer. Rename the column.") from None
+        _check_prompt(error.prompt)
+        return split_turns(ParsedRow(error.prompt, "", "")).prompt
 
 
 def prompt_of(row: Row) -> list[Message]:
@@ -136,7 +164,7 @@ def _chat(row: Row, column: str) -> ParsedRow:
         _check_prompt(prompt)
         target = _reply(row, "chosen", prompt)
     else:
-        raise RowError(f"the last message of '{column}' must be the assistant's")
+        raise NoTarget(f"the last message of '{column}' must be the assistant's", prompt)
     return ParsedRow(prompt, target, *_rejected(row, prompt))
 
 
@@ -217,6 +245,12 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], ParsedRow]] = {
     ("prompt", "answers"): _ranked,
 }
 
+# Parsers of rows without an answer column, by the column of their prompt.
+UNANSWERED: dict[str, Callable[[Row], ParsedRow]] = {
+    "prompt": partial(_completion, target="completion"),
+    "instruction": partial(_alpaca, target="output"),
+}
+
 TARGETS = ("chosen", "completion", "target", "output", "response")  # columns with an answer alone
 CHATS = ("messages", "conversations")
 
@@ -274,7 +308,9 @@ def _check_prompt(prompt: list[Message]) -> None:
 
 def _reply(row: Row, column: str, prompt: list[Message]) -> str:
     """Return an answer given as text, as a message, or as a list of messages: [answer] or [*prompt, answer]."""
-    value = _get(row, column)
+    value = row.get(column)
+    if value is None:
+        raise NoTarget(f"column '{column}' is missing or null", prompt)
     if isinstance(value, str):
         return text(value, f"'{column}'")
     messages = _messages([value] if isinstance(value, dict) else value, column)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfcontrast.constrained import Count, ProperFraction, Text
 from selfcontrast.data.example import Example, Split
@@ -41,6 +41,7 @@ class Jsonl:
         test: fraction of the prompts, in (0, 1); with `validation` below 1.
         limit: number of usable rows to read; None for all.
         answer_column: column with the text or number that a verifier compares responses with; None for no column.
+        targets: "optional": a row without an answer is an example without target; "required": it is an error.
     """
 
     path: Text
@@ -48,6 +49,7 @@ class Jsonl:
     test: ProperFraction
     limit: Count | None
     answer_column: Text | None
+    targets: Literal["required", "optional"]
 
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
@@ -65,7 +67,7 @@ class Jsonl:
         dropped: Counter[str] = Counter()
         content = note(self, rows_file(self.path, SETTING))
         locations = vars(self)["_locations"] = dict[str, str]()
-        options = ReadOptions(self.limit, answer_column=self.answer_column)
+        options = ReadOptions(self.limit, answer_column=self.answer_column, optional=self.targets == "optional")
         examples = read_examples(read_rows(self.path), self.path, dropped, options, locations)
         content.check(SETTING)
         if dropped:
@@ -94,6 +96,7 @@ class Jsonl:
             "test": self.test,
             "limit": self.limit,
             "answer_column": self.answer_column,
+            **({"targets": self.targets} if self.targets != "required" else {}),
             "sha256": (noted(self) or Content.of(rows_file(self.path, SETTING))).hash,
         }
 

@@ -138,9 +138,13 @@ class Renderer:
         return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
-        """Return the token ids of an example's prompt and target. Raise `UserError` with its id on failure."""
+        """Return the token ids of an example's prompt and target, the latter empty without a target.
+
+        Raise `UserError` with the example's id on failure.
+        """
         try:
-            return self.prompt(example.prompt), self.response(example.prompt, example.target)
+            target = self.response(example.prompt, example.target) if example.has_target else []
+            return self.prompt(example.prompt), target
         except UserError as error:
             raise UserError(f"the row {example.id}: {error}") from error
 
@@ -149,6 +153,8 @@ class Renderer:
 
         The text differs if an answer spells a special token: an end token cuts it, others are removed.
         """
+        if not example.has_target:
+            return example  # it has no rejected answers either
         answers = (example.target, *example.all_rejected)
         target, *others = (self.text(self.response(example.prompt, answer)) for answer in answers)
         rejected, more = (others[0], others[1:]) if others else ("", [])

@@ -9,15 +9,25 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from selfcontrast.data.example import Example
-from selfcontrast.data.formats import FORMATS, ParsedRow, Row, RowError, SkippedRow, other_targets, recognise, text
+from selfcontrast.data.example import Example, Message
+from selfcontrast.data.formats import (
+    FORMATS,
+    ParsedRow,
+    Row,
+    RowError,
+    SkippedRow,
+    other_targets,
+    prompt_without_answer,
+    recognise,
+    text,
+)
 from selfcontrast.errors import UserError
 
-DUPLICATE = "exact duplicate"
+DUPLICATE, ANSWERED = "exact duplicate", "no answer, and another row has the prompt with one"
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +42,15 @@ class ReadOptions:
             answer to the last of them is the target. None for no maximum.
         answer_column: the column whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
         lenient: drop and count malformed rows too. For published data sets, which the user cannot correct.
+        optional: read a row whose answer is missing or null as an example without target (`Example.has_target`), unless
+            another row has its prompt with an answer. Its rejected answers are not read.
     """
 
     limit: int | None = None
     turns: int | None = None
     answer_column: str | None = None
     lenient: bool = False
+    optional: bool = False
 
 
 def read_examples(
@@ -66,12 +79,13 @@ def read_examples(
         try:
             if not isinstance(row, dict):
                 raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
-            if parse is None and (parse := recognise(row)) is None:
+            bare = prompt_without_answer(row) if options.optional else None
+            if bare is None and parse is None and (parse := recognise(row)) is None:
                 _unrecognised(f"{where}, {location}", row)
-            full = parse(row)
+            full = _parse(row, bare, parse)
             parsed = _first_turns(full, options.turns)
             key = key_of_content([parsed.prompt, parsed.target])
-            example = _example(row, parsed, key)
+            example = replace(_example(row, parsed, key), has_target=bare is None)
             if parsed is full:  # the reference answer belongs to the full dialogue, not to its first turns
                 example = replace(example, answer=_answer(row, options.answer_column))
             if example.id in examples and key not in id_of_content:
@@ -85,7 +99,7 @@ def read_examples(
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
         padded += any(answer != answer.strip() for answer in (example.target, *example.all_rejected))
-        ignored_targets.update(other_targets(row, full.target))
+        ignored_targets.update(other_targets(row, full.target) if example.has_target else ())
         if key in id_of_content:
             earlier = examples[id_of_content[key]]
             if not (new := [text for text in example.all_rejected if text not in earlier.all_rejected]):
@@ -103,7 +117,26 @@ def read_examples(
         log.info("%s: ignored white space around an answer in %d rows", where, padded)
     for (used, other), count in ignored_targets.items():
         log.warning("%s: '%s' is the target; ignored another text in '%s' of %d rows", where, used, other, count)
-    return list(examples.values())
+    return _drop_answered(list(examples.values()), dropped)
+
+
+def _parse(row: Row, bare: list[Message] | None, parse: Callable[[Row], ParsedRow] | None) -> ParsedRow:
+    """Parse a row by its format, or as its bare prompt if it has no answer."""
+    if bare is not None:
+        return ParsedRow(bare, "", "")
+    assert parse is not None, "recognised"
+    return parse(row)
+
+
+def _drop_answered(examples: list[Example], dropped: Counter[str]) -> list[Example]:
+    """Drop examples without target whose prompt another example answers, and count them in `dropped`."""
+    if all(example.has_target for example in examples):
+        return examples
+    answered = {key_of_content(example.prompt) for example in examples if example.has_target}
+    kept = [example for example in examples if example.has_target or key_of_content(example.prompt) not in answered]
+    if count := len(examples) - len(kept):
+        dropped[ANSWERED] += count
+    return kept
 
 
 def with_rejected(example: Example, rejected: Sequence[str]) -> Example:

@@ -72,7 +72,7 @@ def _failures(renderer: Renderer, examples: Sequence[Example]) -> Iterator[tuple
         roles = tuple(message["role"] for message in messages)
         if id(example) in chosen:
             try:
-                renderer.check(messages, example.target)
+                renderer.check(messages, example.target or "…")
                 for rejected in example.all_rejected:
                     renderer.check(messages, rejected)
             except UserError as error:

@@ -209,15 +209,18 @@ def evaluate(
         answers["similarity"], unread_text = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
         check_finite("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
+    answered = [example for example in examples if example.has_target]
+    bare = len(examples) - len(answered)
+    counts = {"prompts_without_target": bare, **unread_text} if bare else unread_text
     likelihood = pd.DataFrame(
-        target_log_probs(model, policy.dtype, renderer, examples, device, settings.max_length),
+        target_log_probs(model, policy.dtype, renderer, answered, device, settings.max_length),
         columns=["id", "log_prob", "tokens"],
     )
     check_finite(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])
     likelihood.to_parquet(folder / LIKELIHOOD)
-    results = run_tasks(settings.lm_eval, model, examples, renderer, device, settings.seed)
+    results = run_tasks(settings.lm_eval, model, answered, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
-    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum()), **unread_text}
+    return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum()), **counts}
 
 
 def _similarities(

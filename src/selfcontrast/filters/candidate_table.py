@@ -35,6 +35,8 @@ def candidate_table(
     for i, name in zip(indices, names, strict=True):
         sampled = rows[rows["id"] == name]
         cosines = vectors.of(prompt_spans[i][1].start, sampled["text"].to_list()) @ targets[i : i + 1][0]
+        if not examples[name].has_target:
+            cosines = np.full(len(sampled), np.nan, dtype=np.float32)
         parts.append(_prompt_rows(sampled, cosines, drawn.get(name, []), examples[name]))
     return pd.concat(parts, ignore_index=True)
 

@@ -32,6 +32,7 @@ def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
     empty, copies = int(prompts["empty"].sum()), int(prompts["copies"].sum())
     negatives, rest = seen[seen["drawn"]], seen[~seen["drawn"]]
     scored = bool(seen["score"].notna().any())
+    known = with_target(seen)
     return {
         "prompts": len(prompts),
         "prompts_used": len(prompts) - len(dropped),
@@ -50,16 +51,21 @@ def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
         "tokens_candidates": _mean(seen, "tokens"),
         "tokens_negatives": _mean(negatives, "tokens"),
         "tokens_left": _mean(rest, "tokens"),
-        "length_similarity_correlation": correlation_within(seen["prompt"], seen["tokens"], seen["similarity"]),
-        "characters_targets": quantiles(prompts["target_characters"]),
+        "length_similarity_correlation": correlation_within(known["prompt"], known["tokens"], known["similarity"]),
+        "characters_targets": quantiles(prompts["target_characters"].dropna()),
         "characters_candidates": quantiles(seen["characters"]),
         "characters_negatives": quantiles(negatives["characters"]),
         "score_candidates": _mean(seen, "score") if scored else None,
         "score_negatives": _mean(negatives, "score") if scored else None,
-        "false_negatives_before": _mean(seen, "good") if scored else None,
-        "false_negatives_after": _mean(negatives, "good") if scored else None,
+        "false_negatives_before": _mean(seen, "good"),
+        "false_negatives_after": _mean(negatives, "good"),
         **(_chosen(prompts) if "chosen_score" in prompts else {}),
     }
+
+
+def with_target(seen: pd.DataFrame) -> pd.DataFrame:
+    """Return the candidates of prompts with a target. Those of other prompts have no similarity."""
+    return seen[seen["similarity"].notna()]
 
 
 def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
@@ -74,6 +80,7 @@ def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
 
 def shapes(seen: pd.DataFrame) -> dict[str, Any]:
     """Return the data of the similarity figure, of a fixed size: histograms and the selector's cuts."""
+    seen = with_target(seen)
     return {
         "edges": np.linspace(-1, 1, BINS + 1).round(6).tolist(),
         "candidates": histogram(seen["similarity"]),
@@ -110,7 +117,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         )
         if s[f"{key}_candidates"] is not None and s[f"{key}_negatives"] is not None
     ]
-    if s["false_negatives_before"] is not None:
+    if s["false_negatives_before"] is not None and s["false_negatives_after"] is not None:
         changes.append(f"false negatives {s['false_negatives_before']:.1%} → {s['false_negatives_after']:.1%}")
     aucs = [f"{words} {s[key]:.3f}" for key, words in AUCS.items() if s.get(key) is not None]
     auc_line = [f"AUC for candidates as good as the target: {', '.join(aucs)}"] if aucs else []
@@ -234,4 +241,4 @@ def _average(values: Sequence[float]) -> float | None:
 
 
 def _mean(frame: pd.DataFrame, column: str) -> float | None:
-    return float(frame[column].mean()) if len(frame) else None
+    return float(frame[column].mean()) if frame[column].notna().any() else None

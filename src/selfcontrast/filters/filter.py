@@ -26,7 +26,7 @@ from selfcontrast.errors import UserError
 from selfcontrast.filters.diagnostics import describe, diversity, shapes
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import CandidateScorer
-from selfcontrast.filters.select import Chosen, Filter, Indices, SampledPrompt, Selection, choose
+from selfcontrast.filters.select import Chosen, Filter, Floats, Indices, SampledPrompt, Selection, choose
 from selfcontrast.filters.signals import signal_table
 
 VERSION = 4
@@ -87,7 +87,8 @@ def select_negatives(
                 choice = _in_table(first, choose(settings, sampled, score, chosen))
                 if len(prompts) % every == 0:
                     compared.append(_token_ids(table, choice))
-                target_score = scorer.target(examples[sampled.id]) if scorer else nan
+                example = examples[sampled.id]
+                target_score = scorer.target(example) if scorer and example.has_target else nan
                 prompts.append(
                     {**_prompt_row(settings, sampled, choice, positives is not None), "target_score": target_score}
                 )
@@ -109,7 +110,10 @@ def blocks(
     for table in whole_prompts(candidates, COLUMNS):
         texts, prompt_spans = table["text"].to_pylist(), list(spans(table))
         targets = [examples[name].target for name, _ in prompt_spans]
-        vectors, target_vectors = candidate_file.of(row, texts), target_file.of(prompt, targets)
+        vectors, target_vectors = candidate_file.of(row, texts), list[Floats | None](target_file.of(prompt, targets))
+        for i, (name, _) in enumerate(prompt_spans):
+            if not examples[name].has_target:
+                target_vectors[i] = None
         log_probs, tokens = table["log_prob"].to_numpy(), _lengths(table)
         ended = pc.not_equal(table["finish_reason"], CUT).to_pylist()
         columns: tuple[Any, ...] = (texts, vectors, log_probs, tokens, ended)
@@ -186,7 +190,7 @@ def _seen(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataF
         kept[start + choice.drawn.kept] = True
         drawn[start + choice.drawn.ranks] = True
         taken[start + choice.drawn.taken] = True
-    scored = choices[0].good is not None
+    scored = choices[0].pool.scores is not None
     return pd.DataFrame(
         {
             "prompt": np.repeat(np.arange(first, first + len(choices), dtype=np.int32), sizes),
@@ -200,7 +204,7 @@ def _seen(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataF
             "tokens": _lengths(table)[rows],
             "characters": pc.utf8_length(table["text"]).to_numpy()[rows],
             "score": np.concatenate([c.pool.scores for c in choices]) if scored else np.float32("nan"),
-            "good": np.concatenate([c.good for c in choices]) if scored else False,
+            "good": np.concatenate([np.full(len(c.rows), nan) if c.good is None else c.good for c in choices]),
         }
     )
 
@@ -227,7 +231,7 @@ def _prompt_row(settings: Filter, sampled: SampledPrompt, choice: Selection, cho
         "drawn": drawn,
         "refilled": choice.drawn.refilled,
         "too_few": reason,
-        "target_characters": len(target),
+        "target_characters": len(target) if sampled.target_vector is not None else nan,
         **(chosen if choosing else {}),
     }
 

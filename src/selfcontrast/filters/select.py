@@ -37,7 +37,7 @@ class Pool:
     The order does not depend on the order in which they were sampled.
 
     Attributes:
-        similarity: cosine to the target [n], ascending.
+        similarity: cosine to the target [n], ascending; NaN without a target.
         vectors: embeddings of length one [n, d].
         scores: from the verifier or reward model [n]; None without either.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1]; see `consensus`.
@@ -69,7 +69,8 @@ class Pool:
 class Selector(Protocol):
     """Select the distinct candidates of a prompt that may be negatives.
 
-    A selector that needs the sampler's log-probabilities also has `needs_log_probs: ClassVar[bool] = True`.
+    A selector that never uses similarities also has `needs_target: ClassVar[bool] = False`, and may be used for prompts
+    without target. One that needs the sampler's log-probabilities also has `needs_log_probs: ClassVar[bool] = True`.
 
     Attributes:
         ranked: True if the order of the kept candidates is their ranking; otherwise ranks are drawn at random.
@@ -91,6 +92,11 @@ class Selector(Protocol):
 def needs_log_probs(selector: Selector) -> bool:
     """Return True if a selector declares that it needs `Pool.log_probs`."""
     return bool(getattr(selector, "needs_log_probs", False))
+
+
+def needs_target(selector: Selector) -> bool:
+    """Return True unless a selector declares that it does not need `Pool.similarity`."""
+    return bool(getattr(selector, "needs_target", True))
 
 
 @dataclass(frozen=True)
@@ -208,8 +214,8 @@ class SampledPrompt:
 
     Attributes:
         id: example id.
-        target: text of the target.
-        target_vector: embedding of length one [d].
+        target: text of the target; "" without one.
+        target_vector: embedding of length one [d]; None without a target.
         texts: the candidates in sampling order.
         vectors: their embeddings of length one [n, d].
         log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN if unknown.
@@ -219,7 +225,7 @@ class SampledPrompt:
 
     id: str
     target: str
-    target_vector: Floats
+    target_vector: Floats | None
     texts: Sequence[str]
     vectors: Floats
     log_probs: Floats
@@ -249,7 +255,8 @@ class Selection:
     Attributes:
         rows: indices of the pool's candidates among all candidates [n].
         pool: the distinct candidates.
-        good: True for a candidate at least as good as the target [n]; None without a scorer.
+        good: True for a candidate at least as good as the target [n]; None without a scorer, and with a
+            reward model for a prompt without target.
         drawn: the drawn negatives; its indices point into `rows`.
         chosen: the chosen candidate, if any.
     """
@@ -281,14 +288,14 @@ def choose(
             selector needs log-probabilities and a candidate has none.
     """
     indices = distinct(sampled.target, sampled.texts)
-    cosines = np.clip(sampled.vectors[indices] @ sampled.target_vector, -1, 1)
-    order = sorted(range(len(indices)), key=lambda i: (cosines[i], sampled.texts[indices[i]]))
+    cosines = _cosines(sampled, indices)
+    order = sorted(range(len(indices)), key=lambda i: (np.nan_to_num(cosines[i]), sampled.texts[indices[i]]))
     rows = np.array(indices, dtype=np.intp)[order]
     eligible = contenders(sampled) if chosen is not None and chosen.candidate else []
     known = {sampled.texts[row].strip() for row in rows}
     copies = [row for row in eligible if sampled.texts[row].strip() not in known]
     scores, threshold = score([*rows.tolist(), *copies]) if score else (None, 0.0)
-    never = np.clip(sampled.vectors[excluded(sampled.target, sampled.texts)] @ sampled.target_vector, -1, 1)
+    never = _cosines(sampled, excluded(sampled.target, sampled.texts))
     if needs_log_probs(settings.selector):
         _check_log_probs(settings.selector, sampled, rows)
     seed = seed_of(settings, sampled.id)
@@ -306,7 +313,7 @@ def choose(
         samples=len(sampled.texts),
         excluded=never,
     )
-    good = None if pool_scores is None else pool_scores >= threshold
+    good = None if pool_scores is None or np.isnan(threshold) else pool_scores >= threshold
     if chosen is None or not chosen.candidate:
         return Selection(rows, pool, good, draw(settings, sampled.id, pool))
     if not eligible:
@@ -317,6 +324,14 @@ def choose(
     if chosen.scored and pool_scores is not None and best.score is not None:
         taken |= pool_scores >= best.score - PRECISION  # no worse than the chosen one
     return Selection(rows, pool, good, draw(settings, sampled.id, pool, np.flatnonzero(taken).tolist()), best)
+
+
+def _cosines(sampled: SampledPrompt, rows: list[int]) -> Floats:
+    """Return the cosines of these candidates to the target [n]; NaN without a target."""
+    if sampled.target_vector is None:
+        return np.full(len(rows), np.nan, dtype=np.float32)
+    cosines: Floats = np.clip(sampled.vectors[rows] @ sampled.target_vector, -1, 1)
+    return cosines
 
 
 def contenders(sampled: SampledPrompt) -> list[int]:

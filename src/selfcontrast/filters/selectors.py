@@ -45,6 +45,8 @@ class BaseSelector:
 class Everything(BaseSelector):
     """Keep all distinct candidates: no filter (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
 
+    needs_target: ClassVar[bool] = False
+
     def select(self, pool: Pool) -> Indices:
         return np.arange(len(pool.similarity))
 
@@ -113,6 +115,8 @@ class LeastConsistent(LowestFraction):
     preference signal, ScPO, arXiv 2411.04109).
     """
 
+    needs_target: ClassVar[bool] = False
+
     def signal(self, pool: Pool) -> Floats:
         return pool.consensus
 
@@ -122,6 +126,7 @@ class LeastLikely(LowestFraction):
     """Keep the fraction with the lowest log-probability per token under the sampler."""
 
     needs_log_probs: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def signal(self, pool: Pool) -> Floats:
         return pool.log_prob_per_token
@@ -145,6 +150,10 @@ class LowestRanked(LowestFraction):
     @property
     def needs_log_probs(self) -> bool:
         return LOG_PROB in self.signals
+
+    @property
+    def needs_target(self) -> bool:
+        return SIMILARITY in self.signals
 
     def signal(self, pool: Pool) -> Floats:
         values = {SIMILARITY: pool.similarity, CONSENSUS: pool.consensus, LOG_PROB: pool.log_prob_per_token}
@@ -204,6 +213,10 @@ class Random(BaseSelector):
         _ = self._filter
 
     @property
+    def needs_target(self) -> bool:
+        return self.of == SAMPLES  # as many as lie below the cut by similarity
+
+    @property
     def _filter(self) -> LeastSimilar:
         return LeastSimilar(self.fraction, self.of)
 
@@ -222,6 +235,7 @@ class LowestScored(BaseSelector):
     fraction: Fraction
     below: Real | None
     scored: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def max_kept(self, samples: int) -> int:
         return fraction_of(samples, self.fraction)
@@ -246,6 +260,7 @@ class NearestBelowMean(BaseSelector):
     sigmas: NonNegative
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def select(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "`Filter.check` requires a scorer"
@@ -263,6 +278,7 @@ class LowestFirst(BaseSelector):
 
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def select(self, pool: Pool) -> Indices:
         assert pool.scores is not None, "`Filter.check` requires a scorer"
@@ -277,6 +293,7 @@ class LeastConsistentFirst(BaseSelector):
     """
 
     ranked: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
 
     def select(self, pool: Pool) -> Indices:
         return np.argsort(pool.consensus, kind="stable")

@@ -46,18 +46,19 @@ def signal_table(seen: pd.DataFrame) -> list[dict[str, Any]]:
     `false_negatives`: per fraction a, how many of the floor(a·n) candidates per prompt with the lowest signal are good,
     over all prompts. Of equal ones the least similar are kept. None if nothing is kept.
 
-    If the log-probability of any candidate is unknown, it is left out, also of the sum.
+    A log-probability or similarity that is unknown for any candidate is left out, also of the sum.
 
     Args:
         seen: one row per distinct candidate, from the filter stage: grouped by prompt, ascending by similarity.
 
     Returns:
-        The rows; empty without a scorer.
+        The rows; empty without a scorer. With a reward model, prompts without target do not count.
     """
-    if seen.empty or not seen["score"].notna().any():
+    seen = seen[seen["good"].notna()]
+    if seen.empty:
         return []
     prompt, good = seen["prompt"].to_numpy(), seen["good"].to_numpy(dtype=bool)
-    signals = {SIMILARITY: seen[SIMILARITY].to_numpy(), CONSENSUS: seen[CONSENSUS].to_numpy()}
+    signals = {name: seen[name].to_numpy() for name in (SIMILARITY, CONSENSUS) if seen[name].notna().all()}
     if seen[LOG_PROB].notna().all():
         signals[LOG_PROB] = seen[LOG_PROB].to_numpy() / np.maximum(seen["tokens"].to_numpy(), 1)
     starts = np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1]])

@@ -20,13 +20,7 @@ from selfcontrast.data.template_checks import one_per_role_sequence
 from selfcontrast.engines.work import Engine, read_table
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Backend, Responder, with_room
-from selfcontrast.generators.source import (
-    check_folder,
-    check_same_tokenizer,
-    check_system,
-    folder_content,
-    with_system_message,
-)
+from selfcontrast.generators.source import OtherModel, check_system, with_system_message
 from selfcontrast.models.loading import load_tokenizer
 from selfcontrast.store import NOT_IN_KEY, RESUME, fields_of
 
@@ -45,8 +39,10 @@ class Generation:
         prompts: number of training prompts, drawn with `seed`; None for all.
         max_failed_fraction: fraction of the prompts that may get no response. They are dropped and counted.
         backend: a `selfcontrast.generators.backend.Backend`.
-        model: folder of the model to sample from; None for the fine-tuned one. Training uses the sampled tokens, so the
-            model must have the tokenizer of the fine-tuned model, which renders the prompts.
+        model: the model to sample from, as in `OtherModel`; None for the fine-tuned one. Training uses the sampled
+            tokens, so the model must have the tokenizer of the fine-tuned model, which renders the prompts.
+        model_revision: revision of `model` on the Hub; None for the newest commit, and for a folder.
+        model_samples: number of a prompt's `samples` from `model`, the others from the fine-tuned model; None for all.
         system: text of a system message before each dialogue during sampling; None for none. Log-probabilities are
             conditioned on it too.
     """
@@ -60,8 +56,10 @@ class Generation:
     seed: Seed
     max_failed_fraction: Probability = field(metadata=NOT_IN_KEY)
     backend: Backend = field()
-    model: Text | None = field(metadata={"in_key_as": folder_content})
+    model: Text | None = field()
     system: Text | None = field()
+    model_revision: Text | None = field()
+    model_samples: Count | None = field()
 
     def __post_init__(self) -> None:
         check_numbers(self, "generator")
@@ -69,7 +67,21 @@ class Generation:
             raise UserError(
                 "generator.temperature=0 gives the same response every time. Raise it: negatives need sampling."
             )
+        if self.model is None and (self.model_revision or self.model_samples):
+            raise UserError(
+                "generator.model_revision and generator.model_samples need generator.model. Set it, or both to null."
+            )
+        if self.model_samples is not None and self.model_samples >= self.samples:
+            raise UserError(
+                f"generator.model_samples={self.model_samples} must be below generator.samples={self.samples}, since "
+                "the others come from the fine-tuned model. Use null to sample all from generator.model."
+            )
         _ = self.decoding
+
+    @property
+    def other(self) -> OtherModel | None:
+        """The model that is sampled from in place of the fine-tuned one, or beside it."""
+        return OtherModel(self.model, self.model_revision) if self.model else None
 
     @property
     def decoding(self) -> Decoding:
@@ -84,17 +96,18 @@ class Generation:
         return bool(self.backend.has_log_probs)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the fields, without `model` and `system` if they are null.
+        """Return the fields, without the optional ones that are null.
 
-        Candidates sampled before these two fields existed then keep their key.
+        Candidates sampled before these fields existed then keep their key.
         """
-        optional = ("model", "system")
-        return {name: value for name, value in fields_of(self).items() if value is not None or name not in optional}
+        optional = ("model", "system", "model_revision", "model_samples")
+        fields = {name: value for name, value in fields_of(self).items() if value is not None or name not in optional}
+        return {**fields, **(self.other.content() if self.other else {})}
 
     def check(self, examples: Sequence[Example]) -> None:
         self.backend.check()
-        if self.model:
-            check_folder(self.model)
+        if self.other:
+            self.other.check()
 
     def check_rendering(self, renderer: Renderer, examples: Sequence[Example]) -> None:
         """Raise `UserError` if the fine-tuned model's chat template does not support `system`."""
@@ -104,7 +117,12 @@ class Generation:
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        return generate(folder, self, Responder(self.backend, engine, device), model, examples)
+        responder = Responder(self.backend, engine, device)
+        if self.model_samples is None:
+            return generate(folder, self, responder, model, examples)
+        from selfcontrast.generators.mixed import generate_mixed  # which needs this module
+
+        return generate_mixed(folder, self, self.model_samples, responder, model, examples)
 
 
 class Generator(Protocol):
@@ -144,9 +162,10 @@ def generate(
     artifact is published, the next run retries the failed prompts; afterwards it is final.
     """
     renderer = Renderer(load_tokenizer(model))
-    if settings.model:
-        check_same_tokenizer(renderer, settings.model)
-    sampled_from = Path(settings.model) if settings.model else model
+    sampled_from = model
+    if settings.other:
+        settings.other.check_tokenizer(renderer)
+        sampled_from = settings.other.files()
     chosen = choose(examples, settings.prompts, settings.seed)
     dialogues = ((e.id, with_system_message(e.prompt, settings.system)) for e in chosen)
     rendered = (Request(name, renderer.prompt(messages), messages) for name, messages in dialogues)

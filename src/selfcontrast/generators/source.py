@@ -1,50 +1,93 @@
 """Sample from another model than the fine-tuned one, or with a system message."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.models.folders import check_causal, check_weights, load_config, tokenizer_at
+from selfcontrast.models.hub import download_model, is_hub_name, resolve_commit
 from selfcontrast.store.content import Content
 
-MODEL, SYSTEM = "generator.model", "generator.system"
+MODEL, REVISION, SYSTEM = "generator.model", "generator.model_revision", "generator.system"
+CONFIG = "config.json"
 
 
-def folder_content(model: str | None) -> str | None:
-    """Return the hash of the folder's files, which determines the samples; its location does not."""
-    return Content.of(Path(model)).hash if model and Path(model).is_dir() else model
+@dataclass(frozen=True)
+class OtherModel:
+    """A model other than the fine-tuned one to sample candidates from.
 
+    Attributes:
+        path: a folder in Hugging Face's format, an artifact of the store that contains a `model`, or a name on the Hub.
+        revision: commit, tag or branch on the Hub; None for the newest commit.
+    """
 
-def check_folder(model: str) -> None:
-    """Raise `UserError` unless the folder has a causal model with complete weights."""
-    if not (Path(model) / "config.json").is_file():
-        raise UserError(
-            f"{MODEL}={model} has no config.json. Give a folder in Hugging Face's format: a policy of the store, or "
-            "a model of the hub after hf download NAME --local-dir FOLDER"
-        )
-    check_causal(load_config(model, MODEL, local_files_only=True), f"{MODEL}={model}")
-    check_weights(Path(model), MODEL)
+    path: str
+    revision: str | None
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its files; None for a name on the Hub."""
+        folder = Path(self.path)
+        inner = folder / "model"  # of an artifact
+        nested = not (folder / CONFIG).is_file() and (inner / CONFIG).is_file()
+        return None if is_hub_name(self.path) else (inner if nested else folder)
 
-def check_same_tokenizer(renderer: Renderer, model: str) -> None:
-    """Raise `UserError` if the folder's token ids or end tokens differ from the fine-tuned model's."""
-    other = tokenizer_at(model, MODEL, local_files_only=True)
-    if other.get_vocab() != renderer.tokenizer.get_vocab():
-        raise UserError(
-            f"{MODEL}={model}: its vocabulary differs from the fine-tuned model's, and training uses the sampled "
-            "tokens. Give a model with the same tokenizer, or import its texts with generator=import."
-        )
-    try:
-        ends = Renderer(other).end_ids
-    except UserError as error:
-        raise UserError(f"{MODEL}={model}: {error}") from error
-    if ends != renderer.end_ids:
-        raise UserError(
-            f"{MODEL}={model}: its answers end with the tokens {sorted(ends)}, those of the fine-tuned model with "
-            f"{sorted(renderer.end_ids)}. Give its tokenizer the fine-tuned model's chat template."
-        )
+    @property
+    def commit(self) -> str | None:
+        """The commit on the Hub that is loaded; None if it is unknown."""
+        return resolve_commit(self.path, self.revision, MODEL, revision_setting=REVISION)
+
+    def content(self) -> dict[str, Any]:
+        """Return what determines the samples, for the key: the hash of a folder's files, or name and commit."""
+        if (folder := self.folder) is not None:
+            return {"model": Content.of(folder).hash if folder.is_dir() else self.path}
+        return {"model": self.path, "model_revision": self.commit}
+
+    def check(self) -> None:
+        """Raise `UserError` unless it is a causal model; a folder must also have complete weights."""
+        if (folder := self.folder) is None:
+            check_causal(load_config(self.path, MODEL, revision=self.commit), f"{MODEL}={self.path}")
+            return
+        if self.revision is not None:
+            raise UserError(f"{REVISION}={self.revision}: {MODEL}={self.path} is a folder. Set {REVISION}=null.")
+        if not (folder / CONFIG).is_file():
+            raise UserError(
+                f"{MODEL}={self.path} has no config.json. Give a folder in Hugging Face's format, an artifact of the "
+                "store with a model, or a name on the Hub (OWNER/MODEL)."
+            )
+        check_causal(load_config(str(folder), MODEL, local_files_only=True), f"{MODEL}={self.path}")
+        check_weights(folder, MODEL)
+
+    def check_tokenizer(self, renderer: Renderer) -> None:
+        """Raise `UserError` if its token ids or end tokens differ from the fine-tuned model's."""
+        if (folder := self.folder) is None:
+            other = tokenizer_at(self.path, MODEL, revision=self.commit)
+        else:
+            other = tokenizer_at(str(folder), MODEL, local_files_only=True)
+        if other.get_vocab() != renderer.tokenizer.get_vocab():
+            raise UserError(
+                f"{MODEL}={self.path}: its vocabulary differs from the fine-tuned model's, and training uses the "
+                "sampled tokens. Give a model with the same tokenizer, or import its texts with generator=import."
+            )
+        try:
+            ends = Renderer(other).end_ids
+        except UserError as error:
+            raise UserError(f"{MODEL}={self.path}: {error}") from error
+        if ends != renderer.end_ids:
+            raise UserError(
+                f"{MODEL}={self.path}: its answers end with the tokens {sorted(ends)}, those of the fine-tuned model "
+                f"with {sorted(renderer.end_ids)}. Give its tokenizer the fine-tuned model's chat template."
+            )
+
+    def files(self) -> Path:
+        """Return its folder, downloaded if it is on the Hub. Raise `UserError` for damaged weights."""
+        folder = self.folder or download_model(self.path, self.commit, MODEL)
+        check_weights(folder, MODEL)
+        return folder
 
 
 def with_system_message(messages: Sequence[Message], system: str | None) -> list[Message]:

@@ -5,15 +5,20 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from selfcontrast.errors import UserError
+
 log = logging.getLogger(__name__)
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # OWNER/MODEL; old models have no owner
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # a model's config, weights and tokenizer
 TIMEOUT = 10.0  # seconds to wait for the hub's answer
 
 
 @lru_cache(maxsize=64)
-def resolve_commit(name: str, revision: str | None, setting: str, local_only: bool = False) -> str | None:
+def resolve_commit(
+    name: str, revision: str | None, setting: str, local_only: bool = False, revision_setting: str = ""
+) -> str | None:
     """Resolve a hub model and revision to a commit, which enters the key and is the one that is loaded.
 
     The hub is queried first, then its local cache. The result is cached for the process: a branch may move while a job
@@ -23,17 +28,19 @@ def resolve_commit(name: str, revision: str | None, setting: str, local_only: bo
         name: on the hub; for a folder `revision` is returned.
         setting: name of the setting, such as "model", for the warning about an unknown commit.
         local_only: True to never query the hub.
+        revision_setting: name of the revision's setting. If it is empty, the warning names `setting`.path and
+            `setting`.revision.
     """
     if not is_hub_name(name) or COMMIT.fullmatch(revision or ""):
         return revision
     if commit := (None if local_only else _hub_commit(name, revision)) or _cached_commit(name, revision):
         return commit
     log.warning(
-        "%s.path=%s: its commit is unknown to the hub and the local cache, so a change on the hub goes unnoticed. "
-        "Pin it with %s.revision=COMMIT.",
-        setting,
+        "%s=%s: its commit is unknown to the hub and the local cache, so a change on the hub goes unnoticed. "
+        "Pin it with %s=COMMIT.",
+        setting if revision_setting else f"{setting}.path",
         name,
-        setting,
+        revision_setting or f"{setting}.revision",
     )
     return revision
 
@@ -48,6 +55,27 @@ def local_folder(name: str, revision: str | None) -> Path | None:
         return None
     config = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def download_model(name: str, revision: str | None, setting: str, local_only: bool = False) -> Path:
+    """Return the folder of a model's files, downloaded if its name is one of the hub.
+
+    Args:
+        setting: name of the setting, such as "model.path".
+
+    Raises:
+        UserError: if the files cannot be downloaded.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, revision=revision, local_files_only=local_only, allow_patterns=FILES)
+    except Exception as error:  # of the hub, the network, or an unknown name
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{setting}={name}: cannot be downloaded ({first}). Name a folder.") from error
+    return Path(folder)
 
 
 def is_hub_name(name: str) -> bool:

@@ -35,7 +35,8 @@ def why_unshared(model: nn.Module) -> str | None:
 
 def use_exact_attention(model: Any) -> None:
     """Switch a model with soft caps to eager attention: transformers' default, SDPA, ignores the caps."""
-    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+    config = model.config.get_text_config()  # a multimodal model has it inside its own config
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
 

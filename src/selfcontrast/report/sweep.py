@@ -78,6 +78,11 @@ class SweepJob:
         return self._fact("generate", "tokens")
 
     @property
+    def start(self) -> str:
+        """Return the key of the SFT model that the job begins with."""
+        return str(self._stage("sft").get("key", ""))
+
+    @property
     def seconds(self) -> float:
         """Return the time of all its stages, shared with other jobs or not."""
         return sum(float(stage["seconds"]) for stage in self.result.stages)
@@ -213,11 +218,14 @@ class Sweep:
 
     @property
     def baselines(self) -> list[list[str]]:
-        """Group the variants by the SFT model that they begin with: variants of other data have another."""
-        groups: list[tuple[dict[int, float], list[str]]] = []
+        """Group the variants by the SFT model that they begin with: variants of other data have another.
+
+        A model is identified by its artifact's key. If it was evaluated in two ways, its two scores are two baselines.
+        """
+        groups: list[tuple[dict[int, tuple[str, float]], list[str]]] = []
         for variant in self.variants:
             jobs = [job for job in self.jobs if job.variant == variant]
-            scores = {job.result.seed: float(job.base["mean"]["estimate"]) for job in jobs}
+            scores = {job.result.seed: (job.start, float(job.base["mean"]["estimate"])) for job in jobs}
             for known, members in groups:
                 if (
                     all(known.get(seed, value) == value for seed, value in scores.items())

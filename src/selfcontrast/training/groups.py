@@ -6,7 +6,7 @@ The chosen response is the prompt's target, or a candidate chosen by the filter 
 from array import array
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 
 import torch
 from torch import Tensor
@@ -39,9 +39,11 @@ class StoredScores:
 def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
     """Return the first `count` ranks of a prompt, the most similar to the target first; ties go by rank.
 
+    A prompt without a target has no similarities, so its negatives stay in the order of their ranks.
+
     The nested draw is in random order, but Plackett-Luce and rank weights need the order of similarity.
     """
-    return sorted(ranked[:count], key=lambda negative: -negative.similarity)
+    return sorted(ranked[:count], key=lambda negative: 0.0 if isnan(negative.similarity) else -negative.similarity)
 
 
 SECOND = "+best"  # suffix that makes the id of a prompt's second group from the example's id

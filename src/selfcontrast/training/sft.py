@@ -60,18 +60,21 @@ def fine_tune(
         save_policy(folder / "model", policy, tokenizer, model_card("Fine-tuned elsewhere", "not at all", []))
         return {"examples": 0, "parameters": parameters, "steps": 0, "tokens": 0}
     renderer = Renderer(tokenizer)
-    groups, dropped = supervised_groups(renderer, examples["train"], optim.max_length)
-    validation, _ = supervised_groups(renderer, examples["validation"], optim.max_length)
+    train, held_out = ([e for e in examples[split] if e.has_target] for split in ("train", "validation"))
+    if bare := len(examples["train"]) - len(train):
+        log.info("sft: skipped %d of %d training prompts, which have no target", bare, len(examples["train"]))
+    groups, dropped = supervised_groups(renderer, train, optim.max_length)
+    validation, _ = supervised_groups(renderer, held_out, optim.max_length)
     if not groups:
         raise UserError(f"no training example fits into sft.max_length={optim.max_length} tokens. Raise it.")
     if dropped:
         log.warning(
             "sft: %d of %d examples are longer than sft.max_length=%d tokens and left out",
             dropped,
-            len(examples["train"]),
+            len(train),
             optim.max_length,
         )
-    if changed := changed_targets(renderer, examples["train"], groups):
+    if changed := changed_targets(renderer, train, groups):
         log.warning(
             "sft: %d of %d targets become another text when tokenized, such as that of %s. Text that spells a special "
             "token is read as that token, and an end token ends the target.",
@@ -113,7 +116,7 @@ def changed_targets(renderer: Renderer, examples: Sequence[Example], groups: Seq
 
 def texts(examples: Sequence[Example]) -> list[str]:
     """Return all texts that a tokenizer may be trained on."""
-    return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target)]
+    return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target) if text]
 
 
 def model_card(title: str, how: str, history: Sequence[Record]) -> str:

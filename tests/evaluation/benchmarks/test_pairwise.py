@@ -95,6 +95,16 @@ def test_run_against_sft_pairs_answers_by_sample(tmp_path: Path) -> None:
     assert list(pairs["longer"]) == [-1, 1]
 
 
+def test_prompts_without_target_are_compared_with_sft_only(tmp_path: Path) -> None:
+    bare = [replace(example, target="", has_target=False) for example in EXAMPLES[:2]]
+    judge = FakeJudge(shorter)
+    scores = write_answers(tmp_path / "scores", ANSWERS)
+    benchmark(judge).run(tmp_path, subject([*bare, *EXAMPLES[2:]], scores))
+    assert {case.example.id for case in judge.cases} == {"c", "d"}
+    assert benchmark(judge).skip_reason(bare, None) == "no prompt has a target to compare with"
+    assert benchmark(judge, against="SFT").skip_reason(bare, None) is None
+
+
 def test_both_orders_pair_with_one_judgment_is_left_out(tmp_path: Path) -> None:
     """Only a's judgment with its own answer first is usable. Counting it would let position decide."""
 

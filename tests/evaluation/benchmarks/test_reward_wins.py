@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,13 @@ def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_pat
     assert values["SFT", "win rate over target"] == 0.5
     assert values["Self-Contrast", "win rate over target"] == 0.625
     assert values["Self-Contrast", "win rate over SFT"] == 0.625
+    bare = [replace(e, target="", has_target=False) if e.id in "ab" else e for e in examples]
+    (tmp_path / "bare").mkdir()
+    facts = reward_wins.run(tmp_path / "bare", subject(bare, tmp_path / "SFT scores", label="SFT"))
+    assert (facts["answers"], facts["targets"]) == (4, 2)
+    bare_lines = reward_wins.lines({"SFT": tmp_path / "bare"}, OPTIONS)
+    rates = {line.what: line.value.estimate for line in bare_lines}
+    assert rates["win rate over target"] == 0.25  # of c and d: a tie and a loss
     model, tokens = AutoModelForSequenceClassification.from_pretrained(reward_model.path).eval(), tokenizer()
     sigmoids = []
     for key, text in answers_by_system["SFT"].items():

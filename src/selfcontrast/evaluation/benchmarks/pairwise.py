@@ -62,7 +62,7 @@ class Pairwise(JudgeBenchmark):
 
     def _prompts(self, examples: Sequence[Example]) -> list[Example]:
         """Select prompts that can be compared. A dialogue's target answers its last turn only, so it has none here."""
-        return [e for e in examples if self.relative or not e.turns][: self.limit]
+        return [e for e in examples if self.relative or (e.has_target and not e.turns)][: self.limit]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ class RewardWins:
         examples = {example.id: example for example in subject.examples[: self.limit]}
         answers = answers_of(subject.scores, subject.decoding)
         chosen = [(n, s, a) for (n, s), a in answers.items() if n in examples and s < self.samples]
-        targets = [name for name, example in examples.items() if not example.turns]
+        targets = [name for name, example in examples.items() if example.has_target and not example.turns]
         responses: list[Response] = [
             (Case(examples[name], len(turns) - 1, (turns,)).dialogue(turns), turns[-1]) for name, _, turns in chosen
         ]
