@@ -25,7 +25,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     """A request as it arrived."""
 
     path: str
@@ -62,7 +62,7 @@ class OpenAIServer:
     models: Sequence[str] | None = ("selfcontrast",)
     root: str = ""
     key: str | None = None
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ReceivedRequest] = field(default_factory=list)
     most: int = 0
     url: str = ""
 
@@ -97,7 +97,7 @@ class OpenAIServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     number = len(outer.asked)
-                    outer.asked.append(Asked(self.path, body, self.headers["Authorization"]))
+                    outer.asked.append(ReceivedRequest(self.path, body, self.headers["Authorization"]))
                     under_way[0] += 1
                     outer.most = max(outer.most, under_way[0])
                 try:

@@ -90,7 +90,7 @@ class WandbServer:
     """The server. Use `with serving() as server`; `server.environment` has the client's variables.
 
     Attributes:
-        asked: number of requests so far.
+        request_count: number of requests so far.
         broken: numbers of the requests that get an error 500.
         breaks_for: number of requests that fail once a run's first metrics have arrived.
         stop_when: decides at every heartbeat of an agent whether early termination stops a run.
@@ -99,7 +99,7 @@ class WandbServer:
     def __init__(self, url: str) -> None:
         self.url = url
         self.lock = threading.RLock()
-        self.asked = 0
+        self.request_count = 0
         self.broken = range(0)
         self.breaks_for = 0
         self.stop_when: Callable[[Run], bool] = lambda run: False
@@ -129,10 +129,10 @@ class WandbServer:
 
     # --- sweeps
 
-    def on_UpsertSweep(self, asked: Mapping[str, Any]) -> Any:
-        if asked.get("config"):
-            config = yaml.safe_load(asked["config"])
-            self.sweep = {"id": "sweep-id", "name": "a1b2c3d4", "state": "RUNNING", "config": asked["config"]}
+    def on_UpsertSweep(self, variables: Mapping[str, Any]) -> Any:
+        if variables.get("config"):
+            config = yaml.safe_load(variables["config"])
+            self.sweep = {"id": "sweep-id", "name": "a1b2c3d4", "state": "RUNNING", "config": variables["config"]}
             self.program = config["program"]
             points = enumerate(_grid(config["parameters"]))
             self.waiting = [Run(f"run{number}", point=point) for number, point in points]
@@ -148,8 +148,8 @@ class WandbServer:
     def on_CreateAgent(self, _: Mapping[str, Any]) -> Any:
         return {"createAgent": {"agent": {"id": "agent"}}}
 
-    def on_Heartbeat(self, asked: Mapping[str, Any]) -> Any:
-        running = [name for name, state in json.loads(asked["runState"]).items() if state]
+    def on_Heartbeat(self, variables: Mapping[str, Any]) -> Any:
+        running = [name for name, state in json.loads(variables["runState"]).items() if state]
         commands: list[dict[str, Any]]
         if running:
             commands = [{"type": "stop", "run_id": n} for n in running if self.stop_when(self.runs[n])]
@@ -164,17 +164,17 @@ class WandbServer:
 
     # --- runs
 
-    def on_UpsertBucket(self, asked: Mapping[str, Any]) -> Any:
-        new = asked["name"] not in self.runs
-        run = self.runs.setdefault(asked["name"], Run(asked["name"]))
-        run.fields |= {name: value for name, value in asked.items() if value is not None}
-        if asked.get("config"):
-            run.config |= {key: entry["value"] for key, entry in json.loads(asked["config"]).items()}
+    def on_UpsertBucket(self, variables: Mapping[str, Any]) -> Any:
+        new = variables["name"] not in self.runs
+        run = self.runs.setdefault(variables["name"], Run(variables["name"]))
+        run.fields |= {name: value for name, value in variables.items() if value is not None}
+        if variables.get("config"):
+            run.config |= {key: entry["value"] for key, entry in json.loads(variables["config"]).items()}
         bucket = {**self._bucket(run), "project": _project(), "sweepName": run.fields.get("sweep")}
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
 
-    def on_RunResumeStatus(self, asked: Mapping[str, Any]) -> Any:
-        run = self.runs.get(asked["name"])
+    def on_RunResumeStatus(self, variables: Mapping[str, Any]) -> Any:
+        run = self.runs.get(variables["name"])
         return {"model": {**_project(), "bucket": self._bucket(run) if run and run.fields else None}}
 
     def _bucket(self, run: Run) -> dict[str, Any]:
@@ -195,9 +195,10 @@ class WandbServer:
             "wandbConfig": json.dumps({"t": 1}),
         }
 
-    def on_CreateRunFiles(self, asked: Mapping[str, Any]) -> Any:
-        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{asked['run']}/{name}"} for name in asked["files"]]
-        return {"createRunFiles": {"runID": f"id-{asked['run']}", "uploadHeaders": [], "files": files}}
+    def on_CreateRunFiles(self, variables: Mapping[str, Any]) -> Any:
+        run, names = variables["run"], variables["files"]
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{run}/{name}"} for name in names]
+        return {"createRunFiles": {"runID": f"id-{run}", "uploadHeaders": [], "files": files}}
 
     def stream(self, run: Run, sent: Mapping[str, Any]) -> None:
         """Handle a part of a run's file stream: rows of history, the summary, and the exit code."""
@@ -206,7 +207,7 @@ class WandbServer:
             if name == "wandb-history.jsonl":
                 run.history += rows
                 if rows and self.breaks_for:
-                    self.broken, self.breaks_for = range(self.asked, self.asked + self.breaks_for), 0
+                    self.broken, self.breaks_for = range(self.request_count, self.request_count + self.breaks_for), 0
             elif name == "wandb-summary.json":
                 run.summary = json.loads(file["content"][-1])
         if sent.get("complete"):
@@ -214,8 +215,8 @@ class WandbServer:
 
     # --- artifacts
 
-    def on_CreateArtifact(self, asked: Mapping[str, Any]) -> Any:
-        fields = asked["input"]
+    def on_CreateArtifact(self, variables: Mapping[str, Any]) -> Any:
+        fields = variables["input"]
         same = [a for a in self.artifacts.values() if a.fields["digest"] == fields["digest"]]
         name = fields["artifactCollectionName"]
         artifact = same[0] if same else Artifact(f"artifact{len(self.artifacts)}", {**fields, "name": name})
@@ -227,10 +228,10 @@ class WandbServer:
     def on_ArtifactType(self, _: Mapping[str, Any]) -> Any:
         return {"project": None}  # the name is free
 
-    def on_ArtifactByID(self, asked: Mapping[str, Any]) -> Any:
-        fields = self.artifacts[asked["id"]].fields
+    def on_ArtifactByID(self, variables: Mapping[str, Any]) -> Any:
+        fields = self.artifacts[variables["id"]].fields
         answer = {
-            "id": asked["id"],
+            "id": variables["id"],
             "artifactSequence": {"__typename": "ArtifactSequence", "name": fields["name"], "project": _project()},
             "artifactType": {"name": fields["artifactTypeName"]},
             "metadata": fields["metadata"],
@@ -250,17 +251,17 @@ class WandbServer:
         state = "COMMITTED" if artifact.committed else "PENDING"
         return {"id": artifact.id, "state": state, "artifactSequence": {"id": "sequence", "latestArtifact": None}}
 
-    def on_CreateArtifactManifest(self, asked: Mapping[str, Any]) -> Any:
-        return {"createArtifactManifest": {"artifactManifest": self._manifest(asked["artifactID"])}}
+    def on_CreateArtifactManifest(self, variables: Mapping[str, Any]) -> Any:
+        return {"createArtifactManifest": {"artifactManifest": self._manifest(variables["artifactID"])}}
 
-    def on_UpdateArtifactManifest(self, asked: Mapping[str, Any]) -> Any:
-        return {"updateArtifactManifest": {"artifactManifest": self._manifest(asked["artifactManifestID"])}}
+    def on_UpdateArtifactManifest(self, variables: Mapping[str, Any]) -> Any:
+        return {"updateArtifactManifest": {"artifactManifest": self._manifest(variables["artifactManifestID"])}}
 
     def _manifest(self, artifact: str) -> dict[str, Any]:
         upload = {"id": "file", "uploadUrl": f"{self.url}/manifest/{artifact}", "uploadHeaders": []}
         return {"id": artifact, "file": upload}
 
-    def on_CreateArtifactFiles(self, asked: Mapping[str, Any]) -> Any:
+    def on_CreateArtifactFiles(self, variables: Mapping[str, Any]) -> Any:
         edges = [
             {
                 "node": {
@@ -271,17 +272,17 @@ class WandbServer:
                     "artifact": {"id": file["artifactID"]},
                 }
             }
-            for file in asked["input"]["artifactFiles"]
+            for file in variables["input"]["artifactFiles"]
         ]
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def on_CommitArtifact(self, asked: Mapping[str, Any]) -> Any:
-        artifact = self.artifacts[asked["artifactID"]]
+    def on_CommitArtifact(self, variables: Mapping[str, Any]) -> Any:
+        artifact = self.artifacts[variables["artifactID"]]
         artifact.committed = True
         return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.fields["digest"]}}}
 
-    def on_UseArtifact(self, asked: Mapping[str, Any]) -> Any:
-        fields = asked["input"]
+    def on_UseArtifact(self, variables: Mapping[str, Any]) -> Any:
+        fields = variables["input"]
         self.runs[fields["runName"]].used.append(self.artifacts[fields["artifactID"]].fields["name"])
         return {"useArtifact": {"artifact": {"id": fields["artifactID"]}}}
 
@@ -317,15 +318,15 @@ class _Handler(BaseHTTPRequestHandler):
         key = base64.b64decode(user).decode().removeprefix("api:")
         wandb = self.server.wandb
         with wandb.lock:
-            wandb.asked += 1
-            if wandb.asked - 1 in wandb.broken:
+            wandb.request_count += 1
+            if wandb.request_count - 1 in wandb.broken:
                 return self._send(500, {"errors": [{"message": "out of order"}]})
-            asked = json.loads(body) if self.path == "/graphql" else {}
-            match = OPERATION.search(asked.get("query", ""))
+            query = json.loads(body) if self.path == "/graphql" else {}
+            match = OPERATION.search(query.get("query", ""))
             operation = match[1] if match else method
             wandb.requests.append(Request(operation, self.path, body, key))
-            if asked:
-                return self._send(200, {"data": wandb.graphql(operation, asked.get("variables") or {})})
+            if query:
+                return self._send(200, {"data": wandb.graphql(operation, query.get("variables") or {})})
             return self._send(200, self._other(wandb, body))
 
     def _other(self, wandb: WandbServer, body: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Show the claims and arms of experiments as tables: on a page, as Markdown, and on the terminal."""
+"""Show the claims and arms of experiments in tables: on a page, as Markdown, and on the terminal."""
 
 import math
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ class Sketch:
             self.sign = torch.randint(2, (size,), generator=generator).float() * 2 - 1
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """[size] -> [dimensions]"""
+        """Map a vector [size] to its sketch [dimensions]."""
         if self.bucket is None or self.sign is None:
             return vector
         return vector.new_zeros(self.dimensions).index_add_(0, self.bucket, vector * self.sign)

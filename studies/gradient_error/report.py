@@ -90,7 +90,7 @@ def sentences(theory: "Theory") -> list[str]:
         f"responses of {text.number(model['tokens'][1], 0)}, K = {text.number(numbers['best_negatives'], 1)} gives the "
         "least error per token.",
         f"Bandit, computed exactly: one target with unlimited negatives is worth "
-        f"{text.number(bandit['most_balanced'], 2)} independent pairs. Negatives as good as the target add an error "
+        f"{text.number(bandit['most_balanced'], 2)} balanced pairs. Negatives as good as the target add an error "
         f"that neither K nor n reduces: {text.number(bandit['bias'][0]['squared'])} of the true gradient's squared "
         f"length without a filter, {text.number(bandit['bias'][1]['squared'])} if a filter removes half of them.",
     ]

@@ -83,7 +83,7 @@ def test_methods_with_a_chosen_candidate_share_the_filter(tmp_path: Path) -> Non
         name: second[name]["key"] for name in ("filter", "reference")
     }
     assert first["align"]["summary"]["prompts"] == second["align"]["summary"]["prompts"] > 8
-    assert [found["align"]["summary"]["negatives_per_prompt"] for found in (first, second)] == [1, 0]
+    assert [each["align"]["summary"]["negatives_per_prompt"] for each in (first, second)] == [1, 0]
 
 
 def test_chosen_target_keeps_the_keys(tmp_path: Path) -> None:

@@ -75,9 +75,8 @@ def test_nectar_spin_in_two_iterations_with_an_added_token(workplace: Path) -> N
     by_name = stages(result)
     assert systems(result) == {"SFT", "SPIN round 1", "SPIN"}
     for prefix in ("round-1/", ""):
-        assert (
-            by_name[f"{prefix}generate"]["summary"]["responses"] == by_name[f"{prefix}generate"]["summary"]["prompts"]
-        )
+        generated = by_name[f"{prefix}generate"]["summary"]
+        assert generated["responses"] == generated["prompts"]
         assert by_name[f"{prefix}align"]["summary"]["negatives_per_prompt"] == 1
     tokenizer = load_tokenizer(Path(result["policy"]))
     assert tokenizer.convert_tokens_to_ids("<|end_of_turn|>") == len(tokenizer) - 1

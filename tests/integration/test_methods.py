@@ -11,12 +11,7 @@ from selfcontrast.data.builtin import Builtin
 from selfcontrast.planning.plan import DataReader, plan
 from test_config import composed
 
-SET_BY_METHOD = (
-    "negatives=",
-    "filter.max_negatives=",
-    "filter.on_shortage=",
-    "generator.samples=",
-)  # set by each method
+SET_BY_METHOD = ("negatives=", "filter.max_negatives=", "filter.on_shortage=", "generator.samples=")
 PAIRED = ("generator.max_new_tokens=",)  # generator=pairs has no such setting
 
 

@@ -107,7 +107,7 @@ def test_job_with_a_failing_server_loses_no_metrics(tmp_path: Path) -> None:
         wandb("agent", "--count", "1", server.sweep["name"], cwd=tmp_path, env=env)
         (run,) = server.runs.values()
         assert len(server.broken) == 20
-        assert server.asked > server.broken.stop
+        assert server.request_count > server.broken.stop
     result = read_result(tmp_path / "outputs" / "run0")
     assert run.exit_code == 0
     for stage in ("sft", "align"):
