@@ -1,4 +1,4 @@
-"""Measures any model as train.py measures its policies: `selfcontrast evaluate`, from a checkout.
+"""Run `selfcontrast evaluate` from a checkout: evaluate any model as train.py evaluates its policies.
 
 python evaluate.py model=FOLDER [data=…] [evaluation.…=…]
 """

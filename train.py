@@ -1,4 +1,4 @@
-"""Self-Contrast from one command: `selfcontrast train`, from a checkout.
+"""Run `selfcontrast train` from a checkout.
 
 python train.py --help
 """

@@ -1,11 +1,11 @@
-"""Coverage of every interval that a conclusion rests on, with its Monte Carlo error, on simulated evaluations.
+"""Measure the coverage of every interval behind a conclusion, with its Monte Carlo error, on simulated evaluations.
 
     OMP_NUM_THREADS=1 python -m studies.coverage              # about 8 minutes on one core
     OMP_NUM_THREADS=1 python -m studies.coverage --scale 0.1  # the same cells, with a tenth of the simulations
 
-The nominal level is 95%. *told*: the share of simulations in which there was an interval at all; coverage is of those.
-Without variation there is none, which is no coverage. A cell is marked where it is outside 95 +- 1.5% by more than
-two Monte Carlo errors: "high" is too wide, "LOW" is wrong.
+The nominal level is 95%. *intervals*: the fraction of simulations that gave an interval. Coverage is computed over
+those; data without variation give no interval. A cell is marked if it is outside 95 +- 1.5% by more than two Monte
+Carlo errors: "high" means too wide, "LOW" means wrong.
 """
 
 import argparse
@@ -37,27 +37,33 @@ RESAMPLES = 399
 SIZES = (10, 20, 100, 400)  # prompts
 Floats = NDArray[np.float64]
 Simulation = Callable[[np.random.Generator, int], tuple[float, float, float]]
-"""The ends of an interval from seeded draws, and the truth."""
+"""Return the ends of an interval from seeded draws, and the true value."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What was simulated (`estimand`, `setting`), how often, and how many intervals were told and covered the truth."""
+    """The coverage of one interval in one setting.
+
+    Attributes:
+        simulations: number of simulations.
+        intervals: number of simulations that gave an interval.
+        covered: number of intervals that contain the true value.
+    """
 
     estimand: str
     setting: str
     simulations: int
-    told: int
+    intervals: int
     covered: int
 
     @property
     def coverage(self) -> float:
-        return self.covered / self.told if self.told else float("nan")
+        return self.covered / self.intervals if self.intervals else float("nan")
 
     @property
     def error(self) -> float:
-        """Monte Carlo standard error at the nominal level."""
-        return float(np.sqrt(LEVEL * (1 - LEVEL) / max(self.told, 1)))
+        """Return the Monte Carlo standard error at the nominal level."""
+        return float(np.sqrt(LEVEL * (1 - LEVEL) / max(self.intervals, 1)))
 
     @property
     def mark(self) -> str:
@@ -67,11 +73,11 @@ class Cell:
 
 
 def measure(estimand: str, setting: str, simulate: Simulation, simulations: int) -> Cell:
-    """Simulate with one generator per simulation, so that cells do not depend on each other."""
+    """Run the simulations, each with its own random generator, so that cells do not depend on each other."""
     ends = [simulate(np.random.default_rng([7, seed]), seed) for seed in range(simulations)]
-    told = [(low, high, truth) for low, high, truth in ends if np.isfinite([low, high]).all()]
-    covered = sum(low - 1e-12 <= truth <= high + 1e-12 for low, high, truth in told)
-    return Cell(estimand, setting, simulations, len(told), int(covered))
+    finite = [(low, high, truth) for low, high, truth in ends if np.isfinite([low, high]).all()]
+    covered = sum(low - 1e-12 <= truth <= high + 1e-12 for low, high, truth in finite)
+    return Cell(estimand, setting, simulations, len(finite), int(covered))
 
 
 # --- paired differences
@@ -80,16 +86,16 @@ Difference = tuple[str, Callable[[np.random.Generator, int], Floats], float]
 
 
 def _wins(better: float, worse: float, each: int) -> Difference:
-    """Two systems' shares of `each` right answers per prompt, at two rates."""
+    """Compare two systems by their fraction of right answers, with `each` answers per prompt, at two rates."""
     name = f"right {better:g} and {worse:g}, {each} answers each"
     return name, lambda rng, n: (rng.binomial(each, better, n) - rng.binomial(each, worse, n)) / each, better - worse
 
 
 def _grades(rng: np.random.Generator, n: int) -> Floats:
-    """Two systems' grades from 1 to 10 of a question, mostly ties."""
-    level = rng.normal(8, 1, n)
-    own, other = (np.clip(np.round(level + 0.5 * rng.normal(size=n)), 1, 10) for _ in range(2))
-    return own - other
+    """Draw differences of two systems' grades from 1 to 10; most are ties."""
+    quality = rng.normal(8, 1, n)
+    first, second = (np.clip(np.round(quality + 0.5 * rng.normal(size=n)), 1, 10) for _ in range(2))
+    return first - second
 
 
 DIFFERENCES: list[Difference] = [
@@ -109,8 +115,8 @@ def paired(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
             def simulate(
                 rng: np.random.Generator, seed: int, draw: Any = draw, truth: float = truth, n: int = n
             ) -> tuple[float, float, float]:
-                found = paired_difference(draw(rng, n), np.zeros(n), np.arange(n), n_bootstrap=RESAMPLES, seed=seed)
-                return found.low, found.high, truth
+                interval = paired_difference(draw(rng, n), np.zeros(n), np.arange(n), n_bootstrap=RESAMPLES, seed=seed)
+                return interval.low, interval.high, truth
 
             yield measure("paired difference", f"n={n}, {name}", simulate, round(scale * 2000))
 
@@ -154,8 +160,8 @@ def rates(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
             def simulate(
                 rng: np.random.Generator, seed: int, draw: Any = draw, truth: float = truth, n: int = n
             ) -> tuple[float, float, float]:
-                found = rate_interval(draw(rng, n), np.arange(n))
-                return found.low, found.high, truth
+                interval = rate_interval(draw(rng, n), np.arange(n))
+                return interval.low, interval.high, truth
 
             yield measure("rate", f"n={n}, {name}", simulate, round(scale * 4000))
 
@@ -166,45 +172,45 @@ def rates(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 def confounded(
     rng: np.random.Generator, prompts: int, models: list[float], each: int
 ) -> tuple[list[OutcomePairs], Floats]:
-    """The pairs of each system, and the prompts' difficulties: easy prompts have short answers of the opponent."""
+    """Draw each system's pairs, and the prompts' difficulties. On easy prompts the opponent's answers are short."""
     size = rng.normal(size=prompts)
     opponent, difficulty = np.exp(7 + 0.6 * size), -size + 0.5 * rng.normal(size=prompts)
     labels = np.repeat(np.arange(prompts), each)
-    found = []
+    pairs = []
     for model in models:
         lengths = np.exp(rng.normal(6.8, 0.2, (prompts, each))) + 300 * rng.normal(size=(prompts, each))
         lengths -= opponent[:, None]
         chance = expit(model + np.tanh(lengths / 1000) + difficulty[:, None])
         outcomes = (rng.random((prompts, each)) < chance).astype(float)
-        found.append(OutcomePairs(outcomes.ravel(), lengths.ravel(), labels, labels))
-    return found, difficulty
+        pairs.append(OutcomePairs(outcomes.ravel(), lengths.ravel(), labels, labels))
+    return pairs, difficulty
 
 
 def at_equal_length(model: float) -> float:
-    """The mean of expit(model + difficulty) over difficulties of variance 1.25, by quadrature."""
+    """Return the mean of expit(model + difficulty) over difficulties of variance 1.25, by quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     return float(weights @ expit(model + np.sqrt(1.25) * nodes) / weights.sum())
 
 
-def _given(rng: np.random.Generator, seed: int, n: int, model: float) -> tuple[float, float, float]:
-    """One pair per prompt, whose difficulty is known."""
-    (own,), difficulty = confounded(rng, n, [model], 1)
-    columns = own.outcomes, own.lengths, own.clusters, difficulty
-    found = length_controlled_win_rate(*columns, n_bootstrap=RESAMPLES, seed=seed).win_rate
-    return found.low, found.high, at_equal_length(model)
+def _known_difficulty(rng: np.random.Generator, seed: int, n: int, model: float) -> tuple[float, float, float]:
+    """Simulate one pair per prompt, with known difficulties."""
+    (pairs,), difficulty = confounded(rng, n, [model], 1)
+    columns = pairs.outcomes, pairs.lengths, pairs.clusters, difficulty
+    interval = length_controlled_win_rate(*columns, n_bootstrap=RESAMPLES, seed=seed).win_rate
+    return interval.low, interval.high, at_equal_length(model)
 
 
-def _estimated(
+def _estimated_difficulty(
     rng: np.random.Generator, seed: int, n: int, models: list[float], each: int, difference: bool
 ) -> tuple[float, float, float]:
-    """Difficulties that are estimated from all systems' pairs."""
+    """Simulate with difficulties that are estimated from all systems' pairs."""
     pairs, _ = confounded(rng, n, models, each)
     systems = dict(zip(("a", "b"), pairs, strict=False))
-    found = length_controlled_within_prompts(systems, "a", n_bootstrap=RESAMPLES, seed=seed)
-    if found is None:
+    controlled = length_controlled_within_prompts(systems, "a", n_bootstrap=RESAMPLES, seed=seed)
+    if controlled is None:
         return float("nan"), float("nan"), 0.0
     last = list(systems)[-1]
-    interval: Interval = (found.differences if difference else found.rates)[last].interval
+    interval: Interval = (controlled.differences if difference else controlled.rates)[last].interval
     truth = at_equal_length(models[-1]) - (at_equal_length(models[0]) if difference else 0.0)
     return interval.low, interval.high, truth
 
@@ -213,31 +219,36 @@ def equal_length(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
     for n in sizes:
         simulations = round(scale * {10: 1000, 20: 1000, 100: 500, 400: 250}[n])
         for model in (0.0, -2.5):
-            where = f"n={n}, rate {at_equal_length(model):.2f}"
+            setting = f"n={n}, rate {at_equal_length(model):.2f}"
             yield measure(
-                "rate at equal length, difficulty given",
-                where,
-                partial(_given, n=n, model=model),
+                "rate at equal length, difficulty known",
+                setting,
+                partial(_known_difficulty, n=n, model=model),
                 simulations,
             )
             yield measure(
                 "the same, difficulty estimated",
-                f"{where}, 4 samples of one system",
-                partial(_estimated, n=n, models=[model], each=4, difference=False),
+                f"{setting}, 4 samples of one system",
+                partial(_estimated_difficulty, n=n, models=[model], each=4, difference=False),
                 simulations,
             )
         for each in (1, 4):
             yield measure(
                 "difference at equal length, difficulty estimated",
                 f"n={n}, rates {at_equal_length(0.0):.2f} and {at_equal_length(0.5):.2f}, {each} samples",
-                partial(_estimated, n=n, models=[0.0, 0.5], each=each, difference=True),
+                partial(_estimated_difficulty, n=n, models=[0.0, 0.5], each=each, difference=True),
                 simulations,
             )
 
 
 # --- claims
 
-SPREADS = [(0.0, 0.2, 0.3), (0.02, 0.2, 0.3), (0.1, 0.2, 0.3), (0.05, 0.0, 0.3)]  # of seeds, prompts and the rest
+SPREADS = [
+    (0.0, 0.2, 0.3),
+    (0.02, 0.2, 0.3),
+    (0.1, 0.2, 0.3),
+    (0.05, 0.0, 0.3),
+]  # stds of seeds, prompts, rest
 
 
 def crossed_table(rng: np.random.Generator, seeds: int, prompts: int, spread: tuple[float, float, float]) -> Floats:
@@ -254,21 +265,21 @@ def claims(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
                 def simulate(
                     rng: np.random.Generator, seed: int, seeds: int = seeds, n: int = n, spread: Any = spread
                 ) -> tuple[float, float, float]:
-                    found = crossed_mean(crossed_table(rng, seeds, n, spread))
-                    return found.low, found.high, 0.0
+                    effect = crossed_mean(crossed_table(rng, seeds, n, spread))
+                    return effect.low, effect.high, 0.0
 
-                where = f"S={seeds}, n={n}, spread of seeds {spread[0]:g}, prompts {spread[1]:g}, rest {spread[2]:g}"
-                yield measure("claim's effect", where, simulate, round(scale * 2000))
+                setting = f"S={seeds}, n={n}, spread of seeds {spread[0]:g}, prompts {spread[1]:g}, rest {spread[2]:g}"
+                yield measure("claim's effect", setting, simulate, round(scale * 2000))
 
 
 def false_claims(seeds: int, prompts: int, spread: tuple[float, float, float], families: int) -> float:
-    """The share of families of eight null claims in which one is supported."""
+    """Return the fraction of families of eight null claims in which one is supported."""
     wrong = 0
     for family in range(families):
         rng = np.random.default_rng([8, family])
-        found = [crossed_mean(crossed_table(rng, seeds, prompts, spread)) for _ in range(8)]
-        corrected = holm([effect.p_value for effect in found])
-        wrong += any(verdict(e, float(p)) == SUPPORTED for e, p in zip(found, corrected, strict=True))
+        effects = [crossed_mean(crossed_table(rng, seeds, prompts, spread)) for _ in range(8)]
+        corrected = holm([effect.p_value for effect in effects])
+        wrong += any(verdict(e, float(p)) == SUPPORTED for e, p in zip(effects, corrected, strict=True))
     return wrong / families
 
 
@@ -276,21 +287,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0)
     scale = parser.parse_args().scale
-    table = Table("interval", "setting", "told", "coverage", "")
+    table = Table("interval", "setting", "intervals", "coverage", "")
     for part in (paired, rates, equal_length, claims):
         for cell in part(scale):
-            shown = f"{100 * cell.coverage:.1f} ± {100 * cell.error:.1f}%"
-            table.add_row(cell.estimand, cell.setting, f"{cell.told / cell.simulations:.0%}", shown, cell.mark)
+            coverage = f"{100 * cell.coverage:.1f} ± {100 * cell.error:.1f}%"
+            table.add_row(cell.estimand, cell.setting, f"{cell.intervals / cell.simulations:.0%}", coverage, cell.mark)
     console = Console(width=140)
     console.print(table)
-    falsely = Table("eight null claims", "falsely supported")
+    error_rates = Table("eight null claims", "falsely supported")
     for seeds in (2, 3, 5):
         for spread in SPREADS:
             families = round(scale * 1000)
             rate = false_claims(seeds, 100, spread, families)
             error = float(np.sqrt(max(rate * (1 - rate), 1 / families) / families))
-            falsely.add_row(f"S={seeds}, n=100, spreads {spread}", f"{100 * rate:.1f} ± {100 * error:.1f}%")
-    console.print(falsely)
+            error_rates.add_row(f"S={seeds}, n=100, spreads {spread}", f"{100 * rate:.1f} ± {100 * error:.1f}%")
+    console.print(error_rates)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""W&B's real commands, `wandb sweep` and `wandb agent`, over a tiny job and a stand-in of the server."""
+"""Run W&B's real commands, `wandb sweep` and `wandb agent`, on a tiny job with a stand-in for the server."""
 
 import os
 import subprocess
@@ -12,30 +12,30 @@ import yaml
 from jobs import ROOT, SECRET, TIMEOUT, TINY
 from wandb_server import WandbServer
 
-# `wandb agent` asks the server every 5 s whether there is more to do: too slow for a test.
+# `wandb agent` polls the server every 5 s: too slow for a test.
 WANDB = "from wandb.cli.cli import cli; from wandb.wandb_agent import Agent; Agent.POLL_INTERVAL = 0.2; cli()"
 
 
 def environment(folder: Path, server: WandbServer) -> dict[str, str]:
-    """For commands in `folder`: nothing of the developer's, a store there, and `SECRET` as the key of W&B."""
+    """Return variables for commands in `folder`: a store there, `SECRET` as W&B's key, none of the developer's own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
     kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     kept |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}
-    quick = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}  # seconds between pieces of the metrics
+    quick = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}  # seconds between uploads of metrics
     return {**kept, **quick, **server.environment, "WANDB_API_KEY": SECRET}
 
 
 def sweep_file(folder: Path, name: str, parameters: Mapping[str, Any] | None = None, *overrides: str) -> dict[str, Any]:
-    """Writes `folder/sweep.yaml`: one of `sweeps/`, which calls the tiny job. Returns what is in it.
+    """Write `folder/sweep.yaml`, a sweep of `sweeps/` over the tiny job, and return its content.
 
     Args:
-        parameters: in place of the sweep's own.
-        overrides: of the tiny job.
+        parameters: replace the sweep's own.
+        overrides: replace settings of the tiny job.
     """
     sweep: dict[str, Any] = yaml.safe_load((ROOT / "sweeps" / name).read_text())
     sweep["parameters"] = parameters or sweep["parameters"]
-    own = {o.split("=")[0] for o in overrides} | set(sweep["parameters"])
-    tiny = [*(o for o in TINY if o.split("=")[0] not in own), *overrides]
+    replaced = {o.split("=")[0] for o in overrides} | set(sweep["parameters"])
+    tiny = [*(o for o in TINY if o.split("=")[0] not in replaced), *overrides]
     sweep["program"] = str(ROOT / "train.py")
     assert sweep["command"][-1] == "${args_no_hyphens}"
     sweep["command"][-1:-1] = tiny
@@ -57,27 +57,27 @@ def start_wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> "subproce
 
 
 def wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> str:
-    """What a command of W&B's prints; it must end well."""
+    """Run a W&B command, which must succeed, and return its output."""
     with start_wandb(*arguments, cwd=cwd, env=env) as process:
-        return ended(process)
+        return output_of(process)
 
 
-def ended(process: "subprocess.Popen[str]") -> str:
+def output_of(process: "subprocess.Popen[str]") -> str:
     try:
-        said, _ = process.communicate(timeout=4 * TIMEOUT)
+        output, _ = process.communicate(timeout=4 * TIMEOUT)
     finally:
         process.kill()
-    assert process.returncode == 0, said
-    return said
+    assert process.returncode == 0, output
+    return output
 
 
 def stage_of(artifact: str) -> str:
-    """Of an artifact's name, STAGE-KEY."""
+    """Return the stage in an artifact's name, STAGE-KEY."""
     return artifact.rsplit("-", 1)[0]
 
 
 def holds_secret(folder: Path) -> list[Path]:
-    """The files in which the key stands."""
-    written = [file for file in folder.rglob("*") if file.is_file()]
-    assert len(written) > 50
-    return [file for file in written if SECRET.encode() in file.read_bytes()]
+    """Return the files that contain W&B's key."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 50
+    return [file for file in files if SECRET.encode() in file.read_bytes()]

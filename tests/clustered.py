@@ -1,4 +1,4 @@
-"""Scores of prompts that were sampled several times."""
+"""Draw scores of prompts that are sampled several times."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ import numpy as np
 
 
 def correlated(rng: np.random.Generator, prompts: int, samples: int) -> tuple[Any, Any]:
-    """Scores with variance 1 between prompts and 0.25 within, and their labels."""
+    """Return scores with variance 1 between prompts and 0.25 within, and the prompts' labels."""
     values = np.repeat(rng.normal(size=prompts), samples) + 0.5 * rng.normal(size=prompts * samples)
     return values, np.repeat(np.arange(prompts), samples)

@@ -1,29 +1,29 @@
-"""Put `tests/` on the path (test modules import `tiny` and `jobs`); one thread per process; no clock for hypothesis."""
+"""Put `tests/` on the path (tests import `tiny` and `jobs`), use one thread, and turn off hypothesis' deadlines."""
 
 import os
 
 import pytest
 from hypothesis import settings
 
-# Before torch is imported: pytest runs a worker per core, and threads that wait for a core only spin.
+# Set before torch is imported. Pytest runs a worker per core, so more threads would only wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# In CI the same examples every time: new ones are looked for where somebody can look at what was found.
+# CI runs the same examples every time. Developers' runs search for new ones.
 settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
 def vllm_python() -> str:
-    """The interpreter of an environment that has vLLM."""
+    """Return the interpreter of an environment that has vLLM."""
     if not (python := os.environ.get("SELFCONTRAST_VLLM_PYTHON")):
-        pytest.skip("needs an environment with vLLM: make test-vllm, or SELFCONTRAST_VLLM_PYTHON=PATH")
+        pytest.skip("needs an environment with vLLM. Run make test-vllm, or set SELFCONTRAST_VLLM_PYTHON=PATH.")
     return os.path.abspath(python)
 
 
 @pytest.fixture
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the settings that a developer's environment may give to a job."""
+    """Remove variables of the developer's environment that change a job's settings."""
     for name in (
         "WANDB_API_KEY",
         "WANDB_MODE",

@@ -1,11 +1,11 @@
-"""Damage a store in many ways, run the same job again, and compare: no damage may change a result without a word.
+"""Damage a store in many ways, run the same job again, and compare: damage must never change a result silently.
 
-    python tests/corruptions.py                     # 50 damages, about ten minutes
-    python tests/corruptions.py --count 5 --seed 7  # others
+    python tests/corruptions.py                     # 50 cases, about ten minutes
+    python tests/corruptions.py --count 5 --seed 7  # other cases
 
-Each damage hits one random file of a finished job's store, or of the store of a job that was killed while it sampled or
-trained. The job must then end with the numbers of an undamaged run, or with one line that says what is wrong. Prints a
-line per damage, and exits with 1 where a result differs or there is a traceback.
+Each case damages one random file in the store of a finished job, or of a job that was killed during sampling or
+training. The job must then give the numbers of an undamaged run, or fail with one line that says what is wrong. The
+script prints a line per case. It exits with 1 if a result differs or a traceback appears.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from jobs import TINY, came_to, kill_when, read_result, run_train
 
 JOB = (*TINY, "tracking=none")
 KILLS = ("generate/*.partial/resume/**/*.parquet", "align/*.partial/resume/last.ckpt")
-OURS = ("runs", "locks", "trash")  # what of a store no result is made from
+OURS = ("runs", "locks", "trash")  # folders that no result is made from
 
 
 def flip(file: Path, draw: random.Random) -> None:
@@ -33,12 +33,12 @@ def flip(file: Path, draw: random.Random) -> None:
 
 
 def digit(file: Path, draw: random.Random) -> None:
-    """Another digit in the place of one: what stays well-formed."""
+    """Replace a digit by another, which keeps the file well-formed."""
     data = bytearray(file.read_bytes())
-    places = [at for at, byte in enumerate(data) if 48 <= byte <= 57]
-    if places:
-        at = draw.choice(places)
-        data[at] = 48 + (data[at] - 47) % 10
+    digits = [index for index, byte in enumerate(data) if 48 <= byte <= 57]
+    if digits:
+        index = draw.choice(digits)
+        data[index] = 48 + (data[index] - 47) % 10
         file.write_bytes(data)
     else:
         flip(file, draw)
@@ -57,7 +57,7 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def swap(file: Path, draw: random.Random) -> None:
-    """Another file of the same kind in its place."""
+    """Replace the file by another of the same kind."""
     others = [other for other in file.parent.glob(f"*{file.suffix}") if other != file and other.is_file()]
     if others:
         shutil.copy(draw.choice(others), file)
@@ -75,11 +75,18 @@ DAMAGES: list[Callable[[Path, random.Random], None]] = [flip, flip, digit, cut, 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job after a damage. `fault` is empty where all is well."""
+    """The outcome of a job on a damaged store.
+
+    Attributes:
+        damage: kind of damage, and file.
+        code: exit code.
+        message: the line about the damage; "" if there is none.
+        fault: what went wrong; "" if nothing.
+    """
 
     damage: str
     code: int
-    told: str
+    message: str
     fault: str
 
 
@@ -92,30 +99,30 @@ def damaged(source: Path, folder: Path, expected: list[object], draw: random.Ran
     file, damage = draw.choice(partial if partial and draw.random() < 0.8 else files), draw.choice(DAMAGES)
     damage(file, draw)
     ended = run_train(*JOB, cwd=folder)
-    told = next((line for line in ended.stderr.splitlines() if "again" in line or line.startswith("error: ")), "")
+    message = next((line for line in ended.stderr.splitlines() if "again" in line or line.startswith("error: ")), "")
     fault = "traceback" if "Traceback" in ended.stderr else ""
     if not ended.returncode and came_to(read_result(folder / "out")) != expected:
         fault = "another result"
-    if ended.returncode and not told:
+    if ended.returncode and not message:
         fault = fault or "no line"
-    return Outcome(f"{damage.__name__} {file.relative_to(folder / 'store')}", ended.returncode, told, fault)
+    return Outcome(f"{damage.__name__} {file.relative_to(folder / 'store')}", ended.returncode, message, fault)
 
 
 def stores(folder: Path) -> tuple[list[Path], list[object]]:
-    """Folders with a finished and two killed jobs, and what an undamaged job comes to."""
+    """Return folders of a finished and two killed jobs, and the numbers of an undamaged job."""
     (whole := folder / "whole").mkdir(parents=True)
     ended = run_train(*JOB, cwd=whole)
     assert ended.returncode == 0, ended.stderr
-    places = [whole]
+    folders = [whole]
     for number, pattern in enumerate(KILLS):
         killed = folder / f"killed{number}"
-        if number:  # it goes on from the one before
-            shutil.copytree(places[-1] / "store", killed / "store")
+        if number:  # it continues the one before
+            shutil.copytree(folders[-1] / "store", killed / "store")
         else:
             killed.mkdir()
         kill_when(killed, JOB, pattern)
-        places.append(killed)
-    return places, came_to(read_result(whole / "out"))
+        folders.append(killed)
+    return folders, came_to(read_result(whole / "out"))
 
 
 def main() -> int:
@@ -125,14 +132,14 @@ def main() -> int:
     args = parser.parse_args()
     draw, faults = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
-        places, expected = stores(Path(scratch))
+        folders, expected = stores(Path(scratch))
         for number in range(args.count):
             folder = Path(scratch) / f"try{number}"
-            outcome = damaged(places[number % len(places)], folder, expected, draw)
+            outcome = damaged(folders[number % len(folders)], folder, expected, draw)
             faults += bool(outcome.fault)
-            print(f"{outcome.fault or 'ok':<15} {outcome.damage}: {outcome.told or 'nothing to say'}", flush=True)
+            print(f"{outcome.fault or 'ok':<15} {outcome.damage}: {outcome.message or 'no message'}", flush=True)
             shutil.rmtree(folder)
-    print(f"{args.count} damages, {faults} faults")
+    print(f"{args.count} cases, {faults} faults")
     return 1 if faults else 0
 
 

@@ -1,4 +1,4 @@
-"""A task for engines that needs no model: doubles numbers, and does something else with some."""
+"""A task for engines that needs no model: it doubles numbers, and fails in several ways on some."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from selfcontrast.errors import UserError
 
 @dataclass(frozen=True)
 class Doubling:
-    """Leaves files in its folder: `PROCESS-DEVICE.opened` for each worker, and what became of one."""
+    """Double numbers, and leave files in the folder: `PROCESS-DEVICE.opened` per worker, `waiting` and `lost`."""
 
     folder: Path
 
@@ -29,7 +29,7 @@ class Doubling:
         if 11 in items:
             logging.getLogger("selfcontrast.test").warning("%d is odd", 11)
         if 13 in items:
-            raise UserError("number=13: an even one")
+            raise UserError("number=13: give an even number")
         if 14 in items:
             os.kill(os.getpid(), signal.SIGKILL)
         if 15 in items:
@@ -37,10 +37,10 @@ class Doubling:
             signal.pause()
         if 16 in items and not (self.folder / "lost").exists():
             (self.folder / "lost").touch()
-            for process in (os.getppid(), os.getpid()):  # the machine's Ray, and its worker
+            for process in (os.getppid(), os.getpid()):  # Ray on this machine, and its worker
                 os.kill(process, signal.SIGKILL)
         return pa.table({"double": [2 * item for item in items]})
 
 
 def shards(folder: Path, *items: list[int]) -> list[Shard]:
-    return [Shard(folder / f"{i}.parquet", own, len(own)) for i, own in enumerate(items)]
+    return [Shard(folder / f"{i}.parquet", part, len(part)) for i, part in enumerate(items)]

@@ -1,9 +1,9 @@
-"""Fifty kills: a tiny job is killed at random moments, and must end with the numbers of an undisturbed one.
+"""Kill a tiny job at fifty random moments. It must end with the numbers of an undisturbed job.
 
 python tests/fifty_kills.py [--kills 50] [--seed 0]
 
-It takes about ten minutes, so it is no test of the suite. Every moment is drawn from the seconds that the job needs, so
-a kill hits any stage, a stage's publication, the imports and the report. Exit code 1 where a number differs.
+It takes about ten minutes, so it is not part of the test suite. Moments are drawn from the job's whole duration: kills
+hit all stages, their publication, the imports and the report. The exit code is 1 if a number differs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from jobs import TINY, came_to, read_result, run_train, start_train
 
 
 def killed(folder: Path, seconds: float) -> bool:
-    """Run the job, and kill its process group after so many seconds; returns whether it was still running."""
+    """Run the job and kill its process group after `seconds`. Return whether it was still running."""
     with start_train(*TINY, cwd=folder) as job:
         try:
             job.wait(timeout=seconds)
@@ -37,21 +37,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    draw, done, different, jobs = random.Random(given.seed), 0, 0, 0
+    args = parser.parse_args()
+    draw, done, different, jobs = random.Random(args.seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, "plain")
         plain.mkdir()
-        run_train("--help", cwd=plain)  # starts the server that jobs are forked from
+        run_train("--help", cwd=plain)  # starts the server that forks jobs
         begun = time.perf_counter()
         ended = run_train(*TINY, cwd=plain)
         if ended.returncode:
             sys.exit(ended.stderr)
         whole, expected = time.perf_counter() - begun, came_to(read_result(plain / "out"))
-        while done < given.kills:
+        while done < args.kills:
             folder, jobs = Path(scratch, f"job{jobs}"), jobs + 1
             folder.mkdir()
-            for _ in range(min(5, given.kills - done)):
+            for _ in range(min(5, args.kills - done)):
                 if not killed(folder, draw.uniform(0, whole)):
                     break
                 done += 1

@@ -1,7 +1,7 @@
-"""Scripts of this project in a process that is forked from a server which has imported torch and the rest already.
+"""Run scripts in processes that are forked from a server with torch and other slow modules already imported.
 
-Each worker of pytest has such a server. A job in a process of its own pays five seconds of imports, so that is for the
-tests that are about the process: `start_train(…, fresh=True)`.
+Each pytest worker has such a server. A new Python process spends five seconds on imports, so only tests of the process
+itself use one: `start_train(…, fresh=True)`.
 """
 
 import atexit
@@ -41,7 +41,7 @@ _context = multiprocessing.get_context("forkserver")
 
 @cache
 def serve() -> None:
-    """Start this worker's server, with the environment that the libraries read on import. No hub is ever asked."""
+    """Start this worker's server with the environment that libraries read on import. The hub is never contacted."""
     _context.set_forkserver_preload(PRELOAD)
     with patch.dict(os.environ, {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}):
         set_environment()
@@ -49,7 +49,7 @@ def serve() -> None:
 
 
 class Forked:
-    """A script that runs in a forked process and leads a process group, with what tests use of `subprocess.Popen`."""
+    """A script in a forked process that leads a process group. Its methods are those of `subprocess.Popen`."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class Forked:
         cwd: Path,
         env: Mapping[str, str],
         printed: Path,
-        stand_at: str | None = None,
+        stop_at: str | None = None,
     ) -> None:
         self.args = [str(script), *arguments]
         self.files = (printed.with_suffix(".out"), printed.with_suffix(".err"))
         serve()
-        self._process = _context.Process(target=_run, args=(self.args, cwd, dict(env), self.files, stand_at))
+        self._process = _context.Process(target=_run, args=(self.args, cwd, dict(env), self.files, stop_at))
         self._process.start()
         self.pid = self._process.pid or 0
 
@@ -81,7 +81,7 @@ class Forked:
         return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it printed, when it has ended."""
+        """Wait for the end, and return stdout and stderr."""
         self.wait(timeout)
         out, err = (file.read_text() for file in self.files)
         return out, err
@@ -96,19 +96,19 @@ class Forked:
         self.wait()
 
 
-def _stand_still_at(pattern: str) -> None:
-    """Let this process stop itself as soon as a file of `pattern` is published, which is always done by a rename.
+def _stop_at(pattern: str) -> None:
+    """Make this process stop itself (SIGSTOP) once a file that matches `pattern` is published, always by a rename.
 
-    A test that looks at a job from outside comes too late on a busy machine.
+    A test that polls from outside is too late on a busy machine.
     """
-    stood = False
+    stopped = False
 
     def watched(publish: Callable[..., None]) -> Callable[..., None]:
         def wrapper(*arguments: object, **options: object) -> None:
-            nonlocal stood
+            nonlocal stopped
             publish(*arguments, **options)
-            if not stood and any(Path.cwd().glob(pattern)):
-                stood = True
+            if not stopped and any(Path.cwd().glob(pattern)):
+                stopped = True
                 os.kill(os.getpid(), signal.SIGSTOP)
 
         return wrapper
@@ -116,7 +116,7 @@ def _stand_still_at(pattern: str) -> None:
     os.replace, os.rename = watched(os.replace), watched(os.rename)
 
 
-def _run(words: list[str], cwd: Path, env: Mapping[str, str], files: Sequence[Path], stand_at: str | None) -> None:
+def _run(argv: list[str], cwd: Path, env: Mapping[str, str], files: Sequence[Path], stop_at: str | None) -> None:
     from wandb.sdk.data_types._private import MEDIA_TMP
 
     os.setsid()
@@ -128,12 +128,12 @@ def _run(words: list[str], cwd: Path, env: Mapping[str, str], files: Sequence[Pa
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    MEDIA_TMP.name = tempfile.mkdtemp()  # the server's, which the first job to end would delete
-    if stand_at:
-        _stand_still_at(stand_at)
-    sys.argv = words
+    MEDIA_TMP.name = tempfile.mkdtemp()  # the server's folder would be deleted by the first job that ends
+    if stop_at:
+        _stop_at(stop_at)
+    sys.argv = argv
     sys.path.insert(0, str(ROOT))
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        runpy.run_path(argv[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        atexit._run_exitfuncs()  # multiprocessing leaves them out

@@ -1,4 +1,4 @@
-"""Whole jobs in seconds, through the real command in a process of its own."""
+"""Run whole jobs in seconds, through the real command in a process of its own."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from forked import Forked
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds; a whole tiny job takes about 15
 
-# Every stage in seconds. Generation has 8 shards and alignment 32 steps, so that both can be killed half-way.
+# Every stage takes seconds. Generation has 8 shards and alignment 32 steps, so both can be killed half-way.
 TINY_ANYWHERE = (
     "max_length=128",
     "sft.epochs=1",
@@ -53,12 +53,12 @@ TINY_MODEL = (
 )
 TINY = ("data.train=240", "data.test=48", "data.validation=24", *TINY_MODEL, *TINY_ANYWHERE)
 
-SECRET = "0123456789abcdef" * 2 + "planted0"  # as long as a key of W&B's
+SECRET = "0123456789abcdef" * 2 + "planted0"  # as long as a W&B key
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A tiny built-in job that has run in a folder of its own, with `SECRET` as its key of W&B."""
+    """A finished tiny job on built-in data in its own folder, run with `SECRET` as W&B's key."""
 
     folder: Path
     result: dict[str, Any]
@@ -71,22 +71,20 @@ def start_train(
     env: Mapping[str, str] | None = None,
     script: str = "train.py",
     fresh: bool = False,
-    stand_at: str | None = None,
+    stop_at: str | None = None,
 ) -> "subprocess.Popen[str] | Forked":
-    """Start `train.py`, or another script, in `cwd`, which gets the store and the run's folder `out`.
-
-    It leads a process group.
+    """Start `train.py`, or another script, as the leader of a process group. Store and output (`out`) are in `cwd`.
 
     Args:
-        fresh: run it as a user does, in a Python that imports everything anew.
-        stand_at: what a file in `cwd` must match for the job to stand still from then on (not if `fresh`).
+        fresh: run it as a user does, in a new Python process.
+        stop_at: pattern of a file in `cwd`. The job stops (SIGSTOP) once one exists; not if `fresh`.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
-    own = {"SELFCONTRAST_STORE": str(cwd / "store"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    added = {"SELFCONTRAST_STORE": str(cwd / "store"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     folder = [] if any(o.startswith(("hydra.", "-")) for o in overrides) else [f"hydra.run.dir={cwd / 'out'}"]
-    environment, arguments = {**kept, **own, **(env or {})}, [*folder, *overrides]
+    environment, arguments = {**kept, **added, **(env or {})}, [*folder, *overrides]
     if not fresh:
-        return Forked(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "printed", stand_at)
+        return Forked(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "printed", stop_at)
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
@@ -96,7 +94,7 @@ def start_train(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A test runner in the background ignores Ctrl-C, and what it starts would inherit that.
+        # A test runner in the background ignores Ctrl-C; its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -104,40 +102,40 @@ def start_train(
 def run_train(
     *overrides: str, cwd: Path, env: Mapping[str, str] | None = None, script: str = "train.py", fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run `train.py`, or another script, to its end."""
+    """Run `train.py`, or another script, and wait for its end."""
     with start_train(*overrides, cwd=cwd, env=env, script=script, fresh=fresh) as process:
         try:
             out, err = process.communicate(timeout=TIMEOUT)
-        except BaseException:  # a timeout, or Ctrl-C, which does not reach another process group
+        except BaseException:  # a timeout, or Ctrl-C, which does not reach other process groups
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
 
 
 def wait_for(job: "subprocess.Popen[str] | Forked", folder: Path, pattern: str) -> None:
-    """Wait until a file in the store of `folder` matches."""
+    """Wait until a file in the store of `folder` matches `pattern`."""
     end = time.monotonic() + TIMEOUT
     while not any((folder / "store").glob(pattern)):
-        assert job.poll() is None, f"the job ended before there was a {pattern}"
+        assert job.poll() is None, f"the job ended without a {pattern}"
         assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
         time.sleep(0.002)
 
 
 @contextmanager
-def standing(
+def stopped_job(
     folder: Path, overrides: Iterable[str], pattern: str, env: Mapping[str, str] | None = None
 ) -> Iterator[Forked]:
-    """A job in `folder` that stands still from the moment a file in its store matches `pattern`.
+    """Start a job in `folder` that stops (SIGSTOP) once a file in its store matches `pattern`.
 
-    SIGCONT lets it go on; its process group is killed in the end.
+    SIGCONT continues it. Its process group is killed on exit.
     """
-    with start_train(*overrides, cwd=folder, env=env, stand_at=f"store/{pattern}") as job:
+    with start_train(*overrides, cwd=folder, env=env, stop_at=f"store/{pattern}") as job:
         try:
             end = time.monotonic() + TIMEOUT
             while job.poll() is None and psutil.Process(job.pid).status() != psutil.STATUS_STOPPED:
                 assert time.monotonic() < end, f"no {pattern} in {TIMEOUT} s"
                 time.sleep(0.01)
-            assert job.poll() is None, f"the job ended before there was a {pattern}:\n{job.communicate()[1]}"
+            assert job.poll() is None, f"the job ended without a {pattern}:\n{job.communicate()[1]}"
             yield job
         finally:
             if job.poll() is None:
@@ -147,26 +145,26 @@ def standing(
 def kill_when(
     folder: Path, overrides: Iterable[str], pattern: str, look: Callable[[int], object] = lambda pid: None
 ) -> None:
-    """Start a job in `folder`, and kill its process group once a file in the store matches.
+    """Start a job in `folder`, and kill its process group once a file in the store matches `pattern`.
 
     Args:
-        look: called with the job's process id just before it dies; the job stands still meanwhile.
+        look: called with the stopped job's process id just before the kill.
     """
-    with standing(folder, overrides, pattern) as job:
+    with stopped_job(folder, overrides, pattern) as job:
         look(job.pid)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """A run's result.json."""
+    """Return a run's result.json."""
     return dict(json.loads((folder / "result.json").read_text()))
 
 
 def stages(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result's stages by name."""
+    """Return a result's stages by name."""
     return {stage["name"]: stage for stage in result["stages"]}
 
 
 def came_to(result: Mapping[str, Any]) -> list[object]:
-    """What two runs of one job must agree in, to the bit."""
+    """Return the numbers in which two runs of one job must agree exactly."""
     losses = [record["loss"] for stage in ("sft", "align") for record in result["histories"][stage] if "loss" in record]
     return [result["value"], result["comparison"], losses, result["samples"]]

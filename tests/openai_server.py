@@ -1,4 +1,4 @@
-"""A loopback server with OpenAI's HTTP API: answers deterministically, and fails as it is told to."""
+"""Serve OpenAI's HTTP API on the loopback interface, with deterministic answers and faults on request."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is sent in place of an answer."""
+    """A response that is sent instead of an answer."""
 
     status: int = 500
     body: bytes = b'{"error": {"message": "out of order"}}'
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds before anything is sent
-    promised: int | None = None  # Content-Length, where it is not the body's
+    promised: int | None = None  # Content-Length, if not the body's
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedRequest:
     """A request as it arrived."""
 
     path: str
@@ -34,7 +34,7 @@ class Asked:
 
 
 def words(body: Body) -> list[Body]:
-    """As many choices as asked for: words drawn by the prompt and the seed, as texts without token ids."""
+    """Return `n` choices: texts without token ids, determined by the prompt and the seed."""
     about = json.dumps([body.get("prompt", body.get("messages")), body.get("seed")])
     digest = hashlib.sha256(about.encode()).hexdigest()
     texts = [f"the {digest[i % 64]} cat {i}" for i in range(body.get("n", 1))]
@@ -45,16 +45,16 @@ def words(body: Body) -> list[Body]:
 
 @dataclass
 class OpenAIServer:
-    """While it is open, `url` is an endpoint.
+    """A server whose endpoint is `url` while it is open.
 
     Attributes:
-        reply: a request's body to the choices of its answer.
-        fault: (number of the request from 0, its body) to what is sent in place of an answer, if anything is.
-        models: the names offered; None where there is no such list.
-        root: what `/models` says that they are.
-        key: what requests must carry, if anything.
-        asked: the requests for answers, in the order of their arrival.
-        most: requests that were under way at once.
+        reply: maps a request's body to the choices of its answer.
+        fault: maps the request's number, from 0, and its body to a fault to send instead of an answer, or None.
+        models: names that `/models` lists; None if it does not exist.
+        root: the models' root in `/models`.
+        key: API key that requests must have; None for any.
+        asked: requests for answers, in order of arrival.
+        most: largest number of concurrent requests.
     """
 
     reply: Callable[[Body], list[Body]] = words
@@ -62,7 +62,7 @@ class OpenAIServer:
     models: Sequence[str] | None = ("selfcontrast",)
     root: str = ""
     key: str | None = None
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ReceivedRequest] = field(default_factory=list)
     most: int = 0
     url: str = ""
 
@@ -81,28 +81,28 @@ class OpenAIServer:
             thread.join()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        own, lock, under_way = self, threading.Lock(), [0]
+        outer, lock, under_way = self, threading.Lock(), [0]
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                if own.models is None:
+                if outer.models is None:
                     return self._send(Fault(404))
-                if own.key and self.headers["Authorization"] != f"Bearer {own.key}":
+                if outer.key and self.headers["Authorization"] != f"Bearer {outer.key}":
                     return self._send(Fault(401, b'{"error": {"message": "who are you?"}}'))
-                return self._json({"data": [{"id": name, "root": own.root or name} for name in own.models]})
+                return self._json({"data": [{"id": name, "root": outer.root or name} for name in outer.models]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
-                    number = len(own.asked)
-                    own.asked.append(Asked(self.path, body, self.headers["Authorization"]))
+                    number = len(outer.asked)
+                    outer.asked.append(ReceivedRequest(self.path, body, self.headers["Authorization"]))
                     under_way[0] += 1
-                    own.most = max(own.most, under_way[0])
+                    outer.most = max(outer.most, under_way[0])
                 try:
-                    fault = own.fault(number, body)
-                    self._send(fault) if fault else self._json({"choices": own.reply(body)})
+                    fault = outer.fault(number, body)
+                    self._send(fault) if fault else self._json({"choices": outer.reply(body)})
                 finally:
                     with lock:
                         under_way[0] -= 1
@@ -110,17 +110,17 @@ class OpenAIServer:
             def _json(self, answer: Any) -> None:
                 self._send(Fault(200, json.dumps(answer).encode()))
 
-            def _send(self, what: Fault) -> None:
-                time.sleep(what.delay)
+            def _send(self, response: Fault) -> None:
+                time.sleep(response.delay)
                 try:
-                    self.send_response(what.status)
-                    for name, value in what.headers.items():
+                    self.send_response(response.status)
+                    for name, value in response.headers.items():
                         self.send_header(name, value)
-                    self.send_header("Content-Length", str(what.promised or len(what.body)))
+                    self.send_header("Content-Length", str(response.promised or len(response.body)))
                     self.end_headers()
-                    self.wfile.write(what.body)
-                    self.close_connection = what.promised is not None
-                except OSError:  # the client has not waited
+                    self.wfile.write(response.body)
+                    self.close_connection = response.promised is not None
+                except OSError:  # the client has closed the connection
                     self.close_connection = True
 
             def log_message(self, *args: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""The slow way: each response in a padded row of its own, by transformers' ordinary attention; models to try it on."""
+"""Compute log-probabilities the slow way, one padded row per response with transformers' attention, as a reference."""
 
 import copy
 import random
@@ -65,7 +65,7 @@ def ragged(seed: int, negatives: tuple[int, ...] = (3, 0, 5, 1)) -> list[Group]:
 
 
 def padded(model: nn.Module, groups: list[Group]) -> Tensor:
-    """[B, K+1]: one padded row per response, all the logits, the model's own attention."""
+    """Return log-probabilities [B, K+1] from one padded row per response, all logits, and the model's own attention."""
     responses = [(b, j, g.prompt, r) for b, g in enumerate(groups) for j, r in enumerate(g.responses)]
     longest = max(len(prompt) + len(response) for _, _, prompt, response in responses)
     ids = torch.zeros(len(responses), longest, dtype=torch.long)
@@ -77,8 +77,8 @@ def padded(model: nn.Module, groups: list[Group]) -> Tensor:
     columns = max(len(group.responses) for group in groups)
     sums = [[log_probs.new_zeros(()) for _ in range(columns)] for _ in groups]
     for row, (b, j, prompt, response) in enumerate(responses):
-        for place, token in enumerate(response):
-            sums[b][j] = sums[b][j] + log_probs[row, len(prompt) + place - 1, token]
+        for position, token in enumerate(response, start=len(prompt)):
+            sums[b][j] = sums[b][j] + log_probs[row, position - 1, token]
     return torch.stack([torch.stack(line) for line in sums])
 
 

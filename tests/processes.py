@@ -1,4 +1,4 @@
-"""What runs, and what has been left behind."""
+"""Find processes that run or have been left behind."""
 
 import os
 import time
@@ -9,24 +9,24 @@ WORKER = "vllm_worker.py"
 
 
 def vllm_workers(parent: int | None = None) -> list[int]:
-    """The vLLM workers that a process has started: each leads a session of its own."""
+    """Return the vLLM workers that a process has started. Each leads its own session."""
     return [child.pid for child in psutil.Process(parent).children() if any(WORKER in part for part in child.cmdline())]
 
 
 def in_session(leader: int) -> list[int]:
-    """The living processes of a session."""
-    found = []
+    """Return the living processes of a session."""
+    living = []
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
+                living.append(process.pid)
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
-    return found
+    return living
 
 
 def wait_until_gone(leader: int, seconds: float = 60) -> None:
-    """Until nothing lives in a session."""
+    """Wait until a session has no living process."""
     end = time.monotonic() + seconds
     while left := in_session(leader):
         assert time.monotonic() < end, f"{left} still there after {seconds} s"

@@ -1,4 +1,4 @@
-"""SmolLM2, as the tests share it: loaded once per process, and as a policy folder."""
+"""Share SmolLM2 between tests: loaded once per process, and as a policy folder."""
 
 from functools import cache
 from pathlib import Path
@@ -13,11 +13,11 @@ CAPITAL: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 @cache
 def started() -> tuple[Any, Any]:
-    """(model, tokenizer). The model is shared: copy it before changing it."""
+    """Return (model, tokenizer). The model is shared: copy it before changing it."""
     return SMOLLM2.start([], 0)
 
 
 def smollm2_folder(folder: Path) -> Path:
-    """A policy as the stage sft writes it where sft=none."""
+    """Write a policy as the stage sft does with sft=none."""
     save_policy(folder, *started(), "# a card\n")
     return folder

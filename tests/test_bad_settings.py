@@ -1,4 +1,4 @@
-"""Bad settings by the hundred: whatever a setting is given, a job starts or is refused in one line, before compute."""
+"""Try hundreds of bad settings: a job starts, or is refused in one line before compute."""
 
 import math
 import random
@@ -56,14 +56,14 @@ BAD = [
 
 @cache
 def composed(choice: str, config: str = "config") -> DictConfig:
-    own = [each for each in TINY if choice != "pairs" or not each.startswith("generator.")]
+    tiny = [setting for setting in TINY if choice != "pairs" or not setting.startswith("generator.")]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(config, [*own, *CHOICES[choice], "output=out", "store=store"])
+        return compose(config, [*tiny, *CHOICES[choice], "output=out", "store=store"])
 
 
 @cache
 def leaves(choice: str) -> list[str]:
-    """The full keys of all settings, `_target_` excluded."""
+    """Return the full keys of all settings except `_target_`."""
 
     def walk(node: Any, where: str) -> Iterator[str]:
         for key in map(str, node):
@@ -78,7 +78,7 @@ def leaves(choice: str) -> list[str]:
 
 
 def refused(choice: str, key: str, value: Any) -> str | None:
-    """The line that the job is refused with; None where it would start. Any other error is a traceback."""
+    """Return the line that refuses the job, or None if it would start. Other errors propagate."""
     cfg = OmegaConf.create(OmegaConf.to_container(composed(choice), resolve=False))
     OmegaConf.set_struct(cfg, True)
     try:
@@ -95,7 +95,7 @@ def read() -> dict[Split, list[Example]]:
 
 
 def splits(key: str) -> dict[Split, list[Example]] | None:
-    """The data, read once where the setting is another's."""
+    """Return the data, read once, unless the setting is one of the data."""
     return None if key.startswith("data") else read()
 
 
@@ -110,12 +110,12 @@ def bad_settings(draw: st.DrawFn) -> tuple[str, str, Any]:
 @example(("plain", "evaluation.seed", -1))
 @example(("clusters", "fraction_of", math.nan))
 @example(("judge", "evaluation.benchmarks.mt_bench.judge.extra", {"top_p": math.nan}))
-def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> None:
+def test_bad_setting_is_accepted_or_refused_in_one_line(bad: tuple[str, str, Any]) -> None:
     choice, key, value = bad
     line = refused(choice, key, value)
     assert line is None or (line.startswith("error: ") and "\n" not in line)
     if isinstance(value, float) and not math.isfinite(value):
-        assert line is not None, f"{key}={value} is taken for a number"
+        assert line is not None, f"{key}={value} is accepted as a number"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_bad_setting_is_one_line_or_no_mistake(bad: tuple[str, str, Any]) -> Non
         ("rewards", "filter.reward_model.dtype"),
     ],
 )
-def test_text_that_is_no_choice_is_refused_by_its_full_key(choice: str, key: str) -> None:
+def test_unknown_choice_is_refused_by_its_full_key(choice: str, key: str) -> None:
     line = refused(choice, key, "nothing")
     assert line is not None
     assert line.startswith(f"error: {key}=nothing")
@@ -179,7 +179,7 @@ CASES += [("judge", key, value) for key, values in JUDGED.items() for value in v
 
 
 @pytest.mark.parametrize(("choice", "key", "value"), CASES, ids=lambda part: str(part)[:40].replace("\0", "NUL"))
-def test_value_that_cannot_be_is_refused_by_its_full_key(choice: str, key: str, value: Any) -> None:
+def test_impossible_value_is_refused_by_its_full_key(choice: str, key: str, value: Any) -> None:
     line = refused(choice, key, value)
     assert line is not None
     assert line.startswith(f"error: {key}") or "servers" in key
@@ -189,7 +189,7 @@ def test_value_that_cannot_be_is_refused_by_its_full_key(choice: str, key: str, 
 @pytest.mark.parametrize(
     "override", ["objective=0", "encoder=[null]", "hardware.devices={a: 1}", "hardware.devices=[1]", "model=1"]
 )
-def test_command_override_that_hydra_trips_over_is_one_line(override: str, tmp_path: Path) -> None:
+def test_command_override_that_hydra_rejects_is_one_line(override: str, tmp_path: Path) -> None:
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ")
@@ -197,18 +197,18 @@ def test_command_override_that_hydra_trips_over_is_one_line(override: str, tmp_p
 
 
 @pytest.mark.parametrize("override", ["sft.lr=nan", "evaluation.seed=-1", "hardware.threads=0", "store=''"])
-def test_command_refuses_it_with_one_line_and_exit_code_1(override: str, tmp_path: Path) -> None:
+def test_command_bad_value_is_one_line_and_exit_code_1(override: str, tmp_path: Path) -> None:
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     *before, last = ended.stderr.splitlines()
     assert last.startswith(f"error: {override.partition('=')[0]}=")
-    assert all("checking the settings" in said for said in before)
+    assert all("checking the settings" in line for line in before)
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("override", ["label=M\udcff", "+x\udce9=1", "data.path=\udcc3", "name=\ud83d"], ids=ascii)
-def test_command_setting_that_is_no_text_is_one_line(override: str, tmp_path: Path) -> None:
-    """An argument in another encoding than the locale's: the report failed on it, after all compute."""
+def test_command_setting_that_is_not_utf8_is_one_line(override: str, tmp_path: Path) -> None:
+    """The report used to fail on it, after all compute."""
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
@@ -219,7 +219,7 @@ def test_command_setting_that_is_no_text_is_one_line(override: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("key", "value"), [("name", "\udcff"), ("evaluation.top_p", {"\udcff": 1}), ("store", "\ud800")]
 )
-def test_setting_that_is_no_text_is_refused(key: str, value: Any) -> None:
+def test_setting_that_is_not_utf8_is_refused(key: str, value: Any) -> None:
     line = refused("plain", key, value)
     assert line is not None
     assert line.startswith(f"error: {key}")
@@ -227,7 +227,7 @@ def test_setting_that_is_no_text_is_refused(key: str, value: Any) -> None:
 
 
 def written(value: Any) -> str:
-    """A value in the grammar of Hydra's command line."""
+    """Return a value in the grammar of Hydra's command line."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, str):
@@ -244,23 +244,23 @@ DRAWN = [choice for choice in sorted(CHOICES) if choice not in ("server", "vllm"
 
 
 def drawn(count: int, seed: int) -> list[tuple[str, str, Any]]:
-    """Bad settings of jobs that need no server, no GPU and no cluster."""
+    """Return bad settings of jobs that need no server, GPU or cluster."""
     draw = random.Random(seed)
     settings: list[tuple[str, str, Any]] = []
     while len(settings) < count:
         choice = draw.choice(DRAWN)
         key, value = draw.choice(leaves(choice)), draw.choice(BAD)
-        if not (key.endswith(".tokens") and value == 10**12):  # a budget that some machine could follow, not this one
+        if not (key.endswith(".tokens") and value == 10**12):  # a valid budget, but too large for this machine
             settings.append((choice, key, value))
     return settings
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(30))
-def test_command_ends_well_or_with_one_line_before_compute(number: int, tmp_path: Path) -> None:
+def test_command_with_a_bad_setting_succeeds_or_fails_in_one_line_before_compute(number: int, tmp_path: Path) -> None:
     choice, key, value = drawn(30, seed=0)[number]
-    plain = [each for each in TINY if choice != "pairs" or not each.startswith("generator.")]
-    ended = run_train(*plain, *CHOICES[choice], f"{key}={written(value)}", cwd=tmp_path)
+    tiny = [setting for setting in TINY if choice != "pairs" or not setting.startswith("generator.")]
+    ended = run_train(*tiny, *CHOICES[choice], f"{key}={written(value)}", cwd=tmp_path)
     assert "Traceback" not in ended.stderr, f"{key}={value!r}\n{ended.stderr}"
     if ended.returncode:
         assert ended.returncode == 1
@@ -273,7 +273,7 @@ def test_command_ends_well_or_with_one_line_before_compute(number: int, tmp_path
     "override",
     ["theory.draws=nan", "theory.confidence=1.0", "theory.bandit.beta=-1", "theory.prompts=0", "theory.negatives=[]"],
 )
-def test_setting_of_the_theory_is_refused_by_its_full_key(override: str) -> None:
+def test_theory_setting_is_refused_by_its_full_key(override: str) -> None:
     searched = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
     with initialize_config_dir(str(ROOT / "studies" / "gradient_error"), version_base="1.3"):
         cfg = compose("gradient_error", [override, searched])

@@ -1,4 +1,4 @@
-"""What can be known of data and models before anything is computed is told then, in one line."""
+"""Check that unusable data and models are reported in one line before compute."""
 
 import gzip
 import json
@@ -48,8 +48,8 @@ def rows(*odd: Sequence[dict[str, str]], plain: int = 24) -> list[dict[str, Any]
     return [{"messages": list(messages)} for messages in (*usual, *odd)]
 
 
-def written(file: Path, found: Sequence[dict[str, Any]]) -> Path:
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in found))
+def written(file: Path, content: Sequence[dict[str, Any]]) -> Path:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in content))
     return file
 
 
@@ -71,7 +71,7 @@ ODD = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER
 
 
 @pytest.mark.parametrize("messages", ODD.values(), ids=ODD)
-def test_row_that_the_template_refuses_is_named_before_compute(messages: list[dict[str, str]], tmp_path: Path) -> None:
+def test_row_refused_by_the_template_is_named_before_compute(messages: list[dict[str, str]], tmp_path: Path) -> None:
     data = written(tmp_path / "data.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(rows(messages))])
     line = r"^data: the row r24 \(line 25 of \S+data\.jsonl\) of the split \w+, '.*Name a tree"
     with pytest.raises(UserError, match=line):
@@ -98,8 +98,8 @@ def test_rows_of_reported_cases_are_refused_or_accepted(name: str, row: str, tmp
         checked(tmp_path, data, template=template.read_text())
 
 
-def test_row_that_the_template_alters_is_named(tmp_path: Path) -> None:
-    """A template that cuts thoughts out of answers gives another answer than the one that is trained on."""
+def test_row_altered_by_the_template_is_named(tmp_path: Path) -> None:
+    """A template that removes thoughts from answers changes the trained answer."""
     cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
     thinking = [USER, {"role": "assistant", "content": "<think>hm</think>An oak."}]
     with pytest.raises(UserError, match=r"^data: the row \w+ \(line 25 of \S+\) of the split"):
@@ -107,16 +107,16 @@ def test_row_that_the_template_alters_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
-def test_row_is_named_by_its_place_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
-    found, file = rows([SYSTEM, USER, ANSWER]), tmp_path / f"data.{kind}"
-    lines = "\n" + "\n".join(map(json.dumps, found))  # the blank line counts
+def test_row_is_named_by_its_position_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+    content, file = rows([SYSTEM, USER, ANSWER]), tmp_path / f"data.{kind}"
+    lines = "\n" + "\n".join(map(json.dumps, content))  # the blank line counts
     if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(found), file)
+        pq.write_table(pa.Table.from_pylist(content), file)
     else:
-        text = json.dumps(found) if kind == "json" else lines
+        text = json.dumps(content) if kind == "json" else lines
         file.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
-    place = "row 25" if kind in ("json", "parquet") else "line 26"
-    with pytest.raises(UserError, match=rf"^data: the row \w+ \({place} of \S+{kind}\)"):
+    position = "row 25" if kind in ("json", "parquet") else "line 26"
+    with pytest.raises(UserError, match=rf"^data: the row \w+ \({position} of \S+{kind}\)"):
         checked(tmp_path, file)
 
 
@@ -140,7 +140,7 @@ def test_renderable_checks_every_sequence_of_roles_once() -> None:
 # --- models that cannot be used
 
 
-def of_another_kind(folder: Path, kind: str) -> Path:
+def save_other_model(folder: Path, kind: str) -> Path:
     small: dict[str, Any] = {"vocab_size": 300, "num_hidden_layers": 1}
     if kind == "t5":
         model: Any = T5ForConditionalGeneration(T5Config(vocab_size=300, d_model=8, d_ff=8, num_layers=1, num_heads=2))
@@ -153,8 +153,8 @@ def of_another_kind(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_folder_of_another_kind_of_model_is_refused(kind: str, tmp_path: Path) -> None:
-    of_another_kind(tmp_path / "model", kind)
-    with pytest.raises(UserError, match=rf"^model\.path=\S+: a {kind} is no causal language model"):
+    save_other_model(tmp_path / "model", kind)
+    with pytest.raises(UserError, match=rf"^model\.path=\S+: .*{kind}"):
         checked(tmp_path, written(tmp_path / "data.jsonl", rows()))
 
 
@@ -164,7 +164,7 @@ def truncated(folder: Path) -> None:
 
 
 def damaged(value: torch.Tensor) -> Callable[[Path], None]:
-    """Another value in the place of one of the weights."""
+    """Return a function that replaces a weight by `value`."""
 
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -245,23 +245,23 @@ def test_damaged_judge_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
         checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *judge)
 
 
-def test_system_message_that_the_template_refuses_is_told_before_compute(tmp_path: Path) -> None:
+def test_system_message_refused_by_the_template_is_reported_before_compute(tmp_path: Path) -> None:
     data = written(tmp_path / "data.jsonl", rows())
     with pytest.raises(UserError, match=r"^generator\.system: the row \w+: .*System role not supported"):
         checked(tmp_path, data, "generator.system='Be wrong.'")
 
 
-def test_generators_model_of_another_tokenizer_is_told_before_compute(tmp_path: Path) -> None:
-    data, own = written(tmp_path / "data.jsonl", rows()), policy_folder(tmp_path / "weak", seed=5)
-    assert checked(tmp_path, data, f"generator.model={own}").generator.model == str(own)
+def test_generator_model_of_another_tokenizer_is_reported_before_compute(tmp_path: Path) -> None:
+    data, weak = written(tmp_path / "data.jsonl", rows()), policy_folder(tmp_path / "weak", seed=5)
+    assert checked(tmp_path, data, f"generator.model={weak}").generator.model == str(weak)
     foreign = tokenizer()
     foreign.add_tokens(["<|more|>"])
-    foreign.save_pretrained(str(own))
-    with pytest.raises(UserError, match=r"^generator\.model=\S+: its vocabulary"):
-        checked(tmp_path, data, f"generator.model={own}")
-    DAMAGE["a weight that is NaN"](own)
-    with pytest.raises(UserError, match=r"^generator\.model=\S+: the weight"):
-        checked(tmp_path, data, f"generator.model={own}")
+    foreign.save_pretrained(str(weak))
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: .*vocabulary"):
+        checked(tmp_path, data, f"generator.model={weak}")
+    DAMAGE["a weight that is NaN"](weak)
+    with pytest.raises(UserError, match=r"^generator\.model=\S+: .*weight"):
+        checked(tmp_path, data, f"generator.model={weak}")
 
 
 def reward_folder(folder: Path, template: str) -> Path:
@@ -273,7 +273,7 @@ def reward_folder(folder: Path, template: str) -> Path:
 
 
 @pytest.mark.parametrize("where", ["filter", "benchmark", "judge"])
-def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute(where: str, tmp_path: Path) -> None:
+def test_reward_model_that_refuses_a_dialogue_is_reported_before_compute(where: str, tmp_path: Path) -> None:
     folder = reward_folder(tmp_path / "reward", NO_SYSTEM)
     data = written(tmp_path / "data.jsonl", rows(*([[SYSTEM, USER, ANSWER]] * 2)))
     name = "evaluation.benchmarks.own"
@@ -288,16 +288,16 @@ def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute
     }  # fmt: skip
     lenient = NO_SYSTEM.replace("System role not supported", "").replace("raise_exception('')", "''")
     lenient = lenient.replace("{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}", "{% if false %}")
-    line = r"reward_model\.path=\S+: the chat template fails on the row \w+, .*System role"
+    line = r"reward_model\.path=\S+: .* row \w+, .*System role"
     with pytest.raises(UserError, match=line):
         checked(tmp_path, data, *choice[where], template=lenient)
 
 
-# --- what would be lost at the end
+# --- errors that would come after all compute
 
 
 @pytest.mark.parametrize(
-    "given",
+    "settings",
     [
         {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6},  # Llama 2's
         {"temperature": 0.0, "do_sample": True},
@@ -306,24 +306,24 @@ def test_reward_model_that_refuses_a_dialogue_of_the_data_is_told_before_compute
     ],
     ids=str,
 )
-def test_policy_is_saved_whatever_its_generation_config(given: dict[str, Any], tmp_path: Path) -> None:
+def test_policy_with_any_generation_config_is_saved(settings: dict[str, Any], tmp_path: Path) -> None:
     model = llama()
-    model.generation_config = GenerationConfig(**given)
+    model.generation_config = GenerationConfig(**settings)
     save_policy(tmp_path / "policy", model, tokenizer(), "# a card\n")
     GenerationConfig.from_pretrained(str(tmp_path / "policy")).validate(strict=True)
 
 
-def test_valid_generation_config_stays_as_it_is() -> None:
-    given = GenerationConfig(do_sample=True, temperature=0.5)
-    assert valid_generation_config(given) is given
+def test_valid_generation_config_is_unchanged() -> None:
+    config = GenerationConfig(do_sample=True, temperature=0.5)
+    assert valid_generation_config(config) is config
 
 
-def test_tokenizer_without_a_padding_token_pads_with_the_end(tmp_path: Path) -> None:
-    own = policy_folder(tmp_path / "policy")
+def test_tokenizer_without_a_padding_token_pads_with_the_end_token(tmp_path: Path) -> None:
+    folder = policy_folder(tmp_path / "policy")
     bare = tokenizer()
     bare.pad_token = None
-    shutil.rmtree(own / "tokenizer.json", ignore_errors=True)
-    bare.save_pretrained(str(own))
-    found = load_tokenizer(own)
-    assert found.pad_token_id == found.eos_token_id
-    assert torch.is_tensor(found.pad({"input_ids": [[1], [1, 2]]}, return_tensors="pt")["input_ids"])
+    shutil.rmtree(folder / "tokenizer.json", ignore_errors=True)
+    bare.save_pretrained(str(folder))
+    loaded = load_tokenizer(folder)
+    assert loaded.pad_token_id == loaded.eos_token_id
+    assert torch.is_tensor(loaded.pad({"input_ids": [[1], [1, 2]]}, return_tensors="pt")["input_ids"])

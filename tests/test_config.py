@@ -1,4 +1,4 @@
-"""All of `conf` builds: every option of every group, every arm, every benchmark."""
+"""Build all of `conf`: every option of every group, every method, every benchmark."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -21,7 +21,7 @@ CONF = ROOT / "conf"
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
-GIVEN = {  # the ??? of conf
+REQUIRED = {  # values for ??? in conf
     ("data", "jsonl"): "data.path=data.jsonl",
     ("data", "hub"): "data.train.path=data.jsonl",
     ("model", "hf"): "model.path=folder",
@@ -37,7 +37,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
-    """Every node that names a class, the nested ones too."""
+    """Yield every node that names a class, including nested ones."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield where, node
@@ -46,7 +46,7 @@ def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
                 yield from nodes(node[key], f"{where}.{key}")
 
 
-# --- what is in conf
+# --- files of conf
 
 
 NESTED = {
@@ -58,7 +58,7 @@ NESTED = {
     "benchmark",
     "judge",
     "reward_model",
-}  # not of the config
+}  # not part of the config
 
 
 def test_groups_match_folders_of_conf() -> None:
@@ -67,7 +67,7 @@ def test_groups_match_folders_of_conf() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_build_every_option_of_every_group(group: str, option: str) -> None:
-    overrides = [f"{group}={option}", *([GIVEN[group, option]] if (group, option) in GIVEN else [])]
+    overrides = [f"{group}={option}", *([REQUIRED[group, option]] if (group, option) in REQUIRED else [])]
     node = composed(*overrides)[group]
     part = build(node, group)
     assert type(part) is get_class(node["_target_"])
@@ -82,7 +82,7 @@ def test_conf_every_option_starts_with_a_comment(group: str, option: str) -> Non
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
 def test_conf_numbers_are_parsed_as_numbers(file: Path) -> None:
-    """YAML 1.1 reads 1e-5 as a text: it must be written 1.0e-5."""
+    """YAML 1.1 reads 1e-5 as text. Write 1.0e-5."""
 
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, dict | list):
@@ -107,8 +107,8 @@ def test_conf_defaults_list_names_options_of_each_group() -> None:
 
 
 def test_build_required_setting_is_named() -> None:
-    for (group, option), given in GIVEN.items():
-        key = given.split("=")[0]
+    for (group, option), override in REQUIRED.items():
+        key = override.split("=")[0]
         with pytest.raises(UserError, match=f"^{key} is required"):
             build(composed(f"{group}={option}")[group], group)
 
@@ -118,12 +118,12 @@ def test_build_required_setting_is_named() -> None:
 
 @cache
 def tiny() -> str:
-    """The tiny job's config as YAML, composed once."""
+    """Return the tiny job's config as YAML, composed once."""
     return OmegaConf.to_yaml(composed(*TINY))
 
 
 def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
-    """The line that the tiny job's config with these values is refused with."""
+    """Return the line that refuses the tiny job's config with these values."""
     cfg = choose or DictConfig(OmegaConf.create(tiny()))
     cfg.merge_with_dotlist(list(overrides))
     with pytest.raises(UserError) as caught:
@@ -135,13 +135,13 @@ def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
 # --- the method and its baselines
 
 
-ARMS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_configure_every_arm_on_built_in_data(arm: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_configure_every_method_on_built_in_data(method: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out")
-    parts = configure(composed(f"method={arm}", *small, "trainer.tokens=1000"))  # one arm wants it given
+    parts = configure(composed(f"method={method}", *small, "trainer.tokens=1000"))  # one method requires it
     expected = {
         "self_contrast": ("Self-Contrast", 8, 1, 64, 16),
         "no_filter": ("no filter", 8, 1, 64, 16),
@@ -157,15 +157,15 @@ def test_configure_every_arm_on_built_in_data(arm: str) -> None:
         "scpo": ("ScPO", 1, 1, 64, 1),
     }
     pool = (parts.generator.samples, parts.filter.max_negatives)
-    assert (parts.label, parts.negatives, parts.iterations, *pool) == expected[arm]
+    assert (parts.label, parts.negatives, parts.iterations, *pool) == expected[method]
 
 
-def test_compose_command_line_overrides_arm() -> None:
+def test_compose_command_line_overrides_method() -> None:
     assert composed("method=spin", "iterations=2").iterations == 2
     assert composed("method=dpo_std", "generator=hf").generator.samples == 64
 
 
-def test_configure_cap_on_judgments_with_price() -> None:
+def test_configure_max_cost_of_judgments_with_price() -> None:
     name = "evaluation.benchmarks.mt_bench"
     price = "{_target_: selfcontrast.evaluation.judges.budget.Price, prompt: 2.5, completion: 10}"
     judge = (f"+benchmark@{name}=mt_bench", f"{name}.judge.model=x", f"{name}.judge.reading.price={price}")

@@ -42,10 +42,10 @@ def test_command_full_error_prints_traceback(tmp_path: Path) -> None:
 
 
 def test_command_help_and_config_are_complete(tmp_path: Path) -> None:
-    shown = run_train("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert max(map(len, shown.stdout.splitlines())) <= 240  # a line names all files of a group
-    assert all(f"{group}: " in shown.stdout for group in GROUPS)
+    printed = run_train("--help", cwd=tmp_path)
+    assert printed.returncode == 0
+    assert max(map(len, printed.stdout.splitlines())) <= 240  # a line names all files of a group
+    assert all(f"{group}: " in printed.stdout for group in GROUPS)
     job = run_train("--cfg", "job", cwd=tmp_path)
     config = yaml.safe_load(job.stdout)
     assert set(GROUPS) | {"negatives", "seed", "store", "output"} <= config.keys()

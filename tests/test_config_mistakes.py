@@ -1,4 +1,4 @@
-"""Every mistake in the settings is one line before any compute."""
+"""Check that every mistake in the settings is one line before compute."""
 
 import json
 import sys
@@ -201,7 +201,7 @@ def test_configure_missing_data_file_is_refused() -> None:
     assert "data.path=none.jsonl does not exist" in mistake("data.path=none.jsonl", choose=composed("data=jsonl"))
 
 
-ELSEWHERE = [("openai", ""), ("import", "generator.path=")]
+FIXED_CANDIDATES = [("openai", ""), ("import", "generator.path=")]
 
 
 def job_with_generator(tmp_path: Path, option: str, path_key: str, *more: str) -> DictConfig:
@@ -275,12 +275,12 @@ def test_configure_p_gen_at_another_temperature_warns(caplog: pytest.LogCaptureF
     assert "objective=DFT: p_gen" in caplog.text
 
 
-@pytest.mark.parametrize(("option", "given"), ELSEWHERE)
-def test_configure_rounds_with_fixed_candidates_are_refused(tmp_path: Path, option: str, given: str) -> None:
-    assert mistake("iterations=2", choose=job_with_generator(tmp_path, option, given)).startswith("iterations=2: ")
+@pytest.mark.parametrize(("option", "path_key"), FIXED_CANDIDATES)
+def test_configure_iterations_with_fixed_candidates_are_refused(tmp_path: Path, option: str, path_key: str) -> None:
+    assert mistake("iterations=2", choose=job_with_generator(tmp_path, option, path_key)).startswith("iterations=2: ")
 
 
-def test_configure_rounds_with_own_generator_model_are_refused(tmp_path: Path) -> None:
+def test_configure_iterations_with_own_generator_model_are_refused(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "model")
     assert "generator.model=null" in mistake("iterations=2", f"generator.model={folder}")
 
@@ -301,9 +301,9 @@ def test_configure_selector_by_log_probs_without_them_is_refused(tmp_path: Path,
 
 
 def test_configure_server_without_log_probs_is_refused_for_them() -> None:
-    asked = ("generator=openai", "filter=least_likely", "filter.selector.fraction=1.0", "output=out")
-    assert configure(composed(*TINY, *asked)).generator.has_log_probs
-    message = mistake(choose=composed(*TINY, *asked, "+generator.backend.extra.logprobs=null"))
+    settings = ("generator=openai", "filter=least_likely", "filter.selector.fraction=1.0", "output=out")
+    assert configure(composed(*TINY, *settings)).generator.has_log_probs
+    message = mistake(choose=composed(*TINY, *settings, "+generator.backend.extra.logprobs=null"))
     assert message.startswith("filter.selector=LeastLikely needs the sampler's log-probabilities")
 
 
@@ -327,7 +327,7 @@ def test_configure_imported_candidates_of_other_prompts_are_refused(tmp_path: Pa
     assert "none of its 1 prompts" in message
 
 
-def test_configure_rounds_with_standard_pairs_are_refused() -> None:
+def test_configure_iterations_with_standard_pairs_are_refused() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16")
     assert mistake("iterations=2", choose=composed("method=dpo_std", *small)).startswith("iterations=2: ")
 
@@ -372,7 +372,7 @@ def test_configure_lm_eval_backend_without_methods_is_refused() -> None:
     [
         (
             ("prompts_over_iterations=disjoint",),
-            "prompts_over_iterations=disjoint: 3 rounds share 64 .* 21",
+            "prompts_over_iterations=disjoint: 3 .* 64 .* 21",
         ),
         (("prompts_over_iterations=disjoint", "generator.prompts=22"), r"generator\.prompts=22 .* 21"),
         (("prompts_over_iterations=disjoint", "generator.prompts=null"), r"generator\.prompts=None "),
@@ -381,7 +381,7 @@ def test_configure_lm_eval_backend_without_methods_is_refused() -> None:
         (("reference_over_iterations=first",), "reference_over_iterations=first"),
     ],
 )
-def test_configure_contradicting_rounds_are_refused(overrides: tuple[str, ...], words: str) -> None:
+def test_configure_contradicting_iterations_are_refused(overrides: tuple[str, ...], words: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
     with pytest.raises(UserError, match=words):
         configure(composed(*small, *overrides))

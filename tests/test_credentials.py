@@ -1,4 +1,4 @@
-"""No credential is recorded: it is refused before Hydra writes it down, or taken out of what it has written."""
+"""Check that no credential is recorded: it is refused before Hydra writes it, or masked in what Hydra has written."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_credential_in_a_setting_is_refused_and_in_no_file(setting: str, tmp_path: Path) -> None:
+def test_credential_in_a_setting_is_refused_and_not_written(setting: str, tmp_path: Path) -> None:
     choice = ["generator=openai"] if setting.startswith("generator") else []
     ended = run_train(*choice, setting, cwd=tmp_path)
     assert ended.returncode == 1, ended.stderr
@@ -29,7 +29,7 @@ def test_credential_in_a_setting_is_refused_and_in_no_file(setting: str, tmp_pat
 
 
 def holders(folder: Path) -> list[str]:
-    """The files with the secret in them."""
+    """Return the files that contain the secret."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     return [file.name for file in files if SECRET in file.read_text(errors="replace")]
 
@@ -37,11 +37,11 @@ def holders(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "other", [[], ["name=${nowhere}"], ["hardware.devices=0"], ["hardware.threads=0"]], ids=["", "name", "gpus", "cpus"]
 )
-def test_credential_in_a_file_of_settings_is_masked_whatever_else_is_wrong(other: list[str], tmp_path: Path) -> None:
+def test_credential_in_a_config_file_is_masked_despite_other_mistakes(other: list[str], tmp_path: Path) -> None:
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "mine.yaml").write_text(f"# @package _global_\nstore: http://{SECRET}@host/path\n")
-    own = (f"hydra.searchpath=[file://{tmp_path / 'conf'}]", f"hydra.run.dir={tmp_path / 'out'}")
-    ended = run_train(*own, "method=mine", *other, cwd=tmp_path)
+    settings = (f"hydra.searchpath=[file://{tmp_path / 'conf'}]", f"hydra.run.dir={tmp_path / 'out'}")
+    ended = run_train(*settings, "method=mine", *other, cwd=tmp_path)
     assert ended.returncode == 1, ended.stderr
     assert SECRET not in ended.stdout + ended.stderr
     assert list((tmp_path / "out").rglob("config.yaml"))  # Hydra has written it
@@ -49,7 +49,7 @@ def test_credential_in_a_file_of_settings_is_masked_whatever_else_is_wrong(other
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "secrets"),
     [
         ("http://TOKEN@host", ["TOKEN"]),
         ("https://u:p@host/x", ["u:p"]),
@@ -66,5 +66,5 @@ def test_credential_in_a_file_of_settings_is_masked_whatever_else_is_wrong(other
         ("monkey=7", []),
     ],
 )
-def test_secrets_in_finds_credentials(text: str, found: list[str]) -> None:
-    assert secrets_in(text) == found
+def test_secrets_in_finds_credentials(text: str, secrets: list[str]) -> None:
+    assert secrets_in(text) == secrets

@@ -1,6 +1,6 @@
-"""The paper's experiments: every setting against the table of what is known of it, one by one, and every one composed.
+"""Compare every setting of the paper's experiments with a table written by hand, and compose each experiment.
 
-The table is written by hand: [repo] is the reference implementation's scripts and code, [paper] its text.
+[repo] is the reference implementation's scripts and code, [paper] the paper's text.
 """
 
 import json
@@ -18,17 +18,18 @@ from test_config import composed
 
 CONF = ROOT / "conf" / "experiment"
 DATA = ("hh_rlhf", "ultrachat", "nectar")
-ARMS = ("sft", "dpo_std", "spin", "self_contrast")
-EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
+METHODS = ("sft", "dpo_std", "spin", "self_contrast")
+EXPERIMENTS = [f"{data}/{method}" for data in DATA for method in METHODS]
 
 
 def chosen(experiment: str) -> list[str]:
-    """What train.py is told for DATA/ARM. UltraChat has no pairs of its own."""
-    data, arm = experiment.split("/")
-    return ["+experiment=paper", f"data={data}{'_pairs' if experiment == 'ultrachat/dpo_std' else ''}", f"method={arm}"]
+    """Return train.py's overrides for DATA/METHOD. UltraChat has no pairs of its own."""
+    data, method = experiment.split("/")
+    pairs = "_pairs" if experiment == "ultrachat/dpo_std" else ""
+    return ["+experiment=paper", f"data={data}{pairs}", f"method={method}"]
 
 
-EVERY = {  # [repo] for all three
+EVERY = {  # [repo] for all data sets
     "seed": 42,
     "max_length": 2048,
     "objective._target_": "selfcontrast.objectives.SelfContrast",
@@ -41,7 +42,7 @@ EVERY = {  # [repo] for all three
     "trainer.epochs": 1,
     "trainer.tokens": None,
     "trainer.schedule": "cosine",
-    "trainer.warmup_ratio": 0.0,  # not given there: transformers' default
+    "trainer.warmup_ratio": 0.0,  # not set there: transformers' default
     "trainer.weight_decay": 0.0,
     "trainer.betas": [0.9, 0.999],
     "trainer.max_grad_norm": 1.0,
@@ -105,7 +106,7 @@ SAMPLED = {
     "generator.max_new_tokens": 2048,
     "generator.prompts": None,
 }
-BY_ARM: dict[str, dict[str, Any]] = {
+BY_METHOD: dict[str, dict[str, Any]] = {
     "sft": {"iterations": 0},
     "dpo_std": {
         "label": "DPO_std",
@@ -119,7 +120,7 @@ BY_ARM: dict[str, dict[str, Any]] = {
     "spin": {
         **SAMPLED,
         "label": "SPIN",
-        "iterations": 3,  # [paper] iterated; how often is unknown
+        "iterations": 3,  # [paper] iterated; the number is unknown
         "negatives": 1,
         "generator.samples": 1,
         "filter.selector._target_": "selfcontrast.filters.selectors.Everything",
@@ -132,7 +133,7 @@ BY_ARM: dict[str, dict[str, Any]] = {
         "negatives": 16,
         "generator.samples": 32,
         "filter.selector._target_": "selfcontrast.filters.selectors.LeastSimilar",
-        "filter.selector.fraction": 0.75,  # known for HH-RLHF alone
+        "filter.selector.fraction": 0.75,  # known only for HH-RLHF
         "filter.selector.of": "samples",
         "filter.max_negatives": 16,
     },
@@ -147,14 +148,14 @@ def setting(cfg: DictConfig, key: str) -> Any:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_setting_is_that_of_the_table(experiment: str) -> None:
-    data, arm = experiment.split("/")
+def test_experiment_settings_equal_the_table(experiment: str) -> None:
+    data, method = experiment.split("/")
     cfg = composed(*chosen(experiment))
-    expected = {**EVERY, **BY_DATA[data], **BY_ARM[arm]}
+    expected = {**EVERY, **BY_DATA[data], **BY_METHOD[method]}
     assert {key: setting(cfg, key) for key in expected} == expected
 
 
-def test_an_experiment_names_its_command_and_what_it_adds_is_of_an_option_that_there_is() -> None:
+def test_experiment_files_name_their_command_and_add_to_existing_options() -> None:
     experiments = {file.stem: file.read_text() for file in CONF.glob("*.yaml")}
     for name, text in experiments.items():
         assert f"+experiment={name}" in text
@@ -165,21 +166,21 @@ def test_an_experiment_names_its_command_and_what_it_adds_is_of_an_option_that_t
         assert file.read_text().startswith("# @package _global_\n")
 
 
-def test_the_model_and_length_of_a_data_set_can_be_taken_with_the_authors_copy_of_it() -> None:
-    """conf/experiment/data/paper/self_contrast_release.yaml says so."""
+def test_release_data_takes_the_settings_of_another_data_set() -> None:
+    """See conf/experiment/data/paper/self_contrast_release.yaml."""
     release = ("+experiment=paper", "data=self_contrast_release")
     assert composed(*release).model == composed(*chosen("hh_rlhf/spin")).model
     for part in ("model", "trainer", "published"):
         assert composed(*release, "experiment/data=paper/nectar")[part] == composed(*chosen("nectar/spin"))[part]
 
 
-def test_no_fine_tuning_is_asked_for_beside_an_experiment() -> None:
-    """docs/reproduction.md: sft=none model.path=FOLDER, for a model that is fine-tuned already."""
+def test_experiment_with_sft_none_does_not_fine_tune() -> None:
+    """See docs/reproduction.md: sft=none model.path=FOLDER uses a model that is fine-tuned already."""
     assert composed(*chosen("hh_rlhf/spin"), "sft=none").sft.epochs == 0
 
 
-def test_an_arm_has_the_last_word_on_what_an_experiment_samples() -> None:
-    """SPIN draws one response, and with whichever backend the length of a response is the experiment's."""
+def test_method_overrides_the_samples_of_an_experiment() -> None:
+    """SPIN draws one response. The response length is the experiment's with any backend."""
     for generator in ("hf", "vllm", "openai"):
         spin = composed(*chosen("hh_rlhf/spin"), f"generator={generator}")
         assert (spin.generator.samples, spin.negatives, spin.generator.max_new_tokens) == (1, 1, 2048)
@@ -190,36 +191,35 @@ PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("SelfCo
 
 
 @pytest.mark.parametrize(
-    ("arm", "expected"),
+    ("method", "expected"),
     [
         ("no_filter", ("no filter", EVERYTHING, PREFERENCE)),
         ("sft_continued", ("SFT continued", LEAST, LIKELIHOOD)),
     ],
 )
-def test_another_method_on_the_same_prompts_and_samples(arm: str, expected: tuple[str, ...]) -> None:
-    whole, other = (composed(*chosen(f"nectar/{name}")) for name in ("self_contrast", arm))
-    found = (other.label, other.filter.selector._target_, other.objective._target_)
-    assert found == expected
+def test_baseline_shares_prompts_and_samples_with_self_contrast(method: str, expected: tuple[str, ...]) -> None:
+    whole, other = (composed(*chosen(f"nectar/{name}")) for name in ("self_contrast", method))
+    assert (other.label, other.filter.selector._target_, other.objective._target_) == expected
     for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "iterations"):
         assert other[part] == whole[part], part
 
 
-def test_the_random_control_keeps_as_many_as_the_papers_filter_and_the_default_job_a_share_of_the_distinct() -> None:
+def test_random_control_keeps_as_many_as_the_papers_filter() -> None:
     control = composed(*chosen("hh_rlhf/random_negatives")).filter.selector
     assert control._target_ == "selfcontrast.filters.selectors.Random"
     assert (control.fraction, control.of) == (0.75, "samples")
     assert composed().filter.selector.of == "distinct"
 
 
-SOURCES = ("[repo]", "[paper]", "unknown", "our choice", "ours", "room for", "docs/")
+SOURCES = ("[repo]", "[paper]", "unknown", "our choice", "ours", "docs/")
 
 
 PAPER = sorted([CONF / "paper.yaml", *CONF.glob("*/paper/*.yaml")])
 
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda file: str(file.relative_to(CONF)))
-def test_every_setting_says_where_it_comes_from(file: Path) -> None:
-    """On each line that gives a value: from where it is, or that it is unknown or ours."""
+def test_paper_settings_name_their_source(file: Path) -> None:
+    """Each line with a value gives its source, or says that it is unknown or ours."""
     for line in file.read_text().splitlines():
         key, _, value = line.partition("#")[0].strip().partition(":")
         if key and value and not line.lstrip().startswith("- "):
@@ -227,7 +227,7 @@ def test_every_setting_says_where_it_comes_from(file: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["hh_rlhf", "ultrachat", "ultrachat_pairs", "nectar"])
-def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
+def test_hub_data_and_models_are_pinned(data: str) -> None:
     cfg = composed(f"data={data}").data
     for part in filter(None, (cfg.train, cfg.test)):
         assert len(part.revision) == 40
@@ -235,7 +235,7 @@ def test_what_is_read_from_the_hub_is_pinned(data: str) -> None:
     assert len(experiment.model.revision) == 40
 
 
-def test_the_encoder_that_is_not_pinned_is_declared_with_how_to_pin_it() -> None:
+def test_docs_tell_how_to_pin_the_encoder() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text().partition("## What could differ")[2]
     assert composed(*chosen("hh_rlhf/sft")).encoder.revision is None
     assert "encoder.revision=COMMIT" in text
@@ -246,15 +246,15 @@ def test_the_encoder_that_is_not_pinned_is_declared_with_how_to_pin_it() -> None
 
 @pytest.fixture(scope="module")
 def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies of the data sets, and models: what the hub would give, in small."""
+    """Write small copies of the hub's data sets and models."""
     folder = tmp_path_factory.mktemp("debug")
     write_debug(folder)
     return folder
 
 
 def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
-    """With the paper's own settings but for what a machine without a GPU and a network lacks."""
-    here = (
+    """Check the paper's settings, except those that need a GPU or a network."""
+    local = (
         "hardware=cpu",
         "tracking=none",
         "output=out",
@@ -265,34 +265,34 @@ def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
         "data.validation=0.1",
         "data.test_fraction=0.25",
     )
-    return configure(composed(*chosen(experiment), "hardware.devices=1", *here, *overrides))
+    return configure(composed(*chosen(experiment), "hardware.devices=1", *local, *overrides))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_passes_the_checks_before_compute(experiment: str, debug: Path) -> None:
+def test_experiment_passes_the_checks_before_compute(experiment: str, debug: Path) -> None:
     parts = checked(experiment, debug)
     assert all(parts.splits.values())
     if experiment.endswith("dpo_std"):
         assert all(example.rejected for example in parts.splits["train"])
 
 
-def test_every_k_of_the_paper_passes_and_a_k_that_cannot_be_is_refused(debug: Path) -> None:
+def test_experiment_accepts_the_papers_k_and_refuses_larger_ones(debug: Path) -> None:
     for count in (1, 2, 4, 8, 16):
         assert checked("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
     with pytest.raises(UserError, match=r"negatives=17 .*filter\.max_negatives=16"):
         checked("hh_rlhf/self_contrast", debug, "negatives=17")
-    with pytest.raises(UserError, match=r"filter\.max_negatives=16 .* 8 of generator\.samples=32"):
+    with pytest.raises(UserError, match=r"filter\.max_negatives=16 .*generator\.samples=32 .* 8"):
         checked("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
 
 
-def test_the_reward_model_that_has_not_been_made_is_missed_before_compute(debug: Path) -> None:
+def test_missing_reward_model_is_reported_before_compute(debug: Path) -> None:
     path = "evaluation.benchmarks.reward.reward_model.path=./models/Starling-RM-7B-alpha"
-    with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha"):
+    with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha: "):
         checked("hh_rlhf/sft", debug, path)
 
 
-def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Path) -> None:
-    """The command of docs/reproduction.md, with two pairs per prompt."""
+def test_authors_pairs_are_accepted_as_candidates(debug: Path, tmp_path: Path) -> None:
+    """This is the command of docs/reproduction.md, with two pairs per prompt."""
     folder = tmp_path / "HH-RLHF"
     rows = [{"instruction": f"Q{i}?", "output": ["Yes.", f"No {n}."], "history": []} for i in range(20) for n in (1, 2)]
     for name, some in (("Self-Contrast_2/train.jsonl", rows[:20]), ("test.jsonl", rows[20:])):
@@ -323,30 +323,27 @@ def test_the_authors_pairs_are_trained_on_as_they_are(debug: Path, tmp_path: Pat
     assert len(parts.splits["train"]) + len(parts.splits["validation"]) == len(parts.splits["test"]) == 10
 
 
-def test_a_published_figure_of_mt_bench_stands_beside_fastchats_questions_alone(debug: Path, tmp_path: Path) -> None:
+def test_published_mt_bench_figures_need_fastchats_questions(debug: Path, tmp_path: Path) -> None:
     entry = {"system": "SFT", "negatives": None, "benchmark": "mt_bench", "what": "mean", "page": 1, "source": "a test"}
     (tmp_path / "figures.yaml").write_text(json.dumps([{**entry, "figure": 5.0}]))
-    asked = {"question_id": 1, "category": "writing", "turns": ["One?", "Two?"]}
-    (tmp_path / "question.jsonl").write_text(json.dumps(asked) + "\n")
+    question = {"question_id": 1, "category": "writing", "turns": ["One?", "Two?"]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(question) + "\n")
     bench = "evaluation.benchmarks.mt_bench"
     job = (
         f"+benchmark@{bench}=mt_bench",
         f"{bench}.judge.model=judge",
         "published=" + str(tmp_path / "figures.yaml"),
     )
-    with pytest.raises(
-        UserError, match=r"has figures of mt_bench, but .*questions=ours .* Set questions and references"
-    ):
+    with pytest.raises(UserError, match=r"mt_bench.*questions=ours"):
         checked("hh_rlhf/sft", debug, *job)
     with pytest.raises(UserError, match=r"questions=None"):
         checked("hh_rlhf/sft", debug, *job, f"{bench}.questions=null")
-    theirs = checked("hh_rlhf/sft", debug, *job, f"{bench}.questions={tmp_path / 'question.jsonl'}")
-    assert len(theirs.published) == 1
+    parts = checked("hh_rlhf/sft", debug, *job, f"{bench}.questions={tmp_path / 'question.jsonl'}")
+    assert len(parts.published) == 1
     assert checked("hh_rlhf/sft", debug, *job[:2], "published=hh_rlhf").published == []
 
 
-def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
-    """What +debug=tiny changes are sizes and places."""
+def test_debug_tiny_changes_only_sizes_and_paths(debug: Path) -> None:
     whole, small = (
         json.loads(json.dumps(OmegaConf.to_container(composed(*chosen("hh_rlhf/self_contrast"), *more))))
         for more in ((), ("+debug=tiny",))

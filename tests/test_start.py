@@ -1,4 +1,4 @@
-"""A command starts at once: what is told before any compute needs none of the libraries that compute."""
+"""Check that commands start fast: checks before compute import none of the slow libraries."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ configure(config)
 
 
 def slow_modules(code: str) -> set[str]:
-    """Run `code` in a process of its own, and return those of `SLOW` that it has imported."""
+    """Run `code` in a new process, and return the modules of `SLOW` that it imported."""
     look = f"\nimport sys; print('imported', *(m for m in {SLOW!r} if m in sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code + look], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
@@ -36,11 +36,11 @@ def test_slow_imports_are_detected() -> None:
 
 
 @pytest.mark.parametrize("overrides", [[], ["method=dpo_std", "tracking=none"], ["method=sft_continued", "filter=mmr"]])
-def test_config_composed_and_checked_without_slow_imports(overrides: list[str]) -> None:
+def test_config_check_needs_no_slow_imports(overrides: list[str]) -> None:
     assert slow_modules(COMPOSE.format(conf=str(ROOT / "conf"), overrides=overrides)) == set()
 
 
-def test_every_class_of_the_config_is_imported_without_slow_imports() -> None:
+def test_classes_of_the_config_need_no_slow_imports() -> None:
     assert len(TARGETS) > 40
     assert slow_modules("\n".join(f"import {target.rpartition('.')[0]}" for target in TARGETS)) == set()
 
@@ -69,11 +69,11 @@ except SystemExit:
         "studies/claims/__main__.py --help",
     ],
 )
-def test_help_and_wrong_setting_told_without_slow_imports(command: str, tmp_path: Path) -> None:
+def test_help_and_wrong_settings_need_no_slow_imports(command: str, tmp_path: Path) -> None:
     words = command.format(out=tmp_path).split()
     assert slow_modules(SCRIPT.format(words=words)) == set()
 
 
 @pytest.mark.parametrize("module", ["selfcontrast.store.__main__", "selfcontrast.report.__main__"])
-def test_command_of_the_package_without_slow_imports(module: str) -> None:
+def test_command_module_needs_no_slow_imports(module: str) -> None:
     assert slow_modules(f"import {module}") == set()

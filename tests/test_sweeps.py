@@ -1,4 +1,4 @@
-"""Every value of every sweep file is one that the real config takes, in the words in which an agent says it."""
+"""Check every value of every sweep file with the real config, as an agent passes it."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def values(parameter: dict[str, Any]) -> list[Any]:
-    """All of a list, the ends and the middle of a range."""
+    """Return all values of a list, or the ends and the middle of a range."""
     if "values" in parameter:
         return list(parameter["values"])
     if "value" in parameter:
@@ -32,22 +32,22 @@ def values(parameter: dict[str, Any]) -> list[Any]:
 
 
 def points() -> Iterator[Any]:
-    """Each value of each parameter beside the first values of the others."""
+    """Yield each value of each parameter with the first values of the others."""
     for file in FILES:
         choices = {name: values(parameter) for name, parameter in read(file)["parameters"].items()}
-        first = {name: found[0] for name, found in choices.items()}
-        for name, found in choices.items():
-            for value in found:
+        first = {name: options[0] for name, options in choices.items()}
+        for name, options in choices.items():
+            for value in options:
                 yield pytest.param({**first, name: value}, id=f"{file.stem}: {name}={value}")
 
 
 @pytest.mark.parametrize("point", list(points()))
-def test_a_point_of_a_sweep_is_a_config(point: dict[str, Any]) -> None:
+def test_sweep_point_is_a_valid_config(point: dict[str, Any]) -> None:
     configure(composed(*[f"{name}={value}" for name, value in point.items()], *SMALL))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_sweep_calls_train_py_and_optimises_what_is_logged(file: Path) -> None:
+def test_sweep_file_calls_train_py_and_optimises_a_logged_metric(file: Path) -> None:
     sweep = read(file)
     assert (ROOT / sweep["program"]).is_file()
     assert sweep["command"] == ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"]
@@ -55,7 +55,7 @@ def test_a_sweep_calls_train_py_and_optimises_what_is_logged(file: Path) -> None
         assert sweep["metric"]["name"] == "value"
 
 
-def test_the_figure_of_the_paper_is_a_grid_over_k() -> None:
+def test_negatives_sweep_is_a_grid_over_k() -> None:
     sweep = read(ROOT / "sweeps/negatives.yaml")
     assert sweep["method"] == "grid"
     assert set(sweep["parameters"]) == {"negatives", "seed"}

@@ -1,7 +1,8 @@
-"""Models, tokenizers and settings small enough for any test, made without a network."""
+"""Make models, tokenizers and settings that are small enough for any test, without a network."""
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -74,16 +75,14 @@ def _trained() -> Any:
 
 
 def tokenizer(template: str = TEMPLATE) -> Any:
-    """A byte-level BPE of about `VOCABULARY` tokens, with special tokens for the turns."""
-    from copy import deepcopy
-
-    own = deepcopy(_trained())
-    own.chat_template = template
-    return own
+    """Return a byte-level BPE tokenizer of about `VOCABULARY` tokens, with special tokens for the turns."""
+    copied = deepcopy(_trained())
+    copied.chat_template = template
+    return copied
 
 
 def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2, width: int = 32) -> LlamaForCausalLM:
-    """Two layers with two heads; `spread` is the weights' standard deviation, wide enough for peaked predictions."""
+    """Return a Llama of two layers and two heads. A large `spread`, the weights' std, gives peaked predictions."""
     config = LlamaConfig(
         vocab_size=vocabulary or len(_trained()),
         hidden_size=width,
@@ -103,7 +102,7 @@ def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2, wid
 
 
 def gpt2(dropout: float, seed: int = 0, width: int = 16) -> GPT2LMHeadModel:
-    """A GPT-2 with dropout everywhere, on attention too."""
+    """Return a GPT-2 with dropout everywhere, including attention."""
     config = GPT2Config(
         vocab_size=50,
         n_embd=width,
@@ -121,16 +120,16 @@ def gpt2(dropout: float, seed: int = 0, width: int = 16) -> GPT2LMHeadModel:
 
 
 def policy_folder(folder: Path, seed: int = 0, width: int = 32) -> Path:
-    """A policy as the stages exchange them."""
+    """Write a policy in the format that stages exchange."""
     save_policy(folder, llama(seed, width=width), tokenizer(), "# a card\n")
     return folder
 
 
 def taught(examples: Sequence[Example], width: int = 32) -> LlamaForCausalLM:
-    """A model that knows the answers of `examples` by heart, and ends them."""
+    """Return a model that is overfitted to the answers of `examples`, end token included."""
     model, renderer = llama(spread=0.05, width=width), Renderer(tokenizer())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    pairs = [renderer.example(one) for one in examples]
+    pairs = [renderer.example(item) for item in examples]
     for _ in range(40):
         for prompt, target in pairs:
             labels = torch.tensor([[-100] * len(prompt) + target])
@@ -141,7 +140,7 @@ def taught(examples: Sequence[Example], width: int = 32) -> LlamaForCausalLM:
 
 
 def groups(count: int, negatives: int = 0, seed: int = 0, vocabulary: int = 50) -> list[Group]:
-    """Groups of random tokens, of uneven lengths."""
+    """Return groups of random tokens of different lengths."""
     rng = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -167,23 +166,23 @@ def lora(**changes: Any) -> LoRA:
 
 
 def self_contrast(beta: float) -> SelfContrast:
-    """The paper's objective, plain."""
+    """Return the paper's objective without options."""
     return SelfContrast(beta=beta, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
 
 
 def objective_of(name: str, **changes: Any) -> Objective:
-    """An objective as its file in conf has it, with these changes; beta is the paper's."""
+    """Return the objective of a file in conf with changes. Its beta is the paper's."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     settings = OmegaConf.load(ROOT / f"conf/objective/{name}.yaml")
-    made: Objective = instantiate(
+    objective: Objective = instantiate(
         OmegaConf.create({"beta": 0.1, "objective": OmegaConf.merge(settings, changes)}).objective
     )
-    return made
+    return objective
 
 
 def candidates_by_prompt(folder: Path) -> Iterator[tuple[str, list[Candidate]]]:
-    """Example id and candidates, in order of sampling, of what the stage generate has left in a folder."""
-    for name, found in groupby(read_candidates(folder / CANDIDATES), key=lambda candidate: candidate.id):
-        yield name, list(found)
+    """Yield example id and candidates, in order of sampling, from a folder of the stage generate."""
+    for name, rows in groupby(read_candidates(folder / CANDIDATES), key=lambda candidate: candidate.id):
+        yield name, list(rows)

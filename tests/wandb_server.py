@@ -1,7 +1,7 @@
-"""A loopback stand-in for the part of W&B's server that `wandb sweep`, `wandb agent` and an online run ask for.
+"""A loopback stand-in for the parts of W&B's server that `wandb sweep`, `wandb agent` and an online run use.
 
-What the real client 0.31 sends decides what is here: GraphQL by the name of its operation, a run's file stream,
-uploads. A grid is walked in the order of the sweep file, its last parameter fastest. Everything received is kept.
+It answers the requests of the real client 0.31: GraphQL by the name of the operation, a run's file stream, and uploads.
+A grid runs in the order of the sweep file, its last parameter fastest. Everything received is kept.
 """
 
 import base64
@@ -25,11 +25,13 @@ OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
 
 @dataclass(frozen=True)
 class Request:
-    """Attributes:
-    operation: GraphQL's name of it, or the method.
-    path: of the URL.
-    body: as it was before the client compressed it.
-    key: of W&B, which it was signed with.
+    """A request.
+
+    Attributes:
+        operation: GraphQL's name of the operation, or the HTTP method.
+        path: path of the URL.
+        body: the decompressed body.
+        key: the W&B key in its authorization.
     """
 
     operation: str
@@ -40,17 +42,17 @@ class Request:
 
 @dataclass
 class Run:
-    """What the server knows of a run.
+    """A run, as the server knows it.
 
     Attributes:
-        name: its id in URLs.
-        point: of the sweep, by parameter.
-        fields: of the last `UpsertBucket`, by the client's names: groupName, jobType, tags, sweep, commit, …
-        config, summary: by key.
-        history: the rows, in the order in which they came.
+        name: id in URLs.
+        point: point of the sweep, by parameter.
+        fields: fields of the last `UpsertBucket`, by the client's names: groupName, jobType, tags, sweep, commit, …
+        config, summary: values by key.
+        history: rows in order of arrival.
         exit_code: None while it runs.
-        files: uploaded, by name.
-        used, logged: artifacts by name, in the order in which they came.
+        files: uploaded files by name.
+        used, logged: names of artifacts in order of arrival.
     """
 
     name: str
@@ -70,10 +72,12 @@ class Run:
 
 @dataclass
 class Artifact:
-    """Attributes:
-    fields: as the client gave them.
-    committed: whether it is whole.
-    manifest: once that is uploaded.
+    """An artifact.
+
+    Attributes:
+        fields: fields that the client sent.
+        committed: whether it is complete.
+        manifest: its manifest, once uploaded.
     """
 
     id: str
@@ -83,19 +87,19 @@ class Artifact:
 
 
 class WandbServer:
-    """Use as `with serving() as server`; `server.environment` is what the client needs.
+    """The server. Use `with serving() as server`; `server.environment` has the client's variables.
 
     Attributes:
-        asked: how many requests there were.
-        broken: the numbers of those that are answered by an error 500.
-        breaks_for: how many are, from when a run's first metrics have come.
-        stop_when: whether early termination gives a run up, asked at every heartbeat of its agent.
+        request_count: number of requests so far.
+        broken: numbers of the requests that get an error 500.
+        breaks_for: number of requests that fail once a run's first metrics have arrived.
+        stop_when: decides at every heartbeat of an agent whether early termination stops a run.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.lock = threading.RLock()
-        self.asked = 0
+        self.request_count = 0
         self.broken = range(0)
         self.breaks_for = 0
         self.stop_when: Callable[[Run], bool] = lambda run: False
@@ -104,18 +108,18 @@ class WandbServer:
         self.artifacts: dict[str, Artifact] = {}
         self.sweep: dict[str, Any] = {}
         self.program = ""
-        self.waiting: list[Run] = []  # of the sweep, which no agent has begun
+        self.waiting: list[Run] = []  # points of the sweep that no agent has started
 
     @property
     def environment(self) -> dict[str, str]:
         return {"WANDB_BASE_URL": self.url, "WANDB_ENTITY": ENTITY, "WANDB_PROJECT": PROJECT}
 
     def graphql(self, operation: str, variables: Mapping[str, Any]) -> Any:
-        """The answer's `data`; what is not asked for here is answered by null, which the client takes."""
+        """Return the answer's `data`; null for unknown operations, which the client accepts."""
         answer = getattr(self, f"on_{operation}", None)
         return answer(variables) if answer else None
 
-    # --- who asks
+    # --- the user
 
     def on_Viewer(self, _: Mapping[str, Any]) -> Any:
         return {"viewer": {"id": "user", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
@@ -125,10 +129,10 @@ class WandbServer:
 
     # --- sweeps
 
-    def on_UpsertSweep(self, asked: Mapping[str, Any]) -> Any:
-        if asked.get("config"):
-            config = yaml.safe_load(asked["config"])
-            self.sweep = {"id": "sweep-id", "name": "a1b2c3d4", "state": "RUNNING", "config": asked["config"]}
+    def on_UpsertSweep(self, variables: Mapping[str, Any]) -> Any:
+        if variables.get("config"):
+            config = yaml.safe_load(variables["config"])
+            self.sweep = {"id": "sweep-id", "name": "a1b2c3d4", "state": "RUNNING", "config": variables["config"]}
             self.program = config["program"]
             points = enumerate(_grid(config["parameters"]))
             self.waiting = [Run(f"run{number}", point=point) for number, point in points]
@@ -144,8 +148,8 @@ class WandbServer:
     def on_CreateAgent(self, _: Mapping[str, Any]) -> Any:
         return {"createAgent": {"agent": {"id": "agent"}}}
 
-    def on_Heartbeat(self, asked: Mapping[str, Any]) -> Any:
-        running = [name for name, own in json.loads(asked["runState"]).items() if own]
+    def on_Heartbeat(self, variables: Mapping[str, Any]) -> Any:
+        running = [name for name, state in json.loads(variables["runState"]).items() if state]
         commands: list[dict[str, Any]]
         if running:
             commands = [{"type": "stop", "run_id": n} for n in running if self.stop_when(self.runs[n])]
@@ -160,17 +164,17 @@ class WandbServer:
 
     # --- runs
 
-    def on_UpsertBucket(self, asked: Mapping[str, Any]) -> Any:
-        new = asked["name"] not in self.runs
-        run = self.runs.setdefault(asked["name"], Run(asked["name"]))
-        run.fields |= {name: value for name, value in asked.items() if value is not None}
-        if asked.get("config"):
-            run.config |= {key: entry["value"] for key, entry in json.loads(asked["config"]).items()}
+    def on_UpsertBucket(self, variables: Mapping[str, Any]) -> Any:
+        new = variables["name"] not in self.runs
+        run = self.runs.setdefault(variables["name"], Run(variables["name"]))
+        run.fields |= {name: value for name, value in variables.items() if value is not None}
+        if variables.get("config"):
+            run.config |= {key: entry["value"] for key, entry in json.loads(variables["config"]).items()}
         bucket = {**self._bucket(run), "project": _project(), "sweepName": run.fields.get("sweep")}
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
 
-    def on_RunResumeStatus(self, asked: Mapping[str, Any]) -> Any:
-        run = self.runs.get(asked["name"])
+    def on_RunResumeStatus(self, variables: Mapping[str, Any]) -> Any:
+        run = self.runs.get(variables["name"])
         return {"model": {**_project(), "bucket": self._bucket(run) if run and run.fields else None}}
 
     def _bucket(self, run: Run) -> dict[str, Any]:
@@ -191,18 +195,19 @@ class WandbServer:
             "wandbConfig": json.dumps({"t": 1}),
         }
 
-    def on_CreateRunFiles(self, asked: Mapping[str, Any]) -> Any:
-        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{asked['run']}/{name}"} for name in asked["files"]]
-        return {"createRunFiles": {"runID": f"id-{asked['run']}", "uploadHeaders": [], "files": files}}
+    def on_CreateRunFiles(self, variables: Mapping[str, Any]) -> Any:
+        run, names = variables["run"], variables["files"]
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{run}/{name}"} for name in names]
+        return {"createRunFiles": {"runID": f"id-{run}", "uploadHeaders": [], "files": files}}
 
     def stream(self, run: Run, sent: Mapping[str, Any]) -> None:
-        """A piece of a run's file stream: rows of history, the whole summary, how it ended."""
+        """Handle a part of a run's file stream: rows of history, the summary, and the exit code."""
         for name, file in (sent.get("files") or {}).items():
             rows = [json.loads(line) for line in file["content"] if line.strip()] if name.endswith("l") else []
             if name == "wandb-history.jsonl":
                 run.history += rows
                 if rows and self.breaks_for:
-                    self.broken, self.breaks_for = range(self.asked, self.asked + self.breaks_for), 0
+                    self.broken, self.breaks_for = range(self.request_count, self.request_count + self.breaks_for), 0
             elif name == "wandb-summary.json":
                 run.summary = json.loads(file["content"][-1])
         if sent.get("complete"):
@@ -210,27 +215,27 @@ class WandbServer:
 
     # --- artifacts
 
-    def on_CreateArtifact(self, asked: Mapping[str, Any]) -> Any:
-        given = asked["input"]
-        same = [a for a in self.artifacts.values() if a.fields["digest"] == given["digest"]]
-        name = given["artifactCollectionName"]
-        own = same[0] if same else Artifact(f"artifact{len(self.artifacts)}", {**given, "name": name})
-        self.artifacts[own.id] = own
-        if given["runName"]:  # else it is created to be used
-            self.runs[given["runName"]].logged.append(name)
-        return {"createArtifact": {"artifact": self._artifact(own)}}
+    def on_CreateArtifact(self, variables: Mapping[str, Any]) -> Any:
+        fields = variables["input"]
+        same = [a for a in self.artifacts.values() if a.fields["digest"] == fields["digest"]]
+        name = fields["artifactCollectionName"]
+        artifact = same[0] if same else Artifact(f"artifact{len(self.artifacts)}", {**fields, "name": name})
+        self.artifacts[artifact.id] = artifact
+        if fields["runName"]:  # else the run only uses it
+            self.runs[fields["runName"]].logged.append(name)
+        return {"createArtifact": {"artifact": self._artifact(artifact)}}
 
     def on_ArtifactType(self, _: Mapping[str, Any]) -> Any:
         return {"project": None}  # the name is free
 
-    def on_ArtifactByID(self, asked: Mapping[str, Any]) -> Any:
-        own = self.artifacts[asked["id"]]
-        found = {
-            "id": own.id,
-            "artifactSequence": {"__typename": "ArtifactSequence", "name": own.fields["name"], "project": _project()},
-            "artifactType": {"name": own.fields["artifactTypeName"]},
-            "metadata": own.fields["metadata"],
-            "digest": own.fields["digest"],
+    def on_ArtifactByID(self, variables: Mapping[str, Any]) -> Any:
+        fields = self.artifacts[variables["id"]].fields
+        answer = {
+            "id": variables["id"],
+            "artifactSequence": {"__typename": "ArtifactSequence", "name": fields["name"], "project": _project()},
+            "artifactType": {"name": fields["artifactTypeName"]},
+            "metadata": fields["metadata"],
+            "digest": fields["digest"],
             "state": "COMMITTED",
             "createdAt": "2026-01-01T00:00:00Z",
             "aliases": [],
@@ -240,23 +245,23 @@ class WandbServer:
             **dict.fromkeys(("versionIndex", "size", "fileCount"), 0),
             **dict.fromkeys(("description", "historyStep", "commitHash", "updatedAt")),
         }
-        return {"artifact": found}
+        return {"artifact": answer}
 
     def _artifact(self, artifact: Artifact) -> dict[str, Any]:
         state = "COMMITTED" if artifact.committed else "PENDING"
         return {"id": artifact.id, "state": state, "artifactSequence": {"id": "sequence", "latestArtifact": None}}
 
-    def on_CreateArtifactManifest(self, asked: Mapping[str, Any]) -> Any:
-        return {"createArtifactManifest": {"artifactManifest": self._manifest(asked["artifactID"])}}
+    def on_CreateArtifactManifest(self, variables: Mapping[str, Any]) -> Any:
+        return {"createArtifactManifest": {"artifactManifest": self._manifest(variables["artifactID"])}}
 
-    def on_UpdateArtifactManifest(self, asked: Mapping[str, Any]) -> Any:
-        return {"updateArtifactManifest": {"artifactManifest": self._manifest(asked["artifactManifestID"])}}
+    def on_UpdateArtifactManifest(self, variables: Mapping[str, Any]) -> Any:
+        return {"updateArtifactManifest": {"artifactManifest": self._manifest(variables["artifactManifestID"])}}
 
     def _manifest(self, artifact: str) -> dict[str, Any]:
         upload = {"id": "file", "uploadUrl": f"{self.url}/manifest/{artifact}", "uploadHeaders": []}
         return {"id": artifact, "file": upload}
 
-    def on_CreateArtifactFiles(self, asked: Mapping[str, Any]) -> Any:
+    def on_CreateArtifactFiles(self, variables: Mapping[str, Any]) -> Any:
         edges = [
             {
                 "node": {
@@ -267,19 +272,19 @@ class WandbServer:
                     "artifact": {"id": file["artifactID"]},
                 }
             }
-            for file in asked["input"]["artifactFiles"]
+            for file in variables["input"]["artifactFiles"]
         ]
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def on_CommitArtifact(self, asked: Mapping[str, Any]) -> Any:
-        own = self.artifacts[asked["artifactID"]]
-        own.committed = True
-        return {"commitArtifact": {"artifact": {"id": own.id, "digest": own.fields["digest"]}}}
+    def on_CommitArtifact(self, variables: Mapping[str, Any]) -> Any:
+        artifact = self.artifacts[variables["artifactID"]]
+        artifact.committed = True
+        return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.fields["digest"]}}}
 
-    def on_UseArtifact(self, asked: Mapping[str, Any]) -> Any:
-        given = asked["input"]
-        self.runs[given["runName"]].used.append(self.artifacts[given["artifactID"]].fields["name"])
-        return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
+    def on_UseArtifact(self, variables: Mapping[str, Any]) -> Any:
+        fields = variables["input"]
+        self.runs[fields["runName"]].used.append(self.artifacts[fields["artifactID"]].fields["name"])
+        return {"useArtifact": {"artifact": {"id": fields["artifactID"]}}}
 
 
 def _project() -> dict[str, Any]:
@@ -287,7 +292,7 @@ def _project() -> dict[str, Any]:
 
 
 def _grid(parameters: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    choices = [own.get("values", [own.get("value")]) for own in parameters.values()]
+    choices = [parameter.get("values", [parameter.get("value")]) for parameter in parameters.values()]
     for point in itertools.product(*choices):
         yield dict(zip(parameters, point, strict=True))
 
@@ -313,19 +318,19 @@ class _Handler(BaseHTTPRequestHandler):
         key = base64.b64decode(user).decode().removeprefix("api:")
         wandb = self.server.wandb
         with wandb.lock:
-            wandb.asked += 1
-            if wandb.asked - 1 in wandb.broken:
+            wandb.request_count += 1
+            if wandb.request_count - 1 in wandb.broken:
                 return self._send(500, {"errors": [{"message": "out of order"}]})
-            asked = json.loads(body) if self.path == "/graphql" else {}
-            found = OPERATION.search(asked.get("query", ""))
-            operation = found[1] if found else method
+            query = json.loads(body) if self.path == "/graphql" else {}
+            match = OPERATION.search(query.get("query", ""))
+            operation = match[1] if match else method
             wandb.requests.append(Request(operation, self.path, body, key))
-            if asked:
-                return self._send(200, {"data": wandb.graphql(operation, asked.get("variables") or {})})
+            if query:
+                return self._send(200, {"data": wandb.graphql(operation, query.get("variables") or {})})
             return self._send(200, self._other(wandb, body))
 
     def _other(self, wandb: WandbServer, body: bytes) -> dict[str, Any]:
-        """A file stream or an upload."""
+        """Handle a file stream or an upload."""
         match self.path.strip("/").split("/", 2):
             case ["files", _, rest] if rest.endswith("/file_stream"):
                 wandb.stream(wandb.runs[rest.split("/")[-2]], json.loads(body))
@@ -357,7 +362,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving() -> Iterator[WandbServer]:
-    """A server on a free port of this machine."""
+    """Serve on a free port of this machine."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.wandb = WandbServer(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,11 +1,11 @@
-"""Accept the old names of settings until 0.3.0: on the command line, in `compose`, and in a user's own YAML files.
+"""Accept the old names until 0.3.0: on the command line, in `compose`, in a user's own YAML files, and in results.
 
 `RENAMED` is the whole list. Delete this module, and its callers' lines, when 0.3.0 is released.
 """
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that h
     ("evaluation", "resamples", "n_bootstrap"),
     ("evaluation", "cap", "max_cost"),
 )
+RESULT_VALUES = ("comparison", "benchmarks", "published", "against_kl")  # the parts of a result that hold intervals
 ARGUMENT = re.compile(
     r"(?P<sign>~|\+{0,2})(?P<params>(?:hydra\.sweeper\.params\.)?)(?P<key>\w[\w.]*)(?P<rest>[@=].*|$)", re.DOTALL
 )
@@ -121,6 +122,21 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
     current = DictConfig(_renamed(content, ""))
     OmegaConf.set_struct(current, bool(OmegaConf.is_struct(config)))
     return current
+
+
+def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a `result.json`, which an earlier version may have written, with the present names."""
+    values = {key: _current_values(content[key]) for key in RESULT_VALUES if key in content}
+    return {**content, **values, "config": _renamed(content["config"], "")}
+
+
+def _current_values(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_current_values(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    names = {"surprise": "nll"} | ({"level": "confidence"} if "estimate" in node else {})  # of an interval
+    return {names.get(key, key): _current_values(value) for key, value in node.items()}
 
 
 def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from selfcontrast.config import Parts
 from selfcontrast.data.candidates import TARGET, Positive, read_chosen, read_negatives
 from selfcontrast.data.example import Example
+from selfcontrast.deprecated import current_result
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.table import judgments_table
 from selfcontrast.evaluation.compare import BASELINE, Comparison, by_prompt, row_of
@@ -123,7 +124,7 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> "Result":
-        return cls(**json.loads((folder / RESULT).read_text()))
+        return cls(**current_result(json.loads((folder / RESULT).read_text())))
 
     def track(self, tracker: Tracker, folder: Path) -> None:
         """Log the main numbers, tables and files of the run."""
@@ -184,7 +185,7 @@ class Evaluated:
 
     @classmethod
     def read(cls, folder: Path) -> "Evaluated":
-        return cls(**json.loads((folder / RESULT).read_text()))
+        return cls(**current_result(json.loads((folder / RESULT).read_text())))
 
     @staticmethod
     def is_in(folder: Path) -> bool:

@@ -1,1 +1,1 @@
-"""The paper's claims, judged from the results of any runs: python -m studies.claims DIR…"""
+"""Judge the paper's claims from the results of any runs: python -m studies.claims DIR…"""

@@ -1,6 +1,6 @@
-"""The report of any runs and sweeps together, and beside it the paper's claims: claims.html, claims.md.
+"""Report on runs and sweeps together, and judge the paper's claims from them (claims.html, claims.md).
 
-python -m studies.claims DIR              of a sweep, or of a folder with several
+python -m studies.claims DIR              a sweep, or a folder with several
 python -m studies.claims DIR… --to DIR    any runs and sweeps
 """
 
@@ -17,15 +17,22 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m studies.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run, of a sweep, or of several")
-    parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")
-    told = parser.parse_args(arguments)
-    sweep = report_sweep(told.folders, told.to)
-    from studies.claims.page import print_claims, shown, write_claims  # slow to import: a mistake is told first
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder of a run, a sweep, or several")
+    parser.add_argument("--to", metavar="DIR", type=Path, help="folder of the report; by default the only DIR")
+    args = parser.parse_args(arguments)
+    sweep = report_sweep(args.folders, args.to)
+    # Slow to import: mistakes are reported first.
+    from studies.claims.page import (
+        judge_experiments,
+        print_claims,
+        write_claims,
+    )
 
-    claims = shown([job.result for job in sweep.jobs])
+    claims = judge_experiments([job.result for job in sweep.jobs])
     if not claims:
-        raise UserError("no claim can be judged: it takes several methods or K, two seeds, and data with a verifier")
+        raise UserError(
+            "no claim can be judged. Give results of several methods or K, with two seeds, on data with a verifier."
+        )
     write_claims(claims, sweep.folder)
     print_claims(claims, sweep.folder)
 

@@ -1,16 +1,16 @@
-"""The paper's claims, each with its measured effect and a verdict, from the results of several arms and seeds.
+"""Judge the paper's claims: measure each effect from the results of several arms and seeds, and give a verdict.
 
-An effect is a mean over seeds and prompts of a contrast between arms that share the seed's fine-tuned model; its
-interval is for other seeds and other prompts (`statistics.crossed`). The rule, the same for every claim:
+An effect is a mean, over seeds and prompts, of a contrast between arms that share the seed's fine-tuned model. Its
+interval generalises to other seeds and other prompts (`statistics.crossed`). One rule holds for every claim:
 
-- *not supported*: the interval's upper end is below `MARGIN`: an effect worth the name is excluded, even where a
-  smaller one is clear;
-- *supported*: not so, the effect is above 0, and its p-value, corrected by Holm for the number of claims tested, is
-  below 1 - level (5% at the usual level of 95%);
-- *inconclusive*: neither. With one seed nothing is concluded, and neither is from numbers that do not vary at all: they
-  cannot tell how much another seed or other prompts would differ.
+- *not supported*: the interval's upper end is below `MARGIN`. This excludes an effect that counts, even if a smaller
+  one is clear.
+- *supported*: not so, the effect is above 0, and its p-value, with Holm's correction for the number of claims tested,
+  is below 1 - confidence (5% at the usual 95%).
+- *inconclusive*: neither. One seed, or numbers that do not vary at all, are always inconclusive: they do not show how
+  much another seed or other prompts would differ.
 
-The score is a verifier's. Similarity to the target is what the filter selects by, so nothing is claimed by it.
+The score is a verifier's. Similarity to the target proves nothing, because the filter selects by it.
 """
 
 import json
@@ -30,18 +30,18 @@ from selfcontrast.report.verdict import BASELINE, OURS
 if TYPE_CHECKING:
     from selfcontrast.results import Result
 
-MARGIN = 0.01  # of the score's range of 1: the smallest effect that is worth the name
+MARGIN = 0.01  # the smallest effect that counts, of the score's range of 1
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
-# Methods by the names that conf/method gives them.
+# Labels of methods in conf/method.
 NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED = "no filter", "random negatives", "DPO_std", "SFT continued"
 EQUAL_TOKENS = "K=1, tokens of the largest K"
-SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs that differ in one are different experiments
+SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs that differ in one of these are different experiments
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A method with its K, answering in one way."""
+    """A method with its K, at one decoding."""
 
     method: str
     k: int
@@ -54,12 +54,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """Attributes:
-    claim: in words.
-    contrast: what is subtracted from what.
-    effect: in units of the score.
-    p_holm: corrected for the claims of its experiment.
-    verdict: one of the three.
+    """A judged claim.
+
+    Attributes:
+        claim: in words.
+        contrast: the arms that are subtracted from each other, in words.
+        effect: in units of the score.
+        p_holm: p-value with Holm's correction for the claims of its experiment.
+        verdict: `SUPPORTED`, `NOT_SUPPORTED` or `INCONCLUSIVE`.
     """
 
     claim: str
@@ -70,10 +72,10 @@ class Claim:
 
 
 class Experiment:
-    """The results that share data, base model, fine-tuning and evaluation: what contrasts are made within.
+    """The results that share data, base model, fine-tuning and evaluation. Contrasts are computed within it.
 
     Args:
-        results: of any arms and seeds, one for each arm, K and seed.
+        results: of any arms and seeds; one for each arm, K and seed.
     """
 
     def __init__(self, results: Sequence["Result"]) -> None:
@@ -85,7 +87,7 @@ class Experiment:
 
     @property
     def ks(self) -> list[int]:
-        """Of the method itself."""
+        """Return the K of the method itself."""
         return sorted({r.negatives for r in self.results if method(r) == OURS})
 
     @property
@@ -94,24 +96,24 @@ class Experiment:
 
     @property
     def arms(self) -> list[Arm]:
-        """The fine-tuned model first, the method by K, then the others; at the first decoding."""
-        found = {(method(r), r.negatives): None for r in self.results if method(r) in r.prompts["means"]}
+        """Return the arms at the first decoding: the fine-tuned model, the method by K, then the others."""
+        policies = {(method(r), r.negatives): None for r in self.results if method(r) in r.prompts["means"]}
         first = self.decodings[0]
-        return [Arm(BASELINE, 0, first), *(Arm(name, k, first) for name, k in found)]
+        return [Arm(BASELINE, 0, first), *(Arm(name, k, first) for name, k in policies)]
 
     def of(self, arm: Arm) -> dict[int, "Result"]:
-        """By seed the results that hold the arm."""
-        own = [r for r in self.results if arm.method == BASELINE or (method(r), r.negatives) == (arm.method, arm.k)]
-        return {r.seed: r for r in reversed(own)}  # of the fine-tuned model, the first of each seed
+        """Return the results that have the arm, by seed."""
+        results = [r for r in self.results if arm.method == BASELINE or (method(r), r.negatives) == (arm.method, arm.k)]
+        return {r.seed: r for r in reversed(results)}  # each seed's first result has its fine-tuned model
 
     def contrast(self, weights: Mapping[Arm, float]) -> Floats | None:
-        """sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None where none has."""
-        found = {arm: self.of(arm) for arm in weights}
-        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
+        """Return sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None if none has."""
+        by_arm = {arm: self.of(arm) for arm in weights}
+        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_arm.values())))
         if not seeds:
             return None
-        table = [sum(w * _scores(found[arm][seed], arm) for arm, w in weights.items()) for seed in seeds]
-        return np.round(np.array(table), 12)  # equal scores differ by nothing, and not by rounding
+        table = [sum(w * _scores(by_arm[arm][seed], arm) for arm, w in weights.items()) for seed in seeds]
+        return np.round(np.array(table), 12)  # so that equal scores differ by exactly 0
 
     def mean(self, weights: Mapping[Arm, float]) -> CrossedMean | None:
         table = self.contrast(weights)
@@ -119,40 +121,41 @@ class Experiment:
 
 
 def experiments(results: Sequence["Result"]) -> list[Experiment]:
-    """Results by what they share, the largest first; without those of which `ambiguities` tells."""
+    """Group results into experiments, the largest first. Groups that `ambiguities` lists are left out."""
     kept = [group for group in _groups(results) if not _ambiguity(group)]
     return [Experiment(group) for group in sorted(kept, key=len, reverse=True)]
 
 
 def ambiguities(results: Sequence["Result"]) -> list[str]:
-    """Why experiments have no claims: several settings for a method, or several results for an arm, K and seed."""
+    """Return why experiments are left out: several settings for a method, or several results for an arm, K and seed."""
     return [why for group in _groups(results) if (why := _ambiguity(group))]
 
 
 def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
-    """Results whose prompts a verifier scored one by one, by what they share."""
+    """Group the results that have a verifier's score per prompt by the settings that they share."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         if result.prompts and result.comparison["measure"] == "score":
-            own = [result.config.get(name) for name in SHARED]
-            own += [(result.config.get("hardware") or {}).get("precision"), result.prompts["ids"]]
-            groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(result)
+            shared = [result.config.get(name) for name in SHARED]
+            shared += [(result.config.get("hardware") or {}).get("precision"), result.prompts["ids"]]
+            groups.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(result)
     return [_distinct(group) for group in groups.values()]
 
 
 def _ambiguity(group: Sequence["Result"]) -> str:
-    """Say why nobody could tell which result is meant, or what it is; "" where all is clear."""
+    """Return why the group has no clear result for an arm; "" if it has."""
     for result in group:
-        means = [np.array(own, dtype=np.float64) for ways in result.prompts["means"].values() for own in ways.values()]
-        if not all(np.isfinite(own).all() for own in means):
-            return f"{method(result)} K={result.negatives}, seed {result.seed} has stored scores that are no numbers"
+        by_system = result.prompts["means"].values()
+        scores = [np.array(values, dtype=np.float64) for means in by_system for values in means.values()]
+        if not all(np.isfinite(values).all() for values in scores):
+            return f"{method(result)} K={result.negatives}, seed {result.seed} has scores that are not finite numbers"
     configs = {str(i): {n: v for n, v in r.config.items() if n != "hardware"} for i, r in enumerate(group)}
     settings: dict[str, set[str]] = {}
     for i, variant in variants(configs).items():
         settings.setdefault(method(group[int(i)]), set()).add(variant)
-    for name, own in settings.items():
-        if len(own) > 1:
-            return f"{name} was run with several settings ({'; '.join(sorted(own))})"
+    for name, different in settings.items():
+        if len(different) > 1:
+            return f"{name} was run with several settings ({'; '.join(sorted(different))})"
     for (name, k, seed), count in Counter((method(r), r.negatives, r.seed) for r in group).items():
         if count > 1:
             return f"{name} has {count} results for K={k} and seed {seed}"
@@ -160,36 +163,36 @@ def _ambiguity(group: Sequence["Result"]) -> str:
 
 
 def _distinct(results: Sequence["Result"]) -> list["Result"]:
-    """Without those that have an earlier one's arm, K, seed and scores."""
-    found: list[Result] = []
-    for one in results:
+    """Drop results that repeat an earlier one's arm, K, seed and scores."""
+    kept: list[Result] = []
+    for new in results:
         if all(
-            (method(one), one.negatives, one.seed, one.prompts) != (method(r), r.negatives, r.seed, r.prompts)
-            for r in found
+            (method(new), new.negatives, new.seed, new.prompts) != (method(r), r.negatives, r.seed, r.prompts)
+            for r in kept
         ):
-            found.append(one)
-    return found
+            kept.append(new)
+    return kept
 
 
 def claims(experiment: Experiment) -> list[Claim]:
-    """The claims that the experiment has the arms for."""
-    found = []
-    for words, make in CLAIMS:
-        if made := make(experiment):
+    """Judge the claims that the experiment has the arms for."""
+    measured = []
+    for words, make_contrast in CLAIMS:
+        if made := make_contrast(experiment):
             contrast, weights = made
             if (effect := experiment.mean(weights)) is not None:
-                found.append((words, contrast, effect))
-    p_values = np.array([effect.p_value for _, _, effect in found])
+                measured.append((words, contrast, effect))
+    p_values = np.array([effect.p_value for _, _, effect in measured])
     known = np.isfinite(p_values)
     p_values[known] = holm(p_values[known])
     return [
         Claim(words, contrast, effect, float(p), verdict(effect, float(p)))
-        for (words, contrast, effect), p in zip(found, p_values, strict=True)
+        for (words, contrast, effect), p in zip(measured, p_values, strict=True)
     ]
 
 
 def verdict(effect: CrossedMean, p_holm: float) -> str:
-    """Judge an effect by the rule above."""
+    """Judge an effect by the rule in this module's docstring."""
     if effect.seeds < 2 or not math.isfinite(effect.high):
         return INCONCLUSIVE
     if effect.high < MARGIN:
@@ -205,13 +208,13 @@ def _scores(result: "Result", arm: Arm) -> Floats:
     return np.array(result.prompts["means"][arm.method][arm.decoding], dtype=np.float64)
 
 
-# ---- the claims: each the contrast in words and as weights of arms, or None where an arm is missing
+# ---- the claims: each returns its contrast in words and as weights of arms, or None if an arm is missing
 
 Contrast = tuple[str, dict[Arm, float]]
 
 
 def _against(experiment: Experiment, other: str, other_k: int, decoding: str | None = None) -> Contrast | None:
-    """The method at its largest K less another arm."""
+    """Subtract another arm from the method at its largest K."""
     if not experiment.ks:
         return None
     way = decoding or experiment.decodings[0]
@@ -222,7 +225,7 @@ def _against(experiment: Experiment, other: str, other_k: int, decoding: str | N
 
 
 def _k_of(experiment: Experiment, name: str) -> int:
-    """The largest K of another method; 0 where it has none."""
+    """Return the largest K of another method; 0 if it has no results."""
     return max((r.negatives for r in experiment.results if method(r) == name), default=0)
 
 
@@ -235,13 +238,13 @@ def _sft(experiment: Experiment) -> Contrast | None:
 
 
 def _sharpest(experiment: Experiment) -> Contrast | None:
-    """Both at the sharpest decoding, where being sharper is no advantage."""
+    """Compare with SFT at the sharpest decoding, where a sharper policy has no advantage."""
     sharpest = min(experiment.decodings, key=lambda name: experiment.temperature[name])
     return None if sharpest == experiment.decodings[0] else _against(experiment, BASELINE, 0, sharpest)
 
 
 def _rise(experiment: Experiment) -> Contrast | None:
-    """From the smallest to the largest K along the least-squares line of score on log2 K."""
+    """Return the rise from the smallest to the largest K along the least-squares line of score on log2 K."""
     ks = experiment.ks
     if len(ks) < 2:
         return None
@@ -253,7 +256,7 @@ def _rise(experiment: Experiment) -> Contrast | None:
 
 
 def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
-    """The method less another, at the largest K that both have."""
+    """Subtract another method at the largest K that both have."""
 
     def contrast(experiment: Experiment) -> Contrast | None:
         common = set(experiment.ks) & {r.negatives for r in experiment.results if method(r) == name}
@@ -278,16 +281,16 @@ CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
 ]
 
 
-def titles(found: Sequence[Experiment]) -> list[str]:
-    """Per experiment the settings in which it differs from the others: "data.noise=0.0"; "" for a single one."""
-    flat = [dict(_flatten({n: one.results[0].config.get(n) for n in SHARED})) for one in found]
+def titles(experiments: Sequence[Experiment]) -> list[str]:
+    """Title each experiment by the settings in which it differs from the others ("data.noise=0.0"; "" if single)."""
+    flat = [dict(_flatten({n: e.results[0].config.get(n) for n in SHARED})) for e in experiments]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     differ = [key for key in keys if len({str(settings.get(key)) for settings in flat}) > 1]
     return [", ".join(f"{key}={settings.get(key)}" for key in differ) for settings in flat]
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, own in value.items():
-        found += _flatten(own, f"{prefix}{key}.") if isinstance(own, Mapping) else [(f"{prefix}{key}", own)]
-    return found
+    rows = []
+    for key, item in value.items():
+        rows += _flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else [(f"{prefix}{key}", item)]
+    return rows

@@ -1,4 +1,4 @@
-"""The claims and arms of one or several experiments as tables: a page, Markdown, and on the terminal."""
+"""Show the claims and arms of experiments in tables: on a page, as Markdown, and on the terminal."""
 
 import math
 from collections.abc import Sequence
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 CLAIM_HEADS = ["claim", "measured", "effect", "p", "Holm", "seeds × prompts", "verdict"]
-NO_VARIATION = "its numbers do not vary, so they cannot tell"
-NOT_JUDGED = "Claims are not judged:"
+NO_VARIATION = "its numbers do not vary, so no interval can be computed"
+NOT_JUDGED = "Claims were not judged:"
 ARMS = (
-    "Means over seeds, with intervals for other seeds and prompts. Entropy: mean of −log p of an answer at temperature "
-    "1, in nats: lower is sharper. K used: negatives per prompt that training saw."
+    "Means over seeds, with intervals over seeds and prompts. Entropy: mean −log p of an answer at temperature 1, in "
+    "nats; lower is sharper. K used: negatives per prompt in training."
 )
 
 
 @dataclass(frozen=True)
 class JudgedExperiment:
-    """An experiment as a reader sees it.
+    """An experiment's tables.
 
     Attributes:
         title: the settings in which it differs from the others; "" for a single one.
-        claims, arms: tables' rows; the arms' heads depend on the decodings.
-        rule: how its claims are judged.
-        left_out: why there are none.
+        claims, arms: rows of the two tables.
+        arm_heads: heads of the arms' table. They depend on the decodings.
+        rule: how the claims are judged.
+        left_out: why claims were not judged; "" if they were.
     """
 
     title: str
@@ -55,71 +56,72 @@ class JudgedExperiment:
     left_out: str = ""
 
 
-def rule(level: float) -> str:
+def rule(confidence: float) -> str:
     """State how claims are judged at a confidence level."""
     return (
-        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect worth the name. Supported: "
-        f"not so, and the effect is above 0 with p < {1 - level:.3g} after Holm's correction for the claims tested. "
-        "Inconclusive: neither. Intervals are for other seeds and other prompts (crossed random effects)."
+        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect that counts. Supported: not "
+        f"so, and the effect is above 0 with p < {1 - confidence:.3g} after Holm's correction for the claims tested. "
+        "Inconclusive: neither. Intervals are over seeds and prompts (crossed random effects)."
     )
 
 
-def shown(results: Sequence["Result"]) -> list[JudgedExperiment]:
-    """Experiments with several arms or K, over two seeds or more; of fewer a sweep's own table says all there is."""
-    found = [one for one in experiments(results) if len(one.arms) > 2 and len(one.seeds) > 1]
+def judge_experiments(results: Sequence["Result"]) -> list[JudgedExperiment]:
+    """Judge the experiments with several arms or K over two or more seeds. A sweep's own table covers the others."""
+    usable = [e for e in experiments(results) if len(e.arms) > 2 and len(e.seeds) > 1]
     judged = [
         JudgedExperiment(
-            title, [_claim(one) for one in claims(experiment)], *_arms(experiment), rule(experiment.confidence)
+            title, [_claim(claim) for claim in claims(experiment)], *_arms(experiment), rule(experiment.confidence)
         )
-        for title, experiment in zip(titles(found), found, strict=True)
+        for title, experiment in zip(titles(usable), usable, strict=True)
     ]
     several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
     return judged + [JudgedExperiment("", [], [], [], left_out=why) for why in ambiguities(results) if several]
 
 
-def rules(found: Sequence[JudgedExperiment]) -> list[str]:
+def rules(judged: Sequence[JudgedExperiment]) -> list[str]:
     """List the rules by which the experiments' claims are judged, each once."""
-    return list(dict.fromkeys(one.rule for one in found if one.rule))
+    return list(dict.fromkeys(experiment.rule for experiment in judged if experiment.rule))
 
 
-def as_markdown(found: Sequence[JudgedExperiment]) -> str:
-    parts = ["# The claims\n", *(f"{words}\n" for words in rules(found))]
-    for one in found:
-        if one.left_out:
-            parts.append(f"{NOT_JUDGED} {one.left_out}.\n")
+def as_markdown(judged: Sequence[JudgedExperiment]) -> str:
+    parts = ["# The claims\n", *(f"{words}\n" for words in rules(judged))]
+    for experiment in judged:
+        if experiment.left_out:
+            parts.append(f"{NOT_JUDGED} {experiment.left_out}.\n")
             continue
-        parts += [f"## {one.title}\n"] if one.title else []
-        parts += [markdown(CLAIM_HEADS, one.claims), f"{ARMS}\n", markdown(one.arm_heads, one.arms)]
+        parts += [f"## {experiment.title}\n"] if experiment.title else []
+        parts += [markdown(CLAIM_HEADS, experiment.claims), f"{ARMS}\n"]
+        parts.append(markdown(experiment.arm_heads, experiment.arms))
     return "\n".join(parts)
 
 
-def write_claims(found: Sequence[JudgedExperiment], folder: Path) -> None:
+def write_claims(judged: Sequence[JudgedExperiment], folder: Path) -> None:
     """Write `claims.html` and `claims.md`."""
     page = render(
         Path(__file__).parent / "claims.html.jinja",
-        claims=found,
+        claims=judged,
         claim_heads=CLAIM_HEADS,
-        rules=rules(found),
+        rules=rules(judged),
         not_judged=NOT_JUDGED,
         about_arms=ARMS,
     )
     (folder / "claims.html").write_text(page, encoding="utf-8")
-    (folder / "claims.md").write_text(as_markdown(found), encoding="utf-8")
+    (folder / "claims.md").write_text(as_markdown(judged), encoding="utf-8")
 
 
-def print_claims(found: Sequence[JudgedExperiment], folder: Path) -> None:
-    """Print claim, effect, verdict, and where the page is, to stdout."""
-    for one in found:
+def print_claims(judged: Sequence[JudgedExperiment], folder: Path) -> None:
+    """Print each claim with effect and verdict, and the page's path, to stdout."""
+    for experiment in judged:
         say("")
-        if one.left_out:
-            say(f"{NOT_JUDGED} {one.left_out}.", "italic")
+        if experiment.left_out:
+            say(f"{NOT_JUDGED} {experiment.left_out}.", "italic")
             continue
-        say(f"The claims{f', {one.title}' if one.title else ''}", "bold")
+        say(f"The claims{f', {experiment.title}' if experiment.title else ''}", "bold")
         table = columns("claim", "effect", "Holm", "verdict", left=1)
-        for row in one.claims:
+        for row in experiment.claims:
             table.add_row(row[0], row[2], row[4], row[6])
         show(table)
-    for words in rules(found):
+    for words in rules(judged):
         say(words, "italic")
     say("")
     say(f"claims   {text.place(folder / 'claims.html')}", wrap=False)
@@ -139,7 +141,7 @@ def _claim(claim: Claim) -> list[str]:
 
 
 def _arms(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
-    """Every arm: its scores by decoding, how sharp it is, and what it took."""
+    """Return the arms' table: heads, and rows of scores by decoding, entropy, and training cost."""
     first = experiment.decodings[0]
     heads = ["arm", "seeds", *experiment.decodings, f"less SFT, {first}"]
     heads += ["entropy", "K used", "prompts", "training tokens", "seconds"]
@@ -147,18 +149,18 @@ def _arms(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
 
 
 def _arm(experiment: Experiment, arm: Arm) -> list[str]:
-    own = experiment.of(arm)
-    cells = [arm.name, str(len(own))]
+    results = experiment.of(arm).values()
+    cells = [arm.name, str(len(results))]
     for way in experiment.decodings:
         mean = experiment.mean({Arm(arm.method, arm.k, way): 1.0})
         cells.append(text.interval(asdict(mean)) if mean else text.NONE)
     less = None if arm.method == BASELINE else experiment.mean({arm: 1.0, Arm(BASELINE, 0, arm.decoding): -1.0})
-    surprises = [_row(result, arm)["nll"] for result in own.values()]
-    facts = [] if arm.method == BASELINE else [_align(result) for result in own.values()]
+    nlls = [_row(result, arm)["nll"] for result in results]
+    facts = [] if arm.method == BASELINE else [_align(result) for result in results]
     return [
         *cells,
         text.interval(asdict(less), signed=True) if less else text.NONE,
-        text.number(_mean(surprises), 2),
+        text.number(_mean(nlls), 2),
         text.number(_mean([fact.get("negatives_per_prompt") for fact in facts]), 1),
         *(text.count(_whole([fact.get(name) for fact in facts])) for name in ("prompts", "tokens")),
         text.number(_mean([fact.get("seconds") for fact in facts]), 0),
@@ -171,7 +173,7 @@ def _row(result: "Result", arm: Arm) -> "Row":
 
 
 def _align(result: "Result") -> dict[str, Any]:
-    """What the last round's training saw, and how long it took."""
+    """Return the summary of the last iteration's training, and its seconds."""
     stage: dict[str, Any] = next((s for s in result.stages if s["name"] == "align"), {"summary": {}})
     return {**stage["summary"], "seconds": stage.get("seconds")}
 

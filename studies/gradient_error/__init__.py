@@ -1,5 +1,5 @@
-"""How far the objective's gradient, estimated from few negatives and positives, is from the true one.
+"""Measure the error of the objective's gradient when it is estimated from few negatives and positives.
 
-On a bandit, where every expectation is a finite sum, and on a fine-tuned model, where it is measured. Neither is a part
-of training: `python -m studies.gradient_error` runs both.
+A bandit gives exact values, because every expectation is a finite sum. On a fine-tuned model the error is estimated.
+Neither is a part of training: `python -m studies.gradient_error` runs both.
 """

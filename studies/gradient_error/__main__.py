@@ -1,4 +1,4 @@
-"""Measures the error of the objective's gradient against the number of negatives and prompts.
+"""Measure the error of the objective's gradient against the number of negatives and prompts.
 
 python -m studies.gradient_error [sft.…=…] [theory.prompts=…] …
 """
@@ -20,19 +20,19 @@ def measure_theory(cfg: DictConfig) -> None:
     log.info("checking the settings; output in %s", cfg.output)
     from selfcontrast.config import build, configure
 
-    measured = build(cfg.theory, "theory")
+    theory_settings = build(cfg.theory, "theory")
     parts = configure(cfg)
     from studies.gradient_error.experiment import run
-    from studies.gradient_error.report import print_theory, write_theory  # slow to import: a mistake is told first
+    from studies.gradient_error.report import print_theory, write_theory  # slow to import: report mistakes first
 
     with explained(parts.output, "output"):
-        theory = run(parts, measured, config)
+        theory = run(parts, theory_settings, config)
         write_theory(theory, parts.output)
     print_theory(theory, parts.output)
 
 
 def main() -> None:
-    """Hydra around `measure_theory`."""
+    """Run `measure_theory` through Hydra."""
     set_environment()
     with ending():
         sys.argv[1:1] = ["--config-dir", str(Path(__file__).parent)]

@@ -1,4 +1,6 @@
-"""A softmax policy over a finite set of responses: every expectation is a finite sum, so nothing need be believed.
+"""Compute the gradient's error exactly, for a softmax policy over a finite set of responses.
+
+Every expectation is a finite sum.
 
 The policy's log-probability of response a is theta_a less the log of the sum of all exp(theta). With the rewards
 r(a) = beta (log p_theta(a) - log p_ref(a)), the loss -log sigmoid(r(a) - r(b)) of a target a and a negative b has the
@@ -24,17 +26,17 @@ from studies.gradient_error.components import Components, Floats
 
 @dataclass(frozen=True)
 class BanditSettings:
-    """Which bandit.
+    """Settings of the bandit.
 
     Attributes:
-        responses: how many there are.
-        good: how many of them are good: the targets, each as likely.
-        reference_good: the probability that the reference answers with a good one, in (0, 1).
-        moved: standard deviation of the policy's logits around the reference's: 0 is the start of training.
-        beta: of the loss.
-        positives: numbers of targets at which the error is told.
-        seed: of the reference's and the policy's logits, and of the simulation.
-        replicates: estimates simulated at each number of positives and negatives.
+        responses: number of responses.
+        good: number of good responses. They are the targets, with equal probabilities.
+        reference_good: probability that the reference gives a good response, in (0, 1).
+        moved: standard deviation of the policy's logits around the reference's; 0 is the start of training.
+        beta: the loss's beta.
+        positives: numbers of targets to report the error for.
+        seed: seed of the reference's and the policy's logits, and of the simulation.
+        replicates: number of simulated estimates per number of positives and negatives.
     """
 
     responses: Annotated[Count, Field(le=100_000)]
@@ -49,21 +51,25 @@ class BanditSettings:
     def __post_init__(self) -> None:
         check_numbers(self, "theory.bandit")
         if not 1 <= self.good <= self.responses - 2:
-            raise UserError(f"theory.bandit.good={self.good}: 1 to responses - 2, so that there are two bad ones")
+            raise UserError(f"theory.bandit.good={self.good}: use 1 to responses - 2, which leaves two bad responses")
 
     def build(self) -> "Bandit":
         rng = np.random.default_rng(self.seed)
         is_good = np.arange(self.responses) < self.good
         weights = np.exp(rng.standard_normal(self.responses))
-        share = np.where(is_good, self.reference_good, 1 - self.reference_good)
-        reference = share * weights / np.where(is_good, weights[is_good].sum(), weights[~is_good].sum())
+        mass = np.where(is_good, self.reference_good, 1 - self.reference_good)
+        reference = mass * weights / np.where(is_good, weights[is_good].sum(), weights[~is_good].sum())
         logits = np.log(reference) + self.moved * rng.standard_normal(self.responses)
         return Bandit(logits, reference, is_good / self.good, reference, self.beta)
 
 
 @dataclass(frozen=True)
 class PairParts:
-    """Hoeffding's decomposition of the variance of g(a, b): of the target, of the negative, and of both at once."""
+    """Hoeffding's decomposition of the variance of g(a, b): parts of the target, of the negative, and of both.
+
+    Attributes:
+        squared: ||G||^2.
+    """
 
     squared: float
     target: float
@@ -71,19 +77,19 @@ class PairParts:
     both: float
 
     def crossed(self, positives: float, negatives: float) -> float:
-        """E ||estimate - G||^2 of all pairs of n targets and m negatives of one prompt."""
+        """Return E ||estimate - G||^2 over all pairs of n targets and m negatives of one prompt."""
         return self.target / positives + self.negative / negatives + self.both / (positives * negatives)
 
     @property
     def nested(self) -> Components:
-        """Where every target has negatives of its own."""
+        """Return the error's parts if every target has its own negatives."""
         return Components(self.squared, self.target, self.negative + self.both)
 
     @property
     def most_balanced(self) -> float:
-        """How many pairs, each with a target and a negative of its own, unlimited negatives make of one target.
+        """Return the number of independent pairs that one target with unlimited negatives is worth.
 
-        n targets against m negatives have, for m without bound, the error target / n; n' pairs have
+        n targets against m negatives have the error target / n as m grows; n' independent pairs have
         (target + negative + both) / n'.
         """
         return (self.target + self.negative + self.both) / self.target
@@ -91,12 +97,14 @@ class PairParts:
 
 @dataclass(frozen=True)
 class Bandit:
-    """Attributes:
-    logits: theta, [A].
-    reference: probabilities, [A].
-    targets: probabilities of the target, [A].
-    negatives: of a negative, [A]; the reference's own for Self-Contrast without a filter.
-    beta: of the loss.
+    """A bandit with A responses.
+
+    Attributes:
+        logits: theta, [A].
+        reference: the reference's probabilities, [A].
+        targets: probabilities of the target, [A].
+        negatives: probabilities of a negative, [A]; equal to `reference` for Self-Contrast without a filter.
+        beta: the loss's beta.
     """
 
     logits: Floats
@@ -107,15 +115,15 @@ class Bandit:
 
     @property
     def gradients(self) -> Floats:
-        """g(a, b), [A, A, A]: of target, negative, and coordinate of theta."""
+        """Return g(a, b), [A, A, A], indexed by target, negative, and coordinate of theta."""
         rewards = self.beta * (log_softmax(self.logits) - np.log(self.reference))
         slope = -self.beta * expit(rewards[None, :] - rewards[:, None])
-        one = np.eye(len(self.logits))
-        return np.asarray(slope[:, :, None] * (one[:, None, :] - one[None, :, :]))
+        unit = np.eye(len(self.logits))
+        return np.asarray(slope[:, :, None] * (unit[:, None, :] - unit[None, :, :]))
 
     @property
     def gradient(self) -> Floats:
-        """G: the expectation of g, [A]."""
+        """Return G, the expectation of g, [A]."""
         return np.asarray(np.einsum("a,b,abi->i", self.targets, self.negatives, self.gradients))
 
     @property
@@ -128,17 +136,17 @@ class Bandit:
         negative = float(self.negatives @ np.square(by_negative).sum(axis=-1))
         return PairParts(float(mean @ mean), target, negative, float(total) - target - negative)
 
-    def without(self, false: NDArray[np.bool_], share: float) -> "Bandit":
-        """The same where a filter leaves `share` of the probability of the false negatives, [A] bool."""
-        kept = self.negatives * np.where(false, share, 1.0)
+    def without(self, false: NDArray[np.bool_], fraction: float) -> "Bandit":
+        """Return the bandit with a filter that keeps `fraction` of the probability of false negatives, [A] bool."""
+        kept = self.negatives * np.where(false, fraction, 1.0)
         return Bandit(self.logits, self.reference, self.targets, kept / kept.sum(), self.beta)
 
     def simulate(self, positives: int, negatives: int, replicates: int, seed: int, crossed: bool) -> Floats:
-        """Estimated gradients, [replicates, A].
+        """Simulate estimates of the gradient, [replicates, A].
 
         Args:
-            positives: targets drawn.
-            negatives: drawn for each target; with `crossed`, drawn once for all of them.
+            positives: number of targets drawn.
+            negatives: number drawn for each target; with `crossed`, drawn once for all targets.
         """
         rng = np.random.default_rng(seed)
         size = len(self.logits)
@@ -146,8 +154,8 @@ class Bandit:
         b = rng.choice(size, (replicates, 1 if crossed else positives, negatives), p=self.negatives)
         rewards = self.beta * (log_softmax(self.logits) - np.log(self.reference))
         weight = -self.beta * expit(rewards[b] - rewards[a]) / (positives * negatives)  # [replicates, n, m]
-        found = np.zeros((replicates, size))
+        gradients = np.zeros((replicates, size))
         rows = np.arange(replicates)[:, None, None]
-        np.add.at(found, (np.broadcast_to(rows, weight.shape), np.broadcast_to(a, weight.shape)), weight)
-        np.add.at(found, (np.broadcast_to(rows, weight.shape), np.broadcast_to(b, weight.shape)), -weight)
-        return found
+        np.add.at(gradients, (np.broadcast_to(rows, weight.shape), np.broadcast_to(a, weight.shape)), weight)
+        np.add.at(gradients, (np.broadcast_to(rows, weight.shape), np.broadcast_to(b, weight.shape)), -weight)
+        return gradients

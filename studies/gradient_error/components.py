@@ -1,12 +1,13 @@
-"""The error of a gradient estimated from n prompts with K negatives each: its parts, and what more of either buys.
+"""Decompose the error of a gradient that is estimated from n prompts with K negatives each.
 
 With g_ij the gradient of the loss of prompt i (with its one target) against negative j, the estimate is
 (1/n) sum_i (1/K) sum_j g_ij, and G its expectation. By the law of total variance
 
     E ||estimate - G||^2 = (A + B / K) / n,     A = E ||E[g_ij | i] - G||^2,     B = E ||g_ij - E[g_ij | i]||^2.
 
-A is what prompts and their targets vary by, and no number of negatives makes it smaller; B is what a prompt's negatives
-vary by. Both are estimated without bias by the one-way analysis of variance (Searle, Casella and McCulloch 1992, 3.2).
+A is the variance between prompts and their targets; no number of negatives reduces it. B is the variance between the
+negatives of a prompt. The one-way analysis of variance estimates both without bias (Searle, Casella and McCulloch 1992,
+3.2).
 """
 
 import math
@@ -24,9 +25,9 @@ class Components:
     """The parts of the error.
 
     Attributes:
-        squared: ||G||^2. Estimated, it can be below 0 where noise drowns G.
-        between: A, of the prompts' own gradients. Likewise.
-        within: B, of a prompt's negatives.
+        squared: ||G||^2. An estimate can be below 0 if the noise exceeds G.
+        between: A, the variance between prompts. Its estimate can be below 0, too.
+        within: B, the variance between a prompt's negatives.
     """
 
     squared: float
@@ -34,57 +35,60 @@ class Components:
     within: float
 
     def error(self, prompts: float, negatives: float) -> float:
-        """E ||estimate - G||^2 of n prompts with K negatives each."""
+        """Return E ||estimate - G||^2 of n prompts with K negatives each."""
         return (self.between + self.within / negatives) / prompts
 
     def prompts_needed(self, negatives: float) -> float:
-        """How many prompts make the error as large as ||G||^2: with fewer, most of an estimate is noise. Infinite where
-        G is not told from 0."""
+        """Return the number of prompts at which the error equals ||G||^2. With fewer, an estimate is mostly noise.
+
+        Infinite if G cannot be told apart from 0.
+        """
         return self.error(1, negatives) / self.squared if self.squared > 0 else math.inf
 
     @property
     def ratio(self) -> float:
-        """B / A: what of the error with K = 1 unlimited negatives would take away is B / (A + B)."""
+        """Return B / A. Unlimited negatives remove B / (A + B) of the error at K = 1."""
         return self.within / self.between if self.between > 0 else math.inf
 
     def worth(self, negatives: float) -> float:
-        """How many times as many prompts with one negative give the error that these have with K: (A + B) / (A + B/K).
+        """Return how many prompts with one negative have the same error as one with K: (A + B) / (A + B/K).
 
-        At most 1 + B / A, however large K is.
+        It is at most 1 + B / A for any K.
         """
         between = max(self.between, 0.0)
         return (between + self.within) / (between + self.within / negatives)
 
     def best_negatives(self, prompt_tokens: float, response_tokens: float) -> float:
-        """The K of least error for a given number of tokens: sqrt(B/A (P + R)/R).
+        """Return the K with the least error for a given number of tokens: sqrt(B/A (P + R)/R).
 
-        A group of P + (K+1) R tokens has the error A + B/K; the product of both is least there.
+        A group of P + (K+1) R tokens has the error A + B/K. This K minimises the product of both.
         """
         return math.sqrt(self.ratio * (prompt_tokens + response_tokens) / response_tokens)
 
 
 def components(gradients: Floats) -> Components:
-    """Unbiased estimates from the gradients [prompts, negatives, d] of independent prompts with M negatives each.
+    """Estimate the parts without bias from gradients [prompts, negatives, d] of independent prompts.
 
-    Raises ValueError for fewer than two prompts or negatives.
+    Raises:
+        ValueError: for fewer than two prompts or negatives.
     """
     return _estimate(*_sums(gradients), gradients.shape[1])
 
 
 def leave_one_out(gradients: Floats) -> list[Components]:
-    """The estimates without each of the prompts in turn: what their standard errors are made from."""
+    """Return the estimates with each prompt left out in turn, for the jackknife."""
     products, within = _sums(gradients)
     rest = [np.delete(np.arange(len(within)), i) for i in range(len(within))]
-    return [_estimate(products[np.ix_(own, own)], within[own], gradients.shape[1]) for own in rest]
+    return [_estimate(products[np.ix_(rows, rows)], within[rows], gradients.shape[1]) for rows in rest]
 
 
 def _sums(gradients: Floats) -> tuple[Floats, Floats]:
-    """Inner products of the prompts' means, [N, N], and each prompt's sum of squares around its mean, [N]."""
+    """Return inner products of the prompts' means, [N, N], and each prompt's sum of squares around its mean, [N]."""
     prompts, negatives, _ = gradients.shape
     if min(prompts, negatives) < 2:
-        raise ValueError(f"{prompts} prompts with {negatives} negatives: two of each are needed")
+        raise ValueError(f"{prompts} prompts with {negatives} negatives are too few. Give at least two of each.")
     means = gradients.mean(axis=1)
-    within = np.array([np.square(own - mean).sum() for own, mean in zip(gradients, means, strict=True)])
+    within = np.array([np.square(rows - mean).sum() for rows, mean in zip(gradients, means, strict=True)])
     return np.asarray(means @ means.T), within
 
 
@@ -97,25 +101,25 @@ def _estimate(products: Floats, within: Floats, negatives: int) -> Components:
 
 
 def inner(a: Floats, b: Floats) -> float:
-    """<E a_i, E b_i> from independent pairs (a_i, b_i), [n, d] each, without the bias of an average's own noise.
+    """Estimate <E a_i, E b_i> from independent pairs (a_i, b_i), [n, d] each, without bias.
 
-    The mean of <a_i, b_k> over i != k: what one prompt's noise has in common with itself is left out.
+    It is the mean of <a_i, b_k> over i != k. Leaving out i = k removes the product of a prompt's noise with itself.
     """
     n = len(a)
     return float((a.sum(axis=0) @ b.sum(axis=0) - (a * b).sum()) / (n * (n - 1)))
 
 
 def slope(step: Floats, uphill: Floats) -> float:
-    """What the mean step gains along the mean of `uphill`, [n, d] each: its component in that direction, by `inner`.
+    """Return the mean step's component along the mean of `uphill`, [n, d] each, by `inner`.
 
-    NaN where noise drowns the direction.
+    NaN if the estimated squared length of that mean is not positive.
     """
     squared = inner(uphill, uphill)
     return inner(step, uphill) / math.sqrt(squared) if squared > 0 else math.nan
 
 
 def jackknife(estimate: float, without: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of an estimate from its values without each of n prompts, [n]; Student's t with n - 1."""
+    """Return an estimate's interval from its leave-one-out values, [n], by Student's t with n - 1 degrees."""
     n = len(without)
     error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
@@ -123,13 +127,13 @@ def jackknife(estimate: float, without: Floats, confidence: float = 0.95) -> tup
 
 
 def pair_gradients(gradients: Floats, log_probs: Floats, reference: Floats, beta: float) -> Floats:
-    """The gradient of -log sigmoid(r(y+) - r(y_j)) for every negative, [n, M, d].
+    """Return the gradient of -log sigmoid(r(y+) - r(y_j)) for every negative, [n, M, d].
 
     Args:
-        gradients: of the responses' log-probabilities, target first, [n, 1 + M, d].
-        log_probs: of the policy, [n, 1 + M].
-        reference: the reference's, [n, 1 + M].
-        beta: r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
+        gradients: gradients of the responses' log-probabilities, target first, [n, 1 + M, d].
+        log_probs: the policy's log-probabilities, [n, 1 + M].
+        reference: the reference's log-probabilities, [n, 1 + M].
+        beta: of the reward r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
     """
     rewards = beta * (log_probs - reference)
     weights = -beta / (1 + np.exp(rewards[:, :1] - rewards[:, 1:]))

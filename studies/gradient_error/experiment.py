@@ -1,4 +1,4 @@
-"""The experiment on a job's own model: fine-tune or recall it, sample, embed, measure."""
+"""Run the experiment on a job's own model: fine-tune (or take it from the store), sample, embed, measure."""
 
 import json
 from collections.abc import Mapping
@@ -40,11 +40,11 @@ from studies.gradient_error.measure import FILE, VERSION, GradientError, Measure
 
 @dataclass(frozen=True)
 class Theory:
-    """What was measured, as JSON.
+    """The results, as JSON.
 
     Attributes:
-        bandit, model: as `measure.on_bandit` and `measure.on_model` give them.
-        stages, config, provenance: as of `results.Result`.
+        bandit, model: results of `measure.on_bandit` and `measure.on_model`.
+        stages, config, provenance: as in `results.Result`.
     """
 
     bandit: dict[str, Any]
@@ -55,16 +55,18 @@ class Theory:
 
 
 def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> Theory:
-    """Computes or recalls everything and writes `theory.json` and its report to the output folder.
+    """Run all stages that are not cached, and return the results.
 
-    Raises `UserError` where the generator does not sample from the job's model, or the loss has no negatives.
+    Raises:
+        UserError: if the generator does not sample from the job's model, the loss has no negatives, or the chosen
+            response is not the target.
     """
     if not isinstance(parts.generator, Generation):
-        raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")
+        raise UserError("generator: the theory needs many samples per prompt. Use generator=hf or vllm.")
     if not isinstance(parts.objective, Contrast):
-        raise UserError("objective: the theory is of a preference loss: objective=self_contrast")
+        raise UserError("objective: the theory needs a preference loss. Use objective=self_contrast.")
     if parts.chosen.candidate:
-        raise UserError("chosen: the theory's positive is the target: chosen=target")
+        raise UserError("chosen: the theory needs the target as the positive. Use chosen=target.")
     beta = parts.objective.beta
     few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
     parts = replace(parts, generator=few)
@@ -73,16 +75,16 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
         job = Job(parts, tracker)
         model = sft(job)
         sampled = Round(job, model, "theory/")
-        artifact = _measured(job, settings, beta, model, sampled)
-        found = json.loads((artifact.path / FILE).read_text())
-        stages = [stage_record(name, one) for name, one in job.artifacts.items()]
-        theory = Theory(found["bandit"], found["model"], stages, dict(config), provenance())
+        artifact = _measure(job, settings, beta, model, sampled)
+        results = json.loads((artifact.path / FILE).read_text())
+        stages = [stage_record(name, stage) for name, stage in job.artifacts.items()]
+        theory = Theory(results["bandit"], results["model"], stages, dict(config), provenance())
         tracker.summary({f"theory/{name}": value for name, value in artifact.summary.items()})
     job.decisions.finish()
     return theory
 
 
-def _measured(job: Job, settings: GradientError, beta: float, model: Artifact, sampled: Round) -> Artifact:
+def _measure(job: Job, settings: GradientError, beta: float, model: Artifact, sampled: Round) -> Artifact:
     p = job.parts
 
     def compute(folder: Path) -> Mapping[str, Any]:
@@ -94,21 +96,22 @@ def _measured(job: Job, settings: GradientError, beta: float, model: Artifact, s
 
 
 def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) -> Measured:
-    """Gradients of every response, at the start of preference training: the policy is the reference."""
+    """Compute the gradients of every response at the start of preference training: the policy is the reference."""
     p = job.parts
     p.hardware.apply_threads()
     policy = load_model(model.path / "model", p.model.dtype).eval()
     use_shared_prompt(policy, p.hardware.attention)
     renderer, verifier = Renderer(load_tokenizer(model.path / "model")), p.grader
     candidates = read_candidates(sampled.candidates.path / generation.FILE)
-    found = [(sampled.example(name), list(own)) for name, own in groupby(candidates, lambda c: c.id)]
-    groups = [_group(renderer, example, own) for example, own in found]
+    by_prompt = [(sampled.example(name), list(rows)) for name, rows in groupby(candidates, lambda c: c.id)]
+    groups = [_group(renderer, example, rows) for example, rows in by_prompt]
     scores = None
     if verifier:
-        scores = np.array([[verifier.score(e, t) for t in (e.target, *(c.text for c in own))] for e, own in found])
+        texts = [(example, [example.target, *(c.text for c in rows)]) for example, rows in by_prompt]
+        scores = np.array([[verifier.score(example, text) for text in row] for example, row in texts])
     files = sampled.candidates.path / generation.FILE, sampled.embeddings.path
-    examples = {example.id: example for example, _ in found}
-    kept, drawn = chosen(p.filter, examples, *files, VerifierScorer(verifier) if verifier else None)
+    examples = {example.id: example for example, _ in by_prompt}
+    kept, drawn = filtered(p.filter, examples, *files, VerifierScorer(verifier) if verifier else None)
     with tqdm(total=len(groups), desc="theory", unit="prompt", disable=None) as bar:
         chunk = p.hardware.logits_chunk
         gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
@@ -117,19 +120,19 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) ->
     return Measured(gradients, log_probs, log_probs, scores, kept, drawn, tokens)
 
 
-def _group(renderer: Renderer, example: Example, own: list[Candidate]) -> Group:
+def _group(renderer: Renderer, example: Example, candidates: list[Candidate]) -> Group:
     prompt, target = renderer.example(example)
-    return Group(example.id, prompt, target, [c.token_ids for c in own])
+    return Group(example.id, prompt, target, [c.token_ids for c in candidates])
 
 
-def chosen(
+def filtered(
     settings: Filter,
     examples: Mapping[str, Example],
     candidates: Path,
     embeddings: Path,
     scorer: CandidateScorer | None,
 ) -> tuple[NDArray[np.bool_], list[Indices]]:
-    """Say which samples the filter stage keeps [N, M], and which it draws, in rank order, as indices [K] per prompt."""
+    """Return which samples the filter keeps, [N, M], and which it draws: per prompt, indices [K] in rank order."""
     kept, drawn = list[NDArray[np.bool_]](), list[Indices]()
     for _, block in blocks(candidates, embeddings, examples):
         for _, sampled in block:

@@ -1,4 +1,4 @@
-"""Gradients of single responses' log-probabilities, as vectors short enough to keep thousands of them."""
+"""Compute gradients of single responses' log-probabilities, sketched so that thousands fit in memory."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,14 +12,14 @@ from studies.gradient_error.components import Floats
 
 
 class Sketch:
-    """A count sketch: every coordinate is added, with a random sign, to one of `dimensions` sums.
+    """A count sketch: it adds every coordinate, with a random sign, to one of `dimensions` sums.
 
-    Inner products are kept without bias; a squared norm has a relative standard deviation below sqrt(2 / dimensions)
-    (Charikar, Chen and Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206).
+    Inner products are preserved without bias. A squared norm has a relative standard deviation below
+    sqrt(2 / dimensions) (Charikar, Chen and Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206).
 
     Args:
-        size: of the vectors.
-        dimensions: of what is kept; None keeps all.
+        size: length of the vectors.
+        dimensions: length of the sketch; None keeps the whole vector.
     """
 
     def __init__(self, size: int, dimensions: int | None, seed: int) -> None:
@@ -31,7 +31,7 @@ class Sketch:
             self.sign = torch.randint(2, (size,), generator=generator).float() * 2 - 1
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """[size] -> [dimensions]"""
+        """Map a vector [size] to its sketch [dimensions]."""
         if self.bucket is None or self.sign is None:
             return vector
         return vector.new_zeros(self.dimensions).index_add_(0, self.bucket, vector * self.sign)
@@ -40,16 +40,16 @@ class Sketch:
 def response_gradients(
     model: nn.Module, groups: Sequence[Group], dimensions: int | None, seed: int, chunk: int, done: Callable[[], object]
 ) -> tuple[Floats, Floats]:
-    """The gradient of every response's log-probability, target first, sketched.
+    """Return the sketched gradient of every response's log-probability, target first.
 
     Args:
-        groups: each with equally many negatives, M.
-        dimensions: of the sketch; None for the whole gradient.
-        chunk: response tokens whose logits exist at a time.
+        groups: prompts with M negatives each.
+        dimensions: length of the sketch; None for the whole gradient.
+        chunk: number of response tokens whose logits are in memory at a time.
         done: called after each group.
 
     Returns:
-        gradients [groups, 1 + M, dimensions] and log-probabilities [groups, 1 + M].
+        Gradients [groups, 1 + M, dimensions] and log-probabilities [groups, 1 + M].
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     sketch = Sketch(sum(p.numel() for p in parameters), dimensions, seed)
@@ -58,10 +58,10 @@ def response_gradients(
     log_probs = np.empty((len(groups), count))
     for i, group in enumerate(groups):
         for j, response in enumerate(group.responses):
-            alone = pack([Group(group.id, group.prompt, response, [])])
-            log_prob = response_log_probs(model, alone, chunk)[0, 0]
-            found = torch.autograd.grad(log_prob, parameters)
-            gradients[i, j] = sketch(torch.cat([g.flatten() for g in found])).numpy()
+            packed = pack([Group(group.id, group.prompt, response, [])])
+            log_prob = response_log_probs(model, packed, chunk)[0, 0]
+            by_parameter = torch.autograd.grad(log_prob, parameters)
+            gradients[i, j] = sketch(torch.cat([g.flatten() for g in by_parameter])).numpy()
             log_probs[i, j] = log_prob.item()
         done()
     return gradients, log_probs

@@ -1,8 +1,8 @@
-"""Stage theory: the parts of the gradient's error, on the bandit and on a fine-tuned model, as numbers.
+"""The stage theory: measure the parts of the gradient's error, on the bandit and on a fine-tuned model.
 
-On the model every quantity is a mean over training prompts of what their sampled responses give. Beside the gradient's
-own noise stands what it is worth: the score of a verifier is a function of the responses, so the direction in which it
-grows fastest is known too, and how far the gradient points that way can be measured for any choice of negatives.
+On the model, every quantity is a mean over training prompts, estimated from their sampled responses. The stage also
+measures the gradient's direction: a verifier's score is a function of the responses, so the direction in which it grows
+fastest is known. The gradient's component along it is measured for several choices of negatives.
 """
 
 import json
@@ -32,14 +32,14 @@ from studies.gradient_error.components import (
 
 VERSION = 2
 FILE = "theory.json"
-# What a step's negatives are.
+# Choices of negatives, as the report names them.
 NONE, ALL = "none: the target alone, as supervised fine-tuning", "all responses"
 KEPT, WORSE = "kept by the filter", "worse than the target (oracle)"
 
 
 @dataclass(frozen=True)
 class GradientError:
-    """What is measured; `gradient_error.yaml` explains each."""
+    """Settings of the measurement. `gradient_error.yaml` explains each."""
 
     prompts: Annotated[Count, Field(ge=3)]
     samples: Annotated[Samples, Field(ge=2)]
@@ -54,23 +54,23 @@ class GradientError:
     def __post_init__(self) -> None:
         check_numbers(self, "theory")
         if max(self.negatives) > self.samples:
-            raise UserError(f"theory.negatives={self.negatives}: each from 1 to theory.samples={self.samples}")
+            raise UserError(f"theory.negatives={self.negatives}: use values from 1 to theory.samples={self.samples}")
         if max(self.estimates) >= self.prompts:
-            raise UserError(f"theory.estimates={self.estimates}: each below theory.prompts={self.prompts}")
+            raise UserError(f"theory.estimates={self.estimates}: use values below theory.prompts={self.prompts}")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Gradients of a model's responses, and what is known of them. N prompts, M samples of each.
+    """Gradients and scores of a model's responses, for N prompts with M samples each.
 
     Attributes:
-        gradients: of log-probabilities, target first, [N, 1 + M, d].
-        log_probs: of the policy, [N, 1 + M].
-        reference: of the reference, [N, 1 + M].
-        scores: by the verifier, target first, [N, 1 + M]; None where there is none.
-        kept: which samples the filter keeps, [N, M] bool.
-        drawn: per prompt which samples training would take as negatives, in rank order, [N, K] with K the pool's size;
-            prompts that the filter drops have none and are left out of what is told of the filter.
+        gradients: gradients of log-probabilities, target first, [N, 1 + M, d].
+        log_probs: the policy's log-probabilities, [N, 1 + M].
+        reference: the reference's log-probabilities, [N, 1 + M].
+        scores: the verifier's scores, target first, [N, 1 + M]; None without a verifier.
+        kept: samples that the filter keeps, [N, M] bool.
+        drawn: per prompt the indices of the negatives for training, in rank order, [K] with K the pool's size. Empty
+            for prompts that the filter drops; the filter's results leave those out.
         tokens: mean tokens of a prompt and of a response.
     """
 
@@ -84,7 +84,7 @@ class Measured:
 
 
 def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, Any]:
-    """Exact parts, and the error by formula and by simulation, of n targets against m negatives of one prompt."""
+    """Return the exact parts, and the error by formula and by simulation, of n targets against m negatives."""
     bandit = settings.build()
     parts = bandit.parts
     curves = []
@@ -107,39 +107,39 @@ def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, A
 
 
 def _bias(bandit: Bandit, good: int, left: float) -> float:
-    """||E estimate - G||^2 in units of ||G||^2, G with bad negatives alone, the estimate with `left` of the good."""
+    """Return ||E estimate - G||^2 / ||G||^2, with G of bad negatives alone and the estimate with `left` of the good."""
     is_good = np.arange(len(bandit.logits)) < good
     ideal = bandit.without(is_good, 0.0).gradient
     return float(np.square(bandit.without(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
 
 
 def on_model(settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
-    """The parts of the error on a model, the error measured, and how far the gradient points to higher scores."""
+    """Return the error's parts on a model, measured errors, and the gradient's slope towards higher scores."""
     pairs = pair_gradients(measured.gradients, measured.log_probs, measured.reference, beta)
     usable = [i for i, drawn in enumerate(measured.drawn) if len(drawn)]
-    found: dict[str, Any] = {"tokens": list(measured.tokens), "prompts": len(pairs)}
-    found["all"] = _told(settings, pairs, measured.tokens)
+    results: dict[str, Any] = {"tokens": list(measured.tokens), "prompts": len(pairs)}
+    results["all"] = _numbers(settings, pairs, measured.tokens)
     if len(usable) > 2 and len(measured.drawn[usable[0]]) > 1:
         taken = np.stack([pairs[i, measured.drawn[i]] for i in usable])
-        found["filtered"] = _told(settings, taken, measured.tokens)
-    found["curves"] = _curves(settings, pairs)
+        results["filtered"] = _numbers(settings, taken, measured.tokens)
+    results["curves"] = _curves(settings, pairs)
     if measured.scores is not None:
-        found["directions"] = _directions(settings, measured, pairs, beta)
-    return found
+        results["directions"] = _directions(settings, measured, pairs, beta)
+    return results
 
 
-def _told(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -> dict[str, Any]:
-    """The parts, what they imply, and the intervals of both, by the jackknife over prompts."""
+def _numbers(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -> dict[str, Any]:
+    """Return the parts and quantities derived from them, with intervals by the jackknife over prompts."""
     parts, without = components(pairs), leave_one_out(pairs)
-    share, shares = _share(parts), np.array([_share(one) for one in without])
+    fraction, fractions = _fraction(parts), np.array([_fraction(p) for p in without])
     ks = [k for k in settings.negatives if k <= pairs.shape[1]]
     return {
         **asdict(parts),
-        "negatives_share": [share, *jackknife(share, shares, settings.confidence)],
+        "negatives_share": [fraction, *jackknife(fraction, fractions, settings.confidence)],
         "worth": {
             str(k): [
                 parts.worth(k),
-                *jackknife(parts.worth(k), np.array([one.worth(k) for one in without]), settings.confidence),
+                *jackknife(parts.worth(k), np.array([p.worth(k) for p in without]), settings.confidence),
             ]
             for k in ks
         },
@@ -149,15 +149,15 @@ def _told(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -
     }
 
 
-def _share(parts: Components) -> float:
-    """B / (A + B): what of the squared error with one negative unlimited negatives would take away."""
+def _fraction(parts: Components) -> float:
+    """Return B / (A + B), the fraction of the squared error at K = 1 that unlimited negatives remove."""
     return parts.within / (parts.between + parts.within)
 
 
 def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
-    """The error of estimates that are really drawn, without replacement, against the mean of the prompts not drawn.
+    """Measure the error of estimates, drawn without replacement, against the mean of the prompts that are not drawn.
 
-    The latter's own noise, (A + B/M) / (N - n), is known and taken off.
+    That mean's own noise, (A + B/M) / (N - n), is known and subtracted.
     """
     rng = np.random.default_rng(settings.seed)
     parts = components(pairs)
@@ -179,10 +179,10 @@ def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
 
 
 def _directions(settings: GradientError, measured: Measured, pairs: Floats, beta: float) -> list[dict[str, Any]]:
-    """Per choice of negatives: what a step gains towards higher scores, and how false its negatives are.
+    """Return, per choice of negatives, a step's slope towards higher scores and its fraction of false negatives.
 
-    The score's own gradient is E[(score - mean) grad log p(y|x)] over the policy's samples y. A step goes against the
-    loss's gradient, so the slope is that of its negative.
+    The score's gradient is E[(score - mean) grad log p(y|x)] over the policy's samples y. A step goes against the
+    loss's gradient, so the slope is that of the negative gradient.
     """
     assert measured.scores is not None
     target, scores = measured.scores[:, :1], measured.scores[:, 1:]
@@ -198,32 +198,32 @@ def _directions(settings: GradientError, measured: Measured, pairs: Floats, beta
     prompts = np.arange(len(uphill))
     rows = [_direction(settings, NONE, beta / 2 * measured.gradients[:, 0], uphill, prompts, None)]
     for name, chosen in choices.items():
-        own = np.flatnonzero(chosen.any(axis=1))
-        means = np.stack([-pairs[i, chosen[i]].mean(axis=0) for i in own]) if len(own) else pairs[:0, 0]
+        usable = np.flatnonzero(chosen.any(axis=1))
+        means = np.stack([-pairs[i, chosen[i]].mean(axis=0) for i in usable]) if len(usable) else pairs[:0, 0]
         false = float((scores >= target)[chosen].mean()) if chosen.any() else math.nan
-        rows.append(_direction(settings, name, means, uphill, own, false))
+        rows.append(_direction(settings, name, means, uphill, usable, false))
     return rows
 
 
 def _direction(
     settings: GradientError, name: str, step: Floats, uphill: Floats, prompts: NDArray[np.intp], false: float | None
 ) -> dict[str, Any]:
-    """A row: the slope of the step [n, d] of these prompts towards what raises their score, and its interval."""
+    """Return a row: the slope of these prompts' step [n, d] towards higher scores, with its interval."""
     row: dict[str, Any] = {"negatives": name, "prompts": len(prompts), "false_negatives": false}
-    towards = uphill[prompts]
-    value = slope(step, towards) if len(prompts) > 2 else math.nan
+    direction = uphill[prompts]
+    value = slope(step, direction) if len(prompts) > 2 else math.nan
     if math.isnan(value):
         return {**row, "slope": None}
-    without = np.array([slope(np.delete(step, i, axis=0), np.delete(towards, i, axis=0)) for i in range(len(step))])
+    without = np.array([slope(np.delete(step, i, axis=0), np.delete(direction, i, axis=0)) for i in range(len(step))])
     return {**row, "slope": [value, *jackknife(value, without, settings.confidence)]}
 
 
 def measure(folder: Path, settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
-    """Writes all numbers to `folder/theory.json`; returns the headline ones."""
-    found = {
+    """Write all numbers to `folder/theory.json`. Return the main ones."""
+    results = {
         "bandit": on_bandit(settings.bandit, settings.negatives),
         "model": on_model(settings, measured, beta),
     }
-    (folder / FILE).write_text(json.dumps(found, indent=1))
-    whole = found["model"]["all"]
-    return {name: whole[name] for name in ("negatives_share", "most", "best_negatives")}
+    (folder / FILE).write_text(json.dumps(results, indent=1))
+    numbers = results["model"]["all"]
+    return {name: numbers[name] for name in ("negatives_share", "most", "best_negatives")}

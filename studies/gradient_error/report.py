@@ -1,4 +1,4 @@
-"""The error of the gradient as a reader sees it: sentences, tables, and a figure."""
+"""Report the gradient's error in sentences, tables, and a figure."""
 
 import json
 import math
@@ -26,36 +26,36 @@ SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "i
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what it shows."""
+    """A table with its caption."""
 
     title: str
-    words: str
+    caption: str
     heads: list[str]
     rows: list[list[str]]
 
 
 def write_theory(theory: "Theory", folder: Path) -> None:
-    """Writes to the folder `theory.json`, `report.html`, `theory.md` and the figure (svg, png)."""
+    """Write `theory.json`, `report.html`, `theory.md` and the figure (svg, png) to the folder."""
     (folder / FILE).write_text(json.dumps(asdict(theory), indent=1))
     save(figure(theory), folder)
-    found = tables(theory)
+    all_tables = tables(theory)
     page = render(
         Path(__file__).parent / "report.html.jinja",
         headline=headline(theory),
         sentences=sentences(theory),
         figure=inline(figure(theory), "theory", "Error of the gradient against negatives"),
-        tables=found,
+        tables=all_tables,
         folder=folder,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     parts = [f"# {headline(theory)}\n", *(f"{sentence}\n" for sentence in sentences(theory)), "![](figure.png)\n"]
-    for table in found:
-        parts += [f"## {table.title}\n", f"{table.words}\n", markdown(table.heads, table.rows)]
+    for table in all_tables:
+        parts += [f"## {table.title}\n", f"{table.caption}\n", markdown(table.heads, table.rows)]
     (folder / "theory.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def print_theory(theory: "Theory", folder: Path) -> None:
-    """Prints the sentences, the tables and the paths to stdout."""
+    """Print sentences, tables and paths to stdout."""
     say("")
     say(headline(theory), "bold")
     for sentence in sentences(theory):
@@ -63,68 +63,68 @@ def print_theory(theory: "Theory", folder: Path) -> None:
     for table in tables(theory):
         say("")
         say(table.title, "bold")
-        shown = columns(*table.heads, left=1)
+        printed = columns(*table.heads, left=1)
         for row in table.rows:
-            shown.add_row(*row)
-        show(shown)
+            printed.add_row(*row)
+        show(printed)
     say("")
     for name in ("report.html", "theory.md", "figure.png"):
         say(f"{name.split('.')[0]:<8} {text.place(folder / name)}", wrap=False)
 
 
 def headline(theory: "Theory") -> str:
-    share = theory.model["all"]["negatives_share"][0]
-    return f"More negatives can take away {text.percent(share, 0)} of the gradient's squared error, and no more"
+    fraction = theory.model["all"]["negatives_share"][0]
+    return f"More negatives can remove at most {text.percent(fraction, 0)} of the gradient's squared error"
 
 
 def sentences(theory: "Theory") -> list[str]:
-    """What the numbers say of K's diminishing returns."""
+    """Describe the diminishing returns of K in sentences."""
     model, bandit = theory.model, theory.bandit
-    told = model["all"]
-    first, last = (str(k(map(int, told["worth"]))) for k in (min, max))
-    said = [
-        f"On the fine-tuned model, over {model['prompts']} training prompts, a gradient from n prompts with K "
-        f"negatives each has the squared error (A + B/K)/n with B/(A+B) = {_bounds(told['negatives_share'])}. "
-        f"K = {last} negatives are worth {_bounds(told['worth'][last], 2)} times as many prompts with one; "
-        f"no number of them is worth more than {text.number(told['most'], 2)} times as many. With prompts of "
-        f"{text.number(model['tokens'][0], 0)} tokens and responses of {text.number(model['tokens'][1], 0)}, a given "
-        f"number of tokens gives the least error at K = {text.number(told['best_negatives'], 1)}.",
-        f"On the bandit, where this can be computed exactly, unlimited negatives make of one target "
-        f"{text.number(bandit['most_balanced'], 2)} balanced pairs, and no more. Negatives that are as good as the "
-        f"target add an error that neither K nor n makes smaller: "
-        f"{text.number(bandit['bias'][0]['squared'])} of the true gradient's squared length without a filter, "
-        f"{text.number(bandit['bias'][1]['squared'])} where a filter takes half of them away.",
+    numbers = model["all"]
+    first, last = (str(k(map(int, numbers["worth"]))) for k in (min, max))
+    sentences = [
+        f"Fine-tuned model, over {model['prompts']} training prompts: a gradient from n prompts with K negatives each "
+        f"has the squared error (A + B/K)/n with B/(A+B) = {_bounds(numbers['negatives_share'])}. A prompt with "
+        f"K = {last} negatives is worth {_bounds(numbers['worth'][last], 2)} prompts with one. The limit for any K is "
+        f"{text.number(numbers['most'], 2)} prompts. With prompts of {text.number(model['tokens'][0], 0)} tokens and "
+        f"responses of {text.number(model['tokens'][1], 0)}, K = {text.number(numbers['best_negatives'], 1)} gives the "
+        "least error per token.",
+        f"Bandit, computed exactly: one target with unlimited negatives is worth "
+        f"{text.number(bandit['most_balanced'], 2)} balanced pairs. Negatives as good as the target add an error "
+        f"that neither K nor n reduces: {text.number(bandit['bias'][0]['squared'])} of the true gradient's squared "
+        f"length without a filter, {text.number(bandit['bias'][1]['squared'])} if a filter removes half of them.",
     ]
-    needed = {k: _count(n) for k, n in told["prompts_needed"].items()}
-    said.append(
-        f"An estimate is no longer mostly noise from {needed[first]} prompts on with K = {first}, and from "
-        f"{needed[last]} on with K = {last}."
-        if told["squared"] > 0
-        else f"Over these {model['prompts']} prompts the true gradient is not told from zero."
+    needed = {k: _count(n) for k, n in numbers["prompts_needed"].items()}
+    sentences.append(
+        f"An estimate is mostly noise with fewer than {needed[first]} prompts at K = {first}, or {needed[last]} "
+        f"prompts at K = {last}."
+        if numbers["squared"] > 0
+        else f"Over these {model['prompts']} prompts the true gradient cannot be told apart from zero."
     )
     if rows := {row["negatives"]: row for row in model.get("directions", [])}:
         slopes = [f"{name} {_bounds(rows[name]['slope'])}" for name in (ALL, KEPT, WORSE, NONE) if rows[name]["slope"]]
-        said.append(
-            "What a step gains along the direction in which the verifier's score grows fastest, by its negatives: "
-            f"{'; '.join(slopes) or 'drowned in noise'}."
+        sentences.append(
+            "A step's component along the direction in which the verifier's score grows fastest, by choice of "
+            f"negatives: {'; '.join(slopes) or 'too noisy to estimate'}."
         )
-    return said
+    return sentences
 
 
 def tables(theory: "Theory") -> list[Table]:
     model = theory.model
-    found = []
+    result = []
     for key, title in (("all", "All responses as negatives"), ("filtered", "The filter's draw as negatives")):
         if key in model:
-            told = model[key]
-            rows = [[k, _bounds(told["worth"][k], 2), _count(told["prompts_needed"][k])] for k in told["worth"]]
-            words = (
-                f"B/(A+B) = {_bounds(told['negatives_share'])}; at most {text.number(told['most'], 2)} times the "
-                f"prompts; least error per token at K = {text.number(told['best_negatives'], 1)}. "
-                "Intervals by the jackknife over prompts."
+            numbers = model[key]
+            needed = numbers["prompts_needed"]
+            rows = [[k, _bounds(value, 2), _count(needed[k])] for k, value in numbers["worth"].items()]
+            caption = (
+                f"B/(A+B) = {_bounds(numbers['negatives_share'])}; worth at most {text.number(numbers['most'], 2)} "
+                f"prompts; least error per token at K = {text.number(numbers['best_negatives'], 1)}. "
+                "Intervals: jackknife over prompts."
             )
-            heads = ["K", "worth prompts with K=1, times", "prompts for an error of the gradient's length"]
-            found.append(Table(title, words, heads, rows))
+            heads = ["K", "worth in prompts with K=1", "prompts at which the error equals the gradient's length"]
+            result.append(Table(title, caption, heads, rows))
     if "directions" in model:
         rows = [
             [
@@ -135,14 +135,14 @@ def tables(theory: "Theory") -> list[Table]:
             ]
             for row in model["directions"]
         ]
-        words = (
-            "The mean step's component along the gradient of the expected score over the policy's own samples, freed "
-            "of each prompt's own noise. A false negative scores as high as the target."
+        caption = (
+            "The mean step's component along the gradient of the expected score over the policy's samples, without the "
+            "bias from each prompt's own noise. A false negative scores at least as high as the target."
         )
         heads = ["negatives", "prompts", "slope towards higher scores", "false negatives"]
-        found.append(Table("Where the gradient points", words, heads, rows))
-    found.append(_bandit(theory.bandit))
-    return found
+        result.append(Table("Direction of the gradient", caption, heads, rows))
+    result.append(_bandit(theory.bandit))
+    return result
 
 
 def _bandit(bandit: Mapping[str, Any]) -> Table:
@@ -155,18 +155,18 @@ def _bandit(bandit: Mapping[str, Any]) -> Table:
         for row in bandit["curves"]
     ]
     parts = bandit["parts"]
-    words = (
-        f"Exact parts: of the target {parts['target']:.3g}, of the negative {parts['negative']:.3g}, of both "
-        f"{parts['both']:.3g}, ||G||² = {parts['squared']:.3g}. Simulated: mean ± standard error."
+    caption = (
+        f"Exact parts: target {parts['target']:.3g}, negative {parts['negative']:.3g}, both {parts['both']:.3g}, "
+        f"||G||² = {parts['squared']:.3g}. Simulated: mean ± standard error."
     )
-    return Table("Bandit", words, ["targets × negatives", "formula", "simulated"], rows)
+    return Table("Bandit", caption, ["targets × negatives", "formula", "simulated"], rows)
 
 
 @styled()
 def figure(theory: "Theory") -> Figure:
-    """Error against negatives on log axes: the bandit, and the model."""
-    drawn = Figure(figsize=(8.2, 3.6), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    """Plot the error against negatives on log axes, for the bandit and the model."""
+    plot = Figure(figsize=(8.2, 3.6), layout="constrained")
+    left, right = plot.subplots(1, 2)
     _lines(left, theory.bandit["curves"], "positives", "simulated", "target")
     left.set_title("Bandit, one prompt")
     _lines(right, theory.model["curves"], "prompts", "measured", "prompt")
@@ -178,16 +178,16 @@ def figure(theory: "Theory") -> Figure:
             theory.model["all"]["squared"], color=COLOURS["sft"], linestyle="--", linewidth=1.2, label="||G||²"
         )
     right.legend(fontsize=8)
-    return drawn
+    return plot
 
 
 def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], of: str, points: str, word: str) -> None:
     ks = sorted({int(row["negatives"]) for row in curves})
-    for at, n in enumerate(sorted({int(row[of]) for row in curves})):
+    for index, n in enumerate(sorted({int(row[of]) for row in curves})):
         rows = sorted((row for row in curves if row[of] == n), key=lambda row: row["negatives"])
-        colour = SERIES[at % len(SERIES)]
-        shown = [(row["negatives"], row["formula"], row[points]) for row in rows]
-        x, line, dots = zip(*shown, strict=True)
+        colour = SERIES[index % len(SERIES)]
+        values = [(row["negatives"], row["formula"], row[points]) for row in rows]
+        x, line, dots = zip(*values, strict=True)
         axes.plot(x, line, color=colour, linewidth=1.4, label=f"{n} {word}{'s' if n > 1 else ''}")
         axes.plot(x, dots, "o", color=colour, markersize=5, markeredgewidth=0)
     axes.set_xscale("log", base=2)
@@ -201,11 +201,11 @@ def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], of: str, points: s
 
 
 def _count(prompts: float) -> str:
-    """Rounded up; a dash where no number would do."""
+    """Return the number, rounded up; a dash if it is infinite."""
     return text.count(float(math.ceil(prompts))) if math.isfinite(prompts) else text.NONE
 
 
 def _bounds(value: Sequence[float], digits: int = 3) -> str:
-    """An estimate with its interval, [estimate, low, high]."""
+    """Return [estimate, low, high] as an estimate with its interval."""
     estimate, low, high = (text.number(v, digits) if math.isfinite(v) else text.NONE for v in value)
     return f"{estimate} [{low}, {high}]"

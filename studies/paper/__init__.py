@@ -1,1 +1,1 @@
-"""The paper's experiments: what each would cost, and the commands that run it."""
+"""The paper's experiments: estimate what each costs, and print or run its commands."""

@@ -1,7 +1,7 @@
-"""What the stages of a plan cost: tokens from the data and the settings, hours from measured speeds, bytes.
+"""Estimate the cost of a plan's stages: tokens from data and settings, hours from measured speeds, and bytes.
 
-Speeds are per device and measured: by hand, in a file with its source, or by a finished run. Where there is none, the
-hours are unknown, and said to be.
+Speeds are per device and measured: by hand, in a file that names its source, or by a finished run. Without a speed the
+hours are reported as unknown.
 """
 
 import json
@@ -21,9 +21,9 @@ from selfcontrast.models.loading import FromScratch
 from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.training.optim import OptimConfig
 
-CHARACTERS_PER_TOKEN = 4  # of English text, roughly; where no tokenizer is at hand
+CHARACTERS_PER_TOKEN = 4  # roughly, of English text; used without a tokenizer
 SPEEDS = ("train", "generate", "score", "embed")
-KINDS = {  # of the stages that take long
+KINDS = {  # the kind of speed of each long stage
     "sft": "train",
     "align": "train",
     "generate": "generate",
@@ -34,25 +34,25 @@ KINDS = {  # of the stages that take long
     "embed": "embed",
 }
 UNITS = dict.fromkeys(("train", "generate", "score"), "tokens") | {"embed": "texts"}
-KNOWN_PARAMETERS = {  # of the architecture: 32 layers of width 4096, 8 key-value heads, 14336 wide MLPs, 32000 tokens
+KNOWN_PARAMETERS = {  # from the architecture: 32 layers of width 4096, 8 key-value heads, 14336 wide MLPs, 32000 tokens
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
     "alignment-handbook/zephyr-7b-sft-full": 7_241_732_096,
 }
 DIMENSIONS = {"builtin": 384, "WhereIsAI/UAE-Large-V1": 1024}  # of an embedding, stored in 2 bytes each
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMISER_BYTES = 12  # per parameter in a checkpoint: float32 weights and two moments
-CANDIDATE_BYTES = 8  # per sampled token: its id, and its text
+CANDIDATE_BYTES = 8  # per sampled token: its id and its text
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts that a job's work follows from; None where they are unknown.
+    """Sizes of data and model that decide a job's work. None means unknown.
 
     Attributes:
         prompts: training prompts.
-        evaluated: prompts of the evaluation.
-        prompt_tokens, response_tokens: means. Responses are as long as those that the store has; else as targets.
-        parameters: of the model.
+        evaluated: evaluation prompts.
+        prompt_tokens, response_tokens: means. Responses are as long as the stored candidates, or else as targets.
+        parameters: number of the model's parameters.
     """
 
     prompts: int | None
@@ -64,7 +64,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step takes: `amount` in the units of the speed called `kind`; bytes that it leaves."""
+    """The work of a stage.
+
+    Attributes:
+        kind: name of the speed that applies; None if the stage counts as free.
+        amount: in the unit of this speed; None if unknown.
+        disk: bytes that the stage writes; None if unknown.
+    """
 
     kind: str | None
     amount: float | None
@@ -72,13 +78,13 @@ class Work:
 
 
 def sizes_of(planned: Planned, **given: Any) -> Sizes:
-    """From the data, where it can be read; what is `given` by name goes before."""
+    """Return the sizes from the data, if it can be read. Sizes `given` by name take precedence."""
     parts = planned.parts
-    train, held = parts.splits["train"], parts.evaluation.choose(parts.splits)
+    train, evaluated = parts.splits["train"], parts.evaluation.choose(parts.splits)
     sampled = [step.artifact.summary.get("tokens_per_response") for step in planned.steps if step.stage == "generate"]
     sizes = Sizes(
         len(train) or None,
-        len(held) or parts.evaluation.prompts,
+        len(evaluated) or parts.evaluation.prompts,
         _mean([sum(len(message["content"]) for message in e.prompt) for e in train]),
         next(filter(None, sampled), None) or _mean([len(example.target) for example in train]),
         parameters(parts),
@@ -87,7 +93,7 @@ def sizes_of(planned: Planned, **given: Any) -> Sizes:
 
 
 def parameters(parts: Parts) -> float | None:
-    """Of the model, where its config is here or it is known by name."""
+    """Return the number of the model's parameters, if its config is here or its name is known."""
     model = parts.model
     path = str(getattr(model, "path", ""))
     if isinstance(model, FromScratch) or Path(path).is_dir():
@@ -100,52 +106,51 @@ def _mean(characters: Sequence[int]) -> float | None:
 
 
 def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
-    """Of a step that is not there yet. Filtering and comparing take minutes on a CPU, and count as nothing."""
+    """Return the work of a stage that is not in the store. Filtering and comparing take CPU minutes and count as 0."""
     rewarded = isinstance(parts.evaluation.benchmarks.get(step.label.partition(" ")[0]), RewardWins)
     if None in (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens):
-        lost = None if step.stage in ("generate", "embed", "reference") else _policy_bytes(step, parts, sizes)
-        return Work("score" if rewarded else KINDS.get(step.stage), None, lost)
-    asked, response, evaluated = sizes.prompt_tokens or 0, sizes.response_tokens or 0, sizes.evaluated or 0
+        disk = None if step.stage in ("generate", "embed", "reference") else _policy_bytes(step, parts, sizes)
+        return Work("score" if rewarded else KINDS.get(step.stage), None, disk)
+    prompt, response, evaluated = sizes.prompt_tokens or 0, sizes.response_tokens or 0, sizes.evaluated or 0
     prompts = sizes.prompts or 0
     chosen = min(prompts, getattr(parts.generator, "prompts", None) or prompts)
     sampled, policy = parts.generator.samples, _policy_bytes(step, parts, sizes)
     match step.stage:
         case "sft":
-            return Work("train", _trained(parts.sft, prompts * (asked + response)), policy)
+            return Work("train", _trained(parts.sft, prompts * (prompt + response)), policy)
         case "generate":
             tokens = chosen * sampled * response
-            ours = getattr(parts.generator, "backend", parts.generator).follows_model  # else somebody else's work
-            return Work("generate" if ours else None, tokens if ours else 0, tokens * CANDIDATE_BYTES)
+            local = getattr(parts.generator, "backend", parts.generator).follows_model  # else another server's work
+            return Work("generate" if local else None, tokens if local else 0, tokens * CANDIDATE_BYTES)
         case "embed":
             width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))
             return Work("embed", chosen * (sampled + 1), chosen * (sampled + 1) * width * 2)
         case "reference":
             responses = 1 + (parts.filter.max_negatives if parts.reference == "stored" else 0)
-            scored = chosen * (asked + responses * response)
+            scored = chosen * (prompt + responses * response)
             return Work("score", scored, scored * 4)
         case "align":
             used = parts.negatives if parts.objective.uses_negatives else 0
-            return Work("train", _trained(parts.trainer, chosen * (asked + (1 + used) * response)), policy)
+            return Work("train", _trained(parts.trainer, chosen * (prompt + (1 + used) * response)), policy)
         case "evaluate":
-            own = parts.evaluation.of_checkpoints() if _of_checkpoint(step, parts) else parts.evaluation
-            return Work("generate", evaluated * sum(way.samples for way in own.ways) * response, 0)
+            settings = parts.evaluation.of_checkpoints() if _of_checkpoint(step, parts) else parts.evaluation
+            return Work("generate", evaluated * sum(way.samples for way in settings.ways) * response, 0)
         case "divergence":  # by the policy and by the fine-tuned model
             drawn = evaluated * (parts.evaluation.sampled.samples if parts.evaluation.sampled else 0) * response
             models = 1 if step.label == f"divergence {BASELINE}" else 2
-            return Work("score", models * (evaluated * asked + drawn), models * drawn * 4)
+            return Work("score", models * (evaluated * prompt + drawn), models * drawn * 4)
         case "answers":
-            return Work("generate", _own_answers(step, parts) * response, 0)
+            return Work("generate", _benchmark_answers(step, parts) * response, 0)
         case "benchmark" if rewarded:
-            return Work("score", evaluated * 2 * (asked + response), 0)
+            return Work("score", evaluated * 2 * (prompt + response), 0)
         case _:
             return Work(None, 0, 0)
 
 
-def _own_answers(step: PlannedStage, parts: Parts) -> int:
-    """To a benchmark's own questions, turn by turn."""
-    request = parts.evaluation.benchmarks[step.label.partition(" ")[0]].answer_request(
-        parts.evaluation.choose(parts.splits)
-    )
+def _benchmark_answers(step: PlannedStage, parts: Parts) -> int:
+    """Return the number of answers to a benchmark's own questions, one per turn."""
+    benchmark = parts.evaluation.benchmarks[step.label.partition(" ")[0]]
+    request = benchmark.answer_request(parts.evaluation.choose(parts.splits))
     assert request is not None  # only a benchmark with questions has this stage
     return sum(how.samples * max(1, len(one.turns)) for how, some in request.questions for one in some)
 
@@ -162,7 +167,7 @@ def _policy_bytes(step: PlannedStage, parts: Parts, sizes: Sizes) -> float | Non
 
 
 def _of_checkpoint(step: PlannedStage, parts: Parts) -> bool:
-    """Whether it scores a policy of an intermediate step, which the job calls "METHOD 1/4"."""
+    """Return whether the stage scores a checkpoint, which the job labels "METHOD 1/4"."""
     checkpoints = parts.evaluation.checkpoints
     return checkpoints > 0 and step.label.endswith(f"/{checkpoints}")
 
@@ -171,72 +176,74 @@ def _of_checkpoint(step: PlannedStage, parts: Parts) -> bool:
 
 
 def measured(run: Path) -> dict[str, float]:
-    """Per device the speeds that a finished run reached: medians over training steps, means over the other stages.
+    """Return the speeds per device of a finished run: medians over training steps, means over other stages.
 
     Raises:
-        UserError: for a folder without a result.
+        UserError: if the folder has no result.
     """
     try:
         result = json.loads((run / "result.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--measured {run}: no result.json of a finished run there") from error
+        raise UserError(f"--measured {run}: no result.json. Give the folder of a finished run.") from error
     hardware = result["config"]["hardware"]
     devices = int(hardware["devices"]) * int(hardware["num_nodes"])
-    found: dict[str, float] = {}
+    speeds: dict[str, float] = {}
     for stage in ("sft", "align"):
-        speeds = [r["tokens_per_second"] for r in result["histories"].get(stage, []) if "tokens_per_second" in r]
-        if speeds:
-            found["train"] = statistics.median(speeds) / devices
-    side_by_side = _workers(result["config"])
+        by_step = [r["tokens_per_second"] for r in result["histories"].get(stage, []) if "tokens_per_second" in r]
+        if by_step:
+            speeds["train"] = statistics.median(by_step) / devices
+    workers = _workers(result["config"])
     stages = {stage["name"]: stage for stage in result["stages"] if stage["seconds"] and not stage["resumed"]}
     generated = stages.get("generate", {"summary": {}})
     if tokens := generated["summary"].get("tokens"):
-        found["generate"] = tokens / generated["seconds"] / side_by_side
+        speeds["generate"] = tokens / generated["seconds"] / workers
     if "embed" in stages and (responses := generated["summary"].get("responses")):
-        found["embed"] = (responses + generated["summary"]["prompts"]) / stages["embed"]["seconds"] / side_by_side
+        speeds["embed"] = (responses + generated["summary"]["prompts"]) / stages["embed"]["seconds"] / workers
     if "reference" in stages and (tokens := stages["reference"]["summary"].get("tokens")):
-        found["score"] = tokens / stages["reference"]["seconds"] / side_by_side
-    return found
+        speeds["score"] = tokens / stages["reference"]["seconds"] / workers
+    return speeds
 
 
 def _workers(config: Mapping[str, Any]) -> float:
-    """Devices that sampled, embedded and scored at once: one, but with Ray's actors, of which the most count."""
+    """Return how many devices sampled, embedded and scored at once: the largest number of Ray's actors, else one."""
     actors = config.get("engine", {}).get("actors", 1)
     most = max(actors) if isinstance(actors, list) else actors
-    share = config.get("engine", {}).get("gpus_per_actor")
-    return float(most * (1 if share in (None, 0) else share))
+    gpus = config.get("engine", {}).get("gpus_per_actor")
+    return float(most * (1 if gpus in (None, 0) else gpus))
 
 
 def from_file(file: Path, hardware: str) -> dict[str, float]:
-    """The speeds of this hardware in a file of `{hardware, model, source, speeds}`.
+    """Read the speeds of this hardware from a file with entries `{hardware, model, source, speeds}`.
 
     Raises:
-        UserError: for a file that cannot be read, or hardware that is not in it.
+        UserError: if the file cannot be read, or lacks the hardware or its source.
     """
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
-    found = {str(entry["hardware"]): entry for entry in entries or []}
-    if hardware not in found:
-        raise UserError(f"--hardware {hardware}: {file} has {', '.join(found) or 'nothing'}")
-    if not found[hardware].get("source"):
-        raise UserError(f"{file}: {hardware} has no source; a speed that nobody can look up is not used")
-    return checked(found[hardware]["speeds"])
+    by_hardware = {str(entry["hardware"]): entry for entry in entries or []}
+    if hardware not in by_hardware:
+        raise UserError(f"--hardware {hardware}: not in {file}, which has {', '.join(by_hardware) or 'nothing'}")
+    if not by_hardware[hardware].get("source"):
+        raise UserError(f"{file}: {hardware} has no source. Name where its speeds can be looked up.")
+    return checked(by_hardware[hardware]["speeds"])
 
 
 def checked(speeds: Mapping[str, Any]) -> dict[str, float]:
-    """Raises `UserError` for a speed of another name, or that is no positive number."""
+    """Return the speeds. Raise `UserError` if a name is unknown or a value is not a positive number."""
     for name, value in speeds.items():
         if name not in SPEEDS or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"speed {name}={value}: one of {', '.join(SPEEDS)}, and a number per second and device")
+            raise UserError(
+                f"speed {name}={value}: give one of {', '.join(SPEEDS)}, and a positive number per second and device"
+            )
     return {name: float(value) for name, value in speeds.items()}
 
 
-def hours(found: Work, speeds: Mapping[str, float]) -> float | None:
-    """Device-hours; None where the speed or the amount is unknown."""
-    if found.kind is None:
+def hours(needed: Work, speeds: Mapping[str, float]) -> float | None:
+    """Return the device-hours; None if the speed or the amount is unknown."""
+    if needed.kind is None:
         return 0.0
-    if found.amount is None or found.kind not in speeds:
+    if needed.amount is None or needed.kind not in speeds:
         return None
-    return found.amount / speeds[found.kind] / 3600
+    return needed.amount / speeds[needed.kind] / 3600

@@ -1,11 +1,11 @@
-"""The paper's experiments: what each would take, and the commands that run it; or runs them.
+"""Plan or run the paper's experiments. A plan shows stages, cached results, cost, and commands.
 
-python -m studies.paper.reproduce all --dry-run               every experiment: stages, what is there, cost
+python -m studies.paper.reproduce all --dry-run               plan every experiment
 python -m studies.paper.reproduce hh_rlhf/self_contrast nectar/spin --dry-run
-python -m studies.paper.reproduce hh_rlhf --dry-run --measured outputs/SHORT_RUN      hours from the speeds of a run
-python -m studies.paper.reproduce hh_rlhf/self_contrast +debug=tiny                   runs it
+python -m studies.paper.reproduce hh_rlhf --dry-run --measured outputs/SHORT_RUN      hours from a run's speeds
+python -m studies.paper.reproduce hh_rlhf/self_contrast +debug=tiny                   run it
 
-An experiment is named DATA/ARM, or DATA for all arms of it; arguments with + or = are settings of train.py.
+An experiment's name is DATA/METHOD, or DATA for all its methods. Arguments with + or = are settings of train.py.
 """
 
 import argparse
@@ -28,131 +28,134 @@ from selfcontrast.errors import UserError
 from selfcontrast.files import CONF
 
 DATA = ("hh_rlhf", "ultrachat", "nectar")
-ARMS = ("sft", "dpo_std", "spin", "self_contrast")
+METHODS = ("sft", "dpo_std", "spin", "self_contrast")
 KS = (1, 2, 4, 8, 16)  # the paper's
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=PARTITION", "hydra.launcher.gpus_per_node=8")
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: SLURM, before a time limit
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends SIGUSR1 before the time limit
 SPEEDS = Path(__file__).parent / "throughput.yaml"
 
 
 def experiments(names: Sequence[str]) -> list[str]:
-    """Those that are named: one, all of a data set, or all. Raises `UserError` for a name that is none."""
-    every = [f"{data}/{arm}" for data in DATA for arm in ARMS]
-    found: list[str] = []
+    """Return the named experiments: one, all of a data set, or all. Raise `UserError` for an unknown name."""
+    every = [f"{data}/{method}" for data in DATA for method in METHODS]
+    named: list[str] = []
     for name in names:
-        chosen = every if name == "all" else [one for one in every if name in (one, one.partition("/")[0])]
+        chosen = every if name == "all" else [label for label in every if name in (label, label.partition("/")[0])]
         if not chosen:
-            raise UserError(f"{name}: no experiment; all, one of {', '.join(DATA)}, or one such as {every[3]}")
-        found += [one for one in chosen if one not in found]
-    return found
+            raise UserError(
+                f"{name}: no such experiment. Give all, one of {', '.join(DATA)}, or a name such as {every[3]}."
+            )
+        named += [label for label in chosen if label not in named]
+    return named
 
 
 def choices(experiment: str) -> list[str]:
-    """What chooses an experiment on train.py's command line."""
-    data, _, arm = experiment.partition("/")
-    pairs = (data, arm) == ("ultrachat", "dpo_std")  # UltraChat has none of its own
-    return ["+experiment=paper", f"data={data}{'_pairs' if pairs else ''}", f"method={arm}"]
+    """Return the overrides of train.py that choose an experiment."""
+    data, _, method = experiment.partition("/")
+    pairs = (data, method) == ("ultrachat", "dpo_std")  # UltraChat has no pairs of its own
+    return ["+experiment=paper", f"data={data}{'_pairs' if pairs else ''}", f"method={method}"]
 
 
 def jobs(experiment: str, overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each of its jobs: for Self-Contrast one per K, unless K is given."""
-    own = [*choices(experiment), *overrides]
-    if not experiment.endswith("self_contrast") or any(each.startswith("negatives=") for each in overrides):
-        return [own]
-    return [[*own, f"negatives={count}"] for count in KS]
+    """Return the overrides of each job. Self-Contrast has a job per K, unless an override gives K."""
+    args = [*choices(experiment), *overrides]
+    if not experiment.endswith("self_contrast") or any(override.startswith("negatives=") for override in overrides):
+        return [args]
+    return [[*args, f"negatives={count}"] for count in KS]
 
 
 def command(experiment: str, overrides: Sequence[str], *more: str) -> list[str]:
-    """What train.py is called with for all its jobs."""
-    own = [*choices(experiment), *overrides]
+    """Return train.py's arguments for all jobs of an experiment."""
+    args = [*choices(experiment), *overrides]
     several = len(jobs(experiment, overrides)) > 1
     swept = [f"negatives={','.join(map(str, KS))}"] if several else []
-    return [*(["-m"] if several or more else []), *more, *own, *swept]
+    return [*(["-m"] if several or more else []), *more, *args, *swept]
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of a job; for a plan, which needs neither a GPU nor a run's folder."""
+    """Return a job's config for a plan, which needs neither a GPU nor a run's folder."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config: DictConfig = compose("config", [*overrides, "output=.", "hardware.accelerator=cpu"])
     return config
 
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="EXPERIMENT | KEY=VALUE")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--hardware", help=f"whose speeds of {SPEEDS.name} the hours are estimated from")
-    parser.add_argument("--measured", type=Path, metavar="RUN", help="the folder of a run whose speeds they are")
-    parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="per GPU and second")
-    parser.add_argument("--prompts", type=int, help="training prompts, where the data cannot be read here")
-    parser.add_argument("--evaluated", type=int, help="prompts of the evaluation, likewise")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
+    parser.add_argument("--hardware", help=f"estimate hours from the speeds of this entry of {SPEEDS.name}")
+    parser.add_argument("--measured", type=Path, metavar="RUN", help="estimate hours from the speeds of this run")
+    parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="a speed, per GPU and second")
+    parser.add_argument("--prompts", type=int, help="number of training prompts, if the data cannot be read here")
+    parser.add_argument("--evaluated", type=int, help="number of evaluation prompts, likewise")
     parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, likewise")
     parser.add_argument("--response-tokens", type=float, help="mean tokens of a response, likewise")
-    parser.add_argument("--parameters", type=float, help="of the model, where its config is not here")
-    return parser.parse_intermixed_args(given)
+    parser.add_argument("--parameters", type=float, help="number of the model's parameters, if its config is not here")
+    return parser.parse_intermixed_args(argv)
 
 
-def speeds(told: argparse.Namespace) -> dict[str, float]:
-    """The measured speeds that were named; those by hand go before a run's, and a run's before a file's."""
+def speeds(args: argparse.Namespace) -> dict[str, float]:
+    """Return the measured speeds. --speed takes precedence over --measured, and that over --hardware."""
     from studies.paper.costs import checked, from_file, measured
 
-    found = from_file(SPEEDS, told.hardware) if told.hardware else {}
-    found |= measured(told.measured) if told.measured else {}
-    for pair in told.speed:
+    result = from_file(SPEEDS, args.hardware) if args.hardware else {}
+    result |= measured(args.measured) if args.measured else {}
+    for pair in args.speed:
         kind, _, number = pair.partition("=")
         try:
-            found |= checked({kind: float(number)})
+            result |= checked({kind: float(number)})
         except ValueError as error:
-            raise UserError(f"--speed {pair}: KIND=NUMBER, such as train=12000") from error
-    return found
+            raise UserError(f"--speed {pair}: give KIND=NUMBER, such as train=12000") from error
+    return result
 
 
-def show(names: Sequence[str], overrides: Sequence[str], told: argparse.Namespace) -> None:
+def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespace) -> None:
+    """Print the plan of each experiment, and the commands that run it."""
     from selfcontrast.planning.plan import DataReader, plan
     from studies.paper.terminal import AGENTS, print_commands, print_plan
 
-    known, seen, read = speeds(told), set[str](), DataReader()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; that it failed is told once
-    given = {name: getattr(told, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
+    known, seen, read = speeds(args), set[str](), DataReader()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries; a failure is reported once
+    given = {name: getattr(args, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:
         planned = [plan(composed(job), read) for job in jobs(experiment, overrides)]
-        print_plan(experiment, planned, known, seen, {**given, "parameters": told.parameters})
+        print_plan(experiment, planned, known, seen, {**given, "parameters": args.parameters})
         commands = {
             "one node": ["python", "train.py", *command(experiment, overrides)],
             "SLURM": ["python", "train.py", *command(experiment, overrides, *SLURM)],
         }
-        if len(planned) > 1 and not overrides:  # of which the sweep's file knows nothing
+        if len(planned) > 1 and not overrides:  # the sweep file has no other overrides
             commands[AGENTS] = ["wandb", "sweep", f"sweeps/paper/{experiment.partition('/')[0]}.yaml"]
         print_commands(commands)
 
 
 def run(names: Sequence[str], overrides: Sequence[str]) -> int:
-    """Each experiment in turn; ends with the first that fails."""
+    """Run each experiment in turn. Stop at the first that fails."""
     for experiment in names:
-        called = [sys.executable, str(CONF.parent / "train.py"), *command(experiment, overrides)]
+        words = [sys.executable, str(CONF.parent / "train.py"), *command(experiment, overrides)]
         sys.stderr.write(f"== {experiment}\n")
-        if code := call(called):
+        if code := call(words):
             return code
     return 0
 
 
 def call(words: Sequence[str]) -> int:
-    """Run a command, pass on what tells this process to end, and wait. Returns its exit code, as a shell counts it."""
+    """Run a command, forward signals that end this process, and wait. Return the exit code as a shell counts it."""
     children: list[subprocess.Popen[bytes]] = []
-    noted: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         terminal = sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
         for child in children:
             if number != signal.SIGINT or not terminal:  # Ctrl-C reaches the whole group
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         with subprocess.Popen(words) as child:
             children.append(child)
-            for number in noted:  # before there was a child
+            for number in received:  # before the child was started
                 child.send_signal(number)
             code = child.wait()
     finally:
@@ -161,15 +164,15 @@ def call(words: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    told = arguments(given)
-    overrides = [name for name in told.names if "=" in name or name.startswith(("+", "~"))]
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    overrides = [name for name in args.names if "=" in name or name.startswith(("+", "~"))]
     try:
-        names = experiments([name for name in told.names if name not in overrides])
+        names = experiments([name for name in args.names if name not in overrides])
         if not names:
-            raise UserError("name an experiment, or all")
-        if told.dry_run:
-            show(names, overrides, told)
+            raise UserError("no experiment is named. Name one, or all.")
+        if args.dry_run:
+            show(names, overrides, args)
             return 0
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(one_line(error))

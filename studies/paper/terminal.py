@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""Print a plan to the terminal."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,60 +19,60 @@ def print_plan(
     seen: set[str],
     given: Mapping[str, float | int | None],
 ) -> None:
-    """The stages of all jobs, each once; what other experiments, in `seen`, have counted is said to be shared."""
+    """Print the stages of all jobs, each once. Stages in `seen`, counted by other experiments, are marked as shared."""
     sizes = sizes_of(jobs[0], **given)
     table = columns("stage", "", "work", "GPU-hours", "disk", left=2)
     total: list[float | None] = []
     disk: list[float | None] = []
-    own: set[str] = set()
+    counted: set[str] = set()
     for planned in jobs:
         for step in planned.steps:
             key = f"{step.stage}/{step.artifact.key}"
-            if key in own:
+            if key in counted:
                 continue
-            own.add(key)
+            counted.add(key)
             if step.artifact.cached or key in seen:
                 how = "in the store" if step.artifact.cached else "shared"
                 table.add_row(_label(step, planned, jobs), how, "", "", "")
                 continue
-            found = work(step, planned.parts, sizes)
-            took = hours(found, speeds)
-            total.append(took)
-            disk.append(found.disk)
-            table.add_row(_label(step, planned, jobs), "to do", _amount(found), _hours(took), _bytes(found.disk))
-    seen |= own
+            needed = work(step, planned.parts, sizes)
+            duration = hours(needed, speeds)
+            total.append(duration)
+            disk.append(needed.disk)
+            table.add_row(_label(step, planned, jobs), "to do", _amount(needed), _hours(duration), _bytes(needed.disk))
+    seen |= counted
     table.add_row("", "", "", "", "")
-    table.add_row("in all", f"{len(total)} of {len(own)} to do", "", _sum(total, _hours), _sum(disk, _bytes))
+    table.add_row("in all", f"{len(total)} of {len(counted)} to do", "", _sum(total, _hours), _sum(disk, _bytes))
     say("")
     say(f"{experiment}: {len(jobs)} job{'s' if len(jobs) > 1 else ''}", "bold")
     for obstacle in dict.fromkeys(planned.obstacle for planned in jobs if planned.obstacle):
-        say(f"It would not start here: {obstacle}")
+        say(f"It cannot start here: {obstacle}")
     show(table)
-    say(_reading(sizes))
-    if any(kind not in speeds for kind in UNITS) and any(took is None for took in total):
-        say(_asked(speeds))
+    say(_assumptions(sizes))
+    if any(kind not in speeds for kind in UNITS) and any(duration is None for duration in total):
+        say(_missing_speeds(speeds))
     if sizes.parameters:
-        say(f"While a model trains, a checkpoint takes another {_bytes(sizes.parameters * OPTIMISER_BYTES)}.")
+        say(f"During training, a checkpoint takes another {_bytes(sizes.parameters * OPTIMISER_BYTES)}.")
 
 
 def print_commands(commands: Mapping[str, Sequence[str]]) -> None:
     for name, words in commands.items():
         say(f"{name:<11} {shlex.join(words)}", wrap=False)
     if AGENTS in commands:
-        say(f"{'':<11} wandb agent ID   # which that prints; once on each machine, with one store", wrap=False)
+        say(f"{'':<11} wandb agent ID   # the ID that this prints; once per machine, with a shared store", wrap=False)
 
 
 def _label(step: PlannedStage, planned: Planned, jobs: Sequence[Planned]) -> str:
-    several = len({one.parts.negatives for one in jobs}) > 1
+    several = len({job.parts.negatives for job in jobs}) > 1
     measured = step.stage in ("evaluate", "divergence", "answers", "benchmark")
-    own = step.stage == "align" or (measured and not step.label.endswith(" SFT"))
-    return f"{step.label}, K = {planned.parts.negatives}" if several and own else step.label
+    of_policy = step.stage == "align" or (measured and not step.label.endswith(" SFT"))
+    return f"{step.label}, K = {planned.parts.negatives}" if several and of_policy else step.label
 
 
-def _amount(found: Work) -> str:
-    if found.kind is None:
+def _amount(needed: Work) -> str:
+    if needed.kind is None:
         return ""
-    return UNKNOWN if found.amount is None else f"{_short(found.amount)} {UNITS[found.kind]}"
+    return UNKNOWN if needed.amount is None else f"{_short(needed.amount)} {UNITS[needed.kind]}"
 
 
 def _short(number: float) -> str:
@@ -82,8 +82,8 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _hours(took: float | None) -> str:
-    return UNKNOWN if took is None else "" if took == 0 else f"{took:.2f}" if took < 10 else f"{took:,.0f}"
+def _hours(value: float | None) -> str:
+    return UNKNOWN if value is None else "" if value == 0 else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def _bytes(size: float | None) -> str:
@@ -97,25 +97,25 @@ def _bytes(size: float | None) -> str:
 
 def _sum(values: Sequence[float | None], write: Callable[[float], str]) -> str:
     known = [value for value in values if value is not None]
-    told = write(sum(known)) or "0"
+    total = write(sum(known)) or "0"
     if len(known) == len(values):
-        return told
-    return f"{told} and {UNKNOWN}" if sum(known) else UNKNOWN
+        return total
+    return f"{total} and {UNKNOWN}" if sum(known) else UNKNOWN
 
 
-def _reading(sizes: Sizes) -> str:
+def _assumptions(sizes: Sizes) -> str:
     if sizes.prompts is None:
         return "The data cannot be read here: give --prompts, --prompt-tokens, --response-tokens and --evaluated."
     lengths = [UNKNOWN if value is None else f"{value:.0f}" for value in (sizes.prompt_tokens, sizes.response_tokens)]
     return (
-        f"Reckoned with {count(sizes.prompts)} training prompts of {lengths[0]} tokens and responses of {lengths[1]} "
-        "(4 characters to a token, and sampled responses as long as targets, where the store does not know better)."
+        f"Assumed: {count(sizes.prompts)} training prompts of {lengths[0]} tokens and responses of {lengths[1]} "
+        "(4 characters per token; without stored candidates, responses are as long as targets)."
     )
 
 
-def _asked(speeds: Mapping[str, float]) -> str:
-    lacking = [kind for kind in UNITS if kind not in speeds]
+def _missing_speeds(speeds: Mapping[str, float]) -> str:
+    missing = [kind for kind in UNITS if kind not in speeds]
     return (
-        f"GPU-hours: no measured speed for {', '.join(lacking)} on this hardware. Give tokens/s per GPU, such as "
-        f"--speed {lacking[0]}=N, or do a short run (data.train.limit=2000) and name its folder with --measured."
+        f"GPU-hours: no measured speed for {', '.join(missing)} on this hardware. Give tokens/s per GPU, such as "
+        f"--speed {missing[0]}=N, or do a short run (data.train.limit=2000) and name its folder with --measured."
     )

@@ -1,4 +1,4 @@
-"""One finished job, which the tests of whole jobs share."""
+"""Run one job that the tests of whole jobs share."""
 
 import pytest
 

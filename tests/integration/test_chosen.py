@@ -1,4 +1,4 @@
-"""Whole jobs in which candidates are chosen, on responses that the verifier tells apart."""
+"""Run whole jobs that choose candidates as positives, on responses with different verifier scores."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from selfcontrast.data.verifier import BuiltinVerifier
 from selfcontrast.planning.plan import DataReader, plan
 from test_config import composed
 
-pytestmark = pytest.mark.slow  # 15 s a job
+pytestmark = pytest.mark.slow  # 15 s per job
 
 SIZES = {"train": 96, "validation": 24, "test": 24}
 DATA = tuple(f"data.{split}={count}" for split, count in SIZES.items())
@@ -25,8 +25,8 @@ SETTINGS = tuple(
 ALIGN = ("filter", "reference", "align")
 
 
-def given(folder: Path) -> dict[str, list[str]]:
-    """Per training prompt its responses: wrong ones, and a right one, which for every other prompt is the target."""
+def write_responses(folder: Path) -> dict[str, list[str]]:
+    """Write and return responses per training prompt: wrong ones and a right one, which is sometimes the target."""
     data = Builtin(**{k: v for k, v in composed(*DATA).data.items() if k != "_target_"})
     score = BuiltinVerifier().score
     examples = [e for e in data.load()["train"] if score(e, e.target) == 1 > max(score(e, e.rejected), score(e, "No."))]
@@ -52,14 +52,16 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
     return read_result(folder / "out")
 
 
-def test_each_choice_shares_what_is_sampled_and_trains_on_its_own_groups(tmp_path: Path) -> None:
-    responses = given(tmp_path)
-    found = {name: run(tmp_path, f"chosen={name}") for name in ("target", "best_of_n", "consensus", "target_and_best")}
-    keys = {name: {label: stage["key"] for label, stage in stages(result).items()} for name, result in found.items()}
+def test_chosen_options_share_samples_and_train_on_different_groups(tmp_path: Path) -> None:
+    responses = write_responses(tmp_path)
+    results = {
+        name: run(tmp_path, f"chosen={name}") for name in ("target", "best_of_n", "consensus", "target_and_best")
+    }
+    keys = {name: {label: stage["key"] for label, stage in stages(result).items()} for name, result in results.items()}
     for name in ("best_of_n", "consensus", "target_and_best"):
         differ = {label for label in keys["target"] if keys["target"][label] != keys[name][label]}
         assert differ == {*ALIGN, *(label for label in keys["target"] if label.endswith("Self-Contrast"))}
-    best = stages(found["best_of_n"])
+    best = stages(results["best_of_n"])
     positives = pd.read_parquet(Path(best["filter"]["path"]) / "chosen.parquet")
     negatives = pd.read_parquet(Path(best["filter"]["path"]) / "negatives.parquet")
     for row in positives.itertuples():
@@ -67,27 +69,27 @@ def test_each_choice_shares_what_is_sampled_and_trains_on_its_own_groups(tmp_pat
         assert row.text not in set(negatives.loc[negatives["id"] == row.id, "text"])
     assert best["filter"]["summary"]["score_chosen"] > best["filter"]["summary"]["score_negatives"]
     assert 0 < best["filter"]["summary"]["chosen_is_target_share"] < 1
-    both = stages(found["target_and_best"])["align"]["summary"]
-    assert both["prompts"] < both["groups"] < 2 * both["prompts"]  # some prompts' best candidate is the target
-    assert any(row["chosen"] for row in found["best_of_n"]["negatives_shown"])
+    both = stages(results["target_and_best"])["align"]["summary"]
+    assert both["prompts"] < both["groups"] < 2 * both["prompts"]  # for some prompts the best candidate is the target
+    assert any(row["chosen"] for row in results["best_of_n"]["negatives_shown"])
     assert "mean score, chosen candidates" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_arms_share_their_choice(tmp_path: Path) -> None:
-    given(tmp_path)
-    pair, tuned = (run(tmp_path, f"method={arm}") for arm in ("best_vs_worst", "rft"))
-    one, other = stages(pair), stages(tuned)
-    assert {name: one[name]["key"] for name in ("filter", "reference")} == {
-        name: other[name]["key"] for name in ("filter", "reference")
+def test_methods_with_a_chosen_candidate_share_the_filter(tmp_path: Path) -> None:
+    write_responses(tmp_path)
+    pair, tuned = (run(tmp_path, f"method={name}") for name in ("best_vs_worst", "rft"))
+    first, second = stages(pair), stages(tuned)
+    assert {name: first[name]["key"] for name in ("filter", "reference")} == {
+        name: second[name]["key"] for name in ("filter", "reference")
     }
-    assert one["align"]["summary"]["prompts"] == other["align"]["summary"]["prompts"] > 8
-    assert [found["align"]["summary"]["negatives_per_prompt"] for found in (one, other)] == [1, 0]
+    assert first["align"]["summary"]["prompts"] == second["align"]["summary"]["prompts"] > 8
+    assert [each["align"]["summary"]["negatives_per_prompt"] for each in (first, second)] == [1, 0]
 
 
-def test_the_targets_job_keeps_its_keys(tmp_path: Path) -> None:
-    """Without a choice, nothing of one is in the settings that the keys are made of."""
-    place = (f"store={tmp_path / 'store'}", "output=out", "tracking=none")
-    steps = {step.label: step.artifact for step in plan(composed(*DATA, *place), DataReader()).steps}
-    chosen = plan(composed(*DATA, *place, "chosen=consensus"), DataReader()).steps
+def test_chosen_target_keeps_the_keys(tmp_path: Path) -> None:
+    """With chosen=target, the settings in the keys have no trace of a choice."""
+    folders = (f"store={tmp_path / 'store'}", "output=out", "tracking=none")
+    steps = {step.label: step.artifact for step in plan(composed(*DATA, *folders), DataReader()).steps}
+    chosen = plan(composed(*DATA, *folders, "chosen=consensus"), DataReader()).steps
     differ = {step.label for step in chosen if steps[step.label].key != step.artifact.key}
     assert differ == {*ALIGN, *(label for label in steps if label.endswith("Self-Contrast"))}

@@ -1,4 +1,4 @@
-"""Training with compiled layers, by the real compiler: the same result, and the same after a resume."""
+"""Train with compiled layers and the real compiler. The result is the same, also after a resume."""
 
 from pathlib import Path
 
@@ -39,13 +39,13 @@ def trained(folder: Path, machine: Hardware, module: type[SupervisedFineTuning])
     return {name: value.clone() for name, value in policy.state_dict().items()}
 
 
-def test_compiled_layers_train_the_same_weights_and_resume_exactly(tmp_path: Path) -> None:
+def test_fit_with_compiled_layers_gives_the_same_weights_and_resumes_exactly(tmp_path: Path) -> None:
     machine = hardware(compile=True, checkpoint_every=2)
     compiled = trained(tmp_path / "whole", machine, SupervisedFineTuning)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for name, value in trained(tmp_path / "plain", hardware(), SupervisedFineTuning).items():
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)  # weights move by 0.05 at this rate
     trained(tmp_path / "killed", machine, KilledAtStep3)
-    torch._dynamo.reset()  # what a new process would know
+    torch._dynamo.reset()  # the state of a new process
     resumed = trained(tmp_path / "killed", machine, SupervisedFineTuning)
     assert all(torch.equal(resumed[name], value) for name, value in compiled.items())

@@ -1,4 +1,4 @@
-"""Damage to a store changes no result without a word: twelve of the script's fifty damages."""
+"""Run twelve of the fifty cases of tests/corruptions.py."""
 
 import random
 from pathlib import Path
@@ -9,8 +9,8 @@ from corruptions import damaged, stores
 
 
 @pytest.mark.slow
-def test_no_damage_to_a_store_changes_a_result(tmp_path: Path) -> None:
-    places, expected = stores(tmp_path / "stores")
+def test_job_on_a_damaged_store_gives_the_same_result_or_an_error(tmp_path: Path) -> None:
+    folders, expected = stores(tmp_path / "stores")
     draw = random.Random(1)
-    outcomes = [damaged(places[i % len(places)], tmp_path / str(i), expected, draw) for i in range(12)]
+    outcomes = [damaged(folders[i % len(folders)], tmp_path / str(i), expected, draw) for i in range(12)]
     assert [outcome for outcome in outcomes if outcome.fault] == []

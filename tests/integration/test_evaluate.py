@@ -1,4 +1,4 @@
-"""`evaluate.py` on a finished job's policy, where it lies and as a copy."""
+"""Run `evaluate.py` on a finished job's policy, in the store and as a copy."""
 
 import shutil
 from pathlib import Path
@@ -23,29 +23,29 @@ def evaluated(folder: Path, store: Path, model: Path, *overrides: str) -> tuple[
     return read_result(folder / "out"), ended.stdout
 
 
-def test_a_model_is_measured_as_a_job_measures_its_policy(finished: Finished, tmp_path: Path) -> None:
+def test_evaluate_gives_the_jobs_numbers_for_its_policy(finished: Finished, tmp_path: Path) -> None:
     policy = Path(finished.result["policy"])
     rows = [row for row in finished.result["comparison"]["rows"] if row["system"] == "Self-Contrast"]
     store = tmp_path / "store"
     shutil.copytree(finished.folder / "store", store)
-    own = store / policy.relative_to(finished.folder / "store")
-    recalled, printed = evaluated(tmp_path / "own", store, own)
-    assert all(stage["cached"] for stage in recalled["stages"])
-    assert stages(recalled)["evaluate model"]["key"] == stages(finished.result)["evaluate Self-Contrast"]["key"]
-    assert "dialogues" in recalled["benchmarks"]
-    assert "pairwise" not in recalled["benchmarks"]  # there is no SFT model to compare with
+    stored = store / policy.relative_to(finished.folder / "store")
+    cached, printed = evaluated(tmp_path / "stored", store, stored)
+    assert all(stage["cached"] for stage in cached["stages"])
+    assert stages(cached)["evaluate model"]["key"] == stages(finished.result)["evaluate Self-Contrast"]["key"]
+    assert "dialogues" in cached["benchmarks"]
+    assert "pairwise" not in cached["benchmarks"]  # it needs an SFT model to compare with
     assert f"{rows[0]['mean']['estimate']:.3f}" in printed
 
-    shutil.copytree(own, tmp_path / "elsewhere")
+    shutil.copytree(stored, tmp_path / "elsewhere")
     computed, _ = evaluated(tmp_path / "copy", store, tmp_path / "elsewhere")
     assert not stages(computed)["evaluate model"]["cached"]
-    for found in (recalled, computed):
-        assert [row["mean"] for row in found["comparison"]["rows"]] == [row["mean"] for row in rows]
+    for result in (cached, computed):
+        assert [row["mean"] for row in result["comparison"]["rows"]] == [row["mean"] for row in rows]
     again, _ = evaluated(tmp_path / "again", store, tmp_path / "elsewhere")
     assert all(stage["cached"] for stage in again["stages"])
 
 
-def test_what_is_said_of_a_model_is_on_its_page_and_in_its_tables(finished: Finished, tmp_path: Path) -> None:
+def test_evaluate_writes_page_and_tables(finished: Finished, tmp_path: Path) -> None:
     store = finished.folder / "store"
     result, _ = evaluated(tmp_path / "run", store, Path(finished.result["policy"]), "tracking=csv")
     page = (tmp_path / "run/out/report.html").read_text()
@@ -62,30 +62,30 @@ def test_what_is_said_of_a_model_is_on_its_page_and_in_its_tables(finished: Fini
     assert len(pd.read_csv(tables / "samples.csv")) == len(result["samples"]) > 0
 
 
-def test_a_chat_template_in_place_of_the_models_own(finished: Finished, tmp_path: Path) -> None:
-    """The same weights under another template are another model, and answer otherwise; its own changes nothing."""
+def test_evaluate_with_another_chat_template_gives_other_answers(finished: Finished, tmp_path: Path) -> None:
+    """The same weights with another template are another model. The model's own template changes nothing."""
     store, policy = finished.folder / "store", Path(finished.result["policy"])
-    own = load_tokenizer(policy).chat_template
+    template = load_tokenizer(policy).chat_template
     (tmp_path / "other.jinja").write_text(
-        own.replace("{{ message.content", "{{ 'say: ' if message.role == 'user' }}{{ message.content")
+        template.replace("{{ message.content", "{{ 'say: ' if message.role == 'user' }}{{ message.content")
     )
-    (tmp_path / "own.jinja").write_text(own)
-    found = {}
+    (tmp_path / "own.jinja").write_text(template)
+    results = {}
     for name in ("own", "other"):
-        template = f"model.chat_template={tmp_path / name}.jinja"
-        found[name], _ = evaluated(tmp_path / name, store, policy, template)
+        override = f"model.chat_template={tmp_path / name}.jinja"
+        results[name], _ = evaluated(tmp_path / name, store, policy, override)
     rows = [row for row in finished.result["comparison"]["rows"] if row["system"] == "Self-Contrast"]
-    assert [row["mean"] for row in found["own"]["comparison"]["rows"]] == [row["mean"] for row in rows]
+    assert [row["mean"] for row in results["own"]["comparison"]["rows"]] == [row["mean"] for row in rows]
     answers = {
         name: pd.read_parquet(Path(stages(result)["evaluate model"]["path"]) / "answers.parquet")["text"]
-        for name, result in found.items()
+        for name, result in results.items()
     }
     assert list(answers["own"]) != list(answers["other"])
-    assert load_tokenizer(policy).chat_template == own
+    assert load_tokenizer(policy).chat_template == template
 
 
-def test_no_model_is_a_users_mistake(tmp_path: Path) -> None:
-    for arguments, words in (([], "model.path is required"), (["model=./nowhere"], "no such folder")):
+def test_evaluate_without_a_model_exits_with_one_line(tmp_path: Path) -> None:
+    for arguments, words in (([], "model.path is required"), (["model=./nowhere"], "./nowhere")):
         ended = run_train(*arguments, cwd=tmp_path, script="evaluate.py")
         assert ended.returncode == 1
         assert words in ended.stderr
@@ -96,6 +96,6 @@ NAMES = ["it's", "a\\'b", "c\\", "\\\\", "a, b=c", "[x]", "{y}", "  z ", "''", "
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_folder_of_any_name_reaches_the_config_as_it_is(name: str) -> None:
+def test_overrides_keep_a_folder_of_any_name(name: str) -> None:
     _, override = overrides([f"model=/models/{name}"])
     assert OverridesParser.create().parse_override(override).value() == f"/models/{name}"

@@ -1,4 +1,4 @@
-"""The paper's experiments from end to end with `+debug=tiny`: every data set, and every method, in turn."""
+"""Run the paper's experiments end to end with `+debug=tiny`, for every data set and method."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ from test_experiments import chosen
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the runs need, and their common store."""
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the runs' data and models, and their shared store."""
     folder = tmp_path_factory.mktemp("experiments")
     write_debug(folder / "debug")
     return folder
 
 
-def run(place: Path, experiment: str, *overrides: str, script: str = "train.py") -> dict[str, Any]:
-    out = place / experiment.replace("/", "_")
+def run(workplace: Path, experiment: str, *overrides: str, script: str = "train.py") -> dict[str, Any]:
+    out = workplace / experiment.replace("/", "_")
     names = chosen(experiment) if script == "train.py" else [experiment]
-    ended = run_train(*names, "+debug=tiny", f"hydra.run.dir={out}", *overrides, cwd=place, script=script)
+    ended = run_train(*names, "+debug=tiny", f"hydra.run.dir={out}", *overrides, cwd=workplace, script=script)
     assert ended.returncode == 0, ended.stderr
     assert (out / "report.html").is_file()
     return read_result(out)
@@ -37,10 +37,10 @@ def negatives(result: dict[str, Any]) -> pd.DataFrame:
     return pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
 
 
-def test_hh_rlhf_self_contrast_and_the_fine_tuning_that_it_begins_with(place: Path) -> None:
-    result = run(place, "hh_rlhf/self_contrast", "negatives=4", "generator.samples=24")
-    found = stages(result)
-    summary = found["align"]["summary"]
+def test_hh_rlhf_self_contrast_shares_its_sft_stage(workplace: Path) -> None:
+    result = run(workplace, "hh_rlhf/self_contrast", "negatives=4", "generator.samples=24")
+    by_name = stages(result)
+    summary = by_name["align"]["summary"]
     assert summary["negatives_per_prompt"] == 4
     assert 16 <= summary["prompts"] <= ROWS
     assert summary["steps"] == -(-summary["prompts"] // 8)
@@ -48,8 +48,8 @@ def test_hh_rlhf_self_contrast_and_the_fine_tuning_that_it_begins_with(place: Pa
     measured = {(line["system"], line["what"]) for line in result["benchmarks"]["reward"]["lines"]}
     assert ("Self-Contrast", "win rate over target") in measured
     assert ("Self-Contrast", "mean of sigmoid(reward)") in measured
-    alone = run(place, "hh_rlhf/sft", script="studies/paper/reproduce.py")
-    assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (found["sft"]["key"], True)
+    alone = run(workplace, "hh_rlhf/sft", script="studies/paper/reproduce.py")
+    assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (by_name["sft"]["key"], True)
     assert systems(alone) == {"SFT"}
     template = load_tokenizer(Path(result["policy"])).apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
@@ -57,26 +57,27 @@ def test_hh_rlhf_self_contrast_and_the_fine_tuning_that_it_begins_with(place: Pa
     assert template == "<s><|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
 
 
-def test_ultrachat_standard_dpo_from_a_model_that_is_fine_tuned_already(place: Path) -> None:
-    """The pairs are UltraFeedback's; the fine-tuned model is the given one; UltraChat's prompts are evaluated."""
-    result = run(place, "ultrachat/dpo_std")
-    found = stages(result)
-    given = (place / "debug" / "model" / "model.safetensors").read_bytes()
-    assert (place / found["sft"]["path"] / "model" / "model.safetensors").read_bytes()[-1000:] == given[-1000:]
-    assert (found["sft"]["summary"]["steps"], found["sft"]["summary"]["tokens"]) == (0, 0)
+def test_ultrachat_dpo_starts_from_a_fine_tuned_model(workplace: Path) -> None:
+    """The pairs are UltraFeedback's, the SFT model is given, and the evaluation uses UltraChat's prompts."""
+    result = run(workplace, "ultrachat/dpo_std")
+    by_name = stages(result)
+    weights = (workplace / "debug" / "model" / "model.safetensors").read_bytes()
+    assert (workplace / by_name["sft"]["path"] / "model" / "model.safetensors").read_bytes()[-1000:] == weights[-1000:]
+    assert (by_name["sft"]["summary"]["steps"], by_name["sft"]["summary"]["tokens"]) == (0, 0)
     drawn = negatives(result)
     assert (drawn["rank"] == 0).all()
-    assert len(drawn) == found["align"]["summary"]["prompts"] >= 16
+    assert len(drawn) == by_name["align"]["summary"]["prompts"] >= 16
     assert systems(result) == {"SFT", "DPO_std"}
 
 
-def test_nectar_spin_in_two_rounds_with_a_token_that_the_model_lacked(place: Path) -> None:
-    result = run(place, "nectar/spin", "iterations=2")
-    found = stages(result)
+def test_nectar_spin_in_two_iterations_with_an_added_token(workplace: Path) -> None:
+    result = run(workplace, "nectar/spin", "iterations=2")
+    by_name = stages(result)
     assert systems(result) == {"SFT", "SPIN round 1", "SPIN"}
     for prefix in ("round-1/", ""):
-        assert found[f"{prefix}generate"]["summary"]["responses"] == found[f"{prefix}generate"]["summary"]["prompts"]
-        assert found[f"{prefix}align"]["summary"]["negatives_per_prompt"] == 1
+        generated = by_name[f"{prefix}generate"]["summary"]
+        assert generated["responses"] == generated["prompts"]
+        assert by_name[f"{prefix}align"]["summary"]["negatives_per_prompt"] == 1
     tokenizer = load_tokenizer(Path(result["policy"]))
     assert tokenizer.convert_tokens_to_ids("<|end_of_turn|>") == len(tokenizer) - 1
 
@@ -94,8 +95,8 @@ def test_nectar_spin_in_two_rounds_with_a_token_that_the_model_lacked(place: Pat
         ("nectar/self_contrast", "Self-Contrast"),
     ],
 )
-def test_the_others_run_too(experiment: str, method: str | None, place: Path) -> None:
+def test_experiment_runs(experiment: str, method: str | None, workplace: Path) -> None:
     smaller = {"Self-Contrast": ["negatives=4", "generator.samples=24"], "SPIN": ["iterations=1"]}.get(method or "", [])
-    result = run(place, experiment, *smaller)
+    result = run(workplace, experiment, *smaller)
     assert systems(result) == {"SFT", *([method] if method else [])}
     assert result["benchmarks"]["reward"]["lines"]

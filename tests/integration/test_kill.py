@@ -1,34 +1,32 @@
-"""`kill -9` during sampling and again during training; then the same command goes on and ends with the same numbers."""
+"""Kill a job (`kill -9`) during sampling and during training. The same command then ends with the same numbers."""
 
 import signal
 from pathlib import Path
 
 import pytest
 
-from jobs import TIMEOUT, TINY, Finished, kill_when, read_result, run_train, stages, standing
+from jobs import TIMEOUT, TINY, Finished, kill_when, read_result, run_train, stages, stopped_job
 from selfcontrast.store import MANIFEST
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-def test_a_polite_signal_ends_a_job_politely(sent: signal.Signals, code: int, tmp_path: Path) -> None:
-    with standing(tmp_path, [*TINY, "sft.epochs=200"], "sft/*.partial/resume/last.ckpt") as job:
-        job.send_signal(sent)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_signal_ends_a_job_without_a_traceback(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    with stopped_job(tmp_path, [*TINY, "sft.epochs=200"], "sft/*.partial/resume/last.ckpt") as job:
+        job.send_signal(number)
         job.send_signal(signal.SIGCONT)
-        _, said = job.communicate(timeout=TIMEOUT)
-    assert job.returncode == code, said
-    assert "Traceback" not in said
+        _, error = job.communicate(timeout=TIMEOUT)
+    assert job.returncode == code, error
+    assert "Traceback" not in error
     assert "sft" not in published(tmp_path)
-    if sent == signal.SIGINT:
-        assert said.strip().splitlines()[-1].startswith("interrupted: ")
+    if number == signal.SIGINT:
+        assert error.strip().splitlines()[-1].startswith("interrupted: ")
 
 
 def published(folder: Path) -> set[str]:
     return {manifest.parts[-3] for manifest in (folder / "store").glob(f"*/*/{MANIFEST}")}
 
 
-def test_a_job_killed_while_sampling_and_while_training_ends_as_if_it_had_not_been(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_job_killed_during_sampling_and_training_resumes_to_the_same_result(finished: Finished, tmp_path: Path) -> None:
     kill_when(tmp_path, TINY, "generate/*.partial/resume/**/*.parquet")
     assert "generate" not in published(tmp_path)
     (sampling,) = (tmp_path / "store").glob("generate/*.partial")
@@ -43,8 +41,8 @@ def test_a_job_killed_while_sampling_and_while_training_ends_as_if_it_had_not_be
     assert last.returncode == 0, last.stderr
     result = read_result(tmp_path / "out")
     assert not list((tmp_path / "store").rglob("*.partial"))
-    recalled = {n for n, s in stages(result).items() if s["cached"]}
-    assert recalled == {
+    cached = {n for n, s in stages(result).items() if s["cached"]}
+    assert cached == {
         "data",
         "contamination",
         "sft",

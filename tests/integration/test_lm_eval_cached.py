@@ -1,4 +1,4 @@
-"""A task of lm-eval's own over a data set that was downloaded once: offline, with few-shot examples, equal numbers."""
+"""Run one of lm-eval's own tasks offline on a cached data set, with few-shot examples: our numbers equal lm-eval's."""
 
 import json
 import os
@@ -23,12 +23,12 @@ WORDS = ["cat", "dog", "Paris", "the mat", "a name", "France", "sat on", "and"]
 
 def question(i: int) -> dict[str, object]:
     choices = [WORDS[(i + k) % 8] for k in range(3)]
-    asked = f"what is {WORDS[i % 8]}{i}?"
-    return {"id": str(i), "question": asked, "answerKey": "ABC"[i % 3], "choices": {"text": choices, "label": [*"ABC"]}}
+    text = f"what is {WORDS[i % 8]}{i}?"
+    return {"id": str(i), "question": text, "answerKey": "ABC"[i % 3], "choices": {"text": choices, "label": [*"ABC"]}}
 
 
 def cached(folder: Path) -> Path:
-    """What `datasets` keeps of a download of the hub's data set, with rows of our own."""
+    """Write the cache that `datasets` makes of a downloaded data set, with our rows."""
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(question(i)) for i in range(40)))
     files = {split: [str(folder / "rows.jsonl")] for split in ("train", "validation", "test")}
     builder = Json(cache_dir=str(folder), dataset_name="ai2_arc", config_name=CONFIG, hash="0" * 40, data_files=files)
@@ -39,7 +39,7 @@ def cached(folder: Path) -> Path:
 
 @pytest.mark.parametrize("fewshot", [0, 2])
 @pytest.mark.parametrize("chat", [False, True])
-def test_ours_and_lm_evals_command_give_equal_numbers(
+def test_run_tasks_on_a_cached_data_set_equals_lm_evals_command(
     fewshot: int, chat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, cache = policy_folder(tmp_path / "policy"), cached(tmp_path)

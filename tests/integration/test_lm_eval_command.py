@@ -1,4 +1,4 @@
-"""lm-eval's own command over the documents that we write, on the same model: the numbers are ours."""
+"""Run lm-eval's own command on our documents and the same model: the numbers equal ours."""
 
 import json
 import os
@@ -23,13 +23,13 @@ WORDS = ["cat", "dog", "Paris", "the mat", "a name", "France", "sat on", "and"]
 EXAMPLES = [example(f"e{i}", f"what is {i}?", f"it is {WORDS[i * 3 % 8]} {i % 7}") for i in range(24)]
 
 
-def test_lm_evals_own_command_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_run_tasks_on_own_documents_equals_lm_evals_command(tmp_path: Path) -> None:
     renderer, policy = Renderer(tokenizer()), tmp_path / "policy"
     save_policy(policy, taught(EXAMPLES[::2]), renderer.tokenizer, "")
-    most = yaml.safe_load((TASKS / "target_generation.yaml").read_text())["generation_kwargs"]["max_gen_toks"]
+    max_tokens = yaml.safe_load((TASKS / "target_generation.yaml").read_text())["generation_kwargs"]["max_gen_toks"]
     documents = {
         "target_choice": choice_documents(EXAMPLES, renderer, 120, seed=0),
-        "target_generation": generation_documents(EXAMPLES, renderer, 120, most),
+        "target_generation": generation_documents(EXAMPLES, renderer, 120, max_tokens),
     }
     (tmp_path / "tasks").mkdir()
     for task, rows in documents.items():
@@ -54,5 +54,5 @@ def test_lm_evals_own_command_gives_the_same_numbers(tmp_path: Path) -> None:
     assert 0 < ours["target_choice"]["acc"] < 1
     assert 0 < ours["target_generation"]["exact_match"] < 1
     (samples,) = (tmp_path / "out").rglob("samples_target_generation_*.jsonl")
-    asked = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in samples.read_text().splitlines()]
-    assert asked == [document["query"] for document in documents["target_generation"]]
+    queries = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in samples.read_text().splitlines()]
+    assert queries == [document["query"] for document in documents["target_generation"]]

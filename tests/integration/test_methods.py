@@ -1,4 +1,4 @@
-"""The baselines through the real command: what each shares with Self-Contrast, and what it does instead."""
+"""Run the baselines through the real command, and compare their stages with those of Self-Contrast."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from selfcontrast.data.builtin import Builtin
 from selfcontrast.planning.plan import DataReader, plan
 from test_config import composed
 
-OWN = ("negatives=", "filter.max_negatives=", "filter.on_shortage=", "generator.samples=")  # an arm's own business
-PAIRED = ("generator.max_new_tokens=",)  # no setting of generator=pairs
+SET_BY_METHOD = ("negatives=", "filter.max_negatives=", "filter.on_shortage=", "generator.samples=")
+PAIRED = ("generator.max_new_tokens=",)  # generator=pairs has no such setting
 
 
-def run(folder: Path, finished: Finished, *overrides: str, without: tuple[str, ...] = OWN) -> dict[str, Any]:
+def run(folder: Path, finished: Finished, *overrides: str, without: tuple[str, ...] = SET_BY_METHOD) -> dict[str, Any]:
     settings = [setting for setting in TINY if not setting.startswith(without)]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     ended = run_train(*settings, *overrides, cwd=folder, env=store)
@@ -24,15 +24,15 @@ def run(folder: Path, finished: Finished, *overrides: str, without: tuple[str, .
     return read_result(folder / "out")
 
 
-def test_fine_tuning_continued_has_the_prompts_and_steps_of_self_contrast(finished: Finished, tmp_path: Path) -> None:
+def test_sft_continued_has_the_prompts_and_steps_of_self_contrast(finished: Finished, tmp_path: Path) -> None:
     result = run(tmp_path, finished, "method=sft_continued", without=())
-    own, before = stages(result), stages(finished.result)
+    after, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter", "reference"):
-        assert (own[part]["key"], own[part]["cached"]) == (before[part]["key"], True)
-    one, other = own["align"]["summary"], before["align"]["summary"]
-    assert {name: one[name] for name in ("prompts", "steps")} == {name: other[name] for name in ("prompts", "steps")}
-    assert one["negatives_per_prompt"] == 0
-    assert one["tokens"] < other["tokens"]
+        assert (after[part]["key"], after[part]["cached"]) == (before[part]["key"], True)
+    tuned, aligned = after["align"]["summary"], before["align"]["summary"]
+    assert [tuned[name] for name in ("prompts", "steps")] == [aligned[name] for name in ("prompts", "steps")]
+    assert tuned["negatives_per_prompt"] == 0
+    assert tuned["tokens"] < aligned["tokens"]
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SFT continued"}
     assert (
         result["value"]
@@ -40,8 +40,8 @@ def test_fine_tuning_continued_has_the_prompts_and_steps_of_self_contrast(finish
     )
 
 
-def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished, tmp_path: Path) -> None:
-    """K = 1 is given the tokens of K = 2; the arm without a policy stands beside it."""
+def test_sweep_of_sft_alone_and_of_a_token_budget(finished: Finished, tmp_path: Path) -> None:
+    """K = 1 gets the tokens of K = 2. The method sft has no policy."""
     tokens = stages(finished.result)["align"]["summary"]["tokens"]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
@@ -58,17 +58,17 @@ def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished,
         "dialogues",
     }
     assert alone["policy"] == str(Path(stages(alone)["sft"]["path"]) / "model")
-    own, other = (stages(result)["align"]["summary"] for result in (paired, finished.result))
-    most = max(own["tokens"] / own["steps"], 1)
-    assert tokens <= own["tokens"] < tokens + 4 * most
-    assert own["steps"] > other["steps"]
+    summary, other = (stages(result)["align"]["summary"] for result in (paired, finished.result))
+    per_step = max(summary["tokens"] / summary["steps"], 1)
+    assert tokens <= summary["tokens"] < tokens + 4 * per_step
+    assert summary["steps"] > other["steps"]
     table = pd.read_csv(tmp_path / "sweep" / "results.csv").set_index("variant")
-    assert table.loc["Self-Contrast", "align_tokens"] == own["tokens"]
+    assert table.loc["Self-Contrast", "align_tokens"] == summary["tokens"]
     assert pd.isna(table.loc["none", "difference"])
 
 
-def test_standard_dpo_on_the_datas_own_pairs(finished: Finished, tmp_path: Path) -> None:
-    result = run(tmp_path, finished, "method=dpo_std", without=(*OWN, *PAIRED))
+def test_dpo_std_trains_on_the_datas_own_pairs(finished: Finished, tmp_path: Path) -> None:
+    result = run(tmp_path, finished, "method=dpo_std", without=(*SET_BY_METHOD, *PAIRED))
     data = {k: v for k, v in result["config"]["data"].items() if k != "_target_"}
     rejected = {example.id: example.rejected for example in Builtin(**data).load()["train"]}
     negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
@@ -79,31 +79,31 @@ def test_standard_dpo_on_the_datas_own_pairs(finished: Finished, tmp_path: Path)
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "DPO_std"}
 
 
-def test_spin_draws_one_response_of_each_rounds_own_policy(finished: Finished, tmp_path: Path) -> None:
+def test_spin_draws_one_response_per_prompt_in_each_iteration(finished: Finished, tmp_path: Path) -> None:
     result = run(tmp_path, finished, "method=spin", "iterations=2")
-    found = stages(result)
+    by_name = stages(result)
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SPIN round 1", "SPIN"}
     for prefix in ("round-1/", ""):
-        generated, aligned = found[f"{prefix}generate"]["summary"], found[f"{prefix}align"]["summary"]
+        generated, aligned = by_name[f"{prefix}generate"]["summary"], by_name[f"{prefix}align"]["summary"]
         assert generated["responses"] == generated["prompts"] == 16
         assert aligned["negatives_per_prompt"] == 1
-    assert result["policy"] == str(Path(found["align"]["path"]) / "model")
+    assert result["policy"] == str(Path(by_name["align"]["path"]) / "model")
 
 
-def test_dft_by_the_samplers_log_probabilities(finished: Finished, tmp_path: Path) -> None:
-    """Its importance weights are 1 at the start; and of the reference's scores those of targets are enough."""
+def test_dft_with_the_samplers_log_probs_scores_only_targets(finished: Finished, tmp_path: Path) -> None:
+    """Its importance weights are 1 at the start."""
     result = run(tmp_path, finished, "objective=dft", "reference=sampler", without=())
-    own, before = stages(result), stages(finished.result)
+    after, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter"):
-        assert (own[part]["key"], own[part]["cached"]) == (before[part]["key"], True)
-    assert 0 < own["reference"]["summary"]["tokens"] < before["reference"]["summary"]["tokens"] / 2
+        assert (after[part]["key"], after[part]["cached"]) == (before[part]["key"], True)
+    assert 0 < after["reference"]["summary"]["tokens"] < before["reference"]["summary"]["tokens"] / 2
     first, last = result["histories"]["align"][0], result["histories"]["align"][-1]
     assert first["loss"] == pytest.approx(-first["chosen_log_prob"], abs=1e-2)
     assert first["chosen_log_prob_change"] == pytest.approx(0, abs=1e-2)
     assert last["chosen_log_prob_change"] > 0
 
 
-def test_scores_reach_the_objective_and_no_reference_is_scored(finished: Finished, tmp_path: Path) -> None:
+def test_swepo_without_a_reference_trains_on_scores(finished: Finished, tmp_path: Path) -> None:
     result = run(tmp_path, finished, "objective=swepo", "reference=none", without=())
     assert "reference" not in stages(result)
     negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
@@ -114,15 +114,15 @@ def test_scores_reach_the_objective_and_no_reference_is_scored(finished: Finishe
     assert first["chosen_reward"] == pytest.approx(0.1 * first["chosen_log_prob"], rel=1e-4)
 
 
-def test_a_plan_knows_the_stages_of_the_run_by_their_keys(finished: Finished) -> None:
-    """And of another K, which no other test runs in this store, those that it shares."""
-    place = (f"store={finished.folder / 'store'}", "output=out", "tracking=none")
-    planned = plan(composed(*TINY, *place), DataReader())
+def test_plan_has_the_keys_of_the_run(finished: Finished) -> None:
+    """For a K that no other test runs in this store, it finds the shared stages."""
+    folders = (f"store={finished.folder / 'store'}", "output=out", "tracking=none")
+    planned = plan(composed(*TINY, *folders), DataReader())
     assert {step.label: step.artifact.key for step in planned.steps} == {
         name: stage["key"] for name, stage in stages(finished.result).items()
     }
     assert all(step.artifact.cached for step in planned.steps)
-    other = plan(composed(*TINY, *place, "negatives=4"), DataReader())
+    other = plan(composed(*TINY, *folders, "negatives=4"), DataReader())
     missing = {step.label for step in other.steps if not step.artifact.cached}
     assert missing == {
         label for label in stages(finished.result) if label == "align" or label.endswith("Self-Contrast")

@@ -1,4 +1,4 @@
-"""The miniature's commands on a tiny job: two K, two seeds and one baseline make one report with verdicts."""
+"""Run the miniature's commands on a tiny job: two K, two seeds and one baseline give one report with verdicts."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def sweep(folder: Path, *overrides: str, without: tuple[str, ...] = ()) -> list[Path]:
-    """The results of a sweep of the miniature's, of which some of the tiny job's settings are left out."""
+    """Run a sweep of the miniature with the tiny job's settings, except those in `without`. Return its results."""
     tiny = [setting for setting in TINY if setting.partition("=")[0] not in ("negatives", *without)]
     ended = run_train("-m", *tiny, "seed=1,2", f"hydra.sweep.dir={folder}", *overrides, cwd=folder.parent.parent)
     assert ended.returncode == 0, ended.stderr
@@ -30,13 +30,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_report_of_all_sweeps_with_verdicts(swept: Path) -> None:
+def test_claims_of_all_sweeps_have_verdicts(swept: Path) -> None:
     command = [sys.executable, "-m", "studies.claims", str(swept)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    said = (swept / "claims.md").read_text()
+    text = (swept / "claims.md").read_text()
     for claim in ("beats SFT", "beats standard DPO", "grows with K", "not merely sharper"):
-        row = next(line for line in said.splitlines() if claim in line)
+        row = next(line for line in text.splitlines() if claim in line)
         verdict = row.rstrip(" |").rpartition("| ")[2]
         assert verdict.partition(":")[0] in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE)
         assert "2 × 16" in row
@@ -44,12 +44,12 @@ def test_one_report_of_all_sweeps_with_verdicts(swept: Path) -> None:
     assert "The claims" in ended.stdout
 
 
-def test_arms_of_a_seed_share_their_fine_tuned_model_and_seeds_do_not(swept: Path) -> None:
+def test_methods_of_a_seed_share_the_sft_model(swept: Path) -> None:
     results = [json.loads(file.read_text()) for file in swept.rglob("result.json")]
     keys = {
         seed: {s["key"] for r in results if r["seed"] == seed for s in r["stages"] if s["name"] == "sft"}
         for seed in (1, 2)
     }
-    assert [len(found) for found in keys.values()] == [1, 1]
+    assert [len(by_seed) for by_seed in keys.values()] == [1, 1]
     assert keys[1] != keys[2]
     assert len({tuple(r["prompts"]["ids"]) for r in results}) == 1

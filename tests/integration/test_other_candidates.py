@@ -1,4 +1,4 @@
-"""Whole jobs whose candidates come from a server, or from a file."""
+"""Run whole jobs with candidates from a server, from another model, and from a file."""
 
 import json
 import subprocess
@@ -17,18 +17,18 @@ KEY = "sk-planted-0123456789"
 
 
 def served(model: Path) -> Any:
-    """Answers as vLLM would, with the policy itself."""
+    """Return a reply function that samples from the policy, in vLLM's format."""
     policy, tokenizer = load_model(model).eval(), load_tokenizer(model)
-    one_at_a_time = threading.Lock()
+    lock = threading.Lock()
 
     def reply(body: Body) -> list[Body]:
         ids = torch.tensor([body["prompt"]])
-        with one_at_a_time, torch.inference_mode():
+        with lock, torch.inference_mode():
             torch.manual_seed(body["seed"])
             limits = {"max_new_tokens": body["max_tokens"], "num_return_sequences": body["n"]}
-            found = policy.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **limits)
+            sampled = policy.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, **limits)
         choices = []
-        for row in found[:, ids.shape[1] :].tolist():
+        for row in sampled[:, ids.shape[1] :].tolist():
             end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else None
             choices.append({"text": "", "token_ids": row[:end], "finish_reason": "stop" if end else "length"})
         return choices
@@ -36,11 +36,11 @@ def served(model: Path) -> Any:
     return reply
 
 
-def test_candidates_from_a_server_that_starts_when_the_model_is_there(finished: Finished, tmp_path: Path) -> None:
-    """First without a server, then with one that refuses a prompt, and with a key that nobody gets to see."""
-    store = {"SELFCONTRAST_STORE": str(finished.folder / "store"), "OWN_KEY": KEY}
-    asked = ("generator=openai", "generator.backend.api_key_env=OWN_KEY", "generator.max_failed_fraction=0.1")
-    early = run_train(*TINY, *asked, "generator.backend.base_urls=[http://127.0.0.1:9/v1]", cwd=tmp_path, env=store)
+def test_candidates_from_a_server_are_sampled_after_it_starts(finished: Finished, tmp_path: Path) -> None:
+    """The server is missing at first, and later refuses one prompt. Its key is written nowhere."""
+    store = {"SELFCONTRAST_STORE": str(finished.folder / "store"), "SERVER_KEY": KEY}
+    settings = ("generator=openai", "generator.backend.api_key_env=SERVER_KEY", "generator.max_failed_fraction=0.1")
+    early = run_train(*TINY, *settings, "generator.backend.base_urls=[http://127.0.0.1:9/v1]", cwd=tmp_path, env=store)
     assert early.returncode == 1
     model = Path(stages(finished.result)["sft"]["path"]) / "model"
     assert f"vllm serve {model} --served-model-name selfcontrast" in early.stderr
@@ -50,25 +50,23 @@ def test_candidates_from_a_server_that_starts_when_the_model_is_there(finished: 
         return None if number else Fault(400, b'{"error": {"message": "not this one"}}')
 
     with OpenAIServer(served(model), refuse_the_first, root=str(model), key=KEY).open() as server:
-        ended = run_train(*TINY, *asked, f"generator.backend.base_urls=[{server.url}]", cwd=tmp_path, env=store)
+        ended = run_train(*TINY, *settings, f"generator.backend.base_urls=[{server.url}]", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     summary = stages(read_result(tmp_path / "out"))["generate"]["summary"]
     assert (summary["prompts"], summary["failed"], summary["responses"]) == (15, 1, 15 * 6)
     assert summary["failed_because"] == {"HTTP 400: not this one": 1}
-    written = [f for folder in (tmp_path, finished.folder / "store") for f in folder.rglob("*") if f.is_file()]
-    assert [f for f in written if KEY.encode() in f.read_bytes()] == []
+    files = [f for folder in (tmp_path, finished.folder / "store") for f in folder.rglob("*") if f.is_file()]
+    assert [f for f in files if KEY.encode() in f.read_bytes()] == []
     assert KEY not in ended.stdout + ended.stderr + early.stderr
 
 
-def test_candidates_of_another_model_under_a_system_message_chosen_by_likelihood(
-    finished: Finished, tmp_path: Path
-) -> None:
-    """The other model is the fine-tuned one itself: an epoch less would be another, and cost another training."""
+def test_candidates_of_another_model_with_a_system_message(finished: Finished, tmp_path: Path) -> None:
+    """The other model is the SFT model itself, which saves a second training."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     other = Path(stages(finished.result)["sft"]["path"])  # the artifact, which holds the model
     model = (f"generator.model={other}", "generator.model_samples=2")
-    asked = ("generator.system='Be wrong.'", *model, "filter=rank_sum", "trainer.epochs=1")
-    ended = run_train(*TINY, *asked, "tracking=none", cwd=tmp_path, env=store)
+    settings = ("generator.system='Be wrong.'", *model, "filter=rank_sum", "trainer.epochs=1")
+    ended = run_train(*TINY, *settings, "tracking=none", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
     assert stages(result)["generate"]["key"] != stages(finished.result)["generate"]["key"]
@@ -79,7 +77,7 @@ def test_candidates_of_another_model_under_a_system_message_chosen_by_likelihood
     assert "<h3>Signals</h3>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_candidates_from_the_file_that_the_data_is_in(tmp_path: Path) -> None:
+def test_candidates_from_the_datas_own_file(tmp_path: Path) -> None:
     rows = [
         {
             "prompt": f"What is {a} plus {b}?",
@@ -106,9 +104,9 @@ def test_candidates_from_the_file_that_the_data_is_in(tmp_path: Path) -> None:
     assert set(shown) <= {response for row in rows for response in row["responses"]}
     summary = stages(result)["generate"]["summary"]
     assert summary["responses"] >= 4 * summary["prompts"] > 0
-    # What was chosen of them goes out again.
+    # Export the selected negatives.
     command = ["-m", "selfcontrast.export", "out", "--format", "trl", "--negatives", "2", "--output", "pairs.jsonl"]
-    written = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert written.returncode == 0, written.stderr
+    exported = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert exported.returncode == 0, exported.stderr
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == 2 * stages(result)["filter"]["summary"]["prompts_used"]

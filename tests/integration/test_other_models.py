@@ -1,4 +1,4 @@
-"""A whole job with a model in which responses cannot share a prompt."""
+"""Run a whole job with a model whose responses cannot share a prompt."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ from tiny import tokenizer
 
 
 def gemma2(folder: Path) -> Path:
-    """A Gemma-2 of random weights, with soft caps that bite and windows shorter than the rows."""
-    reader = tokenizer()
+    """Write a random Gemma-2 with effective soft caps and windows shorter than the rows."""
+    tokens = tokenizer()
     config = Gemma2Config(
-        vocab_size=len(reader),
+        vocab_size=len(tokens),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -29,22 +29,22 @@ def gemma2(folder: Path) -> Path:
         final_logit_softcapping=5.0,
         initializer_range=0.1,
         bos_token_id=None,
-        eos_token_id=reader.eos_token_id,
-        pad_token_id=reader.pad_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
     )
     torch.manual_seed(0)
-    save_policy(folder, Gemma2ForCausalLM(config), reader, "# a card\n")
+    save_policy(folder, Gemma2ForCausalLM(config), tokens, "# a card\n")
     return folder
 
 
 @pytest.mark.slow
-def test_a_gemma_2_is_trained_in_rows_of_its_own(tmp_path: Path) -> None:
+def test_gemma_2_is_trained_in_unshared_rows(tmp_path: Path) -> None:
     model = ["model=hf", f"model.path={gemma2(tmp_path / 'gemma')}", "sft.lr=1e-3"]
     data = ["data.train=240", "data.test=48", "data.validation=24"]
     ended = run_train(*TINY_ANYWHERE, *model, *data, "encoder=lexical", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    (line,) = re.findall(r"align: unshared rows: ([0-9.]+)x the tokens of shared prompts.*soft-capped", ended.stderr)
-    assert float(line) > 1.2
+    (ratio,) = re.findall(r"align: unshared rows: ([0-9.]+)x the tokens of shared prompts.*soft-capped", ended.stderr)
+    assert float(ratio) > 1.2
     result = read_result(tmp_path / "out")
     first = next(record for record in result["histories"]["align"] if "step0/loss" in record)
     assert first["step0/margin_std"] == pytest.approx(0, abs=1e-4)

@@ -1,4 +1,4 @@
-"""A researcher's own selector, in a file of their own, and what happens when they edit it."""
+"""Run a job with a user's own selector, and again after the user edits it."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Own:
+class Custom:
     ranked: ClassVar[bool] = False
     scored: ClassVar[bool] = False
 
@@ -22,31 +22,30 @@ class Own:
     def select(self, pool):
         return np.arange(len(pool.similarity))[{order}]
 """
-OWN = ("~filter.selector", "+filter.selector={_target_: own_selector.Own}", "tracking=none")
+SELECTOR_SETTINGS = ("~filter.selector", "+filter.selector={_target_: own_selector.Custom}", "tracking=none")
 
 
-def test_edited_selector_is_said_to_be_other_code_and_computed_again_on_request(tmp_path: Path) -> None:
-    file, job = tmp_path / "own_selector.py", (*TINY, *OWN)
+def test_edited_selector_gives_a_warning_and_is_recomputed_on_request(tmp_path: Path) -> None:
+    file, job = tmp_path / "own_selector.py", (*TINY, *SELECTOR_SETTINGS)
     env = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def stage_lines(*more: str) -> dict[str, str]:
         ended = run_train(*job, *more, cwd=tmp_path, env=env, fresh=True)
         assert ended.returncode == 0, ended.stderr
         rows = [line.partition(" ") for line in ended.stderr.splitlines()]
-        return {"said": ended.stderr, **{name: " ".join(rest.split()) for name, _, rest in rows if " s)  " in rest}}
+        return {"stderr": ended.stderr, **{name: " ".join(rest.split()) for name, _, rest in rows if " s)  " in rest}}
 
     file.write_text(SELECTOR.format(order=":"))
     first = stage_lines()
     assert first["filter"].startswith("done")
-    assert "other code" not in first["said"]
+    assert "(own_selector.py" not in first["stderr"]
     file.write_text(SELECTOR.format(order=":-1"))
-    recalled = stage_lines()
-    assert recalled["filter"].startswith("recalled")
-    assert "different code (own_selector.py)" in recalled["said"]
-    assert "recompute=[filter]" in recalled["said"]
+    cached = stage_lines()
+    assert cached["filter"].startswith("cached")
+    assert all(words in cached["stderr"] for words in ("code (own_selector.py)", "recompute=[filter]"))
     again = stage_lines("recompute=[filter]")
-    assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["recalled"] * 3
+    assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["cached"] * 3
     assert [again[name].split()[0] for name in ("filter", "reference", "align")] == ["done"] * 3
     settled = stage_lines()
-    assert all(settled[name].startswith("recalled") for name in ("filter", "reference", "align"))
-    assert "other code" not in settled["said"]
+    assert all(settled[name].startswith("cached") for name in ("filter", "reference", "align"))
+    assert "(own_selector.py" not in settled["stderr"]

@@ -1,4 +1,4 @@
-"""A whole job whose policy is trained beside a base in 4 bits."""
+"""Run a whole job that trains adapters on a base in 4 bits."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jobs import TINY, read_result, run_train, stages
 
 
 @pytest.mark.slow
-def test_a_job_on_4_bits_saves_an_ordinary_policy(tmp_path: Path) -> None:
+def test_qlora_job_saves_an_unquantised_policy(tmp_path: Path) -> None:
     ended = run_train(*TINY, "adapter=qlora", "adapter.dropout=0", "trainer.lr=1e-3", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")

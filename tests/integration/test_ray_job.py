@@ -1,4 +1,4 @@
-"""The stages that sample and embed candidates, on Ray, within a whole job; and a cluster that loses a machine."""
+"""Run sampling and embedding on Ray within a whole job, and on a cluster that loses a machine."""
 
 import os
 import shutil
@@ -14,21 +14,21 @@ from jobs import TIMEOUT, TINY, Finished, read_result, run_train, stages
 
 pytestmark = pytest.mark.slow
 
-AGAIN = ("generate", "embed", "filter")
+REMOVED = ("generate", "embed", "filter")
 
 
-def test_a_job_on_ray_has_the_artifacts_and_the_numbers_of_one_without(finished: Finished, tmp_path: Path) -> None:
-    """What comes after the filter is recalled by its key, and rightly so: what it is made from is equal to the byte."""
-    shutil.copytree(finished.folder / "store", tmp_path / "store", ignore=shutil.ignore_patterns(*AGAIN))
+def test_job_on_ray_has_the_artifacts_and_numbers_of_a_local_one(finished: Finished, tmp_path: Path) -> None:
+    """Stages after the filter are cached by key. That is correct, because their inputs are equal byte for byte."""
+    shutil.copytree(finished.folder / "store", tmp_path / "store", ignore=shutil.ignore_patterns(*REMOVED))
     ended = run_train(*TINY, "engine=ray", "engine.actors=1", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
-    assert {name for name, stage in stages(result).items() if not stage["cached"]} == set(AGAIN)
+    assert {name for name, stage in stages(result).items() if not stage["cached"]} == set(REMOVED)
     for name, stage in stages(finished.result).items():
-        own = stages(result)[name]
-        assert own["key"] == stage["key"]
+        on_ray = stages(result)[name]
+        assert on_ray["key"] == stage["key"]
         files = {file.name: file.read_bytes() for file in Path(stage["path"]).glob("*.parquet")}
-        assert {file.name: file.read_bytes() for file in Path(own["path"]).glob("*.parquet")} == files, name
+        assert {file.name: file.read_bytes() for file in Path(on_ray["path"]).glob("*.parquet")} == files, name
     for part in ("value", "comparison", "samples", "negatives_shown", "similarities"):
         assert result[part] == finished.result[part], part
 
@@ -54,10 +54,10 @@ finally:
 """
 
 
-def test_a_cluster_that_loses_a_machine_finishes_the_work_on_the_other(tmp_path: Path) -> None:
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+def test_cluster_that_loses_a_machine_finishes_on_the_other(tmp_path: Path) -> None:
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     command = [sys.executable, "-c", MACHINES, str(tmp_path)]
-    ended = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=TIMEOUT)
+    ended = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=TIMEOUT)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "lost").exists()
     work = shards(tmp_path, [1], [2], [3], [16], [5], [6])

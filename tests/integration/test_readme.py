@@ -1,6 +1,6 @@
-"""Every command that a reader is told to type: the README's are run as they stand, with small settings after them.
+"""Run every command of the README with small settings appended.
 
-Those of `docs/`, many of which want a GPU, a cluster or a server, are composed and built.
+Commands of `docs/`, many of which need a GPU, a cluster or a server, are only composed and built.
 """
 
 import json
@@ -28,7 +28,7 @@ OTHER = re.compile(
 
 
 def commands(*files: Path) -> list[str]:
-    return sorted({found.strip() for file in files for found in COMMAND.findall(file.read_text())})
+    return sorted({command.strip() for file in files for command in COMMAND.findall(file.read_text())})
 
 
 COMMANDS = commands(*(ROOT / name for name in DOCUMENTS))
@@ -36,7 +36,7 @@ COMMANDS = commands(*(ROOT / name for name in DOCUMENTS))
 
 @pytest.fixture(scope="module")
 def workplace(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the commands name, and one store for all of them."""
+    """Return a folder with the files that the commands name, and one store for all."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(finished.folder / "store", folder / "store")
     rows = [{"prompt": f"Say the number {i}.", "completion": f"It is {i}.", "answer": i} for i in range(60)]
@@ -47,50 +47,50 @@ def workplace(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_the_readme_shows_commands() -> None:
+def test_readme_commands_are_found() -> None:
     assert "negatives=4 trainer.lr=5e-5" in COMMANDS
     assert "-m negatives=1,4,8,16" in COMMANDS
 
 
 @pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow if "," in c else ()) for c in COMMANDS])
-def test_command_runs(command: str, workplace: Path) -> None:
-    given = [word.replace("path=FILE", "path=FILE.jsonl") for word in shlex.split(command)]
-    given = [word.replace("hardware=gpu", "hardware=cpu") for word in given]  # no test needs a GPU
-    own_data, own_model = any("data=jsonl" in w for w in given), any("model=hf" in w for w in given)
+def test_readme_command_runs(command: str, workplace: Path) -> None:
+    words = [word.replace("path=FILE", "path=FILE.jsonl") for word in shlex.split(command)]
+    words = [word.replace("hardware=gpu", "hardware=cpu") for word in words]  # no test needs a GPU
+    own_data, own_model = any("data=jsonl" in w for w in words), any("model=hf" in w for w in words)
     small = [s for s in TINY if not (own_data and s.startswith("data.")) and not (own_model and s.startswith("model."))]
-    if any(word.startswith("-m") for word in given):
+    if any(word.startswith("-m") for word in words):
         small = [s if not s.startswith("filter.max") else "filter.max_negatives=16" for s in small]
         small = [s if not s.startswith("generator.samples") else "generator.samples=24" for s in small]
         small += [f"hydra.sweep.dir={workplace / 'sweep'}"]
-    small = [s for s in small if s.split("=")[0] not in {word.split("=")[0] for word in given}]
-    if "--help" in given:
+    small = [s for s in small if s.split("=")[0] not in {word.split("=")[0] for word in words}]
+    if "--help" in words:
         small = []
-    ended = run_train(*given, *small, "tracking=none", cwd=workplace)
+    ended = run_train(*words, *small, "tracking=none", cwd=workplace)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
 
 
-def test_the_readmes_other_commands_run(workplace: Path) -> None:
+def test_readme_other_commands_run(workplace: Path) -> None:
     for k, folder in ((1, "multirun/0"), (2, "outputs/0")):
         job = (*TINY, f"negatives={k}", "tracking=none", f"hydra.run.dir={workplace / folder}")
         assert run_train(*job, cwd=workplace).returncode == 0
     small = [s for s in TINY if s not in TINY_MODEL]
-    given = dict(OTHER.findall((ROOT / "README.md").read_text()))
-    assert set(given) == {"evaluate.py", "-m studies.paper.reproduce", "-m selfcontrast.report"}
-    measured = run_train(*given["evaluate.py"].split(), *small, "tracking=none", cwd=workplace, script="evaluate.py")
+    others = dict(OTHER.findall((ROOT / "README.md").read_text()))
+    assert set(others) == {"evaluate.py", "-m studies.paper.reproduce", "-m selfcontrast.report"}
+    measured = run_train(*others["evaluate.py"].split(), *small, "tracking=none", cwd=workplace, script="evaluate.py")
     assert measured.returncode == 0, measured.stderr
-    planned = given["-m studies.paper.reproduce"].split()
+    planned = others["-m studies.paper.reproduce"].split()
     plan = run_train(*planned, cwd=workplace, script="studies/paper/reproduce.py")
     assert plan.returncode == 0, plan.stderr
     assert "evaluate SPIN" in plan.stdout
-    report = [sys.executable, "-m", "selfcontrast.report", *given["-m selfcontrast.report"].split()]
-    told = subprocess.run(report, cwd=workplace, capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stderr
-    assert "2 jobs" in told.stdout
+    report = [sys.executable, "-m", "selfcontrast.report", *others["-m selfcontrast.report"].split()]
+    reported = subprocess.run(report, cwd=workplace, capture_output=True, text=True, timeout=300)
+    assert reported.returncode == 0, reported.stderr
+    assert "2 jobs" in reported.stdout
 
 
 @pytest.mark.parametrize("command", commands(*sorted((ROOT / "docs").glob("*.md"))))
-def test_a_command_of_the_docs_names_what_there_is(command: str) -> None:
+def test_docs_command_composes_and_builds(command: str) -> None:
     words = [
         word.replace("=N", "=1000") if word.endswith("=N") else word for word in shlex.split(command) if "=" in word
     ]
@@ -102,6 +102,6 @@ def test_a_command_of_the_docs_names_what_there_is(command: str) -> None:
 
 
 def values(word: str) -> list[str]:
-    """Those that a sweep gives a key."""
+    """Return the values that a sweep gives a key."""
     value = word.split("=", 1)[1]
     return [value] if value[0] in "[{'\"" else value.split(",")

@@ -1,4 +1,4 @@
-"""Whole jobs on a real language model, as it is and fine-tuned: as little as every stage can do with."""
+"""Run the smallest possible whole jobs on a real language model, with and without fine-tuning."""
 
 from pathlib import Path
 
@@ -34,12 +34,12 @@ SFT = {"none": ["sft=none"], "tiny": ["sft.epochs=1", "sft.batch_size=16", "sft.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sft", SFT)
-def test_every_stage_runs_on_it(sft: str, tmp_path: Path) -> None:
+def test_smollm2_job_runs_every_stage(sft: str, tmp_path: Path) -> None:
     ended = run_train(*LITTLE, *SFT[sft], cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    found = stages(read_result(tmp_path / "out"))
-    assert found["sft"]["summary"]["parameters"] == 134_515_008
-    assert found["sft"]["summary"]["steps"] == (0 if sft == "none" else 1)
-    policy = Path(found["align"]["path"]) / "model"
+    by_name = stages(read_result(tmp_path / "out"))
+    assert by_name["sft"]["summary"]["parameters"] == 134_515_008
+    assert by_name["sft"]["summary"]["steps"] == (0 if sft == "none" else 1)
+    policy = Path(by_name["align"]["path"]) / "model"
     assert AutoModelForCausalLM.from_pretrained(policy).num_parameters() == 134_515_008
     assert AutoTokenizer.from_pretrained(policy).tokenize("\n\n12") == ["ĊĊ", "1", "2"]

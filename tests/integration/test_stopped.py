@@ -1,4 +1,4 @@
-"""A job that is stopped on W&B's page, one of several: the others run."""
+"""Stop one job of several, as W&B's page does: the others run."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs import ROOT
 
-# The real command over a pipeline that does nothing, but for K = 2, which is stopped as W&B's client would stop it.
+# The real command with a pipeline that does nothing. The job with K = 2 is stopped as W&B's client would stop it.
 SCRIPT = f"""
 import runpy, time
 import selfcontrast.pipeline
@@ -23,10 +23,10 @@ runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 """
 
 
-def test_the_other_jobs_of_a_multirun_go_on(tmp_path: Path) -> None:
-    told = ["-m", "negatives=1,2,4", "data.train=64", "tracking=none", "hydra.sweep.dir=sweep", f"store={tmp_path}"]
+def test_multirun_continues_after_a_stopped_job(tmp_path: Path) -> None:
+    args = ["-m", "negatives=1,2,4", "data.train=64", "tracking=none", "hydra.sweep.dir=sweep", f"store={tmp_path}"]
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *told], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert sorted(file.name for file in tmp_path.glob("ran-*")) == ["ran-1", "ran-4"], ended.stderr
     assert ended.returncode == 1

@@ -1,4 +1,4 @@
-"""Whole jobs through `python train.py`: what comes out, what is recalled, and the user's own data and models."""
+"""Run whole jobs through `python train.py`: results, cached stages, and the user's own data and models."""
 
 import json
 import math
@@ -17,13 +17,13 @@ from selfcontrast.store.runs import all_runs
 from wandb_files import OfflineRun
 
 PREPARED = ["data", "contamination", "sft", "generate", "embed", "filter", "reference"]
-OWN_SHARED = [*PREPARED, "evaluate SFT", "divergence SFT"]  # by every K
-OWN_STAGES = [*OWN_SHARED, "align", "evaluate Self-Contrast", "divergence Self-Contrast"]  # of one's own data
-SHARED = [*OWN_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier, which judges
+USER_SHARED = [*PREPARED, "evaluate SFT", "divergence SFT"]  # shared by every K, on a user's own data
+USER_STAGES = [*USER_SHARED, "align", "evaluate Self-Contrast", "divergence Self-Contrast"]
+SHARED = [*USER_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier as a judge
 DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
-STAGES = [*OWN_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
+STAGES = [*USER_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
 
-# Nothing of ours can be imported: -I leaves the working directory out, and the finder refuses the installed package.
+# Our package cannot be imported: -I leaves out the working directory, and the finder refuses the installed package.
 LOAD = """
 import sys
 
@@ -48,28 +48,30 @@ print(model.dtype, model.config.model_type)
 
 
 def load_alone(folder: str) -> str:
-    """Generates with a policy folder in a process without this package; what it prints."""
+    """Generate with a policy folder in a process without this package, and return its output."""
     command = [sys.executable, "-I", "-c", LOAD, folder]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.strip()
 
 
-def written(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
 def published(store: Path) -> dict[Path, int]:
-    """The files of a store's artifacts, and when they were written."""
+    """Return the files of a store's artifacts, with their times of writing."""
     return {
-        file: file.stat().st_mtime_ns for manifest in store.glob(f"*/*/{MANIFEST}") for file in written(manifest.parent)
+        file: file.stat().st_mtime_ns
+        for manifest in store.glob(f"*/*/{MANIFEST}")
+        for file in files_in(manifest.parent)
     }
 
 
-# --- what comes out
+# --- results
 
 
-def test_a_job_runs_every_stage_and_leaves_report_results_and_policy(finished: Finished) -> None:
+def test_job_runs_every_stage_and_writes_report_result_and_policy(finished: Finished) -> None:
     out, result = finished.folder / "out", finished.result
     assert sorted(stages(result)) == sorted(STAGES)
     assert not any(stage["cached"] or stage["resumed"] for stage in result["stages"])
@@ -81,95 +83,93 @@ def test_a_job_runs_every_stage_and_leaves_report_results_and_policy(finished: F
     summary = stages(result)["align"]["summary"]
     assert {"negatives_per_prompt": 2.0, **counts(result)}.items() <= summary.items()
     policy = Path(result["policy"]).relative_to(finished.folder)
-    for told in (Path("out/report.html"), Path("out/result.json"), policy):
-        assert str(told) in finished.stdout
+    for path in (Path("out/report.html"), Path("out/result.json"), policy):
+        assert str(path) in finished.stdout
 
 
 def counts(result: dict[str, Any]) -> dict[str, int]:
-    """Prompts and steps of align: 4 epochs of steps of 2 prompts."""
+    """Return prompts and steps of align: 4 epochs with 2 prompts per step."""
     prompts = stages(result)["align"]["summary"]["prompts"]
     assert 8 <= prompts <= 16
     return {"prompts": prompts, "steps": -(-prompts // 2) * 4}
 
 
-def test_the_value_is_the_target_metric_of_the_first_decoding(finished: Finished) -> None:
+def test_value_is_the_target_metric_of_the_first_decoding(finished: Finished) -> None:
     answers = pd.read_parquet(Path(stages(finished.result)["evaluate Self-Contrast"]["path"]) / "answers.parquet")
     first = answers[answers["decoding"] == "T=1"]
     by_dialogue = first.groupby(["id", "sample"])["score"].mean()
     assert finished.result["value"] == pytest.approx(by_dialogue.groupby("id").mean().mean())
 
 
-def test_the_policy_loads_without_this_package(finished: Finished) -> None:
+def test_policy_loads_without_this_package(finished: Finished) -> None:
     assert load_alone(finished.result["policy"]) == "torch.float32 llama"
     assert (Path(finished.result["policy"]) / "README.md").is_file()
 
 
-def test_a_policy_is_not_the_model_it_started_from(finished: Finished) -> None:
+def test_policy_differs_from_the_sft_model(finished: Finished) -> None:
     sft = Path(stages(finished.result)["sft"]["path"]) / "model" / "model.safetensors"
     assert sft.read_bytes() != (Path(finished.result["policy"]) / "model.safetensors").read_bytes()
 
 
-def test_the_key_of_wandb_is_in_no_file(finished: Finished) -> None:
-    files = written(finished.folder)
+def test_wandb_key_is_in_no_file(finished: Finished) -> None:
+    files = files_in(finished.folder)
     assert len(files) > 40
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
 
 
-# --- rounds
+# --- iterations
 
 
 @pytest.mark.slow  # two jobs
-def test_rounds_with_prompts_of_their_own_and_with_the_negatives_of_earlier_ones(
-    finished: Finished, tmp_path: Path
-) -> None:
+def test_iterations_with_disjoint_prompts_and_with_all_negatives(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     store = {"SELFCONTRAST_STORE": str(tmp_path / "store")}
-    found = {}
-    for name, own in {
+    by_run = {}
+    for name, settings in {
         "apart": ("reference_over_iterations=initial", "prompts_over_iterations=disjoint"),
         "all": ("negatives_over_iterations=all",),
     }.items():
         (tmp_path / name).mkdir()
-        ended = run_train(*TINY, "iterations=2", "tracking=none", *own, cwd=tmp_path / name, env=store)
+        ended = run_train(*TINY, "iterations=2", "tracking=none", *settings, cwd=tmp_path / name, env=store)
         assert ended.returncode == 0, ended.stderr
-        found[name] = stages(read_result(tmp_path / name / "out"))
+        by_run[name] = stages(read_result(tmp_path / name / "out"))
     ids = {
-        label: set(pd.read_parquet(Path(found["apart"][label]["path"]) / "candidates.parquet")["id"])
+        label: set(pd.read_parquet(Path(by_run["apart"][label]["path"]) / "candidates.parquet")["id"])
         for label in ("round-1/generate", "generate")
     }
     assert len(ids["generate"]) == len(ids["round-1/generate"]) == 16
     assert not ids["generate"] & ids["round-1/generate"]
-    manifest = json.loads((Path(found["apart"]["reference"]["path"]) / MANIFEST).read_text())
-    assert manifest["inputs"]["model"] == found["apart"]["sft"]["key"]
+    manifest = json.loads((Path(by_run["apart"]["reference"]["path"]) / MANIFEST).read_text())
+    assert manifest["inputs"]["model"] == by_run["apart"]["sft"]["key"]
     parts = [
-        pd.read_parquet(Path(found["all"][label]["path"]) / "candidates.parquet")
+        pd.read_parquet(Path(by_run["all"][label]["path"]) / "candidates.parquet")
         for label in ("round-1/generate", "generate", "gather")
     ]
     assert list(parts[2].groupby("id").size()) == [12] * 16
     texts = [frame.groupby("id")["text"].apply(list).to_dict() for frame in parts]
     assert texts[2] == {name: [*texts[0][name], *texts[1][name]] for name in texts[0]}
     assert {tuple(samples) for samples in parts[2].groupby("id")["sample"].apply(list)} == {tuple(range(12))}
-    drawn = pd.read_parquet(Path(found["all"]["filter"]["path"]) / "negatives.parquet")["sample"]
-    assert drawn.min() < 6 <= drawn.max()  # of both rounds
+    drawn = pd.read_parquet(Path(by_run["all"]["filter"]["path"]) / "negatives.parquet")["sample"]
+    assert drawn.min() < 6 <= drawn.max()  # of both iterations
 
 
-def test_a_second_round_starts_from_the_first_policy(finished: Finished, tmp_path: Path) -> None:
+def test_second_iteration_starts_from_the_first_policy(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     ended = run_train(*TINY, "iterations=2", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
-    found, before = stages(result), stages(finished.result)
+    after, before = stages(result), stages(finished.result)
     parts = ("generate", "embed", "filter", "reference", "align")
-    for part in parts:  # the first round is the job of one round
-        assert found[f"round-1/{part}"]["key"] == before[part]["key"]
-        assert found[f"round-1/{part}"]["cached"]
-        assert found[part]["key"] != before[part]["key"]
-        assert not found[part]["cached"]
-    manifest = json.loads((tmp_path / found["generate"]["path"] / "manifest.json").read_text())
+    for part in parts:  # the first iteration equals the job with one iteration
+        assert after[f"round-1/{part}"]["key"] == before[part]["key"]
+        assert after[f"round-1/{part}"]["cached"]
+        assert after[part]["key"] != before[part]["key"]
+        assert not after[part]["cached"]
+    manifest = json.loads((tmp_path / after["generate"]["path"] / "manifest.json").read_text())
     assert manifest["inputs"] == {"model": before["align"]["key"]}
     systems = {row["system"] for row in result["comparison"]["rows"]}
     assert systems == {"SFT", "Self-Contrast round 1", "Self-Contrast"}
-    first = found["evaluate Self-Contrast round 1"]
+    first = after["evaluate Self-Contrast round 1"]
     assert (first["key"], first["cached"]) == (before["evaluate Self-Contrast"]["key"], True)
     (file,) = (tmp_path / "out").rglob("*.wandb")
     run = OfflineRun(file)
@@ -186,7 +186,7 @@ def run(finished: Finished) -> OfflineRun:
     return OfflineRun(file)
 
 
-def test_wandb_has_the_config_and_that_the_run_ended_well(run: OfflineRun, finished: Finished) -> None:
+def test_wandb_has_config_and_exit_code_0(run: OfflineRun, finished: Finished) -> None:
     assert run.exit_code == 0
     config = {k: v for k, v in run.config.items() if k != "_wandb"}
     assert config.pop("provenance")["commit"] == finished.result["provenance"]["commit"]
@@ -202,7 +202,7 @@ def test_wandb_has_the_training_curves(run: OfflineRun, finished: Finished, stag
     assert run.series(f"{stage}/step") == [record["step"] for record in history]
 
 
-def test_wandb_has_the_headline_numbers(run: OfflineRun, finished: Finished) -> None:
+def test_wandb_has_the_main_numbers(run: OfflineRun, finished: Finished) -> None:
     rows = finished.result["comparison"]["rows"]
     for row in rows:
         prefix = f"evaluate/{row['system']}/{row['decoding']}"
@@ -215,8 +215,8 @@ def test_wandb_has_the_headline_numbers(run: OfflineRun, finished: Finished) -> 
     assert [point["system"] for point in points] == ["SFT", "Self-Contrast"]
     for point in points:
         for measure in ("kl", "entropy"):
-            found = run.summary[f"divergence/{point['system']}/{measure}/estimate"]
-            assert found == pytest.approx(point[measure]["estimate"])
+            value = run.summary[f"divergence/{point['system']}/{measure}/estimate"]
+            assert value == pytest.approx(point[measure]["estimate"])
     assert run.series("tables/against_kl.nrows") == [2]
 
 
@@ -224,23 +224,23 @@ def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, f
     (samples,) = run.series("tables/samples.nrows")
     assert samples == len(finished.result["samples"])
     assert run.series("tables/negatives.nrows") == [len(finished.result["negatives_shown"])]
-    assert run.series("tables/candidates.nrows") == [8 * 6]  # of 8 prompts all 6
-    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2 * 2]  # of two samples, in both orders
+    assert run.series("tables/candidates.nrows") == [8 * 6]  # all 6 of 8 prompts
+    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2 * 2]  # two samples, in both orders
     mirrored = {artifact.name: list(artifact.aliases) for artifact in run.artifacts}
     for stage in finished.result["stages"]:
         assert stage["key"] in mirrored[f"{Path(stage['path']).parent.name}-{stage['key']}"]
     assert any(artifact.type == "report" for artifact in run.artifacts)
     (data,) = (name for name in mirrored if name.startswith("data-"))
     made_from = {a.name: json.loads(a.metadata)["made_from"] for a in run.artifacts if "made_from" in a.metadata}
-    found = stages(finished.result)
-    assert data in made_from[f"sft-{found['sft']['key']}"]
-    assert made_from[f"generate-{found['generate']['key']}"] == [f"sft-{found['sft']['key']}"]
+    keys = {name: stage["key"] for name, stage in stages(finished.result).items()}
+    assert data in made_from[f"sft-{keys['sft']}"]
+    assert made_from[f"generate-{keys['generate']}"] == [f"sft-{keys['sft']}"]
 
 
 # --- checkpoints
 
 
-def test_checkpoints_are_scored_and_stand_on_the_way_to_the_same_policy(finished: Finished, tmp_path: Path) -> None:
+def test_checkpoints_are_scored_and_do_not_change_the_policy(finished: Finished, tmp_path: Path) -> None:
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     ended = run_train(*TINY, "evaluation.checkpoints=4", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
@@ -258,10 +258,10 @@ def test_checkpoints_are_scored_and_stand_on_the_way_to_the_same_policy(finished
     assert "Self-Contrast 3/4" in page
 
 
-# --- recalling
+# --- cached stages
 
 
-def test_the_same_command_again_recalls_every_stage_and_gives_equal_numbers(finished: Finished, tmp_path: Path) -> None:
+def test_same_command_again_is_cached_with_equal_numbers(finished: Finished, tmp_path: Path) -> None:
     before = published(finished.folder / "store")
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     again = run_train(*TINY, cwd=tmp_path, env=store)
@@ -276,10 +276,8 @@ def test_the_same_command_again_recalls_every_stage_and_gives_equal_numbers(fini
     assert used[tmp_path / "out"] == {f"{Path(s['path']).parent.name}/{s['key']}" for s in result["stages"]}
 
 
-def test_lora_shares_all_before_align_and_its_policy_needs_neither_peft_nor_us(
-    finished: Finished, tmp_path: Path
-) -> None:
-    """The stored reference scores serve: they are those of the model that the adapters lie beside."""
+def test_lora_shares_all_stages_before_align_and_saves_a_plain_policy(finished: Finished, tmp_path: Path) -> None:
+    """The stored reference scores are valid: they are scores of the adapters' base model."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = ("adapter=lora", "adapter.dropout=0", "trainer.lr=1e-3")
     ended = run_train(*TINY, *settings, cwd=tmp_path, env=store)
@@ -295,7 +293,7 @@ def test_lora_shares_all_before_align_and_its_policy_needs_neither_peft_nor_us(
     assert (policy / "config.json").read_text() == (sft / "config.json").read_text()
 
 
-def test_a_sweep_over_negatives_shares_all_that_k_does_not_decide(finished: Finished, tmp_path: Path) -> None:
+def test_sweep_over_negatives_shares_stages_that_do_not_depend_on_k(finished: Finished, tmp_path: Path) -> None:
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
     ended = run_train("-m", *settings, "negatives=1,3", "hydra.sweep.dir=sweep", cwd=tmp_path, env=store)
@@ -310,7 +308,7 @@ def test_a_sweep_over_negatives_shares_all_that_k_does_not_decide(finished: Fini
         assert {"negatives_per_prompt": float(job["negatives"]), **counts(finished.result)}.items() <= aligned.items()
     negatives = pd.read_parquet(Path(stages(jobs[0])["filter"]["path"]) / "negatives.parquet")
     for _, ranked in negatives.groupby("id"):
-        assert sorted(ranked["rank"]) == [0, 1, 2, 3]  # one pool, of which K takes its first ranks
+        assert sorted(ranked["rank"]) == [0, 1, 2, 3]  # K takes the first ranks of one pool
     runs = [OfflineRun(file) for file in (tmp_path / "sweep").rglob("*.wandb")]
     assert sorted(run.config["negatives"] for run in runs if run.fields["job_type"] == "train") == [1, 3]
     assert [run.fields["job_type"] for run in runs].count("sweep report") == 1
@@ -320,20 +318,20 @@ def test_a_sweep_over_negatives_shares_all_that_k_does_not_decide(finished: Fini
 
 QUESTIONS = [f"What is {a} plus {b}?" for a in range(8) for b in range(8)]
 ANSWERS = [f"{a} plus {b} makes {a + b}, as every child knows." for a in range(8) for b in range(8)]
-USERS = ("data=jsonl", *TINY_ANYWHERE, "trainer.epochs=1", "sft.batch_size=8")
+USER_SETTINGS = ("data=jsonl", *TINY_ANYWHERE, "trainer.epochs=1", "sft.batch_size=8")
 
 
 def finish(folder: Path, *overrides: str) -> dict[str, Any]:
-    ended = run_train(*USERS, *overrides, cwd=folder)
+    ended = run_train(*USER_SETTINGS, *overrides, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     result = read_result(folder / "out")
-    assert result["comparison"]["measure"] == "similarity"  # there is no verifier: a proxy, and called one
-    assert sorted(stages(result)) == sorted(OWN_STAGES)
+    assert result["comparison"]["measure"] == "similarity"  # the fallback without a verifier
+    assert sorted(stages(result)) == sorted(USER_STAGES)
     assert all(-1 <= row["mean"]["estimate"] <= 1 for row in result["comparison"]["rows"])
     return result
 
 
-def test_alpaca_rows_in_json_with_lm_eval(tmp_path: Path) -> None:
+def test_job_on_alpaca_rows_in_json_with_lm_eval(tmp_path: Path) -> None:
     rows = [{"instruction": q, "input": "", "output": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     tasks = ("evaluation.lm_eval.tasks=[target_choice]", "evaluation.lm_eval.limit=8")
@@ -347,7 +345,7 @@ def test_alpaca_rows_in_json_with_lm_eval(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with random weights, its tokenizer and a chat template, as someone else would have saved them."""
+    """Return the folder of a random Llama with tokenizer and chat template, as another tool would save it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -380,7 +378,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, model_folder: Path) -> None:
+def test_job_on_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, model_folder: Path) -> None:
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
         for q, a in zip(QUESTIONS, ANSWERS, strict=True)
@@ -392,7 +390,7 @@ def test_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, model_fold
     assert (policy / "chat_template.jinja").read_text() == (model_folder / "chat_template.jinja").read_text()
 
 
-def test_prompt_and_completion_in_parquet_with_a_folder_in_bfloat16(tmp_path: Path, model_folder: Path) -> None:
+def test_job_on_prompt_and_completion_in_parquet_in_bfloat16(tmp_path: Path, model_folder: Path) -> None:
     frame = pd.DataFrame({"prompt": QUESTIONS, "completion": ANSWERS})
     frame.to_parquet(tmp_path / "data.parquet")
     bfloat16 = ("model.dtype=bfloat16", "sft.lr=1e-3")

@@ -1,4 +1,4 @@
-"""Candidates from vLLM in a whole job, killed with -9 while sampling and started again."""
+"""Run a whole job with vLLM that is killed (`kill -9`) during sampling and restarted."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from jobs import TINY, kill_when
 from processes import vllm_workers, wait_until_gone
 from selfcontrast.store import MANIFEST
 
-PUBLISHED = f"generate/*[0-9a-f]/{MANIFEST}"  # and not in a KEY.partial
+PUBLISHED = f"generate/*[0-9a-f]/{MANIFEST}"  # not in a KEY.partial
 
 
 def candidates(folder: Path) -> bytes:
@@ -19,7 +19,7 @@ def candidates(folder: Path) -> bytes:
 
 
 @pytest.mark.vllm
-def test_a_job_killed_while_vllm_samples_goes_on_to_the_same_bytes(vllm_python: str, tmp_path: Path) -> None:
+def test_job_killed_while_vllm_samples_resumes_to_the_same_bytes(vllm_python: str, tmp_path: Path) -> None:
     job = (
         *TINY,
         "generator=vllm",

@@ -1,4 +1,4 @@
-"""vLLM's own server as a judge: what it says is read and weighed, and nonsense is never a mean."""
+"""Use vLLM's own server as a judge: verdicts are parsed and weighted, and replies without one never give a mean."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ READING = reply_settings(attempts=2, max_tokens=24, max_characters=20_000)
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge that replies to one prompt as it has learned, two times of three with B and else with A."""
+    """Return a judge that has learned to reply to one prompt with B (two of three times) or A."""
     folder = tmp_path_factory.mktemp("judge") / "model"
     replies = [REPLY, REPLY, REPLY.replace("B", "A")]
     model = taught([example("e", judge_prompt(CASE, READING.max_characters), reply) for reply in replies], width=64)
@@ -39,8 +39,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(vllm_python: str, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with serve(vllm_python, policy, log, "--max-model-len", str(LENGTH)) as found:
-        yield f"{found}/v1"
+    with serve(vllm_python, policy, log, "--max-model-len", str(LENGTH)) as address:
+        yield f"{address}/v1"
 
 
 def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
@@ -49,36 +49,36 @@ def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
 
 
 @pytest.mark.vllm
-def test_its_verdict_is_read_and_weighed_as_in_this_process(url: str, policy: Path, tmp_path: Path) -> None:
-    near = judge_context(tmp_path)
+def test_vllm_judge_gives_the_verdict_of_the_local_judge(url: str, policy: Path, tmp_path: Path) -> None:
+    near = around(tmp_path)
     for verdict in ("text", "logprob"):
         with judge(url, verdict).open(near) as there:
-            [found] = there([CASE])
+            [judged] = there([CASE])
         with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(near) as here:
             [expected] = here([CASE])
-        assert (found.status, found.reply.strip()) == ("ok", REPLY)
-        assert found.value == pytest.approx(expected.value, abs=1e-3)
-        assert found.prompt_tokens == expected.prompt_tokens
-    assert 0.2 < found.value < 0.45
+        assert (judged.status, judged.reply.strip()) == ("ok", REPLY)
+        assert judged.value == pytest.approx(expected.value, abs=1e-3)
+        assert judged.prompt_tokens == expected.prompt_tokens
+    assert 0.2 < judged.value < 0.45
 
 
 @pytest.mark.vllm
-def test_nonsense_is_no_mean(url: str, tmp_path: Path) -> None:
-    """At a temperature of 2 hardly a reply has a verdict: the run says how many have one, and fails below its bound."""
+def test_vllm_judge_without_verdicts_fails_below_min_coverage(url: str, tmp_path: Path) -> None:
+    """At temperature 2 almost no reply has a verdict."""
     examples = [example(f"e{i}", f"what is {i}?", f"a cat {i}") for i in range(8)]
-    scores = write_answers(tmp_path / "scores", {(one.id, 0): ["a dog"] for one in examples})
+    scores = answered(tmp_path / "scores", {(item.id, 0): ["a dog"] for item in examples})
     wild = judge(url, temperature=2.0)
-    of = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=wild)
+    benchmark = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=wild)
     with pytest.raises(UserError, match=r"of 16 .*min_coverage=1"):
-        of.run(tmp_path, subject(examples, scores))
+        benchmark.run(tmp_path, subject(examples, scores))
     rows = pd.read_parquet(tmp_path / JUDGMENTS)
     assert len(rows) == 16
     assert list(rows["outcome"].notna()) == list(rows["status"] == "ok")
 
 
 @pytest.mark.vllm
-def test_a_prompt_that_is_longer_than_the_server_reads_is_an_error_of_that_judgment(url: str, tmp_path: Path) -> None:
-    with judge(url).open(judge_context(tmp_path)) as judging:
+def test_vllm_judge_prompt_above_the_servers_length_is_an_api_error(url: str, tmp_path: Path) -> None:
+    with judge(url).open(around(tmp_path)) as judging:
         long, short = judging([single("the dog " * 2000), CASE])
     assert (long.status, long.value) == ("api_error", None)
     assert short.status == "ok"

@@ -1,4 +1,4 @@
-"""lm-eval's tasks on vLLM give the numbers that they give on transformers."""
+"""Compare lm-eval's tasks on vLLM with those on transformers."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ EXAMPLES = [example(f"e{i}", f"what is {i}?", f"it is {WORDS[i * 3 % 8]} {i % 7}
 
 
 @pytest.mark.vllm
-def test_vllm_and_transformers_agree(vllm_python: str, tmp_path: Path) -> None:
-    policy = policy_folder(tmp_path / "policy", width=64)  # heads of 32 dimensions, the fewest that vLLM has
+def test_run_tasks_on_vllm_equals_transformers(vllm_python: str, tmp_path: Path) -> None:
+    policy = policy_folder(tmp_path / "policy", width=64)  # heads of 32 dimensions, vLLM's minimum
     tasks = ("target_choice", "target_generation")
     here = run_tasks(lm_eval(*tasks), policy, EXAMPLES, Renderer(tokenizer()), "cpu", seed=0)
     settings = lm_eval(*tasks, backend=backend(python=vllm_python))
@@ -28,12 +28,12 @@ def test_vllm_and_transformers_agree(vllm_python: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_a_job_asks_its_policies_in_vllm(vllm_python: str, tmp_path: Path) -> None:
-    """With another interpreter's vLLM first, then with transformers: everything but the evaluation is recalled."""
+def test_job_with_lm_eval_on_vllm_equals_transformers(vllm_python: str, tmp_path: Path) -> None:
+    """The second job, on transformers, has everything but the evaluation cached."""
     tasks = (*TINY, "evaluation.lm_eval.tasks=[target_choice,target_generation]")
     name = "evaluation.lm_eval.backend"
-    fine = (f"{name}.dtype=float32", f"{name}.gpu_memory_utilization=0.05", f"{name}.enforce_eager=true")
-    there = run_train(*tasks, f"backend@{name}=vllm", f"{name}.python={vllm_python}", *fine, cwd=tmp_path)
+    settings = (f"{name}.dtype=float32", f"{name}.gpu_memory_utilization=0.05", f"{name}.enforce_eager=true")
+    there = run_train(*tasks, f"backend@{name}=vllm", f"{name}.python={vllm_python}", *settings, cwd=tmp_path)
     assert there.returncode == 0, there.stderr
     first = read_result(tmp_path / "out")
     here = run_train(*tasks, cwd=tmp_path)
@@ -44,5 +44,5 @@ def test_a_job_asks_its_policies_in_vllm(vllm_python: str, tmp_path: Path) -> No
     for system in ("SFT", "Self-Contrast"):
         for task, metrics in first["lm_eval"][system].items():
             assert metrics == pytest.approx(second["lm_eval"][system][task])
-        of = first["lm_eval"][system]["target_choice"]
-        assert of["documents"] + of["left_out"] == 16
+        choice = first["lm_eval"][system]["target_choice"]
+        assert choice["documents"] + choice["left_out"] == 16

@@ -1,4 +1,4 @@
-"""Agents that work at once, are killed, or are told to give a run up; and a server that is out of order."""
+"""Run W&B agents in parallel, kill one, stop a run early, and let the server fail for a while."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import psutil
 import pytest
 from test_wandb_sweep import SHARED
 
-from agents import ended, environment, holds_secret, stage_of, start_wandb, sweep_file, wandb
+from agents import environment, holds_secret, output_of, stage_of, start_wandb, sweep_file, wandb
 from jobs import read_result, stages, wait_for
 from selfcontrast.store import MANIFEST
 from wandb_server import Run, WandbServer, serving
@@ -17,31 +17,31 @@ TWO = {"negatives": {"values": [1, 2]}, "seed": {"value": 1}}
 
 
 def published(folder: Path) -> dict[Path, int]:
-    """The manifests in the store, and when they were written."""
+    """Return the manifests in the store, with their times of writing."""
     return {file: file.stat().st_mtime_ns for file in (folder / "store").glob(f"*/*/{MANIFEST}")}
 
 
-def test_two_agents_at_once_compute_what_they_share_once(tmp_path: Path) -> None:
+def test_two_agents_compute_shared_stages_once(tmp_path: Path) -> None:
     sweep_file(tmp_path, "negatives.yaml", TWO)
     with serving() as server:
         env = environment(tmp_path, server)
         wandb("sweep", "sweep.yaml", cwd=tmp_path, env=env)
         command = ("agent", "--count", "1", server.sweep["name"])
         for agent in [start_wandb(*command, cwd=tmp_path, env=env) for _ in range(2)]:
-            ended(agent)
-        one, two = server.runs.values()
-    assert (one.exit_code, two.exit_code) == (0, 0)
-    assert (one.config["negatives"], two.config["negatives"]) == (1, 2)
-    assert one.summary["value"] == read_result(tmp_path / "outputs" / "run0")["value"]
-    computed = [stage_of(name) for run in (one, two) for name in run.logged]
-    for stage in SHARED - {"data"}:  # which both use
+            output_of(agent)
+        first, second = server.runs.values()
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert (first.config["negatives"], second.config["negatives"]) == (1, 2)
+    assert first.summary["value"] == read_result(tmp_path / "outputs" / "run0")["value"]
+    computed = [stage_of(name) for run in (first, second) for name in run.logged]
+    for stage in SHARED - {"data"}:  # both use it
         assert computed.count(stage) == 1, stage
         assert len(list((tmp_path / "store" / stage).glob(f"*/{MANIFEST}"))) == 1
     assert holds_secret(tmp_path) == []
 
 
-def test_a_killed_agent_loses_no_finished_stage_and_another_goes_on(tmp_path: Path) -> None:
-    """The server gives the crashed run's point out again, as it does for one that was preempted."""
+def test_agent_after_a_killed_one_reuses_its_stages(tmp_path: Path) -> None:
+    """The server hands out the crashed run's point again, as for a preempted one."""
     sweep_file(tmp_path, "negatives.yaml", TWO, "trainer.epochs=40")
     with serving() as server:
         env = environment(tmp_path, server)
@@ -67,18 +67,18 @@ def test_a_killed_agent_loses_no_finished_stage_and_another_goes_on(tmp_path: Pa
 
 
 def hyperband(server: WandbServer, metric: str, first: int, eta: int, run: Run) -> bool:
-    """Whether a run is outside of the best 1/eta of those that have come as far, at any of the rungs first·eta^i."""
-    rung, own = first, run.series(metric)
-    while len(own) >= rung:
+    """Return whether a run is outside the best 1/eta of the runs that reached a rung first·eta^i, at any rung."""
+    rung, series = first, run.series(metric)
+    while len(series) >= rung:
         values = sorted(r.series(metric)[rung - 1] for r in server.runs.values() if len(r.series(metric)) >= rung)
-        if own[rung - 1] < values[-max(1, len(values) // eta)]:
+        if series[rung - 1] < values[-max(1, len(values) // eta)]:
             return True
         rung *= eta
     return False
 
 
-def test_a_run_that_hyperband_stops_ends_well_and_the_agent_goes_on(tmp_path: Path) -> None:
-    """The second learning rate teaches nothing; 960 steps last longer than W&B waits before it sends metrics."""
+def test_run_stopped_by_hyperband_exits_0_and_the_agent_continues(tmp_path: Path) -> None:
+    """The second learning rate is too low to learn. 960 steps last longer than W&B's interval between uploads."""
     sweep = sweep_file(
         tmp_path, "beta_lr.yaml", {"trainer.lr": {"values": [2.0e-3, 1.0e-9, 2.0e-3]}}, "trainer.epochs=120"
     )
@@ -94,11 +94,11 @@ def test_a_run_that_hyperband_stops_ends_well_and_the_agent_goes_on(tmp_path: Pa
     assert [run.fields.get("tags", []) for run in (first, second)] == [[], ["stopped early"]]
     assert "value" not in second.summary
     assert early["min_iter"] <= len(second.series("align/accuracy")) < len(first.series("align/accuracy"))
-    assert third.summary["value"] == pytest.approx(first.summary["value"])  # the same point once more
+    assert third.summary["value"] == pytest.approx(first.summary["value"])  # the same point again
 
 
-def test_a_job_goes_on_while_the_server_is_out_of_order(tmp_path: Path) -> None:
-    """Twenty requests fail, from the first metrics on; in the end nothing is missing."""
+def test_job_with_a_failing_server_loses_no_metrics(tmp_path: Path) -> None:
+    """Twenty requests fail, beginning with the first metrics."""
     sweep_file(tmp_path, "negatives.yaml", {"negatives": {"value": 2}, "seed": {"value": 1}})
     with serving() as server:
         env = environment(tmp_path, server)
@@ -107,7 +107,7 @@ def test_a_job_goes_on_while_the_server_is_out_of_order(tmp_path: Path) -> None:
         wandb("agent", "--count", "1", server.sweep["name"], cwd=tmp_path, env=env)
         (run,) = server.runs.values()
         assert len(server.broken) == 20
-        assert server.asked > server.broken.stop
+        assert server.request_count > server.broken.stop
     result = read_result(tmp_path / "outputs" / "run0")
     assert run.exit_code == 0
     for stage in ("sft", "align"):

@@ -1,4 +1,4 @@
-"""The default sweep: `wandb sweep` and `wandb agent` drive `train.py` against a stand-in of the server."""
+"""Run the default sweep: `wandb sweep` and `wandb agent` start `train.py`, with a stand-in for the server."""
 
 import json
 import subprocess
@@ -14,25 +14,25 @@ from wandb_server import WandbServer, serving
 pytestmark = pytest.mark.slow
 
 SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
-BASELINES = {"evaluate", "divergence", "answers", "benchmark"}  # of the fine-tuned model
+BASELINES = {"evaluate", "divergence", "answers", "benchmark"}  # stages of the fine-tuned model
 KS = (1, 4, 8, 16)
 LARGE = ("filter.max_negatives=16", "generator.samples=24")  # for K = 16
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
-    """sweeps/negatives.yaml as it is, by one agent; everything it wrote lies in the folder."""
+    """Run sweeps/negatives.yaml unchanged with one agent; all files are in the folder."""
     folder = tmp_path_factory.mktemp("swept")
     sweep_file(folder, "negatives.yaml", None, *LARGE)
     with serving() as server:
         env = environment(folder, server)
-        said = wandb("sweep", "sweep.yaml", cwd=folder, env=env)
-        said += wandb("agent", "--count", "4", server.sweep["name"], cwd=folder, env=env)
-        (folder / "said").write_text(said)
+        output = wandb("sweep", "sweep.yaml", cwd=folder, env=env)
+        output += wandb("agent", "--count", "4", server.sweep["name"], cwd=folder, env=env)
+        (folder / "output").write_text(output)
         return folder, server
 
 
-def test_four_runs_finish_and_their_config_differs_in_k_alone(swept: tuple[Path, WandbServer]) -> None:
+def test_sweep_runs_finish_with_configs_that_differ_only_in_k(swept: tuple[Path, WandbServer]) -> None:
     _, server = swept
     runs = list(server.runs.values())
     assert [run.exit_code for run in runs] == [0, 0, 0, 0]
@@ -42,7 +42,7 @@ def test_four_runs_finish_and_their_config_differs_in_k_alone(swept: tuple[Path,
     assert {"sft", "objective", "provenance", "seed", "max_length"} <= first.keys()
 
 
-def test_a_run_is_whole(swept: tuple[Path, WandbServer]) -> None:
+def test_sweep_run_has_fields_files_series_and_tables(swept: tuple[Path, WandbServer]) -> None:
     _, server = swept
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     for k, run in zip(KS, server.runs.values(), strict=True):
@@ -58,10 +58,10 @@ def test_a_run_is_whole(swept: tuple[Path, WandbServer]) -> None:
             assert run.series(f"tables/{table}"), table
 
 
-def test_what_later_runs_recall_they_use_and_do_not_log(swept: tuple[Path, WandbServer]) -> None:
+def test_cached_stages_are_used_and_not_logged_by_later_runs(swept: tuple[Path, WandbServer]) -> None:
     folder, server = swept
     first, *others = server.runs.values()
-    assert [stage_of(name) for name in first.used] == ["data"]  # it begins with them, whoever wrote them first
+    assert [stage_of(name) for name in first.used] == ["data"]  # every run begins with the data
     assert (SHARED - {"data"}) | {"align", "evaluate"} <= {stage_of(name) for name in first.logged}
     for run in others:
         assert {stage_of(name) for name in run.used} == SHARED | BASELINES
@@ -71,34 +71,34 @@ def test_what_later_runs_recall_they_use_and_do_not_log(swept: tuple[Path, Wandb
     assert all(artifact.committed for artifact in server.artifacts.values())
 
 
-def test_the_lineage_begins_with_the_data(swept: tuple[Path, WandbServer]) -> None:
+def test_lineage_begins_with_the_data(swept: tuple[Path, WandbServer]) -> None:
     _, server = swept
     made_from = {
-        own.fields["name"]: json.loads(own.fields["metadata"])["made_from"]
-        for own in server.artifacts.values()
-        if "made_from" in (own.fields.get("metadata") or "")
+        artifact.fields["name"]: json.loads(artifact.fields["metadata"])["made_from"]
+        for artifact in server.artifacts.values()
+        if "made_from" in (artifact.fields.get("metadata") or "")
     }
     assert [made_from[name] for name in made_from if stage_of(name) == "data"] == [[]]
-    found: set[str] = set()
+    ancestors: set[str] = set()
     todo = {min(name for name in made_from if stage_of(name) == "align")}
-    while todo - found:
-        found |= todo
+    while todo - ancestors:
+        ancestors |= todo
         todo = {source for name in todo for source in made_from[name]}
-    assert {stage_of(name) for name in found} == {"align", *SHARED} - {"contamination"}
+    assert {stage_of(name) for name in ancestors} == {"align", *SHARED} - {"contamination"}
 
 
-def test_a_multirun_over_the_same_points_comes_to_the_same(swept: tuple[Path, WandbServer], tmp_path: Path) -> None:
+def test_multirun_over_the_same_points_gives_the_same_results(swept: tuple[Path, WandbServer], tmp_path: Path) -> None:
     folder, _ = swept
     small = [o for o in TINY if not o.startswith(("negatives=", "filter.max_negatives=", "generator.samples="))]
     points, sweep = "negatives=1,4,8,16", f"hydra.sweep.dir={tmp_path / 'sweep'}"
     ended = run_train("-m", points, *small, *LARGE, "tracking=none", sweep, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     for number in range(4):
-        agents = read_result(folder / "outputs" / f"run{number}")
-        assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(agents)
+        by_agent = read_result(folder / "outputs" / f"run{number}")
+        assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(by_agent)
 
 
-def test_the_key_signs_requests_and_is_in_nothing_that_is_written_or_sent(swept: tuple[Path, WandbServer]) -> None:
+def test_wandb_key_is_in_no_file_and_no_request_body(swept: tuple[Path, WandbServer]) -> None:
     folder, server = swept
     assert {request.key for request in server.requests if request.path == "/graphql"} == {SECRET}
     assert [r.path for r in server.requests if SECRET in r.path or SECRET.encode() in r.body] == []

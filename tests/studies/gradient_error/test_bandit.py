@@ -1,4 +1,4 @@
-"""The bandit's formulas against the real objective's autograd and against enumerating every draw."""
+"""Compare the bandit's formulas with the real objective's autograd and with enumeration of every draw."""
 
 import re
 from itertools import product
@@ -26,7 +26,7 @@ SMALL = Bandit(
 
 
 def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndarray:
-    """The gradient of the real objective of one target against these negatives."""
+    """Return the gradient of the real objective of one target against these negatives."""
     objective = self_contrast(bandit.beta)
     theta = torch.tensor(bandit.logits, requires_grad=True)
     chosen = [target, *negatives]
@@ -38,14 +38,14 @@ def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndar
     return gradient.numpy()
 
 
-def test_gradients_are_those_of_the_objective() -> None:
+def test_gradients_match_autograd_of_the_objective() -> None:
     table = SETTINGS.build()
     for a, b in product(range(8), range(8)):
         np.testing.assert_allclose(table.gradients[a, b], autograd(table, a, (b,)), atol=1e-12)
 
 
 def enumerated(bandit: Bandit, positives: int, negatives: int, crossed: bool) -> float:
-    """E ||estimate - G||^2, by every draw there is."""
+    """Return E ||estimate - G||^2 by enumeration of every draw."""
     size, total = len(bandit.logits), 0.0
     shape = negatives if crossed else positives * negatives
     for targets in product(range(size), repeat=positives):
@@ -53,14 +53,14 @@ def enumerated(bandit: Bandit, positives: int, negatives: int, crossed: bool) ->
             chance = np.prod(bandit.targets[list(targets)]) * np.prod(bandit.negatives[list(drawn)])
             if chance == 0:
                 continue
-            own = [drawn if crossed else drawn[i * negatives : (i + 1) * negatives] for i in range(positives)]
-            estimate = np.mean([autograd(bandit, a, b) for a, b in zip(targets, own, strict=True)], axis=0)
+            groups = [drawn if crossed else drawn[i * negatives : (i + 1) * negatives] for i in range(positives)]
+            estimate = np.mean([autograd(bandit, a, b) for a, b in zip(targets, groups, strict=True)], axis=0)
             total += chance * np.square(estimate - bandit.gradient).sum()
     return total
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (1, 3), (2, 1), (2, 2)])
-def test_error_is_what_enumeration_gives(positives: int, negatives: int) -> None:
+def test_error_matches_enumeration(positives: int, negatives: int) -> None:
     parts = SMALL.parts
     assert parts.crossed(positives, negatives) == pytest.approx(enumerated(SMALL, positives, negatives, crossed=True))
     nested = parts.nested.error(positives, negatives)
@@ -68,7 +68,7 @@ def test_error_is_what_enumeration_gives(positives: int, negatives: int) -> None
 
 
 @pytest.mark.parametrize("crossed", [True, False])
-def test_simulation_agrees(crossed: bool) -> None:
+def test_simulation_matches_the_formula(crossed: bool) -> None:
     bandit = SETTINGS.build()
     drawn = bandit.simulate(positives=3, negatives=4, replicates=4000, seed=1, crossed=crossed)
     squared = np.square(drawn - bandit.gradient).sum(axis=1)
@@ -80,7 +80,7 @@ def test_simulation_agrees(crossed: bool) -> None:
 
 @given(moved=st.floats(0, 2), good=st.floats(0.05, 0.95), seed=st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
-def test_parts_add_up_and_none_is_negative(moved: float, good: float, seed: int) -> None:
+def test_parts_add_up_and_are_not_negative(moved: float, good: float, seed: int) -> None:
     bandit = BanditSettings(6, 2, good, moved, 0.3, [1], seed, 2).build()
     parts, g = bandit.parts, bandit.gradients
     weights = np.outer(bandit.targets, bandit.negatives)
@@ -91,8 +91,8 @@ def test_parts_add_up_and_none_is_negative(moved: float, good: float, seed: int)
     assert bandit.reference[:2].sum() == pytest.approx(good)
 
 
-def test_at_the_start_of_training_target_and_negative_add_up() -> None:
-    """Every margin is 0 there, so g is -beta/2 (e_a - e_b): a sum, without a part of both."""
+def test_parts_at_the_start_of_training_have_no_interaction() -> None:
+    """Every margin is 0, so g is -beta/2 (e_a - e_b), a sum without an interaction of target and negative."""
     bandit = BanditSettings(6, 2, 0.3, 0.0, 0.4, [1], 1, 2).build()
     parts = bandit.parts
     spread = 1 - (bandit.negatives**2).sum()  # tr Var of e_b
@@ -101,21 +101,21 @@ def test_at_the_start_of_training_target_and_negative_add_up() -> None:
     assert parts.both == pytest.approx(0, abs=1e-12)
 
 
-def test_unlimited_negatives_are_worth_a_bounded_number_of_pairs() -> None:
+def test_most_balanced_is_the_worth_of_unlimited_negatives() -> None:
     parts = SMALL.parts
     pairs = 5 * parts.most_balanced
     assert parts.nested.error(pairs, 1) == pytest.approx(parts.crossed(5, 1e15))
 
 
-def test_false_negatives_bias_and_a_filter_takes_it_away() -> None:
+def test_bias_of_false_negatives_shrinks_with_a_filter() -> None:
     bandit = SETTINGS.build()
     good = np.arange(8) < 3
     ideal = bandit.without(good, 0.0)
     assert ideal.negatives[:3].sum() == 0
-    # The gradient of a mixture is the mixture of gradients, so the bias is linear in the share of good ones.
-    share = bandit.negatives[:3].sum()
-    only_good = Bandit(bandit.logits, bandit.reference, bandit.targets, bandit.negatives * good / share, bandit.beta)
-    mixed = (1 - share) * ideal.gradient + share * only_good.gradient
+    # The gradient of a mixture is the mixture of gradients, so the bias is linear in the fraction of good ones.
+    fraction = bandit.negatives[:3].sum()
+    only_good = Bandit(bandit.logits, bandit.reference, bandit.targets, bandit.negatives * good / fraction, bandit.beta)
+    mixed = (1 - fraction) * ideal.gradient + fraction * only_good.gradient
     np.testing.assert_allclose(bandit.gradient, mixed, atol=1e-12)
     biases = [np.linalg.norm(bandit.without(good, left).gradient - ideal.gradient) for left in (1.0, 0.5, 0.0)]
     assert biases == sorted(biases, reverse=True)
@@ -125,6 +125,6 @@ def test_false_negatives_bias_and_a_filter_takes_it_away() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("good", 7), ("good", 0), ("reference_good", 1.0), ("positives", [0]), ("replicates", 1)]
 )
-def test_impossible_settings_name_their_key(key: str, value: object) -> None:
+def test_settings_out_of_range_name_their_key(key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"^theory\.bandit\.{key}(\[0\])?=" + re.escape(str(value).strip("[]"))):
         BanditSettings(**{**vars(SETTINGS), key: value})

@@ -1,4 +1,4 @@
-"""Estimates of the error's parts against enumeration by hand, and against what they were simulated from."""
+"""Compare estimates of the error's parts with values by hand and with enumeration."""
 
 import math
 from itertools import product
@@ -9,48 +9,47 @@ import pytest
 from studies.gradient_error.components import Components, components, inner, jackknife, leave_one_out, slope
 
 
-def test_by_hand() -> None:
-    """Two prompts with two negatives, in one dimension: 0, 2 and 4, 10."""
-    found = components(np.array([[[0.0], [2.0]], [[4.0], [10.0]]]))
+def test_components_by_hand() -> None:
+    """Use two prompts with two negatives in one dimension: 0, 2 and 4, 10."""
+    parts = components(np.array([[[0.0], [2.0]], [[4.0], [10.0]]]))
     # Within: ((0-1)^2 + (2-1)^2 + (4-7)^2 + (10-7)^2) / 2 = 10. Means 1 and 7: variance 18 = A + 10 / 2.
-    assert found.within == pytest.approx(10)
-    assert found.between == pytest.approx(13)
-    assert found.squared == pytest.approx(1 * 7)  # what different prompts agree on
+    assert parts.within == pytest.approx(10)
+    assert parts.between == pytest.approx(13)
+    assert parts.squared == pytest.approx(1 * 7)  # the product of the two means
 
 
-def test_unbiased_over_every_possible_sample() -> None:
-    """Prompts 0 and 1 equally likely; a negative adds 0 or 1 to prompt 0's gradient, -2 or 4 to prompt 1's."""
+def test_components_are_unbiased_over_every_sample() -> None:
+    """Two equally likely prompts: a negative has the gradient 0 or 1 for the first, -2 or 4 for the second."""
     values = {0: (0.0, 1.0), 1: (-2.0, 4.0)}
     outcomes = [(i, v) for i in values for v in product(values[i], repeat=2)]  # two negatives of one prompt
-    found = [
+    estimates = [
         components(np.array([[[x] for x in a], [[x] for x in b]])) for (_, a), (_, b) in product(outcomes, outcomes)
     ]
     # Prompt means 0.5 and 1: G = 0.75, A = 0.25^2; variances 0.25 and 9: B = 4.625.
-    assert np.mean([c.squared for c in found]) == pytest.approx(0.75**2)
-    assert np.mean([c.between for c in found]) == pytest.approx(0.25**2)
-    assert np.mean([c.within for c in found]) == pytest.approx(4.625)
+    assert np.mean([c.squared for c in estimates]) == pytest.approx(0.75**2)
+    assert np.mean([c.between for c in estimates]) == pytest.approx(0.25**2)
+    assert np.mean([c.within for c in estimates]) == pytest.approx(4.625)
 
 
-def test_error_of_every_possible_estimate() -> None:
-    """The formula against the mean squared error over every draw of 2 prompts with 2 negatives each."""
+def test_error_matches_the_mean_over_every_estimate() -> None:
     values = {0: (0.0, 1.0), 1: (-2.0, 4.0)}
     outcomes = [np.mean(v) for i in values for v in product(values[i], repeat=2)]
     errors = [((a + b) / 2 - 0.75) ** 2 for a, b in product(outcomes, outcomes)]
     assert Components(0.75**2, 0.25**2, 4.625).error(prompts=2, negatives=2) == pytest.approx(np.mean(errors))
 
 
-def test_what_more_negatives_are_worth() -> None:
+def test_worth_and_prompts_needed_by_hand() -> None:
     parts = Components(squared=2.0, between=3.0, within=6.0)
     assert parts.prompts_needed(2) == pytest.approx((3 + 6 / 2) / 2)
     assert parts.error(parts.prompts_needed(2), 2) == pytest.approx(parts.squared)
     assert parts.worth(1) == 1
     assert parts.worth(2) == pytest.approx(9 / 6)
     assert parts.worth(1e12) == pytest.approx(1 + parts.ratio) == pytest.approx(3)
-    # Twice the prompts with one negative have the error that these have with 2.
+    # worth(2) times the prompts with one negative have the error of these with two.
     assert parts.error(10 * parts.worth(2), 1) == pytest.approx(parts.error(10, 2))
 
 
-def test_best_number_of_negatives_for_a_budget_of_tokens() -> None:
+def test_best_negatives_minimise_the_error_per_token() -> None:
     parts = Components(squared=1.0, between=2.0, within=16.0)
 
     def cost(k: int) -> float:
@@ -61,14 +60,14 @@ def test_best_number_of_negatives_for_a_budget_of_tokens() -> None:
     assert min(range(1, 50), key=cost) == round(best)
 
 
-def test_without_variation_between_prompts_nothing_bounds_what_negatives_are_worth() -> None:
+def test_worth_without_variance_between_prompts_is_unbounded() -> None:
     parts = Components(squared=1.0, between=-0.1, within=1.0)  # an estimate can be below 0
     assert parts.worth(8) == pytest.approx(8)
     assert parts.ratio == math.inf
     assert Components(-0.5, 1.0, 1.0).prompts_needed(1) == math.inf
 
 
-def test_inner_and_slope_leave_out_a_prompts_own_noise() -> None:
+def test_inner_and_slope_leave_out_products_within_a_prompt() -> None:
     a = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     b = np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
     pairs = [a[i] @ b[k] for i in range(3) for k in range(3) if i != k]
@@ -79,19 +78,19 @@ def test_inner_and_slope_leave_out_a_prompts_own_noise() -> None:
     assert math.isnan(slope(np.array([[1.0], [1.0]]), np.array([[1.0], [-1.0]])))
 
 
-def test_jackknife_of_a_mean_is_students_interval() -> None:
+def test_jackknife_of_a_mean_equals_students_interval() -> None:
     x = np.array([1.0, 2.0, 4.0, 9.0])
     without = np.array([np.delete(x, i).mean() for i in range(4)])
     half = 3.182446305284263 * x.std(ddof=1) / 2  # t of 3 degrees of freedom, times s / sqrt(4)
     assert jackknife(x.mean(), without) == pytest.approx((4 - half, 4 + half))
 
 
-def test_leave_one_out() -> None:
+def test_leave_one_out_equals_components_of_the_rest() -> None:
     gradients = np.arange(12.0).reshape(3, 2, 2) ** 2
-    found, expected = leave_one_out(gradients)[1], components(gradients[[0, 2]])
-    assert vars(found) == pytest.approx(vars(expected))
+    parts, expected = leave_one_out(gradients)[1], components(gradients[[0, 2]])
+    assert vars(parts) == pytest.approx(vars(expected))
 
 
-def test_too_few_are_refused() -> None:
-    with pytest.raises(ValueError, match="two of each"):
+def test_components_of_a_single_prompt_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 prompts with 4 negatives"):
         components(np.zeros((1, 4, 3)))

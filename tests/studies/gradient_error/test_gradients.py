@@ -1,4 +1,4 @@
-"""Gradients of pairs, put together from those of responses, against the real objective on the packed group."""
+"""Compare gradients of pairs, computed from those of responses, with the real objective on the packed group."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,12 @@ from studies.gradient_error.gradients import Sketch, response_gradients
 from tiny import self_contrast
 
 
-def test_pairs_are_the_objectives_gradient() -> None:
-    """The mean over a group's negatives is what training computes from the packed group."""
+def test_pair_gradients_average_to_the_objectives_gradient() -> None:
     beta = 0.3
     policy, group = tiny.llama(seed=1), tiny.groups(1, negatives=3, seed=4)[0]
     reference = torch.tensor([[-3.0, -7.0, -5.0, -9.0]])
     gradients, log_probs = response_gradients(policy, [group], None, 0, 7, lambda: None)
-    found = pair_gradients(gradients, log_probs, reference.numpy(), beta).mean(axis=1)[0]
+    mean = pair_gradients(gradients, log_probs, reference.numpy(), beta).mean(axis=1)[0]
 
     packed = pack([group])
     objective = self_contrast(beta)
@@ -26,20 +25,20 @@ def test_pairs_are_the_objectives_gradient() -> None:
     np.testing.assert_allclose(log_probs, values.detach().numpy(), rtol=1e-5)
     loss = objective(values, reference, packed.lengths, packed.mask).loss.sum()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
-    assert np.linalg.norm(found - expected.numpy()) < 1e-5 * expected.norm()
+    assert np.linalg.norm(mean - expected.numpy()) < 1e-5 * expected.norm()
 
 
-def test_a_sketch_keeps_inner_products() -> None:
+def test_sketch_inner_products_are_unbiased() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(5000), torch.randn(5000)
-    found = [float(s(a) @ s(b)) for s in (Sketch(5000, 64, seed) for seed in range(300))]
-    spread = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found) - float(a @ b)) < 4 * spread  # unbiased
+    products = [float(s(a) @ s(b)) for s in (Sketch(5000, 64, seed) for seed in range(300))]
+    spread = np.std(products) / np.sqrt(len(products))
+    assert abs(np.mean(products) - float(a @ b)) < 4 * spread  # unbiased
     norms = np.array([float(s(a) @ s(a)) for s in (Sketch(5000, 64, seed) for seed in range(300))]) / float(a @ a)
     assert norms.std() == pytest.approx((2 / 64) ** 0.5, rel=0.2)
 
 
-def test_a_sketch_by_hand() -> None:
+def test_sketch_by_hand() -> None:
     sketch = Sketch(6, 2, seed=0)
     assert sketch.bucket is not None
     assert sketch.sign is not None

@@ -1,4 +1,4 @@
-"""What is told of a model, from gradients made by hand whose parts and directions are known."""
+"""Check the measurement on gradients made by hand, with known parts and directions."""
 
 from typing import Any
 
@@ -16,8 +16,10 @@ BETA = 0.5
 
 
 def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> Measured:
-    """Responses' gradients in three dimensions. A sample that scores 1 has +1 in the first, one of 0 has -1; the target
-    is between them. The filter keeps the samples of 0."""
+    """Return gradients in three dimensions. In the first, a sample that scores 1 has +1, one that scores 0 has -1.
+
+    The target is between them. The filter keeps the samples that score 0.
+    """
     rng = np.random.default_rng(5)
     scores = np.tile(np.arange(samples) % 2, (prompts, 1)).astype(float)
     gradients = noise * rng.standard_normal((prompts, 1 + samples, 3))
@@ -30,13 +32,13 @@ def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> Measur
     )
 
 
-def test_with_hardly_any_noise_the_filtered_gradient_points_uphill() -> None:
-    """Negatives of 0 alone: a step of beta/2 (u+ - u-) = beta/2 (+1) in the first dimension, where scores grow."""
-    found = on_model(SETTINGS, measured(noise=1e-6), BETA)
-    rows = {row["negatives"]: row for row in found["directions"]}
+def test_directions_without_noise_are_uphill_for_filtered_negatives() -> None:
+    """Negatives that score 0 give the step beta/2 (u+ - u-) = beta/2 (+1) in the first dimension, where scores grow."""
+    results = on_model(SETTINGS, measured(noise=1e-6), BETA)
+    rows = {row["negatives"]: row for row in results["directions"]}
     assert rows["kept by the filter"]["slope"][0] == pytest.approx(BETA / 2, rel=1e-4)
     assert rows["left out by the filter"]["slope"][0] == pytest.approx(-BETA / 2, rel=1e-4)
-    # All of them: the gradients of right and wrong samples cancel, and nothing is left but noise.
+    # The gradients of right and wrong samples cancel, so only noise is left.
     assert rows[ALL]["slope"][0] == pytest.approx(0, abs=1e-5)
     assert rows[NONE]["slope"][0] == pytest.approx(0, abs=1e-5)
     false = {name: row["false_negatives"] for name, row in rows.items()}
@@ -44,57 +46,59 @@ def test_with_hardly_any_noise_the_filtered_gradient_points_uphill() -> None:
     assert rows["kept by the filter"]["slope"] == rows["worse than the target (oracle)"]["slope"]
 
 
-def test_parts_are_those_of_the_pairs() -> None:
+def test_parts_equal_the_components_of_pairs() -> None:
     """At the start every margin is 0, so a pair's gradient is -beta/2 (u+ - u-)."""
     data = measured()
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])
-    expected, found = components(pairs), on_model(SETTINGS, data, BETA)["all"]
-    assert (found["between"], found["within"]) == pytest.approx((expected.between, expected.within))
-    share, low, high = found["negatives_share"]
-    assert share == pytest.approx(expected.within / (expected.within + expected.between))
-    assert low < share < high
-    assert found["worth"]["3"][0] == pytest.approx(expected.worth(3))
-    assert found["best_negatives"] == pytest.approx(expected.best_negatives(20, 10))
-    assert found["prompts_needed"]["1"] == pytest.approx(expected.prompts_needed(1))
+    expected, numbers = components(pairs), on_model(SETTINGS, data, BETA)["all"]
+    assert (numbers["between"], numbers["within"]) == pytest.approx((expected.between, expected.within))
+    fraction, low, high = numbers["negatives_share"]
+    assert fraction == pytest.approx(expected.within / (expected.within + expected.between))
+    assert low < fraction < high
+    assert numbers["worth"]["3"][0] == pytest.approx(expected.worth(3))
+    assert numbers["best_negatives"] == pytest.approx(expected.best_negatives(20, 10))
+    assert numbers["prompts_needed"]["1"] == pytest.approx(expected.prompts_needed(1))
 
 
-def test_drawn_estimates_have_the_error_of_the_formula() -> None:
-    """The formula is for fresh prompts; drawing from 40 without replacement, against the rest, it holds on average over
-    data. One data set's own deviation is a few percent."""
+def test_curves_of_drawn_estimates_match_the_formula() -> None:
+    """The formula is for fresh prompts. For draws from 40 prompts without replacement it holds on average over data.
+
+    One data set deviates by a few percent.
+    """
     for row in on_model(SETTINGS, measured(), BETA)["curves"]:
         assert row["measured"] == pytest.approx(row["formula"], rel=0.15)
 
 
-def test_without_a_verifier_there_are_no_directions() -> None:
+def test_on_model_without_a_verifier_has_no_directions() -> None:
     data = measured()
-    blind = Measured(data.gradients, data.log_probs, data.reference, None, data.kept, data.drawn, data.tokens)
-    assert "directions" not in on_model(SETTINGS, blind, BETA)
+    unscored = Measured(data.gradients, data.log_probs, data.reference, None, data.kept, data.drawn, data.tokens)
+    assert "directions" not in on_model(SETTINGS, unscored, BETA)
 
 
-def test_prompts_that_the_filter_drops_are_left_out_of_what_is_told_of_it() -> None:
+def test_filtered_numbers_leave_out_prompts_that_the_filter_drops() -> None:
     data = measured()
     drawn = [np.array([], dtype=np.intp), *data.drawn[1:]]
-    found = on_model(
+    results = on_model(
         SETTINGS,
         Measured(data.gradients, data.log_probs, data.reference, data.scores, data.kept, drawn, data.tokens),
         BETA,
     )
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])
     kept = np.stack([pairs[i, drawn[i]] for i in range(1, 40)])
-    assert found["filtered"]["within"] == pytest.approx(components(kept).within)
-    assert list(found["filtered"]["worth"]) == ["1", "3"]  # no more than the pool has
+    assert results["filtered"]["within"] == pytest.approx(components(kept).within)
+    assert list(results["filtered"]["worth"]) == ["1", "3"]  # no more than the pool has
 
 
-def test_bandit_formula_and_simulation() -> None:
-    found = on_bandit(BANDIT, [1, 3])
-    for row in found["curves"]:
+def test_on_bandit_simulation_matches_the_formula() -> None:
+    results = on_bandit(BANDIT, [1, 3])
+    for row in results["curves"]:
         assert abs(row["simulated"] - row["formula"]) < 4 * row["error"]
-    assert found["bias"][-1] == {"left": 0.0, "squared": 0.0}
-    assert found["worth"]["1"] == 1
+    assert results["bias"][-1] == {"left": 0.0, "squared": 0.0}
+    assert results["worth"]["1"] == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "key"),
     [
         ({"negatives": [1, 13]}, "theory.negatives"),
         ({"estimates": [40]}, "theory.estimates"),
@@ -102,6 +106,6 @@ def test_bandit_formula_and_simulation() -> None:
         ({"draws": 1}, "theory.draws"),
     ],
 )
-def test_impossible_settings_are_refused(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+def test_settings_out_of_range_are_refused(change: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError, match=key):
         GradientError(**{**vars(SETTINGS), **change})

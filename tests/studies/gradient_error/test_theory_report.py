@@ -1,4 +1,4 @@
-"""The theory's report, of a gradient that is told from zero and of one that noise drowns."""
+"""Check the theory's report for a clear gradient, and for one that cannot be told apart from zero."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ SETTINGS = GradientError(12, 6, None, [1, 2, 4], [4], 20, 0, 0.95, BANDIT)
 
 
 def measured(gradient: float) -> Theory:
-    """A target that is `gradient` away from its samples, which differ from prompt to prompt by 1."""
+    """Return results for targets that are `gradient` away from their samples, which have unit variance."""
     rng = np.random.default_rng(3)
     gradients = rng.standard_normal((12, 7, 4))
     gradients[:, 0] += gradient
@@ -28,13 +28,13 @@ def measured(gradient: float) -> Theory:
 
 
 @pytest.mark.parametrize("gradient", [3.0, 0.0])
-def test_files_and_terminal(gradient: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_has_all_tables(gradient: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theory = measured(gradient)
     write_theory(theory, tmp_path)
     print_theory(theory, tmp_path)
     printed = capsys.readouterr().out
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "theory.md").read_text()
-    for part in ("Where the gradient points", "All responses as negatives", "Bandit"):
+    for part in ("Direction of the gradient", "All responses as negatives", "Bandit"):
         assert part in page
         assert part in text
         assert part in printed
@@ -42,14 +42,15 @@ def test_files_and_terminal(gradient: float, tmp_path: Path, capsys: pytest.Capt
     assert "inf" not in text.replace("infer", "")
 
 
-def test_a_gradient_that_noise_drowns_is_said_to_be_drowned() -> None:
+def test_sentences_of_a_gradient_like_zero_say_so() -> None:
     theory = measured(0.0)
     theory.model["all"] |= {"squared": -0.1, "prompts_needed": dict.fromkeys(("1", "2", "4"), math.inf)}
-    assert "Over these 12 prompts the true gradient is not told from zero." in sentences(theory)
+    assert any("12 prompts" in sentence and "zero" in sentence for sentence in sentences(theory))
 
 
-def test_how_many_prompts_an_estimate_needs() -> None:
+def test_sentences_give_the_prompts_needed_per_k() -> None:
     theory = measured(3.0)
     theory.model["all"] |= {"squared": 2.0, "prompts_needed": {"1": 10.2, "2": 8.0, "4": 1234.0}}
-    said = "An estimate is no longer mostly noise from 11 prompts on with K = 1, and from 1,234 on with K = 4."
-    assert said in sentences(theory)
+    assert any(
+        "11 prompts at K = 1" in sentence and "1,234 prompts at K = 4" in sentence for sentence in sentences(theory)
+    )

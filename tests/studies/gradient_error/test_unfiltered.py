@@ -1,4 +1,4 @@
-"""The expected gradient of unfiltered negatives: what docs/theory.md says of it, by enumeration of all outcomes."""
+"""Check docs/theory.md on the expected gradient of unfiltered negatives, by enumerating all outcomes."""
 
 from itertools import product
 
@@ -13,7 +13,7 @@ SAMPLES = 4
 
 
 def expected_step(keep_all: bool) -> np.ndarray:
-    """The mean of -∇ log p(y) by the logits of a softmax, over all prompts with a negative, one drawn per prompt."""
+    """Return the mean of -∇ log p(y) in a softmax's logits, over prompts with a negative, one drawn per prompt."""
     total, weight = np.zeros(4), 0.0
     for drawn in product(range(4), repeat=SAMPLES):
         rows = range(SAMPLES) if keep_all else distinct(TEXTS[0], [TEXTS[i] for i in drawn])
@@ -24,13 +24,13 @@ def expected_step(keep_all: bool) -> np.ndarray:
     return total / weight
 
 
-def test_plain_samples_have_a_zero_expected_gradient() -> None:
+def test_expected_step_of_plain_samples_is_zero() -> None:
     np.testing.assert_allclose(expected_step(keep_all=True), 0, atol=1e-12)
 
 
-def test_distinct_samples_without_copies_of_the_target_have_not() -> None:
-    """The target is raised; the seldomer a response, the more often it is a negative, relative to its probability."""
+def test_expected_step_of_distinct_samples_raises_the_target() -> None:
+    """A rarer response is a negative more often, relative to its probability."""
     step = expected_step(keep_all=False)
-    assert step[0] == pytest.approx(POLICY[0])  # it is never drawn: -(0 - p)
+    assert step[0] == pytest.approx(POLICY[0])  # never drawn: -(0 - p)
     often, seldom, rare = (POLICY - step)[1:] / POLICY[1:]  # by the probability of being drawn, -step + p
     assert 1.1 < often < seldom < rare

@@ -1,6 +1,7 @@
-"""What stages cost, by hand; and speeds that nobody measured, which are not made up."""
+"""Check costs of stages by hand. A missing speed gives no hours."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,16 @@ def parts(*overrides: str) -> Any:
     return assemble(cfg, built, {"train": [], "validation": [], "test": []})
 
 
-def test_the_work_of_the_default_job() -> None:
+def test_work_of_the_default_job_by_hand() -> None:
     """K = 8 of a pool of 16, N = 64, eight epochs of fine-tuning, four of preference training, 6 + 6 + 1 answers.
 
     MiniLM has 384 dimensions.
     """
-    found = {
+    by_stage = {
         stage: work(step(stage), parts(), SIZES)
         for stage in ("sft", "generate", "embed", "filter", "reference", "align", "evaluate", "contamination")
     }
-    assert found == {
+    assert by_stage == {
         "sft": Work("train", 8 * 100 * 15, 4000),
         "generate": Work("generate", 100 * 64 * 5, 100 * 64 * 5 * 8),
         "embed": Work("embed", 100 * 65, 100 * 65 * 384 * 2),
@@ -61,17 +62,19 @@ def test_the_work_of_the_default_job() -> None:
     }
 
 
-def test_the_work_of_kl_and_of_checkpoints() -> None:
-    """Six answers at temperature 1, scored by two models, or by SFT alone; of a checkpoint no other answers."""
-    own = parts("evaluation.checkpoints=4")
-    assert work(step("divergence", "divergence X"), own, SIZES) == Work("score", 2 * 20 * (10 + 6 * 5), 2 * 20 * 30 * 4)
-    assert work(step("divergence", "divergence SFT"), own, SIZES).amount == 20 * (10 + 6 * 5)
-    assert work(step("evaluate", "evaluate X 1/4"), own, SIZES).amount == 20 * 6 * 5
-    assert work(step("evaluate", "evaluate X"), own, SIZES).amount == 20 * 13 * 5
-    assert work(step("align"), own, SIZES).disk == 4 * 4000
+def test_work_of_divergence_and_checkpoints() -> None:
+    """Two models score six answers at temperature 1; for SFT, one model. Checkpoints have no other answers."""
+    settings = parts("evaluation.checkpoints=4")
+    assert work(step("divergence", "divergence X"), settings, SIZES) == Work(
+        "score", 2 * 20 * (10 + 6 * 5), 2 * 20 * 30 * 4
+    )
+    assert work(step("divergence", "divergence SFT"), settings, SIZES).amount == 20 * (10 + 6 * 5)
+    assert work(step("evaluate", "evaluate X 1/4"), settings, SIZES).amount == 20 * 6 * 5
+    assert work(step("evaluate", "evaluate X"), settings, SIZES).amount == 20 * 13 * 5
+    assert work(step("align"), settings, SIZES).disk == 4 * 4000
 
 
-def test_the_work_of_baselines_and_budgets() -> None:
+def test_work_of_baselines_and_budgets() -> None:
     align, generate = step("align"), step("generate")
     assert work(align, parts("method=sft_continued"), SIZES).amount == 4 * 100 * (10 + 5)
     assert work(generate, parts("method=dpo_std"), SIZES) == Work(None, 0, 100 * 1 * 5 * 8)  # nothing is sampled
@@ -88,14 +91,14 @@ def test_the_work_of_baselines_and_budgets() -> None:
     assert work(step("benchmark", "pairwise SFT"), rewarded, SIZES) == Work(None, 0, 0)
 
 
-def test_a_benchmarks_own_questions_are_answered_turn_by_turn() -> None:
-    """Of the 80 questions of two turns those of four categories have a temperature above 0, and three samples."""
+def test_work_of_a_benchmarks_own_questions_counts_turns() -> None:
+    """There are 80 questions of two turns. Half of them have a temperature above 0, and so three samples."""
     name = "evaluation.benchmarks.mt_bench"
-    asked = parts(f"+benchmark@{name}=mt_bench", f"{name}.samples=3", f"{name}.judge.model=x")
-    assert work(step("answers", "mt_bench answers SFT"), asked, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
+    settings = parts(f"+benchmark@{name}=mt_bench", f"{name}.samples=3", f"{name}.judge.model=x")
+    assert work(step("answers", "mt_bench answers SFT"), settings, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
 
 
-def test_what_is_unknown_stays_unknown() -> None:
+def test_work_and_hours_of_unknown_sizes_are_none() -> None:
     nothing = Sizes(None, None, None, None, None)
     assert work(step("generate"), parts(), nothing) == Work("generate", None, None)
     assert work(step("align"), parts(), nothing) == Work("train", None, None)
@@ -105,32 +108,32 @@ def test_what_is_unknown_stays_unknown() -> None:
     assert hours(Work("train", 36000, 0), {"train": 5.0}) == 2
 
 
-def test_sizes_are_those_of_the_data_unless_given_or_known_better() -> None:
+def test_sizes_of_given_values_and_stored_candidates_take_precedence() -> None:
     """16 characters of prompt and 24 of target are 4 and 6 tokens."""
-    own = parts()
+    settings = parts()
     examples = [example(str(i), "x" * 16, "y" * 24) for i in range(7)]
-    held = [example(str(i), "x", "y") for i in range(5)]
+    evaluated = [example(str(i), "x", "y") for i in range(5)]
     planned = Planned(
-        assembled(own, examples, held), [step("generate", summary={"tokens_per_response": 9.5}), step("align")], ""
+        assembled(settings, examples, evaluated),
+        [step("generate", summary={"tokens_per_response": 9.5}), step("align")],
+        "",
     )
-    found = sizes_of(planned)
-    assert (found.prompts, found.evaluated, found.prompt_tokens, found.response_tokens) == (7, 5, 4, 9.5)
+    sizes = sizes_of(planned)
+    assert (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens) == (7, 5, 4, 9.5)
     unsampled = Planned(planned.parts, [step("generate")], "")
     assert sizes_of(unsampled).response_tokens == 6
     given = sizes_of(unsampled, prompts=1000, response_tokens=None, parameters=5.0)
     assert (given.prompts, given.response_tokens, given.parameters) == (1000, 6, 5.0)
-    unreadable = sizes_of(Planned(own, [], ""))
+    unreadable = sizes_of(Planned(settings, [], ""))
     assert (unreadable.prompts, unreadable.prompt_tokens) == (None, None)
 
 
-def assembled(own: Any, train: list[Any], test: list[Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(own, splits={"train": train, "validation": [], "test": test})
+def assembled(settings: Any, train: list[Any], test: list[Any]) -> Any:
+    return replace(settings, splits={"train": train, "validation": [], "test": test})
 
 
-def test_parameters_of_a_config_that_is_here_and_of_the_papers_models() -> None:
-    """By their architecture: embeddings and output layer, and in each layer attention, MLP and two norms."""
+def test_parameters_of_local_configs_and_known_models() -> None:
+    """Count embeddings, output layer, and per layer attention, MLP and two norms."""
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
     mistral = 2 * 32000 * 4096 + 32 * layer + 4096
     assert parameters(parts("+experiment=paper", "data=hh_rlhf")) == mistral
@@ -142,7 +145,7 @@ def test_parameters_of_a_config_that_is_here_and_of_the_papers_models() -> None:
 # --- speeds
 
 
-def test_a_finished_run_tells_its_speeds_per_device(tmp_path: Path) -> None:
+def test_measured_speeds_of_a_finished_run_are_per_device(tmp_path: Path) -> None:
     def stage(name: str, seconds: float, **summary: float) -> dict[str, Any]:
         return {"name": name, "seconds": seconds, "resumed": False, "summary": summary}
 
@@ -162,28 +165,28 @@ def test_a_finished_run_tells_its_speeds_per_device(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert measured(tmp_path) == {"train": 100, "generate": 100, "embed": 5, "score": 60}
     del result["config"]["engine"]
-    result["stages"][0]["resumed"] = True  # its seconds are those of its last attempt alone
+    result["stages"][0]["resumed"] = True  # its seconds cover the last attempt only
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert measured(tmp_path) == {"train": 100, "score": 300}
-    with pytest.raises(UserError, match=r"no result\.json of a finished run"):
+    with pytest.raises(UserError, match=r"--measured .*no result\.json"):
         measured(tmp_path / "none")
 
 
-def test_the_file_of_speeds_has_sources_and_nothing_that_is_not_measured() -> None:
+def test_throughput_file_entries_have_sources() -> None:
     file = ROOT / "studies" / "paper" / "throughput.yaml"
     entries = yaml.safe_load(file.read_text())
     for entry in entries:
         assert from_file(file, entry["hardware"]).keys() <= set(SPEEDS)
         assert (ROOT / entry["source"].split(",")[0]).is_file()
-    with pytest.raises(UserError, match=r"--hardware h100: .*throughput\.yaml has cpu-2"):
+    with pytest.raises(UserError, match=r"--hardware h100.*throughput\.yaml.*cpu-2"):
         from_file(file, "h100")
 
 
-def test_speeds_that_cannot_be(tmp_path: Path) -> None:
-    file = tmp_path / "own.yaml"
+def test_speeds_without_source_or_of_unknown_kind_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "speeds.yaml"
     file.write_text(yaml.safe_dump([{"hardware": "mine", "speeds": {"train": 1}}]))
-    with pytest.raises(UserError, match="mine has no source"):
+    with pytest.raises(UserError, match=r"mine.*source"):
         from_file(file, "mine")
     for wrong in ({"trian": 1.0}, {"train": 0}, {"train": "fast"}):
-        with pytest.raises(UserError, match="one of train, generate, score, embed"):
+        with pytest.raises(UserError, match="train, generate, score, embed"):
             checked(wrong)

@@ -1,4 +1,4 @@
-"""Every command of docs/reproduction.md is one that the real config takes."""
+"""Compose every command of docs/reproduction.md with the real config."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ TRAIN = [command for command in COMMANDS if "train.py" in command]
 PLAN = [command for command in COMMANDS if ".reproduce" in command and "NAME" not in command]
 
 
-def test_there_are_commands_for_every_method_and_both_scripts() -> None:
+def test_reproduction_docs_have_commands_for_every_method_and_both_scripts() -> None:
     for part in (
         "method=sft",
         "method=dpo_std",
@@ -31,7 +31,7 @@ def test_there_are_commands_for_every_method_and_both_scripts() -> None:
 
 
 @pytest.mark.parametrize("command", TRAIN)
-def test_a_command_composes_for_each_of_its_values(command: str) -> None:
+def test_reproduction_docs_train_command_composes_for_each_value(command: str) -> None:
     words = [word for word in shlex.split(command)[2:] if word != "-m"]
     several = [word for word in words if "," in word and "[" not in word]
     fixed = [word.replace("=N", "=1000") if word.endswith("=N") else word for word in words if word not in several]
@@ -40,19 +40,19 @@ def test_a_command_composes_for_each_of_its_values(command: str) -> None:
         composed(*fixed, *point)
 
 
-def test_mt_bench_asks_the_questions_that_its_published_figures_are_of() -> None:
-    """Not this project's own 80, which the benchmark's file has by default."""
+def test_reproduction_docs_mt_bench_command_uses_the_published_questions() -> None:
+    """The benchmark's file has this project's own 80 questions by default."""
     (command,) = [command for command in TRAIN if "mt_bench" in command]
     bench = composed(*shlex.split(command)[2:]).evaluation.benchmarks.mt_bench
     assert (bench.questions, bench.references) == ("question.jsonl", "gpt-4.jsonl")
 
 
 @pytest.mark.parametrize("command", PLAN)
-def test_a_plan_names_experiments(command: str) -> None:
+def test_reproduction_docs_plan_command_names_experiments(command: str) -> None:
     names = [word for word in shlex.split(command)[3:] if not word.startswith("-") and word != "outputs/RUN"]
     assert reproduce.experiments(names)
 
 
-def test_other_pages_that_it_names_are_there() -> None:
+def test_reproduction_docs_linked_pages_exist() -> None:
     for page in re.findall(r"\]\((\w+\.md)\)", TEXT):
         assert (ROOT / "docs" / page).is_file()
