@@ -50,7 +50,7 @@ def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
 
 @pytest.mark.vllm
 def test_vllm_judge_gives_the_verdict_of_the_local_judge(url: str, policy: Path, tmp_path: Path) -> None:
-    near = around(tmp_path)
+    near = judge_context(tmp_path)
     for verdict in ("text", "logprob"):
         with judge(url, verdict).open(near) as there:
             [judged] = there([CASE])
@@ -66,7 +66,7 @@ def test_vllm_judge_gives_the_verdict_of_the_local_judge(url: str, policy: Path,
 def test_vllm_judge_without_verdicts_fails_below_min_coverage(url: str, tmp_path: Path) -> None:
     """At temperature 2 almost no reply has a verdict."""
     examples = [example(f"e{i}", f"what is {i}?", f"a cat {i}") for i in range(8)]
-    scores = answered(tmp_path / "scores", {(item.id, 0): ["a dog"] for item in examples})
+    scores = write_answers(tmp_path / "scores", {(item.id, 0): ["a dog"] for item in examples})
     wild = judge(url, temperature=2.0)
     benchmark = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=wild)
     with pytest.raises(UserError, match=r"of 16 .*min_coverage=1"):
