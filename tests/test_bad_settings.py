@@ -212,7 +212,7 @@ def test_command_setting_that_is_not_utf8_is_one_line(override: str, tmp_path: P
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
-    assert "is no text in the encoding utf-8: give it in UTF-8" in ended.stderr
+    assert "is not valid text in the encoding utf-8" in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 

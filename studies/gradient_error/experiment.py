@@ -131,10 +131,6 @@ def filtered(
     candidates: Path,
     embeddings: Path,
     scorer: CandidateScorer | None,
-    examples: Mapping[str, Example],
-    candidates: Path,
-    embeddings: Path,
-    scorer: CandidateScorer | None,
 ) -> tuple[NDArray[np.bool_], list[Indices]]:
     """Return which samples the filter keeps, [N, M], and which it draws: per prompt, indices [K] in rank order."""
     kept, drawn = list[NDArray[np.bool_]](), list[Indices]()

@@ -111,7 +111,7 @@ def test_sampling_never_draws_an_id_outside_the_tokenizer() -> None:
 
 def test_pretrained_tokenizer_of_another_model_raises(tmp_path: Path) -> None:
     save_policy(tmp_path, llama(vocabulary=len(tokenizer()) - 5), tokenizer(), "")
-    with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens and its embeddings \d+ rows"):
+    with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, but its embeddings have \d+ rows"):
         Pretrained(str(tmp_path), None, None, [], "float32", False, True).start([], 0)
 
 

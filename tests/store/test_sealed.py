@@ -52,7 +52,7 @@ def test_shard_truncated_or_empty_is_detected(length: int, tmp_path: Path) -> No
     write_table(file, TABLE)
     file.write_bytes(file.read_bytes()[:length])
     assert check_sealed(file)
-    with pytest.raises(UserError, match=r"a\.parquet .*; run the same command again"):
+    with pytest.raises(UserError, match=r"a\.parquet "):
         read_table(file)
 
 
