@@ -126,7 +126,7 @@ def test_configure_max_length_above_the_models_positions_warns(
     assert "positions" not in caplog.text
     for name in ("sft.max_length", "trainer.max_length", "generator.max_length", "evaluation.max_length"):
         configure(composed(*common, f"{name}=129"))
-        assert f"{name}=129: more than the 128 positions of the model; lower max_length" in caplog.text
+        assert f"{name}=129: more than the model's 128 positions" in caplog.text
 
 
 def test_prepare_row_longer_than_the_models_positions_raises() -> None:

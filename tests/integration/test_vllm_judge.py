@@ -78,7 +78,7 @@ def test_vllm_judge_without_verdicts_fails_below_min_coverage(url: str, tmp_path
 
 @pytest.mark.vllm
 def test_vllm_judge_prompt_above_the_servers_length_is_an_api_error(url: str, tmp_path: Path) -> None:
-    with judge(url).open(around(tmp_path)) as judging:
+    with judge(url).open(judge_context(tmp_path)) as judging:
         long, short = judging([single("the dog " * 2000), CASE])
     assert (long.status, long.value) == ("api_error", None)
     assert short.status == "ok"
