@@ -42,7 +42,7 @@ Simulation = Callable[[np.random.Generator, int], tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Cell:
-    """What was simulated (`estimand`, `setting`), how often, and how many intervals were told and covered the truth."""
+    """A simulated case: simulations, intervals that were given (`told`), and intervals that `covered` the truth."""
 
     estimand: str
     setting: str

@@ -57,7 +57,7 @@ def start_wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> "subproce
 
 
 def wandb(*arguments: str, cwd: Path, env: Mapping[str, str]) -> str:
-    """What a command of W&B's prints; it must end well."""
+    """Run a `wandb` command, check that it succeeds, and return its output."""
     with start_wandb(*arguments, cwd=cwd, env=env) as process:
         return ended(process)
 
@@ -72,12 +72,12 @@ def ended(process: "subprocess.Popen[str]") -> str:
 
 
 def stage_of(artifact: str) -> str:
-    """Of an artifact's name, STAGE-KEY."""
+    """Return the stage in an artifact's name, STAGE-KEY."""
     return artifact.rsplit("-", 1)[0]
 
 
 def holds_secret(folder: Path) -> list[Path]:
-    """The files in which the key stands."""
+    """Return the files that contain the key."""
     written = [file for file in folder.rglob("*") if file.is_file()]
     assert len(written) > 50
     return [file for file in written if SECRET.encode() in file.read_bytes()]

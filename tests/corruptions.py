@@ -75,7 +75,7 @@ DAMAGES: list[Callable[[Path, random.Random], None]] = [flip, flip, digit, cut, 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job after a damage. `fault` is empty where all is well."""
+    """The outcome of a job after a file was damaged. `fault` is empty if the job behaved correctly."""
 
     damage: str
     code: int

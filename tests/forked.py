@@ -81,7 +81,7 @@ class Forked:
         return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it printed, when it has ended."""
+        """Wait for the process to end, and return its output and errors."""
         self.wait(timeout)
         out, err = (file.read_text() for file in self.files)
         return out, err

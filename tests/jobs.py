@@ -167,6 +167,6 @@ def stages(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def came_to(result: Mapping[str, Any]) -> list[object]:
-    """What two runs of one job must agree in, to the bit."""
+    """Return the numbers that must be bit-equal in two runs of the same job."""
     losses = [record["loss"] for stage in ("sft", "align") for record in result["histories"][stage] if "loss" in record]
     return [result["value"], result["comparison"], losses, result["samples"]]

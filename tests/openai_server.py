@@ -15,7 +15,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is sent in place of an answer."""
+    """A faulty response, sent instead of an answer."""
 
     status: int = 500
     body: bytes = b'{"error": {"message": "out of order"}}'

@@ -1,4 +1,4 @@
-"""What runs, and what has been left behind."""
+"""Find running processes, and processes left behind by a test."""
 
 import os
 import time
@@ -9,12 +9,12 @@ WORKER = "vllm_worker.py"
 
 
 def vllm_workers(parent: int | None = None) -> list[int]:
-    """The vLLM workers that a process has started: each leads a session of its own."""
+    """Return the vLLM workers that a process started. Each leads a session of its own."""
     return [child.pid for child in psutil.Process(parent).children() if any(WORKER in part for part in child.cmdline())]
 
 
 def in_session(leader: int) -> list[int]:
-    """The living processes of a session."""
+    """Return the living processes of a session."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -1,4 +1,4 @@
-"""What can be known of data and models before anything is computed is told then, in one line."""
+"""Mistakes in data and models are reported before anything is computed, in one line."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What `+debug=tiny` runs on: the same bytes every time, in columns that the sources know."""
+"""The files of `+debug=tiny`: the same bytes every time, with columns that the data sources accept."""
 
 import json
 from pathlib import Path

@@ -23,7 +23,7 @@ EXPERIMENTS = [f"{data}/{arm}" for data in DATA for arm in ARMS]
 
 
 def chosen(experiment: str) -> list[str]:
-    """What train.py is told for DATA/ARM. UltraChat has no pairs of its own."""
+    """Return train.py's overrides for DATA/ARM. UltraChat has no pairs, so standard DPO uses ultrachat_pairs."""
     data, arm = experiment.split("/")
     return ["+experiment=paper", f"data={data}{'_pairs' if experiment == 'ultrachat/dpo_std' else ''}", f"method={arm}"]
 
@@ -346,7 +346,7 @@ def test_a_published_figure_of_mt_bench_stands_beside_fastchats_questions_alone(
 
 
 def test_a_debug_run_is_the_experiment_but_for_its_size(debug: Path) -> None:
-    """What +debug=tiny changes are sizes and places."""
+    """Check that +debug=tiny changes sizes and paths only."""
     whole, small = (
         json.loads(json.dumps(OmegaConf.to_container(composed(*chosen("hh_rlhf/self_contrast"), *more))))
         for more in ((), ("+debug=tiny",))

@@ -1,4 +1,4 @@
-"""What vLLM is asked in tests, and what transformers answer."""
+"""Prompts for the tests of vLLM, and the answers of transformers to compare with."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -40,7 +40,7 @@ class Request:
 
 @dataclass
 class Run:
-    """What the server knows of a run.
+    """A run, as the server stores it.
 
     Attributes:
         name: its id in URLs.

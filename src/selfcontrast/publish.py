@@ -29,7 +29,7 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published, and how.
+    """The settings of an upload to the Hub.
 
     Attributes:
         repository: OWNER/NAME on the Hub.
@@ -45,7 +45,7 @@ class Publication:
 
     def __post_init__(self) -> None:
         if not REPOSITORY.fullmatch(self.repository):
-            raise UserError(f"push_to_hub={self.repository} is no repository name. Give OWNER/NAME.")
+            raise UserError(f"push_to_hub={self.repository} is not a repository name. Use OWNER/NAME.")
 
 
 def prepare(run: Path, publication: Publication, folder: Path) -> list[Path]:
@@ -208,7 +208,7 @@ def base_license(config: Mapping[str, Any]) -> str | None:
 
 
 def license_known(folder: Path) -> bool:
-    """Whether the card in `folder` names a license."""
+    """Return whether the card in `folder` names a license."""
     from huggingface_hub import ModelCard
 
     return bool(ModelCard.load(folder / CARD).data.license)

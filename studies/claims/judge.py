@@ -85,7 +85,7 @@ class Experiment:
 
     @property
     def ks(self) -> list[int]:
-        """Of the method itself."""
+        """The numbers of negatives (K) with results of the method itself."""
         return sorted({r.negatives for r in self.results if method(r) == OURS})
 
     @property
@@ -100,12 +100,12 @@ class Experiment:
         return [Arm(BASELINE, 0, first), *(Arm(name, k, first) for name, k in found)]
 
     def of(self, arm: Arm) -> dict[int, "Result"]:
-        """By seed the results that hold the arm."""
+        """Return the results that contain the arm, by seed."""
         own = [r for r in self.results if arm.method == BASELINE or (method(r), r.negatives) == (arm.method, arm.k)]
         return {r.seed: r for r in reversed(own)}  # of the fine-tuned model, the first of each seed
 
     def contrast(self, weights: Mapping[Arm, float]) -> Floats | None:
-        """sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None where none has."""
+        """sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None if no seed does."""
         found = {arm: self.of(arm) for arm in weights}
         seeds = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
         if not seeds:

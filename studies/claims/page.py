@@ -171,7 +171,7 @@ def _row(result: "Result", arm: Arm) -> "Row":
 
 
 def _align(result: "Result") -> dict[str, Any]:
-    """What the last round's training saw, and how long it took."""
+    """Return the summary of the last round's training, and its seconds."""
     stage: dict[str, Any] = next((s for s in result.stages if s["name"] == "align"), {"summary": {}})
     return {**stage["summary"], "seconds": stage.get("seconds")}
 

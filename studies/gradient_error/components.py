@@ -106,16 +106,16 @@ def inner(a: Floats, b: Floats) -> float:
 
 
 def slope(step: Floats, uphill: Floats) -> float:
-    """What the mean step gains along the mean of `uphill`, [n, d] each: its component in that direction, by `inner`.
+    """Return the component of the mean step along the mean of `uphill`, [n, d] each, estimated by `inner`.
 
-    NaN where noise drowns the direction.
+    NaN if the direction is lost in noise.
     """
     squared = inner(uphill, uphill)
     return inner(step, uphill) / math.sqrt(squared) if squared > 0 else math.nan
 
 
 def jackknife(estimate: float, without: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of an estimate from its values without each of n prompts, [n]; Student's t with n - 1."""
+    """Return the interval of an estimate from its values without each of n prompts, [n]; Student's t with n - 1."""
     n = len(without)
     error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error

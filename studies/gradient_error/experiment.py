@@ -40,10 +40,10 @@ from studies.gradient_error.measure import FILE, VERSION, GradientError, Measure
 
 @dataclass(frozen=True)
 class Theory:
-    """What was measured, as JSON.
+    """The measurements, as JSON.
 
     Attributes:
-        bandit, model: as `measure.on_bandit` and `measure.on_model` give them.
+        bandit, model: results of `measure.on_bandit` and `measure.on_model`.
         stages, config, provenance: as of `results.Result`.
     """
 

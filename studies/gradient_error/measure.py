@@ -39,7 +39,7 @@ KEPT, WORSE = "kept by the filter", "worse than the target (oracle)"
 
 @dataclass(frozen=True)
 class GradientError:
-    """What is measured; `gradient_error.yaml` explains each."""
+    """The settings of the measurement; `gradient_error.yaml` explains each."""
 
     prompts: Annotated[Count, Field(ge=3)]
     samples: Annotated[Samples, Field(ge=2)]

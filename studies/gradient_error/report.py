@@ -78,7 +78,7 @@ def headline(theory: "Theory") -> str:
 
 
 def sentences(theory: "Theory") -> list[str]:
-    """What the numbers say of K's diminishing returns."""
+    """Describe the diminishing returns of K in sentences."""
     model, bandit = theory.model, theory.bandit
     told = model["all"]
     first, last = (str(k(map(int, told["worth"]))) for k in (min, max))

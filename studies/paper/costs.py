@@ -1,7 +1,7 @@
-"""What the stages of a plan cost: tokens from the data and the settings, hours from measured speeds, bytes.
+"""Estimate the cost of a plan's stages: tokens from data and settings, hours from measured speeds, bytes on disk.
 
-Speeds are per device and measured: by hand, in a file with its source, or by a finished run. Where there is none, the
-hours are unknown, and said to be.
+Speeds are per device and measured: by hand, in a file with its source, or by a finished run. Without a speed, the hours
+are reported as unknown.
 """
 
 import json
@@ -64,7 +64,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step takes: `amount` in the units of the speed called `kind`; bytes that it leaves."""
+    """The cost of a step: `amount` in the units of the speed called `kind`, and the bytes it writes to disk."""
 
     kind: str | None
     amount: float | None
@@ -72,7 +72,7 @@ class Work:
 
 
 def sizes_of(planned: Planned, **given: Any) -> Sizes:
-    """From the data, where it can be read; what is `given` by name goes before."""
+    """Return the sizes of the data, if it can be read. Values `given` by name replace them."""
     parts = planned.parts
     train, held = parts.splits["train"], parts.evaluation.choose(parts.splits)
     sampled = [step.artifact.summary.get("tokens_per_response") for step in planned.steps if step.stage == "generate"]
@@ -87,7 +87,7 @@ def sizes_of(planned: Planned, **given: Any) -> Sizes:
 
 
 def parameters(parts: Parts) -> float | None:
-    """Of the model, where its config is here or it is known by name."""
+    """Return the number of the model's parameters, if its config is local or its name is known; else None."""
     model = parts.model
     path = str(getattr(model, "path", ""))
     if isinstance(model, FromScratch) or Path(path).is_dir():
@@ -100,7 +100,7 @@ def _mean(characters: Sequence[int]) -> float | None:
 
 
 def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
-    """Of a step that is not there yet. Filtering and comparing take minutes on a CPU, and count as nothing."""
+    """Return the cost of a step that is not cached. Filtering and comparing, minutes on a CPU, count as zero."""
     rewarded = isinstance(parts.evaluation.benchmarks.get(step.label.partition(" ")[0]), RewardWins)
     if None in (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens):
         lost = None if step.stage in ("generate", "embed", "reference") else _policy_bytes(step, parts, sizes)
@@ -162,7 +162,7 @@ def _policy_bytes(step: PlannedStage, parts: Parts, sizes: Sizes) -> float | Non
 
 
 def _of_checkpoint(step: PlannedStage, parts: Parts) -> bool:
-    """Whether it scores a policy of an intermediate step, which the job calls "METHOD 1/4"."""
+    """Return whether the step scores an intermediate policy, which the job calls "METHOD 1/4"."""
     checkpoints = parts.evaluation.checkpoints
     return checkpoints > 0 and step.label.endswith(f"/{checkpoints}")
 

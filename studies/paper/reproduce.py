@@ -48,14 +48,14 @@ def experiments(names: Sequence[str]) -> list[str]:
 
 
 def choices(experiment: str) -> list[str]:
-    """What chooses an experiment on train.py's command line."""
+    """Return the overrides of train.py that select an experiment."""
     data, _, arm = experiment.partition("/")
-    pairs = (data, arm) == ("ultrachat", "dpo_std")  # UltraChat has none of its own
+    pairs = (data, arm) == ("ultrachat", "dpo_std")  # UltraChat has no pairs
     return ["+experiment=paper", f"data={data}{'_pairs' if pairs else ''}", f"method={arm}"]
 
 
 def jobs(experiment: str, overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each of its jobs: for Self-Contrast one per K, unless K is given."""
+    """Return the overrides of each job of an experiment: for Self-Contrast one job per K, unless K is given."""
     own = [*choices(experiment), *overrides]
     if not experiment.endswith("self_contrast") or any(each.startswith("negatives=") for each in overrides):
         return [own]
@@ -63,7 +63,7 @@ def jobs(experiment: str, overrides: Sequence[str]) -> list[list[str]]:
 
 
 def command(experiment: str, overrides: Sequence[str], *more: str) -> list[str]:
-    """What train.py is called with for all its jobs."""
+    """Return the arguments of one train.py command that runs all jobs of an experiment."""
     own = [*choices(experiment), *overrides]
     several = len(jobs(experiment, overrides)) > 1
     swept = [f"negatives={','.join(map(str, KS))}"] if several else []

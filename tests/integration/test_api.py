@@ -1,4 +1,4 @@
-"""What others import: every block of docs/api.md runs as it stands, and a wheel has all that a checkout has."""
+"""The public API: every block of docs/api.md runs unchanged, and a wheel has all files of a checkout."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a cluster does with a job: several nodes, a time limit that is near."""
+"""Jobs on a cluster: several nodes, and a time limit that is near."""
 
 import os
 import signal

@@ -28,7 +28,7 @@ def question(i: int) -> dict[str, object]:
 
 
 def cached(folder: Path) -> Path:
-    """What `datasets` keeps of a download of the hub's data set, with rows of our own."""
+    """Write a cache as `datasets` keeps it after downloading the hub's data set, with made-up rows."""
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(question(i)) for i in range(40)))
     files = {split: [str(folder / "rows.jsonl")] for split in ("train", "validation", "test")}
     builder = Json(cache_dir=str(folder), dataset_name="ai2_arc", config_name=CONFIG, hash="0" * 40, data_files=files)

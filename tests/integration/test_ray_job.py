@@ -18,7 +18,7 @@ AGAIN = ("generate", "embed", "filter")
 
 
 def test_a_job_on_ray_has_the_artifacts_and_the_numbers_of_one_without(finished: Finished, tmp_path: Path) -> None:
-    """What comes after the filter is recalled by its key, and rightly so: what it is made from is equal to the byte."""
+    """Check that stages after the filter are cached: their keys match because their inputs are byte-equal."""
     shutil.copytree(finished.folder / "store", tmp_path / "store", ignore=shutil.ignore_patterns(*AGAIN))
     ended = run_train(*TINY, "engine=ray", "engine.actors=1", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

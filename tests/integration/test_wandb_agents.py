@@ -67,7 +67,7 @@ def test_a_killed_agent_loses_no_finished_stage_and_another_goes_on(tmp_path: Pa
 
 
 def hyperband(server: WandbServer, metric: str, first: int, eta: int, run: Run) -> bool:
-    """Whether a run is outside of the best 1/eta of those that have come as far, at any of the rungs first·eta^i."""
+    """Return whether a run is below the best 1/eta of the runs that reached a rung first·eta^i, for any i."""
     rung, own = first, run.series(metric)
     while len(own) >= rung:
         values = sorted(r.series(metric)[rung - 1] for r in server.runs.values() if len(r.series(metric)) >= rung)

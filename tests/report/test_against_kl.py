@@ -85,7 +85,7 @@ def test_a_runs_page_and_terminal_show_kl_and_entropy(
 
 
 def test_results_without_kl_are_shown_as_before(make: Make, tmp_path: Path) -> None:
-    """Of earlier releases, and where no decoding has samples of the policy itself."""
+    """Results lack KL if they come from an earlier release, or if no decoding samples from the policy itself."""
     write_report(make(), tmp_path)
     assert "farther?" not in (tmp_path / "report.html").read_text()
     assert figure(make()) is None
@@ -103,7 +103,7 @@ def test_the_fine_tuned_model_alone_has_entropy_and_no_figure(measured: Make) ->
 def test_arms_are_compared_at_the_smallest_final_kl(
     measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By hand, at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
+    """Compare by hand at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
     write(tmp_path / "0", measured([0, 1, 2], [0.5, 0.6, 0.7], k=1))
     write(tmp_path / "1", measured([0, 1, 3], [0.5, 0.6, 0.9], k=2))
     sweep = read_sweep([tmp_path])

@@ -182,7 +182,7 @@ def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) 
 
 
 def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -> None:
-    """Of a version that stored them; the report says so instead of ending with an error."""
+    """Check that NaN in the results of an old version is reported, instead of ending the report with an error."""
     means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
     means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
     (why,) = claims_page.shown([replace(whole[0], prompts={**whole[0].prompts, "means": means}), *whole[1:]])

@@ -13,7 +13,7 @@ from selfcontrast.results import RESULT, Evaluated, Result
 
 @pytest.fixture
 def evaluated(make: Callable[..., Result]) -> Evaluated:
-    """What a run measured of its policy, as if that were all."""
+    """Return the measurements of a run's policy alone, as evaluate.py gives them."""
     result = make()
     alone = [
         {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "nll", "tokens")}

@@ -60,7 +60,7 @@ def with_kl(
 
 
 def columns(job: SweepJob) -> dict[str, Any]:
-    """Of `results.csv`: the policy's KL with its interval, its entropy and the fine-tuned model's."""
+    """Return the KL columns of `results.csv`: the policy's KL with its interval, and both models' entropy."""
     if not (points := _points(job)):
         return {}
     sft, policy = points[0], points[-1]

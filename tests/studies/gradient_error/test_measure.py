@@ -1,4 +1,4 @@
-"""What is told of a model, from gradients made by hand whose parts and directions are known."""
+"""The estimates for a model, on hand-made gradients with known components and directions."""
 
 from typing import Any
 

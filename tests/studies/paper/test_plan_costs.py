@@ -1,4 +1,4 @@
-"""What stages cost, by hand; and speeds that nobody measured, which are not made up."""
+"""Costs of stages, computed by hand. A speed that nobody measured is unknown, not guessed."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_the_work_of_baselines_and_budgets() -> None:
 
 
 def test_a_benchmarks_own_questions_are_answered_turn_by_turn() -> None:
-    """Of the 80 questions of two turns those of four categories have a temperature above 0, and three samples."""
+    """40 of the 80 two-turn questions (four categories) have a temperature above 0, so they get three samples."""
     name = "evaluation.benchmarks.mt_bench"
     asked = parts(f"+benchmark@{name}=mt_bench", f"{name}.samples=3", f"{name}.judge.model=x")
     assert work(step("answers", "mt_bench answers SFT"), asked, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
@@ -130,7 +130,7 @@ def assembled(own: Any, train: list[Any], test: list[Any]) -> Any:
 
 
 def test_parameters_of_a_config_that_is_here_and_of_the_papers_models() -> None:
-    """By their architecture: embeddings and output layer, and in each layer attention, MLP and two norms."""
+    """Count by hand: embeddings and output layer, and in each layer attention, MLP and two norms."""
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
     mistral = 2 * 32000 * 4096 + 32 * layer + 4096
     assert parameters(parts("+experiment=paper", "data=hh_rlhf")) == mistral
