@@ -1,4 +1,4 @@
-"""Reads W&B's offline files back: a LevelDB log of `Record` messages, which the package has no reader class for."""
+"""Read W&B's offline files: LevelDB logs of `Record` messages. The package has no reader class for them."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ BLOCK, HEADER, MAGIC = 32768, 7, b":W&B"
 
 
 def records(file: Path) -> Iterator[Any]:
-    """Every record of a .wandb file, in order."""
+    """Yield the records of a .wandb file, in order."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for content in _log(file.read_bytes()):
@@ -19,7 +19,7 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def _log(data: bytes) -> Iterator[bytes]:
-    """LevelDB's framing: blocks of 32 KiB; per chunk checksum (4), length (2), type (1: whole, 2: first … 4: last)."""
+    """Parse LevelDB's blocks of 32 KiB; per chunk checksum (4), length (2), type (1: whole, 2: first … 4: last)."""
     assert data.startswith(MAGIC)
     position, whole = HEADER, b""
     while position < len(data):
@@ -38,14 +38,14 @@ def _log(data: bytes) -> Iterator[bytes]:
 
 
 class OfflineRun:
-    """What one offline run holds.
+    """The content of an offline run.
 
     Attributes:
         config, summary: by key; nested keys are joined with a dot.
         history: one dictionary per logged step.
         artifacts: the artifact records.
-        fields: what the run is called: name, group, job_type.
-        commit: of the code.
+        fields: name, group and job_type of the run.
+        commit: git commit of the code.
         exit_code: None while the run has not ended.
     """
 
@@ -61,8 +61,8 @@ class OfflineRun:
             match record.WhichOneof("record_type"):
                 case "run":
                     self.config |= _items(record.run.config.update)
-                    own = record.run
-                    self.fields = {"name": own.display_name, "group": own.run_group, "job_type": own.job_type}
+                    run = record.run
+                    self.fields = {"name": run.display_name, "group": run.run_group, "job_type": run.job_type}
                 case "environment":
                     self.commit = record.environment.git.commit or self.commit
                 case "config":
