@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m studies.coverage              # about 8 minutes on one core
     OMP_NUM_THREADS=1 python -m studies.coverage --scale 0.1  # the same cells, with a tenth of the simulations
 
-The nominal level is 95%. *told*: the share of simulations in which there was an interval at all; coverage is of those.
-Without variation there is none, which is no coverage. A cell is marked where it is outside 95 +- 1.5% by more than
-two Monte Carlo errors: "high" is too wide, "LOW" is wrong.
+The nominal level is 95%. *told* is the fraction of simulations that gave an interval; coverage is over these. Without
+variation there is no interval, which does not count as coverage. A cell is marked if it is outside 95 +- 1.5% by more
+than two Monte Carlo errors: "high" is too wide, "LOW" is wrong.
 """
 
 import argparse

@@ -124,7 +124,7 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
 
 
 def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Every old name in the config, and its present one."""
+    """Yield every old name in the config, with its present name."""
     for key, value in _items(node):
         path = f"{where}.{key}" if where else key
         if isinstance(node, dict) and new_name(path) != path:

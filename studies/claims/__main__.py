@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")
     told = parser.parse_args(arguments)
     sweep = report_sweep(told.folders, told.to)
-    from studies.claims.page import print_claims, shown, write_claims  # slow to import: a mistake is told first
+    from studies.claims.page import print_claims, shown, write_claims  # slow to import, so mistakes are reported first
 
     claims = shown([job.result for job in sweep.jobs])
     if not claims:

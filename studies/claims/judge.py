@@ -1,13 +1,13 @@
-"""The paper's claims, each with its measured effect and a verdict, from the results of several arms and seeds.
+"""The paper's claims, each with its measured effect and a verdict, from the results of several methods and seeds.
 
-An effect is a mean over seeds and prompts of a contrast between arms that share the seed's fine-tuned model; its
+An effect is a mean over seeds and prompts of a contrast between methods that share the seed's fine-tuned model; its
 interval is for other seeds and other prompts (`statistics.crossed`). The rule, the same for every claim:
 
-- *not supported*: the interval's upper end is below `MARGIN`: an effect worth the name is excluded, even where a
-  smaller one is clear;
+- *not supported*: the interval's upper end is below `MARGIN`: a relevant effect is excluded, even if a smaller one is
+  clear;
 - *supported*: not so, the effect is above 0, and its p-value, corrected by Holm for the number of claims tested, is
   below 1 - level (5% at the usual level of 95%);
-- *inconclusive*: neither. With one seed nothing is concluded, and neither is from numbers that do not vary at all: they
+- *inconclusive*: neither. With one seed nothing is concluded, nor from numbers that do not vary: they
   cannot tell how much another seed or other prompts would differ.
 
 The score is a verifier's. Similarity to the target is what the filter selects by, so nothing is claimed by it.
@@ -160,7 +160,7 @@ def _ambiguity(group: Sequence["Result"]) -> str:
 
 
 def _distinct(results: Sequence["Result"]) -> list["Result"]:
-    """Without those that have an earlier one's arm, K, seed and scores."""
+    """Return the results without repetitions: the same method, K, seed and scores as an earlier one."""
     found: list[Result] = []
     for one in results:
         if all(
@@ -211,14 +211,14 @@ Contrast = tuple[str, dict[Arm, float]]
 
 
 def _against(experiment: Experiment, other: str, other_k: int, decoding: str | None = None) -> Contrast | None:
-    """The method at its largest K less another arm."""
+    """Return the contrast of the method at its largest K minus another method."""
     if not experiment.ks:
         return None
     way = decoding or experiment.decodings[0]
     ours, theirs = Arm(OURS, experiment.ks[-1], way), Arm(other, other_k, way)
     if not experiment.of(theirs):
         return None
-    return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+    return f"{ours.name} minus {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
 
 
 def _k_of(experiment: Experiment, name: str) -> int:
@@ -241,7 +241,7 @@ def _sharpest(experiment: Experiment) -> Contrast | None:
 
 
 def _rise(experiment: Experiment) -> Contrast | None:
-    """From the smallest to the largest K along the least-squares line of score on log2 K."""
+    """Return the rise from the smallest to the largest K along the least-squares line of score on log2 K."""
     ks = experiment.ks
     if len(ks) < 2:
         return None
@@ -253,7 +253,7 @@ def _rise(experiment: Experiment) -> Contrast | None:
 
 
 def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
-    """The method less another, at the largest K that both have."""
+    """Return the contrast of the method minus another, at the largest K that both have."""
 
     def contrast(experiment: Experiment) -> Contrast | None:
         common = set(experiment.ks) & {r.negatives for r in experiment.results if method(r) == name}
@@ -261,7 +261,7 @@ def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
             return None
         way = experiment.decodings[0]
         ours, theirs = Arm(OURS, max(common), way), Arm(name, max(common), way)
-        return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+        return f"{ours.name} minus {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
 
     return contrast
 

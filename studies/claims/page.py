@@ -139,9 +139,9 @@ def _claim(claim: Claim) -> list[str]:
 
 
 def _arms(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
-    """Every arm: its scores by decoding, how sharp it is, and what it took."""
+    """Return heads and rows: per method its scores by decoding, its entropy and its cost."""
     first = experiment.decodings[0]
-    heads = ["arm", "seeds", *experiment.decodings, f"less SFT, {first}"]
+    heads = ["method", "seeds", *experiment.decodings, f"minus SFT, {first}"]
     heads += ["entropy", "K used", "prompts", "training tokens", "seconds"]
     return heads, [_arm(experiment, arm) for arm in experiment.arms]
 

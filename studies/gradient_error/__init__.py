@@ -1,5 +1,5 @@
-"""How far the objective's gradient, estimated from few negatives and positives, is from the true one.
+"""Measure the error of the objective's gradient if it is estimated from few negatives and positives.
 
-On a bandit, where every expectation is a finite sum, and on a fine-tuned model, where it is measured. Neither is a part
-of training: `python -m studies.gradient_error` runs both.
+The error is exact on a bandit, where every expectation is a finite sum, and measured on a fine-tuned model. Neither is
+part of training: `python -m studies.gradient_error` runs both.
 """

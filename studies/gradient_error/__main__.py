@@ -23,7 +23,10 @@ def measure_theory(cfg: DictConfig) -> None:
     measured = build(cfg.theory, "theory")
     parts = configure(cfg)
     from studies.gradient_error.experiment import run
-    from studies.gradient_error.report import print_theory, write_theory  # slow to import: a mistake is told first
+    from studies.gradient_error.report import (
+        print_theory,
+        write_theory,
+    )  # slow to import, so mistakes are reported first
 
     with explained(parts.output, "output"):
         theory = run(parts, measured, config)

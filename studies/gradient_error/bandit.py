@@ -1,6 +1,6 @@
 """A softmax policy over a finite set of responses: every expectation is a finite sum, so nothing need be believed.
 
-The policy's log-probability of response a is theta_a less the log of the sum of all exp(theta). With the rewards
+The policy's log-probability of response a is theta_a minus the log of the sum of all exp(theta). With the rewards
 r(a) = beta (log p_theta(a) - log p_ref(a)), the loss -log sigmoid(r(a) - r(b)) of a target a and a negative b has the
 gradient
 
@@ -24,15 +24,15 @@ from studies.gradient_error.components import Components, Floats
 
 @dataclass(frozen=True)
 class BanditSettings:
-    """Which bandit.
+    """The settings of the bandit.
 
     Attributes:
-        responses: how many there are.
-        good: how many of them are good: the targets, each as likely.
+        responses: number of responses.
+        good: number of good ones: the targets, all equally likely.
         reference_good: the probability that the reference answers with a good one, in (0, 1).
         moved: standard deviation of the policy's logits around the reference's: 0 is the start of training.
-        beta: of the loss.
-        positives: numbers of targets at which the error is told.
+        beta: beta of the loss.
+        positives: numbers of targets at which the error is reported.
         seed: of the reference's and the policy's logits, and of the simulation.
         replicates: estimates simulated at each number of positives and negatives.
     """
@@ -76,12 +76,12 @@ class PairParts:
 
     @property
     def nested(self) -> Components:
-        """Where every target has negatives of its own."""
+        """The components if every target has separate negatives."""
         return Components(self.squared, self.target, self.negative + self.both)
 
     @property
     def most_balanced(self) -> float:
-        """How many pairs, each with a target and a negative of its own, unlimited negatives make of one target.
+        """The number of separate pairs (target and negative) that one target with unlimited negatives is worth.
 
         n targets against m negatives have, for m without bound, the error target / n; n' pairs have
         (target + negative + both) / n'.
@@ -96,7 +96,7 @@ class Bandit:
     reference: probabilities, [A].
     targets: probabilities of the target, [A].
     negatives: of a negative, [A]; the reference's own for Self-Contrast without a filter.
-    beta: of the loss.
+    beta: beta of the loss.
     """
 
     logits: Floats

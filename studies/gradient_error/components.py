@@ -34,21 +34,23 @@ class Components:
     within: float
 
     def error(self, prompts: float, negatives: float) -> float:
-        """E ||estimate - G||^2 of n prompts with K negatives each."""
+        """Return E ||estimate - G||^2 for n prompts with K negatives each."""
         return (self.between + self.within / negatives) / prompts
 
     def prompts_needed(self, negatives: float) -> float:
-        """How many prompts make the error as large as ||G||^2: with fewer, most of an estimate is noise. Infinite where
-        G is not told from 0."""
+        """Return the number of prompts at which the error equals ||G||^2: with fewer, an estimate is mostly noise.
+
+        Infinite if G cannot be told apart from 0.
+        """
         return self.error(1, negatives) / self.squared if self.squared > 0 else math.inf
 
     @property
     def ratio(self) -> float:
-        """B / A: what of the error with K = 1 unlimited negatives would take away is B / (A + B)."""
+        """B / A. Of the error with K = 1, unlimited negatives would remove the fraction B / (A + B)."""
         return self.within / self.between if self.between > 0 else math.inf
 
     def worth(self, negatives: float) -> float:
-        """How many times as many prompts with one negative give the error that these have with K: (A + B) / (A + B/K).
+        """Return the factor of prompts by which one negative reaches the error of K negatives: (A + B) / (A + B/K).
 
         At most 1 + B / A, however large K is.
         """
@@ -56,7 +58,7 @@ class Components:
         return (between + self.within) / (between + self.within / negatives)
 
     def best_negatives(self, prompt_tokens: float, response_tokens: float) -> float:
-        """The K of least error for a given number of tokens: sqrt(B/A (P + R)/R).
+        """Return the K of least error for a given number of tokens: sqrt(B/A (P + R)/R).
 
         A group of P + (K+1) R tokens has the error A + B/K; the product of both is least there.
         """
@@ -72,7 +74,7 @@ def components(gradients: Floats) -> Components:
 
 
 def leave_one_out(gradients: Floats) -> list[Components]:
-    """The estimates without each of the prompts in turn: what their standard errors are made from."""
+    """The estimates with each prompt left out in turn, from which the standard errors are computed."""
     products, within = _sums(gradients)
     rest = [np.delete(np.arange(len(within)), i) for i in range(len(within))]
     return [_estimate(products[np.ix_(own, own)], within[own], gradients.shape[1]) for own in rest]

@@ -70,7 +70,7 @@ class Measured:
         scores: by the verifier, target first, [N, 1 + M]; None where there is none.
         kept: which samples the filter keeps, [N, M] bool.
         drawn: per prompt which samples training would take as negatives, in rank order, [N, K] with K the pool's size;
-            prompts that the filter drops have none and are left out of what is told of the filter.
+            prompts that the filter drops have none, and are left out of the filter's estimates.
         tokens: mean tokens of a prompt and of a response.
     """
 

@@ -100,7 +100,7 @@ def sentences(theory: "Theory") -> list[str]:
         f"An estimate is no longer mostly noise from {needed[first]} prompts on with K = {first}, and from "
         f"{needed[last]} on with K = {last}."
         if told["squared"] > 0
-        else f"Over these {model['prompts']} prompts the true gradient is not told from zero."
+        else f"Over these {model['prompts']} prompts the true gradient cannot be told apart from zero."
     )
     if rows := {row["negatives"]: row for row in model.get("directions", [])}:
         slopes = [f"{name} {_bounds(rows[name]['slope'])}" for name in (ALL, KEPT, WORSE, NONE) if rows[name]["slope"]]

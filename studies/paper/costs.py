@@ -142,7 +142,7 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
 
 
 def _own_answers(step: PlannedStage, parts: Parts) -> int:
-    """To a benchmark's own questions, turn by turn."""
+    """Return the number of answers to a benchmark's own questions, counted per turn."""
     request = parts.evaluation.benchmarks[step.label.partition(" ")[0]].answer_request(
         parts.evaluation.choose(parts.splits)
     )

@@ -112,7 +112,7 @@ def show(names: Sequence[str], overrides: Sequence[str], told: argparse.Namespac
     from studies.paper.terminal import AGENTS, print_commands, print_plan
 
     known, seen, read = speeds(told), set[str](), DataReader()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; that it failed is told once
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; a failure is reported once
     given = {name: getattr(told, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:
         planned = [plan(composed(job), read) for job in jobs(experiment, overrides)]
@@ -127,7 +127,7 @@ def show(names: Sequence[str], overrides: Sequence[str], told: argparse.Namespac
 
 
 def run(names: Sequence[str], overrides: Sequence[str]) -> int:
-    """Each experiment in turn; ends with the first that fails."""
+    """Run the experiments one after another, until one fails. Return its exit code, or 0."""
     for experiment in names:
         called = [sys.executable, str(CONF.parent / "train.py"), *command(experiment, overrides)]
         sys.stderr.write(f"== {experiment}\n")

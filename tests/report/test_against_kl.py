@@ -109,7 +109,7 @@ def test_arms_are_compared_at_the_smallest_final_kl(
     sweep = read_sweep([tmp_path])
     found = equal_kl(sweep)
     assert found is not None
-    assert found.heads == ["arm", "final KL", "score at KL 2.00", "difference"]
+    assert found.heads == ["method", "final KL", "score at KL 2.00", "difference"]
     assert [row[:2] for row in found.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
     assert found.rows[0][2].startswith("0.700 [0.6")
     assert found.rows[1][2].startswith("0.750 [0.6")
@@ -162,7 +162,7 @@ def test_arms_of_other_fine_tuned_models_have_no_difference(measured: Make, writ
     assert found.notes == [
         OVER_PROMPTS,
         "Differences are from sft.x=a (K=1).",
-        "No difference from sft.x=a (K=1) for arms that begin with another fine-tuned model, from which their KL is "
+        "No difference from sft.x=a (K=1) for methods that begin with another fine-tuned model, from which their KL is "
         "measured: sft.x=b (K=1).",
         STRAIGHT,
     ]
@@ -190,7 +190,7 @@ def test_other_decodings_have_no_difference(seeds: list[int], measured: Make, wr
     found = equal_kl(read_sweep([tmp_path]))
     assert found is not None
     assert found.rows[1][3] == "–"
-    assert "No difference from K=1 for arms that were measured at another decoding: K=2." in found.notes
+    assert "No difference from K=1 for methods that were measured at another decoding: K=2." in found.notes
 
 
 def test_other_prompts_have_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_other_prompts_have_no_difference_over_seeds(measured: Make, write: Writ
     found = equal_kl(read_sweep([tmp_path]))
     assert found is not None
     assert found.rows[1][3] == "–"
-    assert "No difference from K=1 for arms that were measured on other prompts: K=2." in found.notes
+    assert "No difference from K=1 for methods that were measured on other prompts: K=2." in found.notes
 
 
 def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, write: Write, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, wr
     assert found.heads[3:] == ["seeds", "difference", "on seeds"]
     assert [row[3] for row in found.rows] == ["1, 2", "1", "2", "3"]
     assert [row[4:] for row in found.rows] == [["–", "–"], ["+0.050", "1"], ["+0.050", "2"], ["–", "–"]]
-    assert "No difference from K=1 for arms that have no seed in common with it: K=8." in found.notes
+    assert "No difference from K=1 for methods that have no seed in common with it: K=8." in found.notes
 
 
 def test_single_jobs_of_other_seeds_have_no_difference(

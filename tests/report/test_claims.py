@@ -99,7 +99,7 @@ def test_effects_and_verdicts(whole: list[Result]) -> None:
         assert found[name].effect.estimate == pytest.approx(effect, abs=0.003)
         assert said is None or found[name].verdict == said, name
     assert found["it grows with K"].contrast == "rise from K=1 to K=16 along a line in log K, at T=1"
-    assert found["control: it is not merely sharper"].contrast == "Self-Contrast K=16 less SFT, at T=0.7"
+    assert found["control: it is not merely sharper"].contrast == "Self-Contrast K=16 minus SFT, at T=0.7"
 
 
 def test_the_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
@@ -231,7 +231,7 @@ def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
     by_name = {row[0]: dict(zip(shown.arm_heads, row, strict=True)) for row in shown.arms}
     assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
     assert by_name["SFT"]["T=1"].startswith("0.6")
-    assert by_name["SFT"]["less SFT, T=1"] == "–"
+    assert by_name["SFT"]["minus SFT, T=1"] == "–"
     ours = by_name["Self-Contrast K=16"]
     assert (ours["seeds"], ours["entropy"], ours["K used"], ours["prompts"], ours["seconds"]) == (
         "3",
@@ -240,7 +240,7 @@ def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
         "49",
         "61",
     )
-    assert ours["less SFT, T=1"].startswith("+0.0")
+    assert ours["minus SFT, T=1"].startswith("+0.0")
     experiment = experiments(whole)[0]
     assert experiment.mean({Arm(OURS, 99, "T=1"): 1.0}) is None
 

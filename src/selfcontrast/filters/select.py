@@ -5,7 +5,7 @@ candidates are ranked by the selector, or else in a seeded random order; rank k 
 takes the first K ranks, so its negatives are a subset of those of any larger K. Every K sees the same prompts: a prompt
 is usable if it fills the whole pool (`max_negatives`), whatever K is.
 
-If a candidate is chosen (y+), instead of the target or beside it, it cannot be a negative, nor can any response of the
+If a candidate is chosen (y+), instead of the target or as well, it cannot be a negative, nor can any response of the
 same text. If it is chosen by its score, neither can a candidate of an equal or higher score, as it is no worse. The
 selector itself sees all distinct candidates.
 """

@@ -1,4 +1,4 @@
-"""The theory's report, of a gradient that is told from zero and of one that noise drowns."""
+"""The theory's report, for a gradient that is clearly not zero and for one that is lost in noise."""
 
 import math
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_files_and_terminal(gradient: float, tmp_path: Path, capsys: pytest.Capt
 def test_a_gradient_that_noise_drowns_is_said_to_be_drowned() -> None:
     theory = measured(0.0)
     theory.model["all"] |= {"squared": -0.1, "prompts_needed": dict.fromkeys(("1", "2", "4"), math.inf)}
-    assert "Over these 12 prompts the true gradient is not told from zero." in sentences(theory)
+    assert "Over these 12 prompts the true gradient cannot be told apart from zero." in sentences(theory)
 
 
 def test_how_many_prompts_an_estimate_needs() -> None:

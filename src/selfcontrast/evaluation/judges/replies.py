@@ -48,7 +48,7 @@ RequestReplies = Callable[[Sequence[str], int, Account, StoreReply], None]
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """How replies are requested.
+    """The settings of requests for replies.
 
     Attributes:
         attempts: tries per judgment, until one is ok.
