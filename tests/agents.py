@@ -26,7 +26,7 @@ def environment(folder: Path, server: WandbServer) -> dict[str, str]:
 
 
 def sweep_file(folder: Path, name: str, parameters: Mapping[str, Any] | None = None, *overrides: str) -> dict[str, Any]:
-    """Writes `folder/sweep.yaml`: one of `sweeps/`, which calls the tiny job. Returns what is in it.
+    """Write `folder/sweep.yaml`: one of `sweeps/`, which calls the tiny job. Return its content.
 
     Args:
         parameters: in place of the sweep's own.

@@ -154,7 +154,7 @@ def of_another_kind(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_folder_of_another_kind_of_model_is_refused(kind: str, tmp_path: Path) -> None:
     of_another_kind(tmp_path / "model", kind)
-    with pytest.raises(UserError, match=rf"^model\.path=\S+: a {kind} is no causal language model"):
+    with pytest.raises(UserError, match=rf"^model\.path=\S+: a {kind} is not a causal language model"):
         checked(tmp_path, written(tmp_path / "data.jsonl", rows()))
 
 

@@ -75,7 +75,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
     """Return Hydra's arguments with the present names, and log one line for each old one.
 
     Raises:
-        UserError: where a setting is given by both of its names.
+        UserError: if a setting is given by both of its names.
     """
     groups = _options(arguments)
     renamed, new_keys, old_keys = [], set(), dict[str, str]()
@@ -102,10 +102,10 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
     """Return a composed config with the present names, and log one line for each old one that a YAML file has.
 
     Args:
-        overrides: of the command line, by present names.
+        overrides: overrides of the command line, by present names.
 
     Raises:
-        UserError: where a file has an old name, and an override the new one.
+        UserError: if a file has an old name, and an override the new one.
     """
     content = OmegaConf.to_container(config)
     old = dict(_old_names(content, ""))
@@ -167,7 +167,7 @@ def _chooses(rest: str, key: str, options: dict[str, set[str] | None]) -> bool:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
-    """The options of each group that has an old key's name, also in a user's folders; None where they are not known."""
+    """The options of each group that has an old key's name, also in a user's folders; None if they are not known."""
     text = "\n".join(arguments)
     if "pkg://" in text:
         return dict.fromkeys(RENAMED_GROUPS.values())

@@ -1,4 +1,4 @@
-"""The report of any runs and sweeps together, and beside it the paper's claims: claims.html, claims.md.
+"""The report of any runs and sweeps together, and next to it the paper's claims: claims.html, claims.md.
 
 python -m studies.claims DIR              of a sweep, or of a folder with several
 python -m studies.claims DIR… --to DIR    any runs and sweeps

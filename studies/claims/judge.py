@@ -55,9 +55,9 @@ class Arm:
 @dataclass(frozen=True)
 class Claim:
     """Attributes:
-    claim: in words.
-    contrast: what is subtracted from what.
-    effect: in units of the score.
+    claim: the claim in words.
+    contrast: the subtraction in words.
+    effect: effect in units of the score.
     p_holm: corrected for the claims of its experiment.
     verdict: one of the three.
     """
@@ -70,10 +70,10 @@ class Claim:
 
 
 class Experiment:
-    """The results that share data, base model, fine-tuning and evaluation: what contrasts are made within.
+    """The results that share data, base model, fine-tuning and evaluation: contrasts are made within them.
 
     Args:
-        results: of any arms and seeds, one for each arm, K and seed.
+        results: results of any methods and seeds, one for each method, K and seed.
     """
 
     def __init__(self, results: Sequence["Result"]) -> None:
@@ -145,7 +145,7 @@ def _ambiguity(group: Sequence["Result"]) -> str:
     for result in group:
         means = [np.array(own, dtype=np.float64) for ways in result.prompts["means"].values() for own in ways.values()]
         if not all(np.isfinite(own).all() for own in means):
-            return f"{method(result)} K={result.negatives}, seed {result.seed} has stored scores that are no numbers"
+            return f"{method(result)} K={result.negatives}, seed {result.seed} has stored scores that are not numbers"
     configs = {str(i): {n: v for n, v in r.config.items() if n != "hardware"} for i, r in enumerate(group)}
     settings: dict[str, set[str]] = {}
     for i, variant in variants(configs).items():
@@ -172,7 +172,7 @@ def _distinct(results: Sequence["Result"]) -> list["Result"]:
 
 
 def claims(experiment: Experiment) -> list[Claim]:
-    """The claims that the experiment has the arms for."""
+    """Return the claims for which the experiment has all methods."""
     found = []
     for words, make in CLAIMS:
         if made := make(experiment):
@@ -222,7 +222,7 @@ def _against(experiment: Experiment, other: str, other_k: int, decoding: str | N
 
 
 def _k_of(experiment: Experiment, name: str) -> int:
-    """The largest K of another method; 0 where it has none."""
+    """Return the largest K of another method; 0 if it has none."""
     return max((r.negatives for r in experiment.results if method(r) == name), default=0)
 
 
@@ -235,7 +235,7 @@ def _sft(experiment: Experiment) -> Contrast | None:
 
 
 def _sharpest(experiment: Experiment) -> Contrast | None:
-    """Both at the sharpest decoding, where being sharper is no advantage."""
+    """Return the contrast at the sharpest decoding, where a sharper policy has no advantage."""
     sharpest = min(experiment.decodings, key=lambda name: experiment.temperature[name])
     return None if sharpest == experiment.decodings[0] else _against(experiment, BASELINE, 0, sharpest)
 

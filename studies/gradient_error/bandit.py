@@ -1,4 +1,4 @@
-"""A softmax policy over a finite set of responses: every expectation is a finite sum, so nothing need be believed.
+"""A softmax policy over a finite set of responses: every expectation is a finite sum, so no estimate has to be trusted.
 
 The policy's log-probability of response a is theta_a minus the log of the sum of all exp(theta). With the rewards
 r(a) = beta (log p_theta(a) - log p_ref(a)), the loss -log sigmoid(r(a) - r(b)) of a target a and a negative b has the
@@ -33,7 +33,7 @@ class BanditSettings:
         moved: standard deviation of the policy's logits around the reference's: 0 is the start of training.
         beta: beta of the loss.
         positives: numbers of targets at which the error is reported.
-        seed: of the reference's and the policy's logits, and of the simulation.
+        seed: seed of the reference's and the policy's logits, and of the simulation.
         replicates: estimates simulated at each number of positives and negatives.
     """
 
@@ -95,7 +95,7 @@ class Bandit:
     logits: theta, [A].
     reference: probabilities, [A].
     targets: probabilities of the target, [A].
-    negatives: of a negative, [A]; the reference's own for Self-Contrast without a filter.
+    negatives: probability of each response as a negative, [A]; the reference's for Self-Contrast without a filter.
     beta: beta of the loss.
     """
 
@@ -129,7 +129,7 @@ class Bandit:
         return PairParts(float(mean @ mean), target, negative, float(total) - target - negative)
 
     def without(self, false: NDArray[np.bool_], share: float) -> "Bandit":
-        """The same where a filter leaves `share` of the probability of the false negatives, [A] bool."""
+        """Return the same if a filter leaves `share` of the probability of the false negatives, [A] bool."""
         kept = self.negatives * np.where(false, share, 1.0)
         return Bandit(self.logits, self.reference, self.targets, kept / kept.sum(), self.beta)
 

@@ -1,4 +1,4 @@
-"""The error of a gradient estimated from n prompts with K negatives each: its parts, and what more of either buys.
+"""The error of a gradient estimated from n prompts with K negatives each: its parts, and the gain from larger n or K.
 
 With g_ij the gradient of the loss of prompt i (with its one target) against negative j, the estimate is
 (1/n) sum_i (1/K) sum_j g_ij, and G its expectation. By the law of total variance
@@ -128,8 +128,8 @@ def pair_gradients(gradients: Floats, log_probs: Floats, reference: Floats, beta
     """The gradient of -log sigmoid(r(y+) - r(y_j)) for every negative, [n, M, d].
 
     Args:
-        gradients: of the responses' log-probabilities, target first, [n, 1 + M, d].
-        log_probs: of the policy, [n, 1 + M].
+        gradients: gradients of the responses' log-probabilities, target first, [n, 1 + M, d].
+        log_probs: log-probabilities of the policy, [n, 1 + M].
         reference: the reference's, [n, 1 + M].
         beta: r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
     """

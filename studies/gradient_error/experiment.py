@@ -1,4 +1,4 @@
-"""The experiment on a job's own model: fine-tune or recall it, sample, embed, measure."""
+"""The experiment on a job's own model: fine-tune it (or use the cached one), sample, embed, measure."""
 
 import json
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Theory:
 
     Attributes:
         bandit, model: results of `measure.on_bandit` and `measure.on_model`.
-        stages, config, provenance: as of `results.Result`.
+        stages, config, provenance: as in `results.Result`.
     """
 
     bandit: dict[str, Any]
@@ -57,7 +57,7 @@ class Theory:
 def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> Theory:
     """Computes or recalls everything and writes `theory.json` and its report to the output folder.
 
-    Raises `UserError` where the generator does not sample from the job's model, or the loss has no negatives.
+    Raises `UserError` if the generator does not sample from the job's model, or the loss has no negatives.
     """
     if not isinstance(parts.generator, Generation):
         raise UserError("generator: the theory needs many samples of few prompts: generator=hf or vllm")

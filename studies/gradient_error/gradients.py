@@ -18,8 +18,8 @@ class Sketch:
     (Charikar, Chen and Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206).
 
     Args:
-        size: of the vectors.
-        dimensions: of what is kept; None keeps all.
+        size: size of the vectors.
+        dimensions: number of kept sums; None keeps all coordinates.
     """
 
     def __init__(self, size: int, dimensions: int | None, seed: int) -> None:
@@ -44,7 +44,7 @@ def response_gradients(
 
     Args:
         groups: each with equally many negatives, M.
-        dimensions: of the sketch; None for the whole gradient.
+        dimensions: number of sums in the sketch; None for the whole gradient.
         chunk: response tokens whose logits exist at a time.
         done: called after each group.
 

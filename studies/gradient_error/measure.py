@@ -64,10 +64,10 @@ class Measured:
     """Gradients of a model's responses, and what is known of them. N prompts, M samples of each.
 
     Attributes:
-        gradients: of log-probabilities, target first, [N, 1 + M, d].
-        log_probs: of the policy, [N, 1 + M].
-        reference: of the reference, [N, 1 + M].
-        scores: by the verifier, target first, [N, 1 + M]; None where there is none.
+        gradients: gradients of log-probabilities, target first, [N, 1 + M, d].
+        log_probs: log-probabilities of the policy, [N, 1 + M].
+        reference: log-probabilities of the reference, [N, 1 + M].
+        scores: scores by the verifier, target first, [N, 1 + M]; None where there is none.
         kept: which samples the filter keeps, [N, M] bool.
         drawn: per prompt which samples training would take as negatives, in rank order, [N, K] with K the pool's size;
             prompts that the filter drops have none, and are left out of the filter's estimates.
@@ -129,7 +129,7 @@ def on_model(settings: GradientError, measured: Measured, beta: float) -> dict[s
 
 
 def _told(settings: GradientError, pairs: Floats, tokens: tuple[float, float]) -> dict[str, Any]:
-    """The parts, what they imply, and the intervals of both, by the jackknife over prompts."""
+    """Return the parts, their implications, and the intervals of both, by the jackknife over prompts."""
     parts, without = components(pairs), leave_one_out(pairs)
     share, shares = _share(parts), np.array([_share(one) for one in without])
     ks = [k for k in settings.negatives if k <= pairs.shape[1]]
@@ -155,7 +155,7 @@ def _share(parts: Components) -> float:
 
 
 def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
-    """The error of estimates that are really drawn, without replacement, against the mean of the prompts not drawn.
+    """Return the error of estimates drawn without replacement, against the mean of the prompts not drawn.
 
     The latter's own noise, (A + B/M) / (N - n), is known and taken off.
     """
@@ -208,7 +208,7 @@ def _directions(settings: GradientError, measured: Measured, pairs: Floats, beta
 def _direction(
     settings: GradientError, name: str, step: Floats, uphill: Floats, prompts: NDArray[np.intp], false: float | None
 ) -> dict[str, Any]:
-    """A row: the slope of the step [n, d] of these prompts towards what raises their score, and its interval."""
+    """Return a row: the slope of these prompts' step [n, d] towards a higher score, and its interval."""
     row: dict[str, Any] = {"negatives": name, "prompts": len(prompts), "false_negatives": false}
     towards = uphill[prompts]
     value = slope(step, towards) if len(prompts) > 2 else math.nan
@@ -219,7 +219,7 @@ def _direction(
 
 
 def measure(folder: Path, settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
-    """Writes all numbers to `folder/theory.json`; returns the headline ones."""
+    """Write all numbers to `folder/theory.json`; return the headline ones."""
     found = {
         "bandit": on_bandit(settings.bandit, settings.negatives),
         "model": on_model(settings, measured, beta),

@@ -1,4 +1,4 @@
-"""The error of the gradient as a reader sees it: sentences, tables, and a figure."""
+"""Report the error of the gradient: sentences, tables and a figure."""
 
 import json
 import math
@@ -26,7 +26,7 @@ SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "i
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what it shows."""
+    """A table with its caption."""
 
     title: str
     words: str
@@ -35,7 +35,7 @@ class Table:
 
 
 def write_theory(theory: "Theory", folder: Path) -> None:
-    """Writes to the folder `theory.json`, `report.html`, `theory.md` and the figure (svg, png)."""
+    """Write to the folder `theory.json`, `report.html`, `theory.md` and the figure (svg, png)."""
     (folder / FILE).write_text(json.dumps(asdict(theory), indent=1))
     save(figure(theory), folder)
     found = tables(theory)
@@ -201,7 +201,7 @@ def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], of: str, points: s
 
 
 def _count(prompts: float) -> str:
-    """Rounded up; a dash where no number would do."""
+    """Return the number rounded up; a dash if no number is enough."""
     return text.count(float(math.ceil(prompts))) if math.isfinite(prompts) else text.NONE
 
 

@@ -1,1 +1,1 @@
-"""The paper's experiments: what each would cost, and the commands that run it."""
+"""The paper's experiments: their cost, and the commands that run them."""

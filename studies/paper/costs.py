@@ -46,13 +46,13 @@ CANDIDATE_BYTES = 8  # per sampled token: its id, and its text
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts that a job's work follows from; None where they are unknown.
+    """Counts that determine the work of a job; None if they are unknown.
 
     Attributes:
         prompts: training prompts.
         evaluated: prompts of the evaluation.
         prompt_tokens, response_tokens: means. Responses are as long as those that the store has; else as targets.
-        parameters: of the model.
+        parameters: parameters of the model.
     """
 
     prompts: int | None
@@ -226,7 +226,7 @@ def from_file(file: Path, hardware: str) -> dict[str, float]:
 
 
 def checked(speeds: Mapping[str, Any]) -> dict[str, float]:
-    """Raises `UserError` for a speed of another name, or that is no positive number."""
+    """Raise `UserError` for a speed with an unknown name, or one that is not a positive number."""
     for name, value in speeds.items():
         if name not in SPEEDS or not isinstance(value, int | float) or value <= 0:
             raise UserError(f"speed {name}={value}: one of {', '.join(SPEEDS)}, and a number per second and device")
@@ -234,7 +234,7 @@ def checked(speeds: Mapping[str, Any]) -> dict[str, float]:
 
 
 def hours(found: Work, speeds: Mapping[str, float]) -> float | None:
-    """Device-hours; None where the speed or the amount is unknown."""
+    """Device-hours; None if the speed or the amount is unknown."""
     if found.kind is None:
         return 0.0
     if found.amount is None or found.kind not in speeds:

@@ -1,4 +1,4 @@
-"""The paper's experiments: what each would take, and the commands that run it; or runs them.
+"""The paper's experiments: print their cost and their commands, or run them.
 
 python -m studies.paper.reproduce all --dry-run               every experiment: stages, what is there, cost
 python -m studies.paper.reproduce hh_rlhf/self_contrast nectar/spin --dry-run
@@ -71,7 +71,7 @@ def command(experiment: str, overrides: Sequence[str], *more: str) -> list[str]:
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of a job; for a plan, which needs neither a GPU nor a run's folder."""
+    """Return the config of a job to plan it, which needs neither a GPU nor a run's folder."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config: DictConfig = compose("config", [*overrides, "output=.", "hardware.accelerator=cpu"])
     return config
@@ -93,7 +93,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def speeds(told: argparse.Namespace) -> dict[str, float]:
-    """The measured speeds that were named; those by hand go before a run's, and a run's before a file's."""
+    """Return the speeds given by the arguments. Speeds by hand override a run's, and a run's override a file's."""
     from studies.paper.costs import checked, from_file, measured
 
     found = from_file(SPEEDS, told.hardware) if told.hardware else {}

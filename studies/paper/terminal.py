@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""Print a plan on the terminal."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ def print_plan(
     seen: set[str],
     given: Mapping[str, float | int | None],
 ) -> None:
-    """The stages of all jobs, each once; what other experiments, in `seen`, have counted is said to be shared."""
+    """The stages of all jobs, each once; stages that other experiments have counted (`seen`) are marked as shared."""
     sizes = sizes_of(jobs[0], **given)
     table = columns("stage", "", "work", "GPU-hours", "disk", left=2)
     total: list[float | None] = []

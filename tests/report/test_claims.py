@@ -186,7 +186,7 @@ def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -
     means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
     means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
     (why,) = claims_page.shown([replace(whole[0], prompts={**whole[0].prompts, "means": means}), *whole[1:]])
-    assert why.left_out == "Self-Contrast K=1, seed 1 has stored scores that are no numbers"
+    assert why.left_out == "Self-Contrast K=1, seed 1 has stored scores that are not numbers"
 
 
 def test_scores_that_are_equal_everywhere_cannot_tell(whole: list[Result]) -> None:

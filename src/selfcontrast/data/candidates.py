@@ -89,7 +89,7 @@ class Negative:
     Attributes:
         similarity: cosine to the target.
         log_prob: log-probability of the candidate, in nats; NaN if unknown.
-        score: by the verifier or the reward model; NaN without either.
+        score: score by the verifier or the reward model; NaN without either.
     """
 
     id: str
@@ -109,7 +109,7 @@ class Positive:
     Attributes:
         sample: number of the candidate; `TARGET` for the target.
         token_ids: as sampled; empty for the target, which is rendered when its tokens are needed.
-        score: by the verifier or the reward model; NaN without either, and for the target.
+        score: score by the verifier or the reward model; NaN without either, and for the target.
     """
 
     id: str

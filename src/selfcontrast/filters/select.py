@@ -39,7 +39,7 @@ class Pool:
     Attributes:
         similarity: cosine to the target [n], ascending.
         vectors: embeddings of length one [n, d].
-        scores: from the verifier or reward model [n]; None without either.
+        scores: scores by the verifier or reward model [n]; None without either.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1]; see `consensus`.
         log_probs: the sampler's, in nats at temperature 1, summed over the response [n]; NaN if unknown.
         tokens: length of the response [n].
@@ -101,7 +101,7 @@ class Contenders:
     of the target may be among them.
 
     Attributes:
-        scores: from the verifier or reward model [n]; None without either.
+        scores: scores by the verifier or reward model [n]; None without either.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1].
     """
 
@@ -137,7 +137,7 @@ class Filter:
         on_shortage: what to do with a prompt that keeps fewer than `max_negatives` candidates. "drop_everywhere" drops
             it for every K. "refill" fills the last ranks with the least similar of the rejected candidates, and drops
             the prompt if these do not suffice. "error" raises.
-        seed: of the random draw.
+        seed: seed of the random draw.
         reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates instead of the verifier; None
             uses the verifier, if the data has one.
     """

@@ -17,7 +17,7 @@ MOST_RANKED = 30  # rows of a ranking
 
 
 def figure(sweep: Sweep) -> Figure:
-    """Draw score against K; a ranking of points where there are more than `MOST_CURVES` variants."""
+    """Draw score against K; a ranking of points if there are more than `MOST_CURVES` variants."""
     return ranking(sweep) if is_ranked(sweep) else against_k(sweep)
 
 

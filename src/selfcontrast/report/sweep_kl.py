@@ -72,7 +72,7 @@ def columns(job: SweepJob) -> dict[str, Any]:
 
 @styled()
 def figure(sweep: Sweep) -> Figure | None:
-    """Score against KL, a line per job from its fine-tuned model to its policy; None where no job has both."""
+    """Score against KL, a line per job from its fine-tuned model to its policy; None if no job has both."""
     arms = _arms(sweep)
     if not arms:
         return None

@@ -73,7 +73,7 @@ def sentence(sweep: Sweep) -> str:
 
 
 def unequal_seeds(sweep: Sweep) -> str:
-    """Say which points lack seeds that others have; "" where none does."""
+    """Say which points lack seeds that others have; "" if none does."""
     every = set(sweep.seeds)
     lacking: dict[str, list[str]] = {}
     for point in sweep.points:
