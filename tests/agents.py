@@ -17,7 +17,7 @@ WANDB = "from wandb.cli.cli import cli; from wandb.wandb_agent import Agent; Age
 
 
 def environment(folder: Path, server: WandbServer) -> dict[str, str]:
-    """For commands in `folder`: nothing of the developer's, a store there, and `SECRET` as the key of W&B."""
+    """Return variables for commands in `folder`: none of the developer's, a store, and `SECRET` as W&B's key."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
     kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     kept |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}

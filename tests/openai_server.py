@@ -34,7 +34,7 @@ class Asked:
 
 
 def words(body: Body) -> list[Body]:
-    """As many choices as asked for: words drawn by the prompt and the seed, as texts without token ids."""
+    """Return the requested number of choices: words drawn by prompt and seed, as texts without token ids."""
     about = json.dumps([body.get("prompt", body.get("messages")), body.get("seed")])
     digest = hashlib.sha256(about.encode()).hexdigest()
     texts = [f"the {digest[i % 64]} cat {i}" for i in range(body.get("n", 1))]

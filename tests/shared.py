@@ -1,4 +1,4 @@
-"""Where the public data lies that some tests read: a folder `shared/data` beside the repository, or above it."""
+"""Locate the public data that some tests read: a folder `shared/data` beside the repository, or above it."""
 
 import os
 from pathlib import Path

@@ -37,7 +37,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
-    """Every node that names a class, the nested ones too."""
+    """Yield every node that names a class, including nested ones."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield where, node

@@ -253,7 +253,7 @@ def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
-    """With the paper's own settings but for what a machine without a GPU and a network lacks."""
+    """Build the paper's settings, except those that need a GPU or a network."""
     here = (
         "hardware=cpu",
         "tracking=none",

@@ -1,4 +1,4 @@
-"""The miniature: every arm composes, and differs from the method in what makes it that arm and in nothing else."""
+"""The miniature: every method composes, and differs from Self-Contrast only in its defining settings."""
 
 import re
 from typing import Any

@@ -63,7 +63,7 @@ def test_escape_codes_reach_no_terminal(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("name", ["job_logging", "hydra_logging"])
 def test_escape_codes_of_data_reach_no_log(name: str) -> None:
-    """Ids and texts of rows are told in warnings; lines of a traceback stay lines."""
+    """Ids and texts of rows occur in warnings; lines of a traceback stay lines."""
     settings = yaml.safe_load((ROOT / "conf" / "hydra" / name / "plain.yaml").read_text())
     for formatter in settings["formatters"].values():
         shown = logging.config.DictConfigurator({}).configure_formatter(dict(formatter))

@@ -1,4 +1,4 @@
-"""A command starts at once: what is told before any compute needs none of the libraries that compute."""
+"""A command starts at once: messages before any compute need none of the slow libraries."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ configure(config)
 
 
 def slow_modules(code: str) -> set[str]:
-    """Run `code` in a process of its own, and return those of `SLOW` that it has imported."""
+    """Run `code` in a new process, and return the modules of `SLOW` that it imported."""
     look = f"\nimport sys; print('imported', *(m for m in {SLOW!r} if m in sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code + look], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr

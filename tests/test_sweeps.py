@@ -1,4 +1,4 @@
-"""Every value of every sweep file is one that the real config takes, in the words in which an agent says it."""
+"""Every value of every sweep file is accepted by the real config, in the form in which an agent passes it."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def values(parameter: dict[str, Any]) -> list[Any]:
 
 
 def points() -> Iterator[Any]:
-    """Each value of each parameter beside the first values of the others."""
+    """Yield each value of each parameter, together with the first values of the others."""
     for file in FILES:
         choices = {name: values(parameter) for name, parameter in read(file)["parameters"].items()}
         first = {name: found[0] for name, found in choices.items()}

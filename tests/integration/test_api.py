@@ -61,7 +61,7 @@ def test_command_says_what_is_wrong_in_one_line(words: list[str], code: int, say
 
 @pytest.mark.slow
 def test_wheel_runs_outside_of_the_checkout(tmp_path: Path) -> None:
-    """With the dependencies of this environment, and nothing of the checkout."""
+    """The wheel runs with the dependencies of this environment and without files of the checkout."""
 
     def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *words]

@@ -85,7 +85,7 @@ def test_the_arms_share_their_choice(tmp_path: Path) -> None:
 
 
 def test_the_targets_job_keeps_its_keys(tmp_path: Path) -> None:
-    """Without a choice, nothing of one is in the settings that the keys are made of."""
+    """If the target is chosen, the settings in the keys do not mention the choice."""
     place = (f"store={tmp_path / 'store'}", "output=out", "tracking=none")
     steps = {step.label: step.artifact for step in plan(composed(*DATA, *place), DataReader()).steps}
     chosen = plan(composed(*DATA, *place, "chosen=consensus"), DataReader()).steps

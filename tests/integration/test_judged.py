@@ -1,4 +1,4 @@
-"""A whole job whose answers a judge behind HTTP grades: it fails clearly, goes on, and pays for nothing twice."""
+"""A whole job whose answers a judge behind HTTP grades: it fails clearly, continues, and pays for nothing twice."""
 
 import hashlib
 import json
@@ -88,7 +88,7 @@ def kept(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_while_it_is_judged(finished: Finished, tmp_path: Path) -> None:
-    """It goes on, asks for no kept judgment again, and gives what the same judgments give in one go."""
+    """The rerun continues, requests no stored judgment again, and gives the result of an uninterrupted run."""
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     own = {"questions": planted(tmp_path), "guided": "[]", "judge.servers.concurrency": 1}
     settings = [*TINY, *SETTINGS, *(f"{NAME}.{key}={value}" for key, value in own.items())]

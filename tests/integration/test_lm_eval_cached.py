@@ -1,4 +1,4 @@
-"""A task of lm-eval's own over a data set that was downloaded once: offline, with few-shot examples, equal numbers."""
+"""A task of lm-eval over a data set that was downloaded before: offline, with few-shot examples, equal numbers."""
 
 import json
 import os

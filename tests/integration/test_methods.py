@@ -41,7 +41,7 @@ def test_fine_tuning_continued_has_the_prompts_and_steps_of_self_contrast(finish
 
 
 def test_fine_tuning_alone_and_a_budget_of_tokens_in_a_sweep(finished: Finished, tmp_path: Path) -> None:
-    """K = 1 is given the tokens of K = 2; the arm without a policy stands beside it."""
+    """K = 1 trains on the tokens of K = 2. The same sweep has a method without a policy."""
     tokens = stages(finished.result)["align"]["summary"]["tokens"]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
@@ -91,7 +91,7 @@ def test_spin_draws_one_response_of_each_rounds_own_policy(finished: Finished, t
 
 
 def test_dft_by_the_samplers_log_probabilities(finished: Finished, tmp_path: Path) -> None:
-    """Its importance weights are 1 at the start; and of the reference's scores those of targets are enough."""
+    """DFT's importance weights are 1 at the start. It needs the reference's scores for targets only."""
     result = run(tmp_path, finished, "objective=dft", "reference=sampler", without=())
     own, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter"):

@@ -1,4 +1,4 @@
-"""A researcher's own selector, in a file of their own, and what happens when they edit it."""
+"""A researcher's own selector, in a file of their own, and the effect of an edit."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Every command that a reader is told to type: the README's are run as they stand, with small settings after them.
+"""Every command in the documents. The README's commands are run unchanged, with small settings appended.
 
-Those of `docs/`, many of which want a GPU, a cluster or a server, are composed and built.
+Commands of `docs/`, many of which need a GPU, a cluster or a server, are composed and built.
 """
 
 import json

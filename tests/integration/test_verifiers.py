@@ -1,4 +1,4 @@
-"""A job on own data whose answers are checked: what the verifier says is in the scores, and the oracle follows it."""
+"""A job on the user's data with a verifier: its grades are the scores, and the oracle filter follows them."""
 
 import json
 from pathlib import Path

@@ -29,7 +29,7 @@ def test_vllm_and_transformers_agree(vllm_python: str, tmp_path: Path) -> None:
 
 @pytest.mark.vllm
 def test_a_job_asks_its_policies_in_vllm(vllm_python: str, tmp_path: Path) -> None:
-    """With another interpreter's vLLM first, then with transformers: everything but the evaluation is recalled."""
+    """Run with another interpreter's vLLM, then with transformers: everything but the evaluation is cached."""
     tasks = (*TINY, "evaluation.lm_eval.tasks=[target_choice,target_generation]")
     name = "evaluation.lm_eval.backend"
     fine = (f"{name}.dtype=float32", f"{name}.gpu_memory_utilization=0.05", f"{name}.enforce_eager=true")

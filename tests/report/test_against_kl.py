@@ -58,7 +58,7 @@ def measured(make: Make) -> Callable[..., Result]:
 
 
 def varied(result: Result, value: str) -> Result:
-    """A job of its own variant."""
+    """Return a job with a separate variant."""
     return replace(result, config={**result.config, "sft": {"x": value}})
 
 
@@ -236,7 +236,7 @@ def test_single_jobs_of_other_seeds_have_no_difference(
 def test_results_without_kl_are_named_beside_those_with_it(
     make: Make, measured: Make, write: Write, tmp_path: Path
 ) -> None:
-    """As of code that did not measure it yet."""
+    """A result of older code has no KL."""
     for k in (1, 2):
         write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k))
     write(tmp_path / "old", make(k=4, config=EVALUATION))

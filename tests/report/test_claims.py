@@ -69,7 +69,7 @@ GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
 
 @pytest.fixture
 def whole(make: Make) -> list[Result]:
-    """Three seeds of K=1, 4, 16 and of every arm that a claim needs."""
+    """Three seeds of K=1, 4, 16 and of every method that a claim needs."""
     found = []
     for seed in (1, 2, 3):
         found += [result(make, OURS, k, seed, gain) for k, gain in GAINS.items()]

@@ -35,7 +35,7 @@ def evaluated(make: Callable[..., Result]) -> Evaluated:
 
 
 def page(result: Evaluated, folder: Path) -> str:
-    """As it is written again by the command that it names."""
+    """Write the page with the command that the page names."""
     (folder / RESULT).write_text(json.dumps(asdict(result)))
     main([str(folder)])
     return (folder / "report.html").read_text()

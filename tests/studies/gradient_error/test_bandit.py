@@ -92,7 +92,7 @@ def test_parts_add_up_and_none_is_negative(moved: float, good: float, seed: int)
 
 
 def test_at_the_start_of_training_target_and_negative_add_up() -> None:
-    """Every margin is 0 there, so g is -beta/2 (e_a - e_b): a sum, without a part of both."""
+    """Every margin is 0 there, so g is -beta/2 (e_a - e_b): a sum of two parts without an interaction."""
     bandit = BanditSettings(6, 2, 0.3, 0.0, 0.4, [1], 1, 2).build()
     parts = bandit.parts
     spread = 1 - (bandit.negatives**2).sum()  # tr Var of e_b

@@ -1,4 +1,4 @@
-"""Every command of docs/reproduction.md is one that the real config takes."""
+"""Every command of docs/reproduction.md is accepted by the real config."""
 
 import re
 import shlex
@@ -41,7 +41,7 @@ def test_a_command_composes_for_each_of_its_values(command: str) -> None:
 
 
 def test_mt_bench_asks_the_questions_that_its_published_figures_are_of() -> None:
-    """Not this project's own 80, which the benchmark's file has by default."""
+    """Check that they are FastChat's questions, not this project's 80, the benchmark's default."""
     (command,) = [command for command in TRAIN if "mt_bench" in command]
     bench = composed(*shlex.split(command)[2:]).evaluation.benchmarks.mt_bench
     assert (bench.questions, bench.references) == ("question.jsonl", "gpt-4.jsonl")
