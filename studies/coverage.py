@@ -237,7 +237,12 @@ def equal_length(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 
 # --- claims
 
-SPREADS = [(0.0, 0.2, 0.3), (0.02, 0.2, 0.3), (0.1, 0.2, 0.3), (0.05, 0.0, 0.3)]  # of seeds, prompts and the rest
+SPREADS = [
+    (0.0, 0.2, 0.3),
+    (0.02, 0.2, 0.3),
+    (0.1, 0.2, 0.3),
+    (0.05, 0.0, 0.3),
+]  # spreads of seeds, prompts and the rest
 
 
 def crossed_table(rng: np.random.Generator, seeds: int, prompts: int, spread: tuple[float, float, float]) -> Floats:

@@ -102,7 +102,7 @@ def model_folder(model: Any) -> Path:
                 local_files_only=model.local_files_only,
                 allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
             )
-        except Exception as error:  # of the hub, the network, or an unknown name
+        except Exception as error:  # the hub, the network or the name is at fault
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"model.path={model.path}: cannot be downloaded ({first}). Name a folder.") from error
         folder = Path(downloaded)

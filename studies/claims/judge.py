@@ -30,7 +30,7 @@ from selfcontrast.report.verdict import BASELINE, OURS
 if TYPE_CHECKING:
     from selfcontrast.results import Result
 
-MARGIN = 0.01  # of the score's range of 1: the smallest effect that is worth the name
+MARGIN = 0.01  # the smallest relevant effect, for scores in [0, 1]
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 # Methods by the names that conf/method gives them.
@@ -102,7 +102,7 @@ class Experiment:
     def of(self, arm: Arm) -> dict[int, "Result"]:
         """Return the results that contain the arm, by seed."""
         own = [r for r in self.results if arm.method == BASELINE or (method(r), r.negatives) == (arm.method, arm.k)]
-        return {r.seed: r for r in reversed(own)}  # of the fine-tuned model, the first of each seed
+        return {r.seed: r for r in reversed(own)}  # for the fine-tuned model, the first of each seed
 
     def contrast(self, weights: Mapping[Arm, float]) -> Floats | None:
         """sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None if no seed does."""
@@ -205,7 +205,7 @@ def _scores(result: "Result", arm: Arm) -> Floats:
     return np.array(result.prompts["means"][arm.method][arm.decoding], dtype=np.float64)
 
 
-# ---- the claims: each the contrast in words and as weights of arms, or None where an arm is missing
+# ---- the claims: each a contrast in words and as weights of methods, or None if a method is missing
 
 Contrast = tuple[str, dict[Arm, float]]
 

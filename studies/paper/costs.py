@@ -21,9 +21,9 @@ from selfcontrast.models.loading import FromScratch
 from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.training.optim import OptimConfig
 
-CHARACTERS_PER_TOKEN = 4  # of English text, roughly; where no tokenizer is at hand
+CHARACTERS_PER_TOKEN = 4  # roughly, for English text; used without a tokenizer
 SPEEDS = ("train", "generate", "score", "embed")
-KINDS = {  # of the stages that take long
+KINDS = {  # of work, for stages that take long
     "sft": "train",
     "align": "train",
     "generate": "generate",
@@ -38,7 +38,7 @@ KNOWN_PARAMETERS = {  # of the architecture: 32 layers of width 4096, 8 key-valu
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
     "alignment-handbook/zephyr-7b-sft-full": 7_241_732_096,
 }
-DIMENSIONS = {"builtin": 384, "WhereIsAI/UAE-Large-V1": 1024}  # of an embedding, stored in 2 bytes each
+DIMENSIONS = {"builtin": 384, "WhereIsAI/UAE-Large-V1": 1024}  # dimensions of an embedding, stored in 2 bytes each
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMISER_BYTES = 12  # per parameter in a checkpoint: float32 weights and two moments
 CANDIDATE_BYTES = 8  # per sampled token: its id, and its text

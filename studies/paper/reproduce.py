@@ -121,7 +121,7 @@ def show(names: Sequence[str], overrides: Sequence[str], told: argparse.Namespac
             "one node": ["python", "train.py", *command(experiment, overrides)],
             "SLURM": ["python", "train.py", *command(experiment, overrides, *SLURM)],
         }
-        if len(planned) > 1 and not overrides:  # of which the sweep's file knows nothing
+        if len(planned) > 1 and not overrides:  # the sweep's file does not have the overrides
             commands[AGENTS] = ["wandb", "sweep", f"sweeps/paper/{experiment.partition('/')[0]}.yaml"]
         print_commands(commands)
 

@@ -165,7 +165,7 @@ class Hub:
             )
             for number, row in enumerate(rows, start=1):
                 yield f"row {number}", row
-        except Exception as error:  # of the hub, the network or the format, or for a wrong name
+        except Exception as error:  # the hub, the network, the format or the name is at fault
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{key}.path={part.path} cannot be read ({message}). Set data.root=FOLDER to read a local copy."

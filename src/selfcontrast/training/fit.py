@@ -75,7 +75,7 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.unshared = unshared
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # of activations, if passes are to fill a GPU's memory
+        self.bytes_per_token: float | None = None  # memory of activations, if passes are to fill a GPU's memory
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:

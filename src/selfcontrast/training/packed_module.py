@@ -59,7 +59,7 @@ class PackedModule(LightningModule, ABC):
         self.report = report
         self.peak_tflops: float | None = None  # peak of one device, to record MFU; None for no MFU
         self.cost = Cost.of(policy)
-        self.weights: Mapping[str, Tensor] | None = None  # of the policy, if it is a skeleton to be sharded
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's, if it is a skeleton to be sharded
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._last_time = time.perf_counter()
@@ -181,7 +181,7 @@ class PackedModule(LightningModule, ABC):
         costs = {
             "tokens_per_second": sum(p.input_ids.numel() for p in batches) * self.trainer.world_size / seconds,
             "prompts_per_second": step.groups / seconds,
-            "tflops": flops / seconds / 1e12,  # of this device
+            "tflops": flops / seconds / 1e12,  # on this device
             "peak_memory_gib": peak_memory(self.device),
         }
         if self.peak_tflops is not None:
