@@ -17,10 +17,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m studies.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="of a run, of a sweep, or of several")
-    parser.add_argument("--to", metavar="DIR", type=Path, help="where the report goes; without it, the one DIR")
-    told = parser.parse_args(arguments)
-    sweep = report_sweep(told.folders, told.to)
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folders of runs or sweeps")
+    parser.add_argument("--to", metavar="DIR", type=Path, help="folder of the report; by default the only DIR")
+    args = parser.parse_args(arguments)
+    sweep = report_sweep(args.folders, args.to)
     from studies.claims.page import print_claims, shown, write_claims  # slow to import, so mistakes are reported first
 
     claims = shown([job.result for job in sweep.jobs])

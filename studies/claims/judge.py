@@ -141,7 +141,7 @@ def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
 
 
 def _ambiguity(group: Sequence["Result"]) -> str:
-    """Say why nobody could tell which result is meant, or what it is; "" where all is clear."""
+    """Say why a result is ambiguous or unusable; "" if it is clear."""
     for result in group:
         means = [np.array(own, dtype=np.float64) for ways in result.prompts["means"].values() for own in ways.values()]
         if not all(np.isfinite(own).all() for own in means):

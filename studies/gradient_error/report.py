@@ -80,26 +80,26 @@ def headline(theory: "Theory") -> str:
 def sentences(theory: "Theory") -> list[str]:
     """Describe the diminishing returns of K in sentences."""
     model, bandit = theory.model, theory.bandit
-    told = model["all"]
-    first, last = (str(k(map(int, told["worth"]))) for k in (min, max))
+    terms = model["all"]
+    first, last = (str(k(map(int, terms["worth"]))) for k in (min, max))
     said = [
         f"On the fine-tuned model, over {model['prompts']} training prompts, a gradient from n prompts with K "
-        f"negatives each has the squared error (A + B/K)/n with B/(A+B) = {_bounds(told['negatives_share'])}. "
-        f"K = {last} negatives are worth {_bounds(told['worth'][last], 2)} times as many prompts with one; "
-        f"no number of them is worth more than {text.number(told['most'], 2)} times as many. With prompts of "
+        f"negatives each has the squared error (A + B/K)/n with B/(A+B) = {_bounds(terms['negatives_share'])}. "
+        f"K = {last} negatives are worth {_bounds(terms['worth'][last], 2)} times as many prompts with one; "
+        f"no number of them is worth more than {text.number(terms['most'], 2)} times as many. With prompts of "
         f"{text.number(model['tokens'][0], 0)} tokens and responses of {text.number(model['tokens'][1], 0)}, a given "
-        f"number of tokens gives the least error at K = {text.number(told['best_negatives'], 1)}.",
+        f"number of tokens gives the least error at K = {text.number(terms['best_negatives'], 1)}.",
         f"On the bandit, where this can be computed exactly, unlimited negatives make of one target "
         f"{text.number(bandit['most_balanced'], 2)} balanced pairs, and no more. Negatives that are as good as the "
         f"target add an error that neither K nor n makes smaller: "
         f"{text.number(bandit['bias'][0]['squared'])} of the true gradient's squared length without a filter, "
         f"{text.number(bandit['bias'][1]['squared'])} where a filter takes half of them away.",
     ]
-    needed = {k: _count(n) for k, n in told["prompts_needed"].items()}
+    needed = {k: _count(n) for k, n in terms["prompts_needed"].items()}
     said.append(
         f"An estimate is no longer mostly noise from {needed[first]} prompts on with K = {first}, and from "
         f"{needed[last]} on with K = {last}."
-        if told["squared"] > 0
+        if terms["squared"] > 0
         else f"Over these {model['prompts']} prompts the true gradient cannot be told apart from zero."
     )
     if rows := {row["negatives"]: row for row in model.get("directions", [])}:
@@ -116,11 +116,11 @@ def tables(theory: "Theory") -> list[Table]:
     found = []
     for key, title in (("all", "All responses as negatives"), ("filtered", "The filter's draw as negatives")):
         if key in model:
-            told = model[key]
-            rows = [[k, _bounds(told["worth"][k], 2), _count(told["prompts_needed"][k])] for k in told["worth"]]
+            terms = model[key]
+            rows = [[k, _bounds(terms["worth"][k], 2), _count(terms["prompts_needed"][k])] for k in terms["worth"]]
             words = (
-                f"B/(A+B) = {_bounds(told['negatives_share'])}; at most {text.number(told['most'], 2)} times the "
-                f"prompts; least error per token at K = {text.number(told['best_negatives'], 1)}. "
+                f"B/(A+B) = {_bounds(terms['negatives_share'])}; at most {text.number(terms['most'], 2)} times the "
+                f"prompts; least error per token at K = {text.number(terms['best_negatives'], 1)}. "
                 "Intervals by the jackknife over prompts."
             )
             heads = ["K", "worth prompts with K=1, times", "prompts for an error of the gradient's length"]

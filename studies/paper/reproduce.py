@@ -84,21 +84,23 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hardware", help=f"whose speeds of {SPEEDS.name} the hours are estimated from")
     parser.add_argument("--measured", type=Path, metavar="RUN", help="the folder of a run whose speeds they are")
     parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="per GPU and second")
-    parser.add_argument("--prompts", type=int, help="training prompts, where the data cannot be read here")
-    parser.add_argument("--evaluated", type=int, help="prompts of the evaluation, likewise")
-    parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, likewise")
-    parser.add_argument("--response-tokens", type=float, help="mean tokens of a response, likewise")
+    parser.add_argument("--prompts", type=int, help="training prompts, if the data cannot be read here")
+    parser.add_argument("--evaluated", type=int, help="prompts of the evaluation, if the data cannot be read here")
+    parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, if the data cannot be read here")
+    parser.add_argument(
+        "--response-tokens", type=float, help="mean tokens of a response, if the data cannot be read here"
+    )
     parser.add_argument("--parameters", type=float, help="of the model, where its config is not here")
     return parser.parse_intermixed_args(given)
 
 
-def speeds(told: argparse.Namespace) -> dict[str, float]:
+def speeds(args: argparse.Namespace) -> dict[str, float]:
     """Return the speeds given by the arguments. Speeds by hand override a run's, and a run's override a file's."""
     from studies.paper.costs import checked, from_file, measured
 
-    found = from_file(SPEEDS, told.hardware) if told.hardware else {}
-    found |= measured(told.measured) if told.measured else {}
-    for pair in told.speed:
+    found = from_file(SPEEDS, args.hardware) if args.hardware else {}
+    found |= measured(args.measured) if args.measured else {}
+    for pair in args.speed:
         kind, _, number = pair.partition("=")
         try:
             found |= checked({kind: float(number)})
@@ -107,16 +109,16 @@ def speeds(told: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-def show(names: Sequence[str], overrides: Sequence[str], told: argparse.Namespace) -> None:
+def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespace) -> None:
     from selfcontrast.planning.plan import DataReader, plan
     from studies.paper.terminal import AGENTS, print_commands, print_plan
 
-    known, seen, read = speeds(told), set[str](), DataReader()
+    known, seen, read = speeds(args), set[str](), DataReader()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; a failure is reported once
-    given = {name: getattr(told, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
+    given = {name: getattr(args, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:
         planned = [plan(composed(job), read) for job in jobs(experiment, overrides)]
-        print_plan(experiment, planned, known, seen, {**given, "parameters": told.parameters})
+        print_plan(experiment, planned, known, seen, {**given, "parameters": args.parameters})
         commands = {
             "one node": ["python", "train.py", *command(experiment, overrides)],
             "SLURM": ["python", "train.py", *command(experiment, overrides, *SLURM)],
@@ -162,14 +164,14 @@ def call(words: Sequence[str]) -> int:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    told = arguments(given)
-    overrides = [name for name in told.names if "=" in name or name.startswith(("+", "~"))]
+    args = arguments(given)
+    overrides = [name for name in args.names if "=" in name or name.startswith(("+", "~"))]
     try:
-        names = experiments([name for name in told.names if name not in overrides])
+        names = experiments([name for name in args.names if name not in overrides])
         if not names:
             raise UserError("name an experiment, or all")
-        if told.dry_run:
-            show(names, overrides, told)
+        if args.dry_run:
+            show(names, overrides, args)
             return 0
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(one_line(error))
