@@ -81,16 +81,16 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="EXPERIMENT | KEY=VALUE")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    parser.add_argument("--hardware", help=f"whose speeds of {SPEEDS.name} the hours are estimated from")
-    parser.add_argument("--measured", type=Path, metavar="RUN", help="the folder of a run whose speeds they are")
-    parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="per GPU and second")
+    parser.add_argument("--hardware", help=f"hardware in {SPEEDS.name} with the speeds to estimate hours")
+    parser.add_argument("--measured", type=Path, metavar="RUN", help="folder of a run to take speeds from")
+    parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="a speed per GPU and second")
     parser.add_argument("--prompts", type=int, help="training prompts, if the data cannot be read here")
     parser.add_argument("--evaluated", type=int, help="prompts of the evaluation, if the data cannot be read here")
     parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, if the data cannot be read here")
     parser.add_argument(
         "--response-tokens", type=float, help="mean tokens of a response, if the data cannot be read here"
     )
-    parser.add_argument("--parameters", type=float, help="of the model, where its config is not here")
+    parser.add_argument("--parameters", type=float, help="parameters of the model, if its config is not here")
     return parser.parse_intermixed_args(given)
 
 
