@@ -72,7 +72,7 @@ def read_option(conf: Path, file: Path) -> Option:
 
 
 class _Reader:
-    """Reads the keys of one file in order, each with the comments above, beside and below it."""
+    """Read the keys of one file in order, each with the comments above, next to and below it."""
 
     def __init__(self, text: str, header: int) -> None:
         self.text = text

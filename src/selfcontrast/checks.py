@@ -15,7 +15,7 @@ from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.training.hardware import Hardware
 
-MAX_LR = {"all weights": 1e-4, "adapters": 2e-3}  # of pretrained models; higher rates are hardly intended
+MAX_LR = {"all weights": 1e-4, "adapters": 2e-3}  # for pretrained models; higher rates are hardly intended
 
 log = logging.getLogger(__name__)
 

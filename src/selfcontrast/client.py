@@ -26,7 +26,7 @@ MAX_BACKOFF = 60.0  # seconds between two tries
 MAX_PAUSE = 600.0  # seconds, even if a server's Retry-After is longer
 MODELS_TIMEOUT = 5.0  # seconds that `models` waits
 RETRY_STATUSES = {408, 409, 425, 429, *range(500, 600)}  # the same request may succeed later
-# Statuses that refuse a request before any work on it. After any other, an answer may have been generated and billed:
+# The server refuses the request without working on it. After any other status, an answer may have been billed:
 # a proxy also returns 503 if the server behind it died during an answer.
 UNBILLED_STATUSES = {425, 429}
 PATIENCE = 600.0  # seconds without any answer until a client gives up
@@ -52,7 +52,7 @@ class _TransientFailure(Exception):
 
     Attributes:
         pause: seconds to pause, if the server requests it.
-        free: the request cannot have been worked on, so it is not billed.
+        free: the server did not work on the request, so it is not billed.
     """
 
     def __init__(self, reason: str, pause: float | None = None, free: bool = False) -> None:
@@ -82,7 +82,7 @@ class Servers:
         base_urls: each with its version, such as http://127.0.0.1:8000/v1.
         concurrency: simultaneous requests per endpoint.
         timeout: seconds for a whole answer.
-        retries: of a request, before it has failed permanently.
+        retries: number of retries before a request has failed permanently.
         initial_backoff: approximate seconds before the first retry; doubled before each further one.
         api_key_env: name of the environment variable with the key; None if the servers need no key.
     """
@@ -154,7 +154,7 @@ class Client:
             trust_env=True,
         )
         self._endpoints = [_Endpoint(url.rstrip("/")) for url in self.servers.base_urls]
-        # The slot that is free longest is used first, so a slow endpoint gets fewer requests.
+        # The slot that has been free longest is used first, so a slow endpoint gets fewer requests.
         self._slots: asyncio.Queue[_Endpoint] = asyncio.Queue()
         for _ in range(self.servers.concurrency):
             for endpoint in self._endpoints:
@@ -321,7 +321,7 @@ class Client:
             raise UserError(f"{endpoint.url} refuses the key ({reason}). Check api_key_env={self.servers.api_key_env}.")
         if (status == 404 or 300 <= status < 400) and method == "POST":
             raise UserError(
-                f"{endpoint.url}{path} has no such model, or is a wrong address ({reason}). Check model and urls."
+                f"{endpoint.url}{path} has no such model, or is a wrong address ({reason}). Check model and base_urls."
             )
         raise RequestFailed(reason)
 

@@ -76,7 +76,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
     """Return Hydra's arguments with the present names, and log one line for each old one.
 
     Raises:
-        UserError: where a setting is given by both of its names.
+        UserError: if a setting is given by both of its names.
     """
     groups = _options(arguments)
     renamed, new_keys, old_keys = [], set(), dict[str, str]()
@@ -103,10 +103,10 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
     """Return a composed config with the present names, and log one line for each old one that a YAML file has.
 
     Args:
-        overrides: of the command line, by present names.
+        overrides: overrides of the command line, by present names.
 
     Raises:
-        UserError: where a file has an old name, and an override the new one.
+        UserError: if a file has an old name, and an override the new one.
     """
     content = OmegaConf.to_container(config)
     old = dict(_old_names(content, ""))
@@ -140,7 +140,7 @@ def _current_values(node: Any) -> Any:
 
 
 def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Every old name in the config, and its present one."""
+    """Yield every old name in the config, with its present name."""
     for key, value in _items(node):
         path = f"{where}.{key}" if where else key
         if isinstance(node, dict) and new_name(path) != path:
@@ -183,7 +183,7 @@ def _chooses(rest: str, key: str, options: dict[str, set[str] | None]) -> bool:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
-    """The options of each group that has an old key's name, also in a user's folders; None where they are not known."""
+    """The options of each group that has an old key's name, also in a user's folders; None if they are not known."""
     text = "\n".join(arguments)
     if "pkg://" in text:
         return dict.fromkeys(RENAMED_GROUPS.values())

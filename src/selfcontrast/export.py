@@ -205,7 +205,7 @@ def _settings(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name not in settings or not equals:
-            raise UserError(f"{word} is no setting of export. Settings: {', '.join(settings)}, each as KEY=VALUE.")
+            raise UserError(f"{word} is not a setting of export. Settings: {', '.join(settings)}, each as KEY=VALUE.")
         settings[name] = value
     if words and not settings["push_to_hub"]:
         raise UserError(f"{words[0]} needs push_to_hub=OWNER/NAME.")

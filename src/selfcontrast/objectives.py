@@ -49,7 +49,7 @@ class Signals:
 @dataclass(frozen=True)
 class ObjectiveOutput:
     """The loss [B] with its gradient, and detached values for the log: chosen_reward [B], rejected_reward and margin
-    [B, K]. Both are 0 where there is no negative."""
+    [B, K]. Both are 0 if there is no negative."""
 
     loss: Tensor
     chosen_reward: Tensor

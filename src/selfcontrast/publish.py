@@ -29,7 +29,7 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published, and how.
+    """The settings of an upload to the Hub.
 
     Attributes:
         repository: OWNER/NAME on the Hub.
@@ -45,7 +45,7 @@ class Publication:
 
     def __post_init__(self) -> None:
         if not REPOSITORY.fullmatch(self.repository):
-            raise UserError(f"push_to_hub={self.repository} is no repository name. Give OWNER/NAME.")
+            raise UserError(f"push_to_hub={self.repository} is not a repository name. Use OWNER/NAME.")
 
 
 def prepare(run: Path, publication: Publication, folder: Path) -> list[Path]:
@@ -75,7 +75,7 @@ def push(folder: Path, publication: Publication) -> str:
     """Create the repository, upload the folder in one commit, and return the repository's address.
 
     Raises:
-        UserError: where no token is set, the Hub refuses it, or the repository exists and may not be updated.
+        UserError: if no token is set, the Hub refuses it, or the repository exists and may not be updated.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -110,7 +110,7 @@ def _explain(status: int, message: str, name: str) -> str:
 def model_card(result: Result, run: Path, publication: Publication) -> "ModelCard":
     """Return the card: metadata, scores with their intervals, and the command. Facts that nobody recorded are left out.
 
-    Raises `UserError` where the command holds a credential.
+    Raises `UserError` if the command holds a credential.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -208,14 +208,14 @@ def base_license(config: Mapping[str, Any]) -> str | None:
 
 
 def license_known(folder: Path) -> bool:
-    """Whether the card in `folder` names a license."""
+    """Return whether the card in `folder` names a license."""
     from huggingface_hub import ModelCard
 
     return bool(ModelCard.load(folder / CARD).data.license)
 
 
 def command(run: Path) -> str | None:
-    """Return the command that trained the run, from Hydra's record of it; None where there is none."""
+    """Return the command that trained the run, from Hydra's record of it; None if there is none."""
     try:
         overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
     except (OSError, yaml.YAMLError):

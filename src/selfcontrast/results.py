@@ -76,10 +76,10 @@ class Result:
     negatives_shown: list[dict[str, Any]]
     config: dict[str, Any]
     provenance: dict[str, Any]
-    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # early results lack this field
-    published: list[dict[str, Any]] = field(default_factory=list)  # likewise
-    prompts: dict[str, Any] = field(default_factory=dict)  # likewise
-    against_kl: Curve | None = None  # likewise
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)  # early results lack it
+    published: list[dict[str, Any]] = field(default_factory=list)  # early results lack it
+    prompts: dict[str, Any] = field(default_factory=dict)  # early results lack it
+    against_kl: Curve | None = None  # early results lack it
 
     @classmethod
     def collect(

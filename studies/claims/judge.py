@@ -221,7 +221,7 @@ def _against(experiment: Experiment, other: str, other_k: int, decoding: str | N
     ours, theirs = Arm(OURS, experiment.ks[-1], way), Arm(other, other_k, way)
     if not experiment.of(theirs):
         return None
-    return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+    return f"{ours.name} minus {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
 
 
 def _k_of(experiment: Experiment, name: str) -> int:
@@ -264,7 +264,7 @@ def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
             return None
         way = experiment.decodings[0]
         ours, theirs = Arm(OURS, max(common), way), Arm(name, max(common), way)
-        return f"{ours.name} less {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+        return f"{ours.name} minus {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
 
     return contrast
 

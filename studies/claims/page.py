@@ -143,7 +143,7 @@ def _claim(claim: Claim) -> list[str]:
 def _arms(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
     """Return the arms' table: heads, and rows of scores by decoding, entropy, and training cost."""
     first = experiment.decodings[0]
-    heads = ["arm", "seeds", *experiment.decodings, f"less SFT, {first}"]
+    heads = ["method", "seeds", *experiment.decodings, f"minus SFT, {first}"]
     heads += ["entropy", "K used", "prompts", "training tokens", "seconds"]
     return heads, [_arm(experiment, arm) for arm in experiment.arms]
 

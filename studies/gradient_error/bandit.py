@@ -2,7 +2,7 @@
 
 Every expectation is a finite sum.
 
-The policy's log-probability of response a is theta_a less the log of the sum of all exp(theta). With the rewards
+The policy's log-probability of response a is theta_a minus the log of the sum of all exp(theta). With the rewards
 r(a) = beta (log p_theta(a) - log p_ref(a)), the loss -log sigmoid(r(a) - r(b)) of a target a and a negative b has the
 gradient
 

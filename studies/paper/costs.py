@@ -38,7 +38,7 @@ KNOWN_PARAMETERS = {  # from the architecture: 32 layers of width 4096, 8 key-va
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
     "alignment-handbook/zephyr-7b-sft-full": 7_241_732_096,
 }
-DIMENSIONS = {"builtin": 384, "WhereIsAI/UAE-Large-V1": 1024}  # of an embedding, stored in 2 bytes each
+DIMENSIONS = {"builtin": 384, "WhereIsAI/UAE-Large-V1": 1024}  # dimensions of an embedding, stored in 2 bytes each
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMISER_BYTES = 12  # per parameter in a checkpoint: float32 weights and two moments
 CANDIDATE_BYTES = 8  # per sampled token: its id and its text

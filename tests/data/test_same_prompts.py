@@ -73,7 +73,7 @@ DRAWS = [
     ],
 )
 def test_template_that_shows_an_object_raises(part: str) -> None:
-    """Its memory address, and so the prompt, would differ in every process."""
+    """The object's memory address, and so the prompt, would differ in every process."""
     with pytest.raises(UserError, match=r"shows an object .* at 0x[0-9a-f]+>"):
         Renderer(tokenizer(part + TEMPLATE))
 

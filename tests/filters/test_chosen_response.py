@@ -133,7 +133,7 @@ def test_chosen_target_equals_none(sampled: SampledPrompt, selector: Any, most: 
 
 
 def test_consensus_counts_repetitions() -> None:
-    """By hand: of a a b with cos(a, b) = 0, a has (1 + 0) / 2 and b has 0."""
+    """Compute by hand: among a, a, b with cos(a, b) = 0, a has (1 + 0) / 2 and b has 0."""
     vectors = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
     sampled = SampledPrompt("p", "t", vectors[2], ["a", "a", "b"], vectors, *log_probs_and_lengths("aab"))
     choice = choose(config(Everything(), 1), sampled, None, Consensus())

@@ -186,7 +186,7 @@ LONG = " ".join(f"Step {i}: add {i} apples to the basket and count them." for i 
 
 
 def test_unread_counts_tokens_beyond_the_window() -> None:
-    """As in the paper, a text is cut: 62 tokens beside [CLS] and [SEP]."""
+    """As in the paper, a text is cut: 62 tokens, plus [CLS] and [SEP]."""
     texts = ["short", LONG + " Eat them.", LONG + " Sell them."]
     with MINILM.open("cpu") as encode:
         vectors, counts = encode(texts), unread(encode, texts)

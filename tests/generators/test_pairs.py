@@ -1,4 +1,4 @@
-"""Rejected answers of the data as candidates, for the prompts that sampling would draw."""
+"""The data's rejected answers as candidates, for the same prompts as sampling."""
 
 import logging
 from dataclasses import replace
@@ -36,7 +36,7 @@ def test_candidates_are_rejected_answers_tokenized_as_in_training(tmp_path: Path
 
 
 def test_prompts_are_drawn_as_for_sampling(tmp_path: Path, policy: Path) -> None:
-    """Without those that have no rejected answer, so DPO_std sees no prompt that Self-Contrast does not."""
+    """Prompts without a rejected answer are left out, so DPO_std trains on a subset of Self-Contrast's prompts."""
     generator = Pairs(4, 120, 3)
     generator.generate(tmp_path, policy, EXAMPLES, Local(1, 1), "cpu")
     drawn = [ex.id for ex in choose(EXAMPLES, 4, 3) if ex.id != "e2"]

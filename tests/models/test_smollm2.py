@@ -87,7 +87,7 @@ def test_start_damaged_file_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_tokenizer_splits_digits_first(text: str, pieces: list[str]) -> None:
-    """As in the file (tokenizer.ggml.pre=smollm). transformers' own reading splits the preceding white space."""
+    """The file demands this (tokenizer.ggml.pre=smollm). transformers' own reading splits the preceding white space."""
     assert SMOLLM2.tokenizer().tokenize(text) == pieces
 
 

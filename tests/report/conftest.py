@@ -191,7 +191,7 @@ def unbounded() -> Result:
 
 @pytest.fixture
 def write() -> Callable[[Path, Result], None]:
-    """Writes a result as a job leaves it."""
+    """Write a result as a job does."""
 
     def put(folder: Path, result: Result) -> None:
         folder.mkdir(parents=True)

@@ -58,7 +58,7 @@ def measured(make: Make) -> Callable[..., Result]:
 
 
 def varied(result: Result, value: str) -> Result:
-    """A job of its own variant."""
+    """Return a job with a separate variant."""
     return replace(result, config={**result.config, "sft": {"x": value}})
 
 
@@ -85,7 +85,7 @@ def test_a_runs_page_and_terminal_show_kl_and_entropy(
 
 
 def test_results_without_kl_are_shown_as_before(make: Make, tmp_path: Path) -> None:
-    """Of earlier releases, and where no decoding has samples of the policy itself."""
+    """Results lack KL if they come from an earlier release, or if no decoding samples from the policy itself."""
     write_report(make(), tmp_path)
     assert "farther?" not in (tmp_path / "report.html").read_text()
     assert figure(make()) is None
@@ -103,13 +103,13 @@ def test_the_fine_tuned_model_alone_has_entropy_and_no_figure(measured: Make) ->
 def test_arms_are_compared_at_the_smallest_final_kl(
     measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By hand, at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
+    """Compare by hand at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
     write(tmp_path / "0", measured([0, 1, 2], [0.5, 0.6, 0.7], k=1))
     write(tmp_path / "1", measured([0, 1, 3], [0.5, 0.6, 0.9], k=2))
     sweep = read_sweep([tmp_path])
     found = equal_kl(sweep)
     assert found is not None
-    assert found.heads == ["arm", "final KL", "score at KL 2.00", "difference"]
+    assert found.heads == ["method", "final KL", "score at KL 2.00", "difference"]
     assert [row[:2] for row in found.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
     assert found.rows[0][2].startswith("0.700 [0.6")
     assert found.rows[1][2].startswith("0.750 [0.6")
@@ -162,7 +162,7 @@ def test_arms_of_other_fine_tuned_models_have_no_difference(measured: Make, writ
     assert found.notes == [
         OVER_PROMPTS,
         "Differences are from sft.x=a (K=1).",
-        "No difference from sft.x=a (K=1) for arms that begin with another fine-tuned model, from which their KL is "
+        "No difference from sft.x=a (K=1) for methods that begin with another fine-tuned model, from which their KL is "
         "measured: sft.x=b (K=1).",
         STRAIGHT,
     ]
@@ -190,7 +190,7 @@ def test_other_decodings_have_no_difference(seeds: list[int], measured: Make, wr
     found = equal_kl(read_sweep([tmp_path]))
     assert found is not None
     assert found.rows[1][3] == "–"
-    assert "No difference from K=1 for arms that were measured at another decoding: K=2." in found.notes
+    assert "No difference from K=1 for methods that were measured at another decoding: K=2." in found.notes
 
 
 def test_other_prompts_have_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_other_prompts_have_no_difference_over_seeds(measured: Make, write: Writ
     found = equal_kl(read_sweep([tmp_path]))
     assert found is not None
     assert found.rows[1][3] == "–"
-    assert "No difference from K=1 for arms that were measured on other prompts: K=2." in found.notes
+    assert "No difference from K=1 for methods that were measured on other prompts: K=2." in found.notes
 
 
 def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, write: Write, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, wr
     assert found.heads[3:] == ["seeds", "difference", "on seeds"]
     assert [row[3] for row in found.rows] == ["1, 2", "1", "2", "3"]
     assert [row[4:] for row in found.rows] == [["–", "–"], ["+0.050", "1"], ["+0.050", "2"], ["–", "–"]]
-    assert "No difference from K=1 for arms that have no seed in common with it: K=8." in found.notes
+    assert "No difference from K=1 for methods that have no seed in common with it: K=8." in found.notes
 
 
 def test_single_jobs_of_other_seeds_have_no_difference(
@@ -236,7 +236,7 @@ def test_single_jobs_of_other_seeds_have_no_difference(
 def test_results_without_kl_are_named_beside_those_with_it(
     make: Make, measured: Make, write: Write, tmp_path: Path
 ) -> None:
-    """As of code that did not measure it yet."""
+    """A result of older code has no KL."""
     for k in (1, 2):
         write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k))
     write(tmp_path / "old", make(k=4, config=EVALUATION))

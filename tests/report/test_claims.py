@@ -69,7 +69,7 @@ GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
 
 @pytest.fixture
 def whole(make: Make) -> list[Result]:
-    """Three seeds of K=1, 4, 16 and of every arm that a claim needs."""
+    """Three seeds of K=1, 4, 16 and of every method that a claim needs."""
     found = []
     for seed in (1, 2, 3):
         found += [result(make, OURS, k, seed, gain) for k, gain in GAINS.items()]
@@ -99,7 +99,7 @@ def test_effects_and_verdicts(whole: list[Result]) -> None:
         assert found[name].effect.estimate == pytest.approx(effect, abs=0.003)
         assert said is None or found[name].verdict == said, name
     assert found["it grows with K"].contrast == "rise from K=1 to K=16 along a line in log K, at T=1"
-    assert found["control: it is not merely sharper"].contrast == "Self-Contrast K=16 less SFT, at T=0.7"
+    assert found["control: it is not merely sharper"].contrast == "Self-Contrast K=16 minus SFT, at T=0.7"
 
 
 def test_the_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
@@ -182,7 +182,7 @@ def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) 
 
 
 def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -> None:
-    """Of a version that stored them; the report says so instead of ending with an error."""
+    """Check that NaN in the results of an old version is reported, instead of ending the report with an error."""
     means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
     means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
     (why,) = claims_page.judge_experiments(
@@ -234,7 +234,7 @@ def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
     by_name = {row[0]: dict(zip(shown.arm_heads, row, strict=True)) for row in shown.arms}
     assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
     assert by_name["SFT"]["T=1"].startswith("0.6")
-    assert by_name["SFT"]["less SFT, T=1"] == "–"
+    assert by_name["SFT"]["minus SFT, T=1"] == "–"
     ours = by_name["Self-Contrast K=16"]
     assert (ours["seeds"], ours["entropy"], ours["K used"], ours["prompts"], ours["seconds"]) == (
         "3",
@@ -243,7 +243,7 @@ def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
         "49",
         "61",
     )
-    assert ours["less SFT, T=1"].startswith("+0.0")
+    assert ours["minus SFT, T=1"].startswith("+0.0")
     experiment = experiments(whole)[0]
     assert experiment.mean({Arm(OURS, 99, "T=1"): 1.0}) is None
 

@@ -13,7 +13,7 @@ from selfcontrast.results import RESULT, Evaluated, Result
 
 @pytest.fixture
 def evaluated(make: Callable[..., Result]) -> Evaluated:
-    """What a run measured of its policy, as if that were all."""
+    """Return the measurements of a run's policy alone, as evaluate.py gives them."""
     result = make()
     alone = [
         {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "nll", "tokens")}
@@ -35,7 +35,7 @@ def evaluated(make: Callable[..., Result]) -> Evaluated:
 
 
 def page(result: Evaluated, folder: Path) -> str:
-    """As it is written again by the command that it names."""
+    """Write the page with the command that the page names."""
     (folder / RESULT).write_text(json.dumps(asdict(result)))
     main([str(folder)])
     return (folder / "report.html").read_text()

@@ -14,7 +14,7 @@ from selfcontrast.results import Result
 
 
 class Page(HTMLParser):
-    """What a browser would load, run and show."""
+    """Collect the tags, ids, links and visible text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

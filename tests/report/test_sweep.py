@@ -473,7 +473,7 @@ def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
 
 
 def test_plot_names_variants(make: Make, write: Write, tmp_path: Path) -> None:
-    """As of methods with one K each, whose lines are otherwise all alike."""
+    """Lines of different methods look alike, so the method is named above its lines."""
     for method in ("random", "rft"):
         for k in (1, 4):
             write(tmp_path / f"{method}{k}", make(k=k, config={"label": method}))

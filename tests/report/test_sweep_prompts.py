@@ -1,4 +1,4 @@
-"""How many prompts each method of a sweep trained on: said where it differs."""
+"""Report the number of prompts of each method in a sweep, if the numbers differ."""
 
 from collections.abc import Callable
 from dataclasses import replace

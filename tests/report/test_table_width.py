@@ -1,4 +1,4 @@
-"""Tables fit a page of 1,000 pixels. No browser is needed: the widest unbreakable texts of a table are added up."""
+"""Tables fit a page of 1,000 pixels. No browser is needed: the widest unbreakable text of each column is counted."""
 
 import json
 import re
@@ -17,15 +17,15 @@ from selfcontrast.results import Result
 Make = Callable[..., Result]
 Write = Callable[[Path, Result], None]
 MOST_COLUMNS = 10
-# The page's content is 944 px wide at a window of 1,000 px. A digit of its tables takes 8 px (13.8 px sans-serif) and
-# the gap between two columns 14 px, so that this many characters fit, at 2 for each gap.
+# The page's content is 944 px wide at a window of 1,000 px. A digit of its tables takes 8 px (13.8 px sans-serif), so
+# 118 digits fit. A gap between two columns takes 14 px and counts as 2.
 MOST_CHARACTERS = 118
-LEAST_OF_WORDS = 10  # characters that `td.w` keeps
+LEAST_OF_WORDS = 10  # minimum width of a `td.w` cell, in characters
 
 
 @dataclass
 class Table:
-    """A table of a page, with what a test must know of its markup."""
+    """A table of a page: its cells, and whether it scrolls or becomes cards on a phone."""
 
     scrolls: bool
     cards: bool
@@ -37,7 +37,7 @@ class Table:
 
     @property
     def narrowest(self) -> int:
-        """Return the characters that the table needs when every cell breaks wherever it may."""
+        """Return the minimum width of the table in characters, with every cell wrapped where it can be."""
         widths = [0] * self.columns
         for row in self.rows:
             for index, (text, attributes) in enumerate(row):
@@ -49,7 +49,7 @@ class Table:
 
 
 class Tables(HTMLParser):
-    """Collects the tables of a page."""
+    """Collect the tables of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def sweep_of_k(make: Make, write: Write, folder: Path) -> None:
 
 
 def sweep_of_methods(make: Make, write: Write, folder: Path) -> None:
-    """Methods with long names that trained on different numbers of prompts, so that all columns are there."""
+    """Write a sweep of long names and different numbers of prompts, so that every column is shown."""
     for index, method in enumerate(("self_contrast_with_a_long_name", "least-consistent", "rft")):
         for seed in (1, 2, 3)[: index + 1]:
             result = make(seed=seed, policy=0.6 + seed / 100, config={"label": method}, tokens=1_234_567)

@@ -1,4 +1,4 @@
-"""What is said beside the curves, counted by hand."""
+"""The numbers printed next to the training curves, computed by hand."""
 
 from selfcontrast.report.figures import by_rank
 from selfcontrast.report.training import ends, mean_of, ranks, step_zero, throughput

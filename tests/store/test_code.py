@@ -41,7 +41,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    """As in a new process."""
+    """Clear the caches, as in a new process."""
     codes._text.cache_clear()
     codes._read.cache_clear()
 

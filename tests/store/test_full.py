@@ -23,7 +23,7 @@ LIMIT = 1_000_000  # bytes that a file may have
 
 
 def _save(folder: Path) -> None:
-    """As models are saved: an error of Rust's, not Python's OSError."""
+    """Save as models are saved: a full disk raises an error from Rust, not Python's OSError."""
     save_file({"x": np.zeros(LIMIT, dtype=np.uint8)}, folder / "model.safetensors")
 
 

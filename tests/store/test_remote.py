@@ -26,7 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path, url: str) -> Iterator[object]:
-    """Makes machines: stores that share nothing but the URL."""
+    """Make machines: stores that share only the URL."""
     count = iter(range(9))
 
     def make() -> Store:

@@ -13,7 +13,7 @@ from selfcontrast.store.__main__ import main
 
 @pytest.fixture
 def said(lived: Lived, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Runs a command on the store and gives what it printed, on lines of any length."""
+    """Run a command on the store and return its output, on lines of any length."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 

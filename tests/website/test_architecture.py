@@ -30,7 +30,7 @@ def test_picture_names_every_study() -> None:
 
 
 def test_picture_has_the_order_of_the_checked_layers() -> None:
-    """The order of `make lint`: a module may import from the lines below its own alone."""
+    """Check the order of `make lint`: a module imports only from the lines below its own."""
     layers = re.findall(r'^    "([a-z_ |]+)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     layer = {name: number for number, line in enumerate(layers) for name in line.split(" | ")}
     order = [layer[line.split()[0].removesuffix("/").removesuffix(".py")] for line in BLOCKS[1].splitlines()]

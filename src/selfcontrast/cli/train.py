@@ -83,6 +83,6 @@ def main() -> None:
             from selfcontrast.report.hook import finish_sweep
 
             try:
-                finish_sweep()  # of a multirun, even if a job failed
+                finish_sweep()  # reports a multirun, even if a job failed
             except UserError as error:
                 print(one_line(error), file=sys.stderr)

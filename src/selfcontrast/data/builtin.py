@@ -1,12 +1,12 @@
 """The built-in data: plain-English instructions drawn by a program, each with an exact, graded verifier.
 
 Eight families mirror the categories of MT-Bench, in rotation; some examples are dialogues of two turns. A prompt fixes
-the values of some slots. A target puts them into one of several templates, with free fillers. So a prompt has about a
+the values of some slots. A target puts them into one of several templates, with random fillers. So a prompt has about a
 hundred right responses, and 32 samples are mostly distinct.
 
 In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a model that
 imitates them well can still improve. Targets of validation and test are clean: responses are compared with them, and
-their errors would count against the model.
+an error in a target would lower a score that is right.
 
 Every example has a rejected answer, for methods that use pairs (DPO_std, a judge's calibration). It is another answer
 to the same prompt: one slot is always wrong, and each other slot with probability `rejected_noise`. The two answers are
@@ -16,9 +16,9 @@ settings, 6% of the training pairs are in the wrong order, and in 14% both answe
 Limits of this data:
 - It is synthetic, a closed world of a few hundred words. It says nothing about open-ended quality, helpfulness or
   safety, and a score says nothing about MT-Bench itself.
-- The noise favours the method by construction: the mode of the demonstrations is clean and their tail is not, so
-  anything that sharpens the model gains, a lower temperature included. `noise: 0` is the control.
-- In stem and humanities facts are memorised; only the combination in the question is new.
+- The noise favours the method by construction: the likeliest demonstration is right and the unlikely ones
+  are not. So anything that sharpens the model raises its score, also a lower temperature. `noise: 0` is the control.
+- In the families stem and humanities, facts are memorised. Only their combination in a question is new.
 - The follow-up of a dialogue is graded by its specification alone. A model may ignore its first reply, and earns
   nothing for being consistent with a wrong one.
 """
@@ -53,9 +53,9 @@ class Builtin:
     Attributes:
         train, validation, test: examples per split.
         noise: probability that a slot of a train target is wrong, in [0, 1].
-        rejected_noise: probability that a further slot of a rejected answer is wrong, in [0, 1]; one always is.
+        rejected_noise: probability that a further slot of a rejected answer is wrong, in [0, 1]. One slot always is.
         two_turn: probability that an example is a dialogue of two turns, in [0, 1].
-        seed: of the data; independent of the training seed.
+        seed: seed of the data, independent of the training seed.
     """
 
     train: Annotated[Count, Field(le=MAX_EXAMPLES)]
@@ -70,7 +70,7 @@ class Builtin:
         check_numbers(self, "data")
 
     def load(self) -> dict[Split, list[Example]]:
-        """Return all splits. Raise `UserError` if a family has too few distinct prompts for their sizes."""
+        """Return all splits. Raise `UserError` if a family has too few distinct prompts for these sizes."""
         held_out: set[str] = set()
         # The held-out splits are drawn first, so they do not depend on the size of train.
         splits: dict[Split, list[Example]] = {}
@@ -118,8 +118,8 @@ class Builtin:
 def _example(family: str, subject: str, turns: Sequence[Turn], rng: random.Random, noise: float) -> Example:
     """Return the example of a dialogue.
 
-    The first reply of a train dialogue is as noisy as a target. In an evaluation the model sees its own imperfect reply
-    there, and must have learned to answer the follow-up from the user's words.
+    The first reply of a train dialogue is as noisy as a target. In an evaluation the first reply is the model's own,
+    and may be wrong. So the model must learn to answer the follow-up from the user's words.
     """
     prompt: list[Message] = []
     for turn in turns:

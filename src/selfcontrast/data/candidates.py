@@ -23,7 +23,7 @@ ROWS_IN_MEMORY = 4096  # rows held as Python objects
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to sample responses. Temperature 0 is greedy. `max_length` bounds prompt and response together, in tokens."""
+    """The settings of sampling. Temperature 0 is greedy. `max_length` bounds prompt plus response, in tokens."""
 
     samples: int
     temperature: float
@@ -61,7 +61,7 @@ class Candidate:
 
     Attributes:
         finish_reason: "stop" if the response ended by itself, "length" if it was cut, "failed" if the request failed.
-            One failed candidate then stands for all N of its request, and its `text` is the reason.
+            One failed candidate then replaces all N of its request. Its `text` is the reason.
         log_prob: sum over the response's tokens, in nats, at temperature 1; NaN if unknown.
     """
 
@@ -74,7 +74,7 @@ class Candidate:
 
     @classmethod
     def failure(cls, name: str, reason: str) -> "Candidate":
-        """Return the candidate that stands for a request without a response."""
+        """Return the candidate that replaces the responses of a failed request."""
         return cls(name, -1, reason, [], FAILED, nan)
 
     @property
@@ -88,8 +88,8 @@ class Negative:
 
     Attributes:
         similarity: cosine to the target.
-        log_prob: the candidate's; NaN if unknown.
-        score: by the verifier or the reward model; NaN without either.
+        log_prob: log-probability of the candidate, in nats; NaN if unknown.
+        score: score by the verifier or the reward model; NaN without either.
     """
 
     id: str
@@ -109,7 +109,7 @@ class Positive:
     Attributes:
         sample: number of the candidate; `TARGET` for the target.
         token_ids: as sampled; empty for the target, which is rendered when its tokens are needed.
-        score: by the verifier or the reward model; NaN without either, and for the target.
+        score: score by the verifier or the reward model; NaN without either, and for the target.
     """
 
     id: str

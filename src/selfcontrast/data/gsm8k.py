@@ -14,10 +14,10 @@ CALCULATION = re.compile(r"<<[^<>]*>>")  # a calculator's input and result
 
 @dataclass(frozen=True)
 class Gsm8k(Hub):
-    """The question is the prompt, the solution the target, and the text after "####" the answer.
+    """The question is the prompt, the solution is the target, and the text after "####" is the answer.
 
-    Rows are read from the hub; from a folder `root` with train.jsonl and test.jsonl, as in the authors' repository, or
-    with a copy of the hub's data; or from single files given by `train.path` and `test.path`.
+    Rows are read from the hub, or from files at `train.path` and `test.path`, or from a folder `root`. The folder has
+    train.jsonl and test.jsonl, as in the authors' repository, or a copy of the hub's data.
 
     Attributes:
         calculations: keep the calculator annotations in solutions, such as <<48/2=24>>.
@@ -40,7 +40,7 @@ class Gsm8k(Hub):
             yield location, self._as_supervised(row)
 
     def _as_supervised(self, row: Any) -> Any:
-        """Return a row with prompt, target and answer. Other rows are returned unchanged, for the reader to refuse."""
+        """Return a row with prompt, target and answer. Other rows are unchanged, and the reader rejects them."""
         if not (isinstance(row, dict) and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)):
             return row
         solution, _, answer = row["answer"].rpartition(MARK)

@@ -1,7 +1,7 @@
 """Read published data sets: splits on the hub, or local copies in the same format, with `datasets`.
 
 Rows are parsed like the user's own (`formats.FORMATS`): hh-rlhf's dialogue strings, UltraChat's messages, Nectar's
-ranked answers. Odd rows are dropped and counted by reason.
+ranked answers. Unusable rows are dropped and counted by reason.
 """
 
 import logging
@@ -61,7 +61,7 @@ class Part:
         return None
 
     def content(self, read: Content | None) -> dict[str, Any]:
-        """Return what determines the rows: a commit, or the content of files; not their location."""
+        """Return the settings of the part, and its commit or a hash of its files. Their location is left out."""
         settings = {name: getattr(self, name) for name in ("subset", "split", "turns", "limit")}
         if read is None:
             return {**settings, "path": self.path, "revision": self.revision}
@@ -70,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Hub:
-    """A training part, and a part for testing.
+    """A published data set: a part for training, and a part for testing.
 
     Rows are split by prompt as in `data.jsonl.Jsonl`: all rows of a prompt are in one split, the same on every machine.
     Prompts of the test part are removed from training.
@@ -81,7 +81,7 @@ class Hub:
         validation: fraction of the training part's prompts, in (0, 1).
         test_fraction: fraction to hold out for testing if `test` is None, in (0, 1).
         answer_column: column with the text or number that a verifier compares responses with; None for no column.
-        root: folder with copies, each under its name on the hub; None for the hub itself.
+        root: folder with copies, each under its name on the hub; None reads from the hub.
         streaming: read rows while downloading, and store none on disk.
     """
 
@@ -97,7 +97,7 @@ class Hub:
         if not (self.validation > 0 and self.test_fraction > 0 and self.validation + self.test_fraction < 1):
             raise UserError(
                 f"data.validation={self.validation} and data.test_fraction={self.test_fraction}: must be above 0, "
-                "with a sum below 1"
+                "and their sum below 1"
             )
         for name, part in self._parts():
             if part.limit is not None and part.limit < MIN_PROMPTS:
@@ -165,7 +165,7 @@ class Hub:
             )
             for number, row in enumerate(rows, start=1):
                 yield f"row {number}", row
-        except Exception as error:  # from the hub, the network, the format, or a wrong name
+        except Exception as error:  # the hub, the network, the format or the name is at fault
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{key}.path={part.path} cannot be read ({message}). Set data.root=FOLDER to read a local copy."

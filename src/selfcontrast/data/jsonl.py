@@ -20,7 +20,7 @@ from selfcontrast.store.content import Content, note, noted
 VERSION = 2  # raise it if the same file and settings give other examples
 MIN_PROMPTS = 8
 SETTING = "data.path"
-MAX_RATIO = 200  # of gzip: text has 3 to 20, a decompression bomb about 1000
+MAX_RATIO = 200  # compression by gzip: text has 3 to 20, a decompression bomb about 1000
 ANY_RATIO = 2**24  # bytes up to which the ratio is not limited
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 class Jsonl:
     """A file of supervised rows. The first row's columns decide their format (`formats.FORMATS`).
 
-    Rows with one prompt share a split, chosen by a hash of the prompt (see `split_by_prompt`). Rows with one prompt and
-    target become one example with all their rejected answers; exact duplicates are dropped. The id is the row's own
+    Rows with the same prompt are in the same split (see `split_by_prompt`). Rows with the same prompt and target
+    become one example with all their rejected answers; exact duplicates are dropped. The id is the row's own
     `id`, or else a hash of prompt and target.
 
     Attributes:
         path: .json (one array), .jsonl, either with .gz, or .parquet.
         validation: fraction of the prompts, in (0, 1).
-        test: fraction of the prompts, in (0, 1); with `validation` below 1.
+        test: fraction of the prompts, in (0, 1). The sum with `validation` is below 1.
         limit: number of usable rows to read; None for all.
         answer_column: column with the text or number that a verifier compares responses with; None for no column.
         targets: "optional": a row without an answer is an example without target; "required": it is an error.
@@ -54,7 +54,7 @@ class Jsonl:
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
             raise UserError(
-                f"data.validation={self.validation} and data.test={self.test} must be above 0 and below 1 in sum"
+                f"data.validation={self.validation} and data.test={self.test} must be above 0, and their sum below 1"
             )
         if self.limit is not None and self.limit < MIN_PROMPTS:
             raise UserError(f"data.limit={self.limit} must be at least {MIN_PROMPTS}, or null for all rows")
@@ -85,7 +85,7 @@ class Jsonl:
         return f"{vars(self)['_locations'][id_]} of {self.path}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings and the hash of the file as it was read, or as it is now; not the path.
+        """Return the settings and the hash of the file, as loaded or else as it is now. The path is left out.
 
         Raises `UserError` if the file is missing.
         """
@@ -105,8 +105,8 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
     """Split by prompt, without a seed: a prompt is in the same split on every machine.
 
     A prompt's sha256, read as a number u in [0, 1), assigns it to test (u < test), to validation
-    (u < test + validation) or to train. So added rows move no prompt. If a split would be empty, as in a small file, it
-    gets the prompt that is next in the order of u. Needs 3 different prompts.
+    (u < test + validation) or to train. So added rows do not move other prompts. If a split would be
+    empty, as in a small file, it gets the prompt that is next in the order of u. Needs 3 different prompts.
     """
     uniform = _uniform_of_prompts(examples)
     order = sorted(uniform, key=lambda key: (uniform[key], key))
@@ -122,7 +122,7 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
 
 
 def hold_out(examples: list[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """Return the other examples, and those of a fraction of the prompts, chosen by hash as in `split_by_prompt`.
+    """Return the remaining and the held-out examples. A fraction of the prompts is held out, chosen by hash.
 
     At least one prompt is held out, and never all.
     """
@@ -175,7 +175,7 @@ def read_folder(path: str, setting: str) -> Iterator[tuple[str, Any]]:
 
 
 def rows_file(path: str, setting: str) -> Path:
-    """Return the file of rows that `setting` names. Raise `UserError` if it is not one."""
+    """Return the file of rows that `setting` names. Raise `UserError` if it is not a file of rows."""
     file = Path(path)
     if file.is_dir():
         raise UserError(f"{setting}={path} is a folder. Name one file ({', '.join(SUFFIXES)}).")
@@ -204,7 +204,7 @@ def _decompress(data: bytes, file: Path) -> bytes:
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
-        raise UserError(f"{file}: decompresses to more than {MAX_RATIO} times its size, unlike any text. Check it.")
+        raise UserError(f"{file}: decompresses to more than {MAX_RATIO} times its size, unlike text. Check the file.")
     return content
 
 

@@ -1,6 +1,6 @@
 """Read the data published by the paper's authors, from a local folder.
 
-The reference implementation's README has the link. Layout and columns are the ones that it reads
+The reference implementation's README has the link. Layout and columns are those that the implementation reads
 (data/dataset_info.json, scripts/HH-RLHF/Test.sh, src/inference_valid.py): per data set one folder of pairs for each
 method and K, and one file with the prompts of the evaluation. A row of pairs has `instruction`, `history` and
 `output` = [chosen, rejected].
@@ -72,7 +72,7 @@ class Release:
         if not path.exists():
             raise UserError(
                 f"data.{name}={getattr(self, name)}: {path} does not exist. "
-                "Download the authors' data (docs/reproduction.md) and set data.root to its folder"
+                "Download the authors' data (docs/reproduction.md) and set data.root to its folder."
             )
         return path
 
@@ -92,7 +92,7 @@ class Release:
 
 
 def _dialogue(row: Any) -> Any:
-    """Rewrite a row of Nectar's evaluation, a dialogue string in `prompt` and a `target`, as a row of Nectar."""
+    """Convert a row of Nectar's evaluation file, with a dialogue string and a `target`, to a row of Nectar."""
     if not isinstance(row, dict) or "answers" in row or "target" not in row:
         return row
     if not str(row.get("prompt")).lstrip().startswith("Human:"):

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read rows.
+    """The settings of reading rows.
 
     Attributes:
         limit: number of usable rows to read; None for all.

@@ -43,7 +43,7 @@ def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], s
 
     Args:
         name: returns an item's unique name.
-        weight: of one item.
+        weight: weight of one item.
     """
     parts = [items[i : i + size] for i in range(0, len(items), size)]
     digests = (hashlib.sha256("\0".join(map(name, part)).encode()).hexdigest()[:20] for part in parts)

@@ -44,7 +44,7 @@ class Paired(TypedDict):
 
 
 class AgainstBest(Paired):
-    """A difference from the baseline at the baseline's best decoding."""
+    """A difference from the baseline, with the baseline at its best decoding."""
 
     decoding: str
 
@@ -137,7 +137,7 @@ def compare(
 
     Args:
         systems: folders of the stage evaluate, by system name.
-        seen: which prompts resemble a training prompt, with the columns of `contamination.FILE`.
+        seen: prompts, and the training prompts that they resemble, with the columns of `contamination.FILE`.
         baseline: the system that the others are paired with.
     """
     seen = seen[seen["benchmark"] == settings.split]  # benchmarks report on their own questions
@@ -191,7 +191,7 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
 
 
 def read_answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """Read the answers of each system; raise `UserError` that names the example of a number that is not finite."""
+    """Read the answers of each system. Raise `UserError` for a number that is not finite; it names the example."""
     answers = {}
     for name, folder in systems.items():
         frame = answers[name] = pd.read_parquet(folder / ANSWERS)
@@ -252,7 +252,7 @@ def bounds_of(interval: Interval) -> Bounds:
 
 
 def mean_of(scored: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
-    """Return the mean with its interval. For scores, in [0, 1], it has width even if all answers are right."""
+    """Return the mean with its interval. For scores, in [0, 1], the interval has a width even if all are 1."""
     if measure == "score":
         return bounds_of(rate_interval(scored["value"], scored["id"], confidence=options["confidence"]))
     return bounds_of(mean_interval(scored["value"], scored["id"], **options))
@@ -267,8 +267,8 @@ def _win_rate(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any])
 def _paired(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
     """Return the mean difference by prompt.
 
-    SFT's best decoding is chosen on the same prompts, which favours SFT a little. So gains over it are safe, and losses
-    are rather overstated.
+    SFT's best decoding is chosen on the same prompts, which favours SFT a little. So gains over it are a little
+    understated, and losses a little overstated.
     """
     paired = (system["value"], base["value"], system["id"], base["id"])
     without_level = {name: value for name, value in options.items() if name != "confidence"}

@@ -1,9 +1,9 @@
-"""Find benchmark prompts that are nearly among the training prompts. A score on them measures memory.
+"""Find benchmark prompts that resemble a training prompt. A score on them measures memory.
 
 Either of two rules flags a prompt:
 
 - n-grams: the fraction of the prompt's word n-grams that a single training prompt contains. Brown et al. 2020 (arXiv
-  2005.14165, appendix C) count any overlap. The fraction separates a copy from a common phrase.
+  2005.14165, appendix C) count any overlap. A fraction separates a copy from a common phrase.
 - embedding: the cosine to the nearest training prompt, which finds reworded prompts (Yang et al. 2023, arXiv
   2311.04850).
 
@@ -44,10 +44,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Contamination:
-    """When a benchmark prompt counts as seen in training.
+    """The rules by which a benchmark prompt counts as seen in training.
 
     Attributes:
-        ngram: words per n-gram, at least 2. A prompt of fewer words is flagged only by an equal prompt.
+        ngram: words per n-gram, at least 2. A shorter prompt is flagged only by a training prompt with the same words.
         containment: minimum fraction of the prompt's n-grams in one training prompt to flag it, in (0, 1].
         similarity: minimum cosine to the nearest training prompt's embedding to flag it, in (0, 1]; None computes no
             embeddings.
@@ -102,11 +102,11 @@ def find_contamination(
     Columns:
         prompt: the prompt.
         containment: largest fraction of its n-grams in one training prompt, in [0, 1].
-        copied: that training prompt; "" if none has any of them.
+        copied: that training prompt; "" if no training prompt shares an n-gram.
         similarity: cosine to the nearest training prompt; NaN if `settings.similarity` is None.
         nearest: that training prompt; "" if `settings.similarity` is None.
         flagged: True if either rule applies.
-        match: the training prompt that it is flagged for, else "".
+        match: the training prompt that it resembles; "" if it is not flagged.
 
     Raises:
         ValueError: without training prompts.
@@ -158,7 +158,7 @@ def containment(prompts: Sequence[str], training: Sequence[str], ngram: int) -> 
 def nearest_cosine(
     prompts: Sequence[str], training: Sequence[str], encoder: Encoder, device: str
 ) -> tuple[Numbers, Indices]:
-    """Return per prompt the cosine to its nearest training prompt, and that one's index, both [n]."""
+    """Return per prompt the cosine to its nearest training prompt, and that prompt's index, both [n]."""
     texts = list(dict.fromkeys([*prompts, *training]))
     row = {text: i for i, text in enumerate(texts)}
     with encoder.open(device) as encode:

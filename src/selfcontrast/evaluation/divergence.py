@@ -3,11 +3,11 @@
 A policy can score higher because it is better, because it is sharper (lower entropy), or because it moved farther from
 SFT. Both numbers are estimated on the answers that the stage evaluate sampled at temperature 1, which are fresh samples
 of the policy. Policy and reference score the same packed rows in the same arithmetic. The sampler's log-probabilities
-come from other arithmetic, which would look like a difference of the models.
+come from other arithmetic, which would look like a difference between the models.
 
-An answer cut at `max_new_tokens` has the probability of its tokens so far. So the numbers are for answers of at most
-that length. Ids of a padded vocabulary beyond the tokenizer's are never sampled. They keep their probability here,
-which is negligible in a trained model.
+If an answer was cut at `max_new_tokens`, its tokens up to the cut count. So the numbers are for answers of at most that
+length. Token ids beyond the tokenizer's (padding of the vocabulary) are never sampled. Their probability is not removed
+here: it is negligible in a trained model.
 """
 
 from collections import defaultdict
@@ -75,10 +75,10 @@ def k3(policy: Floats, reference: Floats) -> float:
     """Estimate the same KL by sum_t (r_t - 1 - log r_t), r_t = p_reference(y_t | y_<t) / p_policy(y_t | y_<t), in nats.
 
     Schulman's estimator ("Approximating KL divergence", 2020), applied per token, since the ratio of whole responses
-    has a heavier tail. It is never negative and has the same expectation: E[r_t - 1] = 0 after every prefix. In samples
-    this holds only while the policy still samples what the reference would. A sharper policy hardly ever samples some
-    of the reference's tokens. Without them the mean of r_t - 1 is below 0, and k3 is too low. Therefore reports call k1
-    the KL.
+    has a heavier tail. It is never negative and has the same expectation: E[r_t - 1] = 0 after every prefix. In a
+    finite sample this holds only if the policy still gives the reference's answers. A sharper policy hardly ever
+    samples some of the reference's tokens. Without them the mean of r_t - 1 is below 0, and k3 is too low. Therefore
+    reports call k1 the KL.
     """
     change = reference - policy
     return float((np.expm1(change) - change).sum())
@@ -92,8 +92,8 @@ def measure(
     Columns are `id`, `sample`, `turn`, and lists of nats: `policy`, and `reference` if there is one.
 
     Args:
-        answers: folder of the policy's scores.
-        decoding: name of the decoding whose answers are samples of the policy itself.
+        answers: the policy's folder of the stage evaluate.
+        decoding: name of the decoding that samples from the policy itself: temperature 1, without truncation.
 
     Raises:
         UserError: for a log-probability that is not finite; it names the example.
@@ -131,7 +131,7 @@ def answer_groups(
 ) -> tuple[list[Group], dict[str, list[int]]]:
     """Group answers to the same prompt; return the groups and, by group id, their rows in `drawn` (index from 0).
 
-    An empty answer, to a prompt that left no room, is in no group.
+    Empty answers are left out: their prompts left no room for a token.
     """
     by_id = {example.id: example for example in examples}
     texts = dict(zip(zip(drawn["id"], drawn["sample"], drawn["turn"], strict=True), drawn["text"], strict=True))
@@ -139,7 +139,7 @@ def answer_groups(
     columns = zip(drawn["id"], drawn["sample"], drawn["turn"], drawn["tokens"], strict=True)
     for row, (name, sample, turn, tokens) in enumerate(columns):
         if tokens:
-            rows[name, turn, sample if turn else 0].append(row)  # a first turn is the same for all samples
+            rows[name, turn, sample if turn else 0].append(row)  # all samples have the same first prompt
     groups, rows_of = [], {}
     for (name, turn, sample), indices in rows.items():
         messages = messages_of(by_id[name], [texts[name, sample, before] for before in range(turn)])

@@ -70,13 +70,13 @@ class Evaluation:
         prompts: number of the split's prompts, evenly spaced; None for all.
         decodings: {name, temperature, samples} each; the first gives the headline.
         lm_eval: tasks of lm-evaluation-harness.
-        checkpoints: number of evenly spaced steps of preference training, the last included, whose policy is scored; 0
-            for the last one only. If above 0, it is part of the key of the stage align.
-        cap: bound on the cost of all judgments of a job, including failed tries and earlier runs; None for no bound.
+        checkpoints: number of policies to score, at evenly spaced steps of preference training, including the last; 0
+            scores the last only. A number above 0 is part of the key of the stage align.
+        max_cost: bound on the cost of a job's judgments, including failed tries and earlier runs; None for no bound.
         judgments_shown: rows of a benchmark's table of judgments; None for all.
-        contamination: when a prompt counts as seen in training. Such prompts are still evaluated.
-        level, resamples: confidence level of intervals; resamples of the bootstrap and of the permutation test.
-        backend: what samples the answers, a `selfcontrast.generators.backend.Backend`.
+        contamination: the rules by which a prompt counts as seen in training. Such prompts are still evaluated.
+        confidence, n_bootstrap: level of intervals; resamples of the bootstrap and of the permutation test.
+        backend: samples the answers, a `selfcontrast.generators.backend.Backend`.
         benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark` with its own artifact.
     """
 
@@ -111,12 +111,12 @@ class Evaluation:
             raise UserError(f"evaluation.benchmarks.{self.split}: a split has this name. Rename the benchmark.")
         if self.checkpoints and self.sampled is None:
             raise UserError(
-                f"evaluation.checkpoints={self.checkpoints} needs samples of the policy itself, for its KL: "
+                f"evaluation.checkpoints={self.checkpoints} needs samples from the policy itself to estimate its KL: "
                 "add a decoding with temperature 1 and set evaluation.top_p=1, or set evaluation.checkpoints=0."
             )
         names = [way.name for way in self.ways]
         if len(set(names)) < len(names):
-            raise UserError(f"evaluation.decodings: {', '.join(names)}: two have the same name. Rename one.")
+            raise UserError(f"evaluation.decodings: {', '.join(names)}: two decodings have the same name. Rename one.")
         for way in self.ways:
             _ = self.decoding(way)
 
@@ -179,7 +179,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write answers with their scores, target likelihoods and lm-eval's results to `folder`.
 
-    Without a verifier, answers have the cosine similarity to the target instead of a score. It is named as a proxy.
+    Without a verifier, answers have the cosine similarity to the target instead of a score. Reports call it a proxy.
 
     Raises:
         UserError: for a score, similarity or log-probability that is not finite; it names the example.

@@ -49,7 +49,7 @@ class LmEval:
         max_length: bound on the tokens of a held-out prompt and a response together; longer ones are left out.
         confirm_run_unsafe_code: whether tasks may run code that the model wrote.
         batch: sequences per batch, with `HF`; vLLM makes its own batches.
-        backend: what the model runs in, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
+        backend: runs the model, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
 
     Tasks over the held-out prompts ignore `fewshot` and `apply_chat_template`: their prompts are already rendered.
     """

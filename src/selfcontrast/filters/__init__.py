@@ -1,1 +1,1 @@
-"""From candidates to negatives: encoders, selectors, diagnostics."""
+"""Turn candidates into negatives: encoders, selectors, diagnostics."""

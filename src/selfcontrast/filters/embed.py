@@ -61,7 +61,7 @@ def embed(
         targets.append(row_of.setdefault(target, len(row_of)))
         candidates.extend(row_of.setdefault(text, len(row_of)) for text in texts)
     by_length = sorted(row_of, key=lambda text: (len(text), text))  # so that a shard's texts have similar lengths
-    position = np.empty(len(by_length), dtype=np.int64)  # of each distinct text in the shards
+    position = np.empty(len(by_length), dtype=np.int64)  # position of each distinct text in the shards
     position[[row_of[text] for text in by_length]] = np.arange(len(by_length))
     shards = cut(by_length, engine.texts_per_shard, folder / RESUME, str)
     engine.run(EmbedTask(encoder), shards, device, "embed", "text")

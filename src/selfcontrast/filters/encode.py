@@ -51,7 +51,7 @@ class SentenceEncoder:
 
     Attributes:
         prefix: put before every text.
-        pooling: of the token vectors, "cls" or "mean"; None uses the model's config.
+        pooling: pooling of the token vectors, "cls" or "mean"; None uses the model's config.
         max_tokens: tokens read at once, special tokens included; at most the model's own window.
         long_texts: "cut" truncates a longer text. "windows" reads all of it, in windows that end between words, and
             returns the mean of their vectors.

@@ -5,7 +5,7 @@ candidates are ranked by the selector, or else in a seeded random order; rank k 
 takes the first K ranks, so its negatives are a subset of those of any larger K. Every K sees the same prompts: a prompt
 is usable if it fills the whole pool (`max_negatives`), whatever K is.
 
-If a candidate is chosen (y+), instead of the target or beside it, it cannot be a negative, nor can any response of the
+If a candidate is chosen (y+), instead of the target or as well, it cannot be a negative, nor can any response of the
 same text. If it is chosen by its score, neither can a candidate of an equal or higher score, as it is no worse. The
 selector itself sees all distinct candidates.
 """
@@ -39,7 +39,7 @@ class Pool:
     Attributes:
         similarity: cosine to the target [n], ascending; NaN without a target.
         vectors: embeddings of length one [n, d].
-        scores: from the verifier or reward model [n]; None without either.
+        scores: scores by the verifier or reward model [n]; None without either.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1]; see `consensus`.
         log_probs: the sampler's, in nats at temperature 1, summed over the response [n]; NaN if unknown.
         tokens: length of the response [n].
@@ -107,7 +107,7 @@ class Contenders:
     of the target may be among them.
 
     Attributes:
-        scores: from the verifier or reward model [n]; None without either.
+        scores: scores by the verifier or reward model [n]; None without either.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1].
     """
 
@@ -143,7 +143,7 @@ class Filter:
         on_shortage: what to do with a prompt that keeps fewer than `max_negatives` candidates. "drop_everywhere" drops
             it for every K. "refill" fills the last ranks with the least similar of the rejected candidates, and drops
             the prompt if these do not suffice. "error" raises.
-        seed: of the random draw.
+        seed: seed of the random draw.
         reward_model: a `selfcontrast.models.reward.RewardModel` that scores candidates instead of the verifier; None
             uses the verifier, if the data has one.
     """

@@ -44,7 +44,7 @@ def signal_table(seen: pd.DataFrame) -> list[dict[str, Any]]:
     rank. Ties count one half; None if all are good or all are bad. Prompts differ in how many of their candidates are
     good, so even a perfect signal may stay below 1.
     `false_negatives`: per fraction a, how many of the floor(a·n) candidates per prompt with the lowest signal are good,
-    over all prompts. Of equal ones the least similar are kept. None if nothing is kept.
+    over all prompts. Among equal candidates the least similar are kept. None if nothing is kept.
 
     A log-probability or similarity that is unknown for any candidate is left out, also of the sum.
 

@@ -28,7 +28,7 @@ def choose_negatives(
         encoder: returns vectors [n, d] of n texts: an open encoder of `selfcontrast.filters.encode`, or the `encode` of
             a sentence-transformers model.
         selector: selects the possible negatives, such as `selfcontrast.filters.selectors.LeastSimilar`.
-        seed: of the random draw, together with `name`.
+        seed: seed of the random draw, together with `name`.
 
     Raises:
         UserError: if the selector keeps fewer than k, or needs scores or log-probabilities.

@@ -120,7 +120,7 @@ class VLLM:
             "enable_prefix_caching": True,
             # Chunked prefill crashes vLLM 0.32 on the CPU on seeded requests: a partial prompt draws an extra token.
             "enable_chunked_prefill": False,
-            "logprobs_mode": "raw_logprobs",  # of the model's own distribution, before temperature and top_p
+            "logprobs_mode": "raw_logprobs",  # those of the model, before temperature and top_p
             "seed": 0,  # every request has its own
             **lora,
         }

@@ -102,7 +102,7 @@ def _answer(response: Any, output: Any) -> Completion:
 
 
 def main() -> None:
-    # vLLM and its processes print. Redirect standard output to standard error, so the pipe has our answers alone.
+    # vLLM and its processes print. Redirect standard output to standard error, so the pipe has only our answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     requests = os.fdopen(os.dup(0), encoding="utf-8")

@@ -64,7 +64,7 @@ class LoRA:
     """Replace W x by W x + (alpha / rank) B A x, and train only A [rank, in] and B [out, rank].
 
     Attributes:
-        rank: of A and B.
+        rank: rank of A and B.
         alpha: scale of the update; it is divided by the rank.
         dropout: applied to the input of A in training.
         target_modules: the linear layers W, by the last parts of their names. "all-linear" is all of them except the

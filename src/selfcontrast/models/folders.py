@@ -49,7 +49,7 @@ def _fault(file: Path, stamp: Stamp, quantized: bool) -> str | None:
             dtype = part.get_dtype()
             if dtype not in FLOATS:
                 if _is_weight(name, part.get_shape()) and not quantized:
-                    return f"the weight {name} has the type {dtype}, which is no floating-point type"
+                    return f"the weight {name} has the type {dtype}, which is not a floating-point type"
             elif not is_finite(weights.get_tensor(name)):
                 return f"the weight {name} has values that are NaN or infinite"
     return None
@@ -86,7 +86,9 @@ def check_causal(config: Any, setting: str) -> None:
     remote_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     encoder = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
     if encoder or not (remote_code or model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        raise UserError(f"{setting}: a {model_type} is no causal language model. Use one, such as a Llama or a Qwen.")
+        raise UserError(
+            f"{setting}: a {model_type} is not a causal language model. Use one, such as a Llama or a Qwen."
+        )
 
 
 def load_config(path: str, setting: str, **options: Any) -> Any:

@@ -91,7 +91,7 @@ def _hub_commit(name: str, revision: str | None) -> str | None:
         return None
     try:
         return HfApi().model_info(name, revision=revision, timeout=TIMEOUT).sha
-    except Exception:  # of the hub, the network, or a wrong name: loading the model reports it
+    except Exception:  # the hub, the network or the name fails: loading the model reports it
         return None
 
 

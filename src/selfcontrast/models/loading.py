@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16")
 MIN_VOCABULARY = 261  # all bytes and five special tokens
-MAX_PARAMETERS = 10**11  # of a model from scratch
+MAX_PARAMETERS = 10**11  # maximum for a model from scratch
 TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 
 

@@ -45,7 +45,7 @@ class RewardModel:
     """A Hugging Face sequence classifier with one output and a chat template, by hub name or folder.
 
     Attributes:
-        max_tokens: of dialogue and response together; the beginning of longer ones is cut off.
+        max_tokens: maximum number of tokens of dialogue and response together; the beginning of longer ones is cut off.
         read_at: position at which the reward is read. "last_token": the end of the response. "published": the last
             position of the row padded to `max_tokens`, as in Starling-RM's published code. That is a padding token at
             position `max_tokens - 1`, which attends to dialogue and response. A longer row keeps its first token and

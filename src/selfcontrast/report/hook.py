@@ -37,7 +37,7 @@ def too_many_tests(config: DictConfig) -> str:
     from selfcontrast.evaluation.statistics.permutation import least_p_value
 
     evaluation = OmegaConf.select(config, "evaluation")
-    if evaluation is None:  # of another program than train.py
+    if evaluation is None:  # another program than train.py ran
         return ""
     jobs = _jobs(list(config.hydra.overrides.task))
     alpha, prompts, n_bootstrap = 1 - float(evaluation.confidence), evaluation.prompts, evaluation.n_bootstrap

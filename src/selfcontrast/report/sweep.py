@@ -316,7 +316,7 @@ def best(sweep: Sweep) -> Point:
 
 
 def point_name(sweep: Sweep, point: Point) -> str:
-    """Return K, with the variant where there are several: "K=8", "random (K=8)"."""
+    """Return K, with the variant if there are several: "K=8", "random (K=8)"."""
     return f"{point.variant} (K={point.k})" if len(sweep.variants) > 1 else f"K={point.k}"
 
 

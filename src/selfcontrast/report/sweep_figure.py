@@ -17,7 +17,7 @@ MOST_RANKED = 30  # rows of a ranking
 
 
 def figure(sweep: Sweep) -> Figure:
-    """Draw score against K; a ranking of points where there are more than `MOST_CURVES` variants."""
+    """Draw score against K; a ranking of points if there are more than `MOST_CURVES` variants."""
     return ranking(sweep) if is_ranked(sweep) else against_k(sweep)
 
 
@@ -133,7 +133,7 @@ def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, marker: str, si
 def _levels(axes: Axes, sweep: Sweep) -> None:
     """Draw SFT at the first decoding and at its best sharper one: means over jobs of its estimates and bounds.
 
-    Variants that begin with another SFT model, such as those of other data, have lines of their own.
+    Variants that begin with another SFT model, for example trained on other data, have separate lines.
     """
     for variants in sweep.baselines:
         jobs = [job for job in sweep.jobs if job.variant in variants]

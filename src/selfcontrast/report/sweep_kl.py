@@ -27,9 +27,9 @@ STRAIGHT = (
 OTHER_PROMPTS = "The jobs were measured on different prompts: point estimates, without intervals."
 OVER_PROMPTS = "Intervals: bootstrap over prompts; each sample has its own lines and its own smallest final KL."
 OVER_SEEDS = (
-    "Means over seeds; intervals are Student's t over seeds. A difference is over the seeds that both arms have."
+    "Means over seeds; intervals are Student's t over seeds. A difference is over the seeds that both methods have."
 )
-# Reasons why two arms have no difference.
+# Reasons why two methods have no difference.
 NO_SEED = "have no seed in common with it"
 OTHER_MODEL = "begin with another fine-tuned model, from which their KL is measured"
 OTHER_DECODING = "were measured at another decoding"
@@ -60,7 +60,7 @@ def with_kl(
 
 
 def columns(job: SweepJob) -> dict[str, Any]:
-    """Of `results.csv`: the policy's KL with its interval, its entropy and the fine-tuned model's."""
+    """Return the KL columns of `results.csv`: the policy's KL with its interval, and both models' entropy."""
     if not (points := _points(job)):
         return {}
     sft, policy = points[0], points[-1]
@@ -72,7 +72,7 @@ def columns(job: SweepJob) -> dict[str, Any]:
 
 @styled()
 def figure(sweep: Sweep) -> Figure | None:
-    """Score against KL, a line per job from its fine-tuned model to its policy; None where no job has both."""
+    """Score against KL, a line per job from its fine-tuned model to its policy; None if no job has both."""
     arms = _arms(sweep)
     if not arms:
         return None
@@ -110,7 +110,7 @@ def _draw_arm(axes: Axes, arm: Point, label: str | None, colour: str, marker: st
 
 
 def equal_kl(sweep: Sweep) -> Compared | None:
-    """Compare arms at the smallest final KL of all jobs; None for one arm, or where a policy has not moved."""
+    """Compare methods at the smallest final KL of all jobs; None for one method, or if a policy has not moved."""
     arms = _arms(sweep)
     jobs = [job for arm in arms for job in arm.jobs]
     kl = min((_points(job)[-1]["kl"]["estimate"] for job in jobs), default=0.0)
@@ -132,7 +132,7 @@ def equal_kl(sweep: Sweep) -> Compared | None:
     without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
     finals = [_mean([_points(job)[-1] for job in arm.jobs], "kl") for arm in arms]
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
-    heads = ["arm", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", "difference"]
+    heads = ["method", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", "difference"]
     rows = [[name, final, *scores] for name, final, scores in zip(names, finals, cells, strict=True)]
     if any(arm.seeds != sweep.seeds for arm in arms):
         heads, rows = _with_seeds(heads, rows, arms)
@@ -140,7 +140,7 @@ def equal_kl(sweep: Sweep) -> Compared | None:
 
 
 def _with_seeds(heads: Row, rows: list[Row], arms: Sequence[Point]) -> tuple[Row, list[Row]]:
-    """Add the seeds that each score and each difference is over: arms differ in them."""
+    """Add the seeds that each score and each difference is over: methods differ in them."""
 
     def listed(seeds: Sequence[int]) -> str:
         return ", ".join(map(str, seeds)) or text.NONE
@@ -153,7 +153,7 @@ def _with_seeds(heads: Row, rows: list[Row], arms: Sequence[Point]) -> tuple[Row
 
 
 def _unlike(sweep: Sweep, first: Point, other: Point) -> str:
-    """Say why the difference of two arms at equal KL would mean nothing; "" where it means something."""
+    """Say why two methods cannot be compared at equal KL; "" if they can be."""
     pairs = _pairs(first, other)
     if not pairs:
         return NO_SEED
@@ -165,22 +165,22 @@ def _unlike(sweep: Sweep, first: Point, other: Point) -> str:
 
 
 def _no_difference(names: Sequence[str], unlike: Sequence[str]) -> list[str]:
-    """A sentence per reason, with the arms that it holds for."""
+    """Return a sentence per reason, with the methods to which it applies."""
     found = [
         (why, ", ".join(name for name, own in zip(names, unlike, strict=True) if own == why))
         for why in dict.fromkeys(filter(None, unlike))
     ]
-    return [f"No difference from {names[0]} for arms that {why}: {arms}." for why, arms in found]
+    return [f"No difference from {names[0]} for methods that {why}: {arms}." for why, arms in found]
 
 
 def _pairs(first: Point, other: Point) -> dict[int, tuple[SweepJob, SweepJob]]:
-    """The jobs of both arms by the seeds that both have."""
+    """Return the jobs of both methods, by the seeds that both have."""
     one, two = ({job.result.seed: job for job in arm.jobs} for arm in (first, other))
     return {seed: (one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())}
 
 
 def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
-    """Return score and difference from the first arm, for one job per arm."""
+    """Return score and difference from the first method, for one job per method."""
     paths = [
         KLPath([point["by_prompt"]["kl"] for point in points], [point["by_prompt"]["score"] for point in points])
         for points in map(_points, jobs)
@@ -194,7 +194,7 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
 
 
 def _over_seeds(arms: Sequence[Point], kl: float) -> list[Row]:
-    """Return scores as means over each arm's seeds, and differences from the first over the seeds of both arms."""
+    """Return scores as means over each method's seeds, and differences from the first over the seeds of both."""
     confidence = arms[0].jobs[0].row["mean"]["confidence"]
 
     def cell(values: Sequence[float], signed: bool = False) -> str:

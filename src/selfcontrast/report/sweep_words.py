@@ -17,8 +17,8 @@ MOST_LISTED = 6  # points without a significant difference that are named; more 
 def headline(sweep: Sweep) -> str:
     """Return the finding in a few words.
 
-    One variant: its score at the first and the last K beside its SFT, without claiming a trend. Several variants: the
-    best point beside its own SFT, with its corrected p-value. All scores are over the seeds that the points share.
+    One variant: its score at the first and the last K, next to its SFT, without claiming a trend. Several variants: the
+    best point next to its own SFT, with its corrected p-value. All scores are over the seeds that the points share.
     """
     if len(sweep.variants) > 1:
         return _best_of(sweep)
@@ -73,7 +73,7 @@ def sentence(sweep: Sweep) -> str:
 
 
 def unequal_seeds(sweep: Sweep) -> str:
-    """Say which points lack seeds that others have; "" where none does."""
+    """Say which points lack seeds that others have; "" if none does."""
     every = set(sweep.seeds)
     lacking: dict[str, list[str]] = {}
     for point in sweep.points:

@@ -20,7 +20,7 @@ IDENTITY = ("stage", "version", "settings", "inputs")  # the fields of a manifes
 RESUME = "resume"  # folder for a stage's state inside its working folder; never published
 
 # Checksums guard against accidents, not against an attacker, who could rewrite the manifest as well. So the fastest
-# hash is used: for a model of 15 GB it waits for the disk alone, and sha256 takes 12 s. The key itself is a sha256.
+# hash is used: for a model of 15 GB it waits only for the disk, and sha256 takes 12 s. The key itself is a sha256.
 CHECKSUM = "xxh3_128"
 FOR_PEOPLE = {"history.json"}  # files with timings, which no stage reads
 FACTS_CHECKSUM = "facts_checksum"
@@ -136,7 +136,7 @@ def verify_once(folder: Path) -> str | None:
     """Like `verify`, but skip files that this process has verified and whose time stamps have not changed.
 
     The first check is cheap, because the caller reads the same files next, then from the page cache. The jobs of a
-    sweep in one process all load the same model, and would each pay for a check of their own.
+    sweep in one process all load the same model, and each would repeat the check.
     """
     stamp, now = _stamp(folder), time.time()
     if stamp and _intact.get(folder) == stamp:

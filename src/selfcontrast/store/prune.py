@@ -11,7 +11,7 @@ from selfcontrast.store.catalog import ABANDONED, IN_PROGRESS, Catalog, Entry
 
 @dataclass(frozen=True)
 class PruneQuery:
-    """Which entries the user wants deleted.
+    """A selection of entries to delete.
 
     Attributes:
         stages: only these stages; empty = all.

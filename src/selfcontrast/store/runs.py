@@ -70,7 +70,7 @@ class Recorded:
 
     @property
     def exists(self) -> bool:
-        """Whether its output folder still exists. A folder on another machine's disk is assumed to exist."""
+        """True if the output folder still exists. A folder on another machine's disk is assumed to exist."""
         if self.from_store is not None:
             return (self.record.parents[1] / self.from_store).exists()
         return self.host != socket.gethostname() or self.folder.exists()

@@ -11,7 +11,7 @@ from selfcontrast.store import Artifact
 
 
 class WandbRun:
-    """Sends metrics, tables, figures and artifacts to a started run."""
+    """Send metrics, tables, figures and artifacts to a started run."""
 
     def __init__(self, run: Any, upload: bool) -> None:
         self.run = run

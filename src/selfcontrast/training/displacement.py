@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from selfcontrast.training.packed_module import Record
 
-FRACTION, MIN_STEPS = 0.1, 5  # of the steps: the last ones that are averaged
+FRACTION, MIN_STEPS = 0.1, 5  # the last steps, which are averaged
 
 
 @dataclass(frozen=True)

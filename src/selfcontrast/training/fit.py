@@ -75,7 +75,7 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.unshared = unshared
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # of activations, if passes are to fill a GPU's memory
+        self.bytes_per_token: float | None = None  # memory of activations, if passes are to fill a GPU's memory
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
@@ -101,7 +101,7 @@ class StepData(LightningDataModule):
         tokens = self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
         rank, ranks = trainer.global_rank, trainer.world_size
         microbatches = rank_microbatches(self.validation, tokens, rank, ranks) if self.validation else []
-        # A generator of its own: a loader's iterator else draws from the global one, and so from training's dropout.
+        # A separate generator: otherwise a loader draws from the global one, which would change training's dropout.
         return DataLoader(microbatches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
@@ -146,7 +146,7 @@ def _self_check_attention(hardware: Hardware, sharded: bool) -> str:
 def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     """Train `module` to the end, from the newest checkpoint in `folder` if there is one.
 
-    Return True on the first node, which alone continues with the trained policy.
+    Return True on the first node: only that one continues with the trained policy.
     """
     hardware = data.hardware
     module.peak_tflops = hardware.peak_tflops

@@ -17,7 +17,7 @@ from selfcontrast.models.packing import Group, pack
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recomputation import checkpoint_layers, is_kept, widest_kept
 
-FRACTION = 0.8  # of the memory left: allocators leave gaps, and lengths differ
+FRACTION = 0.8  # fraction of the free memory that is used: allocators leave gaps, and lengths differ
 MIN_TOKENS, MAX_TOKENS = 1024, 65536  # tokens; beyond about 16,384, time per token hardly falls
 PROBES = (16, 32)  # tokens of the prompt and of each of two responses
 

@@ -59,7 +59,7 @@ class PackedModule(LightningModule, ABC):
         self.report = report
         self.peak_tflops: float | None = None  # peak of one device, to record MFU; None for no MFU
         self.cost = Cost.of(policy)
-        self.weights: Mapping[str, Tensor] | None = None  # of the policy, if it is a skeleton to be sharded
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's, if it is a skeleton to be sharded
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._last_time = time.perf_counter()
@@ -94,7 +94,7 @@ class PackedModule(LightningModule, ABC):
             if part.counts:
                 group_losses.append((part.packed.ids, loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.max_grad_norm)
-        # The host waits for the GPU here alone, so that it can prepare the next step during this one's update.
+        # The host waits for the GPU only here, so that it can prepare the next step during this one's update.
         means, grad_norm = self._means(sums), _norm_value(norm)
         if not math.isfinite(grad_norm):
             self._stop_on_nan(group_losses)
@@ -181,7 +181,7 @@ class PackedModule(LightningModule, ABC):
         costs = {
             "tokens_per_second": sum(p.input_ids.numel() for p in batches) * self.trainer.world_size / seconds,
             "prompts_per_second": step.groups / seconds,
-            "tflops": flops / seconds / 1e12,  # of this device
+            "tflops": flops / seconds / 1e12,  # on this device
             "peak_memory_gib": peak_memory(self.device),
         }
         if self.peak_tflops is not None:

@@ -15,7 +15,7 @@ class Training:
     Attributes:
         report: called with each new record of metrics.
         checkpoints: number of evenly spaced checkpoints of preference training. The last one is the final policy; each
-            other one is saved as a policy of its own.
+            other one is saved as a separate policy.
     """
 
     adapter: Adapter

@@ -168,7 +168,7 @@ def test_lines_several_samples_per_prompt_identify_rate_at_equal_length(tmp_path
 
 
 def test_lines_pair_won_in_one_order_and_lost_in_the_other_is_no_tie(tmp_path: Path) -> None:
-    """Its mean outcome is 0.5, as a tie's is."""
+    """The mean outcome of such a pair is 0.5, like that of a tie."""
     judge = FakeJudge(lambda case: Judgment("ok", 0.5) if case.example.id == "a" else prefer_first(case))
     benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
     values = lines(benchmark(judge), tmp_path)

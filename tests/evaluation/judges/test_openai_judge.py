@@ -97,7 +97,7 @@ FAULTS = [
 
 
 def test_judgments_survive_a_third_of_the_calls_failing(tmp_path: Path) -> None:
-    """Every third request fails, each way in turn. Successes are right and failures are marked."""
+    """Every third request fails, with each kind of fault in turn. Other judgments are right; failures are marked."""
     cases = [single(f"answer {i}", f"q{i}") for i in range(30)]
     fault = lambda number, body: FAULTS[number // 3 % len(FAULTS)] if number % 3 == 0 else None  # noqa: E731
     with OpenAIServer(lambda body: says("[[4]]"), fault).open() as server:

@@ -5,10 +5,10 @@ from selfcontrast.evaluation.statistics import position_bias
 
 
 def test_position_bias_by_hand() -> None:
-    """Four pairs: two wins, the first position twice, two ties, a win and a tie.
+    """Judge four pairs in both orders: win and win, win and loss, tie and tie, win and tie.
 
-    Verdicts of the second and fourth depend on the order. The first position gets (1 + 0) / 2 = 0.5 in the first pair,
-    1 in the second, 0.5 in the third, (1 + 0.5) / 2 in the fourth.
+    The verdicts of the second and fourth pair depend on the order. The first position gets (1 + 0) / 2 = 0.5 in the
+    first pair, 1 in the second, 0.5 in the third, (1 + 0.5) / 2 in the fourth.
     """
     result = position_bias([1, 1, 0.5, 1], [1, 0, 0.5, 0.5], ["a", "b", "c", "d"])
     assert result.flip_rate.estimate == 0.5
@@ -23,7 +23,7 @@ def test_position_bias_of_a_judge_that_only_sees_positions() -> None:
     assert (always_second.flip_rate.estimate, always_second.first_position_share.estimate) == (1, 0)
 
 
-def test_position_bias_of_a_one_sided_judge_is_none() -> None:
+def test_position_bias_is_zero_if_one_system_always_wins() -> None:
     result = position_bias(np.ones(20), np.ones(20), np.arange(20))
     assert (result.flip_rate.estimate, result.first_position_share.estimate) == (0, 0.5)
 

@@ -1,4 +1,4 @@
-"""Extraction: two of the five facts of a note, then a third."""
+"""The family extraction: ask for two of the five facts in a note, then for a third."""
 
 import random
 from collections.abc import Sequence

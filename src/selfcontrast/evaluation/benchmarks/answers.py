@@ -21,7 +21,7 @@ from selfcontrast.store import RESUME
 from selfcontrast.store.artifact import key_of
 
 VERSION = 1
-OWN = "own"  # the decoding's name in the table, whichever decoding a question has
+OWN = "own"  # the decoding's name in the table, for every question's decoding
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class QuestionBenchmark(JudgeBenchmark):
     """A benchmark with its own questions, each answered once with one decoding.
 
     Attributes:
-        seed: of sampling.
+        seed: seed of sampling.
     """
 
     temperature: Temperature

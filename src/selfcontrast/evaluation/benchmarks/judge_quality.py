@@ -22,9 +22,9 @@ from selfcontrast.evaluation.statistics import rate_interval
 
 log = logging.getLogger(__name__)
 
-SYSTEM = "judge"  # the lines are about the judge, whichever policy is measured
+SYSTEM = "judge"  # the lines describe the judge, not a policy
 GOLD = "gold.parquet"
-TIE = 0.1  # a weighed verdict within this distance of 0.5 is a tie
+TIE = 0.1  # a weighted verdict within this distance of 0.5 is a tie
 SAME, TWICE, CONSTANT, EMPTY = "target", "target twice", "constant", "empty"
 
 
@@ -153,8 +153,8 @@ def read_gold(path: str) -> list[tuple[Case, float]]:
 def _is_right(probe: str, pairs: pd.DataFrame) -> pd.Series:
     """Return for which pairs the judge was right.
 
-    With the target against itself, both orders are one prompt with one verdict. Their mean is always a tie, so the
-    verdict itself is checked.
+    If the target is compared with itself, both orders are the same prompt and have the same verdict. Their mean would
+    always be a tie, so the verdict itself is checked.
     """
     if probe == SAME:
         return (pairs["first"] - 0.5).abs() < TIE

@@ -49,7 +49,7 @@ class MTBench(JudgeBenchmark):
         guided: categories that are judged with a reference answer, if there is one.
         temperature: for categories that `temperatures` does not name.
         samples: dialogues per question at temperatures above 0.
-        seed: of sampling.
+        seed: seed of sampling.
     """
 
     grading: str

@@ -101,7 +101,7 @@ def pair_lines(
     All questions weigh the same, however many samples they have.
 
     Args:
-        difficulties: of the prompts, by id; None estimates them (`length_controlled_within_prompts`).
+        difficulties: difficulties of the prompts, by id; None estimates them (`length_controlled_within_prompts`).
     """
     judged_pairs = {name: pairs for name, pairs in judged_pairs.items() if len(pairs)}
     controlled = _controlled(judged_pairs, options, difficulties)

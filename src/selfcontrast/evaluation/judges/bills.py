@@ -1,7 +1,7 @@
 """A record of the cost of a judge's requests, written to disk before each request is sent.
 
-A request that is killed, cut short or never answered may still be billed. So each try has a line with its maximum cost,
-written before it is sent. A later line with the same number replaces it by the actual cost. Without such a line the try
+A request that is killed, cut short or never answered may still be billed. So before each try is sent, a line with its
+maximum cost is written. A later line with the same number replaces it by the actual cost. Without such a line the try
 counts at its maximum.
 """
 

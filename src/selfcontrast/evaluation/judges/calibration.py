@@ -39,7 +39,7 @@ def agreement(
     Args:
         gold: for one answer of each pair, 1 if it is better, 0 if it is worse, 0.5 for neither, [n].
         outcomes: the judge's outcome for that answer, in [0, 1], when shown first and when shown second, [2, n].
-        longer: by how much that answer is longer than the other, [n].
+        longer: length of that answer minus the other's, [n].
         clusters: the prompt of each pair, [n].
         confidence, n_bootstrap, seed: of the intervals.
 

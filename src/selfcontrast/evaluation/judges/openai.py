@@ -30,7 +30,7 @@ class OpenAIJudge:
 
     Attributes:
         model: the model's name on the servers. It is part of a judgment's key; the servers' addresses are not.
-        verdict: how a comparison is read: "text", as written, or "logprob", weighted by the letters' probabilities.
+        verdict: the way to read a comparison: "text", as written, or "logprob", weighted by the letters' probabilities.
         extra: further fields of each request.
     """
 

@@ -62,7 +62,7 @@ class Panel:
 
     @property
     def verdict(self) -> str:
-        """How comparisons are read: "logprob" if any of the judges weights verdicts by probability."""
+        """The way to read comparisons: "logprob" if any of the judges weights verdicts by probability."""
         modes = {getattr(judge, "verdict", "text") for judge in self.judges.values()}
         return "logprob" if "logprob" in modes else "text"
 

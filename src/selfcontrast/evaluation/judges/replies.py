@@ -48,13 +48,13 @@ RequestReplies = Callable[[Sequence[str], int, Account, StoreReply], None]
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """How replies are requested.
+    """The settings of requests for replies.
 
     Attributes:
         attempts: tries per judgment, until one is ok.
         max_tokens: bound on a reply's tokens.
         max_characters: bound on the characters of an answer; the middle of a longer one is not shown to the judge.
-        price: of a million tokens; None if free or unknown.
+        price: price of a million tokens; None if free or unknown.
     """
 
     attempts: Annotated[Count, Field(le=1000)]

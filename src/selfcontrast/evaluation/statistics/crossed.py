@@ -3,9 +3,9 @@
 Every seed is measured on the same prompts, so y_sp = mu + seed_s + prompt_p + rest_sp with all three random: balanced
 crossed random effects, with one number per cell. The variance of the grand mean is
 var(seed)/S + var(prompt)/P + var(rest)/(S P). Its unbiased estimate is (MS_seed + MS_prompt - MS_rest) / (S P), from
-the mean squares of the two-way analysis of variance (Searle, Casella and McCulloch 1992, 4.6). Intervals over seeds
-alone treat the prompts as fixed, and intervals over prompts alone the seeds. Both are too narrow (Clark 1973, "The
-language-as-fixed-effect fallacy").
+the mean squares of the two-way analysis of variance (Searle, Casella and McCulloch 1992, 4.6). An interval over
+seeds treats the prompts as fixed, and an interval over prompts treats the seeds as fixed. Both are too narrow (Clark
+1973, "The language-as-fixed-effect fallacy").
 
 With two or three seeds MS_seed is often small by chance. Pooled degrees of freedom (Satterthwaite) then follow the
 prompts, and the interval covers 87% instead of 95%. So each part keeps the quantile of its own degrees of freedom

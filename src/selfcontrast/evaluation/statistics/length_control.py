@@ -230,7 +230,7 @@ class _Fit:
     Attributes:
         names: the prompts, [C].
         index: index of each judgment's prompt, [n].
-        coefficients: of the fit, [k].
+        coefficients: coefficients of the fit, [k].
         rate: win rate at equal length.
     """
 
