@@ -11,7 +11,7 @@ from selfcontrast.evaluation.compare import row_of
 from selfcontrast.report.page import write_report
 from selfcontrast.report.sweep import read_sweep
 from selfcontrast.report.sweep_numbers import frame
-from selfcontrast.results import RESULT, Result
+from selfcontrast.results import RESULT, Evaluated, Result
 
 OLD = Path(__file__).parent / "results"
 INTERVAL = {"estimate", "low", "high", "n", "clusters"}
@@ -52,3 +52,15 @@ def test_reports_of_an_old_file_are_written(folder: Path) -> None:
     assert "self-contrast-K8" in (folder / "report.html").read_text()
     row = row_of(result.comparison, "self-contrast-K8", "T=1")
     assert frame(read_sweep([folder]))["nll"].tolist() == [row["nll"]]
+
+
+def test_evaluated_read_of_an_old_file_has_the_present_names(tmp_path: Path) -> None:
+    old = json.loads((OLD / RESULT).read_text())
+    lines = [{"what": "mean", "value": old["comparison"]["rows"][0]["mean"]}]
+    content = {name: old[name] for name in ("comparison", "samples", "stages", "config", "provenance")}
+    content |= {"model": "a folder", "lm_eval": {}, "benchmarks": {"dialogues": {"lines": lines}}}
+    (tmp_path / RESULT).write_text(json.dumps(content))
+    result = Evaluated.read(tmp_path)
+    assert result.benchmarks["dialogues"]["lines"][0]["value"]["confidence"] == 0.95
+    assert "nll" in result.comparison["rows"][0]
+    assert result.config["label"] == "self-contrast-K8"
