@@ -125,6 +125,8 @@ def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
         (["-m", "arm=sft,spin"], ["-m", "method=sft,spin"]),
         (["arm=spin", "method=my own"], ["method=spin", "label=my own"]),
         (["method=spin,sft"], ["method=spin,sft"]),
+        (["arm=spin", "method=Self-Contrast"], ["method=spin", "label=Self-Contrast"]),
+        (["method=a label"], ["label=a label"]),
         (["+share=0.5", "++rounds=2", "~model.precision"], ["+fraction=0.5", "++iterations=2", "~model.dtype"]),
         (["hydra.sweeper.params.share=0.1,0.2"], ["hydra.sweeper.params.fraction=0.1,0.2"]),
         (["--cfg", "job", "-p", "share"], ["--cfg", "job", "-p", "share"]),
@@ -145,6 +147,14 @@ def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
     for folder in ([f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)], [f"hydra.searchpath=[file://{tmp_path}]"]):
         assert current_arguments([*folder, "method=mine"]) == [*folder, "method=mine"]
     assert compose(f"hydra.searchpath=[file://{tmp_path}]", "method=mine", output="out").label == "ours"
+
+
+@pytest.mark.parametrize(
+    "value", ["spni", "choice(spin, sft)", "'spin'", '"spin"', "glob(*)", "[spin]", "sft,spni", ""], ids=str
+)
+def test_method_of_one_word_or_a_sweep_is_never_a_label(value: str) -> None:
+    words = [f"method={value}", f"hydra.sweeper.params.method={value}", "~method"]
+    assert current_arguments(words) == words
 
 
 @given(st.lists(st.text()))
@@ -200,6 +210,13 @@ def test_old_group_in_a_users_defaults_list_is_told_by_its_new_name(tmp_path: Pa
     ended = run_train(f"hydra.searchpath=[file://{tmp_path}]", "+user=mine", cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: the group arm is now method")
+
+
+def test_unknown_method_on_the_command_line_is_refused_and_told_of_label(tmp_path: Path) -> None:
+    ended = run_train("method=spni", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "Could not find 'method/spni'" in ended.stderr
+    assert "label=NAME" in ended.stderr
 
 
 def test_both_names_on_the_command_line_end_with_one_line(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ RENAMED_CLASSES = {
     "selfcontrast.evaluation.benchmarks.judging.Probes": "selfcontrast.evaluation.benchmarks.judge_quality.Probes",
 }
 RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that holds the key ("" is the root), old, new
-    ("", "method", "label"),  # `method=NAME` chooses an option of conf/method where there is one of this name
+    ("", "method", "label"),  # on the command line only beside `arm=`, or with two words; else it chooses the group
     ("", "rounds", "iterations"),
     ("", "reference_over_rounds", "reference_over_iterations"),
     ("", "prompts_over_rounds", "prompts_over_iterations"),
@@ -57,6 +57,7 @@ RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that h
 ARGUMENT = re.compile(
     r"(?P<sign>~|\+{0,2})(?P<params>(?:hydra\.sweeper\.params\.)?)(?P<key>\w[\w.]*)(?P<rest>[@=].*|$)", re.DOTALL
 )
+TWO_WORDS = re.compile(r"\w\s+\w")
 REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
 log = logging.getLogger("selfcontrast")
 _told: set[str] = set()
@@ -78,6 +79,9 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
         UserError: where a setting is given by both of its names.
     """
     groups = _options(arguments)
+    old_names = any(
+        (found := ARGUMENT.fullmatch(argument)) and found["key"] in RENAMED_GROUPS for argument in arguments
+    )
     renamed, new_keys, old_keys = [], set(), dict[str, str]()
     for argument in arguments:
         found = ARGUMENT.fullmatch(argument)
@@ -85,7 +89,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
             renamed.append(argument)
             continue
         key = found["key"]
-        new = RENAMED_GROUPS.get(key) or (key if _chooses(found["rest"], key, groups) else new_name(key))
+        new = RENAMED_GROUPS.get(key) or (key if _chooses(found["rest"], key, groups, old_names) else new_name(key))
         if new == key:
             new_keys.add(key)
         else:
@@ -158,12 +162,18 @@ def _items(node: Any) -> list[tuple[str, Any]]:
     return [(str(index), value) for index, value in enumerate(node)] if isinstance(node, list) else []
 
 
-def _chooses(rest: str, key: str, options: dict[str, set[str] | None]) -> bool:
-    """Say whether `method=…` chooses options of the group, and is not the old name of `label`."""
+def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names: bool) -> bool:
+    """Say whether `method=…` chooses options of the group, and is not the old name of `label`.
+
+    Without `arm=`, one unknown word chooses the group too: Hydra then refuses it. As a label, a typo, or a sweep such as
+    `choice(spin,sft)`, would train the default method under the name of another.
+    """
     if key not in options:
         return False
     known = options[key]
-    return known is None or rest[:1] == "@" or all(word.strip() in known for word in rest[1:].split(","))
+    if known is None or rest[:1] == "@":
+        return True
+    return all(word.strip() in known for word in rest[1:].split(",")) if old_names else not TWO_WORDS.search(rest)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
