@@ -41,12 +41,12 @@ def test_edited_selector_is_said_to_be_other_code_and_computed_again_on_request(
     assert "other code" not in first["said"]
     file.write_text(SELECTOR.format(order=":-1"))
     recalled = stage_lines()
-    assert recalled["filter"].startswith("recalled")
+    assert recalled["filter"].startswith("cached")
     assert "different code (own_selector.py)" in recalled["said"]
     assert "recompute=[filter]" in recalled["said"]
     again = stage_lines("recompute=[filter]")
-    assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["recalled"] * 3
+    assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["cached"] * 3
     assert [again[name].split()[0] for name in ("filter", "reference", "align")] == ["done"] * 3
     settled = stage_lines()
-    assert all(settled[name].startswith("recalled") for name in ("filter", "reference", "align"))
+    assert all(settled[name].startswith("cached") for name in ("filter", "reference", "align"))
     assert "other code" not in settled["said"]

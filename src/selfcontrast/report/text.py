@@ -102,5 +102,5 @@ def place(path: str | Path) -> str:
 
 
 def had(stage: Mapping[str, Any]) -> str:
-    """Say whether a stage's artifact was recalled from the store, resumed, or computed in whole."""
-    return "recalled" if stage["cached"] else ("resumed" if stage["resumed"] else "done")
+    """Say whether a stage's artifact was cached in the store, resumed, or computed in whole."""
+    return "cached" if stage["cached"] else ("resumed" if stage["resumed"] else "done")
