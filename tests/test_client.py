@@ -242,8 +242,8 @@ def test_models_of_endpoints() -> None:
 @pytest.mark.parametrize(
     ("wrong", "pattern"),
     [
-        ({"base_urls": []}, r"^urls="),
-        ({"base_urls": ["http://a/v1", "http://a/v1"]}, r"^urls="),
+        ({"base_urls": []}, r"^base_urls="),
+        ({"base_urls": ["http://a/v1", "http://a/v1"]}, r"^base_urls="),
         ({"base_urls": ["localhost:8000"]}, "is not an endpoint"),
         ({"base_urls": ["ftp://a/v1"]}, "is not an endpoint"),
         ({"base_urls": ["https://me:secret@a/v1"]}, "user or password"),

@@ -321,7 +321,7 @@ class Client:
             raise UserError(f"{endpoint.url} refuses the key ({reason}). Check api_key_env={self.servers.api_key_env}.")
         if (status == 404 or 300 <= status < 400) and method == "POST":
             raise UserError(
-                f"{endpoint.url}{path} has no such model, or is a wrong address ({reason}). Check model and urls."
+                f"{endpoint.url}{path} has no such model, or is a wrong address ({reason}). Check model and base_urls."
             )
         raise RequestFailed(reason)
 

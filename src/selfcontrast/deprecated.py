@@ -165,7 +165,7 @@ def _items(node: Any) -> list[tuple[str, Any]]:
 def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names: bool) -> bool:
     """Say whether `method=…` chooses options of the group, and is not the old name of `label`.
 
-    Without `arm=`, one unknown word chooses the group too: Hydra then refuses it. As a label, a typo, or a sweep such as
+    Without `arm=`, one unknown word chooses the group too, and Hydra refuses it: as a label, a typo, or a sweep such as
     `choice(spin,sft)`, would train the default method under the name of another.
     """
     if key not in options:

@@ -72,10 +72,10 @@ class Evaluation:
         lm_eval: tasks of lm-evaluation-harness.
         checkpoints: number of evenly spaced steps of preference training, the last included, whose policy is scored; 0
             for the last one only. If above 0, it is part of the key of the stage align.
-        cap: bound on the cost of all judgments of a job, including failed tries and earlier runs; None for no bound.
+        max_cost: bound on the cost of all judgments of a job, with failed tries and earlier runs; None for no bound.
         judgments_shown: rows of a benchmark's table of judgments; None for all.
         contamination: when a prompt counts as seen in training. Such prompts are still evaluated.
-        level, resamples: confidence level of intervals; resamples of the bootstrap and of the permutation test.
+        confidence, n_bootstrap: confidence level of intervals; resamples of the bootstrap and of the permutation test.
         backend: what samples the answers, a `selfcontrast.generators.backend.Backend`.
         benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark` with its own artifact.
     """

@@ -34,7 +34,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def judge(path: Path, verdict: str = "text", max_length: int = 4096, **changes: Any) -> HFJudge:
     return HFJudge(
-        str(path), "float32", 0.0, verdict, max_length, reply_settings(**{"attempts": 1, **changes}), batch=1
+        str(path), "float32", 0.0, verdict, max_length, reply_settings(**{"attempts": 1, **changes}), batch_size=1
     )
 
 
