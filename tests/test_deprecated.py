@@ -191,6 +191,19 @@ def test_reference_and_class_of_a_file_are_renamed(tmp_path: Path, caplog: pytes
     assert len(lines(caplog)) == 4
 
 
+def test_relative_references_are_renamed_and_other_keys_stay() -> None:
+    old = {
+        "share": 0.5,
+        "trainer": {"warmup": "${.clip_norm}", "clip_norm": "${..share}", "lr": "${sft.warmup}"},
+        "by_name": {"v2.0": 1, 3: "${..name}"},
+    }
+    assert OmegaConf.to_container(current_config(OmegaConf.create(old))) == {
+        "fraction": 0.5,
+        "trainer": {"warmup_ratio": "${.max_grad_norm}", "max_grad_norm": "${..fraction}", "lr": "${sft.warmup_ratio}"},
+        "by_name": {"v2.0": 1, 3: "${..name}"},
+    }
+
+
 def test_current_config_is_the_same_object_without_an_old_name() -> None:
     cfg = compose(output="out")
     assert current_config(cfg) is cfg

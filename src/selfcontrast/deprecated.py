@@ -58,7 +58,7 @@ ARGUMENT = re.compile(
     r"(?P<sign>~|\+{0,2})(?P<params>(?:hydra\.sweeper\.params\.)?)(?P<key>\w[\w.]*)(?P<rest>[@=].*|$)", re.DOTALL
 )
 TWO_WORDS = re.compile(r"\w\s+\w")
-REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
+REFERENCE = re.compile(r"\$\{(\.*)(\w[\w.]*)\}")  # the dots of a relative one, and its name
 log = logging.getLogger("selfcontrast")
 _told: set[str] = set()
 
@@ -130,36 +130,48 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
 def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
     """Every old name in the config, and its present one."""
     for key, value in _items(node):
-        path = f"{where}.{key}" if where else key
+        path = f"{where}.{key}" if where else str(key)
         if isinstance(node, dict) and new_name(path) != path:
             yield path, new_name(path)
         if isinstance(value, str):
             if value in RENAMED_CLASSES:
                 yield value, RENAMED_CLASSES[value]
-            for name in REFERENCE.findall(value):
-                if new_name(name) != name:
-                    yield name, new_name(name)
+            for dots, name in REFERENCE.findall(value):
+                if (new := _new_reference(dots, name, path)) != dots + name:
+                    yield dots + name, new
         yield from _old_names(value, path)
 
 
 def _renamed(node: Any, where: str) -> Any:
     """The same node by present names. An old name comes from a user's file and replaces the default of the new one."""
     if isinstance(node, str):
-        return REFERENCE.sub(lambda found: f"${{{new_name(found[1])}}}", RENAMED_CLASSES.get(node, node))
+        return REFERENCE.sub(
+            lambda found: f"${{{_new_reference(found[1], found[2], where)}}}", RENAMED_CLASSES.get(node, node)
+        )
     if not isinstance(node, dict | list):
         return node
-    values = {key: _renamed(value, f"{where}.{key}" if where else key) for key, value in _items(node)}
+    values = {key: _renamed(value, f"{where}.{key}" if where else str(key)) for key, value in _items(node)}
     if isinstance(node, list):
         return list(values.values())
-    names = {key: new_name(f"{where}.{key}" if where else key).rpartition(".")[2] for key in values}
+    paths = {key: f"{where}.{key}" if where else str(key) for key in values}
+    names = {key: key if new_name(p) == p else new_name(p).rpartition(".")[2] for key, p in paths.items()}
     kept = {key: value for key, value in values.items() if names[key] == key}
     return kept | {names[key]: value for key, value in values.items() if names[key] != key}
 
 
-def _items(node: Any) -> list[tuple[str, Any]]:
+def _new_reference(dots: str, name: str, path: str) -> str:
+    """Return a reference by its present name. `path`: of the value that holds it, where a relative one begins."""
+    section = path.split(".")[: -len(dots)] if dots else []
+    return (
+        dots + name.rpartition(".")[0] + "." * ("." in name) + new_name(".".join([*section, name])).rpartition(".")[2]
+    )
+
+
+def _items(node: Any) -> list[tuple[Any, Any]]:
+    """The keys, of their own types, and values of a dict or a list; none of another value."""
     if isinstance(node, dict):
-        return [(str(key), value) for key, value in node.items()]
-    return [(str(index), value) for index, value in enumerate(node)] if isinstance(node, list) else []
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
 
 
 def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names: bool) -> bool:
