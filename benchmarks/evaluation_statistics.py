@@ -1,7 +1,7 @@
 """Measure the time of the statistics of a large evaluation on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation_statistics.py     # 10,000 pairwise judgments, 1,000 resamples
-    python benchmarks/evaluation_statistics.py --judgments 2000 --resamples 5000
+    python benchmarks/evaluation_statistics.py --judgments 2000 --n-bootstrap 5000
 
 Judgments are drawn from the length-control model, two per prompt (one per order). The length-controlled win rate uses
 instruction difficulties (three coefficients), so every resample is a logistic fit to all judgments. The contamination

@@ -125,6 +125,8 @@ def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
         (["-m", "arm=sft,spin"], ["-m", "method=sft,spin"]),
         (["arm=spin", "method=my own"], ["method=spin", "label=my own"]),
         (["method=spin,sft"], ["method=spin,sft"]),
+        (["arm=spin", "method=Self-Contrast"], ["method=spin", "label=Self-Contrast"]),
+        (["method=a label"], ["label=a label"]),
         (["+share=0.5", "++rounds=2", "~model.precision"], ["+fraction=0.5", "++iterations=2", "~model.dtype"]),
         (["hydra.sweeper.params.share=0.1,0.2"], ["hydra.sweeper.params.fraction=0.1,0.2"]),
         (["--cfg", "job", "-p", "share"], ["--cfg", "job", "-p", "share"]),
@@ -145,6 +147,14 @@ def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
     for folder in ([f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)], [f"hydra.searchpath=[file://{tmp_path}]"]):
         assert current_arguments([*folder, "method=mine"]) == [*folder, "method=mine"]
     assert compose(f"hydra.searchpath=[file://{tmp_path}]", "method=mine", output="out").label == "ours"
+
+
+@pytest.mark.parametrize(
+    "value", ["spni", "choice(spin, sft)", "'spin'", '"spin"', "glob(*)", "[spin]", "sft,spni", ""], ids=str
+)
+def test_method_of_one_word_or_a_sweep_is_never_a_label(value: str) -> None:
+    words = [f"method={value}", f"hydra.sweeper.params.method={value}", "~method"]
+    assert current_arguments(words) == words
 
 
 @given(st.lists(st.text()))
@@ -181,6 +191,19 @@ def test_reference_and_class_of_a_file_are_renamed(tmp_path: Path, caplog: pytes
     assert len(lines(caplog)) == 4
 
 
+def test_relative_references_are_renamed_and_other_keys_stay() -> None:
+    old = {
+        "share": 0.5,
+        "trainer": {"warmup": "${.clip_norm}", "clip_norm": "${..share}", "lr": "${sft.warmup}"},
+        "by_name": {"v2.0": 1, 3: "${..name}"},
+    }
+    assert OmegaConf.to_container(current_config(OmegaConf.create(old))) == {
+        "fraction": 0.5,
+        "trainer": {"warmup_ratio": "${.max_grad_norm}", "max_grad_norm": "${..fraction}", "lr": "${sft.warmup_ratio}"},
+        "by_name": {"v2.0": 1, 3: "${..name}"},
+    }
+
+
 def test_current_config_is_the_same_object_without_an_old_name() -> None:
     cfg = compose(output="out")
     assert current_config(cfg) is cfg
@@ -200,6 +223,13 @@ def test_old_group_in_a_users_defaults_list_is_told_by_its_new_name(tmp_path: Pa
     ended = run_train(f"hydra.searchpath=[file://{tmp_path}]", "+user=mine", cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: the group arm is now method")
+
+
+def test_unknown_method_on_the_command_line_is_refused_and_told_of_label(tmp_path: Path) -> None:
+    ended = run_train("method=spni", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "Could not find 'method/spni'" in ended.stderr
+    assert "label=NAME" in ended.stderr
 
 
 def test_both_names_on_the_command_line_end_with_one_line(tmp_path: Path) -> None:

@@ -24,14 +24,17 @@ WEIGHTS = b"the weights"
 Export = Callable[..., tuple[str, str]]
 
 
-def finished_run(folder: Path, model: Mapping[str, Any] = HUB_MODEL, data: Mapping[str, Any] = HUB_DATA) -> Path:
+def finished_run(
+    folder: Path, model: Mapping[str, Any] = HUB_MODEL, data: Mapping[str, Any] = HUB_DATA, **more: str
+) -> Path:
     """Write a run with a policy, as a job leaves it."""
     policy = folder / "store" / "align" / "0f" / "model"
     policy.mkdir(parents=True)
     (policy / "model.safetensors").write_bytes(WEIGHTS)
     (policy / "config.json").write_text("{}")
     (policy / "README.md").write_text("---\nlibrary_name: transformers\n---\nthe store's own card\n")
-    result = replace(build(config={"model": dict(model), "data": dict(data)}), policy=str(policy))
+    config = {"model": dict(model), "data": dict(data), **more}
+    result = replace(build(config=config), policy=str(policy))
     run = folder / "run"
     (run / ".hydra").mkdir(parents=True)
     (run / ".hydra" / "overrides.yaml").write_text("- negatives=4\n- model.path=somebody/base-7b\n- name=a b\n")
@@ -98,6 +101,12 @@ def test_card_has_the_facts_of_the_result(run: Path, tmp_path: Path) -> None:
     assert "python train.py negatives=4 model.path=somebody/base-7b 'name=a b'" in card.text
     assert "| Self-Contrast | T=1 | 0.700 | 95%: [0.650, 0.750] | 40 | 20 |" in card.text
     assert "the store's own card" not in card.text
+
+
+def test_card_names_the_method_by_the_label_of_the_config(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, label="SPIN")
+    main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run", "--output", str(tmp_path / "hub")])
+    assert "the method SPIN of selfcontrast" in ModelCard.load(tmp_path / "hub" / "README.md").text
 
 
 def test_unknown_license_is_said_and_asked_for(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ RENAMED_CLASSES = {
     "selfcontrast.evaluation.benchmarks.judging.Probes": "selfcontrast.evaluation.benchmarks.judge_quality.Probes",
 }
 RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that holds the key ("" is the root), old, new
-    ("", "method", "label"),  # `method=NAME` chooses an option of conf/method where there is one of this name
+    ("", "method", "label"),  # on the command line only beside `arm=`, or with two words; else it chooses the group
     ("", "rounds", "iterations"),
     ("", "reference_over_rounds", "reference_over_iterations"),
     ("", "prompts_over_rounds", "prompts_over_iterations"),
@@ -58,7 +58,8 @@ RESULT_VALUES = ("comparison", "benchmarks", "published", "against_kl")  # the p
 ARGUMENT = re.compile(
     r"(?P<sign>~|\+{0,2})(?P<params>(?:hydra\.sweeper\.params\.)?)(?P<key>\w[\w.]*)(?P<rest>[@=].*|$)", re.DOTALL
 )
-REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
+TWO_WORDS = re.compile(r"\w\s+\w")
+REFERENCE = re.compile(r"\$\{(\.*)(\w[\w.]*)\}")  # the dots of a relative one, and its name
 log = logging.getLogger("selfcontrast")
 _told: set[str] = set()
 
@@ -79,6 +80,9 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
         UserError: if a setting is given by both of its names.
     """
     groups = _options(arguments)
+    old_names = any(
+        (found := ARGUMENT.fullmatch(argument)) and found["key"] in RENAMED_GROUPS for argument in arguments
+    )
     renamed, new_keys, old_keys = [], set(), dict[str, str]()
     for argument in arguments:
         found = ARGUMENT.fullmatch(argument)
@@ -86,7 +90,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
             renamed.append(argument)
             continue
         key = found["key"]
-        new = RENAMED_GROUPS.get(key) or (key if _chooses(found["rest"], key, groups) else new_name(key))
+        new = RENAMED_GROUPS.get(key) or (key if _chooses(found["rest"], key, groups, old_names) else new_name(key))
         if new == key:
             new_keys.add(key)
         else:
@@ -142,44 +146,62 @@ def _current_values(node: Any) -> Any:
 def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
     """Yield every old name in the config, with its present name."""
     for key, value in _items(node):
-        path = f"{where}.{key}" if where else key
+        path = f"{where}.{key}" if where else str(key)
         if isinstance(node, dict) and new_name(path) != path:
             yield path, new_name(path)
         if isinstance(value, str):
             if value in RENAMED_CLASSES:
                 yield value, RENAMED_CLASSES[value]
-            for name in REFERENCE.findall(value):
-                if new_name(name) != name:
-                    yield name, new_name(name)
+            for dots, name in REFERENCE.findall(value):
+                if (new := _new_reference(dots, name, path)) != dots + name:
+                    yield dots + name, new
         yield from _old_names(value, path)
 
 
 def _renamed(node: Any, where: str) -> Any:
     """The same node by present names. An old name comes from a user's file and replaces the default of the new one."""
     if isinstance(node, str):
-        return REFERENCE.sub(lambda found: f"${{{new_name(found[1])}}}", RENAMED_CLASSES.get(node, node))
+        return REFERENCE.sub(
+            lambda found: f"${{{_new_reference(found[1], found[2], where)}}}", RENAMED_CLASSES.get(node, node)
+        )
     if not isinstance(node, dict | list):
         return node
-    values = {key: _renamed(value, f"{where}.{key}" if where else key) for key, value in _items(node)}
+    values = {key: _renamed(value, f"{where}.{key}" if where else str(key)) for key, value in _items(node)}
     if isinstance(node, list):
         return list(values.values())
-    names = {key: new_name(f"{where}.{key}" if where else key).rpartition(".")[2] for key in values}
+    paths = {key: f"{where}.{key}" if where else str(key) for key in values}
+    names = {key: key if new_name(p) == p else new_name(p).rpartition(".")[2] for key, p in paths.items()}
     kept = {key: value for key, value in values.items() if names[key] == key}
     return kept | {names[key]: value for key, value in values.items() if names[key] != key}
 
 
-def _items(node: Any) -> list[tuple[str, Any]]:
+def _new_reference(dots: str, name: str, path: str) -> str:
+    """Return a reference by its present name. `path`: of the value that holds it, where a relative one begins."""
+    section = path.split(".")[: -len(dots)] if dots else []
+    return (
+        dots + name.rpartition(".")[0] + "." * ("." in name) + new_name(".".join([*section, name])).rpartition(".")[2]
+    )
+
+
+def _items(node: Any) -> list[tuple[Any, Any]]:
+    """The keys, of their own types, and values of a dict or a list; none of another value."""
     if isinstance(node, dict):
-        return [(str(key), value) for key, value in node.items()]
-    return [(str(index), value) for index, value in enumerate(node)] if isinstance(node, list) else []
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
 
 
-def _chooses(rest: str, key: str, options: dict[str, set[str] | None]) -> bool:
-    """Say whether `method=…` chooses options of the group, and is not the old name of `label`."""
+def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names: bool) -> bool:
+    """Say whether `method=…` chooses options of the group, and is not the old name of `label`.
+
+    Without `arm=`, one unknown word chooses the group too, and Hydra refuses it: as a label, a typo, or a sweep such as
+    `choice(spin,sft)`, would train the default method under the name of another.
+    """
     if key not in options:
         return False
     known = options[key]
-    return known is None or rest[:1] == "@" or all(word.strip() in known for word in rest[1:].split(","))
+    if known is None or rest[:1] == "@":
+        return True
+    return all(word.strip() in known for word in rest[1:].split(",")) if old_names else not TWO_WORDS.search(rest)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:

@@ -137,7 +137,7 @@ def model_card(result: Result, run: Path, publication: Publication) -> "ModelCar
         license_given=publication.license is not None,
         command=command(run),
         result=result,
-        method=result.config.get("method", "Self-Contrast"),
+        method=result.config.get("label", "Self-Contrast"),
         rows=result.comparison["rows"],
         baseline=BASELINE,
         versions=result.provenance.get("packages", {}),

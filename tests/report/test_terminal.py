@@ -68,7 +68,7 @@ def test_paths_are_relative_below_the_working_directory(
 
 def test_timings(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in printed(make(), Path("x"), capsys).splitlines()]
-    assert ["sft", "recalled", "3", "min", "45", "s"] in lines
+    assert ["sft", "cached", "3", "min", "45", "s"] in lines
     assert ["align", "done", "1", "min", "01", "s"] in lines
     assert ["this", "run", "1", "min", "04", "s"] in lines  # filter and align
 

@@ -44,7 +44,9 @@ def one_line(error: Exception) -> str:
         key, group = unknown.groups()
         part = f" -p {group}" if (CONF / group).is_dir() else ""
         return f"error: {key}: no such setting. `{command()} --cfg job{part}` lists them all."
-    return "error: " + printable(str(error).split("\n    full_key")[0])
+    line = "error: " + printable(str(error).split("\n    full_key")[0])
+    # `method=NAME` was the label until 0.2.0.
+    return f"{line} What reports call the policy is label=NAME." if "Could not find 'method/" in line else line
 
 
 def command() -> str:

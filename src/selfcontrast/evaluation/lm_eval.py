@@ -48,7 +48,7 @@ class LmEval:
         apply_chat_template: whether prompts are rendered as chats.
         max_length: bound on the tokens of a held-out prompt and a response together; longer ones are left out.
         confirm_run_unsafe_code: whether tasks may run code that the model wrote.
-        batch: sequences per batch, with `HF`; vLLM makes its own batches.
+        batch_size: sequences per batch, with `HF`; vLLM makes its own batches.
         backend: runs the model, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
 
     Tasks over the held-out prompts ignore `fewshot` and `apply_chat_template`: their prompts are already rendered.

@@ -95,7 +95,7 @@ def compare_published(
 
     Args:
         benchmarks, lm_eval: as in `results.Result`.
-        level: confidence level of lm-eval's intervals; benchmarks have their own.
+        confidence: confidence level of lm-eval's intervals; benchmarks have their own.
     """
     lines = {
         (line["system"], name, line["what"]): (line["kind"], line["value"], line.get("note", ""))

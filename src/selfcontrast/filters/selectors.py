@@ -18,7 +18,7 @@ DISTINCT, SAMPLES = "distinct", "samples"
 
 
 def fraction_of(count: int, fraction: float) -> int:
-    """Return floor(share * count), safe against floating-point error: 0.1 of 30 is 3."""
+    """Return floor(fraction * count), safe against floating-point error: 0.1 of 30 is 3."""
     return int(fraction * count + 1e-9)
 
 

@@ -103,4 +103,4 @@ def place(path: str | Path) -> str:
 
 def had(stage: Mapping[str, Any]) -> str:
     """Say whether a stage's artifact was cached in the store, resumed, or computed in whole."""
-    return "recalled" if stage["cached"] else ("resumed" if stage["resumed"] else "done")
+    return "cached" if stage["cached"] else ("resumed" if stage["resumed"] else "done")

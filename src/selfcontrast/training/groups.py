@@ -162,7 +162,7 @@ def preference_groups(
     max_length: int,
     chosen: Mapping[str, Sequence[Positive]] | None = None,
 ) -> tuple[list[Group], int]:
-    """Return the groups of all prompts with negatives, in their order, and the number of groups over the cutoff.
+    """Return the groups of all prompts with negatives, in their order, and the number of groups over max_length.
 
     A prompt has one group per chosen response. Candidates keep their sampled token ids. Whether a group is used depends
     on its prompt and chosen response alone, never on a negative's length. Negatives are cut to the remaining tokens, as

@@ -51,7 +51,7 @@ def fine_tune(
     With 0 epochs the model counts as fine-tuned: it is written unchanged, with the job's chat template.
 
     Raises:
-        UserError: if no training example fits into the cutoff.
+        UserError: if no training example fits into max_length.
     """
     optim, hardware, seed = training.optim, training.hardware, training.seed
     policy, tokenizer = model.start(texts(examples["train"]), seed)

@@ -32,7 +32,7 @@ class HFJudge:
         path: folder of the model, which needs a chat template.
         verdict: the way to read a comparison: "text", as written, or "logprob", weighted by the letters' probabilities.
         max_length: bound on the tokens of prompt and reply together.
-        batch: judgments per batch. A batch is lost if the process is killed.
+        batch_size: judgments per batch. A batch is lost if the process is killed.
     """
 
     path: Text
