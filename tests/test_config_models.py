@@ -27,7 +27,7 @@ def model_mistake(*overrides: str) -> str:
 
 def test_configure_missing_or_empty_model_folder_is_refused(tmp_path: Path) -> None:
     assert model_mistake().startswith("model.path is required")
-    assert model_mistake("model.path=./none") .startswith("model.path=./none: no such folder")
+    assert model_mistake("model.path=./none").startswith("model.path=./none: no such folder")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in model_mistake(f"model.path={tmp_path / 'empty'}")
 

@@ -31,7 +31,7 @@ def check_sampling(generator: Generator, model: Model, examples: Sequence[Exampl
 
 
 def _samples_the_policy(generator: Generator) -> bool:
-    """Return whether candidates are sampled from the model that a round starts from, with the training prompts."""
+    """Return whether candidates are sampled from the model that an iteration starts from, with the training prompts."""
     changed = getattr(generator, "system", None) or getattr(getattr(generator, "backend", None), "adapter", None)
     return generator.follows_model and not changed
 
@@ -142,7 +142,7 @@ def drop_ungradable(
 
 
 def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:
-    """Raise `UserError` if the settings of rounds contradict each other, or there are too few prompts.
+    """Raise `UserError` if the settings of iterations contradict each other, or there are too few prompts.
 
     Args:
         prompts: number of prompts in the training split.
@@ -150,7 +150,7 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
     if cfg.reference_over_iterations == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
         raise UserError(
             "reference_over_iterations=initial cannot be used with hardware.rescore_reference=true or adapter=qlora, "
-            "which score the model that a round starts from. Set one of them to its default."
+            "which score the model that an iteration starts from. Set one of them to its default."
         )
     if cfg.reference == "sampler" and (cfg.reference_over_iterations, cfg.negatives_over_iterations) != (
         "previous",
@@ -164,14 +164,14 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
         return
     if cfg.negatives_over_iterations == "all":
         raise UserError(
-            "negatives_over_iterations=all needs the prompts of earlier rounds. Use prompts_over_iterations=same, or "
+            "negatives_over_iterations=all needs the prompts of earlier iterations. Use prompts_over_iterations=same, or "
             "negatives_over_iterations=last."
         )
     count, limit = getattr(generator, "prompts", None), prompts // cfg.iterations
     if count is None or count > limit:
         raise UserError(
-            f"prompts_over_iterations=disjoint: {cfg.iterations} rounds share {prompts:,} training prompts. Set "
-            f"generator.prompts={count} to a number up to {limit:,}."
+            f"prompts_over_iterations=disjoint: {cfg.iterations} iterations share {prompts:,} training prompts. "
+            f"Set generator.prompts={count} to a number up to {limit:,}."
         )
 
 

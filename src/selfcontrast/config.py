@@ -166,8 +166,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
         )
     if cfg.iterations > 1 and not parts["generator"].follows_model:
         raise UserError(
-            f"iterations={cfg.iterations}: each round samples from a new policy, which this generator cannot load. Use "
-            "generator=hf or generator=vllm, with generator.model=null."
+            f"iterations={cfg.iterations}: each iteration samples from a new policy, which this generator cannot "
+            "load. Use generator=hf or generator=vllm, with generator.model=null."
         )
     if cfg.iterations:
         checks.check_signals(parts, str(cfg.reference), verified)

@@ -23,7 +23,7 @@ from selfcontrast.report.page import write_report
 from selfcontrast.results import RESULT, Result, track_judgments
 from selfcontrast.stages.data import contaminated, published_data
 from selfcontrast.stages.evaluate import SystemScores, benchmark_results
-from selfcontrast.stages.round import Round
+from selfcontrast.stages.iteration import Iteration
 from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact
 from selfcontrast.tracking import NullTracker, Tracker
@@ -82,18 +82,18 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model, then of each round's policy. Each round starts from the last."""
+    """Yield name and artifact of the fine-tuned model and each iteration's policy. An iteration starts from the last policy."""
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     before = None
     for number in range(1, last + 1):
-        before = Round(job, start, "" if number == last else f"round-{number}/", before)
+        before = Iteration(job, start, "" if number == last else f"iteration-{number}/", before)
         start = before.policy
-        yield method if number == last else f"{method} round {number}", start
+        yield method if number == last else f"{method} iteration {number}", start
 
 
 def last_candidates(job: Job) -> pd.DataFrame:
-    """Return the candidates of the last round for the tracker's table."""
+    """Return the candidates of the last iteration for the tracker's table."""
     candidates = job.artifacts.get("gather", job.artifacts["generate"])
     embedded, filtered = (job.artifacts[name].path for name in ("embed", "filter"))
     return candidate_table(candidates.path / generate.FILE, embedded, filtered, job.train, SHOWN_PROMPTS)

@@ -42,7 +42,7 @@ class Result:
         negatives: K.
         seed: seed of training.
         value: value of the config's `target_metric`.
-        policy: folder of the aligned policy; of the fine-tuned model if there are no rounds.
+        policy: folder of the aligned policy; of the fine-tuned model if there are no iterations.
         comparison: the main numbers (`evaluation.compare.Comparison`).
         stages: per stage: name, key, folder, seconds, whether it was cached or resumed, and its summary.
         histories: per trained stage, its records of metrics.
@@ -254,7 +254,7 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
-    """Return the target metric of the policy, or without rounds of the fine-tuned model, whose only value is score."""
+    """Return the target metric of the policy; without iterations the score of the fine-tuned model."""
     row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.ways[0].name)
     values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
     value = values[metric]

@@ -30,7 +30,7 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 from selfcontrast.objectives import Contrast
 from selfcontrast.provenance import provenance
 from selfcontrast.results import stage_record
-from selfcontrast.stages.round import Round
+from selfcontrast.stages.iteration import Iteration
 from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact, Stage
 from selfcontrast.tracking import Tracker
@@ -74,7 +74,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
     with tracked as tracker:
         job = Job(parts, tracker)
         model = sft(job)
-        sampled = Round(job, model, "theory/")
+        sampled = Iteration(job, model, "theory/")
         artifact = _measure(job, settings, beta, model, sampled)
         results = json.loads((artifact.path / FILE).read_text())
         stages = [stage_record(name, stage) for name, stage in job.artifacts.items()]
@@ -84,7 +84,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
     return theory
 
 
-def _measure(job: Job, settings: GradientError, beta: float, model: Artifact, sampled: Round) -> Artifact:
+def _measure(job: Job, settings: GradientError, beta: float, model: Artifact, sampled: Iteration) -> Artifact:
     p = job.parts
 
     def compute(folder: Path) -> Mapping[str, Any]:
@@ -95,7 +95,7 @@ def _measure(job: Job, settings: GradientError, beta: float, model: Artifact, sa
     return job.get(Stage("theory", VERSION, key, inputs, compute, __name__))
 
 
-def _read(job: Job, settings: GradientError, model: Artifact, sampled: Round) -> Measured:
+def _read(job: Job, settings: GradientError, model: Artifact, sampled: Iteration) -> Measured:
     """Compute the gradients of every response at the start of preference training: the policy is the reference."""
     p = job.parts
     p.hardware.apply_threads()

@@ -1,4 +1,4 @@
-"""The training step of a model between the fine-tuned one and the last round's policy."""
+"""The training step of a model between the fine-tuned one and the last iteration's policy."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ def artifact(stage: str, **summary: object) -> Artifact:
     return Artifact(stage, "0f", Path(stage), {"summary": summary}, cached=True)
 
 
-def test_measured_step_continues_over_rounds() -> None:
-    """The first checkpoint of a second round, at step 5, is step 13 after a first round of 8 steps."""
+def test_measured_step_continues_over_iterations() -> None:
+    """The first checkpoint of a second iteration, at step 5, is step 13 after a first iteration of 8 steps."""
     sft = artifact("sft", steps=99)
-    rounds = [artifact("align", steps=8, checkpoints=[4]), artifact("align", steps=10, checkpoints=[5])]
+    iterations = [artifact("align", steps=8, checkpoints=[4]), artifact("align", steps=10, checkpoints=[5])]
     scored = [(sft, [], None)]
-    for number, policy in enumerate(rounds):
-        earlier = [sft, *rounds[:number]]
+    for number, policy in enumerate(iterations):
+        earlier = [sft, *iterations[:number]]
         scored += [(policy, earlier, 1), (policy, earlier, None)]
     models = [
         SystemScores("", policy, checkpoint, artifact("evaluate"), None, earlier).measured()

@@ -73,8 +73,8 @@ def test_ultrachat_dpo_starts_from_a_fine_tuned_model(workplace: Path) -> None:
 def test_nectar_spin_in_two_iterations_with_an_added_token(workplace: Path) -> None:
     result = run(workplace, "nectar/spin", "iterations=2")
     by_name = stages(result)
-    assert systems(result) == {"SFT", "SPIN round 1", "SPIN"}
-    for prefix in ("round-1/", ""):
+    assert systems(result) == {"SFT", "SPIN iteration 1", "SPIN"}
+    for prefix in ("iteration-1/", ""):
         generated = by_name[f"{prefix}generate"]["summary"]
         assert generated["responses"] == generated["prompts"]
         assert by_name[f"{prefix}align"]["summary"]["negatives_per_prompt"] == 1

@@ -82,8 +82,8 @@ def test_dpo_std_trains_on_the_datas_own_pairs(finished: Finished, tmp_path: Pat
 def test_spin_draws_one_response_per_prompt_in_each_iteration(finished: Finished, tmp_path: Path) -> None:
     result = run(tmp_path, finished, "method=spin", "iterations=2")
     by_name = stages(result)
-    assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SPIN round 1", "SPIN"}
-    for prefix in ("round-1/", ""):
+    assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SPIN iteration 1", "SPIN"}
+    for prefix in ("iteration-1/", ""):
         generated, aligned = by_name[f"{prefix}generate"]["summary"], by_name[f"{prefix}align"]["summary"]
         assert generated["responses"] == generated["prompts"] == 16
         assert aligned["negatives_per_prompt"] == 1

@@ -135,15 +135,15 @@ def test_iterations_with_disjoint_prompts_and_with_all_negatives(finished: Finis
         by_run[name] = stages(read_result(tmp_path / name / "out"))
     ids = {
         label: set(pd.read_parquet(Path(by_run["apart"][label]["path"]) / "candidates.parquet")["id"])
-        for label in ("round-1/generate", "generate")
+        for label in ("iteration-1/generate", "generate")
     }
-    assert len(ids["generate"]) == len(ids["round-1/generate"]) == 16
-    assert not ids["generate"] & ids["round-1/generate"]
+    assert len(ids["generate"]) == len(ids["iteration-1/generate"]) == 16
+    assert not ids["generate"] & ids["iteration-1/generate"]
     manifest = json.loads((Path(by_run["apart"]["reference"]["path"]) / MANIFEST).read_text())
     assert manifest["inputs"]["model"] == by_run["apart"]["sft"]["key"]
     parts = [
         pd.read_parquet(Path(by_run["all"][label]["path"]) / "candidates.parquet")
-        for label in ("round-1/generate", "generate", "gather")
+        for label in ("iteration-1/generate", "generate", "gather")
     ]
     assert list(parts[2].groupby("id").size()) == [12] * 16
     texts = [frame.groupby("id")["text"].apply(list).to_dict() for frame in parts]
@@ -161,19 +161,19 @@ def test_second_iteration_starts_from_the_first_policy(finished: Finished, tmp_p
     after, before = stages(result), stages(finished.result)
     parts = ("generate", "embed", "filter", "reference", "align")
     for part in parts:  # the first iteration equals the job with one iteration
-        assert after[f"round-1/{part}"]["key"] == before[part]["key"]
-        assert after[f"round-1/{part}"]["cached"]
+        assert after[f"iteration-1/{part}"]["key"] == before[part]["key"]
+        assert after[f"iteration-1/{part}"]["cached"]
         assert after[part]["key"] != before[part]["key"]
         assert not after[part]["cached"]
     manifest = json.loads((tmp_path / after["generate"]["path"] / "manifest.json").read_text())
     assert manifest["inputs"] == {"model": before["align"]["key"]}
     systems = {row["system"] for row in result["comparison"]["rows"]}
-    assert systems == {"SFT", "Self-Contrast round 1", "Self-Contrast"}
-    first = after["evaluate Self-Contrast round 1"]
+    assert systems == {"SFT", "Self-Contrast iteration 1", "Self-Contrast"}
+    first = after["evaluate Self-Contrast iteration 1"]
     assert (first["key"], first["cached"]) == (before["evaluate Self-Contrast"]["key"], True)
     (file,) = (tmp_path / "out").rglob("*.wandb")
     run = OfflineRun(file)
-    assert run.series("round-1/align/loss") == [r["loss"] for r in finished.result["histories"]["align"]]
+    assert run.series("iteration-1/align/loss") == [r["loss"] for r in finished.result["histories"]["align"]]
     assert len(run.series("align/loss")) == len(result["histories"]["align"])
 
 

@@ -18,16 +18,16 @@ def test_plan_lists_stages_of_pipeline_and_writes_nothing(tmp_path: Path) -> Non
     planned = plan(cfg, DataReader())
     assert [step.label for step in planned.steps] == [
         *("data", "contamination", "sft", "evaluate SFT", "divergence SFT"),
-        *(f"round-1/{stage}" for stage in ROUND),
-        *("evaluate Self-Contrast round 1", "divergence Self-Contrast round 1"),
+        *(f"iteration-1/{stage}" for stage in ROUND),
+        *("evaluate Self-Contrast iteration 1", "divergence Self-Contrast iteration 1"),
         *ROUND,
         *("evaluate Self-Contrast", "divergence Self-Contrast"),
         *(
             f"dialogues {asked}{system}"
             for asked in ("answers ", "")
-            for system in ("SFT", "Self-Contrast round 1", "Self-Contrast")
+            for system in ("SFT", "Self-Contrast iteration 1", "Self-Contrast")
         ),
-        *("pairwise Self-Contrast round 1", "pairwise Self-Contrast"),
+        *("pairwise Self-Contrast iteration 1", "pairwise Self-Contrast"),
     ]
     assert not any(step.artifact.cached for step in planned.steps)
     assert planned.obstacle == ""
@@ -42,17 +42,17 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
 
 
 def test_plan_rounds_share_stages_by_setting(tmp_path: Path) -> None:
-    """The first round is always the job of one round; the second has what its setting decides, and what follows."""
-    rounds = ("iterations=2", "generator.prompts=32")
-    first = {f"round-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast round 1"}
-    usual, alone = keys_of(tmp_path, *rounds), keys_of(tmp_path, "generator.prompts=32")
-    assert {usual[f"round-1/{stage}"] for stage in ROUND} == {alone[stage] for stage in ROUND}
+    """The first iteration equals a job of one. The second has the stages that its setting decides, and later ones."""
+    iterations = ("iterations=2", "generator.prompts=32")
+    first = {f"iteration-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast iteration 1"}
+    usual, alone = keys_of(tmp_path, *iterations), keys_of(tmp_path, "generator.prompts=32")
+    assert {usual[f"iteration-1/{stage}"] for stage in ROUND} == {alone[stage] for stage in ROUND}
     for setting, same in (
         ("reference_over_iterations=initial", {"generate", "embed", "filter"}),
         ("prompts_over_iterations=disjoint", set[str]()),
         ("negatives_over_iterations=all", {"generate"}),
     ):
-        found = keys_of(tmp_path, *rounds, setting)
+        found = keys_of(tmp_path, *iterations, setting)
         assert {label for label in first | set(ROUND) if found[label] == usual[label]} == first | same
         assert set(found) - set(usual) == ({"gather"} if setting == "negatives_over_iterations=all" else set())
         assert keys_of(tmp_path, "generator.prompts=32", setting) == alone

@@ -20,12 +20,12 @@ def test_verdict_better_says_how_much_sharper_sampling_explains(make: Make) -> N
     assert "at most 50% of the gain" in verdict.control
 
 
-def test_verdict_judges_the_last_round(make: Make) -> None:
+def test_verdict_judges_the_last_iteration(make: Make) -> None:
     result = make(sft=0.6, policy=0.7, control=0.65)
     rows = []
     for row in result.comparison["rows"]:
         if row["system"] == "Self-Contrast":
-            rows.append({**row, "system": "Self-Contrast round 1", "mean": {**row["mean"], "estimate": 0.123}})
+            rows.append({**row, "system": "Self-Contrast iteration 1", "mean": {**row["mean"], "estimate": 0.123}})
         rows.append(row)
     verdict = judge(replace(result, comparison={**result.comparison, "rows": rows}))
     assert verdict == judge(result)

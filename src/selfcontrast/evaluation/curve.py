@@ -25,7 +25,7 @@ class CurvePoint(TypedDict):
     """A model between the fine-tuned one and the policy.
 
     Attributes:
-        step: step of preference training, counted over all rounds; 0 for the fine-tuned model.
+        step: step of preference training, counted over all iterations; 0 for the fine-tuned model.
         checkpoint: True for an intermediate checkpoint.
         score: the curve's measure at its decoding.
         kl: KL(system || SFT) in nats per response, estimated by k1.

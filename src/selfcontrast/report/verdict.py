@@ -89,7 +89,7 @@ def contamination(result: "Result | Evaluated") -> str:
 
 
 def policy_row(rows: "list[Row]") -> "Row":
-    """Return the row of the last round's policy at the first decoding; SFT's row if there is no policy."""
+    """Return the row of the last iteration's policy at the first decoding; SFT's row if there is no policy."""
     return [row for row in rows if row["decoding"] == rows[0]["decoding"]][-1]
 
 

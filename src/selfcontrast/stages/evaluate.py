@@ -90,7 +90,7 @@ class SystemScores:
     Attributes:
         policy: the fine-tuned model, or the artifact of a training.
         checkpoint: the number of the training's checkpoint; None for the finished policy.
-        earlier: the models before this one: the fine-tuned model and the policies of earlier rounds.
+        earlier: the models before this one: the fine-tuned model and the policies of earlier iterations.
     """
 
     system: str
@@ -118,7 +118,7 @@ class SystemScores:
 
     @property
     def step(self) -> int:
-        """Steps of preference training so far, including earlier rounds; 0 for the fine-tuned model."""
+        """Steps of preference training so far, including earlier iterations; 0 for the fine-tuned model."""
         done = self.earlier if self.checkpoint else [*self.earlier, self.policy]
         steps = sum(int(policy.summary["steps"]) for policy in done if policy.stage == "align")
         return steps + (int(self.policy.summary["checkpoints"][self.checkpoint - 1]) if self.checkpoint else 0)

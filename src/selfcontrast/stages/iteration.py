@@ -1,4 +1,4 @@
-"""The stages of a round: generate, embed, score, filter, reference and align."""
+"""The stages of an iteration: generate, embed, score, filter, reference and align."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -37,16 +37,16 @@ from selfcontrast.training.training import Training
 log = logging.getLogger(__name__)
 
 
-class Round:
+class Iteration:
     """The stages from a model to the policy aligned from it. Each stage requests its inputs.
 
     Args:
-        start: the fine-tuned model, or the policy of the previous round.
-        prefix: prefix of the stages' labels; empty for the last round.
-        before: the previous round; None for the first.
+        start: the fine-tuned model, or the policy of the previous iteration.
+        prefix: prefix of the stages' labels; empty for the last iteration.
+        before: the previous iteration; None for the first.
     """
 
-    def __init__(self, job: Job, start: Artifact, prefix: str, before: "Round | None" = None) -> None:
+    def __init__(self, job: Job, start: Artifact, prefix: str, before: "Iteration | None" = None) -> None:
         self.job = job
         self.parts = job.parts
         self.start = start
@@ -58,7 +58,7 @@ class Round:
 
     @cached_property
     def candidates(self) -> Artifact:
-        """The pool of negatives: this round's responses, and those of earlier rounds if so configured."""
+        """The pool of negatives: this iteration's responses, and those of earlier iterations if so configured."""
         if self.before is None or self.parts.negatives_over_iterations == "last":
             return self.sampled
         before, sampled = self.before.candidates, self.sampled
@@ -72,7 +72,7 @@ class Round:
 
     @cached_property
     def sampled(self) -> Artifact:
-        """This round's responses."""
+        """This iteration's responses."""
         p = self.parts
         settings = settings_of(p.generator)
         part = self.number - 1 if p.prompts_over_iterations == "disjoint" else 0
