@@ -164,8 +164,8 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
         return
     if cfg.negatives_over_iterations == "all":
         raise UserError(
-            "negatives_over_iterations=all needs the prompts of earlier iterations. Use prompts_over_iterations=same, or "
-            "negatives_over_iterations=last."
+            "negatives_over_iterations=all needs the prompts of earlier iterations. Use prompts_over_iterations=same, "
+            "or negatives_over_iterations=last."
         )
     count, limit = getattr(generator, "prompts", None), prompts // cfg.iterations
     if count is None or count > limit:

@@ -82,7 +82,7 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model and each iteration's policy. An iteration starts from the last policy."""
+    """Yield name and artifact of the fine-tuned model and each iteration's policy, which starts from the last one."""
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     before = None
