@@ -131,7 +131,9 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
 def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a `result.json`, which an earlier version may have written, with the present names."""
     values = {key: _current_values(content[key]) for key in RESULT_VALUES if key in content}
-    return {**content, **values, "config": _renamed(content["config"], "")}
+    if "config" in content:
+        values["config"] = _renamed(content["config"], "")
+    return {**content, **values}
 
 
 def _current_values(node: Any) -> Any:
