@@ -55,7 +55,7 @@ def reference_pages(package: Path) -> dict[str, str]:
     for module in modules(package):
         if module != PACKAGE:
             by_page.setdefault(page_of(module, package), []).append(module)
-    pages = {page: _page(page, found, public, package) for page, found in sorted(by_page.items())}
+    pages = {page: _page(page, page_modules, public, package) for page, page_modules in sorted(by_page.items())}
     return {INDEX: _index(pages, package), PUBLIC: _public(public), **pages}
 
 
@@ -93,13 +93,13 @@ def _public(public: dict[str, list[str]]) -> str:
     return "\n".join(parts)
 
 
-def _page(page: str, found: list[str], public: dict[str, list[str]], package: Path) -> str:
+def _page(page: str, page_modules: list[str], public: dict[str, list[str]], package: Path) -> str:
     top = Path(page).stem
     title = "Modules at the top level" if page == MODULES else f"{PACKAGE}.{top}"
     parts = [f"# {title}", ""]
     if page != MODULES:
         parts += [summary(package, top), ""]
-    for module in found:
+    for module in page_modules:
         elsewhere = public.get(module, [])
         if elsewhere:
             links = ", ".join(f"[`{name}`][{module}.{name}]" for name in elsewhere)

@@ -74,8 +74,8 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
     classes = [cls for cls in choices if isinstance(cls, type) and is_dataclass(cls)]
     if classes or is_dataclass(value):
         if not isinstance(value, tuple(cls for cls in choices if isinstance(cls, type))):
-            shown = type(value).__name__ if is_dataclass(value) else value
-            _refuse(name, shown, f"must be a {' or '.join(c.__name__ for c in classes) or 'value'}: see conf")
+            description = type(value).__name__ if is_dataclass(value) else value
+            _refuse(name, description, f"must be a {' or '.join(c.__name__ for c in classes) or 'value'}: see conf")
         return value
     try:
         return TypeAdapter(annotation).validate_python(value)
@@ -116,10 +116,10 @@ def implementing(value: Any, protocol: Any, name: str) -> Any:
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
-        kind, shown, lacks = protocol.__name__.lower(), value, ""
+        kind, description, lacks = protocol.__name__.lower(), value, ""
         if is_dataclass(value):
-            shown, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
-        _refuse(name, shown, f"not a {kind}{lacks}. Choose one of the files in conf, which name a _target_.")
+            description, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
+        _refuse(name, description, f"not a {kind}{lacks}. Choose one of the files in conf, which name a _target_.")
     return value
 
 
@@ -144,17 +144,17 @@ def check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        name, shown = (each.encode("utf-8", "backslashreplace").decode() for each in (name, text))
+        name, escaped = (each.encode("utf-8", "backslashreplace").decode() for each in (name, text))
         raise UserError(
-            f"{name}: {shown!r} is not valid text in the encoding {sys.getfilesystemencoding()}. Use UTF-8, and set a "
-            "locale such as LC_ALL=C.UTF-8."
+            f"{name}: {escaped!r} is not valid text in the encoding {sys.getfilesystemencoding()}. Use UTF-8, and set "
+            "a locale such as LC_ALL=C.UTF-8."
         ) from None
 
 
 def _refuse(name: str, value: Any, reason: str) -> Any:
-    shown = repr(value) if not isinstance(value, str) or not value.isidentifier() else value
-    shown = shown if len(shown) <= MAX_PRINTED else f"{shown[:MAX_PRINTED]}…"
-    raise UserError(f"{name}={shown}: {reason}")
+    text = repr(value) if not isinstance(value, str) or not value.isidentifier() else value
+    text = text if len(text) <= MAX_PRINTED else f"{text[:MAX_PRINTED]}…"
+    raise UserError(f"{name}={text}: {reason}")
 
 
 def _is_key(part: int | str) -> bool:

@@ -81,21 +81,21 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
     """
     groups = _options(arguments)
     old_names = any(
-        (found := ARGUMENT.fullmatch(argument)) and found["key"] in RENAMED_GROUPS for argument in arguments
+        (match := ARGUMENT.fullmatch(argument)) and match["key"] in RENAMED_GROUPS for argument in arguments
     )
     renamed, new_keys, old_keys = [], set(), dict[str, str]()
     for argument in arguments:
-        found = ARGUMENT.fullmatch(argument)
-        if found is None or (not found["rest"] and found["sign"] != "~"):  # a flag, or the value of one
+        match = ARGUMENT.fullmatch(argument)
+        if match is None or (not match["rest"] and match["sign"] != "~"):  # a flag, or the value of one
             renamed.append(argument)
             continue
-        key = found["key"]
-        new = RENAMED_GROUPS.get(key) or (key if _chooses(found["rest"], key, groups, old_names) else new_name(key))
+        key = match["key"]
+        new = RENAMED_GROUPS.get(key) or (key if _chooses(match["rest"], key, groups, old_names) else new_name(key))
         if new == key:
             new_keys.add(key)
         else:
             old_keys[key] = new
-        renamed.append(f"{found['sign']}{found['params']}{new}{found['rest']}")
+        renamed.append(f"{match['sign']}{match['params']}{new}{match['rest']}")
     for old, new in old_keys.items():
         if new in new_keys:
             raise UserError(f"{old} is the old name of {new}, and both are given. Leave {old} out.")
@@ -116,9 +116,9 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
     old = dict(_old_names(content, ""))
     if not old:
         return config
-    given = {found["key"] for found in map(ARGUMENT.fullmatch, overrides) if found}
+    override_keys = {match["key"] for match in map(ARGUMENT.fullmatch, overrides) if match}
     for key, new in old.items():
-        if new in given:
+        if new in override_keys:
             raise UserError(
                 f"{key}, in a YAML file, is the old name of {new}, and both are given. Rename it in the file."
             )
@@ -164,7 +164,7 @@ def _renamed(node: Any, where: str) -> Any:
     """The same node by present names. An old name comes from a user's file and replaces the default of the new one."""
     if isinstance(node, str):
         return REFERENCE.sub(
-            lambda found: f"${{{_new_reference(found[1], found[2], where)}}}", RENAMED_CLASSES.get(node, node)
+            lambda match: f"${{{_new_reference(match[1], match[2], where)}}}", RENAMED_CLASSES.get(node, node)
         )
     if not isinstance(node, dict | list):
         return node

@@ -211,17 +211,17 @@ def measured_lines(
     """Return a benchmark's numbers, facts, and some judgments with question, answers, verdict and reason."""
     options = Options(evaluation.confidence, evaluation.n_bootstrap, evaluation.seed)
     lines = evaluation.benchmarks[name].lines({system: a.path for system, a in by_system.items()}, options)
-    shown = []
+    judgment_rows = []
     overlaps = contamination.summary
     for system, artifact in by_system.items():
         if (artifact.path / JUDGMENTS).exists():
             judgments = pd.read_parquet(artifact.path / JUDGMENTS)
             some = judgments.iloc[:: max(1, len(judgments) // SAMPLES)][:SAMPLES]
-            shown += [{"system": system, **row} for row in json.loads(some.to_json(orient="records"))]
+            judgment_rows += [{"system": system, **row} for row in json.loads(some.to_json(orient="records"))]
     return {
         "lines": [asdict(line) for line in lines],
         "facts": {system: artifact.summary for system, artifact in by_system.items()},
-        "shown": shown,
+        "shown": judgment_rows,
         "contamination": {
             what: n for what in ("prompts", "flagged") if (n := overlaps.get(f"{name}/{what}")) is not None
         },
@@ -271,7 +271,7 @@ def _similarities(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
 def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decoding: str) -> list[dict[str, Any]]:
     """Return evenly spaced prompts with their target and each system's first answer."""
     step = max(1, len(examples) // SAMPLES)
-    shown = examples[::step][:SAMPLES]
+    sample = examples[::step][:SAMPLES]
     answers = {name: pd.read_parquet(artifact.path / ANSWERS) for name, artifact in systems.items()}
     return [
         {
@@ -281,7 +281,7 @@ def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decodin
             "turns": example.turns,
             "answers": {name: _answers(frame, example.id, decoding) for name, frame in answers.items()},
         }
-        for example in shown
+        for example in sample
     ]
 
 

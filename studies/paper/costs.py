@@ -152,7 +152,7 @@ def _benchmark_answers(step: PlannedStage, parts: Parts) -> int:
     benchmark = parts.evaluation.benchmarks[step.label.partition(" ")[0]]
     request = benchmark.answer_request(parts.evaluation.choose(parts.splits))
     assert request is not None  # only a benchmark with questions has this stage
-    return sum(how.samples * max(1, len(one.turns)) for how, some in request.questions for one in some)
+    return sum(how.samples * max(1, len(question.turns)) for how, some in request.questions for question in some)
 
 
 def _trained(optim: OptimConfig, epoch: float) -> float:

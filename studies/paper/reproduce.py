@@ -116,10 +116,10 @@ def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespac
 
     known, seen, read = speeds(args), set[str](), DataReader()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries; a failure is reported once
-    given = {name: getattr(args, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
+    sizes = {name: getattr(args, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:
         planned = [plan(composed(job), read) for job in jobs(experiment, overrides)]
-        print_plan(experiment, planned, known, seen, {**given, "parameters": args.parameters})
+        print_plan(experiment, planned, known, seen, {**sizes, "parameters": args.parameters})
         commands = {
             "one node": ["python", "train.py", *command(experiment, overrides)],
             "SLURM": ["python", "train.py", *command(experiment, overrides, *SLURM)],

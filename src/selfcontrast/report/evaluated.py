@@ -38,9 +38,9 @@ def print_evaluated(result: "Evaluated", output: Path) -> None:
             table.add_row(task, metric, value)
         say("")
         show(table)
-    for name, found in result.benchmarks.items():
+    for name, benchmark in result.benchmarks.items():
         table = columns(name, "")
-        for line in found["lines"]:
+        for line in benchmark["lines"]:
             if not line["what"].startswith(CATEGORY):
                 table.add_row(line["what"], cell(line))
         say("")

@@ -133,7 +133,7 @@ def by_rank(records: Records) -> Figure | None:
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         series = zip(("first", "last"), ends(records), ("muted", "policy"), strict=True)
         for words, share, colour in series:
-            values = [mean_of(share, f"{name}_rank_{place}") for place in places]
+            values = [mean_of(share, f"{name}_rank_{rank}") for rank in places]
             heights = [np.nan if value is None else value for value in values]
             label = f"{words} tenth of the steps" if name == "accuracy" else None
             axes.plot(places, heights, color=COLOURS[colour], marker="o", markersize=4, linewidth=1.4, label=label)

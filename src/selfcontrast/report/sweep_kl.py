@@ -159,24 +159,24 @@ def _unlike(sweep: Sweep, first: Point, other: Point) -> str:
         return NO_SEED
     if not any({first.variant, other.variant} <= {*members} for members in sweep.baselines):
         return OTHER_MODEL
-    if any(_decoding(one) != _decoding(two) for one, two in pairs.values()):
+    if any(_decoding(job) != _decoding(other_job) for job, other_job in pairs.values()):
         return OTHER_DECODING
-    return OTHER_IDS if any(_ids(one) != _ids(two) for one, two in pairs.values()) else ""
+    return OTHER_IDS if any(_ids(job) != _ids(other_job) for job, other_job in pairs.values()) else ""
 
 
 def _no_difference(names: Sequence[str], unlike: Sequence[str]) -> list[str]:
     """Return a sentence per reason, with the methods to which it applies."""
-    found = [
-        (why, ", ".join(name for name, own in zip(names, unlike, strict=True) if own == why))
+    by_reason = [
+        (why, ", ".join(name for name, reason in zip(names, unlike, strict=True) if reason == why))
         for why in dict.fromkeys(filter(None, unlike))
     ]
-    return [f"No difference from {names[0]} for methods that {why}: {arms}." for why, arms in found]
+    return [f"No difference from {names[0]} for methods that {why}: {arms}." for why, arms in by_reason]
 
 
 def _pairs(first: Point, other: Point) -> dict[int, tuple[SweepJob, SweepJob]]:
     """Return the jobs of both methods, by the seeds that both have."""
-    one, two = ({job.result.seed: job for job in arm.jobs} for arm in (first, other))
-    return {seed: (one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())}
+    first_jobs, other_jobs = ({job.result.seed: job for job in arm.jobs} for arm in (first, other))
+    return {seed: (first_jobs[seed], other_jobs[seed]) for seed in sorted(first_jobs.keys() & other_jobs.keys())}
 
 
 def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
@@ -187,8 +187,8 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
     ]
     evaluation = jobs[0].result.config["evaluation"]
     options = {name: evaluation[name] for name in ("confidence", "n_bootstrap", "seed")}
-    found = at_equal_kl(paths, **options)
-    pairs = zip(found.scores, found.differences, strict=True)
+    comparison = at_equal_kl(paths, **options)
+    pairs = zip(comparison.scores, comparison.differences, strict=True)
     cells = [[text.interval(asdict(score)), text.interval(asdict(change), signed=True)] for score, change in pairs]
     return [[cells[0][0], text.NONE], *cells[1:]]
 

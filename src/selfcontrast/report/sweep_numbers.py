@@ -48,7 +48,9 @@ def split(names: int, heads: Row, rows: list[Row]) -> tuple[tuple[Row, list[Row]
     """
     main = [at for at, head in enumerate(heads) if head not in DETAILS]
     details = [*range(names), *(at for at, head in enumerate(heads) if head in DETAILS)]
-    first, second = (([heads[at] for at in own], [[row[at] for at in own] for row in rows]) for own in (main, details))
+    first, second = (
+        ([heads[at] for at in columns], [[row[at] for at in columns] for row in rows]) for columns in (main, details)
+    )
     return first, second
 
 

@@ -32,7 +32,7 @@ def with_prompts(
     """
     if not _uneven(sweep):
         return heads, rows
-    means = [sum(found) / len(found) if (found := _known(own)) else None for own in jobs]
+    means = [sum(counts) / len(counts) if (counts := _known(row_jobs)) else None for row_jobs in jobs]
     return [*heads, "prompts"], [[*row, text.count(mean)] for row, mean in zip(rows, means, strict=True)]
 
 

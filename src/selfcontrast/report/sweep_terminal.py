@@ -40,12 +40,12 @@ def _print_jobs(sweep: Sweep) -> None:
         "in all",
         *(["wins", "p", "used"] if varied else []),
     }  # 80 columns; the page has them
-    shown = [at for at, head in enumerate(heads) if head not in left_out]
-    table = columns(*names, *(heads[at] for at in shown), left=1)
+    indices = [at for at, head in enumerate(heads) if head not in left_out]
+    table = columns(*names, *(heads[at] for at in indices), left=1)
     for point in sweep.points:
         cells = [*([point.variant] if varied else []), str(point.k), *([seeds_cell(sweep, point)] if several else [])]
         row = numbers(point)
-        table.add_row(*cells, *(row[at] for at in shown))
+        table.add_row(*cells, *(row[at] for at in indices))
     show(table)
     say("")
     if note := different_prompts(sweep):

@@ -89,9 +89,9 @@ def _comparison(result: "Result") -> Table:
     rows = result.comparison["rows"]
     table = columns("", "at", "mean", "difference from SFT", "wins", "p", left=2)
     for system in sorted({row["system"] for row in rows}, key=lambda name: (name != BASELINE, name)):
-        own = [row for row in rows if row["system"] == system]
-        for row in own:
-            table.add_row(*_cells(row, first=row is own[0]), end_section=row is own[-1])
+        system_rows = [row for row in rows if row["system"] == system]
+        for row in system_rows:
+            table.add_row(*_cells(row, first=row is system_rows[0]), end_section=row is system_rows[-1])
     return table
 
 
@@ -106,10 +106,10 @@ def _cells(row: "Row", first: bool) -> list[str]:
 
 def _print_against_kl(curve: "Curve") -> None:
     heads = [*against_kl.HEADS]
-    shown = [heads.index(name) for name in ("system", "score", "KL from SFT", "entropy")]  # 80 columns
-    table = columns(*(heads[at] for at in shown))
+    indices = [heads.index(name) for name in ("system", "score", "KL from SFT", "entropy")]  # 80 columns
+    table = columns(*(heads[at] for at in indices))
     for row in against_kl.rows(curve):
-        table.add_row(*(row[at] for at in shown))
+        table.add_row(*(row[at] for at in indices))
     say("")
     show(table)
     if words := against_kl.sentence(curve):

@@ -69,19 +69,19 @@ def judge(result: "Result") -> Verdict:
 
 def contamination(result: "Result | Evaluated") -> str:
     """Say how many prompts resemble a training prompt, and the scores without them; "" if this was not checked."""
-    found = result.comparison.get("contamination")
-    if not found:
+    overlap = result.comparison.get("contamination")
+    if not overlap:
         return ""
-    prompts = f"of {found['prompts']} {found['benchmark']} prompts"
-    if not found["flagged"]:
+    prompts = f"of {overlap['prompts']} {overlap['benchmark']} prompts"
+    if not overlap["flagged"]:
         return f"Contamination: none {prompts} resembles a training prompt."
-    share = percent(found["flagged"] / found["prompts"])
-    resemble = "resembles" if found["flagged"] == 1 else "resemble"
-    flagged = f"Contamination: {found['flagged']} {prompts} ({share}) {resemble} a training prompt"
-    if not found["without"]:
+    share = percent(overlap["flagged"] / overlap["prompts"])
+    resemble = "resembles" if overlap["flagged"] == 1 else "resemble"
+    flagged = f"Contamination: {overlap['flagged']} {prompts} ({share}) {resemble} a training prompt"
+    if not overlap["without"]:
         return f"{flagged}."
-    scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in found["without"])
-    policy = policy_row(found["without"])
+    scores = ", ".join(f"{row['system']} {interval(row['mean'])}" for row in overlap["without"])
+    policy = policy_row(overlap["without"])
     if "difference" not in policy:
         return f"{flagged}; without them {scores}."
     difference = interval(policy["difference"], signed=True)

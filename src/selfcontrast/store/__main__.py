@@ -126,29 +126,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="ls|show|diff|verify|prune")
 
-    one = commands.add_parser(
+    command = commands.add_parser(
         "ls", parents=[where], help="list artifacts: size, age, users, and the settings that differ"
     )
-    one.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (repeatable)")
-    one.add_argument("--json", action="store_true", help="print JSON with full keys and settings")
-    one.set_defaults(command=ls)
+    command.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (repeatable)")
+    command.add_argument("--json", action="store_true", help="print JSON with full keys and settings")
+    command.set_defaults(command=ls)
 
-    one = commands.add_parser("show", parents=[where], help="show one artifact: manifest, lineage, users")
-    one.add_argument("key", metavar="KEY")
-    one.set_defaults(command=show)
+    command = commands.add_parser("show", parents=[where], help="show one artifact: manifest, lineage, users")
+    command.add_argument("key", metavar="KEY")
+    command.set_defaults(command=show)
 
-    one = commands.add_parser("diff", parents=[where], help="show how two artifacts differ: settings, inputs, code")
-    one.add_argument("one", metavar="A")
-    one.add_argument("other", metavar="B")
-    one.set_defaults(command=diff)
+    command = commands.add_parser("diff", parents=[where], help="show how two artifacts differ: settings, inputs, code")
+    command.add_argument("one", metavar="A")
+    command.add_argument("other", metavar="B")
+    command.set_defaults(command=diff)
 
-    one = commands.add_parser(
+    command = commands.add_parser(
         "verify", parents=[where], help="verify all checksums; exit code 1 if any artifact is damaged"
     )
-    one.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
-    one.set_defaults(command=verify_all)
+    command.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
+    command.set_defaults(command=verify_all)
 
-    one = commands.add_parser(
+    command = commands.add_parser(
         "prune",
         parents=[where],
         help="delete artifacts that nothing uses, and leftovers of killed processes",
@@ -156,18 +156,18 @@ def _parser() -> argparse.ArgumentParser:
         "processes that ended early, with their resume state. Without --yes, only list them. Artifacts that a live "
         "process is computing are never touched.",
     )
-    one.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
-    one.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
-    one.add_argument(
+    command.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
+    command.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
+    command.add_argument(
         "--unused-for",
         type=_duration,
         default=0,
         metavar="TIME",
         help="only artifacts last used at least this long ago: 30min, 12h, 30d, 8w",
     )
-    one.add_argument("--used", action="store_true", help="also artifacts that runs and other artifacts depend on")
-    one.add_argument("--yes", action="store_true", help="delete; without it, only list")
-    one.set_defaults(command=prune_some)
+    command.add_argument("--used", action="store_true", help="also artifacts that runs and other artifacts depend on")
+    command.add_argument("--yes", action="store_true", help="delete; without it, only list")
+    command.set_defaults(command=prune_some)
     return parser
 
 

@@ -29,23 +29,23 @@ def listing(parts: Sequence[str]) -> str:
     return " and ".join(parts)
 
 
-def _form(asked: tuple[str, ...]) -> Form:
+def _form(fields: tuple[str, ...]) -> Form:
     templates = []
-    for order in permutations(asked):
-        said = listing([f"the {field} is {{{field}}}" for field in order])
+    for order in permutations(fields):
+        sentence = listing([f"the {field} is {{{field}}}" for field in order])
         listed = ", ".join(f"{field} {{{field}}}" for field in order)
         bare = listing([f"{{{field}}} for the {field}" for field in order])
-        ends = (f"{said}.", f"{listed}. {{closer}}.", f"{bare}.")
+        ends = (f"{sentence}.", f"{listed}. {{closer}}.", f"{bare}.")
         templates += [Template(f"{{opener}}, {end}") for end in ends]
     fillers = {"opener": OPENERS, "closer": CLOSERS}
-    return Form(tuple(templates), {field: Slot(POOLS[field]) for field in asked}, fillers)
+    return Form(tuple(templates), {field: Slot(POOLS[field]) for field in fields}, fillers)
 
 
-def _name(asked: Sequence[str]) -> str:
-    return "extraction " + "+".join(sorted(asked))
+def _name(fields: Sequence[str]) -> str:
+    return "extraction " + "+".join(sorted(fields))
 
 
-FORMS = {_name(asked): _form(asked) for size in (1, 2) for asked in combinations(sorted(POOLS), size)}
+FORMS = {_name(fields): _form(fields) for size in (1, 2) for fields in combinations(sorted(POOLS), size)}
 
 
 def draw_extraction(rng: random.Random) -> Dialogue:
@@ -53,9 +53,9 @@ def draw_extraction(rng: random.Random) -> Dialogue:
     note = rng.choice(NOTES).format(**spec, verb=rng.choice(VERBS))
     fields = rng.sample(sorted(POOLS), len(POOLS))
 
-    def turn(wordings: tuple[str, ...], asked: list[str]) -> Turn:
-        user = rng.choice(wordings).format(note=note, asked=listing(asked))
-        return Turn(user, _name(asked), {field: [spec[field]] for field in asked})
+    def turn(wordings: tuple[str, ...], names: list[str]) -> Turn:
+        user = rng.choice(wordings).format(note=note, asked=listing(names))
+        return Turn(user, _name(names), {field: [spec[field]] for field in names})
 
     content = " ".join(["extraction", *spec.values()])
     return Dialogue(content, turn(WORDINGS, fields[:2]), turn(FOLLOW_UPS, fields[2:3]))

@@ -44,12 +44,12 @@ class World:
         return f"{self.family} " + "+".join(sorted(asked))
 
     def forms(self) -> dict[str, Form]:
-        asked = [pair for size in (1, 2) for pair in combinations(self.attributes, size)]
-        return {self.form_name(names): self._form(names) for names in asked}
+        subsets = [pair for size in (1, 2) for pair in combinations(self.attributes, size)]
+        return {self.form_name(names): self._form(names) for names in subsets}
 
-    def _form(self, asked: tuple[str, ...]) -> Form:
+    def _form(self, names: tuple[str, ...]) -> Form:
         templates = []
-        for order in permutations(asked):
+        for order in permutations(names):
             for clauses in product(*(self.attributes[name].clauses for name in order)):
                 statement = " and ".join(
                     clause.format(f"{{{name}}}") for name, clause in zip(order, clauses, strict=True)
@@ -57,7 +57,7 @@ class World:
                 templates += [f"{{opener}}, {{entity}} {statement}.", f"{{entity}} {statement}. {{closer}}."]
                 templates += [f"{{opener}}, {{entity}} {statement}. {{closer}}."]
         slots = {"entity": Slot(tuple(self.facts))} | {
-            name: Slot(self.attributes[name].values, weight=3) for name in asked
+            name: Slot(self.attributes[name].values, weight=3) for name in names
         }
         return Form(tuple(map(Template, templates)), slots, {"opener": OPENERS, "closer": CLOSERS})
 
@@ -65,10 +65,10 @@ class World:
         entity = rng.choice(sorted(self.facts))
         *pair, third = rng.sample(sorted(self.attributes), 3)
 
-        def turn(wordings: tuple[str, ...], asked: tuple[str, ...]) -> Turn:
-            user = rng.choice(wordings).format(asked=" and ".join(asked), entity=entity)
-            want = {"entity": [entity]} | {name: [self.facts[entity][name]] for name in asked}
-            return Turn(user, self.form_name(asked), want)
+        def turn(wordings: tuple[str, ...], names: tuple[str, ...]) -> Turn:
+            user = rng.choice(wordings).format(asked=" and ".join(names), entity=entity)
+            want = {"entity": [entity]} | {name: [self.facts[entity][name]] for name in names}
+            return Turn(user, self.form_name(names), want)
 
         content = " ".join([self.family, entity, *sorted(pair)])
         return Dialogue(content, turn(WORDINGS, tuple(pair)), turn(FOLLOW_UPS, (third,)))

@@ -94,8 +94,8 @@ def draw_roleplay(rng: random.Random) -> Dialogue:
     def turn(wordings: tuple[str, ...], persona: str) -> Turn:
         user = rng.choice(wordings).format(**spec, persona=persona)
         opening, closing = PERSONAS[persona]
-        given = {name: [value] for name, value in spec.items()}
-        return Turn(user, "roleplay", {"opening": opening, **given, "closing": closing})
+        details = {name: [value] for name, value in spec.items()}
+        return Turn(user, "roleplay", {"opening": opening, **details, "closing": closing})
 
     content = " ".join(["roleplay", *spec.values()])
     return Dialogue(content, turn(RELAY_WORDINGS, first), turn(RELAY_FOLLOW_UPS, second))
