@@ -89,7 +89,7 @@ def test_transient_failure_is_retried(fault: Fault) -> None:
     with OpenAIServer(fault=first(fault, fault)).open() as server:
         assert asyncio.run(once(server.url)) == expected
         assert len(server.asked) == 3
-        assert {str(asked.body) for asked in server.asked} == {str(server.asked[0].body)}
+        assert {str(request.body) for request in server.asked} == {str(server.asked[0].body)}
 
 
 REASONS = {
@@ -109,7 +109,7 @@ def test_permanent_failure_gives_its_reason_and_others_succeed(fault: Fault, rea
 
     with OpenAIServer(fault=poisoned).open() as server:
         answers = ask(servers(server.url), 4)
-        tries = sum(asked.body["prompt"] == "p1" for asked in server.asked)
+        tries = sum(request.body["prompt"] == "p1" for request in server.asked)
     assert answers[1] == f"failed: {reason}"
     assert all(answer.startswith("the ") for i, answer in enumerate(answers) if i != 1)
     assert tries == (3 if "tries" in reason else 1)
@@ -137,12 +137,12 @@ def test_dead_endpoint_is_paused_and_the_other_answers() -> None:
 
 def test_endpoints_share_requests_within_concurrency() -> None:
     slow = lambda number, body: Fault(200, b'{"choices": [{"text": "the"}]}', delay=0.02)  # noqa: E731
-    with OpenAIServer(fault=slow).open() as one, OpenAIServer(fault=slow).open() as other:
-        ask(servers(one.url, other.url, concurrency=3), 30)
-        assert len(one.asked) + len(other.asked) == 30
-        assert min(len(one.asked), len(other.asked)) >= 6
-        assert one.most <= 3
-        assert other.most <= 3
+    with OpenAIServer(fault=slow).open() as server, OpenAIServer(fault=slow).open() as other_server:
+        ask(servers(server.url, other_server.url, concurrency=3), 30)
+        assert len(server.asked) + len(other_server.asked) == 30
+        assert min(len(server.asked), len(other_server.asked)) >= 6
+        assert server.most <= 3
+        assert other_server.most <= 3
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -208,7 +208,7 @@ def test_key_is_sent_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None
         settings = servers(server.url, api_key_env="OWN_KEY")
         ask(settings)
         ask(servers(server.url))
-    assert [asked.authorization for asked in server.asked] == [f"Bearer {KEY}", None]
+    assert [request.authorization for request in server.asked] == [f"Bearer {KEY}", None]
     assert KEY not in f"{settings} {server.asked[0].body} {server.asked[0].path}"
 
 
@@ -230,8 +230,8 @@ def offers(*urls: str) -> list[list[Answer] | str]:
 
 
 def test_models_of_endpoints() -> None:
-    with OpenAIServer(models=["a", "b"]).open() as one, OpenAIServer(models=None).open() as none:
-        names, unknown, dead = offers(one.url, none.url, closed_url())
+    with OpenAIServer(models=["a", "b"]).open() as server, OpenAIServer(models=None).open() as without_models:
+        names, unknown, dead = offers(server.url, without_models.url, closed_url())
     assert [model["id"] for model in names] == ["a", "b"]  # type: ignore[index]
     assert unknown == "HTTP 404: out of order"
     assert "Cannot connect" in str(dead)

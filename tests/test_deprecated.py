@@ -65,7 +65,7 @@ IDS = [key for _, key, _ in CASES]
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
+def reset_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deprecated, "_told", set[str]())
 
 
@@ -120,7 +120,7 @@ def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("words", "expected"),
     [
         (["-m", "arm=sft,spin"], ["-m", "method=sft,spin"]),
         (["arm=spin", "method=my own"], ["method=spin", "label=my own"]),
@@ -136,9 +136,9 @@ def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
     ],
     ids=str,
 )
-def test_current_arguments(given: list[str], found: list[str]) -> None:
-    assert current_arguments(given) == found
-    assert current_arguments(found) == found
+def test_current_arguments_renames_only_old_names(words: list[str], expected: list[str]) -> None:
+    assert current_arguments(words) == expected
+    assert current_arguments(expected) == expected
 
 
 def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_method_of_one_word_or_a_sweep_is_never_a_label(value: str) -> None:
 
 @given(st.lists(st.text()))
 def test_current_arguments_any_text_is_kept_or_renamed_in_its_key(words: list[str]) -> None:
-    found = current_arguments(words)
-    assert [w.partition("=")[2] for w in found] == [w.partition("=")[2] for w in words]
+    renamed = current_arguments(words)
+    assert [w.partition("=")[2] for w in renamed] == [w.partition("=")[2] for w in words]
 
 
 @pytest.mark.parametrize("words", [("share=0.5", "fraction=0.4"), ("+sft.warmup=0", "sft.warmup_ratio=0")], ids=str)
@@ -217,7 +217,7 @@ def test_config_that_was_changed_by_hand_is_planned_by_its_old_names(tmp_path: P
     assert configure(current_config(by_hand)).iterations == 0
 
 
-def test_old_group_in_a_users_defaults_list_is_told_by_its_new_name(tmp_path: Path) -> None:
+def test_old_group_in_a_defaults_list_is_reported_with_its_new_name(tmp_path: Path) -> None:
     (tmp_path / "user").mkdir()
     (tmp_path / "user" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /arm: spin\n")
     ended = run_train(f"hydra.searchpath=[file://{tmp_path}]", "+user=mine", cwd=tmp_path)
@@ -225,7 +225,7 @@ def test_old_group_in_a_users_defaults_list_is_told_by_its_new_name(tmp_path: Pa
     assert ended.stderr.splitlines()[-1].startswith("error: the group arm is now method")
 
 
-def test_unknown_method_on_the_command_line_is_refused_and_told_of_label(tmp_path: Path) -> None:
+def test_unknown_method_on_the_command_line_is_refused_with_a_hint_at_label(tmp_path: Path) -> None:
     ended = run_train("method=spni", cwd=tmp_path)
     assert ended.returncode == 1
     assert "Could not find 'method/spni'" in ended.stderr

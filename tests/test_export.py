@@ -94,8 +94,8 @@ def test_export_of_a_chosen_candidate_replaces_the_target(artifact: Path, data: 
 def test_jsonl_lists_all_negatives_of_a_prompt_in_rank_order(
     artifact: Path, data: Jsonl, examples: list[Example]
 ) -> None:
-    _, found = exported(artifact, "jsonl", data)
-    assert found == [
+    _, rows = exported(artifact, "jsonl", data)
+    assert rows == [
         {"id": e.id, "prompt": e.prompt, "target": e.target, "negatives": [f"a dog {rank} 狗" for rank in range(3)]}
         for e in examples[1:]
     ]
@@ -106,8 +106,8 @@ def test_trl_file_gives_the_token_ids_of_our_rendering(
 ) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    output, found = exported(artifact, "trl", data, 2)
-    assert len(found) == 2 * len(examples[1:])
+    output, rows = exported(artifact, "trl", data, 2)
+    assert len(rows) == 2 * len(examples[1:])
     chat_tokenizer = tokenizer()
     chat_tokenizer.model_max_length = 10**6
     settings: Any = {"use_cpu": True, "bf16": False, "report_to": [], "precompute_ref_log_probs": True}
@@ -123,25 +123,25 @@ def test_trl_file_gives_the_token_ids_of_our_rendering(
         for e in examples[1:]
         for rank in range(2)
     ]
-    rows = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
-    assert rows == expected
+    tokens = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
+    assert tokens == expected
 
 
 def test_llamafactory_rows_have_its_ranking_format(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
     """Our own reader knows that format, and reads what was exported."""
-    output, found = exported(artifact, "llamafactory", data, 1)
-    assert {tuple(row) for row in found} == {("system", "conversations", "chosen", "rejected")}
-    assert any(row["system"] == "Be brief." for row in found)
-    assert all(turn["from"] in ("human", "gpt") for row in found for turn in row["conversations"])
+    output, rows = exported(artifact, "llamafactory", data, 1)
+    assert {tuple(row) for row in rows} == {("system", "conversations", "chosen", "rejected")}
+    assert any(row["system"] == "Be brief." for row in rows)
+    assert all(turn["from"] in ("human", "gpt") for row in rows for turn in row["conversations"])
     read = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
     assert sorted((len(e.prompt), e.target, e.rejected) for e in read) == sorted(
         (len(e.prompt), e.target, "a dog 0 狗") for e in examples[1:]
     )
     load_dataset("json", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
     (entry,) = dataset_info(output).values()
-    assert set(entry["columns"].values()) == set(found[0])
+    assert set(entry["columns"].values()) == set(rows[0])
     assert (entry["file_name"], entry["formatting"], entry["ranking"]) == ("llamafactory.jsonl", "sharegpt", True)
 
 

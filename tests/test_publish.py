@@ -109,7 +109,7 @@ def test_card_names_the_method_by_the_label_of_the_config(tmp_path: Path) -> Non
     assert "the method SPIN of selfcontrast" in ModelCard.load(tmp_path / "hub" / "README.md").text
 
 
-def test_unknown_license_is_said_and_asked_for(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_card_with_unknown_license_asks_for_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run), "push_to_hub=me/policy", "--dry-run", "--output", str(tmp_path / "hub")])
     assert "license=" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "hub" / "README.md")
@@ -124,7 +124,7 @@ def test_license_of_a_base_models_own_card_is_taken(tmp_path: Path) -> None:
     assert base_license({"model": SCRATCH}) is None
 
 
-def test_a_model_from_nothing_names_no_base(tmp_path: Path) -> None:
+def test_card_of_a_model_from_scratch_names_no_base(tmp_path: Path) -> None:
     run = finished_run(tmp_path, SCRATCH, {"_target_": "selfcontrast.data.builtin.Builtin", "train": 100})
     main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run"])
     card = ModelCard.load(run / "hub" / "README.md")
@@ -144,13 +144,13 @@ def test_a_model_from_nothing_names_no_base(tmp_path: Path) -> None:
         ([], "--format"),
     ],
 )
-def test_wrong_settings_are_refused(words: list[str], named: str, run: Path) -> None:
+def test_publish_wrong_settings_are_refused(words: list[str], named: str, run: Path) -> None:
     with pytest.raises(UserError, match=named):
         main([str(run), *words])
     assert not (run / "hub").exists()
 
 
-def test_a_credential_in_the_command_is_not_published(run: Path) -> None:
+def test_publish_credential_in_the_overrides_is_refused(run: Path) -> None:
     (run / ".hydra" / "overrides.yaml").write_text("- store=s3://key:hunter2@bucket\n")
     with pytest.raises(UserError, match="credential") as caught:
         main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run"])
@@ -187,7 +187,7 @@ def test_upload_without_a_license_is_refused_before_any_request(server: HubServe
 
 
 @pytest.mark.parametrize("token", ["hf_stranger", None])
-def test_a_token_that_is_unknown_or_missing_is_an_error_with_its_variable(
+def test_upload_with_unknown_or_missing_token_names_its_variable(
     token: str | None, server: HubServer, export: Export
 ) -> None:
     error, out = export("push_to_hub=me/policy", "license=mit", token=token)
@@ -196,7 +196,7 @@ def test_a_token_that_is_unknown_or_missing_is_an_error_with_its_variable(
     assert not server.repositories
 
 
-def test_an_existing_repository_is_updated_only_when_asked(run: Path, server: HubServer, export: Export) -> None:
+def test_upload_to_an_existing_repository_needs_update(run: Path, server: HubServer, export: Export) -> None:
     server.repositories["me/policy"] = Repository(private=True)
     error, _ = export("push_to_hub=me/policy", "license=mit", "--output", str(run / "first"))
     assert "update=true" in error
@@ -206,14 +206,14 @@ def test_an_existing_repository_is_updated_only_when_asked(run: Path, server: Hu
     assert len(server.repositories["me/policy"].commits) == 1
 
 
-def test_a_second_try_after_an_error_of_the_hub_needs_no_cleaning(server: HubServer, export: Export) -> None:
+def test_upload_after_a_failed_upload_succeeds(server: HubServer, export: Export) -> None:
     error, _ = export("push_to_hub=me/policy", "license=mit", token="hf_stranger")
     assert error
     error, _ = export("push_to_hub=me/policy", "license=mit")
     assert error == ""
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_to_an_unreachable_hub_fails_in_one_line(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     error, _ = export("push_to_hub=me/policy", "license=mit")
     assert "cannot be reached" in error

@@ -82,12 +82,12 @@ def test_workflow_runs_targets_that_the_makefile_has() -> None:
 def test_lock_pins_every_dependency_within_its_bounds() -> None:
     lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements" / "lock.txt").read_text().splitlines()]
     pinned = [Requirement(line) for line in lines if line]
-    versions = {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in pinned}
+    versions = {canonicalize_name(entry.name): str(entry.specifier).removeprefix("==") for entry in pinned}
     extras = PROJECT["optional-dependencies"]
     dev = [Requirement(line) for line in extras["dev"]]
-    own = {extra for one in dev if one.name == PROJECT["name"] for extra in one.extras}
+    own_extras = {extra for entry in dev if entry.name == PROJECT["name"] for extra in entry.extras}
     needed = [*map(Requirement, PROJECT["dependencies"]), *dev]
-    needed += [Requirement(line) for extra in own for line in extras[extra]]
-    for one in needed:
-        if one.name != PROJECT["name"] and (one.marker is None or one.marker.evaluate()):
-            assert one.specifier.contains(versions[canonicalize_name(one.name)]), one
+    needed += [Requirement(line) for extra in own_extras for line in extras[extra]]
+    for entry in needed:
+        if entry.name != PROJECT["name"] and (entry.marker is None or entry.marker.evaluate()):
+            assert entry.specifier.contains(versions[canonicalize_name(entry.name)]), entry

@@ -49,7 +49,7 @@ def by_hf(policy: Path, decoding: Decoding = GREEDY) -> list[Candidate]:
         return sample(REQUESTS, decoding, 0)
 
 
-def same(found: Sequence[Candidate], expected: Sequence[Candidate]) -> bool:
+def same(actual: Sequence[Candidate], expected: Sequence[Candidate]) -> bool:
     """Return whether responses are equal and log-probabilities differ only by rounding."""
     close = [{**vars(c), "log_prob": pytest.approx(c.log_prob, abs=1e-3)} for c in expected]
-    return [vars(c) for c in found] == close
+    return [vars(c) for c in actual] == close

@@ -117,7 +117,7 @@ def test_held_out_splits_do_not_depend_on_the_size_of_train() -> None:
     assert Builtin(**SETTINGS | {"train": 8}).load()["test"] == DATA["test"]
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
+def test_builtin_same_seed_gives_the_same_bytes_in_another_process() -> None:
     small = SETTINGS | {"train": 160}
     code = (
         "import hashlib, json; from selfcontrast.data.builtin import Builtin;"
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
     assert process.stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_another_seed_gives_other_prompts() -> None:
+def test_builtin_another_seed_gives_other_prompts() -> None:
     other = Builtin(**SETTINGS | {"seed": 6}).load()
     assert len({users(e)[0] for e in other["test"]} & {users(e)[0] for e in DATA["test"]}) < 80
 

@@ -123,7 +123,7 @@ PUBLIC = [  # file, usable rows, rows with a rejected response
 
 
 @pytest.mark.parametrize(("name", "rows", "rejected"), PUBLIC)
-def test_public_files(name: str, rows: int, rejected: int) -> None:
+def test_public_files_have_known_numbers_of_rows(name: str, rows: int, rejected: int) -> None:
     parsed = examples(shared_data(name))
     assert len(parsed) == len({e.id for e in parsed}) == rows
     assert sum(bool(e.rejected) for e in parsed) == rejected

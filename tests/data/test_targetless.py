@@ -53,7 +53,7 @@ def test_split_of_a_prompt_does_not_depend_on_its_target(tmp_path: Path) -> None
     assert {split: [e.prompt for e in full[split]] for split in full} == {
         split: [e.prompt for e in other[split]] for split in other
     }
-    assert all(any(not example.has_target for example in found) for found in other.values())
+    assert all(any(not example.has_target for example in part) for part in other.values())
 
 
 def test_prompt_that_another_row_answers_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

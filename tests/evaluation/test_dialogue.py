@@ -64,7 +64,7 @@ def test_play_continues_each_sample_from_its_own_replies() -> None:
         if turn < len(e.turns)
         for sample in (0, 1)
     ]
-    asked = {request.id: request.prompt for _, _, requests in responder.calls[1:] for request in requests}
+    prompts = {request.id: request.prompt for _, _, requests in responder.calls[1:] for request in requests}
     assert {decoding.samples for _, decoding, _ in responder.calls[1:]} == {1}
     assert len({folder for folder, _, _ in responder.calls}) == 4  # turns have separate shards
     for source in (DIALOGUE, LONGER):
@@ -73,9 +73,9 @@ def test_play_continues_each_sample_from_its_own_replies() -> None:
             for turn, question in enumerate(source.turns):
                 key = f"{source.id}#{sample}#{turn}"
                 messages.append({"role": "user", "content": question})
-                assert asked.pop(key) == RENDERER.prompt(messages)
+                assert prompts.pop(key) == RENDERER.prompt(messages)
                 messages.append({"role": "assistant", "content": f"reply to {key} 0"})
-    assert not asked
+    assert not prompts
 
 
 def test_play_prompt_without_room_gets_an_empty_answer() -> None:

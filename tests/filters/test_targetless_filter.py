@@ -44,8 +44,8 @@ class Letters:
     def open(self, device: str) -> Any:
         def encode(texts: Sequence[str]) -> Any:
             counts = [[text.count(letter) for letter in "onetwfarygih"] + [not text] for text in texts]
-            found = np.array(counts, dtype=np.float32) + 1e-3
-            return found / np.linalg.norm(found, axis=1, keepdims=True)
+            vectors = np.array(counts, dtype=np.float32) + 1e-3
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
         yield encode
 
@@ -88,11 +88,11 @@ def test_selector_that_needs_no_target_ignores_similarities(selector: Any, candi
 def test_consensus_and_lowest_consensus_without_targets(tmp_path: Path) -> None:
     summary = stage(tmp_path, ["bare", "own", "last"], filter_with(LeastConsistentFirst()), Consensus())
     negatives = read_negatives(tmp_path / FILE)
-    assert {name: [n.text for n in found] for name, found in negatives.items()} == {
+    assert {name: [item.text for item in items] for name, items in negatives.items()} == {
         "bare": ["far away"], "own": ["one"], "last": ["nowhere"],
     }  # fmt: skip
     positives = read_chosen(tmp_path) or {}
-    assert {name: [one.text for one in found] for name, found in positives.items()} == {
+    assert {name: [item.text for item in items] for name, items in positives.items()} == {
         "bare": ["one"], "own": ["two"], "last": ["one"],
     }  # fmt: skip
     assert [math.isnan(negatives[name][0].similarity) for name in ("bare", "own", "last")] == [True, False, True]
@@ -117,7 +117,7 @@ def test_false_negatives_by_reward_exclude_prompts_without_target(tmp_path: Path
     assert [positives[name][0].text for name in ("bare", "own", "last")] == ["one of two", "the target", "nowhere"]
 
 
-def test_rewards_without_any_target_have_no_false_negatives_to_tell(tmp_path: Path) -> None:
+def test_rewards_without_any_target_give_no_false_negatives(tmp_path: Path) -> None:
     summary = stage(tmp_path, ["bare", "last"], filter_with(Everything()), BestOfN(), rewarded=True)
     assert (summary["false_negatives_before"], summary["score_chosen"]) == (None, (10 + 7) / 2)
     assert not [name for name in summary if name.startswith("auc")]

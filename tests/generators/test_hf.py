@@ -124,7 +124,7 @@ def test_model_is_not_loaded_if_all_shards_exist(policy: Path, tmp_path: Path) -
     assert generate_all(bare, tmp_path / "shards") == expected
 
 
-def test_another_shard_size_does_not_reuse_wrong_shards(policy: Path, tmp_path: Path) -> None:
+def test_generate_with_another_shard_size_reuses_no_wrong_shards(policy: Path, tmp_path: Path) -> None:
     expected = generate_all(policy, tmp_path, shard=3)
     assert tokens(generate_all(policy, tmp_path, shard=2)) == tokens(expected)
 
@@ -273,6 +273,6 @@ def test_single_response_that_does_not_fit_raises(policy: Path) -> None:
         LimitedMemory(policy, 0, torch.OutOfMemoryError("CUDA out of memory."))(REQUESTS, DECODING, 0)
 
 
-def test_other_errors_are_raised(policy: Path) -> None:
+def test_sampler_error_other_than_out_of_memory_raises(policy: Path) -> None:
     with pytest.raises(RuntimeError, match="shape"):
         LimitedMemory(policy, 0, RuntimeError("shape mismatch"))(REQUESTS, DECODING, 0)

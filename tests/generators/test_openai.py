@@ -97,13 +97,13 @@ def test_requests_depend_on_the_seed_not_on_their_order(policy: Path) -> None:
         # Without log-probabilities, which are NaN here. From Python 3.13 on, dataclasses with NaN are unequal.
         return [[c.id, c.sample, c.text, c.token_ids, c.finish_reason] for each in results.values() for c in each]
 
-    with OpenAIServer().open() as one:
-        first = texts(sampled(policy, backend(one.url, concurrency=1)))
-    with OpenAIServer().open() as two:
-        assert texts(sampled(policy, backend(two.url))) == first
-        other = texts(sampled(policy, backend(two.url), seed=1))
-    assert sorted(json.dumps(a.body) for a in one.asked) == sorted(json.dumps(a.body) for a in two.asked[:6])
-    assert not {a.body["seed"] for a in two.asked[:6]} & {a.body["seed"] for a in two.asked[6:]}
+    with OpenAIServer().open() as serial:
+        first = texts(sampled(policy, backend(serial.url, concurrency=1)))
+    with OpenAIServer().open() as parallel:
+        assert texts(sampled(policy, backend(parallel.url))) == first
+        other = texts(sampled(policy, backend(parallel.url), seed=1))
+    assert sorted(json.dumps(a.body) for a in serial.asked) == sorted(json.dumps(a.body) for a in parallel.asked[:6])
+    assert not {a.body["seed"] for a in parallel.asked[:6]} & {a.body["seed"] for a in parallel.asked[6:]}
     assert other != first
 
 
@@ -269,7 +269,7 @@ def test_too_many_failures_raise_and_the_next_run_retries_only_these(policy: Pat
     assert not list(broken.rglob("again/*"))
 
 
-def test_all_prompts_failed_raises_whatever_is_allowed(policy: Path, tmp_path: Path) -> None:
+def test_generate_with_all_prompts_failed_always_raises(policy: Path, tmp_path: Path) -> None:
     with OpenAIServer(fault=lambda *_: Fault(400)).open() as server:
         server_backend = backend(server.url)
         with pytest.raises(UserError, match="6 of 6 prompts got no response"):

@@ -178,7 +178,7 @@ def test_missing_or_broken_model_folder_raises(tmp_path: Path) -> None:
         OtherModel(str(tmp_path), None).check()
 
 
-def test_a_folder_has_no_revision(other: Path) -> None:
+def test_revision_of_a_model_folder_is_refused(other: Path) -> None:
     with pytest.raises(UserError, match=r"^generator\.model_revision=main: generator\.model=\S+ is a folder"):
         OtherModel(str(other), "main").check()
 

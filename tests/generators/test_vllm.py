@@ -117,7 +117,7 @@ def test_responses_do_not_depend_on_the_shard(
 @pytest.mark.vllm
 def test_another_seed_or_another_id_draws_other_responses(sampled: Sampler, together: list[Candidate]) -> None:
     ids = [c.token_ids for c in together[:4]]
-    assert len({tuple(one) for one in ids}) == 4
+    assert len({tuple(token_ids) for token_ids in ids}) == 4
     assert [c.token_ids for c in sampled(REQUESTS[:1], FREE, 1)] != ids
     assert [c.token_ids for c in sampled([Request("other", REQUESTS[0].prompt)], FREE, 0)] != ids
 

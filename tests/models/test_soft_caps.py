@@ -96,8 +96,8 @@ def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path
         return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
 
     with open_lm(lm_eval(), folder, Renderer(tokenizer()), "cpu", special_tokens=False) as lm:
-        ((found, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
-    check(found, log_likelihood("eager"), log_likelihood("sdpa"))
+        ((measured, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
+    check(measured, log_likelihood("eager"), log_likelihood("sdpa"))
 
 
 @pytest.mark.parametrize("text", [PROMPT, ANSWER])

@@ -23,8 +23,8 @@ def test_plan_lists_stages_of_pipeline_and_writes_nothing(tmp_path: Path) -> Non
         *ROUND,
         *("evaluate Self-Contrast", "divergence Self-Contrast"),
         *(
-            f"dialogues {asked}{system}"
-            for asked in ("answers ", "")
+            f"dialogues {prefix}{system}"
+            for prefix in ("answers ", "")
             for system in ("SFT", "Self-Contrast iteration 1", "Self-Contrast")
         ),
         *("pairwise Self-Contrast iteration 1", "pairwise Self-Contrast"),
@@ -52,16 +52,16 @@ def test_plan_rounds_share_stages_by_setting(tmp_path: Path) -> None:
         ("prompts_over_iterations=disjoint", set[str]()),
         ("negatives_over_iterations=all", {"generate"}),
     ):
-        found = keys_of(tmp_path, *iterations, setting)
-        assert {label for label in first | set(ROUND) if found[label] == usual[label]} == first | same
-        assert set(found) - set(usual) == ({"gather"} if setting == "negatives_over_iterations=all" else set())
+        keys = keys_of(tmp_path, *iterations, setting)
+        assert {label for label in first | set(ROUND) if keys[label] == usual[label]} == first | same
+        assert set(keys) - set(usual) == ({"gather"} if setting == "negatives_over_iterations=all" else set())
         assert keys_of(tmp_path, "generator.prompts=32", setting) == alone
 
 
 def test_plan_jobs_of_other_k_share_stages_before_align(tmp_path: Path) -> None:
     read = DataReader()
-    one, other = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))
-    keys = [{step.label: step.artifact.key for step in planned.steps} for planned in (one, other)]
+    first, second = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))
+    keys = [{step.label: step.artifact.key for step in planned.steps} for planned in (first, second)]
     differ = {label for label, key in keys[0].items() if keys[1][label] != key}
     assert differ == {label for label in keys[0] if label == "align" or label.endswith("Self-Contrast")}
     assert len(read.cache) == 1
@@ -121,13 +121,13 @@ def test_plan_command_prints_stages(tmp_path: Path, capsys: pytest.CaptureFixtur
     read, seen = DataReader(), set[str]()
     jobs = [plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8)]
     print_plan("own", jobs, {"train": 1e9}, seen, {"prompts": 3600})
-    shown = capsys.readouterr().out
-    assert "own: 2 jobs" in shown
-    assert shown.count("sft ") == 1
-    assert "align, K = 1" in shown
-    assert "align, K = 8" in shown
-    assert "3,600 training prompts" in shown
-    assert "no measured speed for generate, score, embed" in shown
+    output = capsys.readouterr().out
+    assert "own: 2 jobs" in output
+    assert output.count("sft ") == 1
+    assert "align, K = 1" in output
+    assert "align, K = 8" in output
+    assert "3,600 training prompts" in output
+    assert "no measured speed for generate, score, embed" in output
     print_plan("again", jobs, {"train": 1e9}, seen, {"prompts": 3600})
     again = capsys.readouterr().out
     assert "to do" not in again.replace("0 of", "").replace("to do", "", 1)

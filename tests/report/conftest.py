@@ -21,7 +21,7 @@ def interval(estimate: float, half: float) -> dict[str, Any]:
 
 def rows(sft: float, policy: float, control: float, half: float, p: float) -> list[dict[str, Any]]:
     """Two decodings of two systems; every mean's interval is 0.05 to each side, every difference's `half`."""
-    found = []
+    result = []
     for name, temperature, levels in [("T=1", 1.0, (sft, policy)), ("T=0.7", 0.7, (control, control))]:
         for system, level in zip(("SFT", "Self-Contrast"), levels, strict=True):
             row = {
@@ -36,8 +36,8 @@ def rows(sft: float, policy: float, control: float, half: float, p: float) -> li
                 row |= {"win_rate": interval(0.5 + (level - levels[0]) / 2, 0.03)}
                 best = {"difference": interval(level - max(sft, control), half), "p_value": p}
                 row["against_best"] = {"decoding": "T=0.7" if control > sft else "T=1", **best}
-            found.append(row)
-    return found
+            result.append(row)
+    return result
 
 
 def stage(name: str, seconds: float, summary: dict[str, Any], cached: bool = False) -> dict[str, Any]:

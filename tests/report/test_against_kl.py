@@ -62,7 +62,7 @@ def varied(result: Result, value: str) -> Result:
     return replace(result, config={**result.config, "sft": {"x": value}})
 
 
-def test_a_runs_page_and_terminal_show_kl_and_entropy(
+def test_report_of_a_run_shows_kl_and_entropy(
     measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")  # names wrap in a narrower terminal
@@ -70,10 +70,10 @@ def test_a_runs_page_and_terminal_show_kl_and_entropy(
     write_report(result, tmp_path)
     page = (tmp_path / "report.html").read_text().replace(NO_BREAK_SPACE, " ")
     print_result(result, tmp_path)
-    for shown in (page, capsys.readouterr().out):
-        assert "4.250 [3.825, 4.675]" in shown
-        assert "16.000 [15.000, 17.000]" in shown
-        assert "Self-Contrast 1/2" in shown
+    for text in (page, capsys.readouterr().out):
+        assert "4.250 [3.825, 4.675]" in text
+        assert "16.000 [15.000, 17.000]" in text
+        assert "Self-Contrast 1/2" in text
     assert "Better, sharper, or farther?" in page
     assert "KL(policy || SFT), nats per response" in page
     assert result.against_kl is not None
@@ -84,14 +84,14 @@ def test_a_runs_page_and_terminal_show_kl_and_entropy(
     assert rows(result.against_kl)[0][:4] == ["SFT", "0", "0.600 [0.550, 0.650]", "0.000"]
 
 
-def test_results_without_kl_are_shown_as_before(make: Make, tmp_path: Path) -> None:
+def test_report_without_kl_has_no_kl_figure(make: Make, tmp_path: Path) -> None:
     """Results lack KL if they come from an earlier release, or if no decoding samples from the policy itself."""
     write_report(make(), tmp_path)
     assert "farther?" not in (tmp_path / "report.html").read_text()
     assert figure(make()) is None
 
 
-def test_the_fine_tuned_model_alone_has_entropy_and_no_figure(measured: Make) -> None:
+def test_figure_of_the_sft_model_alone_is_none(measured: Make) -> None:
     alone = replace(measured([0, 1], [0.6, 0.7]), against_kl=None)
     alone = replace(alone, against_kl={**curve([0, 1], [0.6, 0.7]), "points": curve([0, 1], [0.6, 0.7])["points"][:1]})
     assert alone.against_kl is not None
@@ -100,66 +100,66 @@ def test_the_fine_tuned_model_alone_has_entropy_and_no_figure(measured: Make) ->
     assert len(rows(alone.against_kl)) == 1
 
 
-def test_arms_are_compared_at_the_smallest_final_kl(
+def test_equal_kl_compares_methods_at_the_smallest_final_kl(
     measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Compare by hand at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
     write(tmp_path / "0", measured([0, 1, 2], [0.5, 0.6, 0.7], k=1))
     write(tmp_path / "1", measured([0, 1, 3], [0.5, 0.6, 0.9], k=2))
     sweep = read_sweep([tmp_path])
-    found = equal_kl(sweep)
-    assert found is not None
-    assert found.heads == ["method", "final KL", "score at KL 2.00", "difference"]
-    assert [row[:2] for row in found.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
-    assert found.rows[0][2].startswith("0.700 [0.6")
-    assert found.rows[1][2].startswith("0.750 [0.6")
-    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", found.rows[1][3])  # paired: prompts' levels cancel
-    assert found.notes == [OVER_PROMPTS, "Differences are from K=1."]
+    table = equal_kl(sweep)
+    assert table is not None
+    assert table.heads == ["method", "final KL", "score at KL 2.00", "difference"]
+    assert [row[:2] for row in table.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
+    assert table.rows[0][2].startswith("0.700 [0.6")
+    assert table.rows[1][2].startswith("0.750 [0.6")
+    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", table.rows[1][3])  # paired: prompts' levels cancel
+    assert table.notes == [OVER_PROMPTS, "Differences are from K=1."]
     write_sweep(sweep)
     print_sweep(sweep)
     page = (tmp_path / "report.html").read_text()
-    for shown in (page, (tmp_path / "results.md").read_text(), capsys.readouterr().out):
-        assert "score at KL 2.00" in shown
-        assert found.rows[1][3] in shown.replace("\\", "").replace(NO_BREAK_SPACE, " ")
+    for text in (page, (tmp_path / "results.md").read_text(), capsys.readouterr().out):
+        assert "score at KL 2.00" in text
+        assert table.rows[1][3] in text.replace("\\", "").replace(NO_BREAK_SPACE, " ")
     assert "Score against KL" in page
-    table = pd.read_csv(tmp_path / "results.csv")
-    assert table["kl"].tolist() == [2, 3]
-    assert table["entropy"].tolist() == [16, 16]
-    assert table["sft_entropy"].tolist() == [20, 20]
+    frame = pd.read_csv(tmp_path / "results.csv")
+    assert frame["kl"].tolist() == [2, 3]
+    assert frame["entropy"].tolist() == [16, 16]
+    assert frame["sft_entropy"].tolist() == [20, 20]
     assert '<th class="n">KL</th>' in page
     assert '<th class="n">entropy</th>' in page
 
 
-def test_several_seeds_have_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_of_several_seeds_has_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
     """At KL 1, the smallest of all: K=1 has 0.6 and 0.7, K=2 0.65 and 0.75 with its straight lines."""
     for seed, shift in ((1, 0.0), (2, 0.1)):
         write(tmp_path / f"a{seed}", measured([0, 1], [0.5, 0.6 + shift], k=1, seed=seed))
         write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8 + 2 * shift], k=2, seed=seed))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert found.rows[0][2].startswith("0.650 [")
-    assert found.rows[1][3] == "+0.050 [–]"  # the seeds agree in it
-    assert found.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert table.rows[0][2].startswith("0.650 [")
+    assert table.rows[1][3] == "+0.050 [–]"  # the seeds agree in it
+    assert table.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
 
 
-def test_other_prompts_give_points_without_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_on_other_prompts_has_no_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
     write(tmp_path / "1", measured([0, 4], [0.5, 0.9], ["w", "x", "y", "z"], k=2))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert [row[2:] for row in found.rows] == [["0.700", "–"], ["0.700", "–"]]
-    assert found.notes == [OTHER_PROMPTS, STRAIGHT]
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert [row[2:] for row in table.rows] == [["0.700", "–"], ["0.700", "–"]]
+    assert table.notes == [OTHER_PROMPTS, STRAIGHT]
 
 
-def test_arms_of_other_fine_tuned_models_have_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_of_other_sft_models_has_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
     """KL is measured from the fine-tuned model, so that of other ones is another distance."""
     for name, sft in (("a", 0.6), ("b", 0.5)):
         write(tmp_path / name, varied(measured([0, 2], [sft, 0.7], sft=sft, k=1), name))
     write(tmp_path / "c", varied(measured([0, 2], [0.6, 0.8], k=1), "c"))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert [row[3][:6] for row in found.rows] == ["–", "–", "+0.100"]
-    assert found.notes == [
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert [row[3][:6] for row in table.rows] == ["–", "–", "+0.100"]
+    assert table.notes == [
         OVER_PROMPTS,
         "Differences are from sft.x=a (K=1).",
         "No difference from sft.x=a (K=1) for methods that begin with another fine-tuned model, from which their KL is "
@@ -168,86 +168,84 @@ def test_arms_of_other_fine_tuned_models_have_no_difference(measured: Make, writ
     ]
 
 
-def test_seeds_of_one_setting_are_compared_although_each_has_a_fine_tuned_model(
-    measured: Make, write: Write, tmp_path: Path
-) -> None:
+def test_equal_kl_of_seeds_with_own_sft_models_has_a_difference(measured: Make, write: Write, tmp_path: Path) -> None:
     for seed, sft in ((1, 0.5), (2, 0.6)):
         for k in (1, 2):
-            own = measured([0, 2], [sft, sft + 0.1 * k], sft=sft, k=k, seed=seed)
-            write(tmp_path / f"{k}-{seed}", own)
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert found.rows[1][3].startswith("+0.100")
+            result = measured([0, 2], [sft, sft + 0.1 * k], sft=sft, k=k, seed=seed)
+            write(tmp_path / f"{k}-{seed}", result)
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert table.rows[1][3].startswith("+0.100")
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2]])
-def test_other_decodings_have_no_difference(seeds: list[int], measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_at_other_decodings_has_no_difference(
+    seeds: list[int], measured: Make, write: Write, tmp_path: Path
+) -> None:
     for seed in seeds:
         write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
         other = measured([0, 2], [0.5, 0.8], k=2, seed=seed)
         assert other.against_kl is not None
         write(tmp_path / f"b{seed}", replace(other, against_kl={**other.against_kl, "decoding": "warm"}))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert found.rows[1][3] == "–"
-    assert "No difference from K=1 for methods that were measured at another decoding: K=2." in found.notes
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert table.rows[1][3] == "–"
+    assert "No difference from K=1 for methods that were measured at another decoding: K=2." in table.notes
 
 
-def test_other_prompts_have_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_on_other_prompts_has_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
     for seed in (1, 2):
         write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
         write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8], ["w", "x", "y", "z"], k=2, seed=seed))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert found.rows[1][3] == "–"
-    assert "No difference from K=1 for methods that were measured on other prompts: K=2." in found.notes
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert table.rows[1][3] == "–"
+    assert "No difference from K=1 for methods that were measured on other prompts: K=2." in table.notes
 
 
-def test_arms_that_lack_seeds_are_compared_on_those_in_common(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_with_missing_seeds_compares_shared_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
     """Seed 2 is better by 0.1, and K=2 by 0.05: K=2's failed job of seed 2 does not hide it, nor K=4's make it 0.15."""
     for k, seeds in ((1, (1, 2)), (2, (1,)), (4, (2,)), (8, (3,))):
         for seed in seeds:
             score = 0.6 + 0.1 * (seed == 2) + 0.05 * (k > 1)
             write(tmp_path / f"{k}-{seed}", measured([0, 1], [0.5, score], k=k, seed=seed))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert found.heads[3:] == ["seeds", "difference", "on seeds"]
-    assert [row[3] for row in found.rows] == ["1, 2", "1", "2", "3"]
-    assert [row[4:] for row in found.rows] == [["–", "–"], ["+0.050", "1"], ["+0.050", "2"], ["–", "–"]]
-    assert "No difference from K=1 for methods that have no seed in common with it: K=8." in found.notes
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert table.heads[3:] == ["seeds", "difference", "on seeds"]
+    assert [row[3] for row in table.rows] == ["1, 2", "1", "2", "3"]
+    assert [row[4:] for row in table.rows] == [["–", "–"], ["+0.050", "1"], ["+0.050", "2"], ["–", "–"]]
+    assert "No difference from K=1 for methods that have no seed in common with it: K=8." in table.notes
 
 
-def test_single_jobs_of_other_seeds_have_no_difference(
+def test_equal_kl_of_single_jobs_of_other_seeds_has_no_difference(
     measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for k in (1, 2):
         write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k, seed=k))
     sweep = read_sweep([tmp_path])
-    found = equal_kl(sweep)
-    assert found is not None
-    assert found.rows[1][found.heads.index("difference")] == "–"
+    table = equal_kl(sweep)
+    assert table is not None
+    assert table.rows[1][table.heads.index("difference")] == "–"
     write_sweep(sweep)
     print_sweep(sweep)
-    shown = capsys.readouterr().out + (tmp_path / "report.html").read_text()
-    for told in ("Means over seeds", "Small points are seeds"):  # each point has one
-        assert told not in shown
+    output = capsys.readouterr().out + (tmp_path / "report.html").read_text()
+    for note in ("Means over seeds", "Small points are seeds"):  # each point has one
+        assert note not in output
 
 
-def test_results_without_kl_are_named_beside_those_with_it(
-    make: Make, measured: Make, write: Write, tmp_path: Path
-) -> None:
+def test_equal_kl_names_results_without_kl(make: Make, measured: Make, write: Write, tmp_path: Path) -> None:
     """A result of older code has no KL."""
     for k in (1, 2):
         write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k))
     write(tmp_path / "old", make(k=4, config=EVALUATION))
-    found = equal_kl(read_sweep([tmp_path]))
-    assert found is not None
-    assert [row[0] for row in found.rows] == ["K=1", "K=2"]
-    assert "Not in it, since no KL is known: K=4." in found.notes
+    table = equal_kl(read_sweep([tmp_path]))
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["K=1", "K=2"]
+    assert "Not in it, since no KL is known: K=4." in table.notes
 
 
 @pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])
-def test_a_policy_that_has_not_moved_is_compared_with_nothing(
+def test_equal_kl_of_a_policy_at_zero_kl_is_none(
     kls: list[float], measured: Make, write: Write, tmp_path: Path
 ) -> None:
     write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
@@ -256,7 +254,7 @@ def test_a_policy_that_has_not_moved_is_compared_with_nothing(
     write_sweep(read_sweep([tmp_path]))
 
 
-def test_many_arms_are_named_as_far_as_colours_tell_them_apart(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_figure_of_many_methods_names_the_best_ten(measured: Make, write: Write, tmp_path: Path) -> None:
     """Twelve arms, the later the better: the legend has the ten best, and counts the others."""
     for arm in range(12):
         write(

@@ -51,15 +51,15 @@ def result(make: Callable[..., Result]) -> Result:
     return replace(make(), benchmarks={"mt_bench": FOUND})
 
 
-def test_a_row_per_measure_and_a_column_per_system(result: Result) -> None:
-    [one] = views(result)
-    assert one.systems == ["SFT", "Self-Contrast"]
-    assert one.rows[:3] == [
+def test_views_have_a_row_per_measure_and_a_column_per_system(result: Result) -> None:
+    [view] = views(result)
+    assert view.systems == ["SFT", "Self-Contrast"]
+    assert view.rows[:3] == [
         ("mean", ["5.000 [4.750, 5.250]", "6.000 [5.750, 6.250]"]),
         ("difference from SFT", ["–", "+1.000 [+0.750, +1.250]"]),
         ("win rate", ["–", "50.0% [25.0, 75.0]"]),
     ]
-    assert one.judged == "19 of 20 judgments could be used (95.0%). They cost 3.00."
+    assert view.judged == "19 of 20 judgments could be used (95.0%). They cost 3.00."
 
 
 def test_page_escapes_texts_of_the_data(result: Result, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_page_escapes_texts_of_the_data(result: Result, tmp_path: Path) -> None:
     assert "19 of 20 judgments" in html
 
 
-def test_some_judgments_are_on_the_page_as_text(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_shows_judgments_as_escaped_text(make: Callable[..., Result], tmp_path: Path) -> None:
     write_report(replace(make(), benchmarks={"mt_bench": {**FOUND, "shown": SHOWN}}), tmp_path)
     html = (tmp_path / "report.html").read_text()
     assert "4 of its judgments" in html
@@ -81,16 +81,16 @@ def test_some_judgments_are_on_the_page_as_text(make: Callable[..., Result], tmp
     assert html.count("&lt;script&gt;alert(2)") == 3
 
 
-def test_on_the_terminal_without_categories(result: Result, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_print_result_omits_categories(result: Result, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     print_result(result, tmp_path)
     out = capsys.readouterr().out
     assert "6.000 [5.750, 6.250]" in out
     assert "category" not in out
 
 
-def test_a_radar_needs_three_categories() -> None:
+def test_radar_of_two_categories_is_none() -> None:
     assert radar(LINES) is not None
-    assert radar([one for one in LINES if not one["what"].endswith("c")]) is None
+    assert radar([item for item in LINES if not item["what"].endswith("c")]) is None
 
 
 # --- published figures
@@ -98,16 +98,16 @@ def test_a_radar_needs_three_categories() -> None:
 
 def with_published(make: Callable[..., Result]) -> Result:
     def entry(system: str, negatives: int | None, what: str, figure: float, measured: Any) -> dict[str, Any]:
-        own = {"system": system, "negatives": negatives, "benchmark": "reward", "what": what, "figure": figure}
+        row = {"system": system, "negatives": negatives, "benchmark": "reward", "what": what, "figure": figure}
         kind = "share" if measured else None
-        return {"published": {**own, "source": "a <b>paper</b>", "page": 7}, "kind": kind, "measured": measured}
+        return {"published": {**row, "source": "a <b>paper</b>", "page": 7}, "kind": kind, "measured": measured}
 
     value = {"estimate": 0.5, "low": 0.4, "high": 0.625, "confidence": 0.95, "n": 9, "clusters": 9}
-    shown = [entry("SFT", None, "win rate over target", 12.5, value), entry("Self-Contrast", 4, "mean", 7.25, None)]
-    return replace(make(), published=shown)
+    figures = [entry("SFT", None, "win rate over target", 12.5, value), entry("Self-Contrast", 4, "mean", 7.25, None)]
+    return replace(make(), published=figures)
 
 
-def test_published_figures_stand_beside_ours(make: Callable[..., Result]) -> None:
+def test_published_lists_published_figures_beside_ours(make: Callable[..., Result]) -> None:
     assert published(with_published(make)) == [
         ["SFT", "reward: win rate over target", "a <b>paper</b>, p. 7", "12.5%", "50.0% [40.0, 62.5]"],
         ["Self-Contrast, K = 4", "reward: mean", "a <b>paper</b>, p. 7", "7.25", "–"],

@@ -70,20 +70,20 @@ GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
 @pytest.fixture
 def whole(make: Make) -> list[Result]:
     """Three seeds of K=1, 4, 16 and of every method that a claim needs."""
-    found = []
+    results = []
     for seed in (1, 2, 3):
-        found += [result(make, OURS, k, seed, gain) for k, gain in GAINS.items()]
+        results += [result(make, OURS, k, seed, gain) for k, gain in GAINS.items()]
         others = [(NO_FILTER, 16, 0.04), (DPO_STD, 1, 0.06), (CONTINUED, 16, 0.0), (EQUAL_TOKENS, 1, 0.035)]
-        found += [result(make, name, k, seed, gain) for name, k, gain in others]
-    return found
+        results += [result(make, name, k, seed, gain) for name, k, gain in others]
+    return results
 
 
-def told(found: list[Result]) -> dict[str, Any]:
-    return {claim.claim: claim for claim in claims(experiments(found)[0])}
+def told(results: list[Result]) -> dict[str, Any]:
+    return {claim.claim: claim for claim in claims(experiments(results)[0])}
 
 
-def test_effects_and_verdicts(whole: list[Result]) -> None:
-    found = told(whole)
+def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result]) -> None:
+    by_name = told(whole)
     expected = {
         "Self-Contrast beats SFT": (0.04, SUPPORTED),
         "Self-Contrast beats standard DPO": (-0.02, NOT_SUPPORTED),
@@ -94,29 +94,29 @@ def test_effects_and_verdicts(whole: list[Result]) -> None:
         "control: it is not merely sharper": (0.0, NOT_SUPPORTED),
         "control: more negatives are not merely more tokens on the same prompts": (0.005, None),
     }
-    assert list(found) == list(expected)
-    for name, (effect, said) in expected.items():
-        assert found[name].effect.estimate == pytest.approx(effect, abs=0.003)
-        assert said is None or found[name].verdict == said, name
-    assert found["it grows with K"].contrast == "rise from K=1 to K=16 along a line in log K, at T=1"
-    assert found["control: it is not merely sharper"].contrast == "Self-Contrast K=16 minus SFT, at T=0.7"
+    assert list(by_name) == list(expected)
+    for name, (effect, outcome) in expected.items():
+        assert by_name[name].effect.estimate == pytest.approx(effect, abs=0.003)
+        assert outcome is None or by_name[name].verdict == outcome, name
+    assert by_name["it grows with K"].contrast == "rise from K=1 to K=16 along a line in log K, at T=1"
+    assert by_name["control: it is not merely sharper"].contrast == "Self-Contrast K=16 minus SFT, at T=0.7"
 
 
-def test_the_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
+def test_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
     """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
     effect = told(whole)["Self-Contrast beats SFT"].effect
-    own = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
-    by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in own]
+    results = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
+    by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in results]
     assert effect.estimate == pytest.approx(np.mean(by_seed))
     assert effect.high - effect.low < 0.04
     assert (effect.seeds, effect.prompts) == (3, PROMPTS)
 
 
-def test_the_rise_is_the_least_squares_line(make: Make) -> None:
-    found = [result(make, OURS, k, seed, 0.01 * k) for seed in (1, 2) for k in (1, 2, 8)]
-    means = [np.mean([np.mean(r.prompts["means"][OURS]["T=1"]) for r in found if r.negatives == k]) for k in (1, 2, 8)]
+def test_effect_of_k_equals_the_least_squares_slope(make: Make) -> None:
+    jobs = [result(make, OURS, k, seed, 0.01 * k) for seed in (1, 2) for k in (1, 2, 8)]
+    means = [np.mean([np.mean(r.prompts["means"][OURS]["T=1"]) for r in jobs if r.negatives == k]) for k in (1, 2, 8)]
     slope = stats.linregress([0, 1, 3], means).slope
-    assert told(found)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
+    assert told(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
 
 
 def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
@@ -137,42 +137,43 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
         (crossed(0.03, float("nan")), float("nan"), INCONCLUSIVE),
     ],
 )
-def test_the_rule(effect: CrossedMean, p_holm: float, expected: str) -> None:
+def test_verdict_by_interval_and_p_value(effect: CrossedMean, p_holm: float, expected: str) -> None:
     assert verdict(effect, p_holm) == expected
 
 
-def test_only_seeds_that_have_both_arms_count(whole: list[Result]) -> None:
+def test_effect_uses_only_seeds_with_both_methods(whole: list[Result]) -> None:
     fewer = [r for r in whole if not (r.config["label"] == DPO_STD and r.seed == 2)]
     assert told(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
     assert told(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
 
 
-def test_an_arm_that_is_missing_makes_no_claim(make: Make) -> None:
-    found = told([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
-    assert list(found) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
+def test_claims_of_missing_methods_are_left_out(make: Make) -> None:
+    by_name = told([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
+    assert list(by_name) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
 
 
-def test_other_data_is_another_experiment(whole: list[Result], make: Make) -> None:
+def test_experiments_with_different_data_are_separate(whole: list[Result], make: Make) -> None:
     clean = {"data": {"noise": 0.0}}
     noisy = [replace(r, config={**r.config, "data": {"noise": 0.15}}) for r in whole]
-    found = experiments([*(result(make, OURS, 16, s, -0.1, clean) for s in (1, 2)), *noisy])
-    assert titles(found) == ["data.noise=0.15", "data.noise=0.0"]
-    assert [len(one.results) for one in found] == [21, 2]
-    assert claims(found[1])[0].verdict == NOT_SUPPORTED
+    both = experiments([*(result(make, OURS, 16, s, -0.1, clean) for s in (1, 2)), *noisy])
+    assert titles(both) == ["data.noise=0.15", "data.noise=0.0"]
+    assert [len(experiment.results) for experiment in both] == [21, 2]
+    assert claims(both[1])[0].verdict == NOT_SUPPORTED
 
 
-def result_of_other_settings(one: Result) -> Result:
+def result_of_other_settings(base: Result) -> Result:
     means = {
-        system: {way: [x + 0.01 for x in v] for way, v in ways.items()} for system, ways in one.prompts["means"].items()
+        system: {way: [x + 0.01 for x in v] for way, v in ways.items()}
+        for system, ways in base.prompts["means"].items()
     }
-    return replace(one, prompts={**one.prompts, "means": means})
+    return replace(base, prompts={**base.prompts, "means": means})
 
 
-def test_a_command_given_again_counts_once(whole: list[Result]) -> None:
+def test_experiments_count_repeated_results_once(whole: list[Result]) -> None:
     assert claims(experiments([*whole, *whole[:5]])[0]) == claims(experiments(whole)[0])
 
 
-def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) -> None:
+def test_experiments_two_results_of_one_method_k_and_seed_are_left_out(whole: list[Result]) -> None:
     again = result_of_other_settings(whole[0])
     assert experiments([*whole, again]) == []
     (why,) = claims_page.judge_experiments([*whole, again])
@@ -181,7 +182,7 @@ def test_two_results_for_one_arm_k_and_seed_make_no_claims(whole: list[Result]) 
     assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
 
 
-def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -> None:
+def test_experiments_with_nan_scores_are_left_out(whole: list[Result]) -> None:
     """Check that NaN in the results of an old version is reported, instead of ending the report with an error."""
     means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
     means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
@@ -192,46 +193,46 @@ def test_stored_scores_that_are_no_numbers_make_no_claims(whole: list[Result]) -
     assert "finite" in why.left_out
 
 
-def test_scores_that_are_equal_everywhere_cannot_tell(whole: list[Result]) -> None:
+def test_claims_of_equal_scores_are_inconclusive(whole: list[Result]) -> None:
     """All differences are 0: not "not supported", as nothing says how much they vary."""
     same = []
-    for one in whole:
-        name = str(one.config["label"])
-        means = one.prompts["means"] | {name: one.prompts["means"]["SFT"]}
-        same.append(replace(one, prompts={**one.prompts, "means": means}))
-    (shown,) = claims_page.judge_experiments(same)
-    assert {row[-1] for row in shown.claims} == {f"inconclusive: {claims_page.NO_VARIATION}"}
-    assert shown.claims[0][2] == "0.000 [–]"
+    for original in whole:
+        name = str(original.config["label"])
+        means = original.prompts["means"] | {name: original.prompts["means"]["SFT"]}
+        same.append(replace(original, prompts={**original.prompts, "means": means}))
+    (experiment,) = claims_page.judge_experiments(same)
+    assert {row[-1] for row in experiment.claims} == {f"inconclusive: {claims_page.NO_VARIATION}"}
+    assert experiment.claims[0][2] == "0.000 [–]"
 
 
-def test_the_rule_states_the_level_in_use(whole: list[Result]) -> None:
-    for one in whole:
-        one.comparison["rows"][0]["mean"]["confidence"] = 0.9
-    (shown,) = claims_page.judge_experiments(whole)
-    assert "p < 0.1 after Holm's correction" in shown.rule
-    assert shown.rule in claims_page.as_markdown([shown])
+def test_rule_states_the_confidence_in_use(whole: list[Result]) -> None:
+    for item in whole:
+        item.comparison["rows"][0]["mean"]["confidence"] = 0.9
+    (experiment,) = claims_page.judge_experiments(whole)
+    assert "p < 0.1 after Holm's correction" in experiment.rule
+    assert experiment.rule in claims_page.as_markdown([experiment])
 
 
-def test_an_arm_of_several_settings_makes_no_claims(whole: list[Result]) -> None:
+def test_experiments_method_of_several_settings_is_left_out(whole: list[Result]) -> None:
     other = replace(whole[0], config={**whole[0].config, "trainer": {"lr": 0.5}})
     (why,) = claims_page.judge_experiments([other, *whole[1:]])
     assert why.left_out.endswith("several settings (Self-Contrast; Self-Contrast, trainer.lr=0.5)")
 
 
-def test_nothing_is_claimed_by_similarity_to_the_target(whole: list[Result]) -> None:
+def test_experiments_measured_by_similarity_are_left_out(whole: list[Result]) -> None:
     by_proxy = [replace(r, comparison={**r.comparison, "measure": "similarity"}) for r in whole]
     assert experiments(by_proxy) == []
     assert claims_page.judge_experiments(by_proxy) == []
 
 
-def test_the_arms_are_called_as_their_files_call_them() -> None:
+def test_method_labels_equal_those_of_their_files() -> None:
     names = {str(yaml.safe_load(file.read_text())["label"]) for file in ARMS.glob("*.yaml")}
     assert {OURS, NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
 
 
-def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
-    shown = claims_page.judge_experiments(whole)[0]
-    by_name = {row[0]: dict(zip(shown.arm_heads, row, strict=True)) for row in shown.arms}
+def test_judge_experiments_lists_methods_by_decoding_with_costs(whole: list[Result]) -> None:
+    judged = claims_page.judge_experiments(whole)[0]
+    by_name = {row[0]: dict(zip(judged.arm_heads, row, strict=True)) for row in judged.arms}
     assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
     assert by_name["SFT"]["T=1"].startswith("0.6")
     assert by_name["SFT"]["minus SFT, T=1"] == "–"
@@ -248,16 +249,16 @@ def test_arms_by_decoding_with_what_they_took(whole: list[Result]) -> None:
     assert experiment.mean({Arm(OURS, 99, "T=1"): 1.0}) is None
 
 
-def test_one_seed_or_one_arm_alone_says_nothing(make: Make) -> None:
+def test_judge_experiments_of_one_seed_or_one_method_is_empty(make: Make) -> None:
     assert claims_page.judge_experiments([result(make, OURS, k, 1, 0.1) for k in (1, 4)]) == []
     assert claims_page.judge_experiments([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)]) == []
 
 
-def test_the_command_writes_them_beside_the_report_of_all_runs(
+def test_claims_command_writes_claims_and_the_report(
     whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for i, one in enumerate(whole):
-        write(tmp_path / str(i), one)
+    for i, item in enumerate(whole):
+        write(tmp_path / str(i), item)
     main([str(tmp_path)])
     page, text = (tmp_path / "claims.html").read_text(), (tmp_path / "claims.md").read_text()
     for part in ("The claims", "Self-Contrast beats standard DPO", NOT_SUPPORTED):
@@ -267,7 +268,7 @@ def test_the_command_writes_them_beside_the_report_of_all_runs(
     assert "it grows with K" in capsys.readouterr().out
 
 
-def test_the_command_says_what_claims_need_where_there_are_none(
+def test_claims_command_without_claims_says_what_they_need(
     whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path
 ) -> None:
     write(tmp_path / "0", whole[0])

@@ -39,7 +39,7 @@ def page(result: Result, folder: Path) -> tuple[str, Page]:
     return html, Page(html)
 
 
-def test_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
     html, seen = page(make(), tmp_path)
     assert not re.findall(r"https?://|//[a-z]+\.", html)
     assert "@import" not in html
@@ -49,19 +49,19 @@ def test_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> None:
 
 
 def test_page_shows_rounds_and_their_settings(make: Callable[..., Result], tmp_path: Path) -> None:
-    own = {"iterations": 3, "reference_over_iterations": "initial", "prompts_over_iterations": "disjoint"}
-    _, seen = page(replace(make(), config={**make().config, **own}), tmp_path)
+    settings = {"iterations": 3, "reference_over_iterations": "initial", "prompts_over_iterations": "disjoint"}
+    _, seen = page(replace(make(), config={**make().config, **settings}), tmp_path)
     assert "iterations: reference initial, prompts disjoint" in seen.shown
-    _, once = page(replace(make(), config={**make().config, **own, "iterations": 1}), tmp_path)
+    _, once = page(replace(make(), config={**make().config, **settings, "iterations": 1}), tmp_path)
     assert "iterations: reference" not in once.shown
 
 
 def test_page_shows_the_chosen_candidate(make: Callable[..., Result], tmp_path: Path) -> None:
-    shown = {"category": "", "prompt": "?", "target": "a", "farthest": "b", "farthest_similarity": 0.1, "nearest": "c"}
-    for chosen, told in (({}, False), ({"chosen": ""}, False), ({"chosen": "<the best>"}, True)):
-        row = {**shown, "nearest_similarity": 0.2, **chosen}
+    cells = {"category": "", "prompt": "?", "target": "a", "farthest": "b", "farthest_similarity": 0.1, "nearest": "c"}
+    for chosen, expected in (({}, False), ({"chosen": ""}, False), ({"chosen": "<the best>"}, True)):
+        row = {**cells, "nearest_similarity": 0.2, **chosen}
         _, seen = page(replace(make(), negatives_shown=[row]), tmp_path)
-        assert ("<the best>" in seen.shown) == told
+        assert ("<the best>" in seen.shown) == expected
 
 
 def test_page_escapes_texts_of_models_and_data(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_dialogues_show_each_turn_with_its_answer(make: Callable[..., Result], t
     assert order == sorted(order)
 
 
-def test_ids_are_unique(make: Callable[..., Result], tmp_path: Path) -> None:
+def test_page_ids_are_unique(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     assert len(seen.ids) == len(set(seen.ids)) > 0
 
@@ -203,16 +203,16 @@ def test_legend_shows_names_with_a_leading_underscore(make: Callable[..., Result
 
 
 def test_changed_facts_count_texts_that_were_not_read() -> None:
-    found = changed_facts(
+    facts = changed_facts(
         [
             {"name": "embed", "summary": {"texts": 4, "texts_cut": 3, "unread_fraction": 0.125}},
             {"name": "sft", "summary": {"targets_changed": 1, "steps": 2}},
             {"name": "generate", "summary": {"responses_changed": 0}},
         ]
     )
-    assert [words for words, _ in found] == [
+    assert [words for words, _ in facts] == [
         "embed: texts longer than its model reads",
         "embed: fraction of all tokens that was not read",
         "sft: targets trained on as another text",
     ]
-    assert found[1][1].startswith("12.5")
+    assert facts[1][1].startswith("12.5")

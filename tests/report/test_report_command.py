@@ -24,7 +24,7 @@ OFFLINE = {
 }
 
 
-def test_a_run_and_a_sweep(
+def test_report_command_reads_a_run_or_a_sweep(
     make: Callable[..., Result],
     write: Callable[[Path, Result], None],
     tmp_path: Path,
@@ -40,7 +40,7 @@ def test_a_run_and_a_sweep(
     assert "score against K" in capsys.readouterr().out
 
 
-def test_several_folders_make_one_report(
+def test_report_command_of_several_folders_writes_one_report(
     make: Callable[..., Result],
     write: Callable[[Path, Result], None],
     tmp_path: Path,
@@ -57,12 +57,12 @@ def test_several_folders_make_one_report(
     assert "2 jobs" in capsys.readouterr().out
 
 
-def test_a_folder_without_results_is_an_error(tmp_path: Path) -> None:
+def test_report_command_of_a_folder_without_results_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"result\.json"):
         main([str(tmp_path)])
 
 
-def test_after_a_multirun_its_report_is_written(
+def test_finish_sweep_writes_the_report_of_a_multirun(
     make: Callable[..., Result],
     write: Callable[[Path, Result], None],
     tmp_path: Path,
@@ -79,7 +79,7 @@ def test_after_a_multirun_its_report_is_written(
     assert "score against K" in capsys.readouterr().out
 
 
-def test_a_sweep_that_wandb_tracks_has_a_run_of_its_own_there(
+def test_finish_sweep_tracked_by_wandb_logs_its_own_run(
     make: Callable[..., Result],
     write: Callable[[Path, Result], None],
     tmp_path: Path,

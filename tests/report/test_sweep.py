@@ -266,7 +266,7 @@ def test_intervals_over_seeds_stay_in_the_range_of_scores(make: Make, write: Wri
 
 
 @pytest.mark.parametrize(
-    ("n_bootstrap", "prompts", "overrides", "said"),
+    ("n_bootstrap", "prompts", "overrides", "message"),
     [
         (
             200,
@@ -282,15 +282,15 @@ def test_intervals_over_seeds_stay_in_the_range_of_scores(make: Make, write: Wri
     ],
 )
 def test_sweep_with_too_many_tests_warns_before_compute(
-    n_bootstrap: int, prompts: int | None, overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    n_bootstrap: int, prompts: int | None, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluation = {"n_bootstrap": n_bootstrap, "prompts": prompts, "confidence": 0.95}
     hydra = {"sweep": {"dir": "out"}, "overrides": {"task": overrides}}
     SweepReport().on_multirun_start(OmegaConf.create({"evaluation": evaluation, "hydra": hydra}))
     SweepReport.folder = None
     out = " ".join(capsys.readouterr().out.split())
-    assert bool(said) == bool(out)
-    assert re.search(said, out)
+    assert bool(message) == bool(out)
+    assert re.search(message, out)
 
 
 # --- any runs together
@@ -308,8 +308,8 @@ def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: P
     # Holm's over four jobs: 4 times 0.01 for both of seed 1; then 2 times 0.02, not below those.
     assert [job.p_holm for job in sweep.jobs] == pytest.approx([0.04] * 4)
     # Differences 0.03 and 0.04 of K=1: mean 7 times its error 0.005; of K=4 0.09 and 0.10, 19 times. Times 2 and 1.
-    one, four = (1 - 2 / math.pi * math.atan(t) for t in (7, 19))
-    assert [point.p_holm for point in sweep.points] == pytest.approx([one, 2 * four], rel=1e-6)
+    p_of_1, p_of_4 = (1 - 2 / math.pi * math.atan(t) for t in (7, 19))
+    assert [point.p_holm for point in sweep.points] == pytest.approx([p_of_1, 2 * p_of_4], rel=1e-6)
     write_sweep(sweep)
     assert {"report.html", "figure.png", "results.csv", "results.md", "results.tex"} <= {
         file.name for file in (tmp_path / "both").iterdir()
@@ -349,8 +349,8 @@ def test_variants_are_named_by_differing_settings() -> None:
     def config(beta: float, k: int) -> dict[str, object]:
         return {"negatives": k, "seed": k, "output": str(k), "objective": {"beta": beta, "core": "ipo"}}
 
-    found = variants({"0": config(0.1, 1), "1": config(0.5, 1), "2": config(0.5, 8)})
-    assert found == {"0": "objective.beta=0.1", "1": "objective.beta=0.5", "2": "objective.beta=0.5"}
+    names = variants({"0": config(0.1, 1), "1": config(0.5, 1), "2": config(0.5, 8)})
+    assert names == {"0": "objective.beta=0.1", "1": "objective.beta=0.5", "2": "objective.beta=0.5"}
     assert set(variants({"0": config(0.1, 1), "1": config(0.1, 8)}).values()) == {""}
 
 
@@ -367,10 +367,10 @@ def test_variants_of_methods_omit_the_methods_own_settings() -> None:
     def config(method: str, core: str, beta: float) -> dict[str, object]:
         return {"negatives": 1, "seed": 1, "label": method, "objective": {"core": core, "beta": beta}}
 
-    found = variants(
+    names = variants(
         {"0": config("SPIN", "a", 0.1), "1": config("DPO_std", "b", 0.1), "2": config("DPO_std", "b", 0.5)}
     )
-    assert found == {"0": "SPIN", "1": "DPO_std, objective.beta=0.1", "2": "DPO_std, objective.beta=0.5"}
+    assert names == {"0": "SPIN", "1": "DPO_std, objective.beta=0.1", "2": "DPO_std, objective.beta=0.5"}
 
 
 def test_job_without_a_policy_is_compared_with_nothing(make: Make, write: Write, tmp_path: Path) -> None:
@@ -388,9 +388,9 @@ def test_job_without_a_policy_is_compared_with_nothing(make: Make, write: Write,
     write_sweep(sweep)
     print_sweep(sweep)
     by_name = {job.folder: job for job in sweep.jobs}
-    one, two = by_name["alone1"], by_name["alone2"]
-    assert numbers(Point([one], one.p_holm))[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
-    assert numbers(Point([one, two], math.nan))[:4] == ["0.600 [–]", "–", "–", "–"]  # nothing varies
+    first, second = by_name["alone1"], by_name["alone2"]
+    assert numbers(Point([first], first.p_holm))[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
+    assert numbers(Point([first, second], math.nan))[:4] == ["0.600 [–]", "–", "–", "–"]  # nothing varies
     assert (by_name["alone1"].variant, by_name["alone1"].outcome) == ("none", "alone")
     assert by_name["policy"].p_holm == 0.002  # one test, not three
     assert pd.read_csv(tmp_path / "results.csv").set_index("job")["difference"].isna().to_dict() == {
@@ -422,7 +422,7 @@ def test_figure_names_variants_in_its_legend(make: Make, write: Write, tmp_path:
     assert "objective.beta=0.5 (K=4)" in sentence(sweep)
 
 
-def test_many_variants_are_ranked_by_name(make: Make, write: Write, tmp_path: Path) -> None:
+def test_figure_of_many_variants_ranks_them_by_score(make: Make, write: Write, tmp_path: Path) -> None:
     """Job 7 has 0.7, the others 0.6 less a hundredth each: a row for each, best first, with SFT beside it."""
     for job in range(12):
         score = 0.7 if job == 7 else 0.6 - job / 100
@@ -440,7 +440,7 @@ def test_many_variants_are_ranked_by_name(make: Make, write: Write, tmp_path: Pa
     assert "Score of each variant" in (tmp_path / "report.html").read_text()
 
 
-def test_a_ranking_of_a_search_shows_its_best(make: Make, write: Write, tmp_path: Path) -> None:
+def test_figure_of_too_many_variants_shows_the_best(make: Make, write: Write, tmp_path: Path) -> None:
     for job in range(MOST_RANKED + 2):
         write(tmp_path / str(job), make(policy=0.3 + job / 100, config={"objective": {"beta": job}}))
     sweep = read_sweep([tmp_path])
@@ -449,7 +449,7 @@ def test_a_ranking_of_a_search_shows_its_best(make: Make, write: Write, tmp_path
     assert f"the best {MOST_RANKED} of {MOST_RANKED + 2}" in (tmp_path / "report.html").read_text()
 
 
-def test_a_sweep_of_methods_is_printed_in_80_columns(
+def test_print_sweep_of_methods_fits_80_columns(
     make: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names wrap, and numbers are whole."""
@@ -472,7 +472,7 @@ def test_plot_puts_estimates_on_one_scale(folder: Path) -> None:
     assert {line.find("│") - 8 for line in lines if "│" in line} <= {29, 30}
 
 
-def test_plot_names_variants(make: Make, write: Write, tmp_path: Path) -> None:
+def test_plot_of_methods_names_each_above_its_lines(make: Make, write: Write, tmp_path: Path) -> None:
     """Lines of different methods look alike, so the method is named above its lines."""
     for method in ("random", "rft"):
         for k in (1, 4):

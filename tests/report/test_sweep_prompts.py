@@ -26,7 +26,7 @@ def trained_on(result: Result, prompts: int) -> Result:
     return replace(result, stages=stages)
 
 
-def test_methods_that_trained_on_different_numbers_of_prompts_say_how_many(
+def test_sweep_with_different_numbers_of_prompts_shows_them(
     make: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, method, prompts in (("a", "DPO_std", 1250), ("b", "Self-Contrast", 49), ("c", "no filter", 50)):
@@ -46,7 +46,7 @@ def test_methods_that_trained_on_different_numbers_of_prompts_say_how_many(
     }
 
 
-def test_methods_that_trained_on_as_many_prompts_say_nothing_of_them(
+def test_sweep_with_equal_numbers_of_prompts_omits_them(
     make: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, seed in (("a", 1), ("b", 2)):
@@ -58,7 +58,7 @@ def test_methods_that_trained_on_as_many_prompts_say_nothing_of_them(
     assert "prompts |" not in (tmp_path / "results.md").read_text()
 
 
-def test_of_several_seeds_the_mean_number_of_prompts_is_shown(make: Make, write: Write, tmp_path: Path) -> None:
+def test_by_point_of_several_seeds_shows_the_mean_number_of_prompts(make: Make, write: Write, tmp_path: Path) -> None:
     for seed, prompts in ((1, 48), (2, 51)):
         write(tmp_path / str(seed), trained_on(make(seed=seed), prompts))
     sweep = read_sweep([tmp_path])
@@ -67,7 +67,9 @@ def test_of_several_seeds_the_mean_number_of_prompts_is_shown(make: Make, write:
     assert different_prompts(sweep).startswith("The jobs trained on different numbers of prompts: 48 to 51.")
 
 
-def test_a_job_without_preference_training_has_no_number_of_prompts(make: Make, write: Write, tmp_path: Path) -> None:
+def test_by_point_without_preference_training_has_no_number_of_prompts(
+    make: Make, write: Write, tmp_path: Path
+) -> None:
     alone = make(config={"label": "none"})
     write(tmp_path / "none", replace(alone, stages=[s for s in alone.stages if s["name"] == "sft"]))
     for name, prompts in (("a", 48), ("b", 51)):

@@ -1,7 +1,7 @@
 from selfcontrast.report.sweep_tables import latex, markdown
 
 
-def test_a_markdown_table_shows_what_is_in_its_cells() -> None:
+def test_markdown_escapes_cells() -> None:
     assert markdown(["K", "a|b"], [[1, "x_y"], [16, "<b>"]]) == (
         "| K | a\\|b |\n| --- | --- |\n| 1 | x\\_y |\n| 16 | \\<b\\> |\n"
     )

@@ -125,7 +125,7 @@ def test_every_table_fits_the_page(html: str) -> None:
         assert table.narrowest <= MOST_CHARACTERS, (table.narrowest, heads)
 
 
-def test_on_a_phone_a_wide_table_becomes_cards_whose_cells_are_named(html: str) -> None:
+def test_wide_table_names_its_cells_for_phones(html: str) -> None:
     wide = [table for table in Tables(html).found if table.columns > 3 and table.rows[0][0][0] != "stage"]
     assert wide
     for table in wide:
@@ -137,11 +137,11 @@ def test_on_a_phone_a_wide_table_becomes_cards_whose_cells_are_named(html: str) 
             assert [attributes["data-head"] for _, attributes in row] == heads
 
 
-def test_no_style_keeps_cells_from_wrapping(html: str) -> None:
+def test_style_lets_cells_wrap(html: str) -> None:
     assert not re.search(r"(?m)^[^{]*\b(td|th)\b[^{]*{[^}]*nowrap", html.partition("</style>")[0])
 
 
-def test_the_parser_sees_a_table_that_is_too_wide() -> None:
+def test_parser_detects_a_table_that_is_too_wide() -> None:
     cells = "".join(f'<td class="n">0.648\xa0[0.620,\xa00.67{column}]</td>' for column in range(9))
     (table,) = Tables(f"<div class='x'><table><tr>{cells}</tr></table></div>").found
     assert not table.scrolls

@@ -36,7 +36,7 @@ def test_print_result_shows_contamination_above_the_scores(
     assert out.index("Contamination: 1 of 20 test prompts") < out.index("difference from SFT")
 
 
-def test_numbers_stay_whole_in_a_narrow_terminal(
+def test_print_result_keeps_numbers_whole_in_a_narrow_terminal(
     make: Callable[..., Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -53,7 +53,7 @@ def test_print_result_to_a_pipe_is_plain_text(make: Callable[..., Result], capsy
     assert "[bold]K=4[/bold] :smile:" in out
 
 
-def test_paths_are_relative_below_the_working_directory(
+def test_print_result_shows_relative_paths_below_the_working_directory(
     make: Callable[..., Result],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -66,20 +66,20 @@ def test_paths_are_relative_below_the_working_directory(
     assert printed(make(), Path("/elsewhere"), capsys).count("/elsewhere/report.html") == 1
 
 
-def test_timings(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_result_shows_timings(make: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in printed(make(), Path("x"), capsys).splitlines()]
     assert ["sft", "cached", "3", "min", "45", "s"] in lines
     assert ["align", "done", "1", "min", "01", "s"] in lines
     assert ["this", "run", "1", "min", "04", "s"] in lines  # filter and align
 
 
-def test_a_proxy_is_labelled(proxy: Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_result_labels_a_proxy(proxy: Result, capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(proxy, Path("x"), capsys)
     assert "similarity (proxy), mean" in out
     assert "a proxy, not quality" in " ".join(out.split())
 
 
-def test_unknown_intervals(unbounded: Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_result_shows_unknown_intervals_as_dashes(unbounded: Result, capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(unbounded, Path("x"), capsys)
     assert "0.700 [–]" in out
     assert "nan" not in out

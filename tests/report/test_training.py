@@ -11,26 +11,26 @@ RECORDS = [
 ]
 
 
-def test_medians_and_the_highest_peak() -> None:
+def test_throughput_shows_medians_and_the_highest_peak() -> None:
     assert throughput(RECORDS) == "300 tokens/s, peak memory 2.0 GiB"
     assert throughput([]) == throughput([{"step": 1, "loss": 1.0}]) == ""
 
 
-def test_a_mean_is_over_the_steps_that_have_the_rank() -> None:
+def test_mean_of_a_rank_uses_the_steps_that_have_it() -> None:
     assert ranks(RECORDS) == 2
     assert mean_of(RECORDS, "accuracy_rank_1") == 0.5
     assert mean_of(RECORDS, "accuracy_rank_2") == 0.75
     assert mean_of(RECORDS, "accuracy_rank_3") is None
 
 
-def test_ends_are_a_tenth_each() -> None:
+def test_ends_are_a_tenth_of_the_steps_each() -> None:
     many = [{"step": float(i)} for i in range(25)]
     first, last = ends(many)
     assert [r["step"] for r in first] == [0, 1, 2]
     assert [r["step"] for r in last] == [22, 23, 24]
 
 
-def test_the_figure_shows_both_ends_by_rank() -> None:
+def test_by_rank_shows_both_ends() -> None:
     figure = by_rank(RECORDS)
     assert figure is not None
     accuracy, _ = figure.axes

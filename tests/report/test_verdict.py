@@ -33,10 +33,10 @@ def test_verdict_judges_the_last_iteration(make: Make) -> None:
 
 def test_verdict_without_a_policy_compares_nothing(make: Make) -> None:
     result = make(sft=0.6)
-    found = result.comparison["contamination"]
-    own = {**found, "without": found["without"][:1]}
+    measured = result.comparison["contamination"]
+    of_sft = {**measured, "without": measured["without"][:1]}
     rows = [row for row in result.comparison["rows"] if row["system"] == "SFT"]
-    alone = replace(result, comparison={**result.comparison, "rows": rows, "contamination": own})
+    alone = replace(result, comparison={**result.comparison, "rows": rows, "contamination": of_sft})
     assert judge(alone).text == "At T=1 SFT scores 0.600 [0.550, 0.650]."
     assert contamination(alone).endswith("without them SFT 0.350 [0.300, 0.400].")
 
@@ -54,14 +54,14 @@ def test_contamination_in_a_sentence(make: Make) -> None:
         "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt; without them "
         "SFT 0.350 [0.300, 0.400], Self-Contrast 0.400 [0.350, 0.450], difference +0.050 [+0.010, +0.090], p = 0.500."
     )
-    found = result.comparison["contamination"]
+    measured = result.comparison["contamination"]
     clean = {"benchmark": "test", "prompts": 20, "flagged": 0, "examples": [], "without": []}
-    for own, words in (
+    for case, words in (
         (clean, "Contamination: none of 20 test prompts resembles a training prompt."),
-        (found | {"without": []}, "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt."),
+        (measured | {"without": []}, "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt."),
         ({}, ""),
     ):
-        assert contamination(replace(result, comparison={**result.comparison, "contamination": own})) == words
+        assert contamination(replace(result, comparison={**result.comparison, "contamination": case})) == words
 
 
 def test_verdict_limits_a_gain_that_sharper_sampling_also_gives(make: Make) -> None:
@@ -70,11 +70,11 @@ def test_verdict_limits_a_gain_that_sharper_sampling_also_gives(make: Make) -> N
     assert "explains as much as the whole gain" in verdict.control
 
 
-def test_a_gain_without_help_from_sharpness(make: Make) -> None:
+def test_verdict_gain_with_a_worse_control_is_not_explained_by_it(make: Make) -> None:
     assert "does not explain the gain" in judge(make(sft=0.6, policy=0.7, control=0.55)).control
 
 
-def test_verdict_worse(make: Make) -> None:
+def test_verdict_of_a_lower_score_is_worse(make: Make) -> None:
     verdict = judge(make(sft=0.7, policy=0.6, control=0.8))
     assert verdict.headline == "Worse than SFT"
     assert "-0.100 [-0.140, -0.060]" in verdict.sentence
@@ -83,7 +83,7 @@ def test_verdict_worse(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("half", "p"), [(0.2, 0.3), (0.2, 0.001), (0.04, 0.3)])
-def test_a_difference_needs_both_its_interval_and_its_test(make: Make, half: float, p: float) -> None:
+def test_verdict_without_both_interval_and_test_is_no_clear_difference(make: Make, half: float, p: float) -> None:
     verdict = judge(make(half=half, p=p))
     assert verdict.headline == "No clear difference from SFT"
     assert verdict.sentence.endswith("no significant difference.")

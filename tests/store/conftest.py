@@ -36,10 +36,10 @@ def lived(tmp_path: Path) -> Lived:
     optim = {"epochs": 3, "betas": [0.9, 0.95]}
     sft = first.get(Stage("sft", 1, {"optim": {"lr": 0.001, **optim}, "seed": 1}, {}, write("12345")))
     generate = first.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
-    one = first.get(Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
+    align_1 = first.get(Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
     second.get(Stage("sft", 1, {"optim": {"lr": 0.001, **optim}, "seed": 1}, {}, write()))
     second.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
-    eight = second.get(Stage("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
+    align_8 = second.get(Stage("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
     old = Store(root).get(Stage("sft", 1, {"optim": {"lr": 0.1, **optim}, "seed": 1}, {}, write()))
 
     def fails(folder: Path) -> None:
@@ -51,4 +51,4 @@ def lived(tmp_path: Path) -> Lived:
         Store(root).get(Stage("generate", 1, {"samples": 9}, {"sft": sft}, fails))
     (abandoned,) = root.glob("generate/*.partial")
     shutil.rmtree(tmp_path / "gone")
-    return Lived(root, sft, old, generate, one, eight, abandoned)
+    return Lived(root, sft, old, generate, align_1, align_8, abandoned)

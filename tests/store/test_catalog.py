@@ -12,8 +12,8 @@ from selfcontrast.store.locks import locked
 
 
 def entry(catalog: Catalog, name: str) -> Entry:
-    (found,) = [e for e in catalog.entries if e.name == name]
-    return found
+    (match,) = [e for e in catalog.entries if e.name == name]
+    return match
 
 
 def test_catalog_entries_report_state_size_users_and_owner(lived: Lived) -> None:

@@ -110,17 +110,17 @@ def test_code_of_accepts_half_saved_and_namespace_modules(shop: Path) -> None:
 
 
 def test_code_of_training_excludes_report() -> None:
-    found = code_of(["selfcontrast.training.align"])
-    assert "selfcontrast/losses.py" in found
-    assert "selfcontrast/training/packed_module.py" in found
-    assert not [name for name in found if name.startswith(("selfcontrast/report", "selfcontrast/cli"))]
+    paths = code_of(["selfcontrast.training.align"])
+    assert "selfcontrast/losses.py" in paths
+    assert "selfcontrast/training/packed_module.py" in paths
+    assert not [name for name in paths if name.startswith(("selfcontrast/report", "selfcontrast/cli"))]
 
 
 def test_code_of_evaluation_excludes_benchmarks() -> None:
-    found = code_of(["selfcontrast.evaluation.evaluate"])
-    assert "selfcontrast/evaluation/likelihood.py" in found
+    paths = code_of(["selfcontrast.evaluation.evaluate"])
+    assert "selfcontrast/evaluation/likelihood.py" in paths
     others = ("selfcontrast/evaluation/benchmarks", "selfcontrast/evaluation/judges")
-    assert not [name for name in found if name.startswith(others)]
+    assert not [name for name in paths if name.startswith(others)]
 
 
 def test_manifest_records_code(tmp_path: Path) -> None:
@@ -267,15 +267,15 @@ def test_diff_prints_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys
         forget()
         first = store.get(Stage("first", 1, {"selector": {"fraction": share}}, {}, write(), "shop.tax"))
         made.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
-    one, other = made
-    assert main(["diff", one.key[:8], other.key[:8], "--store", str(store.root)]) == 0
+    old, new = made
+    assert main(["diff", old.key[:8], new.key[:8], "--store", str(store.root)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "second > candidates" in lines
     assert "selector.fraction: 0.25 → 0.5" in lines
     assert any(line.startswith("code shop/tax.py: ") for line in lines)
     assert any(line.startswith("input candidates: ") for line in lines)
     assert not any(line.startswith("lr") for line in lines)
-    assert main(["diff", one.key, one.key, "--store", str(store.root)]) == 0
+    assert main(["diff", old.key, old.key, "--store", str(store.root)]) == 0
     assert "no difference" in capsys.readouterr().out
 
 

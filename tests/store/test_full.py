@@ -82,21 +82,21 @@ def test_disk_without_a_byte_left_fails_before_computing(small_disk: Path) -> No
     assert not Store(root).get(Stage("stage", 1, {}, {}, write())).cached
 
 
-def _limited(root: Path, said: Any) -> None:
+def _limited(root: Path, messages: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     try:
         Store(root).get(Stage("stage", 1, {}, {}, stage))
     except UserError as error:
-        said.put(str(error))
+        messages.put(str(error))
 
 
 def test_file_size_limit_is_reported_as_full_disk(tmp_path: Path) -> None:
-    root, said = tmp_path / "store", fork.SimpleQueue()
-    process = fork.Process(target=_limited, args=(root, said))
+    root, messages = tmp_path / "store", fork.SimpleQueue()
+    process = fork.Process(target=_limited, args=(root, messages))
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert_one_line(UserError(said.get()), root, os.strerror(27))
+    assert_one_line(UserError(messages.get()), root, os.strerror(27))
     assert_nothing_half_written(root)
     assert Store(root).get(Stage("stage", 1, {}, {}, stage)).manifest["resumed"]
 
@@ -114,7 +114,7 @@ def test_error_caused_by_full_disk_is_reported_as_such(tmp_path: Path) -> None:
     assert_one_line(raised.value, tmp_path, "No space left on device")
 
 
-def test_other_error_passes_unchanged(tmp_path: Path) -> None:
+def test_get_error_other_than_full_disk_passes_unchanged(tmp_path: Path) -> None:
     def compute(folder: Path) -> None:
         raise ValueError("File too large for this test")
 

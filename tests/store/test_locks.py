@@ -20,10 +20,10 @@ fork = multiprocessing.get_context("fork")
 
 def test_owner_is_recorded_during_work_and_after_failure(tmp_path: Path) -> None:
     with locked(tmp_path, "a-stage", KEY):
-        found = owner(tmp_path, "a-stage", KEY)
-        assert found
-        assert (found.host, found.pid) == (socket.gethostname(), os.getpid())
-        assert re.fullmatch(rf"{re.escape(found.host)}:{found.pid} since \d\d:\d\d", str(found))
+        holder = owner(tmp_path, "a-stage", KEY)
+        assert holder
+        assert (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
+        assert re.fullmatch(rf"{re.escape(holder.host)}:{holder.pid} since \d\d:\d\d", str(holder))
     assert owner(tmp_path, "a-stage", KEY) is None
     with pytest.raises(RuntimeError), locked(tmp_path, "a-stage", KEY):
         raise RuntimeError

@@ -48,8 +48,8 @@ def test_prune_unused_for_counts_from_last_use(lived: Lived) -> None:
     # As if all had been made and used two days ago, but one had been asked for an hour ago.
     ages = {lived.eight.key: DAY / 24}
     aged = [replace(e, used=e.used - ages.get(e.key, 2 * DAY)) for e in catalog.entries]
-    found = choose(Catalog(catalog.root, aged, catalog.runs), PruneQuery(unused_for=DAY))
-    assert {e.folder.name for e in found} == {lived.old.key, lived.abandoned.name}
+    entries = choose(Catalog(catalog.root, aged, catalog.runs), PruneQuery(unused_for=DAY))
+    assert {e.folder.name for e in entries} == {lived.old.key, lived.abandoned.name}
 
 
 def test_prune_use_by_run_renews_artifact(lived: Lived) -> None:

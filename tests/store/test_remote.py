@@ -56,16 +56,16 @@ def test_remote_artifact_of_one_machine_is_downloaded_by_another(machine, url: s
 def test_remote_working_copy_is_used_first(machine, url: str) -> None:
     store = machine()
     artifact = store.get(Stage("sft", 1, {}, {}, write()))
-    fs, place = there(url, artifact)
-    fs.rm(place, recursive=True)
+    fs, path = there(url, artifact)
+    fs.rm(path, recursive=True)
     assert store.get(Stage("sft", 1, {}, {}, never)).cached
-    assert fs.exists(f"{place}/{MANIFEST}")  # and what it lacks it gets
+    assert fs.exists(f"{path}/{MANIFEST}")  # and what it lacks it gets
 
 
 def test_remote_upload_without_manifest_is_ignored(machine, url: str) -> None:
     artifact = machine().get(Stage("sft", 1, {}, {}, write()))
-    fs, place = there(url, artifact)
-    fs.rm(f"{place}/{MANIFEST}")
+    fs, path = there(url, artifact)
+    fs.rm(f"{path}/{MANIFEST}")
     assert not machine().get(Stage("sft", 1, {}, {}, write())).cached
     assert machine().get(Stage("sft", 1, {}, {}, never)).cached
 
@@ -87,29 +87,29 @@ def test_remote_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (
-            lambda fs, place: fs.pipe_file(f"{place}/sub/file.txt", b"Content"),
+            lambda fs, path: fs.pipe_file(f"{path}/sub/file.txt", b"Content"),
             "sub/file.txt has changed since it was written",
         ),
-        (lambda fs, place: fs.rm(f"{place}/sub/file.txt"), "sub/file.txt is missing"),
-        (lambda fs, place: fs.pipe_file(f"{place}/{MANIFEST}", b'{"fi'), "unreadable manifest"),
-        (lambda fs, place: fs.pipe_file(f"{place}/{MANIFEST}", b"{}"), "unreadable manifest"),
+        (lambda fs, path: fs.rm(f"{path}/sub/file.txt"), "sub/file.txt is missing"),
+        (lambda fs, path: fs.pipe_file(f"{path}/{MANIFEST}", b'{"fi'), "unreadable manifest"),
+        (lambda fs, path: fs.pipe_file(f"{path}/{MANIFEST}", b"{}"), "unreadable manifest"),
         (
-            lambda fs, place: fs.pipe_file(f"{place}/{MANIFEST}", json.dumps({"files": {"../../../x": ""}}).encode()),
+            lambda fs, path: fs.pipe_file(f"{path}/{MANIFEST}", json.dumps({"files": {"../../../x": ""}}).encode()),
             "../../../x does not belong there",
         ),
     ],
 )
 def test_remote_damaged_artifact_is_recomputed_and_replaced(
-    machine, url: str, caplog: pytest.LogCaptureFixture, damage, said: str
+    machine, url: str, caplog: pytest.LogCaptureFixture, damage, message: str
 ) -> None:
     damage(*there(url, machine().get(Stage("sft", 1, {}, {}, write()))))
     second = machine()
     with caplog.at_level(logging.WARNING):
         artifact = second.get(Stage("sft", 1, {}, {}, write()))
-    assert f"{said}. Recomputing" in caplog.text
+    assert f"{message}. Recomputing" in caplog.text
     assert not artifact.cached
     assert verify(artifact.path) is None
     assert not list(second.root.rglob("*.download"))

@@ -230,9 +230,9 @@ def test_get_waiting_names_owner_and_takes_over_when_killed(
     caplog.handler.addFilter(kill_when_it_waits)
     with caplog.at_level(logging.INFO):
         artifact = store.get(Stage("stage", 1, {}, {}, write()))
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith(f"waiting for stage, being computed by {who}")
-    assert said[1].startswith(f"stage: taking over from {who}")
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith(f"waiting for stage, being computed by {who}")
+    assert messages[1].startswith(f"stage: taking over from {who}")
     assert artifact.manifest["resumed"]
     assert store.get(Stage("stage", 1, {}, {}, never)).cached
 
@@ -311,14 +311,14 @@ DAMAGES: dict[str, tuple[Callable[[Artifact], object], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_get_damaged_artifact_is_recomputed(store: Store, caplog: pytest.LogCaptureFixture, kind: str) -> None:
-    damage, said = DAMAGES[kind]
+    damage, message = DAMAGES[kind]
     artifact = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
     assert verify(artifact.path) is None
     damage(artifact)
-    assert said in str(verify(artifact.path))
+    assert message in str(verify(artifact.path))
     with caplog.at_level(logging.WARNING):
         again = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
-    assert said in caplog.text
+    assert message in caplog.text
     assert not again.cached
     assert verify(again.path) is None
     assert store.get(Stage("stage", 1, {"x": 1}, {}, never)).cached

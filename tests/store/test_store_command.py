@@ -12,7 +12,7 @@ from selfcontrast.store.__main__ import main
 
 
 @pytest.fixture
-def said(lived: Lived, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def run_store(lived: Lived, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Run a command on the store and return its output, on lines of any length."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
@@ -28,37 +28,37 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_ls_prints_entries_and_total(said, lived: Lived) -> None:
-    found = rows(said("ls"))
-    assert found[0][:4] == ["stage", "key", "size", "age"]
-    by_key = {row[1]: row for row in found[2:8]}
+def test_ls_prints_entries_and_total(run_store, lived: Lived) -> None:
+    table = rows(run_store("ls"))
+    assert table[0][:4] == ["stage", "key", "size", "age"]
+    by_key = {row[1]: row for row in table[2:8]}
     assert by_key[lived.one.key[:8]][0] == "align"
     assert by_key[lived.one.key[:8]][-3:] == ["1", "run", "negatives=1"]
     assert by_key[lived.sft.key[:8]][-5:] == ["1", "run,", "3", "artifacts", "optim.lr=0.001"]
     assert by_key[lived.eight.key[:8]][-1:] == ["negatives=8"]
-    assert f"abandoned: {os.uname().nodename}:{os.getpid()} since" in said("ls")
-    assert found[-1][:2] == ["6", "artifacts,"]
+    assert f"abandoned: {os.uname().nodename}:{os.getpid()} since" in run_store("ls")
+    assert table[-1][:2] == ["6", "artifacts,"]
 
 
-def test_ls_stage_prints_only_that_stage(said, lived: Lived) -> None:
-    assert {row[0] for row in rows(said("ls", "--stage", "align"))[2:4]} == {"align"}
-    assert said("ls", "--stage", "align", "--stage", "sft").count("\nsft ") == 2
+def test_ls_stage_prints_only_that_stage(run_store, lived: Lived) -> None:
+    assert {row[0] for row in rows(run_store("ls", "--stage", "align"))[2:4]} == {"align"}
+    assert run_store("ls", "--stage", "align", "--stage", "sft").count("\nsft ") == 2
 
 
-def test_ls_json_prints_full_keys(said, lived: Lived) -> None:
-    facts = {entry["key"]: entry for entry in json.loads(said("ls", "--json"))}
+def test_ls_json_prints_full_keys(run_store, lived: Lived) -> None:
+    facts = {row["key"]: row for row in json.loads(run_store("ls", "--json"))}
     assert len(facts) == 6
-    own = facts[lived.generate.key]
-    assert own["state"] == "published"
-    assert own["settings"] == {"samples": 4}
-    assert own["inputs"] == {"sft": lived.sft.key}
-    assert set(own["artifacts"]) == {f"align/{lived.one.key}", f"align/{lived.eight.key}"}
-    assert own["runs"] == [str(lived.root.parent / "one")]
+    generated = facts[lived.generate.key]
+    assert generated["state"] == "published"
+    assert generated["settings"] == {"samples": 4}
+    assert generated["inputs"] == {"sft": lived.sft.key}
+    assert set(generated["artifacts"]) == {f"align/{lived.one.key}", f"align/{lived.eight.key}"}
+    assert generated["runs"] == [str(lived.root.parent / "one")]
     assert facts[lived.eight.key]["apart"] == {"negatives": "8"}
 
 
-def test_show_prints_manifest_and_lineage(said, lived: Lived) -> None:
-    text = said("show", lived.generate.key[:9])
+def test_show_prints_manifest_and_lineage(run_store, lived: Lived) -> None:
+    text = run_store("show", lived.generate.key[:9])
     for line in (
         f"generate/{lived.generate.key}",
         "  samples = 4",
@@ -74,44 +74,44 @@ def test_show_prints_manifest_and_lineage(said, lived: Lived) -> None:
     }
 
 
-def test_show_marks_deleted_inputs(said, lived: Lived) -> None:
+def test_show_marks_deleted_inputs(run_store, lived: Lived) -> None:
     lived.sft.path.rename(lived.root / "elsewhere")
-    assert f"└── sft: {lived.sft.key[:8]} (gone)" in said("show", lived.generate.key)
-    assert "made from nothing" in said("show", lived.old.key)
+    assert f"└── sft: {lived.sft.key[:8]} (gone)" in run_store("show", lived.generate.key)
+    assert "made from nothing" in run_store("show", lived.old.key)
 
 
-def test_verify_prints_damage_and_exits_1(said, lived: Lived) -> None:
-    assert said("verify").endswith("5 intact, 0 damaged\n")
+def test_verify_prints_damage_and_exits_1(run_store, lived: Lived) -> None:
+    assert run_store("verify").endswith("5 intact, 0 damaged\n")
     (lived.one.path / "sub/file.txt").write_text("Content")
-    text = said("verify", code=1)
+    text = run_store("verify", code=1)
     assert f"damaged  align/{lived.one.key}: sub/file.txt has changed since it was written" in text.splitlines()
     assert "4 intact, 1 damaged" in text
-    assert said("verify", lived.sft.key[:8]).splitlines()[0] == f"intact   sft/{lived.sft.key}"
+    assert run_store("verify", lived.sft.key[:8]).splitlines()[0] == f"intact   sft/{lived.sft.key}"
 
 
-def test_prune_deletes_only_with_yes(said, lived: Lived) -> None:
-    text = said("prune")
+def test_prune_deletes_only_with_yes(run_store, lived: Lived) -> None:
+    text = run_store("prune")
     assert text.count("would delete") == 3
     assert text.endswith("add --yes to delete.\n")
     assert lived.old.path.exists()
-    text = said("prune", "--yes")
+    text = run_store("prune", "--yes")
     assert text.count("deleted ") == 3
     assert text.splitlines()[-1].endswith(" freed")
     assert not lived.old.path.exists()
-    assert said("prune") == "0 B in all. Nothing was deleted; add --yes to delete.\n"
+    assert run_store("prune") == "0 B in all. Nothing was deleted; add --yes to delete.\n"
 
 
-def test_prune_applies_all_filters(said, lived: Lived) -> None:
-    assert said("prune", "--unused-for", "12h").count("would delete") == 0
-    assert said("prune", "--unused-for", "0d").count("would delete") == 3
-    assert said("prune", "--stage", "sft", "--used").count("would delete") == 2
-    assert "by 1 run, 3 artifacts" in said("prune", "--stage", "sft", "--used")
-    assert said("prune", lived.eight.key[:8]).count("would delete") == 1
+def test_prune_applies_all_filters(run_store, lived: Lived) -> None:
+    assert run_store("prune", "--unused-for", "12h").count("would delete") == 0
+    assert run_store("prune", "--unused-for", "0d").count("would delete") == 3
+    assert run_store("prune", "--stage", "sft", "--used").count("would delete") == 2
+    assert "by 1 run, 3 artifacts" in run_store("prune", "--stage", "sft", "--used")
+    assert run_store("prune", lived.eight.key[:8]).count("would delete") == 1
 
 
-def test_prune_duration_without_unit_is_refused(said, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_duration_without_unit_is_refused(run_store, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        said("prune", "--unused-for", "30")
+        run_store("prune", "--unused-for", "30")
     assert "'30' is not a duration" in capsys.readouterr().err
 
 

@@ -111,7 +111,7 @@ def test_preference_groups_id_with_second_suffix_is_kept_or_refused() -> None:
     groups, _ = preference_groups(RENDERER, twins, used, 190)
     assert negatives_by_group(groups, used) == used
     pool = {"a": torch.tensor([0.0, 1.0]), "a+best": torch.tensor([2.0, 3.0])}
-    assert {name: found.tolist() for name, found in select_scores(pool, used).items()} == {
+    assert {name: scores.tolist() for name, scores in select_scores(pool, used).items()} == {
         "a": [0, 1],
         "a+best": [2, 3],
     }

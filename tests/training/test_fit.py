@@ -167,9 +167,9 @@ def test_fit_two_ranks_train_as_one(tmp_path: Path, strategy: str, adapter: Adap
         assert fit(module, data, tmp_path / str(ranks), "test")
         assert reported == module.history
         results.append((policy.state_dict(), [without_speeds(record) for record in reported]))
-    (one, records), (two, same_records) = results
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-9, rtol=1e-9)
+    (weights, records), (other_weights, same_records) = results
+    for name, value in weights.items():
+        torch.testing.assert_close(other_weights[name], value, atol=1e-9, rtol=1e-9)
     assert len(records) == len(same_records) == 6 + 2
     for record, same in zip(records, same_records, strict=True):
         assert same == pytest.approx(record, abs=1e-5)

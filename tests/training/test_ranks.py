@@ -154,9 +154,9 @@ def test_ranks_bf16_shards_train_as_one_device(tmp_path: Path) -> None:
             tmp_path / str(ranks), devices=ranks, strategy="fsdp2", precision="bf16-mixed", dropout=0.0
         )
         results.append(losses)
-    one, two = results
-    assert one[0] - one[-1] > 0.3
-    assert two == pytest.approx(one, abs=0.03)
+    on_one_rank, on_two_ranks = results
+    assert on_one_rank[0] - on_one_rank[-1] > 0.3
+    assert on_two_ranks == pytest.approx(on_one_rank, abs=0.03)
 
 
 def test_ranks_fsdp2_holds_half_of_each_layer(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str,
         module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, lambda record: None)
         assert fit(module, data, tmp_path / str(ranks), "test")
     for step in data.snapshots:
-        one, two = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            torch.testing.assert_close(two[name], value, atol=1e-9, rtol=1e-9)
+        weights, other_weights = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
+        assert weights.keys() == other_weights.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(other_weights[name], value, atol=1e-9, rtol=1e-9)

@@ -61,7 +61,7 @@ def test_call_chain_names_a_function_of_the_file(name: str, file: str) -> None:
         assert re.search(rf"^ *(def|class) {part}\b", text, re.MULTILINE), f"{part} is not in {file}"
 
 
-def test_every_path_exists() -> None:
+def test_paths_of_the_architecture_page_exist() -> None:
     # Placeholders in capitals are not paths.
     for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|\.md|\.toml|/))`", TEXT):
         assert any((root / path).exists() for root in (ROOT, PACKAGE)) or path == "site/", path

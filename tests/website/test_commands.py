@@ -21,28 +21,28 @@ def test_plan_of_the_documents_composes(words: str) -> None:
 
 
 def test_subcommands_of_the_documents_exist() -> None:
-    found = set(re.findall(r"(?:^|`)selfcontrast ([a-z]+)", TEXT, re.MULTILINE))
-    assert {"plan", "export"} <= found <= {*HYDRA, *OTHERS}
+    commands = set(re.findall(r"(?:^|`)selfcontrast ([a-z]+)", TEXT, re.MULTILINE))
+    assert {"plan", "export"} <= commands <= {*HYDRA, *OTHERS}
 
 
 def test_modules_of_the_documents_exist() -> None:
-    found = set(re.findall(r"python -m ((?:selfcontrast|studies)[\w.]*)", TEXT))
-    assert {"selfcontrast.report", "studies.paper.reproduce"} <= found
-    for module in found:
+    modules = set(re.findall(r"python -m ((?:selfcontrast|studies)[\w.]*)", TEXT))
+    assert {"selfcontrast.report", "studies.paper.reproduce"} <= modules
+    for module in modules:
         spec = find_spec(module)
         assert spec is not None, module
         assert not spec.submodule_search_locations or find_spec(f"{module}.__main__"), module
 
 
 def test_targets_of_make_exist() -> None:
-    found = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE))
+    used = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE))
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"run", "test", "docs"} <= found <= targets
+    assert {"run", "test", "docs"} <= used <= targets
 
 
 def test_files_of_commands_exist() -> None:
-    found = re.findall(r"wandb sweep (\S+)|pip install .*-r (\S+)|pytest (tests/\S+\.py)", TEXT)
-    names = {name for names in found for name in names if name}
+    matches = re.findall(r"wandb sweep (\S+)|pip install .*-r (\S+)|pytest (tests/\S+\.py)", TEXT)
+    names = {name for names in matches for name in names if name}
     assert len(names) >= 3
     for name in names:
         assert (ROOT / name).exists(), name

@@ -27,10 +27,10 @@ def keys(node: Any, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(CONF)) for file in FILES])
 def test_option_has_every_key_of_its_file(file: Path) -> None:
-    found = {setting.key for setting in read_option(CONF, file).settings}
+    documented = {setting.key for setting in read_option(CONF, file).settings}
     for key in keys(yaml.safe_load(file.read_text())):
         # A mapping in braces is one value.
-        assert any(key == other or key.startswith(f"{other}.") for other in found), key
+        assert any(key == other or key.startswith(f"{other}.") for other in documented), key
 
 
 def test_page_has_every_file_and_as_many_rows_as_keys() -> None:

@@ -69,6 +69,6 @@ def test_links_to_the_repository_become_links_within_the_site(site: Path) -> Non
 
 def test_reference_has_every_module_once() -> None:
     text = "\n".join(page for name, page in reference_pages(PACKAGE).items() if name != reference.PUBLIC)
-    found = re.findall(r"^::: (.*)$", text, re.MULTILINE)
-    assert sorted(found) == sorted(set(modules(PACKAGE)) - {"selfcontrast"})
-    assert "selfcontrast.losses" in found
+    names = re.findall(r"^::: (.*)$", text, re.MULTILINE)
+    assert sorted(names) == sorted(set(modules(PACKAGE)) - {"selfcontrast"})
+    assert "selfcontrast.losses" in names

@@ -82,7 +82,7 @@ def test_failed_judgment_is_retried_and_never_reused(choices: list[Body], status
         [judgment] = ask(judge(server.url), [single("x")], tmp_path)
         assert (judgment.status, judgment.value) == (status, None)
         assert len(server.asked) == 2  # attempts
-        assert [asked.body["seed"] for asked in server.asked] == [0, 1]
+        assert [request.body["seed"] for request in server.asked] == [0, 1]
         server.reply = lambda body: says("[[6]]")
         assert ask(judge(server.url), [single("x")], tmp_path)[0].value == 6
 
@@ -248,8 +248,8 @@ def test_fingerprint_depends_on_the_verdict_setting(tmp_path: Path) -> None:
 def raw(text: str | bytes, **others: float) -> Body:
     """A token with its bytes. Half a character is not text; servers write it in their priced way."""
     data = text if isinstance(text, bytes) else text.encode()
-    shown = text if isinstance(text, str) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-    return {**token(shown, **others), "bytes": list(data)}
+    content = text if isinstance(text, str) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return {**token(content, **others), "bytes": list(data)}
 
 
 def test_logprob_verdict_after_a_split_character(tmp_path: Path) -> None:

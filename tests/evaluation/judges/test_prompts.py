@@ -79,5 +79,5 @@ def test_judge_prompt_answer_with_a_known_sign_stays_fenced() -> None:
 def test_judge_prompt_leaves_out_the_middle_of_a_long_answer() -> None:
     prompt = judge_prompt(single("a" * 60_000 + "b" * 40_000), 1000)
     assert len(prompt) < 4000
-    shown = parts(prompt)["assistant: the answer to judge"]
-    assert shown == "a" * 500 + "\n[… 99000 characters are left out here …]\n" + "b" * 500
+    answer = parts(prompt)["assistant: the answer to judge"]
+    assert answer == "a" * 500 + "\n[… 99000 characters are left out here …]\n" + "b" * 500

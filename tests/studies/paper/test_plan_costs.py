@@ -122,8 +122,8 @@ def test_sizes_of_given_values_and_stored_candidates_take_precedence() -> None:
     assert (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens) == (7, 5, 4, 9.5)
     unsampled = Planned(planned.parts, [step("generate")], "")
     assert sizes_of(unsampled).response_tokens == 6
-    given = sizes_of(unsampled, prompts=1000, response_tokens=None, parameters=5.0)
-    assert (given.prompts, given.response_tokens, given.parameters) == (1000, 6, 5.0)
+    explicit = sizes_of(unsampled, prompts=1000, response_tokens=None, parameters=5.0)
+    assert (explicit.prompts, explicit.response_tokens, explicit.parameters) == (1000, 6, 5.0)
     unreadable = sizes_of(Planned(settings, [], ""))
     assert (unreadable.prompts, unreadable.prompt_tokens) == (None, None)
 
