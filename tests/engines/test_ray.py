@@ -123,7 +123,7 @@ def test_user_error_of_a_worker_is_raised_unchanged(cluster: None, tmp_path: Pat
     work = shards(tmp_path, [13], [1])
     with pytest.raises(UserError) as error:
         engine(actors=1).run(Doubling(tmp_path), work, "cpu", "double", "number")
-    assert str(error.value) == "number=13: an even one"
+    assert str(error.value).startswith("number=13: ")
     assert not work[0].file.exists()
 
 

@@ -183,7 +183,7 @@ def test_failing_server_loses_nothing(
         tracked = online(monkeypatch, server)
         server.broken = range(5)
         with tracked.run("a name", {"negatives": 2}, tmp_path) as tracker:
-            server.broken = range(server.asked, server.asked + 4)
+            server.broken = range(server.request_count, server.request_count + 4)
             for step in range(1, 101):
                 tracker.log("align", {"step": step, "loss": 1 / step})
             tracker.table("samples", pd.DataFrame({"prompt": ["a"]}))
