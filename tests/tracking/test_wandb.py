@@ -190,7 +190,7 @@ def test_failing_server_loses_nothing(
             tracker.artifact(artifacts[0], [])
             tracker.summary({"value": 0.75})
         wandb.teardown()
-        assert server.asked > server.broken.stop
+        assert server.request_count > server.broken.stop
     (run,) = server.runs.values()
     assert run.exit_code == 0
     assert run.series("align/step") == list(range(1, 101))
