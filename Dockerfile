@@ -3,7 +3,7 @@
 #
 #   docker build --tag selfcontrast .
 #   docker run --rm --gpus all --ipc host --volume "$PWD/runs:/runs" selfcontrast \
-#     train model=hf model.path=NAME generator=vllm generator.backend.python=/opt/vllm/bin/python hardware=gpu
+#     train model=hf model.path=NAME generator=vllm generator.backend.python=/srv/vllm/bin/python hardware=gpu
 FROM nvidia/cuda:12.9.1-devel-ubuntu24.04 AS build
 
 RUN apt-get update \
@@ -12,14 +12,14 @@ RUN apt-get update \
 
 # The versions of vLLM's own environment come first: they change least.
 COPY pyproject.toml README.md LICENSE /src/
-RUN python3 -m venv /opt/vllm \
-    && /opt/vllm/bin/python -m pip install --no-cache-dir "$(python3 -c 'import tomllib; print(tomllib.load(open("/src/pyproject.toml", "rb"))["project"]["optional-dependencies"]["vllm"][0])')"
+RUN python3 -m venv /srv/vllm \
+    && /srv/vllm/bin/python -m pip install --no-cache-dir "$(python3 -c 'import tomllib; print(tomllib.load(open("/src/pyproject.toml", "rb"))["project"]["optional-dependencies"]["vllm"][0])')"
 
 COPY conf /src/conf
 COPY evaluation /src/evaluation
 COPY src /src/src
-RUN python3 -m venv /opt/selfcontrast \
-    && /opt/selfcontrast/bin/python -m pip install --no-cache-dir "/src[peft,8bit]"
+RUN python3 -m venv /srv/selfcontrast \
+    && /srv/selfcontrast/bin/python -m pip install --no-cache-dir "/src[peft,8bit]"
 
 FROM nvidia/cuda:12.9.1-devel-ubuntu24.04
 
@@ -30,10 +30,10 @@ RUN apt-get update \
     && useradd --create-home --uid 10001 selfcontrast \
     && mkdir /runs \
     && chown selfcontrast /runs
-COPY --from=build /opt/vllm /opt/vllm
-COPY --from=build /opt/selfcontrast /opt/selfcontrast
+COPY --from=build /srv/vllm /srv/vllm
+COPY --from=build /srv/selfcontrast /srv/selfcontrast
 
-ENV PATH=/opt/selfcontrast/bin:$PATH \
+ENV PATH=/srv/selfcontrast/bin:$PATH \
     HF_HOME=/runs/huggingface \
     SELFCONTRAST_STORE=/runs/store
 USER selfcontrast
