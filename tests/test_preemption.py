@@ -146,3 +146,24 @@ def test_reproduce_signal_is_forwarded_and_child_awaited(number: signal.Signals,
         script.send_signal(number)
         assert script.wait(TIMEOUT) == 143
     assert (tmp_path / "ended").exists()
+
+
+def test_reproduce_signal_that_does_not_interrupt_the_wait_is_forwarded(tmp_path: Path) -> None:
+    """Another thread receives the signal, so that the main thread's system call goes on.
+
+    A signal just before the call has the same effect, but rarely.
+    """
+    (tmp_path / "child.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *args: sys.exit(143))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])\n" + READY + "time.sleep(10000)\n"
+    )
+    body = (
+        f"import threading\nsys.path.insert(0, {str(ROOT)!r})\nfrom studies.paper import reproduce\n"
+        "threading.Thread(target=time.sleep, args=(10000,), daemon=True).start()\n"
+        f"os.chdir({str(tmp_path)!r})\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "sys.exit(reproduce.call([sys.executable, 'child.py']))\n"
+    )
+    with running(body) as script:
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(30) == 143

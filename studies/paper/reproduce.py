@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,7 @@ METHODS = ("sft", "dpo_std", "spin", "self_contrast")
 KS = (1, 2, 4, 8, 16)  # the paper's
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=PARTITION", "hydra.launcher.gpus_per_node=8")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends SIGUSR1 before the time limit
+POLL = 0.1  # seconds
 SPEEDS = Path(__file__).parent / "throughput.yaml"
 
 
@@ -157,7 +159,8 @@ def call(words: Sequence[str]) -> int:
             children.append(child)
             for number in received:  # before the child was started
                 child.send_signal(number)
-            code = child.wait()
+            while (code := child.poll()) is None:
+                time.sleep(POLL)  # `wait` would miss a signal that comes just before it blocks, until the child ends
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
