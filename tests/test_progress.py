@@ -9,8 +9,12 @@ import pytest
 
 from doubling import Doubling, shards
 from selfcontrast import progress
+from selfcontrast.data.candidates import Decoding, Request
 from selfcontrast.engines.local import Local
-from tiny import groups, hardware, llama, optim
+from selfcontrast.generators.backend import Responder
+from selfcontrast.generators.hf import HF, OomBatcher
+from selfcontrast.training.reference import score_groups
+from tiny import groups, hardware, llama, optim, policy_folder
 
 
 @pytest.fixture
@@ -108,3 +112,58 @@ def test_engine_and_training_use_counters(tmp_path: Path) -> None:
         counted = progress.current()
         assert counted is not None
         assert (counted.total, counted.unit) == (len(data.steps()), "step")
+
+
+@pytest.fixture
+def changes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect what every counter has done, after each change."""
+    seen: list[int] = []
+    original = progress.WorkCounter.advance
+
+    def advance(counter: progress.WorkCounter, units: int, unsaved: bool = False) -> None:
+        original(counter, units, unsaved)
+        seen.append(counter.done)
+
+    monkeypatch.setattr(progress.WorkCounter, "advance", advance)
+    return seen
+
+
+def test_sampling_counts_responses_before_their_shard_is_written(tmp_path: Path, changes: list[int]) -> None:
+    requests = [Request(f"r{i}", [5, 6, 7]) for i in range(4)]
+    decoding = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=9, max_length=64)
+    responder = Responder(HF("float32", 3), Local(2, 1), "cpu")
+    responder.sample(policy_folder(tmp_path / "policy"), requests, decoding, 0, tmp_path / "shards", "generate")
+    assert changes == sorted(changes)
+    assert changes[-1] == 12
+    assert len(set(changes)) > 3  # two shards alone give 6 and 12; there are four batches
+
+
+def test_scoring_counts_prompts_before_their_shard_is_written(changes: list[int]) -> None:
+    progress.count(8, "prompt")
+    score_groups(llama(), groups(8), hardware(max_tokens_per_microbatch=64))
+    progress.finish()
+    assert changes[-1] == 8
+    assert len(changes) > 1
+
+
+def test_responses_lost_to_memory_count_once(changes: list[int]) -> None:
+    def draw(requests: object, samples: range, decoding: object, seed: int) -> list[object]:
+        progress.advance_unsaved(len(samples), "response")
+        if len(samples) > 2:
+            raise MemoryError("out of memory")
+        return list(samples)
+
+    counter = progress.count(4, "response")
+    OomBatcher(4, draw)([Request("r", [5])], Decoding(4, 1.0, 1.0, 9, 64), 0)  # type: ignore[arg-type]
+    progress.finish()
+    assert changes == [4, 0, 2, 4]
+    counter.advance(4)  # the shard is written
+    assert (counter.done, counter.unsaved) == (4, 0)
+
+
+def test_units_of_another_kind_are_not_counted() -> None:
+    counter = progress.count(4, "step")
+    progress.advance_unsaved(3, "response")
+    progress.finish()
+    progress.advance_unsaved(3, "step")
+    assert counter.done == 0

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,9 @@ class WorkCounter:
 
     Attributes:
         done: number of finished units of `total`, including those of an earlier attempt.
+        on_change: receives `done` whenever it changes, for a progress bar.
         loss: the latest training loss.
+        unsaved: how many of `done` are in an unfinished shard.
         last: time of the last line, and `done` at that time: the rate counts from there.
         updated_at: time of the latest `reach`.
     """
@@ -30,7 +32,9 @@ class WorkCounter:
     total: int
     unit: str
     done: int
+    on_change: Callable[[int], object] | None = None
     loss: float | None = None
+    unsaved: int = 0
     last: tuple[float, int] = field(init=False)
     updated_at: float = field(init=False, default=0.0)
 
@@ -43,6 +47,13 @@ class WorkCounter:
         if now - self.updated_at < MIN_STEP:
             self.last = (now, done)
         self.done, self.loss, self.updated_at = done, loss, now
+
+    def advance(self, units: int, unsaved: bool = False) -> None:
+        """Record finished units: those of a finished shard, which includes the unsaved ones, or more unsaved ones."""
+        self.done += units if unsaved else units - self.unsaved
+        self.unsaved = self.unsaved + units if unsaved else 0
+        if self.on_change:
+            self.on_change(self.done)
 
     def line(self) -> str:
         """Describe progress, rate and remaining time. Call it once per line."""
@@ -58,11 +69,20 @@ class WorkCounter:
 _current: WorkCounter | None = None
 
 
-def count(total: int, unit: str, done: int = 0) -> WorkCounter:
+def count(total: int, unit: str, done: int = 0, on_change: Callable[[int], object] | None = None) -> WorkCounter:
     """Start a counter for the lines of the current stage. The caller updates `done`."""
     global _current
-    _current = WorkCounter(total, unit, done)
+    _current = WorkCounter(total, unit, done, on_change)
     return _current
+
+
+def advance_unsaved(units: int, unit: str) -> None:
+    """Record finished units of a shard that is not written yet. Negative units are done again.
+
+    It has no effect if the current counter counts something else, or is in another process.
+    """
+    if _current and _current.unit == unit:
+        _current.advance(units, unsaved=True)
 
 
 def finish() -> None:

@@ -102,14 +102,8 @@ def progress(
     Work of an earlier attempt counts as done, but not in the rate.
     """
     total, remaining = sum(s.weight for s in shards), sum(s.weight for s in missing)
-    counter = count(total, unit, total - remaining)
     with tqdm(total=total, initial=total - remaining, desc=label, unit=unit, disable=None) as bar:
-
-        def advance(weight: int) -> None:
-            counter.done += weight
-            bar.update(weight)
-
-        yield advance
+        yield count(total, unit, total - remaining, lambda done: bar.update(done - bar.n)).advance
     finish()
 
 

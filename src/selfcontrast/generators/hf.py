@@ -14,6 +14,7 @@ from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
 from selfcontrast.generators.backend import Sampler
 from selfcontrast.models.loading import DTYPES, load_model, load_tokenizer
+from selfcontrast.progress import advance_unsaved, current
 from selfcontrast.store import NOT_IN_KEY
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class OomBatcher:
         self, batch: Sequence[Request], parts: Sequence[range], decoding: Decoding, seed: int
     ) -> list[Candidate] | None:
         """Return the batch's candidates. If memory runs out, lower `batch_size` and return None."""
+        counter = current()
+        unsaved = counter.unsaved if counter else 0
         try:
             return [candidate for samples in parts for candidate in self.draw(batch, samples, decoding, seed)]
         except (RuntimeError, MemoryError) as error:
@@ -87,6 +90,8 @@ class OomBatcher:
                 raise
             reason = str(error).strip().partition("\n")[0]
         # Outside the handler the error is freed, and with it the frames that hold the batch.
+        if counter:
+            advance_unsaved(unsaved - counter.unsaved, "response")
         size = len(batch) * len(parts[0])
         if size == 1:
             raise UserError(f"out of memory with a single response ({reason}). Lower max_new_tokens or max_length.")

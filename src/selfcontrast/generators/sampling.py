@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixi
 
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.errors import UserError
+from selfcontrast.progress import advance_unsaved
 
 BLOCK = 64  # tokens per block sum in `_inverse`
 
@@ -72,6 +73,7 @@ def sample(
             if end:
                 finished[row] = "stop"
         active = ~ended & (position + 1 < room[rows])
+        advance_unsaved(int((~active).sum()), "response")
         if not bool(active.any()):
             break
         model_log_probs = cache.step(tokens, active)

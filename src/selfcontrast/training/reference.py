@@ -20,6 +20,7 @@ from selfcontrast.models.log_probs import response_log_probs, token_log_probs
 from selfcontrast.models.packing import Group
 from selfcontrast.models.rows import why_unshared
 from selfcontrast.models.shared_prompt import use_shared_prompt
+from selfcontrast.progress import advance_unsaved
 from selfcontrast.store import RESUME
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.steps import Steps, as_microbatch, length, split_into_microbatches
@@ -60,6 +61,7 @@ def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Har
             values = iter(token_log_probs(policy, packed, hardware.logits_chunk).tolist())
         for group in batch:
             scored[group.id] = [[next(values) for _ in response] for response in group.responses]
+        advance_unsaved(len(batch), "prompt")
     return scored
 
 
