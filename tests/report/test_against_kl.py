@@ -72,7 +72,7 @@ def test_report_of_a_run_shows_kl_and_entropy(
     print_result(result, tmp_path)
     for text in (page, capsys.readouterr().out):
         assert "4.250 [3.825, 4.675]" in text
-        assert "16.000 [15.000, 17.000]" in text
+        assert "16.0 [15.0, 17.0]" in text
         assert "Self-Contrast 1/2" in text
     assert "Better, sharper, or farther?" in page
     assert "KL(policy || SFT), nats per response" in page
@@ -82,6 +82,18 @@ def test_report_of_a_run_shows_kl_and_entropy(
         "SFT's 20.00."
     )
     assert rows(result.against_kl)[0][:4] == ["SFT", "0", "0.600 [0.550, 0.650]", "0.000"]
+
+
+def test_long_responses_leave_room_for_names_on_a_terminal(
+    measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = measured([0, 0.745], [0.05, 0.02])
+    assert result.against_kl is not None
+    for point in result.against_kl["points"]:
+        point["entropy"] = interval(270.183, 41.0)
+    print_result(result, tmp_path)
+    assert any(line.startswith("Self-Contrast") and "270.2" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_report_without_kl_has_no_kl_figure(make: Make, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def rows(curve: "Curve") -> list[list[str]]:
             str(point["step"]),
             interval(point["score"]),
             interval(point["kl"]) if point["step"] else number(0.0),
-            interval(point["entropy"]),
+            interval(point["entropy"], digits=1),  # nats per response: hundreds
             interval(point["entropy_per_token"]),
             number(point["tokens"], 1),
         ]

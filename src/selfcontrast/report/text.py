@@ -18,14 +18,14 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
     return text[1:] if signed and float(text) == 0 else text.replace("-0." + "0" * digits, "0." + "0" * digits)
 
 
-def interval(value: Mapping[str, Any] | None, signed: bool = False) -> str:
+def interval(value: Mapping[str, Any] | None, signed: bool = False, digits: int = 3) -> str:
     """Format an estimate with its interval: "0.781 [0.762, 0.800]"; "0.781 [–]" if one prompt allows none."""
     if value is None:
         return NONE
     if not bounded(value):
-        return f"{number(value['estimate'], signed=signed)} [{NONE}]"
-    low, high = (number(value[bound], signed=signed) for bound in ("low", "high"))
-    return f"{number(value['estimate'], signed=signed)} [{low}, {high}]"
+        return f"{number(value['estimate'], digits, signed)} [{NONE}]"
+    estimate, low, high = (number(value[key], digits, signed) for key in ("estimate", "low", "high"))
+    return f"{estimate} [{low}, {high}]"
 
 
 def unbroken(cell: object) -> str:
