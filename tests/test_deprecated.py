@@ -66,7 +66,7 @@ IDS = [key for _, key, _ in CASES]
 
 @pytest.fixture(autouse=True)
 def reset_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deprecated, "_told", set[str]())
+    monkeypatch.setattr(deprecated, "_logged", set[str]())
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
