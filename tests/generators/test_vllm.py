@@ -300,7 +300,7 @@ def test_memory_is_freed_before_the_engine_starts_and_after_it_ends(
 ) -> None:
     events: list[str] = []
 
-    class Fake:
+    class FakeEngine:
         def __init__(self, options: dict[str, Any], adapter: str | None) -> None:
             events.append("started")
 
@@ -310,7 +310,7 @@ def test_memory_is_freed_before_the_engine_starts_and_after_it_ends(
         def close(self) -> None:
             events.append("closed")
 
-    monkeypatch.setattr(vllm, "VllmEngine", Fake)
+    monkeypatch.setattr(vllm, "VllmEngine", FakeEngine)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
     with (
         pytest.raises(ValueError, match="no answer") if fails else nullcontext(),

@@ -18,7 +18,7 @@ SECONDS = 0.02  # each
 
 
 def shard(number: int) -> bytes:
-    """Bytes that only its number decides."""
+    """Return bytes that depend only on the shard's number."""
     return hashlib.sha256(str(number).encode()).digest() * 100
 
 

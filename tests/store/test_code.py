@@ -1,4 +1,4 @@
-"""The code that artifacts are made by: which files decide one, and what is said and done when they change."""
+"""The code that computes an artifact: the files that count, and the warnings and recomputation when they change."""
 
 import sys
 import time
@@ -132,7 +132,7 @@ def test_manifest_records_code(tmp_path: Path) -> None:
 
 
 def chain(store: Store, text: str = "one", again_before: float = 0.0, history: str = "") -> list[Artifact]:
-    """Three artifacts, each made from the one before; `text` is what the first holds, and so what all hold."""
+    """Return three artifacts, each a copy of the one before; the first holds `text`."""
 
     def first(folder: Path) -> None:
         (folder / "text").write_text(text)

@@ -261,8 +261,8 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
     return write()(folder)
 
 
-# replace: the owner's record, what the attempt begins with, then the manifest.
-# rename: the resumable state goes, then the folder gets its name.
+# replace: the owner's record, the attempt's inputs and code, then the manifest.
+# rename: the resumable state is removed, then the folder gets its final name.
 @pytest.mark.parametrize(
     ("function", "call", "done"), [("replace", 3, False), ("rename", 1, True), ("rename", 2, True)]
 )

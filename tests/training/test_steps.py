@@ -53,7 +53,7 @@ def test_steps_token_budget_is_reached_by_the_last_step(
 def test_steps_tokens_equal_hand_computation() -> None:
     batch = [Group("a", [1, 2], [3], [[4, 5, 6], [7]]), Group("b", [1], [2, 3], [[4]])]
     assert Steps(batch, 2, 3, 50, seed=0).tokens == 3 * (7 + 4)
-    # K = 1 takes 5 + ... tokens per epoch: 12 tokens of a and b, (2 + 1 + 3) + (1 + 2 + 1) each epoch, need two.
+    # An epoch has (2 + 1 + 3) + (1 + 2 + 1) = 10 tokens, so a budget of 11 takes two.
     fewer = [Group("a", [1, 2], [3], [[4, 5, 6]]), Group("b", [1], [2, 3], [[4]])]
     assert (len(Steps(fewer, 2, 1, 50, seed=0, budget=11)), Steps(fewer, 2, 1, 50, seed=0, budget=11).tokens) == (2, 20)
 

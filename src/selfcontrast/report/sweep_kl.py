@@ -140,7 +140,7 @@ def equal_kl(sweep: Sweep) -> Compared | None:
 
 
 def _with_seeds(heads: Row, rows: list[Row], arms: Sequence[Point]) -> tuple[Row, list[Row]]:
-    """Add the seeds that each score and each difference is over: methods differ in them."""
+    """Add columns with the seeds of each score and each difference, which differ between methods."""
 
     def listed(seeds: Sequence[int]) -> str:
         return ", ".join(map(str, seeds)) or text.NONE
