@@ -78,7 +78,7 @@ def test_cuts_count_only_edges_with_a_rejected_candidate_beyond() -> None:
     lowest = candidate_frame(([0.1, 0.2, 0.3], [True, True, False]), ([0.5, 0.6], [True, False]), ([0.9], [True]))
     edges = cuts(lowest)
     assert edges["low"] == []
-    assert edges["high"] == pytest.approx([0.23, 0.35, 0.47])  # of 0.2 and 0.5; the third prompt has no cut
+    assert edges["high"] == pytest.approx([0.23, 0.35, 0.47])  # quantiles of 0.2 and 0.5; the third prompt has no cut
     window = cuts(candidate_frame(([0.1, 0.2, 0.3], [False, True, False])))
     assert (window["low"], window["high"]) == (pytest.approx([0.2] * 3), pytest.approx([0.2] * 3))
     assert cuts(candidate_frame(([0.1, 0.2], [False, False]))) == {"low": [], "high": []}

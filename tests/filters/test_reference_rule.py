@@ -29,7 +29,7 @@ def cosine(text: str) -> float:
 
 
 def responses(distinct: int, seed: int) -> list[str]:
-    """Return 32 responses, `distinct` of them different. Half of the pools have an empty one, half of each a copy."""
+    """Return 32 responses with `distinct` texts. Half of the seeds add an empty one, half a copy of the target."""
     draw = random.Random(f"{distinct} {seed}")
     special = [*([""] if seed % 2 else []), *([TARGET] if seed % 4 > 1 else [])]
     texts = special + draw.sample([name for name in COSINES if name != TARGET], distinct - len(special))
@@ -67,7 +67,7 @@ def test_least_similar_of_samples_keeps_the_reference_sets(distinct: int, tmp_pa
     assert all(len(set(texts)) == distinct and len(texts) == SAMPLES for texts in sampled.values())
     assert kept(tmp_path, sampled, "samples") == expected
     sizes = {len(texts) for texts in expected.values()}
-    assert sizes == {min(24, distinct - 1), min(24, distinct - 1) - 1}  # less an empty one among them
+    assert sizes == {min(24, distinct - 1), min(24, distinct - 1) - 1}  # one fewer if one of them is empty
     assert not any(TARGET in texts for texts in expected.values())
 
 

@@ -178,7 +178,7 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 
 def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
     probabilities = LOG_PROBS.double().softmax(-1)
-    # Two reach 0.6724, six 0.9972.
+    # The two likeliest tokens have 0.6724 together, the six likeliest 0.9972.
     assert probabilities.sort(descending=True).values.cumsum(0)[[1, 5]].tolist() == pytest.approx(
         [0.6724, 0.9972], abs=1e-4
     )

@@ -91,7 +91,7 @@ def test_draws_follow_the_softmax_within_the_nucleus(
     size = int((ordered.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(ordered)
     assert counts[order[size:].numpy()].sum() == 0
     counts, expected = counts[order[:size].numpy()], (ordered[:size] / ordered[:size].sum() * 2000).numpy()
-    likely = expected >= 5  # the rest in one class
+    likely = expected >= 5  # unlikely tokens form one class
     observed = [*counts[likely], counts[~likely].sum()]
     classes = [*expected[likely], expected[~likely].sum()]
     kept = [i for i, e in enumerate(classes) if e > 0]
@@ -101,7 +101,7 @@ def test_draws_follow_the_softmax_within_the_nucleus(
 
 @pytest.mark.vllm
 def test_same_requests_give_the_same_bytes(sampled: Sampler, together: list[Candidate]) -> None:
-    sampled(REQUESTS[2:5], FREE, 5)  # other requests in between
+    sampled(REQUESTS[2:5], FREE, 5)  # the engine serves other requests in between
     assert candidates_table(sampled(REQUESTS, FREE, 0)).equals(candidates_table(together))
 
 

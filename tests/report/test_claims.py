@@ -127,10 +127,10 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
     ("effect", "p_holm", "expected"),
     [
         (crossed(0.03, 0.01), 0.04, SUPPORTED),
-        (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # by itself it would be, among so many claims it is not
+        (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # significant alone, but not among so many claims
         (crossed(-0.03, 0.01), 0.001, NOT_SUPPORTED),
         (crossed(0.0, MARGIN * 0.9), 1.0, NOT_SUPPORTED),
-        (crossed(0.005, 0.003), 0.001, NOT_SUPPORTED),  # clearly above 0, and clearly not worth the name
+        (crossed(0.005, 0.003), 0.001, NOT_SUPPORTED),  # significantly above 0, but also significantly below MARGIN
         (crossed(0.008, 0.003), 0.001, SUPPORTED),
         (crossed(0.0, MARGIN * 1.1), 1.0, INCONCLUSIVE),
         (crossed(0.03, 0.01, seeds=1), 0.001, INCONCLUSIVE),

@@ -73,7 +73,7 @@ def test_write_sweep_writes_all_files(folder: Path) -> None:
     assert table["p_value"].tolist() == pytest.approx([0.4, 0.002, 0.002])
     assert table["p_holm"].tolist() == pytest.approx([0.4, 0.006, 0.006])
     assert table["negatives_per_prompt"].tolist() == [0.5, 3.5, 15.5]
-    # A stage's seconds, whether or not this job computed it, and those it did.
+    # `seconds` counts all stages of a job; `seconds_own` only those that this job computed.
     jobs = read_sweep([folder]).jobs
     assert table["seconds"].tolist() == [sum(stage["seconds"] for stage in job.result.stages) for job in jobs]
     assert (table["seconds_own"] <= table["seconds"]).all()

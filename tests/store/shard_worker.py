@@ -14,7 +14,7 @@ from typing import Any
 from selfcontrast.store import RESUME, Stage, Store
 
 SHARDS = 30
-SECONDS = 0.02  # each
+SECONDS = 0.02  # per shard
 
 
 def shard(number: int) -> bytes:

@@ -28,7 +28,7 @@ class Histories(RuleBasedStateMachine):
         self.root.mkdir()
         self.there: dict[Any, bool] = {}  # identity → whether it is intact
         self.shards: dict[Any, int] = {}  # identity → shards kept by attempts that failed
-        self.runs: dict[int, set[Any]] = {}  # what is on record
+        self.runs: dict[int, set[Any]] = {}  # run → artifacts that it uses
         self.existing: set[int] = set()
         self.computed: list[Any] = []
 

@@ -63,7 +63,7 @@ def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
     assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{used_store.old.key}"}
     assert catalog.apart(entry(catalog, f"align/{made.key}")) == {
-        "negatives": "1",  # the setting, which has the role's name
+        "negatives": "1",  # the setting has the same name as the role
         "inputs.negatives": f"generate/{other.key}",
     }
 

@@ -45,7 +45,7 @@ def test_prune_chooses_used_entries_only_with_used(used_store: UsedStore) -> Non
 def test_prune_unused_for_counts_from_last_use(used_store: UsedStore) -> None:
     assert chosen(used_store, PruneQuery(unused_for=DAY)) == set()
     catalog = Catalog.read(used_store.root)
-    # As if all had been made and used two days ago, but one had been asked for an hour ago.
+    # As if all were made and last used two days ago, except one that was used an hour ago.
     ages = {used_store.eight.key: DAY / 24}
     aged = [replace(e, used=e.used - ages.get(e.key, 2 * DAY)) for e in catalog.entries]
     entries = choose(Catalog(catalog.root, aged, catalog.runs), PruneQuery(unused_for=DAY))
@@ -86,7 +86,7 @@ def test_prune_skips_entries_locked_by_live_process(used_store: UsedStore) -> No
         assert ("generate", key) in all_locks(used_store.root)
     assert (used_store.abandoned / "resume" / "shard").exists()
     sweep(used_store.root)
-    assert all_locks(used_store.root) == [("generate", key)]  # whoever comes next learns who abandoned it
+    assert all_locks(used_store.root) == [("generate", key)]  # the next process reads there who abandoned it
 
 
 def test_delete_keeps_entry_published_meanwhile(used_store: UsedStore) -> None:
@@ -117,7 +117,7 @@ def test_delete_keeps_artifact_that_a_run_just_started_to_use(
 
     if moment == "before":
         use()
-        monkeypatch.setattr(prune.trash, "discard", never)  # its files are not even gone for a moment
+        monkeypatch.setattr(prune.trash, "discard", never)  # its files are never removed, even briefly
     else:
         monkeypatch.setattr(prune.trash, "discard", using_first)
     assert not delete(used_store.root, entry, used=False)

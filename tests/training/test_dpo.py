@@ -194,7 +194,7 @@ def test_dpo_metrics_equal_hand_computation() -> None:
             "kl_reference_policy_on_negatives": ((2 - 3) / 2 + 4) / 2,
             "negatives": (2 + 1) / 2,
             "accuracy_rank_1": 1.0,
-            "accuracy_rank_2": 0.0,  # of group a alone
+            "accuracy_rank_2": 0.0,  # only group a has rank 2
             "margin_rank_1": 0.1 * ((1 + 2) + (-1 + 4)) / 2,
             "margin_rank_2": 0.1 * (1 - 3),
         },

@@ -33,7 +33,7 @@ def float64_policy() -> Any:
 
 
 def assert_equal_up_to_rounding(weights: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Compare trained float64 policies. A weight moves by about lr = 1e-2 per step. The bias of the attention keys moves
+    """Compare trained float64 policies. Weights move by about lr = 1e-2 per step. The bias of attention keys moves only
     by 1e-11: its gradient is only rounding (1e-17, against Adam's eps of 1e-8)."""
     start = float64_policy().state_dict()
     moved = {name: float((value - start[name]).abs().max()) for name, value in weights.items()}
@@ -68,7 +68,7 @@ def test_fit_killed_after_last_step_is_bit_equal(
 
 VARIANTS: dict[str, tuple[Any, OptimConfig]] = {
     "LoRA": (lambda: lora(dropout=0.3).wrap(gpt2(0.1), seed=0), optim()),
-    "8-bit": (lambda: gpt2(0.1, width=64), optim(optimizer="adamw_8bit")),  # wide enough for blocks of 4096
+    "8-bit": (lambda: gpt2(0.1, width=64), optim(optimizer="adamw_8bit")),  # 8-bit moments need 4096 elements
 }
 
 

@@ -93,7 +93,7 @@ def test_fixed_tokens_per_pass_auto_on_cpu_is_8192() -> None:
 def test_fit_auto_on_gpu_measures_after_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A CPU stands in for the GPU, and the test sets its budget."""
+    """Use a CPU in place of the GPU, with a budget set by the test."""
     calls: list[tuple[int, float]] = []
 
     def fake_budget(policy: Any, optimizers: Any, machine: Any, per_token: float) -> int:

@@ -79,7 +79,7 @@ def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_pat
     assert (facts["answers"], facts["targets"]) == (4, 2)
     bare_lines = reward_wins.lines({"SFT": tmp_path / "bare"}, OPTIONS)
     rates = {line.what: line.value.estimate for line in bare_lines}
-    assert rates["win rate over target"] == 0.25  # of c and d: a tie and a loss
+    assert rates["win rate over target"] == 0.25  # c is a tie, d a loss
     model, tokens = AutoModelForSequenceClassification.from_pretrained(reward_model.path).eval(), tokenizer()
     sigmoids = []
     for key, text in answers_by_system["SFT"].items():
