@@ -41,7 +41,7 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
     return {step.label: step.artifact.key for step in planned.steps}
 
 
-def test_plan_rounds_share_stages_by_setting(tmp_path: Path) -> None:
+def test_plan_iterations_share_stages_by_setting(tmp_path: Path) -> None:
     """The first iteration equals a job of one. The second has the stages that its setting decides, and later ones."""
     iterations = ("iterations=2", "generator.prompts=32")
     first = {f"iteration-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast iteration 1"}

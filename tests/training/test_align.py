@@ -60,7 +60,7 @@ def test_preference_groups_k_negatives_takes_first_k_ranks() -> None:
             assert list(map(list, group.negatives)) == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
 
 
-def test_preference_groups_cutoff_drops_long_targets_and_cuts_negatives() -> None:
+def test_preference_groups_max_length_drops_long_targets_and_cuts_negatives() -> None:
     sizes = {e.id: [len(ids) for ids in RENDERER.example(e)] for e in EXAMPLES}
     max_length = sum(sizes["e2"])  # e2 fits exactly, e4 does not
     used = []

@@ -27,7 +27,7 @@ STRAIGHT = (
 OTHER_PROMPTS = "The jobs were measured on different prompts: point estimates, without intervals."
 OVER_PROMPTS = "Intervals: bootstrap over prompts; each sample has its own lines and its own smallest final KL."
 OVER_SEEDS = (
-    "Means over seeds; intervals are Student's t over seeds. A difference is over the seeds that both methods have."
+    "Means over seeds; intervals are Student's t over seeds. A difference uses the seeds that both methods have."
 )
 # Reasons why two methods have no difference.
 NO_SEED = "have no seed in common with it"
