@@ -218,7 +218,7 @@ def prompts(*names: str) -> list[str]:
 
 
 def test_find_contamination_finds_self_instruct_tasks_in_alpaca_eval() -> None:
-    """AlpacaEval contains them. Another collection shares one prompt."""
+    """AlpacaEval contains the tasks. Another collection shares one prompt with it."""
     alpaca = prompts("alpaca_eval", "instructions_baseline.jsonl")
     tasks = prompts("instruction_tuning", "self_instruct_user_oriented_252.jsonl")
     rule = Contamination(ngram=13, containment=0.8, similarity=None, encoder=AngleEncoder())

@@ -168,7 +168,7 @@ def test_nearest_below_mean_sorts_by_distance_to_its_aim(candidates: Pool, sigma
 
 
 def test_nearest_below_mean_by_hand() -> None:
-    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74; less two of them -0.09, less a half 2.53.
+    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74. Two below the mean is -0.09, a half below 2.53.
 
     Counted once each, the mean would be 3, and 2 deviations below it -1.3.
     """

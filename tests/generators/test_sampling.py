@@ -33,7 +33,7 @@ GREEDY = Decoding(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=12, max_
 
 
 def ending_llama() -> Any:
-    """A tiny Llama that ends its turn about once in six tokens, whatever it reads."""
+    """Return a tiny Llama that ends its turn about once in six tokens, for any input."""
     model = llama()
 
     def favour(module: Any, inputs: Any, output: Any) -> Any:

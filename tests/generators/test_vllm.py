@@ -276,7 +276,7 @@ def test_max_lora_rank_holds_the_adapters_rank(tmp_path: Path, config: dict[str,
 
 
 def test_options_of_the_shipped_config(tmp_path: Path) -> None:
-    """conf/backend/vllm.yaml for a GPU: bfloat16, prefix caching, most of the memory."""
+    """conf/backend/vllm.yaml suits a GPU: bfloat16, prefix caching, 90% of the memory."""
     config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_length": 512}
     config.pop("_target_")
     assert VLLM(**config)._options(tmp_path) == {

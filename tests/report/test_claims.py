@@ -194,7 +194,7 @@ def test_experiments_with_nan_scores_are_left_out(whole: list[Result]) -> None:
 
 
 def test_claims_of_equal_scores_are_inconclusive(whole: list[Result]) -> None:
-    """All differences are 0: not "not supported", as nothing says how much they vary."""
+    """All differences are 0. The verdict is not "not supported", since their variation is unknown."""
     same = []
     for original in whole:
         name = str(original.config["label"])

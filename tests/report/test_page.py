@@ -184,7 +184,7 @@ def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
 
 @pytest.mark.parametrize("name", ["$", "$x^2$", "a $ b $ c", "$\\frac{a}$", "${", "\\$5"])
 def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[..., Result], tmp_path: Path) -> None:
-    """matplotlib would read mathematics, and fail where it is none."""
+    """matplotlib would read $…$ as mathematics, and fail if it is none."""
     written = json.dumps(asdict(make()))
     for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
         assert old in written

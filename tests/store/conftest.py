@@ -13,7 +13,7 @@ from selfcontrast.store.runs import Run
 
 @dataclass(frozen=True)
 class UsedStore:
-    """A store with sft ─► generate ─► align at K = 1 and 8. Run `one` used K = 1 and exists; `gone` used 8 and does not.
+    """A store with sft ─► generate ─► align at K = 1 and 8. Run `one` used K = 1; run `gone`, now deleted, used 8.
 
     No run uses `old`, another sft. `abandoned` is the folder of a generate that failed.
     """

@@ -1,4 +1,4 @@
-"""Any history of computing, failing, damaging and pruning, beside a model of it in a few dictionaries."""
+"""Compare the store with a model in a few dictionaries, in any history of computing, failing, damage and pruning."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ Numbers = st.integers(0, 2)
 
 
 class Histories(RuleBasedStateMachine):
-    """Two stages: base(n), and top(m) made from base(n). A run uses what it gets until it is forgotten."""
+    """Two stages: base(n), and top(m) computed from base(n). A run uses its artifacts until the run is forgotten."""
 
     @initialize()
     def begin(self) -> None:

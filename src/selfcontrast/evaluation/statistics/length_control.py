@@ -143,7 +143,7 @@ def length_controlled_difference(
     Args:
         a, b: each system's outcomes [n], length differences [n], clusters [n] and, if known, difficulties [n], as in
             `length_controlled_win_rate`. The systems may have different numbers of judgments per prompt.
-        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN unless there are more prompts than coefficients,
+        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN unless prompts outnumber coefficients,
             and if nothing varies. Its n counts both systems' judgments.
 
     Raises:
