@@ -201,7 +201,9 @@ class TableVerifier:
         return SCORES[text]
 
 
-def stage(folder: Path, chosen: Any, max_negatives: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED) -> dict[str, Any]:
+def stage(
+    folder: Path, chosen: Any, max_negatives: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED
+) -> dict[str, Any]:
     rows = [
         Candidate(name, i, text, [7] * (i + 1), "length" if (name, i) in CUT else "stop", -1.0)
         for name, texts in sampled.items()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import RIDGES, FRACTIONS, pool, pools
+from pools import FRACTIONS, RIDGES, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance, farthest_first

@@ -44,7 +44,9 @@ def draw_ranks(settings: Filter, name: str, candidates: Pool) -> list[int]:
 
 
 @given(candidates=pools(), name=NAMES, seed=SEEDS, selector=SELECTORS, max_negatives=st.integers(1, 20))
-def test_draw_gives_all_max_negatives_or_none(candidates: Pool, name: str, seed: int, selector: Any, max_negatives: int) -> None:
+def test_draw_gives_all_max_negatives_or_none(
+    candidates: Pool, name: str, seed: int, selector: Any, max_negatives: int
+) -> None:
     settings = config(max_negatives, "drop_everywhere", selector, seed)
     ranks = draw_ranks(settings, name, candidates)
     kept = selector.select(replace(candidates, seed=seed_of(settings, name))).tolist()

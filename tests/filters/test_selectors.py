@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import THRESHOLDS, OF, SELECTORS, FRACTIONS, SIGNALS, pool, pools
+from pools import FRACTIONS, OF, SELECTORS, SIGNALS, THRESHOLDS, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Pool
@@ -168,7 +168,7 @@ def test_nearest_below_mean_sorts_by_distance_to_its_aim(candidates: Pool, sigma
 
 
 def test_nearest_below_mean_by_hand() -> None:
-    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74. Two below the mean is -0.09, a half below 2.53.
+    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74. Two below the mean is -0.09, a half is 2.53.
 
     Counted once each, the mean would be 3, and 2 deviations below it -1.3.
     """
@@ -204,7 +204,9 @@ def test_keep_is_distinct_bounded_by_most_and_repeatable(candidates: Pool, selec
     assert kept == selector.select(candidates).tolist()
 
 
-@pytest.mark.parametrize(("fraction", "samples", "max_kept"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)])
+@pytest.mark.parametrize(
+    ("fraction", "samples", "max_kept"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)]
+)
 def test_max_kept_rounds_down_without_floating_point_error(fraction: float, samples: int, max_kept: int) -> None:
     assert LeastSimilar(fraction, "distinct").max_kept(samples) == max_kept
     assert Random(fraction, "distinct").max_kept(samples) == max_kept

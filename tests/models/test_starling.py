@@ -64,7 +64,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published
 
 
 @torch.inference_mode()
-def test_convert_rewards_equal_the_published_weights(published: tuple[Path, PublishedModel, Any], tmp_path: Path) -> None:
+def test_convert_rewards_equal_the_published_weights(
+    published: tuple[Path, PublishedModel, Any], tmp_path: Path
+) -> None:
     """Dialogues are rendered as in the reference implementation, after the <s> that a Llama tokenizer puts first."""
     folder, model, tokenizer = published
     convert(folder / "starling", folder / "llama", tmp_path / "out", "float32")

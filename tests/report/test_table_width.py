@@ -1,4 +1,4 @@
-"""TableParser fit a page of 1,000 pixels. No browser is needed: the widest unbreakable text of each column is counted."""
+"""Tables fit a page of 1,000 pixels. No browser is needed: the widest unbreakable text of each column is counted."""
 
 import json
 import re

@@ -29,7 +29,11 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
     sft = entry(catalog, f"sft/{used_store.sft.key}")
     assert sft.bytes == 5 + (used_store.sft.path / MANIFEST).stat().st_size
     assert sft.runs == (used_store.root.parent / "one",)
-    assert {e.key for e in catalog.made_from(sft)} == {used_store.generate.key, used_store.one.key, used_store.eight.key}
+    assert {e.key for e in catalog.made_from(sft)} == {
+        used_store.generate.key,
+        used_store.one.key,
+        used_store.eight.key,
+    }
     assert entry(catalog, f"align/{used_store.eight.key}").runs == ()  # its run's folder is gone
     (partial,) = [e for e in catalog.entries if e.state == "abandoned"]
     assert partial.bytes == 7 + (partial.folder / "begun_with.json").stat().st_size

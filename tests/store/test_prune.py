@@ -73,7 +73,10 @@ def test_delete_leaves_rest_intact_and_no_leftovers(used_store: UsedStore) -> No
     assert all_locks(used_store.root) == []
     assert not list((used_store.root / "trash").iterdir())
     assert [run.folder.name for run in all_runs(used_store.root)] == ["one"]
-    assert Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.sft}, never)) == used_store.generate
+    assert (
+        Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.sft}, never))
+        == used_store.generate
+    )
 
 
 def test_prune_skips_entries_locked_by_live_process(used_store: UsedStore) -> None:

@@ -59,7 +59,9 @@ def test_steps_tokens_equal_hand_computation() -> None:
 
 
 @given(count=COUNTS, budget=st.integers(1, 120), negatives=st.integers(0, 3), seed=SEEDS)
-def test_split_into_microbatches_keeps_groups_and_token_limit(count: int, budget: int, negatives: int, seed: int) -> None:
+def test_split_into_microbatches_keeps_groups_and_token_limit(
+    count: int, budget: int, negatives: int, seed: int
+) -> None:
     batch = groups(count, negatives, seed)
     microbatches = split_into_microbatches(batch, budget)
     assert Counter(g.id for part in microbatches for g in part) == Counter(g.id for g in batch)

@@ -260,4 +260,8 @@ def _write_diagnostics(
     pq.write_table(columns.add_column(0, "id", ids.cast(pa.string())), folder / SIMILARITIES)
     table = signal_table(candidates)
     (folder / DIAGNOSTICS).write_text(json.dumps({**figure_data(candidates), "signals": table}))
-    return {**describe(prompts, candidates), **diversity(compared), **{f"auc_{row['signal']}": row["auc"] for row in table}}
+    return {
+        **describe(prompts, candidates),
+        **diversity(compared),
+        **{f"auc_{row['signal']}": row["auc"] for row in table},
+    }

@@ -178,7 +178,9 @@ def test_run_on_the_datas_dialogues_with_its_verifier(tmp_path: Path) -> None:
 )
 def test_skip_reason_without_dialogues_or_verifier(judge: Any) -> None:
     mt_bench = benchmark(judge)
-    assert mt_bench.skip_reason([example("s", "cat?", "a cat")], LengthVerifier()) == "the data has no dialogues to play"
+    assert (
+        mt_bench.skip_reason([example("s", "cat?", "a cat")], LengthVerifier()) == "the data has no dialogues to play"
+    )
     assert mt_bench.skip_reason([], None) == "there is no verifier"
     mt_bench.check(None)
     with pytest.raises(UserError, match="judge=verifier"):

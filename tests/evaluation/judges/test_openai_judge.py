@@ -205,7 +205,7 @@ def scored(*tokens: Body) -> list[Body]:
 
 
 def test_logprob_verdict_is_the_expected_outcome(tmp_path: Path) -> None:
-    """B is the reply, with 0.3; A has 0.5 and C 0.1. So the value is (0.5 + 0.1 / 2) / 0.9. An earlier A does not count.
+    """B is the reply, with 0.3; A has 0.5 and C 0.1. The value is (0.5 + 0.1 / 2) / 0.9. An earlier A does not count.
 
     A token may hold more than the letter. A letter that is not among the alternatives has 0: 0.2 / 0.8.
     """
