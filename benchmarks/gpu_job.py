@@ -126,7 +126,7 @@ def _rescore(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor
 
 
 def _even(groups: Sequence[Group], vocabulary: int, draw: random.Random) -> list[Group]:
-    """Return as many groups, all with the mean lengths."""
+    """Return the same number of groups, all with the mean lengths."""
     prompt = round(statistics.mean(len(g.prompt) for g in groups))
     response = round(statistics.mean(len(r) for g in groups for r in g.responses))
     negatives = len(groups[0].negatives)

@@ -24,8 +24,8 @@ class Setting:
         shapes: (P, R, K) in tokens, tokens and negatives.
         max_tokens_per_microbatch: for every contender.
         rounds: timed turns of every contender.
-        sft_steps, prompts, samples: of the ragged job.
-        peak_tflops: of the device; None if unknown.
+        sft_steps, prompts, samples: size of the ragged job.
+        peak_tflops: the device's peak; None if unknown.
     """
 
     device: str

@@ -30,7 +30,7 @@ def _wait(contender: Contender) -> None:
 
 
 def peak_memory(contender: Contender, batches: int) -> float | None:
-    """Return the peak memory of a step in MB, less the memory before it; None if Linux does not report it."""
+    """Return the peak memory of a step in MB, minus the memory before it; None if Linux does not report it."""
     contender.take_turn()
     gc.collect()
     if contender.model.device.type == "cuda":

@@ -19,7 +19,7 @@ log-probabilities are precomputed for all. The contenders:
   it does better on a GPU.
 
 The bound is the ratio of token counts, pairs / ours: 2K(P+R) / (P+(K+1)R), without padding. Memory is the peak during a
-step less the memory before it (gradients included): resident on a CPU, allocated on a GPU. `error` is the relative
+step minus the memory before it (gradients included): resident on a CPU, allocated on a GPU. `error` is the relative
 difference of a contender's gradient from that of the pairs. Tokens are those of a contender's own rows. `of peak` is
 its model FLOPs / --peak-tflops: 6 per weight and token, and 12 per layer, head dimension and pair of a token with one
 that it attends to (`Work.flops` in workload.py).

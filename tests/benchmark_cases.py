@@ -1,4 +1,4 @@
-"""Subjects of benchmarks, and a judge that says what it is told to."""
+"""Subjects of benchmarks, and a judge with given verdicts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

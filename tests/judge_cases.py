@@ -11,8 +11,8 @@ from selfcontrast.evaluation.judges.replies import ReplySettings
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """A verifier: the share of 10 characters that an answer has."""
+class LengthVerifier:
+    """A verifier that gives a tenth of a point per character, at most 1."""
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
         return min(1.0, len(response) / 10)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a model's, with a tokenizer without a chat template."""
+    """Return a folder like that of a model, whose tokenizer has no chat template."""
     from selfcontrast.models.loading import train_tokenizer
 
     folder = tmp_path / "model"

@@ -24,7 +24,7 @@ LOCAL, SERVED = (f"judge@{JUDGE}=hf", f"{JUDGE}.path=m"), (f"judge@{JUDGE}=opena
 PANEL = (f"judge@{JUDGE}=panel", f"judge@{JUDGE}.judges.second=hf", f"{JUDGE}.judges.second.path=m")
 CASES: list[
     tuple[tuple[str, ...], str, Any]
-] = [  # what chooses the class, an old key, and another value than the default
+] = [  # overrides that choose the class, an old key, and a value other than the default
     ((), "method", "My own"),
     ((), "rounds", 2),
     ((), "reference_over_rounds", "initial"),
@@ -66,7 +66,7 @@ IDS = [key for _, key, _ in CASES]
 
 @pytest.fixture(autouse=True)
 def reset_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deprecated, "_told", set[str]())
+    monkeypatch.setattr(deprecated, "_logged", set[str]())
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -106,7 +106,7 @@ def test_old_key_as_an_override_and_in_a_file_is_the_new_key(
     assert lines(caplog) == []
     assert compose(*choice, word(key, value), output="out") == expected
     assert compose(*choice, *file_of(tmp_path, key, value), output="out") == expected
-    assert lines(caplog) == [line(key, new_name(key))]  # once
+    assert lines(caplog) == [line(key, new_name(key))]  # one line for both
 
 
 def test_hardware_precision_is_no_old_name(caplog: pytest.LogCaptureFixture) -> None:

@@ -66,7 +66,7 @@ def test_short_command_equals_the_method_with_any_k_and_seed() -> None:
 
 
 def test_filter_leaves_enough_candidates_for_every_k() -> None:
-    """It keeps 16 of 64 distinct candidates, and of 58, too."""
+    """The filter keeps 16 candidates, whether 64 or 58 are distinct."""
     parts = configure(composed("+experiment=miniature", *SMALL))
     selection: Filter = parts.filter
     assert selection.selector.max_kept(58) == selection.max_negatives == 16

@@ -87,7 +87,7 @@ def test_signal_to_forked_child_does_not_end_parent() -> None:
         " signal.signal(signal.SIGTERM, before)\n"
         " os.kill(child, signal.SIGTERM)\n"
         " code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
-        " " + READY + " time.sleep(0.5)\n"  # in which the process would end
+        " " + READY + " time.sleep(0.5)\n"  # long enough for the process to end, wrongly
         " sys.exit(code)\n"
     )
     with running(body, SELFCONTRAST_GRACE="0.2") as script:

@@ -19,7 +19,7 @@ from tiny import groups, hardware, llama, optim, policy_folder
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Log lines all the time."""
+    """Log a progress line every 10 ms."""
     monkeypatch.setattr(progress, "INTERVAL", 0.01)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     caplog.set_level(logging.INFO, progress.__name__)

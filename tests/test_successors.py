@@ -126,7 +126,7 @@ def test_dft_gradient_equals_the_authors_code(name: str, tau: float) -> None:
 
 
 def test_dft_policy_equal_to_sampler_is_the_targets_nll() -> None:
-    """At tau = 1 every importance weight is then 1: -log p(y+) + log 1."""
+    """If policy and sampler are equal and tau = 1, importance weights are 1: the loss is -log p(y+) + log 1."""
     policy, _, lengths, mask, signals = batch(0, (3, 2), 3)
     same = Signals(signals.scores, policy[:, 1:])
     loss = objective("DFT", tau=1.0)(policy, policy, lengths, mask, same).loss

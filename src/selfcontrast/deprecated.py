@@ -1,6 +1,6 @@
-"""Accept the old names until 0.3.0: on the command line, in `compose`, in a user's own YAML files, and in results.
+"""Accept old names of settings and classes until 0.3.0: on the command line, in `compose`, in users' YAML, in results.
 
-`RENAMED` is the whole list. Delete this module, and its callers' lines, when 0.3.0 is released.
+`RENAMED` is the whole list. Delete this module, and the lines that call it, when 0.3.0 is released.
 """
 
 import logging
@@ -25,8 +25,8 @@ RENAMED_CLASSES = {
     ),
     "selfcontrast.evaluation.benchmarks.judging.Probes": "selfcontrast.evaluation.benchmarks.judge_quality.Probes",
 }
-RENAMED: tuple[tuple[str, str, str], ...] = (  # a pattern of the section that holds the key ("" is the root), old, new
-    ("", "method", "label"),  # on the command line only beside `arm=`, or with two words; else it chooses the group
+RENAMED: tuple[tuple[str, str, str], ...] = (  # pattern of the key's section ("" is the root), old name, new name
+    ("", "method", "label"),  # on the command line, if beside `arm=` or with two words; else it chooses the group
     ("", "rounds", "iterations"),
     ("", "reference_over_rounds", "reference_over_iterations"),
     ("", "prompts_over_rounds", "prompts_over_iterations"),
@@ -59,16 +59,16 @@ ARGUMENT = re.compile(
     r"(?P<sign>~|\+{0,2})(?P<params>(?:hydra\.sweeper\.params\.)?)(?P<key>\w[\w.]*)(?P<rest>[@=].*|$)", re.DOTALL
 )
 TWO_WORDS = re.compile(r"\w\s+\w")
-REFERENCE = re.compile(r"\$\{(\.*)(\w[\w.]*)\}")  # the dots of a relative one, and its name
+REFERENCE = re.compile(r"\$\{(\.*)(\w[\w.]*)\}")  # the leading dots of a relative reference, and the name
 log = logging.getLogger("selfcontrast")
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def new_name(key: str) -> str:
-    """Return the key by its present name, with every part of it."""
+    """Return the whole key with its present name."""
     parent, _, last = key.rpartition(".")
-    for where, old, new in RENAMED:
-        if last == old and re.fullmatch(where, parent):
+    for section, old, new in RENAMED:
+        if last == old and re.fullmatch(section, parent):
             return f"{parent}.{new}" if parent else new
     return key
 
@@ -99,7 +99,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
     for old, new in old_keys.items():
         if new in new_keys:
             raise UserError(f"{old} is the old name of {new}, and both are given. Leave {old} out.")
-        _tell(old, new)
+        _log_once(old, new)
     return renamed
 
 
@@ -122,7 +122,7 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
             raise UserError(
                 f"{key}, in a YAML file, is the old name of {new}, and both are given. Rename it in the file."
             )
-        _tell(key, new)
+        _log_once(key, new)
     current = DictConfig(_renamed(content, ""))
     OmegaConf.set_struct(current, bool(OmegaConf.is_struct(config)))
     return current
@@ -141,14 +141,14 @@ def _current_values(node: Any) -> Any:
         return [_current_values(value) for value in node]
     if not isinstance(node, dict):
         return node
-    names = {"surprise": "nll"} | ({"level": "confidence"} if "estimate" in node else {})  # of an interval
+    names = {"surprise": "nll"} | ({"level": "confidence"} if "estimate" in node else {})  # `level` of an interval
     return {names.get(key, key): _current_values(value) for key, value in node.items()}
 
 
-def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
+def _old_names(node: Any, section: str) -> Iterator[tuple[str, str]]:
     """Yield every old name in the config, with its present name."""
     for key, value in _items(node):
-        path = f"{where}.{key}" if where else str(key)
+        path = f"{section}.{key}" if section else str(key)
         if isinstance(node, dict) and new_name(path) != path:
             yield path, new_name(path)
         if isinstance(value, str):
@@ -160,43 +160,43 @@ def _old_names(node: Any, where: str) -> Iterator[tuple[str, str]]:
         yield from _old_names(value, path)
 
 
-def _renamed(node: Any, where: str) -> Any:
-    """The same node by present names. An old name comes from a user's file and replaces the default of the new one."""
+def _renamed(node: Any, path: str) -> Any:
+    """Return the node with present names. A user's value under an old name replaces the default of the new one."""
     if isinstance(node, str):
         return REFERENCE.sub(
-            lambda match: f"${{{_new_reference(match[1], match[2], where)}}}", RENAMED_CLASSES.get(node, node)
+            lambda match: f"${{{_new_reference(match[1], match[2], path)}}}", RENAMED_CLASSES.get(node, node)
         )
     if not isinstance(node, dict | list):
         return node
-    values = {key: _renamed(value, f"{where}.{key}" if where else str(key)) for key, value in _items(node)}
+    values = {key: _renamed(value, f"{path}.{key}" if path else str(key)) for key, value in _items(node)}
     if isinstance(node, list):
         return list(values.values())
-    paths = {key: f"{where}.{key}" if where else str(key) for key in values}
+    paths = {key: f"{path}.{key}" if path else str(key) for key in values}
     names = {key: key if new_name(p) == p else new_name(p).rpartition(".")[2] for key, p in paths.items()}
     kept = {key: value for key, value in values.items() if names[key] == key}
     return kept | {names[key]: value for key, value in values.items() if names[key] != key}
 
 
 def _new_reference(dots: str, name: str, path: str) -> str:
-    """Return a reference by its present name. `path`: of the value that holds it, where a relative one begins."""
-    section = path.split(".")[: -len(dots)] if dots else []
+    """Return a reference with its present name. `path` is the key of the value that holds it."""
+    section = path.split(".")[: -len(dots)] if dots else []  # a relative reference starts there
     return (
         dots + name.rpartition(".")[0] + "." * ("." in name) + new_name(".".join([*section, name])).rpartition(".")[2]
     )
 
 
 def _items(node: Any) -> list[tuple[Any, Any]]:
-    """The keys, of their own types, and values of a dict or a list; none of another value."""
+    """Return the (key, value) pairs of a dict or the (index, value) pairs of a list; [] for anything else."""
     if isinstance(node, dict):
         return list(node.items())
     return list(enumerate(node)) if isinstance(node, list) else []
 
 
 def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names: bool) -> bool:
-    """Say whether `method=…` chooses options of the group, and is not the old name of `label`.
+    """Return whether `method=…` chooses options of the group, rather than being the old name of `label`.
 
-    Without `arm=`, one unknown word chooses the group too, and Hydra refuses it: as a label, a typo, or a sweep such as
-    `choice(spin,sft)`, would train the default method under the name of another.
+    Without `arm=`, an unknown single word also counts as a choice, and Hydra refuses it. Taken as a label, a typo or a
+    sweep such as `choice(spin,sft)` would train the default method under another's name.
     """
     if key not in options:
         return False
@@ -207,7 +207,7 @@ def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names
 
 
 def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
-    """The options of each group that has an old key's name, also in a user's folders; None if they are not known."""
+    """Return the options of each group whose name is also an old key, including users' folders; None if unknown."""
     text = "\n".join(arguments)
     if "pkg://" in text:
         return dict.fromkeys(RENAMED_GROUPS.values())
@@ -217,8 +217,8 @@ def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
     return {group: {file.stem for folder in folders for file in (folder / group).glob("*.yaml")} for group in groups}
 
 
-def _tell(old: str, new: str) -> None:
-    """Log the line once in this process."""
-    if old not in _told:
-        _told.add(old)
+def _log_once(old: str, new: str) -> None:
+    """Log the new name, once per process."""
+    if old not in _logged:
+        _logged.add(old)
         log.warning("`%s` is now `%s`; the old name works until %s.", old, new, UNTIL)

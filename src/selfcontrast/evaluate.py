@@ -60,9 +60,9 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
         job = Job(parts, tracker, lambda: content.check("model.path"), judged=True)
         published_data(job)
         trained = {MODEL: as_artifact(folder, parts.output, template, content)}
-        seen = pd.read_parquet(contaminated(job).path / contamination.FILE)
+        overlaps = pd.read_parquet(contaminated(job).path / contamination.FILE)
         systems = {MODEL: scores_of(job, trained[MODEL], MODEL)}
-        comparison = compare({MODEL: systems[MODEL].path}, parts.evaluation, seen, baseline=MODEL)
+        comparison = compare({MODEL: systems[MODEL].path}, parts.evaluation, overlaps, baseline=MODEL)
         measured = {name: benchmark_results(job, name, trained, systems) for name in parts.evaluation.benchmarks}
         result = Evaluated(
             model=str(folder),

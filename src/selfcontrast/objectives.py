@@ -102,7 +102,7 @@ class Objective(Protocol):
 class TargetLikelihood:
     """Continued supervised fine-tuning, without preferences or negatives.
 
-    The control for every contrast: the same prompts in the same order for as many steps.
+    The control for every contrast: the same prompts in the same order for the same number of steps.
     """
 
     uses_negatives: ClassVar[bool] = False

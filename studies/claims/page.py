@@ -154,12 +154,12 @@ def _arm(experiment: Experiment, arm: Arm) -> list[str]:
     for way in experiment.decodings:
         mean = experiment.mean({Arm(arm.method, arm.k, way): 1.0})
         cells.append(text.interval(asdict(mean)) if mean else text.NONE)
-    less = None if arm.method == BASELINE else experiment.mean({arm: 1.0, Arm(BASELINE, 0, arm.decoding): -1.0})
+    difference = None if arm.method == BASELINE else experiment.mean({arm: 1.0, Arm(BASELINE, 0, arm.decoding): -1.0})
     nlls = [_row(result, arm)["nll"] for result in results]
     facts = [] if arm.method == BASELINE else [_align(result) for result in results]
     return [
         *cells,
-        text.interval(asdict(less), signed=True) if less else text.NONE,
+        text.interval(asdict(difference), signed=True) if difference else text.NONE,
         text.number(_mean(nlls), 2),
         text.number(_mean([fact.get("negatives_per_prompt") for fact in facts]), 1),
         *(text.count(_whole([fact.get(name) for fact in facts])) for name in ("prompts", "tokens")),

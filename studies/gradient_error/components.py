@@ -133,7 +133,7 @@ def pair_gradients(gradients: Floats, log_probs: Floats, reference: Floats, beta
         gradients: gradients of the responses' log-probabilities, target first, [n, 1 + M, d].
         log_probs: the policy's log-probabilities, [n, 1 + M].
         reference: the reference's log-probabilities, [n, 1 + M].
-        beta: of the reward r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
+        beta: factor of the reward r(y) = beta (log p_policy(y|x) - log p_reference(y|x)).
     """
     rewards = beta * (log_probs - reference)
     weights = -beta / (1 + np.exp(rewards[:, :1] - rewards[:, 1:]))

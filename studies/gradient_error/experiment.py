@@ -111,7 +111,7 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Iteration
         scores = np.array([[verifier.score(example, text) for text in row] for example, row in texts])
     files = sampled.candidates.path / generation.FILE, sampled.embeddings.path
     examples = {example.id: example for example, _ in by_prompt}
-    kept, drawn = chosen(p.filter, examples, *files, VerifierScorer(verifier) if verifier else None)
+    kept, drawn = select_samples(p.filter, examples, *files, VerifierScorer(verifier) if verifier else None)
     with tqdm(total=len(groups), desc="theory", unit="prompt", disable=None) as bar:
         chunk = p.hardware.logits_chunk
         gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
@@ -125,7 +125,7 @@ def _group(renderer: Renderer, example: Example, candidates: list[Candidate]) ->
     return Group(example.id, prompt, target, [c.token_ids for c in candidates])
 
 
-def chosen(
+def select_samples(
     settings: Filter,
     examples: Mapping[str, Example],
     candidates: Path,

@@ -32,12 +32,12 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 def test_template_that_reads_the_clock_renders_the_same_on_every_day(
     form: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Later(datetime):
+    class YearsLater(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(2031, 1, 2)
 
-    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    monkeypatch.setattr(chat_template_utils, "datetime", YearsLater)
     template = CLOCK.replace("%d %b %Y", form)
     assert "2031" in tokenizer(CLOCK).apply_chat_template(MESSAGES, tokenize=False)
     tok = tokenizer(template)

@@ -31,19 +31,19 @@ RELAY = reference(
 @pytest.mark.parametrize(
     ("spec", "response", "score"),
     [
-        # Four slots of weight 2 and the form's 1: 9 in all.
+        # Four slots weigh 2 each and the form weighs 1: 9 in all.
         (STORY, "Once brave Tom found a red lamp by the river. Everyone cried.", 1),
         (STORY, "Once brave Ann found a red lamp by the river. Everyone cried.", 7 / 9),
         (STORY, "Once brave Ann found a red cup by the river. Everyone cried.", 5 / 9),
         (STORY, "Once brave Tom found a red lamp by the river. Everyone sang.", 7 / 9),
         (STORY, "Once brave Tom found a blurry lamp by the river. Everyone cried.", 8 / 9),
         (STORY, "Once brave Tmo found a red lamp by the river. Everyone cried.", 7 / 9),
-        # No template: half of the share of the slots that hold one right value and no other.
+        # No template matches: half the weight of the slots with the right value and no other value.
         (STORY, "Tom and his lamp", 4 / 9 / 2),
         (STORY, "Tom, Ann and a lamp", 2 / 9 / 2),
         (STORY, "Tomcat, lamplight", 0),
         (STORY, "Once brave Tom found a red lamp by the river. Everyone cried. Really.", 8 / 9 / 2),
-        # Weights 2, 2, 2, 6 for the result, 2, and 1: 15 in all.
+        # Slots weigh 2, 2, 2, 6 (the result) and 2, the form 1: 15 in all.
         (SUM, "Sure, 12 plus 7 is 19 rings.", 1),
         (SUM, "Sure, 12 plus 7 is 18 rings.", 9 / 15),
         (SUM, "Sure, 12 plus 8 is 19 rings.", 13 / 15),

@@ -47,14 +47,14 @@ def engine(**changes: Any) -> Ray:
 
 @pytest.fixture(scope="module")
 def short() -> Iterator[Path]:
-    """A folder for Ray with a short name, because the path of a socket has at most 107 bytes."""
+    """Return a folder for Ray with a short name, because the path of a socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="t") as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def cluster(short: Path) -> Iterator[None]:
-    """One cluster for many tests, whose workers can import this module."""
+    """Start one cluster for many tests; its workers can import this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATH)
         patch.setenv("RAY_TMPDIR", str(short))

@@ -69,7 +69,7 @@ def measure(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def seen(*flagged: str) -> pd.DataFrame:
+def overlaps(*flagged: str) -> pd.DataFrame:
     rows = [
         {"benchmark": "test", "id": name, "prompt": f"{name}?", "match": f"{name}!", "containment": 1.0}
         | {"similarity": float("nan"), "flagged": name in flagged}
@@ -88,7 +88,7 @@ def systems(tmp_path: Path, measure: str) -> dict[str, Path]:
 
 @pytest.fixture
 def comparison(systems: dict[str, Path]) -> Comparison:
-    return compare(systems, SETTINGS, seen())
+    return compare(systems, SETTINGS, overlaps())
 
 
 def test_compare_names_the_measure_and_rows(comparison: Comparison, measure: str) -> None:
@@ -140,8 +140,8 @@ def test_compare_without_flagged_prompts(systems: dict[str, Path], comparison: C
     assert comparison["contamination"] == {
         "benchmark": "test", "prompts": 3, "flagged": 0, "examples": [], "without": []
     }  # fmt: skip
-    other = seen("a", "b", "c").assign(benchmark="mt_bench")  # has its policy questions and ids
-    flagged = compare(systems, SETTINGS, pd.concat([seen("a"), other], ignore_index=True))
+    other = overlaps("a", "b", "c").assign(benchmark="mt_bench")  # has its policy questions and ids
+    flagged = compare(systems, SETTINGS, pd.concat([overlaps("a"), other], ignore_index=True))
     sft, policy = flagged["contamination"]["without"]
     assert (flagged["contamination"]["flagged"], flagged["contamination"]["prompts"]) == (1, 3)
     assert [(r["system"], r["decoding"]) for r in (sft, policy)] == [(BASELINE, "T=1"), ("policy", "T=1")]
@@ -150,7 +150,7 @@ def test_compare_without_flagged_prompts(systems: dict[str, Path], comparison: C
     [example] = flagged["contamination"]["examples"]
     assert example == {"prompt": "a?", "match": "a!", "containment": 1.0, "similarity": None}
     assert flagged["rows"] == comparison["rows"]  # the main rows use all prompts
-    assert compare(systems, SETTINGS, seen("a", "b", "c"))["contamination"]["without"] == []
+    assert compare(systems, SETTINGS, overlaps("a", "b", "c"))["contamination"]["without"] == []
 
 
 def test_compare_win_rate_by_prompt_and_sample_counts_ties_as_half(comparison: Comparison) -> None:
@@ -183,7 +183,7 @@ def test_compare_stored_nan_is_rejected_with_its_example(column: str, tmp_path: 
     frame.loc[frame["id"] == "c", column] = float("nan")
     frame.to_parquet(folder / ANSWERS)
     for read in (
-        lambda: compare({BASELINE: folder}, SETTINGS, seen()),
+        lambda: compare({BASELINE: folder}, SETTINGS, overlaps()),
         lambda: by_prompt({BASELINE: folder}, SETTINGS),
     ):
         with pytest.raises(UserError, match=rf"the {column} of the answer to example 'c' is nan"):

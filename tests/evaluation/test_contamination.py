@@ -32,8 +32,8 @@ ENCODER = SentenceEncoder(BUILTIN, None, "", None, "float32", 256, "cut", False,
 
 
 @dataclass(frozen=True)
-class Angles:
-    """An encoder of texts that are numbers: unit vectors at that angle in degrees."""
+class AngleEncoder:
+    """An encoder whose texts are angles in degrees, with unit vectors at these angles."""
 
     def check(self) -> None: ...
 
@@ -47,7 +47,7 @@ class Angles:
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-WORDS_ONLY = Contamination(ngram=3, containment=0.5, similarity=None, encoder=Angles())
+WORDS_ONLY = Contamination(ngram=3, containment=0.5, similarity=None, encoder=AngleEncoder())
 
 
 # --- n-grams ---
@@ -112,9 +112,9 @@ def test_containment_and_nearest_do_not_depend_on_blocks(monkeypatch: pytest.Mon
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcde"), 8)) for _ in range(60)]
     angles = [str(angle) for angle in rng.permutation(360)[:60]]
-    whole = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], Angles(), "cpu")
+    whole = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], AngleEncoder(), "cpu")
     monkeypatch.setattr(contamination, "_BLOCK", 7)
-    parts = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], Angles(), "cpu")
+    parts = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], AngleEncoder(), "cpu")
     for expected, actual in zip(whole, parts, strict=True):
         assert np.array_equal(expected[0], actual[0])
         assert np.array_equal(expected[1], actual[1])
@@ -124,13 +124,13 @@ def test_containment_and_nearest_do_not_depend_on_blocks(monkeypatch: pytest.Mon
 
 
 def test_nearest_cosine_by_hand() -> None:
-    similarity, sources = nearest_cosine(["0", "90", "45"], ["60", "30", "0"], Angles(), "cpu")
+    similarity, sources = nearest_cosine(["0", "90", "45"], ["60", "30", "0"], AngleEncoder(), "cpu")
     assert sources.tolist() == [2, 0, 0]  # 45 is between 60 and 30: a tie goes to the first
     assert similarity == pytest.approx(np.cos(np.radians([0, 30, 15])), abs=1e-6)
 
 
 def test_find_contamination_either_rule_flags_and_names_its_match() -> None:
-    rule = Contamination(ngram=2, containment=1.0, similarity=0.9, encoder=Angles())
+    rule = Contamination(ngram=2, containment=1.0, similarity=0.9, encoder=AngleEncoder())
     table = find_contamination(rule, ["10", "50", "90"], ["10", "70", "140"], "cpu")
     assert table["containment"].tolist() == [1, 0, 0]
     assert table["copied"].tolist() == ["10", "", ""]
@@ -138,7 +138,7 @@ def test_find_contamination_either_rule_flags_and_names_its_match() -> None:
     assert table["similarity"].tolist() == pytest.approx(np.cos(np.radians([0, 20, 20])), abs=1e-6)
     assert table["flagged"].tolist() == [True, True, True]
     assert table["match"].tolist() == ["10", "70", "70"]
-    strict = find_contamination(Contamination(2, 1.0, 0.95, Angles()), ["10", "50"], ["10", "70"], "cpu")
+    strict = find_contamination(Contamination(2, 1.0, 0.95, AngleEncoder()), ["10", "50"], ["10", "70"], "cpu")
     assert strict["flagged"].tolist() == [True, False]
     assert strict["match"].tolist() == ["10", ""]
 
@@ -203,7 +203,7 @@ def test_user_text_holds_only_user_messages() -> None:
 )
 def test_settings_out_of_range_are_named(wrong: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.contamination\.{key}="):
-        Contamination(**{"ngram": 8, "containment": 0.8, "similarity": None, "encoder": Angles(), **wrong})
+        Contamination(**{"ngram": 8, "containment": 0.8, "similarity": None, "encoder": AngleEncoder(), **wrong})
 
 
 # --- real prompts ---
@@ -218,10 +218,10 @@ def prompts(*names: str) -> list[str]:
 
 
 def test_find_contamination_finds_self_instruct_tasks_in_alpaca_eval() -> None:
-    """AlpacaEval contains them. Another collection shares one prompt."""
+    """AlpacaEval contains the tasks. Another collection shares one prompt with it."""
     alpaca = prompts("alpaca_eval", "instructions_baseline.jsonl")
     tasks = prompts("instruction_tuning", "self_instruct_user_oriented_252.jsonl")
-    rule = Contamination(ngram=13, containment=0.8, similarity=None, encoder=Angles())
+    rule = Contamination(ngram=13, containment=0.8, similarity=None, encoder=AngleEncoder())
     table = find_contamination(rule, tasks, alpaca, "cpu")
     copies = {" ".join(text.split()) for text in alpaca}
     exact = np.array([" ".join(text.split()) in copies for text in tasks])

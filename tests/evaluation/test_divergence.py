@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_evaluate_stage import EXAMPLES, Lengths, settings
+from test_evaluate_stage import EXAMPLES, LengthVerifier, settings
 from torch import Tensor
 
 from selfcontrast.data.rendering import Renderer
@@ -135,7 +135,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def sample_answers(folder: Path, model: Path, evaluation: Evaluation, examples: Any) -> Path:
     folder.mkdir()
     responder = Responder(HF("float32", 64), Local(2, 1), "cpu")
-    evaluate(folder, evaluation, Policy("x", model, "float32", "cpu"), examples, Lengths(), None, responder)  # type: ignore[arg-type]
+    evaluate(folder, evaluation, Policy("x", model, "float32", "cpu"), examples, LengthVerifier(), None, responder)  # type: ignore[arg-type]
     return folder
 
 

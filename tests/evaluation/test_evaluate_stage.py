@@ -56,7 +56,7 @@ def settings(**changes: Any) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthVerifier:
     """A verifier whose score depends on the example, the text and the turn."""
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:
@@ -64,8 +64,8 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Directions:
-    """An encoder: a unit vector per text, computed from its bytes."""
+class ByteEncoder:
+    """An encoder whose unit vectors are computed from the texts' bytes."""
 
     def check(self) -> None: ...
 
@@ -87,11 +87,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_evaluate(folder: Path, policy: Path, verifier: Verifier | None) -> dict[str, Any]:
     responder = Responder(HF("float32", 4), Local(2, 1), "cpu")
     subject = Policy("SFT", policy, "float32", "cpu")
-    return evaluate(folder, settings(), subject, EXAMPLES, verifier, Directions(), responder)
+    return evaluate(folder, settings(), subject, EXAMPLES, verifier, ByteEncoder(), responder)
 
 
 def test_evaluate_grades_answers_with_the_verifier(tmp_path: Path, policy: Path) -> None:
-    summary = run_evaluate(tmp_path, policy, Lengths())
+    summary = run_evaluate(tmp_path, policy, LengthVerifier())
     answers = pd.read_parquet(tmp_path / ANSWERS)
     assert "similarity" not in answers
     keys = list(zip(answers["decoding"], answers["id"], answers["turn"], answers["sample"], strict=True))
@@ -104,14 +104,14 @@ def test_evaluate_grades_answers_with_the_verifier(tmp_path: Path, policy: Path)
     )
     by_id = {e.id: e for e in EXAMPLES}
     for row in answers.to_dict("records"):
-        assert row["score"] == Lengths().score(by_id[row["id"]], row["text"], row["turn"])
+        assert row["score"] == LengthVerifier().score(by_id[row["id"]], row["text"], row["turn"])
         assert row["category"] == by_id[row["id"]].category
     assert summary == {"prompts": 3, "answers": 12, "tokens": int(answers["tokens"].sum())}
     assert json.loads((tmp_path / LM_EVAL).read_text()) == {}
 
 
 @dataclass(frozen=True)
-class Broken:
+class InvalidVerifier:
     """A verifier that gives one example an invalid score."""
 
     value: float
@@ -124,7 +124,7 @@ class Broken:
 def test_evaluate_invalid_score_is_rejected_with_its_example(value: float, tmp_path: Path, policy: Path) -> None:
     """Nothing is stored that a later comparison could read."""
     with pytest.raises(UserError, match=r"verifier's score .*'b' is .*\(3 of 12 "):
-        run_evaluate(tmp_path, policy, Broken(value))
+        run_evaluate(tmp_path, policy, InvalidVerifier(value))
     assert not (tmp_path / ANSWERS).exists()
 
 
@@ -144,7 +144,7 @@ def test_evaluate_policy_with_nan_is_rejected(weight: float, message: str, tmp_p
     model.save_pretrained(folder)
     (tmp_path / "scores").mkdir()
     with pytest.raises(UserError, match=message):
-        run_evaluate(tmp_path / "scores", folder, Lengths())
+        run_evaluate(tmp_path / "scores", folder, LengthVerifier())
 
 
 def test_evaluate_without_a_verifier_scores_similarity_to_the_target(tmp_path: Path, policy: Path) -> None:
@@ -155,12 +155,12 @@ def test_evaluate_without_a_verifier_scores_similarity_to_the_target(tmp_path: P
     for row in answers.to_dict("records"):
         if row["text"] == targets[row["id"]]:
             continue
-        text, target = Directions().encode([row["text"], targets[row["id"]]])
+        text, target = ByteEncoder().encode([row["text"], targets[row["id"]]])
         assert row["similarity"] == pytest.approx(float(text @ target), abs=1e-6)
 
 
 def test_evaluate_likelihood_of_targets_equals_a_forward_pass(tmp_path: Path, policy: Path) -> None:
-    run_evaluate(tmp_path, policy, Lengths())
+    run_evaluate(tmp_path, policy, LengthVerifier())
     rows = pd.read_parquet(tmp_path / LIKELIHOOD).to_dict("records")
     renderer, model = Renderer(tokenizer()), llama()
     assert [row["id"] for row in rows] == ["a", "b", "c"]

@@ -328,7 +328,7 @@ def test_check_unusable_local_file_is_named(
 
 @pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot"])
 def test_run_tasks_over_a_local_file_ignores_the_tasks_num_fewshot(task: str, tmp_path: Path) -> None:
-    """lm-eval showed the documents asked, with their answers, since a file has no other split."""
+    """lm-eval showed the asked questions with their answers as examples, since a file has no other split."""
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"what is {word}?", "answer": "#### 1"}) for word in WORDS))
     model = llama()
@@ -342,7 +342,7 @@ def test_run_tasks_over_a_local_file_ignores_the_tasks_num_fewshot(task: str, tm
 
 
 def test_check_task_file_without_example_split_rejects_fewshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval would take the examples from the test documents, the document asked among them."""
+    """lm-eval would take the examples from the test documents, including the asked question."""
     rows = [{"query": f"{word}?", "target": word} for word in WORDS]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = yaml.safe_load((TASKS / "target_generation.yaml").read_text())

@@ -24,8 +24,8 @@ from selfcontrast.filters.selectors import (
 )
 
 NAMES = st.text(min_size=1, max_size=8)
-SHARES = st.floats(0.05, 1)
-BARS = st.floats(-0.875, 1, width=32)
+FRACTIONS = st.floats(0.05, 1)
+THRESHOLDS = st.floats(-0.875, 1, width=32)
 OF = st.sampled_from(["distinct", "samples"])
 SIGNALS = st.lists(st.sampled_from(["similarity", "consensus", "log_prob"]), min_size=2, max_size=3, unique=True)
 RIDGES = st.floats(0.01, 10)
@@ -33,19 +33,19 @@ SELECTORS = st.one_of(
     st.just(Everything()),
     st.just(LowestFirst()),
     st.just(LeastConsistentFirst()),
-    st.builds(LeastSimilar, fraction=SHARES, of=OF),
-    st.builds(Random, fraction=SHARES, of=OF),
-    BARS.map(LessSimilarThan),
-    BARS.map(MostSimilarBelow),
+    st.builds(LeastSimilar, fraction=FRACTIONS, of=OF),
+    st.builds(Random, fraction=FRACTIONS, of=OF),
+    THRESHOLDS.map(LessSimilarThan),
+    THRESHOLDS.map(MostSimilarBelow),
     st.tuples(st.floats(0, 0.5), st.floats(0.55, 1)).map(lambda window: RankWindow(*window)),
-    st.builds(LowestScored, fraction=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32))),
-    st.builds(MaximalMarginalRelevance, fraction=SHARES, weight=st.floats(0, 1)),
-    st.builds(LeastConsistent, fraction=SHARES, of=OF),
-    st.builds(LeastLikely, fraction=SHARES, of=OF),
-    st.builds(LowestRanked, fraction=SHARES, of=OF, signals=SIGNALS),
+    st.builds(LowestScored, fraction=FRACTIONS, below=st.one_of(st.none(), st.floats(0, 1, width=32))),
+    st.builds(MaximalMarginalRelevance, fraction=FRACTIONS, weight=st.floats(0, 1)),
+    st.builds(LeastConsistent, fraction=FRACTIONS, of=OF),
+    st.builds(LeastLikely, fraction=FRACTIONS, of=OF),
+    st.builds(LowestRanked, fraction=FRACTIONS, of=OF, signals=SIGNALS),
     st.builds(NearestBelowMean, sigmas=st.floats(0, 4)),
-    st.builds(LogDeterminant, fraction=SHARES, ridge=RIDGES),
-    st.builds(Clusters, fraction=SHARES, clusters=st.integers(1, 6), iterations=st.integers(1, 8)),
+    st.builds(LogDeterminant, fraction=FRACTIONS, ridge=RIDGES),
+    st.builds(Clusters, fraction=FRACTIONS, clusters=st.integers(1, 6), iterations=st.integers(1, 8)),
 )
 
 
@@ -65,10 +65,10 @@ def pool(
         excluded: cosines of an empty response and of a copy of the target.
         more: `consensus`, `log_probs`, `tokens` and `counts`; by default random, on coarse grids.
     """
-    near, rng = np.sort(np.asarray(similarity, dtype=np.float32)), np.random.default_rng(seed)
-    count = len(near)
+    cosines, rng = np.sort(np.asarray(similarity, dtype=np.float32)), np.random.default_rng(seed)
+    count = len(cosines)
     rest = rng.standard_normal((count, width - 1))
-    rest *= np.sqrt(1 - near.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
+    rest *= np.sqrt(1 - cosines.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
     never = np.asarray(excluded, dtype=np.float32)
     columns: dict[str, Any] = {
         "consensus": rng.integers(-4, 5, count).astype(np.float32) / 4,
@@ -77,8 +77,8 @@ def pool(
         "counts": 1 + np.bincount(rng.integers(0, max(1, count), repeated if count else 0), minlength=count)[:count],
     }
     return Pool(
-        similarity=near,
-        vectors=np.concatenate([near[:, None], rest], axis=1).astype(np.float32),
+        similarity=cosines,
+        vectors=np.concatenate([cosines[:, None], rest], axis=1).astype(np.float32),
         scores=None if scores is None else np.asarray(scores, np.float32),
         **columns | {name: np.asarray(values) for name, values in more.items()},
         seed=[seed],
@@ -88,10 +88,10 @@ def pool(
 
 
 @st.composite
-def pools(draw: st.DrawFn, most: int = 24) -> Pool:
+def pools(draw: st.DrawFn, max_size: int = 24) -> Pool:
     """Draw pools with tied scores, repetitions, an empty response and a copy of the target."""
-    near = draw(st.lists(st.floats(-1, 1, width=32), max_size=most))
-    scores = draw(st.lists(st.integers(0, 4), min_size=len(near), max_size=len(near)))
+    similarity = draw(st.lists(st.floats(-1, 1, width=32), max_size=max_size))
+    scores = draw(st.lists(st.integers(0, 4), min_size=len(similarity), max_size=len(similarity)))
     empty, copy = draw(st.one_of(st.just([]), st.floats(-1, 1, width=32).map(lambda x: [x]))), draw(st.booleans())
     never = [*empty, *([1.0] if copy else [])]
-    return pool(near, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), never)
+    return pool(similarity, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), never)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_filter import EXAMPLES, NEAR, SAMPLED, select
+from test_filter import COSINES, EXAMPLES, SAMPLED, select
 
 from selfcontrast.data.candidates import read_negatives
 from selfcontrast.filters.candidate_table import candidate_table
@@ -22,7 +22,7 @@ def test_candidate_table_has_every_candidate_with_similarity_and_rank(tmp_path: 
     assert set(table["prompt"]) == {"?"}
     assert set(table["target"]) == {"target"}
     assert table["similarity"].tolist() == pytest.approx(
-        [NEAR.get(text.strip(), 0.0) for texts in SAMPLED.values() for text in texts], abs=1e-3
+        [COSINES.get(text.strip(), 0.0) for texts in SAMPLED.values() for text in texts], abs=1e-3
     )
     drawn = read_negatives(tmp_path / FILE)
     sampled = [(name, sample) for name, texts in SAMPLED.items() for sample in range(len(texts))]

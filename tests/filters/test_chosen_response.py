@@ -47,8 +47,8 @@ def log_probs_and_lengths(texts: Sequence[str]) -> tuple[Any, Any]:
     return np.full(len(texts), -1.0), np.ones(len(texts), dtype=np.intp)
 
 
-def config(selector: Any, most: int, on_shortage: str = "drop_everywhere") -> Filter:
-    return Filter(selector, most, on_shortage, 3, None)
+def config(selector: Any, max_negatives: int, on_shortage: str = "drop_everywhere") -> Filter:
+    return Filter(selector, max_negatives, on_shortage, 3, None)
 
 
 def select(sampled: SampledPrompt, chosen: Any, settings: Filter) -> Selection:
@@ -73,9 +73,9 @@ def mean_similarity(sampled: SampledPrompt, text: str) -> float:
 
 @given(prompts(), CANDIDATES_CHOSEN, SELECTORS, st.integers(1, 4), st.sampled_from(["drop_everywhere", "refill"]))
 def test_negatives_are_worse_than_the_chosen_candidate(
-    sampled: SampledPrompt, chosen: Any, selector: Any, most: int, on_shortage: str
+    sampled: SampledPrompt, chosen: Any, selector: Any, max_negatives: int, on_shortage: str
 ) -> None:
-    choice = select(sampled, chosen, config(selector, most, on_shortage))
+    choice = select(sampled, chosen, config(selector, max_negatives, on_shortage))
     negatives = [sampled.texts[row].strip() for row in choice.negatives]
     if choice.chosen is None:
         assert not eligible(sampled)
@@ -94,7 +94,7 @@ def test_negatives_are_worse_than_the_chosen_candidate(
 def test_negatives_beside_a_chosen_candidate_are_nested(
     sampled: SampledPrompt, chosen: Any, selector: Any, small: int, more: int
 ) -> None:
-    few, many = (select(sampled, chosen, config(selector, most)) for most in (small, small + more))
+    few, many = (select(sampled, chosen, config(selector, max_negatives)) for max_negatives in (small, small + more))
     assert few.chosen == many.chosen
     if len(many.negatives):
         assert few.negatives.tolist() == many.negatives[:small].tolist()
@@ -126,8 +126,8 @@ def test_chosen_does_not_depend_on_the_sampling_order(sampled: SampledPrompt, ch
 
 
 @given(prompts(), SELECTORS, st.integers(1, 4))
-def test_chosen_target_equals_none(sampled: SampledPrompt, selector: Any, most: int) -> None:
-    default, target = (select(sampled, chosen, config(selector, most)) for chosen in (None, Target()))
+def test_chosen_target_equals_none(sampled: SampledPrompt, selector: Any, max_negatives: int) -> None:
+    default, target = (select(sampled, chosen, config(selector, max_negatives)) for chosen in (None, Target()))
     assert default.negatives.tolist() == target.negatives.tolist()
     assert default.chosen is target.chosen is None
 
@@ -196,12 +196,14 @@ SAMPLED = {
 CUT = {("r", 0)}
 
 
-class Table:
+class TableVerifier:
     def score(self, item: Any, text: str, turn: int = -1) -> float:
         return SCORES[text]
 
 
-def stage(folder: Path, chosen: Any, most: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED) -> dict[str, Any]:
+def stage(
+    folder: Path, chosen: Any, max_negatives: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED
+) -> dict[str, Any]:
     rows = [
         Candidate(name, i, text, [7] * (i + 1), "length" if (name, i) in CUT else "stop", -1.0)
         for name, texts in sampled.items()
@@ -212,9 +214,9 @@ def stage(folder: Path, chosen: Any, most: int = 1, sampled: dict[str, Sequence[
         vectors = np.stack([vector(text) for text in texts]).astype(np.float16)
         _write(folder / file, vectors, hashes_of(texts), np.arange(len(texts)))
     examples = {name: example(name, "?", "target") for name in sampled}
-    settings = config(LowestFirst(), most)
+    settings = config(LowestFirst(), max_negatives)
     return select_negatives(
-        folder, settings, examples, folder / "candidates.parquet", folder, VerifierScorer(Table()), chosen
+        folder, settings, examples, folder / "candidates.parquet", folder, VerifierScorer(TableVerifier()), chosen
     )
 
 

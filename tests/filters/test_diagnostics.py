@@ -69,21 +69,21 @@ def test_correlation_within_ignores_group_means() -> None:
     assert correlation_within([0, 1], [1, 2], [3, 4]) is None
 
 
-def seen_frame(*prompts: tuple[list[float], list[bool]]) -> pd.DataFrame:
+def candidate_frame(*prompts: tuple[list[float], list[bool]]) -> pd.DataFrame:
     rows = [(i, near, kept) for i, prompt in enumerate(prompts) for near, kept in zip(*prompt, strict=True)]
     return pd.DataFrame(rows, columns=["prompt", "similarity", "kept"])
 
 
 def test_cuts_count_only_edges_with_a_rejected_candidate_beyond() -> None:
-    lowest = seen_frame(([0.1, 0.2, 0.3], [True, True, False]), ([0.5, 0.6], [True, False]), ([0.9], [True]))
+    lowest = candidate_frame(([0.1, 0.2, 0.3], [True, True, False]), ([0.5, 0.6], [True, False]), ([0.9], [True]))
     edges = cuts(lowest)
     assert edges["low"] == []
-    assert edges["high"] == pytest.approx([0.23, 0.35, 0.47])  # of 0.2 and 0.5; the third prompt has no cut
-    window = cuts(seen_frame(([0.1, 0.2, 0.3], [False, True, False])))
+    assert edges["high"] == pytest.approx([0.23, 0.35, 0.47])  # quantiles of 0.2 and 0.5; the third prompt has no cut
+    window = cuts(candidate_frame(([0.1, 0.2, 0.3], [False, True, False])))
     assert (window["low"], window["high"]) == (pytest.approx([0.2] * 3), pytest.approx([0.2] * 3))
-    assert cuts(seen_frame(([0.1, 0.2], [False, False]))) == {"low": [], "high": []}
-    assert cuts(seen_frame(([0.1, 0.2, 0.3], [True, False, True]))) == {"low": [], "high": []}  # not by similarity
-    assert cuts(seen_frame()) == {"low": [], "high": []}
+    assert cuts(candidate_frame(([0.1, 0.2], [False, False]))) == {"low": [], "high": []}
+    assert cuts(candidate_frame(([0.1, 0.2, 0.3], [True, False, True]))) == {"low": [], "high": []}  # not by similarity
+    assert cuts(candidate_frame()) == {"low": [], "high": []}
 
 
 def summary(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import RIDGES, SHARES, pool, pools
+from pools import FRACTIONS, RIDGES, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance, farthest_first
@@ -27,7 +27,7 @@ def angles_of(candidates: Pool, kept: Any) -> list[int]:
     return [int(d) for d in np.degrees(np.arctan2(y, x)).round() % 360]
 
 
-@given(candidates=pools(most=12), fraction=SHARES, weight=st.floats(0, 1))
+@given(candidates=pools(max_size=12), fraction=FRACTIONS, weight=st.floats(0, 1))
 def test_mmr_minimises_its_cost_at_every_step(candidates: Pool, fraction: float, weight: float) -> None:
     order = MaximalMarginalRelevance(fraction, weight).select(candidates).tolist()
     eligible = range(int(np.floor(fraction * len(candidates.similarity) + 1e-9)))
@@ -93,7 +93,7 @@ def test_clusters_take_turns(near: list[float], seed: int, clusters: int, iterat
 
 
 def test_clusters_by_hand() -> None:
-    """Three bunches about 180, 90 and 300 degrees; the least similar of each first, then the next of each."""
+    """Clusters near 180, 90 and 300 degrees: first the least similar of each cluster, then the next of each."""
     candidates = circle(180, 178, 182.5, 90, 92, 88, 300, 302, 298)
     order = angles_of(candidates, Clusters(1.0, 3, 10).select(candidates))
     assert order[:3] == [180, 92, 298]
@@ -109,7 +109,7 @@ def test_clusters_of_few_equal_or_no_candidates() -> None:
 
 
 def test_farthest_first_by_hand() -> None:
-    """From 0, 10 is farthest; then 4, at distance 4 from the nearest of both; then 1, and no other distinct point."""
+    """Point 10 is farthest from 0. Next is 4, at distance 4 from its nearest chosen point, then 1."""
     points = np.array([[0.0], [1.0], [10.0], [4.0], [10.0]])
     assert farthest_first(points, 3).tolist() == [0, 2, 3]
     assert farthest_first(points, 9).tolist() == [0, 2, 3, 1]
@@ -124,7 +124,7 @@ def information(vectors: Any, chosen: Any, ridge: float) -> float:
     return float(np.linalg.slogdet(np.eye(len(rows)) + rows @ rows.T / ridge)[1])
 
 
-@given(candidates=pools(most=9), fraction=SHARES, ridge=RIDGES)
+@given(candidates=pools(max_size=9), fraction=FRACTIONS, ridge=RIDGES)
 def test_log_determinant_adds_most_at_every_step(candidates: Pool, fraction: float, ridge: float) -> None:
     order, vectors = LogDeterminant(fraction, ridge).select(candidates).tolist(), candidates.vectors
     eligible = range(int(np.floor(fraction * len(vectors) + 1e-9)))

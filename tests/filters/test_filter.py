@@ -1,4 +1,4 @@
-"""The filter stage on a case done by hand, and its properties on random prompts."""
+"""The filter stage against values computed by hand, and its properties on random prompts."""
 
 import json
 import math
@@ -30,11 +30,11 @@ from selfcontrast.filters.filter import (
 from selfcontrast.filters.score import VerifierScorer
 from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastLikely, LeastSimilar, LowestScored, MostSimilarBelow
-from studies.gradient_error.experiment import chosen
+from studies.gradient_error.experiment import select_samples
 from tiny import example
 
 EXAMPLES = {name: example(name, "?", "target") for name in ("p", "q", "r")}
-NEAR = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # cosine to the target
+COSINES = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # to the target
 SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0, "target": 0.875}
 SAMPLED = {
     "p": ["good", "bad", "worse", "fair", "bad"],
@@ -47,8 +47,8 @@ def log_prob_per_token(text: str) -> float:
     return -(sum(map(ord, text.strip())) % 64) / 8
 
 
-def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[Path, Path]:
-    """Write the artifacts of the stages before: candidate i has i + 1 tokens; vectors have these cosines to (1, 0)."""
+def write_inputs(folder: Path, sampled: dict[str, Sequence[str]], cosine_of: Any) -> tuple[Path, Path]:
+    """Write the artifacts of earlier stages. Candidate i has i + 1 tokens and this cosine to the target, (1, 0)."""
     folder.mkdir(exist_ok=True)
     rows = [
         Candidate(name, i, text, [7] * (i + 1), "stop", log_prob_per_token(text) * (i + 1))
@@ -56,7 +56,7 @@ def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[
         for i, text in enumerate(texts)
     ]
     pq.write_table(candidates_table(rows), folder / "candidates.parquet")
-    cosines = np.array([near(row.text) for row in rows])
+    cosines = np.array([cosine_of(row.text) for row in rows])
     vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float16)
     _write(folder / CANDIDATES, vectors, hashes_of([row.text for row in rows]), np.arange(len(rows)))
     targets = hashes_of(["target"] * len(sampled))
@@ -64,17 +64,17 @@ def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[
     return folder / "candidates.parquet", folder
 
 
-class Table:
+class TableVerifier:
     def score(self, item: Example, text: str, turn: int = -1) -> float:
         return SCORES[text]
 
 
 def select(
-    folder: Path, selector: Any, most: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
+    folder: Path, selector: Any, max_negatives: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
 ) -> Any:
-    sources = stored(folder / "in", SAMPLED, lambda text: NEAR.get(text.strip(), 0.0))
-    config = Filter(selector, most, on_shortage, 0, None)
-    return select_negatives(folder, config, EXAMPLES, *sources, VerifierScorer(Table()) if graded else None)
+    sources = write_inputs(folder / "in", SAMPLED, lambda text: COSINES.get(text.strip(), 0.0))
+    config = Filter(selector, max_negatives, on_shortage, 0, None)
+    return select_negatives(folder, config, EXAMPLES, *sources, VerifierScorer(TableVerifier()) if graded else None)
 
 
 def test_select_negatives_draws_from_the_least_similar_half(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_select_negatives_draws_from_the_least_similar_half(tmp_path: Path) -> N
         for negative in ranked:
             assert negative.sample == SAMPLED[name].index(negative.text)
             assert list(negative.token_ids) == [7] * (negative.sample + 1)
-            assert negative.similarity == pytest.approx(NEAR[negative.text], abs=1e-3)
+            assert negative.similarity == pytest.approx(COSINES[negative.text], abs=1e-3)
     assert set(read_negatives(tmp_path / FILE, ["r"])) == {"r"}
 
 
@@ -103,8 +103,8 @@ def test_negatives_store_log_probability_and_score(tmp_path: Path, graded: bool)
     assert all(score == 0.875 if graded else math.isnan(score) for score in scores.values())
 
 
-def test_summary_by_hand(tmp_path: Path) -> None:
-    """Distinct: p good bad worse fair, q good, r fair good worse bad. Drawn: bad and worse of p and r."""
+def test_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
+    """Distinct: good, bad, worse, fair of p; good of q; fair, good, worse, bad of r. Drawn: bad, worse of p and r."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     expected = {
         "prompts": 3,
@@ -116,7 +116,7 @@ def test_summary_by_hand(tmp_path: Path) -> None:
         "candidates": 15,
         "distinct_per_prompt": 9 / 3,
         "kept_per_prompt": 4 / 3,
-        "duplicate_share": 2 / 15,  # bad of p, good of q
+        "duplicate_share": 2 / 15,  # bad of p and good of q are sampled twice
         "empty_share": 2 / 15,
         "copies_of_target_share": 2 / 15,
         "similarity_candidates": pytest.approx((2 * (0.9 + 0.5 + 0.1 - 0.2) + 0.9) / 9, abs=1e-3),
@@ -125,7 +125,7 @@ def test_summary_by_hand(tmp_path: Path) -> None:
         "tokens_negatives": pytest.approx((2 + 3 + 4 + 5) / 4),
         "tokens_left": pytest.approx((1 + 4 + 4 + 1 + 2) / 5),
         "characters_targets": [6, 6, 6],
-        "characters_negatives": pytest.approx([3, 4, 5]),  # 3 3 5 5
+        "characters_negatives": pytest.approx([3, 4, 5]),  # quantiles of 3, 3, 5, 5
         "score_candidates": pytest.approx((2 * 1.5 + 1) / 9),
         "score_negatives": 0.0,
         "false_negatives_before": pytest.approx(3 / 9),
@@ -135,27 +135,27 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     json.dumps(summary)
 
 
-def test_similarities_and_prompts_files_by_hand(tmp_path: Path) -> None:
+def test_similarities_and_prompts_files_equal_values_computed_by_hand(tmp_path: Path) -> None:
     select(tmp_path, LeastSimilar(0.5, "distinct"))
-    seen = pd.read_parquet(tmp_path / SIMILARITIES)
-    assert seen["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
-    assert seen.groupby("id")["drawn"].sum().to_dict() == {"p": 2, "q": 0, "r": 2}
-    assert seen.loc[seen["id"] == "p", "sample"].tolist() == [2, 1, 3, 0]  # worse, bad, fair, good
-    assert seen.loc[seen["id"] == "r", "score"].tolist() == [0, 0, 0.5, 1]
+    similarities = pd.read_parquet(tmp_path / SIMILARITIES)
+    assert similarities["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
+    assert similarities.groupby("id")["drawn"].sum().to_dict() == {"p": 2, "q": 0, "r": 2}
+    assert similarities.loc[similarities["id"] == "p", "sample"].tolist() == [2, 1, 3, 0]  # worse, bad, fair, good
+    assert similarities.loc[similarities["id"] == "r", "score"].tolist() == [0, 0, 0.5, 1]
     prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
     assert prompts["too_few"].to_dict() == {"p": "", "q": "distinct", "r": ""}
     assert prompts["kept"].to_dict() == {"p": 2, "q": 0, "r": 2}
-    shapes = json.loads((tmp_path / DIAGNOSTICS).read_text())
-    assert (sum(shapes["candidates"]), sum(shapes["negatives"])) == (9, 4)
-    assert shapes["cuts"]["high"] == pytest.approx([0.1] * 3, abs=1e-3)
+    diagnostics = json.loads((tmp_path / DIAGNOSTICS).read_text())
+    assert (sum(diagnostics["candidates"]), sum(diagnostics["negatives"])) == (9, 4)
+    assert diagnostics["cuts"]["high"] == pytest.approx([0.1] * 3, abs=1e-3)
 
 
 def test_similarities_file_has_consensus_and_log_probability(tmp_path: Path) -> None:
-    """Cosines of p: good 0.9, bad 0.1 (twice), worse -0.2, fair 0.5 from (1, 0), with angles to match."""
+    """Cosines of p to (1, 0): good 0.9, bad 0.1 (twice), worse -0.2, fair 0.5. Angles give the cosines between them."""
     select(tmp_path, LeastSimilar(0.5, "distinct"))
-    seen = pd.read_parquet(tmp_path / SIMILARITIES)
-    rows = seen[seen["id"] == "p"]
-    angles = [float(np.arccos(NEAR[text])) for text in SAMPLED["p"]]
+    similarities = pd.read_parquet(tmp_path / SIMILARITIES)
+    rows = similarities[similarities["id"] == "p"]
+    angles = [float(np.arccos(COSINES[text])) for text in SAMPLED["p"]]
     texts = [SAMPLED["p"][sample] for sample in rows["sample"]]
     for text, sample, consensus in zip(texts, rows["sample"], rows["consensus"], strict=True):
         others = [np.cos(angles[sample] - angle) for i, angle in enumerate(angles) if i != sample]
@@ -164,13 +164,14 @@ def test_similarities_file_has_consensus_and_log_probability(tmp_path: Path) -> 
 
 
 def test_signals_are_measured_only_with_a_scorer(tmp_path: Path) -> None:
-    """Only p and r have good and bad ones: "good" is most similar in both, and q's only candidate is good."""
+    """Only p and r have right and wrong candidates; the right one, "good", is the most similar. q has only "good"."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     table = json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"]
     assert [row["signal"] for row in table] == ["similarity", "consensus", "log_prob", "rank_sum"]
-    near = table[0]  # ranks 1/8 3/8 5/8 of the bad ones, twice; 7/8 twice and 1/2 of the good: 2 * 6 + 4 of 18 pairs
-    assert near["auc"] == summary["auc_similarity"] == pytest.approx(16 / 18)
-    assert near["false_negatives"] == [0, 0, 0, None]  # of the 3, 2, 1 and 0 lowest of four, and none of one
+    similarity = table[0]
+    # Ranks of the wrong: 1/8 3/8 5/8, twice; of the right: 7/8 twice and 1/2. So 2 * 6 + 4 of 18 pairs are ordered.
+    assert similarity["auc"] == summary["auc_similarity"] == pytest.approx(16 / 18)
+    assert similarity["false_negatives"] == [0, 0, 0, None]  # keeps 3, 2, 1, 0 of four, none of q's one
     unscored = select(tmp_path, LeastSimilar(0.5, "distinct"), graded=False)
     assert json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"] == []
     assert not [name for name in unscored if name.startswith("auc_")]
@@ -184,32 +185,32 @@ def test_summary_without_a_scorer_has_no_scores(tmp_path: Path) -> None:
 
 
 def test_verifier_oracle_has_no_false_negatives(tmp_path: Path) -> None:
-    summary = select(tmp_path, LowestScored(1.0, 1.0), most=3)
+    summary = select(tmp_path, LowestScored(1.0, 1.0), max_negatives=3)
     assert summary["false_negatives_after"] == 0
     assert {n.text for n in read_negatives(tmp_path / FILE)["p"]} == {"fair", "bad", "worse"}
 
 
 def test_ranked_selector_keeps_its_order(tmp_path: Path) -> None:
-    select(tmp_path, MostSimilarBelow(0.8), most=3)
+    select(tmp_path, MostSimilarBelow(0.8), max_negatives=3)
     for ranked in read_negatives(tmp_path / FILE).values():
         assert [n.text for n in ranked] == ["fair", "bad", "worse"]
 
 
 def test_on_shortage_drops_refills_or_raises(tmp_path: Path) -> None:
-    dropped = select(tmp_path, MostSimilarBelow(0.3), most=2)
+    dropped = select(tmp_path, MostSimilarBelow(0.3), max_negatives=2)
     assert (dropped["prompts_used"], dropped["prompts_dropped_for_kept"]) == (2, 0)
     with pytest.raises(UserError, match=r"filter\.max_negatives=3 .*2 with 4 distinct, 2 kept"):
-        select(tmp_path, MostSimilarBelow(0.3), most=3)
-    refilled = select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="refill")
+        select(tmp_path, MostSimilarBelow(0.3), max_negatives=3)
+    refilled = select(tmp_path, MostSimilarBelow(0.3), max_negatives=3, on_shortage="refill")
     assert (refilled["prompts_used"], refilled["prompts_refilled"]) == (2, 2)
     assert [n.text for n in read_negatives(tmp_path / FILE)["p"]] == ["bad", "worse", "fair"]
     with pytest.raises(UserError, match=r"prompt p .* 2 of filter\.max_negatives=3"):
-        select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="error")
+        select(tmp_path, MostSimilarBelow(0.3), max_negatives=3, on_shortage="error")
 
 
 def test_no_usable_prompt_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_negatives=5 .*\(2 with 4 distinct, 2 kept, 1 with 1 distinct, 0 kept\)"):
-        select(tmp_path, LeastSimilar(0.5, "distinct"), most=5)
+        select(tmp_path, LeastSimilar(0.5, "distinct"), max_negatives=5)
 
 
 # --- properties of every selector
@@ -223,64 +224,73 @@ def cosine(text: str) -> float:
     return (WORDS.index(text.strip()) - 4) / 5 if text.strip() in WORDS else 0.3
 
 
-def chosen_texts(folder: Path, sampled: dict[str, Sequence[str]], selector: Any, most: int) -> dict[str, list[str]]:
-    """Return the negatives' stripped texts in rank order, per prompt; empty if no prompt has enough."""
-    sources = stored(folder, sampled, cosine)
+def negative_texts(
+    folder: Path, sampled: dict[str, Sequence[str]], selector: Any, max_negatives: int
+) -> dict[str, list[str]]:
+    """Return the stripped texts of each prompt's negatives in rank order; {} if no prompt has enough."""
+    sources = write_inputs(folder, sampled, cosine)
     examples = {name: example(name, "?", "target") for name in sampled}
-    config = Filter(selector, most, "drop_everywhere", 7, None)
+    config = Filter(selector, max_negatives, "drop_everywhere", 7, None)
     try:
-        select_negatives(folder, config, examples, *sources, VerifierScorer(Numbers()))
+        select_negatives(folder, config, examples, *sources, VerifierScorer(WordVerifier()))
     except UserError:
         return {}
     negatives = read_negatives(folder / FILE)
     return {name: [negative.text.strip() for negative in ranked] for name, ranked in negatives.items()}
 
 
-class Numbers:
+class WordVerifier:
     def score(self, item: Example, text: str, turn: int = -1) -> float:
         return 1.0 if text == "target" else (int(text.strip()[1:]) * 5 % 9) / 9
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    prompts=st.lists(PROMPT, min_size=1, max_size=4), selector=SELECTORS, most=st.integers(1, 4), shuffle=st.randoms()
+    prompts=st.lists(PROMPT, min_size=1, max_size=4),
+    selector=SELECTORS,
+    max_negatives=st.integers(1, 4),
+    shuffle=st.randoms(),
 )
 def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
-    tmp_path: Path, prompts: list[list[str]], selector: Any, most: int, shuffle: Any
+    tmp_path: Path, prompts: list[list[str]], selector: Any, max_negatives: int, shuffle: Any
 ) -> None:
-    """Neither other prompts, nor the order of its candidates, nor how the file is read changes a prompt's negatives."""
+    """A prompt's negatives depend neither on other prompts nor on the order of its candidates."""
     sampled: dict[str, Sequence[str]] = {f"p{i}": texts for i, texts in enumerate(prompts)}
-    together = chosen_texts(tmp_path / "all", sampled, selector, most)
+    together = negative_texts(tmp_path / "all", sampled, selector, max_negatives)
     for texts in together.values():
-        assert len(set(texts)) == len(texts) == most
+        assert len(set(texts)) == len(texts) == max_negatives
         assert set(texts) <= set(WORDS)
     for name, texts in sampled.items():
         shuffled = shuffle.sample(list(texts), len(texts))
-        assert chosen_texts(tmp_path / "one", {name: shuffled}, selector, most).get(name) == together.get(name)
+        alone = negative_texts(tmp_path / "one", {name: shuffled}, selector, max_negatives)
+        assert alone.get(name) == together.get(name)
 
 
-@pytest.mark.parametrize("near", [lambda text: NEAR.get(text.strip(), 0.0), lambda text: 0.5], ids=["distinct", "ties"])
+@pytest.mark.parametrize(
+    "cosine_of", [lambda text: COSINES.get(text.strip(), 0.0), lambda text: 0.5], ids=["distinct", "ties"]
+)
 @pytest.mark.parametrize(
     "selector",
     [LeastSimilar(0.75, "distinct"), MostSimilarBelow(1.0), LeastLikely(0.75, "distinct")],
     ids=["drawn", "ranked", "likely"],
 )
-def test_gradient_study_uses_the_negatives_of_training(tmp_path: Path, near: Any, selector: Any) -> None:
-    sources, config = stored(tmp_path / "in", SAMPLED, near), Filter(selector, 2, "drop_everywhere", 0, None)
+def test_gradient_study_uses_the_negatives_of_training(tmp_path: Path, cosine_of: Any, selector: Any) -> None:
+    sources, config = write_inputs(tmp_path / "in", SAMPLED, cosine_of), Filter(selector, 2, "drop_everywhere", 0, None)
     select_negatives(tmp_path, config, EXAMPLES, *sources, None)
     trained = read_negatives(tmp_path / FILE)
-    seen = pd.read_parquet(tmp_path / SIMILARITIES)
-    kept, drawn = chosen(config, EXAMPLES, *sources, None)
+    similarities = pd.read_parquet(tmp_path / SIMILARITIES)
+    kept, drawn = select_samples(config, EXAMPLES, *sources, None)
     for name, mask, rows in zip(SAMPLED, kept, drawn, strict=True):
         assert list(rows) == [negative.sample for negative in trained.get(name, [])]
-        assert set(np.flatnonzero(mask)) == set(seen[(seen["id"] == name) & seen["kept"]]["sample"])
+        rows_kept = similarities[(similarities["id"] == name) & similarities["kept"]]
+        assert set(np.flatnonzero(mask)) == set(rows_kept["sample"])
 
 
 def test_block_size_of_reading_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = {f"p{i}": [WORDS[(i * k) % 9] for k in range(1, 9)] for i in range(1, 9)}
-    whole = chosen_texts(tmp_path / "whole", sampled, Everything(), 3)
+    whole = negative_texts(tmp_path / "whole", sampled, Everything(), 3)
     whole_prompts = files.whole_prompts
     monkeypatch.setattr(
         "selfcontrast.filters.filter.whole_prompts", lambda file, columns: whole_prompts(file, columns, rows=3)
     )
-    assert chosen_texts(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}
+    assert negative_texts(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_filter import stored
+from test_filter import write_inputs
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.filter import PROMPTS, SIMILARITIES, select_negatives
@@ -18,21 +18,21 @@ from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import LeastSimilar
 from tiny import example
 
-POOLS, SAMPLES, SHARE = 50, 32, 0.75
+POOLS, SAMPLES, FRACTION = 50, 32, 0.75
 TARGET = "target"
-NEAR = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # distinct cosines to the target
+COSINES = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # distinct cosines to the target
 EMPTY = 0.32  # cosine of an empty response, between those of two words
 
 
-def near(text: str) -> float:
-    return NEAR.get(text.strip(), EMPTY)
+def cosine(text: str) -> float:
+    return COSINES.get(text.strip(), EMPTY)
 
 
 def responses(distinct: int, seed: int) -> list[str]:
-    """Return 32 responses, `distinct` of them different. Half of the pools have an empty one, half of each a copy."""
+    """Return 32 responses with `distinct` texts. Half of the seeds add an empty one, half a copy of the target."""
     draw = random.Random(f"{distinct} {seed}")
     special = [*([""] if seed % 2 else []), *([TARGET] if seed % 4 > 1 else [])]
-    texts = special + draw.sample([name for name in NEAR if name != TARGET], distinct - len(special))
+    texts = special + draw.sample([name for name in COSINES if name != TARGET], distinct - len(special))
     texts += draw.choices(texts, k=SAMPLES - len(texts))
     draw.shuffle(texts)
     return texts
@@ -40,22 +40,22 @@ def responses(distinct: int, seed: int) -> list[str]:
 
 def reference(texts: Sequence[str]) -> set[str]:
     """Return the texts that the reference implementation keeps."""
-    rank = {text: sum(near(other) < near(text) for other in texts) for text in texts}  # repetitions count
+    rank = {text: sum(cosine(other) < cosine(text) for other in texts) for text in texts}  # repetitions count
     ranks = sorted(rank.values())
-    threshold = ranks[min(int(SHARE * len(texts)), len(ranks) - 1)]
+    threshold = ranks[min(int(FRACTION * len(texts)), len(ranks) - 1)]
     kept = {text for text in rank if rank[text] < threshold}
     return {text for text in kept if text.strip(" ")}
 
 
 def kept(folder: Path, sampled: dict[str, Sequence[str]], of: str, max_negatives: int = 1) -> dict[str, set[str]]:
     folder.mkdir(exist_ok=True)
-    sources = stored(folder / "in", sampled, near)
+    sources = write_inputs(folder / "in", sampled, cosine)
     examples = {name: example(name, "?", TARGET) for name in sampled}
-    settings = Filter(LeastSimilar(SHARE, of), max_negatives, "drop_everywhere", 42, None)
+    settings = Filter(LeastSimilar(FRACTION, of), max_negatives, "drop_everywhere", 42, None)
     select_negatives(folder, settings, examples, *sources, None)
-    seen = pd.read_parquet(folder / SIMILARITIES)
+    similarities = pd.read_parquet(folder / SIMILARITIES)
     texts: dict[str, set[str]] = {name: set() for name in sampled}
-    for row in seen[seen["kept"]].itertuples():
+    for row in similarities[similarities["kept"]].itertuples():
         texts[row.id].add(sampled[row.id][row.sample])
     return texts
 
@@ -67,7 +67,7 @@ def test_least_similar_of_samples_keeps_the_reference_sets(distinct: int, tmp_pa
     assert all(len(set(texts)) == distinct and len(texts) == SAMPLES for texts in sampled.values())
     assert kept(tmp_path, sampled, "samples") == expected
     sizes = {len(texts) for texts in expected.values()}
-    assert sizes == {min(24, distinct - 1), min(24, distinct - 1) - 1}  # less an empty one among them
+    assert sizes == {min(24, distinct - 1), min(24, distinct - 1) - 1}  # one fewer if one of them is empty
     assert not any(TARGET in texts for texts in expected.values())
 
 

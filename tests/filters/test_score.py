@@ -21,8 +21,8 @@ PROMPTS = [
 ]
 
 
-class Lengths:
-    """A reward model: the length of the response plus a tenth of the question's. It records its calls."""
+class LengthRewardModel:
+    """A reward model: response length plus a tenth of the question's length. It records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -38,7 +38,7 @@ class Lengths:
 
 
 def test_score_by_hand(tmp_path: Path) -> None:
-    model: Any = Lengths()
+    model: Any = LengthRewardModel()
     summary = score(tmp_path, model, Local(1, 3), PROMPTS, "cpu")
     assert summary == {"prompts": 3, "responses": 8, "distinct": 6}
     assert model.calls == [["target", "a", "bb"], ["a", "a", "ccc"]]  # whole prompts, at least three responses
@@ -53,16 +53,16 @@ def test_score_by_hand(tmp_path: Path) -> None:
 
 
 def test_score_reuses_existing_shards(tmp_path: Path) -> None:
-    score(tmp_path, Lengths(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
+    score(tmp_path, LengthRewardModel(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
     (tmp_path / FILE).unlink()
-    again: Any = Lengths()
+    again: Any = LengthRewardModel()
     score(tmp_path, again, Local(1, 3), PROMPTS, "cpu")
     assert again.calls == []
     assert len(list(read_rewards(tmp_path))) == 3
 
 
 def test_reward_scorer_threshold_is_the_targets_reward(tmp_path: Path) -> None:
-    score(tmp_path, Lengths(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
+    score(tmp_path, LengthRewardModel(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
     scorer = RewardScorer(tmp_path)
     scores, threshold = scorer(PROMPTS[0][0], PROMPTS[0][1], [1, 0])
     assert scores.tolist() == pytest.approx([2.4, 1.4])
@@ -75,15 +75,15 @@ def test_reward_scorer_threshold_is_the_targets_reward(tmp_path: Path) -> None:
 
 
 def test_verifier_scorer_threshold_is_one() -> None:
-    class Half:
+    class LengthVerifier:
         def score(self, item: Any, text: str, turn: int = -1) -> float:
             return 0.5 * len(text)
 
-    scores, threshold = VerifierScorer(Half())(PROMPTS[0][0], ["a", "bb", ""], [1, 2])
+    scores, threshold = VerifierScorer(LengthVerifier())(PROMPTS[0][0], ["a", "bb", ""], [1, 2])
     assert (scores.tolist(), threshold) == ([1.0, 0.0], 1.0)
 
 
 def test_reward_scorer_of_another_prompt_raises(tmp_path: Path) -> None:
-    score(tmp_path, Lengths(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
+    score(tmp_path, LengthRewardModel(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"rewards .*\bq\b.*recompute=\[score\]"):
         RewardScorer(tmp_path)(PROMPTS[1][0], PROMPTS[1][1], [])

@@ -35,20 +35,22 @@ from selfcontrast.filters.selectors import (
 SEEDS = st.integers(0, 10**6)
 
 
-def config(most: int, on_shortage: str = "drop_everywhere", selector: Any = None, seed: int = 42) -> Filter:
-    return Filter(selector or LeastSimilar(0.75, "distinct"), most, on_shortage, seed, None)
+def config(max_negatives: int, on_shortage: str = "drop_everywhere", selector: Any = None, seed: int = 42) -> Filter:
+    return Filter(selector or LeastSimilar(0.75, "distinct"), max_negatives, on_shortage, seed, None)
 
 
 def draw_ranks(settings: Filter, name: str, candidates: Pool) -> list[int]:
     return draw(settings, name, replace(candidates, seed=seed_of(settings, name))).ranks.tolist()
 
 
-@given(candidates=pools(), name=NAMES, seed=SEEDS, selector=SELECTORS, most=st.integers(1, 20))
-def test_draw_gives_all_max_negatives_or_none(candidates: Pool, name: str, seed: int, selector: Any, most: int) -> None:
-    settings = config(most, "drop_everywhere", selector, seed)
+@given(candidates=pools(), name=NAMES, seed=SEEDS, selector=SELECTORS, max_negatives=st.integers(1, 20))
+def test_draw_gives_all_max_negatives_or_none(
+    candidates: Pool, name: str, seed: int, selector: Any, max_negatives: int
+) -> None:
+    settings = config(max_negatives, "drop_everywhere", selector, seed)
     ranks = draw_ranks(settings, name, candidates)
     kept = selector.select(replace(candidates, seed=seed_of(settings, name))).tolist()
-    assert len(ranks) == (most if len(kept) >= most else 0)
+    assert len(ranks) == (max_negatives if len(kept) >= max_negatives else 0)
     assert len(set(ranks)) == len(ranks)
     assert set(ranks) <= set(kept)
     if selector.ranked:
@@ -65,19 +67,19 @@ def test_draw_is_nested_in_max_negatives(
         assert many[:small] == few
 
 
-@given(candidates=pools(), name=NAMES, seed=SEEDS, selector=SELECTORS, most=st.integers(1, 20))
+@given(candidates=pools(), name=NAMES, seed=SEEDS, selector=SELECTORS, max_negatives=st.integers(1, 20))
 def test_draw_refill_appends_the_least_similar_rejected_candidates(
-    candidates: Pool, name: str, seed: int, selector: Any, most: int
+    candidates: Pool, name: str, seed: int, selector: Any, max_negatives: int
 ) -> None:
-    settings = config(most, "refill", selector, seed)
+    settings = config(max_negatives, "refill", selector, seed)
     candidates = replace(candidates, seed=seed_of(settings, name))
     result, kept = draw(settings, name, candidates), selector.select(candidates).tolist()
     ranks = result.ranks.tolist()
-    if len(candidates.similarity) < most:
+    if len(candidates.similarity) < max_negatives:
         assert ranks == []
         return
-    assert len(set(ranks)) == len(ranks) == most
-    assert result.refilled == max(0, most - len(kept))
+    assert len(set(ranks)) == len(ranks) == max_negatives
+    assert result.refilled == max(0, max_negatives - len(kept))
     first, last = ranks[: len(kept)], ranks[len(kept) :]
     assert set(first) <= set(kept)
     assert not set(last) & set(kept)

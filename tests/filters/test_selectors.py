@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import BARS, OF, SELECTORS, SHARES, SIGNALS, pool, pools
+from pools import FRACTIONS, OF, SELECTORS, SIGNALS, THRESHOLDS, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.select import Pool
@@ -31,14 +31,14 @@ def floor(fraction: float, count: int) -> int:
     return int(np.floor(fraction * count + 1e-9))
 
 
-@given(candidates=pools(), fraction=SHARES)
+@given(candidates=pools(), fraction=FRACTIONS)
 def test_least_similar_keeps_the_lowest_cosines(candidates: Pool, fraction: float) -> None:
     near = candidates.similarity.tolist()
     kept = LeastSimilar(fraction, "distinct").select(candidates).tolist()
     assert sorted(near[i] for i in kept) == sorted(near)[: floor(fraction, len(near))]
 
 
-@given(candidates=pools(), fraction=SHARES)
+@given(candidates=pools(), fraction=FRACTIONS)
 def test_least_similar_of_samples_keeps_those_below_the_next_distinct_response(
     candidates: Pool, fraction: float
 ) -> None:
@@ -52,7 +52,7 @@ def test_least_similar_of_samples_keeps_those_below_the_next_distinct_response(
     assert len(kept) <= max(0, count)
 
 
-@given(candidates=pools(), fraction=SHARES, of=OF)
+@given(candidates=pools(), fraction=FRACTIONS, of=OF)
 def test_random_keeps_as_many_as_least_similar(candidates: Pool, fraction: float, of: str) -> None:
     assert len(Random(fraction, of).select(candidates)) == len(LeastSimilar(fraction, of).select(candidates))
 
@@ -73,7 +73,7 @@ def test_rank_window_keeps_the_ranks_inside(candidates: Pool, low: float, high: 
     assert kept == {i for i in range(count) if floor(low, count) <= i < floor(high, count)}
 
 
-@given(candidates=pools(), threshold=BARS)
+@given(candidates=pools(), threshold=THRESHOLDS)
 def test_less_similar_than_and_most_similar_below_keep_cosines_below_bar(candidates: Pool, threshold: float) -> None:
     below = [i for i, near in enumerate(candidates.similarity) if near < threshold]
     assert sorted(LessSimilarThan(threshold).select(candidates).tolist()) == below
@@ -83,7 +83,7 @@ def test_less_similar_than_and_most_similar_below_keep_cosines_below_bar(candida
     assert near == sorted(near, reverse=True)
 
 
-@given(candidates=pools(), fraction=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
+@given(candidates=pools(), fraction=FRACTIONS, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
 def test_lowest_scored_keeps_the_lowest_scores_below_its_bound(
     candidates: Pool, fraction: float, below: float | None
 ) -> None:
@@ -97,7 +97,7 @@ def test_lowest_scored_keeps_the_lowest_scores_below_its_bound(
     assert all((scores[i], i) < (scores[j], j) for i in kept for j in rest)  # ties: the least similar first
 
 
-def lowest_share(candidates: Pool, values: list[float], fraction: float, of: str) -> list[int]:
+def lowest_fraction(candidates: Pool, values: list[float], fraction: float, of: str) -> list[int]:
     """Pick the lowest value, of equal ones the least similar, until there are enough."""
     count = len(values)
     enough = floor(fraction, count) if of == "distinct" else min(floor(fraction, candidates.samples), count - 1)
@@ -116,18 +116,18 @@ def ranks_of(values: list[float]) -> list[float]:
     return [sum(v < value for v in values) + (1 + sum(v == value for v in values)) / 2 for value in values]
 
 
-@given(candidates=pools(), fraction=SHARES, of=OF)
-def test_least_consistent_and_least_likely_keep_the_lowest_share(candidates: Pool, fraction: float, of: str) -> None:
+@given(candidates=pools(), fraction=FRACTIONS, of=OF)
+def test_least_consistent_and_least_likely_keep_the_lowest_fraction(candidates: Pool, fraction: float, of: str) -> None:
     consensus = candidates.consensus.tolist()
-    assert LeastConsistent(fraction, of).select(candidates).tolist() == lowest_share(
+    assert LeastConsistent(fraction, of).select(candidates).tolist() == lowest_fraction(
         candidates, consensus, fraction, of
     )
     pairs = zip(candidates.log_probs.tolist(), candidates.tokens.tolist(), strict=True)
     per_token = [total / tokens for total, tokens in pairs]
-    assert LeastLikely(fraction, of).select(candidates).tolist() == lowest_share(candidates, per_token, fraction, of)
+    assert LeastLikely(fraction, of).select(candidates).tolist() == lowest_fraction(candidates, per_token, fraction, of)
 
 
-@given(candidates=pools(), fraction=SHARES, of=OF, signals=SIGNALS)
+@given(candidates=pools(), fraction=FRACTIONS, of=OF, signals=SIGNALS)
 def test_lowest_ranked_keeps_the_lowest_sum_of_ranks(
     candidates: Pool, fraction: float, of: str, signals: list[str]
 ) -> None:
@@ -139,7 +139,7 @@ def test_lowest_ranked_keeps_the_lowest_sum_of_ranks(
     }
     total = [sum(ranks) for ranks in zip(*(ranks_of(values[name]) for name in signals), strict=True)]
     selector: Any = LowestRanked(fraction, of, signals)  # type: ignore[arg-type]
-    assert selector.select(candidates).tolist() == lowest_share(candidates, total, fraction, of)
+    assert selector.select(candidates).tolist() == lowest_fraction(candidates, total, fraction, of)
 
 
 def test_log_probabilities_are_per_token_and_ranks_have_no_units() -> None:
@@ -168,7 +168,7 @@ def test_nearest_below_mean_sorts_by_distance_to_its_aim(candidates: Pool, sigma
 
 
 def test_nearest_below_mean_by_hand() -> None:
-    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74; less two of them -0.09, less a half 2.53.
+    """Rewards 0, 4 (three times) and 5: mean 17/5 = 3.4, deviation 1.74. Two below the mean is -0.09, a half is 2.53.
 
     Counted once each, the mean would be 3, and 2 deviations below it -1.3.
     """
@@ -204,15 +204,17 @@ def test_keep_is_distinct_bounded_by_most_and_repeatable(candidates: Pool, selec
     assert kept == selector.select(candidates).tolist()
 
 
-@pytest.mark.parametrize(("fraction", "samples", "most"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)])
-def test_most_rounds_down_without_floating_point_error(fraction: float, samples: int, most: int) -> None:
-    assert LeastSimilar(fraction, "distinct").max_kept(samples) == most
-    assert Random(fraction, "distinct").max_kept(samples) == most
-    assert LowestScored(fraction, None).max_kept(samples) == most
+@pytest.mark.parametrize(
+    ("fraction", "samples", "max_kept"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)]
+)
+def test_max_kept_rounds_down_without_floating_point_error(fraction: float, samples: int, max_kept: int) -> None:
+    assert LeastSimilar(fraction, "distinct").max_kept(samples) == max_kept
+    assert Random(fraction, "distinct").max_kept(samples) == max_kept
+    assert LowestScored(fraction, None).max_kept(samples) == max_kept
     assert (
         LeastConsistent(fraction, "distinct").max_kept(samples)
         == LeastLikely(fraction, "distinct").max_kept(samples)
-        == most
+        == max_kept
     )
 
 

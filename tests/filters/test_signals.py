@@ -1,4 +1,4 @@
-"""The table of signals by hand and against plain loops; its AUC against scikit-learn's."""
+"""The table of signals equals values computed by hand and by plain loops, and scikit-learn's AUC."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from selfcontrast.filters.signals import SHARES, auc, ranks, signal_table
+from selfcontrast.filters.signals import FRACTIONS, auc, ranks, signal_table
 
 GRID = st.integers(-4, 4).map(lambda i: i / 4)
 CANDIDATE = st.tuples(GRID, GRID, st.integers(-8, -1), st.integers(1, 3), st.booleans())
 PROMPTS = st.lists(st.lists(CANDIDATE, min_size=1, max_size=9), min_size=1, max_size=5)
 
 
-def seen_of(prompts: list[list[Any]]) -> pd.DataFrame:
+def candidate_frame(prompts: list[list[Any]]) -> pd.DataFrame:
     """Return the stage's rows of candidates given as (similarity, consensus, log_prob, tokens, good)."""
     rows = [(p, *c) for p, candidates in enumerate(prompts) for c in sorted(candidates, key=lambda c: c[0])]
     columns = ["prompt", "similarity", "consensus", "log_prob", "tokens", "good"]
@@ -51,7 +51,7 @@ def plain_false_negatives(values: list[list[float]], good: list[list[bool]], fra
 
 @given(prompts=PROMPTS)
 def test_signal_table_equals_plain_loops(prompts: list[list[Any]]) -> None:
-    table = {row["signal"]: row for row in signal_table(seen_of(prompts))}
+    table = {row["signal"]: row for row in signal_table(candidate_frame(prompts))}
     good = [[c[4] for c in sorted(candidates, key=lambda c: c[0])] for candidates in prompts]
     flat = [label for prompt in good for label in prompt]
     expected = plain_rows(prompts)
@@ -61,26 +61,26 @@ def test_signal_table_equals_plain_loops(prompts: list[list[Any]]) -> None:
             assert table[name]["auc"] == pytest.approx(roc_auc_score(flat, relative))
         else:
             assert table[name]["auc"] is None
-        rates = [plain_false_negatives(values, good, fraction) for fraction in SHARES]
+        rates = [plain_false_negatives(values, good, fraction) for fraction in FRACTIONS]
         assert table[name]["false_negatives"] == pytest.approx(rates)
 
 
 def test_signal_table_by_hand() -> None:
-    """Four candidates of one prompt, the third alone good; of a second prompt two, the lower alone good.
+    """Of the first prompt's four candidates only the third is good; of the second's two, only the first.
 
-    By similarity the good ones have the ranks 5/8 and 1/4, the bad ones 1/8, 3/8, 7/8 and 3/4. Of the eight pairs
-    5/8 wins two and 1/4 one. By consensus, where the good ones are highest, 7/8 and 3/4 win all of theirs against 1/8,
-    3/8, 5/8 and 1/4.
+    By similarity the good ones have the ranks 5/8 and 1/4, the bad ones 1/8, 3/8, 7/8 and 3/4. Of eight pairs, 5/8 wins
+    two and 1/4 wins one. By consensus the good ones have the ranks 7/8 and 3/4 and win all pairs against 1/8, 3/8, 5/8
+    and 1/4.
     """
     first = [(0.1, 0.1, -9, 1, False), (0.2, 0.2, -8, 1, False), (0.3, 0.9, -1, 1, True), (0.4, 0.4, -6, 1, False)]
     second = [(0.5, 0.9, -4, 2, True), (0.6, 0.1, -6, 2, False)]
-    table = {row["signal"]: row for row in signal_table(seen_of([first, second]))}
+    table = {row["signal"]: row for row in signal_table(candidate_frame([first, second]))}
     assert table["similarity"]["auc"] == 3 / 8
     assert table["similarity"]["false_negatives"] == [2 / 4, 1 / 3, 0, None]
     assert table["consensus"]["auc"] == 1
     assert table["consensus"]["false_negatives"] == [0, 0, 0, None]
     assert table["log_prob"]["auc"] == 1
-    assert table["rank_sum"]["false_negatives"] == [0, 0, 0, None]  # 3, 6, 11, 10; 5, 4
+    assert table["rank_sum"]["false_negatives"] == [0, 0, 0, None]  # rank sums 3, 6, 11, 10; 5, 4
 
 
 @given(values=st.lists(GRID, max_size=12), groups=st.randoms())
@@ -94,12 +94,12 @@ def test_ranks_are_within_groups_in_any_order(values: list[float], groups: Any) 
 
 
 def test_signal_table_omits_unknown_log_probabilities_and_needs_scores() -> None:
-    seen = seen_of([[(0.1, 0.2, -1, 1, True), (0.2, 0.1, -2, 1, False)]])
-    assert [row["signal"] for row in signal_table(seen.assign(log_prob=[-1.0, np.nan]))] == [
+    candidates = candidate_frame([[(0.1, 0.2, -1, 1, True), (0.2, 0.1, -2, 1, False)]])
+    assert [row["signal"] for row in signal_table(candidates.assign(log_prob=[-1.0, np.nan]))] == [
         "similarity",
         "consensus",
         "rank_sum",
     ]
-    assert signal_table(seen.assign(score=np.nan, good=np.nan)) == []
-    assert signal_table(seen[:0]) == []
+    assert signal_table(candidates.assign(score=np.nan, good=np.nan)) == []
+    assert signal_table(candidates[:0]) == []
     assert auc(np.array([1.0, 2.0]), np.array([True, True])) is None

@@ -37,8 +37,8 @@ EXAMPLES = {
 }
 
 
-class Letters:
-    """The vector of a text counts its letters; the empty text has one of its own."""
+class LetterEncoder:
+    """An encoder that counts letters; the empty text has its own dimension."""
 
     @contextmanager
     def open(self, device: str) -> Any:
@@ -50,7 +50,7 @@ class Letters:
         yield encode
 
 
-class Lengths:
+class LengthRewardModel:
     @contextmanager
     def open(self, device: str) -> Any:
         yield lambda responses: np.array([len(text) for _, text in responses], dtype=np.float32)
@@ -67,10 +67,10 @@ def stage(
         Candidate(name, i, text, [7] * (i + 1), "stop", -1.0) for name in names for i, text in enumerate(TEXTS[name])
     ]
     pq.write_table(candidates_table(rows), folder / "candidates.parquet")
-    letters: Any = Letters()
+    letters: Any = LetterEncoder()
     embed(folder, letters, Local(1, 3), [(EXAMPLES[name].target, TEXTS[name]) for name in names], "cpu")
     if rewarded:
-        lengths: Any = Lengths()
+        lengths: Any = LengthRewardModel()
         (folder / "rewards").mkdir()
         score(folder / "rewards", lengths, Local(1, 3), [(EXAMPLES[name], TEXTS[name]) for name in names], "cpu")
         scorer = RewardScorer(folder / "rewards")

@@ -13,7 +13,7 @@ from vllm_server import serve
 
 @pytest.fixture(scope="session")
 def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with heads of 32 dimensions, the minimum of vLLM's attention on the CPU."""
+    """Return a model with heads of 32 dimensions, the minimum of vLLM's attention on the CPU."""
     return policy_folder(tmp_path_factory.mktemp("policy") / "model", width=64)
 
 

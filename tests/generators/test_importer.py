@@ -17,21 +17,21 @@ from selfcontrast.generators.importer import Import
 from tiny import candidates_by_prompt, example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
-TALK: list[Message] = [
+DIALOGUE: list[Message] = [
     {"role": "user", "content": "the cat?"},
     {"role": "assistant", "content": "a dog"},
     {"role": "user", "content": "Paris?"},
 ]
 EXAMPLES = [example("a", "what is the cat?", "a cat"), example("b", "我的猫 🙂", "猫"), example("c", "unasked", "x")]
-EXAMPLES[2] = type(EXAMPLES[2])("c", TALK, "is in France")
+EXAMPLES[2] = type(EXAMPLES[2])("c", DIALOGUE, "is in France")
 Row = dict[str, Any]
 
 
 def rows() -> list[Row]:
     return [
-        {"prompt": " what is the cat?\n", "target": "not looked at", "responses": ["a dog ", "", "the cat"]},
+        {"prompt": " what is the cat?\n", "target": "ignored", "responses": ["a dog ", "", "the cat"]},
         {"prompt": "nobody asks this", "responses": ["x"]},
-        {"messages": [*TALK, {"role": "assistant", "content": "y"}], "responses": ["in France"]},
+        {"messages": [*DIALOGUE, {"role": "assistant", "content": "y"}], "responses": ["in France"]},
         {"prompt": "我的猫 🙂", "responses": ["狗", "猫 🙂"]},
         {"prompt": [{"role": "user", "content": "what is the cat?"}], "negatives": ["a mat"]},
     ]
@@ -96,11 +96,11 @@ def test_check_logs_unmatched_prompts(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_responses_without_room_are_dropped_and_counted(tmp_path: Path, policy: Path) -> None:
-    """Prompt b alone exceeds the room. The two shortest responses of prompt a fit."""
+    """Prompt b alone exceeds max_length. Of prompt a's responses, only the two shortest fit."""
     sizes = [len(RENDERER.response(EXAMPLES[0].prompt, text)) for text in ("a dog", "", "the cat", "a mat")]
-    room = len(RENDERER.prompt(EXAMPLES[0].prompt)) + sorted(sizes)[1]
+    max_length = len(RENDERER.prompt(EXAMPLES[0].prompt)) + sorted(sizes)[1]
     kept = [i for i, size in enumerate(sizes) if size <= sorted(sizes)[1]]
-    importer = import_from(write(tmp_path, [row for row in rows() if "messages" not in row]), max_length=room)
+    importer = import_from(write(tmp_path, [row for row in rows() if "messages" not in row]), max_length=max_length)
     results, summary = generate(importer, tmp_path / "out", policy)
     assert [c.sample for c in results["a"]] == kept
     assert summary["responses_without_room"] == 6 - sum(map(len, results.values()))

@@ -33,7 +33,7 @@ GREEDY = Decoding(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=12, max_
 
 
 def ending_llama() -> Any:
-    """A tiny Llama that ends its turn about once in six tokens, whatever it reads."""
+    """Return a tiny Llama that ends its turn about once in six tokens, for any input."""
     model = llama()
 
     def favour(module: Any, inputs: Any, output: Any) -> Any:
@@ -178,7 +178,7 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 
 def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
     probabilities = LOG_PROBS.double().softmax(-1)
-    # Two reach 0.6724, six 0.9972.
+    # The two likeliest tokens have 0.6724 together, the six likeliest 0.9972.
     assert probabilities.sort(descending=True).values.cumsum(0)[[1, 5]].tolist() == pytest.approx(
         [0.6724, 0.9972], abs=1e-4
     )

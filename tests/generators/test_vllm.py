@@ -91,7 +91,7 @@ def test_draws_follow_the_softmax_within_the_nucleus(
     size = int((ordered.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(ordered)
     assert counts[order[size:].numpy()].sum() == 0
     counts, expected = counts[order[:size].numpy()], (ordered[:size] / ordered[:size].sum() * 2000).numpy()
-    likely = expected >= 5  # the rest in one class
+    likely = expected >= 5  # unlikely tokens form one class
     observed = [*counts[likely], counts[~likely].sum()]
     classes = [*expected[likely], expected[~likely].sum()]
     kept = [i for i, e in enumerate(classes) if e > 0]
@@ -101,7 +101,7 @@ def test_draws_follow_the_softmax_within_the_nucleus(
 
 @pytest.mark.vllm
 def test_same_requests_give_the_same_bytes(sampled: Sampler, together: list[Candidate]) -> None:
-    sampled(REQUESTS[2:5], FREE, 5)  # other requests in between
+    sampled(REQUESTS[2:5], FREE, 5)  # the engine serves other requests in between
     assert candidates_table(sampled(REQUESTS, FREE, 0)).equals(candidates_table(together))
 
 
@@ -276,7 +276,7 @@ def test_max_lora_rank_holds_the_adapters_rank(tmp_path: Path, config: dict[str,
 
 
 def test_options_of_the_shipped_config(tmp_path: Path) -> None:
-    """conf/backend/vllm.yaml for a GPU: bfloat16, prefix caching, most of the memory."""
+    """conf/backend/vllm.yaml suits a GPU: bfloat16, prefix caching, 90% of the memory."""
     config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_length": 512}
     config.pop("_target_")
     assert VLLM(**config)._options(tmp_path) == {
@@ -300,7 +300,7 @@ def test_memory_is_freed_before_the_engine_starts_and_after_it_ends(
 ) -> None:
     events: list[str] = []
 
-    class Fake:
+    class FakeEngine:
         def __init__(self, options: dict[str, Any], adapter: str | None) -> None:
             events.append("started")
 
@@ -310,7 +310,7 @@ def test_memory_is_freed_before_the_engine_starts_and_after_it_ends(
         def close(self) -> None:
             events.append("closed")
 
-    monkeypatch.setattr(vllm, "VllmEngine", Fake)
+    monkeypatch.setattr(vllm, "VllmEngine", FakeEngine)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("freed"))
     with (
         pytest.raises(ValueError, match="no answer") if fails else nullcontext(),

@@ -54,7 +54,7 @@ def test_launcher_gives_the_results_of_sequential_jobs(
 
 
 def test_parallel_jobs_see_one_gpu_each(sequential: dict[int, object], tmp_path: Path) -> None:
-    """No machine has these two GPUs, so the CPU computes."""
+    """GPUs 98 and 99 do not exist, so the CPU computes."""
     settings = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hardware.accelerator=auto")
     assert swept(tmp_path, *settings, env={"CUDA_VISIBLE_DEVICES": "98,99"}) == sequential
     results = [read_result(tmp_path / "sweep" / job) for job in ("0", "2", "3", "4")]

@@ -11,7 +11,7 @@ from selfcontrast.results import Result
 from selfcontrast.tracking.tracker import NullTracker
 
 TRAINING, SUMMARY = (ROOT / "docs" / "metrics.md").read_text().split("\n## Summary\n")
-# What the tiny job has no cause to log.
+# Metrics that the tiny job does not log.
 ELSEWHERE = {"mfu", "lm_eval/{system}/{task}/{metric}"}
 
 

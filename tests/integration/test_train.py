@@ -150,7 +150,7 @@ def test_iterations_with_disjoint_prompts_and_with_all_negatives(finished: Finis
     assert texts[2] == {name: [*texts[0][name], *texts[1][name]] for name in texts[0]}
     assert {tuple(samples) for samples in parts[2].groupby("id")["sample"].apply(list)} == {tuple(range(12))}
     drawn = pd.read_parquet(Path(by_run["all"]["filter"]["path"]) / "negatives.parquet")["sample"]
-    assert drawn.min() < 6 <= drawn.max()  # of both iterations
+    assert drawn.min() < 6 <= drawn.max()  # samples of both iterations
 
 
 def test_second_iteration_starts_from_the_first_policy(finished: Finished, tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_wandb_has_the_tables_and_every_artifact_with_its_key(run: OfflineRun, f
     (samples,) = run.series("tables/samples.nrows")
     assert samples == len(finished.result["samples"])
     assert run.series("tables/negatives.nrows") == [len(finished.result["negatives_shown"])]
-    assert run.series("tables/candidates.nrows") == [8 * 6]  # all 6 of 8 prompts
-    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2 * 2]  # two samples, in both orders
+    assert run.series("tables/candidates.nrows") == [8 * 6]  # 8 prompts with 6 candidates
+    assert run.series("tables/judgments/pairwise.nrows") == [16 * 2 * 2]  # 16 prompts, two samples, both orders
     mirrored = {artifact.name: list(artifact.aliases) for artifact in run.artifacts}
     for stage in finished.result["stages"]:
         assert stage["key"] in mirrored[f"{Path(stage['path']).parent.name}-{stage['key']}"]

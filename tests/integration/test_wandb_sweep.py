@@ -13,10 +13,10 @@ from wandb_server import WandbServer, serving
 
 pytestmark = pytest.mark.slow
 
-SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # by every K
+SHARED = {"data", "contamination", "sft", "generate", "embed", "filter", "reference"}  # stages shared by every K
 BASELINES = {"evaluate", "divergence", "answers", "benchmark"}  # stages of the fine-tuned model
 KS = (1, 4, 8, 16)
-LARGE = ("filter.max_negatives=16", "generator.samples=24")  # for K = 16
+LARGE = ("filter.max_negatives=16", "generator.samples=24")  # needed for K = 16
 
 
 @pytest.fixture(scope="module")

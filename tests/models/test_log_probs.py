@@ -104,7 +104,7 @@ def test_largest_tensor_is_the_logits_of_a_chunk() -> None:
     hidden, weight, _, labels = draw(tokens, 4, vocabulary, torch.float32)
     peak = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class TensorSizes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal peak
             output = func(*args, **(kwargs or {}))
@@ -113,7 +113,7 @@ def test_largest_tensor_is_the_logits_of_a_chunk() -> None:
                     peak = max(peak, x.numel())
             return output
 
-    with Watch():
+    with TensorSizes():
         _ChunkedLogProbs.apply(hidden, weight, None, labels, chunk, torch.float32).sum().backward()
     assert peak == chunk * vocabulary
 
@@ -201,7 +201,7 @@ def test_self_check_passes_and_restores_the_mode() -> None:
 
 
 def test_self_check_different_values_raise() -> None:
-    class Shifted(LlamaForCausalLM):
+    class ShiftedLogits(LlamaForCausalLM):
         """A model whose plain forward adds to one logit. Packed rows go through `model` and are unaffected."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -211,7 +211,7 @@ def test_self_check_different_values_raise() -> None:
 
     torch.manual_seed(0)
     with pytest.raises(UserError, match=r"self-check.* group a "):
-        self_check(Shifted(LlamaConfig(**SHAPE)), GROUPS, 1e-4)
+        self_check(ShiftedLogits(LlamaConfig(**SHAPE)), GROUPS, 1e-4)
 
 
 def test_self_check_nan_raises() -> None:

@@ -107,7 +107,7 @@ def test_shared_prompt_makes_no_tensor_of_squared_row_length() -> None:
     packed = pack([Group("a", [1] * 20, [2] * 20, [[3] * 20] * 30)])  # T = 640
     largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class TensorSizes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             output = func(*args, **(kwargs or {}))
@@ -115,7 +115,7 @@ def test_shared_prompt_makes_no_tensor_of_squared_row_length() -> None:
                 largest = max(largest, x.numel() if isinstance(x, Tensor) else 0)
             return output
 
-    with Watch():
+    with TensorSizes():
         forward_packed(model.model, packed.input_ids, packed.position_ids, packed.layout)  # type: ignore[arg-type]
     assert 640 * 32 <= largest < 640 * 640
 

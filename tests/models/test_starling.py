@@ -16,7 +16,7 @@ from selfcontrast.models.starling import convert, main
 TEXTS = ["Hello there, what now?", "A pear, and two apples.", "No."]
 
 
-class Published(nn.Module):
+class PublishedModel(nn.Module):
     """The model card's code: the body under two names, and a head.
 
     `forward` reads the reward at the last token. The published code reads it before the first token with the id that
@@ -40,7 +40,7 @@ class Published(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published, Any]:
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PublishedModel, Any]:
     folder, tokenizer = tmp_path_factory.mktemp("published"), train_base_tokenizer(TEXTS)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -55,7 +55,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published
         eos_token_id=2,
     )
     torch.manual_seed(0)
-    model = Published(LlamaForCausalLM(config).eval())
+    model = PublishedModel(LlamaForCausalLM(config).eval())
     (folder / "starling").mkdir()
     torch.save(model.state_dict(), folder / "starling" / "starling_rm_model.bin")
     config.save_pretrained(str(folder / "llama"))
@@ -64,7 +64,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published
 
 
 @torch.inference_mode()
-def test_convert_rewards_equal_the_published_weights(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
+def test_convert_rewards_equal_the_published_weights(
+    published: tuple[Path, PublishedModel, Any], tmp_path: Path
+) -> None:
     """Dialogues are rendered as in the reference implementation, after the <s> that a Llama tokenizer puts first."""
     folder, model, tokenizer = published
     convert(folder / "starling", folder / "llama", tmp_path / "out", "float32")
@@ -92,7 +94,7 @@ def test_convert_rewards_equal_the_published_weights(published: tuple[Path, Publ
     assert all(abs(a - b) > 1e-3 for a, b in zip(padded, expected, strict=True))
 
 
-def test_convert_body_stored_once_or_twice(published: tuple[Path, Published, Any], tmp_path: Path) -> None:
+def test_convert_body_stored_once_or_twice(published: tuple[Path, PublishedModel, Any], tmp_path: Path) -> None:
     folder, model, _ = published
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("transformer.")}
     (tmp_path / "starling").mkdir()
@@ -104,7 +106,7 @@ def test_convert_body_stored_once_or_twice(published: tuple[Path, Published, Any
 
 
 def test_convert_unsuitable_folders_raise(
-    published: tuple[Path, Published, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: tuple[Path, PublishedModel, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model, _ = published
     with pytest.raises(UserError, match=r" 0 files \*\.bin"):

@@ -41,8 +41,8 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
     return {step.label: step.artifact.key for step in planned.steps}
 
 
-def test_plan_rounds_share_stages_by_setting(tmp_path: Path) -> None:
-    """The first iteration equals a job of one. The second has the stages that its setting decides, and later ones."""
+def test_plan_iterations_share_stages_by_setting(tmp_path: Path) -> None:
+    """The first iteration equals a job with one. In the second, a setting changes its own stages and later ones."""
     iterations = ("iterations=2", "generator.prompts=32")
     first = {f"iteration-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast iteration 1"}
     usual, alone = keys_of(tmp_path, *iterations), keys_of(tmp_path, "generator.prompts=32")
@@ -86,7 +86,7 @@ def test_plan_each_reference_has_its_own_stages(tmp_path: Path) -> None:
 
 
 def test_plan_checkpoints_add_stages_and_keep_keys(tmp_path: Path) -> None:
-    """No benchmark is run on them. What is not trained again has the key that it had."""
+    """Checkpoints run no benchmark. Stages that do not depend on training keep their keys."""
     read = DataReader()
     small = (*SMALL, f"store={tmp_path}", "output=out")
     none, four = (

@@ -20,7 +20,7 @@ def interval(estimate: float, half: float) -> dict[str, Any]:
 
 
 def rows(sft: float, policy: float, control: float, half: float, p: float) -> list[dict[str, Any]]:
-    """Two decodings of two systems; every mean's interval is 0.05 to each side, every difference's `half`."""
+    """Return rows of two decodings and two systems. Means have intervals of ±0.05, differences of ±`half`."""
     result = []
     for name, temperature, levels in [("T=1", 1.0, (sft, policy)), ("T=0.7", 0.7, (control, control))]:
         for system, level in zip(("SFT", "Self-Contrast"), levels, strict=True):
@@ -173,14 +173,14 @@ def make() -> Callable[..., Result]:
 
 @pytest.fixture
 def proxy() -> Result:
-    """A result where no verifier graded."""
+    """Return a result without a verifier."""
     scored = build()
     return replace(scored, comparison={**scored.comparison, "measure": "similarity"}, samples=[])
 
 
 @pytest.fixture
 def unbounded() -> Result:
-    """A result over one prompt, whose intervals are unknown."""
+    """Return a result with one prompt, so its intervals are unknown."""
     scored = json.loads(json.dumps(asdict(build())))
     for row in scored["comparison"]["rows"]:
         for name in ("mean", "difference", "win_rate"):

@@ -25,11 +25,11 @@ Make = Callable[..., Result]
 Write = Callable[[Path, Result], None]
 EVALUATION = {"evaluation": {"confidence": 0.95, "n_bootstrap": 200, "seed": 7}}
 IDS = ["a", "b", "c", "d"]
-SPREAD = (-0.1, -0.05, 0.05, 0.1)  # of prompts about their mean
+SPREAD = (-0.1, -0.05, 0.05, 0.1)  # deviations of the prompts from their mean
 
 
 def curve(kls: Sequence[float], scores: Sequence[float], ids: Sequence[str] = IDS) -> Any:
-    """SFT, checkpoints, and the policy; its entropy falls by 2 nats a point."""
+    """Return a curve of SFT, checkpoints and the policy. Entropy falls by 2 nats per point."""
     names = ["SFT", *(f"Self-Contrast {i}/{len(kls) - 1}" for i in range(1, len(kls) - 1)), "Self-Contrast"]
     points = [
         {
@@ -143,14 +143,14 @@ def test_equal_kl_compares_methods_at_the_smallest_final_kl(
 
 
 def test_equal_kl_of_several_seeds_has_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
-    """At KL 1, the smallest of all: K=1 has 0.6 and 0.7, K=2 0.65 and 0.75 with its straight lines."""
+    """The smallest final KL is 1. There K=1 has 0.6 and 0.7, and K=2 has 0.65 and 0.75, interpolated linearly."""
     for seed, shift in ((1, 0.0), (2, 0.1)):
         write(tmp_path / f"a{seed}", measured([0, 1], [0.5, 0.6 + shift], k=1, seed=seed))
         write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8 + 2 * shift], k=2, seed=seed))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert table.rows[0][2].startswith("0.650 [")
-    assert table.rows[1][3] == "+0.050 [–]"  # the seeds agree in it
+    assert table.rows[1][3] == "+0.050 [–]"  # equal for both seeds
     assert table.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
 
 
@@ -164,7 +164,7 @@ def test_equal_kl_on_other_prompts_has_no_intervals(measured: Make, write: Write
 
 
 def test_equal_kl_of_other_sft_models_has_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
-    """KL is measured from the fine-tuned model, so that of other ones is another distance."""
+    """KL is measured from the fine-tuned model, so KLs from different models cannot be compared."""
     for name, sft in (("a", 0.6), ("b", 0.5)):
         write(tmp_path / name, varied(measured([0, 2], [sft, 0.7], sft=sft, k=1), name))
     write(tmp_path / "c", varied(measured([0, 2], [0.6, 0.8], k=1), "c"))

@@ -36,11 +36,11 @@ from studies.claims.judge import (
 Make = Callable[..., Result]
 ARMS = Path(__file__).parents[2] / "conf" / "method"
 PROMPTS = 200
-WAYS = ("T=1", "T=0.7")
+DECODINGS = ("T=1", "T=0.7")
 
 
 def scores(level: float, seed: int, name: str) -> list[float]:
-    """Around `level`, with a little noise of the seed's and each prompt's own; the prompts' difficulty is shared."""
+    """Return scores near `level`: the prompts' shared difficulty plus a little noise per seed and per prompt."""
     difficulty = np.random.default_rng(0).normal(0, 0.2, PROMPTS)
     rng = np.random.default_rng([seed, *name.encode()])
     return [float(x) for x in level + difficulty + rng.normal(0, 0.0005) + rng.normal(0, 0.01, PROMPTS)]
@@ -49,12 +49,12 @@ def scores(level: float, seed: int, name: str) -> list[float]:
 def result(
     make: Make, method: str, k: int, seed: int, gain: float, config: dict[str, Any] | None = None, sharp: float = 0.0
 ) -> Result:
-    """A run whose policy is `gain` above SFT's 0.6 at T=1, and `sharp` above its 0.7 at T=0.7."""
+    """Return a run whose policy is `gain` above SFT's 0.6 at T=1, and `sharp` above SFT's 0.7 at T=0.7."""
     ids = [f"p{i:03d}" for i in range(PROMPTS)]
     means = {
         system: {
             way: scores(base + more, seed, f"{system}{way}" if system == "SFT" else f"{system}{k}{way}")
-            for way, base, more in zip(WAYS, (0.6, 0.7), extra, strict=True)
+            for way, base, more in zip(DECODINGS, (0.6, 0.7), extra, strict=True)
         }
         for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
     }
@@ -69,7 +69,7 @@ GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
 
 @pytest.fixture
 def whole(make: Make) -> list[Result]:
-    """Three seeds of K=1, 4, 16 and of every method that a claim needs."""
+    """Return runs with three seeds for K=1, 4, 16 and for every method that a claim needs."""
     results = []
     for seed in (1, 2, 3):
         results += [result(make, OURS, k, seed, gain) for k, gain in GAINS.items()]
@@ -78,12 +78,12 @@ def whole(make: Make) -> list[Result]:
     return results
 
 
-def told(results: list[Result]) -> dict[str, Any]:
+def claims_by_name(results: list[Result]) -> dict[str, Any]:
     return {claim.claim: claim for claim in claims(experiments(results)[0])}
 
 
 def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result]) -> None:
-    by_name = told(whole)
+    by_name = claims_by_name(whole)
     expected = {
         "Self-Contrast beats SFT": (0.04, SUPPORTED),
         "Self-Contrast beats standard DPO": (-0.02, NOT_SUPPORTED),
@@ -104,7 +104,7 @@ def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result])
 
 def test_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
     """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
-    effect = told(whole)["Self-Contrast beats SFT"].effect
+    effect = claims_by_name(whole)["Self-Contrast beats SFT"].effect
     results = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
     by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in results]
     assert effect.estimate == pytest.approx(np.mean(by_seed))
@@ -116,7 +116,7 @@ def test_effect_of_k_equals_the_least_squares_slope(make: Make) -> None:
     jobs = [result(make, OURS, k, seed, 0.01 * k) for seed in (1, 2) for k in (1, 2, 8)]
     means = [np.mean([np.mean(r.prompts["means"][OURS]["T=1"]) for r in jobs if r.negatives == k]) for k in (1, 2, 8)]
     slope = stats.linregress([0, 1, 3], means).slope
-    assert told(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
+    assert claims_by_name(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
 
 
 def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
@@ -127,10 +127,10 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
     ("effect", "p_holm", "expected"),
     [
         (crossed(0.03, 0.01), 0.04, SUPPORTED),
-        (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # by itself it would be, among so many claims it is not
+        (crossed(0.03, 0.01), 0.06, INCONCLUSIVE),  # significant alone, but not among so many claims
         (crossed(-0.03, 0.01), 0.001, NOT_SUPPORTED),
         (crossed(0.0, MARGIN * 0.9), 1.0, NOT_SUPPORTED),
-        (crossed(0.005, 0.003), 0.001, NOT_SUPPORTED),  # clearly above 0, and clearly not worth the name
+        (crossed(0.005, 0.003), 0.001, NOT_SUPPORTED),  # significantly above 0, but also significantly below MARGIN
         (crossed(0.008, 0.003), 0.001, SUPPORTED),
         (crossed(0.0, MARGIN * 1.1), 1.0, INCONCLUSIVE),
         (crossed(0.03, 0.01, seeds=1), 0.001, INCONCLUSIVE),
@@ -143,12 +143,12 @@ def test_verdict_by_interval_and_p_value(effect: CrossedMean, p_holm: float, exp
 
 def test_effect_uses_only_seeds_with_both_methods(whole: list[Result]) -> None:
     fewer = [r for r in whole if not (r.config["label"] == DPO_STD and r.seed == 2)]
-    assert told(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
-    assert told(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
+    assert claims_by_name(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
+    assert claims_by_name(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
 
 
 def test_claims_of_missing_methods_are_left_out(make: Make) -> None:
-    by_name = told([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
+    by_name = claims_by_name([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
     assert list(by_name) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
 
 
@@ -179,7 +179,7 @@ def test_experiments_two_results_of_one_method_k_and_seed_are_left_out(whole: li
     (why,) = claims_page.judge_experiments([*whole, again])
     assert why.left_out == "Self-Contrast has 2 results for K=1 and seed 1"
     assert "not judged: Self-Contrast has 2 results" in claims_page.as_markdown([why])
-    assert experiments([replace(r, prompts={}) for r in whole]) == []  # of a version that did not keep them
+    assert experiments([replace(r, prompts={}) for r in whole]) == []  # from a version that did not store them
 
 
 def test_experiments_with_nan_scores_are_left_out(whole: list[Result]) -> None:
@@ -194,7 +194,7 @@ def test_experiments_with_nan_scores_are_left_out(whole: list[Result]) -> None:
 
 
 def test_claims_of_equal_scores_are_inconclusive(whole: list[Result]) -> None:
-    """All differences are 0: not "not supported", as nothing says how much they vary."""
+    """All differences are 0. The verdict is not "not supported", since their variation is unknown."""
     same = []
     for original in whole:
         name = str(original.config["label"])

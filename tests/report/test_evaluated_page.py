@@ -21,10 +21,10 @@ def evaluated(make: Callable[..., Result]) -> Evaluated:
         if row["system"] != "SFT"
     ]
     rows = [{"system": "model", **row} for row in alone]
-    seen = {**result.comparison["contamination"], "without": rows[:1]}
+    contamination = {**result.comparison["contamination"], "without": rows[:1]}
     return Evaluated(
         model="models/<b>mine</b>",
-        comparison={**result.comparison, "rows": rows, "categories": [], "contamination": seen},
+        comparison={**result.comparison, "rows": rows, "categories": [], "contamination": contamination},
         lm_eval={"target_choice": {"acc": 0.911, "fewshot": 2.0}},
         benchmarks={},
         samples=[{**sample, "answers": {"model": sample["answers"]["SFT"]}} for sample in result.samples],

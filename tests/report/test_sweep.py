@@ -32,7 +32,7 @@ def failed(folder: Path, *overrides: str) -> None:
 
 @pytest.fixture
 def folder(make: Make, write: Write, tmp_path: Path) -> Path:
-    """Jobs 0, 1, 2 and 10, of which 1 failed; in another order than their K."""
+    """Jobs 0, 1, 2 and 10. Job 1 failed. The jobs' order is not that of their K."""
     write(tmp_path / "0", make(policy=0.7, k=4))
     write(tmp_path / "2", make(policy=0.65, half=0.1, p=0.4, k=1))
     write(tmp_path / "10", make(policy=0.5, k=16))
@@ -69,11 +69,11 @@ def test_write_sweep_writes_all_files(folder: Path) -> None:
     assert table["negatives"].tolist() == [1, 4, 16]
     assert table["score"].tolist() == pytest.approx([0.65, 0.7, 0.5])
     assert table["difference_low"].tolist() == pytest.approx([-0.05, 0.06, -0.14])
-    # Holm's: the two of 0.002 times 3 and 2, of which the second may not be below the first; 0.4 as it is.
+    # Holm: 0.002 times 3; then 0.002 times 2, raised to the value before; then 0.4 times 1.
     assert table["p_value"].tolist() == pytest.approx([0.4, 0.002, 0.002])
     assert table["p_holm"].tolist() == pytest.approx([0.4, 0.006, 0.006])
     assert table["negatives_per_prompt"].tolist() == [0.5, 3.5, 15.5]
-    # A stage's seconds, whether or not this job computed it, and those it did.
+    # `seconds` counts all stages of a job; `seconds_own` only those that this job computed.
     jobs = read_sweep([folder]).jobs
     assert table["seconds"].tolist() == [sum(stage["seconds"] for stage in job.result.stages) for job in jobs]
     assert (table["seconds_own"] <= table["seconds"]).all()
@@ -153,7 +153,7 @@ def test_numbers_of_several_seeds_are_means_with_t_intervals(make: Make, write: 
 
 
 def test_numbers_show_the_cost_of_a_point(make: Make, write: Write, tmp_path: Path) -> None:
-    """sft 225 s, recalled or not, filter 3 s and align 61 s of two jobs, which read 1.2 M and 2.4 M tokens."""
+    """Each of two jobs has sft 225 s, cached or not, filter 3 s and align 61 s. They read 1.2 M and 2.4 M tokens."""
     write(tmp_path / "1", make(seed=1, tokens=1_200_000))
     write(tmp_path / "2", make(seed=2, tokens=2_400_000))
     sweep = read_sweep([tmp_path])
@@ -297,7 +297,7 @@ def test_sweep_with_too_many_tests_warns_before_compute(
 
 
 def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: Path) -> None:
-    """Two sweeps over K, of one seed each, and a run that lies in one of them and is named once more."""
+    """Two sweeps over K with one seed each. A run in one of them is named again."""
     for sweep, seed in (("first", 1), ("second", 2)):
         for job, k in enumerate((1, 4)):
             write(tmp_path / sweep / str(job), make(k=k, seed=seed, policy=0.6 + k / 50 + seed / 100, p=0.01 * seed))
@@ -305,7 +305,7 @@ def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: P
     sweep = read_sweep(folders, tmp_path / "both")
     assert [job.folder for job in sweep.jobs] == ["first/0", "second/0", "first/1", "second/1"]
     assert [(point.k, len(point.jobs)) for point in sweep.points] == [(1, 2), (4, 2)]
-    # Holm's over four jobs: 4 times 0.01 for both of seed 1; then 2 times 0.02, not below those.
+    # Holm over four jobs: 4 times 0.01 for both jobs of seed 1; then 2 times 0.02, raised to the value before.
     assert [job.p_holm for job in sweep.jobs] == pytest.approx([0.04] * 4)
     # Differences 0.03 and 0.04 of K=1: mean 7 times its error 0.005; of K=4 0.09 and 0.10, 19 times. Times 2 and 1.
     p_of_1, p_of_4 = (1 - 2 / math.pi * math.atan(t) for t in (7, 19))
@@ -374,7 +374,7 @@ def test_variants_of_methods_omit_the_methods_own_settings() -> None:
 
 
 def test_job_without_a_policy_is_compared_with_nothing(make: Make, write: Write, tmp_path: Path) -> None:
-    """Fine-tuning alone, with two seeds: its row is the fine-tuned model's, and it is compared with nothing."""
+    """Jobs that only fine-tune, with two seeds, have the fine-tuned model's row and no comparison."""
     for seed in (1, 2):
         whole = make(seed=seed, config={"label": "none"})
         rows = [row for row in whole.comparison["rows"] if row["system"] == "SFT"]
@@ -423,7 +423,7 @@ def test_figure_names_variants_in_its_legend(make: Make, write: Write, tmp_path:
 
 
 def test_figure_of_many_variants_ranks_them_by_score(make: Make, write: Write, tmp_path: Path) -> None:
-    """Job 7 has 0.7, the others 0.6 less a hundredth each: a row for each, best first, with SFT beside it."""
+    """Job 7 has 0.7, job i 0.6 - i / 100. Each job has a row, the best first, next to SFT's score."""
     for job in range(12):
         score = 0.7 if job == 7 else 0.6 - job / 100
         write(tmp_path / str(job), make(policy=score, config={"objective": {"beta": job / 10}}))

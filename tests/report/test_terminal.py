@@ -6,7 +6,7 @@ import pytest
 from selfcontrast.report.terminal import print_result
 from selfcontrast.results import Result
 
-MARKS = ("0.600 [", "sharpness control", "+0.1")  # of the lines looked for
+MARKS = ("0.600 [", "sharpness control", "+0.1")  # text that identifies a line
 
 
 def printed(result: Result, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:

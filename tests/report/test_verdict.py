@@ -110,6 +110,6 @@ def test_verdict_of_one_decoding_has_no_control(make: Make) -> None:
 
 
 def test_verdict_control_within_the_interval_of_sft_does_not_help(make: Make) -> None:
-    """SFT's mean reaches 0.05 to each side."""
+    """The interval of SFT's mean is ±0.05."""
     assert "does not clearly help" in judge(make(sft=0.6, policy=0.6, control=0.64, half=0.2, p=0.5)).control
     assert "sharper sampling helps (+0.060)" in judge(make(sft=0.6, policy=0.6, control=0.66, half=0.2, p=0.5)).control

@@ -1,4 +1,4 @@
-"""A store with some history, for the tests of what looks after it."""
+"""A store with some history, for tests of commands that list, compare and delete artifacts."""
 
 import shutil
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from selfcontrast.store.runs import Run
 
 
 @dataclass(frozen=True)
-class Lived:
-    """sft ─► generate ─► align at K = 1 and 8; run `one` (still there) used the branch of K = 1, run `gone` that of 8.
+class UsedStore:
+    """A store with sft ─► generate ─► align at K = 1 and 8. Run `one` used K = 1; run `gone`, now deleted, used 8.
 
-    `old` is another sft, which nothing uses; a generate was abandoned.
+    No run uses `old`, another sft. `abandoned` is the folder of a generate that failed.
     """
 
     root: Path
@@ -28,7 +28,7 @@ class Lived:
 
 
 @pytest.fixture
-def lived(tmp_path: Path) -> Lived:
+def used_store(tmp_path: Path) -> UsedStore:
     root = tmp_path / "store"
     for name in ("one", "gone"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -51,4 +51,4 @@ def lived(tmp_path: Path) -> Lived:
         Store(root).get(Stage("generate", 1, {"samples": 9}, {"sft": sft}, fails))
     (abandoned,) = root.glob("generate/*.partial")
     shutil.rmtree(tmp_path / "gone")
-    return Lived(root, sft, old, generate, align_1, align_8, abandoned)
+    return UsedStore(root, sft, old, generate, align_1, align_8, abandoned)

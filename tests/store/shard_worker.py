@@ -14,11 +14,11 @@ from typing import Any
 from selfcontrast.store import RESUME, Stage, Store
 
 SHARDS = 30
-SECONDS = 0.02  # each
+SECONDS = 0.02  # per shard
 
 
 def shard(number: int) -> bytes:
-    """Bytes that only its number decides."""
+    """Return bytes that depend only on the shard's number."""
     return hashlib.sha256(str(number).encode()).digest() * 100
 
 

@@ -1,4 +1,4 @@
-"""Any history of computing, failing, damaging and pruning, beside a model of it in a few dictionaries."""
+"""Compare the store with a model in a few dictionaries, in any history of computing, failing, damage and pruning."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ Numbers = st.integers(0, 2)
 
 
 class Histories(RuleBasedStateMachine):
-    """Two stages: base(n), and top(m) made from base(n). A run uses what it gets until it is forgotten."""
+    """Two stages: base(n), and top(m) computed from base(n). A run uses its artifacts until the run is forgotten."""
 
     @initialize()
     def begin(self) -> None:
@@ -28,7 +28,7 @@ class Histories(RuleBasedStateMachine):
         self.root.mkdir()
         self.there: dict[Any, bool] = {}  # identity → whether it is intact
         self.shards: dict[Any, int] = {}  # identity → shards kept by attempts that failed
-        self.runs: dict[int, set[Any]] = {}  # what is on record
+        self.runs: dict[int, set[Any]] = {}  # run → artifacts that it uses
         self.existing: set[int] = set()
         self.computed: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""The code that artifacts are made by: which files decide one, and what is said and done when they change."""
+"""The code that computes an artifact: the files that count, and the warnings and recomputation when they change."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ def forget() -> None:
 def test_code_of_module_lists_imported_files_of_its_package(shop: Path) -> None:
     assert set(code_of(["shop.till"])) == {name for name in FILES if "__init__" not in name} - {"shop/unused.py"}
     assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
-    assert not {name for name in sys.modules if name.partition(".")[0] == "shop"}  # looked at, not imported
+    assert not {name for name in sys.modules if name.partition(".")[0] == "shop"}  # found without importing them
 
 
 def test_code_of_modules_without_files_is_empty() -> None:
@@ -69,7 +69,7 @@ def test_changed_lists_differing_files(shop: Path) -> None:
     before = code_of(["shop.till"])
     (shop / "tax.py").write_text("rate = 2\n")
     (shop / "deep" / "table.py").write_text("import shop.unused\n")
-    assert code_of(["shop.till"]) == before  # what this process runs is what it was
+    assert code_of(["shop.till"]) == before  # this process still runs the old code
     forget()
     assert changed(before, code_of(["shop.till"])) == ["shop/deep/table.py", "shop/tax.py", "shop/unused.py"]
     assert changed(before, before) == []
@@ -132,7 +132,7 @@ def test_manifest_records_code(tmp_path: Path) -> None:
 
 
 def chain(store: Store, text: str = "one", again_before: float = 0.0, history: str = "") -> list[Artifact]:
-    """Three artifacts, each made from the one before; `text` is what the first holds, and so what all hold."""
+    """Return three artifacts, each a copy of the one before; the first holds `text`."""
 
     def first(folder: Path) -> None:
         (folder / "text").write_text(text)
@@ -147,7 +147,7 @@ def chain(store: Store, text: str = "one", again_before: float = 0.0, history: s
     return made
 
 
-LATER = time.time() + 1e6  # whatever is made before this is computed again
+LATER = time.time() + 1e6  # artifacts made before this time are computed again
 
 
 def texts(made: list[Artifact]) -> list[str]:
@@ -161,7 +161,7 @@ def test_get_again_with_new_result_recomputes_dependents(tmp_path: Path) -> None
     assert texts(again) == ["two"] * 3
     assert [artifact.cached for artifact in again] == [False] * 3
     assert [artifact.key for artifact in again] == keys
-    assert all(artifact.cached for artifact in chain(store, "three"))  # the first is there, and is not made again
+    assert all(artifact.cached for artifact in chain(store, "three"))  # cached, so "three" is not written
 
 
 def test_get_again_with_same_result_keeps_dependents(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_resume_state_of_other_inputs_is_deleted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.get(Stage("fifth", 1, {}, {"input": other}, interrupted))
     assert store.get(Stage("fifth", 1, {}, {"input": other}, goes_on)).summary == {"resumed": True}
-    assert not list(tmp_path.glob("*/*/begun_with.json"))  # it is of working folders
+    assert not list(tmp_path.glob("*/*/begun_with.json"))  # only working folders have this file
 
 
 def test_resume_state_of_other_code_is_deleted_when_recomputing(
@@ -252,7 +252,7 @@ def test_remote_stale_artifact_is_replaced(tmp_path: Path) -> None:
     chain(on("one"))
     assert texts(chain(on("one"), "two", LATER)) == ["two"] * 3
     assert texts(chain(on("two"), "never")) == ["two"] * 3  # downloaded
-    assert texts(chain(on("three"), "three", LATER)) == ["three"] * 3  # not downloaded, as it is to be made again
+    assert texts(chain(on("three"), "three", LATER)) == ["three"] * 3  # not downloaded, since it must be computed again
     assert texts(chain(on("four"), "never")) == ["three"] * 3
 
 

@@ -38,7 +38,7 @@ def test_owner_of_earlier_day_is_printed_with_date() -> None:
 
 def test_locked_if_free_does_not_wait(tmp_path: Path) -> None:
     assert not in_progress(tmp_path, "stage", KEY)
-    assert not (tmp_path / "locks").exists()  # looking makes none
+    assert not (tmp_path / "locks").exists()  # `in_progress` creates no lock
     with locked(tmp_path, "stage", KEY):
         assert in_progress(tmp_path, "stage", KEY)
         with locked_if_free(tmp_path, "stage", KEY) as free:

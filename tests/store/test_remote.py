@@ -59,7 +59,7 @@ def test_remote_working_copy_is_used_first(machine, url: str) -> None:
     fs, path = there(url, artifact)
     fs.rm(path, recursive=True)
     assert store.get(Stage("sft", 1, {}, {}, never)).cached
-    assert fs.exists(f"{path}/{MANIFEST}")  # and what it lacks it gets
+    assert fs.exists(f"{path}/{MANIFEST}")  # a cached artifact is uploaded if the remote store lacks it
 
 
 def test_remote_upload_without_manifest_is_ignored(machine, url: str) -> None:

@@ -68,7 +68,7 @@ def test_engine_damaged_shards_are_reported_and_recomputed(tmp_path: Path, caplo
     Local(1, 1).run(Doubling(), work, "cpu", "double", "number")
     flipped(work[0].file, 40)
     work[1].file.write_bytes(b"")
-    pq.write_table(pa.table({"double": [9]}), work[2].file)  # of an earlier version, or anybody's
+    pq.write_table(pa.table({"double": [9]}), work[2].file)  # without a checksum, as from another program
     task = Doubling()
     Local(1, 1).run(task, work, "cpu", "double", "number")
     assert task.events == ["open on cpu", [1, 2], [3], [4], "close"]

@@ -119,7 +119,7 @@ def test_settings_of_omits_fields_that_only_change_speed(part: Any, deciding: se
     assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
 
 
-# --- computing and recalling
+# --- computing and caching
 
 
 def test_get_computes_once_and_then_returns_cached_artifact(store: Store) -> None:
@@ -261,8 +261,8 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
     return write()(folder)
 
 
-# replace: the owner's record, what the attempt begins with, then the manifest.
-# rename: the resumable state goes, then the folder gets its name.
+# replace: the owner's record, the attempt's inputs and code, then the manifest.
+# rename: the resumable state is removed, then the folder gets its final name.
 @pytest.mark.parametrize(
     ("function", "call", "done"), [("replace", 3, False), ("rename", 1, True), ("rename", 2, True)]
 )
@@ -376,7 +376,7 @@ def test_verify_once_reads_unchanged_artifact_once(
     assert readings == [file]
     before = file.stat()
     file.write_text("Content")
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as like its old self as anybody can make it
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size and time stamp as before
     assert not store.get(Stage("stage", 1, {}, {}, write())).cached
 
 

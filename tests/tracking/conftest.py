@@ -16,7 +16,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> tuple[Artifact, Artifact]:
-    """Two artifacts; the second is computed from the first."""
+    """Return two artifacts; the second is computed from the first."""
     store = Store(tmp_path / "store")
 
     def compute(folder: Path) -> dict[str, int]:

@@ -156,7 +156,7 @@ with WandbTracking("selfcontrast", None, None, [], "offline", False).run("a name
 
 
 def test_uncommitted_changes_are_stored(tmp_path: Path) -> None:
-    """The checkout is the code's, wherever the job is started."""
+    """W&B stores the checkout of the code, not the one of the working directory."""
     checkout, folder = tmp_path / "checkout", tmp_path / "run"
     subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(checkout)], check=True)
     git = ["git", "-C", str(checkout)]
@@ -178,7 +178,7 @@ def test_uncommitted_changes_are_stored(tmp_path: Path) -> None:
 def test_failing_server_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
 ) -> None:
-    """The first requests fail, and some at the end, among them the artifact's."""
+    """The first requests fail, and later some more, including those of the artifact."""
     with serving() as server:
         tracked = online(monkeypatch, server)
         server.broken = range(5)

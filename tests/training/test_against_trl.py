@@ -49,7 +49,7 @@ def order(settings: OptimConfig) -> list[Group]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are token ids; 0 is the end of text."""
+    """Return a tokenizer whose words are token ids; 0 is the end of text."""
     words = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, VOCABULARY)}}, unk_token="<eos>")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = Whitespace()

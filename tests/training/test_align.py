@@ -60,7 +60,7 @@ def test_preference_groups_k_negatives_takes_first_k_ranks() -> None:
             assert list(map(list, group.negatives)) == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
 
 
-def test_preference_groups_cutoff_drops_long_targets_and_cuts_negatives() -> None:
+def test_preference_groups_max_length_drops_long_targets_and_cuts_negatives() -> None:
     sizes = {e.id: [len(ids) for ids in RENDERER.example(e)] for e in EXAMPLES}
     max_length = sum(sizes["e2"])  # e2 fits exactly, e4 does not
     used = []
@@ -165,7 +165,7 @@ def test_align_eight_steps_prefers_targets(tmp_path: Path, adapter: Adapter) -> 
 
 
 def test_align_sft_continued_equals_fine_tuning(tmp_path: Path) -> None:
-    """Bit-equal to the sft stage with the same model, data, seed and recipe."""
+    """The weights are bit-equal to the sft stage's with the same model, data, seed and settings."""
     sft, machine, settings = policy_folder(tmp_path / "sft"), hardware(self_check=True), optim(batch_size=2)
     groups, _ = first_groups(0, max_length=100)
     records: list[Record] = []
@@ -206,7 +206,7 @@ def test_align_lora_changes_only_target_modules(tmp_path: Path) -> None:
 
 
 def test_align_displaced_targets_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """At the first learning rate the model forgets all, at the second one nothing moves."""
+    """With the first learning rate the model forgets everything; with the second nothing changes."""
     sft = policy_folder(tmp_path / "sft")
     summary, records = run_align(tmp_path / "align", sft, NoAdapter(), lr=1.0, epochs=8)
     assert summary["displaced"]

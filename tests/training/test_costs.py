@@ -13,7 +13,7 @@ from tiny import llama, lora
 
 
 def gpt2() -> GPT2LMHeadModel:
-    """A GPT-2 with eager attention, whose matrix products the counter sees."""
+    """Return a GPT-2 with eager attention, whose matrix products the counter sees."""
     sizes = {"vocab_size": 50, "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64}
     config = GPT2Config(**sizes, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
     config._attn_implementation = "eager"

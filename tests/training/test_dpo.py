@@ -194,7 +194,7 @@ def test_dpo_metrics_equal_hand_computation() -> None:
             "kl_reference_policy_on_negatives": ((2 - 3) / 2 + 4) / 2,
             "negatives": (2 + 1) / 2,
             "accuracy_rank_1": 1.0,
-            "accuracy_rank_2": 0.0,  # of group a alone
+            "accuracy_rank_2": 0.0,  # only group a has rank 2
             "margin_rank_1": 0.1 * ((1 + 2) + (-1 + 4)) / 2,
             "margin_rank_2": 0.1 * (1 - 3),
         },
@@ -208,8 +208,8 @@ def ragged(counts: list[int], seed: int = 0) -> list[Group]:
     return [replace(group, negatives=group.negatives[:count]) for group, count in zip(drawn, counts, strict=True)]
 
 
-def test_dpo_metrics_over_ragged_passes_equal_plain_loop() -> None:
-    """Three passes of groups with 1 to 4 negatives. One is a filler, which must not count."""
+def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
+    """Three micro-batches of groups with 1 to 4 negatives. One is a filler, which must not count."""
     parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
     batch = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]

@@ -26,16 +26,16 @@ from selfcontrast.training.steps import MicroBatch
 from tiny import gpt2, groups, hardware, llama, lora, optim, self_contrast
 
 
-def precise() -> Any:
+def float64_policy() -> Any:
     """Return a policy in float64. Adam divides a gradient by its size, so float32 rounding, which depends on the
     processor's kernels, can change a weight as much as any gradient does."""
     return gpt2(0.0).double()
 
 
-def assert_same_but_for_rounding(weights: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Compare trained `precise` policies. A weight moves by about lr = 1e-2 per step. A key's bias moves by 1e-11: its
-    gradient is only rounding (1e-17, against Adam's eps of 1e-8)."""
-    start = precise().state_dict()
+def assert_equal_up_to_rounding(weights: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    """Compare trained float64 policies. Weights move by about lr = 1e-2 per step. The bias of attention keys moves only
+    by 1e-11: its gradient is only rounding (1e-17, against Adam's eps of 1e-8)."""
+    start = float64_policy().state_dict()
     moved = {name: float((value - start[name]).abs().max()) for name, value in weights.items()}
     assert min(moved.values()) > 1e-2
     for name, value in weights.items():
@@ -68,7 +68,7 @@ def test_fit_killed_after_last_step_is_bit_equal(
 
 VARIANTS: dict[str, tuple[Any, OptimConfig]] = {
     "LoRA": (lambda: lora(dropout=0.3).wrap(gpt2(0.1), seed=0), optim()),
-    "8-bit": (lambda: gpt2(0.1, width=64), optim(optimizer="adamw_8bit")),  # wide enough for blocks of 4096
+    "8-bit": (lambda: gpt2(0.1, width=64), optim(optimizer="adamw_8bit")),  # 8-bit moments need 4096 elements
 }
 
 
@@ -144,10 +144,10 @@ def test_fit_dropout_is_on_in_training(tmp_path: Path, uninterrupted: tuple[dict
     assert history[0]["loss"] != next(r for r in uninterrupted[1] if "loss" in r)["loss"]
 
 
-def test_fit_any_split_into_passes_trains_the_same(tmp_path: Path) -> None:
-    small, _ = run_training(tmp_path / "small", optim(), policy=precise(), max_tokens_per_microbatch=1)
-    large, _ = run_training(tmp_path / "large", optim(), policy=precise(), max_tokens_per_microbatch=10**6)
-    assert_same_but_for_rounding(large, small)
+def test_fit_microbatch_size_does_not_change_training(tmp_path: Path) -> None:
+    small, _ = run_training(tmp_path / "small", optim(), policy=float64_policy(), max_tokens_per_microbatch=1)
+    large, _ = run_training(tmp_path / "large", optim(), policy=float64_policy(), max_tokens_per_microbatch=10**6)
+    assert_equal_up_to_rounding(large, small)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_fit_any_split_into_passes_trains_the_same(tmp_path: Path) -> None:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_fit_two_ranks_train_as_one(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
-    """Steps of three groups and of one, and a validation of one: ranks have unequal parts, sometimes none."""
+    """Steps have three groups or one, and validation has one. So the ranks' parts differ in size; some are empty."""
     settings, rows, held_out = optim(batch_size=3, validations=2), groups(7), groups(1, seed=1)
     results = []
     for ranks in (1, 2):
         machine = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
-        policy, reported = adapter.wrap(precise(), seed=0).double(), list[Record]()
+        policy, reported = adapter.wrap(float64_policy(), seed=0).double(), list[Record]()
         data = StepData(rows, held_out, settings, machine, seed=3)
         prepare(policy, rows, machine)
         module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, reported.append)
@@ -196,7 +196,7 @@ def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Object
     settings, results = optim(batch_size=3), []
     for ranks in (1, 2):
         machine = hardware(devices=ranks, max_tokens_per_microbatch=20)
-        policy, reported = precise(), list[Record]()
+        policy, reported = float64_policy(), list[Record]()
         data = StepData(rows, [], settings, machine, seed=3)
         prepare(policy, rows, machine)
         module = SelfContrastDPO(
@@ -210,23 +210,23 @@ def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Object
         assert same == pytest.approx(record, abs=1e-4)
 
 
-def test_fit_unshared_rows_train_the_same_and_are_logged(
+def test_fit_without_prompt_sharing_trains_the_same_and_logs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows, settings, machine = groups(6, negatives=2), optim(batch_size=3), hardware(max_tokens_per_microbatch=60)
     objective = self_contrast(0.1)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
     results, reported = [], []
-    for least in (1.0, 100.0):
-        monkeypatch.setattr(steps_module, "SHARING_PAYS", least)
-        policy, data = precise(), StepData(rows, [], settings, machine, seed=3)
+    for threshold in (1.0, 100.0):
+        monkeypatch.setattr(steps_module, "MIN_SHARING_BOUND", threshold)
+        policy, data = float64_policy(), StepData(rows, [], settings, machine, seed=3)
         prepare(policy, rows, machine)
         module = SelfContrastDPO(
             policy, settings, len(data.steps()), 7, lambda record: None, objective, StoredScores(stored)
         )
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            assert fit(module, data, tmp_path / str(least), "align")
+            assert fit(module, data, tmp_path / str(threshold), "align")
         results.append(policy.state_dict())
         reported.append([m for m in caplog.messages if "own copy of the prompt" in m])
     assert [len(messages) for messages in reported] == [0, 1]
@@ -234,12 +234,12 @@ def test_fit_unshared_rows_train_the_same_and_are_logged(
         torch.testing.assert_close(results[1][name], value, atol=1e-9, rtol=1e-9)
 
 
-def test_self_check_attention_on_gpu_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_check_attention_is_masked_only_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit_module._self_check_attention(hardware(attention="blocks"), sharded=False) == "blocks"
     monkeypatch.setattr(hardware_module, "_gpus", lambda: 1)
     machine = hardware(accelerator="gpu", precision="bf16-mixed")
     assert fit_module._self_check_attention(machine, sharded=False) == "masked"
-    assert fit_module._self_check_attention(machine, sharded=True) == "auto"  # on the CPU
+    assert fit_module._self_check_attention(machine, sharded=True) == "auto"  # a sharded policy is checked on the CPU
 
 
 def test_fit_records_cost_of_each_step(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_fit_records_cost_of_each_step(tmp_path: Path) -> None:
 
 
 def test_fit_nan_loss_names_group_and_keeps_last_checkpoint(tmp_path: Path) -> None:
-    class Poisoned(SupervisedFineTuning):
+    class NanLoss(SupervisedFineTuning):
         def losses(self, part: MicroBatch) -> Any:
             loss, sums = super().losses(part)
             if (
@@ -273,7 +273,7 @@ def test_fit_nan_loss_names_group_and_keeps_last_checkpoint(tmp_path: Path) -> N
     data = StepData(TRAIN, [], optim(), machine, seed=3)
     name = TRAIN[data.steps().indices(3)[1]].id
     prepare(policy, TRAIN, machine)
-    module = Poisoned(policy, optim(), len(data.steps()), machine.logits_chunk, lambda record: None)
+    module = NanLoss(policy, optim(), len(data.steps()), machine.logits_chunk, lambda record: None)
     with pytest.raises(UserError, match=rf"step 3.*{name}"):
         fit(module, data, tmp_path, "test")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2

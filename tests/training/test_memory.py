@@ -85,7 +85,7 @@ def test_reserved_bytes_equal_hand_computation() -> None:
     assert reserved_bytes(policy, [optimizer], hardware(**MIXED, bf16_copy=True)) == 4 * weights + logits
 
 
-def test_fixed_tokens_per_pass_auto_on_cpu_is_8192() -> None:
+def test_max_tokens_per_microbatch_auto_on_cpu_is_8192() -> None:
     assert hardware(max_tokens_per_microbatch="auto").fixed_tokens_per_microbatch() == 8192
     assert hardware(max_tokens_per_microbatch=77).fixed_tokens_per_microbatch() == 77
 
@@ -93,7 +93,7 @@ def test_fixed_tokens_per_pass_auto_on_cpu_is_8192() -> None:
 def test_fit_auto_on_gpu_measures_after_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A CPU stands in for the GPU, and the test sets its budget."""
+    """Use a CPU in place of the GPU, with a budget set by the test."""
     calls: list[tuple[int, float]] = []
 
     def fake_budget(policy: Any, optimizers: Any, machine: Any, per_token: float) -> int:

@@ -21,7 +21,7 @@ from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.weight_copies import WeightCopies
 from tiny import groups, hardware, llama, lora, optim
 
-LAYERS = 3  # of CONFIGS
+LAYERS = 3  # per model of CONFIGS
 
 
 class OperationCounter(TorchDispatchMode):
@@ -49,7 +49,7 @@ def run_once(name: str, attention_name: str, mode: Any) -> tuple[Tensor, Operati
     return gradient, counted
 
 
-# Products recomputed per layer. `again`: all but the last one, which the backward pass does not need. `wide`: those of
+# Recomputed products per layer. `again`: all but the last, which the backward pass does not need. `wide`: those of
 # an MLP wider than attention (not so in qwen3), and gpt2's joint product for queries, keys and values.
 @pytest.mark.parametrize(("name", "again", "wide"), [("llama", 6, 2), ("qwen3", 6, 0), ("gpt2", 3, 2)])
 @pytest.mark.parametrize(

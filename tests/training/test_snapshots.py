@@ -45,7 +45,7 @@ def run_align(folder: Path, sft: Path, adapter: Adapter, settings: OptimConfig, 
     used, _ = first_groups(2, max_length=100)
     score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), used, "cpu")
     training = Training(adapter, settings, hardware(), 0, lambda record: None, checkpoints)
-    torch.manual_seed(0)  # of dropout; a job seeds every stage
+    torch.manual_seed(0)  # seeds dropout; a job seeds every stage
     return align(folder, sft, "float32", used, StoredScores(read_reference(folder)), OBJECTIVE, training)
 
 

@@ -53,13 +53,15 @@ def test_steps_token_budget_is_reached_by_the_last_step(
 def test_steps_tokens_equal_hand_computation() -> None:
     batch = [Group("a", [1, 2], [3], [[4, 5, 6], [7]]), Group("b", [1], [2, 3], [[4]])]
     assert Steps(batch, 2, 3, 50, seed=0).tokens == 3 * (7 + 4)
-    # K = 1 takes 5 + ... tokens per epoch: 12 tokens of a and b, (2 + 1 + 3) + (1 + 2 + 1) each epoch, need two.
+    # An epoch has (2 + 1 + 3) + (1 + 2 + 1) = 10 tokens, so a budget of 11 takes two.
     fewer = [Group("a", [1, 2], [3], [[4, 5, 6]]), Group("b", [1], [2, 3], [[4]])]
     assert (len(Steps(fewer, 2, 1, 50, seed=0, budget=11)), Steps(fewer, 2, 1, 50, seed=0, budget=11).tokens) == (2, 20)
 
 
 @given(count=COUNTS, budget=st.integers(1, 120), negatives=st.integers(0, 3), seed=SEEDS)
-def test_into_passes_keeps_groups_and_token_limit(count: int, budget: int, negatives: int, seed: int) -> None:
+def test_split_into_microbatches_keeps_groups_and_token_limit(
+    count: int, budget: int, negatives: int, seed: int
+) -> None:
     batch = groups(count, negatives, seed)
     microbatches = split_into_microbatches(batch, budget)
     assert Counter(g.id for part in microbatches for g in part) == Counter(g.id for g in batch)
@@ -116,7 +118,7 @@ def test_steps_model_without_sharing_has_unshared_rows() -> None:
     assert unshared.tokens == shared.tokens
 
 
-def test_steps_rank_without_groups_has_only_filler_passes() -> None:
+def test_steps_rank_without_groups_has_only_filler_microbatches() -> None:
     lonely = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
     assert [part.counts for part in lonely.microbatches] == [False]
     assert (lonely.groups, ids_of(lonely)) == (1, [])

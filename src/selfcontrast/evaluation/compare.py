@@ -131,16 +131,16 @@ def row_of(comparison: Comparison, system: str, decoding: str) -> Row:
 
 
 def compare(
-    systems: Mapping[str, Path], settings: Evaluation, seen: pd.DataFrame, baseline: str = BASELINE
+    systems: Mapping[str, Path], settings: Evaluation, overlaps: pd.DataFrame, baseline: str = BASELINE
 ) -> Comparison:
     """Compare systems.
 
     Args:
         systems: folders of the stage evaluate, by system name.
-        seen: prompts, and the training prompts that they resemble, with the columns of `contamination.FILE`.
+        overlaps: prompts, and the training prompts that they resemble, with the columns of `contamination.FILE`.
         baseline: the system that the others are paired with.
     """
-    seen = seen[seen["benchmark"] == settings.split]  # benchmarks report on their own questions
+    overlaps = overlaps[overlaps["benchmark"] == settings.split]  # benchmarks report on their own questions
     answers = read_answers(systems)
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = measure_of(answers[baseline])
@@ -160,9 +160,9 @@ def compare(
     per_token = [
         LikelihoodRow(system=name, log_prob_per_token=_per_token(frame, options)) for name, frame in likelihood.items()
     ]
-    contamination = _contamination(seen)
-    flagged = set(seen.loc[seen["flagged"], "id"])
-    if 0 < len(flagged) < len(seen):
+    contamination = _contamination(overlaps)
+    flagged = set(overlaps.loc[overlaps["flagged"], "id"])
+    if 0 < len(flagged) < len(overlaps):
         clean = {name: frame[~frame["id"].isin(flagged)] for name, frame in answers.items()}
         contamination["without"] = _rows(clean, settings.ways[:1], measure, options, baseline)
     return Comparison(
@@ -276,12 +276,12 @@ def _paired(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -
     return Paired(difference=difference, p_value=paired_permutation_test(*paired, **without_level))
 
 
-def _contamination(seen: pd.DataFrame) -> Contaminated:
-    flagged = seen[seen["flagged"]]
+def _contamination(overlaps: pd.DataFrame) -> Contaminated:
+    flagged = overlaps[overlaps["flagged"]]
     examples = flagged[["prompt", "match", "containment", "similarity"]].head(EXAMPLES).astype(object)
     return {
-        "benchmark": ", ".join(dict.fromkeys(seen["benchmark"])),
-        "prompts": len(seen),
+        "benchmark": ", ".join(dict.fromkeys(overlaps["benchmark"])),
+        "prompts": len(overlaps),
         "flagged": len(flagged),
         "examples": cast("list[FlaggedPrompt]", examples.where(examples.notna(), None).to_dict("records")),
         "without": [],

@@ -15,13 +15,13 @@ from selfcontrast.evaluation.lm_eval_tasks import (
     FORMATS,
     builtin_configs,
     builtin_tasks,
-    file_names,
     has_file,
-    is_over_held_out_prompts,
     read_task,
     silence_libraries,
     task_file,
     task_hash,
+    tasks_with_files,
+    uses_held_out_prompts,
     with_local_documents,
 )
 from selfcontrast.generators.backend import Backend
@@ -41,7 +41,7 @@ class LmEval:
 
     Attributes:
         tasks: files in `evaluation/lm_eval/`, or lm-eval's own tasks, groups and tags by name; empty for none.
-        local: for a task of lm-eval's, a local file of its documents (.json, .jsonl, .csv, .parquet) to use instead of
+        local: for one of lm-eval's own tasks, a local file of documents (.json, .jsonl, .csv, .parquet) instead of
             the hub's.
         limit: documents per task; None for all.
         fewshot: examples before each document; None for the task's own number. Tasks of `local` show none.
@@ -51,7 +51,7 @@ class LmEval:
         batch_size: sequences per batch, with `HF`; vLLM makes its own batches.
         backend: runs the model, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
 
-    Tasks over the held-out prompts ignore `fewshot` and `apply_chat_template`: their prompts are already rendered.
+    Tasks that use the held-out prompts ignore `fewshot` and `apply_chat_template`: their prompts are already rendered.
     """
 
     tasks: list[Text]
@@ -89,7 +89,7 @@ class LmEval:
                 self._check_builtin(task)
 
     def check_positions(self, positions: int) -> None:
-        """Raise `UserError` if a task of lm-eval's generates as many tokens as the model has positions, or more."""
+        """Raise `UserError` if one of lm-eval's tasks generates at least as many tokens as the model has positions."""
         for task in self.tasks:
             for config in [] if has_file(task) else builtin_configs(task):
                 longest = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
@@ -127,12 +127,12 @@ class LmEval:
     def _check_examples(self, task: str) -> None:
         """Reject few-shot examples for a task file that names no split of them.
 
-        lm-eval would take them from the test documents, including the document asked and its answer.
+        lm-eval would take them from the test documents, including the asked question and its answer.
         """
         config = read_task(task)
         default = config.get("num_fewshot")
         count = default if self.fewshot is None or default == 0 else self.fewshot  # lm-eval keeps a task's own 0
-        if count and not is_over_held_out_prompts(task) and not any(config.get(split) for split in EXAMPLE_SPLITS):
+        if count and not uses_held_out_prompts(task) and not any(config.get(split) for split in EXAMPLE_SPLITS):
             raise UserError(
                 f"evaluation.lm_eval.tasks={task}: {task_file(task).name} names no split for its {count} few-shot "
                 "examples. Name its training_split, or use evaluation.lm_eval.fewshot=0."
@@ -143,7 +143,7 @@ class LmEval:
             if task not in builtin_tasks().all_tasks:
                 raise UserError(
                     f"evaluation.lm_eval.tasks={task}: no such task. Use one of evaluation/lm_eval "
-                    f"({', '.join(file_names())}) or one that `lm_eval ls tasks` lists."
+                    f"({', '.join(tasks_with_files())}) or one that `lm_eval ls tasks` lists."
                 )
             self._check_safe(task, builtin_configs(task))
             try:

@@ -17,9 +17,9 @@ from selfcontrast.evaluation.lm_eval import LmEval
 from selfcontrast.evaluation.lm_eval_tasks import (
     builtin_tasks,
     has_file,
-    is_over_held_out_prompts,
     read_task,
     silence_libraries,
+    uses_held_out_prompts,
     with_local_documents,
     write_documents,
 )
@@ -44,7 +44,7 @@ def run_tasks(
         fewshot: examples shown before each document.
         chat_template: 1 if prompts were rendered with the chat template, else 0.
     """
-    rendered = [task for task in settings.tasks if is_over_held_out_prompts(task)]
+    rendered = [task for task in settings.tasks if uses_held_out_prompts(task)]
     others = [_task_or_config(task, settings) for task in settings.tasks if task not in rendered]
     results: dict[str, dict[str, float]] = {}
     with silence_libraries(), _single_process(), tempfile.TemporaryDirectory() as folder:

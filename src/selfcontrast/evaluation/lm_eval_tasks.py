@@ -1,6 +1,6 @@
 """The task files in `evaluation/lm_eval/`, and the tasks that come with lm-evaluation-harness.
 
-A task file is in lm-eval's format. Without `dataset_kwargs` it is over the held-out prompts, which are written to a
+A task file is in lm-eval's format. Without `dataset_kwargs`, the task uses the held-out prompts, which are written to a
 local Parquet file. A document holds the rendered `query`, and either its `choices` and the index `gold` of the right
 one (multiple_choice) or its `target` (generate_until). Nothing is downloaded for these tasks.
 """
@@ -35,7 +35,7 @@ HUB_ONLY = ("dataset_name", *EXAMPLE_SPLITS)
 
 
 def task_file(task: str) -> Path:
-    """Return the path that the file of this task has in `evaluation/lm_eval/`; it need not exist."""
+    """Return the path of the task's file in `evaluation/lm_eval/`; the file need not exist."""
     return TASKS / f"{task}.yaml"
 
 
@@ -44,13 +44,13 @@ def has_file(task: str) -> bool:
     return task_file(task).exists()
 
 
-def file_names() -> list[str]:
+def tasks_with_files() -> list[str]:
     """List the tasks that have a file in `evaluation/lm_eval/`."""
     return sorted(file.stem for file in TASKS.glob("*.yaml"))
 
 
 def read_task(task: str) -> dict[str, Any]:
-    """Read a task file; raise `UserError` if it is no YAML of keys and values."""
+    """Read a task file; raise `UserError` if it is not a YAML mapping."""
     import yaml
 
     try:
@@ -63,8 +63,8 @@ def read_task(task: str) -> dict[str, Any]:
         ) from error
 
 
-def is_over_held_out_prompts(task: str) -> bool:
-    """Return whether the task is over the held-out prompts, which are rendered here."""
+def uses_held_out_prompts(task: str) -> bool:
+    """Return whether the task uses the held-out prompts, which are rendered here."""
     return has_file(task) and "dataset_kwargs" not in read_task(task)
 
 
@@ -85,7 +85,7 @@ def write_documents(
     """Write a task's documents, made of `examples`, to `folder`.
 
     Returns:
-        The task's config, which names the written file, or None if no prompt fits; and how many prompts do not fit.
+        The task's config, which names the written file (None if no prompt fits), and how many prompts do not fit.
     """
     config = read_task(task)
     if config["output_type"] == "multiple_choice":
@@ -94,7 +94,7 @@ def write_documents(
         documents = generation_documents(examples, renderer, max_length, config["generation_kwargs"]["max_gen_toks"])
     if not documents:
         return None, len(examples)
-    # Parquet has typed columns. From JSON, texts that all look like dates would be read as dates.
+    # Parquet has typed columns. From JSON, a column of texts that look like dates would be read as dates.
     file, config["dataset_path"] = folder / f"{task}.parquet", "parquet"
     pq.write_table(pa.Table.from_pylist(documents), file)
     config["dataset_kwargs"] = {"data_files": {"test": str(file)}, "cache_dir": str(folder)}
@@ -103,14 +103,14 @@ def write_documents(
 
 @cache
 def builtin_tasks() -> Any:
-    """Return lm-eval's own tasks as a TaskManager. It reads thousands of files, so call it only when one is used."""
+    """Return lm-eval's own tasks as a TaskManager. It reads thousands of files: call this only if needed."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=True)
 
 
 def builtin_configs(name: str) -> list[dict[str, Any]]:
-    """Return the config of a task of lm-eval's, or those of all tasks in a group or tag, without loading their data."""
+    """Return the config of one of lm-eval's own tasks, or of each task in a group or tag, without loading data."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if (entry := builtin_tasks().task_index.get(name)) is None:
@@ -127,7 +127,7 @@ def builtin_configs(name: str) -> list[dict[str, Any]]:
 
 
 def with_local_documents(task: str, path: str) -> dict[str, Any]:
-    """Return the config of a task of lm-eval's over the documents of a local file, without few-shot examples."""
+    """Return the config of one of lm-eval's own tasks for the documents in a local file, without few-shot examples."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = builtin_tasks().task_index[task]
@@ -139,7 +139,7 @@ def with_local_documents(task: str, path: str) -> dict[str, Any]:
             "Name each of its tasks instead."
         )
     config = {key: value for key, value in config.items() if key not in HUB_ONLY}
-    config["num_fewshot"] = 0  # else lm-eval shows test documents, the one asked and its answer among them
+    config["num_fewshot"] = 0  # else lm-eval takes examples from the test documents, even the question itself
     files = {"data_files": {split: path}}
     return {**config, "test_split": split, "dataset_path": FORMATS[Path(path).suffix], "dataset_kwargs": files}
 

@@ -1,6 +1,6 @@
 """Compute diagnostics of a selection: pure functions of the prompts and candidates.
 
-`prompts` has one row per prompt and `seen` one per distinct candidate, as built by the filter stage.
+`prompts` has one row per prompt and `candidates` one per distinct candidate, as built by the filter stage.
 """
 
 import math
@@ -25,14 +25,14 @@ AUCS = {
 }  # keys of the summary and their labels
 
 
-def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
+def describe(prompts: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, Any]:
     """Return the summary: counts, fractions, and means before and after the filter; None for unknown values."""
     dropped = prompts[prompts["drawn"] == 0]
-    sampled, distinct = int(prompts["sampled"].sum()), len(seen)
+    sampled, distinct = int(prompts["sampled"].sum()), len(candidates)
     empty, copies = int(prompts["empty"].sum()), int(prompts["copies"].sum())
-    negatives, rest = seen[seen["drawn"]], seen[~seen["drawn"]]
-    scored = bool(seen["score"].notna().any())
-    known = with_target(seen)
+    negatives, rest = candidates[candidates["drawn"]], candidates[~candidates["drawn"]]
+    scored = bool(candidates["score"].notna().any())
+    known = with_target(candidates)
     return {
         "prompts": len(prompts),
         "prompts_used": len(prompts) - len(dropped),
@@ -46,26 +46,26 @@ def describe(prompts: pd.DataFrame, seen: pd.DataFrame) -> dict[str, Any]:
         "duplicate_share": (sampled - distinct - empty - copies) / max(1, sampled),
         "empty_share": empty / max(1, sampled),
         "copies_of_target_share": copies / max(1, sampled),
-        "similarity_candidates": _mean(seen, "similarity"),
+        "similarity_candidates": _mean(candidates, "similarity"),
         "similarity_negatives": _mean(negatives, "similarity"),
-        "tokens_candidates": _mean(seen, "tokens"),
+        "tokens_candidates": _mean(candidates, "tokens"),
         "tokens_negatives": _mean(negatives, "tokens"),
         "tokens_left": _mean(rest, "tokens"),
         "length_similarity_correlation": correlation_within(known["prompt"], known["tokens"], known["similarity"]),
         "characters_targets": quantiles(prompts["target_characters"].dropna()),
-        "characters_candidates": quantiles(seen["characters"]),
+        "characters_candidates": quantiles(candidates["characters"]),
         "characters_negatives": quantiles(negatives["characters"]),
-        "score_candidates": _mean(seen, "score") if scored else None,
+        "score_candidates": _mean(candidates, "score") if scored else None,
         "score_negatives": _mean(negatives, "score") if scored else None,
-        "false_negatives_before": _mean(seen, "good"),
+        "false_negatives_before": _mean(candidates, "good"),
         "false_negatives_after": _mean(negatives, "good"),
         **(_chosen(prompts) if "chosen_score" in prompts else {}),
     }
 
 
-def with_target(seen: pd.DataFrame) -> pd.DataFrame:
+def with_target(candidates: pd.DataFrame) -> pd.DataFrame:
     """Return the candidates of prompts with a target. Those of other prompts have no similarity."""
-    return seen[seen["similarity"].notna()]
+    return candidates[candidates["similarity"].notna()]
 
 
 def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
@@ -78,14 +78,14 @@ def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def shapes(seen: pd.DataFrame) -> dict[str, Any]:
+def figure_data(candidates: pd.DataFrame) -> dict[str, Any]:
     """Return the data of the similarity figure, of a fixed size: histograms and the selector's cuts."""
-    seen = with_target(seen)
+    candidates = with_target(candidates)
     return {
         "edges": np.linspace(-1, 1, BINS + 1).round(6).tolist(),
-        "candidates": histogram(seen["similarity"]),
-        "negatives": histogram(seen.loc[seen["drawn"], "similarity"]),
-        "cuts": cuts(seen[~seen["taken"]]),  # chosen candidates are excluded at any similarity
+        "candidates": histogram(candidates["similarity"]),
+        "negatives": histogram(candidates.loc[candidates["drawn"], "similarity"]),
+        "cuts": cuts(candidates[~candidates["taken"]]),  # chosen candidates are excluded at any similarity
     }
 
 
@@ -142,19 +142,19 @@ def quantiles(values: Any) -> list[float]:
     return [float(q) for q in np.quantile(np.asarray(values, dtype=float), QUANTILES)] if len(values) else []
 
 
-def cuts(seen: pd.DataFrame) -> dict[str, list[float]]:
+def cuts(candidates: pd.DataFrame) -> dict[str, list[float]]:
     """Return quantiles over prompts of the lowest and highest similarity that the selector keeps.
 
     A prompt counts for an edge only if a candidate beyond that edge was rejected. Both lists are empty if the selector
     does not cut by similarity: if for some prompt it rejects a candidate between two kept ones.
     """
-    if seen.empty:
+    if candidates.empty:
         return {"low": [], "high": []}
-    prompt, similarity, kept = (seen[name].to_numpy() for name in ("prompt", "similarity", "kept"))
+    prompt, similarity, kept = (candidates[name].to_numpy() for name in ("prompt", "similarity", "kept"))
     starts = np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1]])
     lowest = np.minimum.reduceat(np.where(kept, similarity, np.inf), starts)
     highest = np.maximum.reduceat(np.where(kept, similarity, -np.inf), starts)
-    sizes = np.diff(np.r_[starts, len(seen)])
+    sizes = np.diff(np.r_[starts, len(candidates)])
     low, high = np.repeat(lowest, sizes), np.repeat(highest, sizes)
     if (~kept & (similarity > low) & (similarity < high)).any():
         return {"low": [], "high": []}

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from selfcontrast.data.candidates import CHOSEN, CUT, POSITIVES, TARGET, spans, whole_prompts
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.diagnostics import describe, diversity, shapes
+from selfcontrast.filters.diagnostics import describe, diversity, figure_data
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
 from selfcontrast.filters.score import CandidateScorer
 from selfcontrast.filters.select import Chosen, Filter, Floats, Indices, SampledPrompt, Selection, choose
@@ -72,7 +72,7 @@ def select_negatives(
         UserError: if no prompt gives enough negatives; with on_shortage="error", if one prompt does not.
     """
     prompts: list[dict[str, Any]] = []
-    seen: list[pd.DataFrame] = []
+    frames: list[pd.DataFrame] = []
     compared: list[tuple[list[list[int]], list[list[int]]]] = []
     every = max(1, len(Vectors(embeddings / TARGETS)) // COMPARED)
     with ExitStack() as files:
@@ -93,12 +93,12 @@ def select_negatives(
                     {**_prompt_row(settings, sampled, choice, positives is not None), "target_score": target_score}
                 )
                 choices.append(choice)
-            seen.append(_seen(table, choices, len(prompts) - len(choices)))
+            frames.append(_candidate_frame(table, choices, len(prompts) - len(choices)))
             negatives.write_table(_negatives(table, choices))
             if positives is not None and chosen is not None:
                 pairs = [(sampled, choice) for (_, sampled), choice in zip(block, choices, strict=True)]
                 positives.write_table(_positives(table, pairs, chosen.target))
-    return _write_diagnostics(folder, settings, pd.DataFrame(prompts), pd.concat(seen, ignore_index=True), compared)
+    return _write_diagnostics(folder, settings, pd.DataFrame(prompts), pd.concat(frames, ignore_index=True), compared)
 
 
 def blocks(
@@ -180,7 +180,7 @@ def _token_ids(table: pa.Table, choice: Selection) -> tuple[list[list[int]], lis
     return tokens, [tokens[i] for i in choice.drawn.ranks]
 
 
-def _seen(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataFrame:
+def _candidate_frame(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataFrame:
     """Return one row per distinct candidate; prompts are numbered from `first`."""
     sizes = [len(choice.rows) for choice in choices]
     rows = np.concatenate([choice.rows for choice in choices])
@@ -240,7 +240,7 @@ def _write_diagnostics(
     folder: Path,
     settings: Filter,
     prompts: pd.DataFrame,
-    seen: pd.DataFrame,
+    candidates: pd.DataFrame,
     compared: Sequence[tuple[list[list[int]], list[list[int]]]],
 ) -> dict[str, Any]:
     """Write prompts, similarities and diagnostics; return the summary. Raise `UserError` if no prompt is left."""
@@ -254,10 +254,14 @@ def _write_diagnostics(
             f"Lower it, sample more (generator.samples), or use filter.on_shortage=refill.{note}"
         )
     prompts.to_parquet(folder / PROMPTS, index=False)
-    ids = pa.DictionaryArray.from_arrays(pa.array(seen["prompt"]), pa.array(prompts["id"]))
+    ids = pa.DictionaryArray.from_arrays(pa.array(candidates["prompt"]), pa.array(prompts["id"]))
     internal = ["prompt", "good", *([] if "chosen_score" in prompts else ["taken"])]
-    columns = pa.Table.from_pandas(seen.drop(columns=internal), preserve_index=False)
+    columns = pa.Table.from_pandas(candidates.drop(columns=internal), preserve_index=False)
     pq.write_table(columns.add_column(0, "id", ids.cast(pa.string())), folder / SIMILARITIES)
-    table = signal_table(seen)
-    (folder / DIAGNOSTICS).write_text(json.dumps({**shapes(seen), "signals": table}))
-    return {**describe(prompts, seen), **diversity(compared), **{f"auc_{row['signal']}": row["auc"] for row in table}}
+    table = signal_table(candidates)
+    (folder / DIAGNOSTICS).write_text(json.dumps({**figure_data(candidates), "signals": table}))
+    return {
+        **describe(prompts, candidates),
+        **diversity(compared),
+        **{f"auc_{row['signal']}": row["auc"] for row in table},
+    }

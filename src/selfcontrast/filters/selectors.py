@@ -214,7 +214,7 @@ class Random(BaseSelector):
 
     @property
     def needs_target(self) -> bool:
-        return self.of == SAMPLES  # as many as lie below the cut by similarity
+        return self.of == SAMPLES  # the cut by similarity decides how many are kept
 
     @property
     def _filter(self) -> LeastSimilar:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from selfcontrast.filters.select import Floats, Indices
 
-SHARES = (0.75, 0.5, 0.25, 0.125)  # fractions of a prompt's distinct candidates that are kept, lowest signal first
+FRACTIONS = (0.75, 0.5, 0.25, 0.125)  # fractions of a prompt's distinct candidates that are kept, lowest signal first
 SIMILARITY, CONSENSUS, LOG_PROB, RANK_SUM = "similarity", "consensus", "log_prob", "rank_sum"
 SIGNALS = (SIMILARITY, CONSENSUS, LOG_PROB)  # signals whose ranks can be summed
 
@@ -33,8 +33,8 @@ def _ranks_by(order: Indices, values: Floats, groups: NDArray[Any]) -> Floats:
     return result
 
 
-def signal_table(seen: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return one row per signal: its AUC for "good", and the false-negative rate at each of `SHARES`.
+def signal_table(candidates: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one row per signal: its AUC for "good", and the false-negative rate at each of `FRACTIONS`.
 
     The signals are the similarity to the target, the consensus, the sampler's log-probability per token, and the sum of
     their ranks. A selector compares the candidates of one prompt only, and so does this. A signal enters as its rank
@@ -49,18 +49,18 @@ def signal_table(seen: pd.DataFrame) -> list[dict[str, Any]]:
     A log-probability or similarity that is unknown for any candidate is left out, also of the sum.
 
     Args:
-        seen: one row per distinct candidate, from the filter stage: grouped by prompt, ascending by similarity.
+        candidates: one row per distinct candidate, from the filter stage: grouped by prompt, ascending by similarity.
 
     Returns:
         The rows; empty without a scorer. With a reward model, prompts without target do not count.
     """
-    seen = seen[seen["good"].notna()]
-    if seen.empty:
+    candidates = candidates[candidates["good"].notna()]
+    if candidates.empty:
         return []
-    prompt, good = seen["prompt"].to_numpy(), seen["good"].to_numpy(dtype=bool)
-    signals = {name: seen[name].to_numpy() for name in (SIMILARITY, CONSENSUS) if seen[name].notna().all()}
-    if seen[LOG_PROB].notna().all():
-        signals[LOG_PROB] = seen[LOG_PROB].to_numpy() / np.maximum(seen["tokens"].to_numpy(), 1)
+    prompt, good = candidates["prompt"].to_numpy(), candidates["good"].to_numpy(dtype=bool)
+    signals = {name: candidates[name].to_numpy() for name in (SIMILARITY, CONSENSUS) if candidates[name].notna().all()}
+    if candidates[LOG_PROB].notna().all():
+        signals[LOG_PROB] = candidates[LOG_PROB].to_numpy() / np.maximum(candidates["tokens"].to_numpy(), 1)
     starts = np.flatnonzero(np.r_[True, prompt[1:] != prompt[:-1]])
     counts = np.diff(np.r_[starts, len(prompt)])
     sizes, position = np.repeat(counts, counts), np.arange(len(prompt)) - np.repeat(starts, counts)
@@ -83,7 +83,7 @@ def auc(values: Floats, good: NDArray[np.bool_]) -> float | None:
 
 
 def _false_negatives(good: NDArray[np.bool_], position: Indices, sizes: Indices) -> list[float | None]:
-    """Return the fraction of good candidates among those kept, per fraction of `SHARES`.
+    """Return the fraction of good candidates among those kept, per fraction of `FRACTIONS`.
 
     Args:
         good: ordered by prompt and, within it, by ascending signal [n].
@@ -91,7 +91,7 @@ def _false_negatives(good: NDArray[np.bool_], position: Indices, sizes: Indices)
         sizes: number of candidates of the prompt [n].
     """
     rates: list[float | None] = []
-    for fraction in SHARES:
+    for fraction in FRACTIONS:
         kept = position < np.floor(fraction * sizes + 1e-9)
         rates.append(float(good[kept].mean()) if kept.any() else None)
     return rates

@@ -26,7 +26,7 @@ APIS = {"completions": "/completions", "chat": "/chat/completions"}
 
 @dataclass(frozen=True)
 class OpenAI:
-    """Request all N responses of a prompt at once, and again those that are missing.
+    """Request all N responses of a prompt at once, then those that are missing.
 
     Attributes:
         model: the name of the model on the server.
@@ -66,7 +66,7 @@ class OpenAI:
         )
 
     def check(self) -> None:
-        """Refuse a server of another model. A server may start later: its model may not be trained yet."""
+        """Raise `UserError` if a server lacks the model. Warn if it is unreachable: it may start after fine-tuning."""
         offers = asyncio.run(self._offered_models())
         if unreachable := {url: why for url, why in offers.items() if isinstance(why, str)}:
             log.warning("server not reachable, but needed once the model is fine-tuned: %s", _join(unreachable))
@@ -119,7 +119,7 @@ class OpenAI:
                 log.warning("%s serves %s, not the fine-tuned model %s", url, roots[0], model)
 
     async def _offered_models(self) -> dict[str, list[Answer] | str]:
-        """Return the models of each endpoint, or the reason of a failure. Raise `UserError` if ours is missing."""
+        """Return each endpoint's models, or why it failed. Raise `UserError` if `self.model` is not among them."""
         async with Client(self.servers) as client:
             offers = await client.models()
         for url, offer in offers.items():
@@ -132,7 +132,7 @@ class OpenAI:
 
 
 class _ServerSampler:
-    """Sample candidates of a request from a server, with one model's rendering."""
+    """Sample candidates from a server and tokenize them with the model's tokenizer."""
 
     def __init__(self, backend: OpenAI, renderer: Renderer) -> None:
         self.backend = backend
@@ -193,7 +193,7 @@ class _ServerSampler:
             text = _text(choice).encode(errors="replace").decode().strip()
             ids = self.renderer.response(request.messages, text)
             ids = ids if finish == "stop" else ids[:-1]
-            text = self.renderer.text(ids)  # differs if it spells a special token
+            text = self.renderer.text(ids)  # differs if the text contains a special token
         if finish == "stop" and ids[-1] not in self.renderer.end_ids:
             ids = [*ids, self.renderer.end_id]
         return Candidate(request.id, sample, text, ids, finish, log_prob)
@@ -204,7 +204,7 @@ class _ServerSampler:
         if isinstance(ids, list) and ids and all(isinstance(i, int) and 0 <= i < size for i in ids):
             return ids
         if not self.logged:
-            foreign = f"token ids outside of the {size} of the tokenizer" if ids else "no token ids"
+            foreign = f"token ids outside the tokenizer's vocabulary of {size}" if ids else "no token ids"
             log.info(
                 "the server returns %s. Its texts are tokenized here, possibly into other tokens than were sampled.",
                 foreign,
@@ -219,7 +219,7 @@ def _text(choice: Answer) -> Any:
 
 
 def _log_prob(choice: Answer, tokens: int | None) -> float:
-    """Return the sum over all tokens; NaN if the server omits it for any token."""
+    """Return the sum of the tokens' log-probabilities; NaN if the server omits any of them."""
     log_probs = choice.get("logprobs")
     if not isinstance(log_probs, dict):
         return nan

@@ -32,7 +32,7 @@ class OtherModel:
     def folder(self) -> Path | None:
         """The folder of its files; None for a name on the Hub."""
         folder = Path(self.path)
-        inner = folder / "model"  # of an artifact
+        inner = folder / "model"  # where an artifact of the store has it
         nested = not (folder / CONFIG).is_file() and (inner / CONFIG).is_file()
         return None if is_hub_name(self.path) else (inner if nested else folder)
 

@@ -72,14 +72,14 @@ def download_model(name: str, revision: str | None, setting: str, local_only: bo
 
     try:
         folder = snapshot_download(name, revision=revision, local_files_only=local_only, allow_patterns=FILES)
-    except Exception as error:  # of the hub, the network, or an unknown name
+    except Exception as error:  # the hub or the network fails, or the name is unknown
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{setting}={name}: cannot be downloaded ({first}). Name a folder.") from error
     return Path(folder)
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a model's or a data set's name is one of the hub, and no folder here."""
+    """Return whether a model or data set is named as on the hub, and no folder here has this name."""
     return bool(NAME.fullmatch(name)) and not Path(name).is_dir()
 
 

@@ -130,7 +130,7 @@ class Point:
         return p_value(self.jobs)
 
     def measured(self, name: str) -> Mapping[str, Any] | None:
-        """Return `mean`, `difference` or `win_rate`: of one job with its interval over prompts, of several over seeds.
+        """Return `mean`, `difference` or `win_rate`, with an interval over prompts for one job, over seeds for several.
 
         None for the last two if there is no policy.
         """

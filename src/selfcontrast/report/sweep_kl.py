@@ -27,7 +27,7 @@ STRAIGHT = (
 OTHER_PROMPTS = "The jobs were measured on different prompts: point estimates, without intervals."
 OVER_PROMPTS = "Intervals: bootstrap over prompts; each sample has its own lines and its own smallest final KL."
 OVER_SEEDS = (
-    "Means over seeds; intervals are Student's t over seeds. A difference is over the seeds that both methods have."
+    "Means over seeds; intervals are Student's t over seeds. A difference uses the seeds that both methods have."
 )
 # Reasons why two methods have no difference.
 NO_SEED = "have no seed in common with it"
@@ -140,7 +140,7 @@ def equal_kl(sweep: Sweep) -> Compared | None:
 
 
 def _with_seeds(heads: Row, rows: list[Row], arms: Sequence[Point]) -> tuple[Row, list[Row]]:
-    """Add the seeds that each score and each difference is over: methods differ in them."""
+    """Add columns with the seeds of each score and each difference, which differ between methods."""
 
     def listed(seeds: Sequence[int]) -> str:
         return ", ".join(map(str, seeds)) or text.NONE

@@ -21,7 +21,7 @@ Row = list[str]
 
 
 def numbers(point: Point) -> Row:
-    """Return cells as `HEADS`: of one job with its intervals; of several seeds the means, with intervals over seeds."""
+    """Return the cells under `HEADS`: one job's values and intervals, or means over seeds with intervals over seeds."""
     jobs = point.jobs
     return [
         text.interval(point.measured("mean")),

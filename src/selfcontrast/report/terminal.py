@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.curve import Curve
     from selfcontrast.results import Result
 
-WIDEST, WHOLE = 100, 1000  # characters: of a paragraph, of a line that must not be cut
-NARROW = 12  # characters: of a table's first column, at least
+WIDEST, WHOLE = 100, 1000  # maximum characters of a paragraph, and of a line that must not be cut
+NARROW = 12  # minimum characters of a table's first column
 
 
 def print_result(result: "Result", folder: Path) -> None:

@@ -49,7 +49,7 @@ class Artifact:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the computation took; of its last attempt alone if it was resumed."""
+        """Seconds that the computation took; if it was resumed, only those of the last attempt."""
         return float(self.manifest["seconds"])
 
     @property

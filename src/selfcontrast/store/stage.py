@@ -37,7 +37,7 @@ class Stage:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The JSON value that the key is a hash of."""
+        """The JSON value whose hash is the key."""
         return identity_of(self.name, self.version, self.settings, self.inputs)
 
     @cached_property

@@ -17,7 +17,7 @@ from selfcontrast.errors import UserError, printable
 from selfcontrast.preemption import stop
 from selfcontrast.provenance import provenance
 from selfcontrast.tracking.tracker import Tracker
-from selfcontrast.tracking.wandb_identity import resume_arguments, unfinished_run
+from selfcontrast.tracking.wandb_identity import resume_arguments, run_id_file
 from selfcontrast.tracking.wandb_key import has_key
 from selfcontrast.tracking.wandb_run import WandbRun, record_error
 from selfcontrast.tracking.wandb_sweep import flat_settings, sweep_name
@@ -78,8 +78,8 @@ class WandbTracking:
 
     @contextmanager
     def run(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str = "train") -> Iterator[Tracker]:
-        unfinished = unfinished_run(folder, config)
-        run = self._begin(name, config, folder, job_type, unfinished)
+        id_file = run_id_file(folder, config)
+        run = self._begin(name, config, folder, job_type, id_file)
         # Always finish the run: in a multirun all jobs share this process, and the next job would silently get an
         # open run. (W&B's own context manager also prints a traceback.)
         try:
@@ -90,11 +90,11 @@ class WandbTracking:
             raise
         run_folder, was_offline = Path(run.dir).parent, run.settings.mode == "offline"
         run.finish()
-        unfinished.unlink(missing_ok=True)
+        id_file.unlink(missing_ok=True)
         if was_offline:
             log.info("W&B      offline; to upload this run: wandb sync %s", _relative(run_folder))
 
-    def _begin(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str, unfinished: Path) -> Any:
+    def _begin(self, name: str, config: Mapping[str, Any], folder: Path, job_type: str, id_file: Path) -> Any:
         """Start the run. If the server cannot be reached, start it offline instead of failing the job."""
         import wandb
 
@@ -111,7 +111,7 @@ class WandbTracking:
                 mode=mode,  # type: ignore[arg-type]
                 save_code=True,  # without it W&B does not store uncommitted changes either
                 settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
-                **(resume_arguments(unfinished) if mode == "online" else {}),
+                **(resume_arguments(id_file) if mode == "online" else {}),
             )
 
         mode = self.resolved_mode()

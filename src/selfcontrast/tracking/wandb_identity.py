@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 
-def unfinished_run(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Return the file with the id of an unfinished run: one per folder and config."""
+def run_id_file(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Return the file that holds the id of an unfinished run: one file per folder and config."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
     return folder / "wandb" / f"unfinished-{digest}"
 
 
-def resume_arguments(unfinished: Path) -> dict[str, Any]:
-    """Return arguments of `wandb.init` that resume the run in the file `unfinished`, or start a new run and create it.
+def resume_arguments(id_file: Path) -> dict[str, Any]:
+    """Return arguments for `wandb.init` that resume the run whose id is in `id_file`.
 
-    Environment variables, set by an agent or the user, override them.
+    A missing file is created with a new id. Environment variables, set by an agent or the user, override the arguments.
     """
     resume = {} if "WANDB_RESUME" in os.environ else {"resume": "allow"}
     if "WANDB_RUN_ID" in os.environ:
         return resume
-    if not unfinished.exists():
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(secrets.token_hex(4))
-    return {**resume, "id": unfinished.read_text()}
+    if not id_file.exists():
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(secrets.token_hex(4))
+    return {**resume, "id": id_file.read_text()}

@@ -108,7 +108,7 @@ class StepData(LightningDataModule):
 def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     """Puts a policy into the form it is trained in, and checks one group against the ordinary forward pass.
 
-    Raises `UserError` for a model that packed groups would be computed wrongly by.
+    Raises `UserError` for a model that would compute packed groups wrongly.
     """
     positions = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
@@ -127,7 +127,7 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
         use_shared_prompt(policy, _self_check_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
         use_shared_prompt(policy, hardware.attention)
-        policy.to("cpu")  # from where it goes to the ranks
+        policy.to("cpu")  # from there it is sent to the ranks
     policy.train()
 
 

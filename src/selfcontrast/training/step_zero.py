@@ -14,8 +14,8 @@ from torch import Tensor
 
 from selfcontrast.objectives import ObjectiveOutput
 
-MARGIN_NOISE = 0.05  # in units of reward; it changes a preference's gradient weight by one percent
-LOSS_NOISE = 1e-3  # of the loss; too small to see in a curve
+MARGIN_NOISE = 0.05  # units of reward; it changes a preference's gradient weight by one percent
+LOSS_NOISE = 1e-3  # fraction of the loss that is too small to see in a curve
 ERRORS = 4  # standard errors; differences without a common direction stay within them
 
 log = logging.getLogger(__name__)

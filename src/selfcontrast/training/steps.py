@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from selfcontrast.models.packing import Group, PackedGroups, pack, sharing_bound
 
-SHARING_PAYS = 1.05  # minimum bound; below it the second attention call costs as much as the saved tokens
+MIN_SHARING_BOUND = 1.05  # below it the second attention call costs as much as the saved tokens
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Steps(Dataset[Step]):
         self.seed = seed
         self.rank, self.ranks = ranks
         self.bound = sharing_bound(groups)
-        self.sharing = may_share and self.bound >= SHARING_PAYS
+        self.sharing = may_share and self.bound >= MIN_SHARING_BOUND
         self.per_epoch = -(-len(groups) // batch_size)
         self.count = epochs * self.per_epoch if budget is None else self._steps_for_budget(budget)
 

@@ -16,7 +16,7 @@ from selfcontrast.evaluation.benchmarks.benchmark import Options
 from selfcontrast.evaluation.benchmarks.mt_bench import MTBench
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 
-QUESTIONS = 30  # of two turns: 60 judgments
+QUESTIONS = 30  # with two turns each: 60 judgments
 OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 
 

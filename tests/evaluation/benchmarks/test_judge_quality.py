@@ -53,7 +53,7 @@ def run(benchmark: Any, folder: Path) -> tuple[dict[str, Any], dict[str, float]]
 def test_probes_name_those_that_the_judge_gets_wrong(
     judge: Any, failed: list[str], correct: list[float], tmp_path: Path
 ) -> None:
-    """A judge that always prefers the first has a tie as its mean everywhere, and is right nowhere."""
+    """A judge that always prefers the first answer has a tie as its mean for each pair, and is never right."""
     facts, lines = run(
         Probes(constant="I cannot say anything of it.", limit=None, min_coverage=1.0, judge=FakeJudge(judge)),
         tmp_path,

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmark_cases import FakeJudge, sample_subject, subject, write_answers
-from judge_cases import Lengths, judge_context
+from judge_cases import LengthVerifier, judge_context
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.benchmarks.benchmark import JUDGMENTS, Options
 from selfcontrast.evaluation.benchmarks.mt_bench import OWN_QUESTIONS, MTBench, _mean
@@ -154,8 +154,8 @@ def test_run_on_the_datas_dialogues_with_its_verifier(tmp_path: Path) -> None:
     examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
     mt_bench = benchmark(VerifierJudge())
     policy = policy_folder(tmp_path / "policy")
-    context = judge_context(tmp_path, Lengths())
-    assert mt_bench.skip_reason(examples, Lengths()) is None
+    context = judge_context(tmp_path, LengthVerifier())
+    assert mt_bench.skip_reason(examples, LengthVerifier()) is None
     facts = mt_bench.run(tmp_path, sample_subject(mt_bench, examples, tmp_path / "answers", policy, context=context))
     assert facts["questions"] == 1
     for row in pd.read_parquet(tmp_path / JUDGMENTS).to_dict("records"):
@@ -178,11 +178,13 @@ def test_run_on_the_datas_dialogues_with_its_verifier(tmp_path: Path) -> None:
 )
 def test_skip_reason_without_dialogues_or_verifier(judge: Any) -> None:
     mt_bench = benchmark(judge)
-    assert mt_bench.skip_reason([example("s", "cat?", "a cat")], Lengths()) == "the data has no dialogues to play"
+    assert (
+        mt_bench.skip_reason([example("s", "cat?", "a cat")], LengthVerifier()) == "the data has no dialogues to play"
+    )
     assert mt_bench.skip_reason([], None) == "there is no verifier"
     mt_bench.check(None)
     with pytest.raises(UserError, match="judge=verifier"):
-        benchmark(judge, questions="ours").check(Lengths())
+        benchmark(judge, questions="ours").check(LengthVerifier())
 
 
 def test_read_questions_of_this_project() -> None:

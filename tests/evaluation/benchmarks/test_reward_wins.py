@@ -79,7 +79,7 @@ def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_pat
     assert (facts["answers"], facts["targets"]) == (4, 2)
     bare_lines = reward_wins.lines({"SFT": tmp_path / "bare"}, OPTIONS)
     rates = {line.what: line.value.estimate for line in bare_lines}
-    assert rates["win rate over target"] == 0.25  # of c and d: a tie and a loss
+    assert rates["win rate over target"] == 0.25  # c is a tie, d a loss
     model, tokens = AutoModelForSequenceClassification.from_pretrained(reward_model.path).eval(), tokenizer()
     sigmoids = []
     for key, text in answers_by_system["SFT"].items():
@@ -100,7 +100,7 @@ def test_run_dialogue_has_no_target_reward(reward_model: RewardModel, tmp_path: 
 
 
 @dataclass(frozen=True)
-class Rewards:
+class NanRewardModel:
     """A reward model that returns NaN for some prompts."""
 
     broken: tuple[str, ...]
@@ -116,7 +116,7 @@ def test_run_nan_reward_is_rejected_with_its_example(tmp_path: Path) -> None:
     """Dropping five of ten targets without a reward raised the win rate from 45% to 90%."""
     examples = [example(name, f"what is {name}?", GOOD) for name in "abcdefghij"]
     scores = write_answers(tmp_path / "scores", {(e.id, 0): [BAD] for e in examples})
-    broken: Any = Rewards(tuple(f"what is {name}?" for name in "bdfhj"))
+    broken: Any = NanRewardModel(tuple(f"what is {name}?" for name in "bdfhj"))
     with pytest.raises(UserError, match=r"reward .*'b' is nan \(10 of 20 "):
         RewardWins(None, 1, broken).run(tmp_path, subject(examples, scores))
     assert not (tmp_path / REWARDS).exists()

@@ -8,7 +8,7 @@ OPTIONS = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 
 
 def test_agreement_accuracy_position_and_length() -> None:
-    """Accuracy: right, wrong, a tie that flips against a preference (1/2), a tie as in gold: 2.5 of 4.
+    """Accuracy: right, wrong, half (the verdict flips with the order), right (a tie, as in gold): 2.5 of 4.
 
     Length: (1-1)·1, (0-1)·(-1) = 1, (0.5-0)·1 = 0.5, and none for equal lengths: 1.5 of 3.
     """

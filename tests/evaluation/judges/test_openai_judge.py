@@ -125,7 +125,7 @@ def test_hostile_answers_change_no_other_score(tmp_path: Path) -> None:
 
 
 def test_hostile_answers_lose_comparisons_in_both_orders(tmp_path: Path) -> None:
-    """The judge looks for the honest answer in the part that the sign marks as assistant A's."""
+    """The judge looks for the honest answer in the part that the mark assigns to assistant A."""
 
     def reply(body: Body) -> list[Body]:
         prompt = body["messages"][0]["content"]
@@ -173,7 +173,7 @@ def test_check_missing_api_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_cap_counts_all_benchmarks_of_a_job(tmp_path: Path) -> None:
-    """A judgment costs 3. Of two benchmarks with 4 judgments each, the second reaches the cap."""
+    """A judgment costs 3. Two benchmarks have 4 judgments each. The second one reaches the cap of 30."""
     usage = {"prompt_tokens": 100, "completion_tokens": 20}
     answer = {"choices": says("[[5]]"), "usage": usage}
     price, budget = Price(prompt=1e4, completion=1e5), Budget(30)
@@ -205,9 +205,9 @@ def scored(*tokens: Body) -> list[Body]:
 
 
 def test_logprob_verdict_is_the_expected_outcome(tmp_path: Path) -> None:
-    """The reply is B with 0.3; A has 0.5 and C 0.1: (0.5 + 0.1 / 2) of 0.9. An earlier A is not the verdict.
+    """B is the reply, with 0.3; A has 0.5 and C 0.1. The value is (0.5 + 0.1 / 2) / 0.9. An earlier A does not count.
 
-    A token may hold more than the letter. A letter that is not among the alternatives has 0: 0.2 of 0.8.
+    A token may hold more than the letter. A letter that is not among the alternatives has 0: 0.2 / 0.8.
     """
     first = scored(token("[["), token("A"), token("]]"), token(" or "), token("[["), token("B", 0.3, A=0.5, C=0.1))
     first[0]["message"]["content"] += "]]"
@@ -246,7 +246,7 @@ def test_fingerprint_depends_on_the_verdict_setting(tmp_path: Path) -> None:
 
 
 def raw(text: str | bytes, **others: float) -> Body:
-    """A token with its bytes. Half a character is not text; servers write it in their priced way."""
+    """Return a token with its bytes. Servers show half a character, which is not text, as "bytes:\\xf0..."."""
     data = text if isinstance(text, bytes) else text.encode()
     content = text if isinstance(text, str) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
     return {**token(content, **others), "bytes": list(data)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from judge_cases import Lengths, judge_context, pair, question, single
+from judge_cases import LengthVerifier, judge_context, pair, question, single
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges import Case
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
@@ -12,18 +12,18 @@ from selfcontrast.evaluation.judges.verifier import VerifierJudge
 
 def test_verifier_judge_grades_and_compares_by_score() -> None:
     cases = [single("x" * 10), single(""), single("x" * 5), pair("xx", "x"), pair("x", "xx"), pair("x", "y")]
-    with VerifierJudge().open(judge_context(Path("none"), Lengths())) as judging:
+    with VerifierJudge().open(judge_context(Path("none"), LengthVerifier())) as judging:
         assert [j.value for j in judging(cases)] == [10, 1, 5.5, 1, 0, 0.5]
 
 
 def test_verifier_judge_passes_the_turn() -> None:
-    class Turns:
+    class TurnVerifier:
         def score(self, example: object, response: str, turn: int = -1) -> float:
             return turn / 2
 
     dialogue = question("q", "first", "second")
     cases = [Case(dialogue, 0, (("a",),)), Case(dialogue, 1, (("a", "b"),))]
-    with VerifierJudge().open(judge_context(Path("none"), Turns())) as judging:
+    with VerifierJudge().open(judge_context(Path("none"), TurnVerifier())) as judging:
         assert [j.value for j in judging(cases)] == [1, 5.5]
 
 

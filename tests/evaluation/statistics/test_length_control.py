@@ -292,8 +292,8 @@ def test_near_separation_is_flagged(count: int) -> None:
     assert win_rate_of(np.ones(count), lengths).near_separation  # all wins
     assert win_rate_of(np.zeros(count), lengths).near_separation  # all losses
     assert win_rate_of(lengths > 0, lengths).near_separation  # length decides
-    assert win_rate_of(coin, np.full(count, 50)).near_separation  # always as much longer
-    assert win_rate_of(coin, 5000 + lengths / 100).near_separation  # nearly so
+    assert win_rate_of(coin, np.full(count, 50)).near_separation  # longer by the same amount each time
+    assert win_rate_of(coin, 5000 + lengths / 100).near_separation  # by nearly the same amount
     fine = win_rate_of(coin, lengths)
     assert not fine.near_separation
     assert fine.fragile_refits < 0.5

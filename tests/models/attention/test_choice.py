@@ -26,12 +26,12 @@ def _empty_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Return a "meta" tensor that claims to be on another device."""
 
-    class Elsewhere(Tensor):
+    class TensorOnDevice(Tensor):
         @property
         def device(self) -> Any:  # type: ignore[override]
             return torch.device(device)
 
-    return torch.empty(1, 2, 5, dimensions, dtype=dtype, device="meta").as_subclass(Elsewhere)
+    return torch.empty(1, 2, 5, dimensions, dtype=dtype, device="meta").as_subclass(TensorOnDevice)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 
 TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 GROUPS = st.lists(st.builds(Group, st.just("g"), TOKENS, TOKENS, st.lists(TOKENS, max_size=4)), min_size=1, max_size=4)
-HEADS = st.sampled_from([(2, 2), (4, 2), (3, 1)])  # of queries; of keys and values
+HEADS = st.sampled_from([(2, 2), (4, 2), (3, 1)])  # heads of queries, and heads of keys and values
 
 
 def assert_equals_masked(groups: list[Group], query_heads: int, key_heads: int, scale: float | None = 0.3) -> None:

@@ -63,7 +63,7 @@ def test_work_of_the_default_job_by_hand() -> None:
 
 
 def test_work_of_divergence_and_checkpoints() -> None:
-    """Two models score six answers at temperature 1; for SFT, one model. Checkpoints have no other answers."""
+    """Two models score six answers at temperature 1; for SFT one model does. Checkpoints have only these answers."""
     settings = parts("evaluation.checkpoints=4")
     assert work(step("divergence", "divergence X"), settings, SIZES) == Work(
         "score", 2 * 20 * (10 + 6 * 5), 2 * 20 * 30 * 4

@@ -94,8 +94,8 @@ class ArenaHard(QuestionBenchmark):
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
         """Return each system's score, overall and by category, and the numbers that every comparison has.
 
-        As in the release, the score is the mean over games, and a strong verdict counts as three games. Its interval
-        is over prompts.
+        As in the release, the score is the mean over games, and a strong verdict counts as three games. The interval
+        covers the variation over prompts.
         """
         frames = {name: both_orders(pd.read_parquet(folder / JUDGMENTS)) for name, folder in folders.items()}
         lines = []

@@ -41,7 +41,7 @@ def agreement(
         outcomes: the judge's outcome for that answer, in [0, 1], when shown first and when shown second, [2, n].
         longer: length of that answer minus the other's, [n].
         clusters: the prompt of each pair, [n].
-        confidence, n_bootstrap, seed: of the intervals.
+        confidence, n_bootstrap, seed: settings of the intervals.
 
     Raises:
         ValueError: as in `mean_interval` and `position_bias`.

@@ -108,8 +108,8 @@ def length_controlled_win_rate(
         length_differences: length of the system's answer minus the baseline's, in any unit, [n].
         clusters: prompt of each judgment, [n]; both orders and all samples of a prompt are one cluster.
         difficulties: difficulty of each instruction, in any unit, [n].
-        confidence, n_bootstrap, seed: of the interval, as in `mean_interval`, with `n_bootstrap` refits of the model.
-            Its bounds are NaN unless there are more clusters than coefficients.
+        confidence, n_bootstrap, seed: as in `mean_interval`, with `n_bootstrap` refits of the model.
+            The bounds are NaN unless there are more clusters than coefficients.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -143,7 +143,7 @@ def length_controlled_difference(
     Args:
         a, b: each system's outcomes [n], length differences [n], clusters [n] and, if known, difficulties [n], as in
             `length_controlled_win_rate`. The systems may have different numbers of judgments per prompt.
-        confidence, n_bootstrap, seed: of the interval. Bounds are NaN unless there are more prompts than coefficients,
+        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN unless prompts outnumber coefficients,
             and if nothing varies. Its n counts both systems' judgments.
 
     Raises:

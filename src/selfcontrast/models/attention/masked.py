@@ -20,8 +20,8 @@ def attend(
     outputs = []
     for start, _, end in layout.groups:
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        seen = visible(layout, slice(start, end), window)
-        output = scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
+        mask = visible(layout, slice(start, end), window)
+        output = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
         outputs.append(output.transpose(1, 2))
     return torch.cat(outputs, dim=1)
 
@@ -30,5 +30,5 @@ def visible(layout: Layout, group: slice, window: int | None) -> Tensor:
     """Return the mask of a group, [t, t] bool: True where a token (row) sees another (column)."""
     segment, position = layout.segment[group], layout.position[group]
     distance = position[:, None] - position
-    seen = (segment[:, None] == segment) | (segment == segment[0])
-    return seen & (distance >= 0) if window is None else seen & (distance >= 0) & (distance < window)
+    mask = (segment[:, None] == segment) | (segment == segment[0])
+    return mask & (distance >= 0) if window is None else mask & (distance >= 0) & (distance < window)
