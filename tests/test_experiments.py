@@ -11,9 +11,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from jobs import ROOT
-from selfcontrast.config import Parts, configure
+from selfcontrast.config import Parts, build, configure
 from selfcontrast.debug import write_debug
 from selfcontrast.errors import UserError
+from selfcontrast.generators.vllm import VLLM
 from test_config import composed
 
 CONF = ROOT / "conf" / "experiment"
@@ -354,3 +355,10 @@ def test_debug_tiny_changes_only_sizes_and_paths(debug: Path) -> None:
     assert small["objective"] == whole["objective"]
     for optim in ("sft", "trainer"):
         assert small[optim] == {**whole[optim], "batch_size": 8}
+
+
+@pytest.mark.parametrize(("experiment", "batch_size"), [("gsm8k", 1024), ("gsm8k_laptop", 64), ("miniature", 256)])
+def test_experiment_accepts_other_generators(experiment: str, batch_size: int) -> None:
+    chosen = f"+experiment={experiment}"
+    assert composed(chosen).generator.backend.batch_size == batch_size
+    assert isinstance(build(composed(chosen, "generator=vllm").generator.backend, "generator.backend"), VLLM)
