@@ -45,24 +45,31 @@ def test_counted_stage_logs_done_rate_time_left_and_loss(often: pytest.LogCaptur
         counted.done, counted.loss = 600, 0.5
         wait_for_lines(often, 2)
         end = len(often.messages)
-    assert any("600 of 1,200 steps" in line and "a second" in line and "left" in line for line in often.messages)
-    assert often.messages[end - 1].endswith("600 of 1,200 steps, loss 0.5")  # no progress since the previous line
+    assert all(words in often.messages[end - 1] for words in ("600 of 1,200 steps", "a second", "left", "loss 0.5"))
     assert progress.current() is None
 
 
 def test_work_of_an_earlier_attempt_is_not_in_the_rate() -> None:
     counted = progress.WorkCounter(100, "text", 50)
-    counted.last = (counted.last[0] - 10, 50)
+    counted.start = (counted.start[0] - 10, 50)
     counted.done = 60
     assert counted.line() == "60 of 100 texts, 1 a second, 40 s left"
+
+
+def test_rate_is_the_mean_since_the_start() -> None:
+    """Responses of a batch end together: between two lines there may be none, or very many."""
+    counted = progress.WorkCounter(100, "response", 0)
+    counted.start = (counted.start[0] - 10, 0)
+    counted.done = 10
+    assert counted.line() == counted.line() == "10 of 100 responses, 1 a second, 90 s left"
 
 
 def test_steps_replayed_after_a_resume_are_not_in_the_rate() -> None:
     counted = progress.WorkCounter(100, "step", 0)
     for step in range(1, 51):
         counted.reach(step, 0.5)
-    assert counted.last[1] == 50
-    counted.last = (counted.last[0] - 10, 50)
+    assert counted.start[1] == 50
+    counted.start = (counted.start[0] - 10, 50)
     counted.updated_at -= 1
     counted.reach(51, 0.25)
     assert counted.line() == "51 of 100 steps, 0.1 a second, 8 min left, loss 0.25"

@@ -25,7 +25,8 @@ class WorkCounter:
         on_change: receives `done` whenever it changes, for a progress bar.
         loss: the latest training loss.
         unsaved: how many of `done` are in an unfinished shard.
-        last: time of the last line, and `done` at that time: the rate counts from there.
+        start: time of the start, and `done` at that time. The rate counts from there, not from the previous line,
+            because the responses of a batch end together.
         updated_at: time of the latest `reach`.
     """
 
@@ -35,17 +36,17 @@ class WorkCounter:
     on_change: Callable[[int], object] | None = None
     loss: float | None = None
     unsaved: int = 0
-    last: tuple[float, int] = field(init=False)
+    start: tuple[float, int] = field(init=False)
     updated_at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self.last = (time.monotonic(), self.done)
+        self.start = (time.monotonic(), self.done)
 
     def reach(self, done: int, loss: float) -> None:
         """Record a finished step. Steps of an earlier attempt arrive all at once and are not in the rate."""
         now = time.monotonic()
         if now - self.updated_at < MIN_STEP:
-            self.last = (now, done)
+            self.start = (now, done)
         self.done, self.loss, self.updated_at = done, loss, now
 
     def advance(self, units: int, unsaved: bool = False) -> None:
@@ -56,10 +57,9 @@ class WorkCounter:
             self.on_change(self.done)
 
     def line(self) -> str:
-        """Describe progress, rate and remaining time. Call it once per line."""
-        now, done = time.monotonic(), self.done
-        rate = (done - self.last[1]) / max(1e-9, now - self.last[0])
-        self.last = (now, done)
+        """Describe progress, mean rate and remaining time."""
+        done = self.done
+        rate = (done - self.start[1]) / max(1e-9, time.monotonic() - self.start[0])
         parts = [f"{done:,} of {self.total:,} {self.unit}s"]
         if rate > 0:
             parts += [f"{rate:.3g} a second", f"{_time((self.total - done) / rate)} left"]
