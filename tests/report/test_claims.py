@@ -58,10 +58,10 @@ def result(
         }
         for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
     }
-    made = make(k=k, seed=seed, config={"label": method, **(config or {})})
-    for row in made.comparison["rows"]:
+    base = make(k=k, seed=seed, config={"label": method, **(config or {})})
+    for row in base.comparison["rows"]:
         row["system"] = method if row["system"] != "SFT" else "SFT"
-    return replace(made, prompts={"ids": ids, "means": means})
+    return replace(base, prompts={"ids": ids, "means": means})
 
 
 GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
@@ -78,12 +78,12 @@ def whole(make: Make) -> list[Result]:
     return results
 
 
-def told(results: list[Result]) -> dict[str, Any]:
+def claims_by_name(results: list[Result]) -> dict[str, Any]:
     return {claim.claim: claim for claim in claims(experiments(results)[0])}
 
 
 def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result]) -> None:
-    by_name = told(whole)
+    by_name = claims_by_name(whole)
     expected = {
         "Self-Contrast beats SFT": (0.04, SUPPORTED),
         "Self-Contrast beats standard DPO": (-0.02, NOT_SUPPORTED),
@@ -104,7 +104,7 @@ def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result])
 
 def test_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
     """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
-    effect = told(whole)["Self-Contrast beats SFT"].effect
+    effect = claims_by_name(whole)["Self-Contrast beats SFT"].effect
     results = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
     by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in results]
     assert effect.estimate == pytest.approx(np.mean(by_seed))
@@ -116,7 +116,7 @@ def test_effect_of_k_equals_the_least_squares_slope(make: Make) -> None:
     jobs = [result(make, OURS, k, seed, 0.01 * k) for seed in (1, 2) for k in (1, 2, 8)]
     means = [np.mean([np.mean(r.prompts["means"][OURS]["T=1"]) for r in jobs if r.negatives == k]) for k in (1, 2, 8)]
     slope = stats.linregress([0, 1, 3], means).slope
-    assert told(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
+    assert claims_by_name(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
 
 
 def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
@@ -143,12 +143,12 @@ def test_verdict_by_interval_and_p_value(effect: CrossedMean, p_holm: float, exp
 
 def test_effect_uses_only_seeds_with_both_methods(whole: list[Result]) -> None:
     fewer = [r for r in whole if not (r.config["label"] == DPO_STD and r.seed == 2)]
-    assert told(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
-    assert told(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
+    assert claims_by_name(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
+    assert claims_by_name(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
 
 
 def test_claims_of_missing_methods_are_left_out(make: Make) -> None:
-    by_name = told([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
+    by_name = claims_by_name([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
     assert list(by_name) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
 
 
