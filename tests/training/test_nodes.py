@@ -70,7 +70,7 @@ def test_decisions_two_nodes_compute_together_and_one_publishes(tmp_path: Path) 
         def get(computed: Compute) -> Artifact:
             return Store(tmp_path).get(Stage("sft", 1, {}, {}, computed))
 
-        artifacts_by_rank[rank] += [decisions.compute_together(name, compute, get) for name in ("computed", "recalled")]
+        artifacts_by_rank[rank] += [decisions.compute_together(name, compute, get) for name in ("computed", "cached")]
         if rank == 0:
             decisions.finish()
 
