@@ -31,7 +31,7 @@ RELAY = reference(
 @pytest.mark.parametrize(
     ("spec", "response", "score"),
     [
-        # Four slots of weight 2 and the form's 1: 9 in all.
+        # Four slots of weight 2 and the form's 1: 9 in total.
         (STORY, "Once brave Tom found a red lamp by the river. Everyone cried.", 1),
         (STORY, "Once brave Ann found a red lamp by the river. Everyone cried.", 7 / 9),
         (STORY, "Once brave Ann found a red cup by the river. Everyone cried.", 5 / 9),
@@ -43,7 +43,7 @@ RELAY = reference(
         (STORY, "Tom, Ann and a lamp", 2 / 9 / 2),
         (STORY, "Tomcat, lamplight", 0),
         (STORY, "Once brave Tom found a red lamp by the river. Everyone cried. Really.", 8 / 9 / 2),
-        # Weights 2, 2, 2, 6 for the result, 2, and 1: 15 in all.
+        # Weights 2, 2, 2, 6 for the result, 2, and 1: 15 in total.
         (SUM, "Sure, 12 plus 7 is 19 rings.", 1),
         (SUM, "Sure, 12 plus 7 is 18 rings.", 9 / 15),
         (SUM, "Sure, 12 plus 8 is 19 rings.", 13 / 15),

@@ -11,7 +11,7 @@ from selfcontrast.results import Result
 from selfcontrast.tracking.tracker import NullTracker
 
 TRAINING, SUMMARY = (ROOT / "docs" / "metrics.md").read_text().split("\n## Summary\n")
-# What the tiny job has no cause to log.
+# Metrics that the tiny job has no reason to log.
 ELSEWHERE = {"mfu", "lm_eval/{system}/{task}/{metric}"}
 
 
@@ -44,7 +44,7 @@ class Recorder(NullTracker):
 @pytest.mark.parametrize(("stage", "heading"), [("sft", "SFT alone"), ("align", "Align alone")])
 def test_page_has_every_value_of_a_training_step(stage: str, heading: str, finished: Finished) -> None:
     logged = {name for record in finished.result["histories"][stage] for name in record}
-    compare(named_under("Both trainings") | named_under(heading), logged)
+    compare(named_under("SFT and align") | named_under(heading), logged)
 
 
 def test_page_has_every_value_of_the_summary(finished: Finished) -> None:

@@ -57,12 +57,12 @@ def test_apart_returns_settings_that_differ_within_stage(lived: Lived) -> None:
 
 def test_apart_omits_inputs_of_other_inputs(lived: Lived) -> None:
     other = Store(lived.root).get(Stage("generate", 1, {"samples": 4}, {"sft": lived.old}, write()))
-    made = Store(lived.root).get(
+    artifact = Store(lived.root).get(
         Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": lived.old, "negatives": other}, write())
     )
     catalog = Catalog.read(lived.root)
     assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{lived.old.key}"}
-    assert catalog.apart(entry(catalog, f"align/{made.key}")) == {
+    assert catalog.apart(entry(catalog, f"align/{artifact.key}")) == {
         "negatives": "1",  # the setting, which has the role's name
         "inputs.negatives": f"generate/{other.key}",
     }
