@@ -93,7 +93,7 @@ def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, 
 
 
 def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Contender:
-    """Compute 2K padded rows per group. Groups with equally long prompts share a pass, within `budget` tokens."""
+    """Compute 2K padded rows per group. Equally long prompts share a micro-batch, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
     by_length = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
     parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in by_length]

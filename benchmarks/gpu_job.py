@@ -24,7 +24,7 @@ from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.packed_module import PackedModule, Record
-from selfcontrast.training.reference import score_groups, score_in_passes
+from selfcontrast.training.reference import score_groups, score_in_microbatches
 from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import length
 
@@ -109,16 +109,16 @@ def _score(policy: Any, groups: Sequence[Group], into: dict[str, torch.Tensor], 
 
 
 def _rescore(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor], setting: Setting) -> dict[str, Any]:
-    """Replace the stored scores by those of training's own passes; report the margin that this removes."""
-    machine, scores = hardware(setting), dict[str, torch.Tensor]()
-    steps = StepData(groups, [], optim(PROMPTS_PER_STEP), machine, 0).steps()
-    use_shared_prompt(policy, machine.attention)
+    """Replace the stored scores by those of training's own micro-batches; report the margin that this removes."""
+    hardware_config, scores = hardware(setting), dict[str, torch.Tensor]()
+    steps = StepData(groups, [], optim(PROMPTS_PER_STEP), hardware_config, 0).steps()
+    use_shared_prompt(policy, hardware_config.attention)
 
     def score() -> int:
-        scores.update(score_in_passes(policy, [steps], machine))
+        scores.update(score_in_microbatches(policy, [steps], hardware_config))
         return steps.tokens
 
-    row = _timed("reference, in training's passes", score)
+    row = _timed("reference, in training's micro-batches", score)
     changes = torch.stack([scores[name] - reference[name] for name in scores])
     noise = OBJECTIVE.beta * (changes[:, :1] - changes[:, 1:]).square().mean().sqrt()
     reference.update(scores)
@@ -137,15 +137,15 @@ def _train(
     stage: str, policy: Any, groups: list[Group], reference: dict[str, torch.Tensor] | None, setting: Setting
 ) -> dict[str, Any]:
     """Train one epoch through the trainer. The rate is the median over steps without the first two."""
-    machine, settings = hardware(setting), optim(PROMPTS_PER_STEP)
-    data, records = StepData(groups, [], settings, machine, 0), list[Record]()
-    prepare(policy, groups, machine)
-    steps, chunk = len(data.steps()), machine.logits_chunk
+    hardware_config, optim_config = hardware(setting), optim(PROMPTS_PER_STEP)
+    data, records = StepData(groups, [], optim_config, hardware_config, 0), list[Record]()
+    prepare(policy, groups, hardware_config)
+    steps, chunk = len(data.steps()), hardware_config.logits_chunk
     module: PackedModule
     if reference is None:
-        module = SupervisedFineTuning(policy, settings, steps, chunk, records.append)
+        module = SupervisedFineTuning(policy, optim_config, steps, chunk, records.append)
     else:
-        module = SelfContrastDPO(policy, settings, steps, chunk, records.append, OBJECTIVE, StoredScores(reference))
+        module = SelfContrastDPO(policy, optim_config, steps, chunk, records.append, OBJECTIVE, StoredScores(reference))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fit(module, data, Path(folder), stage)

@@ -23,18 +23,18 @@ from selfcontrast.training.packed_module import Record
 from selfcontrast.training.recomputation import checkpoint_layers
 
 STEPS = 4
-# Settings of `Hardware`, added in this order; with the last, passes fill the memory.
+# Settings of `Hardware`, added in this order; the last lets micro-batches fill the memory.
 CHANGES: dict[str, dict[str, Any]] = {
     "recompute all": {"gradient_checkpointing": True},
     "selective": {"gradient_checkpointing": "selective"},
     "bf16 copy": {"bf16_copy": True},
     "compiled": {"compile": True},
-    "larger passes": {"max_tokens_per_microbatch": "auto"},
+    "larger micro-batches": {"max_tokens_per_microbatch": "auto"},
 }
 
 
 def training_loop(setting: Setting) -> list[dict[str, Any]]:
-    """Run steps at (P, R, K) = (256, 256, 8), each of four passes; 7B needs about 110 GiB.
+    """Run steps at (P, R, K) = (256, 256, 8), each of four micro-batches; 7B needs about 110 GiB.
 
     Losses are meaningless, because the reference is zero.
     """
@@ -55,31 +55,31 @@ def with_changes(last: str, setting: Setting) -> list[dict[str, Any]]:
     return [{"with": ", ".join(names), **middle, "first step, s": rows[0]["s"]}]
 
 
-def _loop(model: str, machine: Hardware, setting: Setting) -> list[dict[str, Any]]:
+def _loop(model: str, hardware_config: Hardware, setting: Setting) -> list[dict[str, Any]]:
     try:
-        return _steps(model, machine, setting)
+        return _steps(model, hardware_config, setting)
     except torch.OutOfMemoryError:
         return [{"model": model, "failure": "out of memory"}]
 
 
-def _steps(model: str, machine: Hardware, setting: Setting) -> list[dict[str, Any]]:
+def _steps(model: str, hardware_config: Hardware, setting: Setting) -> list[dict[str, Any]]:
     prompt, response, negatives = (9, 7, 3) if setting.tiny else (256, 256, 8)
     draw, vocabulary = random.Random(0), MODELS[model].vocab_size
     per_step = 4 * max(1, setting.max_tokens_per_microbatch // (prompt + (negatives + 1) * response))
     groups = [
         random_group((prompt, response, [response] * negatives), vocabulary, draw) for _ in range(STEPS * per_step)
     ]
-    settings, records = optim(per_step), list[Record]()
+    optim_config, records = optim(per_step), list[Record]()
     policy = random_model(model, setting.device, torch.float32)
-    use_shared_prompt(policy, machine.attention)
-    if machine.gradient_checkpointing:
-        checkpoint_layers(policy, machine.gradient_checkpointing)
+    use_shared_prompt(policy, hardware_config.attention)
+    if hardware_config.gradient_checkpointing:
+        checkpoint_layers(policy, hardware_config.gradient_checkpointing)
     reference = {"0": torch.zeros(negatives + 1)}
     module = SelfContrastDPO(
-        policy, settings, STEPS, machine.logits_chunk, records.append, OBJECTIVE, StoredScores(reference)
+        policy, optim_config, STEPS, hardware_config.logits_chunk, records.append, OBJECTIVE, StoredScores(reference)
     )
     with tempfile.TemporaryDirectory() as folder:
-        fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "loop")
+        fit(module, StepData(groups, [], optim_config, hardware_config, 0), Path(folder), "loop")
     tokens = per_step * (prompt + (negatives + 1) * response)
     return [
         {

@@ -22,7 +22,7 @@ PARTS = {
     "SIGTERM": "the end after SIGTERM",
     "host waits": "the count of host waits",
     "training loop": "the training loop at 7B",
-    "loop": "selective checkpointing, bf16 copies and passes that fill the memory",
+    "loop": "selective checkpointing, bf16 copies and micro-batches that fill the memory",
     "compiled": "compiled layers",
     "gradients of flex": "gradients of attention=flex",
     "flex": "speed of attention=flex",

@@ -64,14 +64,14 @@ def train_until_sigterm(folder: Path, device: str, compiled: bool) -> None:
 
     install_handlers()
     setting, draw = Setting.on(device), random.Random(0)
-    machine = replace(hardware(setting), compile=compiled)
+    hardware_config = replace(hardware(setting), compile=compiled)
     groups = [random_group((9, 7, []), 512, draw) for _ in range(64)]
     policy = random_model("qwen-tiny", "cpu", torch.float32)
-    prepare(policy, groups, machine)
+    prepare(policy, groups, hardware_config)
     endless = replace(optim(8), epochs=10**6)
-    data = StepData(groups, [], endless, machine, 0)
+    data = StepData(groups, [], endless, hardware_config, 0)
     report = lambda record: print("step", record["step"], flush=True)  # noqa: E731
-    module = SupervisedFineTuning(policy, endless, len(data.steps()), machine.logits_chunk, report)
+    module = SupervisedFineTuning(policy, endless, len(data.steps()), hardware_config.logits_chunk, report)
     fit(module, data, folder, "stop")
 
 

@@ -1,4 +1,4 @@
-"""Find the lines at which a training step waits for the GPU, by torch's own check."""
+"""Find the lines at which a training step waits for the GPU, with torch's synchronisation warnings."""
 
 import tempfile
 import warnings
@@ -19,11 +19,11 @@ from selfcontrast.training.fit import StepData, fit
 from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.steps import Step
 
-ALLOWED = 2  # waits per step, both before the update: reading the metrics and the gradient's norm
+ALLOWED_WAITS = 2  # per step, before the update: one to read the metrics, one to read the gradient's norm
 
 
 class _SyncCounter(SelfContrastDPO):
-    """A training module that counts synchronisations in its third step, by line."""
+    """A training module that counts, for each line, how often its third step waits for the GPU."""
 
     counts: ClassVar[Counter[str]] = Counter()
 
@@ -41,20 +41,20 @@ class _SyncCounter(SelfContrastDPO):
 
 
 def host_waits(setting: Setting) -> list[dict[str, Any]]:
-    """Return the lines at which the host waited, and how often, in one step of two passes."""
+    """Return the lines at which the CPU waits for the GPU, and how often, in one step of two micro-batches."""
     groups = [group for batch in batches_of(setting.shapes[1], setting) for group in batch] * 6
-    machine, settings = hardware(setting), optim(len(groups) // 3)
+    hardware_config, optim_config = hardware(setting), optim(len(groups) // 3)
     policy = random_model("qwen-tiny" if setting.tiny else "llama-0.4b", setting.device, torch.float32)
-    use_shared_prompt(policy, machine.attention)
+    use_shared_prompt(policy, hardware_config.attention)
     reference = {"0": torch.zeros(len(groups[0].responses))}
     module = _SyncCounter(
-        policy, settings, 3, machine.logits_chunk, lambda record: None, OBJECTIVE, StoredScores(reference)
+        policy, optim_config, 3, hardware_config.logits_chunk, lambda record: None, OBJECTIVE, StoredScores(reference)
     )
     _SyncCounter.counts.clear()
     with tempfile.TemporaryDirectory() as folder:
-        fit(module, StepData(groups, [], settings, machine, 0), Path(folder), "watch")
+        fit(module, StepData(groups, [], optim_config, hardware_config, 0), Path(folder), "count waits")
     if setting.device != "cuda":
-        return [{"line": "only a GPU can tell", "waits": 0}]
+        return [{"line": "not counted: no GPU", "waits": 0}]
     total = module.counts.total()
     rows: list[dict[str, Any]] = [{"line": line, "waits": count} for line, count in module.counts.items()]
-    return [*rows, {"line": "in all", "waits": total, "ok": total <= ALLOWED}]
+    return [*rows, {"line": "total", "waits": total, "ok": total <= ALLOWED_WAITS}]

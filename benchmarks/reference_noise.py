@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/reference_noise.py
 
-Stored scores come from passes of one group with all its negatives; training's passes hold several groups with half of
+Stored scores come from one group per micro-batch, with all its negatives. Training's hold several groups, with half of
 the negatives. `head` is the arithmetic of the output layer: unchanged; rounded factors with float32 sums, as on a GPU;
 or float32 throughout.
 """
@@ -45,14 +45,14 @@ HEADS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 @torch.no_grad()
-def scores(model: Any, passes: Sequence[Sequence[Group]], negatives: int) -> Tensor:
+def scores(model: Any, microbatches: Sequence[Sequence[Group]], negatives: int) -> Tensor:
     """Return summed log-probabilities of the target and the first four negatives, [groups, 5]."""
     with torch.autocast("cpu", torch.bfloat16):
         parts = [
             log_probs.response_log_probs(
                 model, pack([replace(g, negatives=g.negatives[:negatives]) for g in part]), chunk_size=512
             )
-            for part in passes
+            for part in microbatches
         ]
     return torch.cat([values[:, :5] for values in parts])
 
@@ -76,15 +76,17 @@ def main() -> None:
     ).eval()
     use_shared_prompt(model)
     draw = random.Random(0)
-    lengths = [(draw.randint(20, 120), draw.randint(20, 60), [draw.randint(20, 60) for _ in "K" * 8]) for _ in "B" * 8]
+    lengths = [
+        (draw.randint(20, 120), draw.randint(20, 60), [draw.randint(20, 60) for _ in range(8)]) for _ in range(8)
+    ]
     groups = [random_group(sizes, 2048, draw) for sizes in lengths]
     stored, training = [[group] for group in groups], [groups[:4], groups[4:]]
     print(f"torch {torch.__version__}; margins' distance from 0, beta {BETA}")
     for name, head in HEADS.items():
         with head():
             policy = scores(model, training, 4)
-            other, same = (margin_std(policy, scores(model, *passes)) for passes in ((stored, 8), (training, 4)))
-        print(f"head {name}: stored scores {other:.4f}, training's own passes {same:.4f}")
+            other, same = (margin_std(policy, scores(model, *case)) for case in ((stored, 8), (training, 4)))
+        print(f"head {name}: stored scores {other:.4f}, training's own micro-batches {same:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A loopback stand-in for the part of the Hugging Face Hub's HTTP API that creating and filling a repository asks for.
+"""A loopback stand-in for those parts of the Hugging Face Hub's HTTP API that create and fill a repository.
 
-What huggingface_hub 2.4 sends without Xet decides what is here: create, validate-yaml, preupload, Git LFS, commit.
+It has the requests that huggingface_hub 2.4 sends without Xet: create, validate-yaml, preupload, Git LFS, commit.
 """
 
 import base64

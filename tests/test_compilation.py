@@ -37,7 +37,7 @@ SCRIPTS = {
         "with preemption.ending():\n hang(sys.argv[1])\n os.kill(os.getpid(), signal.SIGTERM)\n time.sleep(10000)\n"
     ),
     "a process that compiles": "compilation.end_workers_at_exit()\nhang(sys.argv[1])\n",
-    "a rank of a training": (
+    "a training rank": (
         "import multiprocessing\n"
         "def rank(pid_file):\n compilation.end_workers_at_exit()\n hang(pid_file)\n"
         "if __name__ == '__main__':\n"

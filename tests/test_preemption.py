@@ -16,7 +16,7 @@ from selfcontrast.errors import UserError
 
 BEFORE = "import atexit, os, signal, sys, time\nfrom selfcontrast import preemption\npreemption.QUIET = 0.01\n"
 READY = "print('ready', flush=True)\n"
-# A training's handler only records the signal; here nothing ever acts on it.
+# The handler during training only records the signal; here nothing ever acts on it.
 DEFERRED = "from selfcontrast.training.signals import DeferredSignals\n"
 
 

@@ -29,10 +29,10 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
         HydraException: if a setting or a choice does not exist.
         UserError: if a setting is given by both its old and its new name.
     """
-    words = current_arguments(overrides)
+    arguments = current_arguments(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: DictConfig = hydra_compose("config", [*words, f"output={quoted(str(output))}"])
-    return current_config(cfg, words)
+        cfg: DictConfig = hydra_compose("config", [*arguments, f"output={quoted(str(output))}"])
+    return current_config(cfg, arguments)
 
 
 def plan(cfg: DictConfig) -> Planned:

@@ -1,7 +1,7 @@
 """End torch's compile workers in bounded time.
 
 torch's exit hook waits up to 300 seconds for them, so a worker that hangs would keep a job alive long after SIGTERM.
-Every command ends them when it finishes (`preemption.ending`). A rank of a training is a separate process and ends them
+Every command ends them when it finishes (`preemption.ending`). A training rank is a separate process and ends them
 with a hook that runs before torch's.
 """
 

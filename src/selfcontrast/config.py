@@ -282,7 +282,7 @@ def _grader(verifier: Verifier) -> Verifier | None:
 
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:
-    """Prefix the message of a class, which does not know its place in the config, with the setting's full path."""
+    """Prefix the message of a class, which does not know its position in the config, with the setting's full path."""
     above, _, last = where.rpartition(".")
     first = re.split(r"\W", message, maxsplit=1)[0]
     if first in known:

@@ -158,7 +158,7 @@ def _refuse(name: str, value: Any, reason: str) -> Any:
 
 
 def _is_key(part: int | str) -> bool:
-    """Return whether it is a place in the value, not one of pydantic's names for the types that it tried."""
+    """Return True for a key or index in the value, False for one of pydantic's names for the types that it tried."""
     return isinstance(part, int) or (part.isidentifier() and part not in ("int", "float", "str", "bool", "none"))
 
 

@@ -199,16 +199,17 @@ def _flag(name: str, value: str) -> bool:
     return value == "true"
 
 
-def _settings(words: Sequence[str]) -> dict[str, str]:
+def _settings(arguments: Sequence[str]) -> dict[str, str]:
     """Return the settings of a publication: those on the command line, and the defaults of the others."""
     settings = dict(PUBLISH_DEFAULTS)
-    for word in words:
-        name, equals, value = word.partition("=")
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if name not in settings or not equals:
-            raise UserError(f"{word} is not a setting of export. Settings: {', '.join(settings)}, each as KEY=VALUE.")
+            known = ", ".join(settings)
+            raise UserError(f"{argument} is not a setting of export. Settings: {known}, each as KEY=VALUE.")
         settings[name] = value
-    if words and not settings["push_to_hub"]:
-        raise UserError(f"{words[0]} needs push_to_hub=OWNER/NAME.")
+    if arguments and not settings["push_to_hub"]:
+        raise UserError(f"{arguments[0]} needs push_to_hub=OWNER/NAME.")
     return settings
 
 

@@ -77,7 +77,7 @@ def run_stages(job: Job) -> Measurements:
 
 
 def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
-    """Return the numbers of a training's checkpoints before its last step."""
+    """Return the numbers of preference training's checkpoints before its last step."""
     return range(1, 1 if policy is sft else job.parts.evaluation.checkpoints)
 
 

@@ -147,10 +147,10 @@ def _listen(read_end: int) -> None:
 
 
 def _end_now(number: int, code: int) -> None:
-    """End this process at once. Published artifacts are complete, and a training's last checkpoint is kept."""
+    """End this process at once. Published artifacts are complete, and the last training checkpoint is kept."""
     if number == signal.SIGUSR1:
         _ask_for_requeue()
-    for child in multiprocessing.active_children():  # the other ranks of a training
+    for child in multiprocessing.active_children():  # the other training ranks
         child.kill()
     _write_line("ended: finished stages and the last checkpoint are kept; the same command resumes from there")
     os._exit(0 if number == signal.SIGTERM and _stopped_by_wandb() else code)

@@ -2,13 +2,13 @@
 
 Every expectation is a finite sum.
 
-The policy's log-probability of response a is theta_a minus the log of the sum of all exp(theta). With the rewards
-r(a) = beta (log p_theta(a) - log p_ref(a)), the loss -log sigmoid(r(a) - r(b)) of a target a and a negative b has the
-gradient
+The policy's log-probability of response a is theta_a minus the log of the sum of all exp(theta). The reward is
+r(a) = beta (log p_theta(a) - log p_ref(a)). The loss of a target a and a negative b is -log sigmoid(r(a) - r(b)). Its
+gradient in theta, from which the normalisers cancel, is
 
-    g(a, b) = -beta sigmoid(r(b) - r(a)) (e_a - e_b)
+    g(a, b) = -beta sigmoid(r(b) - r(a)) (e_a - e_b),     e_a: the unit vector of response a.
 
-in theta: the normalisers cancel. Targets are drawn from `targets`, negatives from `negatives`.
+Targets are drawn from `targets`, negatives from `negatives`.
 """
 
 from dataclasses import dataclass
@@ -65,10 +65,10 @@ class BanditSettings:
 
 @dataclass(frozen=True)
 class PairParts:
-    """Hoeffding's decomposition of the variance of g(a, b): parts of the target, of the negative, and of both.
+    """The variance of g(a, b), decomposed by Hoeffding: parts due to target, negative and their interaction (`both`).
 
     Attributes:
-        squared: ||G||^2.
+        squared: ||G||^2, with G the expectation of g.
     """
 
     squared: float
@@ -86,11 +86,11 @@ class PairParts:
         return Components(self.squared, self.target, self.negative + self.both)
 
     @property
-    def most_balanced(self) -> float:
-        """Return the number of independent pairs that one target with unlimited negatives is worth.
+    def pairs_per_target(self) -> float:
+        """Return how many independent pairs have the same error as one target with unlimited negatives.
 
-        n targets against m negatives have the error target / n as m grows; n' independent pairs have
-        (target + negative + both) / n'.
+        As m grows, the error of n targets against m negatives falls to `target` / n. That of n independent pairs is
+        (`target` + `negative` + `both`) / n.
         """
         return (self.target + self.negative + self.both) / self.target
 
@@ -136,9 +136,14 @@ class Bandit:
         negative = float(self.negatives @ np.square(by_negative).sum(axis=-1))
         return PairParts(float(mean @ mean), target, negative, float(total) - target - negative)
 
-    def without(self, false: NDArray[np.bool_], fraction: float) -> "Bandit":
-        """Return the bandit with a filter that keeps `fraction` of the probability of false negatives, [A] bool."""
-        kept = self.negatives * np.where(false, fraction, 1.0)
+    def filtered(self, is_false_negative: NDArray[np.bool_], kept_fraction: float) -> "Bandit":
+        """Return the bandit with a filter of the negatives.
+
+        Args:
+            is_false_negative: responses to filter, [A].
+            kept_fraction: the fraction of their probability that remains, before normalisation.
+        """
+        kept = self.negatives * np.where(is_false_negative, kept_fraction, 1.0)
         return Bandit(self.logits, self.reference, self.targets, kept / kept.sum(), self.beta)
 
     def simulate(self, positives: int, negatives: int, replicates: int, seed: int, crossed: bool) -> Floats:

@@ -14,7 +14,7 @@ from studies.gradient_error.components import Floats
 class Sketch:
     """A count sketch: it adds every coordinate, with a random sign, to one of `dimensions` sums.
 
-    Inner products are preserved without bias. A squared norm has a relative standard deviation below
+    Inner products of sketches are unbiased. A squared norm has a relative standard deviation below
     sqrt(2 / dimensions) (Charikar, Chen and Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206).
 
     Args:
@@ -38,7 +38,12 @@ class Sketch:
 
 
 def response_gradients(
-    model: nn.Module, groups: Sequence[Group], dimensions: int | None, seed: int, chunk: int, done: Callable[[], object]
+    model: nn.Module,
+    groups: Sequence[Group],
+    dimensions: int | None,
+    seed: int,
+    chunk: int,
+    advance: Callable[[], object],
 ) -> tuple[Floats, Floats]:
     """Return the sketched gradient of every response's log-probability, target first.
 
@@ -46,7 +51,7 @@ def response_gradients(
         groups: prompts with M negatives each.
         dimensions: length of the sketch; None for the whole gradient.
         chunk: number of response tokens whose logits are in memory at a time.
-        done: called after each group.
+        advance: called after each group.
 
     Returns:
         Gradients [groups, 1 + M, dimensions] and log-probabilities [groups, 1 + M].
@@ -63,5 +68,5 @@ def response_gradients(
             by_parameter = torch.autograd.grad(log_prob, parameters)
             gradients[i, j] = sketch(torch.cat([g.flatten() for g in by_parameter])).numpy()
             log_probs[i, j] = log_prob.item()
-        done()
+        advance()
     return gradients, log_probs

@@ -100,7 +100,7 @@ def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, A
     return {
         "parts": asdict(parts),
         "worth": {str(m): parts.nested.worth(m) for m in negatives},
-        "most_balanced": parts.most_balanced,
+        "most_balanced": parts.pairs_per_target,
         "curves": curves,
         "bias": [{"left": left, "squared": _bias(bandit, settings.good, left)} for left in (1.0, 0.5, 0.25, 0.0)],
     }
@@ -109,8 +109,8 @@ def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, A
 def _bias(bandit: Bandit, good: int, left: float) -> float:
     """Return ||E estimate - G||^2 / ||G||^2, with G of bad negatives alone and the estimate with `left` of the good."""
     is_good = np.arange(len(bandit.logits)) < good
-    ideal = bandit.without(is_good, 0.0).gradient
-    return float(np.square(bandit.without(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
+    ideal = bandit.filtered(is_good, 0.0).gradient
+    return float(np.square(bandit.filtered(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
 
 
 def on_model(settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:

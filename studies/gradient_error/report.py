@@ -69,7 +69,7 @@ def print_theory(theory: "Theory", folder: Path) -> None:
         show(printed)
     say("")
     for name in ("report.html", "theory.md", "figure.png"):
-        say(f"{name.split('.')[0]:<8} {text.place(folder / name)}", wrap=False)
+        say(f"{name.split('.')[0]:<8} {text.short_path(folder / name)}", wrap=False)
 
 
 def headline(theory: "Theory") -> str:
@@ -156,8 +156,8 @@ def _bandit(bandit: Mapping[str, Any]) -> Table:
     ]
     parts = bandit["parts"]
     caption = (
-        f"Exact parts: target {parts['target']:.3g}, negative {parts['negative']:.3g}, both {parts['both']:.3g}, "
-        f"||G||² = {parts['squared']:.3g}. Simulated: mean ± standard error."
+        f"Exact parts: target {parts['target']:.3g}, negative {parts['negative']:.3g}, "
+        f"interaction {parts['both']:.3g}, ||G||² = {parts['squared']:.3g}. Simulated: mean ± standard error."
     )
     return Table("Bandit", caption, ["targets × negatives", "formula", "simulated"], rows)
 

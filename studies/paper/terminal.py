@@ -42,7 +42,7 @@ def print_plan(
             table.add_row(_label(step, planned, jobs), "to do", _amount(needed), _hours(duration), _bytes(needed.disk))
     seen |= counted
     table.add_row("", "", "", "", "")
-    table.add_row("in all", f"{len(total)} of {len(counted)} to do", "", _sum(total, _hours), _sum(disk, _bytes))
+    table.add_row("total", f"{len(total)} of {len(counted)} to do", "", _sum(total, _hours), _sum(disk, _bytes))
     say("")
     say(f"{experiment}: {len(jobs)} job{'s' if len(jobs) > 1 else ''}", "bold")
     for obstacle in dict.fromkeys(planned.obstacle for planned in jobs if planned.obstacle):

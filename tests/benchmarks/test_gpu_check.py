@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 def test_gpu_check_runs_completely_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     command = [sys.executable, "benchmarks/gpu_check.py", "--device", "cpu", "--output", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     results = json.loads(file.read_text())
     assert all("rows" in step for step in results["steps"].values())
     errors = [row["error"] for row in results["steps"]["gradients"]["rows"] if row["arithmetic"] == "float32"]
@@ -26,12 +26,12 @@ def test_gpu_check_runs_completely_on_a_cpu(tmp_path: Path) -> None:
     assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))
     assert bounds["lean pairs"] == pytest.approx(2 * 3 * (9 + 7) / (9 + 4 * 7))
     stages = [row["stage"] for row in results["steps"]["ragged job"]["rows"]]
-    passes = "reference, in training's passes"
-    assert stages == ["sft", "sample", "reference", passes, "align", "align, even lengths"]
+    rescored = "reference, in training's micro-batches"
+    assert stages == ["sft", "sample", "reference", rescored, "align", "align, even lengths"]
     assert results["steps"]["ragged job"]["rows"][4]["step0/margin_std"] == 0
     assert results["steps"]["SIGTERM"]["rows"][0]["exit code"] == 143
-    last = results["steps"]["loop 5 larger passes"]["rows"][0]
-    assert last["with"] == "recompute all, selective, bf16 copy, compiled, larger passes"
+    last = results["steps"]["loop 5 larger micro-batches"]["rows"][0]
+    assert last["with"] == "recompute all, selective, bf16 copy, compiled, larger micro-batches"
     assert last["tokens/s"] > 0
 
 
@@ -46,8 +46,8 @@ def test_run_records_a_failed_step_and_continues(tmp_path: Path, monkeypatch: py
     def sees_the_file(setting: Any) -> Any:
         return [{"steps before": len(json.loads(file.read_text())["steps"])}]
 
-    made = {"before": lambda setting: 1 / 0, "broken": broken, "after": sees_the_file}
-    monkeypatch.setattr(gpu_check, "steps", lambda setting: made)
+    fake_steps = {"before": lambda setting: 1 / 0, "broken": broken, "after": sees_the_file}
+    monkeypatch.setattr(gpu_check, "steps", lambda setting: fake_steps)
     results: dict[str, Any] = {"steps": {"before": {"rows": []}}}  # from an earlier run, not repeated
     gpu_check.run(gpu_check.Setting.on("cpu"), file, 60, results)
     steps = json.loads(file.read_text())["steps"]
@@ -93,15 +93,15 @@ def test_as_table_by_hand() -> None:
 def test_first_line_names_the_parts_not_run() -> None:
     from gpu_report import OUTSIDE, PARTS, first_line
 
-    done: dict[str, Any] = {"rows": []}
+    step: dict[str, Any] = {"rows": []}
     names = ["gradients", "speed 256,256,1", "ragged job", "SIGTERM", "host waits", "training loop", "loop 5 larger"]
     names.append("compiled ragged")
-    line = first_line([{"steps": dict.fromkeys(names, done)}])
+    line = first_line([{"steps": dict.fromkeys(names, step)}])
     missing = [PARTS["gradients of flex"], PARTS["flex"], PARTS["options of flex"], OUTSIDE]
     assert [text for text in [*PARTS.values(), OUTSIDE] if text in line] == missing
     everything = [*names, "gradients of flex", "flex 256,64,16", "options of flex"]
     assert first_line([]).count(";") == len(PARTS)
-    assert ";" not in first_line([{"steps": dict.fromkeys(everything, done)}])
+    assert ";" not in first_line([{"steps": dict.fromkeys(everything, step)}])
 
 
 def test_results_md_is_up_to_date() -> None:

@@ -21,9 +21,9 @@ def output() -> str:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = f"--device {device} --dtype fp32 --model qwen-tiny --shapes 9,7,3 --rounds 1 --peak-tflops 1"
     command = [sys.executable, "benchmarks/train_step.py", *settings.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.mark.slow

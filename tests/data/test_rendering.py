@@ -52,7 +52,7 @@ TEMPLATES = {
     "openchat": OPENCHAT,
     "llama3": LLAMA3,
 }
-# What each template writes after the prompt for the answer "Paris", and what ends it.
+# Per template: the text after the prompt for the answer "Paris", and the text that ends it.
 ANSWERS = {
     "builtin": ("Paris", "<|end|>"),
     "chatml": ("Paris", "<|im_end|>"),

@@ -1,4 +1,4 @@
-"""Ray Data pipelines: the same files as `Local`, even after lost workers, and nothing left behind."""
+"""Ray Data pipelines: the same files as `Local`, even after lost actors, and nothing left behind."""
 
 import os
 import signal

@@ -28,24 +28,29 @@ class KilledAtStep3(SupervisedFineTuning):
         super().training_step(step, index)
 
 
-def trained(folder: Path, machine: Hardware, module: type[SupervisedFineTuning]) -> dict[str, Tensor]:
+def trained(folder: Path, hardware_config: Hardware, module: type[SupervisedFineTuning]) -> dict[str, Tensor]:
     policy = llama(vocabulary=50)
-    data = StepData(TRAIN, [], optim(), machine, seed=3)
-    prepare(policy, TRAIN, machine)
+    data = StepData(TRAIN, [], optim(), hardware_config, seed=3)
+    prepare(policy, TRAIN, hardware_config)
     try:
-        fit(module(policy, optim(), len(data.steps()), machine.logits_chunk, lambda _: None), data, folder, "test")
+        fit(
+            module(policy, optim(), len(data.steps()), hardware_config.logits_chunk, lambda _: None),
+            data,
+            folder,
+            "test",
+        )
     except Kill:
         assert module is KilledAtStep3
     return {name: value.clone() for name, value in policy.state_dict().items()}
 
 
 def test_fit_with_compiled_layers_gives_the_same_weights_and_resumes_exactly(tmp_path: Path) -> None:
-    machine = hardware(compile=True, checkpoint_every=2)
-    compiled = trained(tmp_path / "whole", machine, SupervisedFineTuning)
+    hardware_config = hardware(compile=True, checkpoint_every=2)
+    compiled = trained(tmp_path / "whole", hardware_config, SupervisedFineTuning)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for name, value in trained(tmp_path / "plain", hardware(), SupervisedFineTuning).items():
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)  # weights move by 0.05 at this rate
-    trained(tmp_path / "killed", machine, KilledAtStep3)
+    trained(tmp_path / "killed", hardware_config, KilledAtStep3)
     torch._dynamo.reset()  # the state of a new process
-    resumed = trained(tmp_path / "killed", machine, SupervisedFineTuning)
+    resumed = trained(tmp_path / "killed", hardware_config, SupervisedFineTuning)
     assert all(torch.equal(resumed[name], value) for name, value in compiled.items())

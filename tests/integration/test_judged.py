@@ -48,8 +48,8 @@ def test_judge_that_fails_for_a_third_of_requests_stops_the_job(finished: Finish
         assert all(words in failed.stderr for words in ("10 of 16", "62.5%", "min_coverage=0.95"))
         assert len(server.asked) == 16
         server.fault = lambda number, body: None
-        done = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        ended = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
     benchmarks = read_result(tmp_path / "out")["benchmarks"]
     assert set(benchmarks) == {"dialogues", "pairwise", "mt_bench"}
     assert benchmarks["mt_bench"]["contamination"] == {"prompts": 8, "flagged": 0}

@@ -44,7 +44,7 @@ class Recorder(NullTracker):
 @pytest.mark.parametrize(("stage", "heading"), [("sft", "SFT alone"), ("align", "Align alone")])
 def test_page_has_every_value_of_a_training_step(stage: str, heading: str, finished: Finished) -> None:
     logged = {name for record in finished.result["histories"][stage] for name in record}
-    compare(named_under("Both trainings") | named_under(heading), logged)
+    compare(named_under("SFT and align") | named_under(heading), logged)
 
 
 def test_page_has_every_value_of_the_summary(finished: Finished) -> None:

@@ -61,7 +61,7 @@ def test_candidates_from_a_server_are_sampled_after_it_starts(finished: Finished
 
 
 def test_candidates_of_another_model_with_a_system_message(finished: Finished, tmp_path: Path) -> None:
-    """The other model is the SFT model itself, which saves a second training."""
+    """The other model is the SFT model itself, which saves training a second one."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     other = Path(stages(finished.result)["sft"]["path"])  # the artifact, which holds the model
     model = (f"generator.model={other}", "generator.model_samples=2")
@@ -100,8 +100,8 @@ def test_candidates_from_the_datas_own_file(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
-    shown = [negative for row in result["negatives_shown"] for negative in (row["farthest"], row["nearest"])]
-    assert set(shown) <= {response for row in rows for response in row["responses"]}
+    texts = [negative for row in result["negatives_shown"] for negative in (row["farthest"], row["nearest"])]
+    assert set(texts) <= {response for row in rows for response in row["responses"]}
     summary = stages(result)["generate"]["summary"]
     assert summary["responses"] >= 4 * summary["prompts"] > 0
     # Export the selected negatives.

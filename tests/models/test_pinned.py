@@ -1,4 +1,4 @@
-"""Models on the hub: their commit is in the key and is the one that is loaded. A local cache replaces the hub."""
+"""The key of a model on the hub holds its commit, and that commit is loaded. A local cache stands in for the hub."""
 
 import pickle
 import shutil
@@ -31,11 +31,11 @@ COMMITS = ("a" * 40, "b" * 40)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Create a hub cache with two commits of a model; the branch points at the first."""
+    """Create a hub cache with two commits of a model. The branch main is at the first."""
     root = tmp_path / "hub"
     for seed, commit in enumerate(COMMITS):
         policy_folder(root / "models--somebody--a-model" / "snapshots" / commit, seed)
-    point(root, COMMITS[0])
+    set_branch(root, COMMITS[0])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.resolve_commit.cache_clear()
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     hub.resolve_commit.cache_clear()
 
 
-def point(root: Path, commit: str) -> None:
+def set_branch(root: Path, commit: str) -> None:
     refs = root / "models--somebody--a-model" / "refs"
     refs.mkdir(exist_ok=True)
     (refs / "main").write_text(commit)
@@ -57,7 +57,7 @@ def test_pretrained_without_revision_is_keyed_by_commit(cache: Path) -> None:
     before = pretrained().fingerprint()
     assert before["revision"] == COMMITS[0]
     assert before == pretrained("main").fingerprint() == pretrained(COMMITS[0]).fingerprint()
-    point(cache, COMMITS[1])
+    set_branch(cache, COMMITS[1])
     hub.resolve_commit.cache_clear()
     assert pretrained().fingerprint()["revision"] == COMMITS[1]
 
@@ -66,9 +66,9 @@ def test_pretrained_loads_the_keyed_commit_after_the_branch_moved(cache: Path) -
     model = pretrained()
     model.check()
     expected, _ = pretrained(COMMITS[0]).start([], 0)
-    point(cache, COMMITS[1])
+    set_branch(cache, COMMITS[1])
     hub.resolve_commit.cache_clear()
-    unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as in a worker
+    unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as for a Ray actor
     for copy in (model, unpickled):
         assert torch.equal(copy.start([], 0)[0].lm_head.weight, expected.lm_head.weight)
 
@@ -81,11 +81,11 @@ def test_generator_model_is_sampled_at_the_keyed_commit(cache: Path, tmp_path: P
     assert key == settings_of(replace(settings, model_revision="main"))
     other = replace(settings, model_revision=COMMITS[1])
     snapshots = cache / "models--somebody--a-model" / "snapshots"
-    for commit, by_name in zip(COMMITS, (settings, other), strict=True):
-        by_name.check([])
-        by_folder = replace(by_name, model=str(snapshots / commit), model_revision=None)
+    for commit, from_hub in zip(COMMITS, (settings, other), strict=True):
+        from_hub.check([])
+        from_folder = replace(from_hub, model=str(snapshots / commit), model_revision=None)
         candidates = []
-        for label, generation in (("hub", by_name), ("folder", by_folder)):
+        for label, generation in (("hub", from_hub), ("folder", from_folder)):
             folder = tmp_path / f"{commit} {label}"
             folder.mkdir()
             generation.generate(folder, policy, [example("e", "the cat", "a cat")], Local(3, 1), "cpu")

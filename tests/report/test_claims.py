@@ -58,10 +58,10 @@ def result(
         }
         for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
     }
-    made = make(k=k, seed=seed, config={"label": method, **(config or {})})
-    for row in made.comparison["rows"]:
+    base = make(k=k, seed=seed, config={"label": method, **(config or {})})
+    for row in base.comparison["rows"]:
         row["system"] = method if row["system"] != "SFT" else "SFT"
-    return replace(made, prompts={"ids": ids, "means": means})
+    return replace(base, prompts={"ids": ids, "means": means})
 
 
 GAINS = {1: 0.02, 4: 0.03, 16: 0.04}

@@ -82,8 +82,8 @@ def test_page_shows_every_number_of_the_comparison(make: Callable[..., Result], 
     described = ["17.2", "23.5", "-0.875 [-0.885, -0.865]", "0.911", "0.922"]
     filtered = ["12.30%", "4.50%", "10.00%"]  # the last: repeated
     relative += ["+0.050 [+0.010, +0.090] (T=0.7)", "Contamination: 1 of 20 test prompts (5.0%)"]
-    made = ["3 min 45 s", "cached", "1 min 04 s", "abc123", "2.13.0"]
-    for expected in means + relative + described + filtered + made:
+    stage_facts = ["3 min 45 s", "cached", "1 min 04 s", "abc123", "2.13.0"]
+    for expected in means + relative + described + filtered + stage_facts:
         assert expected in parsed.text, expected
 
 

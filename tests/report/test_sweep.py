@@ -196,7 +196,7 @@ def test_headline_of_variants_compares_on_the_seeds_of_all(make: Make, write: Wr
 def test_headline_of_variants_without_a_common_seed_names_no_best(make: Make, write: Write, tmp_path: Path) -> None:
     for method, seed in (("a", 1), ("b", 2)):
         write(tmp_path / method, make(seed=seed, config={"label": method}))
-    assert "no seed is in all" in headline(read_sweep([tmp_path]))
+    assert "no seed is common to all" in headline(read_sweep([tmp_path]))
 
 
 def test_headline_of_variants_without_p_values_claims_no_correction(make: Make, write: Write, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_points_with_unequal_seeds_are_compared_on_shared_seeds(make: Make, writ
         write(tmp_path / f"{k}-{seed}", make(sft=level, policy=level, control=level, k=k, seed=seed, p=1.0))
     sweep = read_sweep([tmp_path])
     assert headline(sweep) == "Score: 0.600 at K=1, 0.600 at K=16; SFT 0.600 (seed 1)"
-    assert "Points have other seeds (compared on seed 1, which all have): K=1 lacks seed 2." in sentence(sweep)
+    assert "Points have different seeds (compared on seed 1, which all have): K=1 lacks seed 2." in sentence(sweep)
     assert best(sweep).seeds == [1]
     line = next(line for line in figure(sweep).axes[0].lines if line.get_label() == "Self-Contrast")
     assert list(line.get_ydata()) == pytest.approx([0.6, 0.6])
@@ -254,8 +254,8 @@ def test_points_without_a_common_seed_are_not_compared(make: Make, write: Write,
     for k, seed in ((1, 1), (4, 2)):
         write(tmp_path / str(k), make(k=k, seed=seed, policy=0.6 + seed / 10))
     sweep = read_sweep([tmp_path])
-    assert headline(sweep) == "Score: 0.700 at K=1 (seed 1), 0.800 at K=4 (seed 2): other seeds, not to be compared"
-    assert "no seed is in all" in sentence(sweep)
+    assert headline(sweep) == "Score: 0.700 at K=1 (seed 1), 0.800 at K=4 (seed 2): different seeds, so not compared"
+    assert "no seed is common to all" in sentence(sweep)
 
 
 def test_intervals_over_seeds_stay_in_the_range_of_scores(make: Make, write: Write, tmp_path: Path) -> None:

@@ -61,13 +61,13 @@ def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) 
 
 def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
     other = Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.old}, write()))
-    made = Store(used_store.root).get(
+    artifact = Store(used_store.root).get(
         Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": used_store.old, "negatives": other}, write())
     )
     catalog = Catalog.read(used_store.root)
     assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{used_store.old.key}"}
-    assert catalog.apart(entry(catalog, f"align/{made.key}")) == {
-        "negatives": "1",  # the setting has the same name as the role
+    assert catalog.apart(entry(catalog, f"align/{artifact.key}")) == {
+        "negatives": "1",  # the setting, which has the role's name
         "inputs.negatives": f"generate/{other.key}",
     }
 

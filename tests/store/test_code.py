@@ -1,4 +1,4 @@
-"""The code that computes an artifact: the files that count, and the warnings and recomputation when they change."""
+"""The code that artifacts are computed by: which files count, and what is reported and recomputed when they change."""
 
 import sys
 import time
@@ -141,17 +141,17 @@ def chain(store: Store, text: str = "one", again_before: float = 0.0, history: s
     def copy(source: Artifact) -> Callable[[Path], None]:
         return lambda folder: (folder / "text").write_text((source.path / "text").read_text()) and None
 
-    made = [store.get(Stage("first", 1, {}, {}, first), again_before)]
+    artifacts = [store.get(Stage("first", 1, {}, {}, first), again_before)]
     for name in ("second", "third"):
-        made.append(store.get(Stage(name, 1, {}, {"input": made[-1]}, copy(made[-1]))))
-    return made
+        artifacts.append(store.get(Stage(name, 1, {}, {"input": artifacts[-1]}, copy(artifacts[-1]))))
+    return artifacts
 
 
 LATER = time.time() + 1e6  # artifacts made before this time are computed again
 
 
-def texts(made: list[Artifact]) -> list[str]:
-    return [(artifact.path / "text").read_text() for artifact in made]
+def texts(artifacts: list[Artifact]) -> list[str]:
+    return [(artifact.path / "text").read_text() for artifact in artifacts]
 
 
 def test_get_again_with_new_result_recomputes_dependents(tmp_path: Path) -> None:
@@ -261,13 +261,13 @@ def test_remote_stale_artifact_is_replaced(tmp_path: Path) -> None:
 
 def test_diff_prints_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "store")
-    made = []
+    artifacts = []
     for share in (0.25, 0.5):
         (shop / "tax.py").write_text(f"rate = {share}\n")
         forget()
         first = store.get(Stage("first", 1, {"selector": {"fraction": share}}, {}, write(), "shop.tax"))
-        made.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
-    old, new = made
+        artifacts.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
+    old, new = artifacts
     assert main(["diff", old.key[:8], new.key[:8], "--store", str(store.root)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "second > candidates" in lines

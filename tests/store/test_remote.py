@@ -43,10 +43,10 @@ def there(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem, str]
 
 def test_remote_artifact_of_one_machine_is_downloaded_by_another(machine, url: str) -> None:
     first, second = machine(), machine()
-    made = first.get(Stage("sft", 1, {"x": 1}, {}, write("four")))
+    artifact = first.get(Stage("sft", 1, {"x": 1}, {}, write("four")))
     got = second.get(Stage("sft", 1, {"x": 1}, {}, never))
-    assert got.path == second.root / "sft" / made.key
-    assert got.manifest == made.manifest
+    assert got.path == second.root / "sft" / artifact.key
+    assert got.manifest == artifact.manifest
     assert got.cached
     assert verify(got.path) is None
     assert (got.path / "sub/file.txt").read_text() == "four"

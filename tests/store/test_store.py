@@ -119,7 +119,7 @@ def test_settings_of_omits_fields_that_only_change_speed(part: Any, deciding: se
     assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
 
 
-# --- computing and caching
+# --- computing and reading from the cache
 
 
 def test_get_computes_once_and_then_returns_cached_artifact(store: Store) -> None:

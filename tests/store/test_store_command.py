@@ -98,7 +98,7 @@ def test_prune_deletes_only_with_yes(run_store, used_store: UsedStore) -> None:
     assert text.count("deleted ") == 3
     assert text.splitlines()[-1].endswith(" freed")
     assert not used_store.old.path.exists()
-    assert run_store("prune") == "0 B in all. Nothing was deleted; add --yes to delete.\n"
+    assert run_store("prune") == "0 B in total. Nothing was deleted; add --yes to delete.\n"
 
 
 def test_prune_applies_all_filters(run_store, used_store: UsedStore) -> None:

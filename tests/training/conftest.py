@@ -12,7 +12,7 @@ from tiny import optim
 
 @pytest.fixture(autouse=True)
 def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork a training's ranks from a server with all imports done. Whole jobs spawn their ranks."""
+    """Fork training ranks from a server with all imports done. Whole jobs spawn their ranks."""
     serve()
     monkeypatch.setattr(ranks, "START", "forkserver")
 

@@ -25,7 +25,7 @@ class Kill(Exception):
 
 
 class KilledTraining(SupervisedFineTuning):
-    """A training that an exception ends: before, during or after a step, or in a validation."""
+    """A training run that an exception ends: before, during or after a step, or in a validation."""
 
     kill_at: tuple[str, int] = ("", -1)
 
@@ -58,11 +58,11 @@ def run_training(
 ) -> tuple[dict[str, Tensor], list[Record]]:
     """Train, resuming from a checkpoint in `folder`. Return weights, and history without speeds."""
     policy = policy or gpt2(0.1)
-    machine = hardware(**options)
-    data = StepData(TRAIN, VALIDATION, settings, machine, seed=3)
+    hardware_config = hardware(**options)
+    data = StepData(TRAIN, VALIDATION, settings, hardware_config, seed=3)
     data.snapshots = snapshots
-    prepare(policy, TRAIN, machine)
-    module = KilledTraining(policy, settings, len(data.steps()), machine.logits_chunk, report)
+    prepare(policy, TRAIN, hardware_config)
+    module = KilledTraining(policy, settings, len(data.steps()), hardware_config.logits_chunk, report)
     module.kill_at = kill_at or ("", -1)
     if kill_at:
         torch.manual_seed(7)

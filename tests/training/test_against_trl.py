@@ -95,11 +95,11 @@ def train_with_trl(folder: Path, settings: OptimConfig) -> list[float]:
 
 
 def train_with_ours(folder: Path, settings: OptimConfig) -> list[Record]:
-    policy, machine = llama(vocabulary=VOCABULARY), hardware(max_tokens_per_microbatch=20)
+    policy, hardware_config = llama(vocabulary=VOCABULARY), hardware(max_tokens_per_microbatch=20)
     with torch.no_grad():
         reference = {g.id: response_log_probs(policy, pack([g]), 7)[0] for g in GROUPS}
-    data = StepData(GROUPS, [], settings, machine, seed=3)
-    prepare(policy, GROUPS, machine)
+    data = StepData(GROUPS, [], settings, hardware_config, seed=3)
+    prepare(policy, GROUPS, hardware_config)
     module = SelfContrastDPO(
         policy, settings, len(data.steps()), 7, lambda record: None, OBJECTIVE, StoredScores(reference)
     )

@@ -129,9 +129,9 @@ def run_align(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tupl
     """Run the stage for 8 steps of 2 prompts. Return its summary and reported records."""
     groups, _ = first_groups(2, max_length=100)
     pool, _ = first_groups(4, max_length=100)
-    machine, settings = hardware(self_check=True), optim(**{"epochs": 4, "batch_size": 2, **changes})
+    hardware_config, settings = hardware(self_check=True), optim(**{"epochs": 4, "batch_size": 2, **changes})
     folder.mkdir()
-    score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", machine), pool, "cpu")
+    score_reference(folder.parent, Local(3, 1), Scoring(sft, "float32", hardware_config), pool, "cpu")
     records: list[Record] = []
     summary = align(
         folder,
@@ -140,7 +140,7 @@ def run_align(folder: Path, sft: Path, adapter: Adapter, **changes: Any) -> tupl
         groups,
         StoredScores(read_reference(folder.parent)),
         OBJECTIVE,
-        Training(adapter, settings, machine, 0, records.append),
+        Training(adapter, settings, hardware_config, 0, records.append),
     )
     return summary, records
 
@@ -166,16 +166,16 @@ def test_align_eight_steps_prefers_targets(tmp_path: Path, adapter: Adapter) -> 
 
 def test_align_sft_continued_equals_fine_tuning(tmp_path: Path) -> None:
     """The weights are bit-equal to the sft stage's with the same model, data, seed and settings."""
-    sft, machine, settings = policy_folder(tmp_path / "sft"), hardware(self_check=True), optim(batch_size=2)
+    sft, hardware_config, settings = policy_folder(tmp_path / "sft"), hardware(self_check=True), optim(batch_size=2)
     groups, _ = first_groups(0, max_length=100)
     records: list[Record] = []
     for folder in (tmp_path / "align", tmp_path / "tuned"):
         folder.mkdir()
-    training = Training(NoAdapter(), settings, machine, 0, records.append)
+    training = Training(NoAdapter(), settings, hardware_config, 0, records.append)
     summary = align(tmp_path / "align", sft, "float32", groups, StoredScores({}), TargetLikelihood(), training)
     model = Pretrained(str(sft), None, None, [], "float32", False, True)
     splits: Any = {"train": [e for e in EXAMPLES if e.id in NEGATIVES], "validation": []}
-    other = Training(NoAdapter(), replace(settings, max_length=100), machine, 0, lambda record: None)
+    other = Training(NoAdapter(), replace(settings, max_length=100), hardware_config, 0, lambda record: None)
     fine_tune(tmp_path / "tuned", model, splits, other)
     aligned, tuned = (load_file(tmp_path / name / "model/model.safetensors") for name in ("align", "tuned"))
     assert aligned.keys() == tuned.keys()

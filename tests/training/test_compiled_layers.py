@@ -19,9 +19,9 @@ from selfcontrast.training.weight_copies import WeightCopies
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Count the traced graphs. They run uncompiled, because a compiler does not change their number."""
+    """Count the traced graphs. Run them with the eager backend, because the backend does not change their number."""
     compile_ = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **mode: compile_(self, backend="eager", **mode))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend="eager", **options))
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
@@ -29,23 +29,29 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+def random_group(draw: random.Random, index: int) -> Group:
+    """Return a group of random lengths. Its negatives are equally long."""
+    prompt, target, negative = ([1] * draw.randint(1, longest) for longest in (12, 12, 9))
+    return Group(str(index), prompt, target, [negative] * draw.randint(0, 3))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "mode", "copied"), [("llama", "selective", True), ("qwen2", False, False), ("gpt2", True, False)]
+    ("name", "checkpointing", "bf16_copy"),
+    [("llama", "selective", True), ("qwen2", False, False), ("gpt2", True, False)],
 )
-def test_compile_layers_200_ragged_rows_at_most_4_graphs(graphs: Any, name: str, mode: Any, copied: bool) -> None:
+def test_compile_layers_200_ragged_rows_at_most_4_graphs(
+    graphs: Any, name: str, checkpointing: Any, bf16_copy: bool
+) -> None:
     model, draw = tiny(CONFIGS[name]).train(), random.Random(0)
     use_shared_prompt(model, "blocks")
-    if mode:
-        checkpoint_layers(model, mode)
+    if checkpointing:
+        checkpoint_layers(model, checkpointing)
     compile_layers(model)
-    copies = WeightCopies(model) if copied else None
+    copies = WeightCopies(model) if bf16_copy else None
     for _ in range(200):
-        groups = [
-            Group(str(i), *([1] * draw.randint(1, 12) for _ in "pt"), [[1] * draw.randint(1, 9)] * draw.randint(0, 3))
-            for i in range(draw.randint(1, 3))
-        ]
-        with torch.autocast("cpu", torch.bfloat16, enabled=copied):
+        groups = [random_group(draw, i) for i in range(draw.randint(1, 3))]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_copy):
             response_log_probs(model, pack(groups), 64).sum().backward()
         if copies is not None:
             copies.refresh()

@@ -159,11 +159,13 @@ def test_fit_two_ranks_train_as_one(tmp_path: Path, strategy: str, adapter: Adap
     settings, rows, held_out = optim(batch_size=3, validations=2), groups(7), groups(1, seed=1)
     results = []
     for ranks in (1, 2):
-        machine = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
+        hardware_config = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
         policy, reported = adapter.wrap(float64_policy(), seed=0).double(), list[Record]()
-        data = StepData(rows, held_out, settings, machine, seed=3)
-        prepare(policy, rows, machine)
-        module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, reported.append)
+        data = StepData(rows, held_out, settings, hardware_config, seed=3)
+        prepare(policy, rows, hardware_config)
+        module = SupervisedFineTuning(
+            policy, settings, len(data.steps()), hardware_config.logits_chunk, reported.append
+        )
         assert fit(module, data, tmp_path / str(ranks), "test")
         assert reported == module.history
         results.append((policy.state_dict(), [without_speeds(record) for record in reported]))
@@ -195,12 +197,12 @@ def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Object
     stored = StoredScores(reference, signals)
     settings, results = optim(batch_size=3), []
     for ranks in (1, 2):
-        machine = hardware(devices=ranks, max_tokens_per_microbatch=20)
+        hardware_config = hardware(devices=ranks, max_tokens_per_microbatch=20)
         policy, reported = float64_policy(), list[Record]()
-        data = StepData(rows, [], settings, machine, seed=3)
-        prepare(policy, rows, machine)
+        data = StepData(rows, [], settings, hardware_config, seed=3)
+        prepare(policy, rows, hardware_config)
         module = SelfContrastDPO(
-            policy, settings, len(data.steps()), machine.logits_chunk, reported.append, objective, stored
+            policy, settings, len(data.steps()), hardware_config.logits_chunk, reported.append, objective, stored
         )
         assert fit(module, data, tmp_path / str(ranks), "test")
         results.append([without_speeds(record) for record in reported])
@@ -213,14 +215,15 @@ def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Object
 def test_fit_without_prompt_sharing_trains_the_same_and_logs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows, settings, machine = groups(6, negatives=2), optim(batch_size=3), hardware(max_tokens_per_microbatch=60)
+    rows, settings = groups(6, negatives=2), optim(batch_size=3)
+    hardware_config = hardware(max_tokens_per_microbatch=60)
     objective = self_contrast(0.1)
     stored = {group.id: torch.full((3,), -9.0) for group in rows}
     results, reported = [], []
     for threshold in (1.0, 100.0):
         monkeypatch.setattr(steps_module, "MIN_SHARING_BOUND", threshold)
-        policy, data = float64_policy(), StepData(rows, [], settings, machine, seed=3)
-        prepare(policy, rows, machine)
+        policy, data = float64_policy(), StepData(rows, [], settings, hardware_config, seed=3)
+        prepare(policy, rows, hardware_config)
         module = SelfContrastDPO(
             policy, settings, len(data.steps()), 7, lambda record: None, objective, StoredScores(stored)
         )
@@ -237,15 +240,16 @@ def test_fit_without_prompt_sharing_trains_the_same_and_logs_it(
 def test_self_check_attention_is_masked_only_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit_module._self_check_attention(hardware(attention="blocks"), sharded=False) == "blocks"
     monkeypatch.setattr(hardware_module, "_gpus", lambda: 1)
-    machine = hardware(accelerator="gpu", precision="bf16-mixed")
-    assert fit_module._self_check_attention(machine, sharded=False) == "masked"
-    assert fit_module._self_check_attention(machine, sharded=True) == "auto"  # a sharded policy is checked on the CPU
+    hardware_config = hardware(accelerator="gpu", precision="bf16-mixed")
+    assert fit_module._self_check_attention(hardware_config, sharded=False) == "masked"
+    # A sharded policy is checked on the CPU.
+    assert fit_module._self_check_attention(hardware_config, sharded=True) == "auto"
 
 
 def test_fit_records_cost_of_each_step(tmp_path: Path) -> None:
-    policy, machine = llama(), hardware(peak_tflops=0.5)
-    data = StepData(TRAIN, [], optim(), machine, seed=3)
-    prepare(policy, TRAIN, machine)
+    policy, hardware_config = llama(), hardware(peak_tflops=0.5)
+    data = StepData(TRAIN, [], optim(), hardware_config, seed=3)
+    prepare(policy, TRAIN, hardware_config)
     module = SupervisedFineTuning(policy, optim(), len(data.steps()), 7, lambda record: None)
     fit(module, data, tmp_path, "test")
     for number, record in enumerate(module.history):
@@ -269,11 +273,11 @@ def test_fit_nan_loss_names_group_and_keeps_last_checkpoint(tmp_path: Path) -> N
                 loss = loss * torch.where(torch.arange(len(loss)) == bad, torch.nan, 1.0)
             return loss, sums
 
-    policy, machine = gpt2(0.1), hardware(checkpoint_every=2)
-    data = StepData(TRAIN, [], optim(), machine, seed=3)
+    policy, hardware_config = gpt2(0.1), hardware(checkpoint_every=2)
+    data = StepData(TRAIN, [], optim(), hardware_config, seed=3)
     name = TRAIN[data.steps().indices(3)[1]].id
-    prepare(policy, TRAIN, machine)
-    module = NanLoss(policy, optim(), len(data.steps()), machine.logits_chunk, lambda record: None)
+    prepare(policy, TRAIN, hardware_config)
+    module = NanLoss(policy, optim(), len(data.steps()), hardware_config.logits_chunk, lambda record: None)
     with pytest.raises(UserError, match=rf"step 3.*{name}"):
         fit(module, data, tmp_path, "test")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2

@@ -33,15 +33,15 @@ def peak(policy: Any, tokens: int) -> float:
     return float(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
-@pytest.mark.parametrize("mode", [False, True, "selective"])
-def test_bytes_per_token_is_near_measured_peak(mode: Any) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+def test_bytes_per_token_is_near_measured_peak(checkpointing: Any) -> None:
     config = LlamaConfig(
         vocab_size=64, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4
     )
     policy = LlamaForCausalLM(config).train()
     use_shared_prompt(policy, "blocks")
-    expected = bytes_per_token(policy, hardware(gradient_checkpointing=mode, **MIXED))
-    assert policy.is_gradient_checkpointing == bool(mode)
+    expected = bytes_per_token(policy, hardware(gradient_checkpointing=checkpointing, **MIXED))
+    assert policy.is_gradient_checkpointing == bool(checkpointing)
     measured = (peak(policy, 384) - peak(policy, 192)) / 192
     assert 0.5 * expected <= measured <= 1.25 * expected
 
@@ -50,7 +50,8 @@ def test_bytes_per_token_selective_adds_kept_results() -> None:
     policy = llama().train()
     use_shared_prompt(policy, "varlen")
     none, full, selective = (
-        bytes_per_token(policy, hardware(gradient_checkpointing=mode, **MIXED)) for mode in (False, True, "selective")
+        bytes_per_token(policy, hardware(gradient_checkpointing=checkpointing, **MIXED))
+        for checkpointing in (False, True, "selective")
     )
     # Two layers of width 32 with a key head of 16. In 2 bytes: q, k, v, o (32 + 16 + 16 + 32) and attention's output
     # (32). In 4 bytes: a log-sum-exp for each of two heads.
@@ -73,15 +74,15 @@ def test_token_budget_equals_hand_computation() -> None:
 
 
 def test_reserved_bytes_equal_hand_computation() -> None:
-    policy, machine = llama(vocabulary=50), hardware(**MIXED)
+    policy, hardware_config = llama(vocabulary=50), hardware(**MIXED)
     weights = sum(p.numel() for p in policy.parameters())
     matrices = 50 * 32 + 2 * (32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64)
     logits = 64 * 50 * 8 + 50 * 32 * 6
-    assert reserved_bytes(policy, [], machine) == 3 * 4 * weights + logits + 2 * matrices
+    assert reserved_bytes(policy, [], hardware_config) == 3 * 4 * weights + logits + 2 * matrices
     optimizer = torch.optim.AdamW(policy.parameters())
     sum(p.sum() for p in policy.parameters()).backward()
     optimizer.step()
-    assert reserved_bytes(policy, [optimizer], machine) == 4 * weights + logits + 2 * matrices
+    assert reserved_bytes(policy, [optimizer], hardware_config) == 4 * weights + logits + 2 * matrices
     assert reserved_bytes(policy, [optimizer], hardware(**MIXED, bf16_copy=True)) == 4 * weights + logits
 
 
@@ -96,15 +97,15 @@ def test_fit_auto_on_gpu_measures_after_weights_are_loaded(
     """Use a CPU in place of the GPU, with a budget set by the test."""
     calls: list[tuple[int, float]] = []
 
-    def fake_budget(policy: Any, optimizers: Any, machine: Any, per_token: float) -> int:
+    def fake_budget(policy: Any, optimizers: Any, hardware_config: Any, per_token: float) -> int:
         calls.append((len(list(optimizers)), per_token))
         return 30
 
-    machine, settings = hardware(max_tokens_per_microbatch="auto"), optim(validations=1)
+    hardware_config, settings = hardware(max_tokens_per_microbatch="auto"), optim(validations=1)
     policy, rows, microbatches = llama(), groups(10), []
-    expected = bytes_per_token(policy, machine)
-    prepare(policy, rows, machine)
-    data = StepData(rows, groups(3, seed=1), settings, machine, seed=3)
+    expected = bytes_per_token(policy, hardware_config)
+    prepare(policy, rows, hardware_config)
+    data = StepData(rows, groups(3, seed=1), settings, hardware_config, seed=3)
     module = SupervisedFineTuning(policy, settings, len(data.steps()), 7, lambda record: None)
     losses = module.losses
     monkeypatch.setattr(

@@ -64,10 +64,10 @@ def run_ranks(
     **options: Any,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Train on two ranks with dropout, resuming from a checkpoint in `folder`. Return weights and losses."""
-    policy, machine = gpt2(dropout), hardware(**{"devices": 2, "checkpoint_every": 2, **options})
-    data = StepData(TRAIN, [], SETTINGS, machine, seed=3)
-    prepare(policy, TRAIN, machine)
-    module = kind(policy, SETTINGS, len(data.steps()), machine.logits_chunk, report)
+    policy, hardware_config = gpt2(dropout), hardware(**{"devices": 2, "checkpoint_every": 2, **options})
+    data = StepData(TRAIN, [], SETTINGS, hardware_config, seed=3)
+    prepare(policy, TRAIN, hardware_config)
+    module = kind(policy, SETTINGS, len(data.steps()), hardware_config.logits_chunk, report)
     fit(module, data, folder, "test")
     return policy.state_dict(), [record["loss"] for record in module.history]
 
@@ -137,11 +137,11 @@ def private_memory() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports private memory")
 def test_ranks_fsdp2_never_holds_whole_weights(tmp_path: Path) -> None:
-    policy, machine = gpt2(0.0, width=1536), hardware(devices=2, strategy="fsdp2")
+    policy, hardware_config = gpt2(0.0, width=1536), hardware(devices=2, strategy="fsdp2")
     whole = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
-    module = MeasuresMemory(policy, SETTINGS, STEPS, machine.logits_chunk, lambda record: None)
+    module = MeasuresMemory(policy, SETTINGS, STEPS, hardware_config.logits_chunk, lambda record: None)
     with pytest.raises(UserError, match=r"took \d+ MiB") as caught:
-        fit(module, StepData(TRAIN, [], SETTINGS, machine, seed=3), tmp_path, "test")
+        fit(module, StepData(TRAIN, [], SETTINGS, hardware_config, seed=3), tmp_path, "test")
     taken = int(str(caught.value).split()[1])
     assert taken < 0.85 * whole  # a shard is half; one gathered layer comes on top
 

@@ -39,11 +39,11 @@ class OperationCounter(TorchDispatchMode):
         return self.counts["aten::mm"] + self.counts["aten::addmm"]
 
 
-def run_once(name: str, attention_name: str, mode: Any) -> tuple[Tensor, OperationCounter]:
+def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor, OperationCounter]:
     model = tiny(CONFIGS[name]).train()
     use_shared_prompt(model, attention_name)
-    if mode:
-        checkpoint_layers(model, mode)
+    if checkpointing:
+        checkpoint_layers(model, checkpointing)
     with OperationCounter() as counted:
         gradient = gradients(model, response_log_probs(model, pack(ragged(0)), 16))
     return gradient, counted
@@ -77,15 +77,15 @@ def test_checkpoint_layers_selective_keeps_attention_and_narrow_products(
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("mode", [False, True, "selective"])
-def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, mode: Any) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, checkpointing: Any) -> None:
     results = []
-    for copied in (False, True):
+    for bf16_copy in (False, True):
         model = tiny(CONFIGS[name]).train()
         use_shared_prompt(model, "blocks")
-        if mode:
-            checkpoint_layers(model, mode)
-        copies = WeightCopies(model) if copied else None
+        if checkpointing:
+            checkpoint_layers(model, checkpointing)
+        copies = WeightCopies(model) if bf16_copy else None
         with torch.autocast("cpu", torch.bfloat16), OperationCounter() as counted:
             value = response_log_probs(model, pack(ragged(0)), 16)
         results.append((value.detach(), gradients(model, value), counted.counts["aten::_to_copy"]))
@@ -101,16 +101,16 @@ def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, mode: Any)
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_fit_with_weight_copies_is_bit_equal(tmp_path: Path, adapted: bool) -> None:
-    """Several passes per step, and validations."""
+    """Several micro-batches per step, and validations."""
     rows, settings, results = groups(10), optim(validations=3), []
-    for copied in (False, True):
-        machine = hardware(precision="bf16-mixed", bf16_copy=copied, max_tokens_per_microbatch=30)
+    for bf16_copy in (False, True):
+        hardware_config = hardware(precision="bf16-mixed", bf16_copy=bf16_copy, max_tokens_per_microbatch=30)
         policy = lora(dropout=0.0).wrap(llama(), seed=0) if adapted else llama()
-        prepare(policy, rows, machine)
+        prepare(policy, rows, hardware_config)
         records: list[Record] = []
-        data = StepData(rows, groups(3, seed=1), settings, machine, seed=3)
-        module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, records.append)
-        assert fit(module, data, tmp_path / str(copied), "test")
+        data = StepData(rows, groups(3, seed=1), settings, hardware_config, seed=3)
+        module = SupervisedFineTuning(policy, settings, len(data.steps()), hardware_config.logits_chunk, records.append)
+        assert fit(module, data, tmp_path / str(bf16_copy), "test")
         losses = [record.get("loss", record.get("val_loss")) for record in records]
         results.append((losses, {name: value.clone() for name, value in policy.state_dict().items()}))
     (plain, weights), (losses, same) = results

@@ -25,7 +25,7 @@ from selfcontrast.training.reference import (
     Scoring,
     read_reference,
     score_groups,
-    score_in_passes,
+    score_in_microbatches,
     score_reference,
 )
 from selfcontrast.training.steps import Steps
@@ -71,13 +71,13 @@ def test_fit_stored_reference_has_zero_margin_at_start(
     tmp_path: Path, policy: Path, weights: str, precision: str
 ) -> None:
     """Policy and reference have the same weights and must use the same arithmetic."""
-    machine = hardware(precision=precision)
-    score(tmp_path, Scoring(policy, weights, machine))
+    hardware_config = hardware(precision=precision)
+    score(tmp_path, Scoring(policy, weights, hardware_config))
     settings = optim(batch_size=7, epochs=1)
     objective = self_contrast(1.0)
     records: list[Record] = []
-    data, model = StepData(GROUPS, [], settings, machine, 0), load_model(policy, weights)
-    prepare(model, GROUPS, machine)
+    data, model = StepData(GROUPS, [], settings, hardware_config, 0), load_model(policy, weights)
+    prepare(model, GROUPS, hardware_config)
     module = SelfContrastDPO(model, settings, 1, 7, records.append, objective, StoredScores(read_reference(tmp_path)))
     fit(module, data, tmp_path, "test")
     assert records[0]["margin"] == pytest.approx(0, abs=1e-4)
@@ -87,11 +87,11 @@ def test_fit_stored_reference_has_zero_margin_at_start(
 
 
 def run_align(
-    folder: Path, policy: Path, machine: Hardware, reference: dict[str, torch.Tensor], adapter: Adapter
+    folder: Path, policy: Path, hardware_config: Hardware, reference: dict[str, torch.Tensor], adapter: Adapter
 ) -> list[Record]:
     objective, records = self_contrast(1.0), list[Record]()
     settings = optim(batch_size=4, epochs=1)
-    training = Training(adapter, settings, machine, 0, records.append)
+    training = Training(adapter, settings, hardware_config, 0, records.append)
     align(folder, policy, "float32", GROUPS, StoredScores(reference), objective, training)
     return records
 
@@ -101,12 +101,12 @@ def run_align(
 def test_align_rescored_reference_has_zero_margin_in_bf16(
     tmp_path: Path, policy: Path, adapter: Adapter, options: dict[str, Any]
 ) -> None:
-    """Stored scores come from passes of one group; training's passes hold several."""
-    machine = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **options)
-    score(tmp_path, Scoring(policy, "float32", replace(machine, max_tokens_per_microbatch=1)))
+    """Stored scores come from micro-batches of one group; training's hold several."""
+    hardware_config = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **options)
+    score(tmp_path, Scoring(policy, "float32", replace(hardware_config, max_tokens_per_microbatch=1)))
     stored = read_reference(tmp_path)
-    before = run_align(tmp_path / "before", policy, machine, stored, adapter)[0]
-    after = run_align(tmp_path / "after", policy, replace(machine, rescore_reference=True), stored, adapter)
+    before = run_align(tmp_path / "before", policy, hardware_config, stored, adapter)[0]
+    after = run_align(tmp_path / "after", policy, replace(hardware_config, rescore_reference=True), stored, adapter)
     assert before["step0/margin_std"] > 0
     assert after[0]["step0/margin_std"] == 0
     assert after[0]["margin"] == after[0]["chosen_log_prob_change"] == 0
@@ -115,10 +115,10 @@ def test_align_rescored_reference_has_zero_margin_in_bf16(
     assert after[1]["margin"] != 0
 
 
-def test_score_in_passes_two_ranks_cover_every_group() -> None:
-    policy, machine = llama(), hardware(max_tokens_per_microbatch=40)
+def test_score_in_microbatches_two_ranks_cover_every_group() -> None:
+    policy, hardware_config = llama(), hardware(max_tokens_per_microbatch=40)
     steps = [Steps(GROUPS, 4, 2, 40, 0, ranks=(rank, 2)) for rank in range(2)]
-    scores = score_in_passes(policy, steps, machine)
+    scores = score_in_microbatches(policy, steps, hardware_config)
     assert scores.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
         expected = [sum(plain(group, response)) for response in group.responses]
@@ -135,18 +135,19 @@ def test_fit_margin_at_step_0_is_recorded_once_and_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The reference is off by one nat, so at beta 0.5 every margin is 0.5."""
-    policy, machine, settings = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=4, epochs=1, lr=1e-9)
-    prepare(policy, GROUPS, machine)
-    scored = score_groups(policy, GROUPS, machine)
+    policy, settings = llama(), optim(batch_size=4, epochs=1, lr=1e-9)
+    hardware_config = hardware(max_tokens_per_microbatch=60)
+    prepare(policy, GROUPS, hardware_config)
+    scored = score_groups(policy, GROUPS, hardware_config)
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}
     for scores in reference.values():
         scores[0] -= 1.0
     objective = self_contrast(0.5)
     records: list[Record] = []
     module = SelfContrastDPO(
-        policy, settings, 2, machine.logits_chunk, records.append, objective, StoredScores(reference)
+        policy, settings, 2, hardware_config.logits_chunk, records.append, objective, StoredScores(reference)
     )
-    fit(module, StepData(GROUPS, [], settings, machine, 0), tmp_path, "test")
+    fit(module, StepData(GROUPS, [], settings, hardware_config, 0), tmp_path, "test")
     assert records[0]["step0/margin_std"] == pytest.approx(0.5, abs=1e-4)
     assert "step0/margin_std" not in records[1]
     (message,) = [r.getMessage() for r in caplog.records if "step 0" in r.getMessage()]

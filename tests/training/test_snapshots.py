@@ -8,7 +8,7 @@ import torch
 from killed_runs import run_training
 from safetensors.torch import load_file
 from test_align import OBJECTIVE, first_groups
-from test_fit import precise
+from test_fit import float64_policy
 from torch import Tensor
 
 from selfcontrast.engines.local import Local
@@ -105,11 +105,16 @@ def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: 
 def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
     settings, rows = optim(batch_size=3), groups(7)
     for ranks in (1, 2):
-        machine = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
-        policy, data = adapter.wrap(precise(), seed=0).double(), StepData(rows, [], settings, machine, seed=3)
+        hardware_config = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
+        policy, data = (
+            adapter.wrap(float64_policy(), seed=0).double(),
+            StepData(rows, [], settings, hardware_config, seed=3),
+        )
         data.snapshots = (2, 4)
-        prepare(policy, rows, machine)
-        module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, lambda record: None)
+        prepare(policy, rows, hardware_config)
+        module = SupervisedFineTuning(
+            policy, settings, len(data.steps()), hardware_config.logits_chunk, lambda record: None
+        )
         assert fit(module, data, tmp_path / str(ranks), "test")
     for step in data.snapshots:
         weights, other_weights = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))

@@ -36,18 +36,25 @@ AT_ZERO: dict[str, tuple[dict[str, Any], float]] = {
 def first_record(
     folder: Path, objective: Objective, shift: tuple[float, float], signals: Mapping[str, Signals] | None = None
 ) -> Record:
-    """Return the first record of a training. Its reference is `shift` (target, negative) nats below the policy."""
-    policy, machine, settings = llama(), hardware(max_tokens_per_microbatch=60), optim(batch_size=8, epochs=1, lr=1e-9)
-    prepare(policy, GROUPS, machine)
-    scored = score_groups(policy, GROUPS, machine)
+    """Return the first record of a training run. Its reference is `shift` (target, negative) nats below the policy."""
+    policy, settings = llama(), optim(batch_size=8, epochs=1, lr=1e-9)
+    hardware_config = hardware(max_tokens_per_microbatch=60)
+    prepare(policy, GROUPS, hardware_config)
+    scored = score_groups(policy, GROUPS, hardware_config)
     reference = {name: torch.tensor([sum(tokens) for tokens in rows]) for name, rows in scored.items()}
     for scores in reference.values():
         scores -= torch.tensor([shift[0], *[shift[1]] * K])
     records: list[Record] = []
     module = SelfContrastDPO(
-        policy, settings, 1, machine.logits_chunk, records.append, objective, StoredScores(reference, signals or {})
+        policy,
+        settings,
+        1,
+        hardware_config.logits_chunk,
+        records.append,
+        objective,
+        StoredScores(reference, signals or {}),
     )
-    fit(module, StepData(GROUPS, [], settings, machine, 0), folder, "test")
+    fit(module, StepData(GROUPS, [], settings, hardware_config, 0), folder, "test")
     return records[0]
 
 

@@ -1,4 +1,4 @@
-"""The groups of a step, and their split into ranks and passes."""
+"""The groups of a step, and their split into ranks and micro-batches."""
 
 from collections import Counter
 

@@ -129,7 +129,7 @@ class Ray:
             yield from results.iter_rows()
         except ray.exceptions.RayActorError as error:
             raise UserError(
-                f"engine=ray: a worker was lost more than engine.restarts={self.restarts} times, "
+                f"engine=ray: an actor was lost more than engine.restarts={self.restarts} times, "
                 "often for lack of memory. Use fewer actors or smaller batches."
             ) from error
 
@@ -160,7 +160,7 @@ class Ray:
 
 
 class Actor:
-    """A worker, opened for its first shard. Ray Data creates one in each of its processes."""
+    """A Ray actor. It opens the model for its first shard. Ray Data creates one in each of its processes."""
 
     def __init__(self, task: Task, device: str, folder: Path) -> None:
         self.task, self.device, self.folder = task, device, folder
@@ -185,7 +185,7 @@ class Actor:
                     f"engine=ray: {folder} does not exist on {socket.gethostname()}. "
                     "All machines must share the store and the folder that train.py is started in."
                 )
-        if file.exists():  # an earlier worker was lost after writing it
+        if file.exists():  # an earlier actor was lost after writing it
             return
         if self.work is None:
             logging.getLogger().addHandler(QueueHandler(self.records))

@@ -195,7 +195,7 @@ def _log_probs(logits: Tensor, tokens: int) -> Tensor:
 
 
 def _compact(active: Tensor) -> Tensor:
-    """Return the indices of the active rows. The last ones replace the inactive ones, so most rows keep their place."""
+    """Return the indices of the active rows. The last ones replace the inactive ones, so most rows keep their index."""
     count = int(active.sum())
     order = torch.arange(count)
     order[~active[:count]] = count + active[count:].nonzero()[:, 0]
@@ -256,7 +256,7 @@ class _PreallocatedCache(DynamicLayer):
         return self._update_views()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Copy only the rows that change their place."""
+        """Copy only the rows that change their index."""
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
         for buffer in self.buffers:
             buffer[moved] = buffer[indices[moved]]

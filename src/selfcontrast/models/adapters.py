@@ -102,7 +102,7 @@ class LoRA:
             self._check_names(model.skeleton())
 
     def _check_names(self, skeleton: Any) -> None:
-        """Check that every name matches a layer. peft only requires one match in all."""
+        """Check that every name matches a layer. peft only requires one match in total."""
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 

@@ -70,6 +70,6 @@ def figure(result: "Result") -> Figure | None:
 
 
 def path(axes: Axes, points: "Sequence[CurvePoint]", colour: str, label: str | None = None, alpha: float = 1.0) -> None:
-    """Draw a training as a line through its points."""
+    """Draw a training run as a line through its points."""
     coordinates = [(point["kl"]["estimate"], point["score"]["estimate"]) for point in points]
     axes.plot(*zip(*coordinates, strict=True), color=colour, linewidth=1.3, alpha=alpha, label=label)

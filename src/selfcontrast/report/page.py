@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 FILTERS = (
-    "number", "interval", "percent", "count", "duration", "place", "had", "unbroken",
+    "number", "interval", "percent", "count", "duration", "short_path", "stage_status", "unbroken",
 )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["confidence"]),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
-        "again": text.place(folder),
+        "again": text.short_path(folder),
         "against_kl": against_kl.rows(result.against_kl) if result.against_kl else [],
         "against_kl_heads": against_kl.HEADS,
         "against_kl_sentence": against_kl.sentence(result.against_kl) if result.against_kl else "",

@@ -323,7 +323,7 @@ def point_name(sweep: Sweep, point: Point) -> str:
 def comparable(points: Sequence[Point]) -> tuple[list[Point], list[int]]:
     """Restrict points to the seeds that all of them have, and return those seeds.
 
-    On other seeds a point may be higher only because its SFT model is. If no seed is in all points, they are returned
+    On other seeds a point may be higher only because its SFT model is. If they have no common seed, they are returned
     unchanged with no seeds.
     """
     shared = sorted(set.intersection(*(set(point.seeds) for point in points)))

@@ -13,7 +13,7 @@ from selfcontrast.report.sweep_prompts import with_prompts
 
 # Heads of `numbers` after the measure. The last three are a point's costs: time and tokens of preference training, and
 # the time of all stages, as if nothing were shared.
-HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align", "tokens", "in all")
+HEADS = ("difference from SFT", "wins", "p", "Holm", "used", "align", "tokens", "total time")
 
 UNKNOWN = dict.fromkeys(("estimate", "low", "high"), math.nan)  # a job without a policy has no difference
 
@@ -37,7 +37,7 @@ def numbers(point: Point) -> Row:
 
 
 # Columns that a page shows in a second table: what a row costs and what it was trained on.
-DETAILS = ("used", "align", "tokens", "in all", "entropy", "prompts")
+DETAILS = ("used", "align", "tokens", "total time", "entropy", "prompts")
 
 
 def split(names: int, heads: Row, rows: list[Row]) -> tuple[tuple[Row, list[Row]], tuple[Row, list[Row]]]:

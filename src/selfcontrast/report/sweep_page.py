@@ -50,7 +50,7 @@ def write_sweep(sweep: Sweep) -> None:
 
 def again(sweep: Sweep) -> str:
     """Return the arguments of the command that writes the same report."""
-    args = [text.place(source) for source in sweep.sources]
+    args = [text.short_path(source) for source in sweep.sources]
     if list(sweep.sources) != [sweep.folder]:
-        args += ["--to", text.place(sweep.folder)]
+        args += ["--to", text.short_path(sweep.folder)]
     return shlex.join(args)

@@ -23,7 +23,7 @@ def print_sweep(sweep: Sweep) -> None:
     if sweep.jobs:
         say("")
         for name in ("figure.png", "report.html", "results.csv"):
-            say(f"{name.split('.')[0]:<8} {text.place(sweep.folder / name)}", wrap=False)
+            say(f"{name.split('.')[0]:<8} {text.short_path(sweep.folder / name)}", wrap=False)
 
 
 def _print_jobs(sweep: Sweep) -> None:
@@ -37,7 +37,7 @@ def _print_jobs(sweep: Sweep) -> None:
     left_out = {
         "align",
         "tokens",
-        "in all",
+        "total time",
         *(["wins", "p", "used"] if varied else []),
     }  # 80 columns; the page has them
     indices = [at for at, head in enumerate(heads) if head not in left_out]

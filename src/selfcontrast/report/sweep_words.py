@@ -27,7 +27,7 @@ def headline(sweep: Sweep) -> str:
     measure = sweep.measure.capitalize()
     if not seeds:
         scores = [f"{ends[point.k]} (seed {_listed(point.seeds)})" for point in (points[0], points[-1])]
-        return f"{measure}: {', '.join(scores)}: other seeds, not to be compared"
+        return f"{measure}: {', '.join(scores)}: different seeds, so not compared"
     sft = text.number(mean([job for point in points for job in point.jobs], base=True))
     return f"{measure}: {', '.join(ends.values())}; SFT {sft}{_on(seeds, sweep)}"
 
@@ -36,7 +36,7 @@ def _best_of(sweep: Sweep) -> str:
     points, seeds = comparable(sweep.points)
     measure = sweep.measure.capitalize()
     if not seeds:
-        return f"{measure} of {len(points)} variants: no seed is in all, not to be compared"
+        return f"{measure} of {len(points)} variants: no seed is common to all, so not compared"
     point = best(sweep)
     score, sft = text.number(mean(point.jobs)), text.number(mean(point.jobs, base=True))
     p = text.p_equals(point.p_holm)
@@ -82,11 +82,12 @@ def unequal_seeds(sweep: Sweep) -> str:
     if not lacking:
         return ""
     _, shared = comparable(sweep.points)
-    on = f"compared on seed {_listed(shared)}, which all have" if shared else "no seed is in all, so compare none"
+    common = _listed(shared)
+    on = f"compared on seed {common}, which all have" if shared else "no seed is common to all, so none are compared"
     groups = [
         f"{', '.join(names)} {'lack' if len(names) > 1 else 'lacks'} seed {seeds}" for seeds, names in lacking.items()
     ]
-    return f"Points have other seeds ({on}): {'; '.join(groups)}."
+    return f"Points have different seeds ({on}): {'; '.join(groups)}."
 
 
 def _of_seeds(point: Point, count: int) -> str:

@@ -1,4 +1,4 @@
-"""Sentences about a training beside its curves, from its records of metrics."""
+"""Sentences about a training run beside its curves, from its records of metrics."""
 
 import statistics
 from collections.abc import Sequence

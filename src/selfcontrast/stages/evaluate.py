@@ -88,8 +88,8 @@ class SystemScores:
     """A model's scores, and its divergence from the fine-tuned model if that can be estimated.
 
     Attributes:
-        policy: the fine-tuned model, or the artifact of a training.
-        checkpoint: the number of the training's checkpoint; None for the finished policy.
+        policy: the fine-tuned model, or the artifact of a training stage.
+        checkpoint: the number of the training checkpoint; None for the finished policy.
         earlier: the models before this one: the fine-tuned model and the policies of earlier iterations.
     """
 

@@ -90,7 +90,7 @@ def prune_some(catalog: Catalog, args: argparse.Namespace) -> int:
         freed += entry.bytes
     if args.yes:
         prune.sweep(catalog.root)
-    print(f"{size(freed)} freed" if args.yes else f"{size(freed)} in all. Nothing was deleted; add --yes to delete.")
+    print(f"{size(freed)} freed" if args.yes else f"{size(freed)} in total. Nothing was deleted; add --yes to delete.")
     return 0
 
 

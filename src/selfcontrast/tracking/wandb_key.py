@@ -11,7 +11,7 @@ def has_key() -> bool:
 
     if os.environ.get("WANDB_API_KEY"):
         return True
-    # A private server may be named in W&B's settings only, where `wandb login --host` writes it.
+    # W&B's settings file, which `wandb login --host` writes, may be the only place with a private server's address.
     file = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings"
     settings = wandb.Settings(settings_system=str(file)).read_system_settings().all()
     server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"

@@ -22,7 +22,7 @@ from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.packed_module import PackedModule, Record
-from selfcontrast.training.reference import score_in_passes
+from selfcontrast.training.reference import score_in_microbatches
 from selfcontrast.training.sft import HISTORY, SupervisedFineTuning, model_card
 from selfcontrast.training.training import Training
 
@@ -107,7 +107,7 @@ def checkpoint_folder(folder: Path, number: int) -> Path:
 
 def _rescored(policy: Any, data: StepData) -> Mapping[str, Tensor]:
     ranks = data.hardware.devices * data.hardware.num_nodes
-    scores = score_in_passes(
+    scores = score_in_microbatches(
         policy.to(data.hardware.device), (data.steps(rank, ranks) for rank in range(ranks)), data.hardware
     )
     policy.to("cpu").train()

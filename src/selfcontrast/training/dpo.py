@@ -54,7 +54,7 @@ class SelfContrastDPO(PackedModule):
         """Return the metrics of step 0, where the policy is the reference: margin noise, loss and expected loss.
 
         Margins differ from 0 by dropout, and by rounding unless `hardware.rescore_reference` scored the reference in
-        training's own passes.
+        training's own micro-batches.
         """
         if self._step_zero is None:
             return {}
@@ -141,7 +141,7 @@ def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:
 def _by_rank(name: str, values: Tensor, mask: Tensor, ranks: int) -> Sums:
     """Reduce [B, K] to [2] per rank: the sum over groups that have a negative of this rank, and their number.
 
-    Ranks that this pass lacks are included, because every pass must have the same metrics.
+    Ranks that this micro-batch lacks are included, because every one must have the same metrics.
     """
     sums = values.new_zeros(ranks, 2, dtype=torch.float32)
     sums[: mask.shape[1], 0] = values.masked_fill(~mask, 0.0).sum(dim=0).float()

@@ -52,7 +52,7 @@ LAST = "last.ckpt"
 
 
 class StepData(LightningDataModule):
-    """Groups for training and validation, as steps and passes for this rank.
+    """Groups for training and validation, as steps and micro-batches for this rank.
 
     Args:
         unshared: the reason why the model cannot share a prompt among responses; None if it can.
@@ -75,7 +75,7 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.unshared = unshared
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # memory of activations, if passes are to fill a GPU's memory
+        self.bytes_per_token: float | None = None  # memory of activations, if micro-batches are to fill a GPU's memory
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:

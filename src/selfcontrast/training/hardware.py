@@ -58,7 +58,8 @@ class Hardware:
             raise UserError("hardware.rescore_reference=true needs the whole policy on one device. Use strategy=ddp.")
         if self.rescore_reference and self.max_tokens_per_microbatch == "auto":
             raise UserError(
-                "hardware.rescore_reference=true needs fixed passes. Set max_tokens_per_microbatch to a number."
+                "hardware.rescore_reference=true needs micro-batches of a fixed size. "
+                "Set max_tokens_per_microbatch to a number."
             )
 
     def check(self) -> None:
@@ -80,7 +81,7 @@ class Hardware:
             ),
             "strategy=fsdp2 cannot be used: it cannot shard 4-bit weights. Use ddp.": self.strategy == "fsdp2",
             "bf16_copy=true cannot be used: frozen weights need no copies. Set it to false.": self.bf16_copy,
-            "max_tokens_per_microbatch=auto cannot be used: training's passes score the reference. Set a number.": (
+            "max_tokens_per_microbatch=auto cannot be used: micro-batches score the reference, too. Set a number.": (
                 self.max_tokens_per_microbatch == "auto"
             ),
         }

@@ -1,4 +1,4 @@
-"""The number of tokens that a pass may have on a GPU, from its free memory: `hardware.max_tokens_per_microbatch=auto`.
+"""Find the number of tokens per micro-batch that a GPU has memory for: `hardware.max_tokens_per_microbatch=auto`.
 
 Two small forward passes before training, on the policy's current device, count the bytes per token. Free memory is read
 once the weights, and an earlier attempt's moments, are on the GPU.
@@ -44,7 +44,7 @@ def bytes_per_token(policy: Any, hardware: Hardware) -> float:
 
 
 def _count_bytes(policy: Any, hardware: Hardware, tokens: int) -> tuple[float, float]:
-    """Return the bytes that autograd saves in a pass of 3 x `tokens`, and the bytes that could be kept."""
+    """Return the bytes that autograd saves in a micro-batch of 3 x `tokens`, and the bytes that could be kept."""
     storages: dict[int, int] = {}
 
     def record(x: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ class _KeptBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def token_budget(free: int, reserved: int, per_token: float) -> int:
-    """Return the tokens of a pass that fit into `free - reserved` bytes, a multiple of `MIN_TOKENS`."""
+    """Return the number of tokens per micro-batch that fit into `free - reserved` bytes, a multiple of `MIN_TOKENS`."""
     tokens = int(FRACTION * (free - reserved) / per_token)
     return max(MIN_TOKENS, min(MAX_TOKENS, tokens // MIN_TOKENS * MIN_TOKENS))
 
 
 def reserved_bytes(policy: Any, optimizers: Iterable[torch.optim.Optimizer], hardware: Hardware) -> int:
-    """Return the bytes of a step that do not depend on its passes: gradients, missing moments, casts and logits."""
+    """Return the bytes of a step that no micro-batch changes: gradients, missing moments, casts and logits."""
     trained = sum(_local_part(p).nbytes for p in policy.parameters() if p.requires_grad)
     moments = 0 if any(optimizer.state for optimizer in optimizers) else 2 * trained
     head = policy.get_output_embeddings().weight
@@ -107,7 +107,7 @@ def _local_part(parameter: Any) -> Tensor:
 def gpu_token_budget(
     policy: Any, optimizers: Iterable[torch.optim.Optimizer], hardware: Hardware, per_token: float
 ) -> int:
-    """Return the tokens of a pass on this GPU. All ranks take the minimum, so that they make equally many passes."""
+    """Return the tokens per micro-batch on this GPU: the minimum over ranks, so that all make equally many."""
     device = torch.device("cuda", torch.cuda.current_device())
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused

@@ -22,7 +22,7 @@ PATIENCE = timedelta(days=30)  # a node may wait for stages that run for days
 
 @dataclass(frozen=True)
 class Node:
-    """This machine, one of `count`. `port` serves decisions, and `port + 1` the ranks of a training."""
+    """This machine, one of `count`. `port` serves decisions, and `port + 1` the training ranks."""
 
     rank: int
     count: int

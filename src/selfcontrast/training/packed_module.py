@@ -1,8 +1,8 @@
 """The base of supervised fine-tuning and K-negative DPO: a Lightning module whose batch is a whole optimiser step.
 
-Optimisation is manual, so that the mean over a step is exact for any split into passes and ranks. Every pass adds the
-*sum* of its losses, divided by the step's total over all ranks. Lightning's automatic accumulation takes a mean of
-means, which differs for unequal passes.
+Optimisation is manual, so that the mean over a step is exact for any split into micro-batches and ranks. Each one adds
+the *sum* of its losses, divided by the step's total over all ranks. Lightning's automatic accumulation takes a mean of
+means, which differs for unequal micro-batches.
 """
 
 import math
@@ -74,7 +74,7 @@ class PackedModule(LightningModule, ABC):
 
     @abstractmethod
     def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
-        """Return the loss per group [B], to be summed, and the sums of metrics, the same metrics in every pass."""
+        """Return the loss per group [B], to be summed, and sums of metrics, the same ones in every micro-batch."""
 
     @abstractmethod
     def total(self, step: Step) -> int:
@@ -163,7 +163,7 @@ class PackedModule(LightningModule, ABC):
         return [name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad]
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients between ranks in the last pass of a step only."""
+        """Exchange gradients between ranks in the last micro-batch of a step only."""
         strategy: Any = self.trainer.strategy
         if isinstance(self, FSDPModule):
             self.set_requires_gradient_sync(last)
@@ -195,7 +195,7 @@ class PackedModule(LightningModule, ABC):
             self.report(record)
 
     def _means(self, sums: Iterable[Sums]) -> Record:
-        """Return each metric's sum over passes and ranks divided by its count. Metrics with count 0 are left out."""
+        """Return each metric's sum over micro-batches and ranks divided by its count. Leave out counts of 0."""
         parts = list(sums)
         names = list(parts[0])
         total = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).sum(0)
@@ -236,7 +236,7 @@ def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optim
 
 
 def _zero_if_filler(metrics: Sums, part: MicroBatch) -> Sums:
-    """Return the metrics; zeros for a filler pass, because every rank must contribute a tensor to the sum."""
+    """Return the metrics; zeros for a filler micro-batch, because every rank must contribute a tensor to the sum."""
     return metrics if part.counts else {name: torch.zeros_like(value) for name, value in metrics.items()}
 
 

@@ -43,7 +43,7 @@ class RankWork:
 
 @dataclass(frozen=True)
 class Ranks:
-    """All processes of a training; `local` of them run on this node."""
+    """All processes of a training stage; `local` of them run on this node."""
 
     node: Node
     local: int

@@ -49,7 +49,7 @@ def widest_kept(config: Any) -> int:
 def is_kept(width: int, operation: Any, args: tuple[Any, ...]) -> bool:
     """Return True if selective checkpointing keeps an operation's result. `width` limits both sides of a matrix.
 
-    Per byte kept, these products save as many FLOPs as an MLP's products do, and they need fewer bytes in all.
+    Per byte kept, these products save as many FLOPs as an MLP's products do, and they need fewer bytes in total.
     """
     if operation in _PRODUCTS:
         return bool(max(args[_PRODUCTS[operation]].shape) <= width)

@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class StepZero:
-    """Sums over the passes of step 0, and the metrics from them."""
+    """Sums over the micro-batches of step 0, and the metrics from them."""
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
 
     def add(self, out: ObjectiveOutput, zero: ObjectiveOutput, mask: Tensor, counts: bool) -> None:
-        """Add a pass of B groups: the objective's output, and the output at log-ratios of 0. `mask` is [B, K]."""
+        """Add B groups: the objective's output, and the output at log-ratios of 0. `mask` is [B, K]."""
         difference = out.loss - zero.loss
         terms = (out.margin.square(), mask, out.loss, zero.loss, difference.square(), torch.ones_like(difference))
         self._sums.append(torch.stack([term.sum().float() for term in terms]) * counts)

@@ -1,9 +1,9 @@
-"""The groups of every optimiser step, in passes that fit into memory.
+"""Split the groups of every optimiser step into micro-batches that fit into memory.
 
 A step always has the same number of prompts, for every K. Its groups are a function of (seed, epoch, step) alone, so a
 resumed run needs only the number of its next step. Every rank derives the whole plan and takes its own part: groups go
-longest first to the rank with the fewest tokens. All ranks make equally many passes, so that collective operations in a
-pass always find their partners.
+longest first to the rank with the fewest tokens. All ranks make equally many micro-batches, because the collective
+operations in each one wait for all ranks.
 """
 
 import heapq
@@ -21,7 +21,7 @@ MIN_SHARING_BOUND = 1.05  # below it the second attention call costs as much as 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups computed together. `counts` is False for a filler pass, which only keeps ranks in step."""
+    """Groups computed together. `counts` is False for a filler micro-batch, which only keeps ranks in step."""
 
     packed: PackedGroups
     counts: bool
@@ -140,7 +140,7 @@ def balance_by_tokens(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
 def rank_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, rank: int, ranks: int, sharing: bool = True
 ) -> list[MicroBatch]:
-    """Return one rank's passes, with filler passes up to the largest number of any rank."""
+    """Return one rank's micro-batches, with fillers up to the largest number of any rank."""
     per_rank = [
         split_into_microbatches(heap, max_tokens_per_microbatch, sharing) for heap in balance_by_tokens(groups, ranks)
     ]

@@ -1,4 +1,4 @@
-"""The settings of one training, without its data and model."""
+"""The settings of one training stage, without its data and model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from selfcontrast.training.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Training:
-    """The settings of one training.
+    """The settings of one training stage.
 
     Attributes:
         report: called with each new record of metrics.

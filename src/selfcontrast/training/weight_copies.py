@@ -1,7 +1,7 @@
 """bfloat16 copies of a policy's matrices, made once per step.
 
-Autocast casts every matrix in every pass, and twice if layers are recomputed. The results are bit-equal to autocast's:
-the same products of the same rounded weights, and gradients that are rounded once and summed in float32. Weights,
+Autocast casts every matrix in every micro-batch, and twice if layers are recomputed. These results are bit-equal: the
+same products of the same rounded weights, and gradients that are rounded once and summed in float32. Weights,
 checkpoints and the optimiser's state stay in float32.
 """
 

@@ -101,23 +101,23 @@ def test_parts_at_the_start_of_training_have_no_interaction() -> None:
     assert parts.both == pytest.approx(0, abs=1e-12)
 
 
-def test_most_balanced_is_the_worth_of_unlimited_negatives() -> None:
+def test_pairs_per_target_is_the_worth_of_unlimited_negatives() -> None:
     parts = SMALL.parts
-    pairs = 5 * parts.most_balanced
+    pairs = 5 * parts.pairs_per_target
     assert parts.nested.error(pairs, 1) == pytest.approx(parts.crossed(5, 1e15))
 
 
 def test_bias_of_false_negatives_shrinks_with_a_filter() -> None:
     bandit = SETTINGS.build()
     good = np.arange(8) < 3
-    ideal = bandit.without(good, 0.0)
+    ideal = bandit.filtered(good, 0.0)
     assert ideal.negatives[:3].sum() == 0
     # The gradient of a mixture is the mixture of gradients, so the bias is linear in the fraction of good ones.
     fraction = bandit.negatives[:3].sum()
     only_good = Bandit(bandit.logits, bandit.reference, bandit.targets, bandit.negatives * good / fraction, bandit.beta)
     mixed = (1 - fraction) * ideal.gradient + fraction * only_good.gradient
     np.testing.assert_allclose(bandit.gradient, mixed, atol=1e-12)
-    biases = [np.linalg.norm(bandit.without(good, left).gradient - ideal.gradient) for left in (1.0, 0.5, 0.0)]
+    biases = [np.linalg.norm(bandit.filtered(good, left).gradient - ideal.gradient) for left in (1.0, 0.5, 0.0)]
     assert biases == sorted(biases, reverse=True)
     assert biases[-1] == 0
 

@@ -1,6 +1,6 @@
-"""Compare the scores of several trainings at the same KL from their common initial model.
+"""Compare the scores of several training runs at the same KL from their common initial model.
 
-Each training is a path from (KL 0, the fine-tuned model's score) over its checkpoints to its policy. Paths are compared
+Each run is a path from (KL 0, the fine-tuned model's score) over its checkpoints to its policy. Paths are compared
 at the smallest final KL, which all of them reach. The score there is interpolated linearly between the two points
 around it. Each bootstrap sample of prompts has its own paths and smallest final KL, so the interval includes the noise
 of both.
@@ -18,7 +18,7 @@ from selfcontrast.evaluation.statistics.clusters import Floats, blocks, check_se
 
 @dataclass(frozen=True)
 class KLPath:
-    """A training's path by prompt, from the fine-tuned model with KL 0. kl, scores: [points, prompts]."""
+    """The path of a training run by prompt, from the fine-tuned model with KL 0. kl, scores: [points, prompts]."""
 
     kl: ArrayLike
     scores: ArrayLike
@@ -26,12 +26,12 @@ class KLPath:
 
 @dataclass(frozen=True)
 class EqualKL:
-    """A comparison of trainings at one KL.
+    """A comparison of training runs at one KL.
 
     Attributes:
         kl: the KL, in nats per response.
-        scores: each training's score at it.
-        differences: each training's difference from the first, paired by prompt; 0 for the first.
+        scores: each run's score at it.
+        differences: each run's difference from the first, paired by prompt; 0 for the first.
     """
 
     kl: float
@@ -40,7 +40,7 @@ class EqualKL:
 
 
 def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int, seed: int) -> EqualKL:
-    """Compare trainings measured on the same prompts, in the same order.
+    """Compare training runs, measured on the same prompts, in the same order.
 
     Intervals are percentiles of a bootstrap over prompts.
 

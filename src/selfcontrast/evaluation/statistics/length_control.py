@@ -377,7 +377,7 @@ def _columns(
 
 
 def draws_of(size: int, judgments: int, n_bootstrap: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each prompt is drawn, in blocks [rows, size] with `n_bootstrap` rows in all."""
+    """Yield how often each prompt is drawn, in blocks [rows, size] with `n_bootstrap` rows in total."""
     rng = np.random.default_rng(seed)
     for rows in blocks(n_bootstrap, judgments):
         drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]

@@ -64,7 +64,7 @@ def batches(layout: Layout) -> Batches:
 
 
 def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
-    """Sort consecutive segments of these lengths (T tokens in all) into buckets; return them and [T] slots."""
+    """Sort consecutive segments of these lengths (T tokens in total) into buckets; return them and [T] slots."""
     buckets = _buckets(lengths)
     slot = torch.empty(sum(lengths), dtype=torch.long)
     taken = 0

@@ -1,6 +1,6 @@
 """FlexAttention: one compiled kernel over the whole packed row, which skips fully masked blocks.
 
-It is for GPUs on which `varlen` cannot run. It is compiled for dynamic lengths, because T changes with every pass.
+It is for GPUs on which `varlen` cannot run. It is compiled for dynamic lengths, because T changes with each row.
 torch compiles it again if the number of mask blocks is one or equals the number of heads. Rows are padded to whole
 blocks: at other lengths the compiled backward pass asserts or returns NaN (pytorch/pytorch#153799).
 """
