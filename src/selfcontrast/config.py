@@ -34,7 +34,8 @@ from selfcontrast.evaluation.evaluate import Evaluation
 from selfcontrast.evaluation.published import PublishedFigure, read_figures
 from selfcontrast.filters.chosen import check_chosen
 from selfcontrast.filters.encode import Encoder
-from selfcontrast.filters.select import Chosen, Filter
+from selfcontrast.filters.contenders import Chosen
+from selfcontrast.filters.select import Filter
 from selfcontrast.generators.generate import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model

@@ -15,7 +15,7 @@ from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import distinct, excluded
+from selfcontrast.filters.pool import distinct, excluded
 from selfcontrast.generators.importer import Import
 from selfcontrast.generators.openai import OpenAI, _ServerSampler
 from selfcontrast.generators.pairs import Pairs

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pools import NAMES, SELECTORS
+from sources import write_candidates, write_vectors
 
-from selfcontrast.data.candidates import Candidate, candidates_table, read_chosen, read_negatives
+from selfcontrast.data.candidates import read_chosen, read_negatives
 from selfcontrast.errors import UserError
 from selfcontrast.filters.chosen import BestOfN, Consensus, Target, TargetAndBest, check_chosen
-from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
+from selfcontrast.filters.draw import Selection, choose
 from selfcontrast.filters.filter import FILE, PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.pool import SampledPrompt
 from selfcontrast.filters.score import VerifierScorer
-from selfcontrast.filters.select import Filter, SampledPrompt, Selection, choose
+from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LowestFirst
 from tiny import example
 
@@ -47,8 +48,8 @@ def log_probs_and_lengths(texts: Sequence[str]) -> tuple[Any, Any]:
     return np.full(len(texts), -1.0), np.ones(len(texts), dtype=np.intp)
 
 
-def config(selector: Any, most: int, on_shortage: str = "drop_everywhere") -> Filter:
-    return Filter(selector, most, on_shortage, 3, None)
+def config(selector: Any, max_negatives: int, on_shortage: str = "drop_everywhere") -> Filter:
+    return Filter(selector, max_negatives, on_shortage, 3, None)
 
 
 def select(sampled: SampledPrompt, chosen: Any, settings: Filter) -> Selection:
@@ -73,9 +74,9 @@ def mean_similarity(sampled: SampledPrompt, text: str) -> float:
 
 @given(prompts(), CANDIDATES_CHOSEN, SELECTORS, st.integers(1, 4), st.sampled_from(["drop_everywhere", "refill"]))
 def test_negatives_are_worse_than_the_chosen_candidate(
-    sampled: SampledPrompt, chosen: Any, selector: Any, most: int, on_shortage: str
+    sampled: SampledPrompt, chosen: Any, selector: Any, max_negatives: int, on_shortage: str
 ) -> None:
-    choice = select(sampled, chosen, config(selector, most, on_shortage))
+    choice = select(sampled, chosen, config(selector, max_negatives, on_shortage))
     negatives = [sampled.texts[row].strip() for row in choice.negatives]
     if choice.chosen is None:
         assert not eligible(sampled)
@@ -94,7 +95,7 @@ def test_negatives_are_worse_than_the_chosen_candidate(
 def test_negatives_beside_a_chosen_candidate_are_nested(
     sampled: SampledPrompt, chosen: Any, selector: Any, small: int, more: int
 ) -> None:
-    few, many = (select(sampled, chosen, config(selector, most)) for most in (small, small + more))
+    few, many = (select(sampled, chosen, config(selector, max_negatives)) for max_negatives in (small, small + more))
     assert few.chosen == many.chosen
     if len(many.negatives):
         assert few.negatives.tolist() == many.negatives[:small].tolist()
@@ -126,8 +127,8 @@ def test_chosen_does_not_depend_on_the_sampling_order(sampled: SampledPrompt, ch
 
 
 @given(prompts(), SELECTORS, st.integers(1, 4))
-def test_chosen_target_equals_none(sampled: SampledPrompt, selector: Any, most: int) -> None:
-    default, target = (select(sampled, chosen, config(selector, most)) for chosen in (None, Target()))
+def test_chosen_target_equals_none(sampled: SampledPrompt, selector: Any, max_negatives: int) -> None:
+    default, target = (select(sampled, chosen, config(selector, max_negatives)) for chosen in (None, Target()))
     assert default.negatives.tolist() == target.negatives.tolist()
     assert default.chosen is target.chosen is None
 
@@ -201,21 +202,14 @@ class Table:
         return SCORES[text]
 
 
-def stage(folder: Path, chosen: Any, most: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED) -> dict[str, Any]:
-    rows = [
-        Candidate(name, i, text, [7] * (i + 1), "length" if (name, i) in CUT else "stop", -1.0)
-        for name, texts in sampled.items()
-        for i, text in enumerate(texts)
-    ]
-    pq.write_table(candidates_table(rows), folder / "candidates.parquet")
-    for file, texts in ((CANDIDATES, [row.text for row in rows]), (TARGETS, ["target"] * len(sampled))):
-        vectors = np.stack([vector(text) for text in texts]).astype(np.float16)
-        _write(folder / file, vectors, hashes_of(texts), np.arange(len(texts)))
+def stage(
+    folder: Path, chosen: Any, max_negatives: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED
+) -> dict[str, Any]:
+    candidates = write_candidates(folder, sampled, CUT)
+    write_vectors(folder, sampled, vector, vector("target"))
     examples = {name: example(name, "?", "target") for name in sampled}
-    settings = config(LowestFirst(), most)
-    return select_negatives(
-        folder, settings, examples, folder / "candidates.parquet", folder, VerifierScorer(Table()), chosen
-    )
+    settings = config(LowestFirst(), max_negatives)
+    return select_negatives(folder, settings, examples, candidates, folder, VerifierScorer(Table()), chosen)
 
 
 def chosen_texts(folder: Path) -> dict[str, list[str]]:

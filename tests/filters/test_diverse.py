@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import RIDGES, SHARES, pool, pools
+from pools import FRACTIONS, RIDGES, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance, farthest_first
-from selfcontrast.filters.select import Pool
+from selfcontrast.filters.pool import Pool
 
 
 def circle(*degrees: float) -> Pool:
@@ -27,7 +27,7 @@ def angles_of(candidates: Pool, kept: Any) -> list[int]:
     return [int(d) for d in np.degrees(np.arctan2(y, x)).round() % 360]
 
 
-@given(candidates=pools(most=12), fraction=SHARES, weight=st.floats(0, 1))
+@given(candidates=pools(max_size=12), fraction=FRACTIONS, weight=st.floats(0, 1))
 def test_mmr_minimises_its_cost_at_every_step(candidates: Pool, fraction: float, weight: float) -> None:
     order = MaximalMarginalRelevance(fraction, weight).select(candidates).tolist()
     eligible = range(int(np.floor(fraction * len(candidates.similarity) + 1e-9)))
@@ -124,7 +124,7 @@ def information(vectors: Any, chosen: Any, ridge: float) -> float:
     return float(np.linalg.slogdet(np.eye(len(rows)) + rows @ rows.T / ridge)[1])
 
 
-@given(candidates=pools(most=9), fraction=SHARES, ridge=RIDGES)
+@given(candidates=pools(max_size=9), fraction=FRACTIONS, ridge=RIDGES)
 def test_log_determinant_adds_most_at_every_step(candidates: Pool, fraction: float, ridge: float) -> None:
     order, vectors = LogDeterminant(fraction, ridge).select(candidates).tolist(), candidates.vectors
     eligible = range(int(np.floor(fraction * len(vectors) + 1e-9)))

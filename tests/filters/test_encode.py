@@ -65,8 +65,8 @@ def test_vectors_do_not_depend_on_order_or_batch(vectors: Embeddings) -> None:
 
 
 def test_prefix_and_max_tokens_change_the_text_that_is_read() -> None:
-    def first(prefix: str, most: int, text: str) -> Any:
-        return encode_texts(replace(MINILM, prefix=prefix, max_tokens=most), [text])[0]
+    def first(prefix: str, max_tokens: int, text: str) -> Any:
+        return encode_texts(replace(MINILM, prefix=prefix, max_tokens=max_tokens), [text])[0]
 
     np.testing.assert_allclose(first("query: ", 64, "a cat"), first("", 64, "query: a cat"), atol=1e-5)
     cut = first("", 5, "a cat sits on the stock market")

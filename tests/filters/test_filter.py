@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pools import SELECTORS
+from sources import log_prob_per_token, write_sources
 
 from selfcontrast.data import candidates as files
-from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
+from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
 from selfcontrast.filters.filter import (
     DIAGNOSTICS,
     FILE,
@@ -43,37 +42,16 @@ SAMPLED = {
 }
 
 
-def log_prob_per_token(text: str) -> float:
-    return -(sum(map(ord, text.strip())) % 64) / 8
-
-
-def stored(folder: Path, sampled: dict[str, Sequence[str]], near: Any) -> tuple[Path, Path]:
-    """Write the artifacts of the stages before: candidate i has i + 1 tokens; vectors have these cosines to (1, 0)."""
-    folder.mkdir(exist_ok=True)
-    rows = [
-        Candidate(name, i, text, [7] * (i + 1), "stop", log_prob_per_token(text) * (i + 1))
-        for name, texts in sampled.items()
-        for i, text in enumerate(texts)
-    ]
-    pq.write_table(candidates_table(rows), folder / "candidates.parquet")
-    cosines = np.array([near(row.text) for row in rows])
-    vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float16)
-    _write(folder / CANDIDATES, vectors, hashes_of([row.text for row in rows]), np.arange(len(rows)))
-    targets = hashes_of(["target"] * len(sampled))
-    _write(folder / TARGETS, np.array([[1, 0]] * len(sampled), np.float16), targets, np.arange(len(sampled)))
-    return folder / "candidates.parquet", folder
-
-
 class Table:
     def score(self, item: Example, text: str, turn: int = -1) -> float:
         return SCORES[text]
 
 
 def select(
-    folder: Path, selector: Any, most: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
+    folder: Path, selector: Any, max_negatives: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
 ) -> Any:
-    sources = stored(folder / "in", SAMPLED, lambda text: NEAR.get(text.strip(), 0.0))
-    config = Filter(selector, most, on_shortage, 0, None)
+    sources = write_sources(folder / "in", SAMPLED, lambda text: NEAR.get(text.strip(), 0.0))
+    config = Filter(selector, max_negatives, on_shortage, 0, None)
     return select_negatives(folder, config, EXAMPLES, *sources, VerifierScorer(Table()) if graded else None)
 
 
@@ -184,32 +162,32 @@ def test_summary_without_a_scorer_has_no_scores(tmp_path: Path) -> None:
 
 
 def test_verifier_oracle_has_no_false_negatives(tmp_path: Path) -> None:
-    summary = select(tmp_path, LowestScored(1.0, 1.0), most=3)
+    summary = select(tmp_path, LowestScored(1.0, 1.0), max_negatives=3)
     assert summary["false_negatives_after"] == 0
     assert {n.text for n in read_negatives(tmp_path / FILE)["p"]} == {"fair", "bad", "worse"}
 
 
 def test_ranked_selector_keeps_its_order(tmp_path: Path) -> None:
-    select(tmp_path, MostSimilarBelow(0.8), most=3)
+    select(tmp_path, MostSimilarBelow(0.8), max_negatives=3)
     for ranked in read_negatives(tmp_path / FILE).values():
         assert [n.text for n in ranked] == ["fair", "bad", "worse"]
 
 
 def test_on_shortage_drops_refills_or_raises(tmp_path: Path) -> None:
-    dropped = select(tmp_path, MostSimilarBelow(0.3), most=2)
+    dropped = select(tmp_path, MostSimilarBelow(0.3), max_negatives=2)
     assert (dropped["prompts_used"], dropped["prompts_dropped_for_kept"]) == (2, 0)
     with pytest.raises(UserError, match=r"filter\.max_negatives=3 .*2 with 4 distinct, 2 kept"):
-        select(tmp_path, MostSimilarBelow(0.3), most=3)
-    refilled = select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="refill")
+        select(tmp_path, MostSimilarBelow(0.3), max_negatives=3)
+    refilled = select(tmp_path, MostSimilarBelow(0.3), max_negatives=3, on_shortage="refill")
     assert (refilled["prompts_used"], refilled["prompts_refilled"]) == (2, 2)
     assert [n.text for n in read_negatives(tmp_path / FILE)["p"]] == ["bad", "worse", "fair"]
     with pytest.raises(UserError, match=r"prompt p .* 2 of filter\.max_negatives=3"):
-        select(tmp_path, MostSimilarBelow(0.3), most=3, on_shortage="error")
+        select(tmp_path, MostSimilarBelow(0.3), max_negatives=3, on_shortage="error")
 
 
 def test_no_usable_prompt_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_negatives=5 .*\(2 with 4 distinct, 2 kept, 1 with 1 distinct, 0 kept\)"):
-        select(tmp_path, LeastSimilar(0.5, "distinct"), most=5)
+        select(tmp_path, LeastSimilar(0.5, "distinct"), max_negatives=5)
 
 
 # --- properties of every selector
@@ -223,11 +201,13 @@ def cosine(text: str) -> float:
     return (WORDS.index(text.strip()) - 4) / 5 if text.strip() in WORDS else 0.3
 
 
-def chosen_texts(folder: Path, sampled: dict[str, Sequence[str]], selector: Any, most: int) -> dict[str, list[str]]:
+def chosen_texts(
+    folder: Path, sampled: dict[str, Sequence[str]], selector: Any, max_negatives: int
+) -> dict[str, list[str]]:
     """Return the negatives' stripped texts in rank order, per prompt; empty if no prompt has enough."""
-    sources = stored(folder, sampled, cosine)
+    sources = write_sources(folder, sampled, cosine)
     examples = {name: example(name, "?", "target") for name in sampled}
-    config = Filter(selector, most, "drop_everywhere", 7, None)
+    config = Filter(selector, max_negatives, "drop_everywhere", 7, None)
     try:
         select_negatives(folder, config, examples, *sources, VerifierScorer(Numbers()))
     except UserError:
@@ -243,20 +223,23 @@ class Numbers:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    prompts=st.lists(PROMPT, min_size=1, max_size=4), selector=SELECTORS, most=st.integers(1, 4), shuffle=st.randoms()
+    prompts=st.lists(PROMPT, min_size=1, max_size=4),
+    selector=SELECTORS,
+    max_negatives=st.integers(1, 4),
+    shuffle=st.randoms(),
 )
 def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
-    tmp_path: Path, prompts: list[list[str]], selector: Any, most: int, shuffle: Any
+    tmp_path: Path, prompts: list[list[str]], selector: Any, max_negatives: int, shuffle: Any
 ) -> None:
     """Neither other prompts, nor the order of its candidates, nor how the file is read changes a prompt's negatives."""
     sampled: dict[str, Sequence[str]] = {f"p{i}": texts for i, texts in enumerate(prompts)}
-    together = chosen_texts(tmp_path / "all", sampled, selector, most)
+    together = chosen_texts(tmp_path / "all", sampled, selector, max_negatives)
     for texts in together.values():
-        assert len(set(texts)) == len(texts) == most
+        assert len(set(texts)) == len(texts) == max_negatives
         assert set(texts) <= set(WORDS)
     for name, texts in sampled.items():
         shuffled = shuffle.sample(list(texts), len(texts))
-        assert chosen_texts(tmp_path / "one", {name: shuffled}, selector, most).get(name) == together.get(name)
+        assert chosen_texts(tmp_path / "one", {name: shuffled}, selector, max_negatives).get(name) == together.get(name)
 
 
 @pytest.mark.parametrize("near", [lambda text: NEAR.get(text.strip(), 0.0), lambda text: 0.5], ids=["distinct", "ties"])
@@ -266,7 +249,7 @@ def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
     ids=["drawn", "ranked", "likely"],
 )
 def test_gradient_study_uses_the_negatives_of_training(tmp_path: Path, near: Any, selector: Any) -> None:
-    sources, config = stored(tmp_path / "in", SAMPLED, near), Filter(selector, 2, "drop_everywhere", 0, None)
+    sources, config = write_sources(tmp_path / "in", SAMPLED, near), Filter(selector, 2, "drop_everywhere", 0, None)
     select_negatives(tmp_path, config, EXAMPLES, *sources, None)
     trained = read_negatives(tmp_path / FILE)
     seen = pd.read_parquet(tmp_path / SIMILARITIES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_filter import stored
+from sources import write_sources
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.filter import PROMPTS, SIMILARITIES, select_negatives
@@ -18,7 +18,7 @@ from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import LeastSimilar
 from tiny import example
 
-POOLS, SAMPLES, SHARE = 50, 32, 0.75
+POOLS, SAMPLES, FRACTION = 50, 32, 0.75
 TARGET = "target"
 NEAR = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # distinct cosines to the target
 EMPTY = 0.32  # cosine of an empty response, between those of two words
@@ -42,16 +42,16 @@ def reference(texts: Sequence[str]) -> set[str]:
     """Return the texts that the reference implementation keeps."""
     rank = {text: sum(near(other) < near(text) for other in texts) for text in texts}  # repetitions count
     ranks = sorted(rank.values())
-    threshold = ranks[min(int(SHARE * len(texts)), len(ranks) - 1)]
+    threshold = ranks[min(int(FRACTION * len(texts)), len(ranks) - 1)]
     kept = {text for text in rank if rank[text] < threshold}
     return {text for text in kept if text.strip(" ")}
 
 
 def kept(folder: Path, sampled: dict[str, Sequence[str]], of: str, max_negatives: int = 1) -> dict[str, set[str]]:
     folder.mkdir(exist_ok=True)
-    sources = stored(folder / "in", sampled, near)
+    sources = write_sources(folder / "in", sampled, near)
     examples = {name: example(name, "?", TARGET) for name in sampled}
-    settings = Filter(LeastSimilar(SHARE, of), max_negatives, "drop_everywhere", 42, None)
+    settings = Filter(LeastSimilar(FRACTION, of), max_negatives, "drop_everywhere", 42, None)
     select_negatives(folder, settings, examples, *sources, None)
     seen = pd.read_parquet(folder / SIMILARITIES)
     texts: dict[str, set[str]] = {name: set() for name in sampled}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import BARS, OF, SELECTORS, SHARES, SIGNALS, pool, pools
+from pools import FRACTIONS, OF, SELECTORS, SIGNALS, THRESHOLDS, pool, pools
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Pool
+from selfcontrast.filters.pool import Pool
 from selfcontrast.filters.selectors import (
     Everything,
     LeastConsistent,
@@ -31,14 +31,14 @@ def floor(fraction: float, count: int) -> int:
     return int(np.floor(fraction * count + 1e-9))
 
 
-@given(candidates=pools(), fraction=SHARES)
+@given(candidates=pools(), fraction=FRACTIONS)
 def test_least_similar_keeps_the_lowest_cosines(candidates: Pool, fraction: float) -> None:
     near = candidates.similarity.tolist()
     kept = LeastSimilar(fraction, "distinct").select(candidates).tolist()
     assert sorted(near[i] for i in kept) == sorted(near)[: floor(fraction, len(near))]
 
 
-@given(candidates=pools(), fraction=SHARES)
+@given(candidates=pools(), fraction=FRACTIONS)
 def test_least_similar_of_samples_keeps_those_below_the_next_distinct_response(
     candidates: Pool, fraction: float
 ) -> None:
@@ -52,7 +52,7 @@ def test_least_similar_of_samples_keeps_those_below_the_next_distinct_response(
     assert len(kept) <= max(0, count)
 
 
-@given(candidates=pools(), fraction=SHARES, of=OF)
+@given(candidates=pools(), fraction=FRACTIONS, of=OF)
 def test_random_keeps_as_many_as_least_similar(candidates: Pool, fraction: float, of: str) -> None:
     assert len(Random(fraction, of).select(candidates)) == len(LeastSimilar(fraction, of).select(candidates))
 
@@ -73,8 +73,8 @@ def test_rank_window_keeps_the_ranks_inside(candidates: Pool, low: float, high: 
     assert kept == {i for i in range(count) if floor(low, count) <= i < floor(high, count)}
 
 
-@given(candidates=pools(), threshold=BARS)
-def test_less_similar_than_and_most_similar_below_keep_cosines_below_bar(candidates: Pool, threshold: float) -> None:
+@given(candidates=pools(), threshold=THRESHOLDS)
+def test_similarity_selectors_keep_cosines_below_threshold(candidates: Pool, threshold: float) -> None:
     below = [i for i, near in enumerate(candidates.similarity) if near < threshold]
     assert sorted(LessSimilarThan(threshold).select(candidates).tolist()) == below
     nearest_first = MostSimilarBelow(threshold).select(candidates).tolist()
@@ -83,7 +83,7 @@ def test_less_similar_than_and_most_similar_below_keep_cosines_below_bar(candida
     assert near == sorted(near, reverse=True)
 
 
-@given(candidates=pools(), fraction=SHARES, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
+@given(candidates=pools(), fraction=FRACTIONS, below=st.one_of(st.none(), st.floats(0, 1, width=32)))
 def test_lowest_scored_keeps_the_lowest_scores_below_its_bound(
     candidates: Pool, fraction: float, below: float | None
 ) -> None:
@@ -116,7 +116,7 @@ def ranks_of(values: list[float]) -> list[float]:
     return [sum(v < value for v in values) + (1 + sum(v == value for v in values)) / 2 for value in values]
 
 
-@given(candidates=pools(), fraction=SHARES, of=OF)
+@given(candidates=pools(), fraction=FRACTIONS, of=OF)
 def test_least_consistent_and_least_likely_keep_the_lowest_share(candidates: Pool, fraction: float, of: str) -> None:
     consensus = candidates.consensus.tolist()
     assert LeastConsistent(fraction, of).select(candidates).tolist() == lowest_share(
@@ -127,7 +127,7 @@ def test_least_consistent_and_least_likely_keep_the_lowest_share(candidates: Poo
     assert LeastLikely(fraction, of).select(candidates).tolist() == lowest_share(candidates, per_token, fraction, of)
 
 
-@given(candidates=pools(), fraction=SHARES, of=OF, signals=SIGNALS)
+@given(candidates=pools(), fraction=FRACTIONS, of=OF, signals=SIGNALS)
 def test_lowest_ranked_keeps_the_lowest_sum_of_ranks(
     candidates: Pool, fraction: float, of: str, signals: list[str]
 ) -> None:
@@ -195,7 +195,7 @@ def test_random_is_uniform_over_seeds() -> None:
 
 
 @given(candidates=pools(), selector=SELECTORS)
-def test_keep_is_distinct_bounded_by_most_and_repeatable(candidates: Pool, selector: Any) -> None:
+def test_select_is_distinct_bounded_by_max_kept_and_repeatable(candidates: Pool, selector: Any) -> None:
     kept = selector.select(candidates).tolist()
     count = len(candidates.similarity)
     assert len(set(kept)) == len(kept) <= min(count, selector.max_kept(candidates.samples))
@@ -204,25 +204,27 @@ def test_keep_is_distinct_bounded_by_most_and_repeatable(candidates: Pool, selec
     assert kept == selector.select(candidates).tolist()
 
 
-@pytest.mark.parametrize(("fraction", "samples", "most"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)])
-def test_most_rounds_down_without_floating_point_error(fraction: float, samples: int, most: int) -> None:
-    assert LeastSimilar(fraction, "distinct").max_kept(samples) == most
-    assert Random(fraction, "distinct").max_kept(samples) == most
-    assert LowestScored(fraction, None).max_kept(samples) == most
+@pytest.mark.parametrize(
+    ("fraction", "samples", "max_kept"), [(0.75, 32, 24), (0.25, 32, 8), (0.1, 30, 3), (1.0, 7, 7)]
+)
+def test_max_kept_rounds_down_without_floating_point_error(fraction: float, samples: int, max_kept: int) -> None:
+    assert LeastSimilar(fraction, "distinct").max_kept(samples) == max_kept
+    assert Random(fraction, "distinct").max_kept(samples) == max_kept
+    assert LowestScored(fraction, None).max_kept(samples) == max_kept
     assert (
         LeastConsistent(fraction, "distinct").max_kept(samples)
         == LeastLikely(fraction, "distinct").max_kept(samples)
-        == most
+        == max_kept
     )
 
 
-def test_most_of_samples_is_below_all_distinct_responses() -> None:
+def test_max_kept_of_samples_is_below_all_distinct_responses() -> None:
     assert LeastSimilar(1.0, "samples").max_kept(7) == Random(1.0, "samples").max_kept(7) == 6
     assert LeastSimilar(0.75, "samples").max_kept(32) == LeastConsistent(0.75, "samples").max_kept(32) == 24
     assert LeastLikely(1.0, "samples").max_kept(7) == 6
 
 
-def test_most_of_window_and_bar_selectors() -> None:
+def test_max_kept_of_window_and_threshold_selectors() -> None:
     assert RankWindow(0.25, 0.75).max_kept(32) == 16
     assert RankWindow(0.0, 1.0).max_kept(7) == 7
     assert LessSimilarThan(0.5).max_kept(7) == MostSimilarBelow(0.5).max_kept(7) == Everything().max_kept(7) == 7

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from selfcontrast.filters.signals import SHARES, auc, ranks, signal_table
+from selfcontrast.filters.signals import FRACTIONS, auc, ranks, signal_table
 
 GRID = st.integers(-4, 4).map(lambda i: i / 4)
 CANDIDATE = st.tuples(GRID, GRID, st.integers(-8, -1), st.integers(1, 3), st.booleans())
@@ -61,7 +61,7 @@ def test_signal_table_equals_plain_loops(prompts: list[list[Any]]) -> None:
             assert table[name]["auc"] == pytest.approx(roc_auc_score(flat, relative))
         else:
             assert table[name]["auc"] is None
-        rates = [plain_false_negatives(values, good, fraction) for fraction in SHARES]
+        rates = [plain_false_negatives(values, good, fraction) for fraction in FRACTIONS]
         assert table[name]["false_negatives"] == pytest.approx(rates)
 
 

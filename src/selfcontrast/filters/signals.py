@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from selfcontrast.filters.select import Floats, Indices
+from selfcontrast.filters.pool import Floats, Indices
 
-SHARES = (0.75, 0.5, 0.25, 0.125)  # fractions of a prompt's distinct candidates that are kept, lowest signal first
+FRACTIONS = (0.75, 0.5, 0.25, 0.125)  # fractions of a prompt's distinct candidates that are kept, lowest signal first
 SIMILARITY, CONSENSUS, LOG_PROB, RANK_SUM = "similarity", "consensus", "log_prob", "rank_sum"
 SIGNALS = (SIMILARITY, CONSENSUS, LOG_PROB)  # signals whose ranks can be summed
 
@@ -34,7 +34,7 @@ def _ranks_by(order: Indices, values: Floats, groups: NDArray[Any]) -> Floats:
 
 
 def signal_table(seen: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return one row per signal: its AUC for "good", and the false-negative rate at each of `SHARES`.
+    """Return one row per signal: its AUC for "good", and the false-negative rate at each of `FRACTIONS`.
 
     The signals are the similarity to the target, the consensus, the sampler's log-probability per token, and the sum of
     their ranks. A selector compares the candidates of one prompt only, and so does this. A signal enters as its rank
@@ -83,7 +83,7 @@ def auc(values: Floats, good: NDArray[np.bool_]) -> float | None:
 
 
 def _false_negatives(good: NDArray[np.bool_], position: Indices, sizes: Indices) -> list[float | None]:
-    """Return the fraction of good candidates among those kept, per fraction of `SHARES`.
+    """Return the fraction of good candidates among those kept, per fraction of `FRACTIONS`.
 
     Args:
         good: ordered by prompt and, within it, by ascending signal [n].
@@ -91,7 +91,7 @@ def _false_negatives(good: NDArray[np.bool_], position: Indices, sizes: Indices)
         sizes: number of candidates of the prompt [n].
     """
     rates: list[float | None] = []
-    for fraction in SHARES:
+    for fraction in FRACTIONS:
         kept = position < np.floor(fraction * sizes + 1e-9)
         rates.append(float(good[kept].mean()) if kept.any() else None)
     return rates

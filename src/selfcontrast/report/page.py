@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from selfcontrast.evaluation.statistics.task_metrics import STDERR, metric_interval
-from selfcontrast.filters.signals import SHARES
+from selfcontrast.filters.signals import FRACTIONS
 from selfcontrast.report import against_kl, benchmarks, figures, text
 from selfcontrast.report.style import inline, save
 from selfcontrast.report.training import step_zero, throughput
@@ -137,7 +137,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "step_zero": step_zero(result.histories.get("align", [])),
         "facts": [*changed_facts(result.stages), *filter_facts(stages.get("filter", {}).get("summary", {}))],
         "signals": signal_rows(result.similarities.get("signals", [])),
-        "signal_heads": ["lowest kept by", "AUC", *(f"false negatives at {share:g}" for share in SHARES)],
+        "signal_heads": ["lowest kept by", "AUC", *(f"false negatives at {fraction:g}" for fraction in FRACTIONS)],
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.views(result),
         "published": benchmarks.published(result),
