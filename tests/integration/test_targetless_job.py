@@ -29,29 +29,29 @@ def test_scpo_trains_and_evaluates_prompts_without_targets(tmp_path: Path) -> No
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = ("data=jsonl", "data.path=own.jsonl", "generator=import", "generator.path=own.jsonl")
     graded = ("data.targets=optional", "data.answer_column=sum", "verifier=final_number")
-    asked = (*SETTINGS, *TINY_MODEL, *files, *graded, "trainer.epochs=1", "tracking=none")
+    overrides = (*SETTINGS, *TINY_MODEL, *files, *graded, "trainer.epochs=1", "tracking=none")
     splits = Jsonl(str(tmp_path / "own.jsonl"), 0.05, 0.1, None, "sum", "optional").load()
     train = [example.has_target for example in splits["train"]]
     test = [example.has_target for example in splits["test"]]
     assert 0 < sum(test) < len(test), "some held-out prompts have a target, and some have none"
 
-    refused = run_train(*asked, "negatives=1", "filter.max_negatives=1", cwd=tmp_path)
+    refused = run_train(*overrides, "negatives=1", "filter.max_negatives=1", cwd=tmp_path)
     assert refused.returncode == 1
     message = f"chosen=Target needs targets, and {train.count(False)} of {len(train)} training prompts have none"
     assert message in refused.stderr
     assert not (tmp_path / "store").exists(), "nothing has been computed"
 
-    ended = run_train(*asked, "method=scpo", cwd=tmp_path)
+    ended = run_train(*overrides, "method=scpo", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert f"{test.count(False)} of {len(test)} prompts of the split test have no target" in ended.stderr
-    found = stages(read_result(tmp_path / "out"))
-    assert found["sft"]["summary"]["examples"] == sum(train)
-    assert found["align"]["summary"]["prompts"] == len(train)
-    folder = Path(found["filter"]["path"])
+    by_stage = stages(read_result(tmp_path / "out"))
+    assert by_stage["sft"]["summary"]["examples"] == sum(train)
+    assert by_stage["align"]["summary"]["prompts"] == len(train)
+    folder = Path(by_stage["filter"]["path"])
     chosen, negatives = (pd.read_parquet(folder / f"{name}.parquet") for name in ("chosen", "negatives"))
     assert chosen["text"].str.startswith("It is").all()
     assert negatives["similarity"].isna().sum() == train.count(False)
-    scored = Path(found["evaluate SFT"]["path"])
+    scored = Path(by_stage["evaluate SFT"]["path"])
     assert pd.read_parquet(scored / "answers.parquet")["id"].nunique() == len(test)
     assert len(pd.read_parquet(scored / "likelihood.parquet")) == sum(test)
     assert (tmp_path / "out" / "report.html").is_file()

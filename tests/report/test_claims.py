@@ -26,7 +26,7 @@ from studies.claims.judge import (
     NOT_SUPPORTED,
     OURS,
     SUPPORTED,
-    Arm,
+    Condition,
     claims,
     experiments,
     titles,
@@ -34,9 +34,9 @@ from studies.claims.judge import (
 )
 
 Make = Callable[..., Result]
-ARMS = Path(__file__).parents[2] / "conf" / "method"
+METHODS = Path(__file__).parents[2] / "conf" / "method"
 PROMPTS = 200
-WAYS = ("T=1", "T=0.7")
+DECODINGS = ("T=1", "T=0.7")
 
 
 def scores(level: float, seed: int, name: str) -> list[float]:
@@ -53,8 +53,8 @@ def result(
     ids = [f"p{i:03d}" for i in range(PROMPTS)]
     means = {
         system: {
-            way: scores(base + more, seed, f"{system}{way}" if system == "SFT" else f"{system}{k}{way}")
-            for way, base, more in zip(WAYS, (0.6, 0.7), extra, strict=True)
+            decoding: scores(base + more, seed, f"{system}{decoding}" if system == "SFT" else f"{system}{k}{decoding}")
+            for decoding, base, more in zip(DECODINGS, (0.6, 0.7), extra, strict=True)
         }
         for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
     }
@@ -78,12 +78,12 @@ def whole(make: Make) -> list[Result]:
     return results
 
 
-def told(results: list[Result]) -> dict[str, Any]:
+def claims_by_name(results: list[Result]) -> dict[str, Any]:
     return {claim.claim: claim for claim in claims(experiments(results)[0])}
 
 
 def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result]) -> None:
-    by_name = told(whole)
+    by_name = claims_by_name(whole)
     expected = {
         "Self-Contrast beats SFT": (0.04, SUPPORTED),
         "Self-Contrast beats standard DPO": (-0.02, NOT_SUPPORTED),
@@ -104,7 +104,7 @@ def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result])
 
 def test_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
     """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
-    effect = told(whole)["Self-Contrast beats SFT"].effect
+    effect = claims_by_name(whole)["Self-Contrast beats SFT"].effect
     results = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
     by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in results]
     assert effect.estimate == pytest.approx(np.mean(by_seed))
@@ -116,7 +116,7 @@ def test_effect_of_k_equals_the_least_squares_slope(make: Make) -> None:
     jobs = [result(make, OURS, k, seed, 0.01 * k) for seed in (1, 2) for k in (1, 2, 8)]
     means = [np.mean([np.mean(r.prompts["means"][OURS]["T=1"]) for r in jobs if r.negatives == k]) for k in (1, 2, 8)]
     slope = stats.linregress([0, 1, 3], means).slope
-    assert told(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
+    assert claims_by_name(jobs)["it grows with K"].effect.estimate == pytest.approx(3 * slope)
 
 
 def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
@@ -143,12 +143,12 @@ def test_verdict_by_interval_and_p_value(effect: CrossedMean, p_holm: float, exp
 
 def test_effect_uses_only_seeds_with_both_methods(whole: list[Result]) -> None:
     fewer = [r for r in whole if not (r.config["label"] == DPO_STD and r.seed == 2)]
-    assert told(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
-    assert told(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
+    assert claims_by_name(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
+    assert claims_by_name(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
 
 
 def test_claims_of_missing_methods_are_left_out(make: Make) -> None:
-    by_name = told([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
+    by_name = claims_by_name([result(make, OURS, 4, seed, 0.1) for seed in (1, 2)])
     assert list(by_name) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
 
 
@@ -163,8 +163,8 @@ def test_experiments_with_different_data_are_separate(whole: list[Result], make:
 
 def result_of_other_settings(base: Result) -> Result:
     means = {
-        system: {way: [x + 0.01 for x in v] for way, v in ways.items()}
-        for system, ways in base.prompts["means"].items()
+        system: {decoding: [x + 0.01 for x in v] for decoding, v in decodings.items()}
+        for system, decodings in base.prompts["means"].items()
     }
     return replace(base, prompts={**base.prompts, "means": means})
 
@@ -226,13 +226,13 @@ def test_experiments_measured_by_similarity_are_left_out(whole: list[Result]) ->
 
 
 def test_method_labels_equal_those_of_their_files() -> None:
-    names = {str(yaml.safe_load(file.read_text())["label"]) for file in ARMS.glob("*.yaml")}
+    names = {str(yaml.safe_load(file.read_text())["label"]) for file in METHODS.glob("*.yaml")}
     assert {OURS, NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
 
 
 def test_judge_experiments_lists_methods_by_decoding_with_costs(whole: list[Result]) -> None:
     judged = claims_page.judge_experiments(whole)[0]
-    by_name = {row[0]: dict(zip(judged.arm_heads, row, strict=True)) for row in judged.arms}
+    by_name = {row[0]: dict(zip(judged.method_heads, row, strict=True)) for row in judged.methods}
     assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
     assert by_name["SFT"]["T=1"].startswith("0.6")
     assert by_name["SFT"]["minus SFT, T=1"] == "–"
@@ -246,7 +246,7 @@ def test_judge_experiments_lists_methods_by_decoding_with_costs(whole: list[Resu
     )
     assert ours["minus SFT, T=1"].startswith("+0.0")
     experiment = experiments(whole)[0]
-    assert experiment.mean({Arm(OURS, 99, "T=1"): 1.0}) is None
+    assert experiment.mean({Condition(OURS, 99, "T=1"): 1.0}) is None
 
 
 def test_judge_experiments_of_one_seed_or_one_method_is_empty(make: Make) -> None:

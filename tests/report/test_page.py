@@ -21,7 +21,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
-        self.shown = ""
+        self.text = ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -30,7 +30,7 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
 
     def handle_data(self, data: str) -> None:
-        self.shown += data.replace(NO_BREAK_SPACE, " ")
+        self.text += data.replace(NO_BREAK_SPACE, " ")
 
 
 def page(result: Result, folder: Path) -> tuple[str, Page]:
@@ -51,9 +51,9 @@ def test_page_needs_no_network(make: Callable[..., Result], tmp_path: Path) -> N
 def test_page_shows_rounds_and_their_settings(make: Callable[..., Result], tmp_path: Path) -> None:
     settings = {"iterations": 3, "reference_over_iterations": "initial", "prompts_over_iterations": "disjoint"}
     _, seen = page(replace(make(), config={**make().config, **settings}), tmp_path)
-    assert "iterations: reference initial, prompts disjoint" in seen.shown
+    assert "iterations: reference initial, prompts disjoint" in seen.text
     _, once = page(replace(make(), config={**make().config, **settings, "iterations": 1}), tmp_path)
-    assert "iterations: reference" not in once.shown
+    assert "iterations: reference" not in once.text
 
 
 def test_page_shows_the_chosen_candidate(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -61,18 +61,18 @@ def test_page_shows_the_chosen_candidate(make: Callable[..., Result], tmp_path: 
     for chosen, expected in (({}, False), ({"chosen": ""}, False), ({"chosen": "<the best>"}, True)):
         row = {**cells, "nearest_similarity": 0.2, **chosen}
         _, seen = page(replace(make(), negatives_shown=[row]), tmp_path)
-        assert ("<the best>" in seen.shown) == expected
+        assert ("<the best>" in seen.text) == expected
 
 
 def test_page_escapes_texts_of_models_and_data(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
-    assert "<script>alert(1)</script>" in seen.shown
-    assert "<script>b</script>" in seen.shown  # of the config
-    assert "<i>maths</i>" in seen.shown
-    assert "<b>bold</b>" in seen.shown  # of a category in a figure
-    assert "True & so on." in seen.shown
-    assert "<u>seen</u>" in seen.shown  # of a flagged prompt
-    assert "<s>told</s>" in seen.shown
+    assert "<script>alert(1)</script>" in seen.text
+    assert "<script>b</script>" in seen.text  # of the config
+    assert "<i>maths</i>" in seen.text
+    assert "<b>bold</b>" in seen.text  # of a category in a figure
+    assert "True & so on." in seen.text
+    assert "<u>seen</u>" in seen.text  # of a flagged prompt
+    assert "<s>told</s>" in seen.text
 
 
 def test_page_shows_every_number_of_the_comparison(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_page_shows_every_number_of_the_comparison(make: Callable[..., Result], 
     relative += ["+0.050 [+0.010, +0.090] (T=0.7)", "Contamination: 1 of 20 test prompts (5.0%)"]
     made = ["3 min 45 s", "cached", "1 min 04 s", "abc123", "2.13.0"]
     for expected in means + relative + described + filtered + made:
-        assert expected in seen.shown, expected
+        assert expected in seen.text, expected
 
 
 def test_signals_show_auc_and_false_negatives_by_share(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -93,12 +93,12 @@ def test_signals_show_auc_and_false_negatives_by_share(make: Callable[..., Resul
     assert "".join(f'<th class="n">{head}</th>' for head in heads) in html
     row = next(line for line in html.splitlines() if ">similarity to the target<" in line)
     assert re.findall(r">([^<]+)</td>", row)[1:] == ["0.752", "23.9%", "14.1%", "4.8%", "–"]
-    assert "sum of the ranks by these" in seen.shown
+    assert "sum of the ranks by these" in seen.text
 
 
 def test_dialogues_show_each_turn_with_its_answer(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
-    order = [seen.shown.index(words) for words in ("Turn one asks.", "One.", "Turn two asks.", "Last target.")]
+    order = [seen.text.index(words) for words in ("Turn one asks.", "One.", "Turn two asks.", "Last target.")]
     assert order == sorted(order)
 
 
@@ -116,16 +116,16 @@ def test_references_inside_figures_resolve(make: Callable[..., Result], tmp_path
 
 def test_page_labels_a_proxy(proxy: Result, tmp_path: Path) -> None:
     html, seen = page(proxy, tmp_path)
-    assert "similarity to the target's embedding: a proxy, not quality" in seen.shown
+    assert "similarity to the target's embedding: a proxy, not quality" in seen.text
     head = html[html.index("<thead>") : html.index("</thead>")]
     assert "similarity (proxy)" in head
-    assert "score (0 to 1)" not in seen.shown
+    assert "score (0 to 1)" not in seen.text
 
 
 def test_page_shows_unknown_intervals_as_dashes(unbounded: Result, tmp_path: Path) -> None:
     _, seen = page(unbounded, tmp_path)
-    assert "0.700 [–]" in seen.shown
-    assert "nan" not in seen.shown.lower()
+    assert "0.700 [–]" in seen.text
+    assert "nan" not in seen.text.lower()
 
 
 def test_page_omits_what_was_not_measured(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_page_omits_what_was_not_measured(make: Callable[..., Result], tmp_path:
         samples=[],
     )
     _, seen = page(bare, tmp_path)
-    assert "By category" not in seen.shown
-    assert "Answers" not in seen.shown
-    assert "Signals" not in seen.shown
+    assert "By category" not in seen.text
+    assert "Answers" not in seen.text
+    assert "Signals" not in seen.text
     assert seen.tags.count("svg") == 1
 
 
@@ -156,9 +156,9 @@ def test_figure_is_saved_for_use_without_the_page(make: Callable[..., Result], t
 def test_page_shows_training_speed_and_metrics_by_rank(make: Callable[..., Result], tmp_path: Path) -> None:
     _, seen = page(make(), tmp_path)
     line = "12,300 tokens/s, 3.25 prompts/s, 0.125 TFLOP/s of model FLOPs per device (37.5% of its peak), "
-    assert line + "peak memory 1.8 GiB." in seen.shown
-    assert "negative, most similar first" in seen.shown
-    assert "displacement" not in seen.shown
+    assert line + "peak memory 1.8 GiB." in seen.text
+    assert "negative, most similar first" in seen.text
+    assert "displacement" not in seen.text
 
 
 def test_page_notes_likelihood_displacement(make: Callable[..., Result], tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_page_notes_likelihood_displacement(make: Callable[..., Result], tmp_pat
     stages = [{**s, "summary": summary} if s["name"] == "align" else s for s in result.stages]
     _, seen = page(replace(result, stages=stages), tmp_path)
     assert (
-        "Likelihood displacement: over the last tenth of the steps the policy gave the targets 3.46 nats" in seen.shown
+        "Likelihood displacement: over the last tenth of the steps the policy gave the targets 3.46 nats" in seen.text
     )
 
 
@@ -191,7 +191,7 @@ def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[...
         written = written.replace(old, json.dumps(f"{old} {name}")[1:-1])
     _, seen = page(Result(**json.loads(written)), tmp_path)
     for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
-        assert f"{old} {name}" in seen.shown
+        assert f"{old} {name}" in seen.text
 
 
 def test_legend_shows_names_with_a_leading_underscore(make: Callable[..., Result]) -> None:

@@ -53,7 +53,7 @@ class Tables(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[Table] = []
+        self.tables: list[Table] = []
         self.divs: list[set[str]] = []
         self.cell: tuple[str, dict[str, str]] | None = None
         self.feed(html)
@@ -64,9 +64,9 @@ class Tables(HTMLParser):
             self.divs.append(set(attributes.get("class", "").split()))
         elif tag == "table":
             classes = self.divs[-1] if self.divs else set()
-            self.found.append(Table("scroll" in classes, "cards" in classes))
+            self.tables.append(Table("scroll" in classes, "cards" in classes))
         elif tag == "tr":
-            self.found[-1].rows.append([])
+            self.tables[-1].rows.append([])
         elif tag in ("td", "th"):
             self.cell = "", attributes
 
@@ -74,7 +74,7 @@ class Tables(HTMLParser):
         if tag == "div":
             self.divs.pop()
         elif tag in ("td", "th") and self.cell:
-            self.found[-1].rows[-1].append(self.cell)
+            self.tables[-1].rows[-1].append(self.cell)
             self.cell = None
 
     def handle_data(self, data: str) -> None:
@@ -116,7 +116,7 @@ def html(request: pytest.FixtureRequest, make: Make, write: Write, tmp_path: Pat
 
 
 def test_every_table_fits_the_page(html: str) -> None:
-    tables = Tables(html).found
+    tables = Tables(html).tables
     assert len(tables) >= 2
     for table in tables:
         heads = [text for text, _ in table.rows[0]]
@@ -126,7 +126,7 @@ def test_every_table_fits_the_page(html: str) -> None:
 
 
 def test_wide_table_names_its_cells_for_phones(html: str) -> None:
-    wide = [table for table in Tables(html).found if table.columns > 3 and table.rows[0][0][0] != "stage"]
+    wide = [table for table in Tables(html).tables if table.columns > 3 and table.rows[0][0][0] != "stage"]
     assert wide
     for table in wide:
         heads = [text for text, _ in table.rows[0]]
@@ -143,7 +143,7 @@ def test_style_lets_cells_wrap(html: str) -> None:
 
 def test_parser_detects_a_table_that_is_too_wide() -> None:
     cells = "".join(f'<td class="n">0.648\xa0[0.620,\xa00.67{column}]</td>' for column in range(9))
-    (table,) = Tables(f"<div class='x'><table><tr>{cells}</tr></table></div>").found
+    (table,) = Tables(f"<div class='x'><table><tr>{cells}</tr></table></div>").tables
     assert not table.scrolls
     assert table.columns == 9
     assert table.narrowest == 9 * (20 + 2)

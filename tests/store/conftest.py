@@ -1,34 +1,18 @@
-"""A store with some history, for the tests of what looks after it."""
+"""A store with artifacts of two runs, for the tests of its commands."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from computing import write
+from used import UsedStore
 
-from selfcontrast.store import RESUME, Artifact, Stage, Store
+from selfcontrast.store import RESUME, Stage, Store
 from selfcontrast.store.runs import Run
 
 
-@dataclass(frozen=True)
-class Lived:
-    """sft ─► generate ─► align at K = 1 and 8; run `one` (still there) used the branch of K = 1, run `gone` that of 8.
-
-    `old` is another sft, which nothing uses; a generate was abandoned.
-    """
-
-    root: Path
-    sft: Artifact
-    old: Artifact
-    generate: Artifact
-    one: Artifact
-    eight: Artifact
-    abandoned: Path
-
-
 @pytest.fixture
-def lived(tmp_path: Path) -> Lived:
+def used_store(tmp_path: Path) -> UsedStore:
     root = tmp_path / "store"
     for name in ("one", "gone"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -51,4 +35,4 @@ def lived(tmp_path: Path) -> Lived:
         Store(root).get(Stage("generate", 1, {"samples": 9}, {"sft": sft}, fails))
     (abandoned,) = root.glob("generate/*.partial")
     shutil.rmtree(tmp_path / "gone")
-    return Lived(root, sft, old, generate, align_1, align_8, abandoned)
+    return UsedStore(root, sft, old, generate, align_1, align_8, abandoned)

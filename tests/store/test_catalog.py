@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 from computing import write
+from used import UsedStore
 
-from conftest import Lived
 from selfcontrast.errors import UserError
 from selfcontrast.store import MANIFEST, Stage, Store
 from selfcontrast.store.catalog import Catalog, Entry
@@ -16,8 +16,8 @@ def entry(catalog: Catalog, name: str) -> Entry:
     return match
 
 
-def test_catalog_entries_report_state_size_users_and_owner(lived: Lived) -> None:
-    catalog = Catalog.read(lived.root)
+def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore) -> None:
+    catalog = Catalog.read(used_store.root)
     assert [(e.stage, e.state) for e in catalog.entries] == [
         ("align", "published"),
         ("align", "published"),
@@ -26,27 +26,27 @@ def test_catalog_entries_report_state_size_users_and_owner(lived: Lived) -> None
         ("sft", "published"),
         ("sft", "published"),
     ]
-    sft = entry(catalog, f"sft/{lived.sft.key}")
-    assert sft.bytes == 5 + (lived.sft.path / MANIFEST).stat().st_size
-    assert sft.runs == (lived.root.parent / "one",)
-    assert {e.key for e in catalog.made_from(sft)} == {lived.generate.key, lived.one.key, lived.eight.key}
-    assert entry(catalog, f"align/{lived.eight.key}").runs == ()  # its run's folder is gone
+    sft = entry(catalog, f"sft/{used_store.sft.key}")
+    assert sft.bytes == 5 + (used_store.sft.path / MANIFEST).stat().st_size
+    assert sft.runs == (used_store.root.parent / "one",)
+    assert {e.key for e in catalog.made_from(sft)} == {used_store.generate.key, used_store.k1.key, used_store.k8.key}
+    assert entry(catalog, f"align/{used_store.k8.key}").runs == ()  # its run's folder is gone
     (partial,) = [e for e in catalog.entries if e.state == "abandoned"]
     assert partial.bytes == 7 + (partial.folder / "begun_with.json").stat().st_size
     assert partial.owner
     assert partial.owner.pid == os.getpid()
-    with locked(lived.root, "generate", partial.key):
-        assert entry(Catalog.read(lived.root), partial.name).state == "in progress"
+    with locked(used_store.root, "generate", partial.key):
+        assert entry(Catalog.read(used_store.root), partial.name).state == "in progress"
 
 
-def test_apart_returns_settings_that_differ_within_stage(lived: Lived) -> None:
-    catalog = Catalog.read(lived.root)
-    assert catalog.apart(entry(catalog, f"sft/{lived.sft.key}")) == {"optim.lr": "0.001"}
-    assert catalog.apart(entry(catalog, f"align/{lived.eight.key}")) == {"negatives": "8"}
-    assert catalog.apart(entry(catalog, f"generate/{lived.generate.key}")) == {}
-    Store(lived.root).get(Stage("sft", 2, {"optim": None}, {}, write()))
-    changed = Catalog.read(lived.root)
-    assert changed.apart(entry(changed, f"sft/{lived.sft.key}")) == {
+def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) -> None:
+    catalog = Catalog.read(used_store.root)
+    assert catalog.differing_settings(entry(catalog, f"sft/{used_store.sft.key}")) == {"optim.lr": "0.001"}
+    assert catalog.differing_settings(entry(catalog, f"align/{used_store.k8.key}")) == {"negatives": "8"}
+    assert catalog.differing_settings(entry(catalog, f"generate/{used_store.generate.key}")) == {}
+    Store(used_store.root).get(Stage("sft", 2, {"optim": None}, {}, write()))
+    changed = Catalog.read(used_store.root)
+    assert changed.differing_settings(entry(changed, f"sft/{used_store.sft.key}")) == {
         "optim.lr": "0.001",
         "optim.epochs": "3",
         "optim.betas": "[0.9, 0.95]",
@@ -55,41 +55,43 @@ def test_apart_returns_settings_that_differ_within_stage(lived: Lived) -> None:
     }
 
 
-def test_apart_omits_inputs_of_other_inputs(lived: Lived) -> None:
-    other = Store(lived.root).get(Stage("generate", 1, {"samples": 4}, {"sft": lived.old}, write()))
-    made = Store(lived.root).get(
-        Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": lived.old, "negatives": other}, write())
+def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
+    other = Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.old}, write()))
+    made = Store(used_store.root).get(
+        Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": used_store.old, "negatives": other}, write())
     )
-    catalog = Catalog.read(lived.root)
-    assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{lived.old.key}"}
-    assert catalog.apart(entry(catalog, f"align/{made.key}")) == {
+    catalog = Catalog.read(used_store.root)
+    assert catalog.differing_settings(entry(catalog, f"generate/{other.key}")) == {
+        "inputs.sft": f"sft/{used_store.old.key}"
+    }
+    assert catalog.differing_settings(entry(catalog, f"align/{made.key}")) == {
         "negatives": "1",  # the setting, which has the role's name
         "inputs.negatives": f"generate/{other.key}",
     }
 
 
-def test_find_accepts_unique_prefix_and_refuses_others(lived: Lived) -> None:
-    catalog = Catalog.read(lived.root)
-    assert catalog.find(lived.one.key[:8]).key == lived.one.key
-    assert catalog.find(f"align/{lived.one.key[:8]}").key == lived.one.key
+def test_find_accepts_unique_prefix_and_refuses_others(used_store: UsedStore) -> None:
+    catalog = Catalog.read(used_store.root)
+    assert catalog.find(used_store.k1.key[:8]).key == used_store.k1.key
+    assert catalog.find(f"align/{used_store.k1.key[:8]}").key == used_store.k1.key
     with pytest.raises(UserError, match=r"^align/: 2 keys start with it \(align/\w{20}, align/\w{20}\)"):
         catalog.find("align/")
     with pytest.raises(UserError, match="no artifact's key"):
         catalog.find("zz")
 
 
-def test_catalog_damaged_manifest_is_listed_as_unreadable(lived: Lived) -> None:
-    (lived.old.path / MANIFEST).write_text("{}")
-    catalog = Catalog.read(lived.root)
-    assert entry(catalog, f"sft/{lived.old.key}").state == "unreadable"
-    assert catalog.inputs_of(entry(catalog, f"generate/{lived.generate.key}"))["sft"]
+def test_catalog_damaged_manifest_is_listed_as_unreadable(used_store: UsedStore) -> None:
+    (used_store.old.path / MANIFEST).write_text("{}")
+    catalog = Catalog.read(used_store.root)
+    assert entry(catalog, f"sft/{used_store.old.key}").state == "unreadable"
+    assert catalog.inputs_of(entry(catalog, f"generate/{used_store.generate.key}"))["sft"]
 
 
-def test_catalog_ignores_folders_that_are_not_artifacts(lived: Lived) -> None:
-    (lived.root / "notes").mkdir()
-    (lived.root / "notes" / "todo.txt").touch()
-    (lived.root / "file").touch()
-    assert len(Catalog.read(lived.root).entries) == 6
+def test_catalog_ignores_folders_that_are_not_artifacts(used_store: UsedStore) -> None:
+    (used_store.root / "notes").mkdir()
+    (used_store.root / "notes" / "todo.txt").touch()
+    (used_store.root / "file").touch()
+    assert len(Catalog.read(used_store.root).entries) == 6
 
 
 def test_catalog_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def print_sweep(sweep: Sweep) -> None:
     if sweep.jobs:
         say("")
         for name in ("figure.png", "report.html", "results.csv"):
-            say(f"{name.split('.')[0]:<8} {text.place(sweep.folder / name)}", wrap=False)
+            say(f"{name.split('.')[0]:<8} {text.short_path(sweep.folder / name)}", wrap=False)
 
 
 def _print_jobs(sweep: Sweep) -> None:

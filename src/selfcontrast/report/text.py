@@ -95,12 +95,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def place(path: str | Path) -> str:
+def short_path(path: str | Path) -> str:
     """Format a path as the reader would type it: relative if it is below the working directory."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
-def had(stage: Mapping[str, Any]) -> str:
+def status(stage: Mapping[str, Any]) -> str:
     """Say whether a stage's artifact was cached in the store, resumed, or computed in whole."""
     return "cached" if stage["cached"] else ("resumed" if stage["resumed"] else "done")
