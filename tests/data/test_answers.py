@@ -198,7 +198,7 @@ def test_chat_that_ends_with_the_user_has_one_target(tmp_path: Path, caplog: pyt
 def test_import_row_with_two_lists_of_responses_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "target": "A", "responses": ["B"], "negatives": ["C"]}]
     with pytest.raises(UserError, match="line 1: 'responses' and 'negatives'"):
-        _ = Import(str(write_lines(tmp_path / "a.jsonl", rows)), None, 100, 0).samples
+        _ = Import(None, 100, 0, path=str(write_lines(tmp_path / "a.jsonl", rows))).samples
 
 
 # Rendered prompts

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from selfcontrast.constrained import Count, Seed, Text, check_numbers
+from selfcontrast.constrained import Text
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.formats import RowError, SkippedRow, prompt_of, ranked_texts, text
 from selfcontrast.data.jsonl import read_folder, rows_file
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.generate import choose
-from selfcontrast.generators.responses import write_responses
+from selfcontrast.generators.responses import ExistingResponses, write_responses
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import Content, note, noted
 
@@ -26,7 +26,7 @@ SETTING = "generator.path"
 
 
 @dataclass(frozen=True)
-class Import:
+class Import(ExistingResponses):
     """Rows with a prompt, in any format of `data/formats.py`, and a list of `responses`.
 
     In the authors' release (`data/release.py`), the response is the rejected answer of `output` = [chosen, rejected].
@@ -35,20 +35,9 @@ class Import:
 
     Attributes:
         path: a file as in `data.jsonl.Jsonl`, or a folder of such files. The key has its content, not its location.
-        prompts: number of the prompts with responses, drawn with `seed`; None for all.
-        max_length: tokens of prompt and response; longer ones are dropped and counted.
     """
 
-    follows_model: ClassVar[bool] = False
-    has_log_probs: ClassVar[bool] = False
-
     path: Text = field(metadata=NOT_IN_KEY)  # the key has its content
-    prompts: Count | None
-    max_length: Count
-    seed: Seed
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "generator")
 
     @property
     def samples(self) -> int:
