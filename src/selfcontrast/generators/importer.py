@@ -100,13 +100,13 @@ class Import(ExistingResponses):
             except SkippedRow as reason:
                 log.warning("%s, %s: dropped a row: %s", self.path, location, reason)
             except RowError as error:
-                raise UserError(f"{self.path}, {location}: {error}") from None
+                raise UserError(f"{self.path}, {location}: {error}. {error.fix}") from None
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
     columns = [name for name in COLUMNS if row.get(name) is not None]
     if len(columns) > 1:
-        raise RowError(f"{' and '.join(map(repr, columns))} both have responses; remove one of them")
+        raise RowError(f"{' and '.join(map(repr, columns))} both have responses", "Remove one of them.")
     column = columns[0] if columns else COLUMNS[0]
     responses = row.get(column)
     if responses is None and (texts := ranked_texts(row.get("output"))):
