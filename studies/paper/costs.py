@@ -221,10 +221,13 @@ def from_file(file: Path, hardware: str) -> dict[str, float]:
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
+        raise UserError(f"{file}: cannot be read ({error}). Name a YAML file of speeds.") from error
     by_hardware = {str(entry["hardware"]): entry for entry in entries or []}
     if hardware not in by_hardware:
-        raise UserError(f"--hardware {hardware}: not in {file}, which has {', '.join(by_hardware) or 'nothing'}")
+        known = ", ".join(by_hardware) or "nothing"
+        raise UserError(
+            f"--hardware {hardware}: not in {file}, which has {known}. Name one, or add it with its source."
+        )
     if not by_hardware[hardware].get("source"):
         raise UserError(f"{file}: {hardware} has no source. Name where its speeds can be looked up.")
     return checked(by_hardware[hardware]["speeds"])
