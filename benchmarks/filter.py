@@ -24,7 +24,8 @@ from selfcontrast.data.example import Example
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance
 from selfcontrast.filters.embed import CANDIDATES, ROWS, TARGETS, hashes_of
 from selfcontrast.filters.filter import select_negatives
-from selfcontrast.filters.select import Filter, Selector
+from selfcontrast.filters.pool import Selector
+from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import (
     Everything,
     LeastConsistent,

@@ -66,7 +66,7 @@ def gradients(contender: Contender) -> list[Tensor] | None:
     return [p.grad.cpu() for p in contender.model.parameters() if p.grad is not None]
 
 
-def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+def difference(gradients: list[Tensor], expected: list[Tensor]) -> float:
     """Return the relative distance of two gradients."""
-    squared = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, expected, strict=True))
+    squared = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(gradients, expected, strict=True))
     return math.sqrt(squared / sum(float(b.double().square().sum()) for b in expected))

@@ -53,8 +53,8 @@ class OpenAIServer:
         models: names that `/models` lists; None if it does not exist.
         root: the models' root in `/models`.
         key: API key that requests must have; None for any.
-        asked: requests for answers, in order of arrival.
-        most: largest number of concurrent requests.
+        requests: the requests for answers, in order of arrival.
+        max_concurrent: largest number of concurrent requests.
     """
 
     reply: Callable[[Body], list[Body]] = words
@@ -62,8 +62,8 @@ class OpenAIServer:
     models: Sequence[str] | None = ("selfcontrast",)
     root: str = ""
     key: str | None = None
-    asked: list[ReceivedRequest] = field(default_factory=list)
-    most: int = 0
+    requests: list[ReceivedRequest] = field(default_factory=list)
+    max_concurrent: int = 0
     url: str = ""
 
     @contextmanager
@@ -96,10 +96,10 @@ class OpenAIServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
-                    number = len(outer.asked)
-                    outer.asked.append(ReceivedRequest(self.path, body, self.headers["Authorization"]))
+                    number = len(outer.requests)
+                    outer.requests.append(ReceivedRequest(self.path, body, self.headers["Authorization"]))
                     under_way[0] += 1
-                    outer.most = max(outer.most, under_way[0])
+                    outer.max_concurrent = max(outer.max_concurrent, under_way[0])
                 try:
                     fault = outer.fault(number, body)
                     self._send(fault) if fault else self._json({"choices": outer.reply(body)})

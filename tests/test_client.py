@@ -88,8 +88,8 @@ def test_transient_failure_is_retried(fault: Fault) -> None:
         (expected,) = ask(servers(healthy.url))
     with OpenAIServer(fault=first(fault, fault)).open() as server:
         assert asyncio.run(once(server.url)) == expected
-        assert len(server.asked) == 3
-        assert {str(request.body) for request in server.asked} == {str(server.asked[0].body)}
+        assert len(server.requests) == 3
+        assert {str(request.body) for request in server.requests} == {str(server.requests[0].body)}
 
 
 REASONS = {
@@ -109,7 +109,7 @@ def test_permanent_failure_gives_its_reason_and_others_succeed(fault: Fault, rea
 
     with OpenAIServer(fault=poisoned).open() as server:
         answers = ask(servers(server.url), 4)
-        tries = sum(request.body["prompt"] == "p1" for request in server.asked)
+        tries = sum(request.body["prompt"] == "p1" for request in server.requests)
     assert answers[1] == f"failed: {reason}"
     assert all(answer.startswith("the ") for i, answer in enumerate(answers) if i != 1)
     assert tries == (3 if "tries" in reason else 1)
@@ -131,7 +131,7 @@ def test_refused_connection_fails() -> None:
 def test_dead_endpoint_is_paused_and_the_other_answers() -> None:
     with OpenAIServer().open() as server:
         answers = ask(servers(closed_url(), server.url, retries=5, initial_backoff=0.2), 40)
-        assert len(server.asked) == 40
+        assert len(server.requests) == 40
     assert all(answer.startswith("the ") for answer in answers)
 
 
@@ -139,10 +139,10 @@ def test_endpoints_share_requests_within_concurrency() -> None:
     slow = lambda number, body: Fault(200, b'{"choices": [{"text": "the"}]}', delay=0.02)  # noqa: E731
     with OpenAIServer(fault=slow).open() as server, OpenAIServer(fault=slow).open() as other_server:
         ask(servers(server.url, other_server.url, concurrency=3), 30)
-        assert len(server.asked) + len(other_server.asked) == 30
-        assert min(len(server.asked), len(other_server.asked)) >= 6
-        assert server.most <= 3
-        assert other_server.most <= 3
+        assert len(server.requests) + len(other_server.requests) == 30
+        assert min(len(server.requests), len(other_server.requests)) >= 6
+        assert server.max_concurrent <= 3
+        assert other_server.max_concurrent <= 3
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -187,7 +187,7 @@ def test_refused_key_raises_at_once_without_the_key(status: int, monkeypatch: py
             UserError, match=r"refuses the key \(HTTP \d+: Incorrect API key: \*\*\*\).*OWN_KEY"
         ) as caught:
             ask(servers(server.url, api_key_env="OWN_KEY"))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     assert KEY not in str(caught.value)
 
 
@@ -196,7 +196,7 @@ def test_wrong_address_raises_at_once(fault: Fault) -> None:
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         with pytest.raises(UserError, match=r"/v1/completions .*\(HTTP \d+"):
             ask(servers(server.url))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 # --- keys, models and settings
@@ -208,8 +208,8 @@ def test_key_is_sent_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None
         settings = servers(server.url, api_key_env="OWN_KEY")
         ask(settings)
         ask(servers(server.url))
-    assert [request.authorization for request in server.asked] == [f"Bearer {KEY}", None]
-    assert KEY not in f"{settings} {server.asked[0].body} {server.asked[0].path}"
+    assert [request.authorization for request in server.requests] == [f"Bearer {KEY}", None]
+    assert KEY not in f"{settings} {server.requests[0].body} {server.requests[0].path}"
 
 
 @pytest.mark.parametrize("value", [None, " "])
@@ -272,7 +272,7 @@ def test_server_that_never_answers_raises(
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s"):
             asyncio.run(many(servers(server.url, retries=5), 100))
-        assert len(server.asked) < 20
+        assert len(server.requests) < 20
     assert sum("retrying" in record.getMessage() for record in caplog.records) == 1
 
 

@@ -147,7 +147,7 @@ def test_llamafactory_rows_have_its_ranking_format(
 
 def test_exported_file_is_imported_as_candidates(artifact: Path, data: Jsonl, examples: list[Example]) -> None:
     output, _ = exported(artifact, "jsonl", data, 2)
-    back = Import(str(output), None, 100, 0)
+    back = Import(None, 100, 0, path=str(output))
     back.check(examples)
     assert list(back._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
     assert back.samples == 2

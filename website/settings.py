@@ -12,6 +12,7 @@ import yaml
 PAGE = "settings.md"
 GLOBAL = "# @package _global_"
 ANYWHERE = "WHERE"  # the place of a group that has no fixed one, such as a benchmark's judge
+CHOICE_ELSEWHERE = re.compile(r"\s*# - (\w+: .*?)(?=\s+#|$)")  # "# - group: VALUE   # comment" in a defaults list
 
 INTRO = f"""# All settings
 
@@ -91,6 +92,7 @@ class _Reader:
                 yield from self.settings(value, f"{name}.")
             elif key.value == "defaults":
                 for item in value.value:
+                    yield from self._choices_above(name, item)
                     yield Setting(name, self._source(item), self._comments(item, item.end_mark))
             else:
                 yield Setting(name, "", self._comments(key, key.end_mark))
@@ -110,12 +112,21 @@ class _Reader:
         while last > first and (last >= len(self.lines) or not self.lines[last][:column].strip()):
             last -= 1  # the mark of a block is at the next token
             column = 0
+        above = _plain(self.lines[number] for number in self._above(first))
+        return "\n".join(filter(None, [above, self._beside(last, column, node.start_mark.column)]))
+
+    def _choices_above(self, name: str, item: yaml.Node) -> Iterator[Setting]:
+        """Yield the choices in the comments above an item of the defaults list, which another file makes."""
+        for number in self._above(item.start_mark.line):
+            if choice := CHOICE_ELSEWHERE.match(self.lines[number]):
+                yield Setting(name, choice[1], self._beside(number, choice.end(1), item.start_mark.column))
+
+    def _above(self, first: int) -> range:
+        """Return the numbers of the comment lines directly above a line that belong to no earlier key."""
         above = first
         while above and above - 1 not in self.read and self.lines[above - 1].lstrip().startswith("#"):
             above -= 1
-        return "\n".join(
-            filter(None, [_plain(self.lines[above:first]), self._beside(last, column, node.start_mark.column)])
-        )
+        return range(above, first)
 
     def _beside(self, number: int, column: int, indent: int) -> str:
         """Return the comment behind `column` of a line, with the lines below that continue it (further right)."""
@@ -177,7 +188,7 @@ def _body(option: Option, chosen: set[str]) -> str:
     elif top == "hydra":
         prefix = f"{option.group.replace('/', '.')}."
     else:
-        prefix = f"{option.group}." if option.group in chosen | {"verifier", "adapter"} else f"{ANYWHERE}."
+        prefix = f"{option.group}." if option.group in chosen else f"{ANYWHERE}."
     out = []
     if option.comment:
         out.append(f'<p class="comment">{_text(option.comment)}</p>')

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from selfcontrast.data.example import Example, Split
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import needs_target
+from selfcontrast.filters.pool import needs_target
 from selfcontrast.generators.generate import Generation, Generator
 from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
@@ -45,11 +45,11 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             f"{name} needs scores, and this data has no verifier. Set filter.reward_model (filter=oracle_reward "
             "filter.reward_model.path=MODEL), or use another objective."
         )
-    for needed, who in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
+    for needed, setting in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
         if needed and not generator.has_log_probs:
             raise UserError(
-                f"{who} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none. Use "
-                "generator=hf or generator=vllm."
+                f"{setting} needs the sampler's log-probabilities, and generator={type(generator).__name__} has none. "
+                "Use generator=hf or generator=vllm."
             )
     if reference == "sampler" and not _samples_the_policy(generator):
         raise UserError(

@@ -33,8 +33,9 @@ from selfcontrast.evaluation.compare import BASELINE
 from selfcontrast.evaluation.evaluate import Evaluation
 from selfcontrast.evaluation.published import PublishedFigure, read_figures
 from selfcontrast.filters.chosen import check_chosen
+from selfcontrast.filters.contenders import Chosen
 from selfcontrast.filters.encode import Encoder
-from selfcontrast.filters.select import Chosen, Filter
+from selfcontrast.filters.select import Filter
 from selfcontrast.generators.generate import Generator
 from selfcontrast.models.adapters import Adapter
 from selfcontrast.models.loading import FromScratch, Model
@@ -274,7 +275,7 @@ def build(node: Any, where: str) -> Any:
     except UserError as error:
         raise UserError(_full_key(str(error), where, checked)) from error
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: these settings contradict each other ({error})") from error
+        raise UserError(f"{where}: these settings contradict each other ({error}). Change one of them.") from error
 
 
 def _grader(verifier: Verifier) -> Verifier | None:
@@ -313,7 +314,9 @@ def _class(target: str, where: str) -> Any:
     try:
         cls = resolve_name(str(target))
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}._target_={target}: no such class ({error})") from error
+        raise UserError(
+            f"{where}._target_={target}: no such class ({error}). Name one as MODULE.CLASS, and install its package."
+        ) from error
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise UserError(f"{where}._target_={target}: must be a dataclass whose fields are the config's keys")
     return cls
@@ -330,4 +333,4 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
         if OmegaConf.is_missing(node, key):  # checked first, because `in` is False for "???"
             raise UserError(f"{where}.{key} is required. Set {where}.{key}=…")
         if key not in node:
-            raise UserError(f"{where}.{key} is missing from the config")
+            raise UserError(f"{where}.{key} is missing from the config. Give +{where}.{key}=…, or add it to the file.")

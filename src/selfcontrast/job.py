@@ -96,10 +96,10 @@ class Job:
                 name, ", ".join(files[:SHOWN_FILES]), more, stage.name,
             )  # fmt: skip
 
-    def judge_context(self, who: str) -> JudgeContext:
-        """Return the context of judges; `who` names the benchmark and the system."""
+    def judge_context(self, label: str) -> JudgeContext:
+        """Return the context of judges; `label` names the benchmark and the system."""
         p = self.parts
-        return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, who)
+        return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, label)
 
     def _check_judges(self) -> None:
         """Send one request to each remote judge, so that a dead one is found before hours of training."""

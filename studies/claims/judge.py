@@ -1,7 +1,8 @@
-"""Judge the paper's claims: measure each effect from the results of several arms and seeds, and give a verdict.
+"""Judge the paper's claims: measure each effect from the results of several methods and seeds, and give a verdict.
 
-An effect is a mean, over seeds and prompts, of a contrast between arms that share the seed's fine-tuned model. Its
-interval generalises to other seeds and other prompts (`statistics.crossed`). One rule holds for every claim:
+An effect is a mean, over seeds and prompts, of a contrast between conditions (`Condition`) that share the seed's
+fine-tuned model. Its interval generalises to other seeds and other prompts (`statistics.crossed`). One rule holds for
+every claim:
 
 - *not supported*: the interval's upper end is below `MARGIN`. This excludes an effect that counts, even if a smaller
   one is clear.
@@ -40,7 +41,7 @@ SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs that differ i
 
 
 @dataclass(frozen=True)
-class Arm:
+class Condition:
     """A method with its K, at one decoding."""
 
     method: str
@@ -58,7 +59,7 @@ class Claim:
 
     Attributes:
         claim: in words.
-        contrast: the arms that are subtracted from each other, in words.
+        contrast: the conditions that are subtracted from each other, in words.
         effect: in units of the score.
         p_holm: p-value with Holm's correction for the claims of its experiment.
         verdict: `SUPPORTED`, `NOT_SUPPORTED` or `INCONCLUSIVE`.
@@ -75,7 +76,7 @@ class Experiment:
     """The results that share data, base model, fine-tuning and evaluation. Contrasts are computed within it.
 
     Args:
-        results: of any arms and seeds; one for each arm, K and seed.
+        results: of any methods and seeds; one for each method, K and seed.
     """
 
     def __init__(self, results: Sequence["Result"]) -> None:
@@ -95,27 +96,28 @@ class Experiment:
         return sorted({r.seed for r in self.results})
 
     @property
-    def arms(self) -> list[Arm]:
-        """Return the arms at the first decoding: the fine-tuned model, the method by K, then the others."""
+    def conditions(self) -> list[Condition]:
+        """Return the conditions at the first decoding: the fine-tuned model, the method by K, then the others."""
         policies = {(method(r), r.negatives): None for r in self.results if method(r) in r.prompts["means"]}
         first = self.decodings[0]
-        return [Arm(BASELINE, 0, first), *(Arm(name, k, first) for name, k in policies)]
+        return [Condition(BASELINE, 0, first), *(Condition(name, k, first) for name, k in policies)]
 
-    def of(self, arm: Arm) -> dict[int, "Result"]:
-        """Return the results that have the arm, by seed."""
-        results = [r for r in self.results if arm.method == BASELINE or (method(r), r.negatives) == (arm.method, arm.k)]
+    def results_of(self, condition: Condition) -> dict[int, "Result"]:
+        """Return the results that have the condition, by seed."""
+        chosen = (condition.method, condition.k)
+        results = [r for r in self.results if condition.method == BASELINE or (method(r), r.negatives) == chosen]
         return {r.seed: r for r in reversed(results)}  # each seed's first result has its fine-tuned model
 
-    def contrast(self, weights: Mapping[Arm, float]) -> Floats | None:
-        """Return sum_a w_a score_a by seed and prompt, [S, P], over the seeds that have all arms; None if none has."""
-        by_arm = {arm: self.of(arm) for arm in weights}
-        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_arm.values())))
+    def contrast(self, weights: Mapping[Condition, float]) -> Floats | None:
+        """Return sum_c w_c score_c by seed and prompt, [S, P], over the seeds that have all; None if none has."""
+        by_condition = {c: self.results_of(c) for c in weights}
+        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_condition.values())))
         if not seeds:
             return None
-        table = [sum(w * _scores(by_arm[arm][seed], arm) for arm, w in weights.items()) for seed in seeds]
+        table = [sum(w * _scores(by_condition[c][seed], c) for c, w in weights.items()) for seed in seeds]
         return np.round(np.array(table), 12)  # so that equal scores differ by exactly 0
 
-    def mean(self, weights: Mapping[Arm, float]) -> CrossedMean | None:
+    def mean(self, weights: Mapping[Condition, float]) -> CrossedMean | None:
         table = self.contrast(weights)
         return None if table is None else crossed_mean(table, self.confidence)
 
@@ -127,7 +129,7 @@ def experiments(results: Sequence["Result"]) -> list[Experiment]:
 
 
 def ambiguities(results: Sequence["Result"]) -> list[str]:
-    """Return why experiments are left out: several settings for a method, or several results for an arm, K and seed."""
+    """Return why experiments are left out: several settings for a method, or several results for one K and seed."""
     return [why for group in _groups(results) if (why := _ambiguity(group))]
 
 
@@ -143,7 +145,7 @@ def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
 
 
 def _ambiguity(group: Sequence["Result"]) -> str:
-    """Return why the group has no clear result for an arm; "" if it has."""
+    """Return why the group has no clear result for a condition; "" if it has."""
     for result in group:
         by_system = result.prompts["means"].values()
         scores = [np.array(values, dtype=np.float64) for means in by_system for values in means.values()]
@@ -163,7 +165,7 @@ def _ambiguity(group: Sequence["Result"]) -> str:
 
 
 def _distinct(results: Sequence["Result"]) -> list["Result"]:
-    """Drop results that repeat an earlier one's arm, K, seed and scores."""
+    """Drop results that repeat an earlier one's method, K, seed and scores."""
     kept: list[Result] = []
     for new in results:
         if all(
@@ -175,7 +177,7 @@ def _distinct(results: Sequence["Result"]) -> list["Result"]:
 
 
 def claims(experiment: Experiment) -> list[Claim]:
-    """Judge the claims that the experiment has the arms for."""
+    """Judge the claims that the experiment has the conditions for."""
     measured = []
     for words, make_contrast in CLAIMS:
         if made := make_contrast(experiment):
@@ -204,24 +206,24 @@ def method(result: "Result") -> str:
     return str(result.config.get("label", OURS))
 
 
-def _scores(result: "Result", arm: Arm) -> Floats:
-    return np.array(result.prompts["means"][arm.method][arm.decoding], dtype=np.float64)
+def _scores(result: "Result", condition: Condition) -> Floats:
+    return np.array(result.prompts["means"][condition.method][condition.decoding], dtype=np.float64)
 
 
-# ---- the claims: each returns its contrast in words and as weights of arms, or None if an arm is missing
+# ---- the claims: each returns its contrast in words and as weights of conditions, or None if one is missing
 
-Contrast = tuple[str, dict[Arm, float]]
+Contrast = tuple[str, dict[Condition, float]]
 
 
 def _against(experiment: Experiment, other: str, other_k: int, decoding: str | None = None) -> Contrast | None:
-    """Subtract another arm from the method at its largest K."""
+    """Subtract another method from Self-Contrast at its largest K."""
     if not experiment.ks:
         return None
-    way = decoding or experiment.decodings[0]
-    ours, theirs = Arm(OURS, experiment.ks[-1], way), Arm(other, other_k, way)
-    if not experiment.of(theirs):
+    decoding = decoding or experiment.decodings[0]
+    ours, theirs = Condition(OURS, experiment.ks[-1], decoding), Condition(other, other_k, decoding)
+    if not experiment.results_of(theirs):
         return None
-    return f"{ours.name} minus {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+    return f"{ours.name} minus {theirs.name}, at {decoding}", {ours: 1.0, theirs: -1.0}
 
 
 def _k_of(experiment: Experiment, name: str) -> int:
@@ -250,9 +252,9 @@ def _rise(experiment: Experiment) -> Contrast | None:
         return None
     x = np.log2(ks) - np.log2(ks).mean()
     slope = x / (x @ x) * (math.log2(ks[-1]) - math.log2(ks[0]))
-    way = experiment.decodings[0]
-    weights = {Arm(OURS, k, way): float(w) for k, w in zip(ks, slope, strict=True)}
-    return f"rise from K={ks[0]} to K={ks[-1]} along a line in log K, at {way}", weights
+    decoding = experiment.decodings[0]
+    weights = {Condition(OURS, k, decoding): float(w) for k, w in zip(ks, slope, strict=True)}
+    return f"rise from K={ks[0]} to K={ks[-1]} along a line in log K, at {decoding}", weights
 
 
 def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
@@ -262,9 +264,9 @@ def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
         common = set(experiment.ks) & {r.negatives for r in experiment.results if method(r) == name}
         if not common:
             return None
-        way = experiment.decodings[0]
-        ours, theirs = Arm(OURS, max(common), way), Arm(name, max(common), way)
-        return f"{ours.name} minus {theirs.name}, at {way}", {ours: 1.0, theirs: -1.0}
+        decoding = experiment.decodings[0]
+        ours, theirs = Condition(OURS, max(common), decoding), Condition(name, max(common), decoding)
+        return f"{ours.name} minus {theirs.name}, at {decoding}", {ours: 1.0, theirs: -1.0}
 
     return contrast
 

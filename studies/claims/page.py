@@ -1,4 +1,4 @@
-"""Show the claims and arms of experiments in tables: on a page, as Markdown, and on the terminal."""
+"""Show the claims and methods of experiments in tables: on a page, as Markdown, and on the terminal."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from selfcontrast.report.terminal import columns, say, show
 from selfcontrast.report.verdict import BASELINE
 from studies.claims.judge import (
     MARGIN,
-    Arm,
     Claim,
+    Condition,
     Experiment,
     ambiguities,
     claims,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLAIM_HEADS = ["claim", "measured", "effect", "p", "Holm", "seeds × prompts", "verdict"]
 NO_VARIATION = "its numbers do not vary, so no interval can be computed"
 NOT_JUDGED = "Claims were not judged:"
-ARMS = (
+ABOUT_METHODS = (
     "Means over seeds, with intervals over seeds and prompts. Entropy: mean −log p of an answer at temperature 1, in "
     "nats; lower is sharper. K used: negatives per prompt in training."
 )
@@ -42,16 +42,16 @@ class JudgedExperiment:
 
     Attributes:
         title: the settings in which it differs from the others; "" for a single one.
-        claims, arms: rows of the two tables.
-        arm_heads: heads of the arms' table. They depend on the decodings.
+        claims, methods: rows of the two tables.
+        method_heads: heads of the table of methods. They depend on the decodings.
         rule: how the claims are judged.
         left_out: why claims were not judged; "" if they were.
     """
 
     title: str
     claims: list[list[str]]
-    arm_heads: list[str]
-    arms: list[list[str]]
+    method_heads: list[str]
+    methods: list[list[str]]
     rule: str = ""
     left_out: str = ""
 
@@ -66,11 +66,11 @@ def rule(confidence: float) -> str:
 
 
 def judge_experiments(results: Sequence["Result"]) -> list[JudgedExperiment]:
-    """Judge the experiments with several arms or K over two or more seeds. A sweep's own table covers the others."""
-    usable = [e for e in experiments(results) if len(e.arms) > 2 and len(e.seeds) > 1]
+    """Judge the experiments with several methods or K over two or more seeds. A sweep's own table covers the others."""
+    usable = [e for e in experiments(results) if len(e.conditions) > 2 and len(e.seeds) > 1]
     judged = [
         JudgedExperiment(
-            title, [_claim(claim) for claim in claims(experiment)], *_arms(experiment), rule(experiment.confidence)
+            title, [_claim(claim) for claim in claims(experiment)], *_methods(experiment), rule(experiment.confidence)
         )
         for title, experiment in zip(titles(usable), usable, strict=True)
     ]
@@ -90,8 +90,8 @@ def as_markdown(judged: Sequence[JudgedExperiment]) -> str:
             parts.append(f"{NOT_JUDGED} {experiment.left_out}.\n")
             continue
         parts += [f"## {experiment.title}\n"] if experiment.title else []
-        parts += [markdown(CLAIM_HEADS, experiment.claims), f"{ARMS}\n"]
-        parts.append(markdown(experiment.arm_heads, experiment.arms))
+        parts += [markdown(CLAIM_HEADS, experiment.claims), f"{ABOUT_METHODS}\n"]
+        parts.append(markdown(experiment.method_heads, experiment.methods))
     return "\n".join(parts)
 
 
@@ -103,7 +103,7 @@ def write_claims(judged: Sequence[JudgedExperiment], folder: Path) -> None:
         claim_heads=CLAIM_HEADS,
         rules=rules(judged),
         not_judged=NOT_JUDGED,
-        about_arms=ARMS,
+        about_methods=ABOUT_METHODS,
     )
     (folder / "claims.html").write_text(page, encoding="utf-8")
     (folder / "claims.md").write_text(as_markdown(judged), encoding="utf-8")
@@ -140,23 +140,25 @@ def _claim(claim: Claim) -> list[str]:
     ]
 
 
-def _arms(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
-    """Return the arms' table: heads, and rows of scores by decoding, entropy, and training cost."""
+def _methods(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
+    """Return the table of methods: heads, and rows of scores by decoding, entropy, and training cost."""
     first = experiment.decodings[0]
     heads = ["method", "seeds", *experiment.decodings, f"minus SFT, {first}"]
     heads += ["entropy", "K used", "prompts", "training tokens", "seconds"]
-    return heads, [_arm(experiment, arm) for arm in experiment.arms]
+    return heads, [_method(experiment, condition) for condition in experiment.conditions]
 
 
-def _arm(experiment: Experiment, arm: Arm) -> list[str]:
-    results = experiment.of(arm).values()
-    cells = [arm.name, str(len(results))]
-    for way in experiment.decodings:
-        mean = experiment.mean({Arm(arm.method, arm.k, way): 1.0})
+def _method(experiment: Experiment, condition: Condition) -> list[str]:
+    results = experiment.results_of(condition).values()
+    cells = [condition.name, str(len(results))]
+    for decoding in experiment.decodings:
+        mean = experiment.mean({Condition(condition.method, condition.k, decoding): 1.0})
         cells.append(text.interval(asdict(mean)) if mean else text.NONE)
-    difference = None if arm.method == BASELINE else experiment.mean({arm: 1.0, Arm(BASELINE, 0, arm.decoding): -1.0})
-    nlls = [_row(result, arm)["nll"] for result in results]
-    facts = [] if arm.method == BASELINE else [_align(result) for result in results]
+    difference = None
+    if condition.method != BASELINE:
+        difference = experiment.mean({condition: 1.0, Condition(BASELINE, 0, condition.decoding): -1.0})
+    nlls = [_row(result, condition)["nll"] for result in results]
+    facts = [] if condition.method == BASELINE else [_align(result) for result in results]
     return [
         *cells,
         text.interval(asdict(difference), signed=True) if difference else text.NONE,
@@ -167,9 +169,9 @@ def _arm(experiment: Experiment, arm: Arm) -> list[str]:
     ]
 
 
-def _row(result: "Result", arm: Arm) -> "Row":
+def _row(result: "Result", condition: Condition) -> "Row":
     rows = result.comparison["rows"]
-    return next(r for r in rows if (r["system"], r["decoding"]) == (arm.method, arm.decoding))
+    return next(r for r in rows if (r["system"], r["decoding"]) == (condition.method, condition.decoding))
 
 
 def _align(result: "Result") -> dict[str, Any]:

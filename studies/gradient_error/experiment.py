@@ -18,9 +18,11 @@ from selfcontrast.data.candidates import Candidate, read_candidates
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.errors import UserError
+from selfcontrast.filters.draw import choose
 from selfcontrast.filters.filter import blocks
+from selfcontrast.filters.pool import Indices
 from selfcontrast.filters.score import CandidateScorer, VerifierScorer
-from selfcontrast.filters.select import Filter, Indices, choose
+from selfcontrast.filters.select import Filter
 from selfcontrast.generators import generate as generation
 from selfcontrast.generators.generate import Generation
 from selfcontrast.job import Job

@@ -77,8 +77,8 @@ class Work:
     disk: float | None
 
 
-def sizes_of(planned: Planned, **given: Any) -> Sizes:
-    """Return the sizes from the data, if it can be read. Sizes `given` by name take precedence."""
+def sizes_of(planned: Planned, **overrides: Any) -> Sizes:
+    """Return the sizes from the data, if it can be read. `overrides` take precedence, except those that are None."""
     parts = planned.parts
     train, evaluated = parts.splits["train"], parts.evaluation.choose(parts.splits)
     sampled = [step.artifact.summary.get("tokens_per_response") for step in planned.steps if step.stage == "generate"]
@@ -89,7 +89,7 @@ def sizes_of(planned: Planned, **given: Any) -> Sizes:
         next(filter(None, sampled), None) or _mean([len(example.target) for example in train]),
         parameters(parts),
     )
-    return replace(sizes, **{name: value for name, value in given.items() if value is not None})
+    return replace(sizes, **{name: value for name, value in overrides.items() if value is not None})
 
 
 def parameters(parts: Parts) -> float | None:
@@ -207,9 +207,9 @@ def measured(run: Path) -> dict[str, float]:
 def _workers(config: Mapping[str, Any]) -> float:
     """Return how many devices sampled, embedded and scored at once: the largest number of Ray's actors, else one."""
     actors = config.get("engine", {}).get("actors", 1)
-    most = max(actors) if isinstance(actors, list) else actors
+    count = max(actors) if isinstance(actors, list) else actors
     gpus = config.get("engine", {}).get("gpus_per_actor")
-    return float(most * (1 if gpus in (None, 0) else gpus))
+    return float(count * (1 if gpus in (None, 0) else gpus))
 
 
 def from_file(file: Path, hardware: str) -> dict[str, float]:
@@ -221,10 +221,13 @@ def from_file(file: Path, hardware: str) -> dict[str, float]:
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
+        raise UserError(f"{file}: cannot be read ({error}). Name a YAML file of speeds.") from error
     by_hardware = {str(entry["hardware"]): entry for entry in entries or []}
     if hardware not in by_hardware:
-        raise UserError(f"--hardware {hardware}: not in {file}, which has {', '.join(by_hardware) or 'nothing'}")
+        known = ", ".join(by_hardware) or "nothing"
+        raise UserError(
+            f"--hardware {hardware}: not in {file}, which has {known}. Name one, or add it with its source."
+        )
     if not by_hardware[hardware].get("source"):
         raise UserError(f"{file}: {hardware} has no source. Name where its speeds can be looked up.")
     return checked(by_hardware[hardware]["speeds"])

@@ -17,10 +17,10 @@ def print_plan(
     jobs: Sequence[Planned],
     speeds: Mapping[str, float],
     seen: set[str],
-    given: Mapping[str, float | int | None],
+    sizes: Mapping[str, float | int | None],
 ) -> None:
     """Print the stages of all jobs, each once. Stages in `seen`, counted by other experiments, are marked as shared."""
-    sizes = sizes_of(jobs[0], **given)
+    job_sizes = sizes_of(jobs[0], **sizes)
     table = columns("stage", "", "work", "GPU-hours", "disk", left=2)
     total: list[float | None] = []
     disk: list[float | None] = []
@@ -35,7 +35,7 @@ def print_plan(
                 how = "in the store" if step.artifact.cached else "shared"
                 table.add_row(_label(step, planned, jobs), how, "", "", "")
                 continue
-            needed = work(step, planned.parts, sizes)
+            needed = work(step, planned.parts, job_sizes)
             duration = hours(needed, speeds)
             total.append(duration)
             disk.append(needed.disk)
@@ -48,11 +48,11 @@ def print_plan(
     for obstacle in dict.fromkeys(planned.obstacle for planned in jobs if planned.obstacle):
         say(f"It cannot start here: {obstacle}")
     show(table)
-    say(_assumptions(sizes))
+    say(_assumptions(job_sizes))
     if any(kind not in speeds for kind in UNITS) and any(duration is None for duration in total):
         say(_missing_speeds(speeds))
-    if sizes.parameters:
-        say(f"During training, a checkpoint takes another {_bytes(sizes.parameters * OPTIMISER_BYTES)}.")
+    if job_sizes.parameters:
+        say(f"During training, a checkpoint takes another {_bytes(job_sizes.parameters * OPTIMISER_BYTES)}.")
 
 
 def print_commands(commands: Mapping[str, Sequence[str]]) -> None:

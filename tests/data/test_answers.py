@@ -15,7 +15,7 @@ from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import distinct, excluded
+from selfcontrast.filters.pool import distinct, excluded
 from selfcontrast.generators.importer import Import
 from selfcontrast.generators.openai import OpenAI, _ServerSampler
 from selfcontrast.generators.pairs import Pairs
@@ -198,7 +198,7 @@ def test_chat_that_ends_with_the_user_has_one_target(tmp_path: Path, caplog: pyt
 def test_import_row_with_two_lists_of_responses_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "target": "A", "responses": ["B"], "negatives": ["C"]}]
     with pytest.raises(UserError, match="line 1: 'responses' and 'negatives'"):
-        _ = Import(str(write_lines(tmp_path / "a.jsonl", rows)), None, 100, 0).samples
+        _ = Import(None, 100, 0, path=str(write_lines(tmp_path / "a.jsonl", rows))).samples
 
 
 # Rendered prompts
@@ -255,8 +255,9 @@ def test_rendered_dialogue_and_the_same_in_chosen_are_one_prompt() -> None:
     ],
 )
 def test_prompt_rendered_by_another_template_refused_by_name(prompt: str) -> None:
-    with pytest.raises(RowError, match=r"rendered by a template \(.*messages"):
+    with pytest.raises(RowError, match="rendered by a template") as caught:
         prompt_of({"prompt": prompt, "target": "A pear."})
+    assert "messages" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_import_and_pairs_read_the_releases_negatives(root: Path, tmp_path: Path
     """generator=import on the folder gives each prompt the rejected answers of its rows, as generator=pairs does."""
     examples = release(root).load()["train"]
     policy = policy_folder(tmp_path / "policy")
-    importer = Import(str(root / "HH-RLHF" / "Self-Contrast_2"), None, 120, 0)
+    importer = Import(None, 120, 0, path=str(root / "HH-RLHF" / "Self-Contrast_2"))
     assert importer.samples == 2
     importer.check(examples)
     for name, generator in (("k", importer), ("one", Pairs(None, 120, 0))):
@@ -96,12 +96,12 @@ def test_fingerprint_depends_on_content_not_on_path(root: Path, tmp_path: Path) 
 
     folder = "HH-RLHF/Self-Contrast_2"
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
-    before = release(root).fingerprint(), Import(str(root / folder), None, 120, 0).fingerprint()
-    assert before == (release(copy).fingerprint(), Import(str(copy / folder), None, 120, 0).fingerprint())
+    before = release(root).fingerprint(), Import(None, 120, 0, path=str(root / folder)).fingerprint()
+    assert before == (release(copy).fingerprint(), Import(None, 120, 0, path=str(copy / folder)).fingerprint())
     assert str(root) not in json.dumps(before)
     write(copy / folder / "c.jsonl", [pair(40, "No.")])
     assert release(copy).fingerprint() != before[0]
-    assert Import(str(copy / folder), None, 120, 0).fingerprint() != before[1]
+    assert Import(None, 120, 0, path=str(copy / folder)).fingerprint() != before[1]
     assert release(root, "DPO").fingerprint() != before[0]
 
 

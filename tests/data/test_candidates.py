@@ -73,8 +73,8 @@ def test_decoding_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 9))
 def test_whole_prompts_splits_no_prompt_and_loses_none(sizes: list[int], rows: int) -> None:
-    wanted = {f"p{i}": [f"{i} {k}" for k in range(size)] for i, size in enumerate(sizes)}
-    candidates = [Candidate(n, k, t, [k], "stop", 0.0) for n, ts in wanted.items() for k, t in enumerate(ts)]
+    texts_of = {f"p{i}": [f"{i} {k}" for k in range(size)] for i, size in enumerate(sizes)}
+    candidates = [Candidate(n, k, t, [k], "stop", 0.0) for n, ts in texts_of.items() for k, t in enumerate(ts)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "c.parquet"
         pq.write_table(candidates_table(candidates), file, row_group_size=4)
@@ -84,5 +84,5 @@ def test_whole_prompts_splits_no_prompt_and_loses_none(sizes: list[int], rows: i
             for name, rows_of_prompt in spans(table):
                 assert name not in read_back
                 read_back[name] = table["text"].to_pylist()[rows_of_prompt]
-        assert read_back == wanted
-        assert dict(texts_by_prompt(file)) == wanted
+        assert read_back == texts_of
+        assert dict(texts_by_prompt(file)) == texts_of

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jsonl_rows import assistant, examples, pairs, refusal, source, user, write
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
 
+FIX = re.compile(r"\. [A-Z][^.]* .*\.$")  # a second sentence, which says what to do
 BAD_ROWS = {
     "a row must be an object": ["text"],
     "column 'completion' is missing": {"prompt": "q"},
@@ -39,6 +41,7 @@ def test_malformed_row_error_names_file_and_line(tmp_path: Path, message: str) -
     path.write_text("\n".join(map(json.dumps, [*pairs(2), BAD_ROWS[message], *pairs(9)])))
     assert f"{path}, line 3: " in (text := refusal(path))
     assert message in text
+    assert FIX.search(text)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
@@ -116,7 +119,8 @@ def test_unknown_columns_error_lists_the_accepted_ones(tmp_path: Path) -> None:
 def test_unreadable_file_raises(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    assert message in refusal(path)
+    assert message in (text := refusal(path))
+    assert FIX.search(text)
 
 
 def test_missing_file_or_folder_raises(tmp_path: Path) -> None:

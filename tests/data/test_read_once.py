@@ -92,11 +92,11 @@ def test_load_edited_while_reading_raises(kind: str, tmp_path: Path, monkeypatch
 def test_import_edited_while_reading_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(lines("pear"))
-    generator = Import(str(file), None, 100, 0)
+    generator = Import(None, 100, 0, path=str(file))
     before = generator.fingerprint()
     assert generator.samples == 1
     edit(file)
-    assert generator.fingerprint() == before != Import(str(file), None, 100, 0).fingerprint()
+    assert generator.fingerprint() == before != Import(None, 100, 0, path=str(file)).fingerprint()
     original = importer.read_folder
 
     def read_folder(*args: Any) -> Iterator[Any]:
@@ -106,7 +106,7 @@ def test_import_edited_while_reading_raises(tmp_path: Path, monkeypatch: pytest.
     file.write_text(lines("pear"))
     monkeypatch.setattr(importer, "read_folder", read_folder)
     with pytest.raises(UserError, match=r"generator\.path=.* has changed"):
-        _ = Import(str(file), None, 100, 0).samples
+        _ = Import(None, 100, 0, path=str(file)).samples
 
 
 def test_pretrained_folder_changed_before_loading_raises(tmp_path: Path) -> None:

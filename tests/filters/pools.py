@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance
-from selfcontrast.filters.select import Pool
+from selfcontrast.filters.pool import Pool, SampledPrompt
+from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import (
     Everything,
     LeastConsistent,
@@ -24,6 +25,7 @@ from selfcontrast.filters.selectors import (
 )
 
 NAMES = st.text(min_size=1, max_size=8)
+SEEDS = st.integers(0, 10**6)
 FRACTIONS = st.floats(0.05, 1)
 THRESHOLDS = st.floats(-0.875, 1, width=32)
 OF = st.sampled_from(["distinct", "samples"])
@@ -90,8 +92,26 @@ def pool(
 @st.composite
 def pools(draw: st.DrawFn, max_size: int = 24) -> Pool:
     """Draw pools with tied scores, repetitions, an empty response and a copy of the target."""
-    similarity = draw(st.lists(st.floats(-1, 1, width=32), max_size=max_size))
-    scores = draw(st.lists(st.integers(0, 4), min_size=len(similarity), max_size=len(similarity)))
+    near = draw(st.lists(st.floats(-1, 1, width=32), max_size=max_size))
+    scores = draw(st.lists(st.integers(0, 4), min_size=len(near), max_size=len(near)))
     empty, copy = draw(st.one_of(st.just([]), st.floats(-1, 1, width=32).map(lambda x: [x]))), draw(st.booleans())
     never = [*empty, *([1.0] if copy else [])]
-    return pool(similarity, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), never)
+    return pool(near, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), never)
+
+
+def filter_settings(
+    max_negatives: int, on_shortage: str = "drop_everywhere", selector: Any = None, seed: int = 42
+) -> Filter:
+    return Filter(selector or LeastSimilar(0.75, "distinct"), max_negatives, on_shortage, seed, None)
+
+
+def sampled_prompt(texts: list[str], vectors: Any, log_probs: Any = None) -> SampledPrompt:
+    """Build a prompt's candidates; the vector of the first is the target's, too."""
+    unit = np.asarray(vectors, dtype=np.float32)
+    known = np.arange(-len(texts), 0.0) if log_probs is None else np.asarray(log_probs)
+    return SampledPrompt("p", "target", unit[0], texts, unit, known, np.arange(1, len(texts) + 1))
+
+
+def angle(degrees: float) -> list[float]:
+    """Return the unit vector at this angle."""
+    return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]

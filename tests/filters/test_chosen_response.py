@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pools import NAMES, SELECTORS
+from sources import write_candidates, write_vectors
 
-from selfcontrast.data.candidates import Candidate, candidates_table, read_chosen, read_negatives
+from selfcontrast.data.candidates import read_chosen, read_negatives
 from selfcontrast.errors import UserError
 from selfcontrast.filters.chosen import BestOfN, Consensus, Target, TargetAndBest, check_chosen
-from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
+from selfcontrast.filters.draw import Selection, choose
 from selfcontrast.filters.filter import FILE, PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.pool import SampledPrompt
 from selfcontrast.filters.score import VerifierScorer
-from selfcontrast.filters.select import Filter, SampledPrompt, Selection, choose
+from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LowestFirst
 from tiny import example
 
@@ -204,20 +205,11 @@ class TableVerifier:
 def stage(
     folder: Path, chosen: Any, max_negatives: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED
 ) -> dict[str, Any]:
-    rows = [
-        Candidate(name, i, text, [7] * (i + 1), "length" if (name, i) in CUT else "stop", -1.0)
-        for name, texts in sampled.items()
-        for i, text in enumerate(texts)
-    ]
-    pq.write_table(candidates_table(rows), folder / "candidates.parquet")
-    for file, texts in ((CANDIDATES, [row.text for row in rows]), (TARGETS, ["target"] * len(sampled))):
-        vectors = np.stack([vector(text) for text in texts]).astype(np.float16)
-        _write(folder / file, vectors, hashes_of(texts), np.arange(len(texts)))
+    candidates = write_candidates(folder, sampled, CUT)
+    write_vectors(folder, sampled, vector, vector("target"))
     examples = {name: example(name, "?", "target") for name in sampled}
     settings = config(LowestFirst(), max_negatives)
-    return select_negatives(
-        folder, settings, examples, folder / "candidates.parquet", folder, VerifierScorer(TableVerifier()), chosen
-    )
+    return select_negatives(folder, settings, examples, candidates, folder, VerifierScorer(TableVerifier()), chosen)
 
 
 def chosen_texts(folder: Path) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from pools import FRACTIONS, RIDGES, pool, pools
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance, farthest_first
-from selfcontrast.filters.select import Pool
+from selfcontrast.filters.pool import Pool
 
 
 def circle(*degrees: float) -> Pool:

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pools import SELECTORS
+from sources import log_prob_per_token, write_sources
 
 from selfcontrast.data import candidates as files
-from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
+from selfcontrast.data.candidates import read_negatives
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
-from selfcontrast.filters.embed import CANDIDATES, TARGETS, _write, hashes_of
 from selfcontrast.filters.filter import (
     DIAGNOSTICS,
     FILE,
@@ -43,27 +42,6 @@ SAMPLED = {
 }
 
 
-def log_prob_per_token(text: str) -> float:
-    return -(sum(map(ord, text.strip())) % 64) / 8
-
-
-def write_inputs(folder: Path, sampled: dict[str, Sequence[str]], cosine_of: Any) -> tuple[Path, Path]:
-    """Write the artifacts of earlier stages. Candidate i has i + 1 tokens and this cosine to the target, (1, 0)."""
-    folder.mkdir(exist_ok=True)
-    rows = [
-        Candidate(name, i, text, [7] * (i + 1), "stop", log_prob_per_token(text) * (i + 1))
-        for name, texts in sampled.items()
-        for i, text in enumerate(texts)
-    ]
-    pq.write_table(candidates_table(rows), folder / "candidates.parquet")
-    cosines = np.array([cosine_of(row.text) for row in rows])
-    vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float16)
-    _write(folder / CANDIDATES, vectors, hashes_of([row.text for row in rows]), np.arange(len(rows)))
-    targets = hashes_of(["target"] * len(sampled))
-    _write(folder / TARGETS, np.array([[1, 0]] * len(sampled), np.float16), targets, np.arange(len(sampled)))
-    return folder / "candidates.parquet", folder
-
-
 class TableVerifier:
     def score(self, item: Example, text: str, turn: int = -1) -> float:
         return SCORES[text]
@@ -72,7 +50,7 @@ class TableVerifier:
 def select(
     folder: Path, selector: Any, max_negatives: int = 2, on_shortage: str = "drop_everywhere", graded: bool = True
 ) -> Any:
-    sources = write_inputs(folder / "in", SAMPLED, lambda text: COSINES.get(text.strip(), 0.0))
+    sources = write_sources(folder / "in", SAMPLED, lambda text: COSINES.get(text.strip(), 0.0))
     config = Filter(selector, max_negatives, on_shortage, 0, None)
     return select_negatives(folder, config, EXAMPLES, *sources, VerifierScorer(TableVerifier()) if graded else None)
 
@@ -227,8 +205,8 @@ def cosine(text: str) -> float:
 def negative_texts(
     folder: Path, sampled: dict[str, Sequence[str]], selector: Any, max_negatives: int
 ) -> dict[str, list[str]]:
-    """Return the stripped texts of each prompt's negatives in rank order; {} if no prompt has enough."""
-    sources = write_inputs(folder, sampled, cosine)
+    """Return the negatives' stripped texts in rank order, per prompt; empty if no prompt has enough."""
+    sources = write_sources(folder, sampled, cosine)
     examples = {name: example(name, "?", "target") for name in sampled}
     config = Filter(selector, max_negatives, "drop_everywhere", 7, None)
     try:
@@ -262,8 +240,9 @@ def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
         assert set(texts) <= set(WORDS)
     for name, texts in sampled.items():
         shuffled = shuffle.sample(list(texts), len(texts))
-        alone = negative_texts(tmp_path / "one", {name: shuffled}, selector, max_negatives)
-        assert alone.get(name) == together.get(name)
+        assert negative_texts(tmp_path / "one", {name: shuffled}, selector, max_negatives).get(name) == together.get(
+            name
+        )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +254,10 @@ def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
     ids=["drawn", "ranked", "likely"],
 )
 def test_gradient_study_uses_the_negatives_of_training(tmp_path: Path, cosine_of: Any, selector: Any) -> None:
-    sources, config = write_inputs(tmp_path / "in", SAMPLED, cosine_of), Filter(selector, 2, "drop_everywhere", 0, None)
+    sources, config = (
+        write_sources(tmp_path / "in", SAMPLED, cosine_of),
+        Filter(selector, 2, "drop_everywhere", 0, None),
+    )
     select_negatives(tmp_path, config, EXAMPLES, *sources, None)
     trained = read_negatives(tmp_path / FILE)
     similarities = pd.read_parquet(tmp_path / SIMILARITIES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_filter import write_inputs
+from sources import write_sources
 
 from selfcontrast.errors import UserError
 from selfcontrast.filters.filter import PROMPTS, SIMILARITIES, select_negatives
@@ -49,7 +49,7 @@ def reference(texts: Sequence[str]) -> set[str]:
 
 def kept(folder: Path, sampled: dict[str, Sequence[str]], of: str, max_negatives: int = 1) -> dict[str, set[str]]:
     folder.mkdir(exist_ok=True)
-    sources = write_inputs(folder / "in", sampled, cosine)
+    sources = write_sources(folder / "in", sampled, cosine)
     examples = {name: example(name, "?", TARGET) for name in sampled}
     settings = Filter(LeastSimilar(FRACTION, of), max_negatives, "drop_everywhere", 42, None)
     select_negatives(folder, settings, examples, *sources, None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pools import FRACTIONS, OF, SELECTORS, SIGNALS, THRESHOLDS, pool, pools
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Pool
+from selfcontrast.filters.pool import Pool
 from selfcontrast.filters.selectors import (
     Everything,
     LeastConsistent,
@@ -74,7 +74,7 @@ def test_rank_window_keeps_the_ranks_inside(candidates: Pool, low: float, high: 
 
 
 @given(candidates=pools(), threshold=THRESHOLDS)
-def test_less_similar_than_and_most_similar_below_keep_cosines_below_bar(candidates: Pool, threshold: float) -> None:
+def test_similarity_selectors_keep_cosines_below_threshold(candidates: Pool, threshold: float) -> None:
     below = [i for i, near in enumerate(candidates.similarity) if near < threshold]
     assert sorted(LessSimilarThan(threshold).select(candidates).tolist()) == below
     nearest_first = MostSimilarBelow(threshold).select(candidates).tolist()
@@ -195,7 +195,7 @@ def test_random_is_uniform_over_seeds() -> None:
 
 
 @given(candidates=pools(), selector=SELECTORS)
-def test_keep_is_distinct_bounded_by_most_and_repeatable(candidates: Pool, selector: Any) -> None:
+def test_select_is_distinct_bounded_by_max_kept_and_repeatable(candidates: Pool, selector: Any) -> None:
     kept = selector.select(candidates).tolist()
     count = len(candidates.similarity)
     assert len(set(kept)) == len(kept) <= min(count, selector.max_kept(candidates.samples))
@@ -218,13 +218,13 @@ def test_max_kept_rounds_down_without_floating_point_error(fraction: float, samp
     )
 
 
-def test_most_of_samples_is_below_all_distinct_responses() -> None:
+def test_max_kept_of_samples_is_below_all_distinct_responses() -> None:
     assert LeastSimilar(1.0, "samples").max_kept(7) == Random(1.0, "samples").max_kept(7) == 6
     assert LeastSimilar(0.75, "samples").max_kept(32) == LeastConsistent(0.75, "samples").max_kept(32) == 24
     assert LeastLikely(1.0, "samples").max_kept(7) == 6
 
 
-def test_most_of_window_and_bar_selectors() -> None:
+def test_max_kept_of_window_and_threshold_selectors() -> None:
     assert RankWindow(0.25, 0.75).max_kept(32) == 16
     assert RankWindow(0.0, 1.0).max_kept(7) == 7
     assert LessSimilarThan(0.5).max_kept(7) == MostSimilarBelow(0.5).max_kept(7) == Everything().max_kept(7) == 7

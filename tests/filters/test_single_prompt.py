@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from sources import write_candidates
 
 from selfcontrast import choose_negatives
-from selfcontrast.data.candidates import Candidate, candidates_table, read_negatives
+from selfcontrast.data.candidates import read_negatives
 from selfcontrast.engines.local import Local
 from selfcontrast.errors import UserError
 from selfcontrast.filters.diverse import Clusters, LogDeterminant, MaximalMarginalRelevance
@@ -49,12 +49,11 @@ TARGETS = {"first": "the cat", "second": "one two three four"}
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: type(s).__name__)
 def test_choose_negatives_equals_the_stage(tmp_path: Path, selector: Any) -> None:
     prompts: list[tuple[str, Sequence[str]]] = [(TARGETS[name], texts) for name, texts in SAMPLED.items()]
-    rows = [Candidate(n, i, t, [1], "stop", -1.0) for n, texts in SAMPLED.items() for i, t in enumerate(texts)]
-    pq.write_table(candidates_table(rows), tmp_path / "candidates.parquet")
+    candidates = write_candidates(tmp_path, SAMPLED)
     embed(tmp_path, ENCODER, Local(2, 100), prompts, "cpu")
     examples = {name: example(name, "?", target) for name, target in TARGETS.items()}
     settings = Filter(selector, 2, "drop_everywhere", 7, None)
-    select_negatives(tmp_path, settings, examples, tmp_path / "candidates.parquet", tmp_path, None)
+    select_negatives(tmp_path, settings, examples, candidates, tmp_path, None)
     stage = read_negatives(tmp_path / FILE)
     assert stage
     with ENCODER.open("cpu") as encode:

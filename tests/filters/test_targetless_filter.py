@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from hypothesis import given
 from pools import SELECTORS, pools
+from sources import write_candidates
 
-from selfcontrast.data.candidates import Candidate, candidates_table, read_chosen, read_negatives
+from selfcontrast.data.candidates import read_chosen, read_negatives
 from selfcontrast.data.graders import Contains
 from selfcontrast.engines.local import Local
 from selfcontrast.filters.chosen import BestOfN, Consensus
 from selfcontrast.filters.diagnostics import lines
 from selfcontrast.filters.embed import embed
 from selfcontrast.filters.filter import FILE, PROMPTS, SIMILARITIES, select_negatives
+from selfcontrast.filters.pool import Pool, needs_target
 from selfcontrast.filters.score import RewardScorer, VerifierScorer, score
-from selfcontrast.filters.select import Filter, Pool, needs_target
+from selfcontrast.filters.select import Filter
 from selfcontrast.filters.selectors import Everything, LeastConsistentFirst
 from tiny import example
 
@@ -63,10 +64,8 @@ def filter_with(selector: Any, on_shortage: str = "drop_everywhere") -> Filter:
 def stage(
     folder: Path, names: Sequence[str], settings: Filter, chosen: Any, rewarded: bool = False, scorer: Any = None
 ) -> dict[str, Any]:
-    rows = [
-        Candidate(name, i, text, [7] * (i + 1), "stop", -1.0) for name in names for i, text in enumerate(TEXTS[name])
-    ]
-    pq.write_table(candidates_table(rows), folder / "candidates.parquet")
+    sampled = {name: TEXTS[name] for name in names}
+    candidates = write_candidates(folder, sampled)
     letters: Any = LetterEncoder()
     embed(folder, letters, Local(1, 3), [(EXAMPLES[name].target, TEXTS[name]) for name in names], "cpu")
     if rewarded:
@@ -74,7 +73,7 @@ def stage(
         (folder / "rewards").mkdir()
         score(folder / "rewards", lengths, Local(1, 3), [(EXAMPLES[name], TEXTS[name]) for name in names], "cpu")
         scorer = RewardScorer(folder / "rewards")
-    return select_negatives(folder, settings, EXAMPLES, folder / "candidates.parquet", folder, scorer, chosen)
+    return select_negatives(folder, settings, EXAMPLES, candidates, folder, scorer, chosen)
 
 
 @given(selector=SELECTORS, candidates=pools())

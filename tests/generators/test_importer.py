@@ -44,7 +44,7 @@ def write(folder: Path, content: list[Row], name: str = "candidates.jsonl") -> P
 
 
 def import_from(file: Path, prompts: int | None = None, max_length: int = 120) -> Import:
-    return Import(str(file), prompts, max_length, 0)
+    return Import(prompts, max_length, 0, path=str(file))
 
 
 @pytest.fixture(scope="module")

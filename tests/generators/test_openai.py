@@ -67,8 +67,8 @@ def sampled(
 
 def test_completions_request_has_the_token_ids_of_training(policy: Path, server: OpenAIServer) -> None:
     results = sampled(policy, backend(server.url, extra={"return_token_ids": True, "top_p": None, "top_k": 0}))
-    assert {received.path for received in server.asked} == {"/v1/completions"}
-    bodies = {tuple(received.body.pop("prompt")): received.body for received in server.asked}
+    assert {received.path for received in server.requests} == {"/v1/completions"}
+    bodies = {tuple(received.body.pop("prompt")): received.body for received in server.requests}
     seeds = {body.pop("seed") for body in bodies.values()}
     assert len(seeds) == 6
     for request in REQUESTS:
@@ -86,9 +86,9 @@ def test_completions_request_has_the_token_ids_of_training(policy: Path, server:
 
 def test_chat_request_has_the_messages(policy: Path, server: OpenAIServer) -> None:
     results = sampled(policy, backend(server.url, api="chat"))
-    assert {received.path for received in server.asked} == {"/v1/chat/completions"}
-    assert sorted(str(a.body["messages"]) for a in server.asked) == sorted(str(e.prompt) for e in EXAMPLES)
-    assert all(received.body["logprobs"] is True and "prompt" not in received.body for received in server.asked)
+    assert {received.path for received in server.requests} == {"/v1/chat/completions"}
+    assert sorted(str(a.body["messages"]) for a in server.requests) == sorted(str(e.prompt) for e in EXAMPLES)
+    assert all(received.body["logprobs"] is True and "prompt" not in received.body for received in server.requests)
     assert results["e0"][2].text.endswith("cat 2")
 
 
@@ -102,8 +102,10 @@ def test_requests_depend_on_the_seed_not_on_their_order(policy: Path) -> None:
     with OpenAIServer().open() as parallel:
         assert texts(sampled(policy, backend(parallel.url))) == first
         other = texts(sampled(policy, backend(parallel.url), seed=1))
-    assert sorted(json.dumps(a.body) for a in serial.asked) == sorted(json.dumps(a.body) for a in parallel.asked[:6])
-    assert not {a.body["seed"] for a in parallel.asked[:6]} & {a.body["seed"] for a in parallel.asked[6:]}
+    assert sorted(json.dumps(a.body) for a in serial.requests) == sorted(
+        json.dumps(a.body) for a in parallel.requests[:6]
+    )
+    assert not {a.body["seed"] for a in parallel.requests[:6]} & {a.body["seed"] for a in parallel.requests[6:]}
     assert other != first
 
 
@@ -187,7 +189,7 @@ def test_missing_choices_are_requested_with_another_seed(policy: Path, at_once: 
     with OpenAIServer(reply=lambda body: words(body)[:at_once]).open() as server:
         results = sampled(policy, backend(server.url))
     assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in results.values())
-    bodies = [a.body for a in server.asked if a.body["prompt"] == REQUESTS[0].prompt]
+    bodies = [a.body for a in server.requests if a.body["prompt"] == REQUESTS[0].prompt]
     assert [body["n"] for body in bodies] == ([3, 2, 1] if at_once == 1 else [3, 1])
     assert len({body["seed"] for body in bodies}) == len(bodies)
 
@@ -258,12 +260,12 @@ def test_too_many_failures_raise_and_the_next_run_retries_only_these(policy: Pat
         server_backend = backend(server.url)
         with pytest.raises(UserError, match="1 of 6 prompts"):
             generate(broken, settings(server_backend, 0.1), responder(server_backend), policy, EXAMPLES)
-    assert {tuple(a.body["prompt"]) for a in server.asked} == {tuple(REQUESTS[i].prompt) for i in (2, 5)}
-    assert len(server.asked) == 2
+    assert {tuple(a.body["prompt"]) for a in server.requests} == {tuple(REQUESTS[i].prompt) for i in (2, 5)}
+    assert len(server.requests) == 2
     with OpenAIServer().open() as server:
         server_backend = backend(server.url)
         summary = generate(broken, settings(server_backend, 0.0), responder(server_backend), policy, EXAMPLES)
-        assert [a.body["prompt"] for a in server.asked] == [REQUESTS[5].prompt]
+        assert [a.body["prompt"] for a in server.requests] == [REQUESTS[5].prompt]
         assert generate(whole, settings(server_backend, 0.0), responder(server_backend), policy, EXAMPLES) == summary
     assert (broken / FILE).read_bytes() == (whole / FILE).read_bytes()
     assert not list(broken.rglob("again/*"))

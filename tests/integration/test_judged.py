@@ -46,7 +46,7 @@ def test_judge_that_fails_for_a_third_of_requests_stops_the_job(finished: Finish
         failed = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
         assert failed.returncode == 1
         assert all(words in failed.stderr for words in ("10 of 16", "62.5%", "min_coverage=0.95"))
-        assert len(server.asked) == 16
+        assert len(server.requests) == 16
         server.fault = lambda number, body: None
         ended = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
@@ -56,7 +56,7 @@ def test_judge_that_fails_for_a_third_of_requests_stops_the_job(finished: Finish
     assert benchmarks["pairwise"]["contamination"] == {}  # it uses the held-out prompts
     grades = {line["value"]["estimate"] for line in benchmarks["mt_bench"]["lines"] if line["kind"] == "rating"}
     assert grades == {4}
-    prompts = [request.body["messages"][0]["content"] for request in server.asked]
+    prompts = [request.body["messages"][0]["content"] for request in server.requests]
     failures = len(prompts) - len(set(prompts))
     assert failures == 6  # only the six failures were requested again
 
@@ -96,14 +96,14 @@ def test_job_killed_during_judging_resumes_without_repeated_requests(finished: F
 
     def block_the_fourth(body: Body) -> list[Body]:
         """Leave the fourth request without an answer, after three judgments are stored."""
-        if len(server.asked) == 4:
+        if len(server.requests) == 4:
             dead.wait(TIMEOUT)
         return by_prompt(body)
 
     with OpenAIServer(block_the_fourth).open() as server:
         settings.append(f"{NAME}.judge.servers.base_urls=[{server.url}]")
         with start_train(*settings, cwd=tmp_path) as job:
-            while len(server.asked) < 4 or len(stored_judgments(tmp_path)) < 3:
+            while len(server.requests) < 4 or len(stored_judgments(tmp_path)) < 3:
                 assert job.poll() is None
                 time.sleep(0.01)
             os.killpg(job.pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ def test_job_killed_during_judging_resumes_without_repeated_requests(finished: F
         assert len(stored_judgments(tmp_path)) == 3
         ended = run_train(*settings, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
-        prompts = [request.body["messages"][0]["content"] for request in server.asked]
+        prompts = [request.body["messages"][0]["content"] for request in server.requests]
     repeated = len(prompts) - len(set(prompts))
     assert repeated == 1  # the request in progress at the kill
     result = read_result(tmp_path / "out")

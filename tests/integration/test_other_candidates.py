@@ -100,8 +100,8 @@ def test_candidates_from_the_datas_own_file(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
-    texts = [negative for row in result["negatives_shown"] for negative in (row["farthest"], row["nearest"])]
-    assert set(texts) <= {response for row in rows for response in row["responses"]}
+    responses_shown = [negative for row in result["negatives_shown"] for negative in (row["farthest"], row["nearest"])]
+    assert set(responses_shown) <= {response for row in rows for response in row["responses"]}
     summary = stages(result)["generate"]["summary"]
     assert summary["responses"] >= 4 * summary["prompts"] > 0
     # Export the selected negatives.

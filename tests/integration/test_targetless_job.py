@@ -29,19 +29,19 @@ def test_scpo_trains_and_evaluates_prompts_without_targets(tmp_path: Path) -> No
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = ("data=jsonl", "data.path=own.jsonl", "generator=import", "generator.path=own.jsonl")
     graded = ("data.targets=optional", "data.answer_column=sum", "verifier=final_number")
-    args = (*SETTINGS, *TINY_MODEL, *files, *graded, "trainer.epochs=1", "tracking=none")
+    overrides = (*SETTINGS, *TINY_MODEL, *files, *graded, "trainer.epochs=1", "tracking=none")
     splits = Jsonl(str(tmp_path / "own.jsonl"), 0.05, 0.1, None, "sum", "optional").load()
     train = [example.has_target for example in splits["train"]]
     test = [example.has_target for example in splits["test"]]
     assert 0 < sum(test) < len(test), "some held-out prompts have a target, and some have none"
 
-    refused = run_train(*args, "negatives=1", "filter.max_negatives=1", cwd=tmp_path)
+    refused = run_train(*overrides, "negatives=1", "filter.max_negatives=1", cwd=tmp_path)
     assert refused.returncode == 1
     message = f"chosen=Target needs targets, and {train.count(False)} of {len(train)} training prompts have none"
     assert message in refused.stderr
     assert not (tmp_path / "store").exists(), "nothing has been computed"
 
-    ended = run_train(*args, "method=scpo", cwd=tmp_path)
+    ended = run_train(*overrides, "method=scpo", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert f"{test.count(False)} of {len(test)} prompts of the split test have no target" in ended.stderr
     by_stage = stages(read_result(tmp_path / "out"))

@@ -198,3 +198,16 @@ def write() -> Callable[[Path, Result], None]:
         (folder / RESULT).write_text(json.dumps(asdict(result)))
 
     return put
+
+
+@pytest.fixture
+def sweep_folder(write: Callable[[Path, Result], None], tmp_path: Path) -> Path:
+    """Write jobs 0, 1, 2 and 10, of which 1 failed; in another order than their K."""
+    write(tmp_path / "0", build(policy=0.7, k=4))
+    write(tmp_path / "2", build(policy=0.65, half=0.1, p=0.4, k=1))
+    write(tmp_path / "10", build(policy=0.5, k=16))
+    for job, k in (("0", 4), ("1", 99), ("2", 1), ("10", 16)):
+        hydra = tmp_path / job / ".hydra"
+        hydra.mkdir(parents=True)
+        (hydra / "overrides.yaml").write_text(f"- trainer.epochs=1\n- negatives={k}\n")
+    return tmp_path

@@ -1,4 +1,4 @@
-"""Score against KL on a run's page and in a sweep's report, and arms at equal KL."""
+"""Score against KL on a run's page and in a sweep's report, and methods at equal KL."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -267,13 +267,13 @@ def test_equal_kl_of_a_policy_at_zero_kl_is_none(
 
 
 def test_figure_of_many_methods_names_the_best_ten(measured: Make, write: Write, tmp_path: Path) -> None:
-    """Twelve arms, the later the better: the legend has the ten best, and counts the others."""
-    for arm in range(12):
+    """Twelve methods, the later the better: the legend has the ten best, and counts the others."""
+    for i in range(12):
         write(
-            tmp_path / str(arm),
-            varied(measured([0, 2], [0.5, 0.6 + arm / 100], policy=0.6 + arm / 100, k=1), f"{arm:02}"),
+            tmp_path / str(i),
+            varied(measured([0, 2], [0.5, 0.6 + i / 100], policy=0.6 + i / 100, k=1), f"{i:02}"),
         )
     drawn = figure_of_sweep(read_sweep([tmp_path]))
     assert drawn is not None
     names = [entry.get_text() for entry in drawn.legends[0].get_texts()]
-    assert names == ["2 more", *(f"sft.x={arm:02} (K=1)" for arm in range(11, 1, -1))]
+    assert names == ["2 more", *(f"sft.x={i:02} (K=1)" for i in range(11, 1, -1))]

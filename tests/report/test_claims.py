@@ -26,7 +26,7 @@ from studies.claims.judge import (
     NOT_SUPPORTED,
     OURS,
     SUPPORTED,
-    Arm,
+    Condition,
     claims,
     experiments,
     titles,
@@ -34,7 +34,7 @@ from studies.claims.judge import (
 )
 
 Make = Callable[..., Result]
-ARMS = Path(__file__).parents[2] / "conf" / "method"
+METHODS = Path(__file__).parents[2] / "conf" / "method"
 PROMPTS = 200
 DECODINGS = ("T=1", "T=0.7")
 
@@ -53,8 +53,8 @@ def result(
     ids = [f"p{i:03d}" for i in range(PROMPTS)]
     means = {
         system: {
-            way: scores(base + more, seed, f"{system}{way}" if system == "SFT" else f"{system}{k}{way}")
-            for way, base, more in zip(DECODINGS, (0.6, 0.7), extra, strict=True)
+            decoding: scores(base + more, seed, f"{system}{decoding}" if system == "SFT" else f"{system}{k}{decoding}")
+            for decoding, base, more in zip(DECODINGS, (0.6, 0.7), extra, strict=True)
         }
         for system, extra in (("SFT", (0.0, 0.0)), (method, (gain, sharp)))
     }
@@ -163,8 +163,8 @@ def test_experiments_with_different_data_are_separate(whole: list[Result], make:
 
 def result_of_other_settings(base: Result) -> Result:
     means = {
-        system: {way: [x + 0.01 for x in v] for way, v in ways.items()}
-        for system, ways in base.prompts["means"].items()
+        system: {decoding: [x + 0.01 for x in v] for decoding, v in decodings.items()}
+        for system, decodings in base.prompts["means"].items()
     }
     return replace(base, prompts={**base.prompts, "means": means})
 
@@ -226,13 +226,13 @@ def test_experiments_measured_by_similarity_are_left_out(whole: list[Result]) ->
 
 
 def test_method_labels_equal_those_of_their_files() -> None:
-    names = {str(yaml.safe_load(file.read_text())["label"]) for file in ARMS.glob("*.yaml")}
+    names = {str(yaml.safe_load(file.read_text())["label"]) for file in METHODS.glob("*.yaml")}
     assert {OURS, NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
 
 
 def test_judge_experiments_lists_methods_by_decoding_with_costs(whole: list[Result]) -> None:
     judged = claims_page.judge_experiments(whole)[0]
-    by_name = {row[0]: dict(zip(judged.arm_heads, row, strict=True)) for row in judged.arms}
+    by_name = {row[0]: dict(zip(judged.method_heads, row, strict=True)) for row in judged.methods}
     assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
     assert by_name["SFT"]["T=1"].startswith("0.6")
     assert by_name["SFT"]["minus SFT, T=1"] == "–"
@@ -246,7 +246,7 @@ def test_judge_experiments_lists_methods_by_decoding_with_costs(whole: list[Resu
     )
     assert ours["minus SFT, T=1"].startswith("+0.0")
     experiment = experiments(whole)[0]
-    assert experiment.mean({Arm(OURS, 99, "T=1"): 1.0}) is None
+    assert experiment.mean({Condition(OURS, 99, "T=1"): 1.0}) is None
 
 
 def test_judge_experiments_of_one_seed_or_one_method_is_empty(make: Make) -> None:

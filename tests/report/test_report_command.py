@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,3 +106,31 @@ def test_finish_sweep_tracked_by_wandb_logs_its_own_run(
     assert {entry.path for entry in report.manifest.contents} == {
         "report.html", "results.csv", "results.md", "results.tex"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n_bootstrap", "prompts", "overrides", "message"),
+    [
+        (
+            200,
+            384,
+            ["negatives=1,2,4,8", "seed=1,2,3"],
+            "of 12 jobs.*smallest p-value is 0.005.*evaluation.n_bootstrap",
+        ),
+        (4000, 384, ["negatives=1,2,4,8", "seed=1,2,3"], ""),
+        (200, 384, ["negatives=1,2,4,8"], ""),  # 4 times 1/201 is 0.02
+        (4000, 6, ["negatives=1,2"], "of 2 jobs.*smallest p-value is 0.031.*evaluation.prompts"),  # 2 / 2^6
+        (200, 384, ["negatives=range(1,13)"], "of 12 jobs"),
+        (100, None, ["negatives=1,2,4,8,16", "+experiment=miniature"], ""),  # 5 times 1/101 is below 0.05
+    ],
+)
+def test_sweep_with_too_many_tests_warns_before_compute(
+    n_bootstrap: int, prompts: int | None, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"n_bootstrap": n_bootstrap, "prompts": prompts, "confidence": 0.95}
+    hydra = {"sweep": {"dir": "out"}, "overrides": {"task": overrides}}
+    SweepReport().on_multirun_start(OmegaConf.create({"evaluation": evaluation, "hydra": hydra}))
+    SweepReport.folder = None
+    out = " ".join(capsys.readouterr().out.split())
+    assert bool(message) == bool(out)
+    assert re.search(message, out)

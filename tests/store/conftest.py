@@ -1,30 +1,14 @@
-"""A store with some history, for tests of commands that list, compare and delete artifacts."""
+"""A store with artifacts of two runs, for the tests of its commands."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from computing import write
+from used import UsedStore
 
-from selfcontrast.store import RESUME, Artifact, Stage, Store
+from selfcontrast.store import RESUME, Stage, Store
 from selfcontrast.store.runs import Run
-
-
-@dataclass(frozen=True)
-class UsedStore:
-    """A store with sft ─► generate ─► align at K = 1 and 8. Run `one` used K = 1; run `gone`, now deleted, used 8.
-
-    No run uses `old`, another sft. `abandoned` is the folder of a generate that failed.
-    """
-
-    root: Path
-    sft: Artifact
-    old: Artifact
-    generate: Artifact
-    one: Artifact
-    eight: Artifact
-    abandoned: Path
 
 
 @pytest.fixture

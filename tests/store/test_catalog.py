@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 from computing import write
+from used import UsedStore
 
-from conftest import UsedStore
 from selfcontrast.errors import UserError
 from selfcontrast.store import MANIFEST, Stage, Store
 from selfcontrast.store.catalog import Catalog, Entry
@@ -29,12 +29,8 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
     sft = entry(catalog, f"sft/{used_store.sft.key}")
     assert sft.bytes == 5 + (used_store.sft.path / MANIFEST).stat().st_size
     assert sft.runs == (used_store.root.parent / "one",)
-    assert {e.key for e in catalog.made_from(sft)} == {
-        used_store.generate.key,
-        used_store.one.key,
-        used_store.eight.key,
-    }
-    assert entry(catalog, f"align/{used_store.eight.key}").runs == ()  # its run's folder is gone
+    assert {e.key for e in catalog.made_from(sft)} == {used_store.generate.key, used_store.k1.key, used_store.k8.key}
+    assert entry(catalog, f"align/{used_store.k8.key}").runs == ()  # its run's folder is gone
     (partial,) = [e for e in catalog.entries if e.state == "abandoned"]
     assert partial.bytes == 7 + (partial.folder / "begun_with.json").stat().st_size
     assert partial.owner
@@ -45,12 +41,12 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
 
 def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
-    assert catalog.apart(entry(catalog, f"sft/{used_store.sft.key}")) == {"optim.lr": "0.001"}
-    assert catalog.apart(entry(catalog, f"align/{used_store.eight.key}")) == {"negatives": "8"}
-    assert catalog.apart(entry(catalog, f"generate/{used_store.generate.key}")) == {}
+    assert catalog.differing_settings(entry(catalog, f"sft/{used_store.sft.key}")) == {"optim.lr": "0.001"}
+    assert catalog.differing_settings(entry(catalog, f"align/{used_store.k8.key}")) == {"negatives": "8"}
+    assert catalog.differing_settings(entry(catalog, f"generate/{used_store.generate.key}")) == {}
     Store(used_store.root).get(Stage("sft", 2, {"optim": None}, {}, write()))
     changed = Catalog.read(used_store.root)
-    assert changed.apart(entry(changed, f"sft/{used_store.sft.key}")) == {
+    assert changed.differing_settings(entry(changed, f"sft/{used_store.sft.key}")) == {
         "optim.lr": "0.001",
         "optim.epochs": "3",
         "optim.betas": "[0.9, 0.95]",
@@ -65,8 +61,10 @@ def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
         Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": used_store.old, "negatives": other}, write())
     )
     catalog = Catalog.read(used_store.root)
-    assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{used_store.old.key}"}
-    assert catalog.apart(entry(catalog, f"align/{artifact.key}")) == {
+    assert catalog.differing_settings(entry(catalog, f"generate/{other.key}")) == {
+        "inputs.sft": f"sft/{used_store.old.key}"
+    }
+    assert catalog.differing_settings(entry(catalog, f"align/{artifact.key}")) == {
         "negatives": "1",  # the setting, which has the role's name
         "inputs.negatives": f"generate/{other.key}",
     }
@@ -74,8 +72,8 @@ def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
 
 def test_find_accepts_unique_prefix_and_refuses_others(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
-    assert catalog.find(used_store.one.key[:8]).key == used_store.one.key
-    assert catalog.find(f"align/{used_store.one.key[:8]}").key == used_store.one.key
+    assert catalog.find(used_store.k1.key[:8]).key == used_store.k1.key
+    assert catalog.find(f"align/{used_store.k1.key[:8]}").key == used_store.k1.key
     with pytest.raises(UserError, match=r"^align/: 2 keys start with it \(align/\w{20}, align/\w{20}\)"):
         catalog.find("align/")
     with pytest.raises(UserError, match="no artifact's key"):

@@ -49,7 +49,8 @@ def test_page_has_every_comment() -> None:
             if comment and '"' not in line.split("#")[0]:
                 for words in comment[1].split(" # "):
                     words = " ".join(re.sub(r"docs/(\w+)\.md", r"\1", words).split())
-                    assert words in text, f"{file}: {words}"
+                    # A choice that another file makes is a row (see below).
+                    assert words in text or words.startswith("- "), f"{file}: {words}"
 
 
 def test_option_of_an_example_file(tmp_path: Path) -> None:
@@ -88,6 +89,27 @@ def test_option_of_an_example_file(tmp_path: Path) -> None:
         Setting("nothing", "${a.long.value}", "begins here\nand goes on further left"),
         Setting("last", "null", ""),
     )
+
+
+def test_option_choice_in_a_comment_is_a_setting(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "defaults:\n  - data: mine        # mine | yours\n"
+        "  # - grader: THE DATA'S   # exact | none   grades. The data's file\n"
+        "                         # chooses it\n"
+        "  - model: tiny         # the model\n"
+    )
+    assert read_option(tmp_path, file).settings == (
+        Setting("defaults", "data: mine", "mine | yours"),
+        Setting("defaults", "grader: THE DATA'S", "exact | none   grades. The data's file\nchooses it"),
+        Setting("defaults", "model: tiny", "the model"),
+    )
+
+
+def test_page_shows_verifier_and_model_in_rows_of_their_own() -> None:
+    rows = {row.split("</code>")[0]: row for row in PAGE.split("<tr><td><code>")}
+    assert "builtin | none | final_number" in rows["verifier"]
+    assert "verifier" not in rows["model"]
 
 
 def test_comment_of_a_page_flows_and_links(tmp_path: Path) -> None:

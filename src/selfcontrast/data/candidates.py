@@ -33,16 +33,18 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise UserError(f"samples={self.samples} must be at least 1")
+            raise UserError(f"samples={self.samples} is below 1. Raise it.")
         if self.temperature < 0:
-            raise UserError(f"temperature={self.temperature} must be 0 (greedy) or more")
+            raise UserError(f"temperature={self.temperature} is negative. Use 0 for greedy decoding, or more.")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if min(self.max_new_tokens, self.max_length) < 1:
-            raise UserError("max_new_tokens and max_length must be at least 1")
+            raise UserError(f"top_p={self.top_p} is not in (0, 1]. Use 1 to sample from all tokens.")
+        for name in ("max_new_tokens", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} is below 1. Raise it.")
         if self.temperature == 0 and self.samples > 1:
             raise UserError(
-                f"temperature=0 gives the same response every time, so samples must be 1, not {self.samples}"
+                f"temperature=0 gives the same response every time, so samples={self.samples} repeats it. "
+                "Use samples=1, or raise the temperature."
             )
 
 

@@ -12,14 +12,23 @@ Row = Mapping[str, Any]
 
 
 class RowError(Exception):
-    """An error in a row. The reader of the file adds the location."""
+    """An error in a row. The reader of the file adds the location and `fix`.
+
+    Args:
+        problem: what is wrong, without a full stop. It is counted where such rows are dropped.
+        fix: what to do, as a sentence.
+    """
+
+    def __init__(self, problem: str, fix: str = "Correct the row, or remove it.") -> None:
+        super().__init__(problem)
+        self.fix = fix
 
 
 class NoTarget(RowError):
     """A row whose answer is missing or null. It has the error message for required targets, and the prompt."""
 
-    def __init__(self, reason: str, prompt: list[Message]) -> None:
-        super().__init__(reason)
+    def __init__(self, problem: str, prompt: list[Message]) -> None:
+        super().__init__(problem)
         self.prompt = prompt
 
 
@@ -67,7 +76,7 @@ def prompt_without_answer(row: Row) -> list[Message] | None:
         return None
     except NoTarget as error:
         if other := next((name for name in TARGETS if _last_answer(row.get(name))), None):
-            raise RowError(f"{error}, but '{other}' has an answer. Rename the column.") from None
+            raise RowError(f"{error}, but '{other}' has an answer", "Rename the column.") from None
         _check_prompt(error.prompt)
         return split_turns(ParsedRow(error.prompt, "", "")).prompt
 
@@ -120,7 +129,7 @@ def split_turns(parsed: ParsedRow) -> ParsedRow:
     if rendered.rstrip().endswith((":", ">", "]", "assistant", "model")) and (
         template := next((name for name, pattern in RENDERED.items() if pattern.fullmatch(rendered)), None)
     ):
-        raise RowError(f"the prompt is a dialogue rendered by a template ({template}); give its turns as messages")
+        raise RowError(f"the prompt is a dialogue rendered by a template ({template})", "Give its turns as messages.")
     if not HUMAN.match(rendered):
         return parsed
     turns = _turns(rendered, waits=True) if WAITING.search(rendered) else _until_user(rendered)

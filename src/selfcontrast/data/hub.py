@@ -97,11 +97,13 @@ class Hub:
         if not (self.validation > 0 and self.test_fraction > 0 and self.validation + self.test_fraction < 1):
             raise UserError(
                 f"data.validation={self.validation} and data.test_fraction={self.test_fraction}: must be above 0, "
-                "and their sum below 1"
+                "and their sum below 1. Use 0.1 for each."
             )
         for name, part in self._parts():
             if part.limit is not None and part.limit < MIN_PROMPTS:
-                raise UserError(f"data.{name}.limit={part.limit} must be at least {MIN_PROMPTS}, or null for all rows")
+                raise UserError(
+                    f"data.{name}.limit={part.limit} is below {MIN_PROMPTS}. Raise it, or use null for all rows."
+                )
 
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits. Raise `UserError` for an unreadable part, or one with too few usable prompts."""

@@ -54,10 +54,11 @@ class Jsonl:
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
             raise UserError(
-                f"data.validation={self.validation} and data.test={self.test} must be above 0, and their sum below 1"
+                f"data.validation={self.validation} and data.test={self.test} must be above 0, and their sum below 1. "
+                "Use 0.1 for each."
             )
         if self.limit is not None and self.limit < MIN_PROMPTS:
-            raise UserError(f"data.limit={self.limit} must be at least {MIN_PROMPTS}, or null for all rows")
+            raise UserError(f"data.limit={self.limit} is below {MIN_PROMPTS}. Raise it, or use null for all rows.")
 
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits, each in the file's order and none empty.
@@ -153,7 +154,7 @@ def read_rows(path: str, setting: str = SETTING) -> Iterator[tuple[str, Any]]:
         return _parquet(file)
     content = _decode(file)
     if not content.strip():
-        raise UserError(f"{path}: the file is empty")
+        raise UserError(f"{path}: the file is empty. Name a file with rows.")
     return (_lines if file.name.removesuffix(".gz").endswith(".jsonl") else _array)(path, content)
 
 
@@ -168,7 +169,9 @@ def read_folder(path: str, setting: str) -> Iterator[tuple[str, Any]]:
         return
     files = sorted(file for file in Path(path).iterdir() if file.name.endswith(SUFFIXES))
     if not files:
-        raise UserError(f"{setting}={path}: no file in this folder ends with {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"{setting}={path}: no file in this folder ends with {', '.join(SUFFIXES)}. Name another folder."
+        )
     for file in files:
         for location, row in read_rows(str(file), setting):
             yield f"{file.name}, {location}", row
@@ -215,7 +218,10 @@ def _lines(path: str, content: str) -> Iterator[tuple[str, Any]]:
             try:
                 row = json.loads(line, object_pairs_hook=_object_with_unique_keys)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({_describe(error)})") from None
+                raise UserError(
+                    f"{path}, line {number}: not valid JSON ({_describe(error)}). Write one object per line. If the "
+                    "file is one array, name it .json."
+                ) from None
             yield f"line {number}", row
 
 
@@ -223,12 +229,12 @@ def _array(path: str, content: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(content, object_pairs_hook=_object_with_unique_keys)
     except (ValueError, RecursionError) as error:
-        hint = "If it has one object per line, name it .jsonl."
         raise UserError(
-            f"{path}, line {getattr(error, 'lineno', 1)}: not valid JSON ({_describe(error)}). {hint}"
+            f"{path}, line {getattr(error, 'lineno', 1)}: not valid JSON ({_describe(error)}). Write one array of "
+            "rows. If the file has one object per line, name it .jsonl."
         ) from None
     if not isinstance(rows, list):
-        raise UserError(f"{path}: must be one JSON array of rows, not {type(rows).__name__}")
+        raise UserError(f"{path}: must be one JSON array of rows, not {type(rows).__name__}. Put the rows into [ ].")
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
@@ -257,4 +263,6 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
                     number += 1
                     yield f"row {number}", row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}, row {number + 1}: not readable as Parquet ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"{file}, row {number + 1}: not readable as Parquet ({' '.join(str(error).split())}). Write the file again."
+        ) from None

@@ -188,7 +188,10 @@ class Renderer:
                 )
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
-            raise UserError(f"the chat template fails on {messages[0]['role']!r} … : {error}") from error
+            raise UserError(
+                f"the chat template fails on {messages[0]['role']!r} … ({error}). Correct the row, or set another "
+                "template with model.chat_template=FILE."
+            ) from error
         refuse_addresses(text, messages)
         return text
 

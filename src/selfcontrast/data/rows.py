@@ -89,13 +89,14 @@ def read_examples(
             if parsed is full:  # the reference answer belongs to the full dialogue, not to its first turns
                 example = replace(example, answer=_answer(row, options.answer_column))
             if example.id in examples and key not in id_of_content:
-                raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
+                taken = f"id '{example.id}' is taken by an earlier row"
+                raise RowError(taken, "Make ids unique, or rename the column 'id'.")
         except SkippedRow as reason:
             dropped[str(reason)] += 1
             continue
         except RowError as error:
             if not options.lenient:
-                raise UserError(f"{where}, {location}: {error}") from None
+                raise UserError(f"{where}, {location}: {error}. {error.fix}") from None
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
         padded += any(answer != answer.strip() for answer in (example.target, *example.all_rejected))

@@ -36,9 +36,7 @@ def drop_unrenderable(
                 (row,) = [example for example in examples if example.id == id_]
                 location = f" ({source.location_of(id_)})" if isinstance(source, Jsonl) else ""
                 raise UserError(
-                    f"data: the row {id_}{location} of the split {split}, {_excerpt(row)}, cannot be rendered: "
-                    f"{reason}. Correct the row, or set another template with "
-                    "model.chat_template=FILE."
+                    f"data: the row {id_}{location} of the split {split}, {_excerpt(row)}, cannot be rendered: {reason}"
                 )
         kept[split] = [example for example in examples if example.id not in failures]
         if failures:
@@ -102,4 +100,7 @@ def check_tokenizer(tokenizer: Any, setting: str, examples: Sequence[Example]) -
             refuse_addresses(str(tokenizer.apply_chat_template(messages, tokenize=False)), messages)
         except Exception as error:  # a template is the model author's program: it may raise anything
             location = f"the row {example.id}, {_excerpt(example)}"
-            raise UserError(f"{setting}: the chat template fails on {location}: {printable(str(error))}") from error
+            raise UserError(
+                f"{setting}: the chat template fails on {location} ({printable(str(error))}). Correct the row, or use "
+                "another model."
+            ) from error

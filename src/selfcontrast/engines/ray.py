@@ -153,7 +153,9 @@ class Ray:
             try:
                 ray.init(self.address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
             except (OSError, RuntimeError, ValueError) as error:
-                raise UserError(f"engine.address={self.address or 'null'}: {error}") from error
+                fix = "Use engine=local." if self.address is None else "Run ray start --head, or use null."
+                address = self.address or "null"
+                raise UserError(f"engine.address={address}: Ray does not start ({error}). {fix}") from error
             # Ray's own handler prints the stacks of its threads.
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
             yield

@@ -112,7 +112,7 @@ def find_contamination(
         ValueError: without training prompts.
     """
     if not training:
-        raise ValueError("no training prompts to compare with")
+        raise ValueError("there are no training prompts to compare with. Give at least one.")
     fractions, sources = containment(prompts, training, settings.ngram)
     copied = [training[index] if value > 0 else "" for index, value in zip(sources, fractions, strict=True)]
     by_words = fractions >= settings.containment

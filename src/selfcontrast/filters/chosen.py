@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Chosen, Contenders, Filter, Floats
+from selfcontrast.filters.contenders import Chosen, Contenders
+from selfcontrast.filters.pool import Floats
+from selfcontrast.filters.select import Filter
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from selfcontrast.constrained import Count, Fraction, Positive, Probability
-from selfcontrast.filters.select import Floats, Indices, Pool
+from selfcontrast.filters.pool import Floats, Indices, Pool
 from selfcontrast.filters.selectors import BaseSelector, fraction_of
 
 SAME = 1e-3  # vectors nearer than this cannot be told apart in half precision

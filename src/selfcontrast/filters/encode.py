@@ -140,7 +140,9 @@ class SentenceEncoder:
                 },
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"encoder.path={self.path} cannot be loaded: {first_line(error)}") from error
+            raise UserError(
+                f"encoder.path={self.path} cannot be loaded ({first_line(error)}). Copy it again, or use another."
+            ) from error
         self._check_weights(model)
         path = str(builtin_folder()) if self.path == BUILTIN else self.path
         refuse_unusable(model, path, f"encoder.path={self.path}", self.commit)

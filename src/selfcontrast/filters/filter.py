@@ -23,10 +23,13 @@ import pyarrow.parquet as pq
 from selfcontrast.data.candidates import CHOSEN, CUT, POSITIVES, TARGET, spans, whole_prompts
 from selfcontrast.data.example import Example
 from selfcontrast.errors import UserError
+from selfcontrast.filters.contenders import Chosen
 from selfcontrast.filters.diagnostics import describe, diversity, figure_data
+from selfcontrast.filters.draw import Selection, choose
 from selfcontrast.filters.embed import CANDIDATES, TARGETS, Vectors
+from selfcontrast.filters.pool import Floats, Indices, SampledPrompt
 from selfcontrast.filters.score import CandidateScorer
-from selfcontrast.filters.select import Chosen, Filter, Floats, Indices, SampledPrompt, Selection, choose
+from selfcontrast.filters.select import Filter
 from selfcontrast.filters.signals import signal_table
 
 VERSION = 4
@@ -93,7 +96,7 @@ def select_negatives(
                     {**_prompt_row(settings, sampled, choice, positives is not None), "target_score": target_score}
                 )
                 choices.append(choice)
-            frames.append(_candidate_frame(table, choices, len(prompts) - len(choices)))
+            frames.append(_distinct_rows(table, choices, len(prompts) - len(choices)))
             negatives.write_table(_negatives(table, choices))
             if positives is not None and chosen is not None:
                 pairs = [(sampled, choice) for (_, sampled), choice in zip(block, choices, strict=True)]
@@ -180,7 +183,7 @@ def _token_ids(table: pa.Table, choice: Selection) -> tuple[list[list[int]], lis
     return tokens, [tokens[i] for i in choice.drawn.ranks]
 
 
-def _candidate_frame(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataFrame:
+def _distinct_rows(table: pa.Table, choices: Sequence[Selection], first: int) -> pd.DataFrame:
     """Return one row per distinct candidate; prompts are numbered from `first`."""
     sizes = [len(choice.rows) for choice in choices]
     rows = np.concatenate([choice.rows for choice in choices])

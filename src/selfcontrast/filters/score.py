@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from selfcontrast.data.example import Example, Verifier
 from selfcontrast.engines.work import Engine, Shard, Worker, read_table
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Floats
+from selfcontrast.filters.pool import Floats
 from selfcontrast.models.reward import Response, RewardModel
 from selfcontrast.models.truncation import Counts, report_unread, unread
 from selfcontrast.store import RESUME

@@ -11,7 +11,7 @@ import numpy as np
 
 from selfcontrast.constrained import BelowOne, Cosine, Fraction, NonNegative, Real, check_numbers
 from selfcontrast.errors import UserError
-from selfcontrast.filters.select import Floats, Indices, Pool
+from selfcontrast.filters.pool import Floats, Indices, Pool
 from selfcontrast.filters.signals import CONSENSUS, LOG_PROB, SIMILARITY, ranks
 
 DISTINCT, SAMPLES = "distinct", "samples"

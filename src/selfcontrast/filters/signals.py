@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from selfcontrast.filters.select import Floats, Indices
+from selfcontrast.filters.pool import Floats, Indices
 
 FRACTIONS = (0.75, 0.5, 0.25, 0.125)  # fractions of a prompt's distinct candidates that are kept, lowest signal first
 SIMILARITY, CONSENSUS, LOG_PROB, RANK_SUM = "similarity", "consensus", "log_prob", "rank_sum"

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from selfcontrast.errors import UserError
+from selfcontrast.filters.draw import choose
 from selfcontrast.filters.encode import Encode, unit
-from selfcontrast.filters.select import Filter, SampledPrompt, Selector, choose, needs_log_probs
+from selfcontrast.filters.pool import SampledPrompt, Selector, needs_log_probs
+from selfcontrast.filters.select import Filter
 
 
 def choose_negatives(

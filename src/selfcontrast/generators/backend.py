@@ -99,7 +99,10 @@ class Responder:
             for candidate in candidates_of(read_table(file)):
                 by_id[candidate.id].append(candidate)
         if failed := [c for candidates in by_id.values() for c in candidates if c.failed]:
-            raise UserError(f"{label}: {len(failed)} of {len(by_id)} prompts got no response ({failed[0].text})")
+            raise UserError(
+                f"{label}: {len(failed)} of {len(by_id)} prompts got no response ({failed[0].text}). Remove the cause "
+                "and run the same command again, which retries only these."
+            )
         return by_id
 
     def _retry(self, task: SamplingTask, shards: Sequence[Shard], label: str) -> None:

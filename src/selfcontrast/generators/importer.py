@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from selfcontrast.constrained import Count, Seed, Text, check_numbers
+from selfcontrast.constrained import Text
 from selfcontrast.data.example import Example, Message
 from selfcontrast.data.formats import RowError, SkippedRow, prompt_of, ranked_texts, text
 from selfcontrast.data.jsonl import read_folder, rows_file
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.generate import choose
-from selfcontrast.generators.responses import write_responses
+from selfcontrast.generators.responses import ExistingResponses, write_responses
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.content import Content, note, noted
 
@@ -26,7 +26,7 @@ SETTING = "generator.path"
 
 
 @dataclass(frozen=True)
-class Import:
+class Import(ExistingResponses):
     """Rows with a prompt, in any format of `data/formats.py`, and a list of `responses`.
 
     In the authors' release (`data/release.py`), the response is the rejected answer of `output` = [chosen, rejected].
@@ -35,20 +35,9 @@ class Import:
 
     Attributes:
         path: a file as in `data.jsonl.Jsonl`, or a folder of such files. The key has its content, not its location.
-        prompts: number of the prompts with responses, drawn with `seed`; None for all.
-        max_length: tokens of prompt and response; longer ones are dropped and counted.
     """
 
-    follows_model: ClassVar[bool] = False
-    has_log_probs: ClassVar[bool] = False
-
     path: Text = field(metadata=NOT_IN_KEY)  # the key has its content
-    prompts: Count | None
-    max_length: Count
-    seed: Seed
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "generator")
 
     @property
     def samples(self) -> int:
@@ -111,13 +100,13 @@ class Import:
             except SkippedRow as reason:
                 log.warning("%s, %s: dropped a row: %s", self.path, location, reason)
             except RowError as error:
-                raise UserError(f"{self.path}, {location}: {error}") from None
+                raise UserError(f"{self.path}, {location}: {error}. {error.fix}") from None
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
     columns = [name for name in COLUMNS if row.get(name) is not None]
     if len(columns) > 1:
-        raise RowError(f"{' and '.join(map(repr, columns))} both have responses; remove one of them")
+        raise RowError(f"{' and '.join(map(repr, columns))} both have responses", "Remove one of them.")
     column = columns[0] if columns else COLUMNS[0]
     responses = row.get(column)
     if responses is None and (texts := ranked_texts(row.get("output"))):

@@ -4,14 +4,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from selfcontrast.constrained import Count, Seed, check_numbers
 from selfcontrast.data.example import Example
 from selfcontrast.engines.work import Engine
 from selfcontrast.errors import UserError
 from selfcontrast.generators.generate import choose
-from selfcontrast.generators.responses import write_responses
+from selfcontrast.generators.responses import ExistingResponses, write_responses
 
 log = logging.getLogger(__name__)
 
@@ -19,23 +18,8 @@ _MAX_SAMPLES = "_max_samples"  # not a field, because it is a fact of the data, 
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """All rejected answers of each training prompt. Prompts without one are not used, and are counted.
-
-    Attributes:
-        prompts: number of training prompts, drawn with `seed` as for sampling; None for all.
-        max_length: tokens of prompt and answer; longer ones are dropped and counted.
-    """
-
-    follows_model: ClassVar[bool] = False
-    has_log_probs: ClassVar[bool] = False
-
-    prompts: Count | None
-    max_length: Count
-    seed: Seed
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "generator")
+class Pairs(ExistingResponses):
+    """All rejected answers of each training prompt. Prompts without one are not used, and are counted."""
 
     @property
     def samples(self) -> int:

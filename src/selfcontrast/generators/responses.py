@@ -1,14 +1,16 @@
-"""Write existing responses as candidates: tokenized as in training, and counted as in sampling."""
+"""Use existing responses as candidates: tokenized as in training, and counted as in sampling."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from selfcontrast.constrained import Count, Seed, check_numbers
 from selfcontrast.data.candidates import SCHEMA, Candidate, candidates_table
 from selfcontrast.data.example import Example
 from selfcontrast.data.rendering import Renderer
@@ -19,6 +21,26 @@ from selfcontrast.models.loading import load_tokenizer
 log = logging.getLogger(__name__)
 
 PROMPTS_PER_WRITE = 1000
+
+
+@dataclass(frozen=True)
+class ExistingResponses:
+    """The settings of a generator that does not sample.
+
+    Attributes:
+        prompts: number of training prompts, drawn with `seed` as for sampling; None for all.
+        max_length: tokens of prompt and response; longer ones are dropped and counted.
+    """
+
+    follows_model: ClassVar[bool] = False
+    has_log_probs: ClassVar[bool] = False
+
+    prompts: Count | None
+    max_length: Count
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "generator")
 
 
 def write_responses(

@@ -104,6 +104,6 @@ def check_system(renderer: Renderer, example: Example, system: str) -> None:
     try:
         rendered = renderer.prompt(with_system_message(example.prompt, system))
     except UserError as error:
-        raise UserError(f"{SYSTEM}: the row {example.id}: {error}. Set it to null, or use another template.") from error
+        raise UserError(f"{SYSTEM}: the row {example.id}: {error} Or set {SYSTEM}=null.") from error
     if rendered == renderer.prompt(example.prompt):
         raise UserError(f"{SYSTEM}: the chat template ignores system messages. Set it to null.")

@@ -191,7 +191,9 @@ def _local_engine(arguments: dict[str, Any]) -> Iterator[Respond]:
     try:
         engine = VllmEngine(**arguments)
     except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"vLLM failed: {' '.join(str(error).split())[:400]}") from error
+        raise UserError(
+            f"vLLM failed: {' '.join(str(error).split())[:400]}. Change the backend's settings, or use backend=hf."
+        ) from error
     try:
         yield engine.respond
     finally:
@@ -217,7 +219,9 @@ def _adapter_rank(adapter: str) -> int:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank = max(int(config["r"]), *config.get("rank_pattern", {}).values(), 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"backend.adapter={adapter}: its adapter_config.json cannot be read ({error})") from error
+        raise UserError(
+            f"backend.adapter={adapter}: its adapter_config.json cannot be read ({error}). Copy the adapter again."
+        ) from error
     if rank > RANKS[-1]:
         raise UserError(
             f"backend.adapter={adapter}: its rank {rank} is above vLLM's largest, {RANKS[-1]}. Merge the adapter."

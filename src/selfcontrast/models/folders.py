@@ -98,7 +98,9 @@ def load_config(path: str, setting: str, **options: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(path, **options)
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{setting}={path}: its config cannot be loaded: {_first(error)}") from error
+        raise UserError(
+            f"{setting}={path}: its config cannot be loaded ({_first(error)}). Copy the model again, or use another."
+        ) from error
 
 
 def tokenizer_at(path: str, setting: str, **options: Any) -> Any:
@@ -108,7 +110,9 @@ def tokenizer_at(path: str, setting: str, **options: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{setting}={path}: its tokenizer cannot be loaded: {_first(error)}") from error
+        raise UserError(
+            f"{setting}={path}: its tokenizer cannot be loaded ({_first(error)}). Copy the model again, or use another."
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -202,7 +202,9 @@ class Pretrained:
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"model.path={self.path}: its config cannot be loaded: {first}") from error
+            raise UserError(
+                f"model.path={self.path}: its config cannot be loaded ({first}). Copy the model again, or use another."
+            ) from error
 
     def positions(self) -> int | None:
         """Return the number of positions in the model's config; None if not given, or if it is on the hub only."""

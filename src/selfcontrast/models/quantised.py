@@ -52,12 +52,12 @@ class FourBit:
         return layer
 
 
-def quantise(model: Any, how: FourBit) -> None:
+def quantise(model: Any, settings: FourBit) -> None:
     """Quantise every linear layer except the output layer in place, and freeze all parameters."""
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and layer is not head:
-            model.set_submodule(name, how.layer(layer))
+            model.set_submodule(name, settings.layer(layer))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 

@@ -49,7 +49,10 @@ def convert(weights: Path, body: Path, output: Path, dtype: str = "bfloat16") ->
         config = AutoConfig.from_pretrained(str(body), num_labels=1)
         tokenizer = AutoTokenizer.from_pretrained(str(body))
     except (OSError, ValueError) as error:
-        raise UserError(f"--body {body}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"--body {body}: cannot be read ({str(error).strip().splitlines()[0]}). Give a folder with a config and a "
+            "tokenizer."
+        ) from error
     tokenizer.pad_token = tokenizer.unk_token
     tokenizer.chat_template = TEMPLATE
     config.pad_token_id = tokenizer.pad_token_id

@@ -21,7 +21,7 @@ def unread(model: Any, texts: Sequence[Any]) -> Counts:
     return count(texts) if count and len(texts) else np.zeros((len(texts), 2), dtype=np.int64)
 
 
-def report_unread(who: str, counts: Counts, unit: str, remedy: str) -> dict[str, Any]:
+def report_unread(label: str, counts: Counts, unit: str, remedy: str) -> dict[str, Any]:
     """Return the number of truncated texts and the unread fraction for a summary; warn if it exceeds 1%.
 
     Empty if nothing is truncated.
@@ -33,7 +33,7 @@ def report_unread(who: str, counts: Counts, unit: str, remedy: str) -> dict[str,
     if fraction > TOLERATED:
         log.warning(
             "%s: %d of %d texts are truncated, and %.1f%% of all %s are not read. To read them, %s.",
-            who,
+            label,
             cut,
             len(counts),
             100 * fraction,

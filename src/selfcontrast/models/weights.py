@@ -38,7 +38,7 @@ def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise UserError(f"{what} cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{what} cannot be loaded ({first_line(error)}). Copy it again, or use another.") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":  # for a damaged file; defined in the package's binary
             raise
@@ -101,7 +101,7 @@ def refuse_partial(model: Any, report: dict[str, Any], what: str, unused: Collec
             "Give the config that they were saved with."
         )
     if report["error_msgs"]:
-        raise UserError(f"{what}: {report['error_msgs'][0]}")
+        raise UserError(f"{what}: {report['error_msgs'][0]}. Give the config that its weights were saved with.")
     if others:
         log.info("%s: not used: %s", what, _some(others))
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
 
     folders: list[Path] = args.folders
     if len(folders) == 1 and args.to is None and (folders[0] / RESULT).exists():
-        again(folders[0])
+        rewrite(folders[0])
         return
     report_sweep(folders, args.to)
 
@@ -54,7 +54,7 @@ def report_sweep(folders: Sequence[Path], to: Path | None) -> "Sweep":
     return sweep
 
 
-def again(folder: Path) -> None:
+def rewrite(folder: Path) -> None:
     """Write and print the report of one run, or of one measured model."""
     from selfcontrast.report.evaluated import print_evaluated, write_evaluated
     from selfcontrast.report.page import write_report

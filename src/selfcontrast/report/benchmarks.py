@@ -100,7 +100,7 @@ def _view(name: str, benchmark: dict[str, Any]) -> BenchmarkView:
         name,
         systems,
         [(what, [cells.get((what, system), NONE) for system in systems]) for what in whats],
-        " ".join(filter(None, (_judged(benchmark["facts"]), _seen(benchmark.get("contamination"))))),
+        " ".join(filter(None, (_judged(benchmark["facts"]), _contamination(benchmark.get("contamination"))))),
         inline(figure, f"radar_{name}", "Mean grades by category") if figure else None,
         [{**row, "verdict": _verdict(row)} for row in benchmark["shown"]],
     )
@@ -116,7 +116,7 @@ def _verdict(row: dict[str, Any]) -> str:
     return {0.0: "worse", 0.5: "neither is better", 1.0: "better"}.get(value, f"better at {percent(value)}")
 
 
-def _seen(contamination: dict[str, int] | None) -> str:
+def _contamination(contamination: dict[str, int] | None) -> str:
     """Say how many of a benchmark's prompts resemble a training prompt; "" if this was not checked."""
     if not contamination:
         return ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def write_evaluated(result: "Evaluated", folder: Path) -> None:
     """Write `report.html` to `folder`."""
-    page = render("evaluated.html.jinja", again=short_path(folder), **_content(result))
+    page = render("evaluated.html.jinja", report_arguments=short_path(folder), **_content(result))
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ def systems(result: "Result | Evaluated", title: str = "") -> Figure:
         at = decodings.index(row["decoding"]) + _offset(names, row["system"], 0.34)
         first = row["decoding"] == decodings[0]
         dot(axes, row["mean"], at, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
-        _beside(axes, row["mean"], at, number(row["mean"]["estimate"]))
+        _label_interval(axes, row["mean"], at, number(row["mean"]["estimate"]))
     _categorical(axes, decodings)
     axes.set_xlabel(axis_label(result.comparison["measure"]))
     axes.margins(x=0.12)
@@ -184,7 +184,7 @@ def _categorical(axes: Axes, names: list[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _beside(axes: Axes, value: "Bounds", at: float, text: str) -> None:
+def _label_interval(axes: Axes, value: "Bounds", at: float, text: str) -> None:
     """Write a number to the right of its interval."""
     edge = np.nanmax([value["estimate"], value["high"] if value["high"] is not None else np.nan])
     axes.annotate(text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 FILTERS = (
-    "number", "interval", "percent", "count", "duration", "short_path", "stage_status", "unbroken",
+    "number", "interval", "percent", "count", "duration", "short_path", "status", "unbroken",
 )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["confidence"]),
         "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
-        "again": text.short_path(folder),
+        "report_arguments": text.short_path(folder),
         "against_kl": against_kl.rows(result.against_kl) if result.against_kl else [],
         "against_kl_heads": against_kl.HEADS,
         "against_kl_sentence": against_kl.sentence(result.against_kl) if result.against_kl else "",
@@ -237,18 +237,18 @@ def signal_rows(table: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def lm_eval_rows(
-    found: dict[str, dict[str, dict[str, float]]], confidence: float
+    by_system: dict[str, dict[str, dict[str, float]]], confidence: float
 ) -> list[tuple[str, str, Sequence[str]]]:
-    """Return task, metric, and its value per system in the order of `found`, with the interval if known."""
+    """Return task, metric, and its value per system in the order of `by_system`, with the interval if known."""
     keys = dict.fromkeys(
         (task, metric)
-        for tasks in found.values()
+        for tasks in by_system.values()
         for task, metrics in tasks.items()
         for metric in metrics
         if not metric.endswith(STDERR)
     )
     return [
-        (task, metric, [metric_cell(tasks.get(task, {}), metric, confidence) for tasks in found.values()])
+        (task, metric, [metric_cell(tasks.get(task, {}), metric, confidence) for tasks in by_system.values()])
         for task, metric in keys
     ]
 

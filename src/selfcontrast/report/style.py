@@ -100,10 +100,10 @@ def legend_name(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def dot(axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **how: Any) -> None:
+def dot(axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **style: Any) -> None:
     """Draw an estimate, with its interval if known, along x; along y if `vertical`."""
     if bounded(value):
         ends = [value["low"], value["high"]]
         axes.plot(*([at, at], ends) if vertical else (ends, [at, at]), color=colour, linewidth=2.2, alpha=0.55)
     point = ([at], [value["estimate"]]) if vertical else ([value["estimate"]], [at])
-    axes.plot(*point, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=3, **how)
+    axes.plot(*point, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=3, **style)

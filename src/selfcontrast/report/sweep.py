@@ -139,10 +139,10 @@ class Point:
             return None
         if len(rows) == 1:
             return dict(rows[0])
-        least = -1.0 if self.jobs[0].result.comparison["measure"] != "score" else 0.0  # a cosine, or a score
-        least, most = {"mean": (least, 1.0), "difference": (least - 1.0, 1.0 - least)}.get(name, (0.0, 1.0))
+        low = -1.0 if self.jobs[0].result.comparison["measure"] != "score" else 0.0  # a cosine, or a score
+        minimum, maximum = {"mean": (low, 1.0), "difference": (low - 1.0, 1.0 - low)}.get(name, (0.0, 1.0))
         estimates = [row["estimate"] for row in rows]
-        return asdict(over_seeds(estimates, confidence=rows[0]["confidence"], least=least, most=most))
+        return asdict(over_seeds(estimates, confidence=rows[0]["confidence"], minimum=minimum, maximum=maximum))
 
     @property
     def seeds(self) -> list[int]:

@@ -19,7 +19,7 @@ from selfcontrast.report.sweep import Point, Sweep, SweepJob, comparable, mean, 
 if TYPE_CHECKING:
     from selfcontrast.evaluation.curve import CurvePoint
 
-MOST_NAMED = 10  # arms in the figure's legend: the best
+MOST_NAMED = 10  # methods in the figure's legend: the best
 STRAIGHT = (
     "Some jobs have no checkpoint between SFT and the policy: their scores are interpolated over the whole training. "
     "evaluation.checkpoints=4 measures it."
@@ -41,7 +41,7 @@ Row = list[str]
 
 @dataclass(frozen=True)
 class Compared:
-    """Arms at the same KL: heads and rows of a table, and the notes that it needs."""
+    """Methods at the same KL: heads and rows of a table, and the notes that it needs."""
 
     heads: Row
     rows: list[Row]
@@ -73,30 +73,29 @@ def columns(job: SweepJob) -> dict[str, Any]:
 @styled()
 def figure(sweep: Sweep) -> Figure | None:
     """Score against KL, a line per job from its fine-tuned model to its policy; None if no job has both."""
-    arms = _arms(sweep)
-    if not arms:
+    methods = _methods(sweep)
+    if not methods:
         return None
     drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = drawn.subplots()
-    comparables, _ = comparable(arms)
-    best = [arm for _, arm in sorted(zip(comparables, arms, strict=True), key=lambda pair: -mean(pair[0].jobs))][
-        :MOST_NAMED
-    ]
-    others = [arm for arm in arms if arm not in best]
-    for arm in others:  # below the others
-        label = f"{len(others)} more" if arm is others[0] else None
-        _draw_arm(axes, arm, label, COLOURS["muted"], MARKERS[0], alpha=0.35)
-    for index, arm in enumerate(best):
+    comparables, _ = comparable(methods)
+    by_score = sorted(zip(comparables, methods, strict=True), key=lambda pair: -mean(pair[0].jobs))
+    best = [method for _, method in by_score[:MOST_NAMED]]
+    others = [method for method in methods if method not in best]
+    for method in others:  # below the others
+        label = f"{len(others)} more" if method is others[0] else None
+        _draw_method(axes, method, label, COLOURS["muted"], MARKERS[0], alpha=0.35)
+    for index, method in enumerate(best):
         look = SERIES[index % len(SERIES)], MARKERS[index // len(SERIES)]
-        _draw_arm(axes, arm, legend_name(point_name(sweep, arm)), *look, alpha=0.8)
+        _draw_method(axes, method, legend_name(point_name(sweep, method)), *look, alpha=0.8)
     axes.set_xlabel(KL_AXIS)
     axes.set_ylabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
     drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
     return drawn
 
 
-def _draw_arm(axes: Axes, arm: Point, label: str | None, colour: str, marker: str, alpha: float) -> None:
-    for job in arm.jobs:
+def _draw_method(axes: Axes, method: Point, label: str | None, colour: str, marker: str, alpha: float) -> None:
+    for job in method.jobs:
         points = _points(job)
         path(axes, points, colour, alpha=alpha)
         for point in points[1:]:
@@ -111,16 +110,16 @@ def _draw_arm(axes: Axes, arm: Point, label: str | None, colour: str, marker: st
 
 def equal_kl(sweep: Sweep) -> Compared | None:
     """Compare methods at the smallest final KL of all jobs; None for one method, or if a policy has not moved."""
-    arms = _arms(sweep)
-    jobs = [job for arm in arms for job in arm.jobs]
+    methods = _methods(sweep)
+    jobs = [job for method in methods for job in method.jobs]
     kl = min((_points(job)[-1]["kl"]["estimate"] for job in jobs), default=0.0)
-    if len(arms) < 2 or kl <= 0:
+    if len(methods) < 2 or kl <= 0:
         return None
-    names = [point_name(sweep, arm) for arm in arms]
-    unlike = [_unlike(sweep, arms[0], arm) for arm in arms]
+    names = [point_name(sweep, method) for method in methods]
+    unlike = [_unlike(sweep, methods[0], method) for method in methods]
     notes = [f"Differences are from {names[0]}.", *_no_difference(names, unlike)]
-    if any(len(arm.jobs) > 1 for arm in arms):
-        cells, note = _over_seeds(arms, kl), OVER_SEEDS
+    if any(len(method.jobs) > 1 for method in methods):
+        cells, note = _over_seeds(methods, kl), OVER_SEEDS
     elif len({tuple(_ids(job)) for job in jobs}) == 1:
         cells, note = _over_prompts(jobs), OVER_PROMPTS
     else:
@@ -130,25 +129,25 @@ def equal_kl(sweep: Sweep) -> Compared | None:
         point_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)
     ]
     without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
-    finals = [_mean([_points(job)[-1] for job in arm.jobs], "kl") for arm in arms]
+    finals = [_mean([_points(job)[-1] for job in method.jobs], "kl") for method in methods]
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
     heads = ["method", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", "difference"]
     rows = [[name, final, *scores] for name, final, scores in zip(names, finals, cells, strict=True)]
-    if any(arm.seeds != sweep.seeds for arm in arms):
-        heads, rows = _with_seeds(heads, rows, arms)
+    if any(method.seeds != sweep.seeds for method in methods):
+        heads, rows = _with_seeds(heads, rows, methods)
     return Compared(heads, rows, [note, *notes, *without, *straight])
 
 
-def _with_seeds(heads: Row, rows: list[Row], arms: Sequence[Point]) -> tuple[Row, list[Row]]:
+def _with_seeds(heads: Row, rows: list[Row], methods: Sequence[Point]) -> tuple[Row, list[Row]]:
     """Add columns with the seeds of each score and each difference, which differ between methods."""
 
     def listed(seeds: Sequence[int]) -> str:
         return ", ".join(map(str, seeds)) or text.NONE
 
     cells = []
-    for (name, final, score, change), arm in zip(rows, arms, strict=True):
-        shared = listed([*_pairs(arms[0], arm)]) if change != text.NONE else text.NONE
-        cells.append([name, final, score, listed(arm.seeds), change, shared])
+    for (name, final, score, change), method in zip(rows, methods, strict=True):
+        shared = listed([*_pairs(methods[0], method)]) if change != text.NONE else text.NONE
+        cells.append([name, final, score, listed(method.seeds), change, shared])
     return [*heads[:3], "seeds", heads[3], "on seeds"], cells
 
 
@@ -170,12 +169,12 @@ def _no_difference(names: Sequence[str], unlike: Sequence[str]) -> list[str]:
         (why, ", ".join(name for name, reason in zip(names, unlike, strict=True) if reason == why))
         for why in dict.fromkeys(filter(None, unlike))
     ]
-    return [f"No difference from {names[0]} for methods that {why}: {arms}." for why, arms in by_reason]
+    return [f"No difference from {names[0]} for methods that {why}: {methods}." for why, methods in by_reason]
 
 
 def _pairs(first: Point, other: Point) -> dict[int, tuple[SweepJob, SweepJob]]:
     """Return the jobs of both methods, by the seeds that both have."""
-    first_jobs, other_jobs = ({job.result.seed: job for job in arm.jobs} for arm in (first, other))
+    first_jobs, other_jobs = ({job.result.seed: job for job in method.jobs} for method in (first, other))
     return {seed: (first_jobs[seed], other_jobs[seed]) for seed in sorted(first_jobs.keys() & other_jobs.keys())}
 
 
@@ -193,9 +192,9 @@ def _over_prompts(jobs: Sequence[SweepJob]) -> list[Row]:
     return [[cells[0][0], text.NONE], *cells[1:]]
 
 
-def _over_seeds(arms: Sequence[Point], kl: float) -> list[Row]:
+def _over_seeds(methods: Sequence[Point], kl: float) -> list[Row]:
     """Return scores as means over each method's seeds, and differences from the first over the seeds of both."""
-    confidence = arms[0].jobs[0].row["mean"]["confidence"]
+    confidence = methods[0].jobs[0].row["mean"]["confidence"]
 
     def cell(values: Sequence[float], signed: bool = False) -> str:
         if len(values) == 1:  # no interval over seeds
@@ -203,11 +202,11 @@ def _over_seeds(arms: Sequence[Point], kl: float) -> list[Row]:
         return text.interval(asdict(over_seeds(values, confidence=confidence)), signed=signed)
 
     rows = []
-    for arm in arms:
-        pairs = _pairs(arms[0], arm)
+    for method in methods:
+        pairs = _pairs(methods[0], method)
         changes = [_score_at(job, kl) - _score_at(first, kl) for first, job in pairs.values()]
         rows.append(
-            [cell([_score_at(job, kl) for job in arm.jobs]), cell(changes, signed=True) if pairs else text.NONE]
+            [cell([_score_at(job, kl) for job in method.jobs]), cell(changes, signed=True) if pairs else text.NONE]
         )
     return [[rows[0][0], text.NONE], *rows[1:]]
 
@@ -218,10 +217,10 @@ def _score_at(job: SweepJob, kl: float) -> float:
     return float(score_at(kls, scores, np.array([kl]))[0])
 
 
-def _arms(sweep: Sweep) -> list[Point]:
-    """The points of the sweep, each with its jobs that have a policy whose KL is known."""
-    arms = [Point([job for job in point.jobs if len(_points(job)) > 1], point.p_holm) for point in sweep.points]
-    return [arm for arm in arms if arm.jobs]
+def _methods(sweep: Sweep) -> list[Point]:
+    """Return the points of the sweep, each with its jobs that have a policy whose KL is known."""
+    methods = [Point([job for job in point.jobs if len(_points(job)) > 1], point.p_holm) for point in sweep.points]
+    return [method for method in methods if method.jobs]
 
 
 def _points(job: SweepJob) -> "list[CurvePoint]":

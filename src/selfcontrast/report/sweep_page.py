@@ -32,7 +32,7 @@ def write_sweep(sweep: Sweep) -> None:
     page = render(
         "sweep.html.jinja",
         sweep=sweep,
-        again=again(sweep),
+        report_arguments=report_arguments(sweep),
         headline=headline(sweep),
         sentence=sentence(sweep),
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} by variant" if ranks else f"{sweep.measure} against K"),
@@ -48,7 +48,7 @@ def write_sweep(sweep: Sweep) -> None:
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def again(sweep: Sweep) -> str:
+def report_arguments(sweep: Sweep) -> str:
     """Return the arguments of the command that writes the same report."""
     args = [text.short_path(source) for source in sweep.sources]
     if list(sweep.sources) != [sweep.folder]:

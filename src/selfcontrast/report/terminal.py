@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfcontrast.report import against_kl, benchmarks
-from selfcontrast.report.text import duration, interval, p_value, percent, short_path, stage_status
+from selfcontrast.report.text import duration, interval, p_value, percent, short_path, status
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _benchmark(benchmark: benchmarks.BenchmarkView) -> Table:
 def _timings(result: "Result") -> Table:
     table = columns("stage", "", "took", left=2)
     for stage in result.stages:
-        table.add_row(stage["name"], stage_status(stage), duration(stage["seconds"]))
+        table.add_row(stage["name"], status(stage), duration(stage["seconds"]))
     fresh = sum(stage["seconds"] for stage in result.stages if not stage["cached"])
     table.add_row("this run", "", duration(fresh), style="bold")
     if peak := result.provenance.get("peak_memory_gib"):

@@ -101,6 +101,6 @@ def short_path(path: str | Path) -> str:
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
-def stage_status(stage: Mapping[str, Any]) -> str:
+def status(stage: Mapping[str, Any]) -> str:
     """Say whether a stage's artifact was cached in the store, resumed, or computed in whole."""
     return "cached" if stage["cached"] else ("resumed" if stage["resumed"] else "done")

@@ -48,7 +48,7 @@ def show(catalog: Catalog, args: argparse.Namespace) -> int:
 
 
 def diff(catalog: Catalog, args: argparse.Namespace) -> int:
-    print_differences(catalog, catalog.find(args.one), catalog.find(args.other))
+    print_differences(catalog, catalog.find(args.first), catalog.find(args.second))
     return 0
 
 
@@ -103,7 +103,7 @@ def _facts(catalog: Catalog, entry: Entry) -> dict[str, Any]:
         "bytes": entry.bytes,
         "created": datetime.fromtimestamp(entry.created, UTC).isoformat(timespec="seconds"),
         "used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
-        "apart": catalog.apart(entry),
+        "apart": catalog.differing_settings(entry),
         "settings": entry.manifest.get("settings"),
         "inputs": entry.inputs,
         "artifacts": [e.name for e in catalog.made_from(entry)],
@@ -138,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=show)
 
     command = commands.add_parser("diff", parents=[where], help="show how two artifacts differ: settings, inputs, code")
-    command.add_argument("one", metavar="A")
-    command.add_argument("other", metavar="B")
+    command.add_argument("first", metavar="A")
+    command.add_argument("second", metavar="B")
     command.set_defaults(command=diff)
 
     command = commands.add_parser(

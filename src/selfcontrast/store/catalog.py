@@ -105,7 +105,7 @@ class Catalog:
         """Return its inputs by role; None for a deleted one."""
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
-    def apart(self, entry: Entry) -> dict[str, str]:
+    def differing_settings(self, entry: Entry) -> dict[str, str]:
         """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within its stage.
 
         An input of another input is left out.

@@ -24,19 +24,19 @@ class Difference:
     values: tuple[str, str]
 
 
-def differences(catalog: Catalog, one: Entry, other: Entry, where: str = "") -> Iterator[Difference]:
+def differences(catalog: Catalog, first: Entry, second: Entry, where: str = "") -> Iterator[Difference]:
     """Yield the differences of two artifacts of one stage, then those of their inputs that are not the same."""
-    where = where or one.stage
-    for name in sorted(one.settings.keys() | other.settings.keys()):
-        values = (one.settings.get(name, NOTHING), other.settings.get(name, NOTHING))
+    where = where or first.stage
+    for name in sorted(first.settings.keys() | second.settings.keys()):
+        values = (first.settings.get(name, NOTHING), second.settings.get(name, NOTHING))
         if values[0] != values[1]:
             yield Difference(where, name, values)
-    codes = (one.manifest.get("code", {}), other.manifest.get("code", {}))
+    codes = (first.manifest.get("code", {}), second.manifest.get("code", {}))
     for file in changed(*codes):
         yield Difference(where, f"code {file}", (codes[0].get(file, NOTHING), codes[1].get(file, NOTHING)))
-    inputs = (catalog.inputs_of(one), catalog.inputs_of(other))
-    for role in sorted(one.inputs.keys() | other.inputs.keys()):
-        keys = (one.inputs.get(role, NOTHING), other.inputs.get(role, NOTHING))
+    inputs = (catalog.inputs_of(first), catalog.inputs_of(second))
+    for role in sorted(first.inputs.keys() | second.inputs.keys()):
+        keys = (first.inputs.get(role, NOTHING), second.inputs.get(role, NOTHING))
         if keys[0] == keys[1]:
             continue
         yield Difference(where, f"input {role}", keys)

@@ -112,7 +112,10 @@ class Remote:
         try:
             yield
         except Exception as error:  # each protocol's package has its own errors
-            raise UserError(f"store={self.url}: cannot be reached ({_line(error)})") from error
+            raise UserError(
+                f"store={self.url}: cannot be reached ({_line(error)}). Check its address, the network and the "
+                "credentials, then run the same command again."
+            ) from error
 
     def _path(self, stage: str, key: str) -> str:
         return f"{self.root}/{stage}/{key}"

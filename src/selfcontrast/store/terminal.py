@@ -62,14 +62,14 @@ def print_entry(catalog: Catalog, entry: Entry) -> None:
     console.print(runs if entry.runs else Text("used by no run"), soft_wrap=True)
 
 
-def print_differences(catalog: Catalog, one: Entry, other: Entry) -> None:
+def print_differences(catalog: Catalog, first: Entry, second: Entry) -> None:
     """Print how two artifacts differ (`diff`). Raises `UserError` if they are of different stages."""
-    if one.stage != other.stage:
+    if first.stage != second.stage:
         raise UserError(
-            f"{one.name} and {other.name}: cannot compare artifacts of different stages. Name two of one stage."
+            f"{first.name} and {second.name}: cannot compare artifacts of different stages. Name two of one stage."
         )
     console, where = _console(), ""
-    for difference in differences(catalog, one, other):
+    for difference in differences(catalog, first, second):
         if difference.where != where:
             where = difference.where
             console.print(Text(where, "bold"))
@@ -110,7 +110,7 @@ def _about(catalog: Catalog, entry: Entry) -> str:
         return f"its {MANIFEST} is damaged"
     return " ".join(
         _short(value) if name.startswith("inputs.") else f"{name}={_short(value)}"
-        for name, value in catalog.apart(entry).items()
+        for name, value in catalog.differing_settings(entry).items()
     )
 
 

@@ -114,8 +114,8 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
     longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
     if positions is not None and longest > positions:
         raise UserError(
-            f"a prompt with its response has {longest} tokens, and the model {positions} positions: "
-            "lower sft.max_length and trainer.max_length, or max_length"
+            f"a prompt with its response has {longest} tokens, and the model {positions} positions. "
+            "Lower max_length, or sft.max_length and trainer.max_length."
         )
     use_shared_prompt(policy, hardware.attention)
     if hardware.gradient_checkpointing:

@@ -38,7 +38,9 @@ def this_node(count: int) -> Node:
         try:
             slurm = SLURMEnvironment(auto_requeue=False)
         except RuntimeError as error:
-            raise UserError(f"hardware.num_nodes={count}: {error}") from error
+            raise UserError(
+                f"hardware.num_nodes={count}: Slurm's tasks do not fit ({error}). Use srun --ntasks-per-node=1."
+            ) from error
         return Node(slurm.node_rank(), count, slurm.main_address, slurm.main_port)
     try:
         rank, port = int(os.environ["NODE_RANK"]), int(os.environ["MASTER_PORT"])

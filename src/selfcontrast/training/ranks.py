@@ -74,7 +74,8 @@ class Ranks:
                 except (ProcessExitedException, ProcessRaisedException) as error:
                     receiver.drain(messages)
                     if signals.received is None:
-                        raise UserError(receiver.error or f"{stage}: a rank failed: {error}") from error
+                        failed = f"{stage}: a rank failed ({error}). See its output above, then run the command again."
+                        raise UserError(receiver.error or failed) from error
                 receiver.drain(messages)
             signals.deliver()
         finally:

@@ -23,16 +23,16 @@ _PRODUCTS = {
 }  # argument index of the second factor
 
 
-def checkpoint_layers(policy: Any, how: Checkpointing) -> None:
+def checkpoint_layers(policy: Any, mode: Checkpointing) -> None:
     """Recompute the activations of each layer in the backward pass.
 
     Args:
         policy: a transformers causal model, or its peft wrapper.
-        how: True to recompute all; "selective" to keep the outputs of attention and of the matrices around it. An MLP's
-            inner layer is a few times as wide, and the backward pass does not need its last product.
+        mode: True to recompute all; "selective" to keep the outputs of attention and of the matrices around it. An
+            MLP's inner layer is a few times as wide, and the backward pass does not need its last product.
     """
     options: dict[str, Any] = {"use_reentrant": False}
-    if how == "selective":
+    if mode == "selective":
         options["context_fn"] = partial(
             create_selective_checkpoint_contexts, partial(_checkpoint_policy, widest_kept(policy.config))
         )

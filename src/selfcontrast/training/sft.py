@@ -119,7 +119,7 @@ def texts(examples: Sequence[Example]) -> list[str]:
     return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target) if text]
 
 
-def model_card(title: str, how: str, history: Sequence[Record]) -> str:
+def model_card(title: str, method: str, history: Sequence[Record]) -> str:
     """Return the README.md of a policy folder."""
     last = next((r for r in reversed(history) if "loss" in r), {})
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if "_rank_" not in name)
@@ -130,7 +130,7 @@ tags: [self-contrast, selfcontrast]
 ---
 # {title}
 
-Trained by selfcontrast, {how} (Self-Contrast, arXiv 2404.00604). Loads with
+Trained by selfcontrast, {method} (Self-Contrast, arXiv 2404.00604). Loads with
 `AutoModelForCausalLM.from_pretrained`; prompts go through the tokenizer's chat template. The artifact's
 `manifest.json` records its settings and inputs.
 

@@ -93,5 +93,5 @@ def test_run_below_min_coverage_fails_and_rerun_asks_only_for_missing(run: Any) 
             run(server.url, 0.9)
         server.fault = lambda number, body: None
         facts, lines = run(server.url, 0.9)
-        assert len(server.asked) == 80
+        assert len(server.requests) == 80
     assert (facts["coverage"], lines["mean"].estimate, lines["mean"].n) == (1, 4, 60)

@@ -51,7 +51,7 @@ def test_judgments_are_in_the_order_of_the_cases(tmp_path: Path) -> None:
     with OpenAIServer(by_answer(replies)).open() as server:
         judgments = ask(judge(server.url), [single(f"answer{i}!") for i in (3, 1, 10, 7)], tmp_path)
     assert [j.value for j in judgments] == [3, 1, 10, 7]
-    body = server.asked[0].body
+    body = server.requests[0].body
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("selfcontrast", 0.0, 50)
 
 
@@ -60,7 +60,7 @@ def test_judgment_of_equal_prompts_is_requested_once(tmp_path: Path) -> None:
         ask(judge(server.url), [pair("x", "y")], tmp_path)
         judgments = ask(judge(server.url), [pair("x", "y"), pair("y", "x"), pair("x", "y")], tmp_path)
         assert [j.value for j in judgments] == [1, 1, 1]
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_failed_judgment_is_retried_and_never_reused(choices: list[Body], status
     with OpenAIServer(lambda body: choices).open() as server:
         [judgment] = ask(judge(server.url), [single("x")], tmp_path)
         assert (judgment.status, judgment.value) == (status, None)
-        assert len(server.asked) == 2  # attempts
-        assert [request.body["seed"] for request in server.asked] == [0, 1]
+        assert len(server.requests) == 2  # attempts
+        assert [request.body["seed"] for request in server.requests] == [0, 1]
         server.reply = lambda body: says("[[6]]")
         assert ask(judge(server.url), [single("x")], tmp_path)[0].value == 6
 
@@ -108,7 +108,7 @@ def test_judgments_survive_a_third_of_the_calls_failing(tmp_path: Path) -> None:
     assert {j.value for j in judgments if j.status == "ok"} == {4}
     with OpenAIServer(lambda body: says("[[4]]")).open() as server:
         assert {j.value for j in ask(judge(server.url), cases, tmp_path)} == {4}
-        assert len(server.asked) == 10
+        assert len(server.requests) == 10
 
 
 FLAGS = re.MULTILINE | re.DOTALL
@@ -154,13 +154,13 @@ def test_cap_stops_spending_and_keeps_judgments(tmp_path: Path) -> None:
     with OpenAIServer(fault=lambda number, body: Fault(200, reply)).open() as server:
         with pytest.raises(UserError, match=r"evaluation\.max_cost=60 .*a benchmark"):
             ask(judge(server.url, price=price), cases, tmp_path, Budget(60))
-        paid = len(server.asked)
+        paid = len(server.requests)
         assert 0 < 3 * paid <= 60
         with pytest.raises(UserError, match=r"evaluation\.max_cost"):  # earlier payments count in a resumed run
             ask(judge(server.url, price=price), cases, tmp_path, Budget(3 * paid))
-        assert len(server.asked) == paid
+        assert len(server.requests) == paid
         judgments = ask(judge(server.url, price=price), cases, tmp_path, Budget(600))
-        assert len(server.asked) == 20
+        assert len(server.requests) == 20
     assert {(j.value, j.prompt_tokens, j.completion_tokens) for j in judgments} == {(5, 100, 20)}
     assert judge(server.url, price=price).cost(judgments) == pytest.approx(60)
 
@@ -182,16 +182,16 @@ def test_cap_counts_all_benchmarks_of_a_job(tmp_path: Path) -> None:
     with OpenAIServer(fault=lambda number, body: Fault(200, json.dumps(answer).encode())).open() as server:
         priced = judge(server.url, price=price, max_tokens=20)
         ask(priced, first, tmp_path, budget)
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
         with pytest.raises(UserError, match=r"evaluation\.max_cost=30 "):
             ask(priced, second, tmp_path, budget)
-        assert len(server.asked) < 8
-        again = len(server.asked)
+        assert len(server.requests) < 8
+        again = len(server.requests)
         ask(priced, first, tmp_path, budget)  # judged and paid before
-        assert len(server.asked) == again
+        assert len(server.requests) == again
         judgments = ask(priced, second, tmp_path, Budget(100))
     assert {j.value for j in judgments} == {5}
-    assert len(server.asked) == 8
+    assert len(server.requests) == 8
 
 
 def token(text: str, chance: float = 1.0, **others: float) -> Body:
@@ -216,9 +216,9 @@ def test_logprob_verdict_is_the_expected_outcome(tmp_path: Path) -> None:
         cases = [pair("x", "y", "first"), pair("x", "y", "second")]
         judgments = ask(judge(server.url, verdict="logprob"), cases, tmp_path)
         assert [j.value for j in judgments] == pytest.approx([0.55 / 0.9, 0.2 / 0.8])
-        assert {(a.body["logprobs"], a.body["top_logprobs"]) for a in server.asked} == {(True, 20)}
+        assert {(a.body["logprobs"], a.body["top_logprobs"]) for a in server.requests} == {(True, 20)}
         ask(judge(server.url), cases, tmp_path / "by text")
-        assert "logprobs" not in server.asked[-1].body
+        assert "logprobs" not in server.requests[-1].body
 
 
 def by_body(replies: dict[str, list[Body]]) -> Callable[[Body], list[Body]]:
@@ -270,7 +270,7 @@ def test_reasoning_judge_without_an_answer_is_truncated_and_paid(tmp_path: Path)
     answer = {"choices": says("", "length", content=None), "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
     with OpenAIServer(fault=lambda number, body: Fault(200, json.dumps(answer).encode())).open() as server:
         [judgment] = ask(judge(server.url, attempts=2), [single("x")], tmp_path)
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
     assert (judgment.status, judgment.prompt_tokens, judgment.completion_tokens) == ("truncated", 200, 40)
 
 
@@ -279,7 +279,7 @@ def test_shared_prompt_is_paid_once(tmp_path: Path) -> None:
     with OpenAIServer(fault=lambda number, body: Fault(200, json.dumps(answer).encode())).open() as server:
         priced = judge(server.url, price=Price(prompt=1e4, completion=1e5))
         judgments = ask(priced, [single("x"), single("x"), single("y")], tmp_path)
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
     assert [j.value for j in judgments] == [5, 5, 5]
     assert priced.cost(judgments) == pytest.approx(6)
 
@@ -296,7 +296,7 @@ ONE = Price(prompt=1e6, completion=1e6)
 
 
 def billed(server: OpenAIServer, each: int) -> int:
-    return each * len(server.asked)
+    return each * len(server.requests)
 
 
 def paid_answer(text: str = "[[5]]", read: int = 300, written: int = 20, finish: str = "stop") -> bytes:
@@ -357,7 +357,7 @@ def test_failing_third_of_requests_gives_the_same_judgments_within_the_cap(tmp_p
         expected = ask(judge(server.url), cases, tmp_path / "plain")
     with OpenAIServer(fault=fault).open() as server:
         judgments = ask(judge(server.url, retries=8, price=ONE, max_tokens=20), cases, tmp_path, Budget(60_000))
-        assert len(server.asked) > len(cases)
+        assert len(server.requests) > len(cases)
         assert billed(server, 320) <= sum(j.prompt_tokens + j.completion_tokens for j in judgments) <= 60_000
     assert [j.value for j in judgments] == [j.value for j in expected]
 
@@ -367,7 +367,7 @@ def test_requests_wait_for_pending_ones_to_settle(tmp_path: Path) -> None:
     cases = [single(f"answer {i}", f"q{i}") for i in range(12)]
     with OpenAIServer(fault=lambda number, body: Fault(200, paid_answer(read=5, written=5))).open() as server:
         judgments = ask(judge(server.url, price=ONE, max_tokens=20), cases, tmp_path, Budget(1800))
-        assert server.most == 1
+        assert server.max_concurrent == 1
     assert {j.value for j in judgments} == {5}
 
 
@@ -385,7 +385,7 @@ def test_ready_sends_and_pays_one_request(tmp_path: Path) -> None:
     with OpenAIServer(fault=lambda number, body: Fault(200, paid_answer())).open() as server:
         priced = judge(server.url, price=ONE, max_tokens=20)
         priced.ready(judge_context(tmp_path, budget=budget))
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     with pytest.raises(UserError, match=r"evaluation\.max_cost"):
         budget.reserve(9_690, "another")
     budget.reserve(9_680, "another")
@@ -409,10 +409,10 @@ def test_judge_that_dies_ends_the_job_and_keeps_judgments(
     ).open() as server:
         with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s \(HTTP 500: out of order\)"):
             ask(judge(server.url, retries=5), cases, tmp_path)
-        assert len(server.asked) < 40
+        assert len(server.requests) < 40
     lines = [record.getMessage() for record in caplog.records if "retrying" in record.getMessage()]
     assert len(lines) == 1
     assert "HTTP 500: out of order" in lines[0]
     with OpenAIServer(fault=lambda number, body: Fault(200, paid_answer())).open() as server:
         assert {j.value for j in ask(judge(server.url), cases, tmp_path)} == {5}
-        assert len(server.asked) == 180
+        assert len(server.requests) == 180

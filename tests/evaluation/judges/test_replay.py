@@ -43,7 +43,7 @@ def test_replay_missing_judgment_is_an_api_error(tmp_path: Path) -> None:
 
 def test_check_missing_model_is_named(tmp_path: Path) -> None:
     path = write_record(tmp_path, {"question_id": 1, "turn": 2, "model": "a", "judgment": "[[3]]"})
-    with pytest.raises(UserError, match=r"judge\.model=b: .* a\.$"):
+    with pytest.raises(UserError, match=r"judge\.model=b: .* has a\."):
         ReplayJudge(path, "b", None).check(None)
 
 

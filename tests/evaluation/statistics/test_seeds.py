@@ -49,6 +49,6 @@ def test_over_seeds_equal_up_to_rounding_has_no_interval(values: list[float]) ->
 
 def test_over_seeds_clips_bounds_to_the_range() -> None:
     """Mean 0.95, standard error 0.03 and t = 4.3027 would give 0.95 + 0.129, which is above 1."""
-    result = over_seeds([0.89, 0.98, 0.98], least=0.0, most=1.0)
+    result = over_seeds([0.89, 0.98, 0.98], minimum=0.0, maximum=1.0)
     assert (result.low, result.high) == (pytest.approx(0.95 - 4.30265 * 0.03, abs=1e-5), 1.0)
-    assert over_seeds([0.11, 0.02, 0.02], least=0.0, most=1.0).low == 0.0
+    assert over_seeds([0.11, 0.02, 0.02], minimum=0.0, maximum=1.0).low == 0.0

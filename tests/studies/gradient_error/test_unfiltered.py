@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from selfcontrast.filters.select import distinct
+from selfcontrast.filters.pool import distinct
 
 TEXTS = ["target", "often", "seldom", "never twice"]
 POLICY = np.array([0.2, 0.5, 0.25, 0.05])

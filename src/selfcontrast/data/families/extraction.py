@@ -21,8 +21,8 @@ NOTES = (
     "At the {place}, {person} {verb} {count} {thing} on {day}.",
 )
 VERBS = ("sold", "bought", "lost", "found", "made")
-WORDINGS = ("Note: {note} Give the {asked}.", "{note} Name the {asked}.", "List the {asked}: {note}")
-FOLLOW_UPS = ("And the {asked}?", "Now give the {asked}.", "What of the {asked}?")
+WORDINGS = ("Note: {note} Give the {fields}.", "{note} Name the {fields}.", "List the {fields}: {note}")
+FOLLOW_UPS = ("And the {fields}?", "Now give the {fields}.", "What of the {fields}?")
 
 
 def listing(parts: Sequence[str]) -> str:
@@ -54,7 +54,7 @@ def draw_extraction(rng: random.Random) -> Dialogue:
     fields = rng.sample(sorted(POOLS), len(POOLS))
 
     def turn(wordings: tuple[str, ...], names: list[str]) -> Turn:
-        user = rng.choice(wordings).format(note=note, asked=listing(names))
+        user = rng.choice(wordings).format(note=note, fields=listing(names))
         return Turn(user, _name(names), {field: [spec[field]] for field in names})
 
     content = " ".join(["extraction", *spec.values()])

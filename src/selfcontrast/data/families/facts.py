@@ -17,11 +17,11 @@ WORLD_SEED = 7
 """The facts are the same for every seed of the data."""
 
 WORDINGS = (
-    "What is the {asked} of {entity}?",
-    "Tell me the {asked} of {entity}.",
-    "About {entity}: what is its {asked}?",
+    "What is the {attributes} of {entity}?",
+    "Tell me the {attributes} of {entity}.",
+    "About {entity}: what is its {attributes}?",
 )
-FOLLOW_UPS = ("And its {asked}?", "Now tell me its {asked}.", "What about its {asked}?")
+FOLLOW_UPS = ("And its {attributes}?", "Now tell me its {attributes}.", "What about its {attributes}?")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class World:
     attributes: Mapping[str, Attribute]
     facts: Mapping[str, Mapping[str, str]]
 
-    def form_name(self, asked: tuple[str, ...]) -> str:
-        return f"{self.family} " + "+".join(sorted(asked))
+    def form_name(self, names: tuple[str, ...]) -> str:
+        return f"{self.family} " + "+".join(sorted(names))
 
     def forms(self) -> dict[str, Form]:
         subsets = [pair for size in (1, 2) for pair in combinations(self.attributes, size)]
@@ -66,7 +66,7 @@ class World:
         *pair, third = rng.sample(sorted(self.attributes), 3)
 
         def turn(wordings: tuple[str, ...], names: tuple[str, ...]) -> Turn:
-            user = rng.choice(wordings).format(asked=" and ".join(names), entity=entity)
+            user = rng.choice(wordings).format(attributes=" and ".join(names), entity=entity)
             want = {"entity": [entity]} | {name: [self.facts[entity][name]] for name in names}
             return Turn(user, self.form_name(names), want)
 

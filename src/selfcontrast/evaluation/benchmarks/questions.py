@@ -42,7 +42,10 @@ def read_questions(path: str, references: str | None) -> Questions:
             raise UserError(f"{references}: question {min(unknown)} is not in {path}. Remove it.")
     for name, texts in answers.items():
         if len(texts) != len(examples[name].turns):
-            raise UserError(f"{references or path}: question {name} needs a reference for each of its turns")
+            raise UserError(
+                f"{references or path}: question {name} has {len(texts)} references for {len(examples[name].turns)} "
+                "turns. Give one per turn, or none."
+            )
     return Questions(list(examples.values()), answers)
 
 

@@ -39,12 +39,13 @@ class Budget:
             self._counted.add(key)
             self._spent += cost
 
-    def reserve(self, max_cost: float, who: str) -> None:
+    def reserve(self, max_cost: float, label: str) -> None:
         """Reserve the most that a request may cost; raise `UserError` if the cap does not allow it."""
         if self._max_cost is not None and self._spent + max_cost > self._max_cost:
             raise UserError(
-                f"evaluation.max_cost={self._max_cost:g} is reached by {who}: {self._spent:.4g} is spent or reserved. "
-                "Judgments are kept. Raise the cap and run the same command again, or lower this benchmark's limit."
+                f"evaluation.max_cost={self._max_cost:g} is reached by {label}: {self._spent:.4g} is spent or "
+                "reserved. Judgments are kept. Raise it and run the same command again, or lower this benchmark's "
+                "limit."
             )
         self._spent += max_cost
         self._pending += max_cost
@@ -70,7 +71,7 @@ class Account:
 
     price: Price | None
     budget: Budget
-    who: str
+    label: str
     bills: Bills
 
     def reserve(self, prompt: str, max_tokens: int) -> "Try":
@@ -79,7 +80,7 @@ class Account:
             return Try(self, 0.0, None)
         tokens = token_upper_bound(prompt)
         reserved = self.price.of(tokens, max_tokens)
-        self.budget.reserve(reserved, self.who)
+        self.budget.reserve(reserved, self.label)
         return Try(self, reserved, self.bills.begin(prompt, tokens, max_tokens))
 
 

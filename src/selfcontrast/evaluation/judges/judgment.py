@@ -85,14 +85,14 @@ class JudgeContext:
         verifier: the job's verifier, if it has one.
         judgments: folder of paid judgments, shared by all jobs.
         budget: the job's budget, shared by all its benchmarks.
-        who: the benchmark and system that judgments are for, named in messages.
+        label: the benchmark and system that judgments are for, named in messages.
     """
 
     device: str
     verifier: Verifier | None
     judgments: Path
     budget: Budget
-    who: str
+    label: str
 
 
 Judging = Callable[[Sequence[Case]], list[Judgment]]

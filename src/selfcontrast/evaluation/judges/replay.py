@@ -71,7 +71,9 @@ class ReplayJudge:
                     if replies.setdefault(key, reply) != reply:
                         duplicates.add(key)
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{self.path}, {where}: not a judgment in FastChat's format ({error!r})") from error
+                raise UserError(
+                    f"{self.path}, {where}: not a judgment in FastChat's format ({error!r}). Correct or remove the row."
+                ) from error
         if duplicates:
             question, turn, *_ = min(duplicates)
             raise UserError(
@@ -80,7 +82,7 @@ class ReplayJudge:
             )
         if not replies:
             models_there = ", ".join(sorted(models)) or "no model"
-            raise UserError(f"judge.model={self.model}: not in {self.path}, which holds {models_there}.")
+            raise UserError(f"judge.model={self.model}: not in {self.path}, which has {models_there}. Name one.")
         return replies
 
     def _replies_in(self, row: dict[str, Any]) -> Iterator[tuple[Key, str]]:

@@ -104,7 +104,7 @@ class ReplySettings:
     def account(self, judge: Mapping[str, Any], context: JudgeContext) -> Account:
         """Open the account that pays this judge's requests, with the bills of earlier runs."""
         bills = Bills(context.judgments, judge)
-        return Account(self.price, context.budget, context.who, bills)
+        return Account(self.price, context.budget, context.label, bills)
 
     def cost(self, judgments: Sequence[Judgment]) -> float | None:
         """Return the cost in the price's currency; None without a price."""

@@ -16,7 +16,7 @@ def by_cluster(values: ArrayLike, clusters: ArrayLike) -> tuple[Floats, Floats]:
     if x.ndim != 1 or x.shape != labels.shape:
         raise ValueError(f"values and clusters must be lists of one length, not {x.shape} and {labels.shape}")
     if x.size == 0:
-        raise ValueError("no observations")
+        raise ValueError("there are no observations. Give at least one.")
     if not np.isfinite(x).all():
         raise ValueError("values must be finite. Remove missing scores first, and count them.")
     _, index = np.unique(labels, return_inverse=True)

@@ -355,7 +355,7 @@ def check_judgments(outcomes: ArrayLike, length_differences: ArrayLike, *others:
     if y.ndim != 1 or any(np.shape(column) != y.shape for column in (delta, *others)):
         raise ValueError("outcomes, length differences, clusters and difficulties must be lists of one length")
     if y.size == 0:
-        raise ValueError("no observations")
+        raise ValueError("there are no observations. Give at least one.")
     if not np.isfinite([y, delta]).all():
         raise ValueError("values must be finite. Remove missing judgments first, and count them.")
     if not ((y >= 0) & (y <= 1)).all():

@@ -8,13 +8,13 @@ from selfcontrast.evaluation.statistics.clusters import varies
 
 
 def over_seeds(
-    values: ArrayLike, *, confidence: float = 0.95, least: float = -np.inf, most: float = np.inf
+    values: ArrayLike, *, confidence: float = 0.95, minimum: float = -np.inf, maximum: float = np.inf
 ) -> Interval:
     """Return the mean of one number per seed, values: [n], with Student's t interval.
 
     The interval covers the randomness of training, not the choice of prompts, which are the same for every seed. Its
     bounds are NaN for a single seed and for seeds that do not differ, since their variance is unknown. They are clipped
-    to `least` and `most`, the range of possible values.
+    to `minimum` and `maximum`, the range of possible values.
     """
     from scipy import stats
 
@@ -23,7 +23,7 @@ def over_seeds(
     if n == 1 or not varies(x):
         return Interval(estimate, np.nan, np.nan, n, n, confidence)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n))
-    return Interval(estimate, max(estimate - half, least), min(estimate + half, most), n, n, confidence)
+    return Interval(estimate, max(estimate - half, minimum), min(estimate + half, maximum), n, n, confidence)
 
 
 def seeds_test(differences: ArrayLike) -> float:
