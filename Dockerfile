@@ -8,6 +8,7 @@
 # Built on 2026-11-28, but not on NVIDIA's base image: no registry was at hand. Ubuntu 24.04 without CUDA stood in for it.
 # Run in it, on a CPU: --help, plan, train +debug=tiny, the import of vLLM, and FlashInfer's compilation of one kernel for
 # Hopper, with nvcc 13.0 mounted and a stand-in for libcuda. Not run: anything on a GPU, sampling with vLLM.
+# Afterwards the user's home moved to /runs: all RUN steps were built again, the last two COPY steps were not.
 
 # The CUDA version of torch from PyPI, which requirements/lock.txt names: FlashInfer compiles with the image's nvcc.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS build
