@@ -1,35 +1,44 @@
-# Not built or run yet: neither Docker nor a GPU was at hand. tests/test_release.py checks the files and extras it names.
 # One NVIDIA GPU: training, and sampling with vLLM in an environment of its own (vLLM fixes versions of torch).
 #
 #   docker build --tag selfcontrast .
+#   sudo install --directory --owner 10001 runs      # the container's user writes to it
 #   docker run --rm --gpus all --ipc host --volume "$PWD/runs:/runs" selfcontrast \
 #     train model=hf model.path=NAME generator=vllm generator.backend.python=/srv/vllm/bin/python hardware=gpu
-FROM nvidia/cuda:12.9.1-devel-ubuntu24.04 AS build
+#
+# Built on 2026-11-28, but not on NVIDIA's base image: no registry was at hand. Ubuntu 24.04 without CUDA stood in for it.
+# Run in it, on a CPU: --help, plan, train +debug=tiny, the import of vLLM, and FlashInfer's compilation of one kernel for
+# Hopper, with nvcc 13.0 mounted and a stand-in for libcuda. Not run: anything on a GPU, sampling with vLLM.
+# Afterwards the user's home moved to /runs: all RUN steps were built again, the last two COPY steps were not.
+
+# The CUDA version of torch from PyPI, which requirements/lock.txt names: FlashInfer compiles with the image's nvcc.
+FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS build
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev gcc \
     && rm -rf /var/lib/apt/lists/*
 
 # The versions of vLLM's own environment come first: they change least.
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml /src/
 RUN python3 -m venv /srv/vllm \
     && /srv/vllm/bin/python -m pip install --no-cache-dir "$(python3 -c 'import tomllib; print(tomllib.load(open("/src/pyproject.toml", "rb"))["project"]["optional-dependencies"]["vllm"][0])')"
 
+COPY README.md LICENSE /src/
 COPY conf /src/conf
 COPY evaluation /src/evaluation
 COPY src /src/src
 RUN python3 -m venv /srv/selfcontrast \
     && /srv/selfcontrast/bin/python -m pip install --no-cache-dir "/src[peft,8bit]"
 
-FROM nvidia/cuda:12.9.1-devel-ubuntu24.04
+FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
-# gcc and the CUDA toolkit compile Triton's kernels at run time.
+# Triton (with gcc) and FlashInfer in vLLM (with nvcc and g++) compile kernels at run time.
+# They are cached in the user's home. It is the volume, so a later run finds them.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-dev gcc \
+    && apt-get install --yes --no-install-recommends python3 python3-dev g++ \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 selfcontrast \
+    && useradd --home-dir /runs --uid 10001 selfcontrast \
     && mkdir /runs \
-    && chown selfcontrast /runs
+    && chown selfcontrast: /runs
 COPY --from=build /srv/vllm /srv/vllm
 COPY --from=build /srv/selfcontrast /srv/selfcontrast
 

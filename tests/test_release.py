@@ -51,7 +51,43 @@ def test_dockerfile_stages_are_pinned_and_end_without_root() -> None:
     last = [words for words in instructions() if words[0] in ("USER", "ENTRYPOINT")]
     assert last[0][0] == "USER"
     assert last[0][1] not in ("root", "0")
-    assert DOCKERFILE.startswith("# Not built or run yet")
+
+
+def test_dockerfile_cuda_version_is_that_of_torch() -> None:
+    """FlashInfer in vLLM compiles with the image's nvcc, for a torch that must be built for the same CUDA version."""
+    torch_cuda = re.findall(r"(?m)^cuda-toolkit==(\d+\.\d+)\.", (ROOT / "requirements" / "lock.txt").read_text())
+    images = [words[1] for words in instructions() if words[0] == "FROM"]
+    versions = [re.findall(r"^nvidia/cuda:(\d+\.\d+)\.\d+-devel-", image) for image in images]
+    assert len(torch_cuda) == 1
+    assert versions == [torch_cuda] * len(images)
+
+
+def test_dockerfile_final_stage_has_what_compiles_kernels() -> None:
+    """nvcc needs the C++ compiler, and Triton's launchers need Python's headers."""
+    words = instructions()
+    start = max(i for i, instruction in enumerate(words) if instruction[0] == "FROM")
+    installed = {word for instruction in words[start:] if instruction[0] == "RUN" for word in instruction}
+    assert {"g++", "python3-dev"} <= installed
+
+
+def test_dockerfile_user_owns_and_lives_in_the_volume() -> None:
+    """Compiled kernels are cached in the home. A folder of the host must belong to the user, as the header says."""
+    (user,) = re.findall(r"useradd --home-dir /runs --uid (\d+) (\w+) ", DOCKERFILE)
+    words = instructions()
+    assert ["WORKDIR", "/runs"] in words
+    assert ["USER", user[1]] in words
+    assert f"chown {user[1]}: /runs\n" in DOCKERFILE
+    assert f"install --directory --owner {user[0]} runs" in DOCKERFILE
+    assert '--volume "$PWD/runs:/runs"' in DOCKERFILE
+
+
+def test_dockerfile_installs_vllm_before_it_copies_more_than_the_versions() -> None:
+    """A change of README.md or of the code must not install vLLM's 10 GB again."""
+    words = instructions()
+    vllm = next(i for i, instruction in enumerate(words) if instruction[0] == "RUN" and "/srv/vllm" in instruction)
+    assert [instruction[1:] for instruction in words[:vllm] if instruction[0] == "COPY"] == [
+        ["pyproject.toml", "/src/"]
+    ]
 
 
 def test_version_is_in_one_place() -> None:

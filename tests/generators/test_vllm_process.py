@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from processes import in_session, vllm_workers, wait_until_gone
 from selfcontrast.errors import UserError
 from selfcontrast.generators.vllm_process import engines
+from selfcontrast.generators.vllm_worker import VllmEngine
 from vllm_cases import FREE, GREEDY, REQUESTS, backend, by_hf, same
 
 
@@ -44,6 +46,23 @@ def test_interpreter_that_exits_at_once_raises(tmp_path: Path, logs: Path) -> No
     with pytest.raises(UserError, match=pattern), engines(str(faulty), {"options": options, "adapter": None}, [None]):
         pass
     assert len(list(logs.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/usr/bin:/bin", "/env/bin:/usr/bin:/bin"), ("/bin:/env/bin", "/bin:/env/bin")]
+)
+def test_engine_finds_programs_of_its_environment(monkeypatch: pytest.MonkeyPatch, path: str, expected: str) -> None:
+    """FlashInfer calls `ninja` by name, and the environment of `backend.python` is not activated."""
+    seen: list[str] = []
+    lora = SimpleNamespace(LoRARequest=None)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda: seen.append(os.environ["PATH"])))
+    monkeypatch.setitem(sys.modules, "vllm.lora", lora)
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
+    monkeypatch.setattr(sys, "executable", "/env/bin/python")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")  # which it would set for good
+    monkeypatch.setenv("PATH", path)
+    VllmEngine({}, None)
+    assert seen == [expected]
 
 
 @pytest.mark.vllm

@@ -49,6 +49,11 @@ class VllmEngine:
 
     def __init__(self, options: dict[str, Any], adapter: str | None) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # FlashInfer calls `ninja` by name. It is beside the interpreter, which is not on PATH in an environment that is
+        # not activated.
+        programs, path = os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)
+        if programs not in path.split(os.pathsep):
+            os.environ["PATH"] = programs + os.pathsep + path
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
