@@ -129,7 +129,7 @@ def test_card_of_a_model_from_scratch_names_no_base(tmp_path: Path) -> None:
     main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run"])
     card = ModelCard.load(run / "hub" / "README.md")
     assert (card.data.base_model, card.data.datasets) == (None, None)
-    assert "began at random" in card.text
+    assert "initialised at random" in card.text
 
 
 @pytest.mark.parametrize(

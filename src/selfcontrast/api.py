@@ -29,10 +29,10 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
         HydraException: if a setting or a choice does not exist.
         UserError: if a setting is given by both its old and its new name.
     """
-    words = current_arguments(overrides)
+    arguments = current_arguments(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: DictConfig = hydra_compose("config", [*words, f"output={quoted(str(output))}"])
-    return current_config(cfg, words)
+        cfg: DictConfig = hydra_compose("config", [*arguments, f"output={quoted(str(output))}"])
+    return current_config(cfg, arguments)
 
 
 def plan(cfg: DictConfig) -> Planned:
@@ -43,7 +43,8 @@ def plan(cfg: DictConfig) -> Planned:
 def run(cfg: DictConfig) -> Result | None:
     """Run a job and write its report. Cached stages are not computed again.
 
-    Returns the report's content; None on any node but a job's first. Each call recomputes the stages in `recompute`.
+    Returns the report's content; None on every node except the job's first. Each call recomputes the stages in
+    `recompute`.
 
     Raises:
         UserError: if a setting, a file or the environment is wrong.

@@ -46,9 +46,9 @@ class Result:
         comparison: the main numbers (`evaluation.compare.Comparison`).
         stages: per stage: name, key, folder, seconds, whether it was cached or resumed, and its summary.
         histories: per trained stage, its records of metrics.
-        similarities: similarity of distinct candidates to their target: counts per bin ("edges") of all candidates and
-            of those drawn as negatives, and quantiles over prompts of the selector's threshold. If candidates are
-            scored, also the table of `filters.signals.signal_table` ("signals").
+        similarities: similarity of distinct candidates to their target: counts per bin (bounds: "edges") of all
+            candidates and of those drawn as negatives, and quantiles over prompts of the selector's threshold. If
+            candidates are scored, also the table of `filters.signals.signal_table` ("signals").
         lm_eval: metrics per system and task.
         samples: evaluation prompts with target and one answer of each system at the first decoding.
         negatives_shown: training prompts with target, chosen candidate, and nearest and farthest negative.
@@ -200,7 +200,7 @@ def stage_facts(artifact: Artifact) -> str:
 
 
 def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
-    """Log the training curves of a cached stage, so that every job's run is complete."""
+    """Log the training curves of a cached stage, so that the tracker has every job's curves."""
     for record in _history(artifact):
         tracker.log(label, record)
 
@@ -310,15 +310,15 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
                 "target": train[name].target,
                 **({"chosen": _candidate_of(positives.get(name, []))} if positives else {}),
                 "farthest": ordered[0].text,
-                "farthest_similarity": _known(ordered[0].similarity),
+                "farthest_similarity": _none_if_nan(ordered[0].similarity),
                 "nearest": ordered[-1].text,
-                "nearest_similarity": _known(ordered[-1].similarity),
+                "nearest_similarity": _none_if_nan(ordered[-1].similarity),
             }
         )
     return rows
 
 
-def _known(similarity: float) -> float | None:
+def _none_if_nan(similarity: float) -> float | None:
     """Return the similarity, or None if it is NaN (a prompt without target), since JSON has no NaN."""
     return None if isnan(similarity) else similarity
 

@@ -61,7 +61,7 @@ def test_pairs_of_a_prompt_are_one_example(root: Path, caplog: pytest.LogCapture
     assert loaded["Answer 5."].rejected == "No 5a."
     assert [message["content"] for message in loaded["Answer 3."].prompt] == ["the cat?", "a dog", "Q3?"]
     assert "12 examples, with 12 further pairs" in caplog.text
-    assert "data.train: removed 1 rows with a prompt of data.test" in caplog.messages
+    assert "data.train: removed 1 rows whose prompt is in data.test" in caplog.messages
 
 
 def test_test_split_has_the_evaluations_prompts(root: Path) -> None:

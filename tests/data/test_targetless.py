@@ -60,7 +60,7 @@ def test_prompt_that_another_row_answers_is_dropped(tmp_path: Path, caplog: pyte
     rows = [{"prompt": "Question 3?"}, *ANSWERED, {"prompt": "Question 4?", "completion": None}, {"prompt": "Why?"}]
     with caplog.at_level(logging.INFO):
         assert [example.prompt for example in bare(write(tmp_path / "d.jsonl", rows))] == [ASKED]
-    assert any("no answer, and another row has the prompt with one: 2" in message for message in caplog.messages)
+    assert any("no answer, and another row answers the prompt: 2" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
