@@ -31,11 +31,11 @@ OPTIONS: list[dict[str, int | bool]] = [
 def speeds(
     case: tuple[int, int, int] | str, ways: Sequence[str], baselines: bool, setting: Setting
 ) -> list[dict[str, Any]]:
-    """Time forward and backward pass of one batch of prompts that fills a pass, in bfloat16 weights on a GPU.
+    """Time forward and backward pass of one batch of prompts that fills a microbatch; weights are bfloat16 on a GPU.
 
     Args:
         case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
-        ways: our variants to measure: "varlen", "flex" or "compiled".
+        ways: variants of this package's step to measure: "varlen", "flex" or "compiled".
         baselines: True to measure padded pairs, unpadded rows and TRL, too.
     """
     batches = batches_of(case, setting)
@@ -102,10 +102,10 @@ class _Timing:
 
 def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
     groups = flat(batches)
-    mine = packed_work(groups).tokens
+    packed_tokens = packed_work(groups).tokens
     bounds = {
-        ROWS: rows_work(groups).tokens / mine,
-        PAIRS: pairs_work(groups, every_position=False).tokens / mine,
+        ROWS: rows_work(groups).tokens / packed_tokens,
+        PAIRS: pairs_work(groups, every_position=False).tokens / packed_tokens,
     }
     first, table = timed[0], []
     for timing in timed:
@@ -127,7 +127,7 @@ def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> 
 
 
 def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[Group]]:
-    """Return one pass full of random groups; three passes of ragged groups, because these differ."""
+    """Return a full microbatch of random groups; of ragged groups three, because ragged microbatches differ."""
     draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
     if case == RAGGED:
         groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)

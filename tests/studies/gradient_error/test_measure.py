@@ -8,14 +8,14 @@ import pytest
 from selfcontrast.errors import UserError
 from studies.gradient_error.bandit import BanditSettings
 from studies.gradient_error.components import components
-from studies.gradient_error.measure import ALL, NONE, GradientError, Measured, on_bandit, on_model
+from studies.gradient_error.measure import ALL, NONE, GradientError, ResponseGradients, on_bandit, on_model
 
 BANDIT = BanditSettings(6, 2, 0.3, 0.5, 0.2, [1, 4], 1, 3000)
 SETTINGS = GradientError(40, 12, None, [1, 3, 12], [4], 3000, 0, 0.95, BANDIT)
 BETA = 0.5
 
 
-def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> Measured:
+def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> ResponseGradients:
     """Return gradients in three dimensions. In the first, a sample that scores 1 has +1, one that scores 0 has -1.
 
     The target is between them. The filter keeps the samples that score 0.
@@ -27,7 +27,7 @@ def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> Measur
     log_probs = rng.standard_normal((prompts, 1 + samples)) - 5
     kept = scores == 0
     drawn = [np.flatnonzero(row)[:4] for row in kept]
-    return Measured(
+    return ResponseGradients(
         gradients, log_probs, log_probs, np.hstack([np.ones((prompts, 1)), scores]), kept, drawn, (20.0, 10.0)
     )
 
@@ -71,7 +71,9 @@ def test_curves_of_drawn_estimates_match_the_formula() -> None:
 
 def test_on_model_without_a_verifier_has_no_directions() -> None:
     data = measured()
-    unscored = Measured(data.gradients, data.log_probs, data.reference, None, data.kept, data.drawn, data.tokens)
+    unscored = ResponseGradients(
+        data.gradients, data.log_probs, data.reference, None, data.kept, data.drawn, data.tokens
+    )
     assert "directions" not in on_model(SETTINGS, unscored, BETA)
 
 
@@ -80,7 +82,7 @@ def test_filtered_numbers_leave_out_prompts_that_the_filter_drops() -> None:
     drawn = [np.array([], dtype=np.intp), *data.drawn[1:]]
     results = on_model(
         SETTINGS,
-        Measured(data.gradients, data.log_probs, data.reference, data.scores, data.kept, drawn, data.tokens),
+        ResponseGradients(data.gradients, data.log_probs, data.reference, data.scores, data.kept, drawn, data.tokens),
         BETA,
     )
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])

@@ -8,7 +8,7 @@ import pytest
 
 from studies.gradient_error.bandit import BanditSettings
 from studies.gradient_error.experiment import Theory
-from studies.gradient_error.measure import GradientError, Measured, on_bandit, on_model
+from studies.gradient_error.measure import GradientError, ResponseGradients, on_bandit, on_model
 from studies.gradient_error.report import headline, print_theory, sentences, write_theory
 
 BANDIT = BanditSettings(6, 2, 0.3, 0.5, 0.2, [1, 4], 1, 50)
@@ -23,7 +23,7 @@ def measured(gradient: float) -> Theory:
     flat = np.zeros((12, 7))
     scores = rng.integers(0, 2, (12, 7)).astype(float)
     kept = rng.random((12, 6)) < 0.5
-    data = Measured(gradients, flat, flat, scores, kept, [np.arange(3)] * 12, (20.0, 10.0))
+    data = ResponseGradients(gradients, flat, flat, scores, kept, [np.arange(3)] * 12, (20.0, 10.0))
     return Theory(on_bandit(BANDIT, [1, 2, 4]), on_model(SETTINGS, data, 0.5), [], {}, {})
 
 
