@@ -92,7 +92,8 @@ def main() -> None:
         error = float(np.abs((per_prompt[2] * stage[2]).sum(1) - 1).max())
         print(
             f"once per prompt {per_prompt[0]:.1f} s ({per_prompt[1]:.1f} s CPU), "
-            f"stage {stage[0]:.1f} s ({stage[1]:.1f} s), {ratios[-1][0]:.2f}x ({ratios[-1][1]:.2f}x); cosines off by {error:.0e}"
+            f"stage {stage[0]:.1f} s ({stage[1]:.1f} s), "
+            f"{ratios[-1][0]:.2f}x ({ratios[-1][1]:.2f}x); cosines off by {error:.0e}"
         )
     clock, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"median: {clock:.2f}x by the clock, {cpu:.2f}x of CPU time")

@@ -1,4 +1,4 @@
-"""Plans without a computation: of data that cannot be read too, and as long as a job's own list of stages."""
+"""Plan jobs without computing: their stages, the keys that they share, and data that cannot be read."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from studies.paper.terminal import print_plan
 from test_config import composed
 
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none")
-ROUND = ("generate", "embed", "filter", "reference", "align")
+ITERATION_STAGES = ("generate", "embed", "filter", "reference", "align")
 
 
 def test_plan_lists_stages_of_pipeline_and_writes_nothing(tmp_path: Path) -> None:
@@ -18,9 +18,9 @@ def test_plan_lists_stages_of_pipeline_and_writes_nothing(tmp_path: Path) -> Non
     planned = plan(cfg, DataReader())
     assert [step.label for step in planned.steps] == [
         *("data", "contamination", "sft", "evaluate SFT", "divergence SFT"),
-        *(f"iteration-1/{stage}" for stage in ROUND),
+        *(f"iteration-1/{stage}" for stage in ITERATION_STAGES),
         *("evaluate Self-Contrast iteration 1", "divergence Self-Contrast iteration 1"),
-        *ROUND,
+        *ITERATION_STAGES,
         *("evaluate Self-Contrast", "divergence Self-Contrast"),
         *(
             f"dialogues {prefix}{system}"
@@ -42,18 +42,18 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
 
 
 def test_plan_iterations_share_stages_by_setting(tmp_path: Path) -> None:
-    """The first iteration equals a job with one. In the second, a setting changes its own stages and later ones."""
+    """The first iteration equals a job with one. In the second, a setting changes its stages and later ones."""
     iterations = ("iterations=2", "generator.prompts=32")
-    first = {f"iteration-1/{stage}" for stage in ROUND} | {"evaluate Self-Contrast iteration 1"}
+    first = {f"iteration-1/{stage}" for stage in ITERATION_STAGES} | {"evaluate Self-Contrast iteration 1"}
     usual, alone = keys_of(tmp_path, *iterations), keys_of(tmp_path, "generator.prompts=32")
-    assert {usual[f"iteration-1/{stage}"] for stage in ROUND} == {alone[stage] for stage in ROUND}
+    assert {usual[f"iteration-1/{stage}"] for stage in ITERATION_STAGES} == {alone[stage] for stage in ITERATION_STAGES}
     for setting, same in (
         ("reference_over_iterations=initial", {"generate", "embed", "filter"}),
         ("prompts_over_iterations=disjoint", set[str]()),
         ("negatives_over_iterations=all", {"generate"}),
     ):
         keys = keys_of(tmp_path, *iterations, setting)
-        assert {label for label in first | set(ROUND) if keys[label] == usual[label]} == first | same
+        assert {label for label in first | set(ITERATION_STAGES) if keys[label] == usual[label]} == first | same
         assert set(keys) - set(usual) == ({"gather"} if setting == "negatives_over_iterations=all" else set())
         assert keys_of(tmp_path, "generator.prompts=32", setting) == alone
 
