@@ -23,8 +23,8 @@ class WorkCounter:
         on_change: receives `done` whenever it changes, for a progress bar.
         loss: the latest training loss.
         unsaved: how many of `done` are in an unfinished shard.
-        last: time of the last line, and `done` at that time; the next rate is measured from there.
-        updated_at: time of the latest call of `reach`.
+        last: time of the last line, and `done` at that time: the rate counts from there.
+        updated_at: time of the latest `reach`.
     """
 
     total: int

@@ -310,15 +310,15 @@ def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[d
                 "target": train[name].target,
                 **({"chosen": _candidate_of(positives.get(name, []))} if positives else {}),
                 "farthest": ordered[0].text,
-                "farthest_similarity": _none_if_nan(ordered[0].similarity),
+                "farthest_similarity": _or_none(ordered[0].similarity),
                 "nearest": ordered[-1].text,
-                "nearest_similarity": _none_if_nan(ordered[-1].similarity),
+                "nearest_similarity": _or_none(ordered[-1].similarity),
             }
         )
     return rows
 
 
-def _none_if_nan(similarity: float) -> float | None:
+def _or_none(similarity: float) -> float | None:
     """Return the similarity, or None if it is NaN (a prompt without target), since JSON has no NaN."""
     return None if isnan(similarity) else similarity
 

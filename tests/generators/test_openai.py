@@ -53,7 +53,7 @@ def backend(*urls: str, **changes: Any) -> OpenAI:
     return OpenAI(**{**valid, **changes}, base_urls=list(urls))
 
 
-def sample_all(
+def sampled(
     policy: Path, server_backend: OpenAI, decoding: Decoding = DECODING, seed: int = 0
 ) -> dict[str, list[Candidate]]:
     with server_backend.open(policy, "cpu") as sample:
@@ -66,7 +66,7 @@ def sample_all(
 
 
 def test_completions_request_has_the_token_ids_of_training(policy: Path, server: OpenAIServer) -> None:
-    results = sample_all(policy, backend(server.url, extra={"return_token_ids": True, "top_p": None, "top_k": 0}))
+    results = sampled(policy, backend(server.url, extra={"return_token_ids": True, "top_p": None, "top_k": 0}))
     assert {received.path for received in server.asked} == {"/v1/completions"}
     bodies = {tuple(received.body.pop("prompt")): received.body for received in server.asked}
     seeds = {body.pop("seed") for body in bodies.values()}
@@ -85,7 +85,7 @@ def test_completions_request_has_the_token_ids_of_training(policy: Path, server:
 
 
 def test_chat_request_has_the_messages(policy: Path, server: OpenAIServer) -> None:
-    results = sample_all(policy, backend(server.url, api="chat"))
+    results = sampled(policy, backend(server.url, api="chat"))
     assert {received.path for received in server.asked} == {"/v1/chat/completions"}
     assert sorted(str(a.body["messages"]) for a in server.asked) == sorted(str(e.prompt) for e in EXAMPLES)
     assert all(received.body["logprobs"] is True and "prompt" not in received.body for received in server.asked)
@@ -98,10 +98,10 @@ def test_requests_depend_on_the_seed_not_on_their_order(policy: Path) -> None:
         return [[c.id, c.sample, c.text, c.token_ids, c.finish_reason] for each in results.values() for c in each]
 
     with OpenAIServer().open() as serial:
-        first = texts(sample_all(policy, backend(serial.url, concurrency=1)))
+        first = texts(sampled(policy, backend(serial.url, concurrency=1)))
     with OpenAIServer().open() as parallel:
-        assert texts(sample_all(policy, backend(parallel.url))) == first
-        other = texts(sample_all(policy, backend(parallel.url), seed=1))
+        assert texts(sampled(policy, backend(parallel.url))) == first
+        other = texts(sampled(policy, backend(parallel.url), seed=1))
     assert sorted(json.dumps(a.body) for a in serial.asked) == sorted(json.dumps(a.body) for a in parallel.asked[:6])
     assert not {a.body["seed"] for a in parallel.asked[:6]} & {a.body["seed"] for a in parallel.asked[6:]}
     assert other != first
@@ -130,7 +130,7 @@ def with_ids(body: Body) -> list[Body]:
 
 def test_token_ids_and_log_probs_are_kept_as_sampled(policy: Path) -> None:
     with OpenAIServer(reply=with_ids).open() as server:
-        stop, cut, _ = sample_all(policy, backend(server.url))["e0"]
+        stop, cut, _ = sampled(policy, backend(server.url))["e0"]
     size = len(ids_of("the cat"))
     assert stop == Candidate(
         "e0", 0, "the cat", [*ids_of("the cat"), TOKENIZER.eos_token_id], "stop", -0.5 * (size + 1)
@@ -144,7 +144,7 @@ def test_texts_without_ids_are_tokenized_as_in_training(policy: Path, caplog: py
         return [{"text": t, "finish_reason": f} for t, f in zip(texts, ("stop", "length", "stop"), strict=True)]
 
     with OpenAIServer(reply=reply).open() as server, caplog.at_level(logging.INFO):
-        results = sample_all(policy, backend(server.url))["e1"]
+        results = sampled(policy, backend(server.url))["e1"]
     assert [c.text for c in results] == ["the cat", "a 猫 🙂", "half ?"]
     stop, cut, _ = results
     assert stop.token_ids == RENDERER.response(EXAMPLES[1].prompt, "the cat")
@@ -159,7 +159,7 @@ def test_invalid_token_ids_are_ignored(policy: Path, ids: Any) -> None:
         return [{**choice, "token_ids": ids, "logprobs": {"token_logprobs": [None]}} for choice in words(body)]
 
     with OpenAIServer(reply=reply).open() as server:
-        candidate = sample_all(policy, backend(server.url))["e0"][0]
+        candidate = sampled(policy, backend(server.url))["e0"][0]
     assert candidate.token_ids == RENDERER.response(EXAMPLES[0].prompt, candidate.text)
     assert math.isnan(candidate.log_prob)
 
@@ -169,7 +169,7 @@ def test_missing_end_token_is_added(policy: Path) -> None:
         return [{"text": "the", "finish_reason": "stop", "token_ids": ids_of("the")}] * body["n"]
 
     with OpenAIServer(reply=reply).open() as server:
-        candidate = sample_all(policy, backend(server.url))["e0"][0]
+        candidate = sampled(policy, backend(server.url))["e0"][0]
     assert candidate.token_ids == [*ids_of("the"), TOKENIZER.eos_token_id]
 
 
@@ -179,13 +179,13 @@ def test_chat_log_probs_are_summed(policy: Path) -> None:
         return [{**choice, "logprobs": logprobs} for choice in words(body)]
 
     with OpenAIServer(reply=reply).open() as server:
-        assert sample_all(policy, backend(server.url, api="chat"))["e0"][0].log_prob == -1.25
+        assert sampled(policy, backend(server.url, api="chat"))["e0"][0].log_prob == -1.25
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_missing_choices_are_requested_with_another_seed(policy: Path, at_once: int) -> None:
     with OpenAIServer(reply=lambda body: words(body)[:at_once]).open() as server:
-        results = sample_all(policy, backend(server.url))
+        results = sampled(policy, backend(server.url))
     assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in results.values())
     bodies = [a.body for a in server.asked if a.body["prompt"] == REQUESTS[0].prompt]
     assert [body["n"] for body in bodies] == ([3, 2, 1] if at_once == 1 else [3, 1])
@@ -194,7 +194,7 @@ def test_missing_choices_are_requested_with_another_seed(policy: Path, at_once: 
 
 def test_surplus_choices_are_ignored(policy: Path) -> None:
     with OpenAIServer(reply=lambda body: words({**body, "n": 9})).open() as server:
-        assert {len(candidates) for candidates in sample_all(policy, backend(server.url)).values()} == {3}
+        assert {len(candidates) for candidates in sampled(policy, backend(server.url)).values()} == {3}
 
 
 def content_filtered(body: Body) -> list[Body]:
@@ -204,13 +204,13 @@ def content_filtered(body: Body) -> list[Body]:
 
 def test_filtered_choices_are_requested_again(policy: Path) -> None:
     with OpenAIServer(reply=lambda body: (content_filtered if body["n"] == 3 else words)(body)).open() as server:
-        results = sample_all(policy, backend(server.url, retries=0))["e0"]
+        results = sampled(policy, backend(server.url, retries=0))["e0"]
     assert [c.finish_reason for c in results] == ["stop"] * 3
 
 
 def test_prompt_with_only_filtered_choices_fails(policy: Path) -> None:
     with OpenAIServer(reply=lambda body: content_filtered({**body, "n": 1})).open() as server:
-        (failure,) = sample_all(policy, backend(server.url, retries=0))["e0"]
+        (failure,) = sampled(policy, backend(server.url, retries=0))["e0"]
     assert failure.failed
     assert failure.text == "no usable choice in the answer (finish_reason content_filter) (tries: 1)"
 
@@ -323,7 +323,7 @@ def test_server_of_another_model_raises(policy: Path) -> None:
 def test_server_without_a_list_of_models_is_accepted(server: OpenAIServer, policy: Path) -> None:
     with OpenAIServer(models=None).open() as silent:
         backend(silent.url).check()
-        assert sample_all(policy, backend(silent.url, server.url))["e0"][0].text
+        assert sampled(policy, backend(silent.url, server.url))["e0"][0].text
 
 
 @pytest.mark.parametrize("same", [True, False])

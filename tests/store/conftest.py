@@ -13,18 +13,17 @@ from selfcontrast.store.runs import Run
 
 @dataclass(frozen=True)
 class UsedStore:
-    """A store with sft ─► generate ─► align at K = 1 and 8.
+    """A store with sft ─► generate ─► align at K = 1 and 8. Run `one` used K = 1; run `gone`, now deleted, used 8.
 
-    The run `one` used K = 1. The run `gone`, now deleted, used K = 8. No run uses `unused_sft`. `abandoned` is the
-    folder of a generate that failed.
+    No run uses `old`, another sft. `abandoned` is the folder of a generate that failed.
     """
 
     root: Path
     sft: Artifact
-    unused_sft: Artifact
+    old: Artifact
     generate: Artifact
-    align_1: Artifact
-    align_8: Artifact
+    one: Artifact
+    eight: Artifact
     abandoned: Path
 
 
@@ -41,7 +40,7 @@ def used_store(tmp_path: Path) -> UsedStore:
     second.get(Stage("sft", 1, {"optim": {"lr": 0.001, **optim}, "seed": 1}, {}, write()))
     second.get(Stage("generate", 1, {"samples": 4}, {"sft": sft}, write()))
     align_8 = second.get(Stage("align", 1, {"negatives": 8, "seed": 1}, {"sft": sft, "negatives": generate}, write()))
-    unused_sft = Store(root).get(Stage("sft", 1, {"optim": {"lr": 0.1, **optim}, "seed": 1}, {}, write()))
+    old = Store(root).get(Stage("sft", 1, {"optim": {"lr": 0.1, **optim}, "seed": 1}, {}, write()))
 
     def fails(folder: Path) -> None:
         (folder / RESUME).mkdir()
@@ -52,4 +51,4 @@ def used_store(tmp_path: Path) -> UsedStore:
         Store(root).get(Stage("generate", 1, {"samples": 9}, {"sft": sft}, fails))
     (abandoned,) = root.glob("generate/*.partial")
     shutil.rmtree(tmp_path / "gone")
-    return UsedStore(root, sft, unused_sft, generate, align_1, align_8, abandoned)
+    return UsedStore(root, sft, old, generate, align_1, align_8, abandoned)

@@ -31,10 +31,10 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
     assert sft.runs == (used_store.root.parent / "one",)
     assert {e.key for e in catalog.made_from(sft)} == {
         used_store.generate.key,
-        used_store.align_1.key,
-        used_store.align_8.key,
+        used_store.one.key,
+        used_store.eight.key,
     }
-    assert entry(catalog, f"align/{used_store.align_8.key}").runs == ()  # its run's folder is gone
+    assert entry(catalog, f"align/{used_store.eight.key}").runs == ()  # its run's folder is gone
     (partial,) = [e for e in catalog.entries if e.state == "abandoned"]
     assert partial.bytes == 7 + (partial.folder / "begun_with.json").stat().st_size
     assert partial.owner
@@ -46,7 +46,7 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
 def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
     assert catalog.apart(entry(catalog, f"sft/{used_store.sft.key}")) == {"optim.lr": "0.001"}
-    assert catalog.apart(entry(catalog, f"align/{used_store.align_8.key}")) == {"negatives": "8"}
+    assert catalog.apart(entry(catalog, f"align/{used_store.eight.key}")) == {"negatives": "8"}
     assert catalog.apart(entry(catalog, f"generate/{used_store.generate.key}")) == {}
     Store(used_store.root).get(Stage("sft", 2, {"optim": None}, {}, write()))
     changed = Catalog.read(used_store.root)
@@ -60,12 +60,12 @@ def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) 
 
 
 def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
-    other = Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.unused_sft}, write()))
+    other = Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.old}, write()))
     made = Store(used_store.root).get(
-        Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": used_store.unused_sft, "negatives": other}, write())
+        Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": used_store.old, "negatives": other}, write())
     )
     catalog = Catalog.read(used_store.root)
-    assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{used_store.unused_sft.key}"}
+    assert catalog.apart(entry(catalog, f"generate/{other.key}")) == {"inputs.sft": f"sft/{used_store.old.key}"}
     assert catalog.apart(entry(catalog, f"align/{made.key}")) == {
         "negatives": "1",  # the setting has the same name as the role
         "inputs.negatives": f"generate/{other.key}",
@@ -74,8 +74,8 @@ def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
 
 def test_find_accepts_unique_prefix_and_refuses_others(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
-    assert catalog.find(used_store.align_1.key[:8]).key == used_store.align_1.key
-    assert catalog.find(f"align/{used_store.align_1.key[:8]}").key == used_store.align_1.key
+    assert catalog.find(used_store.one.key[:8]).key == used_store.one.key
+    assert catalog.find(f"align/{used_store.one.key[:8]}").key == used_store.one.key
     with pytest.raises(UserError, match=r"^align/: 2 keys start with it \(align/\w{20}, align/\w{20}\)"):
         catalog.find("align/")
     with pytest.raises(UserError, match="no artifact's key"):
@@ -83,9 +83,9 @@ def test_find_accepts_unique_prefix_and_refuses_others(used_store: UsedStore) ->
 
 
 def test_catalog_damaged_manifest_is_listed_as_unreadable(used_store: UsedStore) -> None:
-    (used_store.unused_sft.path / MANIFEST).write_text("{}")
+    (used_store.old.path / MANIFEST).write_text("{}")
     catalog = Catalog.read(used_store.root)
-    assert entry(catalog, f"sft/{used_store.unused_sft.key}").state == "unreadable"
+    assert entry(catalog, f"sft/{used_store.old.key}").state == "unreadable"
     assert catalog.inputs_of(entry(catalog, f"generate/{used_store.generate.key}"))["sft"]
 
 

@@ -22,49 +22,42 @@ def chosen(used_store: UsedStore, query: PruneQuery) -> set[str]:
 
 
 def test_prune_chooses_unused_and_abandoned_entries(used_store: UsedStore) -> None:
-    assert chosen(used_store, PruneQuery()) == {
-        used_store.unused_sft.key,
-        used_store.align_8.key,
-        used_store.abandoned.name,
-    }
+    assert chosen(used_store, PruneQuery()) == {used_store.old.key, used_store.eight.key, used_store.abandoned.name}
 
 
 def test_prune_after_last_run_chooses_whole_lineage(used_store: UsedStore) -> None:
     shutil.rmtree(used_store.root.parent / "one")
-    everything = [used_store.unused_sft, used_store.align_8, used_store.align_1, used_store.generate, used_store.sft]
+    everything = [used_store.old, used_store.eight, used_store.one, used_store.generate, used_store.sft]
     assert chosen(used_store, PruneQuery()) == {*(a.key for a in everything), used_store.abandoned.name}
 
 
 def test_prune_keeps_all_ancestors_of_kept_artifact(used_store: UsedStore) -> None:
     shutil.rmtree(used_store.root.parent / "one")
-    assert chosen(used_store, PruneQuery(stages=["sft", "generate"])) == {
-        used_store.unused_sft.key,
-        used_store.abandoned.name,
-    }
-    assert chosen(used_store, PruneQuery(keys=[used_store.align_8.key, used_store.sft.key])) == {used_store.align_8.key}
+    assert chosen(used_store, PruneQuery(stages=["sft", "generate"])) == {used_store.old.key, used_store.abandoned.name}
+    assert chosen(used_store, PruneQuery(keys=[used_store.eight.key, used_store.sft.key])) == {used_store.eight.key}
 
 
 def test_prune_chooses_used_entries_only_with_used(used_store: UsedStore) -> None:
-    assert chosen(used_store, PruneQuery(stages=["sft"])) == {used_store.unused_sft.key}
-    assert chosen(used_store, PruneQuery(stages=["sft"], used=True)) == {used_store.unused_sft.key, used_store.sft.key}
+    assert chosen(used_store, PruneQuery(stages=["sft"])) == {used_store.old.key}
+    assert chosen(used_store, PruneQuery(stages=["sft"], used=True)) == {used_store.old.key, used_store.sft.key}
 
 
 def test_prune_unused_for_counts_from_last_use(used_store: UsedStore) -> None:
     assert chosen(used_store, PruneQuery(unused_for=DAY)) == set()
     catalog = Catalog.read(used_store.root)
-    # Pretend that all were made and last used two days ago, except one that was used an hour ago.
-    ages = {used_store.align_8.key: DAY / 24}
+    # As if all were made and last used two days ago, except one that was used an hour ago.
+    ages = {used_store.eight.key: DAY / 24}
     aged = [replace(e, used=e.used - ages.get(e.key, 2 * DAY)) for e in catalog.entries]
     entries = choose(Catalog(catalog.root, aged, catalog.runs), PruneQuery(unused_for=DAY))
-    assert {e.folder.name for e in entries} == {used_store.unused_sft.key, used_store.abandoned.name}
+    assert {e.folder.name for e in entries} == {used_store.old.key, used_store.abandoned.name}
 
 
 def test_prune_use_by_run_renews_artifact(used_store: UsedStore) -> None:
     for run in all_runs(used_store.root):
         os.utime(run.record, (time.time() + DAY,) * 2)
     used = {e.key: e.used - e.created for e in Catalog.read(used_store.root).entries}
-    assert used[used_store.align_8.key] > DAY / 2
-    assert used[used_store.unused_sft.key] == 0
+    assert used[used_store.eight.key] > DAY / 2
+    assert used[used_store.old.key] == 0
 
 
 def delete_all(used_store: UsedStore, query: PruneQuery) -> list[bool]:
@@ -74,9 +67,9 @@ def delete_all(used_store: UsedStore, query: PruneQuery) -> list[bool]:
 def test_delete_leaves_rest_intact_and_no_leftovers(used_store: UsedStore) -> None:
     assert delete_all(used_store, PruneQuery()) == [True] * 3
     sweep(used_store.root)
-    remaining = Catalog.read(used_store.root)
-    assert {e.key for e in remaining.entries} == {used_store.sft.key, used_store.generate.key, used_store.align_1.key}
-    assert all(verify(e.folder) is None for e in remaining.entries)
+    left = Catalog.read(used_store.root)
+    assert {e.key for e in left.entries} == {used_store.sft.key, used_store.generate.key, used_store.one.key}
+    assert all(verify(e.folder) is None for e in left.entries)
     assert all_locks(used_store.root) == []
     assert not list((used_store.root / "trash").iterdir())
     assert [run.folder.name for run in all_runs(used_store.root)] == ["one"]
@@ -90,13 +83,13 @@ def test_prune_skips_entries_locked_by_live_process(used_store: UsedStore) -> No
     key = used_store.abandoned.stem
     before = choose(Catalog.read(used_store.root), PruneQuery(keys=[key]))
     with locked(used_store.root, "generate", key):
-        assert chosen(used_store, PruneQuery()) == {used_store.unused_sft.key, used_store.align_8.key}
+        assert chosen(used_store, PruneQuery()) == {used_store.old.key, used_store.eight.key}
         assert [delete(used_store.root, e, used=True) for e in before] == [False]
         sweep(used_store.root)
         assert ("generate", key) in all_locks(used_store.root)
     assert (used_store.abandoned / "resume" / "shard").exists()
     sweep(used_store.root)
-    assert all_locks(used_store.root) == [("generate", key)]  # the next process reads there which process abandoned it
+    assert all_locks(used_store.root) == [("generate", key)]  # the next process reads there who abandoned it
 
 
 def test_delete_keeps_entry_published_meanwhile(used_store: UsedStore) -> None:
@@ -110,8 +103,8 @@ def test_delete_keeps_entry_published_meanwhile(used_store: UsedStore) -> None:
 def test_delete_keeps_artifact_that_a_run_just_started_to_use(
     used_store: UsedStore, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run starts before the deletion, or after its check and before its renaming."""
-    (entry,) = choose(Catalog.read(used_store.root), PruneQuery(keys=[used_store.unused_sft.key]))
+    """Before deletion begins, or between its looking and its taking the name away."""
+    (entry,) = choose(Catalog.read(used_store.root), PruneQuery(keys=[used_store.old.key]))
     output = used_store.root.parent / "new"
     output.mkdir()
     settings = {"optim": {"lr": 0.1, "epochs": 3, "betas": [0.9, 0.95]}, "seed": 1}
@@ -131,4 +124,4 @@ def test_delete_keeps_artifact_that_a_run_just_started_to_use(
     else:
         monkeypatch.setattr(prune.trash, "discard", using_first)
     assert not delete(used_store.root, entry, used=False)
-    assert use() == used_store.unused_sft
+    assert use() == used_store.old

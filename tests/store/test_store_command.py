@@ -32,10 +32,10 @@ def test_ls_prints_entries_and_total(run_store, used_store: UsedStore) -> None:
     table = rows(run_store("ls"))
     assert table[0][:4] == ["stage", "key", "size", "age"]
     by_key = {row[1]: row for row in table[2:8]}
-    assert by_key[used_store.align_1.key[:8]][0] == "align"
-    assert by_key[used_store.align_1.key[:8]][-3:] == ["1", "run", "negatives=1"]
+    assert by_key[used_store.one.key[:8]][0] == "align"
+    assert by_key[used_store.one.key[:8]][-3:] == ["1", "run", "negatives=1"]
     assert by_key[used_store.sft.key[:8]][-5:] == ["1", "run,", "3", "artifacts", "optim.lr=0.001"]
-    assert by_key[used_store.align_8.key[:8]][-1:] == ["negatives=8"]
+    assert by_key[used_store.eight.key[:8]][-1:] == ["negatives=8"]
     assert f"abandoned: {os.uname().nodename}:{os.getpid()} since" in run_store("ls")
     assert table[-1][:2] == ["6", "artifacts,"]
 
@@ -52,9 +52,9 @@ def test_ls_json_prints_full_keys(run_store, used_store: UsedStore) -> None:
     assert generated["state"] == "published"
     assert generated["settings"] == {"samples": 4}
     assert generated["inputs"] == {"sft": used_store.sft.key}
-    assert set(generated["artifacts"]) == {f"align/{used_store.align_1.key}", f"align/{used_store.align_8.key}"}
+    assert set(generated["artifacts"]) == {f"align/{used_store.one.key}", f"align/{used_store.eight.key}"}
     assert generated["runs"] == [str(used_store.root.parent / "one")]
-    assert facts[used_store.align_8.key]["apart"] == {"negatives": "8"}
+    assert facts[used_store.eight.key]["apart"] == {"negatives": "8"}
 
 
 def test_show_prints_manifest_and_lineage(run_store, used_store: UsedStore) -> None:
@@ -69,24 +69,22 @@ def test_show_prints_manifest_and_lineage(run_store, used_store: UsedStore) -> N
     ):
         assert line in text.splitlines()
     assert {line[4:] for line in text.splitlines() if line[4:].startswith("align/")} == {
-        f"align/{used_store.align_1.key[:8]}",
-        f"align/{used_store.align_8.key[:8]}",
+        f"align/{used_store.one.key[:8]}",
+        f"align/{used_store.eight.key[:8]}",
     }
 
 
 def test_show_marks_deleted_inputs(run_store, used_store: UsedStore) -> None:
     used_store.sft.path.rename(used_store.root / "elsewhere")
     assert f"└── sft: {used_store.sft.key[:8]} (gone)" in run_store("show", used_store.generate.key)
-    assert "made from nothing" in run_store("show", used_store.unused_sft.key)
+    assert "made from nothing" in run_store("show", used_store.old.key)
 
 
 def test_verify_prints_damage_and_exits_1(run_store, used_store: UsedStore) -> None:
     assert run_store("verify").endswith("5 intact, 0 damaged\n")
-    (used_store.align_1.path / "sub/file.txt").write_text("Content")
+    (used_store.one.path / "sub/file.txt").write_text("Content")
     text = run_store("verify", code=1)
-    assert (
-        f"damaged  align/{used_store.align_1.key}: sub/file.txt has changed since it was written" in text.splitlines()
-    )
+    assert f"damaged  align/{used_store.one.key}: sub/file.txt has changed since it was written" in text.splitlines()
     assert "4 intact, 1 damaged" in text
     assert run_store("verify", used_store.sft.key[:8]).splitlines()[0] == f"intact   sft/{used_store.sft.key}"
 
@@ -95,11 +93,11 @@ def test_prune_deletes_only_with_yes(run_store, used_store: UsedStore) -> None:
     text = run_store("prune")
     assert text.count("would delete") == 3
     assert text.endswith("add --yes to delete.\n")
-    assert used_store.unused_sft.path.exists()
+    assert used_store.old.path.exists()
     text = run_store("prune", "--yes")
     assert text.count("deleted ") == 3
     assert text.splitlines()[-1].endswith(" freed")
-    assert not used_store.unused_sft.path.exists()
+    assert not used_store.old.path.exists()
     assert run_store("prune") == "0 B in all. Nothing was deleted; add --yes to delete.\n"
 
 
@@ -108,7 +106,7 @@ def test_prune_applies_all_filters(run_store, used_store: UsedStore) -> None:
     assert run_store("prune", "--unused-for", "0d").count("would delete") == 3
     assert run_store("prune", "--stage", "sft", "--used").count("would delete") == 2
     assert "by 1 run, 3 artifacts" in run_store("prune", "--stage", "sft", "--used")
-    assert run_store("prune", used_store.align_8.key[:8]).count("would delete") == 1
+    assert run_store("prune", used_store.eight.key[:8]).count("would delete") == 1
 
 
 def test_prune_duration_without_unit_is_refused(run_store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,5 +131,5 @@ def test_store_command_reads_store_from_environment(used_store: UsedStore, tmp_p
     unknown = run("show", "zz")
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("error: zz: no artifact's key")
-    (used_store.align_1.path / "foreign").touch()
+    (used_store.one.path / "foreign").touch()
     assert run("verify").returncode == 1

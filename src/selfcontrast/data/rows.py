@@ -89,9 +89,7 @@ def read_examples(
             if parsed is full:  # the reference answer belongs to the full dialogue, not to its first turns
                 example = replace(example, answer=_answer(row, options.answer_column))
             if example.id in examples and key not in id_of_content:
-                raise RowError(
-                    f"id '{example.id}' is taken by an earlier row; make ids unique or rename the column 'id'"
-                )
+                raise RowError(f"id '{example.id}' is taken by an earlier row; make ids unique or rename 'id'")
         except SkippedRow as reason:
             dropped[str(reason)] += 1
             continue

@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="selfcontrast store",
         description="Manage a store of finished stages. Keys may be abbreviated to their first digits.",
     )
-    store_option = argparse.ArgumentParser(add_help=False)
-    store_option.add_argument(
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument(
         "--store",
         metavar="FOLDER",
         default=os.environ.get("SELFCONTRAST_STORE", "store"),
@@ -127,32 +127,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="ls|show|diff|verify|prune")
 
     command = commands.add_parser(
-        "ls", parents=[store_option], help="list artifacts: size, age, users, and the settings that differ"
+        "ls", parents=[where], help="list artifacts: size, age, users, and the settings that differ"
     )
     command.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (repeatable)")
     command.add_argument("--json", action="store_true", help="print JSON with full keys and settings")
     command.set_defaults(command=ls)
 
-    command = commands.add_parser("show", parents=[store_option], help="show one artifact: manifest, lineage, users")
+    command = commands.add_parser("show", parents=[where], help="show one artifact: manifest, lineage, users")
     command.add_argument("key", metavar="KEY")
     command.set_defaults(command=show)
 
-    command = commands.add_parser(
-        "diff", parents=[store_option], help="show how two artifacts differ: settings, inputs, code"
-    )
+    command = commands.add_parser("diff", parents=[where], help="show how two artifacts differ: settings, inputs, code")
     command.add_argument("first", metavar="A")
     command.add_argument("second", metavar="B")
     command.set_defaults(command=diff)
 
     command = commands.add_parser(
-        "verify", parents=[store_option], help="verify all checksums; exit code 1 if any artifact is damaged"
+        "verify", parents=[where], help="verify all checksums; exit code 1 if any artifact is damaged"
     )
     command.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
     command.set_defaults(command=verify_all)
 
     command = commands.add_parser(
         "prune",
-        parents=[store_option],
+        parents=[where],
         help="delete artifacts that nothing uses, and leftovers of killed processes",
         description="Delete artifacts that no existing run and no kept artifact depends on, and the working folders of "
         "processes that ended early, with their resume state. Without --yes, only list them. Artifacts that a live "

@@ -106,7 +106,7 @@ class Catalog:
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
     def apart(self, entry: Entry) -> dict[str, str]:
-        """Return the entry's settings and inputs ("inputs.ROLE": STAGE/KEY) that differ between artifacts of its stage.
+        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within its stage.
 
         An input that is also an input of another input is left out.
         """
