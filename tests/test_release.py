@@ -1,4 +1,4 @@
-"""Files of a release that cannot be run here: they name only what exists."""
+"""Release files that cannot be run here: check that they name only existing files, extras and targets."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def test_dockerfile_copies_only_what_exists_and_is_sent_to_the_build() -> None:
     for source in sources:
         assert (ROOT / source).exists(), source
         assert source in sent, source
-    # What the wheel is made of, so that nothing of it is missing in the image.
+    # The wheel is made of these folders, so the image needs all of them.
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert {path.partition("/")[0] for path in build["only-include"]} <= set(sources)
 
@@ -55,7 +55,7 @@ def test_dockerfile_stages_are_pinned_and_end_without_root() -> None:
 
 
 def test_version_is_in_one_place() -> None:
-    """The citation names none, and the changelog begins with it."""
+    """The citation has no version, and the changelog begins with the project's version."""
     assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
     headings = re.findall(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text())
     assert headings[0] == PROJECT["version"]
