@@ -17,7 +17,7 @@ from selfcontrast.models.packing import Group
 
 
 def trl(model: Any, batches: Sequence[Batch], folder: str, checkpointing: bool, budget: int) -> Contender:
-    """Build the contender. A microbatch holds the padded pairs of the groups that fit into `budget` tokens.
+    """Build the contender. A pass holds the padded pairs of the groups that fit into `budget` tokens.
 
     The model's weights already have the dtype of training, so TRL's own bf16 (autocast) is off.
     """

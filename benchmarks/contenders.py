@@ -68,7 +68,7 @@ def ours(
 def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
     """Compute each response with its own copy of the prompt, without padding, in one causal call: a careful trainer.
 
-    It runs this package's code on groups of one response, which share nothing. A microbatch holds whole groups with the
+    It runs this package's code on groups of one response, which share nothing. A micro-batch holds whole groups with the
     same number of negatives, within `budget` tokens unless one group is larger.
     """
     use_shared_prompt(model, attention)
@@ -93,7 +93,7 @@ def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, 
 
 
 def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Contender:
-    """Compute 2K padded rows per group. Groups with equally long prompts share a microbatch of `budget` tokens."""
+    """Compute 2K padded rows per group. Groups with equally long prompts share a pass, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
     by_length = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
     parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in by_length]

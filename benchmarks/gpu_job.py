@@ -109,7 +109,7 @@ def _score(policy: Any, groups: Sequence[Group], into: dict[str, torch.Tensor], 
 
 
 def _rescore(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor], setting: Setting) -> dict[str, Any]:
-    """Replace the stored scores by those of training's own microbatches; report the margin that this removes."""
+    """Replace the stored scores by those of training's own passes; report the margin that this removes."""
     machine, scores = hardware(setting), dict[str, torch.Tensor]()
     steps = StepData(groups, [], optim(PROMPTS_PER_STEP), machine, 0).steps()
     use_shared_prompt(policy, machine.attention)

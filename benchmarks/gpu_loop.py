@@ -23,7 +23,7 @@ from selfcontrast.training.packed_module import Record
 from selfcontrast.training.recomputation import checkpoint_layers
 
 STEPS = 4
-# Settings of `Hardware`, added in this order; with the last one, microbatches fill the memory.
+# Settings of `Hardware`, added in this order; with the last, passes fill the memory.
 CHANGES: dict[str, dict[str, Any]] = {
     "recompute all": {"gradient_checkpointing": True},
     "selective": {"gradient_checkpointing": "selective"},
@@ -34,7 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def training_loop(setting: Setting) -> list[dict[str, Any]]:
-    """Run steps at (P, R, K) = (256, 256, 8), each of four microbatches; 7B needs about 110 GiB.
+    """Run steps at (P, R, K) = (256, 256, 8), each of four passes; 7B needs about 110 GiB.
 
     Losses are meaningless, because the reference is zero.
     """

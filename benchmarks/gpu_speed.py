@@ -31,7 +31,7 @@ OPTIONS: list[dict[str, int | bool]] = [
 def speeds(
     case: tuple[int, int, int] | str, ways: Sequence[str], baselines: bool, setting: Setting
 ) -> list[dict[str, Any]]:
-    """Time forward and backward pass of one batch of prompts that fills a microbatch; weights are bfloat16 on a GPU.
+    """Time forward and backward pass of one batch of prompts that fills a pass, in bfloat16 weights on a GPU.
 
     Args:
         case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
@@ -127,7 +127,7 @@ def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> 
 
 
 def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[Group]]:
-    """Return a full microbatch of random groups; of ragged groups three, because ragged microbatches differ."""
+    """Return one pass full of random groups; three passes of ragged groups, because these differ."""
     draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
     if case == RAGGED:
         groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)

@@ -41,7 +41,7 @@ class _SyncCounter(SelfContrastDPO):
 
 
 def host_waits(setting: Setting) -> list[dict[str, Any]]:
-    """Return the lines at which the host waited, and how often, in one step of two microbatches."""
+    """Return the lines at which the host waited, and how often, in one step of two passes."""
     groups = [group for batch in batches_of(setting.shapes[1], setting) for group in batch] * 6
     machine, settings = hardware(setting), optim(len(groups) // 3)
     policy = random_model("qwen-tiny" if setting.tiny else "llama-0.4b", setting.device, torch.float32)

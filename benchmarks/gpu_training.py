@@ -14,7 +14,7 @@ CONF = Path(__file__).parents[1] / "conf" / "hardware"
 
 
 def hardware(setting: Setting) -> Hardware:
-    """Return `hardware=gpu`, or `hardware=cpu` with small microbatches and varlen's reference implementation."""
+    """Return `hardware=gpu`, or `hardware=cpu` with small passes and varlen's reference implementation."""
     values: dict[str, Any] = {}
     for name in ("cpu", "gpu"):
         values |= yaml.safe_load((CONF / f"{name}.yaml").read_text())

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/reference_noise.py
 
-Stored scores come from microbatches of one group with all its negatives; training's microbatches hold several groups
-with half of the negatives. `head` is the arithmetic of the output layer: unchanged; rounded factors with float32 sums,
-as on a GPU; or float32 throughout.
+Stored scores come from passes of one group with all its negatives; training's passes hold several groups with half of
+the negatives. `head` is the arithmetic of the output layer: unchanged; rounded factors with float32 sums, as on a GPU;
+or float32 throughout.
 """
 
 import random
@@ -83,8 +83,8 @@ def main() -> None:
     for name, head in HEADS.items():
         with head():
             policy = scores(model, training, 4)
-            other, same = (margin_std(policy, scores(model, *arguments)) for arguments in ((stored, 8), (training, 4)))
-        print(f"head {name}: stored scores {other:.4f}, training's own microbatches {same:.4f}")
+            other, same = (margin_std(policy, scores(model, *passes)) for passes in ((stored, 8), (training, 4)))
+        print(f"head {name}: stored scores {other:.4f}, training's own passes {same:.4f}")
 
 
 if __name__ == "__main__":

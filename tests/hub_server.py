@@ -1,6 +1,6 @@
-"""Serve the part of the Hugging Face Hub's HTTP API that creates and fills a repository, on the loopback interface.
+"""A loopback stand-in for the part of the Hugging Face Hub's HTTP API that creating and filling a repository asks for.
 
-It answers the requests that huggingface_hub 2.4 sends without Xet: create, validate-yaml, preupload, Git LFS, commit.
+What huggingface_hub 2.4 sends without Xet decides what is here: create, validate-yaml, preupload, Git LFS, commit.
 """
 
 import base64

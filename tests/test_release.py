@@ -29,7 +29,7 @@ def test_dockerfile_copies_only_what_exists_and_is_sent_to_the_build() -> None:
     for source in sources:
         assert (ROOT / source).exists(), source
         assert source in sent, source
-    # The wheel is made of these folders, so the image needs all of them.
+    # What the wheel is made of, so that nothing of it is missing in the image.
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert {path.partition("/")[0] for path in build["only-include"]} <= set(sources)
 

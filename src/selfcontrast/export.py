@@ -207,9 +207,8 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name not in settings or not equals:
-            raise UserError(
-                f"{argument} is not a setting of export. Settings: {', '.join(settings)}, each as KEY=VALUE."
-            )
+            known = ", ".join(settings)
+            raise UserError(f"{argument} is not a setting of export. Settings: {known}, each as KEY=VALUE.")
         settings[name] = value
     if arguments and not settings["push_to_hub"]:
         raise UserError(f"{arguments[0]} needs push_to_hub=OWNER/NAME.")

@@ -136,9 +136,9 @@ class Bandit:
         negative = float(self.negatives @ np.square(by_negative).sum(axis=-1))
         return PairParts(float(mean @ mean), target, negative, float(total) - target - negative)
 
-    def without(self, false_negatives: NDArray[np.bool_], fraction: float) -> "Bandit":
-        """Return the bandit with a filter that keeps `fraction` of the probability of `false_negatives`, [A] bool."""
-        kept = self.negatives * np.where(false_negatives, fraction, 1.0)
+    def without(self, false: NDArray[np.bool_], fraction: float) -> "Bandit":
+        """Return the bandit with a filter that keeps `fraction` of the probability of false negatives, [A] bool."""
+        kept = self.negatives * np.where(false, fraction, 1.0)
         return Bandit(self.logits, self.reference, self.targets, kept / kept.sum(), self.beta)
 
     def simulate(self, positives: int, negatives: int, replicates: int, seed: int, crossed: bool) -> Floats:

@@ -106,11 +106,11 @@ def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, A
     }
 
 
-def _bias(bandit: Bandit, good: int, fraction: float) -> float:
-    """Return ||E estimate - G||^2 / ||G||^2. G has bad negatives only; the estimate also has `fraction` of the good."""
+def _bias(bandit: Bandit, good: int, left: float) -> float:
+    """Return ||E estimate - G||^2 / ||G||^2. G has bad negatives only; the estimate also has `left` of the good."""
     is_good = np.arange(len(bandit.logits)) < good
     ideal = bandit.without(is_good, 0.0).gradient
-    return float(np.square(bandit.without(is_good, fraction).gradient - ideal).sum() / np.square(ideal).sum())
+    return float(np.square(bandit.without(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
 
 
 def on_model(settings: GradientError, measured: ResponseGradients, beta: float) -> dict[str, Any]:

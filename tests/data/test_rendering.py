@@ -52,7 +52,7 @@ TEMPLATES = {
     "openchat": OPENCHAT,
     "llama3": LLAMA3,
 }
-# By template: its text after the prompt for the answer "Paris", and the token that ends the answer.
+# What each template writes after the prompt for the answer "Paris", and what ends it.
 ANSWERS = {
     "builtin": ("Paris", "<|end|>"),
     "chatml": ("Paris", "<|im_end|>"),

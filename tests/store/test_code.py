@@ -1,4 +1,4 @@
-"""The code that computes an artifact: its files, and the warnings and recomputation when they change."""
+"""The code that computes an artifact: the files that count, and the warnings and recomputation when they change."""
 
 import sys
 import time
