@@ -271,12 +271,12 @@ def test_server_that_never_answers_raises(
     monkeypatch.setattr(client, "MODELS_TIMEOUT", 0.0)
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s"):
-            asyncio.run(send_many(servers(server.url, retries=5), 100))
+            asyncio.run(many(servers(server.url, retries=5), 100))
         assert len(server.asked) < 20
     assert sum("retrying" in record.getMessage() for record in caplog.records) == 1
 
 
-async def send_many(settings: Servers, count: int) -> None:
+async def many(settings: Servers, count: int) -> None:
     async with Client(settings) as http:
         try:
             for _ in range(count):

@@ -70,7 +70,7 @@ def artifact(tmp_path: Path, data: Jsonl, examples: list[Example]) -> Path:
     return negatives_artifact(Store(tmp_path / "store"), data, examples).path
 
 
-def export_rows(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
+def exported(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
     output = artifact.parents[2] / "new" / f"{form}.jsonl"
     written = export(artifact, form, count, output, data.path)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -85,7 +85,7 @@ def test_export_of_a_chosen_candidate_replaces_the_target(artifact: Path, data: 
     rows = [{"id": name, "sample": 5, "text": f" own {name} ", "token_ids": [3], "score": 1.0} for name in ids]
     both = {"id": ids[0], "sample": TARGET, "text": "the target", "token_ids": [], "score": None}
     pq.write_table(pa.Table.from_pylist([both, *rows], schema=POSITIVES), artifact / CHOSEN)
-    _, written = export_rows(artifact, "jsonl", data)
+    _, written = exported(artifact, "jsonl", data)
     assert [row["target"] for row in written if row["id"] == ids[0]] == ["the target", f"own {ids[0]}"]
     assert {row["target"] for row in written if row["id"] == ids[1]} == {f"own {ids[1]}"}
     assert len(written) == len(ids) + 1
@@ -94,7 +94,7 @@ def test_export_of_a_chosen_candidate_replaces_the_target(artifact: Path, data: 
 def test_jsonl_lists_all_negatives_of_a_prompt_in_rank_order(
     artifact: Path, data: Jsonl, examples: list[Example]
 ) -> None:
-    _, rows = export_rows(artifact, "jsonl", data)
+    _, rows = exported(artifact, "jsonl", data)
     assert rows == [
         {"id": e.id, "prompt": e.prompt, "target": e.target, "negatives": [f"a dog {rank} 狗" for rank in range(3)]}
         for e in examples[1:]
@@ -106,7 +106,7 @@ def test_trl_file_gives_the_token_ids_of_our_rendering(
 ) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    output, rows = export_rows(artifact, "trl", data, 2)
+    output, rows = exported(artifact, "trl", data, 2)
     assert len(rows) == 2 * len(examples[1:])
     chat_tokenizer = tokenizer()
     chat_tokenizer.model_max_length = 10**6
@@ -131,7 +131,7 @@ def test_llamafactory_rows_have_its_ranking_format(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
     """This package also reads that format, so it can read the exported file."""
-    output, rows = export_rows(artifact, "llamafactory", data, 1)
+    output, rows = exported(artifact, "llamafactory", data, 1)
     assert {tuple(row) for row in rows} == {("system", "conversations", "chosen", "rejected")}
     assert any(row["system"] == "Be brief." for row in rows)
     assert all(turn["from"] in ("human", "gpt") for row in rows for turn in row["conversations"])
@@ -146,11 +146,11 @@ def test_llamafactory_rows_have_its_ranking_format(
 
 
 def test_exported_file_is_imported_as_candidates(artifact: Path, data: Jsonl, examples: list[Example]) -> None:
-    output, _ = export_rows(artifact, "jsonl", data, 2)
-    importer = Import(str(output), None, 100, 0)
-    importer.check(examples)
-    assert list(importer._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
-    assert importer.samples == 2
+    output, _ = exported(artifact, "jsonl", data, 2)
+    back = Import(str(output), None, 100, 0)
+    back.check(examples)
+    assert list(back._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
+    assert back.samples == 2
     # The file is data, too, with the same ids.
     reread = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
     assert {(e.id, e.target) for e in reread} == {(e.id, e.target) for e in examples[1:]}
