@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--characters", type=int, default=200, help="per text, on average")
+    parser.add_argument("--characters", type=int, default=200, help="mean number of characters in a text")
     parser.add_argument("--dimensions", type=int, default=384)
     parser.add_argument("--selectors", nargs="+", choices=SELECTORS, default=list(SELECTORS))
     args = parser.parse_args()

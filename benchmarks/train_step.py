@@ -1,4 +1,4 @@
-"""Measure time and memory of a training step on K negatives: ours, TRL's DPOTrainer, padded pairs in plain PyTorch.
+"""Measure time and memory of a training step on K negatives: this package, TRL's DPOTrainer, padded pairs.
 
     python benchmarks/train_step.py                                 # the grid, about 10 minutes on one core
     python benchmarks/train_step.py --shapes 64,64,16 --rounds 9
@@ -11,8 +11,8 @@ are medians over the rounds, so a busy machine slows all alike. A step is the fo
 with its target and K negatives. The optimiser is left out, because it costs the same for all; reference
 log-probabilities are precomputed for all. The contenders:
 
-- ours: packed groups, chunked log-probabilities; with --compile once more with compiled layers.
-- pairs: 2K padded rows, the model's own SDPA attention, logits of every position (what most trainers do).
+- ours (this package): packed groups, chunked log-probabilities; with --compile also with compiled layers.
+- pairs (plain PyTorch): 2K padded rows, the model's own SDPA attention, logits of every position, as in most trainers.
 - lean pairs: the same with logits of response positions only: the strictest baseline.
 - TRL: compute_loss of its DPOTrainer with the fused head and precomputed reference, the K rows of a prompt in one
   batch. Without a GPU its fused head also scores the prompt and the padding, and it collects entropy and accuracy, so

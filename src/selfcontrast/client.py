@@ -127,7 +127,7 @@ class Servers:
 @dataclass
 class _Endpoint:
     url: str
-    failures: int = 0  # in a row
+    failures: int = 0  # since the last answer
     paused_until: float = 0.0  # by time.monotonic()
 
 

@@ -54,7 +54,7 @@ def refuse_credentials(config: Any, folder: Path | None = None) -> None:
                 _mask(folder / ".hydra", secrets)
             raise UserError(
                 f"{name}: the URL contains a credential, and settings are recorded. Put it into an environment "
-                "variable (for judges and generators: the one that api_key_env names)."
+                "variable (for judges and generators: the variable that api_key_env names)."
             )
 
 

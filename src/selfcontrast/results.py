@@ -57,7 +57,7 @@ class Result:
         prompts: scores per prompt (`evaluation.compare.by_prompt`), for comparisons across seeds.
         benchmarks: per benchmark: `lines` (a measure of a system, with interval), `facts` per system, and some
             judgments (`shown`).
-        published: published figures beside this run's own (`evaluation.published.PublishedComparison`).
+        published: published figures next to this run's figures (`evaluation.published.PublishedComparison`).
         against_kl: score, KL from the fine-tuned model, and entropy, of that model, checkpoints and policy; None if no
             decoding samples from the policy itself.
     """

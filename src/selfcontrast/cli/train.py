@@ -44,7 +44,7 @@ def job(cfg: DictConfig) -> float | None:
             line = one_line(error).removeprefix("error: ")
             error_file.write_text(line, encoding="utf-8")  # shown in the sweep's summary
         if FULL_ERROR or multirun or not isinstance(error, (UserError, OmegaConfBaseException)):
-            raise  # in a sweep the other jobs still run, and Hydra names the one that failed
+            raise  # in a sweep the other jobs still run, and Hydra names the failed job
         sys.exit(one_line(error))  # an exception would make Hydra print its own line
 
 

@@ -159,7 +159,7 @@ def generate(
     """Write all candidates to `folder/candidates.parquet`, grouped by prompt. Finished shards survive a crash.
 
     A permanently failed prompt is dropped, counted in the summary and listed in `folder/failed.json`. Until the
-    artifact is published, the next run retries the failed prompts; afterwards it is final.
+    artifact is published, the next run retries the failed prompts; afterwards they stay dropped.
     """
     renderer = Renderer(load_tokenizer(model))
     sampled_from = model

@@ -33,7 +33,7 @@ _SETTLED = 2.0  # seconds after which a change is sure to give a file a new time
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published folder. `cached`: this process did not compute it."""
+    """A published folder. `cached` is True if this process did not compute it."""
 
     stage: str
     key: str
