@@ -28,7 +28,7 @@ class KilledAtStep3(SupervisedFineTuning):
         super().training_step(step, index)
 
 
-def train(folder: Path, machine: Hardware, module: type[SupervisedFineTuning]) -> dict[str, Tensor]:
+def trained(folder: Path, machine: Hardware, module: type[SupervisedFineTuning]) -> dict[str, Tensor]:
     policy = llama(vocabulary=50)
     data = StepData(TRAIN, [], optim(), machine, seed=3)
     prepare(policy, TRAIN, machine)
@@ -41,11 +41,11 @@ def train(folder: Path, machine: Hardware, module: type[SupervisedFineTuning]) -
 
 def test_fit_with_compiled_layers_gives_the_same_weights_and_resumes_exactly(tmp_path: Path) -> None:
     machine = hardware(compile=True, checkpoint_every=2)
-    compiled = train(tmp_path / "whole", machine, SupervisedFineTuning)
+    compiled = trained(tmp_path / "whole", machine, SupervisedFineTuning)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    for name, value in train(tmp_path / "plain", hardware(), SupervisedFineTuning).items():
+    for name, value in trained(tmp_path / "plain", hardware(), SupervisedFineTuning).items():
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-4)  # weights move by 0.05 at this rate
-    train(tmp_path / "killed", machine, KilledAtStep3)
+    trained(tmp_path / "killed", machine, KilledAtStep3)
     torch._dynamo.reset()  # the state of a new process
-    resumed = train(tmp_path / "killed", machine, SupervisedFineTuning)
+    resumed = trained(tmp_path / "killed", machine, SupervisedFineTuning)
     assert all(torch.equal(resumed[name], value) for name, value in compiled.items())
