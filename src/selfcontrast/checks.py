@@ -53,7 +53,7 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             )
     if reference == "sampler" and not _samples_the_policy(generator):
         raise UserError(
-            "reference=sampler: candidates are not sampled with the model and the prompts that score targets "
+            "reference=sampler: candidates are not sampled from the model and prompts with which targets are scored "
             "(because of generator.model, generator.system, or the backend's adapter or server). Use reference=stored."
         )
     if (objective.needs_sampler or reference == "sampler") and parts["trainer"].max_length < generator.max_length:

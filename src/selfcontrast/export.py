@@ -112,7 +112,7 @@ def dataset_info(output: Path) -> Row:
 
 
 def _texts(ranked: Sequence[Negative], count: int | None) -> list[str]:
-    return [negative.text.strip() for negative in ranked[:count]]  # like the target: only white space would differ
+    return [negative.text.strip() for negative in ranked[:count]]  # stripped, as targets are
 
 
 def _answer(text: str) -> Message:
@@ -136,7 +136,7 @@ def _read(source: Path, data: str | None) -> tuple[Path, list[Example]]:
         dataset = _source(fingerprint, data)
     if dataset.fingerprint() != fingerprint:
         raise UserError(
-            f"{source}: its data has changed, or its negatives are of other data. Give the right file with --data FILE."
+            f"{source}: its data has changed, or its negatives are from other data. Give the right file by --data."
         )
     return folder, dataset.load()["train"]
 

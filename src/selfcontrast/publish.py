@@ -90,7 +90,7 @@ def push(folder: Path, publication: Publication) -> str:
     except HfHubHTTPError as error:
         raise UserError(_explain(error.response.status_code, str(error.server_message or ""), name)) from None
     except Exception as error:
-        # The client's HTTP library differs between its releases. The library's error is a base class of the client's.
+        # The client's HTTP library differs between releases. Its error is a base class of the client's error.
         if not isinstance(error, HfHubHTTPError.__bases__):
             raise
         raise UserError(f"The Hub cannot be reached: {printable(str(error))}. Run this again later.") from None

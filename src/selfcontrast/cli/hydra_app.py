@@ -55,7 +55,7 @@ def command() -> str:
 
 
 def errors_in_one_line(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Return the task with an exit instead of user errors, since for an exception Hydra prints a line of its own."""
+    """Return a task that exits on user errors. For an exception, Hydra would print a line of its own."""
 
     def job(cfg: DictConfig) -> None:
         try:

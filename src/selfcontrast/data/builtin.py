@@ -41,7 +41,7 @@ from selfcontrast.errors import UserError
 VERSION = 2
 """Raise it if the words, the templates or the order of random draws change."""
 
-MAX_DRAWS = 1000  # until a family has no new prompt
+MAX_DRAWS = 1000  # draws of one prompt until a family counts as exhausted
 
 MAX_EXAMPLES = 10_000_000  # per split: all are held in memory
 

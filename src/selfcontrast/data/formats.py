@@ -125,7 +125,7 @@ def split_turns(parsed: ParsedRow) -> ParsedRow:
         return parsed
     turns = _turns(rendered, awaits_answer=True) if AWAITS_ANSWER.search(rendered) else _until_user(rendered)
 
-    def answer(text_: str) -> str:  # the text may begin with the dialogue
+    def answer(text_: str) -> str:  # `text_` may begin with the dialogue
         return re.sub(r"^\s*Assistant:", "", text_.removeprefix(rendered)).strip()
 
     target, rejected, *more = map(answer, (parsed.target, parsed.rejected, *parsed.more_rejected))
@@ -231,7 +231,7 @@ def _dialogues(row: Row) -> ParsedRow:
 
 
 _PREFERENCE = ("chosen", "rejected")
-# The first format whose columns all exist is used. `chosen` comes before `output`, since `rejected` is its counterpart.
+# The first format whose columns all exist is used. `chosen` precedes `output`: `rejected` was compared with `chosen`.
 FORMATS: dict[tuple[str, ...], Callable[[Row], ParsedRow]] = {
     ("messages",): partial(_chat, column="messages"),
     ("conversations",): partial(_chat, column="conversations"),

@@ -154,7 +154,7 @@ class Renderer:
         The text differs if an answer spells a special token: an end token cuts it, others are removed.
         """
         if not example.has_target:
-            return example  # then it has no rejected answers
+            return example  # without a target it has no rejected answers
         answers = (example.target, *example.all_rejected)
         target, *others = (self.text(self.response(example.prompt, answer)) for answer in answers)
         rejected, more = (others[0], others[1:]) if others else ("", [])

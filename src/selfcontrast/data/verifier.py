@@ -2,8 +2,8 @@
 
 The score is the weighted fraction of right slots. If one of the form's templates matches the response, the match gives
 its slots, and the additional slot `form` is right if the fillers are known ones. In any other response, a slot is right
-if the text contains a right value and no other value of that slot, so naming all values earns nothing; the score of
-such a response is halved.
+if the text contains a right value and no other value of that slot, so naming all values earns nothing; that response's
+score is halved.
 """
 
 import json

@@ -64,7 +64,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         # The requests that share a step decide the last bits of a logit. So the cache is cleared of earlier requests,
-        # and the engine starts only when it has all new ones.
+        # and the engine starts only when it has all requests.
         self.llm.reset_prefix_cache()
         self.llm.sleep(level=0)
         self.llm.enqueue(

@@ -80,9 +80,8 @@ class Iteration:
         def compute(folder: Path) -> Mapping[str, Any]:
             model, examples = self.start.path / "model", p.splits["train"]
             if part:
-                count, seed = (
-                    getattr(p.generator, name) for name in ("prompts", "seed")
-                )  # the config check requires both
+                # The config check ensures that the generator has both.
+                count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))
                 examples = generate.choose(examples, count, seed, part)
             summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
             check_unchanged("generator", settings, settings_of(p.generator))
@@ -171,7 +170,7 @@ class Iteration:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / filter_stage.FILE)
-            used = {name: nearest_first(negatives, self._count) for name, negatives in ranked.items()}
+            used = {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
                 log.warning("align: %d groups are longer than trainer.max_length and left out", without_room)
@@ -184,7 +183,7 @@ class Iteration:
             return {**summary, **_prompt_counts(groups, used)} if summary else summary
 
         settings = {
-            "negatives": self._count,
+            "negatives": self._negatives_per_prompt,
             "objective": p.objective,
             "adapter": p.adapter.at("align"),
             "optim": p.trainer,
@@ -214,7 +213,7 @@ class Iteration:
         return StoredScores(scored, signals, is_start=p.reference_over_iterations != "initial" or self.before is None)
 
     @property
-    def _count(self) -> int:
+    def _negatives_per_prompt(self) -> int:
         """Negatives per prompt in training: K, or 0 for continued supervised fine-tuning."""
         return self.parts.negatives if self.parts.objective.uses_negatives else 0
 

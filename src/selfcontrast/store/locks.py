@@ -1,6 +1,6 @@
 """Lock an artifact, so that one process computes it while the others wait.
 
-It is a lock of the kernel (flock), because only the kernel knows at once that an owner has died. On Linux, flock works
+The lock is the kernel's flock, because only the kernel knows at once that an owner has died. On Linux, flock works
 across machines that share an NFS mount; docs/store.md says what other file systems need. A lease (a file that its owner
 touches) would need no flock, but if its owner paused for long, two processes could hold one artifact.
 """
@@ -118,7 +118,7 @@ def _path(root: Path, stage: str, key: str) -> Path:
 
 
 def _record(root: Path, stage: str, key: str) -> Path:
-    """Return the owner's file. It is not the lock file: over NFS, closing that after reading releases the lock."""
+    """Return the owner's file. It is not the lock file: over NFS, closing that file after reading releases the lock."""
     return root / FOLDER / f"{stage}-{key}.owner"
 
 

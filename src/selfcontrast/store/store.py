@@ -100,7 +100,7 @@ class Store:
             if artifact := self._look_up(stage, again_before):  # computed while we waited for the lock
                 return artifact
             partial = final.with_suffix(".partial")
-            outdated = final.exists() and not verify(final)  # intact otherwise
+            outdated = final.exists() and not verify(final)  # intact, but too old or made from other inputs
             if final.exists() and not outdated:
                 log.warning("%s: %s. Recomputing it.", final, verify(final))
             if recovered := self._recover(stage, final, partial, again_before):
