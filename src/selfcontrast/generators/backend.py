@@ -135,7 +135,7 @@ def _failed(shard: Shard) -> list[Request]:
 
 
 def with_room(requests: Iterable[Request], decoding: Decoding) -> list[Request]:
-    """Return the requests whose prompt leaves room for at least one token of a response. Log the number of the others."""
+    """Return the requests whose prompt leaves room for at least one response token. Log the number of the others."""
     all_requests = list(requests)
     kept = [request for request in all_requests if len(request.prompt) < decoding.max_length]
     if dropped := len(all_requests) - len(kept):
