@@ -68,8 +68,8 @@ def ours(
 def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
     """Compute each response with its own copy of the prompt, without padding, in one causal call: a careful trainer.
 
-    It runs our code on groups of one response, which share nothing. Passes hold whole groups with equally many
-    negatives, within `budget` tokens unless one group is larger.
+    It runs this package's code on groups of one response, which share nothing. A micro-batch holds whole groups with
+    the same number of negatives, within `budget` tokens unless one group is larger.
     """
     use_shared_prompt(model, attention)
     parts = [within(batch, budget, lambda g: rows_work([g]).tokens) for batch in batches]

@@ -26,7 +26,7 @@ Prompts = list[tuple[str, list[str]]]
 
 
 def random_prompts(prompts: int, samples: int, words: float, spread: float, repeated: float) -> Prompts:
-    """Build prompts with texts whose number of words has this median and standard deviation of its logarithm."""
+    """Build prompts whose texts have log-normal numbers of words, with median `words` and log-scale std `spread`."""
     rng = np.random.default_rng(0)
 
     def text() -> str:
@@ -71,8 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--words", type=float, default=40, help="per text, the median")
-    parser.add_argument("--spread", type=float, default=0.7, help="standard deviation of the logarithm of that")
+    parser.add_argument("--words", type=float, default=40, help="median number of words in a text")
+    parser.add_argument("--spread", type=float, default=0.7, help="standard deviation of the logarithm of that number")
     parser.add_argument("--repeated", type=float, default=0.05)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -86,12 +86,13 @@ def main() -> None:
     by_stage(prompts[:1], encoder, args.device)
     ratios = []
     for _ in range(args.rounds):
-        theirs = timed(lambda: by_prompt(prompts, args.max_tokens, args.device))
-        ours = timed(lambda: by_stage(prompts, encoder, args.device))
-        ratios.append((theirs[0] / ours[0], theirs[1] / ours[1]))
-        error = float(np.abs((theirs[2] * ours[2]).sum(1) - 1).max())
+        per_prompt = timed(lambda: by_prompt(prompts, args.max_tokens, args.device))
+        stage = timed(lambda: by_stage(prompts, encoder, args.device))
+        ratios.append((per_prompt[0] / stage[0], per_prompt[1] / stage[1]))
+        error = float(np.abs((per_prompt[2] * stage[2]).sum(1) - 1).max())
         print(
-            f"once per prompt {theirs[0]:.1f} s ({theirs[1]:.1f} s of CPU), stage {ours[0]:.1f} s ({ours[1]:.1f} s), "
+            f"once per prompt {per_prompt[0]:.1f} s ({per_prompt[1]:.1f} s CPU), "
+            f"stage {stage[0]:.1f} s ({stage[1]:.1f} s), "
             f"{ratios[-1][0]:.2f}x ({ratios[-1][1]:.2f}x); cosines off by {error:.0e}"
         )
     clock, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))

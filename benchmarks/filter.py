@@ -54,7 +54,7 @@ CHUNK = 500  # prompts written at a time
 
 
 def write_candidates(file: Path, prompts: int, samples: int, characters: int) -> None:
-    """Write random texts of about that many characters; one in twenty repeats the one before it."""
+    """Write random texts of about `characters` characters; one text in twenty repeats the text before it."""
     rng = np.random.default_rng(0)
     with pq.ParquetWriter(file, SCHEMA) as writer:
         for first in range(0, prompts, CHUNK):
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--characters", type=int, default=200, help="per text, on average")
+    parser.add_argument("--characters", type=int, default=200, help="mean number of characters in a text")
     parser.add_argument("--dimensions", type=int, default=384)
     parser.add_argument("--selectors", nargs="+", choices=SELECTORS, default=list(SELECTORS))
     args = parser.parse_args()
@@ -145,7 +145,7 @@ def main() -> None:
         write_vectors(Path(source), args.prompts, args.dimensions)
         size = sum(file.stat().st_size for file in Path(source).iterdir()) / 2**30
         print(f"{args.prompts:,} prompts × {args.samples} candidates, {args.dimensions} dimensions, {size:.2f} GiB")
-        print(f"{'selector':20} {'seconds':>8} {'of CPU':>8} {'peak GiB':>9} {'prompts used':>13}")
+        print(f"{'selector':20} {'seconds':>8} {'CPU s':>8} {'peak GiB':>9} {'prompts used':>13}")
         for name, (wall, cpu), memory, summary in measure_all(args.selectors, args.prompts, Path(source)):
             print(f"{name:20} {wall:8.1f} {cpu:8.1f} {memory:9.2f} {summary['prompts_used']:13,}", flush=True)
 

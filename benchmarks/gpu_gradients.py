@@ -41,22 +41,22 @@ def gradient_errors(ways: Sequence[str], setting: Setting) -> list[dict[str, Any
         exact = _gradient(plain, lambda model: padded(model, groups), False)
         rounded = difference(_gradient(plain, lambda model: padded(model, groups), True), exact)
         for way in ways:
-            for low in (False, True):
-                if (way, low) == ("varlen", False) and setting.device == "cuda":
+            for bf16 in (False, True):
+                if (way, bf16) == ("varlen", False) and setting.device == "cuda":
                     continue  # its kernels have no float32
                 model = copy.deepcopy(plain)
                 use_shared_prompt(model, way)
-                packed = _gradient(model, lambda m: response_log_probs(m, pack(groups).to(setting.device), 256), low)
+                packed = _gradient(model, lambda m: response_log_probs(m, pack(groups).to(setting.device), 256), bf16)
                 error = difference(packed, exact)
-                limit = 1.5 * rounded if low else FLOAT32
+                limit = 1.5 * rounded if bf16 else FLOAT32
                 rows.append(
                     {
                         "model": name,
                         "attention": way,
-                        "arithmetic": "bf16" if low else "float32",
+                        "arithmetic": "bf16" if bf16 else "float32",
                         "error": error,
-                        "padded rows' error": rounded if low else None,
-                        "ratio": error / rounded if low else None,
+                        "padded rows' error": rounded if bf16 else None,
+                        "ratio": error / rounded if bf16 else None,
                         "ok": error <= limit,
                     }
                 )
@@ -103,10 +103,10 @@ def padded(model: Any, groups: Sequence[Group]) -> Tensor:
     return filled
 
 
-def _gradient(model: Any, log_probs: Callable[[Any], Tensor], low: bool) -> list[Tensor]:
-    """Return the gradient of a weighted sum of log-probabilities, with autocast to bfloat16 if `low`."""
+def _gradient(model: Any, log_probs: Callable[[Any], Tensor], bf16: bool) -> list[Tensor]:
+    """Return the gradient of a weighted sum of log-probabilities, with autocast to bfloat16 if `bf16`."""
     model.zero_grad()
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         values = log_probs(model)
     weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).to(values.device)
     torch.autograd.backward((values * weights).sum())

@@ -20,9 +20,9 @@ class Setting:
         device: "cuda", or "cpu" to test the check itself with tiny sizes.
         model: a name in `workload.MODELS`, for timed training steps.
         large: the model of the whole training loop.
-        layers: a model with some of its layers.
+        layers: a model with some of the layers of `large`.
         shapes: (P, R, K) in tokens, tokens and negatives.
-        max_tokens_per_microbatch: for every contender.
+        max_tokens_per_microbatch: the limit for every contender.
         rounds: timed turns of every contender.
         sft_steps, prompts, samples: size of the ragged job.
         peak_tflops: the device's peak; None if unknown.

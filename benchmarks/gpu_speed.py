@@ -35,7 +35,7 @@ def speeds(
 
     Args:
         case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
-        ways: our variants to measure: "varlen", "flex" or "compiled".
+        ways: variants of this package's step to measure: "varlen", "flex" or "compiled".
         baselines: True to measure padded pairs, unpadded rows and TRL, too.
     """
     batches = batches_of(case, setting)
@@ -102,10 +102,10 @@ class _Timing:
 
 def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
     groups = flat(batches)
-    mine = packed_work(groups).tokens
+    packed_tokens = packed_work(groups).tokens
     bounds = {
-        ROWS: rows_work(groups).tokens / mine,
-        PAIRS: pairs_work(groups, every_position=False).tokens / mine,
+        ROWS: rows_work(groups).tokens / packed_tokens,
+        PAIRS: pairs_work(groups, every_position=False).tokens / packed_tokens,
     }
     first, table = timed[0], []
     for timing in timed:

@@ -1,4 +1,4 @@
-"""Measure time and memory of a training step on K negatives: ours, TRL's DPOTrainer, padded pairs in plain PyTorch.
+"""Measure time and memory of a training step on K negatives: this package, TRL's DPOTrainer, padded pairs.
 
     python benchmarks/train_step.py                                 # the grid, about 10 minutes on one core
     python benchmarks/train_step.py --shapes 64,64,16 --rounds 9
@@ -8,11 +8,11 @@
 
 Everything runs in one process on one model with random weights. Each round measures every contender once, and ratios
 are medians over the rounds, so a busy machine slows all alike. A step is the forward and backward pass of one prompt
-with its target and K negatives. The optimiser is left out, as it costs all of them the same; reference
+with its target and K negatives. The optimiser is left out, because it costs the same for all; reference
 log-probabilities are precomputed for all. The contenders:
 
-- ours: packed groups, chunked log-probabilities; with --compile once more with compiled layers.
-- pairs: 2K padded rows, the model's own SDPA attention, logits of every position (what most trainers do).
+- ours (this package): packed groups, chunked log-probabilities; with --compile also with compiled layers.
+- pairs (plain PyTorch): 2K padded rows, the model's own SDPA attention, logits of every position, as in most trainers.
 - lean pairs: the same with logits of response positions only: the strictest baseline.
 - TRL: compute_loss of its DPOTrainer with the fused head and precomputed reference, the K rows of a prompt in one
   batch. Without a GPU its fused head also scores the prompt and the padding, and it collects entropy and accuracy, so
@@ -114,18 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=GRID.split(), help="P,R,K in tokens, tokens and negatives")
     parser.add_argument("--lengths", type=Path, help="preference data as JSON lines, instead of --shapes")
-    parser.add_argument("--dialogues", type=int, default=6, help="drawn from --lengths")
-    parser.add_argument("--negatives", type=int, default=16, help="per dialogue of --lengths")
+    parser.add_argument("--dialogues", type=int, default=6, help="number of dialogues drawn from --lengths")
+    parser.add_argument("--negatives", type=int, default=16, help="negatives per dialogue of --lengths")
     parser.add_argument("--longest", type=int, default=512, help="drop longer prompts, cut longer answers (tokens)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", choices=MODELS, default="llama-13m")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of weights and arithmetic")
-    parser.add_argument("--attention", choices=ATTENTIONS, default="auto", help="ours")
-    parser.add_argument("--compile", action="store_true", help="ours once more, with compiled layers")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="for all of them")
-    parser.add_argument("--peak-tflops", type=float, help="of the device in this dtype, from its data sheet")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of weights and arithmetic")
+    parser.add_argument("--attention", choices=ATTENTIONS, default="auto", help="attention of the contender ours")
+    parser.add_argument("--compile", action="store_true", help="measure ours with compiled layers, too")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="for all contenders")
+    parser.add_argument("--peak-tflops", type=float, help="peak of the device in this dtype, from its data sheet")
     parser.add_argument("--chunk-size", type=int, default=2048, help="tokens whose logits exist at a time (ours)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

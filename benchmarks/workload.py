@@ -106,12 +106,12 @@ class Work:
     Attributes:
         tokens: tokens that pass through the decoder.
         scored: positions that pass through the output layer.
-        seen: pairs of a token and one that it attends to, itself included.
+        attended: pairs of a token and one that it attends to, itself included.
     """
 
     tokens: int
     scored: int
-    seen: int
+    attended: int
 
     def flops(self, model: Any) -> int:
         """Count 6 FLOPs per weight and token (2 forward, 4 backward), and 12 per pair, layer and head dimension.
@@ -124,7 +124,7 @@ class Work:
         head = int(model.get_output_embeddings().weight.numel())
         body = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
         width = config.num_attention_heads * (getattr(config, "head_dim", None) or _head_dim(config))
-        attention = 12 * config.num_hidden_layers * width * self.seen
+        attention = 12 * config.num_hidden_layers * width * self.attended
         return int(6 * (body * self.tokens + head * self.scored) + attention)
 
 
@@ -134,13 +134,13 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 def packed_work(groups: Sequence[Group]) -> Work:
     """Count each prompt once and each response once."""
-    tokens = scored = seen = 0
+    tokens = scored = attended = 0
     for group in groups:
         prompt, responses = len(group.prompt), [len(response) for response in group.responses]
         tokens += prompt + sum(responses)
         scored += sum(responses)
-        seen += _causal(prompt) + sum(_causal(r) + r * prompt for r in responses)
-    return Work(tokens, scored, seen)
+        attended += _causal(prompt) + sum(_causal(r) + r * prompt for r in responses)
+    return Work(tokens, scored, attended)
 
 
 def rows_work(groups: Sequence[Group]) -> Work:

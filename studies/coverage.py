@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m studies.coverage              # about 8 minutes on one core
     OMP_NUM_THREADS=1 python -m studies.coverage --scale 0.1  # the same cells, with a tenth of the simulations
 
-The nominal level is 95%. *intervals*: the fraction of simulations that gave an interval. Coverage is computed over
-those; data without variation give no interval. A cell is marked if it is outside 95 +- 1.5% by more than two Monte
-Carlo errors: "high" means too wide, "LOW" means wrong.
+The nominal level is 95%. *intervals*: the fraction of simulations that gave an interval. Data without
+variation give none. Coverage is computed over the simulations with an interval. A cell is marked if its coverage is
+outside 95 +- 1.5% by more than two Monte Carlo errors: "high" means too wide, "LOW" means wrong.
 """
 
 import argparse
@@ -86,7 +86,7 @@ Difference = tuple[str, Callable[[np.random.Generator, int], Floats], float]
 
 
 def _wins(better: float, worse: float, each: int) -> Difference:
-    """Compare two systems by their fraction of right answers, with `each` answers per prompt, at two rates."""
+    """Compare two systems with these rates of right answers, and with `each` answers per prompt."""
     name = f"right {better:g} and {worse:g}, {each} answers each"
     return name, lambda rng, n: (rng.binomial(each, better, n) - rng.binomial(each, worse, n)) / each, better - worse
 
@@ -273,7 +273,7 @@ def claims(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 
 
 def false_claims(seeds: int, prompts: int, spread: tuple[float, float, float], families: int) -> float:
-    """Return the fraction of families of eight null claims in which one is supported."""
+    """Return the fraction of families of eight null claims in which at least one is supported."""
     wrong = 0
     for family in range(families):
         rng = np.random.default_rng([8, family])

@@ -23,7 +23,7 @@ from jobs import TINY, came_to, kill_when, read_result, run_train
 
 JOB = (*TINY, "tracking=none")
 KILLS = ("generate/*.partial/resume/**/*.parquet", "align/*.partial/resume/last.ckpt")
-OURS = ("runs", "locks", "trash")  # folders that no result is made from
+WITHOUT_RESULTS = ("runs", "locks", "trash")  # folders that no result is made from
 
 
 def flip(file: Path, draw: random.Random) -> None:
@@ -32,7 +32,7 @@ def flip(file: Path, draw: random.Random) -> None:
     file.write_bytes(data)
 
 
-def digit(file: Path, draw: random.Random) -> None:
+def change_digit(file: Path, draw: random.Random) -> None:
     """Replace a digit by another, which keeps the file well-formed."""
     data = bytearray(file.read_bytes())
     digits = [index for index, byte in enumerate(data) if 48 <= byte <= 57]
@@ -70,7 +70,7 @@ def append(file: Path, draw: random.Random) -> None:
         stream.write(draw.randbytes(7))
 
 
-DAMAGES: list[Callable[[Path, random.Random], None]] = [flip, flip, digit, cut, empty, delete, swap, append]
+DAMAGES: list[Callable[[Path, random.Random], None]] = [flip, flip, change_digit, cut, empty, delete, swap, append]
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Outcome:
     fault: str
 
 
-def damaged(source: Path, folder: Path, expected: list[object], draw: random.Random) -> Outcome:
+def run_damaged(source: Path, folder: Path, expected: list[object], draw: random.Random) -> Outcome:
     """Copy the store of `source` to `folder`, damage one of its files, and run the job there."""
     shutil.copytree(source / "store", folder / "store", symlinks=True)
     files = sorted(file for file in (folder / "store").rglob("*") if file.is_file())
-    files = [file for file in files if file.relative_to(folder / "store").parts[0] not in OURS]
+    files = [file for file in files if file.relative_to(folder / "store").parts[0] not in WITHOUT_RESULTS]
     partial = [file for file in files if ".partial" in str(file)]
     file, damage = draw.choice(partial if partial and draw.random() < 0.8 else files), draw.choice(DAMAGES)
     damage(file, draw)
@@ -116,7 +116,7 @@ def stores(folder: Path) -> tuple[list[Path], list[object]]:
     folders = [whole]
     for number, pattern in enumerate(KILLS):
         killed = folder / f"killed{number}"
-        if number:  # it continues the one before
+        if number:  # it continues the previous job
             shutil.copytree(folders[-1] / "store", killed / "store")
         else:
             killed.mkdir()
@@ -135,7 +135,7 @@ def main() -> int:
         folders, expected = stores(Path(scratch))
         for number in range(args.count):
             folder = Path(scratch) / f"try{number}"
-            outcome = damaged(folders[number % len(folders)], folder, expected, draw)
+            outcome = run_damaged(folders[number % len(folders)], folder, expected, draw)
             faults += bool(outcome.fault)
             print(f"{outcome.fault or 'ok':<15} {outcome.damage}: {outcome.message or 'no message'}", flush=True)
             shutil.rmtree(folder)

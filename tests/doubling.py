@@ -1,4 +1,4 @@
-"""A task for engines that needs no model: it doubles numbers, and fails in several ways on some."""
+"""A task for engines that needs no model: it doubles numbers, and fails in several ways for some of them."""
 
 import logging
 import os

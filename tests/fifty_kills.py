@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from jobs import TINY, came_to, read_result, run_train, start_train
 
 
-def killed(folder: Path, seconds: float) -> bool:
+def run_and_kill(folder: Path, seconds: float) -> bool:
     """Run the job and kill its process group after `seconds`. Return whether it was still running."""
     with start_train(*TINY, cwd=folder) as job:
         try:
@@ -43,16 +43,16 @@ def main() -> int:
         plain = Path(scratch, "plain")
         plain.mkdir()
         run_train("--help", cwd=plain)  # starts the server that forks jobs
-        begun = time.perf_counter()
+        start = time.perf_counter()
         ended = run_train(*TINY, cwd=plain)
         if ended.returncode:
             sys.exit(ended.stderr)
-        whole, expected = time.perf_counter() - begun, came_to(read_result(plain / "out"))
+        duration, expected = time.perf_counter() - start, came_to(read_result(plain / "out"))
         while done < args.kills:
             folder, jobs = Path(scratch, f"job{jobs}"), jobs + 1
             folder.mkdir()
             for _ in range(min(5, args.kills - done)):
-                if not killed(folder, draw.uniform(0, whole)):
+                if not run_and_kill(folder, draw.uniform(0, duration)):
                     break
                 done += 1
             last = run_train(*TINY, cwd=folder)

@@ -97,7 +97,7 @@ class Forked:
 
 
 def _stop_at(pattern: str) -> None:
-    """Make this process stop itself (SIGSTOP) once a file that matches `pattern` is published, always by a rename.
+    """Make this process stop itself (SIGSTOP) once a rename publishes a file that matches `pattern`.
 
     A test that polls from outside is too late on a busy machine.
     """

@@ -23,7 +23,7 @@ class Repository:
 
 
 class HubServer:
-    """Use as `with serving_hub() as server`; `server.client` is what the client needs."""
+    """Use as `with serving_hub() as server`; `server.client` holds the client's settings."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -40,11 +40,15 @@ class HubServer:
         """Return the status and the JSON of a request that was signed with the known token."""
         path = path.partition("?")[0]
         if path == "/api/repos/create":
-            wish = json.loads(body)
-            name = f"{wish['organization']}/{wish['name']}" if wish.get("organization") else wish["name"]
+            settings = json.loads(body)
+            name = (
+                f"{settings['organization']}/{settings['name']}" if settings.get("organization") else settings["name"]
+            )
             if name in self.repositories:
                 return 409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
-            self.repositories[name] = Repository(private=bool(wish.get("private", wish.get("visibility") == "private")))
+            self.repositories[name] = Repository(
+                private=bool(settings.get("private", settings.get("visibility") == "private"))
+            )
             return 200, {"url": f"{self.url}/{name}", "name": name}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
@@ -100,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = _reply
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager

@@ -28,6 +28,6 @@ def in_session(leader: int) -> list[int]:
 def wait_until_gone(leader: int, seconds: float = 60) -> None:
     """Wait until a session has no living process."""
     end = time.monotonic() + seconds
-    while left := in_session(leader):
-        assert time.monotonic() < end, f"{left} still there after {seconds} s"
+    while living := in_session(leader):
+        assert time.monotonic() < end, f"{living} still there after {seconds} s"
         time.sleep(0.1)

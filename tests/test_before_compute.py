@@ -48,12 +48,12 @@ def rows(*odd: Sequence[dict[str, str]], plain: int = 24) -> list[dict[str, Any]
     return [{"messages": list(messages)} for messages in (*usual, *odd)]
 
 
-def written(file: Path, content: Sequence[dict[str, Any]]) -> Path:
+def write_rows(file: Path, content: Sequence[dict[str, Any]]) -> Path:
     file.write_text("".join(f"{json.dumps(row)}\n" for row in content))
     return file
 
 
-def checked(folder: Path, data: Path, *overrides: str, template: str = NO_SYSTEM, kind: str = "jsonl") -> Parts:
+def configure_job(folder: Path, data: Path, *overrides: str, template: str = NO_SYSTEM, kind: str = "jsonl") -> Parts:
     (folder / "own.jinja").write_text(template)
     model = folder / "model"
     if not model.exists():
@@ -67,23 +67,23 @@ def checked(folder: Path, data: Path, *overrides: str, template: str = NO_SYSTEM
     )  # fmt: skip
 
 
-ODD = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER, ANSWER]}
+ODD_DIALOGUES = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER, ANSWER]}
 
 
-@pytest.mark.parametrize("messages", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("messages", ODD_DIALOGUES.values(), ids=ODD_DIALOGUES)
 def test_row_refused_by_the_template_is_named_before_compute(messages: list[dict[str, str]], tmp_path: Path) -> None:
-    data = written(tmp_path / "data.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(rows(messages))])
+    data = write_rows(tmp_path / "data.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(rows(messages))])
     line = r"^data: the row r24 \(line 25 of \S+data\.jsonl\) of the split \w+, '.*Name a tree"
     with pytest.raises(UserError, match=line):
-        checked(tmp_path, data)
+        configure_job(tmp_path, data)
 
 
-@pytest.mark.parametrize("messages", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("messages", ODD_DIALOGUES.values(), ids=ODD_DIALOGUES)
 def test_row_of_a_published_set_is_left_out_and_counted(
     messages: list[dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clean = checked(tmp_path, written(tmp_path / "a.jsonl", rows()), "data.test=null", kind="hub")
-    parts = checked(tmp_path, written(tmp_path / "b.jsonl", rows(messages)), "data.test=null", kind="hub")
+    clean = configure_job(tmp_path, write_rows(tmp_path / "a.jsonl", rows()), "data.test=null", kind="hub")
+    parts = configure_job(tmp_path, write_rows(tmp_path / "b.jsonl", rows(messages)), "data.test=null", kind="hub")
     assert sum(map(len, parts.splits.values())) == 24 == sum(map(len, clean.splits.values()))
     assert len(parts.left_out) == 1
     assert "1 of" in caplog.text
@@ -95,7 +95,7 @@ def test_row_of_a_published_set_is_left_out_and_counted(
 def test_rows_of_reported_cases_are_refused_or_accepted(name: str, row: str, tmp_path: Path) -> None:
     data, template = shared_data("cases", f"{name}.jsonl"), shared_data("cases", "nosystem.jinja")
     with pytest.raises(UserError, match=rf"^data: the row \w+ \(line \d+ of .*Name a tree.*{row}"):
-        checked(tmp_path, data, template=template.read_text())
+        configure_job(tmp_path, data, template=template.read_text())
 
 
 def test_row_altered_by_the_template_is_named(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_row_altered_by_the_template_is_named(tmp_path: Path) -> None:
     cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
     thinking = [USER, {"role": "assistant", "content": "<think>hm</think>An oak."}]
     with pytest.raises(UserError, match=r"^data: the row \w+ \(line 25 of \S+\) of the split"):
-        checked(tmp_path, written(tmp_path / "data.jsonl", rows(thinking)), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows(thinking)), template=cuts)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
@@ -117,7 +117,7 @@ def test_row_is_named_by_its_position_in_every_kind_of_file(kind: str, tmp_path:
         file.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
     position = "row 25" if kind in ("json", "parquet") else "line 26"
     with pytest.raises(UserError, match=rf"^data: the row \w+ \({position} of \S+{kind}\)"):
-        checked(tmp_path, file)
+        configure_job(tmp_path, file)
 
 
 def test_every_further_rejected_answer_is_rendered(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_every_further_rejected_answer_is_rendered(tmp_path: Path) -> None:
     odd = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
     plain = [{"prompt": f"Name fruit {i}.", "chosen": "A pear.", "rejected": "None."} for i in range(24)]
     with pytest.raises(UserError, match=r"line 25 of"):
-        checked(tmp_path, written(tmp_path / "data.jsonl", [*plain, odd]), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, odd]), template=cuts)
 
 
 def test_renderable_checks_every_sequence_of_roles_once() -> None:
@@ -155,15 +155,15 @@ def save_other_model(folder: Path, kind: str) -> Path:
 def test_folder_of_another_kind_of_model_is_refused(kind: str, tmp_path: Path) -> None:
     save_other_model(tmp_path / "model", kind)
     with pytest.raises(UserError, match=rf"^model\.path=\S+: .*{kind}"):
-        checked(tmp_path, written(tmp_path / "data.jsonl", rows()))
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows()))
 
 
-def truncated(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def damaged(value: torch.Tensor) -> Callable[[Path], None]:
+def set_weight(value: torch.Tensor) -> Callable[[Path], None]:
     """Return a function that replaces a weight by `value`."""
 
     def change(folder: Path) -> None:
@@ -177,10 +177,10 @@ def damaged(value: torch.Tensor) -> Callable[[Path], None]:
 
 
 DAMAGE = {
-    "a weight that is NaN": damaged(torch.tensor(torch.nan)),
-    "an infinite weight": damaged(torch.tensor(-torch.inf, dtype=torch.bfloat16)),
-    "weights in whole numbers": damaged(torch.tensor(1)),
-    "truncated weights": truncated,
+    "a weight that is NaN": set_weight(torch.tensor(torch.nan)),
+    "an infinite weight": set_weight(torch.tensor(-torch.inf, dtype=torch.bfloat16)),
+    "weights in whole numbers": set_weight(torch.tensor(1)),
+    "truncated weights": truncate,
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "weights of noise": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
@@ -199,7 +199,7 @@ DAMAGE = {
 def test_damaged_model_is_refused_in_one_line(damage: Any, tmp_path: Path) -> None:
     damage(policy_folder(tmp_path / "model"))
     with pytest.raises(UserError) as caught:
-        checked(tmp_path, written(tmp_path / "data.jsonl", rows()))
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows()))
     assert str(caught.value).startswith("model.path=")
     assert "\n" not in str(caught.value)
 
@@ -230,7 +230,7 @@ def test_damaged_encoder_or_reward_model_is_refused_before_compute(where: str, d
     damage(folder)
     choice = ["filter=oracle_reward"] if where != "encoder" else []
     with pytest.raises(UserError, match=r"^(encoder|reward_model)\.path=") as caught:
-        checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *choice, f"{where}.path={folder}")
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows()), *choice, f"{where}.path={folder}")
     assert "\n" not in str(caught.value)
 
 
@@ -242,26 +242,26 @@ def test_damaged_judge_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
     name = "evaluation.benchmarks.grades"
     judge = (f"+benchmark@{name}=mt_bench", f"judge@{name}.judge=hf", f"{name}.judge.path={tmp_path / 'judge'}")
     with pytest.raises(UserError, match=r"^evaluation\.benchmarks\.grades: [^\n]*$"):
-        checked(tmp_path, written(tmp_path / "data.jsonl", rows()), *judge)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows()), *judge)
 
 
 def test_system_message_refused_by_the_template_is_reported_before_compute(tmp_path: Path) -> None:
-    data = written(tmp_path / "data.jsonl", rows())
+    data = write_rows(tmp_path / "data.jsonl", rows())
     with pytest.raises(UserError, match=r"^generator\.system: the row \w+: .*System role not supported"):
-        checked(tmp_path, data, "generator.system='Be wrong.'")
+        configure_job(tmp_path, data, "generator.system='Be wrong.'")
 
 
 def test_generator_model_of_another_tokenizer_is_reported_before_compute(tmp_path: Path) -> None:
-    data, weak = written(tmp_path / "data.jsonl", rows()), policy_folder(tmp_path / "weak", seed=5)
-    assert checked(tmp_path, data, f"generator.model={weak}").generator.model == str(weak)
+    data, other = write_rows(tmp_path / "data.jsonl", rows()), policy_folder(tmp_path / "weak", seed=5)
+    assert configure_job(tmp_path, data, f"generator.model={other}").generator.model == str(other)
     foreign = tokenizer()
     foreign.add_tokens(["<|more|>"])
-    foreign.save_pretrained(str(weak))
+    foreign.save_pretrained(str(other))
     with pytest.raises(UserError, match=r"^generator\.model=\S+: .*vocabulary"):
-        checked(tmp_path, data, f"generator.model={weak}")
-    DAMAGE["a weight that is NaN"](weak)
+        configure_job(tmp_path, data, f"generator.model={other}")
+    DAMAGE["a weight that is NaN"](other)
     with pytest.raises(UserError, match=r"^generator\.model=\S+: .*weight"):
-        checked(tmp_path, data, f"generator.model={weak}")
+        configure_job(tmp_path, data, f"generator.model={other}")
 
 
 def reward_folder(folder: Path, template: str) -> Path:
@@ -275,7 +275,7 @@ def reward_folder(folder: Path, template: str) -> Path:
 @pytest.mark.parametrize("where", ["filter", "benchmark", "judge"])
 def test_reward_model_that_refuses_a_dialogue_is_reported_before_compute(where: str, tmp_path: Path) -> None:
     folder = reward_folder(tmp_path / "reward", NO_SYSTEM)
-    data = written(tmp_path / "data.jsonl", rows(*([[SYSTEM, USER, ANSWER]] * 2)))
+    data = write_rows(tmp_path / "data.jsonl", rows(*([[SYSTEM, USER, ANSWER]] * 2)))
     name = "evaluation.benchmarks.own"
     choice = {
         "filter": ("filter=oracle_reward", f"filter.reward_model.path={folder}"),
@@ -290,7 +290,7 @@ def test_reward_model_that_refuses_a_dialogue_is_reported_before_compute(where: 
     lenient = lenient.replace("{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}", "{% if false %}")
     line = r"reward_model\.path=\S+: .* row \w+, .*System role"
     with pytest.raises(UserError, match=line):
-        checked(tmp_path, data, *choice[where], template=lenient)
+        configure_job(tmp_path, data, *choice[where], template=lenient)
 
 
 # --- errors that would come after all compute
@@ -320,10 +320,10 @@ def test_valid_generation_config_is_unchanged() -> None:
 
 def test_tokenizer_without_a_padding_token_pads_with_the_end_token(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "policy")
-    bare = tokenizer()
-    bare.pad_token = None
+    without_padding = tokenizer()
+    without_padding.pad_token = None
     shutil.rmtree(folder / "tokenizer.json", ignore_errors=True)
-    bare.save_pretrained(str(folder))
+    without_padding.save_pretrained(str(folder))
     loaded = load_tokenizer(folder)
     assert loaded.pad_token_id == loaded.eos_token_id
     assert torch.is_tensor(loaded.pad({"input_ids": [[1], [1, 2]]}, return_tensors="pt")["input_ids"])

@@ -19,14 +19,14 @@ HTML = b"<html>\n <body>Bad Gateway</body></html>"
 
 
 def servers(*urls: str, **changes: Any) -> Servers:
-    fine: dict[str, Any] = {
+    valid: dict[str, Any] = {
         "concurrency": 4,
         "timeout": 5.0,
         "retries": 2,
         "initial_backoff": 0.01,
         "api_key_env": None,
     }
-    return Servers(list(urls), **{**fine, **changes})
+    return Servers(list(urls), **{**valid, **changes})
 
 
 def text(answer: Answer) -> str:
@@ -49,7 +49,7 @@ def ask(settings: Servers, count: int = 1) -> list[str]:
     return asyncio.run(send_all())
 
 
-def first(*faults: Fault) -> Any:
+def fail_first(*faults: Fault) -> Any:
     """Let the first requests fail in these ways, and the others succeed."""
     return lambda number, body: faults[number] if number < len(faults) else None
 
@@ -86,7 +86,7 @@ def test_transient_failure_is_retried(fault: Fault) -> None:
 
     with OpenAIServer().open() as healthy:
         (expected,) = ask(servers(healthy.url))
-    with OpenAIServer(fault=first(fault, fault)).open() as server:
+    with OpenAIServer(fault=fail_first(fault, fault)).open() as server:
         assert asyncio.run(once(server.url)) == expected
         assert len(server.requests) == 3
         assert {str(request.body) for request in server.requests} == {str(server.requests[0].body)}
@@ -98,7 +98,7 @@ REASONS = {
     "html with 200": (Fault(200, HTML), "no JSON in the answer: <html> <body>Bad Gateway</body></html> (tries: 3)"),
     "400": (Fault(400, b'{"object": "error", "message": "too long"}'), "HTTP 400: too long"),
     "422": (Fault(422, b'{"detail": [{"msg": "no"}]}'), "HTTP 422: [{'msg': 'no'}]"),
-    "nothing said": (Fault(400, b""), "HTTP 400: an empty body"),
+    "no body": (Fault(400, b""), "HTTP 400: an empty body"),
 }
 
 
@@ -116,7 +116,7 @@ def test_permanent_failure_gives_its_reason_and_others_succeed(fault: Fault, rea
 
 
 def test_slow_answer_times_out() -> None:
-    with OpenAIServer(fault=first(Fault(200, delay=60))).open() as server:
+    with OpenAIServer(fault=fail_first(Fault(200, delay=60))).open() as server:
         (answer,) = ask(servers(server.url, timeout=1.0))
         assert answer.startswith("the ")
     with OpenAIServer(fault=lambda *_: Fault(200, delay=60)).open() as server:
@@ -167,11 +167,11 @@ def test_retry_after_pauses_the_endpoint(form: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_backoff_doubles_up_to_a_minute_with_jitter() -> None:
-    async def made() -> list[list[float]]:
+    async def backoffs() -> list[list[float]]:
         async with Client(servers("http://127.0.0.1:9/v1", initial_backoff=1.0)) as http:
             return [[http._backoff(failures) for _ in range(50)] for failures in (0, 1, 3, 40)]
 
-    for seconds, longest in zip(asyncio.run(made()), (1, 2, 8, 60), strict=True):
+    for seconds, longest in zip(asyncio.run(backoffs()), (1, 2, 8, 60), strict=True):
         assert longest / 2 <= min(seconds) < max(seconds) <= longest
 
 

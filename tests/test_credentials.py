@@ -25,10 +25,10 @@ def test_credential_in_a_setting_is_refused_and_not_written(setting: str, tmp_pa
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert SECRET not in ended.stdout + ended.stderr
-    assert holders(tmp_path) == []
+    assert files_with_secret(tmp_path) == []
 
 
-def holders(folder: Path) -> list[str]:
+def files_with_secret(folder: Path) -> list[str]:
     """Return the files that contain the secret."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     return [file.name for file in files if SECRET in file.read_text(errors="replace")]
@@ -45,7 +45,7 @@ def test_credential_in_a_config_file_is_masked_despite_other_mistakes(other: lis
     assert ended.returncode == 1, ended.stderr
     assert SECRET not in ended.stdout + ended.stderr
     assert list((tmp_path / "out").rglob("config.yaml"))  # Hydra has written it
-    assert holders(tmp_path) == ["mine.yaml"]
+    assert files_with_secret(tmp_path) == ["mine.yaml"]
 
 
 @pytest.mark.parametrize(

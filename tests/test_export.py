@@ -1,4 +1,4 @@
-"""Negatives for other trainers: each trainer reads its format, and a file comes back as candidates."""
+"""Negatives for other trainers: each trainer reads its format, and a file can be imported as candidates."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def negative(name: str, rank: int) -> Negative:
 
 
 def negatives_artifact(store: Store, data: Any, examples: list[Example], ranks: int = 3) -> Artifact:
-    """A negatives artifact as the pipeline leaves it, of all but the first example."""
+    """Return a negatives artifact as the pipeline writes it, with all examples except the first."""
 
     def write(folder: Path) -> None:
         rows = [vars(negative(e.id, rank)) for rank in reversed(range(ranks)) for e in examples[1:]]
@@ -130,7 +130,7 @@ def test_trl_file_gives_the_token_ids_of_our_rendering(
 def test_llamafactory_rows_have_its_ranking_format(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
-    """Our own reader knows that format, and reads what was exported."""
+    """This package also reads that format, so it can read the exported file."""
     output, rows = exported(artifact, "llamafactory", data, 1)
     assert {tuple(row) for row in rows} == {("system", "conversations", "chosen", "rejected")}
     assert any(row["system"] == "Be brief." for row in rows)
@@ -152,8 +152,8 @@ def test_exported_file_is_imported_as_candidates(artifact: Path, data: Jsonl, ex
     assert list(back._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
     assert back.samples == 2
     # The file is data, too, with the same ids.
-    again = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
-    assert {(e.id, e.target) for e in again} == {(e.id, e.target) for e in examples[1:]}
+    reread = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
+    assert {(e.id, e.target) for e in reread} == {(e.id, e.target) for e in examples[1:]}
 
 
 def test_export_of_builtin_data_needs_no_file(tmp_path: Path) -> None:

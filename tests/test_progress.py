@@ -123,7 +123,7 @@ def test_engine_and_training_use_counters(tmp_path: Path) -> None:
 
 @pytest.fixture
 def changes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collect what every counter has done, after each change."""
+    """Collect every counter's number of finished units after each change."""
     seen: list[int] = []
     original = progress.WorkCounter.advance
 

@@ -1,4 +1,4 @@
-"""Checks of prompts without targets, before any compute."""
+"""Jobs with prompts without targets are checked before any compute."""
 
 import logging
 from dataclasses import replace
@@ -15,13 +15,13 @@ from selfcontrast.filters.selectors import Everything, LeastSimilar, LowestRanke
 from selfcontrast.objectives import PlackettLuce, SelfContrast, Softmax
 from tiny import example
 
-WITH = [example(f"w{i}", "A?", "target") for i in range(3)]
-WITHOUT = [replace(example(f"o{i}", "B?", ""), has_target=False) for i in range(5)]
+WITH_TARGET = [example(f"w{i}", "A?", "target") for i in range(3)]
+WITHOUT_TARGET = [replace(example(f"o{i}", "B?", ""), has_target=False) for i in range(5)]
 REWARDS: Any = {"beta": 0.1, "nll_weight": 0.0, "length_normalised": False}
 OBJECTIVE = SelfContrast(**REWARDS, rank_weights=None, label_smoothing=0.0)
 
 
-class Epochs:
+class SftSettings:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
@@ -32,7 +32,7 @@ def filter_with(selector: Any, on_shortage: str = "drop_everywhere") -> Filter:
 
 def job(chosen: Any = None, settings: Any = None, objective: Any = OBJECTIVE, epochs: int = 1) -> dict[str, Any]:
     parts = {"chosen": chosen or Consensus(), "filter": settings or filter_with(Everything()), "objective": objective}
-    return {**parts, "sft": Epochs(epochs)}
+    return {**parts, "sft": SftSettings(epochs)}
 
 
 @pytest.mark.parametrize(
@@ -55,52 +55,52 @@ def job(chosen: Any = None, settings: Any = None, objective: Any = OBJECTIVE, ep
     ],
 )
 def test_check_targets_part_that_needs_targets_raises(parts: Any, message: str) -> None:
-    check_targets(parts, WITH, iterations=1)
-    check_targets(parts, [*WITH, *WITHOUT], iterations=0)  # targets are not used
+    check_targets(parts, WITH_TARGET, iterations=1)
+    check_targets(parts, [*WITH_TARGET, *WITHOUT_TARGET], iterations=0)  # targets are not used
     with pytest.raises(UserError, match=message):
-        check_targets(parts, [*WITH, *WITHOUT], iterations=1)
+        check_targets(parts, [*WITH_TARGET, *WITHOUT_TARGET], iterations=1)
 
 
 @pytest.mark.parametrize(
     "selector", [Everything(), Random(0.5, "distinct"), LowestRanked(0.5, "distinct", ["consensus", "log_prob"])]
 )
 def test_check_targets_accepts_parts_that_need_none(selector: Any) -> None:
-    check_targets(job(settings=filter_with(selector)), [*WITH, *WITHOUT], iterations=1)
-    check_targets(job(settings=filter_with(selector), epochs=0), WITHOUT, iterations=1)
+    check_targets(job(settings=filter_with(selector)), [*WITH_TARGET, *WITHOUT_TARGET], iterations=1)
+    check_targets(job(settings=filter_with(selector), epochs=0), WITHOUT_TARGET, iterations=1)
 
 
 @pytest.mark.parametrize("iterations", [0, 1])
 def test_check_targets_sft_without_any_target_raises(iterations: int) -> None:
     with pytest.raises(UserError, match=r"none of 5 training prompts has one\. Use sft=none"):
-        check_targets(job(), WITHOUT, iterations)
+        check_targets(job(), WITHOUT_TARGET, iterations)
 
 
 def splits(test: list[Example]) -> dict[Split, list[Example]]:
-    return {"train": [*WITH, *WITHOUT], "validation": WITHOUT[:2], "test": test}
+    return {"train": [*WITH_TARGET, *WITHOUT_TARGET], "validation": WITHOUT_TARGET[:2], "test": test}
 
 
 def test_drop_ungradable_with_verifier_keeps_all_prompts(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        kept, dropped = drop_ungradable(splits([*WITH, *WITHOUT]), "test", verified=True)
-    assert (kept, dropped) == (splits([*WITH, *WITHOUT]), [])
+        kept, dropped = drop_ungradable(splits([*WITH_TARGET, *WITHOUT_TARGET]), "test", verified=True)
+    assert (kept, dropped) == (splits([*WITH_TARGET, *WITHOUT_TARGET]), [])
     (line,) = [message for message in caplog.messages if "split test" in message]
     assert line.startswith("data: 5 of 8 prompts of the split test have no target. The verifier, judges and KL")
 
 
 def test_drop_ungradable_without_verifier_drops_held_out_prompts(caplog: pytest.LogCaptureFixture) -> None:
-    kept, dropped = drop_ungradable(splits([*WITH, *WITHOUT]), "test", verified=False)
-    assert kept == {"train": [*WITH, *WITHOUT], "validation": [], "test": WITH}
+    kept, dropped = drop_ungradable(splits([*WITH_TARGET, *WITHOUT_TARGET]), "test", verified=False)
+    assert kept == {"train": [*WITH_TARGET, *WITHOUT_TARGET], "validation": [], "test": WITH_TARGET}
     assert dropped == ["o0", "o1", "o0", "o1", "o2", "o3", "o4"]
     assert any("5 of 8 prompts of the split test" in message and "skips them" in message for message in caplog.messages)
 
 
 def test_drop_ungradable_nothing_left_to_evaluate_raises() -> None:
     with pytest.raises(UserError, match=r"evaluation: 5 of 5 prompts of the split test have no target.*final_number"):
-        drop_ungradable(splits(WITHOUT), "test", verified=False)
-    drop_ungradable(splits(WITHOUT), "test", verified=True)
+        drop_ungradable(splits(WITHOUT_TARGET), "test", verified=False)
+    drop_ungradable(splits(WITHOUT_TARGET), "test", verified=True)
 
 
 def test_drop_ungradable_with_all_targets_keeps_all_prompts(caplog: pytest.LogCaptureFixture) -> None:
-    every: dict[Split, list[Example]] = {"train": WITH, "validation": WITH, "test": WITH}
+    every: dict[Split, list[Example]] = {"train": WITH_TARGET, "validation": WITH_TARGET, "test": WITH_TARGET}
     assert drop_ungradable(every, "test", verified=False) == (every, [])
     assert not caplog.messages

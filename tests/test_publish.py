@@ -1,4 +1,4 @@
-"""A policy on the Hub: the folder and the card of a dry run, and the real client against a stand-in."""
+"""A policy on the Hub: the folder and the card of a dry run, and the real client with a local server."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +55,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def export(run: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
-    """Run the command with a client that talks to the stand-in; return its error, "" for none, and its output."""
+    """Run the command with a client that talks to the local server. Return its error, "" for none, and its output."""
     for name, value in server.client.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
 
@@ -129,7 +129,7 @@ def test_card_of_a_model_from_scratch_names_no_base(tmp_path: Path) -> None:
     main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run"])
     card = ModelCard.load(run / "hub" / "README.md")
     assert (card.data.base_model, card.data.datasets) == (None, None)
-    assert "began at random" in card.text
+    assert "initialised at random" in card.text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_upload_creates_a_private_repository_with_all_files(run: Path, server: H
     assert [file for file in files if KNOWN_TOKEN in file.read_text(errors="replace")] == []
 
 
-def test_upload_to_a_public_repository_must_be_asked_for(server: HubServer, export: Export) -> None:
+def test_upload_with_private_false_creates_a_public_repository(server: HubServer, export: Export) -> None:
     error, _ = export("push_to_hub=me/policy", "license=mit", "private=false")
     assert (error, server.repositories["me/policy"].private) == ("", False)
 
@@ -214,7 +214,7 @@ def test_upload_after_a_failed_upload_succeeds(server: HubServer, export: Export
 
 
 def test_upload_to_an_unreachable_hub_fails_in_one_line(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     error, _ = export("push_to_hub=me/policy", "license=mit")
     assert "cannot be reached" in error
     assert "\n" not in error

@@ -1,4 +1,4 @@
-"""Files of a release that cannot be run here: they name only what exists."""
+"""Release files that cannot be run here: check that they name only existing files, extras and targets."""
 
 import re
 import shlex
@@ -91,7 +91,7 @@ def test_dockerfile_installs_vllm_before_it_copies_more_than_the_versions() -> N
 
 
 def test_version_is_in_one_place() -> None:
-    """The citation names none, and the changelog begins with it."""
+    """The citation has no version, and the changelog begins with the project's version."""
     assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
     headings = re.findall(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text())
     assert headings[0] == PROJECT["version"]

@@ -1,7 +1,7 @@
 """A loopback stand-in for the parts of W&B's server that `wandb sweep`, `wandb agent` and an online run use.
 
 It answers the requests of the real client 0.31: GraphQL by the name of the operation, a run's file stream, and uploads.
-A grid runs in the order of the sweep file, its last parameter fastest. Everything received is kept.
+A grid runs in the order of the sweep file, and its last parameter changes fastest. Everything received is kept.
 """
 
 import base64

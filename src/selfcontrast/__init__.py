@@ -1,7 +1,7 @@
 """Self-Contrast: feedback-free alignment with many self-generated negatives (arXiv 2404.00604).
 
-The public API; docs/api.md shows it at work. A name is imported when it is first used, so that this package is quick
-to import.
+This is the public API; docs/api.md has examples. A name is imported when it is first used, so that this package is
+quick to import.
 """
 
 from importlib import import_module
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LOSSES = (
     "dft", "dpo", "hardest", "lipo_lambda", "mean_margin", "nca", "plackett_luce", "softmax", "space", "swepo",
 )  # fmt: skip
-_HOME = {
+_MODULES = {
     **dict.fromkeys(("compose", "plan", "run"), "selfcontrast.api"),
     "build": "selfcontrast.config",
     "UserError": "selfcontrast.errors",
@@ -42,13 +42,13 @@ _HOME = {
     **dict.fromkeys(("Group", "pack"), "selfcontrast.models.packing"),
     "use_shared_prompt": "selfcontrast.models.shared_prompt",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

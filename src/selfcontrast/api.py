@@ -43,7 +43,8 @@ def plan(cfg: DictConfig) -> Planned:
 def run(cfg: DictConfig) -> Result | None:
     """Run a job and write its report. Cached stages are not computed again.
 
-    Returns the report's content; None on any node but a job's first. Each call recomputes the stages in `recompute`.
+    Returns the report's content; None on every node except the job's first. Each call recomputes the stages in
+    `recompute`.
 
     Raises:
         UserError: if a setting, a file or the environment is wrong.

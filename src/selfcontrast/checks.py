@@ -1,4 +1,4 @@
-"""Checks before compute that involve several parts of a job. Each part also checks itself."""
+"""Check that the parts of a job fit together, before anything is computed. Each part also checks itself."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from selfcontrast.models.adapters import Adapter, NoAdapter
 from selfcontrast.models.loading import FromScratch, Model
 from selfcontrast.training.hardware import Hardware
 
-MAX_LR = {"all weights": 1e-4, "adapters": 2e-3}  # for pretrained models; higher rates are hardly intended
+MAX_LR = {"all weights": 1e-4, "adapters": 2e-3}  # for pretrained models; a higher rate is probably a mistake
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def check_sampling(generator: Generator, model: Model, examples: Sequence[Exampl
         return
     renderer = Renderer(model.tokenizer())
     generator.check_rendering(renderer, examples)
-    if generator.other and not isinstance(model, FromScratch):  # its tokenizer does not exist yet
+    if generator.other and not isinstance(model, FromScratch):  # a model from scratch trains its tokenizer later
         generator.other.check_tokenizer(renderer)
 
 
@@ -53,13 +53,13 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             )
     if reference == "sampler" and not _samples_the_policy(generator):
         raise UserError(
-            "reference=sampler: candidates are sampled from another model or prompt than the one that scores targets "
-            "(generator.model, generator.system, or the backend's adapter or server). Use reference=stored."
+            "reference=sampler: candidates are not sampled from the model and prompts with which targets are scored "
+            "(because of generator.model, generator.system, or the backend's adapter or server). Use reference=stored."
         )
     if (objective.needs_sampler or reference == "sampler") and parts["trainer"].max_length < generator.max_length:
         raise UserError(
             f"trainer.max_length={parts['trainer'].max_length} may truncate negatives, but the sampler's "
-            f"log-probabilities are of whole responses. Raise it to generator.max_length={generator.max_length}."
+            f"log-probabilities cover whole responses. Raise it to generator.max_length={generator.max_length}."
         )
     if reference != "stored" and hardware.rescore_reference:
         raise UserError(
@@ -67,7 +67,7 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
         )
     if reference == "sampler" and parts["adapter"].at("align").quantised:
         raise UserError(
-            "reference=sampler cannot be used with adapter=qlora, whose quantised base is another model. "
+            "reference=sampler cannot be used with adapter=qlora, whose quantised base is not the model that samples. "
             "Use reference=stored."
         )
     drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
@@ -90,20 +90,20 @@ def check_targets(parts: Mapping[str, Any], train: Sequence[Example], iterations
         )
     if not (without and iterations):
         return
-    why = f"needs targets, and {without:,} of {len(train):,} training prompts have none"
+    reason = f"needs targets, and {without:,} of {len(train):,} training prompts have none"
     chosen, settings, objective = parts["chosen"], parts["filter"], parts["objective"]
     if chosen.target:
-        raise UserError(f"chosen={type(chosen).__name__} {why}. Use chosen=consensus or data.targets=required.")
+        raise UserError(f"chosen={type(chosen).__name__} {reason}. Use chosen=consensus or data.targets=required.")
     if needs_target(settings.selector):
-        raise UserError(f"filter.selector={type(settings.selector).__name__} {why}. Use filter=least_consistent.")
+        raise UserError(f"filter.selector={type(settings.selector).__name__} {reason}. Use filter=least_consistent.")
     if settings.on_shortage == "refill":
-        raise UserError(f"filter.on_shortage=refill {why}. Use filter.on_shortage=drop_everywhere.")
+        raise UserError(f"filter.on_shortage=refill {reason}. Use filter.on_shortage=drop_everywhere.")
     if getattr(objective, "ranks_negatives", False) or getattr(objective, "rank_weights", None) is not None:
         name = (
             "objective.rank_weights" if hasattr(objective, "rank_weights") else f"objective={type(objective).__name__}"
         )
         raise UserError(
-            f"{name} ranks by similarity to the target, so it {why}. Use objective=self_contrast "
+            f"{name} ranks by similarity to the target, so it {reason}. Use objective=self_contrast "
             "objective.rank_weights=null."
         )
 
@@ -123,26 +123,26 @@ def drop_ungradable(
         UserError: if no prompt is left to evaluate.
     """
     kept: dict[Split, list[Example]] = {"train": list(splits["train"])}
-    left_out: list[str] = []
+    dropped: list[str] = []
     for split in (name for name in splits if name != "train"):
-        bare = [example.id for example in splits[split] if not example.has_target]
+        targetless = [example.id for example in splits[split] if not example.has_target]
         kept[split] = [example for example in splits[split] if verified or example.has_target]
-        count = f"{len(bare):,} of {len(splits[split]):,} prompts of the split {split} have no target"
-        if split == evaluated and bare and not kept[split]:
+        count = f"{len(targetless):,} of {len(splits[split]):,} prompts of the split {split} have no target"
+        if split == evaluated and targetless and not kept[split]:
             raise UserError(
                 f"evaluation: {count}, and without a verifier answers are compared with the target. Use a verifier "
                 "(verifier=final_number data.answer_column=COLUMN), or add rows with targets."
             )
-        if bare and verified:
+        if targetless and verified:
             log.info("data: %s. The verifier, judges and KL evaluate them; other measurements skip them.", count)
-        elif bare:
+        elif targetless:
             log.warning("data: %s and there is no verifier, so the evaluation skips them.", count)
-            left_out += bare
-    return kept, left_out
+            dropped += targetless
+    return kept, dropped
 
 
-def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:
-    """Raise `UserError` if the settings of iterations contradict each other, or there are too few prompts.
+def check_iterations(cfg: DictConfig, generator: Generator, hardware: Hardware, adapter: Adapter, prompts: int) -> None:
+    """Raise `UserError` if the settings of the iterations contradict each other, or there are too few prompts.
 
     Args:
         prompts: number of prompts in the training split.
@@ -176,7 +176,7 @@ def check_rounds(cfg: DictConfig, generator: Generator, hardware: Hardware, adap
 
 
 def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
-    """Raise `UserError` for more checkpoints than preference training can have steps.
+    """Raise `UserError` if there are more checkpoints than preference training can have steps.
 
     This bound assumes that every prompt is used. `align` checks the exact number.
 
@@ -211,7 +211,7 @@ def warn_of_learning_rates(parts: dict[str, Any], iterations: int) -> None:
 
 
 def check_lengths(parts: dict[str, Any], iterations: int) -> None:
-    """Warn if rows may be longer than the model has positions. Training refuses rows that are."""
+    """Warn if a maximum length exceeds the model's number of positions. Training refuses longer rows."""
     positions = parts["model"].positions()
     bounds = {
         "sft.max_length": parts["sft"].max_length if parts["sft"].epochs else 0,

@@ -26,8 +26,8 @@ MAX_BACKOFF = 60.0  # seconds between two tries
 MAX_PAUSE = 600.0  # seconds, even if a server's Retry-After is longer
 MODELS_TIMEOUT = 5.0  # seconds that `models` waits
 RETRY_STATUSES = {408, 409, 425, 429, *range(500, 600)}  # the same request may succeed later
-# The server refuses the request without working on it. After any other status, an answer may have been billed:
-# a proxy also returns 503 if the server behind it died during an answer.
+# With these, the server refuses the request without working on it. After any other status, an answer may have been
+# billed: a proxy also returns 503 if the server behind it died during an answer.
 UNBILLED_STATUSES = {425, 429}
 PATIENCE = 600.0  # seconds without any answer until a client gives up
 LOG_INTERVAL = 60.0  # seconds between two log lines about failures
@@ -82,7 +82,7 @@ class Servers:
         base_urls: each with its version, such as http://127.0.0.1:8000/v1.
         concurrency: simultaneous requests per endpoint.
         timeout: seconds for a whole answer.
-        retries: number of retries before a request has failed permanently.
+        retries: number of retries after which a request has failed permanently.
         initial_backoff: approximate seconds before the first retry; doubled before each further one.
         api_key_env: name of the environment variable with the key; None if the servers need no key.
     """
@@ -120,15 +120,15 @@ class Servers:
         if key := os.environ.get(self.api_key_env, "").strip():
             return key
         raise UserError(
-            f"api_key_env={self.api_key_env} is not set. Run export {self.api_key_env}=…, or set it to null."
+            f"api_key_env={self.api_key_env} is not set. Run export {self.api_key_env}=…, or set api_key_env=null."
         )
 
 
 @dataclass
 class _Endpoint:
     url: str
-    failures: int = 0  # in a row
-    paused_until: float = 0.0  # by the monotonic clock
+    failures: int = 0  # since the last answer
+    paused_until: float = 0.0  # by time.monotonic()
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Client:
     servers: Servers
     answered: int = field(default=0, init=False)  # requests
     failed: int = field(default=0, init=False)  # tries
-    _silent_since: float | None = field(default=None, init=False)  # the first failure after the last answer
+    _silent_since: float | None = field(default=None, init=False)  # time of the first failure after the last answer
     _gives_up_at: float = field(default=0.0, init=False)
     _logged_at: float = field(default=-inf, init=False)
 
@@ -173,7 +173,7 @@ class Client:
 
         Args:
             read: raises `InvalidAnswer` for an unusable answer.
-            meter: informed of each try.
+            meter: counts the tries.
 
         Raises:
             RequestFailed: if the request is refused, or still fails after all retries.
@@ -251,7 +251,7 @@ class Client:
             )
 
     async def models(self) -> dict[str, list[Answer] | str]:
-        """Return the offered models of each URL, or the reason why they are unknown.
+        """Return the models that each URL offers, or the reason why they are unknown.
 
         Raises:
             UserError: if an endpoint refuses the key.
@@ -295,7 +295,7 @@ class Client:
             endpoint.paused_until = now + self._backoff(endpoint.failures - 2)
 
     def _backoff(self, failures: int) -> float:
-        """Return seconds: exponential, with jitter, so that simultaneous failures are not retried simultaneously."""
+        """Return seconds to wait: exponential, with jitter, so that requests that failed together retry separately."""
         return float(min(self.servers.initial_backoff * 2.0 ** min(failures, 30), MAX_BACKOFF) * random.uniform(0.5, 1))
 
     async def _request(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:

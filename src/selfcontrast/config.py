@@ -201,7 +201,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     left_out = [*left_out, *ungraded]
     checks.check_sampling(generator, parts["model"], splits["train"])
     if cfg.iterations > 1:
-        checks.check_rounds(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
+        checks.check_iterations(cfg, generator, parts["hardware"], parts["adapter"], len(splits["train"]))
     if cfg.iterations:
         checks.check_checkpoints(parts, len(splits["train"]))
     for model in _reward_models(parts):

@@ -11,8 +11,8 @@ from typing import Any
 from selfcontrast.errors import UserError
 
 MASK = "***"
-# Protocols whose part before "@" is a container, an account, or a user without a password.
-NAMED = (
+# In URLs of these protocols, the part before "@" is a container, an account, or a user without a password.
+PUBLIC_USER_PROTOCOLS = (
     "abfs",
     "abfss",
     "adl",
@@ -38,7 +38,11 @@ def secrets_in(text: str) -> list[str]:
     """Return the parts of a text that look like credentials in a URL."""
     if "://" not in text:
         return []
-    users = [user for scheme, user in USER.findall(text) if user and (":" in user or scheme.lower() not in NAMED)]
+    users = [
+        user
+        for scheme, user in USER.findall(text)
+        if user and (":" in user or scheme.lower() not in PUBLIC_USER_PROTOCOLS)
+    ]
     return [*users, *(value for value in QUERY.findall(text) if not value.startswith("${"))]
 
 
@@ -50,7 +54,7 @@ def refuse_credentials(config: Any, folder: Path | None = None) -> None:
                 _mask(folder / ".hydra", secrets)
             raise UserError(
                 f"{name}: the URL contains a credential, and settings are recorded. Put it into an environment "
-                "variable (for judges and generators: the one that api_key_env names)."
+                "variable (for judges and generators: the variable that api_key_env names)."
             )
 
 

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def write_debug(folder: Path, rows: int = ROWS, held_out: int = HELD_OUT) -> None:
-    """Write `model`, `reward`, and the data sets under their hub names, to `folder`."""
+    """Write the models `model` and `reward`, and the data sets under their hub names, into `folder`."""
     data = Builtin(rows, 8, held_out, noise=0.15, rejected_noise=0.3, two_turn=0.25, seed=1).load()
     for name, (write, row, splits) in DATA_SETS.items():
         for split, examples in ((splits[0], data["train"]), (splits[1], data["test"])):

@@ -1,4 +1,4 @@
-"""Evaluate a model of any origin as a job evaluates its policies: same settings, store and judgments."""
+"""Evaluate a model of any origin as a job evaluates its policies, with the same settings, store and judgments."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from selfcontrast.results import (
     stage_record,
     track_judgments,
 )
-from selfcontrast.stages.data import contaminated, published_data
+from selfcontrast.stages.data import find_contamination, published_data
 from selfcontrast.stages.evaluate import benchmark_results, scores_of
 from selfcontrast.store import Artifact
 from selfcontrast.store.artifact import MANIFEST, key_of, verify_once
@@ -51,16 +51,18 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
         UserError: for a model that cannot be loaded or has no chat template.
     """
     if getattr(parts.model, "added_tokens", None):
-        raise UserError("model.added_tokens: only train.py adds tokens. Remove it; a finished model has its own.")
+        raise UserError(
+            "model.added_tokens: only train.py adds tokens. Remove this setting; a finished model has its tokens."
+        )
     folder = model_folder(parts.model)
     template = chat_template_override(parts.model)
     tracking: AbstractContextManager[Tracker] = parts.tracking.run(f"evaluate {folder.name}", config, parts.output)
     with tracking as tracker:
         content = Content.of(folder)
-        job = Job(parts, tracker, lambda: content.check("model.path"), judged=True)
+        job = Job(parts, tracker, lambda: content.check("model.path"), test_judges=True)
         published_data(job)
         trained = {MODEL: as_artifact(folder, parts.output, template, content)}
-        overlaps = pd.read_parquet(contaminated(job).path / contamination.FILE)
+        overlaps = pd.read_parquet(find_contamination(job).path / contamination.FILE)
         systems = {MODEL: scores_of(job, trained[MODEL], MODEL)}
         comparison = compare({MODEL: systems[MODEL].path}, parts.evaluation, overlaps, baseline=MODEL)
         measured = {name: benchmark_results(job, name, trained, systems) for name in parts.evaluation.benchmarks}
@@ -89,11 +91,11 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
 
 
 def model_folder(model: Any) -> Path:
-    """Return the model's folder, downloaded if `model.path` is a name on the hub; raise `UserError` without one."""
+    """Return the model's folder, downloaded if needed. Raise `UserError` if the model is untrained."""
     if not isinstance(model, Pretrained):
         raise UserError("model: an untrained model cannot be evaluated. Set model to a folder or a name on the hub.")
     folder = download_model(model.path, model.commit, "model.path", model.local_files_only)
-    if not model.chat_template:  # `configure` has checked that one
+    if not model.chat_template:  # `configure` has checked a given template
         Renderer(load_tokenizer(folder))
     return folder.resolve()
 
@@ -106,8 +108,8 @@ def chat_template_override(model: Any) -> str | None:
 def as_artifact(folder: Path, output: Path, template: str | None, content: Content) -> Artifact:
     """Return the model as an input artifact of stages.
 
-    A policy of the store is its own artifact, so its cached scores are reused. The key of any other model is its
-    content, including a chat template that replaces its own. Links in `output` put it where stages look.
+    A policy of the store is its own artifact, so its cached scores are reused. The key of any other model is
+    a hash of its content, including a chat template that replaces its own. Links in `output` put it where stages look.
     """
     artifact = folder.parent
     if template is None and folder.name == "model" and (artifact / MANIFEST).is_file() and not verify_once(artifact):

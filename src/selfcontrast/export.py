@@ -36,10 +36,10 @@ Prompts longer than a trainer's maximal length are included: the trainer drops t
 
 the policy on the Hugging Face Hub, with a model card; nothing is uploaded without push_to_hub:
   push_to_hub=OWNER/NAME  the repository. The token comes from the environment: HF_TOKEN
-  license=ID              such as apache-2.0; license=unknown says in the card that nobody knows it.
-                          Left out: the license in the base model's own card
-  private=true            of a new repository: true | false
-  update=false            true = add a commit to a repository that exists
+  license=ID              such as apache-2.0; license=unknown writes "unknown" into the card.
+                          Default: the license in the base model's own card
+  private=true            whether a new repository is private: true | false
+  update=false            true = add a commit to an existing repository
 """
 PUBLISH_DEFAULTS = {"push_to_hub": "", "license": "", "private": "true", "update": "false"}
 
@@ -61,7 +61,7 @@ def llamafactory(example: Example, chosen: str, negatives: Sequence[str]) -> Ite
 
 
 def plain(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
-    """Yield one row with all negatives, in the order of their draw. Its target is the chosen response."""
+    """Yield one row with all negatives, in the order in which they were drawn. Its target is the chosen response."""
     yield {"id": example.id, "prompt": example.prompt, "target": chosen, "negatives": list(negatives)}
 
 
@@ -112,7 +112,7 @@ def dataset_info(output: Path) -> Row:
 
 
 def _texts(ranked: Sequence[Negative], count: int | None) -> list[str]:
-    return [negative.text.strip() for negative in ranked[:count]]  # as the target's, whose white space would differ
+    return [negative.text.strip() for negative in ranked[:count]]  # stripped, as targets are
 
 
 def _answer(text: str) -> Message:
@@ -135,7 +135,9 @@ def _read(source: Path, data: str | None) -> tuple[Path, list[Example]]:
     else:
         dataset = _source(fingerprint, data)
     if dataset.fingerprint() != fingerprint:
-        raise UserError(f"{source}: its data has changed, or is another. Name the right file with --data FILE.")
+        raise UserError(
+            f"{source}: its data has changed, or its negatives are from other data. Give the right file by --data."
+        )
     return folder, dataset.load()["train"]
 
 
@@ -147,9 +149,9 @@ def _fingerprint(artifact: Path) -> Any:
         raise UserError(f"{artifact} is gone from the store, so its data is unknown. Run the job again.") from None
     if "data" in manifest["settings"]:
         return manifest["settings"]["data"]
-    before = next(iter(manifest["inputs"].values()))
+    input_key = next(iter(manifest["inputs"].values()))
     root = artifact.parents[1]
-    return _fingerprint(next(root.glob(f"*/{before}"), root / before))
+    return _fingerprint(next(root.glob(f"*/{input_key}"), root / input_key))
 
 
 def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
@@ -161,17 +163,17 @@ def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
         names = ("validation", "test", "limit", "answer_column")
         settings: dict[str, Any] = {name: fingerprint.get(name) for name in names}
         return Jsonl(path=data, targets=fingerprint.get("targets", "required"), **settings)
-    raise UserError("The store does not record where the data is. Name it with --data FILE, or give the run's folder.")
+    raise UserError("The store does not record where the data is. Give --data FILE, or the run's folder.")
 
 
 def publish(run: Path, settings: Mapping[str, str], folder: Path, dry_run: bool) -> None:
     """Write a run's policy and its model card to `folder`, and upload it unless `dry_run`.
 
     Args:
-        settings: as `PUBLISH_DEFAULTS`.
+        settings: a value for each key of `PUBLISH_DEFAULTS`.
 
     Raises:
-        UserError: for a wrong setting, a license that is neither known nor given, or a Hub that refuses.
+        UserError: for a wrong setting, if the license is neither known nor given, or if the Hub refuses the upload.
     """
     from selfcontrast.publish import Publication, license_known, prepare, push
 
@@ -223,11 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="a finished run's folder, or a negatives artifact: STORE/filter/KEY")
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="push_to_hub, license, private, update")
     parser.add_argument("--format", choices=FORMATS, dest="form")
-    parser.add_argument("--negatives", type=int, metavar="K", help="the first K of each prompt; default: all")
+    parser.add_argument("--negatives", type=int, metavar="K", help="the first K negatives of each prompt; default: all")
     parser.add_argument(
         "--output", type=Path, metavar="PATH", help="a .jsonl file; with push_to_hub a folder (default: SOURCE/hub)"
     )
-    parser.add_argument("--data", metavar="FILE", help="your data file, for an artifact, or if it has moved")
+    parser.add_argument("--data", metavar="FILE", help="your data file, if it has moved or SOURCE is an artifact")
     parser.add_argument("--dry-run", action="store_true", help="with push_to_hub: write the folder, upload nothing")
     args = parser.parse_args(arguments)
     settings = _settings(args.settings)

@@ -1,4 +1,4 @@
-"""Locate the folders `conf` and `evaluation`: beside `src` in a checkout, inside the package in a wheel."""
+"""Locate the folders `conf` and `evaluation`: next to `src` in a checkout, inside the package in a wheel."""
 
 from pathlib import Path
 

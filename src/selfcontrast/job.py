@@ -39,16 +39,16 @@ class Job:
     Args:
         check_inputs: raises `UserError` if inputs other than artifacts have changed. It is called after each stage,
             before publishing.
-        judged: True to test the benchmarks' judges once, before the first costly stage.
+        test_judges: True to test the benchmarks' judges once, before the first costly stage.
     """
 
     def __init__(
-        self, parts: Parts, tracker: Tracker, check_inputs: Callable[[], None] = lambda: None, judged: bool = False
+        self, parts: Parts, tracker: Tracker, check_inputs: Callable[[], None] = lambda: None, test_judges: bool = False
     ) -> None:
         remember(PACKAGE)
         self.parts = parts
         self.check_inputs = check_inputs
-        self._judges_pending = judged
+        self._judges_pending = test_judges
         self.tracker = tracker
         self.decisions = Decisions(this_node(parts.hardware.num_nodes))
         self.artifacts: dict[str, Artifact] = {}
@@ -64,7 +64,7 @@ class Job:
         """
         name = label or stage.name
 
-        def seeded(folder: Path) -> Mapping[str, Any] | None:
+        def compute_seeded(folder: Path) -> Mapping[str, Any] | None:
             if trained or stage.name in COSTLY:
                 self._check_judges()
             log.info("%-24s running", name)
@@ -74,11 +74,15 @@ class Job:
             self.check_inputs()
             return summary
 
-        def get(computed: Compute) -> Artifact:
+        def get_artifact(compute: Compute) -> Artifact:
             again_before = self.parts.begun if stage.name in self.parts.recompute else 0.0
-            return self.parts.store.get(replace(stage, compute=computed), again_before)
+            return self.parts.store.get(replace(stage, compute=compute), again_before)
 
-        artifact = self.decisions.compute_together(name, seeded, get) if trained else get(seeded)
+        artifact = (
+            self.decisions.compute_together(name, compute_seeded, get_artifact)
+            if trained
+            else get_artifact(compute_seeded)
+        )
         log.info("%-24s %s", name, stage_facts(artifact))
         if artifact.cached:
             self._warn_of_changed_code(name, stage, artifact)
@@ -120,7 +124,7 @@ class Job:
                     raise UserError(f"evaluation.benchmarks.{name}: {error}") from error
 
     def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:
-        """Return the data artifact if the stage depends on it: then the data's fingerprint is in the settings."""
+        """Return the data artifact if the stage depends on it, that is, if its settings hold the data's fingerprint."""
         data = self.artifacts.get(DATA)
         return [data] if data and DATA in settings else []
 

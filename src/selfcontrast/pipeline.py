@@ -21,7 +21,7 @@ from selfcontrast.generators import generate
 from selfcontrast.job import Job
 from selfcontrast.report.page import write_report
 from selfcontrast.results import RESULT, Result, track_judgments
-from selfcontrast.stages.data import contaminated, published_data
+from selfcontrast.stages.data import find_contamination, published_data
 from selfcontrast.stages.evaluate import SystemScores, benchmark_results
 from selfcontrast.stages.iteration import Iteration
 from selfcontrast.stages.sft import sft
@@ -29,7 +29,7 @@ from selfcontrast.store import Artifact
 from selfcontrast.tracking import NullTracker, Tracker
 from selfcontrast.training.nodes import this_node
 
-SHOWN_PROMPTS = 8  # prompts whose candidates are all tracked
+SHOWN_PROMPTS = 8  # number of prompts whose candidates are all logged to the tracker
 
 
 def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
@@ -37,10 +37,10 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     if this_node(parts.hardware.num_nodes).rank > 0:
         _ = list(policies(Job(parts, NullTracker())))
         return None
-    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra makes it, unless only `output` was given
+    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra creates it, unless only `output` was given
     tracking: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracking as tracker:
-        job = Job(parts, tracker, judged=True)
+        job = Job(parts, tracker, test_judges=True)
         systems, benchmarks, scored = run_stages(job)
         contamination_table = pd.read_parquet(job.artifacts["contamination"].path / contamination.FILE)
         comparison = compare({name: a.path for name, a in systems.items()}, parts.evaluation, contamination_table)
@@ -61,7 +61,7 @@ Measurements = tuple[dict[str, Artifact], dict[str, dict[str, Artifact]], list[S
 
 def run_stages(job: Job) -> Measurements:
     """Run all stages in order. Return scores by system, results by benchmark and system, and all scored checkpoints."""
-    _ = published_data(job), contaminated(job)
+    _ = published_data(job), find_contamination(job)
     trained: dict[str, Artifact] = {}
     systems: dict[str, Artifact] = {}
     scored: list[SystemScores] = []
@@ -69,7 +69,7 @@ def run_stages(job: Job) -> Measurements:
         sft = trained.get(BASELINE, policy)
         earlier = [*trained.values()]
         scored += [SystemScores.of(job, policy, sft, name, earlier, number) for number in checkpoints(job, policy, sft)]
-        # Scored before anything is sampled from it, so that a poor fine-tuned model is seen early.
+        # Score it before anything is sampled from it, so that a poor fine-tuned model shows early.
         scored.append(scores := SystemScores.of(job, policy, sft, name, earlier))
         trained[name], systems[name] = policy, scores.scores
     benchmarks = {name: benchmark_results(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
@@ -82,7 +82,7 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model and each iteration's policy, which starts from the last one."""
+    """Yield name and artifact of the fine-tuned model, then of each iteration's policy. Each starts from the last."""
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     before = None

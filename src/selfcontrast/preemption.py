@@ -1,9 +1,9 @@
-"""End a job on a signal, in bounded time, with a distinct exit code, and requeue it under SLURM if asked.
+"""End a job on a signal, in bounded time, with a distinct exit code. Under SLURM, SIGUSR1 also requeues it.
 
     #SBATCH --signal=USR1@120     # two minutes before the time limit: save, requeue, end; at the latest after GRACE
 
-SIGTERM ends the job with code 143. Its sender decides whether it runs again: SLURM requeues the jobs that it preempts,
-and a job ended by `scancel` must not return. submitit's handler of its own signal is left in place.
+SIGTERM ends the job with code 143. The sender decides whether the job runs again: SLURM requeues the jobs that it
+preempts, and a job ended by `scancel` must not run again. The handler that submitit installs is not replaced.
 
 A W&B sweep agent also sends SIGTERM, to runs that early termination has stopped. They exit with code 0, because an
 agent counts any other code as a failure and quits after a few failures.

@@ -1,6 +1,4 @@
-"""Log the progress of long work: a line at least every 30 seconds, in the log file and, without progress bars, on
-screen.
-"""
+"""Log the progress of long work every 30 seconds: to the log file and, if it shows no progress bars, to the screen."""
 
 import logging
 import sys
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field
 log = logging.getLogger(__name__)
 
 INTERVAL = 30.0  # seconds between lines
-MIN_STEP = 0.001  # seconds; faster steps are replayed from an earlier attempt
+MIN_STEP = 0.001  # seconds; a faster step is replayed from an earlier attempt
 
 
 @dataclass
@@ -50,7 +48,11 @@ class WorkCounter:
         self.done, self.loss, self.updated_at = done, loss, now
 
     def advance(self, units: int, unsaved: bool = False) -> None:
-        """Record finished units: those of a finished shard, which includes the unsaved ones, or more unsaved ones."""
+        """Record finished units.
+
+        Args:
+            units: all units of a finished shard, or with `unsaved` further units of a shard that is not written yet.
+        """
         self.done += units if unsaved else units - self.unsaved
         self.unsaved = self.unsaved + units if unsaved else 0
         if self.on_change:
@@ -77,7 +79,7 @@ def count(total: int, unit: str, done: int = 0, on_change: Callable[[int], objec
 
 
 def advance_unsaved(units: int, unit: str) -> None:
-    """Record finished units of a shard that is not written yet. Negative units are done again.
+    """Record finished units of a shard that is not written yet. A negative number takes back units that are done again.
 
     It has no effect if the current counter counts something else, or is in another process.
     """

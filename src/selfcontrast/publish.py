@@ -20,8 +20,8 @@ from selfcontrast.results import RESULT, Evaluated, Result
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-TOKEN = "HF_TOKEN"  # the variable of the environment that holds the Hub's token
-UNKNOWN = "unknown"  # also the Hub's own name for a license that nobody knows
+TOKEN = "HF_TOKEN"  # environment variable with the Hub's token
+UNKNOWN = "unknown"  # also the Hub's name for an unknown license
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -33,7 +33,7 @@ class Publication:
 
     Attributes:
         repository: OWNER/NAME on the Hub.
-        license: the Hub's identifier of a license, such as apache-2.0; None takes the base model's own.
+        license: the Hub's identifier of a license, such as apache-2.0; None for the base model's.
         private: whether a new repository is private.
         update: whether an existing repository may get a new commit.
     """
@@ -49,7 +49,7 @@ class Publication:
 
 
 def prepare(run: Path, publication: Publication, folder: Path) -> list[Path]:
-    """Copy a run's policy to `folder`, write its model card there, and return the files, by name.
+    """Copy a run's policy to `folder`, write its model card there, and return the files, sorted by name.
 
     Raises:
         UserError: if the run has no policy, its files are gone, or `folder` holds other files.
@@ -64,10 +64,10 @@ def prepare(run: Path, publication: Publication, folder: Path) -> list[Path]:
         Path(CARD)
     }
     files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} if folder.exists() else set()
-    if strange := sorted(files - names):
-        raise UserError(f"{folder} holds {strange[0]}, which is no file of the policy. Give another --output.")
+    if foreign := sorted(files - names):
+        raise UserError(f"{folder} holds {foreign[0]}, which is not a file of the policy. Give another --output.")
     shutil.copytree(result.policy, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
-    card.save(folder / CARD)  # in place of the policy's own card, which has no scores
+    card.save(folder / CARD)  # replaces the policy's own card, which has no scores
     return [folder / name for name in sorted(names)]
 
 
@@ -90,7 +90,7 @@ def push(folder: Path, publication: Publication) -> str:
     except HfHubHTTPError as error:
         raise UserError(_explain(error.response.status_code, str(error.server_message or ""), name)) from None
     except Exception as error:
-        # The client's HTTP library has changed between its releases; its errors are a base of the client's own.
+        # The client's HTTP library differs between releases. Its error is a base class of the client's error.
         if not isinstance(error, HfHubHTTPError.__bases__):
             raise
         raise UserError(f"The Hub cannot be reached: {printable(str(error))}. Run this again later.") from None
@@ -99,7 +99,7 @@ def push(folder: Path, publication: Publication) -> str:
 
 def _explain(status: int, message: str, name: str) -> str:
     if status == 401:
-        return f"The Hub does not know the token in {TOKEN}. Create one that may write, and set it."
+        return f"The Hub does not know the token in {TOKEN}. Create one with write access, and set it."
     if status == 403:
         return f"The token in {TOKEN} may not write {name}. Give it write access, or choose another owner."
     if status == 409:
@@ -108,7 +108,7 @@ def _explain(status: int, message: str, name: str) -> str:
 
 
 def model_card(result: Result, run: Path, publication: Publication) -> "ModelCard":
-    """Return the card: metadata, scores with their intervals, and the command. Facts that nobody recorded are left out.
+    """Return the card: metadata, scores with their intervals, and the command. Unrecorded facts are left out.
 
     Raises `UserError` if the command holds a credential.
     """
@@ -173,7 +173,7 @@ def eval_results(result: Result, data: list[str]) -> list[Any]:
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:
-    """Return the base model's name on the Hub; None for a folder, and for a model that began from nothing."""
+    """Return the base model's name on the Hub; None for a folder, and for a model trained from scratch."""
     path = config["model"].get("path")
     return str(path) if path and is_hub_name(str(path)) else None
 
@@ -182,7 +182,7 @@ def _base_words(model: Mapping[str, Any]) -> str:
     if "path" in model:
         return "a model in a local folder, whose name on the Hub is not recorded"
     kind = str(model.get("_target_", UNKNOWN)).rpartition(".")[2]
-    return "none: the weights began at random" if kind == "FromScratch" else kind
+    return "none: the weights were initialised at random" if kind == "FromScratch" else kind
 
 
 def datasets(config: Mapping[str, Any]) -> list[str]:
@@ -215,7 +215,7 @@ def license_known(folder: Path) -> bool:
 
 
 def command(run: Path) -> str | None:
-    """Return the command that trained the run, from Hydra's record of it; None if there is none."""
+    """Return the command that trained the run, from Hydra's record; None without a record."""
     try:
         overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
     except (OSError, yaml.YAMLError):

@@ -46,9 +46,9 @@ class Result:
         comparison: the main numbers (`evaluation.compare.Comparison`).
         stages: per stage: name, key, folder, seconds, whether it was cached or resumed, and its summary.
         histories: per trained stage, its records of metrics.
-        similarities: similarity of distinct candidates to their target: counts per bin ("edges") of all candidates and
-            of those drawn as negatives, and quantiles over prompts of the selector's threshold. If candidates are
-            scored, also the table of `filters.signals.signal_table` ("signals").
+        similarities: similarity of distinct candidates to their target: counts per bin (bounds: "edges") of all
+            candidates and of those drawn as negatives, and quantiles over prompts of the selector's threshold. If
+            candidates are scored, also the table of `filters.signals.signal_table` ("signals").
         lm_eval: metrics per system and task.
         samples: evaluation prompts with target and one answer of each system at the first decoding.
         negatives_shown: training prompts with target, chosen candidate, and nearest and farthest negative.
@@ -57,7 +57,7 @@ class Result:
         prompts: scores per prompt (`evaluation.compare.by_prompt`), for comparisons across seeds.
         benchmarks: per benchmark: `lines` (a measure of a system, with interval), `facts` per system, and some
             judgments (`shown`).
-        published: published figures beside this run's own (`evaluation.published.PublishedComparison`).
+        published: published figures next to this run's figures (`evaluation.published.PublishedComparison`).
         against_kl: score, KL from the fine-tuned model, and entropy, of that model, checkpoints and policy; None if no
             decoding samples from the policy itself.
     """
@@ -200,7 +200,7 @@ def stage_facts(artifact: Artifact) -> str:
 
 
 def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
-    """Log the training curves of a cached stage, so that every job's run is complete."""
+    """Log the training curves of a cached stage, so that the tracker has every job's curves."""
     for record in _history(artifact):
         tracker.log(label, record)
 

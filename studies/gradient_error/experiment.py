@@ -37,7 +37,7 @@ from selfcontrast.stages.sft import sft
 from selfcontrast.store import Artifact, Stage
 from selfcontrast.tracking import Tracker
 from studies.gradient_error.gradients import response_gradients
-from studies.gradient_error.measure import FILE, VERSION, GradientError, Measured, measure
+from studies.gradient_error.measure import FILE, VERSION, GradientError, ResponseGradients, measure
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
     if parts.chosen.candidate:
         raise UserError("chosen: the theory needs the target as the positive. Use chosen=target.")
     beta = parts.objective.beta
-    few = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
-    parts = replace(parts, generator=few)
+    generator = replace(parts.generator, prompts=settings.prompts, samples=settings.samples)
+    parts = replace(parts, generator=generator)
     tracked: AbstractContextManager[Tracker] = parts.tracking.run(f"theory s{parts.seed}", config, parts.output)
     with tracked as tracker:
         job = Job(parts, tracker)
@@ -90,14 +90,14 @@ def _measure(job: Job, settings: GradientError, beta: float, model: Artifact, sa
     p = job.parts
 
     def compute(folder: Path) -> Mapping[str, Any]:
-        return measure(folder, settings, _read(job, settings, model, sampled), beta)
+        return measure(folder, settings, _compute_gradients(job, settings, model, sampled), beta)
 
     key = {"gradient_error": settings, "beta": beta, "filter": p.filter}
     inputs = {"model": model, "candidates": sampled.candidates, "embeddings": sampled.embeddings}
     return job.get(Stage("theory", VERSION, key, inputs, compute, __name__))
 
 
-def _read(job: Job, settings: GradientError, model: Artifact, sampled: Iteration) -> Measured:
+def _compute_gradients(job: Job, settings: GradientError, model: Artifact, sampled: Iteration) -> ResponseGradients:
     """Compute the gradients of every response at the start of preference training: the policy is the reference."""
     p = job.parts
     p.hardware.apply_threads()
@@ -119,7 +119,7 @@ def _read(job: Job, settings: GradientError, model: Artifact, sampled: Iteration
         gradients, log_probs = response_gradients(policy, groups, settings.dimensions, settings.seed, chunk, bar.update)
     responses = [len(r) for group in groups for r in group.responses]
     tokens = (float(np.mean([len(group.prompt) for group in groups])), float(np.mean(responses)))
-    return Measured(gradients, log_probs, log_probs, scores, kept, drawn, tokens)
+    return ResponseGradients(gradients, log_probs, log_probs, scores, kept, drawn, tokens)
 
 
 def _group(renderer: Renderer, example: Example, candidates: list[Candidate]) -> Group:

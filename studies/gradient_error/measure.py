@@ -60,7 +60,7 @@ class GradientError:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ResponseGradients:
     """Gradients and scores of a model's responses, for N prompts with M samples each.
 
     Attributes:
@@ -107,21 +107,21 @@ def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, A
 
 
 def _bias(bandit: Bandit, good: int, left: float) -> float:
-    """Return ||E estimate - G||^2 / ||G||^2, with G of bad negatives alone and the estimate with `left` of the good."""
+    """Return ||E estimate - G||^2 / ||G||^2. G has bad negatives only; the estimate also has `left` of the good."""
     is_good = np.arange(len(bandit.logits)) < good
     ideal = bandit.filtered(is_good, 0.0).gradient
     return float(np.square(bandit.filtered(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
 
 
-def on_model(settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
+def on_model(settings: GradientError, measured: ResponseGradients, beta: float) -> dict[str, Any]:
     """Return the error's parts on a model, measured errors, and the gradient's slope towards higher scores."""
     pairs = pair_gradients(measured.gradients, measured.log_probs, measured.reference, beta)
     usable = [i for i, drawn in enumerate(measured.drawn) if len(drawn)]
     results: dict[str, Any] = {"tokens": list(measured.tokens), "prompts": len(pairs)}
     results["all"] = _numbers(settings, pairs, measured.tokens)
     if len(usable) > 2 and len(measured.drawn[usable[0]]) > 1:
-        taken = np.stack([pairs[i, measured.drawn[i]] for i in usable])
-        results["filtered"] = _numbers(settings, taken, measured.tokens)
+        drawn_pairs = np.stack([pairs[i, measured.drawn[i]] for i in usable])
+        results["filtered"] = _numbers(settings, drawn_pairs, measured.tokens)
     results["curves"] = _curves(settings, pairs)
     if measured.scores is not None:
         results["directions"] = _directions(settings, measured, pairs, beta)
@@ -178,7 +178,9 @@ def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
     return curves
 
 
-def _directions(settings: GradientError, measured: Measured, pairs: Floats, beta: float) -> list[dict[str, Any]]:
+def _directions(
+    settings: GradientError, measured: ResponseGradients, pairs: Floats, beta: float
+) -> list[dict[str, Any]]:
     """Return, per choice of negatives, a step's slope towards higher scores and its fraction of false negatives.
 
     The score's gradient is E[(score - mean) grad log p(y|x)] over the policy's samples y. A step goes against the
@@ -218,7 +220,7 @@ def _direction(
     return {**row, "slope": [value, *jackknife(value, without, settings.confidence)]}
 
 
-def measure(folder: Path, settings: GradientError, measured: Measured, beta: float) -> dict[str, Any]:
+def measure(folder: Path, settings: GradientError, measured: ResponseGradients, beta: float) -> dict[str, Any]:
     """Write all numbers to `folder/theory.json`. Return the main ones."""
     results = {
         "bandit": on_bandit(settings.bandit, settings.negatives),

@@ -181,10 +181,10 @@ def figure(theory: "Theory") -> Figure:
     return plot
 
 
-def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], of: str, points: str, word: str) -> None:
+def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], group_by: str, points: str, word: str) -> None:
     ks = sorted({int(row["negatives"]) for row in curves})
-    for index, n in enumerate(sorted({int(row[of]) for row in curves})):
-        rows = sorted((row for row in curves if row[of] == n), key=lambda row: row["negatives"])
+    for index, n in enumerate(sorted({int(row[group_by]) for row in curves})):
+        rows = sorted((row for row in curves if row[group_by] == n), key=lambda row: row["negatives"])
         colour = SERIES[index % len(SERIES)]
         values = [(row["negatives"], row["formula"], row[points]) for row in rows]
         x, line, dots = zip(*values, strict=True)

@@ -30,7 +30,7 @@ from selfcontrast.files import CONF
 
 DATA = ("hh_rlhf", "ultrachat", "nectar")
 METHODS = ("sft", "dpo_std", "spin", "self_contrast")
-KS = (1, 2, 4, 8, 16)  # the paper's
+KS = (1, 2, 4, 8, 16)  # the paper's values of K
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.partition=PARTITION", "hydra.launcher.gpus_per_node=8")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends SIGUSR1 before the time limit
 POLL = 0.1  # seconds
@@ -89,15 +89,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--measured", type=Path, metavar="RUN", help="estimate hours from the speeds of this run")
     parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="a speed, per GPU and second")
     parser.add_argument("--prompts", type=int, help="number of training prompts, if the data cannot be read here")
-    parser.add_argument("--evaluated", type=int, help="number of evaluation prompts, likewise")
-    parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, likewise")
-    parser.add_argument("--response-tokens", type=float, help="mean tokens of a response, likewise")
+    parser.add_argument("--evaluated", type=int, help="number of evaluation prompts, if the data cannot be read here")
+    parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, if the data cannot be read here")
+    parser.add_argument(
+        "--response-tokens", type=float, help="mean tokens of a response, if the data cannot be read here"
+    )
     parser.add_argument("--parameters", type=float, help="number of the model's parameters, if its config is not here")
     return parser.parse_intermixed_args(argv)
 
 
 def speeds(args: argparse.Namespace) -> dict[str, float]:
-    """Return the measured speeds. --speed takes precedence over --measured, and that over --hardware."""
+    """Return the measured speeds. --speed overrides --measured, and --measured overrides --hardware."""
     from studies.paper.costs import checked, from_file, measured
 
     result = from_file(SPEEDS, args.hardware) if args.hardware else {}
@@ -116,12 +118,12 @@ def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespac
     from selfcontrast.planning.plan import DataReader, plan
     from studies.paper.terminal import AGENTS, print_commands, print_plan
 
-    known, seen, read = speeds(args), set[str](), DataReader()
+    known, counted, read = speeds(args), set[str](), DataReader()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries; a failure is reported once
     sizes = {name: getattr(args, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:
         planned = [plan(composed(job), read) for job in jobs(experiment, overrides)]
-        print_plan(experiment, planned, known, seen, {**sizes, "parameters": args.parameters})
+        print_plan(experiment, planned, known, counted, {**sizes, "parameters": args.parameters})
         commands = {
             "one node": ["python", "train.py", *command(experiment, overrides)],
             "SLURM": ["python", "train.py", *command(experiment, overrides, *SLURM)],
@@ -134,15 +136,15 @@ def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespac
 def run(names: Sequence[str], overrides: Sequence[str]) -> int:
     """Run each experiment in turn. Stop at the first that fails."""
     for experiment in names:
-        words = [sys.executable, str(CONF.parent / "train.py"), *command(experiment, overrides)]
+        command_line = [sys.executable, str(CONF.parent / "train.py"), *command(experiment, overrides)]
         sys.stderr.write(f"== {experiment}\n")
-        if code := call(words):
+        if code := call(command_line):
             return code
     return 0
 
 
-def call(words: Sequence[str]) -> int:
-    """Run a command, forward signals that end this process, and wait. Return the exit code as a shell counts it."""
+def call(command_line: Sequence[str]) -> int:
+    """Run a command, forward signals that end this process, and wait. Return the exit code that a shell reports."""
     children: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
@@ -155,7 +157,7 @@ def call(words: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        with subprocess.Popen(words) as child:
+        with subprocess.Popen(command_line) as child:
             children.append(child)
             for number in received:  # before the child was started
                 child.send_signal(number)

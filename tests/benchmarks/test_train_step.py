@@ -48,10 +48,10 @@ GROUP = Group("a", [1, 2, 3], [4, 5], [[6, 7], [8]])
 def test_work_by_hand() -> None:
     from workload import Work, packed_work, pairs_work
 
-    # Prompt: 1 + 2 + 3 seen. A response of two sees 1 + 2 of itself and 3 of the prompt twice; one of one, 1 and 3.
-    assert packed_work([GROUP]) == Work(tokens=8, scored=5, seen=6 + 9 + 9 + 4)
-    # Rows of 5, 5, 5 and 4 tokens: 15 seen in each of five, 10 in that of four.
-    assert pairs_work([GROUP], every_position=False) == Work(tokens=19, scored=7, seen=55)
+    # Prompt: 1 + 2 + 3 attended. A response of two sees 1 + 2 of itself and 3 of the prompt twice; one of one, 1 and 3.
+    assert packed_work([GROUP]) == Work(tokens=8, scored=5, attended=6 + 9 + 9 + 4)
+    # Rows of 5, 5, 5 and 4 tokens: 15 attended in each of five, 10 in that of four.
+    assert pairs_work([GROUP], every_position=False) == Work(tokens=19, scored=7, attended=55)
     assert pairs_work([GROUP], every_position=True).scored == 19
 
 
@@ -64,7 +64,7 @@ def test_flops_of_weights_equal_torchs_count() -> None:
         model(torch.arange(7)[None]).logits.sum().backward()
     counted = counter.get_flop_counts()["Global"]
     products = sum(n for op, n in counted.items() if str(op) in ("aten.mm", "aten.addmm"))
-    assert Work(tokens=7, scored=7, seen=0).flops(model) == products
+    assert Work(tokens=7, scored=7, attended=0).flops(model) == products
 
 
 def test_flops_of_attention_by_hand() -> None:
@@ -72,4 +72,4 @@ def test_flops_of_attention_by_hand() -> None:
 
     model: Any = random_model("qwen-tiny", "cpu", torch.float32)
     # 2 layers, 4 heads of 16: 64 dimensions; 2 products of 2 FLOPs, forward once and backward twice.
-    assert Work(tokens=0, scored=0, seen=10).flops(model) == 2 * 64 * 2 * 2 * 3 * 10
+    assert Work(tokens=0, scored=0, attended=10).flops(model) == 2 * 64 * 2 * 2 * 3 * 10

@@ -107,31 +107,32 @@ def test_responses_that_spell_special_tokens_are_counted(
 # Rejected answers and targets of a row
 
 
-def rows_with_three_answers(bare: bool) -> Iterator[Row]:
+def rows_with_three_answers(partly_rejected: bool) -> Iterator[Row]:
     for i in range(36):
         yield {
             "prompt": f"Name fruit {i % 12}.",
             "chosen": "A pear.",
-            "rejected": None if bare and i < 12 else f"A car {i}.",
+            "rejected": None if partly_rejected and i < 12 else f"A car {i}.",
         }
 
 
-@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("partly_rejected", [False, True])
 def test_all_rejected_answers_of_a_prompt_are_used(
-    bare: bool, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
+    partly_rejected: bool, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = list(rows_with_three_answers(bare))
+    rows = list(rows_with_three_answers(partly_rejected))
     examples = load(write_lines(tmp_path / "a.jsonl", [*rows, rows[-1]]))
     assert "dropped 1 (exact duplicate: 1)" in caplog.text
     rejected_by_prompt = {e.prompt[0]["content"]: e.all_rejected for e in examples}
     assert rejected_by_prompt == {
-        f"Name fruit {i}.": [f"A car {j}." for j in range(12 if bare else 0, 36) if j % 12 == i] for i in range(12)
+        f"Name fruit {i}.": [f"A car {j}." for j in range(12 if partly_rejected else 0, 36) if j % 12 == i]
+        for i in range(12)
     }
     candidates = pair_candidates(tmp_path, policy, examples)
     assert {e.id: [c.text for c in candidates[e.id]] for e in examples} == {e.id: e.all_rejected for e in examples}
     generator = Pairs(None, 120, 0)
     generator.check(examples)
-    assert generator.samples == (2 if bare else 3)
+    assert generator.samples == (2 if partly_rejected else 3)
 
 
 @pytest.mark.parametrize("name", ["many_rejected.jsonl", "first_bare.jsonl"])
@@ -215,8 +216,8 @@ TURNS = ["Hi.", "Hello.", "Name a fruit."]
 def test_rendered_dialogue_is_split_into_turns(prompt: str, with_prompt: bool, column: str, tmp_path: Path) -> None:
     answers = {"chosen": " A pear.", "rejected": " A car."}
     if with_prompt:
-        waits = prompt.rstrip().endswith("Assistant:")
-        answers = {name: f"{prompt}{'' if waits else ASSISTANT}{text}" for name, text in answers.items()}
+        awaits_answer = prompt.rstrip().endswith("Assistant:")
+        answers = {name: f"{prompt}{'' if awaits_answer else ASSISTANT}{text}" for name, text in answers.items()}
     content: Any = [{"role": "user", "content": prompt}] if column == "messages" else prompt
     rows = [json.loads(json.dumps({column: content, **answers}).replace("fruit", f"fruit {i}")) for i in range(9)]
     for example in load(write_lines(tmp_path / "a.jsonl", rows)):

@@ -48,20 +48,20 @@ def release(root: Path, rows: str = "Self-Contrast_2", dataset: str = "HH-RLHF")
     return Release(str(root), dataset, rows, "test.jsonl", 0.1)
 
 
-def trained(source: Release) -> dict[str, Example]:
+def training_examples(source: Release) -> dict[str, Example]:
     splits = source.load()
     return {example.target: example for example in [*splits["train"], *splits["validation"]]}
 
 
 def test_pairs_of_a_prompt_are_one_example(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        loaded = trained(release(root))
+        loaded = training_examples(release(root))
     assert set(loaded) == {f"Answer {i}." for i in range(11)}  # 11 is a prompt of the evaluation
     assert loaded["Answer 5."].prompt == [{"role": "user", "content": "Q5?"}]
     assert loaded["Answer 5."].rejected == "No 5a."
     assert [message["content"] for message in loaded["Answer 3."].prompt] == ["the cat?", "a dog", "Q3?"]
     assert "12 examples, with 12 further pairs" in caplog.text
-    assert "data.train: removed 1 rows with a prompt of data.test" in caplog.messages
+    assert "data.train: removed 1 rows whose prompt is in data.test" in caplog.messages
 
 
 def test_test_split_has_the_evaluations_prompts(root: Path) -> None:
@@ -71,7 +71,7 @@ def test_test_split_has_the_evaluations_prompts(root: Path) -> None:
 
 @pytest.mark.parametrize(("rows", "rejected"), [("DPO", "Bad 4."), ("SFT", "")])
 def test_baseline_rows_are_read(root: Path, rows: str, rejected: str) -> None:
-    assert trained(release(root, rows))["Answer 4."].rejected == rejected
+    assert training_examples(release(root, rows))["Answer 4."].rejected == rejected
 
 
 def test_import_and_pairs_read_the_releases_negatives(root: Path, tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_ultrachat_prompts_are_messages(tmp_path: Path) -> None:
     assert splits["test"][0].target == "Answer 9."
 
 
-@pytest.mark.parametrize("answered", [{"target": "Best."}, {"answers": [{"answer": "Best.", "rank": 1.0}]}])
-def test_nectar_evaluation_prompts_are_dialogue_strings(tmp_path: Path, answered: Row) -> None:
+@pytest.mark.parametrize("answer_columns", [{"target": "Best."}, {"answers": [{"answer": "Best.", "rank": 1.0}]}])
+def test_nectar_evaluation_prompts_are_dialogue_strings(tmp_path: Path, answer_columns: Row) -> None:
     write(tmp_path / "Nectar" / "DPO" / "train.jsonl", [pair(i, "No.") for i in range(9)])
     talk = "\n\nHuman: the cat?\n\nAssistant: a dog\n\nHuman: And {}?\n\nAssistant: "
-    write(tmp_path / "Nectar" / "test.jsonl", [{"prompt": talk.format(i), **answered} for i in range(9)])
+    write(tmp_path / "Nectar" / "test.jsonl", [{"prompt": talk.format(i), **answer_columns} for i in range(9)])
     first = release(tmp_path, "DPO", "Nectar").load()["test"][0]
     assert [message["content"] for message in first.prompt] == ["the cat?", "a dog", "And 0?"]
     assert first.target == "Best."

@@ -172,7 +172,7 @@ def test_ultrachat_with_its_test_split(tmp_path: Path, caplog: pytest.LogCapture
     assert len(splits["validation"]) >= 1
     assert {example.rejected for example in trained} == {""}
     assert any("the last message of 'messages' must be the assistant's: 1" in message for message in caplog.messages)
-    assert "data.train: removed 1 rows with a prompt of data.test" in caplog.messages
+    assert "data.train: removed 1 rows whose prompt is in data.test" in caplog.messages
 
 
 def test_ultrafeedback_pairs(tmp_path: Path) -> None:

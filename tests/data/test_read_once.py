@@ -38,8 +38,8 @@ def source(kind: str, folder: Path) -> tuple[Source, Path]:
     if kind == "release":
         file = folder / "Set" / "DPO" / "train.jsonl"
         file.parent.mkdir(parents=True)
-        tested = folder / "Set" / "test.jsonl"
-        tested.write_text(release_lines("plum").replace("Name", "Give"))
+        test_file = folder / "Set" / "test.jsonl"
+        test_file.write_text(release_lines("plum").replace("Name", "Give"))
         file.write_text(release_lines("pear"))
         return Release(str(folder), "Set", "DPO", "test.jsonl", 0.1), file
     file = folder / "data.jsonl"

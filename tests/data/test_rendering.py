@@ -98,7 +98,7 @@ def test_prompt_and_response_equal_the_templates_text(name: str, messages: list[
     assert renderer.tokenizer.decode(prompt) == generation
     text, end = ANSWERS[name]
     assert renderer.tokenizer.decode(response) == text + end
-    # The row equals a sampled one, and the template's text of the whole dialogue.
+    # Together they equal the template's text of the whole dialogue.
     answered = [*messages, {"role": "assistant", "content": "Paris"}]
     full = renderer.tokenizer.apply_chat_template(answered, tokenize=False)
     assert (full + end).startswith(renderer.tokenizer.decode([*prompt, *response]))
@@ -245,7 +245,7 @@ PUBLISHED = Path(trl.__file__).parent / "chat_templates"
 DIALOGUES = ["cohere", "gemma3", "glm4moe", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
 
 
-def published(name: str) -> Any:
+def published_tokenizer(name: str) -> Any:
     template = (PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8")
     with_special = tokenizer(template)
     with_special.add_tokens(
@@ -258,7 +258,7 @@ def published(name: str) -> Any:
 @pytest.mark.parametrize("target", ["Paris", "巴黎 🙂", "two\nlines"])
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, target: str) -> None:
-    tok = published(name)
+    tok = published_tokenizer(name)
     renderer = Renderer(tok)
     for messages in (QUESTION, TALK):
         prompt, response = renderer.example(Example("a", messages, target))
@@ -274,7 +274,7 @@ def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, t
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano"])
 def test_template_with_a_thinking_switch_does_not_think(name: str) -> None:
     """The prompt ends with an empty block of thoughts, so no response begins with one."""
-    renderer = Renderer(published(name))
+    renderer = Renderer(published_tokenizer(name))
     prompt, response = renderer.prompt(TALK), renderer.response(TALK, "Paris")
     assert re.search(r"<think>\s*</think>\s*$", renderer.tokenizer.decode(prompt))
     assert renderer.tokenizer.decode(response) == "Paris<|im_end|>"
@@ -283,4 +283,4 @@ def test_template_with_a_thinking_switch_does_not_think(name: str) -> None:
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "gptoss"])
 def test_template_that_always_thinks_raises(name: str) -> None:
     with pytest.raises(UserError, match=r"no generation prompt .*model\.chat_template=FILE"):
-        Renderer(published(name))
+        Renderer(published_tokenizer(name))

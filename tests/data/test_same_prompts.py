@@ -1,4 +1,4 @@
-"""Prompts depend only on what is in the key, and models get only what they can represent."""
+"""Prompts depend only on what is in the key, and models get only ids and lengths that they support."""
 
 import json
 from datetime import datetime
@@ -52,7 +52,7 @@ def test_template_without_a_clock_is_unchanged() -> None:
     assert Renderer(tokenizer()).tokenizer.chat_template == TEMPLATE
 
 
-DRAWS = [
+RANDOM_PARTS = [
     "{{ ['Hi', 'Hello'] | random }}",
     "{{ [1, 2]|random }}",
     "{{ lipsum(n=1) }}",
@@ -87,14 +87,14 @@ def test_all_templates_of_a_tokenizer_are_made_repeatable() -> None:
     tok = tokenizer({"default": CLOCK, "tool_use": CLOCK})  # type: ignore[arg-type]
     assert Renderer(tok).prompt(PROBE) == Renderer(tokenizer(CLOCK)).prompt(PROBE)
     with pytest.raises(UserError, match="draws at random"):
-        Renderer(tokenizer({"default": TEMPLATE, "other": DRAWS[0]}))  # type: ignore[arg-type]
+        Renderer(tokenizer({"default": TEMPLATE, "other": RANDOM_PARTS[0]}))  # type: ignore[arg-type]
 
 
 def test_template_with_the_word_random_in_its_text_is_accepted() -> None:
     Renderer(tokenizer("{# at random #}a random text {{ 'of random words' }}" + TEMPLATE))
 
 
-@pytest.mark.parametrize("part", DRAWS)
+@pytest.mark.parametrize("part", RANDOM_PARTS)
 def test_template_that_draws_at_random_raises(part: str) -> None:
     with pytest.raises(UserError, match="draws at random"):
         Renderer(tokenizer(part + TEMPLATE))
@@ -102,7 +102,7 @@ def test_template_that_draws_at_random_raises(part: str) -> None:
 
 def test_sampling_never_draws_an_id_outside_the_tokenizer() -> None:
     tok = tokenizer()
-    model = llama(vocabulary=len(tok) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be beyond
+    model = llama(vocabulary=len(tok) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be outside
     decoding = Decoding(16, 1.0, 1.0, 24, 128)
     candidates = sample(model, tok, [Request("a", tok("the cat")["input_ids"])], decoding, 0, {tok.eos_token_id})
     assert max(token for candidate in candidates for token in candidate.token_ids) < len(tok)

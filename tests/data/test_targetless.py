@@ -11,10 +11,10 @@ from selfcontrast.data.example import Example, Message
 from selfcontrast.errors import UserError
 
 ANSWERED = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(12)]
-ASKED = [Message(role="user", content="Why?")]
+PROMPT = [Message(role="user", content="Why?")]
 
 
-def bare(path: Path) -> list[Example]:
+def targetless(path: Path) -> list[Example]:
     """Return the examples without target, of all splits."""
     loaded = examples(path, targets="optional")
     assert sum(example.has_target for example in loaded) == len(ANSWERED)
@@ -27,11 +27,11 @@ def bare(path: Path) -> list[Example]:
     [
         {"prompt": "Why?"},
         {"prompt": "Why?", "completion": None},
-        {"prompt": ASKED, "target": None},
+        {"prompt": PROMPT, "target": None},
         {"prompt": "Why?", "chosen": None, "rejected": "No."},
         {"instruction": "Why?"},
         {"instruction": "Why?", "input": "", "output": None},
-        {"messages": ASKED},
+        {"messages": PROMPT},
         {"conversations": [{"from": "human", "value": "Why?"}]},
         {"prompt": "\n\nHuman: Why?\n\nAssistant:"},
     ],
@@ -39,8 +39,8 @@ def bare(path: Path) -> list[Example]:
 @pytest.mark.parametrize("first", [True, False])
 def test_row_without_answer_is_an_example_without_target(tmp_path: Path, row: Any, first: bool) -> None:
     path = write(tmp_path / "d.jsonl", [row, *ANSWERED] if first else [*ANSWERED, row])
-    (read,) = bare(path)
-    assert (read.prompt, read.target, read.all_rejected) == (ASKED, "", [])
+    (parsed,) = targetless(path)
+    assert (parsed.prompt, parsed.target, parsed.all_rejected) == (PROMPT, "", [])
     with pytest.raises(UserError, match=f"line {1 if first else 13}"):
         source(path).load()
 
@@ -48,8 +48,8 @@ def test_row_without_answer_is_an_example_without_target(tmp_path: Path, row: An
 def test_split_of_a_prompt_does_not_depend_on_its_target(tmp_path: Path) -> None:
     rows: list[Any] = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(60)]
     full = source(write(tmp_path / "a.jsonl", rows), validation=0.2, test=0.2).load()
-    bare = [row if i % 3 else {"prompt": row["prompt"]} for i, row in enumerate(rows)]
-    other = source(write(tmp_path / "b.jsonl", bare), validation=0.2, test=0.2, targets="optional").load()
+    partly_answered = [row if i % 3 else {"prompt": row["prompt"]} for i, row in enumerate(rows)]
+    other = source(write(tmp_path / "b.jsonl", partly_answered), validation=0.2, test=0.2, targets="optional").load()
     assert {split: [e.prompt for e in full[split]] for split in full} == {
         split: [e.prompt for e in other[split]] for split in other
     }
@@ -59,8 +59,8 @@ def test_split_of_a_prompt_does_not_depend_on_its_target(tmp_path: Path) -> None
 def test_prompt_that_another_row_answers_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": "Question 3?"}, *ANSWERED, {"prompt": "Question 4?", "completion": None}, {"prompt": "Why?"}]
     with caplog.at_level(logging.INFO):
-        assert [example.prompt for example in bare(write(tmp_path / "d.jsonl", rows))] == [ASKED]
-    assert any("no answer, and another row has the prompt with one: 2" in message for message in caplog.messages)
+        assert [example.prompt for example in targetless(write(tmp_path / "d.jsonl", rows))] == [PROMPT]
+    assert any("no answer, and another row answers the prompt: 2" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,22 @@ from selfcontrast.generators.generate import FILE, choose
 from tiny import example
 
 NAMES = [f"p{i}" for i in range(8)]
-SOME = st.lists(st.sampled_from(NAMES), unique=True, min_size=1).map(sorted)
+NAME_LISTS = st.lists(st.sampled_from(NAMES), unique=True, min_size=1).map(sorted)
 
 
-def stored(file: Path, names: list[str], text: str) -> Path:
+def write_candidates(file: Path, names: list[str], text: str) -> Path:
     rows = [Candidate(name, i, f"{text} {name} {i}", [i + 1], "stop", -1.0) for name in names for i in range(3)]
     pq.write_table(candidates_table(rows), file)
     return file
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(SOME, SOME, st.integers(1, 9))
+@given(NAME_LISTS, NAME_LISTS, st.integers(1, 9))
 def test_gather_merges_each_prompts_candidates(tmp_path: Path, first: list[str], second: list[str], rows: int) -> None:
-    files = stored(tmp_path / "one.parquet", first, "old"), stored(tmp_path / "two.parquet", second, "new")
+    files = (
+        write_candidates(tmp_path / "one.parquet", first, "old"),
+        write_candidates(tmp_path / "two.parquet", second, "new"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gather_module, "ROWS_PER_WRITE", rows)
         summary = gather(tmp_path, *files, 3)

@@ -29,7 +29,7 @@ DECODING = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=5, max
 
 
 def settings(**changes: Any) -> Generation:
-    fine: dict[str, Any] = {
+    valid: dict[str, Any] = {
         "prompts": None,
         "samples": 3,
         "temperature": 1.0,
@@ -43,7 +43,7 @@ def settings(**changes: Any) -> Generation:
         "model_revision": None,
         "model_samples": None,
     }
-    return Generation(**{**fine, **changes}, backend=HF("float32", 6))
+    return Generation(**{**valid, **changes}, backend=HF("float32", 6))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def test_finished_shards_are_not_sampled_again(policy: Path, tmp_path: Path) -> 
     assert [len(read_candidates(file)) for file in files] == [9, 9, 9]
     before = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
-    half = tmp_path / f"{files[1].stem}.1.writing"
-    half.write_bytes(b"half a sha")
+    unfinished = tmp_path / f"{files[1].stem}.1.writing"
+    unfinished.write_bytes(b"half a sha")
     assert generate_all(policy, tmp_path) == expected
     after = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    assert sorted(after) == sorted([*files, half])
+    assert sorted(after) == sorted([*files, unfinished])
     assert [file for file in files if after[file] != before[file]] == [files[1]]
 
 
@@ -181,12 +181,12 @@ def test_generate_with_only_too_long_prompts_raises(policy: Path, tmp_path: Path
 
 
 def test_with_room_drops_and_logs_full_prompts(caplog: pytest.LogCaptureFixture) -> None:
-    three = [Request(str(n), [1] * n) for n in (3, 4, 5)]
+    requests = [Request(str(n), [1] * n) for n in (3, 4, 5)]
     decoding = Decoding(1, 1.0, 1.0, 5, 5)
     with caplog.at_level(logging.WARNING):
-        assert with_room(three[:2], decoding) == three[:2]
+        assert with_room(requests[:2], decoding) == requests[:2]
         assert not caplog.messages
-        assert with_room(three, decoding) == three[:2]
+        assert with_room(requests, decoding) == requests[:2]
     assert "1 of 3 prompts" in caplog.messages[0]
 
 
@@ -240,10 +240,10 @@ OUT_OF_MEMORY = {
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
 def test_batches_halve_when_memory_runs_out(error: Exception, policy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scarce = LimitedMemory(policy, 9, error)
-    results = scarce(REQUESTS, DECODING, 0)
+    batcher = LimitedMemory(policy, 9, error)
+    results = batcher(REQUESTS, DECODING, 0)
     # 9 prompts of 3 samples: 27 rows do not fit, nor do 4 prompts in 13 rows. Then 2 prompts at a time fit.
-    assert scarce.sizes == [27, 12, 6, 6, 6, 6, 3]
+    assert batcher.sizes == [27, 12, 6, 6, 6, 6, 3]
     assert [m.partition(" (")[0] for m in caplog.messages] == [
         "out of memory with 27 responses at once, retrying with 13",
         "out of memory with 12 responses at once, retrying with 6",
@@ -253,16 +253,16 @@ def test_batches_halve_when_memory_runs_out(error: Exception, policy: Path, capl
         (c.id, c.sample, c.token_ids, c.finish_reason) for c in undivided
     ]
     assert [c.log_prob for c in results] == pytest.approx([c.log_prob for c in undivided], abs=1e-4)
-    scarce(REQUESTS[:1], DECODING, 0)
-    assert scarce.sizes[-1] == 3
+    batcher(REQUESTS[:1], DECODING, 0)
+    assert batcher.sizes[-1] == 3
 
 
 @pytest.mark.parametrize(("capacity", "sizes"), [(2, [3, 1, 1, 1]), (1, [3, 1, 1, 1])])
 def test_samples_of_one_prompt_are_split_if_they_do_not_fit(capacity: int, sizes: list[int], policy: Path) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory.")
-    scarce = LimitedMemory(policy, capacity, error)
-    results = scarce(REQUESTS[:1], DECODING, 0)
-    assert scarce.sizes == sizes
+    batcher = LimitedMemory(policy, capacity, error)
+    results = batcher(REQUESTS[:1], DECODING, 0)
+    assert batcher.sizes == sizes
     assert [(c.sample, c.token_ids) for c in results] == [
         (c.sample, c.token_ids) for c in LimitedMemory(policy, 1000, error)(REQUESTS[:1], DECODING, 0)
     ]

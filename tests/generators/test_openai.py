@@ -40,7 +40,7 @@ def server() -> Iterator[OpenAIServer]:
 
 
 def backend(*urls: str, **changes: Any) -> OpenAI:
-    fine: dict[str, Any] = {
+    valid: dict[str, Any] = {
         "model": "selfcontrast",
         "api": "completions",
         "extra": EXTRA,
@@ -50,7 +50,7 @@ def backend(*urls: str, **changes: Any) -> OpenAI:
         "initial_backoff": 0.01,
         "api_key_env": None,
     }
-    return OpenAI(**{**fine, **changes}, base_urls=list(urls))
+    return OpenAI(**{**valid, **changes}, base_urls=list(urls))
 
 
 def sampled(
@@ -199,19 +199,19 @@ def test_surplus_choices_are_ignored(policy: Path) -> None:
         assert {len(candidates) for candidates in sampled(policy, backend(server.url)).values()} == {3}
 
 
-def filtered(body: Body) -> list[Body]:
+def content_filtered(body: Body) -> list[Body]:
     first, *others = words(body)
     return [{**first, "finish_reason": "content_filter"}, {"finish_reason": "stop", "text": None}, *others]
 
 
 def test_filtered_choices_are_requested_again(policy: Path) -> None:
-    with OpenAIServer(reply=lambda body: (filtered if body["n"] == 3 else words)(body)).open() as server:
+    with OpenAIServer(reply=lambda body: (content_filtered if body["n"] == 3 else words)(body)).open() as server:
         results = sampled(policy, backend(server.url, retries=0))["e0"]
     assert [c.finish_reason for c in results] == ["stop"] * 3
 
 
 def test_prompt_with_only_filtered_choices_fails(policy: Path) -> None:
-    with OpenAIServer(reply=lambda body: filtered({**body, "n": 1})).open() as server:
+    with OpenAIServer(reply=lambda body: content_filtered({**body, "n": 1})).open() as server:
         (failure,) = sampled(policy, backend(server.url, retries=0))["e0"]
     assert failure.failed
     assert failure.text == "no usable choice in the answer (finish_reason content_filter) (tries: 1)"
@@ -228,7 +228,7 @@ def settings(server_backend: OpenAI, max_failed: float) -> Generation:
     return Generation(None, 3, 0.8, 0.9, 50, 64, 0, max_failed, server_backend, None, None, None, None)
 
 
-def refusing(*names: str) -> Any:
+def refuse(*names: str) -> Any:
     prompts = [request.prompt for request in REQUESTS if request.id in names]
     refusal = Fault(400, b'{"error": {"message": "not this one"}}')
     return lambda number, body: refusal if body["prompt"] in prompts else None
@@ -237,7 +237,7 @@ def refusing(*names: str) -> Any:
 def test_generate_drops_and_lists_failed_prompts(
     policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with OpenAIServer(fault=refusing("e2", "e5")).open() as server, caplog.at_level(logging.WARNING):
+    with OpenAIServer(fault=refuse("e2", "e5")).open() as server, caplog.at_level(logging.WARNING):
         server_backend = backend(server.url)
         summary = generate(tmp_path, settings(server_backend, 0.5), responder(server_backend), policy, EXAMPLES)
     assert list(dict(candidates_by_prompt(tmp_path))) == ["e0", "e1", "e3", "e4"]
@@ -252,11 +252,11 @@ def test_too_many_failures_raise_and_the_next_run_retries_only_these(policy: Pat
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    with OpenAIServer(fault=refusing("e2", "e5")).open() as server:
+    with OpenAIServer(fault=refuse("e2", "e5")).open() as server:
         server_backend = backend(server.url)
         with pytest.raises(UserError, match=r"2 of 6 prompts .*HTTP 400: not this one.*max_failed_fraction=0\.2"):
             generate(broken, settings(server_backend, 0.2), responder(server_backend), policy, EXAMPLES)
-    with OpenAIServer(fault=refusing("e5")).open() as server:  # one of the two is answered now
+    with OpenAIServer(fault=refuse("e5")).open() as server:  # one of the two is answered now
         server_backend = backend(server.url)
         with pytest.raises(UserError, match="1 of 6 prompts"):
             generate(broken, settings(server_backend, 0.1), responder(server_backend), policy, EXAMPLES)
@@ -296,7 +296,7 @@ def test_server_that_disappears_raises_and_keeps_finished_shards(policy: Path, t
 
 def test_answers_with_a_failed_prompt_raises(policy: Path, tmp_path: Path) -> None:
     failure = pytest.raises(UserError, match=r"SFT: 1 of 6 prompts got no response \(HTTP 400: not this one\)")
-    with OpenAIServer(fault=refusing("e1")).open() as server, failure:
+    with OpenAIServer(fault=refuse("e1")).open() as server, failure:
         responder(backend(server.url)).answers(policy, REQUESTS, DECODING, 0, tmp_path, "SFT")
 
 

@@ -47,25 +47,25 @@ def ending_llama() -> Any:
 MODEL = ending_llama()
 
 
-def sampled(requests: Sequence[Request], decoding: Decoding, seed: int = 0) -> list[Candidate]:
+def sample_all(requests: Sequence[Request], decoding: Decoding, seed: int = 0) -> list[Candidate]:
     return sample(MODEL, TOKENIZER, requests, decoding, seed, ENDS)
 
 
 @pytest.fixture(scope="module")
-def together() -> list[Candidate]:
-    return sampled(REQUESTS, FREE)
+def one_batch() -> list[Candidate]:
+    return sample_all(REQUESTS, FREE)
 
 
-def test_candidates_are_ordered_and_distinct(together: list[Candidate]) -> None:
-    assert [(c.id, c.sample) for c in together] == [(f"q{i}", s) for i in range(5) for s in range(4)]
-    assert len({tuple(c.token_ids) for c in together}) > 12
+def test_candidates_are_ordered_and_distinct(one_batch: list[Candidate]) -> None:
+    assert [(c.id, c.sample) for c in one_batch] == [(f"q{i}", s) for i in range(5) for s in range(4)]
+    assert len({tuple(c.token_ids) for c in one_batch}) > 12
 
 
 @pytest.mark.parametrize("batches", [[[0], [1], [2], [3], [4]], [[3, 0], [4, 2, 1]], [[4, 3, 2, 1, 0]]], ids=str)
-def test_responses_do_not_depend_on_the_batch(together: list[Candidate], batches: list[list[int]]) -> None:
-    apart = {(c.id, c.sample): c for batch in batches for c in sampled([REQUESTS[i] for i in batch], FREE)}
-    for expected in together:
-        candidate = apart[expected.id, expected.sample]
+def test_responses_do_not_depend_on_the_batch(one_batch: list[Candidate], batches: list[list[int]]) -> None:
+    in_batches = {(c.id, c.sample): c for batch in batches for c in sample_all([REQUESTS[i] for i in batch], FREE)}
+    for expected in one_batch:
+        candidate = in_batches[expected.id, expected.sample]
         assert (candidate.token_ids, candidate.text, candidate.finish_reason) == (
             expected.token_ids,
             expected.text,
@@ -74,15 +74,15 @@ def test_responses_do_not_depend_on_the_batch(together: list[Candidate], batches
         assert candidate.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
 
 
-def test_another_seed_or_another_id_draws_other_responses(together: list[Candidate]) -> None:
-    ids = [c.token_ids for c in together[:4]]
-    assert [c.token_ids for c in sampled(REQUESTS[:1], FREE, seed=1)] != ids
-    assert [c.token_ids for c in sampled([Request("other", REQUESTS[0].prompt)], FREE)] != ids
+def test_another_seed_or_another_id_draws_other_responses(one_batch: list[Candidate]) -> None:
+    ids = [c.token_ids for c in one_batch[:4]]
+    assert [c.token_ids for c in sample_all(REQUESTS[:1], FREE, seed=1)] != ids
+    assert [c.token_ids for c in sample_all([Request("other", REQUESTS[0].prompt)], FREE)] != ids
 
 
-def test_fewer_samples_are_the_first_of_more(together: list[Candidate]) -> None:
-    two = sampled(REQUESTS, Decoding(**{**vars(FREE), "samples": 2}))
-    assert [c.token_ids for c in two] == [c.token_ids for c in together if c.sample < 2]
+def test_fewer_samples_are_the_first_of_more(one_batch: list[Candidate]) -> None:
+    two = sample_all(REQUESTS, Decoding(**{**vars(FREE), "samples": 2}))
+    assert [c.token_ids for c in two] == [c.token_ids for c in one_batch if c.sample < 2]
 
 
 def test_uniform_numbers_are_float64_in_the_unit_interval() -> None:
@@ -95,7 +95,7 @@ def test_uniform_numbers_are_float64_in_the_unit_interval() -> None:
 @pytest.mark.parametrize("decoding", [FREE, GREEDY, Decoding(3, 0.7, 0.8, 12, 128)], ids=["free", "greedy", "sharp"])
 def test_log_prob_equals_a_forward_pass_at_temperature_one(decoding: Decoding) -> None:
     prompts = {request.id: request.prompt for request in REQUESTS}
-    for candidate in sampled(REQUESTS, decoding):
+    for candidate in sample_all(REQUESTS, decoding):
         row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
         with torch.no_grad():
             log_probs = MODEL(row).logits[0].log_softmax(-1)
@@ -118,7 +118,7 @@ def test_log_prob_is_float32_in_a_bfloat16_model(tokens: int) -> None:
 
 
 def test_greedy_equals_transformers_generate() -> None:
-    for candidate, request in zip(sampled(REQUESTS, GREEDY), REQUESTS, strict=True):
+    for candidate, request in zip(sample_all(REQUESTS, GREEDY), REQUESTS, strict=True):
         row = torch.tensor([request.prompt])
         expected = MODEL.generate(
             row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=12, eos_token_id=sorted(ENDS)
@@ -126,9 +126,9 @@ def test_greedy_equals_transformers_generate() -> None:
         assert candidate.token_ids == expected[0, len(request.prompt) :].tolist()
 
 
-def test_response_stops_at_its_first_end_token_or_its_limit(together: list[Candidate]) -> None:
-    assert {c.finish_reason for c in together} == {"stop", "length"}
-    for candidate in together:
+def test_response_stops_at_its_first_end_token_or_its_limit(one_batch: list[Candidate]) -> None:
+    assert {c.finish_reason for c in one_batch} == {"stop", "length"}
+    for candidate in one_batch:
         ended = [token in ENDS for token in candidate.token_ids]
         assert not any(ended[:-1])
         assert (candidate.finish_reason == "stop") == ended[-1]
@@ -136,10 +136,10 @@ def test_response_stops_at_its_first_end_token_or_its_limit(together: list[Candi
         assert candidate.text == TOKENIZER.decode(candidate.token_ids, skip_special_tokens=True).strip()
 
 
-def test_max_length_bounds_prompt_and_response_together(together: list[Candidate]) -> None:
+def test_max_length_bounds_prompt_and_response_together(one_batch: list[Candidate]) -> None:
     lengths = sorted(len(request.prompt) for request in REQUESTS)
     bound = lengths[-1] + 1  # the longest prompt has room for a single token
-    for short, free in zip(sampled(REQUESTS, Decoding(4, 1.0, 1.0, 12, bound)), together, strict=True):
+    for short, free in zip(sample_all(REQUESTS, Decoding(4, 1.0, 1.0, 12, bound)), one_batch, strict=True):
         prompt = next(request.prompt for request in REQUESTS if request.id == short.id)
         room = min(12, bound - len(prompt))
         assert short.token_ids == free.token_ids[:room]
@@ -155,7 +155,7 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*args, **kwargs)
 
     monkeypatch.setattr(MODEL, "forward", counted)
-    candidates = sampled(REQUESTS, FREE)
+    candidates = sample_all(REQUESTS, FREE)
     # Prompts are computed once, not once per sample. Token t + 1 is computed for responses not ended by token t.
     longest = max(len(c.token_ids) for c in candidates)
     assert rows == [5, *(sum(len(c.token_ids) > t for c in candidates) for t in range(1, longest))]
@@ -164,26 +164,26 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 LOG_PROBS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.5, -3.0, 0.5]).log_softmax(-1)
 
 
-def drawn(decoding: Decoding, count: int = 50_000) -> Tensor:
+def count_draws(decoding: Decoding, count: int = 50_000) -> Tensor:
     numbers = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return draw(LOG_PROBS.expand(count, -1), numbers, decoding).bincount(minlength=len(LOG_PROBS))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature: float) -> None:
-    counts = drawn(Decoding(1, temperature, 1.0, 1, 1))
+    counts = count_draws(Decoding(1, temperature, 1.0, 1, 1))
     expected = (LOG_PROBS.double() / temperature).softmax(-1) * counts.sum()
     assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-3
 
 
 def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
     probabilities = LOG_PROBS.double().softmax(-1)
-    # The two likeliest tokens have 0.6724 together, the six likeliest 0.9972.
+    # The two likeliest tokens have 0.6724 one_batch, the six likeliest 0.9972.
     assert probabilities.sort(descending=True).values.cumsum(0)[[1, 5]].tolist() == pytest.approx(
         [0.6724, 0.9972], abs=1e-4
     )
     for top_p, support in ((0.4, [0]), (0.67, [0, 4]), (0.68, [0, 2, 4]), (0.99, [0, 1, 2, 3, 4, 6])):
-        counts = drawn(Decoding(1, 1.0, top_p, 1, 1))
+        counts = count_draws(Decoding(1, 1.0, top_p, 1, 1))
         assert counts.nonzero()[:, 0].tolist() == support
         inside = probabilities[support] / probabilities[support].sum()
         if len(support) > 1:
@@ -233,17 +233,17 @@ LINEAR = {
 }
 STATE_SPACE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
 CAPPED = {"sliding_window": 6, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 8.0}
-OTHERS = {
+CONFIGS = {
     "soft caps and windows": Gemma2Config(**SHAPE, **CAPPED),
     "linear attention": Qwen3NextConfig(**SHAPE, **EXPERTS, **LINEAR),
     "attention beside state spaces": FalconH1Config(**SHAPE, **STATE_SPACE),
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_models_with_other_caches_are_sampled_exactly(kind: str) -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(OTHERS[kind]).eval()
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
     use_exact_attention(model)
     prompts = {request.id: request.prompt for request in REQUESTS}
     ends = set(range(0, len(TOKENIZER), 9))  # responses end at different tokens and leave the batch

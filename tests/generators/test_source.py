@@ -42,15 +42,15 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy_folder(tmp_path_factory.mktemp("other") / "model", seed=5)
 
 
-def sampled(folder: Path, settings: Generation, model: Path) -> list[Candidate]:
+def sample_all(folder: Path, settings: Generation, model: Path) -> list[Candidate]:
     folder.mkdir()
     settings.generate(folder, model, EXAMPLES, Local(3, 1), "cpu")
     return read_candidates(folder / FILE)
 
 
 def test_candidates_come_from_the_configured_model(policy: Path, other: Path, tmp_path: Path) -> None:
-    named = sampled(tmp_path / "a", replace(PLAIN, model=str(other)), policy)
-    assert named == sampled(tmp_path / "b", PLAIN, other) != sampled(tmp_path / "c", PLAIN, policy)
+    named = sample_all(tmp_path / "a", replace(PLAIN, model=str(other)), policy)
+    assert named == sample_all(tmp_path / "b", PLAIN, other) != sample_all(tmp_path / "c", PLAIN, policy)
 
 
 def test_artifact_is_the_model_that_it_contains(policy: Path, other: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_artifact_is_the_model_that_it_contains(policy: Path, other: Path, tmp_p
     artifact, folder = (replace(PLAIN, model=str(path)) for path in (other.parent, other))
     artifact.check(EXAMPLES)
     assert settings_of(artifact) == settings_of(folder)
-    assert sampled(tmp_path / "a", artifact, policy) == sampled(tmp_path / "b", folder, policy)
+    assert sample_all(tmp_path / "a", artifact, policy) == sample_all(tmp_path / "b", folder, policy)
 
 
 def test_model_samples_are_the_last_ones_of_each_prompt(policy: Path, other: Path, tmp_path: Path) -> None:
@@ -66,15 +66,15 @@ def test_model_samples_are_the_last_ones_of_each_prompt(policy: Path, other: Pat
     (tmp_path / "mixed").mkdir()
     counts = mixed.generate(tmp_path / "mixed", policy, EXAMPLES, Local(3, 1), "cpu")
     candidates = read_candidates(tmp_path / "mixed" / FILE)
-    fine_tuned = sampled(tmp_path / "own", replace(PLAIN, samples=3, prompts=3, seed=7), policy)
+    fine_tuned = sample_all(tmp_path / "own", replace(PLAIN, samples=3, prompts=3, seed=7), policy)
     names = list(dict.fromkeys(candidate.id for candidate in fine_tuned))
     assert [(c.id, c.sample) for c in candidates] == [(name, i) for name in names for i in range(5)]
     assert [c for c in candidates if c.sample < 3] == fine_tuned
     examples = [e for e in EXAMPLES if e.id in names]
     (tmp_path / "weak").mkdir()
     replace(PLAIN, samples=2, seed=8).generate(tmp_path / "weak", other, examples, Local(3, 1), "cpu")
-    weak = [replace(c, sample=c.sample + 3) for c in read_candidates(tmp_path / "weak" / FILE)]
-    assert [c for c in candidates if c.sample >= 3] == weak
+    from_other = [replace(c, sample=c.sample + 3) for c in read_candidates(tmp_path / "weak" / FILE)]
+    assert [c for c in candidates if c.sample >= 3] == from_other
     tokens = sum(len(c.token_ids) for c in candidates)
     assert (counts["prompts"], counts["responses"], counts["tokens"], counts["failed"]) == (3, 15, tokens, 0)
     assert counts["cut_share"] == pytest.approx(sum(c.finish_reason == "length" for c in candidates) / 15)
@@ -108,13 +108,13 @@ def test_system_message_is_used_in_sampling_only(policy: Path, tmp_path: Path) -
                 yield recorded
 
     settings = replace(PLAIN, backend=RecordingBackend("float32", 6), system="a dog")
-    candidates = sampled(tmp_path / "a", settings, policy)
+    candidates = sample_all(tmp_path / "a", settings, policy)
     by_id = {request.id: request for request in requests_seen}
     for ex in EXAMPLES:
         messages = [SYSTEM, *ex.prompt]
         assert by_id[ex.id].prompt == RENDERER.prompt(messages) != RENDERER.prompt(ex.prompt)
         assert by_id[ex.id].messages == messages
-    assert [c.token_ids for c in candidates] != [c.token_ids for c in sampled(tmp_path / "b", PLAIN, policy)]
+    assert [c.token_ids for c in candidates] != [c.token_ids for c in sample_all(tmp_path / "b", PLAIN, policy)]
     no_negatives: Any = {ex.id: [] for ex in EXAMPLES}
     groups, _ = preference_groups(RENDERER, EXAMPLES, dict.fromkeys(no_negatives, ()), 64)
     assert [list(group.prompt) for group in groups] == [RENDERER.prompt(ex.prompt) for ex in EXAMPLES]
@@ -129,19 +129,19 @@ def test_system_message_includes_the_dialogues_own() -> None:
     ]
 
 
-REFUSES = (
+REFUSING_TEMPLATE = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
 )
-IGNORES = TEMPLATE.replace("<|{{ message.role }}|>", "{% if message.role != 'system' %}<|{{ message.role }}|>").replace(
-    "<|end|>{% endfor %}", "<|end|>{% endif %}{% endfor %}"
-)
+IGNORING_TEMPLATE = TEMPLATE.replace(
+    "<|{{ message.role }}|>", "{% if message.role != 'system' %}<|{{ message.role }}|>"
+).replace("<|end|>{% endfor %}", "<|end|>{% endif %}{% endfor %}")
 
 
 @pytest.mark.parametrize(
     ("template", "line"),
     [
-        (REFUSES, "the row e0: .*System role not supported"),
-        (IGNORES, "the chat template ignores"),
+        (REFUSING_TEMPLATE, "the row e0: .*System role not supported"),
+        (IGNORING_TEMPLATE, "the chat template ignores"),
     ],
 )
 def test_template_without_system_messages_raises(template: str, line: str) -> None:
@@ -188,7 +188,7 @@ def test_model_with_another_vocabulary_raises(policy: Path, tmp_path: Path) -> N
     foreign.chat_template = TEMPLATE
     save_policy(tmp_path / "model", llama(vocabulary=310), foreign, "")
     with pytest.raises(UserError, match=r"^generator\.model=\S+: its vocabulary") as caught:
-        sampled(tmp_path / "out", replace(PLAIN, model=str(tmp_path / "model")), policy)
+        sample_all(tmp_path / "out", replace(PLAIN, model=str(tmp_path / "model")), policy)
     assert "\n" not in str(caught.value)
 
 
@@ -197,9 +197,9 @@ def test_tokenizer_with_another_end_or_no_template_raises(tmp_path: Path) -> Non
     foreign.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match=r"its answers end with the tokens \["):
         OtherModel(str(tmp_path), None).check_tokenizer(RENDERER)
-    bare = tokenizer()
-    bare.chat_template = None
+    without_template = tokenizer()
+    without_template.chat_template = None
     shutil.rmtree(tmp_path)
-    bare.save_pretrained(str(tmp_path))
+    without_template.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match=r"^generator\.model=\S+: the tokenizer has no chat template"):
         OtherModel(str(tmp_path), None).check_tokenizer(RENDERER)

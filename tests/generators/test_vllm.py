@@ -32,14 +32,14 @@ ENDS = Renderer(TOKENIZER).end_ids
 
 
 @pytest.fixture(scope="module")
-def sampled(vllm_python: str, wide_policy: Path) -> Iterator[Sampler]:
+def vllm_sampler(vllm_python: str, wide_policy: Path) -> Iterator[Sampler]:
     with backend(python=vllm_python).open(wide_policy, "cpu") as sample:
         yield sample
 
 
 @pytest.fixture(scope="module")
-def together(sampled: Sampler) -> list[Candidate]:
-    return sampled(REQUESTS, FREE, 0)
+def one_batch(vllm_sampler: Sampler) -> list[Candidate]:
+    return vllm_sampler(REQUESTS, FREE, 0)
 
 
 def test_ids_outside_the_tokenizer_end_a_response(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,19 +57,19 @@ def test_ids_outside_the_tokenizer_end_a_response(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.vllm
-def test_greedy_samples_equal_transformers(sampled: Sampler, wide_policy: Path) -> None:
+def test_greedy_samples_equal_transformers(vllm_sampler: Sampler, wide_policy: Path) -> None:
     expected = by_hf(wide_policy)
     assert len({len(request.prompt) for request in REQUESTS}) >= 6
-    assert same(sampled(REQUESTS, GREEDY, 0), expected)
+    assert same(vllm_sampler(REQUESTS, GREEDY, 0), expected)
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("decoding", [FREE, Decoding(3, 0.7, 0.8, 12, LENGTH)], ids=["free", "sharp"])
 def test_log_prob_equals_a_forward_pass_at_temperature_one(
-    sampled: Sampler, wide_model: LlamaForCausalLM, decoding: Decoding
+    vllm_sampler: Sampler, wide_model: LlamaForCausalLM, decoding: Decoding
 ) -> None:
     prompts = {request.id: request.prompt for request in REQUESTS}
-    for candidate in sampled(REQUESTS, decoding, 3):
+    for candidate in vllm_sampler(REQUESTS, decoding, 3):
         row = torch.tensor([prompts[candidate.id] + candidate.token_ids])
         with torch.no_grad():
             log_probs = wide_model(row).logits[0].log_softmax(-1)
@@ -81,9 +81,9 @@ def test_log_prob_equals_a_forward_pass_at_temperature_one(
 @pytest.mark.vllm
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.5)])
 def test_draws_follow_the_softmax_within_the_nucleus(
-    sampled: Sampler, wide_model: LlamaForCausalLM, temperature: float, top_p: float
+    vllm_sampler: Sampler, wide_model: LlamaForCausalLM, temperature: float, top_p: float
 ) -> None:
-    results = sampled(REQUESTS[:1], Decoding(2000, temperature, top_p, 1, LENGTH), 0)
+    results = vllm_sampler(REQUESTS[:1], Decoding(2000, temperature, top_p, 1, LENGTH), 0)
     counts = np.bincount([c.token_ids[0] for c in results], minlength=wide_model.config.vocab_size)
     with torch.no_grad():
         logits = wide_model(torch.tensor([REQUESTS[0].prompt])).logits[0, -1].double()
@@ -100,40 +100,40 @@ def test_draws_follow_the_softmax_within_the_nucleus(
 
 
 @pytest.mark.vllm
-def test_same_requests_give_the_same_bytes(sampled: Sampler, together: list[Candidate]) -> None:
-    sampled(REQUESTS[2:5], FREE, 5)  # the engine serves other requests in between
-    assert candidates_table(sampled(REQUESTS, FREE, 0)).equals(candidates_table(together))
+def test_same_requests_give_the_same_bytes(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
+    vllm_sampler(REQUESTS[2:5], FREE, 5)  # the engine serves other requests in between
+    assert candidates_table(vllm_sampler(REQUESTS, FREE, 0)).equals(candidates_table(one_batch))
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("shards", [[[0], [1], [2], [3], [4], [5], [6]], [[6, 3, 0], [4, 5, 2, 1]]], ids=str)
 def test_responses_do_not_depend_on_the_shard(
-    sampled: Sampler, together: list[Candidate], shards: list[list[int]]
+    vllm_sampler: Sampler, one_batch: list[Candidate], shards: list[list[int]]
 ) -> None:
-    apart = [c for shard in shards for c in sampled([REQUESTS[i] for i in shard], FREE, 0)]
-    assert same(sorted(apart, key=lambda c: (c.id, c.sample)), together)
+    apart = [c for shard in shards for c in vllm_sampler([REQUESTS[i] for i in shard], FREE, 0)]
+    assert same(sorted(apart, key=lambda c: (c.id, c.sample)), one_batch)
 
 
 @pytest.mark.vllm
-def test_another_seed_or_another_id_draws_other_responses(sampled: Sampler, together: list[Candidate]) -> None:
-    ids = [c.token_ids for c in together[:4]]
+def test_another_seed_or_another_id_draws_other_responses(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
+    ids = [c.token_ids for c in one_batch[:4]]
     assert len({tuple(token_ids) for token_ids in ids}) == 4
-    assert [c.token_ids for c in sampled(REQUESTS[:1], FREE, 1)] != ids
-    assert [c.token_ids for c in sampled([Request("other", REQUESTS[0].prompt)], FREE, 0)] != ids
+    assert [c.token_ids for c in vllm_sampler(REQUESTS[:1], FREE, 1)] != ids
+    assert [c.token_ids for c in vllm_sampler([Request("other", REQUESTS[0].prompt)], FREE, 0)] != ids
 
 
 @pytest.mark.vllm
-def test_fewer_samples_are_the_first_of_more(sampled: Sampler, together: list[Candidate]) -> None:
+def test_fewer_samples_are_the_first_of_more(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
     for samples in (1, 2):
-        fewer = sampled(REQUESTS, Decoding(samples, 1.0, 1.0, 16, LENGTH), 0)
-        assert same(fewer, [c for c in together if c.sample < samples])
+        fewer = vllm_sampler(REQUESTS, Decoding(samples, 1.0, 1.0, 16, LENGTH), 0)
+        assert same(fewer, [c for c in one_batch if c.sample < samples])
 
 
 @pytest.mark.vllm
-def test_response_stops_at_its_first_end_token_or_its_limit(sampled: Sampler) -> None:
+def test_response_stops_at_its_first_end_token_or_its_limit(vllm_sampler: Sampler) -> None:
     # More prompt tokens than vLLM computes in a step, so that some requests wait.
     assert 24 * sum(len(request.prompt) for request in REQUESTS) > 4096
-    results = sampled(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
+    results = vllm_sampler(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
     rooms = {request.id: min(32, LENGTH - len(request.prompt)) for request in REQUESTS}
     assert min(rooms.values()) < 32
     assert {c.finish_reason for c in results} == {"stop", "length"}
@@ -146,19 +146,19 @@ def test_response_stops_at_its_first_end_token_or_its_limit(sampled: Sampler) ->
 
 
 @pytest.mark.vllm
-def test_max_length_bounds_prompt_and_response_together(sampled: Sampler, together: list[Candidate]) -> None:
+def test_max_length_bounds_prompt_and_response_together(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
     bound = max(len(request.prompt) for request in REQUESTS) + 1  # the longest has room for a single token
     prompts = {request.id: request.prompt for request in REQUESTS}
-    for short, free in zip(sampled(REQUESTS, Decoding(4, 1.0, 1.0, 16, bound), 0), together, strict=True):
+    for short, free in zip(vllm_sampler(REQUESTS, Decoding(4, 1.0, 1.0, 16, bound), 0), one_batch, strict=True):
         room = min(16, bound - len(prompts[short.id]))
         assert short.token_ids == free.token_ids[:room]
         assert short.finish_reason == ("stop" if short.token_ids[-1] in ENDS else "length")
 
 
 @pytest.mark.vllm
-def test_max_length_above_max_model_len_raises(sampled: Sampler) -> None:
+def test_max_length_above_max_model_len_raises(vllm_sampler: Sampler) -> None:
     with pytest.raises(UserError, match=r"backend\.max_length=128 .*max_length=129"):
-        sampled(REQUESTS, Decoding(1, 1.0, 1.0, 8, LENGTH + 1), 0)
+        vllm_sampler(REQUESTS, Decoding(1, 1.0, 1.0, 8, LENGTH + 1), 0)
 
 
 def adapter(folder: Path, model: LlamaForCausalLM, rank: int = 4, alpha: int = 16) -> LlamaForCausalLM:
@@ -304,7 +304,7 @@ def test_memory_is_freed_before_the_engine_starts_and_after_it_ends(
         def __init__(self, options: dict[str, Any], adapter: str | None) -> None:
             events.append("started")
 
-        def respond(self, asks: list[Any]) -> list[Any]:
+        def respond(self, requests: list[Any]) -> list[Any]:
             raise ValueError("no answer")
 
         def close(self) -> None:
@@ -338,10 +338,10 @@ def test_engines_get_disjoint_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "find_spec", lambda name: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert backend()._devices() == [None]
-    four = backend(data_parallel_size=2, tensor_parallel_size=2)
-    assert four._devices() == ["0,1", "2,3"]
+    on_four_devices = backend(data_parallel_size=2, tensor_parallel_size=2)
+    assert on_four_devices._devices() == ["0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,GPU-a,3,1")
-    assert four._devices() == ["7,5", "GPU-a,3"]
+    assert on_four_devices._devices() == ["7,5", "GPU-a,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     with pytest.raises(UserError, match=r"4 devices.* CUDA_VISIBLE_DEVICES=0,1,2 names 3"):
-        four.check()
+        on_four_devices.check()

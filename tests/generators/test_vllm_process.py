@@ -94,7 +94,7 @@ def test_two_engines_share_the_work_and_leave_nothing_behind(vllm_python: str, w
     assert not list(logs.iterdir())
 
 
-ASKER = """
+PARENT = """
 import sys
 from pathlib import Path
 from vllm_cases import FREE, REQUESTS, backend
@@ -107,19 +107,19 @@ with backend(python=sys.argv[1]).open(Path(sys.argv[2]), "cpu") as sample:
 
 @pytest.mark.vllm
 def test_idle_engine_ends_with_its_parent(vllm_python: str, wide_policy: Path) -> None:
-    asker = subprocess.Popen(
-        [sys.executable, "-c", ASKER, vllm_python, str(wide_policy)],
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, vllm_python, str(wide_policy)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    with asker:
-        assert asker.stdout is not None
+    with parent:
+        assert parent.stdout is not None
         try:
-            assert asker.stdout.readline() == "sampled\n"
-            (worker,) = vllm_workers(asker.pid)
+            assert parent.stdout.readline() == "sampled\n"
+            (worker,) = vllm_workers(parent.pid)
             assert len(in_session(worker)) > 1
         finally:
-            asker.kill()
+            parent.kill()
     wait_until_gone(worker)

@@ -15,7 +15,7 @@ from selfcontrast.models.loading import load_tokenizer
 SETTINGS = [setting for setting in TINY if setting not in TINY_MODEL]
 
 
-def evaluated(folder: Path, store: Path, model: Path, *overrides: str) -> tuple[dict[str, Any], str]:
+def run_evaluate(folder: Path, store: Path, model: Path, *overrides: str) -> tuple[dict[str, Any], str]:
     folder.mkdir()
     env = {"SELFCONTRAST_STORE": str(store)}
     ended = run_train(f"model={model}", *SETTINGS, *overrides, cwd=folder, env=env, script="evaluate.py")
@@ -29,7 +29,7 @@ def test_evaluate_gives_the_jobs_numbers_for_its_policy(finished: Finished, tmp_
     store = tmp_path / "store"
     shutil.copytree(finished.folder / "store", store)
     stored = store / policy.relative_to(finished.folder / "store")
-    cached, printed = evaluated(tmp_path / "stored", store, stored)
+    cached, printed = run_evaluate(tmp_path / "stored", store, stored)
     assert all(stage["cached"] for stage in cached["stages"])
     assert stages(cached)["evaluate model"]["key"] == stages(finished.result)["evaluate Self-Contrast"]["key"]
     assert "dialogues" in cached["benchmarks"]
@@ -37,17 +37,17 @@ def test_evaluate_gives_the_jobs_numbers_for_its_policy(finished: Finished, tmp_
     assert f"{rows[0]['mean']['estimate']:.3f}" in printed
 
     shutil.copytree(stored, tmp_path / "elsewhere")
-    computed, _ = evaluated(tmp_path / "copy", store, tmp_path / "elsewhere")
+    computed, _ = run_evaluate(tmp_path / "copy", store, tmp_path / "elsewhere")
     assert not stages(computed)["evaluate model"]["cached"]
     for result in (cached, computed):
         assert [row["mean"] for row in result["comparison"]["rows"]] == [row["mean"] for row in rows]
-    again, _ = evaluated(tmp_path / "again", store, tmp_path / "elsewhere")
+    again, _ = run_evaluate(tmp_path / "again", store, tmp_path / "elsewhere")
     assert all(stage["cached"] for stage in again["stages"])
 
 
 def test_evaluate_writes_page_and_tables(finished: Finished, tmp_path: Path) -> None:
     store = finished.folder / "store"
-    result, _ = evaluated(tmp_path / "run", store, Path(finished.result["policy"]), "tracking=csv")
+    result, _ = run_evaluate(tmp_path / "run", store, Path(finished.result["policy"]), "tracking=csv")
     page = (tmp_path / "run/out/report.html").read_text()
     row = result["comparison"]["rows"][0]
     assert f"{row['mean']['estimate']:.3f}" in page
@@ -73,7 +73,7 @@ def test_evaluate_with_another_chat_template_gives_other_answers(finished: Finis
     results = {}
     for name in ("own", "other"):
         override = f"model.chat_template={tmp_path / name}.jinja"
-        results[name], _ = evaluated(tmp_path / name, store, policy, override)
+        results[name], _ = run_evaluate(tmp_path / name, store, policy, override)
     rows = [row for row in finished.result["comparison"]["rows"] if row["system"] == "Self-Contrast"]
     assert [row["mean"] for row in results["own"]["comparison"]["rows"]] == [row["mean"] for row in rows]
     answers = {

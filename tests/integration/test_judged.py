@@ -35,13 +35,13 @@ def grade(body: Body) -> list[Body]:
     return [{"message": {"role": "assistant", "content": "Well. [[4]]"}, "finish_reason": "stop"}]
 
 
-def third(number: int, body: Body) -> Fault | None:
+def fail_every_third(number: int, body: Body) -> Fault | None:
     return Fault(200, b"<html>[[10]]</html>") if number % 3 == 0 else None
 
 
 def test_judge_that_fails_for_a_third_of_requests_stops_the_job(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
-    with OpenAIServer(grade, third).open() as server:
+    with OpenAIServer(grade, fail_every_third).open() as server:
         url = f"{NAME}.judge.servers.base_urls=[{server.url}]"
         failed = run_train(*TINY, *SETTINGS, url, cwd=tmp_path)
         assert failed.returncode == 1
@@ -66,12 +66,14 @@ def contaminated_questions(folder: Path) -> Path:
     settings = OmegaConf.load(ROOT / "conf/data/builtin.yaml")
     settings.pop("defaults")  # the verifier is a group of its own
     data = build(OmegaConf.merge(settings, {"train": 240, "validation": 24, "test": 48}), "data")
-    seen = next(example for example in data.load()["train"] if example.turns)
-    turns = [[f"What is the colour of thing {i}?", f"And why is thing {i} so?"] for i in range(7)] + [seen.turns]
+    training_example = next(example for example in data.load()["train"] if example.turns)
+    turns = [[f"What is the colour of thing {i}?", f"And why is thing {i} so?"] for i in range(7)] + [
+        training_example.turns
+    ]
     rows = [{"question_id": i, "category": f"part {i % 3}", "turns": pair} for i, pair in enumerate(turns)]
     file = folder / "questions.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    assert user_text(seen) == "\n".join(turns[-1])
+    assert user_text(training_example) == "\n".join(turns[-1])
     return file
 
 

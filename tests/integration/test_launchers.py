@@ -13,7 +13,7 @@ POINTS = [o for o in TINY if not o.startswith("negatives=")]
 
 
 def swept(folder: Path, *launcher: str, env: Mapping[str, str] | None = None) -> dict[int, object]:
-    """Run K of 1, 2, 3 and 4 and an impossible one. Return the numbers of the four."""
+    """Run jobs with K = 1, 2, 3, 4 and an impossible K. Return the numbers of the four that finish."""
     ended = run_train(
         "-m",
         "negatives=1,99,2,3,4",

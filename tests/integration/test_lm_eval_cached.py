@@ -1,4 +1,4 @@
-"""Run one of lm-eval's own tasks offline on a cached data set, with few-shot examples: our numbers equal lm-eval's."""
+"""Run one of lm-eval's own tasks offline on a cached data set, with few-shot examples, and get lm-eval's numbers."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def question(i: int) -> dict[str, object]:
 
 
 def cached(folder: Path) -> Path:
-    """Write the cache that `datasets` makes of a downloaded data set, with our rows."""
+    """Write the cache that `datasets` makes of a downloaded data set, with the test's rows."""
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(question(i)) for i in range(40)))
     files = {split: [str(folder / "rows.jsonl")] for split in ("train", "validation", "test")}
     builder = Json(cache_dir=str(folder), dataset_name="ai2_arc", config_name=CONFIG, hash="0" * 40, data_files=files)

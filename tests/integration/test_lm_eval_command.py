@@ -1,4 +1,4 @@
-"""Run lm-eval's own command on our documents and the same model: the numbers equal ours."""
+"""Run lm-eval's own command on this package's documents and model: both give the same numbers."""
 
 import json
 import os

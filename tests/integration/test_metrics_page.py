@@ -1,4 +1,4 @@
-"""docs/metrics.md has every value that a real job logs, and no line of a value that it does not."""
+"""docs/metrics.md has every value that a real job logs, and no other value."""
 
 import re
 from pathlib import Path

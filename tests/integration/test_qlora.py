@@ -14,7 +14,9 @@ def test_qlora_job_saves_an_unquantised_policy(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     result = read_result(tmp_path / "out")
     first = next(record for record in result["histories"]["align"] if "step0/loss" in record)
-    assert first["step0/margin_std"] < 0.05  # products are of bfloat16; the unquantised reference would be far off
+    assert (
+        first["step0/margin_std"] < 0.05
+    )  # products are in bfloat16; with an unquantised reference it would be far larger
     policy = AutoModelForCausalLM.from_pretrained(stages(result)["align"]["path"] + "/model")
     assert "quantization_config" not in policy.config.to_dict()
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "Self-Contrast"}

@@ -1,4 +1,4 @@
-"""Stop one job of several, as W&B's page does: the others run."""
+"""Stop one job of several, as W&B's page does: the other jobs run."""
 
 import subprocess
 import sys

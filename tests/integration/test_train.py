@@ -23,7 +23,7 @@ SHARED = [*USER_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-i
 DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
 STAGES = [*USER_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
 
-# Our package cannot be imported: -I leaves out the working directory, and the finder refuses the installed package.
+# This package cannot be imported: -I leaves out the working directory, and the finder refuses the installed package.
 LOAD = """
 import sys
 
@@ -126,7 +126,7 @@ def test_iterations_with_disjoint_prompts_and_with_all_negatives(finished: Finis
     store = {"SELFCONTRAST_STORE": str(tmp_path / "store")}
     by_run = {}
     for name, settings in {
-        "apart": ("reference_over_iterations=initial", "prompts_over_iterations=disjoint"),
+        "disjoint": ("reference_over_iterations=initial", "prompts_over_iterations=disjoint"),
         "all": ("negatives_over_iterations=all",),
     }.items():
         (tmp_path / name).mkdir()
@@ -134,13 +134,13 @@ def test_iterations_with_disjoint_prompts_and_with_all_negatives(finished: Finis
         assert ended.returncode == 0, ended.stderr
         by_run[name] = stages(read_result(tmp_path / name / "out"))
     ids = {
-        label: set(pd.read_parquet(Path(by_run["apart"][label]["path"]) / "candidates.parquet")["id"])
+        label: set(pd.read_parquet(Path(by_run["disjoint"][label]["path"]) / "candidates.parquet")["id"])
         for label in ("iteration-1/generate", "generate")
     }
     assert len(ids["generate"]) == len(ids["iteration-1/generate"]) == 16
     assert not ids["generate"] & ids["iteration-1/generate"]
-    manifest = json.loads((Path(by_run["apart"]["reference"]["path"]) / MANIFEST).read_text())
-    assert manifest["inputs"]["model"] == by_run["apart"]["sft"]["key"]
+    manifest = json.loads((Path(by_run["disjoint"]["reference"]["path"]) / MANIFEST).read_text())
+    assert manifest["inputs"]["model"] == by_run["disjoint"]["sft"]["key"]
     parts = [
         pd.read_parquet(Path(by_run["all"][label]["path"]) / "candidates.parquet")
         for label in ("iteration-1/generate", "generate", "gather")
@@ -246,13 +246,13 @@ def test_checkpoints_are_scored_and_do_not_change_the_policy(finished: Finished,
     assert ended.returncode == 0, ended.stderr
     result, before = read_result(tmp_path / "out"), finished.result
     assert {name for name, stage in stages(result).items() if stage["cached"]} == set(SHARED)
-    sft, *way, policy = result["against_kl"]["points"]
-    assert [point["system"] for point in way] == [f"Self-Contrast {i}/4" for i in (1, 2, 3)]
-    assert [point["step"] for point in (sft, *way, policy)] == [0, 8, 16, 24, 32]
-    assert [point["checkpoint"] for point in (sft, *way, policy)] == [False, True, True, True, False]
+    sft, *checkpoints, policy = result["against_kl"]["points"]
+    assert [point["system"] for point in checkpoints] == [f"Self-Contrast {i}/4" for i in (1, 2, 3)]
+    assert [point["step"] for point in (sft, *checkpoints, policy)] == [0, 8, 16, 24, 32]
+    assert [point["checkpoint"] for point in (sft, *checkpoints, policy)] == [False, True, True, True, False]
     assert [sft, policy] == before["against_kl"]["points"]
     assert result["comparison"] == before["comparison"]
-    assert len({point["kl"]["estimate"] for point in (sft, *way, policy)}) == 5
+    assert len({point["kl"]["estimate"] for point in (sft, *checkpoints, policy)}) == 5
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Better, sharper, or farther?" in page
     assert "Self-Contrast 3/4" in page

@@ -50,12 +50,12 @@ def judge(url: str, verdict: str = "text", **extra: Any) -> OpenAIJudge:
 
 @pytest.mark.vllm
 def test_vllm_judge_gives_the_verdict_of_the_local_judge(url: str, policy: Path, tmp_path: Path) -> None:
-    near = judge_context(tmp_path)
+    context = judge_context(tmp_path)
     for verdict in ("text", "logprob"):
-        with judge(url, verdict).open(near) as there:
-            [judged] = there([CASE])
-        with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(near) as here:
-            [expected] = here([CASE])
+        with judge(url, verdict).open(context) as remote:
+            [judged] = remote([CASE])
+        with HFJudge(str(policy), "float32", 0.0, verdict, LENGTH, READING, 1).open(context) as local:
+            [expected] = local([CASE])
         assert (judged.status, judged.reply.strip()) == ("ok", REPLY)
         assert judged.value == pytest.approx(expected.value, abs=1e-3)
         assert judged.prompt_tokens == expected.prompt_tokens
@@ -67,8 +67,8 @@ def test_vllm_judge_without_verdicts_fails_below_min_coverage(url: str, tmp_path
     """At temperature 2 almost no reply has a verdict."""
     examples = [example(f"e{i}", f"what is {i}?", f"a cat {i}") for i in range(8)]
     scores = write_answers(tmp_path / "scores", {(item.id, 0): ["a dog"] for item in examples})
-    wild = judge(url, temperature=2.0)
-    benchmark = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=wild)
+    random_judge = judge(url, temperature=2.0)
+    benchmark = Pairwise(against="target", limit=None, samples=1, min_coverage=1.0, judge=random_judge)
     with pytest.raises(UserError, match=r"of 16 .*min_coverage=1"):
         benchmark.run(tmp_path, subject(examples, scores))
     rows = pd.read_parquet(tmp_path / JUDGMENTS)

@@ -19,25 +19,25 @@ EXAMPLES = [example(f"e{i}", f"what is {i}?", f"it is {WORDS[i * 3 % 8]} {i % 7}
 def test_run_tasks_on_vllm_equals_transformers(vllm_python: str, tmp_path: Path) -> None:
     policy = policy_folder(tmp_path / "policy", width=64)  # heads of 32 dimensions, vLLM's minimum
     tasks = ("target_choice", "target_generation")
-    here = run_tasks(lm_eval(*tasks), policy, EXAMPLES, Renderer(tokenizer()), "cpu", seed=0)
+    on_transformers = run_tasks(lm_eval(*tasks), policy, EXAMPLES, Renderer(tokenizer()), "cpu", seed=0)
     settings = lm_eval(*tasks, backend=backend(python=vllm_python))
     settings.check()
-    there = run_tasks(settings, policy, EXAMPLES, Renderer(tokenizer()), "cpu", seed=0)
-    assert 0 < there["target_choice"]["acc"] < 1
-    assert there == here
+    on_vllm = run_tasks(settings, policy, EXAMPLES, Renderer(tokenizer()), "cpu", seed=0)
+    assert 0 < on_vllm["target_choice"]["acc"] < 1
+    assert on_vllm == on_transformers
 
 
 @pytest.mark.vllm
 def test_job_with_lm_eval_on_vllm_equals_transformers(vllm_python: str, tmp_path: Path) -> None:
-    """The second job, on transformers, has everything but the evaluation cached."""
+    """The second job, on transformers, has everything cached except the evaluation."""
     tasks = (*TINY, "evaluation.lm_eval.tasks=[target_choice,target_generation]")
     name = "evaluation.lm_eval.backend"
     settings = (f"{name}.dtype=float32", f"{name}.gpu_memory_utilization=0.05", f"{name}.enforce_eager=true")
-    there = run_train(*tasks, f"backend@{name}=vllm", f"{name}.python={vllm_python}", *settings, cwd=tmp_path)
-    assert there.returncode == 0, there.stderr
+    on_vllm = run_train(*tasks, f"backend@{name}=vllm", f"{name}.python={vllm_python}", *settings, cwd=tmp_path)
+    assert on_vllm.returncode == 0, on_vllm.stderr
     first = read_result(tmp_path / "out")
-    here = run_train(*tasks, cwd=tmp_path)
-    assert here.returncode == 0, here.stderr
+    on_transformers = run_train(*tasks, cwd=tmp_path)
+    assert on_transformers.returncode == 0, on_transformers.stderr
     second = read_result(tmp_path / "out")
     assert {label for label, stage in stages(second).items() if not stage["cached"]} >= {"evaluate SFT"}
     assert stages(second)["align"]["cached"]

@@ -1,4 +1,4 @@
-"""Plans without a computation: of data that cannot be read too, and as long as a job's own list of stages."""
+"""Plan jobs without computing: their stages, the keys that they share, and data that cannot be read."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
 
 
 def test_plan_iterations_share_stages_by_setting(tmp_path: Path) -> None:
-    """The first iteration equals a job with one. In the second, a setting changes its own stages and later ones."""
+    """The first iteration equals a job with one. In the second, a setting changes its stages and later ones."""
     iterations = ("iterations=2", "generator.prompts=32")
     first = {f"iteration-1/{stage}" for stage in ITERATION_STAGES} | {"evaluate Self-Contrast iteration 1"}
     usual, alone = keys_of(tmp_path, *iterations), keys_of(tmp_path, "generator.prompts=32")

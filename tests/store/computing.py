@@ -1,4 +1,4 @@
-"""Things to compute, for the tests of the store."""
+"""Functions that compute artifacts, for the tests of the store."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def write(text: str = "content") -> Callable[[Path], dict[str, Any]]:
-    """Computes one file in a subfolder, and as its summary the file's length."""
+    """Return a function that writes one file in a subfolder, and whose summary is the file's length."""
 
     def compute(folder: Path) -> dict[str, Any]:
         (folder / "sub").mkdir(exist_ok=True)

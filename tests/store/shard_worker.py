@@ -1,6 +1,8 @@
-"""python shard_worker.py ROOT LOG   asks for an artifact that takes a while, and logs what it computes of it.
+"""Request an artifact that takes a while, and log the number of each computed shard.
 
-Imports nothing heavy: the tests start many.
+python shard_worker.py ROOT LOG
+
+It imports nothing heavy, because the tests start many.
 """
 
 import hashlib
@@ -22,19 +24,19 @@ def shard(number: int) -> bytes:
     return hashlib.sha256(str(number).encode()).digest() * 100
 
 
-def ask(root: Path, logged: Path) -> None:
+def get_artifact(root: Path, log_file: Path) -> None:
     def compute(folder: Path) -> Mapping[str, Any]:
         shards = folder / RESUME
         shards.mkdir(exist_ok=True)
         for number in range(SHARDS):
             file = shards / f"{number:02}"
             if not file.exists():
-                with open(logged, "a") as log:
+                with open(log_file, "a") as log:
                     log.write(f"{number}\n")
                 time.sleep(SECONDS)
-                half = file.with_suffix(".writing")
-                half.write_bytes(shard(number))
-                os.replace(half, file)
+                partial = file.with_suffix(".writing")
+                partial.write_bytes(shard(number))
+                os.replace(partial, file)
         with open(folder / "whole", "wb") as whole:
             for number in range(SHARDS):
                 whole.write((shards / f"{number:02}").read_bytes())
@@ -44,4 +46,4 @@ def ask(root: Path, logged: Path) -> None:
 
 
 if __name__ == "__main__":
-    ask(Path(sys.argv[1]), Path(sys.argv[2]))
+    get_artifact(Path(sys.argv[1]), Path(sys.argv[2]))

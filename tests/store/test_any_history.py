@@ -1,4 +1,4 @@
-"""Compare the store with a model in a few dictionaries, in any history of computing, failing, damage and pruning."""
+"""Compare the store with a model of a few dictionaries, after any history of computing, failing, damage and pruning."""
 
 import shutil
 import tempfile
@@ -26,7 +26,7 @@ class Histories(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.root = self.folder / "store"
         self.root.mkdir()
-        self.there: dict[Any, bool] = {}  # identity → whether it is intact
+        self.published: dict[Any, bool] = {}  # identity → whether it is intact
         self.shards: dict[Any, int] = {}  # identity → shards kept by attempts that failed
         self.runs: dict[int, set[Any]] = {}  # run → artifacts that it uses
         self.existing: set[int] = set()
@@ -53,7 +53,7 @@ class Histories(RuleBasedStateMachine):
             self.computed.append(identity)
 
         self.computed.clear()
-        intact = self.there.get(identity, False)
+        intact = self.published.get(identity, False)
         try:
             artifact = store.get(Stage(stage, 1, {"number": number}, inputs, compute))
         except RuntimeError:
@@ -63,7 +63,7 @@ class Histories(RuleBasedStateMachine):
         assert artifact.cached is intact
         assert artifact.manifest["resumed"] in ((True, False) if intact else (self.shards.get(identity, 0) > 0,))
         assert (artifact.path / "content").read_text() == f"{identity}"
-        self.there[identity] = True
+        self.published[identity] = True
         if not intact:
             self.shards.pop(identity, None)
         return artifact
@@ -82,13 +82,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule(n=Numbers)
     def fail(self, n: int) -> None:
-        if not self.there.get(("base", n), False):
+        if not self.published.get(("base", n), False):
             with pytest.raises(RuntimeError):
                 self._get(Store(self.root), ("base", n), fail=True)
 
     @rule(n=Numbers, how=st.sampled_from(["truncated", "foreign", "missing", "manifest"]))
     def damage(self, n: int, how: str) -> None:
-        if not self.there.get(("base", n), False):
+        if not self.published.get(("base", n), False):
             return
         folder = self._get(Store(self.root), ("base", n)).path
         if how == "truncated":
@@ -97,7 +97,7 @@ class Histories(RuleBasedStateMachine):
             (folder / "more").touch()
         else:
             (folder / ("content" if how == "missing" else "manifest.json")).unlink()
-        self.there["base", n] = False
+        self.published["base", n] = False
 
     @rule(run=Numbers)
     def forget(self, run: int) -> None:
@@ -112,15 +112,15 @@ class Histories(RuleBasedStateMachine):
         self.runs = {run: used for run, used in self.runs.items() if run in self.existing}
         needed = set().union(*self.runs.values())
         self.shards.clear()
-        self.there = {identity: intact for identity, intact in self.there.items() if identity in needed}
+        self.published = {identity: intact for identity, intact in self.published.items() if identity in needed}
         assert not list((self.root / "locks").glob("*"))
 
     @invariant()
-    def what_is_published_is_what_the_model_says(self) -> None:
+    def published_artifacts_match_the_model(self) -> None:
         if hasattr(self, "root"):
             published = [f for f in self.root.glob("[bt]*/*") if len(f.name) == 20]
-            assert len(published) == len(self.there)
-            assert sum(verify(f) is None for f in published) == sum(self.there.values())
+            assert len(published) == len(self.published)
+            assert sum(verify(f) is None for f in published) == sum(self.published.values())
             assert not list(self.root.glob("trash/*"))
 
 

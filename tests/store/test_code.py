@@ -31,16 +31,16 @@ FILES = {
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package whose module `till` imports all others but `unused`, one of them in a function, one in a ring."""
+    """A package whose module `till` imports all others except `unused`: one of them in a function, one in a circle."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    forget()
+    clear_caches()
     return tmp_path / "shop"
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Clear the caches, as in a new process."""
     codes._text.cache_clear()
     codes._read.cache_clear()
@@ -70,7 +70,7 @@ def test_changed_lists_differing_files(shop: Path) -> None:
     (shop / "tax.py").write_text("rate = 2\n")
     (shop / "deep" / "table.py").write_text("import shop.unused\n")
     assert code_of(["shop.till"]) == before  # this process still runs the old code
-    forget()
+    clear_caches()
     assert changed(before, code_of(["shop.till"])) == ["shop/deep/table.py", "shop/tax.py", "shop/unused.py"]
     assert changed(before, before) == []
 
@@ -90,9 +90,9 @@ def test_key_of_own_class_ignores_its_module(monkeypatch: pytest.MonkeyPatch) ->
     assert class_name(Store) == "Store"
     key = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
     monkeypatch.setattr(Part, "__module__", "selfcontrast.one")
-    ours = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
+    key_in_package = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
     monkeypatch.setattr(Part, "__module__", "selfcontrast.another")
-    assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key == ours != key
+    assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key == key_in_package != key
 
 
 def test_key_of_foreign_class_includes_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def chain(store: Store, text: str = "one", again_before: float = 0.0, history: s
     return artifacts
 
 
-LATER = time.time() + 1e6  # artifacts made before this time are computed again
+FUTURE = time.time() + 1e6  # artifacts made before this time are computed again
 
 
 def texts(artifacts: list[Artifact]) -> list[str]:
@@ -157,7 +157,7 @@ def texts(artifacts: list[Artifact]) -> list[str]:
 def test_get_again_with_new_result_recomputes_dependents(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keys = [artifact.key for artifact in chain(store)]
-    again = chain(store, "two", LATER)
+    again = chain(store, "two", FUTURE)
     assert texts(again) == ["two"] * 3
     assert [artifact.cached for artifact in again] == [False] * 3
     assert [artifact.key for artifact in again] == keys
@@ -167,7 +167,7 @@ def test_get_again_with_new_result_recomputes_dependents(tmp_path: Path) -> None
 def test_get_again_with_same_result_keeps_dependents(tmp_path: Path) -> None:
     """A history has timings, which no stage reads."""
     chain(Store(tmp_path), history="1 s")
-    assert [artifact.cached for artifact in chain(Store(tmp_path), again_before=LATER, history="2 s")] == [
+    assert [artifact.cached for artifact in chain(Store(tmp_path), again_before=FUTURE, history="2 s")] == [
         False,
         True,
         True,
@@ -184,7 +184,7 @@ def test_get_again_failing_keeps_old_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
     chain(store)
     with pytest.raises(AssertionError, match="computed again"):
-        store.get(Stage("first", 1, {}, {}, never), LATER)
+        store.get(Stage("first", 1, {}, {}, never), FUTURE)
     assert all(artifact.cached for artifact in chain(store, "two"))
 
 
@@ -197,16 +197,16 @@ def test_resume_state_of_other_inputs_is_deleted(tmp_path: Path) -> None:
         (folder / RESUME / "half").write_text((first.path / "text").read_text())
         raise KeyboardInterrupt
 
-    def goes_on(folder: Path) -> dict[str, bool]:
+    def resume(folder: Path) -> dict[str, bool]:
         return {"resumed": (folder / RESUME / "half").exists()}
 
     with pytest.raises(KeyboardInterrupt):
         store.get(Stage("fourth", 1, {}, {"input": first}, interrupted))
-    other, *_ = chain(store, "two", LATER)
-    assert store.get(Stage("fourth", 1, {}, {"input": other}, goes_on)).summary == {"resumed": False}
+    other, *_ = chain(store, "two", FUTURE)
+    assert store.get(Stage("fourth", 1, {}, {"input": other}, resume)).summary == {"resumed": False}
     with pytest.raises(KeyboardInterrupt):
         store.get(Stage("fifth", 1, {}, {"input": other}, interrupted))
-    assert store.get(Stage("fifth", 1, {}, {"input": other}, goes_on)).summary == {"resumed": True}
+    assert store.get(Stage("fifth", 1, {}, {"input": other}, resume)).summary == {"resumed": True}
     assert not list(tmp_path.glob("*/*/begun_with.json"))  # only working folders have this file
 
 
@@ -217,18 +217,18 @@ def test_resume_state_of_other_code_is_deleted_when_recomputing(
         (folder / RESUME).mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
-    def goes_on(folder: Path) -> dict[str, bool]:
+    def resume(folder: Path) -> dict[str, bool]:
         return {"resumed": (folder / RESUME).exists()}
 
     store = Store(tmp_path / "store")
     store.get(Stage("stage", 1, {}, {}, write(), "shop.tax"))
     for edited, resumed in ((False, True), (True, False)):
         with pytest.raises(KeyboardInterrupt):
-            store.get(Stage("stage", 1, {}, {}, interrupted, "shop.tax"), LATER)
+            store.get(Stage("stage", 1, {}, {}, interrupted, "shop.tax"), FUTURE)
         if edited:
             (shop / "tax.py").write_text("rate = 3\n")
-            forget()
-        assert store.get(Stage("stage", 1, {}, {}, goes_on, "shop.tax"), LATER).summary == {"resumed": resumed}
+            clear_caches()
+        assert store.get(Stage("stage", 1, {}, {}, resume, "shop.tax"), FUTURE).summary == {"resumed": resumed}
 
 
 def test_get_input_recomputed_meanwhile_raises(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_get_input_recomputed_meanwhile_raises(tmp_path: Path) -> None:
     first, *_ = chain(store)
 
     def overtaken(folder: Path) -> None:
-        chain(Store(tmp_path), "two", LATER)
+        chain(Store(tmp_path), "two", FUTURE)
 
     with pytest.raises(UserError, match="another process recomputed its input"):
         store.get(Stage("fourth", 1, {}, {"input": first}, overtaken))
@@ -246,14 +246,16 @@ def test_get_input_recomputed_meanwhile_raises(tmp_path: Path) -> None:
 def test_remote_stale_artifact_is_replaced(tmp_path: Path) -> None:
     url = f"file://{tmp_path / 'remote'}"
 
-    def on(machine: str) -> Store:
+    def store_on(machine: str) -> Store:
         return Store(tmp_path / machine, remote=Remote(url))
 
-    chain(on("one"))
-    assert texts(chain(on("one"), "two", LATER)) == ["two"] * 3
-    assert texts(chain(on("two"), "never")) == ["two"] * 3  # downloaded
-    assert texts(chain(on("three"), "three", LATER)) == ["three"] * 3  # not downloaded, since it must be computed again
-    assert texts(chain(on("four"), "never")) == ["three"] * 3
+    chain(store_on("one"))
+    assert texts(chain(store_on("one"), "two", FUTURE)) == ["two"] * 3
+    assert texts(chain(store_on("two"), "never")) == ["two"] * 3  # downloaded
+    assert (
+        texts(chain(store_on("three"), "three", FUTURE)) == ["three"] * 3
+    )  # not downloaded, since it must be computed again
+    assert texts(chain(store_on("four"), "never")) == ["three"] * 3
 
 
 # --- store diff
@@ -264,7 +266,7 @@ def test_diff_prints_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys
     artifacts = []
     for share in (0.25, 0.5):
         (shop / "tax.py").write_text(f"rate = {share}\n")
-        forget()
+        clear_caches()
         first = store.get(Stage("first", 1, {"selector": {"fraction": share}}, {}, write(), "shop.tax"))
         artifacts.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
     old, new = artifacts

@@ -1,4 +1,4 @@
-"""Full disks: real ones."""
+"""Full disks, on real file systems that are small."""
 
 import multiprocessing
 import os
@@ -82,7 +82,7 @@ def test_disk_without_a_byte_left_fails_before_computing(small_disk: Path) -> No
     assert not Store(root).get(Stage("stage", 1, {}, {}, write())).cached
 
 
-def _limited(root: Path, messages: Any) -> None:
+def _compute_with_limit(root: Path, messages: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     try:
         Store(root).get(Stage("stage", 1, {}, {}, stage))
@@ -92,7 +92,7 @@ def _limited(root: Path, messages: Any) -> None:
 
 def test_file_size_limit_is_reported_as_full_disk(tmp_path: Path) -> None:
     root, messages = tmp_path / "store", fork.SimpleQueue()
-    process = fork.Process(target=_limited, args=(root, messages))
+    process = fork.Process(target=_compute_with_limit, args=(root, messages))
     process.start()
     process.join(60)
     assert process.exitcode == 0

@@ -27,9 +27,9 @@ def test_owner_is_recorded_during_work_and_after_failure(tmp_path: Path) -> None
     assert owner(tmp_path, "a-stage", KEY) is None
     with pytest.raises(RuntimeError), locked(tmp_path, "a-stage", KEY):
         raise RuntimeError
-    left = owner(tmp_path, "a-stage", KEY)
-    assert left
-    assert left.pid == os.getpid()
+    abandoned = owner(tmp_path, "a-stage", KEY)
+    assert abandoned
+    assert abandoned.pid == os.getpid()
 
 
 def test_owner_of_earlier_day_is_printed_with_date() -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from shard_worker import SECONDS, SHARDS, ask, shard
+from shard_worker import SECONDS, SHARDS, get_artifact, shard
 
 from selfcontrast.store import RESUME, Stage, Store, verify
 
@@ -19,7 +19,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def wait_until(ready: Path, pattern: str) -> None:
-    """Until a file in the folder matches."""
+    """Wait until a file in the folder matches."""
     end = time.monotonic() + TIMEOUT
     while not list(ready.glob(pattern)):
         assert time.monotonic() < end, f"no {pattern}"
@@ -33,8 +33,8 @@ def whole(root: Path) -> bytes:
 
 
 def test_ten_processes_compute_once_and_resume_after_kill(tmp_path: Path) -> None:
-    root, logged = tmp_path / "store", tmp_path / "log"
-    command = [sys.executable, str(HERE / "shard_worker.py"), str(root), str(logged)]
+    root, log_file = tmp_path / "store", tmp_path / "log"
+    command = [sys.executable, str(HERE / "shard_worker.py"), str(root), str(log_file)]
     first = subprocess.Popen(command)
     wait_until(root, f"stage/*.partial/{RESUME}/03")
     others = [subprocess.Popen(command) for _ in range(9)]
@@ -45,36 +45,36 @@ def test_ten_processes_compute_once_and_resume_after_kill(tmp_path: Path) -> Non
     finally:
         for process in (first, *others):
             process.kill()
-    computed = [int(line) for line in logged.read_text().split()]
+    computed = [int(line) for line in log_file.read_text().split()]
     assert sorted(set(computed)) == list(range(SHARDS))
     assert len(computed) <= SHARDS + 1  # one more if a process was killed while it computed a shard
     assert whole(root) == b"".join(map(shard, range(SHARDS)))
 
 
 def test_twenty_random_kills_lose_no_shard_and_end_byte_equal(tmp_path: Path) -> None:
-    draw, kills, logged, attempt = random.Random(4), 0, tmp_path / "log", 0
+    draw, kills, log_file, attempt = random.Random(4), 0, tmp_path / "log", 0
     while kills < 20:
         root = tmp_path / f"store-{attempt}"
-        lost = 0
-        logged.unlink(missing_ok=True)
+        killed = 0
+        log_file.unlink(missing_ok=True)
         while not list(root.glob(f"stage/{20 * '?'}")):
             before = {f.name for f in root.glob(f"stage/*.partial/{RESUME}/??")}
-            process = fork.Process(target=ask, args=(root, logged))
+            process = fork.Process(target=get_artifact, args=(root, log_file))
             process.start()
-            process.join(draw.uniform(0, SHARDS * SECONDS / 3) if kills + lost < 20 else TIMEOUT)
+            process.join(draw.uniform(0, SHARDS * SECONDS / 3) if kills + killed < 20 else TIMEOUT)
             process.kill()
             process.join()
-            lost += process.exitcode == -signal.SIGKILL
+            killed += process.exitcode == -signal.SIGKILL
             after = {f.name for f in root.glob(f"stage/*.partial/{RESUME}/??")}
             assert before <= after or list(root.glob("stage/*/manifest.json"))
-        computed = logged.read_text().split()
+        computed = log_file.read_text().split()
         assert set(map(int, computed)) == set(range(SHARDS))
-        assert len(computed) <= SHARDS + lost
+        assert len(computed) <= SHARDS + killed
         assert whole(root) == b"".join(map(shard, range(SHARDS)))
-        kills, attempt = kills + lost, attempt + 1
+        kills, attempt = kills + killed, attempt + 1
 
 
 def test_killed_and_resumed_artifact_is_byte_equal(tmp_path: Path) -> None:
-    ask(tmp_path / "store", tmp_path / "log")
+    get_artifact(tmp_path / "store", tmp_path / "log")
     assert whole(tmp_path / "store") == b"".join(map(shard, range(SHARDS)))
     assert Store(tmp_path / "store").get(Stage("stage", 1, {}, {}, lambda folder: None)).cached

@@ -26,7 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path, url: str) -> Iterator[object]:
-    """Make machines: stores that share only the URL."""
+    """A function that returns the store of a new machine. The stores share only the URL."""
     count = iter(range(9))
 
     def make() -> Store:
@@ -36,7 +36,7 @@ def machine(tmp_path: Path, url: str) -> Iterator[object]:
     MemoryFileSystem.store.clear()
 
 
-def there(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem, str]:
+def remote_path(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem, str]:
     fs, root = fsspec.url_to_fs(url)
     return fs, f"{root}/{artifact.stage}/{artifact.key}"
 
@@ -56,7 +56,7 @@ def test_remote_artifact_of_one_machine_is_downloaded_by_another(machine, url: s
 def test_remote_working_copy_is_used_first(machine, url: str) -> None:
     store = machine()
     artifact = store.get(Stage("sft", 1, {}, {}, write()))
-    fs, path = there(url, artifact)
+    fs, path = remote_path(url, artifact)
     fs.rm(path, recursive=True)
     assert store.get(Stage("sft", 1, {}, {}, never)).cached
     assert fs.exists(f"{path}/{MANIFEST}")  # a cached artifact is uploaded if the remote store lacks it
@@ -64,7 +64,7 @@ def test_remote_working_copy_is_used_first(machine, url: str) -> None:
 
 def test_remote_upload_without_manifest_is_ignored(machine, url: str) -> None:
     artifact = machine().get(Stage("sft", 1, {}, {}, write()))
-    fs, path = there(url, artifact)
+    fs, path = remote_path(url, artifact)
     fs.rm(f"{path}/{MANIFEST}")
     assert not machine().get(Stage("sft", 1, {}, {}, write())).cached
     assert machine().get(Stage("sft", 1, {}, {}, never)).cached
@@ -105,7 +105,7 @@ def test_remote_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest
 def test_remote_damaged_artifact_is_recomputed_and_replaced(
     machine, url: str, caplog: pytest.LogCaptureFixture, damage, message: str
 ) -> None:
-    damage(*there(url, machine().get(Stage("sft", 1, {}, {}, write()))))
+    damage(*remote_path(url, machine().get(Stage("sft", 1, {}, {}, write()))))
     second = machine()
     with caplog.at_level(logging.WARNING):
         artifact = second.get(Stage("sft", 1, {}, {}, write()))

@@ -12,7 +12,7 @@ from selfcontrast.store import Stage, Store, runs
 from selfcontrast.store.runs import Recorded, Run, all_runs
 
 
-def used(root: Path) -> dict[str, set[str]]:
+def artifacts_by_run(root: Path) -> dict[str, set[str]]:
     return {run.folder.name: set(run.artifacts) for run in all_runs(root)}
 
 
@@ -22,12 +22,12 @@ def test_run_records_computed_and_cached_artifacts(tmp_path: Path) -> None:
     store = Store(root, Run(root, tmp_path / "second"))
     store.get(Stage("sft", 1, {}, {}, never))
     b = store.get(Stage("align", 1, {}, {"sft": a}, write()))
-    assert used(root) == {"first": {f"sft/{a.key}"}, "second": {f"sft/{a.key}", f"align/{b.key}"}}
+    assert artifacts_by_run(root) == {"first": {f"sft/{a.key}"}, "second": {f"sft/{a.key}", f"align/{b.key}"}}
 
 
 def test_run_is_recorded_before_artifact_exists(tmp_path: Path) -> None:
     def fails(folder: Path) -> None:
-        assert used(tmp_path)["out"] == {f"sft/{folder.stem}"}
+        assert artifacts_by_run(tmp_path)["out"] == {f"sft/{folder.stem}"}
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -37,7 +37,7 @@ def test_run_is_recorded_before_artifact_exists(tmp_path: Path) -> None:
 def test_run_resumed_keeps_its_artifacts(tmp_path: Path) -> None:
     Run(tmp_path, tmp_path / "out").uses("sft", "a")
     Run(tmp_path, tmp_path / "out").uses("align", "b")
-    assert used(tmp_path) == {"out": {"sft/a", "align/b"}}
+    assert artifacts_by_run(tmp_path) == {"out": {"sft/a", "align/b"}}
 
 
 def test_run_existence_survives_remount(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""State that outlives a process: no changed byte of it is used."""
+"""Sealed files and lines: a change of any byte is detected."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from selfcontrast.store.store import Store
 TABLE = pa.table({"id": ["a", "b"], "token_ids": [[1, 2], [3]], "log_prob": [-2.5, -1.5]})
 
 
-def flipped(file: Path, at: int, bit: int = 0) -> None:
+def flip_bit(file: Path, at: int, bit: int = 0) -> None:
     data = bytearray(file.read_bytes())
     data[at] ^= 1 << bit
     file.write_bytes(data)
@@ -40,7 +40,7 @@ def test_shard_any_flipped_byte_is_detected(tmp_path: Path) -> None:
     write_table(file, TABLE)
     whole = file.read_bytes()
     for at in range(len(whole)):
-        flipped(file, at, at % 8)
+        flip_bit(file, at, at % 8)
         assert check_sealed(file), at
         file.write_bytes(whole)
     assert check_sealed(file) is None
@@ -66,7 +66,7 @@ def test_shard_of_other_items_is_detected(tmp_path: Path) -> None:
 def test_engine_damaged_shards_are_reported_and_recomputed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work = shards(tmp_path, [1, 2], [3], [4], [5])
     Local(1, 1).run(Doubling(), work, "cpu", "double", "number")
-    flipped(work[0].file, 40)
+    flip_bit(work[0].file, 40)
     work[1].file.write_bytes(b"")
     pq.write_table(pa.table({"double": [9]}), work[2].file)  # without a checksum, as from another program
     task = Doubling()

@@ -40,14 +40,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def reordered(value: Any) -> Any:
-    """Equal JSON, with the keys of every object in the opposite order."""
+    """Return equal JSON, with the keys of every object in the opposite order."""
     if isinstance(value, dict):
         return {key: reordered(value[key]) for key in reversed(value)}
     return [reordered(item) for item in value] if isinstance(value, list) else value
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality of JSON values, which unlike Python's tells 1, 1.0 and True apart, and 0.0 from -0.0."""
+    """Compare JSON values. Unlike ==, it tells 1, 1.0 and True apart, and 0.0 and -0.0."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -170,11 +170,11 @@ def test_get_exception_publishes_nothing_and_keeps_resume_state(store: Store) ->
     (partial,) = (store.root / "stage").iterdir()
     assert partial.suffix == ".partial"
 
-    def goes_on(folder: Path) -> Mapping[str, Any]:
+    def resume(folder: Path) -> Mapping[str, Any]:
         assert (folder / RESUME / "shard").read_text() == "done"
         return write()(folder)
 
-    artifact = store.get(Stage("stage", 1, {}, {}, goes_on))
+    artifact = store.get(Stage("stage", 1, {}, {}, resume))
     assert artifact.manifest["resumed"]
     assert [f.name for f in sorted(artifact.path.rglob("*")) if f.is_file()] == [MANIFEST, "file.txt"]
     assert list((store.root / "stage").iterdir()) == [artifact.path]
@@ -243,7 +243,7 @@ def test_get_different_artifacts_do_not_wait(store: Store, hanging: Any) -> None
 
 
 def _dies_at(root: Path, function: str, call: int) -> None:
-    """Computes the artifact, but is killed instead of calling a function of `os` for the so-many-th time."""
+    """Compute the artifact, but kill this process at the `call`-th call of `function` in `os`."""
     original, calls = getattr(os, function), iter(range(call))
 
     def dying(*args: Any, **kwargs: Any) -> Any:

@@ -68,7 +68,7 @@ def test_unknown_mode_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_values_beyond_wandbs_limits_raise(setting: dict[str, Any], pattern: str) -> None:
-    fine: dict[str, Any] = {
+    valid: dict[str, Any] = {
         "project": "p",
         "entity": None,
         "group": None,
@@ -77,7 +77,7 @@ def test_values_beyond_wandbs_limits_raise(setting: dict[str, Any], pattern: str
         "upload": False,
     }
     with pytest.raises(UserError, match=pattern):
-        WandbTracking(**{**fine, **setting})
+        WandbTracking(**{**valid, **setting})
 
 
 def test_offline_run_stores_everything_logged(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:

@@ -26,7 +26,7 @@ def evaluate_model(cfg: DictConfig) -> None:
 
 
 def overrides(arguments: list[str]) -> list[str]:
-    """Translate `model=FOLDER` for Hydra: `model=hf` with that path."""
+    """Translate `model=FOLDER` for Hydra: `model=hf model.path=FOLDER`."""
     translated = ["model=hf"]
     for argument in arguments:
         key, _, value = argument.partition("=")

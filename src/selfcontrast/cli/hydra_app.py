@@ -1,4 +1,4 @@
-"""Run commands that Hydra composes: errors become one line, and no credential is recorded."""
+"""Run commands whose config Hydra composes: errors become one line, and no credential is recorded."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """Return the one line that a user sees of an error that they can fix."""
+    """Return the line that a user sees for an error that the user can fix."""
     if (old := re.search(r"Could not override '(\w+)", str(error))) and (new := RENAMED_GROUPS.get(old[1])):
         return f"error: the group {old[1]} is now {new}. Write /{new} in the defaults list of your file."
     if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
@@ -46,7 +46,7 @@ def one_line(error: Exception) -> str:
         return f"error: {key}: no such setting. `{command()} --cfg job{part}` lists them all."
     line = "error: " + printable(str(error).split("\n    full_key")[0])
     # `method=NAME` was the label until 0.2.0.
-    return f"{line} What reports call the policy is label=NAME." if "Could not find 'method/" in line else line
+    return f"{line} Set the policy's name in reports with label=NAME." if "Could not find 'method/" in line else line
 
 
 def command() -> str:
@@ -55,7 +55,7 @@ def command() -> str:
 
 
 def errors_in_one_line(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Return the task with user errors turned into an exit, since Hydra would print a line of its own."""
+    """Return a task that exits on user errors. For an exception, Hydra would print a line of its own."""
 
     def job(cfg: DictConfig) -> None:
         try:

@@ -24,27 +24,27 @@ ONE_RUN = "-m with WANDB_RUN_ID would log several jobs to one W&B run. Unset WAN
 def job(cfg: DictConfig) -> float | None:
     """Run one job. Return the config's `target_metric`, which a sweeper optimises."""
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    failed = Path(HydraConfig.get().runtime.output_dir) / FAILED
+    error_file = Path(HydraConfig.get().runtime.output_dir) / FAILED
     set_environment()  # in a launcher's worker, too
     try:
         if multirun and "WANDB_RUN_ID" in os.environ:
             raise UserError(ONE_RUN)
         if str(HydraConfig.get().launcher._target_).endswith("JoblibLauncher"):
             install_handlers()  # in the worker, too
-        failed.unlink(missing_ok=True)
+        error_file.unlink(missing_ok=True)
         return run_job(cfg)
     except EarlyStop:
         if not multirun:
             raise
         cancel_deadline()
-        failed.write_text("stopped early, on W&B's page or by a sweep", encoding="utf-8")
+        error_file.write_text("stopped early, on W&B's page or by a sweep", encoding="utf-8")
         raise UserError("stopped early; the other jobs continue") from None
     except Exception as error:
         if multirun:
             line = one_line(error).removeprefix("error: ")
-            failed.write_text(line, encoding="utf-8")  # shown in the sweep's summary
+            error_file.write_text(line, encoding="utf-8")  # shown in the sweep's summary
         if FULL_ERROR or multirun or not isinstance(error, (UserError, OmegaConfBaseException)):
-            raise  # in a sweep the other jobs still run, and Hydra names the one that failed
+            raise  # in a sweep the other jobs still run, and Hydra names the failed job
         sys.exit(one_line(error))  # an exception would make Hydra print its own line
 
 

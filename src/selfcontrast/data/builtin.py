@@ -10,14 +10,14 @@ an error in a target would lower a score that is right.
 
 Every example has a rejected answer, for methods that use pairs (DPO_std, a judge's calibration). It is another answer
 to the same prompt: one slot is always wrong, and each other slot with probability `rejected_noise`. The two answers are
-not compared. If the target is noisy, it is sometimes the worse one, as in pairs labelled by people. (With the shipped
+not compared. A noisy target is sometimes the worse of the two, as in pairs labelled by people. (With the shipped
 settings, 6% of the training pairs are in the wrong order, and in 14% both answers are equally good.)
 
 Limits of this data:
 - It is synthetic, a closed world of a few hundred words. It says nothing about open-ended quality, helpfulness or
   safety, and a score says nothing about MT-Bench itself.
 - The noise favours the method by construction: the likeliest demonstration is right and the unlikely ones
-  are not. So anything that sharpens the model raises its score, also a lower temperature. `noise: 0` is the control.
+  are not. So anything that sharpens the model raises its score, even a lower temperature. `noise: 0` is the control.
 - In the families stem and humanities, facts are memorised. Only their combination in a question is new.
 - The follow-up of a dialogue is graded by its specification alone. A model may ignore its first reply, and earns
   nothing for being consistent with a wrong one.
@@ -41,7 +41,7 @@ from selfcontrast.errors import UserError
 VERSION = 2
 """Raise it if the words, the templates or the order of random draws change."""
 
-MAX_DRAWS = 1000
+MAX_DRAWS = 1000  # draws of one prompt until a family counts as exhausted
 
 MAX_EXAMPLES = 10_000_000  # per split: all are held in memory
 
@@ -85,13 +85,13 @@ class Builtin:
 
     def _split(self, split: Split, held_out: set[str]) -> list[Example]:
         names = list(FAMILIES)
-        seen: set[tuple[str, ...]] = set()
+        prompts: set[tuple[str, ...]] = set()
         examples = []
         for index in range(getattr(self, split)):
             family = names[index % len(names)]
             key = f"{self.seed} {split} {index}"
-            turns, subject = self._draw(family, random.Random(key), held_out, seen, split)
-            seen.add(tuple(turn.user for turn in turns))
+            turns, subject = self._draw(family, random.Random(key), held_out, prompts, split)
+            prompts.add(tuple(turn.user for turn in turns))
             # A separate random stream: the prompts are the same at every noise.
             noise = self.noise if split == "train" else 0.0
             example = _example(family, subject, turns, random.Random(f"{key} target"), noise)
@@ -100,14 +100,14 @@ class Builtin:
         return examples
 
     def _draw(
-        self, family: str, rng: random.Random, held_out: set[str], seen: set[tuple[str, ...]], split: Split
+        self, family: str, rng: random.Random, held_out: set[str], prompts: set[tuple[str, ...]], split: Split
     ) -> tuple[list[Turn], str]:
         """Return the turns and the content of a dialogue with a new prompt and a content that is not held out."""
         two_turn = rng.random() < self.two_turn
         for _ in range(MAX_DRAWS):
             dialogue = FAMILIES[family](rng)
             turns = [dialogue.first, dialogue.follow_up] if two_turn else [dialogue.first]
-            if dialogue.content not in held_out and tuple(turn.user for turn in turns) not in seen:
+            if dialogue.content not in held_out and tuple(turn.user for turn in turns) not in prompts:
                 return turns, dialogue.content
         raise UserError(
             f"data.{split}={getattr(self, split)}: the built-in family {family!r} has no new prompt left. "

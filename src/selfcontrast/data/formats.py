@@ -25,7 +25,7 @@ class RowError(Exception):
 
 
 class NoTarget(RowError):
-    """A row whose answer is missing or null. It has the error message for required targets, and the prompt."""
+    """A row whose answer is missing or null. Its text is the error if targets are required."""
 
     def __init__(self, problem: str, prompt: list[Message]) -> None:
         super().__init__(problem)
@@ -132,9 +132,9 @@ def split_turns(parsed: ParsedRow) -> ParsedRow:
         raise RowError(f"the prompt is a dialogue rendered by a template ({template})", "Give its turns as messages.")
     if not HUMAN.match(rendered):
         return parsed
-    turns = _turns(rendered, waits=True) if WAITING.search(rendered) else _until_user(rendered)
+    turns = _turns(rendered, awaits_answer=True) if AWAITS_ANSWER.search(rendered) else _until_user(rendered)
 
-    def answer(text_: str) -> str:  # with or without the dialogue before it
+    def answer(text_: str) -> str:  # `text_` may begin with the dialogue
         return re.sub(r"^\s*Assistant:", "", text_.removeprefix(rendered)).strip()
 
     target, rejected, *more = map(answer, (parsed.target, parsed.rejected, *parsed.more_rejected))
@@ -208,11 +208,11 @@ def _prompt(row: Row) -> list[Message]:
 
 
 def _ranked(row: Row) -> ParsedRow:
-    """Parse Nectar: a dialogue that waits for the assistant, and answers with a model's name and a rank.
+    """Parse Nectar: a dialogue that awaits the assistant's answer, and answers that have a model's name and a rank.
 
     The best answer is the target, the worst is `rejected`: the data does not say which one standard DPO should use.
     """
-    prompt = _turns(text(_get(row, "prompt"), "'prompt'"), waits=True)
+    prompt = _turns(text(_get(row, "prompt"), "'prompt'"), awaits_answer=True)
     answers = _get(row, "answers")
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         raise RowError("'answers' must be a list of objects with answer and rank")
@@ -240,7 +240,7 @@ def _dialogues(row: Row) -> ParsedRow:
 
 
 _PREFERENCE = ("chosen", "rejected")
-# The first format whose columns all exist is used. `chosen` comes before `output`: `rejected` was compared with it.
+# The first format whose columns all exist is used. `chosen` precedes `output`: `rejected` was compared with `chosen`.
 FORMATS: dict[tuple[str, ...], Callable[[Row], ParsedRow]] = {
     ("messages",): partial(_chat, column="messages"),
     ("conversations",): partial(_chat, column="conversations"),
@@ -260,12 +260,12 @@ UNANSWERED: dict[str, Callable[[Row], ParsedRow]] = {
     "instruction": partial(_alpaca, target="output"),
 }
 
-TARGETS = ("chosen", "completion", "target", "output", "response")  # columns with an answer alone
+TARGETS = ("chosen", "completion", "target", "output", "response")  # columns that hold only an answer
 CHATS = ("messages", "conversations")
 
 HUMAN = re.compile(r"\s*Human:(?=.*\n\nAssistant:)|\n\nHuman:", re.DOTALL)  # how a dialogue of hh-rlhf begins
-WAITING = re.compile(r"\n\nAssistant:\s*$")
-# Prompts that begin with the user's marker and end where the assistant's answer would begin, by their template.
+AWAITS_ANSWER = re.compile(r"\n\nAssistant:\s*$")
+# Patterns of prompts that begin with the user's marker and end where the assistant's answer would begin, by template.
 RENDERED = {
     name: re.compile(pattern, re.DOTALL)
     for name, pattern in {
@@ -358,10 +358,10 @@ def _history(row: Row) -> list[Message]:
     return past
 
 
-def _turns(dialogue: str, waits: bool = False) -> list[Message]:
-    """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." into alternating messages, the last the assistant's.
+def _turns(dialogue: str, awaits_answer: bool = False) -> list[Message]:
+    """Split "\\n\\nHuman: ...\\n\\nAssistant: ..." into alternating messages. The last one is the assistant's.
 
-    If the dialogue `waits`, its last turn is an empty one of the assistant, which is removed.
+    With `awaits_answer`, the assistant's last message is empty and is removed.
     """
     head, *rest = re.split(r"\n\n(Human|Assistant):", "\n\n" + dialogue.lstrip())
     speakers, contents = rest[::2], [content.strip() for content in rest[1::2]]
@@ -369,7 +369,7 @@ def _turns(dialogue: str, waits: bool = False) -> list[Message]:
         raise SkippedRow("does not begin with Human")
     if speakers[-1] != "Assistant":
         raise SkippedRow("does not end with Assistant")
-    if waits:
+    if awaits_answer:
         if contents.pop():
             raise SkippedRow("the prompt contains its answer")
         speakers.pop()

@@ -28,7 +28,7 @@ class FinalNumber:
 
     The final number is the first one after "####" or, without that mark, the last one of the text. Currency signs,
     percent signs, thousands separators and a full stop are ignored: "$1,200.50." is 1200.5. Fractions and number words
-    are not numbers. The rule is GSM8K's (arXiv 2110.14168), with the last number as most graders' fallback.
+    are not numbers. The rule is GSM8K's (arXiv 2110.14168). Most graders also fall back to the last number.
     """
 
     def check(self, example: Example) -> None:
@@ -55,7 +55,9 @@ class _TextGrader:
 
 @dataclass(frozen=True)
 class ExactMatch(_TextGrader):
-    """Score 1 if the response equals the answer, else 0. White space counts as a single space, and not at the ends.
+    """Score 1 if the response equals the answer, else 0.
+
+    Any white space counts as one space; at the ends it is ignored.
 
     Attributes:
         ignore_case: accept "paris" for "Paris".

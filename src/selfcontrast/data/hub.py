@@ -1,7 +1,7 @@
 """Read published data sets: splits on the hub, or local copies in the same format, with `datasets`.
 
-Rows are parsed like the user's own (`formats.FORMATS`): hh-rlhf's dialogue strings, UltraChat's messages, Nectar's
-ranked answers. Unusable rows are dropped and counted by reason.
+Rows are parsed like those of the user's own files (`formats.FORMATS`): hh-rlhf's dialogue strings, UltraChat's
+messages, Nectar's ranked answers. Unusable rows are dropped and counted by reason.
 """
 
 import logging
@@ -34,7 +34,7 @@ class Part:
 
     Attributes:
         path: name on the hub; or a folder in the same format, or a single file as in `data.jsonl.Jsonl`.
-        subset: a folder of the data set; None for all of them.
+        subset: a folder of the data set; None for all folders.
         revision: a full commit on the hub; not used for local files.
         split: name of the split in the data set.
         turns: maximum number of user messages in a prompt; longer dialogues are cut. None for no maximum.
@@ -60,12 +60,12 @@ class Part:
             raise UserError(f"{path} does not exist. To read {self.path} from the hub, set data.root=null.")
         return None
 
-    def content(self, read: Content | None) -> dict[str, Any]:
+    def content(self, local: Content | None) -> dict[str, Any]:
         """Return the settings of the part, and its commit or a hash of its files. Their location is left out."""
         settings = {name: getattr(self, name) for name in ("subset", "split", "turns", "limit")}
-        if read is None:
+        if local is None:
             return {**settings, "path": self.path, "revision": self.revision}
-        return {**settings, "content": read.hash}
+        return {**settings, "content": local.hash}
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Hub:
     def fingerprint(self) -> dict[str, Any]:
         contents = vars(self).get("_noted") or self._contents()
         parts = {name: part.content(contents[name]) for name, part in self._parts()}
-        shares = {"validation": self.validation, "test_fraction": self.test_fraction}
-        return {"source": "hub", "version": VERSION, **parts, **shares, "answer_column": self.answer_column}
+        fractions = {"validation": self.validation, "test_fraction": self.test_fraction}
+        return {"source": "hub", "version": VERSION, **parts, **fractions, "answer_column": self.answer_column}
 
     def _contents(self) -> dict[str, Content | None]:
         """Return the current content of each part's copy; None for the hub."""
@@ -179,6 +179,6 @@ def split_off(train: list[Example], test: list[Example], validation: float) -> d
     tested = {key_of_content(example.prompt) for example in test}
     remaining = [example for example in train if key_of_content(example.prompt) not in tested]
     if removed := len(train) - len(remaining):
-        log.warning("data.train: removed %d rows with a prompt of data.test", removed)
+        log.warning("data.train: removed %d rows whose prompt is in data.test", removed)
     kept, held_out = hold_out(remaining, validation)
     return {"train": kept, "validation": held_out, "test": test}

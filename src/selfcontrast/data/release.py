@@ -1,7 +1,7 @@
 """Read the data published by the paper's authors, from a local folder.
 
 The reference implementation's README has the link. Layout and columns are those that the implementation reads
-(data/dataset_info.json, scripts/HH-RLHF/Test.sh, src/inference_valid.py): per data set one folder of pairs for each
+(data/dataset_info.json, scripts/HH-RLHF/Test.sh, src/inference_valid.py). Each data set has one folder of pairs per
 method and K, and one file with the prompts of the evaluation. A row of pairs has `instruction`, `history` and
 `output` = [chosen, rejected].
 """

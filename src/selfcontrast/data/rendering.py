@@ -1,4 +1,4 @@
-"""Render messages as token ids, in one way for training, sampling and evaluation.
+"""Render messages as token ids, in the same way for training, sampling and evaluation.
 
 The prompt is the tokenizer's chat template up to and including the generation prompt. The response is what the template
 adds after it, up to and including the token that ends the turn, tokenized as the prompt's continuation. No token spans
@@ -18,17 +18,17 @@ from selfcontrast.errors import UserError
 # generation prompt, and the answer begins right after it. Other templates ignore it.
 NO_THINKING = {"enable_thinking": False}
 # Templates such as Llama 3's write today's date into the prompt. A job must render the same prompts tomorrow, and no
-# artifact key holds the date. So the date is fixed: Llama 3.2's own default without a clock.
+# artifact key holds the date. So the date is fixed to the default of Llama 3.2's template without a clock.
 TODAY = datetime(2024, 7, 26)
 DIRECTIVES = ("A", "a", "B", "b", "c", "D", "d", "F", "H", "I", "j", "M", "m", "p", "S", "T", "X", "x", "Y", "y")
 CLOCK = "strftime_now"  # the function that gives a template the time
 RANDOM = ("random", "lipsum")  # the filter and the function of Jinja that return a random text
-ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # in Python's text of a function or a generator; differs in every process
+ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # in the repr of a function or generator; differs in every process
 PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 
 
 def repeatable(template: str | dict[str, str]) -> str | dict[str, str]:
-    """Return a chat template that renders the same every time: its clock, if it reads one, shows `TODAY`.
+    """Return a chat template that renders the same every time: if it reads the clock, it gets `TODAY`.
 
     transformers' sandbox keeps no state of a template from one rendering to the next.
 
@@ -88,7 +88,7 @@ def refuse_addresses(text: str, messages: Sequence[Message]) -> None:
 
 
 def _fixed_clock() -> str:
-    """Return a macro that replaces transformers' function. In the template, it also reaches servers and lm-eval."""
+    """Return a macro that replaces transformers' function. Servers and lm-eval get it with the template."""
     days = "".join(f"|replace('%{d}', '{TODAY.strftime(f'%{d}')}')" for d in DIRECTIVES)
     return f"{{% macro {CLOCK}(format) %}}{{{{ format{days} }}}}{{% endmacro %}}{{{{ '' }}}}"
 
@@ -114,7 +114,7 @@ class Renderer:
             )
         tokenizer.chat_template = repeatable(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no end-of-sequence token, so no response could end. Use another.")
+            raise UserError("the tokenizer has no end-of-sequence token, so no response could end. Use another model.")
         self.end_ids = self._end_ids()
         self.end_id = self.response(PROBE, "pong")[-1]
 
@@ -130,8 +130,8 @@ class Renderer:
         """
         prompt, response = self._text(messages), self._response_text(messages, target.strip())
         prompt_ids, full = self._tokenize(prompt), self._tokenize(prompt + response)
-        # Tokenize the response as the prompt's continuation, as a model writes it. On its own, a tokenizer such as
-        # Llama's would mark its first word as the beginning of a text. Only if a token spans both, tokenize it alone.
+        # Tokenize the response as the prompt's continuation, as a model writes it. Only if a token spans both, tokenize
+        # it alone: tokenizers such as Llama's then mark its first word as the beginning of a text.
         ids = full[len(prompt_ids) :] if full[: len(prompt_ids)] == prompt_ids else self._tokenize(response)
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
         # Templates may add a newline after the end of the turn. Sampling stops before it, so training must too.
@@ -149,12 +149,12 @@ class Renderer:
             raise UserError(f"the row {example.id}: {error}") from error
 
     def as_read(self, example: Example) -> Example:
-        """Return the example with its answers as the text of their tokens, as sampled candidates have them.
+        """Return the example with each answer replaced by the text of its tokens, like the text of a sampled candidate.
 
         The text differs if an answer spells a special token: an end token cuts it, others are removed.
         """
         if not example.has_target:
-            return example  # it has no rejected answers either
+            return example  # without a target it has no rejected answers
         answers = (example.target, *example.all_rejected)
         target, *others = (self.text(self.response(example.prompt, answer)) for answer in answers)
         rejected, more = (others[0], others[1:]) if others else ("", [])

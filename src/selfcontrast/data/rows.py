@@ -27,7 +27,7 @@ from selfcontrast.data.formats import (
 )
 from selfcontrast.errors import UserError
 
-DUPLICATE, ANSWERED = "exact duplicate", "no answer, and another row has the prompt with one"
+DUPLICATE, ANSWERED = "exact duplicate", "no answer, and another row answers the prompt"
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class ReadOptions:
         turns: maximum number of user messages in a prompt. Longer dialogues are cut to that many, and the assistant's
             answer to the last of them is the target. None for no maximum.
         answer_column: the column whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
-        lenient: drop and count malformed rows too. For published data sets, which the user cannot correct.
+        lenient: drop and count malformed rows too, as for published data sets, which the user cannot correct.
         optional: read a row whose answer is missing or null as an example without target (`Example.has_target`), unless
-            another row has its prompt with an answer. Its rejected answers are not read.
+            another row answers the same prompt. The row's rejected answers are not read.
     """
 
     limit: int | None = None
@@ -65,7 +65,7 @@ def read_examples(
     Args:
         rows: pairs of a location ("line 3") and a row.
         where: name of the data, for errors.
-        dropped: counter of dropped rows by reason; added to.
+        dropped: counter of dropped rows by reason, which this call updates.
         locations: filled with the location of each example's first row, by id.
 
     Raises:
@@ -73,19 +73,19 @@ def read_examples(
     """
     parse = None
     id_of_content: dict[str, str] = {}  # example id by hash of prompt and target
-    padded, ignored_targets = 0, Counter[tuple[str, str]]()
+    with_white_space, ignored_targets = 0, Counter[tuple[str, str]]()
     examples: dict[str, Example] = {}
     for location, row in rows:
         try:
             if not isinstance(row, dict):
                 raise RowError(f"a row must be an object with columns, not {type(row).__name__}")
-            bare = prompt_without_answer(row) if options.optional else None
-            if bare is None and parse is None and (parse := recognise(row)) is None:
-                _unrecognised(f"{where}, {location}", row)
-            full = _parse(row, bare, parse)
+            prompt_alone = prompt_without_answer(row) if options.optional else None
+            if prompt_alone is None and parse is None and (parse := recognise(row)) is None:
+                _refuse_columns(f"{where}, {location}", row)
+            full = _parse(row, prompt_alone, parse)
             parsed = _first_turns(full, options.turns)
             key = key_of_content([parsed.prompt, parsed.target])
-            example = replace(_example(row, parsed, key), has_target=bare is None)
+            example = replace(_example(row, parsed, key), has_target=prompt_alone is None)
             if parsed is full:  # the reference answer belongs to the full dialogue, not to its first turns
                 example = replace(example, answer=_answer(row, options.answer_column))
             if example.id in examples and key not in id_of_content:
@@ -99,7 +99,7 @@ def read_examples(
                 raise UserError(f"{where}, {location}: {error}. {error.fix}") from None
             dropped[re.sub(r"message \d+ of", "a message of", str(error))] += 1
             continue
-        padded += any(answer != answer.strip() for answer in (example.target, *example.all_rejected))
+        with_white_space += any(answer != answer.strip() for answer in (example.target, *example.all_rejected))
         ignored_targets.update(other_targets(row, full.target) if example.has_target else ())
         if key in id_of_content:
             earlier = examples[id_of_content[key]]
@@ -114,17 +114,17 @@ def read_examples(
             locations[example.id] = location
         if len(examples) == options.limit:
             break
-    if padded:
-        log.info("%s: ignored white space around an answer in %d rows", where, padded)
+    if with_white_space:
+        log.info("%s: ignored white space around an answer in %d rows", where, with_white_space)
     for (used, other), count in ignored_targets.items():
         log.warning("%s: '%s' is the target; ignored another text in '%s' of %d rows", where, used, other, count)
     return _drop_answered(list(examples.values()), dropped)
 
 
-def _parse(row: Row, bare: list[Message] | None, parse: Callable[[Row], ParsedRow] | None) -> ParsedRow:
-    """Parse a row by its format, or as its bare prompt if it has no answer."""
-    if bare is not None:
-        return ParsedRow(bare, "", "")
+def _parse(row: Row, prompt_alone: list[Message] | None, parse: Callable[[Row], ParsedRow] | None) -> ParsedRow:
+    """Parse a row by its format, or as its prompt alone if it has no answer."""
+    if prompt_alone is not None:
+        return ParsedRow(prompt_alone, "", "")
     assert parse is not None, "recognised"
     return parse(row)
 
@@ -166,7 +166,7 @@ def _first_turns(parsed: ParsedRow, turns: int | None) -> ParsedRow:
     return ParsedRow(parsed.prompt[:end], parsed.prompt[end]["content"], "")
 
 
-def _unrecognised(location: str, row: Row) -> NoReturn:
+def _refuse_columns(location: str, row: Row) -> NoReturn:
     accepted = " | ".join(" + ".join(columns) for columns in FORMATS)
     raise UserError(
         f"{location}: no known format has the columns {', '.join(row) or '(none)'}. Rename them to one of: {accepted}"

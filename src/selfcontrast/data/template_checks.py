@@ -49,12 +49,12 @@ def drop_unrenderable(
 
 
 def one_per_role_sequence(examples: Sequence[Example]) -> list[Example]:
-    """Return the first example of each sequence of roles: templates treat these differently."""
+    """Return the first example of each sequence of roles, since a template may treat them differently."""
     return list({tuple(m["role"] for m in full_dialogue(example)): example for example in reversed(examples)}.values())
 
 
 def full_dialogue(example: Example) -> list[Message]:
-    """Return the example's messages up to the last one to answer. Played turns get a placeholder answer in between."""
+    """Return the example's messages up to the last one to answer. Played turns get a placeholder answer."""
     messages = list(example.prompt)
     for turn in example.turns[1:]:
         messages += [{"role": "assistant", "content": example.target or "…"}, {"role": "user", "content": turn}]

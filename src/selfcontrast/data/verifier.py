@@ -1,8 +1,9 @@
 """Grade a response to the built-in data exactly, from the specification in `Example.reference`.
 
 The score is the weighted fraction of right slots. If one of the form's templates matches the response, the match gives
-its slots; `form` is then right if the free fillers are known ones. In any other response, a slot is right if the text
-contains a right value and no other value of that slot. So naming all values earns nothing. The score is then halved.
+its slots, and the additional slot `form` is right if the fillers are known ones. In any other response, a slot is right
+if the text contains a right value and no other value of that slot, so naming all values earns nothing; that response's
+score is halved.
 """
 
 import json
@@ -24,7 +25,7 @@ MAX_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class Grade:
-    """A score in [0, 1]. `slots` says of each slot, and of `form`, whether it is right."""
+    """A score in [0, 1]. `slots` maps each slot, and `form`, to True if it is right."""
 
     slots: Mapping[str, bool]
     score: float

@@ -24,8 +24,8 @@ class Backend(Protocol):
     """A way of sampling from a policy folder. It can be pickled and holds no model.
 
     Attributes:
-        follows_model: it samples from the folder it is given, not from a model that another process has loaded.
-        has_log_probs: it can return log-probabilities of its samples.
+        follows_model: True if it samples from the given folder, not from a model that another process has loaded.
+        has_log_probs: True if it can return log-probabilities of its samples.
     """
 
     follows_model: ClassVar[bool]
@@ -42,7 +42,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class SamplingTask:
-    """The task of sampling candidates. They depend on the request alone, not on its shard."""
+    """The task of sampling candidates. A candidate depends on its request alone, not on the shard."""
 
     backend: Backend
     model: Path
@@ -66,7 +66,7 @@ class Responder:
     def sample(
         self, model: Path, requests: Sequence[Request], decoding: Decoding, seed: int, folder: Path, label: str
     ) -> list[Path]:
-        """Return files of candidates, with prompts of similar length together. Files already in `folder` are kept.
+        """Sample candidates in shards of prompts of similar length. Return the shards' files; reuse those in `folder`.
 
         Permanently failed requests are stored as failures. A later run retries them.
 
@@ -138,7 +138,7 @@ def _failed(shard: Shard) -> list[Request]:
 
 
 def with_room(requests: Iterable[Request], decoding: Decoding) -> list[Request]:
-    """Return the requests whose prompt leaves room for at least one token of a response. Log the number of others."""
+    """Return the requests whose prompt leaves room for at least one response token. Log the number of the others."""
     all_requests = list(requests)
     kept = [request for request in all_requests if len(request.prompt) < decoding.max_length]
     if dropped := len(all_requests) - len(kept):

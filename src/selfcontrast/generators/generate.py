@@ -80,7 +80,7 @@ class Generation:
 
     @property
     def other(self) -> OtherModel | None:
-        """The model that is sampled from in place of the fine-tuned one, or beside it."""
+        """The model to sample from instead of the fine-tuned one or in addition to it; None for none."""
         return OtherModel(self.model, self.model_revision) if self.model else None
 
     @property
@@ -120,7 +120,7 @@ class Generation:
         responder = Responder(self.backend, engine, device)
         if self.model_samples is None:
             return generate(folder, self, responder, model, examples)
-        from selfcontrast.generators.mixed import generate_mixed  # which needs this module
+        from selfcontrast.generators.mixed import generate_mixed  # imported here, because it imports this module
 
         return generate_mixed(folder, self, self.model_samples, responder, model, examples)
 
@@ -134,7 +134,7 @@ class Generator(Protocol):
 
     @property
     def follows_model(self) -> bool:
-        """True if the candidates depend on the model, as several iterations need."""
+        """True if the candidates depend on the model, which several iterations require."""
 
     @property
     def has_log_probs(self) -> bool:
@@ -159,7 +159,7 @@ def generate(
     """Write all candidates to `folder/candidates.parquet`, grouped by prompt. Finished shards survive a crash.
 
     A permanently failed prompt is dropped, counted in the summary and listed in `folder/failed.json`. Until the
-    artifact is published, the next run retries the failed prompts; afterwards it is final.
+    artifact is published, the next run retries the failed prompts; afterwards they stay dropped.
     """
     renderer = Renderer(load_tokenizer(model))
     sampled_from = model
@@ -212,17 +212,17 @@ def _join(shards: Sequence[Path], file: Path) -> tuple[dict[str, Any], dict[str,
     return counts, failures
 
 
-def _check_failures(folder: Path, failures: Mapping[str, str], total: int, max_share: float) -> None:
+def _check_failures(folder: Path, failures: Mapping[str, str], total: int, max_fraction: float) -> None:
     """List the failed prompts in `folder/failed.json`. Raise `UserError` if they are too many."""
     if not failures:
         return
     reasons = Counter(failures.values()).most_common()
     for reason, count in reasons[:MAX_REASONS]:
         log.warning("%d of %d prompts got no response: %s", count, total, reason)
-    if len(failures) > max_share * total or len(failures) == total:
+    if len(failures) > max_fraction * total or len(failures) == total:
         raise UserError(
             f"{len(failures)} of {total} prompts got no response ({reasons[0][0]}). Remove the cause and run the same "
-            f"command again, which retries only these; or raise generator.max_failed_fraction={max_share}."
+            f"command again, which retries only these; or raise generator.max_failed_fraction={max_fraction}."
         )
     (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 

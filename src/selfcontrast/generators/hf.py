@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HF:
-    """Batches of at most `batch_size` responses. The samples do not depend on the batch."""
+    """Sample at most `batch_size` responses at a time. The samples do not depend on the batch."""
 
     follows_model: ClassVar[bool] = True
     has_log_probs: ClassVar[bool] = True

@@ -231,7 +231,7 @@ def _log_prob(choice: Answer, tokens: int | None) -> float:
 
 
 def _seed(seed: int, request: Request, first: int) -> int:
-    """Return 31 bits that depend on (seed, id, sample) alone, so a resumed run samples the same."""
+    """Return a 31-bit seed that depends on (seed, id, sample) alone, so a resumed run samples the same."""
     digest = hashlib.sha256(f"{seed}\0{request.id}\0{first}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 

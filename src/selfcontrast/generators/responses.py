@@ -95,7 +95,7 @@ def write_responses(
 
 
 def _candidates(renderer: Renderer, example: Example, responses: Sequence[str], max_length: int) -> list[Candidate]:
-    """Return the candidates that have room, with the numbers of their responses."""
+    """Return the responses that have room as candidates, each with its response's number."""
     room = max_length - len(renderer.prompt(example.prompt))
     ids = [renderer.response(example.prompt, response) for response in responses]
     return [

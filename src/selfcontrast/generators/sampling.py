@@ -131,9 +131,9 @@ def _first_above(sums: Tensor, threshold: Tensor) -> Tensor:
 class _ResponseCache:
     """The key cache of the unfinished responses, and their row numbers."""
 
-    def __init__(self, model: Any, pad: int, tokens: int, requests: Sequence[Request], samples: int) -> None:
+    def __init__(self, model: Any, pad: int, vocabulary: int, requests: Sequence[Request], samples: int) -> None:
         self.model = model
-        self.tokens = tokens  # size of the tokenizer
+        self.vocabulary = vocabulary  # size of the tokenizer
         longest = max(len(request.prompt) for request in requests)
         padded = [[pad] * (longest - len(r.prompt)) + r.prompt for r in requests]
         mask = [[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in requests]
@@ -155,7 +155,7 @@ class _ResponseCache:
         self.cache.layers = [_repeat(layer, samples) for layer in self.cache.layers]
         self.mask = self.mask.repeat_interleave(samples, dim=0)
         self.positions = self.positions.repeat_interleave(samples, dim=0)
-        self.log_probs = _log_probs(output.logits, self.tokens).repeat_interleave(samples, dim=0)
+        self.log_probs = _log_probs(output.logits, self.vocabulary).repeat_interleave(samples, dim=0)
         self.rows = torch.arange(len(requests) * samples)
 
     def step(self, tokens: Tensor, active: Tensor) -> Tensor:
@@ -181,17 +181,17 @@ class _ResponseCache:
             use_cache=True,
         )
         self.positions = self.positions + 1
-        return _log_probs(output.logits, self.tokens)
+        return _log_probs(output.logits, self.vocabulary)
 
 
-def _log_probs(logits: Tensor, tokens: int) -> Tensor:
+def _log_probs(logits: Tensor, vocabulary: int) -> Tensor:
     """Return the log-probabilities of the last position, float32 [n, V], at temperature 1.
 
     Models pad their vocabulary. Ids that are not in the tokenizer have no text and are never drawn.
     """
     last = logits[:, -1].float()
-    if tokens < last.shape[-1]:
-        last[:, tokens:] = -torch.inf
+    if vocabulary < last.shape[-1]:
+        last[:, vocabulary:] = -torch.inf
     return last.log_softmax(-1)
 
 
@@ -204,9 +204,9 @@ def _compact(active: Tensor) -> Tensor:
 
 
 def _repeat(layer: Any, samples: int) -> Any:
-    """Return the cache of N responses per prompt.
+    """Return a layer's cache for N responses per prompt.
 
-    Other layers, such as sliding windows, repeat with their own method.
+    Layers of other kinds, such as sliding windows, repeat their cache with their own method.
     """
     if type(layer) is DynamicLayer:
         return _PreallocatedCache(layer, samples)
@@ -221,7 +221,7 @@ def _repeat(layer: Any, samples: int) -> Any:
 
 
 def _select(layer: Any, indices: Tensor) -> None:
-    """Select rows of a layer's cache. Recurrent states have another method for it than keys."""
+    """Select rows of a layer's cache. The method for recurrent states differs from that for keys."""
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         layer.reorder_cache(indices)
     else:

@@ -79,8 +79,8 @@ class OtherModel:
             raise UserError(f"{MODEL}={self.path}: {error}") from error
         if ends != renderer.end_ids:
             raise UserError(
-                f"{MODEL}={self.path}: its answers end with the tokens {sorted(ends)}, those of the fine-tuned model "
-                f"with {sorted(renderer.end_ids)}. Give its tokenizer the fine-tuned model's chat template."
+                f"{MODEL}={self.path}: its answers end with the tokens {sorted(ends)}, but the fine-tuned model's "
+                f"end with {sorted(renderer.end_ids)}. Give its tokenizer the fine-tuned model's chat template."
             )
 
     def files(self) -> Path:
@@ -91,7 +91,7 @@ class OtherModel:
 
 
 def with_system_message(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """Return the dialogue with a system message, followed by the dialogue's own system message, if any."""
+    """Return the dialogue with a system message: `system`, followed by the dialogue's own, if any."""
     if system is None:
         return list(messages)
     existing, rest = (messages[:1], messages[1:]) if messages and messages[0]["role"] == "system" else ([], messages)

@@ -120,7 +120,7 @@ class VLLM:
             "enable_prefix_caching": True,
             # Chunked prefill crashes vLLM 0.32 on the CPU on seeded requests: a partial prompt draws an extra token.
             "enable_chunked_prefill": False,
-            "logprobs_mode": "raw_logprobs",  # those of the model, before temperature and top_p
+            "logprobs_mode": "raw_logprobs",  # the model's log-probabilities, before temperature and top_p
             "seed": 0,  # every request has its own
             **lora,
         }
@@ -145,7 +145,7 @@ def candidates_of_answers(
 ) -> list[Candidate]:
     """Convert vLLM's answers to candidates.
 
-    Cut them at ids that are not in the tokenizer, and log how many were cut.
+    Responses are cut at ids that are not in the tokenizer. The number of cut ones is logged.
     """
     candidates, cut = list[Candidate](), 0
     for request, responses in zip(requests, answers, strict=True):
@@ -211,7 +211,7 @@ def _check_python(python: str) -> None:
 
 
 def _adapter_rank(adapter: str) -> int:
-    """Return the smallest rank supported by vLLM that holds the adapter's."""
+    """Return the smallest rank that vLLM supports and that is at least the adapter's rank."""
     folder = Path(adapter)
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"backend.adapter={adapter} has no adapter_model.safetensors. Set it to an adapter's folder.")
@@ -226,4 +226,4 @@ def _adapter_rank(adapter: str) -> int:
         raise UserError(
             f"backend.adapter={adapter}: its rank {rank} is above vLLM's largest, {RANKS[-1]}. Merge the adapter."
         )
-    return next(room for room in RANKS if room >= rank)
+    return next(supported for supported in RANKS if supported >= rank)

@@ -64,7 +64,7 @@ class _Process:
         self.failed = False
         with os.fdopen(descriptor, "wb") as log:
             self.process = subprocess.Popen(
-                # Without our PYTHONPATH, and without the script's folder, whose vllm.py would shadow vLLM.
+                # Without this process's PYTHONPATH, and without the script's folder, whose vllm.py would shadow vLLM.
                 [python, "-E", "-P", vllm_worker.__file__],
                 env=os.environ | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
                 stdin=subprocess.PIPE,

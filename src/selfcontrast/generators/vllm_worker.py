@@ -69,7 +69,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         # The requests that share a step decide the last bits of a logit. So the cache is cleared of earlier requests,
-        # and the engine starts only when it has all of them.
+        # and the engine starts only when it has all requests.
         self.llm.reset_prefix_cache()
         self.llm.sleep(level=0)
         self.llm.enqueue(
@@ -107,7 +107,7 @@ def _answer(response: Any, output: Any) -> Completion:
 
 
 def main() -> None:
-    # vLLM and its processes print. Redirect standard output to standard error, so the pipe has only our answers.
+    # vLLM and its processes print. Redirect standard output to standard error, so the pipe has only answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     requests = os.fdopen(os.dup(0), encoding="utf-8")

@@ -17,12 +17,12 @@ from selfcontrast.pipeline import run_stages
 from selfcontrast.store import Artifact, Stage
 from selfcontrast.tracking import NullTracker
 
-NOTHING: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
+NO_FACTS: dict[str, Any] = {"seconds": 0.0, "summary": {}, "resumed": False}
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of a job and its label. `artifact.cached`: the store has it."""
+    """A stage of a job and its label. `artifact.cached` is True if the store has the artifact."""
 
     label: str
     artifact: Artifact
@@ -57,14 +57,14 @@ class Rehearsal(Job):
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
         folder = self.parts.store.root / stage.name / stage.key
-        missing = Artifact(stage.name, stage.key, folder, {"stage": stage.name, **NOTHING}, cached=False)
+        missing = Artifact(stage.name, stage.key, folder, {"stage": stage.name, **NO_FACTS}, cached=False)
         try:
             artifact = Artifact.read(folder, cached=True)
         except (OSError, ValueError, KeyError):
             artifact = missing
-        made_again = any(made.key in self._again for made in stage.inputs.values())
-        known = all(made.content for made in stage.inputs.values())
-        if stage.name in self.parts.recompute or made_again or (known and stage.stale(artifact.manifest)):
+        inputs_recomputed = any(artifact.key in self._again for artifact in stage.inputs.values())
+        inputs_exist = all(artifact.content for artifact in stage.inputs.values())
+        if stage.name in self.parts.recompute or inputs_recomputed or (inputs_exist and stage.stale(artifact.manifest)):
             self._again.add(stage.key)
             artifact = missing
         self.steps.append(PlannedStage(label or stage.name, artifact))
@@ -78,7 +78,7 @@ class DataReader:
         self.cache: dict[str, tuple[dict[Split, list[Example]], str]] = {}
 
     def __call__(self, data: DictConfig) -> tuple[dict[Split, list[Example]], str]:
-        """Return the examples and "", or no examples and the reason."""
+        """Return the examples and "", or no examples and the reason why they cannot be read."""
         text = OmegaConf.to_yaml(data, resolve=True)
         if text not in self.cache:
             try:

@@ -18,8 +18,8 @@ def published_data(job: Job) -> Artifact:
     return job.get(stage)
 
 
-def contaminated(job: Job) -> Artifact:
-    """Find evaluated prompts, including benchmarks' own, that resemble a training prompt. Policies share the result."""
+def find_contamination(job: Job) -> Artifact:
+    """Find evaluated prompts, also benchmarks' own, that resemble a training prompt. All policies share the result."""
     p = job.parts
     rule = p.evaluation.contamination
     benchmark_prompts = {

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def scores_of(job: Job, policy: Artifact, name: str, checkpoint: int | None = None) -> Artifact:
-    """Score a policy, or a checkpoint of its training, on the held-out prompts; the report calls it `name`."""
+    """Score a policy, or a checkpoint of its training, on the held-out prompts. The report calls it `name`."""
     p = job.parts
     verifier = p.grader
     evaluation = p.evaluation if checkpoint is None else p.evaluation.of_checkpoints()
@@ -131,7 +131,7 @@ class SystemScores:
 def benchmark_results(
     job: Job, name: str, trained: Mapping[str, Artifact], systems: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """Run the benchmark called `name` for each system. Return results by system; none if it does not apply.
+    """Run the benchmark called `name` for each system. Return results by system; empty if it does not apply.
 
     Args:
         trained: the systems' models. Without the baseline's model, a comparison with it is left out.

@@ -54,7 +54,7 @@ class Iteration:
         self.before = before
         self.number: int = before.number + 1 if before else 1
         self.initial: Artifact = before.initial if before else start
-        self._read: dict[str, Example] = {}
+        self._examples: dict[str, Example] = {}
 
     @cached_property
     def candidates(self) -> Artifact:
@@ -80,7 +80,8 @@ class Iteration:
         def compute(folder: Path) -> Mapping[str, Any]:
             model, examples = self.start.path / "model", p.splits["train"]
             if part:
-                count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))  # checked with the config
+                # The config check ensures that the generator has both.
+                count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))
                 examples = generate.choose(examples, count, seed, part)
             summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
             check_unchanged("generator", settings, settings_of(p.generator))
@@ -169,20 +170,20 @@ class Iteration:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / filter_stage.FILE)
-            used = {name: nearest_first(negatives, self._used) for name, negatives in ranked.items()}
+            used = {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
                 log.warning("align: %d groups are longer than trainer.max_length and left out", without_room)
-            stored = self._stored(groups, used)
+            stored = self._stored_scores(groups, used)
             report = self.job.report(self.prefix + "align")
             checkpoints = p.evaluation.checkpoints
             training = Training(p.adapter.at("align"), p.trainer, p.hardware, p.seed, report, checkpoints)
             start = self.start.path / "model"
             summary = align.align(folder, start, p.model.dtype, groups, stored, p.objective, training)
-            return {**summary, **_prompts(groups, used)} if summary else summary
+            return {**summary, **_prompt_counts(groups, used)} if summary else summary
 
         settings = {
-            "negatives": self._used,
+            "negatives": self._negatives_per_prompt,
             "objective": p.objective,
             "adapter": p.adapter.at("align"),
             "optim": p.trainer,
@@ -197,7 +198,7 @@ class Iteration:
             inputs["reference"] = self.reference
         return self._get(Stage("align", align.VERSION, settings, inputs, compute, align.__name__), trained=True)
 
-    def _stored(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> StoredScores:
+    def _stored_scores(self, groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> StoredScores:
         p, folder = self.parts, self.negatives.path
         negatives = negatives_by_group(groups, used)
         scores = chosen_scores(filter_stage.target_scores(folder), read_chosen(folder))
@@ -212,15 +213,15 @@ class Iteration:
         return StoredScores(scored, signals, is_start=p.reference_over_iterations != "initial" or self.before is None)
 
     @property
-    def _used(self) -> int:
+    def _negatives_per_prompt(self) -> int:
         """Negatives per prompt in training: K, or 0 for continued supervised fine-tuning."""
         return self.parts.negatives if self.parts.objective.uses_negatives else 0
 
     def example(self, name: str) -> Example:
         """Return a training example with its answers decoded from their tokens, as candidates are."""
-        if name not in self._read:
-            self._read[name] = self._renderer.as_read(self.job.train[name])
-        return self._read[name]
+        if name not in self._examples:
+            self._examples[name] = self._renderer.as_read(self.job.train[name])
+        return self._examples[name]
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -234,7 +235,7 @@ class Iteration:
         return self.job.get(stage, self.prefix + stage.name, trained)
 
 
-def _prompts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
+def _prompt_counts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
     """Return the counts of prompts and groups if some prompts have two groups; empty otherwise, as in `align`."""
     prompts = len({example_of(group.id, used) for group in groups})
     return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

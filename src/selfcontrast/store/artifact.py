@@ -33,7 +33,7 @@ _SETTLED = 2.0  # seconds after which a change is sure to give a file a new time
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published folder. `cached`: this process did not compute it."""
+    """A published folder. `cached` is True if this process did not compute it."""
 
     stage: str
     key: str
@@ -104,22 +104,22 @@ def content_of(manifest: Mapping[str, Any]) -> str:
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the manifest of `folder`: `facts`, and checksums of all files except those under `RESUME`."""
-    files = {name: _checksum(folder / name, CHECKSUM) for name in _names(folder) if not _resumes(name)}
+    files = {name: _checksum(folder / name, CHECKSUM) for name in _names(folder) if not _is_resume_state(name)}
     manifest = {**facts, "checksum": CHECKSUM, "files": files}
     write_json(folder / MANIFEST, {**manifest, FACTS_CHECKSUM: _facts_checksum(manifest)})
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    half = path.with_name(f"{path.name}.{os.getpid()}.half")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.half")
     try:
-        with open(half, "w") as file:
+        with open(partial, "w") as file:
             json.dump(value, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(half, path)
+        os.replace(partial, path)
     except BaseException:
-        half.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -135,8 +135,8 @@ def verify(folder: Path, key: str | None = None) -> str | None:
 def verify_once(folder: Path) -> str | None:
     """Like `verify`, but skip files that this process has verified and whose time stamps have not changed.
 
-    The first check is cheap, because the caller reads the same files next, then from the page cache. The jobs of a
-    sweep in one process all load the same model, and each would repeat the check.
+    The first check costs little: it brings the files into the page cache, from which the caller reads them next. The
+    jobs of a sweep in one process all load the same model, and without this function each would repeat the check.
     """
     stamp, now = _stamp(folder), time.time()
     if stamp and _intact.get(folder) == stamp:
@@ -151,7 +151,7 @@ def verify_once(folder: Path) -> str | None:
 
 def complete(partial: Path, key: str) -> bool:
     """Return whether a working folder holds the complete artifact `key`, so that only publishing is left."""
-    names = {name for name in _names(partial) if not _resumes(name)}
+    names = {name for name in _names(partial) if not _is_resume_state(name)}
     return (partial / MANIFEST).exists() and not _damage(partial, key, names)
 
 
@@ -187,7 +187,7 @@ def _names(folder: Path) -> set[str]:
     return {os.path.relpath(file, folder) for file in files} - {MANIFEST}
 
 
-def _resumes(name: str) -> bool:
+def _is_resume_state(name: str) -> bool:
     return name.split(os.sep)[0] == RESUME
 
 

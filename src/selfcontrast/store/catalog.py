@@ -83,7 +83,7 @@ class Catalog:
         """Return the published artifact whose key, or STAGE/KEY, starts with `prefix`.
 
         Raises:
-            UserError: if none does, or several do.
+            UserError: if no key or several keys do.
         """
         matches = [e for e in self.published if e.key.startswith(prefix) or e.name.startswith(prefix)]
         if not matches:
@@ -98,23 +98,23 @@ class Catalog:
         return [e for e in self.entries if e.state in (PUBLISHED, UNREADABLE)]
 
     def made_from(self, entry: Entry) -> list[Entry]:
-        """Return the published artifacts that have it as an input."""
+        """Return the published artifacts that have the entry as an input."""
         return self._users.get(entry.key, [])
 
     def inputs_of(self, entry: Entry) -> dict[str, Entry | None]:
-        """Return its inputs by role; None for a deleted one."""
+        """Return the entry's inputs by role; None for a deleted one."""
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
     def differing_settings(self, entry: Entry) -> dict[str, str]:
         """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within its stage.
 
-        An input of another input is left out.
+        An input that is also an input of another input is left out.
         """
         indirect = {key for i in self.inputs_of(entry).values() if i for key in self._ancestors(i)}
         direct = {role: key for role, key in entry.inputs.items() if key not in indirect}
         named = {role: self._by_key[key].name if key in self._by_key else key for role, key in direct.items()}
-        every = {**entry.settings, **_inputs(named)}
-        return {name: value for name, value in every.items() if name in self._differing[entry.stage]}
+        settings = {**entry.settings, **_inputs(named)}
+        return {name: value for name, value in settings.items() if name in self._differing[entry.stage]}
 
     def _ancestors(self, entry: Entry) -> set[str]:
         direct = set(entry.inputs.values())

@@ -55,7 +55,7 @@ class Content:
 
 
 def note(owner: Any, path: Path) -> Content:
-    """Hash the path that a component reads or is keyed by, and remember the result on the component (`noted`)."""
+    """Hash a path that a component reads or has in its key. Keep the result on the component, for `noted`."""
     content = Content.of(path)
     vars(owner)[_NOTE] = content  # not a field, because it is not a setting and the dataclass is frozen
     return content

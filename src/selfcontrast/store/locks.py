@@ -1,8 +1,8 @@
 """Lock an artifact, so that one process computes it while the others wait.
 
-The lock is the kernel's (flock), because only the kernel knows at once that an owner has died. On Linux, flock works
+The lock is the kernel's flock, because only the kernel knows at once that an owner has died. On Linux, flock works
 across machines that share an NFS mount; docs/store.md says what other file systems need. A lease (a file that its owner
-touches) would need no flock, but after a long pause of its owner two processes could hold one artifact.
+touches) would need no flock, but if its owner paused for long, two processes could hold one artifact.
 """
 
 import errno
@@ -109,7 +109,7 @@ def remove(root: Path, stage: str, key: str) -> None:
 
 
 def _lock(root: Path, stage: str, key: str) -> FileLock:
-    # The soft fallback would outlive its owner.
+    # A soft lock, filelock's fallback, would outlive its owner.
     return FileLock(_path(root, stage, key), poll_interval=POLL, fallback_to_soft=False)
 
 
@@ -118,7 +118,7 @@ def _path(root: Path, stage: str, key: str) -> Path:
 
 
 def _record(root: Path, stage: str, key: str) -> Path:
-    """Return the owner's file. Not the lock file: over NFS, reading and closing that would release the lock."""
+    """Return the owner's file. It is not the lock file: over NFS, closing that file after reading releases the lock."""
     return root / FOLDER / f"{stage}-{key}.owner"
 
 

@@ -68,7 +68,7 @@ def delete(root: Path, entry: Entry, used: bool) -> bool:
 
 
 def sweep(root: Path) -> None:
-    """Remove leftovers: discarded folders, locks that nobody holds, and records of runs that no longer exist."""
+    """Remove leftovers: discarded folders, locks that no process holds, and records of runs that no longer exist."""
     trash.empty(*(root / trash.FOLDER).glob("*"))
     for stage, key in locks.all_locks(root):
         if (root / stage / f"{key}.partial").exists():

@@ -53,7 +53,7 @@ class Remote:
         """Copy the artifact to `folder`. Return False, with a warning, if it is damaged.
 
         Raises:
-            UserError: if the URL cannot be reached, rather than spend hours on an artifact that may exist there.
+            UserError: if the URL cannot be reached. The artifact may exist there, and computing it can take hours.
         """
         path = self._path(stage, key)
         log.info("%-24s downloading from %s", stage, self.url)
@@ -75,7 +75,7 @@ class Remote:
         self._unusable.add(self._path(stage, key))
 
     def mirror(self, artifact: Artifact) -> None:
-        """Upload the artifact if it is not there. A failure is only a warning: the next run tries again."""
+        """Upload the artifact if it is not there. A failure is only logged: the next run tries again."""
         path = self._path(artifact.stage, artifact.key)
         try:
             if self.has(artifact.stage, artifact.key):

@@ -27,16 +27,16 @@ class Run:
         self.artifacts = dict.fromkeys(earlier.artifacts if earlier else ())
 
     def uses(self, stage: str, key: str) -> None:
-        """Record an artifact before looking it up, because `prune` reads the records after it has moved one away."""
+        """Record a use before the artifact is looked up, because `prune` moves it away and then reads the records."""
         self.artifacts[f"{stage}/{key}"] = None
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
-            self.facts["from_store"] = _from(self.root, self.folder)
+            self.facts["from_store"] = _relative_to_store(self.root, self.folder)
             write_json(self.record, {**self.facts, "artifacts": list(self.artifacts)})
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            # The store is read-only for us; only its owner prunes it.
+            # The store is read-only for this user; only its owner prunes it.
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recorded:
 
     Attributes:
         folder: its output folder, by its path on its own machine.
-        from_store: the same relative to the store, if both are on one file system; else None.
+        from_store: the same folder, relative to the store, if both are on one file system; else None.
         artifacts: "STAGE/KEY" of each.
         used: time of the last use, in seconds since the epoch.
     """
@@ -82,7 +82,7 @@ def all_runs(root: Path) -> list[Recorded]:
     return sorted((run for run in records if run), key=lambda run: run.used)
 
 
-def _from(root: Path, folder: Path) -> str | None:
+def _relative_to_store(root: Path, folder: Path) -> str | None:
     try:
         shared = root.stat().st_dev == folder.stat().st_dev
     except OSError:  # the run has written nothing yet

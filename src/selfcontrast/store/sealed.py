@@ -79,7 +79,7 @@ def sealed_line(values: Mapping[str, Any]) -> str:
 def append_line(file: Path, line: str) -> None:
     """Append a line to a file, creating the file if needed. The line is on disk when this returns."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # The line break comes first, so that the rest of a killed process's last line spoils no other line.
+    # The line break comes first, so that a killed process's unfinished line spoils no other line.
     with open(file, "a", encoding="utf-8") as stream:
         stream.write(f"\n{line}\n")
         stream.flush()
@@ -103,7 +103,7 @@ def damaged_lines(file: Path) -> int:
 
 
 def read_line(line: str) -> dict[str, Any] | None:
-    """Return the values of a line; None for the rest of a line that a killed process left.
+    """Return the values of a line; None for an unfinished line that a killed process left.
 
     Lines of earlier versions have no checksum and are accepted as they are. Raises `Damaged`.
     """

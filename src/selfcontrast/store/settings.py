@@ -46,8 +46,8 @@ def class_name(cls: type) -> str:
 
     Classes of other packages keep the module, since two of them may have the same name and fields.
     """
-    ours = cls.__module__.partition(".")[0] == PACKAGE
-    return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+    in_package = cls.__module__.partition(".")[0] == PACKAGE
+    return cls.__qualname__ if in_package else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def classes_in(value: Any) -> set[type]:

@@ -25,7 +25,7 @@ class Stage:
         compute: fills the given folder and returns a small JSON object, the summary. It may keep resumable state
             under `RESUME` in the folder.
         module: importable name of the module that computes it. Together with the modules of the components in the
-            settings, it says which source files decide the result.
+            settings, it determines which source files decide the result.
     """
 
     name: str

@@ -100,12 +100,12 @@ class Store:
             if artifact := self._look_up(stage, again_before):  # computed while we waited for the lock
                 return artifact
             partial = final.with_suffix(".partial")
-            again = final.exists() and not verify(final)  # intact, but outdated
-            if final.exists() and not again:
+            outdated = final.exists() and not verify(final)  # intact, but too old or made from other inputs
+            if final.exists() and not outdated:
                 log.warning("%s: %s. Recomputing it.", final, verify(final))
             if recovered := self._recover(stage, final, partial, again_before):
                 return recovered
-            self._compute(partial, stage, again)
+            self._compute(partial, stage, outdated)
             return self._publish(partial, final, cached=False)
 
     def _recover(self, stage: Stage, final: Path, partial: Path, again_before: float) -> Artifact | None:
@@ -126,10 +126,10 @@ class Store:
                 self.remote.mark_outdated(stage.name, stage.key)
         return None
 
-    def _compute(self, partial: Path, stage: Stage, again: bool) -> None:
+    def _compute(self, partial: Path, stage: Stage, outdated: bool) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         _clear(partial)
-        _check_resumable(partial, stage, again)
+        _check_resumable(partial, stage, outdated)
         start, resumed = time.perf_counter(), (partial / RESUME).exists()
         try:
             summary = stage.compute(partial) or {}
@@ -168,14 +168,14 @@ class Store:
 
 
 def _clear(partial: Path) -> None:
-    """Delete an earlier attempt's files except its resume state, so that nothing else of it is published."""
+    """Delete an earlier attempt's files except its resume state, so that none of them is published."""
     for path in partial.iterdir():
         if path.name not in (RESUME, BEGUN_WITH):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _check_resumable(partial: Path, stage: Stage, again: bool) -> None:
-    """Delete an earlier attempt's resume state if its inputs differ, or its code where `again` asks for new code.
+def _check_resumable(partial: Path, stage: Stage, outdated: bool) -> None:
+    """Delete an earlier attempt's resume state if its inputs differ; with `outdated`, also if its code differs.
 
     Record the inputs and code of this attempt for the next one.
     """
@@ -183,13 +183,13 @@ def _check_resumable(partial: Path, stage: Stage, again: bool) -> None:
     now = {"made_of": stage.made_of, "code": stage.code}
     if (partial / RESUME).exists() and (before := _read_mark(mark)):
         files = changed(before["code"], now["code"])
-        if before["made_of"] != now["made_of"] or (again and files):
+        if before["made_of"] != now["made_of"] or (outdated and files):
             log.warning(
                 "%s: an earlier attempt had other inputs or other code. Starting from the beginning.", stage.name
             )
             shutil.rmtree(partial / RESUME)
         elif files:
-            log.warning("%s: resumes an attempt that was started by other code (%s)", stage.name, ", ".join(files))
+            log.warning("%s: resumes an attempt that was started with other code (%s)", stage.name, ", ".join(files))
     write_json(mark, now)
 
 

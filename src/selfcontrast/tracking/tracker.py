@@ -12,10 +12,10 @@ from selfcontrast.store import Artifact
 
 
 class Tracker(Protocol):
-    """Receives a job's metrics while it runs."""
+    """A receiver of a job's metrics while the job runs."""
 
     def log(self, stage: str, record: Mapping[str, float]) -> None:
-        """Log the metrics of a stage. `step` among them is the stage's own axis."""
+        """Log the metrics of a stage. The metric `step` is the stage's own axis."""
 
     def table(self, name: str, frame: pd.DataFrame) -> None: ...
 
@@ -25,7 +25,7 @@ class Tracker(Protocol):
         """Log an artifact of the store, and the artifacts it was computed from."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Log the headline numbers."""
+        """Log the main numbers."""
 
     def files(self, *paths: Path) -> None:
         """Log files of the run itself, such as the report."""

@@ -33,13 +33,13 @@ PACKAGE = Path(__file__).parents[1]
 class WandbTracking:
     """Weights & Biases.
 
-    A killed or failed job continues its run if it is started again in the same folder with the same config: until it
-    has finished, the folder has the run's id. Offline runs cannot be resumed, so such a job has two.
+    A killed or failed job continues its run if it is started again in the same folder with the same config: until
+    the job has finished, the folder has the run's id. Offline runs cannot be resumed, so a restarted job has two.
 
     Attributes:
-        group: null for the sweep: its W&B id, or the multirun's folder.
+        group: name of the run's group; null for the sweep's W&B id, or the name of the multirun's folder.
         mode: auto, online, offline or disabled; the environment variable WANDB_MODE overrides it.
-        upload: upload artifacts' files, instead of a reference to their path and checksum.
+        upload: upload artifacts' files, instead of a reference to their path.
     """
 
     project: Text

@@ -16,7 +16,7 @@ class WandbRun:
     def __init__(self, run: Any, upload: bool) -> None:
         self.run = run
         self.upload = upload
-        self.logged: dict[str, float] = {}  # last step of each stage in a resumed run
+        self.logged: dict[str, float] = {}  # each stage's last step in the resumed run; -1 in a new run
 
     def log(self, stage: str, record: Mapping[str, float]) -> None:
         if stage not in self.logged:
@@ -39,9 +39,9 @@ class WandbRun:
         self.run.log({name: wandb.Image(str(file))})
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
-        """Log a computed artifact, and use a cached one. Data are always used, because lineage begins with them.
+        """Log a computed artifact as an output of the run, and a cached one as an input.
 
-        Offline, W&B cannot use artifacts, so all are logged.
+        Data are always an input, because lineage begins with them. Offline, W&B has no inputs, so all are outputs.
         """
         import wandb
 

@@ -44,7 +44,7 @@ def test_gradients_match_autograd_of_the_objective() -> None:
         np.testing.assert_allclose(table.gradients[a, b], autograd(table, a, (b,)), atol=1e-12)
 
 
-def enumerated(bandit: Bandit, positives: int, negatives: int, crossed: bool) -> float:
+def enumerate_error(bandit: Bandit, positives: int, negatives: int, crossed: bool) -> float:
     """Return E ||estimate - G||^2 by enumeration of every draw."""
     size, total = len(bandit.logits), 0.0
     shape = negatives if crossed else positives * negatives
@@ -62,9 +62,11 @@ def enumerated(bandit: Bandit, positives: int, negatives: int, crossed: bool) ->
 @pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (1, 3), (2, 1), (2, 2)])
 def test_error_matches_enumeration(positives: int, negatives: int) -> None:
     parts = SMALL.parts
-    assert parts.crossed(positives, negatives) == pytest.approx(enumerated(SMALL, positives, negatives, crossed=True))
+    assert parts.crossed(positives, negatives) == pytest.approx(
+        enumerate_error(SMALL, positives, negatives, crossed=True)
+    )
     nested = parts.nested.error(positives, negatives)
-    assert nested == pytest.approx(enumerated(SMALL, positives, negatives, crossed=False))
+    assert nested == pytest.approx(enumerate_error(SMALL, positives, negatives, crossed=False))
 
 
 @pytest.mark.parametrize("crossed", [True, False])

@@ -8,14 +8,14 @@ import pytest
 from selfcontrast.errors import UserError
 from studies.gradient_error.bandit import BanditSettings
 from studies.gradient_error.components import components
-from studies.gradient_error.measure import ALL, NONE, GradientError, Measured, on_bandit, on_model
+from studies.gradient_error.measure import ALL, NONE, GradientError, ResponseGradients, on_bandit, on_model
 
 BANDIT = BanditSettings(6, 2, 0.3, 0.5, 0.2, [1, 4], 1, 3000)
 SETTINGS = GradientError(40, 12, None, [1, 3, 12], [4], 3000, 0, 0.95, BANDIT)
 BETA = 0.5
 
 
-def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> Measured:
+def make_responses(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> ResponseGradients:
     """Return gradients in three dimensions. In the first, a sample that scores 1 has +1, one that scores 0 has -1.
 
     The target is between them. The filter keeps the samples that score 0.
@@ -27,14 +27,14 @@ def measured(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> Measur
     log_probs = rng.standard_normal((prompts, 1 + samples)) - 5
     kept = scores == 0
     drawn = [np.flatnonzero(row)[:4] for row in kept]
-    return Measured(
+    return ResponseGradients(
         gradients, log_probs, log_probs, np.hstack([np.ones((prompts, 1)), scores]), kept, drawn, (20.0, 10.0)
     )
 
 
 def test_directions_without_noise_are_uphill_for_filtered_negatives() -> None:
     """Negatives that score 0 give the step beta/2 (u+ - u-) = beta/2 (+1) in the first dimension, where scores grow."""
-    results = on_model(SETTINGS, measured(noise=1e-6), BETA)
+    results = on_model(SETTINGS, make_responses(noise=1e-6), BETA)
     rows = {row["negatives"]: row for row in results["directions"]}
     assert rows["kept by the filter"]["slope"][0] == pytest.approx(BETA / 2, rel=1e-4)
     assert rows["left out by the filter"]["slope"][0] == pytest.approx(-BETA / 2, rel=1e-4)
@@ -48,7 +48,7 @@ def test_directions_without_noise_are_uphill_for_filtered_negatives() -> None:
 
 def test_parts_equal_the_components_of_pairs() -> None:
     """At the start every margin is 0, so a pair's gradient is -beta/2 (u+ - u-)."""
-    data = measured()
+    data = make_responses()
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])
     expected, numbers = components(pairs), on_model(SETTINGS, data, BETA)["all"]
     assert (numbers["between"], numbers["within"]) == pytest.approx((expected.between, expected.within))
@@ -65,22 +65,24 @@ def test_curves_of_drawn_estimates_match_the_formula() -> None:
 
     One data set deviates by a few percent.
     """
-    for row in on_model(SETTINGS, measured(), BETA)["curves"]:
+    for row in on_model(SETTINGS, make_responses(), BETA)["curves"]:
         assert row["measured"] == pytest.approx(row["formula"], rel=0.15)
 
 
 def test_on_model_without_a_verifier_has_no_directions() -> None:
-    data = measured()
-    unscored = Measured(data.gradients, data.log_probs, data.reference, None, data.kept, data.drawn, data.tokens)
+    data = make_responses()
+    unscored = ResponseGradients(
+        data.gradients, data.log_probs, data.reference, None, data.kept, data.drawn, data.tokens
+    )
     assert "directions" not in on_model(SETTINGS, unscored, BETA)
 
 
 def test_filtered_numbers_leave_out_prompts_that_the_filter_drops() -> None:
-    data = measured()
+    data = make_responses()
     drawn = [np.array([], dtype=np.intp), *data.drawn[1:]]
     results = on_model(
         SETTINGS,
-        Measured(data.gradients, data.log_probs, data.reference, data.scores, data.kept, drawn, data.tokens),
+        ResponseGradients(data.gradients, data.log_probs, data.reference, data.scores, data.kept, drawn, data.tokens),
         BETA,
     )
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])

@@ -8,14 +8,14 @@ import pytest
 
 from studies.gradient_error.bandit import BanditSettings
 from studies.gradient_error.experiment import Theory
-from studies.gradient_error.measure import GradientError, Measured, on_bandit, on_model
+from studies.gradient_error.measure import GradientError, ResponseGradients, on_bandit, on_model
 from studies.gradient_error.report import headline, print_theory, sentences, write_theory
 
 BANDIT = BanditSettings(6, 2, 0.3, 0.5, 0.2, [1, 4], 1, 50)
 SETTINGS = GradientError(12, 6, None, [1, 2, 4], [4], 20, 0, 0.95, BANDIT)
 
 
-def measured(gradient: float) -> Theory:
+def make_theory(gradient: float) -> Theory:
     """Return results for targets that are `gradient` away from their samples, which have unit variance."""
     rng = np.random.default_rng(3)
     gradients = rng.standard_normal((12, 7, 4))
@@ -23,13 +23,13 @@ def measured(gradient: float) -> Theory:
     flat = np.zeros((12, 7))
     scores = rng.integers(0, 2, (12, 7)).astype(float)
     kept = rng.random((12, 6)) < 0.5
-    data = Measured(gradients, flat, flat, scores, kept, [np.arange(3)] * 12, (20.0, 10.0))
+    data = ResponseGradients(gradients, flat, flat, scores, kept, [np.arange(3)] * 12, (20.0, 10.0))
     return Theory(on_bandit(BANDIT, [1, 2, 4]), on_model(SETTINGS, data, 0.5), [], {}, {})
 
 
 @pytest.mark.parametrize("gradient", [3.0, 0.0])
 def test_report_has_all_tables(gradient: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    theory = measured(gradient)
+    theory = make_theory(gradient)
     write_theory(theory, tmp_path)
     print_theory(theory, tmp_path)
     printed = capsys.readouterr().out
@@ -43,13 +43,13 @@ def test_report_has_all_tables(gradient: float, tmp_path: Path, capsys: pytest.C
 
 
 def test_sentences_of_a_gradient_like_zero_say_so() -> None:
-    theory = measured(0.0)
+    theory = make_theory(0.0)
     theory.model["all"] |= {"squared": -0.1, "prompts_needed": dict.fromkeys(("1", "2", "4"), math.inf)}
     assert any("12 prompts" in sentence and "zero" in sentence for sentence in sentences(theory))
 
 
 def test_sentences_give_the_prompts_needed_per_k() -> None:
-    theory = measured(3.0)
+    theory = make_theory(3.0)
     theory.model["all"] |= {"squared": 2.0, "prompts_needed": {"1": 10.2, "2": 8.0, "4": 1234.0}}
     assert any(
         "11 prompts at K = 1" in sentence and "1,234 prompts at K = 4" in sentence for sentence in sentences(theory)

@@ -26,7 +26,7 @@ FOLLOW_UPS = ("And its {attributes}?", "Now tell me its {attributes}.", "What ab
 
 @dataclass(frozen=True)
 class Attribute:
-    """The values of an attribute, and two clauses that state one after the entity's name; `{}` is the value."""
+    """The values of an attribute, and two clauses that state a value after the entity's name; `{}` is the value."""
 
     clauses: tuple[str, str]
     values: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Forms: the wordings of a right response, drawing one, and parsing a response back into its slots.
+"""Forms: templates from which right responses are drawn, and with which responses are parsed into their slots.
 
 A form has templates with holes. A hole is either a *slot*, whose value the prompt decides and the verifier grades, or a
 *filler*, which is free within a closed set. Drawing and parsing share the templates, so they always agree.
@@ -49,9 +49,9 @@ class Form:
 
     def render(self, values: Mapping[str, str], rng: random.Random) -> str:
         """Put the slots' `values` into a random template that agrees with them, with random fillers."""
-        fitting = [t for t in self.templates if all(values[s] == v for s, v in t.fixed.items())]
+        matching = [t for t in self.templates if all(values[s] == v for s, v in t.fixed.items())]
         fillers = {hole: rng.choice(pool) for hole, pool in self.fillers.items()}
-        return rng.choice(fitting).text.format(**fillers, **values)
+        return rng.choice(matching).text.format(**fillers, **values)
 
     def read(self, response: str) -> Iterator[dict[str, str]]:
         """Yield the value of each hole, for each template that matches the whole response."""
@@ -72,12 +72,12 @@ def sample_target(form: Form, want: Want, rng: random.Random, noise: float, spoi
 @cache
 def _pattern(form: Form, template: Template) -> re.Pattern[str]:
     """Return a pattern that accepts any word in a hole, so a wrong word costs its own slot and no other."""
-    parts, seen = [], set[str]()
+    parts, holes = [], set[str]()
     for literal, hole, _, _ in Formatter().parse(template.text):
         parts.append(re.escape(literal))
         if hole:
-            parts.append(f"(?P={hole})" if hole in seen else f"(?P<{hole}>{_hole(form.pool(hole))})")
-            seen.add(hole)
+            parts.append(f"(?P={hole})" if hole in holes else f"(?P<{hole}>{_hole(form.pool(hole))})")
+            holes.add(hole)
     return re.compile("".join(parts))
 
 

@@ -6,7 +6,7 @@ from selfcontrast.data.families.dialogue import Dialogue, Turn
 from selfcontrast.data.families.form import Form, Slot, Template
 from selfcontrast.data.families.words import CLOSERS, NAMES, OPENERS, THINGS, plural
 
-# Dimension -> (comparative, who has most of it, who has least).
+# Comparative, superlative for the most, superlative for the least.
 SCALES = (
     ("older", "oldest", "youngest"),
     ("taller", "tallest", "shortest"),
