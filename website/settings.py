@@ -19,7 +19,7 @@ This page is generated from the files in `conf/`. `group=option` on the command 
 overrides one key. `python train.py --cfg job` prints the composed config.
 
 `${{…}}` takes the value of another key. `???` means that you must give a value. `{ANYWHERE}` stands for the place of a
-group that can be used in several places, as in `judge@evaluation.benchmarks.pairwise.judge=openai`. Class names link to the
+group that fits in several places, as in `judge@evaluation.benchmarks.pairwise.judge=openai`. Class names link to the
 [API reference](reference/index.md).
 """
 
