@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from website import reference, settings  # noqa: E402  # MkDocs loads this file by its path
 
-# Pages that are files elsewhere in the repository, where a reader of the code looks for them.
+# Pages whose source is not under docs/ but where readers of the repository look for it.
 ELSEWHERE = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -25,7 +25,7 @@ LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 PACKAGE = ROOT / "src" / "selfcontrast"
 
 
-def generated() -> dict[str, str]:
+def generated_pages() -> dict[str, str]:
     """Return the Markdown of all pages that are not under docs/, by their path below the site's root."""
     copied = {page: (ROOT / source).read_text() for page, source in ELSEWHERE.items()}
     return {**copied, settings.PAGE: settings.settings_page(ROOT / "conf"), **reference.reference_pages(PACKAGE)}
@@ -33,7 +33,7 @@ def generated() -> dict[str, str]:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
-    for page, text in generated().items():
+    for page, text in generated_pages().items():
         files.append(File.generated(config, page, content=text))
     return files
 
@@ -48,7 +48,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Rewrite the links of pages that are written for a reader of the repository."""
+    """Convert the links of a page, which are written for readers of the repository, to links within the site."""
     path = page.file.src_uri
     if path.startswith("reference/") or path == settings.PAGE:
         return markdown
@@ -57,7 +57,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def site_link(link: re.Match[str], source: str) -> str:
-    """Return a Markdown link of the file `source`, as it must be on the site.
+    """Convert a Markdown link in the file `source` to a link within the site.
 
     A module links to its reference, and a file of settings to its place on the page of settings. A link to another file
     without a page becomes its text.

@@ -69,7 +69,7 @@ def _index(pages: dict[str, str], package: Path) -> str:
         "# API reference",
         "",
         "[The public API](public.md) is what `from selfcontrast import …` gives.",
-        "[From Python](../api.md) shows it at work.",
+        "[From Python](../api.md) has examples.",
         "Everything else may change between releases. This reference is generated from docstrings.",
         "",
         "| package | |",

@@ -11,8 +11,8 @@ import yaml
 
 PAGE = "settings.md"
 GLOBAL = "# @package _global_"
-ANYWHERE = "WHERE"  # the place of a group that has no fixed one, such as a benchmark's judge
 CHOICE_ELSEWHERE = re.compile(r"\s*# - (\w+: .*?)(?=\s+#|$)")  # "# - group: VALUE   # comment" in a defaults list
+ANYWHERE = "WHERE"  # stands for the place of a group that fits in several, such as a benchmark's judge
 
 INTRO = f"""# All settings
 
@@ -20,14 +20,14 @@ This page is generated from the files in `conf/`. `group=option` on the command 
 overrides one key. `python train.py --cfg job` prints the composed config.
 
 `${{…}}` takes the value of another key. `???` means that you must give a value. `{ANYWHERE}` stands for the place of a
-group that can be used in several, as in `judge@evaluation.benchmarks.pairwise.judge=openai`. Class names link to the
+group that fits in several places, as in `judge@evaluation.benchmarks.pairwise.judge=openai`. Class names link to the
 [API reference](reference/index.md).
 """
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a YAML file, with its value and comment as they are written there."""
+    """One key of a YAML file, with its value and comment as written in the file."""
 
     key: str
     value: str
@@ -100,7 +100,7 @@ class _Reader:
                     yield Setting(f"{name}.{number}", self._source(item), self._comments(item, item.end_mark))
 
     def _source(self, node: yaml.Node) -> str:
-        """Return a value as it is written; a text of several lines by its first one."""
+        """Return a value as written; of a text of several lines return the first line."""
         written = self.text[node.start_mark.index : node.end_mark.index].strip()
         if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
             return str(node.value).strip().splitlines()[0] + " …"
