@@ -13,7 +13,7 @@ def over_seeds(
     """Return the mean of one number per seed, values: [n], with Student's t interval.
 
     The interval covers the randomness of training, not the choice of prompts, which are the same for every seed. Its
-    bounds are NaN for a single seed and for seeds that do not differ, since their variance is unknown. They are clipped
+    bounds are NaN for a single seed and for seeds that do not differ, since the variance is unknown. Bounds are clipped
     to `least` and `most`, the range of possible values.
     """
     from scipy import stats
