@@ -105,7 +105,7 @@ def find_contamination(
 
     Columns:
         prompt: the prompt.
-        containment: largest fraction of its n-grams in one training prompt, in [0, 1].
+        containment: largest fraction of the prompt's n-grams in one training prompt, in [0, 1].
         copied: the training prompt with that fraction; "" if no training prompt shares an n-gram.
         similarity: cosine to the nearest training prompt; NaN if `settings.similarity` is None.
         nearest: the nearest training prompt; "" if `settings.similarity` is None.

@@ -51,7 +51,7 @@ class Models:
     Attributes:
         policy: folder of the model that gave the answers.
         reference: folder of the fine-tuned model; None if that is the policy.
-        dtype: the type in which their weights are loaded.
+        dtype: the type in which the models' weights are loaded.
     """
 
     policy: Path

@@ -133,7 +133,7 @@ class Evaluation:
         return next((way for way in self.ways if way.temperature == 1 and self.top_p == 1), None)
 
     def of_checkpoints(self) -> "Evaluation":
-        """Return the settings for an intermediate checkpoint: only the decoding that its KL is estimated on."""
+        """Return the settings for an intermediate checkpoint: only the decoding from which its KL is estimated."""
         decodings = [self.decodings[i] for i, way in enumerate(self.ways) if way == self.sampled]
         return replace(self, decodings=decodings, lm_eval=replace(self.lm_eval, tasks=[]))
 
@@ -161,7 +161,7 @@ class Policy:
     Attributes:
         label: its name in the job.
         folder: the model's folder.
-        dtype: the type in which its weights are loaded.
+        dtype: the type in which the model's weights are loaded.
     """
 
     label: str

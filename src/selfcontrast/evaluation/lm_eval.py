@@ -131,9 +131,8 @@ class LmEval:
         """
         config = read_task(task)
         default = config.get("num_fewshot")
-        count = (
-            default if self.fewshot is None or default == 0 else self.fewshot
-        )  # lm-eval never overrides a task's own 0
+        # lm-eval never overrides a task's own 0.
+        count = default if self.fewshot is None or default == 0 else self.fewshot
         if count and not uses_held_out_prompts(task) and not any(config.get(split) for split in EXAMPLE_SPLITS):
             raise UserError(
                 f"evaluation.lm_eval.tasks={task}: {task_file(task).name} names no split for its {count} few-shot "

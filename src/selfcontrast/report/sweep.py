@@ -21,15 +21,8 @@ if TYPE_CHECKING:
 
 # Settings that differ between jobs without making a variant of the method.
 OWN_COLUMNS = ("negatives", "seed", "label")
-NO_VARIANT = (
-    "name",
-    "output",
-    "store",
-    "store_cache",
-    "tracking",
-    "engine",
-    "published",
-)  # may differ between two runs of one job
+# Settings that may differ between two runs of the same job.
+NO_VARIANT = ("name", "output", "store", "store_cache", "tracking", "engine", "published")
 
 
 @dataclass(frozen=True)

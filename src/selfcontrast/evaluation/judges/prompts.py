@@ -16,10 +16,8 @@ from selfcontrast.files import EVALUATION
 
 TEMPLATES = EVALUATION / "judge_templates"
 NAMES = ("single", "single_reference", "pairwise", "pairwise_reference")
-FIVE_GRADED = (
-    "arena_hard",
-    "arena_hard_creative",
-)  # five verdicts; part of the keys of only those benchmarks that use them
+# Templates with five verdicts. Only the keys of benchmarks that use them depend on these templates.
+FIVE_GRADED = ("arena_hard", "arena_hard_creative")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
