@@ -124,7 +124,7 @@ def print_claims(judged: Sequence[JudgedExperiment], folder: Path) -> None:
     for words in rules(judged):
         say(words, "italic")
     say("")
-    say(f"claims   {text.short_path(folder / 'claims.html')}", wrap=False)
+    say(f"claims   {text.display_path(folder / 'claims.html')}", wrap=False)
 
 
 def _claim(claim: Claim) -> list[str]:

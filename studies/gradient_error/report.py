@@ -69,7 +69,7 @@ def print_theory(theory: "Theory", folder: Path) -> None:
         show(printed)
     say("")
     for name in ("report.html", "theory.md", "figure.png"):
-        say(f"{name.split('.')[0]:<8} {text.short_path(folder / name)}", wrap=False)
+        say(f"{name.split('.')[0]:<8} {text.display_path(folder / name)}", wrap=False)
 
 
 def headline(theory: "Theory") -> str:

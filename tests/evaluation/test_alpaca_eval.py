@@ -21,7 +21,8 @@ from selfcontrast.evaluation.statistics import (
 )
 from shared import shared_data
 
-# Their leaderboard rows were computed with other weights than the published ones: 0.13 and 0.19 points off.
+# The leaderboard's rows of these models come from other weights than the published ones: they are 0.13 and 0.19 points
+# off.
 WEIGHTS_OF_ANOTHER_FIT = {"NullModel", "dbrx-instruct"}
 
 
@@ -75,8 +76,8 @@ def baseline() -> dict[int, Output]:
 
 def test_win_rate_and_standard_error_of_ten_models_equal_the_leaderboard() -> None:
     published, outputs = leaderboard(), list(baseline().values())
-    judged = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
-    models = list(judged.groupby("model"))
+    annotations = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
+    models = list(annotations.groupby("model"))
     assert len(models) == 10
     for name, rows in models:
         expected = published.loc[str(name)]
@@ -85,7 +86,7 @@ def test_win_rate_and_standard_error_of_ten_models_equal_the_leaderboard() -> No
         assert 100 * rate.estimate == pytest.approx(expected["win_rate"], abs=1e-6), name
         assert 100 * standard_error(outcomes, index) == pytest.approx(expected["standard_error"], abs=1e-6), name
         assert rate.n == expected["n_total"]
-        # Its penalty differs from ours and so its estimate, which is still inside our interval if joined correctly.
+        # The leaderboard's fit has another penalty. Still, its estimate is inside our interval if the join is correct.
         lengths = (rows["len_model"] - rows["len_baseline"]).to_numpy()
         difficulties = [outputs[i].difficulty or 0.0 for i in index]
         controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=500, seed=0)
@@ -95,19 +96,20 @@ def test_win_rate_and_standard_error_of_ten_models_equal_the_leaderboard() -> No
             assert controlled.win_rate.low < rate_at_equal_length < controlled.win_rate.high, name
 
 
-# Their difficulties were joined by row number, which a missing row shifts, so ours need not agree.
+# For these models the leaderboard joined difficulties by row number, which a missing row shifts. Rates need not agree.
 MISALIGNED = {"minotaur-13b", "text_davinci_001"}
 
 
 def test_length_controlled_rates_are_near_the_published_ones_in_the_same_order() -> None:
-    """They are within 3 points, with published difficulties and, except for one model, with estimated ones.
+    """Compare rates with published difficulties, and with estimated ones: they differ by 3 points at most.
 
-    The exception, NullModel, gives every instruction the same answer, which carries nothing about difficulty.
+    NullModel is an exception with estimated difficulties. It gives every instruction the same answer, which says
+    nothing about difficulty.
     """
     published, outputs = leaderboard()["length_controlled_winrate"], list(baseline().values())
-    judged = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
+    annotations = pd.read_csv(shared_data("alpaca_eval", "annotations_compact.csv.gz"))
     with_published, pairs = {}, {}
-    for name, rows in judged.groupby("model"):
+    for name, rows in annotations.groupby("model"):
         index, outcomes = rows["instruction_index"].to_numpy(), rows["preference"].to_numpy() - 1
         lengths, difficulties = (
             (rows["len_model"] - rows["len_baseline"]).to_numpy(),
@@ -129,7 +131,7 @@ def test_length_controlled_rates_are_near_the_published_ones_in_the_same_order()
 
 
 def test_win_rate_at_equal_length_with_published_weights_equals_the_leaderboard() -> None:
-    """Checked for models with every instruction. Others were published with misaligned difficulties."""
+    """Check the models with all instructions. The others were published with misaligned difficulties."""
     published = leaderboard()
     weights = pd.read_csv(shared_data("alpaca_eval", "glm_weights_length_controlled_v1.csv"), index_col=0)
     difficulties = [output.difficulty or 0.0 for output in baseline().values()]

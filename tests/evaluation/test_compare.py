@@ -1,4 +1,4 @@
-"""Comparison of policies, on scores small enough to check by hand."""
+"""Compare policies, on so few scores that the numbers can be checked by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from selfcontrast.evaluation.contamination import Contamination
 from selfcontrast.evaluation.evaluate import ANSWERS, LIKELIHOOD, Evaluation
 from selfcontrast.filters.encode import LexicalEncoder
 
-# Scores per prompt: two samples each, of one turn or (c) two.
+# Scores by prompt: two samples each. Prompt c has two turns.
 SFT = {"a": [[0.0], [0.5]], "b": [[1.0], [0.0]], "c": [[0.2, 0.6], [1.0, 0.0]]}
 POLICY = {"a": [[1.0], [0.5]], "b": [[0.0], [0.5]], "c": [[0.5, 0.5], [0.5, 0.5]]}
 CATEGORY = {"a": "x", "b": "", "c": "y"}
@@ -140,7 +140,7 @@ def test_compare_without_flagged_prompts(systems: dict[str, Path], comparison: C
     assert comparison["contamination"] == {
         "benchmark": "test", "prompts": 3, "flagged": 0, "examples": [], "without": []
     }  # fmt: skip
-    other = overlaps("a", "b", "c").assign(benchmark="mt_bench")  # has its policy questions and ids
+    other = overlaps("a", "b", "c").assign(benchmark="mt_bench")  # another benchmark's prompts have the same ids
     flagged = compare(systems, SETTINGS, pd.concat([overlaps("a"), other], ignore_index=True))
     sft, policy = flagged["contamination"]["without"]
     assert (flagged["contamination"]["flagged"], flagged["contamination"]["prompts"]) == (1, 3)
@@ -158,7 +158,7 @@ def test_compare_win_rate_by_prompt_and_sample_counts_ties_as_half(comparison: C
     assert row_of(comparison, "policy", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
 
 
-def test_compare_surprise_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
+def test_compare_nll_and_tokens_are_per_dialogue(comparison: Comparison) -> None:
     policy = row_of(comparison, "policy", "T=1")
     assert policy["nll"] == pytest.approx((4 * 1.5 + 2 * 3.0) / 6)
     assert policy["tokens"] == pytest.approx((4 * 3 + 2 * 6) / 6)
@@ -177,7 +177,7 @@ def test_compare_likelihood_is_per_token(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize("column", ["score", "log_prob"])
 def test_compare_stored_nan_is_rejected_with_its_example(column: str, tmp_path: Path) -> None:
-    """Sums of log-probabilities and means over turns skipped NaN, and 0.0 was printed."""
+    """Before, sums of log-probabilities and means over turns skipped NaN, and 0.0 was printed."""
     folder = write(tmp_path / "sft", SFT, "score", [(-1.0, 2), (-2.0, 4)])
     frame = pd.read_parquet(folder / ANSWERS)
     frame.loc[frame["id"] == "c", column] = float("nan")

@@ -33,7 +33,7 @@ ENCODER = SentenceEncoder(BUILTIN, None, "", None, "float32", 256, "cut", False,
 
 @dataclass(frozen=True)
 class AngleEncoder:
-    """An encoder whose texts are angles in degrees, with unit vectors at these angles."""
+    """An encoder of texts that are angles in degrees. It returns the unit vectors at these angles."""
 
     def check(self) -> None: ...
 
@@ -61,7 +61,8 @@ def test_containment_by_hand() -> None:
 
 
 def test_containment_does_not_add_up_over_training_prompts() -> None:
-    fractions, _ = containment(["a b c d e f"], ["a b c d", "c d e f"], 3)  # together all four n-grams, each alone two
+    """Each training prompt has two of the four n-grams."""
+    fractions, _ = containment(["a b c d e f"], ["a b c d", "c d e f"], 3)
     assert fractions.tolist() == [0.5]
 
 
@@ -77,7 +78,7 @@ def test_containment_counts_repeated_ngrams_once() -> None:
         ("ｆｕｌｌ ｗｉｄｔｈ ｌｅｔｔｅｒｓ", "full width letters", 1),  # NFKC
         ("Straße nach Süden", "STRASSE NACH SÜDEN", 1),
         ("今天天气很好", "他说今天天气不错", 0.5),  # 今天天 天天气 天气很 气很好: two of four
-        ("a b", "a b", 1),  # shorter than the n-gram: equal or not
+        ("a b", "a b", 1),  # shorter than an n-gram: all words must be equal
         ("a b", "A, b!", 1),
         ("a b", "x a b y", 0),
         ("a b", "a", 0),
@@ -102,8 +103,8 @@ def test_containment_equals_a_plain_loop(prompts: list[str], training: list[str]
 
     fractions, sources = containment(prompts, training, size)
     for prompt, fraction, source in zip(prompts, fractions, sources, strict=True):
-        known = grams(prompt)
-        expected = [len(known & grams(text)) / max(1, len(known)) for text in training]
+        prompt_grams = grams(prompt)
+        expected = [len(prompt_grams & grams(text)) / max(1, len(prompt_grams)) for text in training]
         assert fraction == pytest.approx(max(expected))
         assert expected[source] == pytest.approx(max(expected))
 
@@ -218,7 +219,7 @@ def prompts(*names: str) -> list[str]:
 
 
 def test_find_contamination_finds_self_instruct_tasks_in_alpaca_eval() -> None:
-    """AlpacaEval contains the tasks. Another collection shares one prompt with it."""
+    """AlpacaEval contains the tasks. Another collection shares one prompt with AlpacaEval."""
     alpaca = prompts("alpaca_eval", "instructions_baseline.jsonl")
     tasks = prompts("instruction_tuning", "self_instruct_user_oriented_252.jsonl")
     rule = Contamination(ngram=13, containment=0.8, similarity=None, encoder=AngleEncoder())

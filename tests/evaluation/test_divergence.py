@@ -93,7 +93,7 @@ def test_k1_and_k3_expectations_equal_the_exact_kl(models: tuple[Any, Any]) -> N
 def test_k1_and_k3_sample_means_are_near_the_exact_kl(models: tuple[Any, Any]) -> None:
     policy, reference = map(score_responses, models)
     mass = np.array([math.exp(values.sum()) for values in policy])
-    drawn = np.random.default_rng(0).choice(len(mass), size=20_000, p=mass / mass.sum())
+    indices = np.random.default_rng(0).choice(len(mass), size=20_000, p=mass / mass.sum())
     kl, entropy = exact(*models, PROMPT, LONGEST, {END})
     pairs = list(zip(policy, reference, strict=True))
     for truth, values in [
@@ -101,8 +101,8 @@ def test_k1_and_k3_sample_means_are_near_the_exact_kl(models: tuple[Any, Any]) -
         (kl, [k3(*pair) for pair in pairs]),
         (entropy, [-p.sum() for p in policy]),
     ]:
-        estimates = np.array(values)[drawn]
-        assert abs(estimates.mean() - truth) < 4 * estimates.std() / math.sqrt(len(drawn))
+        estimates = np.array(values)[indices]
+        assert abs(estimates.mean() - truth) < 4 * estimates.std() / math.sqrt(len(indices))
 
 
 def test_k3_is_too_low_for_a_sharper_policy() -> None:
@@ -121,7 +121,10 @@ def test_k3_is_never_negative() -> None:
 
 QUESTIONS = [example("a", "what is the cat?", "a cat"), example("b", "and Paris?", "Paris is in France")]
 SAMPLES = 300
-WAYS = [{"name": "T=1", "temperature": 1.0, "samples": SAMPLES}, {"name": "greedy", "temperature": 0.0, "samples": 1}]
+DECODINGS = [
+    {"name": "T=1", "temperature": 1.0, "samples": SAMPLES},
+    {"name": "greedy", "temperature": 0.0, "samples": 1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def sample_answers(folder: Path, model: Path, evaluation: Evaluation, examples: 
 
 
 def test_measure_kl_and_entropy_are_near_the_exact_values(folders: dict[str, Path], tmp_path: Path) -> None:
-    evaluation = settings(decodings=WAYS, max_new_tokens=2)
+    evaluation = settings(decodings=DECODINGS, max_new_tokens=2)
     answers = sample_answers(tmp_path / "answers", folders["policy"], evaluation, QUESTIONS)
     models = Models(folders["policy"], folders["sft"], "float32", hardware(max_tokens_per_microbatch=4096))
     summary = measure(tmp_path, answers, "T=1", models, QUESTIONS, Local(1, 1))
@@ -161,8 +164,8 @@ def test_measure_kl_and_entropy_are_near_the_exact_values(folders: dict[str, Pat
     assert summary["entropy"] == pytest.approx(-by_answer["log_prob"].mean())
     assert summary["entropy_per_token"] == pytest.approx(-by_answer["log_prob"].sum() / by_answer["tokens"].sum())
     # In float32 the sampler and the packed rows agree.
-    drawn = pd.read_parquet(answers / ANSWERS).query("decoding == 'T=1'").sort_values(["id", "sample"])
-    assert by_answer["log_prob"].to_numpy() == pytest.approx(drawn["log_prob"].to_numpy(), abs=1e-3)
+    answer_rows = pd.read_parquet(answers / ANSWERS).query("decoding == 'T=1'").sort_values(["id", "sample"])
+    assert by_answer["log_prob"].to_numpy() == pytest.approx(answer_rows["log_prob"].to_numpy(), abs=1e-3)
 
 
 def test_measure_of_a_model_against_itself_is_zero(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -181,13 +184,15 @@ def test_measure_scores_a_dialogue_after_its_own_replies(folders: dict[str, Path
     answers = sample_answers(tmp_path / "answers", folders["policy"], settings(), EXAMPLES)
     models = Models(folders["policy"], None, "float32", hardware())
     measure(tmp_path, answers, "T=1", models, EXAMPLES, Local(2, 1))
-    drawn = pd.read_parquet(answers / ANSWERS).query("decoding == 'T=1'")
+    answer_rows = pd.read_parquet(answers / ANSWERS).query("decoding == 'T=1'")
     stored = pd.read_parquet(tmp_path / FILE).set_index(["id", "sample", "turn"])["policy"]
     model, by_id = llama(0, spread=0.12), {e.id: e for e in EXAMPLES}
-    for row in drawn.to_dict("records"):
+    for row in answer_rows.to_dict("records"):
         messages = list(by_id[row["id"]].prompt)
         if row["id"] == "c":
-            before = drawn[(drawn["id"] == "c") & (drawn["sample"] == row["sample"]) & (drawn["turn"] == 0)]
+            before = answer_rows[
+                (answer_rows["id"] == "c") & (answer_rows["sample"] == row["sample"]) & (answer_rows["turn"] == 0)
+            ]
             first = {"role": "assistant", "content": before["text"].item()}
             questions = [{"role": "user", "content": turn} for turn in by_id["c"].turns]
             messages = questions[:1] if row["turn"] == 0 else [questions[0], first, questions[1]]  # type: ignore[list-item]
@@ -198,11 +203,11 @@ def test_measure_scores_a_dialogue_after_its_own_replies(folders: dict[str, Path
 
 
 def test_answer_groups_share_prompts_and_leave_out_empty_answers() -> None:
-    drawn = pd.DataFrame(
+    answer_rows = pd.DataFrame(
         [("c", s, t, "cat", n, np.array([5] * n)) for s, t, n in [(0, 0, 2), (0, 1, 3), (1, 0, 1), (1, 1, 0)]],
         columns=["id", "sample", "turn", "text", "tokens", "token_ids"],
     )
-    groups, rows_of = answer_groups(drawn, EXAMPLES, RENDERER)
+    groups, rows_of = answer_groups(answer_rows, EXAMPLES, RENDERER)
     assert [list(map(len, group.responses)) for group in groups] == [[2, 1], [3]]
     assert list(rows_of.values()) == [[0, 2], [1]]
 
@@ -242,7 +247,7 @@ def test_curve_has_intervals_by_prompt_and_zero_kl_for_sft(folders: dict[str, Pa
     assert curve(curve_models, replace(evaluation, top_p=0.9)) is None
 
 
-@pytest.mark.parametrize("changes", [{"top_p": 0.9}, {"decodings": [WAYS[1]]}], ids=str)
+@pytest.mark.parametrize("changes", [{"top_p": 0.9}, {"decodings": [DECODINGS[1]]}], ids=str)
 def test_checkpoints_without_policy_samples_are_rejected(changes: dict[str, Any]) -> None:
     assert settings(**changes).sampled is None
     with pytest.raises(UserError, match=r"evaluation\.checkpoints=4 .* temperature 1"):
@@ -250,6 +255,6 @@ def test_checkpoints_without_policy_samples_are_rejected(changes: dict[str, Any]
 
 
 def test_of_checkpoints_keeps_only_policy_samples() -> None:
-    evaluation = settings(decodings=WAYS[::-1], checkpoints=4).of_checkpoints()
+    evaluation = settings(decodings=DECODINGS[::-1], checkpoints=4).of_checkpoints()
     assert [way.name for way in evaluation.ways] == ["T=1"]
     assert evaluation.lm_eval.tasks == []

@@ -30,14 +30,14 @@ EXAMPLES = [
     example("b", "and Paris?", "Paris is in France", category="places"),
     example("c", "unused", "a dog and a cat", category="cats", turns=["the dog?", "and the cat?"]),
 ]
-WAYS = [{"name": "T=1", "temperature": 1.0, "samples": 2}, {"name": "greedy", "temperature": 0.0, "samples": 1}]
+DECODINGS = [{"name": "T=1", "temperature": 1.0, "samples": 2}, {"name": "greedy", "temperature": 0.0, "samples": 1}]
 
 
 def settings(**changes: Any) -> Evaluation:
     defaults: dict[str, Any] = {
         "split": "test",
         "prompts": None,
-        "decodings": WAYS,
+        "decodings": DECODINGS,
         "top_p": 1.0,
         "max_new_tokens": 6,
         "max_length": 100,
@@ -122,8 +122,8 @@ class InvalidVerifier:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
 def test_evaluate_invalid_score_is_rejected_with_its_example(value: float, tmp_path: Path, policy: Path) -> None:
-    """Nothing is stored that a later comparison could read."""
-    with pytest.raises(UserError, match=r"verifier's score .*'b' is .*\(3 of 12 "):
+    """No file is left that a later comparison could read."""
+    with pytest.raises(UserError, match=r"verifier's score .*'b' is .* 3 of 12 "):
         run_evaluate(tmp_path, policy, InvalidVerifier(value))
     assert not (tmp_path / ANSWERS).exists()
 
@@ -136,7 +136,7 @@ def test_evaluate_invalid_score_is_rejected_with_its_example(value: float, tmp_p
     ],
 )
 def test_evaluate_policy_with_nan_is_rejected(weight: float, message: str, tmp_path: Path) -> None:
-    """The log-probabilities of a diverged policy with NaN weights were summed as 0."""
+    """Before, log-probabilities of a diverged policy with NaN weights were summed as 0."""
     folder = policy_folder(tmp_path / "policy")
     model = llama()
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_choose_spaces_prompts_evenly() -> None:
         {"split": "train"},
         {"decodings": []},
         {"decodings": [{"name": "a", "samples": 1}]},
-        {"decodings": [WAYS[0], WAYS[0]]},
+        {"decodings": [DECODINGS[0], DECODINGS[0]]},
         {"prompts": 1},
         {"confidence": 1.0},
         {"n_bootstrap": 9},

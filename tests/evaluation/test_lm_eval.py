@@ -1,4 +1,4 @@
-"""lm-eval's documents, and its metrics against ones computed here."""
+"""lm-eval's documents, and its metrics compared with metrics computed here."""
 
 import json
 import sys
@@ -128,14 +128,14 @@ def test_run_tasks_exact_match_equals_that_of_greedy_answers(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("form", ["20{}-01-02", "[{}, 2]", "0{}", "{{'a': {}}}"])
 def test_run_tasks_date_like_and_list_like_targets_stay_texts(form: str, tmp_path: Path) -> None:
-    """A column of dates became times and "[1, 2]" a list, so no answer was ever right."""
+    """Before, a column of dates was read as times and "[1, 2]" as a list, so no answer was ever right."""
     examples = [example(f"e{i}", f"what is {i}?", form.format(10 + i)) for i in range(8)]
     model = taught(examples)
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
     results = run_tasks(lm_eval("target_generation", "target_choice"), tmp_path, examples, RENDERER, "cpu", seed=0)
-    greedily = [greedy(model, RENDERER.prompt(e.prompt), 32) == e.target for e in examples]
-    assert any(greedily)
-    assert results["target_generation"]["exact_match"] == pytest.approx(np.mean(greedily))
+    correct = [greedy(model, RENDERER.prompt(e.prompt), 32) == e.target for e in examples]
+    assert any(correct)
+    assert results["target_generation"]["exact_match"] == pytest.approx(np.mean(correct))
     assert results["target_choice"]["acc"] == pytest.approx(np.mean(choice_hits(model, examples)[0]))
 
 
@@ -210,7 +210,7 @@ def test_fingerprint_changes_with_the_task_file_and_its_data(tmp_path: Path, mon
     (tmp_path / "own.yaml").write_text("task: own\n")
     before = lm_eval("own").fingerprint()
     data = tmp_path / "d.jsonl"
-    for written in ("a", "b"):  # the file's own content, then that of its data
+    for written in ("a", "b"):  # first the task file changes, then only its data
         data.write_text(written)
         (tmp_path / "own.yaml").write_text(f"task: own\ndataset_kwargs:\n  data_files: {{test: {data}}}\n")
         before, previous = lm_eval("own").fingerprint(), before
@@ -255,7 +255,7 @@ IFEVAL = [
 
 @pytest.fixture
 def ifeval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Write a local file of IFEval's, and replace the packages that its checks import but these rows do not need."""
+    """Write a local file in IFEval's format. Replace packages that IFEval imports and these rows do not need."""
     for name, content in (("immutabledict", {"immutabledict": dict}), ("langdetect", {})):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     (tmp_path / "nltk/tokenizers/punkt_tab").mkdir(parents=True)
@@ -270,7 +270,7 @@ def ifeval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_run_tasks_ifeval_over_a_local_file_needs_no_network(
     ifeval: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model follows every instruction but one: its second answer holds a comma."""
+    """The model follows two of three instructions: its second answer holds a comma."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     settings = lm_eval("ifeval", local={"ifeval": str(ifeval)})
     settings.check()
@@ -285,7 +285,7 @@ def test_run_tasks_ifeval_over_a_local_file_needs_no_network(
     (metrics,) = run_tasks(settings, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert metrics["documents"] == 2
     assert metrics["prompt_level_strict_acc"] == 0.5  # only the first prompt
-    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second prompt only the zebras
+    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second prompt, only the one about zebras
 
 
 def test_check_ifeval_names_missing_package_and_data(ifeval: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +328,7 @@ def test_check_unusable_local_file_is_named(
 
 @pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot"])
 def test_run_tasks_over_a_local_file_ignores_the_tasks_num_fewshot(task: str, tmp_path: Path) -> None:
-    """lm-eval showed the asked questions with their answers as examples, since a file has no other split."""
+    """Before, lm-eval showed the test questions with their answers as examples, since a file has no other split."""
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"what is {word}?", "answer": "#### 1"}) for word in WORDS))
     model = llama()
@@ -342,7 +342,7 @@ def test_run_tasks_over_a_local_file_ignores_the_tasks_num_fewshot(task: str, tm
 
 
 def test_check_task_file_without_example_split_rejects_fewshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval would take the examples from the test documents, including the asked question."""
+    """lm-eval would take the examples from the test documents, even the question itself."""
     rows = [{"query": f"{word}?", "target": word} for word in WORDS]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = yaml.safe_load((TASKS / "target_generation.yaml").read_text())

@@ -1,6 +1,6 @@
-"""lm-eval's requests to vLLM, against lm-eval's own class for transformers on the same model.
+"""Compare `VllmLM` with lm-eval's own class for transformers, on the same model.
 
-The engine here is transformers. `tests/integration/test_vllm_lm_eval.py` uses vLLM's.
+The engine here runs transformers. `tests/integration/test_vllm_lm_eval.py` uses vLLM's engine.
 """
 
 from pathlib import Path
@@ -28,9 +28,9 @@ class Engine:
         self.model = model
         self.requests: list[CompletionRequest] = []
 
-    def __call__(self, asks: list[CompletionRequest]) -> list[list[Completion]]:
-        self.requests += asks
-        return [[self.answer(ask["prompt"], ask["params"])] for ask in asks]
+    def __call__(self, requests: list[CompletionRequest]) -> list[list[Completion]]:
+        self.requests += requests
+        return [[self.answer(request["prompt"], request["params"])] for request in requests]
 
     def answer(self, prompt: list[int], params: dict[str, Any]) -> Completion:
         assert len(prompt) + params["max_tokens"] <= LENGTH
@@ -59,34 +59,34 @@ def instances(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[VllmLM, HFLM]:
     folder = policy_folder(tmp_path_factory.mktemp("policy"))
-    theirs = HFLM(pretrained=str(folder), tokenizer=RENDERER.tokenizer, device="cpu", add_bos_token=False)
-    return VllmLM(Engine(llama()), RENDERER, LENGTH, special_tokens=False), theirs
+    hf_lm = HFLM(pretrained=str(folder), tokenizer=RENDERER.tokenizer, device="cpu", add_bos_token=False)
+    return VllmLM(Engine(llama()), RENDERER, LENGTH, special_tokens=False), hf_lm
 
 
 def test_loglikelihood_equals_that_of_transformers(pair: tuple[VllmLM, HFLM]) -> None:
-    ours, theirs = pair
+    vllm_lm, hf_lm = pair
     texts = [("what is the cat?", " a cat"), ("", "Paris"), ("the", " mat. "), ("a  ", "dog")]
     requests = instances("loglikelihood", *texts)
-    pairs = zip(ours.loglikelihood(requests), theirs.loglikelihood(requests), strict=True)
+    pairs = zip(vllm_lm.loglikelihood(requests), hf_lm.loglikelihood(requests), strict=True)
     for (actual, greedy), (expected, expected_greedy) in pairs:
         assert actual == pytest.approx(expected, abs=1e-4)
         assert greedy == expected_greedy
 
 
 def test_loglikelihood_marks_greedy_continuations(pair: tuple[VllmLM, HFLM]) -> None:
-    ours, theirs = pair
+    vllm_lm, hf_lm = pair
     likeliest = int(Engine(llama()).logits(RENDERER.tokenizer("the cat")["input_ids"])[-1].argmax())
     for token, greedy in ((likeliest, True), (likeliest + 1, False)):
         request = [((("", ""), RENDERER.tokenizer("the cat")["input_ids"], [token]))]
-        assert ours._loglikelihood_tokens(request)[0][1] is greedy
-        assert theirs._loglikelihood_tokens(request)[0][1] is greedy
+        assert vllm_lm._loglikelihood_tokens(request)[0][1] is greedy
+        assert hf_lm._loglikelihood_tokens(request)[0][1] is greedy
 
 
 def test_loglikelihood_rolling_scores_each_token_once(pair: tuple[VllmLM, HFLM]) -> None:
     """A short text is one window. A longer one has windows of LENGTH - 2 tokens."""
-    ours, theirs = pair
+    vllm_lm, hf_lm = pair
     short = instances("loglikelihood_rolling", ("the cat sat on the mat",))
-    assert ours.loglikelihood_rolling(short) == pytest.approx(theirs.loglikelihood_rolling(short), abs=1e-4)
+    assert vllm_lm.loglikelihood_rolling(short) == pytest.approx(hf_lm.loglikelihood_rolling(short), abs=1e-4)
     engine = Engine(llama())
     VllmLM(engine, RENDERER, LENGTH, False).loglikelihood_rolling(instances("loglikelihood_rolling", (LONG,)))
     assert len(engine.requests) == -(-len(RENDERER.tokenizer(LONG)["input_ids"]) // (LENGTH - 2))
@@ -96,8 +96,8 @@ def test_generate_until_stops_at_end_stop_words_and_length(tmp_path: Path) -> No
     """Stop words may begin within a token, and the last prompt is cut to fit."""
     known = example("e", "what is it?", "it is the cat")
     model, query = taught([known]), RENDERER.tokenizer.decode(RENDERER.prompt(known.prompt))
-    theirs = HFLM(pretrained=model, tokenizer=RENDERER.tokenizer, device="cpu", add_bos_token=False)
-    ours = VllmLM(Engine(model), RENDERER, LENGTH, special_tokens=False)
+    hf_lm = HFLM(pretrained=model, tokenizer=RENDERER.tokenizer, device="cpu", add_bos_token=False)
+    vllm_lm = VllmLM(Engine(model), RENDERER, LENGTH, special_tokens=False)
     requests = instances(
         "generate_until",
         (query, {"until": [], "do_sample": False, "max_gen_toks": 32}),
@@ -105,7 +105,7 @@ def test_generate_until_stops_at_end_stop_words_and_length(tmp_path: Path) -> No
         (query, {"until": [], "max_gen_toks": 2}),
         (LONG + query, {"until": ["\n\n"], "max_gen_toks": 8}),
     )
-    texts = ours.generate_until(requests)
+    texts = vllm_lm.generate_until(requests)
     assert texts[0].strip() == "it is the cat"
     assert texts[1].strip() == "it is th"
-    assert [text.strip() for text in texts] == [text.strip() for text in theirs.generate_until(requests)]
+    assert [text.strip() for text in texts] == [text.strip() for text in hf_lm.generate_until(requests)]

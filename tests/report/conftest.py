@@ -41,11 +41,11 @@ def rows(sft: float, policy: float, control: float, half: float, p: float) -> li
 
 
 def stage(name: str, seconds: float, summary: dict[str, Any], cached: bool = False) -> dict[str, Any]:
-    where = {"key": "0f", "path": f"store/{name}/0f"}
-    return {"name": name, "seconds": seconds, "cached": cached, "resumed": False, "summary": summary, **where}
+    location = {"key": "0f", "path": f"store/{name}/0f"}
+    return {"name": name, "seconds": seconds, "cached": cached, "resumed": False, "summary": summary, **location}
 
 
-FILTERED = {
+FILTER_SUMMARY = {
     "prompts": 50,
     "prompts_used": 49,
     "prompts_dropped": 1,
@@ -121,7 +121,7 @@ def build(
         },
         stages=[
             stage("sft", 225.0, {}, cached=True),
-            stage("filter", 3.0, FILTERED),
+            stage("filter", 3.0, FILTER_SUMMARY),
             stage("align", 61.0, {"prompts": 49, "negatives_per_prompt": k - 0.5, "tokens": tokens}),
         ],
         histories={
@@ -193,11 +193,11 @@ def unbounded() -> Result:
 def write() -> Callable[[Path, Result], None]:
     """Write a result as a job does."""
 
-    def put(folder: Path, result: Result) -> None:
+    def write_result(folder: Path, result: Result) -> None:
         folder.mkdir(parents=True)
         (folder / RESULT).write_text(json.dumps(asdict(result)))
 
-    return put
+    return write_result
 
 
 @pytest.fixture

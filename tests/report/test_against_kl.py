@@ -78,8 +78,8 @@ def test_report_of_a_run_shows_kl_and_entropy(
     assert "KL(policy || SFT), nats per response" in page
     assert result.against_kl is not None
     assert sentence(result.against_kl) == (
-        "Self-Contrast is 4.25 nats per response from SFT (KL). Its entropy is 16.00 nats per response, lower than "
-        "SFT's 20.00."
+        "The KL of Self-Contrast from SFT is 4.25 nats per response. Its entropy is 16.00 nats per response, lower "
+        "than SFT's 20.00."
     )
     assert rows(result.against_kl)[0][:4] == ["SFT", "0", "0.600 [0.550, 0.650]", "0.000"]
 
@@ -216,7 +216,7 @@ def test_equal_kl_on_other_prompts_has_no_difference_over_seeds(measured: Make, 
 
 
 def test_equal_kl_with_missing_seeds_compares_shared_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
-    """Seed 2 is better by 0.1, and K=2 by 0.05: K=2's failed job of seed 2 does not hide it, nor K=4's make it 0.15."""
+    """Seed 2 is better by 0.1, and each K above 1 by 0.05. The difference is 0.05, whichever seed a K lacks."""
     for k, seeds in ((1, (1, 2)), (2, (1,)), (4, (2,)), (8, (3,))):
         for seed in seeds:
             score = 0.6 + 0.1 * (seed == 2) + 0.05 * (k > 1)
@@ -241,7 +241,7 @@ def test_equal_kl_of_single_jobs_of_other_seeds_has_no_difference(
     write_sweep(sweep)
     print_sweep(sweep)
     output = capsys.readouterr().out + (tmp_path / "report.html").read_text()
-    for note in ("Means over seeds", "Small points are seeds"):  # each point has one
+    for note in ("Means over seeds", "Small points are seeds"):  # each point has one seed
         assert note not in output
 
 
@@ -273,7 +273,7 @@ def test_figure_of_many_methods_names_the_best_ten(measured: Make, write: Write,
             tmp_path / str(i),
             varied(measured([0, 2], [0.5, 0.6 + i / 100], policy=0.6 + i / 100, k=1), f"{i:02}"),
         )
-    drawn = figure_of_sweep(read_sweep([tmp_path]))
-    assert drawn is not None
-    names = [entry.get_text() for entry in drawn.legends[0].get_texts()]
-    assert names == ["2 more", *(f"sft.x={i:02} (K=1)" for i in range(11, 1, -1))]
+    canvas = figure_of_sweep(read_sweep([tmp_path]))
+    assert canvas is not None
+    names = [entry.get_text() for entry in canvas.legends[0].get_texts()]
+    assert names == ["2 more", *(f"sft.x={arm:02} (K=1)" for arm in range(11, 1, -1))]

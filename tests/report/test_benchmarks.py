@@ -36,19 +36,19 @@ LINES = [
 ]
 FACTS = {"judgments": 10, "coverage": 0.9, "cost": 1.5}
 HOSTILE = "<script>alert(2)</script>"
-JUDGED = {"system": "SFT", "category": "", "question": "Why?", "answer": "a", "status": "ok", "reply": "So."}
-SHOWN = [
-    {**JUDGED, "answer": HOSTILE, "reply": HOSTILE, "rating": 7.0},
-    {**JUDGED, "status": "refused", "rating": None},
-    {**JUDGED, "other": HOSTILE, "swapped": True, "outcome": 0.0},
-    {**JUDGED, "other": "b", "swapped": False, "outcome": 0.625},
+JUDGMENT = {"system": "SFT", "category": "", "question": "Why?", "answer": "a", "status": "ok", "reply": "So."}
+JUDGMENTS = [
+    {**JUDGMENT, "answer": HOSTILE, "reply": HOSTILE, "rating": 7.0},
+    {**JUDGMENT, "status": "refused", "rating": None},
+    {**JUDGMENT, "other": HOSTILE, "swapped": True, "outcome": 0.0},
+    {**JUDGMENT, "other": "b", "swapped": False, "outcome": 0.625},
 ]
-FOUND = {"lines": LINES, "facts": {"SFT": FACTS, "Self-Contrast": {**FACTS, "coverage": 1.0}}, "shown": []}
+BENCHMARK = {"lines": LINES, "facts": {"SFT": FACTS, "Self-Contrast": {**FACTS, "coverage": 1.0}}, "shown": []}
 
 
 @pytest.fixture
 def result(make: Callable[..., Result]) -> Result:
-    return replace(make(), benchmarks={"mt_bench": FOUND})
+    return replace(make(), benchmarks={"mt_bench": BENCHMARK})
 
 
 def test_views_have_a_row_per_measure_and_a_column_per_system(result: Result) -> None:
@@ -59,7 +59,7 @@ def test_views_have_a_row_per_measure_and_a_column_per_system(result: Result) ->
         ("difference from SFT", ["–", "+1.000 [+0.750, +1.250]"]),
         ("win rate", ["–", "50.0% [25.0, 75.0]"]),
     ]
-    assert view.judged == "19 of 20 judgments could be used (95.0%). They cost 3.00."
+    assert view.summary == "19 of 20 judgments could be used (95.0%). They cost 3.00."
 
 
 def test_page_escapes_texts_of_the_data(result: Result, tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_page_escapes_texts_of_the_data(result: Result, tmp_path: Path) -> None:
 
 
 def test_page_shows_judgments_as_escaped_text(make: Callable[..., Result], tmp_path: Path) -> None:
-    write_report(replace(make(), benchmarks={"mt_bench": {**FOUND, "shown": SHOWN}}), tmp_path)
+    write_report(replace(make(), benchmarks={"mt_bench": {**BENCHMARK, "shown": JUDGMENTS}}), tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "4 of its judgments" in html
+    assert "4 of the judgments" in html
     for verdict in ("7 of 10", "refused", "worse", "better at 62.5%"):
         assert f'<span class="value">{verdict}</span>' in html
     assert html.count("the other answer, shown first") == 1
@@ -107,7 +107,7 @@ def with_published(make: Callable[..., Result]) -> Result:
     return replace(make(), published=figures)
 
 
-def test_published_lists_published_figures_beside_ours(make: Callable[..., Result]) -> None:
+def test_published_lists_published_figures_with_measured_ones(make: Callable[..., Result]) -> None:
     assert published(with_published(make)) == [
         ["SFT", "reward: win rate over target", "a <b>paper</b>, p. 7", "12.5%", "50.0% [40.0, 62.5]"],
         ["Self-Contrast, K = 4", "reward: mean", "a <b>paper</b>, p. 7", "7.25", "–"],

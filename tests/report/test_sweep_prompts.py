@@ -18,7 +18,7 @@ Write = Callable[[Path, Result], None]
 
 
 def trained_on(result: Result, prompts: int) -> Result:
-    """The same result, of preference training over so many prompts."""
+    """Return the result with this number of prompts in preference training."""
     stages = [
         {**stage, "summary": {**stage["summary"], "prompts": prompts}} if stage["name"] == "align" else stage
         for stage in result.stages

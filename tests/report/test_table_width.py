@@ -16,11 +16,11 @@ from selfcontrast.results import Result
 
 Make = Callable[..., Result]
 Write = Callable[[Path, Result], None]
-MOST_COLUMNS = 10
+MAX_COLUMNS = 10
 # The page's content is 944 px wide at a window of 1,000 px. A digit of its tables takes 8 px (13.8 px sans-serif), so
 # 118 digits fit. A gap between two columns takes 14 px and counts as 2.
-MOST_CHARACTERS = 118
-LEAST_OF_WORDS = 10  # minimum width of a `td.w` cell, in characters
+MAX_CHARACTERS = 118
+MIN_TEXT_WIDTH = 10  # minimum width of a `td.w` cell, in characters
 
 
 @dataclass
@@ -36,14 +36,14 @@ class PageTable:
         return max(map(len, self.rows))
 
     @property
-    def narrowest(self) -> int:
+    def min_width(self) -> int:
         """Return the minimum width of the table in characters, with every cell wrapped where it can be."""
         widths = [0] * self.columns
         for row in self.rows:
             for index, (text, attributes) in enumerate(row):
                 pieces = re.split(r"[ \n]", text)
                 wraps = "w" in attributes.get("class", "").split()
-                longest = LEAST_OF_WORDS if wraps else max(map(len, pieces))
+                longest = MIN_TEXT_WIDTH if wraps else max(map(len, pieces))
                 widths[index] = max(widths[index], longest)
         return sum(widths) + 2 * self.columns
 
@@ -121,8 +121,8 @@ def test_every_table_fits_the_page(html: str) -> None:
     for table in tables:
         heads = [text for text, _ in table.rows[0]]
         assert table.scrolls, heads
-        assert table.columns <= MOST_COLUMNS, heads
-        assert table.narrowest <= MOST_CHARACTERS, (table.narrowest, heads)
+        assert table.columns <= MAX_COLUMNS, heads
+        assert table.min_width <= MAX_CHARACTERS, (table.min_width, heads)
 
 
 def test_wide_table_names_its_cells_for_phones(html: str) -> None:
@@ -146,4 +146,4 @@ def test_parser_detects_a_table_that_is_too_wide() -> None:
     (table,) = TableParser(f"<div class='x'><table><tr>{cells}</tr></table></div>").tables
     assert not table.scrolls
     assert table.columns == 9
-    assert table.narrowest == 9 * (20 + 2)
+    assert table.min_width == 9 * (20 + 2)

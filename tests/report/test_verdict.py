@@ -34,18 +34,18 @@ def test_verdict_judges_the_last_iteration(make: Make) -> None:
 def test_verdict_without_a_policy_compares_nothing(make: Make) -> None:
     result = make(sft=0.6)
     measured = result.comparison["contamination"]
-    of_sft = {**measured, "without": measured["without"][:1]}
+    sft_only = {**measured, "without": measured["without"][:1]}
     rows = [row for row in result.comparison["rows"] if row["system"] == "SFT"]
-    alone = replace(result, comparison={**result.comparison, "rows": rows, "contamination": of_sft})
+    alone = replace(result, comparison={**result.comparison, "rows": rows, "contamination": sft_only})
     assert judge(alone).text == "At T=1 SFT scores 0.600 [0.550, 0.650]."
     assert contamination(alone).endswith("without them SFT 0.350 [0.300, 0.400].")
 
 
 def test_verdict_compares_with_sft_at_its_best_decoding(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
-    against = "Against SFT at its best decoding here (T=0.7) Self-Contrast at T=1 is at"
-    assert f"{against} -0.100 [-0.140, -0.060], p = 0.002." in verdict.text
-    assert "at its best" not in judge(make(sft=0.6, policy=0.7, control=0.5)).text  # SFT is best as it is
+    difference = "The difference of Self-Contrast at T=1 from SFT at its best decoding here (T=0.7) is"
+    assert f"{difference} -0.100 [-0.140, -0.060], p = 0.002." in verdict.text
+    assert "at its best" not in judge(make(sft=0.6, policy=0.7, control=0.5)).text  # T=1 is SFT's best decoding
 
 
 def test_contamination_in_a_sentence(make: Make) -> None:

@@ -1,7 +1,7 @@
 """Read AlpacaEval's files of model outputs.
 
-Files are a JSON array or JSON Lines, also with .gz. Rows are matched by the instruction's text, never by position.
-Otherwise a model that lacks some instructions would be compared with answers to others.
+A file is a JSON array or JSON Lines, with or without .gz. Rows are matched by the instruction's text, never by
+position: if a model lacks some instructions, equal positions hold answers to different instructions.
 """
 
 import math
@@ -24,7 +24,7 @@ class Output:
 
 
 def read_outputs(path: str, key: str) -> dict[str, Output]:
-    """Read a model's outputs by instruction. `key` is the config key of the path, for messages.
+    """Read a model's outputs, by instruction. Error messages name `key`, the config key of the path.
 
     Raises `UserError` for an unusable file or row, and for an instruction that occurs twice.
     """

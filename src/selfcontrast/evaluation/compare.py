@@ -50,12 +50,12 @@ class AgainstBest(Paired):
 
 
 class Row(TypedDict):
-    """A system at a decoding.
+    """The numbers of one system at one decoding.
 
     Attributes:
         nll: mean -log p of a response, in nats. At temperature 1 it estimates the policy's entropy.
         tokens: mean tokens of a response.
-        difference, p_value, win_rate, against_best: relative to the baseline; absent from its own rows.
+        difference, p_value, win_rate, against_best: comparisons with the baseline; absent from the baseline's rows.
     """
 
     system: str
@@ -86,7 +86,7 @@ class LikelihoodRow(TypedDict):
 
 
 class FlaggedPrompt(TypedDict):
-    """A prompt that resembles a training prompt, with that training prompt as `match`."""
+    """A prompt that resembles a training prompt; `match` is that training prompt."""
 
     prompt: str
     match: str
@@ -95,12 +95,12 @@ class FlaggedPrompt(TypedDict):
 
 
 class Contaminated(TypedDict):
-    """Prompts that resemble a training prompt.
+    """The benchmark's prompts that resemble a training prompt.
 
     Attributes:
-        prompts, flagged: number of the benchmark's prompts, and of those that are flagged.
+        prompts, flagged: number of all prompts, and of flagged prompts.
         examples: some flagged prompts.
-        without: rows of the first decoding without the flagged prompts; empty if none or all are flagged.
+        without: the rows at the first decoding, without the flagged prompts; empty if none or all are flagged.
     """
 
     benchmark: str
@@ -111,10 +111,10 @@ class Contaminated(TypedDict):
 
 
 class Comparison(TypedDict):
-    """The numbers of a run.
+    """The comparison of a run's systems.
 
     Attributes:
-        measure: "score" if a verifier graded, else "similarity" to the target's embedding, a proxy.
+        measure: "score" if a verifier graded the answers. Else "similarity", the cosine to the target, a proxy.
         rows: one per system and decoding.
         contamination: absent from results of early releases.
     """
@@ -136,11 +136,11 @@ def compare(
     """Compare systems.
 
     Args:
-        systems: folders of the stage evaluate, by system name.
-        overlaps: prompts, and the training prompts that they resemble, with the columns of `contamination.FILE`.
+        systems: folders of the evaluate stage, by system name.
+        overlaps: the table `contamination.FILE`, with the training prompt that each prompt resembles.
         baseline: the system that the others are paired with.
     """
-    overlaps = overlaps[overlaps["benchmark"] == settings.split]  # benchmarks report on their own questions
+    overlaps = overlaps[overlaps["benchmark"] == settings.split]  # each benchmark reports on its own questions
     answers = read_answers(systems)
     likelihood = {name: pq.read_table(folder / LIKELIHOOD).to_pandas() for name, folder in systems.items()}
     measure = measure_of(answers[baseline])
@@ -171,9 +171,9 @@ def compare(
 
 
 def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, Any]:
-    """Return the input of comparisons over several jobs.
+    """Return each prompt's values, which comparisons of several jobs need.
 
-    `ids` are the sorted prompt ids. `means` has, by system and decoding, each prompt's mean over its samples, in the
+    `ids` are the sorted prompt ids. `means` holds, by system and decoding, each prompt's mean over its samples, in the
     order of `ids`.
     """
     answers = read_answers(systems)
@@ -191,7 +191,7 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
 
 
 def read_answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """Read the answers of each system. Raise `UserError` for a number that is not finite; it names the example."""
+    """Read the answers of each system. For a number that is not finite, raise a `UserError` that names the example."""
     answers = {}
     for name, folder in systems.items():
         frame = answers[name] = pd.read_parquet(folder / ANSWERS)
@@ -212,7 +212,7 @@ def _rows(
     baseline: str,
 ) -> list[Row]:
     base = {way.name: dialogues(answers[baseline], way.name, measure) for way in ways}
-    best = max(base, key=lambda name: float(base[name]["value"].mean()))
+    best_decoding = max(base, key=lambda name: float(base[name]["value"].mean()))
     rows = []
     for way in ways:
         for system, frame in answers.items():
@@ -227,16 +227,18 @@ def _rows(
                 tokens=float(scored["tokens"].mean()),
             )
             if system != baseline:
-                same, against = _paired(scored, base[way.name], options), _paired(scored, base[best], options)
-                row["difference"], row["p_value"] = same["difference"], same["p_value"]
+                same_decoding = _paired(scored, base[way.name], options)
+                row["difference"], row["p_value"] = same_decoding["difference"], same_decoding["p_value"]
                 row["win_rate"] = _win_rate(scored, base[way.name], options)
-                row["against_best"] = AgainstBest(decoding=best, **against)
+                row["against_best"] = AgainstBest(
+                    decoding=best_decoding, **_paired(scored, base[best_decoding], options)
+                )
             rows.append(row)
     return rows
 
 
 def dialogues(answers: pd.DataFrame, decoding: str, measure: str) -> pd.DataFrame:
-    """Average over turns: one row per prompt and sample, sorted, so that systems pair up."""
+    """Combine the turns of each dialogue: return one row per prompt and sample, in the same order for every system."""
     chosen = answers[answers["decoding"] == decoding]
     grouped = chosen.groupby(["id", "sample"], sort=True)
     return grouped.agg(
@@ -252,7 +254,7 @@ def bounds_of(interval: Interval) -> Bounds:
 
 
 def mean_of(scored: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
-    """Return the mean with its interval. For scores, in [0, 1], the interval has a width even if all are 1."""
+    """Return the mean with its interval. Scores are in [0, 1]; their interval has a width even if all scores are 1."""
     if measure == "score":
         return bounds_of(rate_interval(scored["value"], scored["id"], confidence=options["confidence"]))
     return bounds_of(mean_interval(scored["value"], scored["id"], **options))
@@ -265,15 +267,15 @@ def _win_rate(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any])
 
 
 def _paired(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:
-    """Return the mean difference by prompt.
+    """Return the difference from the baseline, paired by prompt, and its p-value.
 
     SFT's best decoding is chosen on the same prompts, which favours SFT a little. So gains over it are a little
     understated, and losses a little overstated.
     """
     paired = (system["value"], base["value"], system["id"], base["id"])
-    without_level = {name: value for name, value in options.items() if name != "confidence"}
+    test_options = {name: value for name, value in options.items() if name != "confidence"}
     difference = bounds_of(paired_difference(*paired, **options))
-    return Paired(difference=difference, p_value=paired_permutation_test(*paired, **without_level))
+    return Paired(difference=difference, p_value=paired_permutation_test(*paired, **test_options))
 
 
 def _contamination(overlaps: pd.DataFrame) -> Contaminated:

@@ -4,10 +4,9 @@ Either of two rules flags a prompt:
 
 - n-grams: the fraction of the prompt's word n-grams that a single training prompt contains. Brown et al. 2020 (arXiv
   2005.14165, appendix C) count any overlap. A fraction separates a copy from a common phrase.
-- embedding: the cosine to the nearest training prompt, which finds reworded prompts (Yang et al. 2023, arXiv
-  2311.04850).
+- embedding: the cosine to the nearest training prompt. It finds reworded prompts (Yang et al. 2023, arXiv 2311.04850).
 
-Only user messages are compared. System prompts may be the same in a whole data set, and replies do not count.
+Only user messages are compared: a whole data set may have the same system prompt, and replies are not the question.
 """
 
 import re
@@ -36,7 +35,7 @@ FILE = "contamination.parquet"
 UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each character is a word
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
-_BLOCK = 4096  # training prompts per block, compared with a whole benchmark
+_BLOCK = 4096  # training prompts that are compared with a whole benchmark at once
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -44,7 +43,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Contamination:
-    """The rules by which a benchmark prompt counts as seen in training.
+    """The rules that decide whether a benchmark prompt counts as seen in training.
 
     Attributes:
         ngram: words per n-gram, at least 2. A shorter prompt is flagged only by a training prompt with the same words.
@@ -79,7 +78,12 @@ def check_benchmarks(
     training: Sequence[str],
     device: str,
 ) -> dict[str, Any]:
-    """Write `find_contamination` of each benchmark (prompts by id) to `folder`; return how many are flagged."""
+    """Write the table of `find_contamination` for each benchmark to `folder`; count all prompts and flagged prompts.
+
+    Args:
+        benchmarks: by benchmark name, its prompts by id.
+        training: the training prompts.
+    """
     training = list(dict.fromkeys(training))
     frames = []
     for name, prompts in benchmarks.items():
@@ -90,8 +94,8 @@ def check_benchmarks(
     table = pd.concat(frames, ignore_index=True)
     table.to_parquet(folder / FILE)
     counts = table.groupby("benchmark", sort=False)["flagged"].agg(["size", "sum"])
-    flat = {"prompts": counts["size"], "flagged": counts["sum"]}
-    return {f"{name}/{what}": int(count) for what, column in flat.items() for name, count in column.items()}
+    columns = {"prompts": counts["size"], "flagged": counts["sum"]}
+    return {f"{name}/{what}": int(count) for what, column in columns.items() for name, count in column.items()}
 
 
 def find_contamination(
@@ -101,12 +105,12 @@ def find_contamination(
 
     Columns:
         prompt: the prompt.
-        containment: largest fraction of its n-grams in one training prompt, in [0, 1].
-        copied: that training prompt; "" if no training prompt shares an n-gram.
+        containment: largest fraction of the prompt's n-grams in one training prompt, in [0, 1].
+        copied: the training prompt with that fraction; "" if no training prompt shares an n-gram.
         similarity: cosine to the nearest training prompt; NaN if `settings.similarity` is None.
-        nearest: that training prompt; "" if `settings.similarity` is None.
-        flagged: True if either rule applies.
-        match: the training prompt that it resembles; "" if it is not flagged.
+        nearest: the nearest training prompt; "" if `settings.similarity` is None.
+        flagged: True if at least one rule applies.
+        match: the training prompt that the prompt resembles; "" if the prompt is not flagged.
 
     Raises:
         ValueError: without training prompts.
@@ -115,13 +119,13 @@ def find_contamination(
         raise ValueError("there are no training prompts to compare with. Give at least one.")
     fractions, sources = containment(prompts, training, settings.ngram)
     copied = [training[index] if value > 0 else "" for index, value in zip(sources, fractions, strict=True)]
-    by_words = fractions >= settings.containment
+    flagged_by_ngrams = fractions >= settings.containment
     similarity, nearest = np.full(len(prompts), np.nan), [""] * len(prompts)
     if settings.similarity is not None:
-        similarity, closest = nearest_cosine(prompts, training, settings.encoder, device)
-        nearest = [training[index] for index in closest]
-    by_meaning = similarity >= (settings.similarity or 1.0)  # NaN compares as False
-    matches = zip(by_words, copied, by_meaning, nearest, strict=True)
+        similarity, indices = nearest_cosine(prompts, training, settings.encoder, device)
+        nearest = [training[index] for index in indices]
+    flagged_by_cosine = similarity >= (settings.similarity or 1.0)  # NaN compares as False
+    matches = zip(flagged_by_ngrams, copied, flagged_by_cosine, nearest, strict=True)
     return pd.DataFrame(
         {
             "prompt": list(prompts),
@@ -129,16 +133,20 @@ def find_contamination(
             "copied": copied,
             "similarity": similarity,
             "nearest": nearest,
-            "flagged": by_words | by_meaning,
-            "match": [copy if words else near if meaning else "" for words, copy, meaning, near in matches],
+            "flagged": flagged_by_ngrams | flagged_by_cosine,
+            "match": [
+                copied_prompt if by_ngrams else nearest_prompt if by_cosine else ""
+                for by_ngrams, copied_prompt, by_cosine, nearest_prompt in matches
+            ],
         }
     )
 
 
 def containment(prompts: Sequence[str], training: Sequence[str], ngram: int) -> tuple[Numbers, Indices]:
-    """Return per prompt the largest fraction of its distinct n-grams in one training prompt, and its index, both [n].
+    """Return per prompt the largest fraction of its distinct n-grams in one training prompt, [n].
 
-    Ties go to the first training prompt. A prompt without words has 0.
+    The second array [n] holds the index of that training prompt, the first one if several have the same fraction. A
+    prompt without words has fraction 0.
     """
     ngrams = [_ngrams(prompt, ngram) for prompt in prompts]
     column = {gram: i for i, gram in enumerate(dict.fromkeys(gram for grams in ngrams for gram in grams))}
@@ -146,8 +154,8 @@ def containment(prompts: Sequence[str], training: Sequence[str], ngram: int) -> 
     sizes = np.array([len(grams) for grams in ngrams], dtype=np.float64)
     best, sources = np.zeros(len(ngrams)), np.zeros(len(ngrams), dtype=np.int64)
     for start, block in _blocks(training):
-        known = [[column[gram] for gram in _ngrams(text, ngram) if gram in column] for text in block]
-        shared = (_incidence(known, len(column)) @ benchmark).toarray()  # [block, n]
+        block_columns = [[column[gram] for gram in _ngrams(text, ngram) if gram in column] for text in block]
+        shared = (_incidence(block_columns, len(column)) @ benchmark).toarray()  # [block, n]
         index = shared.argmax(axis=0)
         largest = shared[index, np.arange(len(ngrams))]
         better = largest > best

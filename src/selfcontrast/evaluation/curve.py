@@ -1,4 +1,4 @@
-"""Score against KL(policy || SFT) along training: the fine-tuned model, checkpoints, and the policy."""
+"""Compute the curve of score against KL(policy || SFT) over training: fine-tuned model, checkpoints, policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ class PerPrompt(TypedDict):
 
 
 class CurvePoint(TypedDict):
-    """A model between the fine-tuned one and the policy.
+    """The numbers of one model on the curve: the fine-tuned model, a checkpoint, or the policy.
 
     Attributes:
         step: step of preference training, counted over all iterations; 0 for the fine-tuned model.
         checkpoint: True for an intermediate checkpoint.
-        score: the curve's measure at its decoding.
+        score: mean of the curve's measure, at the curve's decoding.
         kl: KL(system || SFT) in nats per response, estimated by k1.
-        kl_k3: the same by k3, which is too low if the system no longer gives some of SFT's answers.
+        kl_k3: the same KL, estimated by k3. It is too low if the system no longer gives some of SFT's answers.
         entropy: entropy of a response, in nats.
-        entropy_per_token: the same per token, over all tokens.
+        entropy_per_token: entropy per token, as a mean over all tokens.
         tokens: mean tokens of a response.
     """
 
@@ -57,7 +57,7 @@ class Curve(TypedDict):
 
 
 def bounds_in(point: CurvePoint) -> dict[str, Bounds]:
-    """Return a point's numbers with intervals, by name."""
+    """Return those numbers of a point that have an interval, by name."""
     return {
         "score": point["score"],
         "kl": point["kl"],
@@ -72,8 +72,8 @@ class CurveModel:
     """A model of the curve.
 
     Attributes:
-        scores: folder of its answers.
-        divergence: folder of their log-probabilities; None if the KL cannot be estimated.
+        scores: folder of the model's answers.
+        divergence: folder of the answers' log-probabilities; None if the KL cannot be estimated.
     """
 
     system: str
@@ -84,7 +84,10 @@ class CurveModel:
 
 
 def curve(models: Sequence[CurveModel], settings: Evaluation) -> Curve | None:
-    """Compute the curve of the models, the fine-tuned one first; None without a decoding that samples the policy."""
+    """Compute the curve. `models` starts with the fine-tuned model.
+
+    Return None if no decoding samples from the policy itself.
+    """
     if settings.sampled is None:
         return None
     decoding = settings.sampled.name
@@ -123,13 +126,13 @@ def curve(models: Sequence[CurveModel], settings: Evaluation) -> Curve | None:
 
 
 def _interval(values: pd.Series, clusters: pd.Series, options: dict[str, Any]) -> Bounds:
-    if not values.any():  # the fine-tuned model against itself is exactly 0
+    if not values.any():  # the KL of the fine-tuned model from itself is exactly 0
         return bounds_of(Interval(0.0, 0.0, 0.0, len(values), clusters.nunique(), options["confidence"]))
     return bounds_of(mean_interval(values, clusters, **options))
 
 
 def _per_token(by_answer: pd.DataFrame, options: dict[str, Any]) -> Bounds:
-    """Average over tokens, all with the same weight."""
+    """Average -log p over all tokens, with the same weight for each."""
     tokens = by_answer["tokens"].to_numpy()
     values = -by_answer["log_prob"].to_numpy() / np.maximum(tokens, 1)
     if not tokens.any():

@@ -1,4 +1,4 @@
-"""Sample a policy's answers to evaluation prompts. Dialogues go turn by turn, with its own earlier replies."""
+"""Sample a policy's answers to evaluation prompts. In dialogues, each turn follows the policy's own earlier replies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class DialogueSampler:
         """Answer every turn of every example, `decoding.samples` times.
 
         An example with `turns` is a dialogue: each turn follows the policy's own earlier replies. Other examples are
-        answered once. A prompt that leaves no room for an answer gets an empty one.
+        answered once. A prompt that leaves no room for an answer gets an empty answer.
         """
         single = [(e.id, messages_of(e, [])) for e in examples if not e.turns]
         answers = [
@@ -80,14 +80,14 @@ class DialogueSampler:
         self, prompts: Sequence[tuple[str, list[Message]]], decoding: Decoding, label: str
     ) -> dict[str, list[Candidate]]:
         requests = [Request(name, self.renderer.prompt(messages), messages) for name, messages in prompts]
-        short = [request for request in requests if len(request.prompt) < decoding.max_length]
+        with_room = [request for request in requests if len(request.prompt) < decoding.max_length]
         candidates = {
             request.id: [Candidate(request.id, s, "", [], "length", 0.0) for s in range(decoding.samples)]
             for request in requests
         }
-        if short:
+        if with_room:
             folder = self.shards / label.replace(" ", "-")
-            candidates |= self.responder.answers(self.model, short, decoding, self.seed, folder, label)
+            candidates |= self.responder.answers(self.model, with_room, decoding, self.seed, folder, label)
         return candidates
 
 

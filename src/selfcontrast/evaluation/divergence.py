@@ -1,13 +1,13 @@
-"""The divergence stage: estimate the distance KL(policy || SFT) from the fine-tuned model, and the policy's entropy.
+"""The divergence stage: estimate the policy's distance from the fine-tuned model, KL(policy || SFT), and its entropy.
 
 A policy can score higher because it is better, because it is sharper (lower entropy), or because it moved farther from
-SFT. Both numbers are estimated on the answers that the stage evaluate sampled at temperature 1, which are fresh samples
-of the policy. Policy and reference score the same packed rows in the same arithmetic. The sampler's log-probabilities
-come from other arithmetic, which would look like a difference between the models.
+SFT. Both numbers are estimated on the answers that the evaluate stage sampled at temperature 1. Policy and reference
+score the same packed rows in the same arithmetic. The sampler's log-probabilities are not used: they come from other
+arithmetic, and that deviation would look like a difference between the models.
 
-If an answer was cut at `max_new_tokens`, its tokens up to the cut count. So the numbers are for answers of at most that
-length. Token ids beyond the tokenizer's (padding of the vocabulary) are never sampled. Their probability is not removed
-here: it is negligible in a trained model.
+An answer that was cut at `max_new_tokens` counts with the tokens before the cut. So the numbers are for answers of at
+most that length. Token ids beyond the tokenizer's (padding of the vocabulary) are never sampled. Their probability is
+not removed here: it is negligible in a trained model.
 """
 
 from collections import defaultdict
@@ -51,7 +51,7 @@ class Models:
     Attributes:
         policy: folder of the model that gave the answers.
         reference: folder of the fine-tuned model; None if that is the policy.
-        dtype: the type in which their weights are loaded.
+        dtype: the type in which the models' weights are loaded.
     """
 
     policy: Path
@@ -72,13 +72,13 @@ def k1(policy: Floats, reference: Floats) -> float:
 
 
 def k3(policy: Floats, reference: Floats) -> float:
-    """Estimate the same KL by sum_t (r_t - 1 - log r_t), r_t = p_reference(y_t | y_<t) / p_policy(y_t | y_<t), in nats.
+    """Estimate the same KL as `k1` by sum_t (r_t - 1 - log r_t), in nats.
 
-    Schulman's estimator ("Approximating KL divergence", 2020), applied per token, since the ratio of whole responses
-    has a heavier tail. It is never negative and has the same expectation: E[r_t - 1] = 0 after every prefix. In a
-    finite sample this holds only if the policy still gives the reference's answers. A sharper policy hardly ever
-    samples some of the reference's tokens. Without them the mean of r_t - 1 is below 0, and k3 is too low. Therefore
-    reports call k1 the KL.
+    r_t = p_reference(y_t | y_<t) / p_policy(y_t | y_<t). This is Schulman's estimator ("Approximating KL divergence",
+    2020), applied per token, since the ratio of whole responses has a heavier tail. It is never negative and has the
+    same expectation as k1: E[r_t - 1] = 0 after every prefix. In a finite sample this holds only if the policy still
+    gives the reference's answers. A sharper policy hardly ever samples some of the reference's tokens. Without them
+    the mean of r_t - 1 is below 0, and k3 is too low. Therefore the KL in reports is k1.
     """
     change = reference - policy
     return float((np.expm1(change) - change).sum())
@@ -92,26 +92,28 @@ def measure(
     Columns are `id`, `sample`, `turn`, and lists of nats: `policy`, and `reference` if there is one.
 
     Args:
-        answers: the policy's folder of the stage evaluate.
+        answers: the policy's folder of the evaluate stage.
         decoding: name of the decoding that samples from the policy itself: temperature 1, without truncation.
 
     Raises:
-        UserError: for a log-probability that is not finite; it names the example.
+        UserError: for a log-probability that is not finite; the message names the example.
     """
-    drawn = pd.read_parquet(answers / ANSWERS)
-    drawn = drawn[drawn["decoding"] == decoding].reset_index(drop=True)
-    groups, rows_of = answer_groups(drawn, examples, Renderer(load_tokenizer(models.policy)))
-    table = pa.table({name: drawn[name] for name in ("id", "sample", "turn")})
+    answer_rows = pd.read_parquet(answers / ANSWERS)
+    answer_rows = answer_rows[answer_rows["decoding"] == decoding].reset_index(drop=True)
+    groups, rows_of = answer_groups(answer_rows, examples, Renderer(load_tokenizer(models.policy)))
+    table = pa.table({name: answer_rows[name] for name in ("id", "sample", "turn")})
     for role, model in ((POLICY, models.policy), (REFERENCE, models.reference)):
         if model is None:
             continue
         scoring = Scoring(model, models.dtype, models.hardware)
         scored = _scored(folder / RESUME / role, engine, scoring, groups, f"divergence, {role}")
-        log_probs: list[list[float]] = [[] for _ in range(len(drawn))]
+        log_probs: list[list[float]] = [[] for _ in range(len(answer_rows))]
         for name, rows in rows_of.items():
             for row, values in zip(rows, scored[name], strict=True):
                 log_probs[row] = values
-        check_finite(f"the {role}'s log-probability of the answer", drawn["id"], [sum(values) for values in log_probs])
+        check_finite(
+            f"the {role}'s log-probability of the answer", answer_rows["id"], [sum(values) for values in log_probs]
+        )
         table = table.append_column(role, pa.array(log_probs, TOKENS))
     pq.write_table(table, folder / FILE)
     by_answer = read(folder)
@@ -127,23 +129,29 @@ def measure(
 
 
 def answer_groups(
-    drawn: pd.DataFrame, examples: Sequence[Example], renderer: Renderer
+    answer_rows: pd.DataFrame, examples: Sequence[Example], renderer: Renderer
 ) -> tuple[list[Group], dict[str, list[int]]]:
-    """Group answers to the same prompt; return the groups and, by group id, their rows in `drawn` (index from 0).
+    """Group answers to the same prompt; return the groups and, by group id, their rows in `answer_rows` (index from 0).
 
     Empty answers are left out: their prompts left no room for a token.
     """
     by_id = {example.id: example for example in examples}
-    texts = dict(zip(zip(drawn["id"], drawn["sample"], drawn["turn"], strict=True), drawn["text"], strict=True))
+    texts = dict(
+        zip(
+            zip(answer_rows["id"], answer_rows["sample"], answer_rows["turn"], strict=True),
+            answer_rows["text"],
+            strict=True,
+        )
+    )
     rows: dict[tuple[str, int, int], list[int]] = defaultdict(list)
-    columns = zip(drawn["id"], drawn["sample"], drawn["turn"], drawn["tokens"], strict=True)
+    columns = zip(answer_rows["id"], answer_rows["sample"], answer_rows["turn"], answer_rows["tokens"], strict=True)
     for row, (name, sample, turn, tokens) in enumerate(columns):
         if tokens:
             rows[name, turn, sample if turn else 0].append(row)  # all samples have the same first prompt
     groups, rows_of = [], {}
     for (name, turn, sample), indices in rows.items():
         messages = messages_of(by_id[name], [texts[name, sample, before] for before in range(turn)])
-        first, *others = (drawn["token_ids"][row].tolist() for row in indices)
+        first, *others = (answer_rows["token_ids"][row].tolist() for row in indices)
         key = f"{name}#{sample}#{turn}"
         groups.append(Group(key, renderer.prompt(messages), first, others))
         rows_of[key] = indices
@@ -151,11 +159,11 @@ def answer_groups(
 
 
 def _scored(
-    shards_in: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], label: str
+    shard_folder: Path, engine: Engine, scoring: Scoring, groups: Sequence[Group], label: str
 ) -> dict[str, list[list[float]]]:
     """Return, by group id, the log-probabilities of its responses' tokens, computed in shards that survive a crash."""
     by_length = sorted(groups, key=lambda group: (length(group), group.id))
-    shards = cut(by_length, engine.prompts_per_shard, shards_in, lambda group: group.id)
+    shards = cut(by_length, engine.prompts_per_shard, shard_folder, lambda group: group.id)
     engine.run(scoring, shards, scoring.hardware.device, label, "prompt")
     tables = [read_table(shard.file, schema=SCORED) for shard in shards]
     return {row["id"]: row["log_probs"] for table in tables for row in table.to_pylist()}

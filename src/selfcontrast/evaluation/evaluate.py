@@ -44,7 +44,8 @@ from selfcontrast.store import NOT_IN_KEY, RESUME
 if TYPE_CHECKING:
     from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 else:
-    # Its module imports judges and statistics. They do not affect this stage, but would be recorded as its code.
+    # Importing it would also import judges and statistics. They do not affect this stage, but the store would record
+    # them as this stage's code.
     # `selfcontrast.config` checks that each benchmark has the methods of a `Benchmark`.
     Benchmark = Any
 
@@ -54,7 +55,7 @@ ANSWERS, LIKELIHOOD, LM_EVAL = "answers.parquet", "likelihood.parquet", "lm_eval
 
 @dataclass(frozen=True)
 class NamedDecoding:
-    """A named decoding to evaluate. The first one gives the headline numbers."""
+    """A named decoding to evaluate."""
 
     name: Text
     temperature: Temperature
@@ -63,21 +64,22 @@ class NamedDecoding:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The measurements taken of every policy.
+    """The settings of the evaluation, the same for every policy.
 
     Attributes:
-        split: "validation" while anything is still being chosen, "test" to report.
+        split: "validation" while settings are still being chosen, "test" for the final report.
         prompts: number of the split's prompts, evenly spaced; None for all.
-        decodings: {name, temperature, samples} each; the first gives the headline.
+        decodings: each is {name, temperature, samples}. The first one gives the headline numbers.
         lm_eval: tasks of lm-evaluation-harness.
         checkpoints: number of policies to score, at evenly spaced steps of preference training, including the last; 0
-            scores the last only. A number above 0 is part of the key of the stage align.
+            scores the last only. A number above 0 is part of the align stage's key.
         max_cost: bound on the cost of a job's judgments, including failed tries and earlier runs; None for no bound.
-        judgments_shown: rows of a benchmark's table of judgments; None for all.
-        contamination: the rules by which a prompt counts as seen in training. Such prompts are still evaluated.
-        confidence, n_bootstrap: level of intervals; resamples of the bootstrap and of the permutation test.
-        backend: samples the answers, a `selfcontrast.generators.backend.Backend`.
-        benchmarks: by name, each a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark` with its own artifact.
+        judgments_shown: maximum rows of a benchmark's table of judgments; None for all.
+        contamination: the rules for prompts that count as seen in training. Such prompts are still evaluated.
+        confidence: confidence level of intervals.
+        n_bootstrap: resamples of the bootstrap and of the permutation test.
+        backend: the `selfcontrast.generators.backend.Backend` that samples the answers.
+        benchmarks: by name, a `selfcontrast.evaluation.benchmarks.benchmark.Benchmark`. Each has its own artifact.
     """
 
     split: str
@@ -131,7 +133,7 @@ class Evaluation:
         return next((way for way in self.ways if way.temperature == 1 and self.top_p == 1), None)
 
     def of_checkpoints(self) -> "Evaluation":
-        """Return the settings for an intermediate checkpoint: only the decoding that its KL is estimated on."""
+        """Return the settings for an intermediate checkpoint: only the decoding from which its KL is estimated."""
         decodings = [self.decodings[i] for i, way in enumerate(self.ways) if way == self.sampled]
         return replace(self, decodings=decodings, lm_eval=replace(self.lm_eval, tasks=[]))
 
@@ -159,7 +161,7 @@ class Policy:
     Attributes:
         label: its name in the job.
         folder: the model's folder.
-        dtype: the type in which its weights are loaded.
+        dtype: the type in which the model's weights are loaded.
     """
 
     label: str
@@ -179,10 +181,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write answers with their scores, target likelihoods and lm-eval's results to `folder`.
 
-    Without a verifier, answers have the cosine similarity to the target instead of a score. Reports call it a proxy.
+    Without a verifier, an answer has its cosine similarity to the target instead of a score. Reports call it a proxy.
 
     Raises:
-        UserError: for a score, similarity or log-probability that is not finite; it names the example.
+        UserError: for a score, similarity or log-probability that is not finite; the message names the example.
     """
     from selfcontrast.evaluation.likelihood import target_log_probs
 
@@ -209,16 +211,16 @@ def evaluate(
         answers["similarity"], unread_text = _similarities(answers, [*map(renderer.as_read, examples)], encoder, device)
         check_finite("the similarity to the target of the answer", answers["id"], answers["similarity"])
     answers.to_parquet(folder / ANSWERS)
-    answered = [example for example in examples if example.has_target]
-    bare = len(examples) - len(answered)
-    counts = {"prompts_without_target": bare, **unread_text} if bare else unread_text
+    with_target = [example for example in examples if example.has_target]
+    without_target = len(examples) - len(with_target)
+    counts = {"prompts_without_target": without_target, **unread_text} if without_target else unread_text
     likelihood = pd.DataFrame(
-        target_log_probs(model, policy.dtype, renderer, answered, device, settings.max_length),
+        target_log_probs(model, policy.dtype, renderer, with_target, device, settings.max_length),
         columns=["id", "log_prob", "tokens"],
     )
     check_finite(f"the log-probability under {label} of the target", likelihood["id"], likelihood["log_prob"])
     likelihood.to_parquet(folder / LIKELIHOOD)
-    results = run_tasks(settings.lm_eval, model, answered, renderer, device, settings.seed)
+    results = run_tasks(settings.lm_eval, model, with_target, renderer, device, settings.seed)
     (folder / LM_EVAL).write_text(json.dumps(results, indent=1))
     return {"prompts": len(examples), "answers": len(answers), "tokens": int(answers["tokens"].sum()), **counts}
 

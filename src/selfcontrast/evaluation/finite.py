@@ -1,4 +1,4 @@
-"""Reject NaN and infinite values where they arise, with the id of their example."""
+"""Reject NaN and infinite values as soon as they are computed, and name their example."""
 
 from collections.abc import Iterable
 from typing import Any

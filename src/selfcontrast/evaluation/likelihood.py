@@ -17,7 +17,7 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 def target_log_probs(
     model: Path, dtype: str, renderer: Renderer, examples: Sequence[Example], device: str, max_length: int
 ) -> list[dict[str, float | str]]:
-    """Return per example its id, the target's summed log-probability in nats, and its tokens.
+    """Return per example its id, the target's summed log-probability in nats, and the target's number of tokens.
 
     Examples longer than `max_length` tokens are left out.
     """

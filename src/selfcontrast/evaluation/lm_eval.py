@@ -31,7 +31,7 @@ from selfcontrast.store import NOT_IN_KEY, fields_of
 
 
 def files_hash(paths: dict[str, str]) -> dict[str, str]:
-    """Hash the contents of the files. Contents decide a result; paths do not."""
+    """Hash the contents of the files. A result depends on the contents, not on the paths."""
     return {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items()}
 
 
@@ -40,16 +40,16 @@ class LmEval:
     """The tasks to run, and how.
 
     Attributes:
-        tasks: files in `evaluation/lm_eval/`, or lm-eval's own tasks, groups and tags by name; empty for none.
-        local: for one of lm-eval's own tasks, a local file of documents (.json, .jsonl, .csv, .parquet) instead of
-            the hub's.
+        tasks: names of files in `evaluation/lm_eval/`, or of lm-eval's own tasks, groups and tags; empty for none.
+        local: by name of one of lm-eval's own tasks, a local file of documents (.json, .jsonl, .csv, .parquet) to use
+            instead of the hub's data.
         limit: documents per task; None for all.
-        fewshot: examples before each document; None for the task's own number. Tasks of `local` show none.
+        fewshot: examples before each document; None for the task's own number. Tasks in `local` have none.
         apply_chat_template: whether prompts are rendered as chats.
         max_length: bound on the tokens of a held-out prompt and a response together; longer ones are left out.
         confirm_run_unsafe_code: whether tasks may run code that the model wrote.
         batch_size: sequences per batch, with `HF`; vLLM makes its own batches.
-        backend: runs the model, a `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM`.
+        backend: the `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM` that runs the model.
 
     Tasks that use the held-out prompts ignore `fewshot` and `apply_chat_template`: their prompts are already rendered.
     """
@@ -68,10 +68,10 @@ class LmEval:
         check_numbers(self, "evaluation.lm_eval")
 
     def check(self) -> None:
-        """Raise `UserError` for a task that does not exist, may not run, or whose data or packages are missing."""
+        """Raise `UserError` for a task that does not exist, is not allowed to run, or lacks its data or packages."""
         if not isinstance(self.backend, HF | VLLM):
             raise UserError(
-                "evaluation.lm_eval.backend: this backend gives no likelihoods of a prompt. Use hf or vllm."
+                "evaluation.lm_eval.backend: this backend computes no log-probabilities of prompts. Use hf or vllm."
             )
         for task, path in self.local.items():
             self._check_local(task, path)
@@ -111,8 +111,8 @@ class LmEval:
         key = f"evaluation.lm_eval.local.{task}"
         if task not in self.tasks or has_file(task):
             raise UserError(
-                f"{key}: evaluation.lm_eval.tasks does not name this task, or it is not one of lm-eval's. "
-                "Add it there, or remove its file here."
+                f"{key}: {task} must be one of lm-eval's own tasks, and evaluation.lm_eval.tasks must name it. "
+                "Add it to the tasks, or remove this key."
             )
         if not Path(path).is_file():
             raise UserError(f"{key}={path}: no such file. Name an existing one.")
@@ -120,18 +120,19 @@ class LmEval:
             raise UserError(f"{key}={path}: unknown format. Use a file that ends with {', '.join(FORMATS)}.")
         if self.fewshot:
             raise UserError(
-                f"evaluation.lm_eval.fewshot={self.fewshot}: {path} holds the documents of {task} and no few-shot "
-                "examples. Use 0 or null, which mean the same here."
+                f"evaluation.lm_eval.fewshot={self.fewshot}: {path} holds the documents of {task}, but no few-shot "
+                "examples. Use 0 or null; both show no examples here."
             )
 
     def _check_examples(self, task: str) -> None:
-        """Reject few-shot examples for a task file that names no split of them.
+        """Reject few-shot examples for a task file that names no split for them.
 
-        lm-eval would take them from the test documents, including the asked question and its answer.
+        lm-eval would take them from the test documents, even the question itself with its answer.
         """
         config = read_task(task)
         default = config.get("num_fewshot")
-        count = default if self.fewshot is None or default == 0 else self.fewshot  # lm-eval keeps a task's own 0
+        # lm-eval never overrides a task's own 0.
+        count = default if self.fewshot is None or default == 0 else self.fewshot
         if count and not uses_held_out_prompts(task) and not any(config.get(split) for split in EXAMPLE_SPLITS):
             raise UserError(
                 f"evaluation.lm_eval.tasks={task}: {task_file(task).name} names no split for its {count} few-shot "
@@ -160,8 +161,8 @@ class LmEval:
             except Exception as error:  # any library that loads data may raise
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(
-                    f"evaluation.lm_eval.tasks={task}: its data cannot be loaded ({first}). Download them once where "
-                    f"there is a network (HF_HOME keeps them), or name a file with "
+                    f"evaluation.lm_eval.tasks={task}: its data cannot be loaded ({first}). Download the data once on "
+                    f"a machine with a network (into the folder HF_HOME), or name a file with "
                     f"+evaluation.lm_eval.local.{task}=FILE, or write a task file with dataset_kwargs.data_files "
                     "in evaluation/lm_eval."
                 ) from error
@@ -175,7 +176,7 @@ class LmEval:
 
 
 def _check_punkt(task: str) -> None:
-    """Raise `UserError` if IFEval's sentence splitter is missing; lm-eval would fail only after training."""
+    """Raise `UserError` if IFEval's sentence splitter is missing. Otherwise lm-eval would fail after training."""
     if "ifeval" not in task:
         return
     import nltk
@@ -185,5 +186,5 @@ def _check_punkt(task: str) -> None:
     except LookupError as error:
         raise UserError(
             f"evaluation.lm_eval.tasks={task}: NLTK's punkt_tab is missing. Run python -m nltk.downloader punkt_tab "
-            "where there is a network (it is kept in the folder that NLTK_DATA names)."
+            "on a machine with a network (into the folder NLTK_DATA)."
         ) from error

@@ -16,8 +16,8 @@ Document = dict[str, Any]
 def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length: int, seed: int) -> list[Document]:
     """Make multiple-choice documents: the choices are the prompt's target and up to three targets of other prompts.
 
-    Distractors come from the prompt's category if it has any. A document that does not fit into `max_length` tokens is
-    left out, since lm-eval would cut it silently.
+    Distractors come from prompts of the same category, or of all categories if that one has none. A document that does
+    not fit into `max_length` tokens is left out, since lm-eval would cut it silently.
     """
     rng = np.random.default_rng(seed)
     lengths = {e.target: len(renderer.response(e.prompt, e.target)) for e in examples}
@@ -40,10 +40,10 @@ def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length
 def generation_documents(
     examples: Sequence[Example], renderer: Renderer, max_length: int, max_new_tokens: int
 ) -> list[Document]:
-    """Make documents of prompts and targets.
+    """Make documents from prompts and targets.
 
-    Left out are targets of more than `max_new_tokens` tokens, end token included, and prompts that leave no room for
-    `max_new_tokens` in `max_length`.
+    An example is left out if its target has more than `max_new_tokens` tokens (end token included), or if its prompt
+    leaves no room for `max_new_tokens` in `max_length`.
     """
     documents = []
     for example in examples:

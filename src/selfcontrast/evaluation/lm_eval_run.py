@@ -1,4 +1,4 @@
-"""Run tasks of lm-evaluation-harness on a model and read its results as plain numbers."""
+"""Run tasks of lm-evaluation-harness on a model and read the results as plain numbers."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ from selfcontrast.generators.vllm import VLLM
 
 log = logging.getLogger(__name__)
 
-BOOTSTRAPS = 1000  # for standard errors of metrics that are not means
+BOOTSTRAPS = 1000  # resamples for the standard errors of metrics that are not means
 
 
 def run_tasks(
@@ -39,18 +39,18 @@ def run_tasks(
 
     Each task's metrics include these counts:
         documents: documents that were scored.
-        left_out: prompts that do not fit.
+        left_out: prompts that do not fit into `max_length`.
         truncated: documents whose beginning lm-eval cut off.
         fewshot: examples shown before each document.
         chat_template: 1 if prompts were rendered with the chat template, else 0.
     """
-    rendered = [task for task in settings.tasks if uses_held_out_prompts(task)]
-    others = [_task_or_config(task, settings) for task in settings.tasks if task not in rendered]
+    held_out = [task for task in settings.tasks if uses_held_out_prompts(task)]
+    others = [_task_or_config(task, settings) for task in settings.tasks if task not in held_out]
     results: dict[str, dict[str, float]] = {}
     with silence_libraries(), _single_process(), tempfile.TemporaryDirectory() as folder:
         left_out: dict[str, int] = {}
         configs = []
-        for task in rendered:
+        for task in held_out:
             limited = examples[: settings.limit]
             config, left_out[task] = write_documents(task, limited, renderer, settings.max_length, seed, Path(folder))
             if config:
@@ -83,7 +83,7 @@ def _evaluate(
     by_name = any(isinstance(task, str) for task in tasks)
     # A rendered query already holds its special tokens, whether it was rendered here or by lm-eval.
     with open_lm(settings, model, renderer, device, special_tokens=not (rendered or template)) as lm:
-        lm.tokenizer.chat_template = renderer.tokenizer.chat_template  # ours does not show today's date
+        lm.tokenizer.chat_template = renderer.tokenizer.chat_template  # this one does not insert today's date
         results = simple_evaluate(
             model=lm,
             tasks=list(tasks),
@@ -137,29 +137,29 @@ def open_lm(settings: LmEval, model: Path, renderer: Renderer, device: str, spec
 
 
 def subtasks(results: dict[str, Any], task: str) -> list[str]:
-    """List the tasks of a group, nested groups included, from lm-eval's results; a task is its own only subtask."""
+    """List the tasks of a group, nested groups included, from lm-eval's results. A single task is listed alone."""
     members = results.get("group_subtasks", {}).get(task)
     return [part for member in members for part in subtasks(results, member)] if members else [task]
 
 
 def _count_truncated(lm: Any, samples: Sequence[dict[str, Any]]) -> int:
-    """Count the documents with a request longer than the model reads. lm-eval cuts off its beginning."""
+    """Count the documents with a request longer than the model reads. lm-eval cuts off the request's beginning."""
     return len({sample["doc_id"] for sample in samples if any(_exceeds(lm, a) for a in sample["arguments"])})
 
 
 def _exceeds(lm: Any, arguments: Sequence[Any]) -> bool:
-    if len(arguments) < 2:  # a whole text, which is scored in windows
+    if len(arguments) < 2:  # the request is a whole text, which is scored in windows
         return False
     context, rest = arguments[0], arguments[1]
     if isinstance(rest, dict):
         return bool(len(lm.tok_encode(context)) + rest.get("max_gen_toks", lm.max_gen_toks) > lm.max_length)
-    limit = getattr(lm, "max_scored_tokens", lm.max_length + 1)  # transformers do not read the last token
+    limit = getattr(lm, "max_scored_tokens", lm.max_length + 1)  # HFLM never feeds the last token
     return bool(sum(map(len, lm._encode_pair(context, rest))) > limit)
 
 
 @contextmanager
 def _single_process() -> Iterator[None]:
-    """Make lm-eval bootstrap standard errors in this process; it would fork one that holds a model. Hide its prints."""
+    """Keep lm-eval's bootstrap in this process, since a forked process would hold the model too. Hide its prints."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:

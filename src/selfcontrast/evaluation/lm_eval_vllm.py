@@ -29,7 +29,7 @@ class VllmLM(TemplateLM):
 
     Args:
         respond: sends requests to the engine.
-        max_length: bound on the tokens that the engine reads and writes together.
+        max_length: bound on the tokens of a prompt and its completion together.
         special_tokens: whether the tokenizer adds special tokens to a text that does not begin with them.
     """
 
@@ -91,7 +91,7 @@ class VllmLM(TemplateLM):
         return [sum(next(scored)[0] for _ in text) for text in windows]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        asks, stops = [], []
+        completion_requests, stops = [], []
         for request in requests:
             context, kwargs = request.args
             settings = normalize_gen_kwargs(kwargs, default_max_gen_toks=self.max_gen_toks)
@@ -104,23 +104,27 @@ class VllmLM(TemplateLM):
             )
             temperature = settings.get("temperature", 1.0 if settings["do_sample"] else 0.0)  # transformers' default
             top_p = settings.get("top_p", 1.0)
-            asks.append(self._ask(prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens))
-        # Stop words may end within a token, so they are searched in the text, and tokens after them are wasted.
-        sampled = [answer["token_ids"] for (answer,) in self.respond(asks)]
+            completion_requests.append(
+                self._request(prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+            )
+        # A stop word may end within a token. So it is searched in the decoded text, and the text after it is discarded.
+        sampled = [answer["token_ids"] for (answer,) in self.respond(completion_requests)]
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
         return [postprocess_generated_text(text, until, None) for text, until in zip(texts, stops, strict=True)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[ScoredText]:
-        kept = [[*context, *continuation][-self.max_scored_tokens :] for _, context, continuation in requests]
-        asks = [self._ask(prompt, temperature=0.0, top_p=1.0, max_tokens=1, prompt_logprobs=0) for prompt in kept]
+        prompts = [[*context, *continuation][-self.max_scored_tokens :] for _, context, continuation in requests]
+        completion_requests = [
+            self._request(prompt, temperature=0.0, top_p=1.0, max_tokens=1, prompt_logprobs=0) for prompt in prompts
+        ]
         scores = []
-        for (_, _, continuation), (answer,) in zip(requests, self.respond(asks), strict=True):
+        for (_, _, continuation), (answer,) in zip(requests, self.respond(completion_requests), strict=True):
             ranked = answer["prompt_log_probs"][-len(continuation) :]
             scores.append((sum(value for value, _ in ranked), all(rank == 1 for _, rank in ranked)))
         return scores
 
-    def _ask(self, prompt: list[int], **params: Any) -> CompletionRequest:
+    def _request(self, prompt: list[int], **params: Any) -> CompletionRequest:
         ends = {"ignore_eos": True, "stop_token_ids": sorted(self.end_ids)}
         return {"prompt": prompt, "params": {"n": 1, "seed": 0, **ends, **params}}

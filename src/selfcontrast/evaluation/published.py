@@ -1,7 +1,7 @@
-"""Compare published figures with measured ones. Users fill them in, each with its source and page.
+"""Compare published figures with measured ones. Users fill in the published figures, each with its source and page.
 
-The package has none: the paper's tables were not available when it was written, and a figure that nobody can look up is
-worse than none. Entries without a figure are not shown.
+The package ships no figures: the paper's tables were not available when it was written, and a figure without a source
+that readers can check is worse than no figure. Entries without a figure are not shown.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class PublishedFigure:
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A published figure and this run's measurement: value, kind and note of a line; None if not measured."""
+    """A published figure, and the kind, value and note of the line that this run measured; None if not measured."""
 
     published: PublishedFigure
     kind: str | None
@@ -52,7 +52,7 @@ class PublishedComparison:
 
 
 def read_figures(name: str) -> list[PublishedFigure]:
-    """Read the figures of a file, or of `evaluation/published/NAME.yaml`, without entries that are not filled in.
+    """Read the figures of `evaluation/published/NAME.yaml`, or of the file NAME. Skip entries without a figure.
 
     Raises:
         UserError: for an unreadable file, an entry with missing or unknown keys, or a figure without source and page.

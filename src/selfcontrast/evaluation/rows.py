@@ -1,4 +1,4 @@
-"""Read files of objects with text columns."""
+"""Read files whose rows are objects with text columns."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from selfcontrast.errors import UserError
 
 
 def object_rows(path: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file, each with its path and row number for messages.
+    """Yield the rows of a file, each with its path and row number for error messages.
 
     Args:
-        key: the config key of the path, for messages.
+        key: the config key of the path, which error messages name.
 
     Raises:
         UserError: for an unreadable file, or a row that is not an object.

@@ -1,7 +1,7 @@
 """Write reports of runs and sweeps from their result.json, at any time and without a network.
 
-python -m selfcontrast.report DIR              a run's or a sweep's own report, written again
-python -m selfcontrast.report DIR… --to DIR    any runs and sweeps together, as one table and figure over K and seeds
+python -m selfcontrast.report DIR              write the report of one run or one sweep again
+python -m selfcontrast.report DIR… --to DIR    report several runs and sweeps together, as one table and one figure
 """
 
 import argparse
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Report a run or a measured model, if the folder holds a result; else all runs below the folders together."""
+    """Report one run or measured model if the folder holds a result. Otherwise, report all runs below the folders."""
     parser = argparse.ArgumentParser(
         prog="selfcontrast report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a run, a sweep, or several of them")
-    parser.add_argument("--to", metavar="DIR", type=Path, help="folder of the report; default: the one DIR")
+    parser.add_argument("--to", metavar="DIR", type=Path, help="folder of the report; default: the single DIR")
     args = parser.parse_args(arguments)
     from selfcontrast.results import RESULT
 
     folders: list[Path] = args.folders
     if len(folders) == 1 and args.to is None and (folders[0] / RESULT).exists():
-        rewrite(folders[0])
+        report_run(folders[0])
         return
     report_sweep(folders, args.to)
 
@@ -44,7 +44,7 @@ def report_sweep(folders: Sequence[Path], to: Path | None) -> "Sweep":
     from selfcontrast.results import RESULT
 
     if len(folders) > 1 and to is None:
-        raise UserError("Several folders make one report. Name its folder with --to DIR.")
+        raise UserError("Several folders make one report. Name the report's folder with --to DIR.")
     sweep = read_sweep(folders, to)
     if not sweep.jobs:
         names = ", ".join(map(str, folders))
@@ -54,7 +54,7 @@ def report_sweep(folders: Sequence[Path], to: Path | None) -> "Sweep":
     return sweep
 
 
-def rewrite(folder: Path) -> None:
+def report_run(folder: Path) -> None:
     """Write and print the report of one run, or of one measured model."""
     from selfcontrast.report.evaluated import print_evaluated, write_evaluated
     from selfcontrast.report.page import write_report

@@ -1,4 +1,4 @@
-"""A run's score against KL from SFT and entropy: is the policy better, sharper, or only farther from SFT?"""
+"""Show a run's score, KL from SFT, and entropy together: is the policy better, sharper, or only farther from SFT?"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,14 +19,14 @@ HEADS = ("system", "step", "score", "KL from SFT", "entropy", "entropy per token
 
 
 def rows(curve: "Curve") -> list[list[str]]:
-    """Return cells as `HEADS`: one row per system and checkpoint, in the order of training."""
+    """Return the cells under `HEADS`: one row per system and checkpoint, in the order of training."""
     return [
         [
             point["system"],
             str(point["step"]),
             interval(point["score"]),
             interval(point["kl"]) if point["step"] else number(0.0),
-            interval(point["entropy"], digits=1),  # nats per response: hundreds
+            interval(point["entropy"], digits=1),  # one digit, since entropies are hundreds of nats per response
             interval(point["entropy_per_token"]),
             number(point["tokens"], 1),
         ]
@@ -41,7 +41,7 @@ def sentence(curve: "Curve") -> str:
         return ""
     change = "lower" if last["entropy"]["estimate"] < first["entropy"]["estimate"] else "higher"
     return (
-        f"{last['system']} is {number(last['kl']['estimate'], 2)} nats per response from SFT (KL). Its entropy is "
+        f"The KL of {last['system']} from SFT is {number(last['kl']['estimate'], 2)} nats per response. Its entropy is "
         f"{number(last['entropy']['estimate'], 2)} nats per response, {change} than SFT's "
         f"{number(first['entropy']['estimate'], 2)}."
     )
@@ -53,8 +53,8 @@ def figure(result: "Result") -> Figure | None:
     curve = result.against_kl
     if curve is None or len(curve["points"]) < 2:
         return None
-    drawn = Figure(figsize=(7.2, 3.2), layout="constrained")
-    axes = drawn.subplots()
+    canvas = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = canvas.subplots()
     path(axes, curve["points"], COLOURS["policy"])
     for point in curve["points"]:
         kl, colour = point["kl"]["estimate"], colour_of(point["system"])
@@ -66,7 +66,7 @@ def figure(result: "Result") -> Figure | None:
     axes.set_xlabel(KL_AXIS)
     axes.set_ylabel(axis_label(curve["measure"]))
     axes.margins(x=0.14)
-    return drawn
+    return canvas
 
 
 def path(axes: Axes, points: "Sequence[CurvePoint]", colour: str, label: str | None = None, alpha: float = 1.0) -> None:

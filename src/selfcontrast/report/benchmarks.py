@@ -22,12 +22,19 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class BenchmarkView:
-    """A benchmark as the page shows it: one row of cells per measure, and some judgments of each system."""
+    """A benchmark as the page shows it.
+
+    Attributes:
+        rows: each measure with its cells, one per system.
+        summary: sentences about the judgments and about contamination; "" if there are none.
+        radar: figure of mean grades by category; None without one.
+        judgments: some judgments of each system.
+    """
 
     name: str
     systems: list[str]
     rows: list[tuple[str, list[str]]]
-    judged: str
+    summary: str
     radar: Markup | None
     judgments: Lines
 
@@ -38,34 +45,34 @@ def views(result: "Result | Evaluated") -> list[BenchmarkView]:
 
 
 def published(result: "Result") -> list[list[str]]:
-    """Return per published figure: system, measure, where it is printed, the figure, and ours."""
+    """Return per published figure: system, measure, source and page, the published number, and the measured one."""
     rows = []
-    for beside in result.published:
-        figure, measured = beside["published"], beside["measured"]
-        share = beside["kind"] == "share" or (measured is None and "rate" in figure["what"])
-        printed = f"{figure['figure']:g}{'%' if share else ''}"
-        ours = cell({"kind": beside["kind"], "value": measured, "note": beside.get("note")}) if measured else NONE
+    for comparison in result.published:
+        figure, value, kind = comparison["published"], comparison["measured"], comparison["kind"]
+        in_percent = kind == "share" or (value is None and "rate" in figure["what"])
+        printed = f"{figure['figure']:g}{'%' if in_percent else ''}"
+        measured = cell({"kind": kind, "value": value, "note": comparison.get("note")}) if value else NONE
         system = figure["system"] + (f", K = {figure['negatives']}" if figure["negatives"] is not None else "")
-        where = f"{figure['source']}, p. {figure['page']}"
-        rows.append([system, f"{figure['benchmark']}: {figure['what']}", where, printed, ours])
+        source = f"{figure['source']}, p. {figure['page']}"
+        rows.append([system, f"{figure['benchmark']}: {figure['what']}", source, printed, measured])
     return rows
 
 
 def cell(line: dict[str, Any]) -> str:
-    """Format a number with its interval by its kind, and the note that weakens it: "53.1% [–] (weak: ...)"."""
+    """Format a line's number, interval and note, depending on its kind: "53.1% [–] (weak: ...)"."""
     if line["kind"] == "share":
-        written = percent_interval(line["value"])
+        value = percent_interval(line["value"])
     else:
-        written = interval(line["value"], signed=line["kind"] == "difference")
+        value = interval(line["value"], signed=line["kind"] == "difference")
     note = line.get("note")  # results of older versions have none
     if line["value"]["estimate"] is None or not math.isfinite(line["value"]["estimate"]):
-        written = NONE
-    return f"{written} ({note})" if note else written
+        value = NONE
+    return f"{value} ({note})" if note else value
 
 
 @styled()
 def radar(lines: Lines) -> Figure | None:
-    """Draw mean grades by category; None for fewer than three, or if answers were compared instead of graded."""
+    """Draw mean grades by category. Return None for fewer than three categories, or if answers were not graded."""
     by_system: dict[str, dict[str, float]] = {}
     for line in lines:
         if line["what"].startswith(CATEGORY) and line["kind"] == "rating":
@@ -94,13 +101,15 @@ def _view(name: str, benchmark: dict[str, Any]) -> BenchmarkView:
     lines: Lines = benchmark["lines"]
     systems = list(dict.fromkeys(line["system"] for line in lines))
     cells = {(line["what"], line["system"]): cell(line) for line in lines}
-    whats = sorted(dict.fromkeys(line["what"] for line in lines), key=lambda what: what.startswith(CATEGORY))
+    measures = sorted(dict.fromkeys(line["what"] for line in lines), key=lambda what: what.startswith(CATEGORY))
     figure = radar(lines)
     return BenchmarkView(
         name,
         systems,
-        [(what, [cells.get((what, system), NONE) for system in systems]) for what in whats],
-        " ".join(filter(None, (_judged(benchmark["facts"]), _contamination(benchmark.get("contamination"))))),
+        [(what, [cells.get((what, system), NONE) for system in systems]) for what in measures],
+        " ".join(
+            filter(None, (_judgments_sentence(benchmark["facts"]), _overlap_sentence(benchmark.get("contamination"))))
+        ),
         inline(figure, f"radar_{name}", "Mean grades by category") if figure else None,
         [{**row, "verdict": _verdict(row)} for row in benchmark["shown"]],
     )
@@ -116,28 +125,29 @@ def _verdict(row: dict[str, Any]) -> str:
     return {0.0: "worse", 0.5: "neither is better", 1.0: "better"}.get(value, f"better at {percent(value)}")
 
 
-def _contamination(contamination: dict[str, int] | None) -> str:
+def _overlap_sentence(contamination: dict[str, int] | None) -> str:
     """Say how many of a benchmark's prompts resemble a training prompt; "" if this was not checked."""
     if not contamination:
         return ""
     return f"{contamination['flagged']:,} of its {contamination['prompts']:,} prompts resemble a training prompt."
 
 
-def _judged(facts: dict[str, dict[str, Any]]) -> str:
+def _judgments_sentence(facts: dict[str, dict[str, Any]]) -> str:
     """Say how many judgments are usable, what they cost, and how far a panel's judges disagree."""
-    judged = [f for f in facts.values() if f.get("judgments")]
-    if not judged:
+    systems = [f for f in facts.values() if f.get("judgments")]
+    if not systems:
         return ""
-    count = sum(f["judgments"] for f in judged)
-    usable = round(sum(f["judgments"] * f["coverage"] for f in judged))
-    costs = [f["cost"] for f in judged if f["cost"] is not None]
+    count = sum(f["judgments"] for f in systems)
+    usable = round(sum(f["judgments"] * f["coverage"] for f in systems))
+    costs = [f["cost"] for f in systems if f["cost"] is not None]
     cost = f" They cost {sum(costs):.2f}." if costs else ""
-    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}{_panel(judged)}"
+    panel = _panel_sentence(systems)
+    return f"{usable:,} of {count:,} judgments could be used ({percent(usable / count)}).{cost}{panel}"
 
 
-def _panel(judged: Sequence[dict[str, Any]]) -> str:
+def _panel_sentence(systems: Sequence[dict[str, Any]]) -> str:
     """Say how far the judges of a panel differ, over all systems' judgments; "" for a single judge."""
-    panels = [f for f in judged if "judges" in f]
+    panels = [f for f in systems if "judges" in f]
     if not panels:
         return ""
     usable = [f["judgments"] * f["coverage"] for f in panels]
@@ -145,6 +155,6 @@ def _panel(judged: Sequence[dict[str, Any]]) -> str:
         np.average([f[name] for f in panels], weights=usable) for name in ("judges_apart", "judges_disagree")
     )
     return (
-        f" Verdicts are the mean of {panels[0]['judges']} judges, who differ by {number(apart, 2)} on average and do "
-        f"not all say the same in {percent(disagree)} of the judgments."
+        f" Verdicts are the mean of {panels[0]['judges']} judges, who differ by {number(apart, 2)} on average and "
+        f"disagree in {percent(disagree)} of the judgments."
     )

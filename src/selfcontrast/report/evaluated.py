@@ -10,7 +10,7 @@ from selfcontrast.report.benchmarks import CATEGORY, cell
 from selfcontrast.report.page import lm_eval_rows, render
 from selfcontrast.report.style import inline
 from selfcontrast.report.terminal import columns, say, show
-from selfcontrast.report.text import interval, number, short_path
+from selfcontrast.report.text import display_path, interval, number
 from selfcontrast.report.verdict import contamination, measure_name
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def write_evaluated(result: "Evaluated", folder: Path) -> None:
     """Write `report.html` to `folder`."""
-    page = render("evaluated.html.jinja", report_arguments=short_path(folder), **_content(result))
+    page = render("evaluated.html.jinja", report_args=display_path(folder), **_content(result))
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -47,7 +47,7 @@ def print_evaluated(result: "Evaluated", output: Path) -> None:
         show(table)
     say("")
     for name, file in (("report", "report.html"), ("results", "result.json")):
-        say(f"{name:<8} {short_path(output / file)}", wrap=False)
+        say(f"{name:<8} {display_path(output / file)}", wrap=False)
 
 
 def _content(result: "Evaluated") -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _content(result: "Evaluated") -> dict[str, Any]:
         "contamination": contamination(result),
         "lm_eval": lm_eval_rows(dict.fromkeys(result.systems, result.lm_eval), first["mean"]["confidence"]),
         "benchmarks": benchmarks.views(result),
-        "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
+        "computed_seconds": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
         "figure_systems": inline(figures.systems(result), "systems", "Means with intervals, by decoding"),
         "figure_categories": inline(categories, "categories", "Means by category") if categories else None,

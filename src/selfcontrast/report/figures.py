@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.compare import Bounds
     from selfcontrast.results import Evaluated, Result
 
-POINTS = 300  # maximum per curve: a page is not wide enough for more
+POINTS = 300  # maximum points per curve; a page is not wide enough for more
 
 
 def axis_label(measure: str) -> str:
@@ -29,25 +29,25 @@ def colour_of(system: str) -> str:
 
 @styled()
 def systems(result: "Result | Evaluated", title: str = "") -> Figure:
-    """Draw every system's mean with its interval, by decoding. With a `title` the figure needs no page around it."""
+    """Draw every system's mean with its interval, by decoding. A `title` is for a figure outside the page."""
     rows = result.comparison["rows"]
     decodings = list(dict.fromkeys(row["decoding"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
     figure = Figure(figsize=(7.2, 0.9 + 0.66 * len(decodings) + (0.35 if title else 0)), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        at = decodings.index(row["decoding"]) + _offset(names, row["system"], 0.34)
+        y = decodings.index(row["decoding"]) + _offset(names, row["system"], 0.34)
         first = row["decoding"] == decodings[0]
-        dot(axes, row["mean"], at, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
-        _label_interval(axes, row["mean"], at, number(row["mean"]["estimate"]))
+        dot(axes, row["mean"], y, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
+        _annotate_right(axes, row["mean"], y, number(row["mean"]["estimate"]))
     _categorical(axes, decodings)
     axes.set_xlabel(axis_label(result.comparison["measure"]))
     axes.margins(x=0.12)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
     if title:
         prompts, confidence = rows[0]["mean"]["clusters"], rows[0]["mean"]["confidence"]
-        words = f"{title}: {prompts} prompts, {percent(confidence, 0)} intervals"
-        figure.suptitle(words, x=0.01, ha="left", fontsize=10.5)
+        title = f"{title}: {prompts} prompts, {percent(confidence, 0)} intervals"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
@@ -62,9 +62,9 @@ def categories(result: "Result | Evaluated") -> Figure | None:
     figure = Figure(figsize=(7.2, 0.9 + 0.46 * len(categories)), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        at = categories.index(row["category"]) + _offset(names, row["system"], 0.34)
+        y = categories.index(row["category"]) + _offset(names, row["system"], 0.34)
         first = row["category"] == categories[0]
-        dot(axes, row["mean"], at, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
+        dot(axes, row["mean"], y, colour_of(row["system"]), label=legend_name(row["system"]) if first else None)
     _categorical(axes, categories)
     axes.set_xlabel(axis_label(result.comparison["measure"]))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(names))
@@ -128,15 +128,15 @@ def by_rank(records: Records) -> Figure | None:
     if count < 2:
         return None
     figure = Figure(figsize=(7.2, 2.3), layout="constrained")
-    places = list(range(1, count + 1))
+    positions = list(range(1, count + 1))
     titles = {"accuracy": "accuracy", "margin": "margin of rewards"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         series = zip(("first", "last"), ends(records), ("muted", "policy"), strict=True)
-        for words, share, colour in series:
-            values = [mean_of(share, f"{name}_rank_{rank}") for rank in places]
+        for part, tenth, colour in series:
+            values = [mean_of(tenth, f"{name}_rank_{rank}") for rank in positions]
             heights = [np.nan if value is None else value for value in values]
-            label = f"{words} tenth of the steps" if name == "accuracy" else None
-            axes.plot(places, heights, color=COLOURS[colour], marker="o", markersize=4, linewidth=1.4, label=label)
+            label = f"{part} tenth of the steps" if name == "accuracy" else None
+            axes.plot(positions, heights, color=COLOURS[colour], marker="o", markersize=4, linewidth=1.4, label=label)
         axes.axhline(0.5 if name == "accuracy" else 0, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_title(title)
         axes.set_xlabel("negative, most similar first")
@@ -184,16 +184,16 @@ def _categorical(axes: Axes, names: list[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _label_interval(axes: Axes, value: "Bounds", at: float, text: str) -> None:
+def _annotate_right(axes: Axes, value: "Bounds", y: float, text: str) -> None:
     """Write a number to the right of its interval."""
     edge = np.nanmax([value["estimate"], value["high"] if value["high"] is not None else np.nan])
-    axes.annotate(text, (edge, at), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"])
+    axes.annotate(text, (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=COLOURS["muted"])
 
 
 def _curve(
     axes: Axes, records: Records, name: str, colour: str, label: str | None = None, marker: str | None = None
 ) -> None:
-    """Draw one metric over steps. Of many points the moving mean is strong and the points are faint."""
+    """Draw one metric over steps. If there are many points, they are faint, and their moving mean is strong."""
     points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     if not points:
         return

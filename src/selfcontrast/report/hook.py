@@ -30,27 +30,29 @@ class SweepReport(Callback):
 
 
 def too_many_tests(config: DictConfig) -> str:
-    """Warn that no job of the sweep can differ clearly from SFT; "" if one can.
+    """Return a warning if no job of the sweep can differ clearly from SFT, else "".
 
-    Each job has one p-value, corrected by Holm for the number of jobs. A permutation test has a smallest p-value.
+    Each job has one p-value, corrected by Holm for the number of jobs. A permutation test cannot give a p-value below a
+    bound, which depends on the numbers of prompts and resamples.
     """
     from selfcontrast.evaluation.statistics.permutation import least_p_value
 
     evaluation = OmegaConf.select(config, "evaluation")
-    if evaluation is None:  # another program than train.py ran
+    if evaluation is None:  # the program is not train.py
         return ""
     jobs = _jobs(list(config.hydra.overrides.task))
     alpha, prompts, n_bootstrap = 1 - float(evaluation.confidence), evaluation.prompts, evaluation.n_bootstrap
-    if isinstance(prompts, str) or isinstance(n_bootstrap, str):  # swept over
+    if isinstance(prompts, str) or isinstance(n_bootstrap, str):  # the sweep varies it
         return ""
-    least = least_p_value(prompts, n_bootstrap)
-    if least * jobs < alpha:
+    lowest_p = least_p_value(prompts, n_bootstrap)
+    if lowest_p * jobs < alpha:
         return ""
-    more = least_p_value(None, n_bootstrap) * jobs >= alpha
-    remedy = f"evaluation.n_bootstrap to {math.ceil(jobs / alpha)} or more" if more else "evaluation.prompts"
+    too_few_resamples = least_p_value(None, n_bootstrap) * jobs >= alpha
+    enough = math.ceil(jobs / alpha)
+    remedy = f"evaluation.n_bootstrap to {enough} or more" if too_few_resamples else "evaluation.prompts"
     return (
         f"No job can differ clearly from SFT by its own p-value: with Holm's correction one of {jobs} jobs needs p < "
-        f"{alpha / jobs:.2g}, and the smallest p-value is {least:.2g}. Raise {remedy}."
+        f"{alpha / jobs:.2g}, and the smallest p-value is {lowest_p:.2g}. Raise {remedy}."
     )
 
 
@@ -81,7 +83,7 @@ def finish_sweep() -> None:
 
 
 def track_sweep(sweep: "Sweep") -> None:
-    """Log table, figure and report as one more W&B run in the jobs' group, if the jobs are tracked by W&B."""
+    """If the jobs are tracked by W&B, log table, figure and report as another W&B run in the jobs' group."""
     import pandas as pd
 
     from selfcontrast.config import build

@@ -23,52 +23,52 @@ if TYPE_CHECKING:
     from selfcontrast.results import Result
 
 FILTERS = (
-    "number", "interval", "percent", "count", "duration", "short_path", "status", "unbroken",
+    "number", "interval", "percent", "count", "duration", "display_path", "stage_state", "unbroken",
 )  # fmt: skip
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return text.percent(value, 2)
 
 
-def _three(values: Sequence[float]) -> str:
+def _percentiles(values: Sequence[float]) -> str:
     return " / ".join(text.count(round(value)) for value in values)
 
 
-# Facts of the filter's summary: their words on the page, and their format.
+# Keys of the filter's summary, with their labels on the page and their formats.
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "prompts": ("prompts sampled for", text.count),
+    "prompts": ("prompts with sampled responses", text.count),
     "prompts_used": ("prompts used", text.count),
     "prompts_dropped_for_distinct": ("prompts dropped (too few distinct candidates)", text.count),
     "prompts_dropped_for_kept": ("prompts dropped (the selector keeps too few)", text.count),
     "prompts_dropped_for_chosen": ("prompts dropped (no candidate to choose)", text.count),
-    "prompts_refilled": ("prompts filled up with what the selector left out", text.count),
+    "prompts_refilled": ("prompts refilled with candidates that the selector left out", text.count),
     "candidates": ("responses sampled", text.count),
     "distinct_per_prompt": ("distinct candidates per prompt", text.count),
-    "duplicate_share": ("repeated responses", _share),
-    "empty_share": ("empty responses", _share),
-    "copies_of_target_share": ("copies of the target", _share),
+    "duplicate_share": ("repeated responses", _percent),
+    "empty_share": ("empty responses", _percent),
+    "copies_of_target_share": ("copies of the target", _percent),
     "similarity_candidates": ("mean similarity to the target, candidates", text.number),
     "similarity_negatives": ("mean similarity to the target, negatives drawn", text.number),
     "score_candidates": ("mean score, candidates", text.number),
     "score_negatives": ("mean score, negatives drawn", text.number),
     "score_chosen": ("mean score, chosen candidates", text.number),
-    "chosen_is_target_share": ("chosen candidates with the target's text", _share),
-    "false_negatives_before": ("candidates as good as the target", _share),
-    "false_negatives_after": ("negatives as good as the target (false negatives)", _share),
+    "chosen_is_target_share": ("chosen candidates with the target's text", _percent),
+    "false_negatives_before": ("candidates as good as the target", _percent),
+    "false_negatives_after": ("negatives as good as the target (false negatives)", _percent),
     "tokens_candidates": ("tokens per candidate", text.count),
     "tokens_negatives": ("tokens per negative", text.count),
     "tokens_left": ("tokens per candidate not drawn", text.count),
     "length_similarity_correlation": ("correlation of length and similarity, within prompts", text.number),
-    "characters_targets": ("characters of a target (10%, median, 90%)", _three),
-    "characters_candidates": ("characters of a candidate", _three),
-    "characters_negatives": ("characters of a negative", _three),
+    "characters_targets": ("characters of a target (10%, median, 90%)", _percentiles),
+    "characters_candidates": ("characters of a candidate", _percentiles),
+    "characters_negatives": ("characters of a negative", _percentiles),
     "distinct_1_candidates": ("distinct-1 of a prompt's candidates", text.number),
-    "distinct_1_negatives": ("distinct-1 of its negatives", text.number),
+    "distinct_1_negatives": ("distinct-1 of a prompt's negatives", text.number),
     "distinct_2_candidates": ("distinct-2 of a prompt's candidates", text.number),
-    "distinct_2_negatives": ("distinct-2 of its negatives", text.number),
+    "distinct_2_negatives": ("distinct-2 of a prompt's negatives", text.number),
     "self_bleu_candidates": ("self-BLEU of a prompt's candidates (1: all the same)", text.number),
-    "self_bleu_negatives": ("self-BLEU of its negatives", text.number),
+    "self_bleu_negatives": ("self-BLEU of a prompt's negatives", text.number),
 }
 
 
@@ -77,16 +77,16 @@ SIGNALS = {
     "similarity": "similarity to the target",
     "consensus": "consensus: mean similarity to the prompt's other responses",
     "log_prob": "the sampler's log-probability per token",
-    "rank_sum": "sum of the ranks by these",
+    "rank_sum": "sum of the ranks by the other signals",
 }
 
 
-# Facts of any stage's summary about texts that a model did not read as they are.
+# Keys of any stage's summary about texts that a model read in another form, or not in full; as in `FACTS`.
 CHANGED: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "targets_changed": ("targets trained on as another text", text.count),
-    "responses_changed": ("responses read as another text", text.count),
-    "texts_cut": ("texts longer than its model reads", text.count),
-    "unread_fraction": ("fraction of all tokens that was not read", _share),
+    "targets_changed": ("targets that were trained on as another text", text.count),
+    "responses_changed": ("responses that were read as another text", text.count),
+    "texts_cut": ("texts longer than the model reads", text.count),
+    "unread_fraction": ("fraction of all tokens that was not read", _percent),
 }
 
 
@@ -128,7 +128,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
             [row["system"], text.interval(row["log_prob_per_token"])] for row in result.comparison["likelihood"]
         ],
         "contamination": contamination(result),
-        "seen": result.comparison.get("contamination", {}).get("examples", []),
+        "flagged_prompts": result.comparison.get("contamination", {}).get("examples", []),
         "decoding": rows[0]["decoding"],
         "confidence": rows[0]["mean"]["confidence"],
         "prompts": rows[0]["mean"]["clusters"],
@@ -137,14 +137,14 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
         "step_zero": step_zero(result.histories.get("align", [])),
         "facts": [*changed_facts(result.stages), *filter_facts(stages.get("filter", {}).get("summary", {}))],
         "signals": signal_rows(result.similarities.get("signals", [])),
-        "signal_heads": ["lowest kept by", "AUC", *(f"false negatives at {fraction:g}" for fraction in FRACTIONS)],
+        "signal_heads": ["keep the lowest by", "AUC", *(f"false negatives at {fraction:g}" for fraction in FRACTIONS)],
         "cut": any(result.similarities.get("cuts", {}).values()),
         "benchmarks": benchmarks.views(result),
         "published": benchmarks.published(result),
         "lm_eval": lm_eval_rows(result.lm_eval, rows[0]["mean"]["confidence"]),
-        "fresh": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
+        "computed_seconds": sum(stage["seconds"] for stage in result.stages if not stage["cached"]),
         "config": yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True, width=100),
-        "report_arguments": text.short_path(folder),
+        "report_args": text.display_path(folder),
         "against_kl": against_kl.rows(result.against_kl) if result.against_kl else [],
         "against_kl_heads": against_kl.HEADS,
         "against_kl_sentence": against_kl.sentence(result.against_kl) if result.against_kl else "",
@@ -153,7 +153,7 @@ def _content(result: "Result", folder: Path) -> dict[str, Any]:
 
 
 def _figures(result: "Result") -> dict[str, Markup | None]:
-    drawn: list[tuple[str, Figure | None, str]] = [
+    figures_and_labels: list[tuple[str, Figure | None, str]] = [
         ("systems", figures.systems(result), "Means with intervals, by decoding"),
         ("categories", figures.categories(result), "Means with intervals, by category"),
         ("against_kl", against_kl.figure(result), "Score against KL from the fine-tuned model"),
@@ -171,17 +171,19 @@ def _figures(result: "Result") -> dict[str, Markup | None]:
         ("by_rank", figures.by_rank(result.histories.get("align", [])), "Accuracy and margin by rank of similarity"),
         ("similarities", figures.similarities(result), "Histogram of similarity to the target"),
     ]
-    return {f"figure_{name}": inline(figure, name, label) if figure else None for name, figure, label in drawn}
+    return {
+        f"figure_{name}": inline(figure, name, label) if figure else None for name, figure, label in figures_and_labels
+    }
 
 
 def filter_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the filter's facts as words and numbers, without those that it could not measure."""
-    known = {key: value for key, value in summary.items() if value is not None and value != []}
-    return [(words, write(known[key])) for key, (words, write) in FACTS.items() if key in known]
+    """Return labels and formatted values of the filter's facts, without facts that it could not measure."""
+    measured = {key: value for key, value in summary.items() if value is not None and value != []}
+    return [(label, formatter(measured[key])) for key, (label, formatter) in FACTS.items() if key in measured]
 
 
 def comparison_tables(rows: Sequence["Row"], measure: str) -> dict[str, list[Any]]:
-    """Return heads and cells of the comparison: the main table, and a second one with what does not fit beside it."""
+    """Return heads and cells of the comparison: the main table, and a second table for columns that do not fit."""
     return {
         "comparison_heads": [
             "system",
@@ -229,9 +231,9 @@ def _against_best(row: "Row") -> str:
 
 
 def signal_rows(table: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return per signal its name, its AUC, and its false negatives at each fraction that is kept."""
+    """Return per signal its name, its AUC, and the fraction of false negatives at each fraction of `FRACTIONS`."""
     return [
-        [SIGNALS[row["signal"]], text.number(row["auc"]), *(text.percent(share) for share in row["false_negatives"])]
+        [SIGNALS[row["signal"]], text.number(row["auc"]), *(text.percent(value) for value in row["false_negatives"])]
         for row in table
     ]
 
@@ -263,10 +265,10 @@ def metric_cell(metrics: dict[str, float], name: str, confidence: float) -> str:
 
 
 def changed_facts(stages: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return how many texts a stage read as another text, or did not read."""
+    """Return labels and formatted values of the stages' facts on texts that they read as another text, or cut."""
     return [
-        (f"{stage['name']}: {words}", write(stage["summary"][key]))
+        (f"{stage['name']}: {label}", formatter(stage["summary"][key]))
         for stage in stages
-        for key, (words, write) in CHANGED.items()
+        for key, (label, formatter) in CHANGED.items()
         if stage["summary"].get(key)
     ]

@@ -1,4 +1,4 @@
-"""The style of figures, and their way into a page: SVG with real text, in the colours of the theme."""
+"""The style of figures, and their conversion for a page: to SVG with real text, in the colours of the page's theme."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ COLOURS = {
     "target": "#3f7d4e",
 }
 SERIES = [COLOURS[name] for name in ("policy", "negative", "target", "muted", "ink")]
-MARKERS = "os^"  # the next one when the colours are used up
+MARKERS = "os^"  # series after the last colour repeat the colours with the next marker
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
@@ -66,7 +66,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     """Return the figure as an SVG element for HTML.
 
     Args:
-        name: prefix of its ids, which must be unique on the page.
+        name: prefix of the ids in the SVG, unique on the page.
         label: text for a screen reader.
     """
     buffer = StringIO()
@@ -100,10 +100,17 @@ def legend_name(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def dot(axes: Axes, value: Mapping[str, Any], at: float, colour: str, vertical: bool = False, **style: Any) -> None:
-    """Draw an estimate, with its interval if known, along x; along y if `vertical`."""
+def dot(
+    axes: Axes, value: Mapping[str, Any], position: float, colour: str, vertical: bool = False, **options: Any
+) -> None:
+    """Draw an estimate, with its interval if known, along x; along y if `vertical`.
+
+    Args:
+        position: coordinate on the other axis.
+        options: passed on to `Axes.plot`.
+    """
     if bounded(value):
-        ends = [value["low"], value["high"]]
-        axes.plot(*([at, at], ends) if vertical else (ends, [at, at]), color=colour, linewidth=2.2, alpha=0.55)
-    point = ([at], [value["estimate"]]) if vertical else ([value["estimate"]], [at])
-    axes.plot(*point, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=3, **style)
+        ends, positions = [value["low"], value["high"]], [position, position]
+        axes.plot(*(positions, ends) if vertical else (ends, positions), color=colour, linewidth=2.2, alpha=0.55)
+    point = ([position], [value["estimate"]]) if vertical else ([value["estimate"]], [position])
+    axes.plot(*point, "o", color=colour, markersize=6.5, markeredgewidth=0, zorder=3, **options)

@@ -21,15 +21,8 @@ if TYPE_CHECKING:
 
 # Settings that differ between jobs without making a variant of the method.
 OWN_COLUMNS = ("negatives", "seed", "label")
-NO_VARIANT = (
-    "name",
-    "output",
-    "store",
-    "store_cache",
-    "tracking",
-    "engine",
-    "published",
-)  # may differ between two runs of one job
+# Settings that may differ between two runs of the same job.
+NO_VARIANT = ("name", "output", "store", "store_cache", "tracking", "engine", "published")
 
 
 @dataclass(frozen=True)
@@ -37,11 +30,11 @@ class SweepJob:
     """A finished job.
 
     Attributes:
-        folder: relative to the sweep's folder.
-        variant: the method, if jobs differ in it, and the settings, other than K and the seed, in which the jobs of a
-            method differ.
-        result: its result.json.
-        p_holm: its p-value, corrected for the number of jobs (Holm); NaN if it has none.
+        folder: the job's folder, relative to the folder of all jobs.
+        variant: the method, if methods differ, and the settings in which jobs of the same method differ, without K and
+            seed.
+        result: the content of the job's result.json.
+        p_holm: the job's p-value, corrected for the number of jobs (Holm); NaN without a p-value.
     """
 
     folder: str
@@ -63,8 +56,8 @@ class SweepJob:
         return self._stage("align")
 
     @property
-    def used(self) -> float:
-        """Return the negatives per prompt that training saw: fewer than K if prompts had fewer."""
+    def negatives_used(self) -> float:
+        """Return the mean negatives per prompt in training: fewer than K if prompts had fewer."""
         return self._fact("align", "negatives_per_prompt")
 
     @property
@@ -73,25 +66,25 @@ class SweepJob:
         return self._fact("align", "tokens")
 
     @property
-    def sampled(self) -> float:
+    def sampled_tokens(self) -> float:
         """Return the tokens of all candidates, which the jobs of a sweep share."""
         return self._fact("generate", "tokens")
 
     @property
-    def start(self) -> str:
-        """Return the key of the SFT model that the job begins with."""
+    def sft_key(self) -> str:
+        """Return the key of the SFT model that the job starts from."""
         return str(self._stage("sft").get("key", ""))
 
     @property
     def seconds(self) -> float:
-        """Return the time of all its stages, shared with other jobs or not."""
+        """Return the time of all its stages, even of those that it shares with other jobs."""
         return sum(float(stage["seconds"]) for stage in self.result.stages)
 
     @property
     def outcome(self) -> str:
-        """Return better, worse or level by the corrected p-value; alone for a job without a policy.
+        """Return "better", "worse" or "level" by the corrected p-value; "alone" for a job without a policy.
 
-        The p-value is corrected because some of many jobs differ by chance.
+        The p-value is corrected because, of many jobs, some differ by chance.
         """
         if "difference" not in self.row:
             return "alone"
@@ -132,7 +125,7 @@ class Point:
     def measured(self, name: str) -> Mapping[str, Any] | None:
         """Return `mean`, `difference` or `win_rate`, with an interval over prompts for one job, over seeds for several.
 
-        None for the last two if there is no policy.
+        Return None for `difference` and `win_rate` if there is no policy.
         """
         rows: list[Any] = [dict(job.row)[name] for job in self.jobs if name in job.row]
         if len(rows) < len(self.jobs):
@@ -164,11 +157,11 @@ class Missing:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Any set of jobs that one report covers.
+    """A set of jobs that one report covers.
 
     Attributes:
-        folder: where its report is written.
-        sources: the folders that its jobs were found in.
+        folder: where the report is written.
+        sources: the folders in which the jobs were found.
         jobs: the finished jobs, by variant, K and seed.
         missing: the jobs that did not finish.
     """
@@ -218,20 +211,20 @@ class Sweep:
 
     @property
     def baselines(self) -> list[list[str]]:
-        """Group the variants by the SFT model that they begin with: variants of other data have another.
+        """Group the variants by the SFT model that they start from: variants with other data have another SFT model.
 
         A model is identified by its artifact's key. If it was evaluated in two ways, its two scores are two baselines.
         """
         groups: list[tuple[dict[int, tuple[str, float]], list[str]]] = []
         for variant in self.variants:
             jobs = [job for job in self.jobs if job.variant == variant]
-            scores = {job.result.seed: (job.start, float(job.base["mean"]["estimate"])) for job in jobs}
-            for known, members in groups:
+            scores = {job.result.seed: (job.sft_key, float(job.base["mean"]["estimate"])) for job in jobs}
+            for group_scores, members in groups:
                 if (
-                    all(known.get(seed, value) == value for seed, value in scores.items())
-                    and known.keys() & scores.keys()
+                    all(group_scores.get(seed, value) == value for seed, value in scores.items())
+                    and group_scores.keys() & scores.keys()
                 ):
-                    known.update(scores)
+                    group_scores.update(scores)
                     members.append(variant)
                     break
             else:
@@ -250,20 +243,20 @@ def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
     """
     from selfcontrast.results import Result  # imports torch
 
-    begun = {path.resolve(): path for source in sources for path in _begun(source)}
+    job_folders = {path.resolve(): path for source in sources for path in _job_folders(source)}
     root = Path(os.path.commonpath([source.resolve() for source in sources]))
     results: dict[str, Result] = {}
     missing = []
-    for job_folder in sorted(begun, key=_natural):
+    for job_folder in sorted(job_folders, key=_natural):
         name = str(job_folder.relative_to(root))
         try:
-            if (job_folder / FAILED).exists():  # beside what an earlier job left in the same folder
+            if (job_folder / FAILED).exists():  # a result in this folder is from an earlier job
                 raise OSError
             results[name] = Result.read(job_folder)
         except (OSError, ValueError, TypeError):
-            if _of_one_model(job_folder):  # evaluate.py's
+            if _is_evaluation(job_folder):
                 continue
-            missing.append(Missing(name, _own_overrides(job_folder, begun), _why(job_folder)))
+            missing.append(Missing(name, _own_overrides(job_folder, job_folders), _error(job_folder)))
     results = _distinct(results)
     _check_measure(results)
     names = variants({name: result.config for name, result in results.items()})
@@ -277,16 +270,17 @@ def p_value(jobs: Sequence[SweepJob]) -> float:
     if len(jobs) == 1:
         p = jobs[0].row.get("p_value")
         return float("nan") if p is None else float(p)
-    if any("difference" not in job.row for job in jobs):  # fine-tuned models, which are compared with nothing
+    if any("difference" not in job.row for job in jobs):  # jobs without a policy
         return float("nan")
     return seeds_test([job.row["difference"]["estimate"] for job in jobs])
 
 
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return each job's name: the settings in which it differs, such as "objective.beta=0.1, sft.lr=0.002"; else "".
+    """Return each job's variant: the settings that differ, such as "objective.beta=0.1, sft.lr=0.002"; "" if none do.
 
-    If methods differ, the name begins with the method, and only settings that differ within a method follow: methods
-    differ in many. A setting that equals the seed in every job (`generator.seed: ${seed}`) is left out.
+    If methods differ, the variant begins with the method. Then only settings that differ within the method follow,
+    since methods differ in many settings. A setting that equals the seed in every job (`generator.seed: ${seed}`) is
+    left out.
     """
     methods = {name: str(config.get("label", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
@@ -305,7 +299,7 @@ def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def mean(jobs: Sequence[SweepJob], base: bool = False) -> float:
-    """Return the mean of the policy's estimates over jobs; of SFT's with `base`."""
+    """Return the mean of the policy's estimates over jobs; with `base`, the mean of SFT's estimates."""
     return sum(float((job.base if base else job.row)["mean"]["estimate"]) for job in jobs) / len(jobs)
 
 
@@ -323,15 +317,15 @@ def point_name(sweep: Sweep, point: Point) -> str:
 def comparable(points: Sequence[Point]) -> tuple[list[Point], list[int]]:
     """Restrict points to the seeds that all of them have, and return those seeds.
 
-    On other seeds a point may be higher only because its SFT model is. If they have no common seed, they are returned
-    unchanged with no seeds.
+    With other seeds, a point may be higher only because its SFT model is. If the points share no seed, return them
+    unchanged, with an empty list.
     """
     shared = sorted(set.intersection(*(set(point.seeds) for point in points)))
     return ([point.on(shared) for point in points] if shared else list(points)), shared
 
 
 def control_of(jobs: Sequence[SweepJob]) -> tuple[str, float] | None:
-    """Return SFT's best decoding among those sharper than the first, with its mean over the jobs."""
+    """Return SFT's best decoding among the decodings sharper than the first, with its mean over the jobs."""
     rows = [row for job in jobs for row in sharper_rows(job.result.comparison["rows"])]
     means = {
         decoding: sum(scores) / len(scores)
@@ -341,15 +335,16 @@ def control_of(jobs: Sequence[SweepJob]) -> tuple[str, float] | None:
     return max(means.items(), key=lambda item: item[1], default=None)
 
 
-def _begun(source: Path) -> Iterator[Path]:
-    """Yield the folders of jobs in or below a folder."""
+def _job_folders(source: Path) -> Iterator[Path]:
+    """Yield the folders of jobs, finished or not, in or below a folder."""
     from selfcontrast.results import RESULT
 
     yield from (path.parent for path in source.rglob(RESULT))
     yield from (path.parent for path in source.rglob(".hydra") if path.is_dir())
 
 
-def _of_one_model(folder: Path) -> bool:
+def _is_evaluation(folder: Path) -> bool:
+    """Return whether the folder holds a result of evaluate.py, which measures a single model."""
     from selfcontrast.results import RESULT
 
     try:
@@ -359,13 +354,13 @@ def _of_one_model(folder: Path) -> bool:
 
 
 def _distinct(results: Mapping[str, "Result"]) -> dict[str, "Result"]:
-    """Drop runs that repeat another to the last digit: they are one measurement."""
-    seen: dict[str, str] = {}
+    """Drop runs that repeat another run to the last digit, since the two are one measurement."""
+    name_of: dict[str, str] = {}
     for name, result in results.items():
         config = {key: value for key, value in result.config.items() if key not in NO_VARIANT}
         content = [config, result.negatives, result.seed, result.comparison]
-        seen.setdefault(json.dumps(content, sort_keys=True, default=str), name)
-    return {name: results[name] for name in seen.values()}
+        name_of.setdefault(json.dumps(content, sort_keys=True, default=str), name)
+    return {name: results[name] for name in name_of.values()}
 
 
 def _check_measure(results: Mapping[str, "Result"]) -> None:
@@ -376,10 +371,10 @@ def _check_measure(results: Mapping[str, "Result"]) -> None:
 
 
 def _holm(p_values: Iterable[float | None]) -> list[float]:
-    """Correct the p-values that are numbers by Holm; NaN stays NaN."""
+    """Correct p-values by Holm; None and NaN become NaN and do not count."""
     p = np.array([float("nan") if value is None else value for value in p_values])
-    known = np.isfinite(p)
-    p[known] = holm(p[known])
+    finite = np.isfinite(p)
+    p[finite] = holm(p[finite])
     return [float(value) for value in p]
 
 
@@ -394,13 +389,13 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _own_overrides(job: Path, jobs: Collection[Path]) -> str:
-    """Return the overrides of a job that not all jobs have: "negatives=99"."""
+    """Return those overrides of a job that not all jobs have, such as "negatives=99"."""
     overrides = {folder: _overrides(folder) for folder in jobs}
     common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
     return " ".join(override for override in overrides[job] if override not in common)
 
 
-def _why(job: Path) -> str:
+def _error(job: Path) -> str:
     try:
         return (job / FAILED).read_text(encoding="utf-8")
     except OSError:

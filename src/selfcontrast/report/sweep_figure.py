@@ -1,4 +1,4 @@
-"""A sweep's figure: score against K, or with many variants a ranking."""
+"""A sweep's figure: score against K, or a ranking if there are many variants."""
 
 import math
 from typing import Any
@@ -35,8 +35,8 @@ def ranked(sweep: Sweep) -> list[Point]:
 def ranking(sweep: Sweep) -> Figure:
     """Draw one row per point: its mean, its seeds or its interval, and SFT on the same seeds as a tick."""
     points = ranked(sweep)
-    drawn = Figure(figsize=(7.2, 1.0 + 0.26 * len(points)), layout="constrained")
-    axes = drawn.subplots()
+    canvas = Figure(figsize=(7.2, 1.0 + 0.26 * len(points)), layout="constrained")
+    axes = canvas.subplots()
     for row, point in enumerate(points):
         label = {"SFT": "SFT on the same seeds", "policy": "policy"} if row == 0 else {}
         sft, score = mean(point.jobs, base=True), mean(point.jobs)
@@ -73,25 +73,25 @@ def ranking(sweep: Sweep) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
-    return drawn
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
+    return canvas
 
 
 @styled()
 def against_k(sweep: Sweep) -> Figure:
-    """Draw score against K on a log2 axis, over the level of SFT and of its best sharper decoding.
+    """Draw score against K on a log2 axis, together with SFT at the first decoding and at its best sharper one.
 
-    Beside variants with several K, a variant with a single K is a baseline: a dotted line.
+    If other variants have several K, a variant with a single K is drawn as a baseline: a dotted line.
     """
-    drawn = Figure(figsize=(7.2, 4.0), layout="constrained")
-    axes = drawn.subplots()
+    canvas = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axes = canvas.subplots()
     _levels(axes, sweep)
     curves = [variant for variant in sweep.variants if len(sweep.of(variant)) > 1] or sweep.variants
     for index, variant in enumerate(sweep.variants):
         colour, marker = SERIES[index % len(SERIES)], MARKERS[index // len(SERIES)]
         if variant in curves:
-            side_by_side = 2 ** (0.1 * (curves.index(variant) - (len(curves) - 1) / 2))
-            _series(axes, sweep, variant, colour, marker, side_by_side)
+            shift = 2 ** (0.1 * (curves.index(variant) - (len(curves) - 1) / 2))
+            _series(axes, sweep, variant, colour, marker, shift)
         else:
             _baseline(axes, sweep.of(variant)[0], colour, marker)
     ks = sorted({job.result.negatives for job in sweep.jobs})
@@ -102,8 +102,8 @@ def against_k(sweep: Sweep) -> Figure:
     axes.set_xlabel("K: negatives per prompt")
     axes.set_ylabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
     axes.grid(axis="x", visible=False)
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
-    return drawn
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
+    return canvas
 
 
 def _baseline(axes: Axes, point: Point, colour: str, marker: str) -> None:
@@ -113,14 +113,14 @@ def _baseline(axes: Axes, point: Point, colour: str, marker: str) -> None:
     axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=label)
 
 
-def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, marker: str, side_by_side: float) -> None:
+def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, marker: str, shift: float) -> None:
     points = sweep.of(variant)
-    ks = [point.k * side_by_side for point in points]
+    ks = [point.k * shift for point in points]
     method = str(points[0].jobs[0].result.config.get("label", "Self-Contrast"))
     label = variant if variant.startswith(method) else method + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": marker, "markeredgewidth": 0}
-    compared, _ = comparable(points)  # so that the line rises or falls by the same seeds
-    means = [mean(point.jobs) for point in compared]
+    same_seeds, _ = comparable(points)  # so that other seeds do not make the line rise or fall
+    means = [mean(point.jobs) for point in same_seeds]
     axes.plot(ks, means, linewidth=1.2, label=legend_name(label), markersize=6.5, **look)
     for k, point in zip(ks, points, strict=True):
         if len(point.jobs) == 1:
@@ -131,21 +131,21 @@ def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, marker: str, si
 
 
 def _levels(axes: Axes, sweep: Sweep) -> None:
-    """Draw SFT at the first decoding and at its best sharper one: means over jobs of its estimates and bounds.
+    """Draw SFT at the first decoding and at its best sharper one, with estimates and bounds averaged over jobs.
 
-    Variants that begin with another SFT model, for example trained on other data, have separate lines.
+    Each SFT model that variants start from has its own lines, for example if variants are trained on other data.
     """
     for variants in sweep.baselines:
         jobs = [job for job in sweep.jobs if job.variant in variants]
         rows = [row for job in jobs for row in job.result.comparison["rows"] if row["system"] == BASELINE]
         control = control_of(jobs)
-        of = f" ({variants[0]})" if len(sweep.baselines) > 1 else ""
+        suffix = f" ({variants[0]})" if len(sweep.baselines) > 1 else ""
         for decoding, line in zip([sweep.decoding, *([control[0]] if control else [])], ("-", "--"), strict=False):
             means = [row["mean"] for row in rows if row["decoding"] == decoding]
             middle, low, high = (
                 sum(math.nan if value[bound] is None else value[bound] for value in means) / len(means)
                 for bound in ("estimate", "low", "high")
             )
-            axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}{of}")
+            axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}{suffix}")
             if math.isfinite(low) and math.isfinite(high):
                 axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)

@@ -29,7 +29,7 @@ def numbers(point: Point) -> Row:
         text.percent((point.measured("win_rate") or UNKNOWN)["estimate"]),
         text.p_value(point.p_value),
         text.p_value(point.p_holm),
-        text.number(_mean([job.used for job in jobs]), 1),
+        text.number(_mean([job.negatives_used for job in jobs]), 1),
         text.duration(_mean([job.align["seconds"] for job in jobs])),
         text.large(_mean([job.tokens for job in jobs])),
         text.duration(_mean([job.seconds for job in jobs])),
@@ -46,10 +46,11 @@ def split(names: int, heads: Row, rows: list[Row]) -> tuple[tuple[Row, list[Row]
     Args:
         names: how many columns at the left name a row. Both tables have them.
     """
-    main = [at for at, head in enumerate(heads) if head not in DETAILS]
-    details = [*range(names), *(at for at, head in enumerate(heads) if head in DETAILS)]
+    main = [index for index, head in enumerate(heads) if head not in DETAILS]
+    details = [*range(names), *(index for index, head in enumerate(heads) if head in DETAILS)]
     first, second = (
-        ([heads[at] for at in columns], [[row[at] for at in columns] for row in rows]) for columns in (main, details)
+        ([heads[index] for index in indices], [[row[index] for index in indices] for row in rows])
+        for indices in (main, details)
     )
     return first, second
 
@@ -62,11 +63,11 @@ def by_point(sweep: Sweep) -> tuple[Row, list[Row]]:
         [*([point.variant] if varied else []), str(point.k), seeds_cell(sweep, point), *numbers(point)]
         for point in sweep.points
     ]
-    return _with_more(sweep, heads, rows, [point.jobs for point in sweep.points])
+    return _with_optional_columns(sweep, heads, rows, [point.jobs for point in sweep.points])
 
 
 def seeds_cell(sweep: Sweep, point: Point) -> str:
-    """Return how many seeds a point has, and which ones if others have more."""
+    """Return how many seeds a point has. If other points have more, list its seeds."""
     named = f" ({', '.join(map(str, point.seeds))})" if point.seeds != sweep.seeds else ""
     return f"{len(point.jobs)}{named}"
 
@@ -78,7 +79,7 @@ def by_job(sweep: Sweep) -> tuple[Row, list[Row]]:
     for job in sweep.jobs:
         cells = [job.folder, job.variant or text.NONE, str(job.result.negatives), str(job.result.seed)]
         rows.append([*cells, *numbers(Point([job], job.p_holm))])
-    return _with_more(sweep, heads, rows, [[job] for job in sweep.jobs])
+    return _with_optional_columns(sweep, heads, rows, [[job] for job in sweep.jobs])
 
 
 def frame(sweep: Sweep) -> pd.DataFrame:
@@ -92,16 +93,18 @@ def frame(sweep: Sweep) -> pd.DataFrame:
         row |= {"p_value": job.row.get("p_value"), "p_holm": job.p_holm}
         row |= {"nll": job.row["nll"], "tokens_per_answer": job.row["tokens"]}
         row |= columns(job)
-        row |= {"negatives_per_prompt": job.used, "prompts_aligned": job.align["summary"].get("prompts")}
+        row |= {"negatives_per_prompt": job.negatives_used, "prompts_aligned": job.align["summary"].get("prompts")}
         row |= {"align_seconds": job.align["seconds"], "seconds": job.seconds}
         row["seconds_own"] = sum(stage["seconds"] for stage in job.result.stages if not stage["cached"])
         row |= {"align_steps": job.align["summary"].get("steps"), "align_tokens": job.tokens}
-        row |= {"sampled_tokens": job.sampled, "policy": job.result.policy}
+        row |= {"sampled_tokens": job.sampled_tokens, "policy": job.result.policy}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _with_more(sweep: Sweep, heads: Row, rows: list[Row], jobs: Sequence[Sequence[SweepJob]]) -> tuple[Row, list[Row]]:
+def _with_optional_columns(
+    sweep: Sweep, heads: Row, rows: list[Row], jobs: Sequence[Sequence[SweepJob]]
+) -> tuple[Row, list[Row]]:
     """Add the columns that not every sweep has. `jobs` are the jobs of each row."""
     return with_prompts(sweep, *with_kl(heads, rows, jobs), jobs)
 

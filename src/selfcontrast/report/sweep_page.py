@@ -32,7 +32,7 @@ def write_sweep(sweep: Sweep) -> None:
     page = render(
         "sweep.html.jinja",
         sweep=sweep,
-        report_arguments=report_arguments(sweep),
+        report_args=report_args(sweep),
         headline=headline(sweep),
         sentence=sentence(sweep),
         figure=inline(figure(sweep), "sweep", f"{sweep.measure} by variant" if ranks else f"{sweep.measure} against K"),
@@ -48,9 +48,9 @@ def write_sweep(sweep: Sweep) -> None:
     (sweep.folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def report_arguments(sweep: Sweep) -> str:
-    """Return the arguments of the command that writes the same report."""
-    args = [text.short_path(source) for source in sweep.sources]
+def report_args(sweep: Sweep) -> str:
+    """Return the arguments of the command that writes this report again."""
+    args = [text.display_path(source) for source in sweep.sources]
     if list(sweep.sources) != [sweep.folder]:
-        args += ["--to", text.short_path(sweep.folder)]
+        args += ["--to", text.display_path(sweep.folder)]
     return shlex.join(args)

@@ -1,6 +1,6 @@
-"""Say how many prompts the jobs of a sweep trained on, if this differs between them.
+"""Say how many prompts the jobs of a sweep trained on, if the jobs differ in it.
 
-Methods drop prompts for different reasons, so the same data leaves them different prompts (docs/reproduction.md).
+Methods drop prompts for different reasons, so they keep different prompts of the same data (docs/reproduction.md).
 """
 
 import math
@@ -12,11 +12,11 @@ from selfcontrast.report.sweep import Sweep, SweepJob
 
 def different_prompts(sweep: Sweep) -> str:
     """Say how many prompts the jobs of each variant trained on; "" if all trained on the same number."""
-    if not _uneven(sweep):
+    if not _differ(sweep):
         return ""
     parts = []
     for variant in sweep.variants:
-        if counts := _known([job for job in sweep.jobs if job.variant == variant]):
+        if counts := _prompt_counts([job for job in sweep.jobs if job.variant == variant]):
             ends = dict.fromkeys((text.count(min(counts)), text.count(max(counts))))
             parts.append(f"{variant} {' to '.join(ends)}".strip())
     return f"The jobs trained on different numbers of prompts: {', '.join(parts)}. This may explain differences."
@@ -30,16 +30,16 @@ def with_prompts(
     Args:
         jobs: the jobs of each row.
     """
-    if not _uneven(sweep):
+    if not _differ(sweep):
         return heads, rows
-    means = [sum(counts) / len(counts) if (counts := _known(row_jobs)) else None for row_jobs in jobs]
+    means = [sum(counts) / len(counts) if (counts := _prompt_counts(row_jobs)) else None for row_jobs in jobs]
     return [*heads, "prompts"], [[*row, text.count(mean)] for row, mean in zip(rows, means, strict=True)]
 
 
-def _uneven(sweep: Sweep) -> bool:
-    return len(set(_known(sweep.jobs))) > 1
+def _differ(sweep: Sweep) -> bool:
+    return len(set(_prompt_counts(sweep.jobs))) > 1
 
 
-def _known(jobs: Sequence[SweepJob]) -> list[float]:
+def _prompt_counts(jobs: Sequence[SweepJob]) -> list[float]:
     """Return the numbers of prompts, without jobs that have no preference training."""
     return [count for job in jobs if math.isfinite(count := float(job.align["summary"].get("prompts", math.nan)))]

@@ -1,4 +1,4 @@
-"""Format a sweep's table to paste: Markdown for an issue or a README, LaTeX (booktabs) for a paper."""
+"""Format a sweep's table for pasting: Markdown for an issue or a README, LaTeX (booktabs) for a paper."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ LATEX = {
     "—": "---",
     "−": "$-$",
     "±": r"$\pm$",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
@@ -31,4 +31,4 @@ def latex(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _latex(cell: object) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in str(cell))
+    return "".join(LATEX.get(character, character) for character in str(cell))

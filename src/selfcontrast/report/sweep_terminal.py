@@ -23,7 +23,7 @@ def print_sweep(sweep: Sweep) -> None:
     if sweep.jobs:
         say("")
         for name in ("figure.png", "report.html", "results.csv"):
-            say(f"{name.split('.')[0]:<8} {text.short_path(sweep.folder / name)}", wrap=False)
+            say(f"{name.split('.')[0]:<8} {text.display_path(sweep.folder / name)}", wrap=False)
 
 
 def _print_jobs(sweep: Sweep) -> None:
@@ -39,13 +39,13 @@ def _print_jobs(sweep: Sweep) -> None:
         "tokens",
         "total time",
         *(["wins", "p", "used"] if varied else []),
-    }  # 80 columns; the page has them
-    indices = [at for at, head in enumerate(heads) if head not in left_out]
-    table = columns(*names, *(heads[at] for at in indices), left=1)
+    }  # to fit 80 columns; the page shows these columns too
+    indices = [index for index, head in enumerate(heads) if head not in left_out]
+    table = columns(*names, *(heads[index] for index in indices), left=1)
     for point in sweep.points:
         cells = [*([point.variant] if varied else []), str(point.k), *([seeds_cell(sweep, point)] if several else [])]
         row = numbers(point)
-        table.add_row(*cells, *(row[at] for at in indices))
+        table.add_row(*cells, *(row[index] for index in indices))
     show(table)
     say("")
     if note := different_prompts(sweep):
@@ -58,19 +58,19 @@ def _print_jobs(sweep: Sweep) -> None:
         say(line, wrap=False)
     say("")
     if compared := sweep_kl.equal_kl(sweep):
-        beside = columns(*compared.heads)
+        kl_table = columns(*compared.heads)
         for row in compared.rows:
-            beside.add_row(*row)
-        show(beside)
+            kl_table.add_row(*row)
+        show(kl_table)
         say(" ".join(compared.notes), "italic")
         say("")
     say(f"{headline(sweep)}. {sentence(sweep)}")
 
 
 def plot(sweep: Sweep) -> list[str]:
-    """Draw the figure in characters: per K its interval and estimate, and its variant's SFT as a vertical line.
+    """Draw the figure in characters: a row per point with its interval and estimate; a vertical line marks its SFT.
 
-    With several variants, a variant's name is the line above its first K.
+    With several variants, a line with the variant's name stands above its first K.
     """
     spans = [_span(point) for point in sweep.points]
     levels = {

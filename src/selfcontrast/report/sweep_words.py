@@ -17,8 +17,8 @@ MOST_LISTED = 6  # points without a significant difference that are named; more 
 def headline(sweep: Sweep) -> str:
     """Return the finding in a few words.
 
-    One variant: its score at the first and the last K, next to its SFT, without claiming a trend. Several variants: the
-    best point next to its own SFT, with its corrected p-value. All scores are over the seeds that the points share.
+    For one variant, give the scores at the first and the last K, and the score of SFT; claim no trend. For several
+    variants, give the best point, its SFT, and its corrected p-value. All scores are over the seeds that points share.
     """
     if len(sweep.variants) > 1:
         return _best_of(sweep)
@@ -54,7 +54,7 @@ def _on(seeds: Sequence[int], sweep: Sweep) -> str:
 
 
 def sentence(sweep: Sweep) -> str:
-    """Say which points differ clearly from SFT, what the best point has, and which seeds are missing where."""
+    """Say which points differ clearly from SFT, how high the best point scores, and which points lack seeds."""
     parts = []
     for outcome, words in OUTCOMES.items():
         counts = [(point, sum(job.outcome == outcome for job in point.jobs)) for point in sweep.points]
@@ -74,10 +74,10 @@ def sentence(sweep: Sweep) -> str:
 
 def unequal_seeds(sweep: Sweep) -> str:
     """Say which points lack seeds that others have; "" if none does."""
-    every = set(sweep.seeds)
+    all_seeds = set(sweep.seeds)
     lacking: dict[str, list[str]] = {}
     for point in sweep.points:
-        if missing := sorted(every - set(point.seeds)):
+        if missing := sorted(all_seeds - set(point.seeds)):
             lacking.setdefault(_listed(missing), []).append(point_name(sweep, point))
     if not lacking:
         return ""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfcontrast.report import against_kl, benchmarks
-from selfcontrast.report.text import duration, interval, p_value, percent, short_path, status
+from selfcontrast.report.text import display_path, duration, interval, p_value, percent, stage_state
 from selfcontrast.report.verdict import BASELINE, PROXY, contamination, judge, measure_name
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from selfcontrast.evaluation.curve import Curve
     from selfcontrast.results import Result
 
-WIDEST, WHOLE = 100, 1000  # maximum characters of a paragraph, and of a line that must not be cut
-NARROW = 12  # minimum characters of a table's first column
+MAX_WIDTH, UNCUT_WIDTH = 100, 1000  # maximum characters of a paragraph, and of a line that must not be cut
+MIN_FIRST_COLUMN = 12  # minimum characters of a table's first column
 
 
 def print_result(result: "Result", folder: Path) -> None:
@@ -27,8 +27,8 @@ def print_result(result: "Result", folder: Path) -> None:
     say(f"{result.name}: {measure_name(result)}, mean [{confidence} interval]", "bold")
     if result.comparison["measure"] != "score":
         say(f"No verifier graded this data. Similarity is the {PROXY}.", "italic")
-    if seen := contamination(result):
-        say(seen)
+    if overlap := contamination(result):
+        say(overlap)
         say("")
     show(_comparison(result))
     verdict = judge(result)
@@ -39,39 +39,39 @@ def print_result(result: "Result", folder: Path) -> None:
     for benchmark in benchmarks.views(result):
         say("")
         show(_benchmark(benchmark))
-        say(benchmark.judged)
+        say(benchmark.summary)
     if rows := benchmarks.published(result):
         table = columns("published", "measure", "figure", "here", left=2)
-        for system, what, _, printed, ours in rows:
-            table.add_row(system, what, printed, ours)
+        for system, what, _, printed, measured in rows:
+            table.add_row(system, what, printed, measured)
         say("")
         show(table)
     say("")
     show(_timings(result))
     say("")
-    for name, path in _places(result, folder):
-        say(f"{name:<8} {short_path(path)}", wrap=False)
+    for name, path in _paths(result, folder):
+        say(f"{name:<8} {display_path(path)}", wrap=False)
 
 
 def say(text: str, style: str = "", wrap: bool = True) -> None:
     """Print a paragraph. Without `wrap` it stays one line, for paths."""
-    _console(WIDEST if wrap else WHOLE).print(text, style=style, soft_wrap=not wrap)
+    _console(MAX_WIDTH if wrap else UNCUT_WIDTH).print(text, style=style, soft_wrap=not wrap)
 
 
 def show(table: Table) -> None:
     """Print a table as wide as the terminal: its first column wraps, its numbers are never cut."""
-    console = _console(WHOLE)
+    console = _console(UNCUT_WIDTH)
     widths = [console.measure(cell).maximum for cell in table.columns[0].cells]
-    first = max([*widths, console.measure(table.columns[0].header).maximum])
-    whole = console.measure(table).maximum
-    narrowest = whole - first + min(first, NARROW)
-    console.print(table, width=min(whole, max(narrowest, _console(WIDEST).width)))
+    first_column = max([*widths, console.measure(table.columns[0].header).maximum])
+    full_width = console.measure(table).maximum
+    min_width = full_width - first_column + min(first_column, MIN_FIRST_COLUMN)
+    console.print(table, width=min(full_width, max(min_width, _console(MAX_WIDTH).width)))
 
 
-def _console(widest: int) -> Console:
-    """Return a console on the current stdout, as wide as the terminal but at most `widest`; `WHOLE` never wraps."""
+def _console(max_width: int) -> Console:
+    """Return a console on stdout, as wide as the terminal but at most `max_width`. `UNCUT_WIDTH` prevents wrapping."""
     plain = Console(highlight=False, markup=False, emoji=False)
-    plain.width = WHOLE if widest == WHOLE else min(plain.width, widest)
+    plain.width = UNCUT_WIDTH if max_width == UNCUT_WIDTH else min(plain.width, max_width)
     return plain
 
 
@@ -85,7 +85,7 @@ def columns(*heads: str, left: int = 1) -> Table:
 
 
 def _comparison(result: "Result") -> Table:
-    """List SFT at each decoding first, since its sharper decodings are the control; then the policies."""
+    """List SFT at each decoding first, since SFT's sharper decodings are the control. Then list the policies."""
     rows = result.comparison["rows"]
     table = columns("", "at", "mean", "difference from SFT", "wins", "p", left=2)
     for system in sorted({row["system"] for row in rows}, key=lambda name: (name != BASELINE, name)):
@@ -106,10 +106,10 @@ def _cells(row: "Row", first: bool) -> list[str]:
 
 def _print_against_kl(curve: "Curve") -> None:
     heads = [*against_kl.HEADS]
-    indices = [heads.index(name) for name in ("system", "score", "KL from SFT", "entropy")]  # 80 columns
-    table = columns(*(heads[at] for at in indices))
+    indices = [heads.index(name) for name in ("system", "score", "KL from SFT", "entropy")]  # to fit 80 columns
+    table = columns(*(heads[index] for index in indices))
     for row in against_kl.rows(curve):
-        table.add_row(*(row[at] for at in indices))
+        table.add_row(*(row[index] for index in indices))
     say("")
     show(table)
     if words := against_kl.sentence(curve):
@@ -128,15 +128,15 @@ def _benchmark(benchmark: benchmarks.BenchmarkView) -> Table:
 def _timings(result: "Result") -> Table:
     table = columns("stage", "", "took", left=2)
     for stage in result.stages:
-        table.add_row(stage["name"], status(stage), duration(stage["seconds"]))
-    fresh = sum(stage["seconds"] for stage in result.stages if not stage["cached"])
-    table.add_row("this run", "", duration(fresh), style="bold")
+        table.add_row(stage["name"], stage_state(stage), duration(stage["seconds"]))
+    computed_seconds = sum(stage["seconds"] for stage in result.stages if not stage["cached"])
+    table.add_row("this run", "", duration(computed_seconds), style="bold")
     if peak := result.provenance.get("peak_memory_gib"):
         table.add_row("peak memory", "", f"{peak:.1f} GiB")
     return table
 
 
-def _places(result: "Result", folder: Path) -> list[tuple[str, Path]]:
+def _paths(result: "Result", folder: Path) -> list[tuple[str, Path]]:
     return [
         ("report", folder / "report.html"),
         ("figure", folder / "figure.png"),

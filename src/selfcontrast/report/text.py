@@ -19,7 +19,7 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(value: Mapping[str, Any] | None, signed: bool = False, digits: int = 3) -> str:
-    """Format an estimate with its interval: "0.781 [0.762, 0.800]"; "0.781 [–]" if one prompt allows none."""
+    """Format an estimate with its interval: "0.781 [0.762, 0.800]"; "0.781 [–]" if there is none, as for one prompt."""
     if value is None:
         return NONE
     if not bounded(value):
@@ -95,12 +95,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def short_path(path: str | Path) -> str:
+def display_path(path: str | Path) -> str:
     """Format a path as the reader would type it: relative if it is below the working directory."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
-def status(stage: Mapping[str, Any]) -> str:
-    """Say whether a stage's artifact was cached in the store, resumed, or computed in whole."""
+def stage_state(stage: Mapping[str, Any]) -> str:
+    """Say whether a stage's artifact was cached in the store, resumed, or computed from the start."""
     return "cached" if stage["cached"] else ("resumed" if stage["resumed"] else "done")

@@ -28,7 +28,7 @@ def ends(records: Records) -> tuple[Records, Records]:
 
 
 def throughput(records: Records) -> str:
-    """Say medians of speed over steps and peak memory in one line; "" if nothing was measured."""
+    """Return the median speed over steps and the peak memory in one line; "" if nothing was measured."""
     parts = []
     for name, unit in (("tokens_per_second", "tokens/s"), ("prompts_per_second", "prompts/s")):
         if (value := _median(records, name)) is not None:
@@ -43,7 +43,10 @@ def throughput(records: Records) -> str:
 
 
 def step_zero(records: Records) -> str:
-    """Say the loss and the margins at the first step of preference training; "" without a reference."""
+    """Return a sentence with the loss and the margins at the first step of preference training.
+
+    Return "" without a reference.
+    """
     first = next((record for record in records if "step0/loss" in record), None)
     if first is None:
         return ""

@@ -1,4 +1,4 @@
-"""Say what a run shows, in one or two sentences made from its numbers."""
+"""Say in one or two sentences what a run's numbers show."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +20,8 @@ class Verdict:
 
     Attributes:
         headline: the finding in a few words.
-        sentence: the same with its numbers.
-        control: SFT at sharper decodings, and the policy against the best of them; "" if not measured.
+        sentence: the finding with its numbers.
+        control: sentences on SFT at sharper decodings, and on the policy against the best of them; "" if not measured.
     """
 
     headline: str
@@ -39,7 +39,7 @@ def measure_name(result: "Result | Evaluated") -> str:
 
 
 def judge(result: "Result") -> Verdict:
-    """Return the verdict at the first decoding, and against SFT's sharper decodings."""
+    """Return the verdict: the policy against SFT at the first decoding, and against SFT's sharper decodings."""
     rows = result.comparison["rows"]
     base = next(row for row in rows if row["system"] == BASELINE)
     policy = policy_row(rows)
@@ -94,7 +94,7 @@ def policy_row(rows: "list[Row]") -> "Row":
 
 
 def direction(row: "Row") -> str:
-    """Return better, worse or level: a difference counts if its interval excludes 0 and the test agrees."""
+    """Return "better", "worse" or "level". A difference counts if its interval excludes 0 and the test agrees."""
     difference, p = row["difference"], row["p_value"]
     clear = bounded(difference) and difference["low"] * difference["high"] > 0
     if not clear or p is None or not p < 1 - difference["confidence"]:
@@ -103,7 +103,7 @@ def direction(row: "Row") -> str:
 
 
 def sharpest_control(rows: "list[Row]") -> "Row | None":
-    """Return SFT's best row among the decodings sharper than the first."""
+    """Return SFT's row at its best decoding among those sharper than the first; None if there is none."""
     return max(sharper_rows(rows), key=_mean, default=None)
 
 
@@ -148,8 +148,8 @@ def _best(base: "Row", policy: "Row") -> str:
     if not best or best["decoding"] == base["decoding"]:
         return ""
     return (
-        f"Against SFT at its best decoding here ({best['decoding']}) {policy['system']} at {policy['decoding']} is at "
-        f"{interval(best['difference'], signed=True)}, {p_equals(best['p_value'])}."
+        f"The difference of {policy['system']} at {policy['decoding']} from SFT at its best decoding here "
+        f"({best['decoding']}) is {interval(best['difference'], signed=True)}, {p_equals(best['p_value'])}."
     )
 
 

@@ -90,11 +90,11 @@ def test_lines_score_counts_strong_verdicts_as_three_games(tmp_path: Path) -> No
 
 
 def test_lines_score_of_a_panel_rounds_to_the_nearest_degree(tmp_path: Path) -> None:
-    """Strong and slight average to 0.875, which counts as one game; strong and strong count as three."""
+    """A strong and a slight win average to 0.875, which counts as one game. Two strong wins count as three."""
     mean = {"u1": (1.0, 0.75), "u2": (1.0, 1.0), "u3": (0.75, 0.25)}
     judges = {
-        name: FakeJudge(lambda c, at=at: Judgment("ok", abs(c.swapped - mean[c.example.id][at])))
-        for at, name in enumerate("ab")
+        name: FakeJudge(lambda c, index=index: Judgment("ok", abs(c.swapped - mean[c.example.id][index])))
+        for index, name in enumerate("ab")
     }
     values = run_lines(tmp_path, Panel(judges))
     assert values["score against the baseline"].estimate == pytest.approx((2 * 1 + 6 * 1 + 2 * 0.5) / 10)

@@ -28,7 +28,7 @@ def response(body: list[Body]) -> Fault:
     return Fault(200, json.dumps({"choices": body}).encode())
 
 
-WRONG: list[tuple[str, Fault]] = [
+FAILURES: list[tuple[str, Fault]] = [
     ("api_error", Fault(500)),
     ("api_error", Fault(200, b"<html><body>[[10]]</body></html>")),
     ("api_error", Fault(200, b'{"choices": [{"message": {"content": "[[10]]', promised=500)),
@@ -42,19 +42,19 @@ WRONG: list[tuple[str, Fault]] = [
 ]
 
 
-def every_third(number: int, body: Body) -> Fault | None:
-    return WRONG[number // 3 % len(WRONG)][1] if number % 3 == 0 else None
+def fail_every_third(number: int, body: Body) -> Fault | None:
+    return FAILURES[number // 3 % len(FAILURES)][1] if number % 3 == 0 else None
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[[str, float], tuple[dict[str, Any], dict[str, Any]]]:
-    """Return a function that runs the benchmark with the judge at a URL and returns its facts and lines."""
+    """Return a function that runs the benchmark with the judge at a URL and returns the summary and the lines."""
     questions = tmp_path / "questions.jsonl"
     rows = [{"question_id": i, "category": "c", "turns": [f"What is {i}?", "Why?"]} for i in range(QUESTIONS)]
     questions.write_text("\n".join(map(json.dumps, rows)))
     scores = write_answers(tmp_path / "scores", {(str(i), 0): [f"first {i}", f"second {i}"] for i in range(QUESTIONS)})
 
-    def judge_at(url: str, min_coverage: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    def run_benchmark(url: str, min_coverage: float) -> tuple[dict[str, Any], dict[str, Any]]:
         servers = Servers([url], concurrency=3, timeout=5, retries=0, initial_backoff=0.01, api_key_env=None)
         benchmark = MTBench(
             grading="single",
@@ -71,27 +71,27 @@ def run(tmp_path: Path) -> Callable[[str, float], tuple[dict[str, Any], dict[str
             min_coverage=min_coverage,
             judge=OpenAIJudge("selfcontrast", 0.0, "text", {}, reply_settings(attempts=1), servers),
         )
-        facts = benchmark.run(tmp_path, subject([], scores))
-        return facts, {line.what: line.value for line in benchmark.lines({"SFT": tmp_path}, OPTIONS)}
+        summary = benchmark.run(tmp_path, subject([], scores))
+        return summary, {line.what: line.value for line in benchmark.lines({"SFT": tmp_path}, OPTIONS)}
 
-    return judge_at
+    return run_benchmark
 
 
 def test_run_with_failures_reports_coverage_and_mean_of_usable_judgments(run: Any) -> None:
-    with OpenAIServer(lambda body: choices("[[4]]"), every_third).open() as server:
-        facts, lines = run(server.url, 0.5)
-    assert (facts["judgments"], facts["coverage"]) == (60, 40 / 60)
-    expected = {status: 2 * sum(other == status for other, _ in WRONG) for status, _ in WRONG}
-    assert {status: facts[status] for status in expected} == expected
+    with OpenAIServer(lambda body: choices("[[4]]"), fail_every_third).open() as server:
+        summary, lines = run(server.url, 0.5)
+    assert (summary["judgments"], summary["coverage"]) == (60, 40 / 60)
+    expected = {status: 2 * sum(other == status for other, _ in FAILURES) for status, _ in FAILURES}
+    assert {status: summary[status] for status in expected} == expected
     assert (lines["mean"].estimate, lines["mean"].n) == (4, 40)
     assert lines["turn 1"].n + lines["turn 2"].n == 40
 
 
 def test_run_below_min_coverage_fails_and_rerun_asks_only_for_missing(run: Any) -> None:
-    with OpenAIServer(lambda body: choices("[[4]]"), every_third).open() as server:
+    with OpenAIServer(lambda body: choices("[[4]]"), fail_every_third).open() as server:
         with pytest.raises(UserError, match=r"40 of 60 .*66\.7%.*min_coverage=0\.9"):
             run(server.url, 0.9)
         server.fault = lambda number, body: None
-        facts, lines = run(server.url, 0.9)
+        summary, lines = run(server.url, 0.9)
         assert len(server.requests) == 80
-    assert (facts["coverage"], lines["mean"].estimate, lines["mean"].n) == (1, 4, 60)
+    assert (summary["coverage"], lines["mean"].estimate, lines["mean"].n) == (1, 4, 60)

@@ -17,17 +17,17 @@ OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 EXAMPLES = [example(name, f"what is {name}?", f"target {name}", rejected=f"no {name}") for name in "abcd"]
 
 
-def longer(case: Case) -> Judgment:
+def prefer_longer(case: Case) -> Judgment:
     first, second = (len(answers[-1]) for answers in case.answers)
     return Judgment("ok", 0.5 + 0.5 * ((first > second) - (second > first)))
 
 
-def right(case: Case) -> Judgment:
+def prefer_target(case: Case) -> Judgment:
     first, second = (answers[-1] == case.example.target for answers in case.answers)
     return Judgment("ok", 0.5 + 0.5 * (first - second))
 
 
-def first(case: Case) -> Judgment:
+def prefer_first(case: Case) -> Judgment:
     return Judgment("ok", 1.0)
 
 
@@ -36,35 +36,35 @@ def calibration(gold: str | None, judge: Any) -> Calibration:
 
 
 def run(benchmark: Any, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    facts = benchmark.run(folder, subject(EXAMPLES, write_answers(folder / "scores", {("a", 0): ["x"]})))
+    summary = benchmark.run(folder, subject(EXAMPLES, write_answers(folder / "scores", {("a", 0): ["x"]})))
     lines = benchmark.lines({"SFT": folder, "Self-Contrast": folder}, OPTIONS)
     assert {line.system for line in lines} == {"judge"}
-    return facts, {line.what: line.value.estimate for line in lines}
+    return summary, {line.what: line.value.estimate for line in lines}
 
 
 @pytest.mark.parametrize(
     ("judge", "failed", "correct"),
     [
-        (right, [], [1, 1, 1, 1]),
-        (longer, ["target twice", "constant"], [1, 0, 0, 1]),
-        (first, ["target", "target twice", "constant", "empty"], [0, 0, 0, 0]),
+        (prefer_target, [], [1, 1, 1, 1]),
+        (prefer_longer, ["target twice", "constant"], [1, 0, 0, 1]),
+        (prefer_first, ["target", "target twice", "constant", "empty"], [0, 0, 0, 0]),
     ],
 )
-def test_probes_name_those_that_the_judge_gets_wrong(
+def test_probes_that_the_judge_gets_wrong_are_named(
     judge: Any, failed: list[str], correct: list[float], tmp_path: Path
 ) -> None:
-    """A judge that always prefers the first answer has a tie as its mean for each pair, and is never right."""
-    facts, lines = run(
+    """If a judge always prefers the first answer, each pair's mean is a tie, and the judge is never right."""
+    summary, lines = run(
         Probes(constant="I cannot say anything of it.", limit=None, min_coverage=1.0, judge=FakeJudge(judge)),
         tmp_path,
     )
-    assert facts["failed_probes"] == failed
-    assert facts["judgments"] == 4 * 4 * 2
+    assert summary["failed_probes"] == failed
+    assert summary["judgments"] == 4 * 4 * 2
     assert list(lines.values()) == correct
 
 
 def test_calibration_on_rejected_answers_of_a_position_biased_judge(tmp_path: Path) -> None:
-    _, lines = run(calibration(None, first), tmp_path)
+    _, lines = run(calibration(None, prefer_first), tmp_path)
     assert lines["agrees with gold"] == 0.5
     assert lines["verdicts that flip with the order"] == 1
     assert lines["first position's share"] == 1
@@ -72,13 +72,13 @@ def test_calibration_on_rejected_answers_of_a_position_biased_judge(tmp_path: Pa
 
 
 def test_calibration_on_a_gold_file_of_a_length_biased_judge(tmp_path: Path) -> None:
-    """The judge agrees with the first of three gold verdicts, not with the second, and half with a tie."""
+    """The judge agrees with the first gold verdict, not with the second, and counts half for the third, a tie."""
     rows = [("q", "long answer", "short", 1), ("q", "long answer", "short", 2), ("r", "long answer", "short", 1.5)]
     names = ("instruction", "output_1", "output_2", "preference")
     file = tmp_path / "gold.json"
     file.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows]))
     assert [value for _, value in read_gold(str(file))] == [1, 0, 0.5]
-    _, lines = run(calibration(str(file), longer), tmp_path)
+    _, lines = run(calibration(str(file), prefer_longer), tmp_path)
     assert lines["agrees with gold"] == pytest.approx(1.5 / 3)
     assert lines["leans to the longer answer, more than gold"] == pytest.approx((0 + 1 + 0.5) / 3)
 

@@ -27,7 +27,7 @@ def test_judgments_table_has_a_row_per_judgment_and_system(tmp_path: Path) -> No
     assert list(table["answer"]) == ["a0", "a1", "a2"] * 2
 
 
-def test_judgments_table_with_max_rows_thins_evenly(tmp_path: Path) -> None:
+def test_judgments_table_with_max_rows_keeps_evenly_spaced_rows(tmp_path: Path) -> None:
     table = judgments_table({"SFT": write_judgments(tmp_path / "SFT", 101, rating=4.0)}, 5)
     assert list(table["answer"]) == ["a0", "a25", "a50", "a75", "a100"]
     assert list(table["verdict"]) == [4.0] * 5

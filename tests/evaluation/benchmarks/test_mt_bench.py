@@ -1,4 +1,4 @@
-"""MT-Bench: dialogues whose answers are graded or compared."""
+"""MT-Bench: dialogues in which every answer is graded or compared."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def write_questions(folder: Path, *rows: dict[str, Any]) -> str:
     return str(file)
 
 
-def longer(case: Case) -> Judgment:
+def prefer_longer(case: Case) -> Judgment:
     first, second = (len(answers[-1]) for answers in case.answers)
     return Judgment("ok", 0.5 + 0.5 * ((first > second) - (second > first)))
 
@@ -64,7 +64,7 @@ def test_run_grades_every_turn_of_every_sample(tmp_path: Path) -> None:
     """Greedy categories have one dialogue per question, others `samples`; only guided ones get references."""
     judge = FakeJudge(by_turn)
     mt_bench = benchmark(judge, questions=write_questions(tmp_path, *ROWS))
-    facts = mt_bench.run(
+    summary = mt_bench.run(
         tmp_path, sample_subject(mt_bench, [], tmp_path / "answers", policy_folder(tmp_path / "policy"))
     )
     assert sorted((c.example.id, c.sample, c.turn, c.references) for c in judge.cases) == [
@@ -73,7 +73,7 @@ def test_run_grades_every_turn_of_every_sample(tmp_path: Path) -> None:
         *(("2", sample, turn, ()) for sample in range(3) for turn in range(2)),
     ]
     assert all(len(c.answers[0]) == c.turn + 1 for c in judge.cases)
-    assert (facts["questions"], facts["judgments"], facts["guided"]) == (2, 8, 2)
+    assert (summary["questions"], summary["judgments"], summary["guided"]) == (2, 8, 2)
 
 
 def test_own_prompts_are_the_questions_of_the_file(tmp_path: Path) -> None:
@@ -86,15 +86,15 @@ def test_own_prompts_are_the_questions_of_the_file(tmp_path: Path) -> None:
 
 
 def test_lines_means_by_turn_and_category_and_difference_from_sft(tmp_path: Path) -> None:
-    """The policy is one point better everywhere. The judgment that it lacks is left out of both systems."""
+    """The policy is one point better everywhere. The judgment that the policy lacks is left out of the difference."""
     mt_bench = benchmark(FakeJudge(by_turn))
     grades = {("a", 0): 2.0, ("a", 1): 4.0, ("b", 0): 6.0, ("b", 1): 9.0}
-    for name, more in (("SFT", 0.0), ("Self-Contrast", 1.0)):
+    for name, gain in (("SFT", 0.0), ("Self-Contrast", 1.0)):
         rows = [
-            {"id": i, "category": f"of {i}", "sample": 0, "turn": turn, "status": "ok", "rating": grade + more}
+            {"id": i, "category": f"of {i}", "sample": 0, "turn": turn, "status": "ok", "rating": grade + gain}
             for (i, turn), grade in grades.items()
         ]
-        if more:
+        if gain:
             rows[-1] |= {"status": "truncated", "rating": None}
         (tmp_path / name).mkdir()
         pd.DataFrame(rows).astype({"rating": "float64"}).to_parquet(tmp_path / name / JUDGMENTS)
@@ -120,13 +120,13 @@ def test_run_pairwise_compares_every_turn_with_sft_in_both_orders(tmp_path: Path
 
     Only the guided category has a reference.
     """
-    judge = FakeJudge(longer)
+    judge = FakeJudge(prefer_longer)
     mt_bench = benchmark(judge, grading="pairwise", questions=write_questions(tmp_path, *ROWS))
     answers = write_answers(tmp_path / "own", {("1", 0): ["long", "x"], ("2", 0): ["long", "same"]})
     base = write_answers(tmp_path / "base", {("1", 0): ["a", "long"], ("2", 0): ["a", "same"]})
     assert mt_bench.relative
-    facts = mt_bench.run(tmp_path, subject([], answers, label="Self-Contrast", baseline=base))
-    assert (facts["judgments"], facts["questions"], facts["guided"]) == (8, 2, 2)
+    summary = mt_bench.run(tmp_path, subject([], answers, label="Self-Contrast", baseline=base))
+    assert (summary["judgments"], summary["questions"], summary["guided"]) == (8, 2, 2)
     assert [(c.turn, c.answers, c.references, c.swapped) for c in judge.cases[2:4]] == [
         (1, (("long", "x"), ("a", "long")), ("one", "two"), False),
         (1, (("a", "long"), ("long", "x")), ("one", "two"), True),
@@ -144,20 +144,20 @@ def test_answer_request_key_ignores_judge_grading_and_path(tmp_path: Path) -> No
     file = write_questions(tmp_path, *ROWS)
     key = benchmark(FakeJudge(by_turn), questions=file).answer_request([]).fingerprint()
     (tmp_path / "moved.jsonl").write_text((tmp_path / "questions.jsonl").read_text())
-    same = benchmark(FakeJudge(longer), questions=str(tmp_path / "moved.jsonl"), grading="pairwise", guided=[])
+    same = benchmark(FakeJudge(prefer_longer), questions=str(tmp_path / "moved.jsonl"), grading="pairwise", guided=[])
     assert same.answer_request([]).fingerprint() == key
     for changes in ({"limit": 1}, {"temperature": 0.5}, {"samples": 2}, {"seed": 1}, {"max_new_tokens": 5}):
         assert benchmark(FakeJudge(by_turn), questions=file, **changes).answer_request([]).fingerprint() != key
 
 
-def test_run_on_the_datas_dialogues_with_its_verifier(tmp_path: Path) -> None:
+def test_run_on_dialogues_of_the_data_with_the_verifier(tmp_path: Path) -> None:
     examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
     mt_bench = benchmark(VerifierJudge())
     policy = policy_folder(tmp_path / "policy")
     context = judge_context(tmp_path, LengthVerifier())
     assert mt_bench.skip_reason(examples, LengthVerifier()) is None
-    facts = mt_bench.run(tmp_path, sample_subject(mt_bench, examples, tmp_path / "answers", policy, context=context))
-    assert facts["questions"] == 1
+    summary = mt_bench.run(tmp_path, sample_subject(mt_bench, examples, tmp_path / "answers", policy, context=context))
+    assert summary["questions"] == 1
     for row in pd.read_parquet(tmp_path / JUDGMENTS).to_dict("records"):
         assert row["rating"] == pytest.approx(1 + 9 * min(1, len(row["answer"]) / 10))
 
@@ -166,10 +166,10 @@ def test_run_on_the_datas_dialogues_with_its_verifier(tmp_path: Path) -> None:
     "judge",
     [
         VerifierJudge(),
-        Panel({"verifier": VerifierJudge(), "other": FakeJudge(longer)}),
+        Panel({"verifier": VerifierJudge(), "other": FakeJudge(prefer_longer)}),
         Panel(
             {
-                "panel": Panel({"other": FakeJudge(longer), "verifier": VerifierJudge()}),
+                "panel": Panel({"other": FakeJudge(prefer_longer), "verifier": VerifierJudge()}),
                 "another": FakeJudge(by_turn),
             }
         ),
@@ -224,7 +224,7 @@ def test_read_questions_unusable_row_is_named(rows: list[dict[str, Any]], messag
 
 
 def test_mean_weighs_questions_equally_whatever_their_samples() -> None:
-    """Ratings 9 (three samples) and 3 (one greedy answer) average to 6; outcomes 1 and 0 to a half."""
+    """Ratings 9 (three samples) and 3 (one greedy answer) average to 6, and outcomes 1 and 0 to 0.5."""
     rows = [{"id": "hot", "turn": 0, "rating": 9.0, "outcome": 1.0}] * 3
     rows += [{"id": "cold", "turn": 0, "rating": 3.0, "outcome": 0.0}]
     frame = pd.DataFrame(rows)
@@ -234,7 +234,7 @@ def test_mean_weighs_questions_equally_whatever_their_samples() -> None:
 
 @pytest.mark.parametrize("which", ["questions", "references"])
 def test_fingerprint_file_changed_since_check_is_rejected(which: str, tmp_path: Path) -> None:
-    """The file was read at the job's start and hashed hours later, when its content could be another."""
+    """The file is read at the job's start and hashed hours later, when its content may have changed."""
     files = {"questions": write_questions(tmp_path, *ROWS), "references": str(tmp_path / "references.jsonl")}
     answers = [{"question_id": i, "choices": [{"turns": ["a", "b"]}]} for i in (1, 2)]
     Path(files["references"]).write_text("\n".join(map(json.dumps, answers)))

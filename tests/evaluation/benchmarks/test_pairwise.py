@@ -26,13 +26,13 @@ OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 EXAMPLES = [example(name, f"what is {name}?", f"target {name}") for name in "abcd"]
 
 
-def shorter(case: Case) -> Judgment:
+def prefer_shorter(case: Case) -> Judgment:
     """Prefer the shorter answer in either position."""
     first, second = (len(answers[-1]) for answers in case.answers)
     return Judgment("ok", 0.5 + 0.5 * ((second > first) - (first > second)))
 
 
-def longer(case: Case) -> Judgment:
+def prefer_longer(case: Case) -> Judgment:
     first, second = (len(answers[-1]) for answers in case.answers)
     return Judgment("ok", 0.5 + 0.5 * ((first > second) - (first < second)))
 
@@ -55,13 +55,13 @@ ANSWERS = {("a", 0): ["short"], ("b", 0): ["a longer answer"], ("c", 0): ["targe
 
 def test_run_judges_every_pair_in_both_orders(tmp_path: Path) -> None:
     """Targets have 8 characters: a and d win, c ties, b loses: (1 + 0 + 1/2 + 1) / 4."""
-    judge = FakeJudge(shorter)
-    facts = benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
+    judge = FakeJudge(prefer_shorter)
+    summary = benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
     assert [(c.example.id, c.answers, c.swapped) for c in judge.cases[:2]] == [
         ("a", (("short",), ("target a",)), False),
         ("a", (("target a",), ("short",)), True),
     ]
-    assert facts["judgments"] == 8
+    assert summary["judgments"] == 8
     values = lines(benchmark(judge), tmp_path)
     assert values["win rate over target"] == 2.5 / 4
     assert values["verdicts that flip with the order"] == 0
@@ -79,7 +79,7 @@ def test_lines_position_biased_judge_gives_a_tie(tmp_path: Path) -> None:
 
 
 def test_run_against_sft_pairs_answers_by_sample(tmp_path: Path) -> None:
-    judge = FakeJudge(shorter)
+    judge = FakeJudge(prefer_shorter)
     dialogue = example("e", "?", "!", turns=["one", "two"])
     answers = write_answers(tmp_path / "own", {("e", 0): ["1", "22"], ("e", 1): ["1", "4444"]})
     base = write_answers(tmp_path / "base", {("e", 0): ["0", "333"], ("e", 1): ["0", "333"]})
@@ -96,34 +96,36 @@ def test_run_against_sft_pairs_answers_by_sample(tmp_path: Path) -> None:
 
 
 def test_prompts_without_target_are_compared_with_sft_only(tmp_path: Path) -> None:
-    bare = [replace(example, target="", has_target=False) for example in EXAMPLES[:2]]
-    judge = FakeJudge(shorter)
+    without_target = [replace(example, target="", has_target=False) for example in EXAMPLES[:2]]
+    judge = FakeJudge(prefer_shorter)
     scores = write_answers(tmp_path / "scores", ANSWERS)
-    benchmark(judge).run(tmp_path, subject([*bare, *EXAMPLES[2:]], scores))
+    benchmark(judge).run(tmp_path, subject([*without_target, *EXAMPLES[2:]], scores))
     assert {case.example.id for case in judge.cases} == {"c", "d"}
-    assert benchmark(judge).skip_reason(bare, None) == "no prompt has a target to compare with"
-    assert benchmark(judge, against="SFT").skip_reason(bare, None) is None
+    assert benchmark(judge).skip_reason(without_target, None) == "no prompt has a target to compare with"
+    assert benchmark(judge, against="SFT").skip_reason(without_target, None) is None
 
 
 def test_both_orders_pair_with_one_judgment_is_left_out(tmp_path: Path) -> None:
-    """Only a's judgment with its own answer first is usable. Counting it would let position decide."""
+    """Prompt a has one usable judgment, with the system's answer first. If it counted, position would decide."""
 
-    def lose_one(case: Case) -> Judgment:
-        lost = case.swapped and case.example.id == "a"
-        return Judgment("unparsable", None) if lost else prefer_first(case)
+    def fail_one(case: Case) -> Judgment:
+        failed = case.swapped and case.example.id == "a"
+        return Judgment("unparsable", None) if failed else prefer_first(case)
 
-    judge = FakeJudge(lose_one)
-    facts = benchmark(judge, min_coverage=0.5).run(
+    judge = FakeJudge(fail_one)
+    summary = benchmark(judge, min_coverage=0.5).run(
         tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS))
     )
-    assert (facts["coverage"], facts["unparsable"]) == (7 / 8, 1)
+    assert (summary["coverage"], summary["unparsable"]) == (7 / 8, 1)
     assert list(both_orders(pd.read_parquet(tmp_path / JUDGMENTS))["id"]) == ["b", "c", "d"]
     assert lines(benchmark(judge), tmp_path)["win rate over target"] == 0.5
 
 
 def test_lines_difference_from_sft_uses_prompts_judged_for_both(tmp_path: Path) -> None:
-    """On the three prompts judged for both, one system wins all and the other none. SFT lacks d."""
-    judge = FakeJudge(lambda case: shorter(case) if len(case.answers[0][-1]) != 9 else Judgment("unparsable", None))
+    """On the three prompts that were judged for both, Self-Contrast wins all and SFT none. SFT lacks d."""
+    judge = FakeJudge(
+        lambda case: prefer_shorter(case) if len(case.answers[0][-1]) != 9 else Judgment("unparsable", None)
+    )
     policy = {(name, 0): ["x" if name != "d" else "much longer than the target"] for name in "abcd"}
     base = {(name, 0): ["longer than 8" if name != "d" else "123456789"] for name in "abcd"}
     for name, answers in (("SFT", base), ("Self-Contrast", policy)):
@@ -144,7 +146,7 @@ def lines_by_name(compared: Pairwise | AlpacaEval, folders: dict[str, Path]) -> 
 
 def test_lines_single_pair_per_prompt_has_no_rate_at_equal_length(tmp_path: Path) -> None:
     """The prompt's difficulty cannot be separated from the effect of length."""
-    judge = FakeJudge(shorter)
+    judge = FakeJudge(prefer_shorter)
     benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
     line = lines_by_name(benchmark(judge), {"SFT": tmp_path})["SFT", "win rate at equal length"]
     assert math.isnan(line.value.estimate)
@@ -156,7 +158,7 @@ def test_lines_several_samples_per_prompt_identify_rate_at_equal_length(tmp_path
     """A judge that only looks at length finds a tie at equal length."""
     prompts = [example(f"p{i:02}", "?", "x" * (20 + 5 * i)) for i in range(20)]
     answers = {(e.id, s): ["y" * (len(e.target) + 4 * s - 6)] for e in prompts for s in range(4)}
-    judge = FakeJudge(longer)
+    judge = FakeJudge(prefer_longer)
     benchmark(judge, samples=4).run(tmp_path, subject(prompts, write_answers(tmp_path / "scores", answers)))
     values = lines_by_name(benchmark(judge, samples=4), {"SFT": tmp_path})
     line = values["SFT", "win rate at equal length"]
@@ -177,7 +179,7 @@ def test_lines_pair_won_in_one_order_and_lost_in_the_other_is_no_tie(tmp_path: P
 
 
 def test_pair_lines_weigh_questions_equally_without_repeating_rows() -> None:
-    """Repeating rows to equal weights needed 360,360 rows per question for 1 to 13 samples."""
+    """Before, rows were repeated up to equal weights: 360,360 rows per question for 1 to 13 samples."""
     rows = [
         {"id": f"q{n:02}", "turn": 0, "sample": s, "first": float(n % 2), "second": float(n % 2), "longer": s - n / 2}
         for n in range(1, 14)
@@ -190,7 +192,7 @@ def test_pair_lines_weigh_questions_equally_without_repeating_rows() -> None:
 
 
 def test_lines_use_the_files_difficulties(tmp_path: Path) -> None:
-    """They identify the rate at equal length even with one pair per instruction, as in AlpacaEval's model."""
+    """Known difficulties identify the rate at equal length even with one pair per instruction, as in AlpacaEval."""
     rng = np.random.default_rng(0)
     hard = rng.normal(size=60)
     rows = [
@@ -247,14 +249,14 @@ def test_alpaca_eval_answers_and_compares_a_file_of_outputs(tmp_path: Path) -> N
     file = tmp_path / "outputs.json"
     rows = [{"instruction": f"what is the {i}?", "output": "x" * 10_000, "generator": "g"} for i in range(3)]
     file.write_text(json.dumps(rows))
-    judge = FakeJudge(shorter)
+    judge = FakeJudge(prefer_shorter)
     settings = {"temperature": 0.0, "max_new_tokens": 5, "max_length": 120, "seed": 0, "min_coverage": 1.0}
     compared = AlpacaEval(outputs=str(file), limit=2, judge=judge, **settings)
     compared.check(None)
     assert compared.own_prompts() == {"0": "what is the 0?", "1": "what is the 1?"}
     model = policy_folder(tmp_path / "policy")
-    facts = compared.run(tmp_path, sample_subject(compared, [], tmp_path / "answers", model))
-    assert facts["judgments"] == 4
+    summary = compared.run(tmp_path, sample_subject(compared, [], tmp_path / "answers", model))
+    assert summary["judgments"] == 4
     assert [c.example.prompt[0]["content"] for c in judge.cases if not c.swapped] == [
         "what is the 0?",
         "what is the 1?",

@@ -73,12 +73,12 @@ def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_pat
     assert values["SFT", "win rate over target"] == 0.5
     assert values["Self-Contrast", "win rate over target"] == 0.625
     assert values["Self-Contrast", "win rate over SFT"] == 0.625
-    bare = [replace(e, target="", has_target=False) if e.id in "ab" else e for e in examples]
-    (tmp_path / "bare").mkdir()
-    facts = reward_wins.run(tmp_path / "bare", subject(bare, tmp_path / "SFT scores", label="SFT"))
-    assert (facts["answers"], facts["targets"]) == (4, 2)
-    bare_lines = reward_wins.lines({"SFT": tmp_path / "bare"}, OPTIONS)
-    rates = {line.what: line.value.estimate for line in bare_lines}
+    fewer_targets = [replace(e, target="", has_target=False) if e.id in "ab" else e for e in examples]
+    (tmp_path / "fewer").mkdir()
+    summary = reward_wins.run(tmp_path / "fewer", subject(fewer_targets, tmp_path / "SFT scores", label="SFT"))
+    assert (summary["answers"], summary["targets"]) == (4, 2)
+    lines = reward_wins.lines({"SFT": tmp_path / "fewer"}, OPTIONS)
+    rates = {line.what: line.value.estimate for line in lines}
     assert rates["win rate over target"] == 0.25  # c is a tie, d a loss
     model, tokens = AutoModelForSequenceClassification.from_pretrained(reward_model.path).eval(), tokenizer()
     sigmoids = []
@@ -113,11 +113,11 @@ class NanRewardModel:
 
 
 def test_run_nan_reward_is_rejected_with_its_example(tmp_path: Path) -> None:
-    """Dropping five of ten targets without a reward raised the win rate from 45% to 90%."""
+    """Before, targets with reward NaN were dropped: without five of ten, the win rate rose from 45% to 90%."""
     examples = [example(name, f"what is {name}?", GOOD) for name in "abcdefghij"]
     scores = write_answers(tmp_path / "scores", {(e.id, 0): [BAD] for e in examples})
     broken: Any = NanRewardModel(tuple(f"what is {name}?" for name in "bdfhj"))
-    with pytest.raises(UserError, match=r"reward .*'b' is nan \(10 of 20 "):
+    with pytest.raises(UserError, match=r"reward .*'b' is nan\. 10 of 20 "):
         RewardWins(None, 1, broken).run(tmp_path, subject(examples, scores))
     assert not (tmp_path / REWARDS).exists()
 

@@ -19,11 +19,11 @@ def test_budget_stops_before_the_cap_across_accounts(tmp_path: Path) -> None:
     budget = Budget(100 + 2 * OVERHEAD)
     first, second = (account(tmp_path, budget, who) for who in ("mt_bench SFT", "pairwise SFT"))
     budget.count("paid before", 10)
-    request = first.reserve("x" * 30, 50)  # 30 bytes and 50: with the overhead 122 in total
+    request = first.reserve("x" * 30, 50)  # with the 10 paid before: 122
     assert request.reserved == 80 + OVERHEAD
     with pytest.raises(UserError, match=r"evaluation\.max_cost=164 .*pairwise SFT: 122 "):
         second.reserve("", 11)
-    request.settle(20, 10)  # 40 in total
+    request.settle(20, 10)  # with the 10 paid before: 40
     assert second.reserve("", 60 + OVERHEAD).reserved == 60 + 2 * OVERHEAD
     with pytest.raises(UserError, match="mt_bench SFT"):
         first.reserve("x", 0)

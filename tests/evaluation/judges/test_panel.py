@@ -22,7 +22,7 @@ from selfcontrast.evaluation.judges.budget import Account, Budget, Price
 from selfcontrast.evaluation.judges.panel import Panel, combine, disagreement
 from selfcontrast.evaluation.judges.replies import Reply, ReplySettings, StoreReply
 from selfcontrast.evaluation.judges.verifier import VerifierJudge
-from selfcontrast.report.benchmarks import _judged
+from selfcontrast.report.benchmarks import _judgments_sentence
 from selfcontrast.store import settings_of
 from tiny import ROOT, example
 
@@ -31,7 +31,7 @@ PRICE = Price(prompt=0.0, completion=1e6)  # 1 per token of a reply
 
 @dataclass(frozen=True)
 class TextJudge:
-    """A judge that replies in text, with ledger and budget, as an API's does."""
+    """A judge that replies in text, with ledger and budget, like a judge behind an API."""
 
     name: str
     reply: str
@@ -82,9 +82,9 @@ def test_disagreement_compares_sides_not_degrees() -> None:
         return combine([Judgment("ok", value) for value in values])
 
     verdicts = [panel(1, 0.75), panel(1, 0.25), panel(0.5, 0.5), panel(0, 0.5)]
-    spread = disagreement(verdicts)
-    assert spread["judges_apart"] == (0.25 + 0.75 + 0 + 0.5) / 4
-    assert spread["judges_disagree"] == 2 / 4
+    numbers = disagreement(verdicts)
+    assert numbers["judges_apart"] == (0.25 + 0.75 + 0 + 0.5) / 4
+    assert numbers["judges_disagree"] == 2 / 4
     assert disagreement([Judgment("ok", 1.0)]) == {}
 
 
@@ -124,12 +124,13 @@ def test_benchmark_with_a_panel_reports_disagreement(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"against": "target", "limit": None, "samples": 1, "min_coverage": 1.0}
     benchmark = Pairwise(**settings, judge=Panel(judges))
     scores = write_answers(tmp_path / "scores", {("a", 0): ["one"]})
-    facts = benchmark.run(tmp_path, subject([example("a", "what?", "that")], scores))
-    assert (facts["judges"], facts["judges_apart"], facts["judges_disagree"]) == (2, 1, 1)
+    summary = benchmark.run(tmp_path, subject([example("a", "what?", "that")], scores))
+    assert (summary["judges"], summary["judges_apart"], summary["judges_disagree"]) == (2, 1, 1)
     assert list(pd.read_parquet(tmp_path / JUDGMENTS)["outcome"]) == [0.5, 0.5]
     values = {line.what: line.value.estimate for line in benchmark.lines({"SFT": tmp_path}, Options(0.95, 200, 0))}
     assert values["win rate over target"] == 0.5
-    assert "2 judges, who differ by 1.00 on average and do not all say the same in 100.0%" in _judged({"SFT": facts})
+    sentence = _judgments_sentence({"SFT": summary})
+    assert "2 judges, who differ by 1.00 on average and disagree in 100.0%" in sentence
 
 
 def test_panel_single_judge_is_rejected_and_a_bad_one_named() -> None:

@@ -121,7 +121,7 @@ def test_crossed_mean_covers_where_seeds_alone_do_not() -> None:
         [[1.0, 1.0]],  # two prompts of all ones
         [[1.0]],
         [[0.1 + 0.2, 0.3], [0.3, 0.3]],  # equal up to rounding
-        [[1.0, -1.0], [-1.0, 1.0]],  # seeds do not differ, prompts do not differ, only cells do
+        [[1.0, -1.0], [-1.0, 1.0]],  # the means of seeds do not differ, nor those of prompts; only single cells do
     ],
 )
 def test_crossed_mean_without_variation_has_no_interval(table: list[list[float]]) -> None:

@@ -50,8 +50,8 @@ def test_at_equal_kl_intervals_equal_a_plain_loop() -> None:
         counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts))
         chosen = np.repeat(np.arange(prompts), counts)
         means = [(np.asarray(p.kl)[:, chosen].mean(1), np.asarray(p.scores)[:, chosen].mean(1)) for p in paths]
-        where = min(kl[-1] for kl, _ in means)
-        values.append([np.interp(where, kl, scores) for kl, scores in means])  # these paths only rise
+        common_kl = min(kl[-1] for kl, _ in means)
+        values.append([np.interp(common_kl, kl, scores) for kl, scores in means])  # the KL of these paths only rises
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     assert [score.low for score in result.scores] == pytest.approx(low)
     assert [score.high for score in result.scores] == pytest.approx(high)
@@ -68,7 +68,7 @@ def test_at_equal_kl_one_prompt_has_no_interval() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [constant([0.0], [0.5]), constant([0, 1], [0.5, 0.6], prompts=4), constant([0, np.nan], [0.5, 0.6])],
-    ids=["one point", "other prompts", "no number"],
+    ids=["one point", "other prompts", "NaN"],
 )
 def test_at_equal_kl_unusable_path_is_rejected(wrong: KLPath) -> None:
     with pytest.raises(ValueError, match=r"path|finite"):

@@ -23,17 +23,19 @@ from selfcontrast.evaluation.statistics import (
 MODEL, LENGTH = 0.5, 1.2
 
 
-def judgments(rng: np.random.Generator, prompts: int, each: int = 2, together: float = 0.7) -> tuple[Any, Any, Any]:
-    """Simulate outcomes, length differences and prompts under the model, with 0.5 and 1.2 in log-odds.
+def judgments(
+    rng: np.random.Generator, prompts: int, per_prompt: int = 2, correlation: float = 0.7
+) -> tuple[Any, Any, Any]:
+    """Simulate outcomes, length differences and prompts under the model, with the coefficients `MODEL` and `LENGTH`.
 
-    Outcomes of one prompt share a normal variable with correlation `together`, and their lengths share a part.
+    Outcomes of one prompt depend on normal variables with this correlation, and their lengths share a part.
     """
-    labels = np.repeat(np.arange(prompts), each)
-    lengths = 400 * (rng.normal(size=prompts)[labels] + rng.normal(size=prompts * each)) + 300
-    shared = np.sqrt(together) * rng.normal(size=prompts)[labels]
-    draw = stats.norm.cdf(shared + np.sqrt(1 - together) * rng.normal(size=prompts * each))
+    labels = np.repeat(np.arange(prompts), per_prompt)
+    lengths = 400 * (rng.normal(size=prompts)[labels] + rng.normal(size=prompts * per_prompt)) + 300
+    shared = np.sqrt(correlation) * rng.normal(size=prompts)[labels]
+    uniform = stats.norm.cdf(shared + np.sqrt(1 - correlation) * rng.normal(size=prompts * per_prompt))
     scale = np.sqrt(2) * 400
-    return (draw < expit(MODEL + LENGTH * np.tanh(lengths / scale))).astype(float), lengths, labels
+    return (uniform < expit(MODEL + LENGTH * np.tanh(lengths / scale))).astype(float), lengths, labels
 
 
 # --- the estimate ---
@@ -110,7 +112,7 @@ def test_win_rate_at_equal_length_by_hand() -> None:
 
 
 def test_interval_half_width_equals_statsmodels_clustered_sandwich() -> None:
-    outcomes, lengths, labels = judgments(np.random.default_rng(3), 600, each=3)
+    outcomes, lengths, labels = judgments(np.random.default_rng(3), 600, per_prompt=3)
     design = np.column_stack([np.ones(1800), np.tanh(lengths / lengths.std(ddof=1))])
     fit = sm.GLM(outcomes, design, family=sm.families.Binomial()).fit(cov_type="cluster", cov_kwds={"groups": labels})
     rate = expit(fit.params[0])
@@ -131,13 +133,13 @@ def test_interval_coverage(prompts: int) -> None:
 
 
 def test_interval_ignores_repeated_judgments() -> None:
-    outcomes, lengths, labels = judgments(np.random.default_rng(5), 200, each=1)
-    once = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=2000).win_rate
-    twice = [np.tile(column, 2) for column in (outcomes, lengths, labels)]
-    clustered = length_controlled_win_rate(*twice, n_bootstrap=2000).win_rate
-    naive = length_controlled_win_rate(*twice[:2], np.arange(400), n_bootstrap=2000).win_rate
-    assert clustered.high - clustered.low == pytest.approx(once.high - once.low, rel=0.05)
-    assert naive.high - naive.low == pytest.approx((once.high - once.low) / np.sqrt(2), rel=0.08)
+    outcomes, lengths, labels = judgments(np.random.default_rng(5), 200, per_prompt=1)
+    single = length_controlled_win_rate(outcomes, lengths, labels, n_bootstrap=2000).win_rate
+    double = [np.tile(column, 2) for column in (outcomes, lengths, labels)]
+    clustered = length_controlled_win_rate(*double, n_bootstrap=2000).win_rate
+    naive = length_controlled_win_rate(*double[:2], np.arange(400), n_bootstrap=2000).win_rate
+    assert clustered.high - clustered.low == pytest.approx(single.high - single.low, rel=0.05)
+    assert naive.high - naive.low == pytest.approx((single.high - single.low) / np.sqrt(2), rel=0.08)
 
 
 def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,21 +171,21 @@ def test_win_rate_of_any_judgments_is_ordered_and_in_range(rows: list[tuple[floa
 # --- two systems against the same opponent ---
 
 
-def two_systems(rng: np.random.Generator, prompts: int, better: float) -> tuple[Any, Any]:
-    """Simulate two systems whose log-odds at equal length differ by `better`; the second has 0.5.
+def two_systems(rng: np.random.Generator, prompts: int, gain: float) -> tuple[Any, Any]:
+    """Simulate two systems whose log-odds at equal length differ by `gain`; the second system has 0.5.
 
-    Both share a prompt's random variable, so they win and lose on the same prompts. The first has longer answers, which
-    the judge prefers.
+    Both systems share a prompt's random variable, so they win and lose on the same prompts. The first system has longer
+    answers, which the judge prefers.
     """
     shared = rng.normal(size=prompts)
 
     def system(model: float, longer: float) -> tuple[Any, Any, Any]:
         labels = np.repeat(np.arange(prompts), 2)
         lengths = 400 * rng.normal(size=2 * prompts) + longer
-        draw = stats.norm.cdf(np.sqrt(0.8) * shared[labels] + np.sqrt(0.2) * rng.normal(size=2 * prompts))
-        return (draw < expit(model + LENGTH * np.tanh(lengths / lengths.std(ddof=1)))).astype(float), lengths, labels
+        uniform = stats.norm.cdf(np.sqrt(0.8) * shared[labels] + np.sqrt(0.2) * rng.normal(size=2 * prompts))
+        return (uniform < expit(model + LENGTH * np.tanh(lengths / lengths.std(ddof=1)))).astype(float), lengths, labels
 
-    return system(MODEL + better, 300.0), system(MODEL, -300.0)
+    return system(MODEL + gain, 300.0), system(MODEL, -300.0)
 
 
 def test_difference_equals_that_of_the_two_rates() -> None:
@@ -199,7 +201,7 @@ def test_difference_equals_that_of_the_two_rates() -> None:
 
 
 def test_difference_has_the_flag_of_its_weaker_rate() -> None:
-    """For all wins against all ties, the ridge alone gave +0.4965 [+0.4947, +0.4970]."""
+    """Before, for all wins against all ties, the ridge alone gave +0.4965 [+0.4947, +0.4970]."""
     rng = np.random.default_rng(9)
     lengths, labels = rng.normal(0, 300, 40), np.arange(40)
     wins, ties = (np.ones(40), lengths, labels), (np.full(40, 0.5), lengths, labels)
@@ -231,14 +233,14 @@ def test_difference_interval_equals_a_bootstrap_with_statsmodels() -> None:
     rng = np.random.default_rng(21)
     a, b = two_systems(rng, 120, 0.4)
 
-    def rate(system: Any, drawn: Any) -> float:
+    def rate(system: Any, prompts: Any) -> float:
         outcomes, lengths, labels = system
-        rows = np.concatenate([np.flatnonzero(labels == prompt) for prompt in drawn])
+        rows = np.concatenate([np.flatnonzero(labels == prompt) for prompt in prompts])
         columns = np.column_stack([np.ones(len(rows)), np.tanh(lengths[rows] / lengths.std(ddof=1))])
         return float(expit(sm.GLM(outcomes[rows], columns, family=sm.families.Binomial()).fit().params[0]))
 
-    drawn = [rng.integers(0, 120, 120) for _ in range(300)]
-    spread = np.std([rate(a, d) - rate(b, d) for d in drawn])
+    samples = [rng.integers(0, 120, 120) for _ in range(300)]
+    spread = np.std([rate(a, prompts) - rate(b, prompts) for prompts in samples])
     result = length_controlled_difference(a, b, n_bootstrap=2000).interval
     assert (result.high - result.low) / 2 == pytest.approx(1.98 * np.sqrt(120 / 118) * spread, rel=0.12)
 
@@ -247,8 +249,8 @@ def test_difference_pairing_narrows_the_interval() -> None:
     """With shuffled prompts the variances add up. With the same prompts most of the variance cancels."""
     a, b = two_systems(np.random.default_rng(22), 400, 0.4)
     order = np.random.default_rng(23).permutation(400)
-    elsewhere = (*b[:2], order[b[2]])
-    paired, unpaired = (length_controlled_difference(a, system, n_bootstrap=500).interval for system in (b, elsewhere))
+    shuffled = (*b[:2], order[b[2]])
+    paired, unpaired = (length_controlled_difference(a, system, n_bootstrap=500).interval for system in (b, shuffled))
     assert paired.estimate == pytest.approx(unpaired.estimate)
     assert paired.high - paired.low < 0.85 * (unpaired.high - unpaired.low)
 
@@ -292,11 +294,11 @@ def test_near_separation_is_flagged(count: int) -> None:
     assert win_rate_of(np.ones(count), lengths).near_separation  # all wins
     assert win_rate_of(np.zeros(count), lengths).near_separation  # all losses
     assert win_rate_of(lengths > 0, lengths).near_separation  # length decides
-    assert win_rate_of(coin, np.full(count, 50)).near_separation  # longer by the same amount each time
-    assert win_rate_of(coin, 5000 + lengths / 100).near_separation  # by nearly the same amount
-    fine = win_rate_of(coin, lengths)
-    assert not fine.near_separation
-    assert fine.fragile_refits < 0.5
+    assert win_rate_of(coin, np.full(count, 50)).near_separation  # answers are longer by the same amount
+    assert win_rate_of(coin, 5000 + lengths / 100).near_separation  # answers are longer by nearly the same amount
+    varied = win_rate_of(coin, lengths)
+    assert not varied.near_separation
+    assert varied.fragile_refits < 0.5
     assert win_rate_of(np.ones(count), lengths).fragile_refits == 1
 
 

@@ -82,8 +82,8 @@ def test_fit_maximises_the_penalised_likelihood() -> None:
     expected = optimize.minimize(loss, np.zeros(k + 12), options={"gtol": 1e-8}).x
     coefficients, difficulties = model.fit(weights[None])
     assert coefficients[0] == pytest.approx(expected[:k], abs=1e-4)
-    drawn = weights > 0
-    assert difficulties[0][drawn] == pytest.approx(expected[k:][drawn], abs=1e-4)
+    weighted = weights > 0
+    assert difficulties[0][weighted] == pytest.approx(expected[k:][weighted], abs=1e-4)
 
 
 def test_influence_equals_the_derivative_by_a_prompts_weight() -> None:
@@ -91,13 +91,15 @@ def test_influence_equals_the_derivative_by_a_prompts_weight() -> None:
     model = _Model(systems)
     start = model.fit(np.ones((1, 15)))
     for contrast in (("s0", None), ("s1", "s0")):
-        moved = []
+        derivatives = []
         for prompt in range(15):
             weights = np.ones((2, 15))
             weights[:, prompt] += [1e-4, -1e-4]
             up, down = model.values(model.fit(weights), weights, [contrast])[:, 0]
-            moved.append((up - down) / 2e-4)
-        assert model.influence(start, *contrast)[0] == pytest.approx(np.array(moved) - np.mean(moved), abs=1e-5)
+            derivatives.append((up - down) / 2e-4)
+        assert model.influence(start, *contrast)[0] == pytest.approx(
+            np.array(derivatives) - np.mean(derivatives), abs=1e-5
+        )
 
 
 def test_rate_with_single_pairs_is_not_identified() -> None:

@@ -47,8 +47,8 @@ def test_fit_weights_equal_repetitions(data: Any) -> None:
     design, outcomes, weights = data
     fitted = fit_logistic(design, outcomes, weights, np.zeros(3))
     for coefficients, row in zip(fitted, weights, strict=True):
-        times = np.repeat(np.arange(60), row.astype(int))
-        [repeated] = fit_logistic(design[times], outcomes[times], np.ones((1, 60)), np.ones(3))
+        indices = np.repeat(np.arange(60), row.astype(int))
+        [repeated] = fit_logistic(design[indices], outcomes[indices], np.ones((1, 60)), np.ones(3))
         assert coefficients == pytest.approx(repeated, abs=1e-8)
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks of a policy. Answers and judgments are artifacts apart, so that another judge asks for no answer again."""
+"""Benchmarks of a policy. Answers and judgments are separate artifacts, so that another judge reuses the answers."""

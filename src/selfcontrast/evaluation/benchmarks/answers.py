@@ -1,6 +1,6 @@
 """The answers stage: sample a policy's answers to a benchmark's own questions.
 
-A stage of its own, so that another judge or another way of judging reuses the answers.
+This is a separate stage, so that another judge or another way of judging reuses the answers.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from selfcontrast.store import RESUME
 from selfcontrast.store.artifact import key_of
 
 VERSION = 1
-OWN = "own"  # the decoding's name in the table, for every question's decoding
+OWN = "own"  # the value of the column `decoding`, whichever decoding a question has
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class AnswerRequest:
         return {"asked": key_of({"asked": questions}), "seed": self.seed}
 
     def answer(self, folder: Path, model: Path, responder: Responder, label: str) -> dict[str, Any]:
-        """Write the answers to `folder`, in the format of the stage `evaluate`."""
+        """Write the answers to `folder`, in the format of the evaluate stage."""
         dialogue = DialogueSampler(responder, model, Renderer(load_tokenizer(model)), self.seed, folder / RESUME)
         with responder.engine.ready():
             answers = [

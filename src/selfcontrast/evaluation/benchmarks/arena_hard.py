@@ -1,8 +1,9 @@
-"""Arena-Hard-v2.0 (arXiv 2406.11939): answers against baselines' answers, with verdicts of five degrees.
+"""Arena-Hard-v2.0 (arXiv 2406.11939): compare answers with a baseline's answers, with verdicts of five degrees.
 
-File format, verdicts, their weights and each category's baseline are those of github.com/lmarena/arena-hard-auto
-(Apache-2.0). The judge's prompt is worded by us: it asks for the same, and fences the answers as all our prompts do.
-The interval is ours too: theirs resamples games, of which each prompt has two.
+The file format, the verdicts, their weights and the baseline of each category are those of
+github.com/lmarena/arena-hard-auto (Apache-2.0). The wording of the judge's prompt differs: it asks for the same
+verdict, and fences the answers as all prompts of this project do. The interval differs too: Arena-Hard resamples games,
+two of each prompt, and this project resamples prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ from selfcontrast.evaluation.rows import object_rows, text_of
 from selfcontrast.evaluation.statistics import mean_interval
 
 WORDING, CREATIVE = FIVE_GRADED
-CREATIVE_CATEGORY = "creative_writing"  # here the judge does not first write its own answer
-STRONG_WEIGHT = 3  # games that a verdict of [[A>>B]] or [[B>>A]] counts for
+CREATIVE_CATEGORY = "creative_writing"  # in this category the judge does not write its own answer first
+STRONG_WEIGHT = 3  # number of games that a verdict of [[A>>B]] or [[B>>A]] counts as
 
 
 def files_hash(paths: Mapping[str, str]) -> dict[str, str | None]:
@@ -38,11 +39,12 @@ def files_hash(paths: Mapping[str, str]) -> dict[str, str | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class ArenaHard(QuestionBenchmark):
-    """Answers to the release's prompts against its baselines' answers, judged in both orders.
+    """Compare answers to the prompts of Arena-Hard's release with the baselines' answers, in both orders.
 
     Attributes:
-        questions: question.jsonl of the release: {uid, category, subcategory, prompt}.
-        baselines: by category, a file of {uid, model, messages}. Prompts of other categories are left out.
+        questions: the release's file question.jsonl, with rows {uid, category, subcategory, prompt}.
+        baselines: by category, the baseline's file, with rows {uid, model, messages}. Prompts of other categories are
+            left out.
     """
 
     questions: Text = field(metadata={"in_key_as": file_hash})
@@ -92,7 +94,7 @@ class ArenaHard(QuestionBenchmark):
         return judge_pairs(folder, f"arena_hard {subject.label}", self.judge, pairs, subject, self.min_coverage)
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        """Return each system's score, overall and by category, and the numbers that every comparison has.
+        """Return each system's score, overall and by category, and the lines of `pair_lines`.
 
         As in the release, the score is the mean over games, and a strong verdict counts as three games. The interval
         covers the variation over prompts.
@@ -110,7 +112,7 @@ class ArenaHard(QuestionBenchmark):
 
     @cached_property
     def _examples(self) -> list[Example]:
-        """The prompts, with the baseline's answer as target, stripped of white space as a policy's answers are."""
+        """The prompts, with the baseline's answer as target. White space is stripped, as from a policy's answers."""
         examples = []
         answers = {category: read_answers(path) for category, path in self.baselines.items()}
         for where, row in object_rows(self.questions, "questions"):
@@ -132,7 +134,7 @@ class ArenaHard(QuestionBenchmark):
 def read_answers(path: str) -> dict[str, str]:
     """Read a model's answers by uid from a file in the release's format: {uid, messages: [..., {content: {answer}}]}.
 
-    Raises `UserError` that names a row of another format.
+    For a row in another format, raise a `UserError` that names the row.
     """
     answers = {}
     for where, row in object_rows(path, "baselines"):

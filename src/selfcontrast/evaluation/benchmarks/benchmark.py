@@ -23,8 +23,8 @@ class Subject:
 
     Attributes:
         label: the policy's name.
-        scores: folder of the policy's answers, from the stage `evaluate` or to the benchmark's own questions.
-        baseline: the same folder for the SFT model; None for the SFT model itself.
+        scores: folder of the policy's answers, either of the evaluate stage or to the benchmark's own questions.
+        baseline: the SFT model's folder of the same kind; None if the policy is the SFT model.
         examples: the evaluated held-out prompts.
         decoding: name of the decoding whose answers are measured.
     """
@@ -43,8 +43,8 @@ class Line:
 
     Attributes:
         what: the measure.
-        kind: its scale: "rating" (1 to 10), "share" (0 to 1) or "difference" (of either).
-        note: why the number is weak or missing. It is shown next to the number.
+        kind: scale of the number: "rating" (1 to 10), "share" (0 to 1) or "difference" (of two ratings or two shares).
+        note: reason why the number is weak or missing. It is shown next to the number.
     """
 
     system: str
@@ -75,11 +75,11 @@ class Benchmark(Protocol):
 
     @property
     def relative(self) -> bool:
-        """True if policies are compared with the SFT model. It is then not measured itself."""
+        """True if policies are compared with the SFT model. The SFT model itself is then not measured."""
         ...
 
     def answer_request(self, examples: Sequence[Example]) -> AnswerRequest | None:
-        """Return the questions that every policy answers; None if the answers of the stage `evaluate` are measured."""
+        """Return the questions that every policy answers; None if the answers of the evaluate stage are measured."""
         ...
 
     def own_prompts(self) -> dict[str, str]:
@@ -87,7 +87,7 @@ class Benchmark(Protocol):
         ...
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """Write the results to `folder` and return a summary; a judge's has `coverage` and `cost`."""
+        """Write the results to `folder` and return a summary. With a judge, it has `coverage` and `cost`."""
         ...
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
@@ -96,7 +96,7 @@ class Benchmark(Protocol):
 
 
 def answers_of(folder: Path, decoding: str) -> dict[tuple[str, int], tuple[str, ...]]:
-    """Read the answers of a decoding by prompt and sample, each a tuple over the turns."""
+    """Read the answers of a decoding, by prompt and sample. Each value is a tuple over the turns."""
     frame = pd.read_parquet(folder / ANSWERS)
     chosen = frame[frame["decoding"] == decoding].sort_values(["id", "sample", "turn"])
     answers: dict[tuple[str, int], tuple[str, ...]] = {}

@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def file_hash(path: str | None) -> str | None:
-    """Hash a file's content. The content decides a result; the path does not."""
+    """Hash a file's content. A result depends on the content, not on the path."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeBenchmark:
-    """A benchmark whose judge grades or compares answers: to the held-out prompts, unless a subclass has its own.
+    """A benchmark whose judge grades or compares answers: to the held-out prompts, or to a subclass's own questions.
 
     Attributes:
-        limit: number of prompts or pairs that are judged, from the first; None for all.
+        limit: number of prompts or pairs that are judged, starting with the first; None for all.
         min_coverage: fraction of judgments that must be usable.
         judge: a `selfcontrast.evaluation.judges.Judge`.
     """
@@ -62,16 +62,16 @@ class JudgeBenchmark:
         """Read the benchmark's file; raise `UserError` if it is unusable."""
 
     def check(self, verifier: Verifier | None) -> None:
-        verified = has_verifier(self.judge)
+        needs_verifier = has_verifier(self.judge)
         if self.file is not None:
             files = [path for path in map(Path, self.files) if path.is_file()]
             vars(self)["_contents"] = [Content.of(file) for file in files]  # not a field, since it is not a setting
             self.read()
-            if verified:
+            if needs_verifier:
                 raise UserError(
                     "judge=verifier grades only the data's own prompts. Choose another judge for the prompts of a file."
                 )
-        if verifier or not verified:
+        if verifier or not needs_verifier:
             self.judge.check(verifier)
 
     def skip_reason(self, examples: Sequence[Example], verifier: Verifier | None) -> str | None:
@@ -101,7 +101,7 @@ class JudgeBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionBenchmark(JudgeBenchmark):
-    """A benchmark with its own questions, each answered once with one decoding.
+    """A benchmark with its own questions. Each is answered once, all with the same decoding.
 
     Attributes:
         seed: seed of sampling.
@@ -137,10 +137,10 @@ def summarize_judgments(
         reason = next((j.reply for j in judgments if j.status != "ok"), "")
         raise UserError(
             f"{name}: {statuses['ok']} of {len(judgments)} judgments are usable ({coverage:.1%}), below "
-            f"min_coverage={min_coverage:g} ({failures}; for example {' '.join(reason.split())[:160]!r}). Usable ones "
-            "are kept. Fix the judge and run the same command again."
+            f"min_coverage={min_coverage:g} ({failures}; for example {' '.join(reason.split())[:160]!r}). Usable "
+            "judgments are kept. Fix the judge and run the same command again."
         )
-    cost, spread = judge.cost(judgments), disagreement(judgments)
+    cost, panel = judge.cost(judgments), disagreement(judgments)
     log.info(
         "%s: %d of %d judgments are usable%s%s%s",
         name,
@@ -148,7 +148,7 @@ def summarize_judgments(
         len(judgments),
         f" ({failures})" if failures else "",
         f", cost {cost:.2f}" if cost is not None else "",
-        f", judges disagree in {spread['judges_disagree']:.1%}" if spread else "",
+        f", judges disagree in {panel['judges_disagree']:.1%}" if panel else "",
     )
     return {
         "judgments": len(judgments),
@@ -157,6 +157,6 @@ def summarize_judgments(
         "judge_prompt_tokens": sum(j.prompt_tokens for j in judgments),
         "judge_completion_tokens": sum(j.completion_tokens for j in judgments),
         "cost": cost,
-        **spread,
+        **panel,
         **({} if counts is None else report_unread(name, counts, "text", "raise the judge's limit")),
     }

@@ -1,4 +1,4 @@
-"""Test the judge itself: on pairs whose better answer is known, and with probe answers."""
+"""Test the judge itself: with pairs whose better answer is known, and with probe answers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,22 +42,22 @@ class Probes(JudgeBenchmark):
         return None if self._prompts(examples) else "no prompt has a target"
 
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
-        """Write the judgments; return the probes that the judge mostly got wrong as `failed_probes`."""
+        """Write the judgments. In the summary, `failed_probes` are the probes that the judge mostly got wrong."""
         pairs = [
             Case(example, 0, ((example.target,), (answer,)), sample=index)
             for example in self._prompts(subject.examples)
             for index, answer in enumerate(self._answers(example).values())
         ]
-        facts = judge_pairs(folder, "probes", self.judge, pairs, subject, self.min_coverage)
+        summary = judge_pairs(folder, "probes", self.judge, pairs, subject, self.min_coverage)
         failed = []
-        for probe, judged in _by_probe(folder).items():
-            if (right := float(_is_right(probe, judged).mean())) < 0.5:
+        for probe, judged_pairs in _by_probe(folder).items():
+            if (accuracy := float(_is_right(probe, judged_pairs).mean())) < 0.5:
                 failed.append(probe)
-                log.warning("probes: the judge is right on %.1f%% of the pairs with probe %r", 100 * right, probe)
-        return {**facts, "failed_probes": failed}
+                log.warning("probes: the judge is right on %.1f%% of the pairs with probe %r", 100 * accuracy, probe)
+        return {**summary, "failed_probes": failed}
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        """Return per probe how often the judge was right. Between the target and itself, a tie is right."""
+        """Return per probe how often the judge was right. If the target is compared with itself, a tie is right."""
         lines = []
         for probe, pairs in _by_probe(next(iter(folders.values()))).items():
             what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
@@ -82,8 +82,8 @@ class Calibration(JudgeBenchmark):
     """Measure agreement on pairs whose better answer is known: from a file, or the data's targets and rejected answers.
 
     Attributes:
-        gold: .json or .jsonl of {instruction, output_1, output_2, preference}, in AlpacaEval's format. `preference` is
-            1, 2, or 1.5 for neither. None for the data's own pairs.
+        gold: file in AlpacaEval's format (.json or .jsonl), with rows {instruction, output_1, output_2, preference}.
+            `preference` is 1, 2, or 1.5 for neither. None for the data's own pairs.
     """
 
     gold: Text | None = field(metadata={"in_key_as": file_hash})
@@ -114,14 +114,14 @@ class Calibration(JudgeBenchmark):
         if not len(pairs):
             return []
         gold, *outcomes, longer, ids = (pairs[name].to_numpy() for name in ("gold", "first", "second", "longer", "id"))
-        figures = agreement(gold, outcomes, longer, ids, **vars(options))
+        quality = agreement(gold, outcomes, longer, ids, **vars(options))
         values = [
-            ("agrees with gold", "share", figures.accuracy),
-            ("verdicts that flip with the order", "share", figures.position.flip_rate),
-            ("first position's share", "share", figures.position.first_position_share),
+            ("agrees with gold", "share", quality.accuracy),
+            ("verdicts that flip with the order", "share", quality.position.flip_rate),
+            ("first position's share", "share", quality.position.first_position_share),
         ]
-        if figures.length:
-            values.append(("leans to the longer answer, more than gold", "difference", figures.length))
+        if quality.length:
+            values.append(("leans to the longer answer, more than gold", "difference", quality.length))
         return [Line(SYSTEM, what, kind, value) for what, kind, value in values]
 
     def _pairs(self, examples: Sequence[Example]) -> list[tuple[Case, float]]:
@@ -133,7 +133,7 @@ class Calibration(JudgeBenchmark):
 
 
 def read_gold(path: str) -> list[tuple[Case, float]]:
-    """Read the pairs of a file with their gold outcomes; raise `UserError` that names an unusable row."""
+    """Read the pairs of a file with their gold outcomes. For an unusable row, raise a `UserError` that names it."""
     pairs: list[tuple[Case, float]] = []
     prompts: dict[str, int] = {}
     for where, row in read_rows(path, "gold"):
@@ -153,8 +153,8 @@ def read_gold(path: str) -> list[tuple[Case, float]]:
 def _is_right(probe: str, pairs: pd.DataFrame) -> pd.Series:
     """Return for which pairs the judge was right.
 
-    If the target is compared with itself, both orders are the same prompt and have the same verdict. Their mean would
-    always be a tie, so the verdict itself is checked.
+    If the target is compared with itself, both orders are the same prompt and get the same verdict. Their mean would
+    always be a tie, so the verdict of one order is checked.
     """
     if probe == SAME:
         return (pairs["first"] - 0.5).abs() < TIE

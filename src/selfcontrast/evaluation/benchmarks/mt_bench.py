@@ -1,4 +1,4 @@
-"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): dialogues whose every answer is graded or compared."""
+"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): grade or compare every answer of multi-turn dialogues."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from selfcontrast.files import EVALUATION
 from selfcontrast.models.truncation import unread
 
 GRADINGS = ("single", "pairwise")
-CATEGORY = "category "  # prefix of the names of a category's lines
+CATEGORY = "category "  # prefix of the names of lines for one category
 OWN_QUESTIONS = EVALUATION / "mt_bench" / "questions.jsonl"
 
 Answers = Mapping[tuple[str, int], tuple[str, ...]]
@@ -44,10 +44,10 @@ class MTBench(JudgeBenchmark):
 
     Attributes:
         grading: "single" grades every answer from 1 to 10, "pairwise" compares it with the SFT model's, in both orders.
-        questions: a file, or "ours" for the 80 of this project; None for the held-out dialogues of the data.
-        references: a file of answers to some of the questions; None for those in `questions`.
+        questions: a file, or "ours" for this project's 80 questions; None for the held-out dialogues of the data.
+        references: a file of reference answers to some questions; None for the reference answers in `questions`.
         guided: categories that are judged with a reference answer, if there is one.
-        temperature: for categories that `temperatures` does not name.
+        temperature: temperature of categories that `temperatures` does not name.
         samples: dialogues per question at temperatures above 0.
         seed: seed of sampling.
     """
@@ -93,7 +93,7 @@ class MTBench(JudgeBenchmark):
         super().check(verifier)
 
     def read(self) -> None:
-        vars(self).pop("_read", None)  # an earlier check's
+        vars(self).pop("_read", None)  # drop the file's content as an earlier check read it
         _ = self._read
 
     def empty_reason(self, examples: Sequence[Example]) -> str | None:
@@ -120,11 +120,11 @@ class MTBench(JudgeBenchmark):
         cases = [
             case for question in questions.examples for case in self._cases(question, systems, questions.references)
         ]
-        facts = {"questions": len(questions.examples), "guided": sum(bool(case.references) for case in cases)}
+        summary = {"questions": len(questions.examples), "guided": sum(bool(case.references) for case in cases)}
         name = f"mt_bench {subject.label}"
         if self.relative:
-            return {**facts, **judge_pairs(folder, name, self.judge, cases, subject, self.min_coverage)}
-        return {**facts, **self._grade(folder, name, cases, subject)}
+            return {**summary, **judge_pairs(folder, name, self.judge, cases, subject, self.min_coverage)}
+        return {**summary, **self._grade(folder, name, cases, subject)}
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
         """Return win rates over SFT, or means and the difference from SFT: overall, by turn and by category."""
@@ -199,7 +199,7 @@ def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Optio
 
 
 def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
-    """Average over questions and turns. A question answered once, greedily, weighs as much as a sampled one."""
+    """Average over questions and turns. All questions have the same weight, however many samples they have."""
     by_turn = frame.groupby(["id", "turn"], as_index=False)[value].mean()
     if value == "outcome":
         return rate_interval(by_turn[value], by_turn["id"], confidence=options.confidence)

@@ -33,7 +33,7 @@ NOT_IDENTIFIED = "not identified: no prompt has two pairs of different length"
 def judge_pairs(
     folder: Path, name: str, judge: Judge, pairs: Iterable[Case], subject: Subject, min_coverage: float
 ) -> dict[str, Any]:
-    """Judge pairs in both orders and write one row per judgment. In each pair the system's own answer is first."""
+    """Judge pairs in both orders and write one row per judgment. Each of `pairs` has the system's answer first."""
     cases = [case for pair in pairs for case in (pair, swap(pair))]
     with judge.open(subject.context) as judging:
         judgments, counts = judging(cases), unread(judging, cases)
@@ -66,10 +66,14 @@ def swap(case: Case) -> Case:
 
 
 def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
-    """Join the two judgments of each pair into one row. A pair with only one order is left out, to cancel position.
+    """Join the two judgments of each pair into one row. A pair with only one usable order is left out.
 
-    Columns: `first` and `second`, the outcomes where the system's own answer was shown first and second; `outcome`,
-    their mean; `longer`, by how many characters its answer is longer.
+    The effect of position cancels only over both orders.
+
+    Columns:
+        first, second: the outcome where the system's answer was shown first, and second.
+        outcome: the mean of the two.
+        longer: how many characters longer the system's answer is than the other.
     """
     usable = frame[frame["status"] == "ok"]
     columns = ["id", "sample", "turn"]
@@ -131,7 +135,7 @@ def pair_lines(
 
 
 def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Average over samples: one row per question and turn. A tie is a tie in both orders."""
+    """Average over samples: return one row per question and turn. Only a tie in both orders is a tie."""
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
     rows = pairs.assign(
         flips=flips(first, second),
@@ -143,7 +147,7 @@ def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _raw_difference(name: str, system: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
-    """Return the difference of win rates over the same opponent, on the turns for which both have judgments."""
+    """Return the difference of win rates over the same opponent, on the turns for which both systems have judgments."""
     both = system.merge(base, on=["id", "turn"], suffixes=("", "_base"))
     if both.empty:
         return []
@@ -154,7 +158,7 @@ def _raw_difference(name: str, system: pd.DataFrame, base: pd.DataFrame, options
 def _controlled(
     judged_pairs: Mapping[str, pd.DataFrame], options: Options, difficulties: Mapping[str, float] | None
 ) -> WithinPrompts:
-    """Return rates at equal length and their differences from SFT's; empty where they are not identified."""
+    """Return rates at equal length and their differences from SFT's. Rates that are not identified are left out."""
     if not judged_pairs:
         return WithinPrompts({}, {}, float("nan"))
     if difficulties is None:
@@ -187,7 +191,7 @@ def _controlled(
 
 
 def _line(name: str, what: str, kind: str, controlled: ControlledRate | None, options: Options) -> Line:
-    """Return the line of a number at equal length, with a note on what weakens it."""
+    """Return the line of a number at equal length, with a note if it is weak or missing."""
     if controlled is None:
         return Line(name, what, kind, Interval(np.nan, np.nan, np.nan, 0, 0, options.confidence), NOT_IDENTIFIED)
     return Line(name, what, kind, controlled.interval, controlled.weakness)

@@ -1,4 +1,4 @@
-"""Compare the policy's answers with the SFT model's, with the targets, or with another model's, under a judge."""
+"""Let a judge compare the policy's answers with the SFT model's, with the targets, or with another model's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ OPPONENTS = ("target", "SFT")
 
 @dataclass(frozen=True, kw_only=True)
 class Pairwise(JudgeBenchmark):
-    """Answers to the held-out prompts against their targets, or against the SFT model's answers.
+    """Compare answers to the held-out prompts with the targets, or with the SFT model's answers.
 
     Attributes:
         against: "target" or "SFT".
-        samples: answers per prompt that are compared, at most the existing ones.
+        samples: answers per prompt to compare. If a prompt has fewer, all are compared.
     """
 
     against: str
@@ -34,8 +34,8 @@ class Pairwise(JudgeBenchmark):
         super().__post_init__()
         if self.against not in OPPONENTS:
             raise UserError(
-                f"against={self.against}: unknown opponent. Use {' or '.join(OPPONENTS)}; for a file of answers, "
-                "benchmark=alpaca_eval."
+                f"against={self.against}: unknown opponent. Use {' or '.join(OPPONENTS)}. To compare with a file of "
+                "answers, use benchmark=alpaca_eval."
             )
 
     @property
@@ -61,17 +61,17 @@ class Pairwise(JudgeBenchmark):
         return pair_lines(pairs_of(folders), self.against, options)
 
     def _prompts(self, examples: Sequence[Example]) -> list[Example]:
-        """Select prompts that can be compared. A dialogue's target answers its last turn only, so it has none here."""
+        """Select prompts that can be compared. A dialogue's target answers only the last turn, so it is not used."""
         return [e for e in examples if self.relative or (e.has_target and not e.turns)][: self.limit]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlpacaEval(QuestionBenchmark):
-    """Answers to the instructions of a file of outputs, in AlpacaEval's format, against those outputs.
+    """Compare answers with an opponent's outputs for the same instructions, from a file in AlpacaEval's format.
 
     Attributes:
-        outputs: file of the opponent's outputs, one per instruction. Length control uses their
-            `instruction_difficulty`, which AlpacaEval's own file has; else each instruction's difficulty is estimated.
+        outputs: file of the opponent's outputs, one per instruction. Length control uses the file's
+            `instruction_difficulty`, which AlpacaEval's own file has. Otherwise, difficulties are estimated.
     """
 
     outputs: Text = field(metadata={"in_key_as": file_hash})
@@ -98,7 +98,7 @@ class AlpacaEval(QuestionBenchmark):
         return pair_lines(pairs_of(folders), "the file", options, self._difficulties())
 
     def _difficulties(self) -> dict[str, float] | None:
-        """Return the instructions' difficulties by id, None if the file has none. `UserError` if it has only some."""
+        """Return difficulties by instruction id; None if the file has none. Raise `UserError` if only some have one."""
         values = {str(i): other.difficulty for i, other in enumerate(self._opponents())}
         known = {name: value for name, value in values.items() if value is not None}
         if known and len(known) < len(values):
@@ -112,7 +112,7 @@ class AlpacaEval(QuestionBenchmark):
         return list(read_outputs(self.outputs, "outputs").values())[: self.limit]
 
     def _instructions(self) -> list[Example]:
-        """Return the instructions with the file's outputs as targets, stripped of white space as a policy's are."""
+        """Return the instructions, with the file's outputs as targets. White space is stripped, as from answers."""
         outputs = enumerate(self._opponents())
         return [Example(str(i), [{"role": "user", "content": o.instruction}], o.output.strip()) for i, o in outputs]
 

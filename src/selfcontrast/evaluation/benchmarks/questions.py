@@ -1,4 +1,4 @@
-"""Questions of several turns, in the format of FastChat's MT-Bench."""
+"""Read questions of several turns, in the format of FastChat's MT-Bench."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from selfcontrast.errors import UserError
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions with reference answers: by question id, one for each turn."""
+    """Questions, and their reference answers: by question id, one for each turn."""
 
     examples: list[Example]
     references: Mapping[str, tuple[str, ...]]

@@ -25,11 +25,11 @@ SFT = "SFT"
 
 @dataclass(frozen=True)
 class RewardWins:
-    """Rewards of answers to the held-out prompts, compared with those of the targets and of the SFT model's answers.
+    """Compare the rewards of answers to the held-out prompts with those of the targets and of the SFT model's answers.
 
     Attributes:
-        limit: number of prompts, from the first; None for all.
-        samples: answers per prompt, at most the existing ones.
+        limit: number of prompts, starting with the first; None for all.
+        samples: answers per prompt. If a prompt has fewer, all are used.
     """
 
     limit: Count | None
@@ -58,7 +58,7 @@ class RewardWins:
     def run(self, folder: Path, subject: Subject) -> dict[str, Any]:
         """Write one row per prompt and sample: the reward of the answer, and of the target if the prompt has one.
 
-        Raises `UserError` for a reward that is not finite; it names the example.
+        For a reward that is not finite, raise a `UserError` that names the example.
         """
         examples = {example.id: example for example in subject.examples[: self.limit]}
         answers = answers_of(subject.scores, subject.decoding)
@@ -114,5 +114,5 @@ class RewardWins:
 
 
 def outcomes(rewards: Any, opponents: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return 1 where the reward beats the opponent's, 0.5 for a tie, 0 for a loss, [n]."""
+    """Return 1 where the reward is higher than the opponent's, 0.5 for a tie, 0 where it is lower, [n]."""
     return 0.5 + 0.5 * np.sign(np.asarray(rewards, dtype=np.float64) - np.asarray(opponents, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""All judgments of a benchmark as one table to browse."""
+"""Put all judgments of a benchmark into one table to browse."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,8 @@ FIRST = ["system", "category", "prompt", "answer", "other", "verdict", "reason",
 def judgments_table(folders: Mapping[str, Path], max_rows: int | None) -> pd.DataFrame:
     """Return one row per judgment: system, prompt, answer, the other answer of a comparison, verdict, and reason.
 
-    The verdict is the grade, or the outcome for the system's own answer in either order. More than `max_rows` rows are
-    thinned evenly. The table is empty if the benchmark has no judgments.
+    The verdict is the grade, or the outcome for the system's answer, whether it was shown first or second. Of more than
+    `max_rows` rows, evenly spaced ones are returned. The table is empty if the benchmark has no judgments.
     """
     frames = []
     for system, folder in folders.items():

@@ -1,8 +1,8 @@
-"""A record of the cost of a judge's requests, written to disk before each request is sent.
+"""Record the cost of a judge's requests on disk, before each request is sent.
 
-A request that is killed, cut short or never answered may still be billed. So before each try is sent, a line with its
-maximum cost is written. A later line with the same number replaces it by the actual cost. Without such a line the try
-counts at its maximum.
+A request that is killed, cut short or never answered may still be billed. So before each try is sent, a line with the
+try's maximum cost is written. A later line with the same number replaces the maximum by the actual cost. Without this
+second line, the try counts at its maximum cost.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from selfcontrast.store.sealed import append_line
 
 @dataclass(frozen=True)
 class Bill:
-    """The tokens of one try, for the prompt with this hash."""
+    """The tokens of one try. `prompt` is a hash of the prompt."""
 
     prompt: str
     prompt_tokens: int

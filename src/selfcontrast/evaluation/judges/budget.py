@@ -6,7 +6,7 @@ from selfcontrast.constrained import NonNegative, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.bills import Bills
 
-CHARACTERS_PER_TOKEN = 3  # low, so that estimates are rather too high; actual usage replaces them
+CHARACTERS_PER_TOKEN = 3  # a low number, so that estimates are rather too high; actual usage replaces them
 OVERHEAD = 32  # tokens that a chat template may put around a prompt
 
 
@@ -25,16 +25,16 @@ class Price:
 
 
 class Budget:
-    """The spending of all judgments of a job, across benchmarks, and its cap; None for no cap."""
+    """The cost of a job's judgments in all benchmarks, and the cap of that cost; `max_cost` None means no cap."""
 
     def __init__(self, max_cost: float | None) -> None:
         self._max_cost = max_cost
         self._spent = 0.0
-        self._pending = 0.0  # the part of it that is reserved and may turn out to be less
+        self._pending = 0.0  # the part of `_spent` that is only reserved; the actual cost may be lower
         self._counted: set[str] = set()
 
     def count(self, key: str, cost: float) -> None:
-        """Add what an earlier run paid. Each key counts once."""
+        """Add the cost that an earlier run paid for a judgment. Each key counts once."""
         if key not in self._counted:
             self._counted.add(key)
             self._spent += cost
@@ -65,8 +65,8 @@ class Budget:
 class Account:
     """The account of a judge that works for one benchmark and spends from the job's budget.
 
-    A request is sent only if even its longest answer stays within the cap. Its maximum is written to disk first, so it
-    counts whatever happens to the request or this process.
+    A request is sent only if even its longest answer stays within the cap. Its maximum cost is written to disk first.
+    So the cost counts even if the request or this process is killed.
     """
 
     price: Price | None
@@ -75,7 +75,7 @@ class Account:
     bills: Bills
 
     def reserve(self, prompt: str, max_tokens: int) -> "Try":
-        """Reserve the most that one try may cost; raise `UserError` if the cap does not allow it."""
+        """Reserve the maximum cost of one try; raise `UserError` if it exceeds the cap."""
         if self.price is None:
             return Try(self, 0.0, None)
         tokens = token_upper_bound(prompt)
@@ -94,14 +94,14 @@ class Try:
     open: bool = True
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Replace the reserved amount by the tokens used; 0 if the request was rejected or never arrived."""
+        """Replace the reserved amount by the actual tokens; both are 0 if the request was rejected or never arrived."""
         if self.open and self.account.price and self.number:
             self.account.bills.settle(self.number, prompt_tokens, completion_tokens)
             self.account.budget.settle(self.reserved, self.account.price.of(prompt_tokens, completion_tokens))
         self.open = False
 
     def end(self) -> None:
-        """End the try. Unless it was settled, it counts at its maximum, since its actual cost is unknown."""
+        """End the try. Unless it was settled, it counts at its maximum cost, since its actual cost is unknown."""
         if self.open:
             self.account.budget.settle(self.reserved, self.reserved)
         self.open = False

@@ -14,9 +14,11 @@ class Agreement:
     """A judge's agreement with gold verdicts.
 
     Attributes:
-        accuracy: fraction of pairs with the right verdict over both orders; a tie against a preference is half right.
+        accuracy: fraction of pairs whose mean outcome over both orders agrees with gold. A pair counts half if only one
+            of the two is a tie.
         position: the effect of the order of the answers.
-        length: how much more than gold the judge prefers the longer answer, in [-1, 1]; None if all lengths are equal.
+        length: how much more the judge prefers the longer answer than gold does, in [-1, 1]; None if all lengths are
+            equal.
     """
 
     accuracy: Interval
@@ -46,13 +48,13 @@ def agreement(
     Raises:
         ValueError: as in `mean_interval` and `position_bias`.
     """
-    right, (first, second) = np.asarray(gold, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    gold_outcome, (first, second) = np.asarray(gold, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     position = position_bias(first, second, clusters, confidence=confidence)
     outcome = (first + second) / 2
-    agreed = 1 - np.abs(np.sign(outcome - 0.5) - np.sign(right - 0.5)) / 2
+    correct = 1 - np.abs(np.sign(outcome - 0.5) - np.sign(gold_outcome - 0.5)) / 2
     sides = np.sign(np.asarray(longer, dtype=np.float64))
     uneven = sides != 0
-    leaning = ((outcome - right) * sides)[uneven]
+    length_bias = ((outcome - gold_outcome) * sides)[uneven]
     options: dict[str, Any] = {"confidence": confidence, "n_bootstrap": n_bootstrap, "seed": seed}
-    length = mean_interval(leaning, np.asarray(clusters)[uneven], **options) if uneven.any() else None
-    return Agreement(rate_interval(agreed, clusters, confidence=confidence), position, length)
+    length = mean_interval(length_bias, np.asarray(clusters)[uneven], **options) if uneven.any() else None
+    return Agreement(rate_interval(correct, clusters, confidence=confidence), position, length)

@@ -1,4 +1,4 @@
-"""A judge in this process: a chat model of transformers."""
+"""A judge that runs in this process: a chat model from a local folder, with transformers."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -30,9 +30,10 @@ class HFJudge:
 
     Attributes:
         path: folder of the model, which needs a chat template.
-        verdict: the way to read a comparison: "text", as written, or "logprob", weighted by the letters' probabilities.
+        verdict: how a comparison is read: "text" takes the written letter, "logprob" weights all letters by their
+            probabilities.
         max_length: bound on the tokens of prompt and reply together.
-        batch_size: judgments per batch. A batch is lost if the process is killed.
+        batch_size: judgments per batch. If the process is killed, the batch in progress is lost.
     """
 
     path: Text
@@ -73,7 +74,7 @@ class HFJudge:
         fingerprint = self.fingerprint()
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:
-            # Called, and so the model loaded, only if judgments are missing.
+            # This loads the model. It is called only if judgments are missing.
             def ask(prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
                 self._ask(context.device, prompts, attempt, account, store)
 
@@ -87,7 +88,7 @@ class HFJudge:
         renderer = Renderer(load_tokenizer(Path(self.path)))
         decoding = Decoding(1, self.temperature, 1.0, self.reading.max_tokens, self.max_length)
         requests = {index: _request(renderer, prompt) for index, prompt in enumerate(prompts)}
-        short = [(index, r) for index, r in requests.items() if len(r.prompt) < self.max_length]
+        with_room = [(index, r) for index, r in requests.items() if len(r.prompt) < self.max_length]
         for index, request in requests.items():
             if len(request.prompt) >= self.max_length:
                 message = f"the prompt fills judge.max_length={self.max_length} tokens. Raise it."
@@ -96,23 +97,23 @@ class HFJudge:
         if content := noted(self):
             content.check("judge.path")
 
-        def draw(batch: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
+        def sample_batch(batch: Sequence[Request], samples: range, decoding: Decoding, seed: int) -> list[Candidate]:
             return sample(model, renderer.tokenizer, batch, decoding, seed, renderer.end_ids, samples)
 
-        fit = OomBatcher(self.batch_size, draw)
-        for begin in range(0, len(short), self.batch_size):
-            batch = short[begin : begin + self.batch_size]
+        batcher = OomBatcher(self.batch_size, sample_batch)
+        for begin in range(0, len(with_room), self.batch_size):
+            batch = with_room[begin : begin + self.batch_size]
             tries = [account.reserve(prompts[index], self.reading.max_tokens) for index, _ in batch]
-            replies = fit([request for _, request in batch], decoding, attempt)
-            for (index, request), reply, reserved in zip(batch, replies, tries, strict=True):
-                reserved.settle(len(request.prompt), len(reply.token_ids))
+            replies = batcher([request for _, request in batch], decoding, attempt)
+            for (index, request), reply, paid_try in zip(batch, replies, tries, strict=True):
+                paid_try.settle(len(request.prompt), len(reply.token_ids))
                 finish: Any = "stop" if reply.finish_reason == "stop" else "truncated"
                 weights = _weights(model, renderer, request.prompt, reply) if self.verdict == "logprob" else None
                 store(index, Reply(finish, reply.text, len(request.prompt), len(reply.token_ids), weights))
 
 
 def _request(renderer: Renderer, prompt: str) -> Request:
-    """Name a request by its prompt. The name seeds sampling, so a reply does not depend on the other prompts."""
+    """Make a request with a hash of its prompt as id. The id seeds sampling, so other prompts do not change a reply."""
     name = hashlib.sha256(prompt.encode()).hexdigest()
     return Request(name, renderer.prompt([{"role": "user", "content": prompt}]))
 

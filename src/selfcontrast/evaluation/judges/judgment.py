@@ -22,11 +22,11 @@ class Case:
     Attributes:
         example: the prompt or dialogue.
         turn: the judged turn, counted from 0; earlier turns are context.
-        answers: per system, in the order shown, its answers to all turns up to this one.
+        answers: the answers of one or two systems, in the order shown. Each is a tuple over the turns up to this one.
         references: reference answers to the turns up to this one; empty if there are none.
         sample: index of the system's answer, if it gave several.
         swapped: True if the measured system is shown second.
-        wording: name of a template for comparisons with five verdicts, from [[A>>B]] to [[B>>A]]; None for our
+        wording: name of a template for comparisons with five verdicts, from [[A>>B]] to [[B>>A]]; None for the default
             templates, which have three.
     """
 
@@ -43,7 +43,7 @@ class Case:
         return len(self.answers) == 2
 
     def dialogue(self, answers: Sequence[str]) -> list[Message]:
-        """Return one system's dialogue up to the user's message whose answer is judged."""
+        """Return one system's dialogue up to the user's message before the judged answer."""
         if not self.example.turns:
             return list(self.example.prompt)
         messages: list[Message] = []
@@ -59,10 +59,10 @@ class Judgment:
     """The result of judging a case.
 
     Attributes:
-        value: None unless the status is ok. A grade from 1 to 10, or for two answers the outcome for the one shown
-            first: 1 is a win, 0.5 a tie, 0 a loss. Weighted verdicts lie between. With five verdicts, 0.75 and 0.25 are
-            a slight win and a slight loss.
-        reply: the judge's own words, or the reason why there are none.
+        value: None unless the status is ok. For one answer, a grade from 1 to 10. For two, the outcome for the answer
+            shown first: 1 is a win, 0.5 a tie, 0 a loss. Verdicts weighted by probability lie between these. With five
+            verdicts, 0.75 and 0.25 are a slight win and a slight loss.
+        reply: the judge's text, or the reason why there is none.
         prompt_tokens, completion_tokens: summed over all tries, earlier runs included.
     """
 
@@ -101,7 +101,7 @@ Judging = Callable[[Sequence[Case]], list[Judgment]]
 
 @dataclass(frozen=True)
 class CountingJudge:
-    """An open judge that also counts how much of the cases it does not read (`models.truncation`)."""
+    """An open judge that also counts how much text of the cases it does not read (`models.truncation`)."""
 
     judge: Judging
     unread: Callable[[Sequence[Case]], Counts]
@@ -129,5 +129,5 @@ class Judge(Protocol):
         ...
 
     def open(self, context: JudgeContext) -> AbstractContextManager[Judging]:
-        """Load the judge's model or connection and free it at the end."""
+        """Load the judge's model or open its connection; release it at the end."""
         ...

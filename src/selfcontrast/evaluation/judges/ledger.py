@@ -1,7 +1,7 @@
-"""A record of requested judgments under a hash of everything that decides them.
+"""Record judgments on disk, under a hash of everything that they depend on.
 
-Every try is a line of a file, written when the reply arrives. Only ok judgments are reused. Failed ones are requested
-again, and their tokens still count.
+Every try is one line of a file, written when the reply arrives. Only ok judgments are reused. A failed judgment is
+requested again, and the tokens of its failed try still count.
 """
 
 import logging
@@ -48,7 +48,7 @@ class Ledger:
         self._remember(key, judgment)
 
     def _read(self, line: str) -> None:
-        """Read a line; raise `Damaged` if it is not a judgment as written."""
+        """Read a line; raise `Damaged` if its judgment was changed after it was written."""
         if (values := read_line(line)) is None:  # a line cut short by a killed process
             return
         try:
@@ -57,11 +57,11 @@ class Ledger:
             raise Damaged(str(error)) from error
 
     def _remember(self, key: str, judgment: Judgment) -> None:
-        if before := self._judgments.get(key):
+        if earlier := self._judgments.get(key):
             judgment = replace(
-                # If two jobs ask at once, one may fail after the other got its answer.
-                before if before.status == "ok" != judgment.status else judgment,
-                prompt_tokens=before.prompt_tokens + judgment.prompt_tokens,
-                completion_tokens=before.completion_tokens + judgment.completion_tokens,
+                # If two jobs send the same request at once, one may fail after the other has succeeded.
+                earlier if earlier.status == "ok" != judgment.status else judgment,
+                prompt_tokens=earlier.prompt_tokens + judgment.prompt_tokens,
+                completion_tokens=earlier.completion_tokens + judgment.completion_tokens,
             )
         self._judgments[key] = judgment

@@ -18,7 +18,7 @@ from selfcontrast.evaluation.judges.verdicts import choice_position, letter_toke
 from selfcontrast.store import NOT_IN_KEY, fields_of
 from selfcontrast.store.artifact import key_of
 
-MAX_LOGPROBS = 20  # alternatives per token; OpenAI gives no more
+MAX_LOGPROBS = 20  # alternatives per token; OpenAI returns no more
 READY_TRIES = 3
 PROBE = "Is anybody there? Reply with [[5]] and nothing else."
 FINISHED = {"stop": "stop", "length": "truncated", "content_filter": "refused"}
@@ -30,8 +30,9 @@ class OpenAIJudge:
 
     Attributes:
         model: the model's name on the servers. It is part of a judgment's key; the servers' addresses are not.
-        verdict: the way to read a comparison: "text", as written, or "logprob", weighted by the letters' probabilities.
-        extra: further fields of each request.
+        verdict: how a comparison is read: "text" takes the written letter, "logprob" weights all letters by their
+            probabilities.
+        extra: more fields for the body of each request.
     """
 
     model: Text
@@ -69,7 +70,7 @@ class OpenAIJudge:
         asyncio.run(self._ask_all(prompts, attempt, account, store))
 
     async def _ask_all(self, prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
-        # One worker per concurrent request, so that a request is paid for only when it is sent.
+        # One worker per concurrent request, so that cost is reserved only when a request is sent.
         indices = iter(range(len(prompts)))
         async with Client(self.servers) as client:
             ended = asyncio.Event()
@@ -85,17 +86,17 @@ class OpenAIJudge:
                 raise error
 
     def ready(self, context: JudgeContext) -> None:
-        """Send a request before anything costly is computed; `UserError` if `READY_TRIES` requests get no reply."""
+        """Send a test request before anything costly runs; raise `UserError` if `READY_TRIES` of them fail."""
         account = self.reading.account(self.fingerprint(), context)
         spent = self.reading.price.of(*account.bills.tokens(PROBE)) if self.reading.price else 0.0
         context.budget.count(key_of({"probe": self.fingerprint()}), spent)
 
-        async def once() -> Reply:
+        async def probe() -> Reply:
             async with Client(self.servers) as client:
                 return await self._reply(client, PROBE, 0, account, asyncio.Event())
 
         for _ in range(READY_TRIES):  # a single failure may be transient
-            reply = asyncio.run(once())
+            reply = asyncio.run(probe())
             if reply.finish != "api_error":
                 break
         else:
@@ -123,12 +124,12 @@ class OpenAIJudge:
             **({"logprobs": True, "top_logprobs": MAX_LOGPROBS} if self.verdict == "logprob" else {}),
             **self.extra,
         }
-        weigh = self.verdict == "logprob"
+        weighted = self.verdict == "logprob"
         meter = _Meter(account, prompt, self._max_reply_tokens, ended)
 
         def read(answer: Answer) -> Reply:
             try:
-                reply = _read(answer, prompt, weigh)
+                reply = _read(answer, prompt, weighted)
             except InvalidAnswer:
                 meter.paid(_usage(answer))  # an unusable answer is billed too
                 raise
@@ -152,7 +153,7 @@ class _Meter:
     last: Try | None = None
 
     async def begin(self) -> None:
-        """Reserve the try's maximum cost. If the cap has no room, wait until pending requests are settled."""
+        """Reserve the try's maximum cost. If it exceeds the cap, wait until pending requests are settled."""
         while True:
             try:
                 self.last = self.account.reserve(self.prompt, self.max_tokens)
@@ -173,16 +174,16 @@ class _Meter:
         self.ended.set()
 
     def paid(self, tokens: tuple[int | None, int | None]) -> None:
-        """Settle the last try. An unknown cost stays at its maximum."""
+        """Settle the last try. If a number of tokens is unknown, the try keeps its maximum cost."""
         if self.last and tokens[0] is not None and tokens[1] is not None:
             self.last.settle(tokens[0], tokens[1])
 
 
-def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
-    """Read the reply in an answer; raise `InvalidAnswer`, which repeats the request, if it is no chat completion.
+def _read(answer: Answer, prompt: str, weighted: bool) -> Reply:
+    """Read the reply in an answer. If it is no chat completion, raise `InvalidAnswer`: the client then repeats it.
 
     Args:
-        weigh: True if log-probabilities were requested. A verdict without them is unusable.
+        weighted: True if log-probabilities were requested. A verdict without them is unusable.
     """
     try:
         choice = answer["choices"][0]
@@ -191,21 +192,21 @@ def _read(answer: Answer, prompt: str, weigh: bool) -> Reply:
     except (KeyError, IndexError, TypeError, AttributeError):
         raise InvalidAnswer("the answer has no message") from None
     if isinstance(refusal, str) and refusal:
-        return Reply("refused", refusal, *_used(answer, prompt, refusal))
+        return Reply("refused", refusal, *_usage_or_estimate(answer, prompt, refusal))
     if text is None and finish == "length":
         text = ""  # a reasoning judge that used up all its tokens before it answered
     if finish not in FINISHED or not isinstance(text, str):
         raise InvalidAnswer(f"the answer has no usable message (finish_reason {str(finish)[:40]})")
     text = text.encode(errors="replace").decode()  # half a surrogate pair is valid JSON but not text
-    weights = _weights(choice.get("logprobs"), text) if weigh and finish == "stop" else None
-    return Reply(FINISHED[finish], text, *_used(answer, prompt, text), weights)  # type: ignore[arg-type]
+    weights = _weights(choice.get("logprobs"), text) if weighted and finish == "stop" else None
+    return Reply(FINISHED[finish], text, *_usage_or_estimate(answer, prompt, text), weights)  # type: ignore[arg-type]
 
 
 def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
     """Return each letter's log-probability at the position of the verdict; None without a verdict."""
     if (position := choice_position(text)) is None:
         return None
-    # Count in bytes, since a character that the tokenizer splits is in no token's text.
+    # Count in bytes: if the tokenizer splits a character, no token's text holds that character.
     begin, target = 0, len(text[:position].encode())
     try:
         for token in log_probs["content"]:
@@ -225,8 +226,8 @@ def _weights(log_probs: Any, text: str) -> dict[str, float] | None:
     raise InvalidAnswer("the answer has no log-probabilities of the verdict, which judge.verdict=logprob needs")
 
 
-def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:
-    """Return prompt and completion tokens as the server counts them, or estimates if it does not say."""
+def _usage_or_estimate(answer: Answer, prompt: str, text: str) -> tuple[int, int]:
+    """Return prompt and completion tokens as the server counts them, or estimates if it gives no counts."""
     prompt_tokens, completion_tokens = _usage(answer)
     return (
         estimated_tokens(prompt) if prompt_tokens is None else prompt_tokens,
@@ -235,7 +236,7 @@ def _used(answer: Answer, prompt: str, text: str) -> tuple[int, int]:
 
 
 def _usage(answer: Answer) -> tuple[int | None, int | None]:
-    """Return prompt and completion tokens as the server counts them; None if it does not say."""
+    """Return prompt and completion tokens as the server counts them; None if it gives no count."""
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     prompt_tokens, completion_tokens = (

@@ -1,4 +1,4 @@
-"""Several judges as one: the mean of their values, and how far they disagree."""
+"""Use several judges as one: take the mean of their values, and measure how far they disagree."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,17 +26,17 @@ from selfcontrast.store import settings_of
 
 @dataclass(frozen=True)
 class PanelJudgment(Judgment):
-    """The mean of the members' values if all are ok; else the status of the first that is not."""
+    """The mean of the members' values if all are ok, else the status of the first failed one."""
 
     members: tuple[Judgment, ...] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of judges. Each judges every case with its own prompt, ledger and price, one judge after the other.
+    """A panel of judges. They work one after the other. Each judges every case, with its own prompt, ledger and price.
 
     Attributes:
-        judges: two or more by name, each a `selfcontrast.evaluation.judges.Judge`.
+        judges: at least two `selfcontrast.evaluation.judges.Judge` objects, by name.
     """
 
     judges: dict[Text, Any]
@@ -62,7 +62,7 @@ class Panel:
 
     @property
     def verdict(self) -> str:
-        """The way to read comparisons: "logprob" if any of the judges weights verdicts by probability."""
+        """How comparisons are read: "logprob" if at least one judge weights letters by probability, else "text"."""
         modes = {getattr(judge, "verdict", "text") for judge in self.judges.values()}
         return "logprob" if "logprob" in modes else "text"
 
@@ -80,8 +80,8 @@ class Panel:
             judge.cost([judgment.members[index] for judgment in judgments if isinstance(judgment, PanelJudgment)])
             for index, judge in enumerate(self.judges.values())
         ]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known) if known else None
+        known_costs = [cost for cost in costs if cost is not None]
+        return sum(known_costs) if known_costs else None
 
     def ready(self, context: JudgeContext) -> None:
         """Send one request to each judge behind a server; raise `UserError` if one does not answer."""

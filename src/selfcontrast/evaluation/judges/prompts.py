@@ -1,7 +1,7 @@
-"""Render the prompts of judges from our templates.
+"""Render the prompts of judges from templates.
 
-A template is rendered in one pass, so braces in an answer have no effect. All foreign text is fenced by lines with a
-sign that is a hash of that text. So no text can contain its own sign.
+All placeholders are replaced at once, so braces in an answer have no effect. Dialogues and answers are fenced by lines
+with a sign, which is a hash of their text. So no text can contain its own sign.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ from selfcontrast.files import EVALUATION
 
 TEMPLATES = EVALUATION / "judge_templates"
 NAMES = ("single", "single_reference", "pairwise", "pairwise_reference")
-FIVE_GRADED = ("arena_hard", "arena_hard_creative")  # with five verdicts; only in the keys of benchmarks that use them
-_HOLE = re.compile(r"\{(\w+)\}")
+# Templates with five verdicts. Only the keys of benchmarks that use them depend on these templates.
+FIVE_GRADED = ("arena_hard", "arena_hard_creative")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Part:
 
 
 def judge_prompt(case: Case, max_characters: int) -> str:
-    """Render the prompt. The middle of an answer beyond `max_characters` is replaced by a note to the judge."""
+    """Render a case's prompt. If a text has more than `max_characters`, a note to the judge replaces its middle."""
     names = ("A", "B") if case.pairwise else ("",)
     systems = {
         f"dialogue_{name}".rstrip("_").lower(): _dialogue(case, answers, name, max_characters)
@@ -43,7 +44,7 @@ def judge_prompt(case: Case, max_characters: int) -> str:
 
 @cache
 def templates_hash(names: tuple[str, ...] = NAMES) -> str:
-    """Hash templates, by default those that all judges share. A change of wording makes another judge."""
+    """Hash templates, by default those that all judges share. With another wording, a judge counts as another judge."""
     return hashlib.sha256("\0".join(_template(name) for name in names).encode()).hexdigest()
 
 
@@ -53,7 +54,7 @@ def _template(name: str) -> str:
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    return _HOLE.sub(lambda hole: values[hole[1]], template)
+    return _PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], template)
 
 
 def _dialogue(case: Case, answers: Sequence[str], name: str, max_characters: int) -> list[_Part]:
@@ -65,7 +66,7 @@ def _dialogue(case: Case, answers: Sequence[str], name: str, max_characters: int
 
 
 def _clean(text: str, max_characters: int) -> str:
-    """Return text that can be encoded, without halves of surrogate pairs, and of bounded length."""
+    """Replace halves of surrogate pairs, which cannot be encoded, and the middle of a text that is too long."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     if len(text) <= max_characters:
         return text

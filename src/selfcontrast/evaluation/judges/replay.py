@@ -1,4 +1,4 @@
-"""A judge that replays recorded judgments, from FastChat's files or ours."""
+"""A judge that replays recorded judgments from a file in FastChat's format."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ Key = tuple[str, int, int, bool]  # question, turn from 0, sample, swapped
 
 @dataclass(frozen=True)
 class ReplayJudge:
-    """Recorded replies, read like a judge's.
+    """A judge whose replies come from a file. Verdicts are read from them as from a model's replies.
 
-    FastChat's rows have question_id, turn (from 1), model and judgment. Those of a comparison have model_1, model_2,
+    FastChat's rows have question_id, turn (from 1), model and judgment. Rows of a comparison have model_1, model_2,
     g1_judgment (model_1 shown first) and g2_judgment. `sample` is optional.
 
     Attributes:
@@ -35,7 +35,7 @@ class ReplayJudge:
     against: Text | None
 
     def check(self, verifier: Verifier | None) -> None:
-        """Raise `UserError` if a judgment occurs twice with different replies: two sets of answers were mixed."""
+        """Raise `UserError` if a judgment occurs twice with different replies, since two sets of answers were mixed."""
         self._replies()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class ReplayJudge:
             question, turn, *_ = min(duplicates)
             raise UserError(
                 f"{self.path}: {len(duplicates)} judgments of {self.model} occur twice with different replies, such as "
-                f"question {question}, turn {turn + 1}. Two sets of answers were mixed. Keep one of each."
+                f"question {question}, turn {turn + 1}. Two sets of answers were mixed. Keep one of the two sets."
             )
         if not replies:
             models_there = ", ".join(sorted(models)) or "no model"

@@ -1,4 +1,4 @@
-"""RequestReplies judges that reply in text: prompts, tries, the ledger and the budget."""
+"""Run judges that reply in text: render prompts, repeat failed tries, use the ledger and the budget."""
 
 import logging
 import math
@@ -43,7 +43,7 @@ class Reply:
 StoreReply = Callable[[int, Reply], None]
 """Store a reply, called with the prompt's index as soon as the reply arrives."""
 RequestReplies = Callable[[Sequence[str], int, Account, StoreReply], None]
-"""Request a reply to each prompt, in the try with this number (from 0), paid from the account."""
+"""Request a reply to each prompt. Arguments: prompts, number of the try (from 0), paying account, reply store."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ReplySettings:
     """The settings of requests for replies.
 
     Attributes:
-        attempts: tries per judgment, until one is ok.
+        attempts: maximum tries per judgment. The first ok try is the last.
         max_tokens: bound on a reply's tokens.
         max_characters: bound on the characters of an answer; the middle of a longer one is not shown to the judge.
         price: price of a million tokens; None if free or unknown.
@@ -78,8 +78,8 @@ class ReplySettings:
             prompts[keys[-1]] = (prompt, case)
         account = self.account(judge, context)
         for key, (prompt, _) in prompts.items():
-            before = _billed(ledger.get(key) or Judgment("api_error", None), account, prompt)
-            context.budget.count(key, self.cost([before]) or 0.0)
+            earlier = _billed(ledger.get(key) or Judgment("api_error", None), account, prompt)
+            context.budget.count(key, self.cost([earlier]) or 0.0)
         for attempt in range(self.attempts):
             pending = [key for key in prompts if (last := ledger.get(key)) is None or last.status != "ok"]
             if not pending:
@@ -97,12 +97,12 @@ class ReplySettings:
         return judgments
 
     def unread(self, cases: Sequence[Case]) -> Counts:
-        """Return the characters of every answer, and those of its middle that the judge does not see, [answers, 2]."""
+        """Return each answer's number of characters, and how many of them the judge does not see, [answers, 2]."""
         lengths = [len(answers[case.turn]) for case in cases for answers in case.answers]
         return np.array([[n, max(0, n - self.max_characters)] for n in lengths], dtype=np.int64).reshape(-1, 2)
 
     def account(self, judge: Mapping[str, Any], context: JudgeContext) -> Account:
-        """Open the account that pays this judge's requests, with the bills of earlier runs."""
+        """Open the account that pays for this judge's requests, with the bills of earlier runs."""
         bills = Bills(context.judgments, judge)
         return Account(self.price, context.budget, context.label, bills)
 
@@ -134,7 +134,7 @@ def check_verdict(verdict: str) -> None:
 
 
 def _billed(judgment: Judgment, account: Account, prompt: str) -> Judgment:
-    """Return the judgment with the tokens of every try that may have been billed, answered or not."""
+    """Return the judgment with the tokens of all tries that may have been billed, even without an answer."""
     prompt_tokens, completion_tokens = account.bills.tokens(prompt)
     return replace(
         judgment,

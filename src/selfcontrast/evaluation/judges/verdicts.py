@@ -61,7 +61,7 @@ def choice_position(reply: str) -> int | None:
 
 
 def letter_tokens(token: str, index: int) -> dict[str, str]:
-    """Return for each letter the token with it in place of the verdict's letter, which is at `index` of `token`."""
+    """Return by letter a copy of `token` with that letter in place of the verdict's letter at `index`."""
     return {letter: f"{token[:index]}{letter}{token[index + 1 :]}" for letter in OUTCOMES}
 
 
@@ -78,7 +78,7 @@ def expected_outcome(log_probs: Mapping[str, float]) -> float:
 
 
 def from_scores(scores: Sequence[float]) -> Judgment:
-    """Make a judgment of a judge's scores: a grade of one score in [0, 1], or which of two scores is higher."""
+    """Make a judgment from scores: a grade from one score in [0, 1], or a win of the higher of two scores."""
     reply = " against ".join(f"{score:.4f}" for score in scores)
     if not all(map(math.isfinite, scores)):
         return Judgment("unparsable", None, reply)

@@ -35,15 +35,16 @@ def mean_interval(
 ) -> Interval:
     """Return the mean over all observations with its interval over clusters. values, clusters: [n].
 
-    Each bound is the outer one of two intervals, which fail in different cases (benchmarks/RESULTS.md):
+    Two intervals are computed, which fail in different cases (benchmarks/RESULTS.md). Each bound is the outer one of
+    their two bounds:
 
-    - The bias-corrected and accelerated bootstrap (BCa; Efron 1987) follows skewed scores. It is too narrow for few,
+    - The bias-corrected and accelerated bootstrap (BCa; Efron 1987) adapts to skewed scores. It is too narrow for few,
       mostly tied clusters: it covers 81% instead of 95% at 20 clusters. Its normal quantile z is replaced by
       sqrt(C / (C-1)) times Student's t (Hesterberg 2015, arXiv 1411.5279), which corrects for few clusters.
-    - Student's t holds with ties and few clusters, but not with skew.
+    - Student's t interval is valid with ties and few clusters, but not with skew.
 
     If the clusters' means do not differ, their variance is unknown and the bounds are NaN. For a fraction of outcomes
-    use `rate_interval`, whose interval has width even then.
+    use `rate_interval`: its interval has a width even if all means are equal.
     """
     sums, counts = by_cluster(values, clusters)
     n, size = int(counts.sum()), len(sums)
@@ -51,27 +52,28 @@ def mean_interval(
     estimate = float(sums.sum() / n)
     if size == 1 or not varies(sums / counts):
         return Interval(estimate, np.nan, np.nan, n, size, confidence)
-    drawn = _bootstrap(sums, counts, n_bootstrap, seed)
+    replicates = _bootstrap(sums, counts, n_bootstrap, seed)
     leave_one_out = (sums.sum() - sums) / (n - counts)
-    low, high = bca(estimate, drawn, leave_one_out.mean() - leave_one_out, 1, confidence)
-    half = _students(confidence, size - 1) * _standard_error(sums, counts)
-    return Interval(estimate, min(low, estimate - half), max(high, estimate + half), n, size, confidence)
+    low, high = bca(estimate, replicates, leave_one_out.mean() - leave_one_out, 1, confidence)
+    half_width = _t_quantile(confidence, size - 1) * _standard_error(sums, counts)
+    low, high = min(low, estimate - half_width), max(high, estimate + half_width)
+    return Interval(estimate, low, high, n, size, confidence)
 
 
 def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Return the mean of outcomes in [0, 1] with its interval over clusters. outcomes, clusters: [n].
 
-    Clopper and Pearson's interval at the effective sample size: the number of independent wins and losses that would
-    vary as the clusters do (Korn and Graubard 1998, Survey Methodology 24, 193). It stays in [0, 1] and has width even
-    if all outcomes are the same. If every cluster is a win or a loss, it is the exact binomial interval. Otherwise the
-    clusters' variance is uncertain itself:
+    This is Clopper and Pearson's interval at the effective sample size: the number of independent wins and losses whose
+    mean varies as much as that of the clusters (Korn and Graubard 1998, Survey Methodology 24, 193). It stays in [0, 1]
+    and has a width even if all outcomes are the same. If every cluster is a win or a loss, it is the exact binomial
+    interval. Otherwise the clusters' variance is uncertain itself:
 
-    - One cluster of the largest variance is added, so that 20 ties of 20 are not certainty.
+    - One cluster of the largest variance is added, so that 20 ties in 20 clusters do not give a width of 0.
     - The effective size is multiplied by (z/t)^2. The degrees of freedom of t are the number of clusters that differ
-      from the commonest value, plus 2, and at most C-1: with 98 perfect prompts and 2 others only those 2 carry
+      from the most frequent value, plus 2, and at most C-1: with 98 perfect prompts and 2 others only those 2 carry
       information about the variance.
 
-    It reaches its level in all simulated settings, and exceeds it if outcomes are few or mostly equal.
+    In all simulated settings it covers at least its confidence level, and more if outcomes are few or mostly equal.
 
     Raises:
         ValueError: for an outcome outside [0, 1], and as in `mean_interval`.
@@ -89,15 +91,15 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float
     if size == 1:
         return Interval(estimate, np.nan, np.nan, n, size, confidence)
     means = sums / counts
-    effective = float(size)
+    effective_size = float(size)
     exact = np.isin(means, (0.0, 1.0)).all() and (estimate in (0.0, 1.0) or (counts == counts[0]).all())
     if not exact:
         scaled = ((sums - counts * estimate) * size / n) ** 2
-        commonest = np.unique(means.round(12), return_counts=True)[1].max()
-        quantile = _students(confidence, min(size - 1, size - int(commonest) + 2))
-        effective = size**2 / (scaled.sum() / (estimate * (1 - estimate)) + 1)
-        effective *= (float(ndtri((1 + confidence) / 2)) / quantile) ** 2
-    wins, losses, tail = effective * estimate, effective * (1 - estimate), (1 - confidence) / 2
+        mode_count = np.unique(means.round(12), return_counts=True)[1].max()
+        quantile = _t_quantile(confidence, min(size - 1, size - int(mode_count) + 2))
+        effective_size = size**2 / (scaled.sum() / (estimate * (1 - estimate)) + 1)
+        effective_size *= (float(ndtri((1 + confidence) / 2)) / quantile) ** 2
+    wins, losses, tail = effective_size * estimate, effective_size * (1 - estimate), (1 - confidence) / 2
     low = float(betaincinv(wins, losses + 1, tail)) if wins > 0 else 0.0
     high = float(betaincinv(wins + 1, losses, 1 - tail)) if losses > 0 else 1.0
     return Interval(estimate, low, high, n, size, confidence)
@@ -106,7 +108,7 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float
 def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
     """Return the standard error of the mean over all observations; NaN for one cluster. values, clusters: [n].
 
-    The sandwich estimator with its C / (C-1) correction. With one observation per cluster it is s / sqrt(n).
+    It is the sandwich estimator with its C / (C-1) correction. With one observation per cluster it is s / sqrt(n).
     """
     sums, counts = by_cluster(values, clusters)
     return _standard_error(sums, counts) if len(sums) > 1 else float("nan")
@@ -153,15 +155,15 @@ def paired_difference(
 
 
 def _bootstrap(sums: Floats, counts: Floats, n_bootstrap: int, seed: int) -> Floats:
-    """Return the means [resamples] of bootstrap samples of clusters."""
+    """Return the mean of each bootstrap sample of clusters, [resamples]."""
     rng = np.random.default_rng(seed)
     size = len(sums)
     equal = bool((counts == counts[0]).all())
     means = []
     for rows in blocks(n_bootstrap, size):
-        drawn = rng.integers(0, size, (rows, size), dtype=np.int32)
-        total = size * counts[0] if equal else counts[drawn].sum(axis=1)
-        means.append(sums[drawn].sum(axis=1) / total)
+        indices = rng.integers(0, size, (rows, size), dtype=np.int32)
+        total = size * counts[0] if equal else counts[indices].sum(axis=1)
+        means.append(sums[indices].sum(axis=1) / total)
     return np.concatenate(means)
 
 
@@ -172,21 +174,23 @@ def _standard_error(sums: Floats, counts: Floats) -> float:
     return float(np.sqrt(size / (size - 1) * (residuals**2).sum()) / n)
 
 
-def _students(confidence: float, degrees: int) -> float:
+def _t_quantile(confidence: float, degrees: int) -> float:
     """Return the quantile of Student's t for a two-sided interval."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
-def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, confidence: float) -> tuple[float, float]:
+def bca(
+    estimate: float, replicates: Floats, influence: Floats, parameters: int, confidence: float
+) -> tuple[float, float]:
     """Return both bounds of the BCa interval of an estimate (Efron 1987).
 
     The normal quantile z is replaced by sqrt(C / (C-k)) times Student's t for k parameters estimated from C clusters.
 
     Args:
         estimate: the estimate from all clusters.
-        drawn: the estimate of each bootstrap sample, [resamples].
+        replicates: the estimate from each bootstrap sample, [resamples].
         influence: each cluster's influence on the estimate, up to a common factor, [C]; C must exceed k.
         parameters: k.
         confidence: the confidence level.
@@ -194,16 +198,16 @@ def bca(estimate: float, drawn: Floats, influence: Floats, parameters: int, conf
     from scipy.special import ndtr, ndtri
 
     size = len(influence)
-    z = np.sqrt(size / (size - parameters)) * _students(confidence, size - parameters)
-    below = (np.mean(drawn < estimate) + np.mean(drawn <= estimate)) / 2
-    bias = ndtri(np.clip(below, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
+    z = np.sqrt(size / (size - parameters)) * _t_quantile(confidence, size - parameters)
+    below = (np.mean(replicates < estimate) + np.mean(replicates <= estimate)) / 2
+    bias = ndtri(np.clip(below, 0.5 / len(replicates), 1 - 0.5 / len(replicates)))
     largest = np.abs(influence).max()
     if largest == 0:
         return estimate, estimate
     scaled = influence / largest  # the ratio below does not depend on scale, but tiny values would underflow
     acceleration = (scaled**3).sum() / (6 * (scaled**2).sum() ** 1.5)
     shifted = bias + z * np.array([-1.0, 1.0])
-    # Beyond a zero denominator the formula changes sign. There the quantile is the end of the range.
+    # Where the denominator is negative, the formula has the wrong sign. There the bound is the end of the range.
     probabilities = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-9))
-    low, high = np.quantile(drawn, probabilities)
+    low, high = np.quantile(replicates, probabilities)
     return float(low), float(high)

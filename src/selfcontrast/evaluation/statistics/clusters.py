@@ -30,7 +30,7 @@ def differences(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, clusters_b: Arr
         raise ValueError("the two systems must have the same clusters")
     (sum_a, count_a), (sum_b, count_b) = by_cluster(a, clusters), by_cluster(b, other)
     mean_a, mean_b = sum_a / count_a, sum_b / count_b
-    # Rounding is not a difference. Else the same scores in another order could be "better" in every cluster.
+    # Rounding is not a difference. Otherwise the same scores in another order could be "better" in every cluster.
     return np.where(np.isclose(mean_a, mean_b, rtol=1e-12, atol=0), 0.0, mean_a - mean_b)
 
 
@@ -41,7 +41,7 @@ def varies(values: ArrayLike) -> bool:
 
 
 def check_settings(confidence: float, n_bootstrap: int) -> None:
-    """Raise ValueError for a level outside (0, 1) or fewer than one resample."""
+    """Raise ValueError for a confidence level outside (0, 1) or fewer than one resample."""
     if not (0 < confidence < 1 and n_bootstrap >= 1):
         raise ValueError(f"confidence must be in (0, 1) and n_bootstrap above 0, not {confidence} and {n_bootstrap}")
 

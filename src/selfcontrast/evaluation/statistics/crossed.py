@@ -34,7 +34,7 @@ class CrossedMean:
         low, high: bounds of the interval; NaN without variation.
         p_value: two-sided, for a mean of 0; NaN without variation.
         error: standard error over seeds and prompts.
-        seed_error: the part of it that more prompts would not reduce.
+        seed_error: the part of `error` that more prompts would not reduce.
     """
 
     estimate: float
@@ -51,10 +51,10 @@ class CrossedMean:
 def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> CrossedMean:
     """Estimate the mean of values [seeds, prompts] with an interval for other seeds and other prompts.
 
-    With one seed the interval is Student's t over prompts: it holds for that seed and other prompts. A table without
-    variation has no interval and no p-value, since it has no information on how seeds or prompts differ.
+    With one seed the interval is Student's t over prompts: it is valid for that seed and other prompts. A table without
+    variation has no interval and no p-value, since it does not show how much seeds or prompts differ.
 
-    Raises ValueError for anything but a table of finite numbers, or a level outside (0, 1).
+    Raises ValueError for values that are not a table of finite numbers, or a confidence level outside (0, 1).
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
@@ -70,12 +70,13 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> CrossedMean:
             estimate, nan, nan, nan, nan if table.size == 1 else 0.0, seed_error, seeds, prompts, confidence
         )
     squares = mean_squares(table)
-    half = _half_width(squares, seeds, prompts, 1 - confidence)
+    half_width = _half_width(squares, seeds, prompts, 1 - confidence)
     error = _half_width(squares, seeds, prompts, None)
-    if not half > 0:  # seeds do not differ, prompts do not differ, only cells do
+    if not half_width > 0:  # the means of seeds do not differ, nor those of prompts; only single cells do
         return CrossedMean(estimate, nan, nan, nan, error, seed_error, seeds, prompts, confidence)
     p = _p_value(squares, seeds, prompts, abs(estimate))
-    return CrossedMean(estimate, estimate - half, estimate + half, p, error, seed_error, seeds, prompts, confidence)
+    low, high = estimate - half_width, estimate + half_width
+    return CrossedMean(estimate, low, high, p, error, seed_error, seeds, prompts, confidence)
 
 
 def mean_squares(table: Floats) -> tuple[float, float, float]:
@@ -84,16 +85,16 @@ def mean_squares(table: Floats) -> tuple[float, float, float]:
     grand, by_seed, by_prompt = table.mean(), table.mean(axis=1), table.mean(axis=0)
     rest = table - by_seed[:, None] - by_prompt[None, :] + grand
     return (
-        _over(prompts * np.square(by_seed - grand).sum(), seeds - 1),
-        _over(seeds * np.square(by_prompt - grand).sum(), prompts - 1),
-        _over(np.square(rest).sum(), (seeds - 1) * (prompts - 1)),
+        _mean_square(prompts * np.square(by_seed - grand).sum(), seeds - 1),
+        _mean_square(seeds * np.square(by_prompt - grand).sum(), prompts - 1),
+        _mean_square(np.square(rest).sum(), (seeds - 1) * (prompts - 1)),
     )
 
 
 def _half_width(squares: tuple[float, float, float], seeds: int, prompts: int, alpha: float | None) -> float:
     """Return the half-width of the 1 - alpha interval; the standard error if alpha is None.
 
-    It is at least that over prompts alone. The sum can be smaller if the seeds' means happen to be equal.
+    It is at least the half-width over prompts alone. The sum could be smaller if the seeds' means happen to be equal.
     """
     from scipy.special import stdtrit  # the quantile of Student's t
 
@@ -118,8 +119,8 @@ def _p_value(squares: tuple[float, float, float], seeds: int, prompts: int, dist
     def excess(log_alpha: float) -> float:
         return _half_width(squares, seeds, prompts, float(np.exp(log_alpha))) - distance
 
-    least = float(np.log(1e-100))
-    return float(np.exp(brentq(excess, least, 0.0, xtol=1e-10))) if excess(least) > 0 else 0.0
+    lowest = float(np.log(1e-100))
+    return float(np.exp(brentq(excess, lowest, 0.0, xtol=1e-10))) if excess(lowest) > 0 else 0.0
 
 
 def _seed_variance(table: Floats) -> float:
@@ -131,5 +132,5 @@ def _seed_variance(table: Floats) -> float:
     return max(seed - (rest if prompts > 1 else 0.0), 0.0) / table.size
 
 
-def _over(total: float, degrees: int) -> float:
+def _mean_square(total: float, degrees: int) -> float:
     return float(total / degrees) if degrees else float("nan")

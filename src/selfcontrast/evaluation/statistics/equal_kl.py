@@ -2,8 +2,8 @@
 
 Each run is a path from (KL 0, the fine-tuned model's score) over its checkpoints to its policy. Paths are compared
 at the smallest final KL, which all of them reach. The score there is interpolated linearly between the two points
-around it. Each bootstrap sample of prompts has its own paths and smallest final KL, so the interval includes the noise
-of both.
+around it. Paths and smallest final KL are computed anew in each bootstrap sample of prompts, so the interval includes
+the noise of both.
 """
 
 from collections.abc import Sequence
@@ -55,12 +55,12 @@ def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int,
             raise ValueError("a path needs two points or more, and all paths the same prompts")
         if not (np.isfinite(kl).all() and np.isfinite(scores).all()):
             raise ValueError("values must be finite")
-    where, estimates = _scores(arrays, np.full((1, prompts), 1 / prompts))
-    rng, drawn = np.random.default_rng(seed), []
+    common_kl, estimates = _scores(arrays, np.full((1, prompts), 1 / prompts))
+    rng, replicates = np.random.default_rng(seed), []
     for rows in blocks(n_bootstrap, prompts):
         weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=rows) / prompts
-        drawn.append(_scores(arrays, weights)[1])
-    samples = np.concatenate(drawn, axis=1)
+        replicates.append(_scores(arrays, weights)[1])
+    samples = np.concatenate(replicates, axis=1)
 
     def interval(estimate: float, values: Floats) -> Interval:
         low, high = (
@@ -69,24 +69,27 @@ def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int,
         return Interval(estimate, float(low), float(high), prompts, prompts, confidence)
 
     return EqualKL(
-        float(where[0]),
+        float(common_kl[0]),
         [interval(float(estimates[i, 0]), samples[i]) for i in range(len(paths))],
         [interval(float(estimates[i, 0] - estimates[0, 0]), samples[i] - samples[0]) for i in range(len(paths))],
     )
 
 
-def score_at(kl: Floats, scores: Floats, where: Floats) -> Floats:
-    """Return the scores [n] where paths first reach a KL, else the last. kl, scores: [n, points]; where: [n]."""
-    reached = kl[:, 1:] >= where[:, None]
+def score_at(kl: Floats, scores: Floats, target_kl: Floats) -> Floats:
+    """Return each path's score where it first reaches a KL, else its last score, [n].
+
+    kl, scores: [n, points]; target_kl: [n].
+    """
+    reached = kl[:, 1:] >= target_kl[:, None]
     after = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, kl.shape[1] - 1)
     rows = np.arange(len(kl))
     left, right = kl[rows, after - 1], kl[rows, after]
-    fraction = np.clip((where - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+    fraction = np.clip((target_kl - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
     return np.asarray(scores[rows, after - 1] + fraction * (scores[rows, after] - scores[rows, after - 1]))
 
 
 def _scores(arrays: Sequence[tuple[Floats, Floats]], weights: Floats) -> tuple[Floats, Floats]:
     """Return, for weights of prompts [n, prompts], the common KL [n] and the scores at it [paths, n]."""
     means = [(weights @ kl.T, weights @ scores.T) for kl, scores in arrays]
-    where = np.maximum(np.min([kl[:, -1] for kl, _ in means], axis=0), 0.0)
-    return where, np.stack([score_at(kl, scores, where) for kl, scores in means])
+    common_kl = np.maximum(np.min([kl[:, -1] for kl, _ in means], axis=0), 0.0)
+    return common_kl, np.stack([score_at(kl, scores, common_kl) for kl, scores in means])

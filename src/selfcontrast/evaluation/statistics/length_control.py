@@ -4,9 +4,9 @@ The model is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): the log-odds
 
     model + length * tanh(Δ / std(Δ)) + difficulty * d,        Δ: the answer's length minus the baseline's,
 
-evaluated at Δ = 0 and averaged over the judgments. AlpacaEval's standard error is that of one fit's predictions. Here
-the model is refitted in every bootstrap sample of prompts. A small ridge replaces the cross-validated penalty, so that
-every fit is a convex problem with one solution.
+evaluated at Δ = 0 and averaged over the judgments. AlpacaEval computes its standard error from the predictions of one
+fit. Here the model is refitted in every bootstrap sample of prompts. A small ridge replaces AlpacaEval's
+cross-validated penalty, so that every fit is a convex problem with one solution.
 """
 
 from collections.abc import Iterator
@@ -30,10 +30,10 @@ Judgments = tuple[ArrayLike, ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike,
 """Outcomes, length differences, clusters, and difficulties if known."""
 
 LEAST_INFORMATION = 0.5
-"""The information of two judgments at even odds. With less in some direction, a fit is determined by the ridge."""
+"""The information of two judgments at even odds. With less in some direction, the ridge determines a fit, not data."""
 
 FRAGILE = 0.05
-"""Above this fraction of fragile refits an interval is reported as weak: they reach beyond its 2.5% quantiles."""
+"""Above this fraction of fragile refits, an interval is reported as weak: its 2.5% quantiles may be fragile refits."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class ControlledRate:
     """A win rate at equal length, or the difference of two.
 
     Attributes:
-        interval: the rate in [0, 1], or the difference. Under `near_separation` its width comes from the prior.
+        interval: the rate in [0, 1], or the difference. With `near_separation`, its width comes from the prior.
         near_separation: True if the data hardly determine the fit: (nearly) all wins or all losses, outcomes decided by
             length alone, or equal length differences. The rate then means little.
-        fragile_refits: fraction of bootstrap refits with the same problem. Well above 0, the interval means little. NaN
-            without refits.
+        fragile_refits: fraction of bootstrap refits that the data hardly determine. If it is well above 0, the interval
+            means little. NaN without refits.
     """
 
     interval: Interval
@@ -116,15 +116,15 @@ def length_controlled_win_rate(
     """
     check_settings(confidence, n_bootstrap)
     fit = _Fit.of(outcomes, length_differences, clusters, difficulties)
-    judged, size = fit.judged, len(fit.names)
-    near = fit.near_separation
+    regression, size = fit.regression, len(fit.names)
     interval = fit.value(confidence)
     fragile = np.array([np.nan])
-    if size > judged.parameters:
-        parts = [fit.refit(counts) for counts in draws_of(size, judged.size, n_bootstrap, seed)]
+    if size > regression.parameters:
+        parts = [fit.refit(counts) for counts in draws_of(size, regression.size, n_bootstrap, seed)]
         rates, fragile = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         interval = fit.interval(interval, rates)
-    return LengthControlledRate(interval, near, float(fragile.mean()), judged.coefficients(fit.coefficients))
+    coefficients = regression.coefficients(fit.coefficients)
+    return LengthControlledRate(interval, fit.near_separation, float(fragile.mean()), coefficients)
 
 
 def length_controlled_difference(
@@ -143,8 +143,8 @@ def length_controlled_difference(
     Args:
         a, b: each system's outcomes [n], length differences [n], clusters [n] and, if known, difficulties [n], as in
             `length_controlled_win_rate`. The systems may have different numbers of judgments per prompt.
-        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN unless prompts outnumber coefficients,
-            and if nothing varies. Its n counts both systems' judgments.
+        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN unless there are more prompts than
+            coefficients, and if nothing varies. The interval's n counts both systems' judgments.
 
     Raises:
         ValueError: as in `length_controlled_win_rate`, and if the systems do not have the same prompts.
@@ -154,18 +154,21 @@ def length_controlled_difference(
     if not np.array_equal(fit_a.names, fit_b.names):
         raise ValueError("the two systems must have the same clusters")
     estimate, size = fit_a.rate - fit_b.rate, len(fit_a.names)
-    n, parameters = fit_a.judged.size + fit_b.judged.size, max(fit_a.judged.parameters, fit_b.judged.parameters)
+    n, parameters = (
+        fit_a.regression.size + fit_b.regression.size,
+        max(fit_a.regression.parameters, fit_b.regression.parameters),
+    )
     interval, fragile = Interval(estimate, np.nan, np.nan, n, size, confidence), np.array([np.nan])
-    near = fit_a.near_separation or fit_b.near_separation
+    near_separation = fit_a.near_separation or fit_b.near_separation
     if size > parameters:
-        draws = draws_of(size, max(fit_a.judged.size, fit_b.judged.size), n_bootstrap, seed)
+        draws = draws_of(size, max(fit_a.regression.size, fit_b.regression.size), n_bootstrap, seed)
         refits = [(*fit_a.refit(counts), *fit_b.refit(counts)) for counts in draws]
         rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
         fragile = fragile_a | fragile_b
         both = (fit_a.interval(fit_a.value(confidence), rates), fit_b.interval(fit_b.value(confidence), rates_b))
         influence = fit_a.influence() - fit_b.influence()
-        interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near)
-    return ControlledRate(interval, near, float(fragile.mean()))
+        interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near_separation)
+    return ControlledRate(interval, near_separation, float(fragile.mean()))
 
 
 def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike = (0.0,)) -> float:
@@ -175,16 +178,19 @@ def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike
 
 
 class _Regression:
-    """The judgments as a regression. Constant columns are left out, since the model's own column covers them."""
+    """The judgments as a regression.
+
+    A column of zeros is left out: of a constant difficulty, which is centred, or if all length differences are 0.
+    """
 
     def __init__(self, outcomes: Floats, lengths: Floats, difficulty: Floats) -> None:
         self.outcomes = outcomes
         self.centre, self.spread = float(difficulty.mean()), float(difficulty.std())
         centred = (difficulty - self.centre) / self.spread if self.spread > 0 else np.zeros_like(difficulty)
         columns = np.stack([np.ones_like(outcomes), lengths, centred], axis=1)
-        self.kept = columns.any(axis=0)
-        self.design = columns[:, self.kept]
-        self.at_equal_length = (columns * [1, 0, 1])[:, self.kept]
+        self.used_columns = columns.any(axis=0)
+        self.design = columns[:, self.used_columns]
+        self.at_equal_length = (columns * [1, 0, 1])[:, self.used_columns]
         self.size, self.parameters = self.design.shape
 
     def fit(self, weights: Floats, start: Floats) -> Floats:
@@ -218,14 +224,14 @@ class _Regression:
     def coefficients(self, fitted: Floats) -> Coefficients:
         """Return the coefficients in the input's units. fitted: [k]."""
         values = np.zeros(3)
-        values[self.kept] = fitted
+        values[self.used_columns] = fitted
         difficulty = values[2] / self.spread if self.spread > 0 else 0.0
         return Coefficients(float(values[0] - difficulty * self.centre), float(values[1]), float(difficulty))
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The fit to all judgments of a system.
+    """The fit to all judgments of a system, with C prompts.
 
     Attributes:
         names: the prompts, [C].
@@ -234,7 +240,7 @@ class _Fit:
         rate: win rate at equal length.
     """
 
-    judged: _Regression
+    regression: _Regression
     names: NDArray[Any]
     index: NDArray[np.intp]
     coefficients: Floats
@@ -245,15 +251,15 @@ class _Fit:
         cls, outcomes: ArrayLike, lengths: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None = None
     ) -> "_Fit":
         columns = _columns(outcomes, lengths, clusters, difficulties)
-        judged = _Regression(np.asarray(outcomes, dtype=np.float64), *columns)
+        regression = _Regression(np.asarray(outcomes, dtype=np.float64), *columns)
         names, index = np.unique(np.asarray(clusters), return_inverse=True)
-        once = np.ones((1, judged.size))
-        fitted = judged.fit(once, np.zeros(judged.parameters))
-        return cls(judged, names, index, fitted[0], float(judged.rates(fitted, once)[0]))
+        ones = np.ones((1, regression.size))
+        fitted = regression.fit(ones, np.zeros(regression.parameters))
+        return cls(regression, names, index, fitted[0], float(regression.rates(fitted, ones)[0]))
 
     @property
     def near_separation(self) -> bool:
-        return bool(self.judged.fragile(self.coefficients[None], np.ones((1, self.judged.size)))[0])
+        return bool(self.regression.fragile(self.coefficients[None], np.ones((1, self.regression.size)))[0])
 
     def refit(self, counts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Refit with prompts weighted by `counts`; return the rates and which fits are fragile, [rows] each.
@@ -261,44 +267,44 @@ class _Fit:
         counts: [rows, C].
         """
         weights = counts[:, self.index]
-        fitted = self.judged.fit(weights, self.coefficients)
-        return self.judged.rates(fitted, weights), self.judged.fragile(fitted, weights)
+        fitted = self.regression.fit(weights, self.coefficients)
+        return self.regression.rates(fitted, weights), self.regression.fragile(fitted, weights)
 
     def value(self, confidence: float) -> Interval:
         """Return the rate, without bounds."""
-        return Interval(self.rate, np.nan, np.nan, self.judged.size, len(self.names), confidence)
+        return Interval(self.rate, np.nan, np.nan, self.regression.size, len(self.names), confidence)
 
     def interval(self, value: Interval, rates: Floats) -> Interval:
         """Return the rate's interval from its refits. rates: [resamples]."""
-        error = self.judged.error(self.coefficients)
-        return refitted_rate(value, rates, self.influence(), self.judged.parameters, error, self.near_separation)
+        error = self.regression.error(self.coefficients)
+        return refitted_rate(value, rates, self.influence(), self.regression.parameters, error, self.near_separation)
 
     def influence(self) -> Floats:
         """Return the rate's derivative by each prompt's weight, [C]; they add up to 0."""
-        influence = np.bincount(self.index, weights=self.judged.influence(self.coefficients)) / self.judged.size
+        influence = np.bincount(self.index, weights=self.regression.influence(self.coefficients)) / self.regression.size
         centred: Floats = influence - influence.mean()
         return centred
 
 
 def refitted_rate(
-    value: Interval, drawn: Floats, influence: Floats, parameters: int, model_error: float, near_separation: bool
+    value: Interval, replicates: Floats, influence: Floats, parameters: int, model_error: float, near_separation: bool
 ) -> Interval:
     """Return a rate with bounds: each is the outer one of BCa and Student's t, as in `mean_interval`.
 
-    Student's t is applied to the rate's log-odds, so that it stays within [0, 1]. Its standard error is the sandwich
-    estimator's. A fit that the data hardly determine, or without variation, has hardly any residuals, which makes the
-    sandwich far too small. Then the standard error is at least that of the model with its ridge.
+    Student's t is applied to the rate's log-odds, so that the bounds stay within [0, 1]. Its standard error is the
+    sandwich estimator's. If the data hardly determine the fit, or do not vary, there are hardly any residuals, and the
+    sandwich is far too small. Then the standard error is at least that of the model with its ridge.
 
     Args:
-        drawn: the rate of each bootstrap sample, [resamples].
+        replicates: the rate in each bootstrap sample, [resamples].
         influence: the rate's derivative by each cluster's weight, [C].
         parameters: as in `bca`.
         model_error: the rate's standard error from the model's curvature.
     """
-    low, high = _bca_or_none(value, drawn, influence, parameters)
+    low, high = _bca_or_none(value, replicates, influence, parameters)
     degrees = len(influence) - parameters
     error = _sandwich(influence, parameters)
-    if near_separation or not varies(drawn):
+    if near_separation or not varies(replicates):
         error = max(error, model_error)
     spread = max(value.estimate * (1 - value.estimate), 1e-12)  # derivative of the rate by its log-odds
     half = float(stdtrit(degrees, (1 + value.confidence) / 2)) * error / spread
@@ -308,7 +314,7 @@ def refitted_rate(
 
 def refitted_difference(
     value: Interval,
-    drawn: Floats,
+    replicates: Floats,
     influence: Floats,
     parameters: int,
     rates: tuple[Interval, Interval],
@@ -321,12 +327,12 @@ def refitted_difference(
     difference does not vary.
 
     Args:
-        value, drawn, influence, parameters: as in `refitted_rate`.
+        value, replicates, influence, parameters: as in `refitted_rate`.
         rates: the two rates with their intervals.
     """
-    if not near_separation and not varies(drawn):
+    if not near_separation and not varies(replicates):
         return value
-    low, high = _bca_or_none(value, drawn, influence, parameters)
+    low, high = _bca_or_none(value, replicates, influence, parameters)
     degrees = len(influence) - parameters
     half = float(stdtrit(degrees, (1 + value.confidence) / 2)) * _sandwich(influence, parameters)
     low, high = min(low, value.estimate - half), max(high, value.estimate + half)
@@ -337,11 +343,11 @@ def refitted_difference(
     return replace(value, low=low, high=high)
 
 
-def _bca_or_none(value: Interval, drawn: Floats, influence: Floats, parameters: int) -> tuple[float, float]:
+def _bca_or_none(value: Interval, replicates: Floats, influence: Floats, parameters: int) -> tuple[float, float]:
     """Return the bounds of the BCa interval, or the estimate itself if the bootstrap samples do not differ."""
-    if not varies(drawn):
+    if not varies(replicates):
         return value.estimate, value.estimate
-    return bca(value.estimate, drawn, influence, parameters, value.confidence)
+    return bca(value.estimate, replicates, influence, parameters, value.confidence)
 
 
 def _sandwich(influence: Floats, parameters: int) -> float:
@@ -367,9 +373,9 @@ def _columns(
     outcomes: ArrayLike, length_differences: ArrayLike, clusters: ArrayLike, difficulties: ArrayLike | None
 ) -> tuple[Floats, Floats]:
     """Check the input; return tanh(Δ / std(Δ)) [n] and the difficulties [n]."""
-    known = np.zeros(np.shape(outcomes)) if difficulties is None else difficulties
-    _, delta = check_judgments(outcomes, length_differences, clusters, known)
-    difficulty = np.asarray(known, dtype=np.float64)
+    difficulties = np.zeros(np.shape(outcomes)) if difficulties is None else difficulties
+    _, delta = check_judgments(outcomes, length_differences, clusters, difficulties)
+    difficulty = np.asarray(difficulties, dtype=np.float64)
     if not np.isfinite(difficulty).all():
         raise ValueError("values must be finite. Remove missing judgments first, and count them.")
     spread = float(delta.std(ddof=1)) if delta.size > 1 else 0.0
@@ -380,5 +386,5 @@ def draws_of(size: int, judgments: int, n_bootstrap: int, seed: int) -> Iterator
     """Yield how often each prompt is drawn, in blocks [rows, size] with `n_bootstrap` rows in total."""
     rng = np.random.default_rng(seed)
     for rows in blocks(n_bootstrap, judgments):
-        drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
+        indices = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
+        yield np.bincount(indices.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)

@@ -1,17 +1,17 @@
 """Estimate win rates at equal length of several systems against one opponent, for prompts of unknown difficulty.
 
-A prompt with a short opponent's answer is often easy, and every system's answer is longer in comparison. Without the
-prompt's difficulty, its effect is attributed to length (`length_control.py` needs known difficulties). Here difficulty
-is estimated jointly over all systems and samples compared with the same opponent. The log-odds that system m wins pair
-i of prompt p are
+A prompt that the opponent answers briefly is often easy, and every system's answer to it is longer in comparison. A
+model without difficulty would attribute this effect to length (`length_control.py` needs known difficulties). Here
+difficulty is estimated jointly over all systems and samples compared with the same opponent. The log-odds that system m
+wins pair i of prompt p are
 
     model_m + length * x_i + between * mean(x)_p + difficulty_p,        x = tanh(Δ / std(Δ)),
 
 - `length` is a single number, since it is the judge's preference for any system's answers.
 - `difficulty_p` is shrunk towards 0 by a normal prior of standard deviation `SPREAD`.
-- `between` is the difference of prompts with longer answers (Mundlak 1978, Econometrica 46, 69). With it, `length` is
-  estimated only within prompts. Without it, shrinkage attributes a part of the difficulty to `length`: in simulations
-  the rates were off by 3 to 8 points (benchmarks/RESULTS.md).
+- `between` is the effect of a prompt's mean length (Mundlak 1978, Econometrica 46, 69). With it, `length` is estimated
+  only within prompts. Without it, shrinkage attributes a part of the difficulty to `length`: in simulations the rates
+  were off by 3 to 8 points (benchmarks/RESULTS.md).
 
 The rate is the mean over prompts of the win probability at x_i = 0, with the same weight for each judged prompt. If no
 prompt has two pairs of different length, `length` is not identified, and there is no rate.
@@ -50,8 +50,8 @@ class OutcomePairs:
     Attributes:
         outcomes: in [0, 1]: 1 is a win, 0.5 a tie, [n].
         lengths: length of the system's answer minus the opponent's, in any unit, [n].
-        prompts: label of the prompt, whose pairs share a difficulty, [n]: a turn of a question.
-        clusters: label of the bootstrap's unit, [n]: a question with all its turns.
+        prompts: label of each pair's prompt, such as a turn of a question, [n]. A prompt's pairs share a difficulty.
+        clusters: label of the unit that the bootstrap draws, such as a question with all its turns, [n].
     """
 
     outcomes: ArrayLike
@@ -85,9 +85,9 @@ def length_controlled_within_prompts(
 ) -> WithinPrompts | None:
     """Estimate each system's win rate at equal length; None if it is not identified.
 
-    Differences use the prompts on which both systems were judged; without such prompts there is none. Intervals are as
-    in `mean_interval`, with the model refitted in each of `n_bootstrap` bootstrap samples of clusters. Bounds are NaN
-    unless there are more clusters than coefficients, and for a difference that does not vary.
+    Differences use the prompts on which both systems were judged. Without such prompts there is no difference.
+    Intervals are as in `mean_interval`, with the model refitted in each of `n_bootstrap` bootstrap samples of clusters.
+    Bounds are NaN unless there are more clusters than coefficients, and for a difference that does not vary.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -96,42 +96,43 @@ def length_controlled_within_prompts(
     model = _Model(systems)
     if not model.identified:
         return None
-    once = np.ones((1, model.size))
-    start = model.fit(once)
+    ones = np.ones((1, model.size))
+    start = model.fit(ones)
     names = list(systems)
     contrasts: list[tuple[str, str | None]] = [(name, None) for name in names]
     if baseline in names:
         base = model.judged[names.index(baseline)]
         common = [name for i, name in enumerate(names) if name != baseline and (model.judged[i] & base).any()]
         contrasts += [(name, baseline) for name in common]
-    estimates = model.values(start, once, contrasts)[0]
-    weak = model.fragile(start, once)[0]
-    drawn, fragile = [np.full((1, len(contrasts)), np.nan)], [np.full((1, len(names)), np.nan)]
+    estimates = model.values(start, ones, contrasts)[0]
+    weak = model.fragile(start, ones)[0]
+    replicates, fragile = [np.full((1, len(contrasts)), np.nan)], [np.full((1, len(names)), np.nan)]
     parameters = model.design.shape[1]
     if model.clusters > parameters:
-        drawn, fragile = [], []
+        replicates, fragile = [], []
         for counts in draws_of(model.clusters, len(model.outcomes), n_bootstrap, seed):
             weights = counts[:, model.cluster]
             fitted = model.fit(weights, start)
-            drawn.append(model.values(fitted, weights, contrasts))
+            replicates.append(model.values(fitted, weights, contrasts))
             fragile.append(model.fragile(fitted, weights))
-    values, broken = np.concatenate(drawn), np.concatenate(fragile)
+    values, fragile_refits = np.concatenate(replicates), np.concatenate(fragile)
     results: list[ControlledRate] = []
     for i, (name, other) in enumerate(contrasts):
         members = [names.index(member) for member in (name, other) if member is not None]
         n = sum(int((model.system == member).sum()) for member in members)
         judged = np.logical_and.reduce([model.judged[member] for member in members])
         size = len(np.unique(model.cluster[judged]))
-        near = bool(weak[members].any())
+        near_separation = bool(weak[members].any())
         interval = Interval(float(estimates[i]), np.nan, np.nan, n, size, confidence)
         if model.clusters > parameters:
             influence, error = model.influence(start, name, other)
             if other is None:
-                interval = refitted_rate(interval, values[:, i], influence, parameters, error, near)
+                interval = refitted_rate(interval, values[:, i], influence, parameters, error, near_separation)
             else:
                 both = (results[members[0]].interval, results[members[1]].interval)
-                interval = refitted_difference(interval, values[:, i], influence, parameters, both, near)
-        results.append(ControlledRate(interval, near, float(broken[:, members].max(axis=1).mean())))
+                interval = refitted_difference(interval, values[:, i], influence, parameters, both, near_separation)
+        fraction = float(fragile_refits[:, members].max(axis=1).mean())
+        results.append(ControlledRate(interval, near_separation, fraction))
     rates = dict(zip(names, results, strict=False))
     differences = {name: value for (name, other), value in zip(contrasts, results, strict=True) if other is not None}
     return WithinPrompts(rates, differences, float(start[0][0, len(names)]))
@@ -182,7 +183,7 @@ class _Model:
     def fit(self, weights: Floats, start: _Fitted | None = None) -> _Fitted:
         """Maximise the penalised likelihood with prompts weighted by `weights` [B, P].
 
-        Newton's method on coefficients and difficulties together, with steps damped as in `fit_logistic`.
+        Use Newton's method on coefficients and difficulties together, with steps damped as in `fit_logistic`.
         """
         rows, k = len(weights), self.design.shape[1]
         fitted, difficulty = np.zeros((rows, k)), np.zeros((rows, self.size))
@@ -194,11 +195,11 @@ class _Model:
             curvature, slope, by_prompt = self._curvature(current, weights[active])
             step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
             residual, precision, mixed = by_prompt
-            moved = (residual - np.einsum("bpk,bk->bp", mixed, step)) / precision
-            distance = np.abs(step @ self.design.T + moved[:, self.prompt]).max(axis=1, keepdims=True)
+            difficulty_step = (residual - np.einsum("bpk,bk->bp", mixed, step)) / precision
+            distance = np.abs(step @ self.design.T + difficulty_step[:, self.prompt]).max(axis=1, keepdims=True)
             damping = np.divide(np.log1p(distance), distance, out=np.ones_like(distance), where=distance > 0)
             fitted[active] += step * damping
-            difficulty[active] += moved * damping
+            difficulty[active] += difficulty_step * damping
             active = active[distance[:, 0] > _TOLERANCE]
             if len(active) == 0:
                 return fitted, difficulty
@@ -210,12 +211,12 @@ class _Model:
         for name, other in contrasts:
             probabilities, judged = self._probabilities(fitted, name, other)
             counts = weights * judged
-            # A bootstrap sample may lack all prompts of a system that was judged on few.
+            # If a system was judged on few prompts, a bootstrap sample may contain none of them.
             columns.append((counts * probabilities).sum(axis=1) / np.maximum(counts.sum(axis=1), 1e-300))
         return np.stack(columns, axis=1)
 
     def fragile(self, fitted: _Fitted, weights: Floats) -> NDArray[np.bool_]:
-        """Return for which systems the data hardly determine their coefficient and `length`, [B, systems]."""
+        """Return True for systems whose coefficient and `length` the data hardly determine, [B, systems]."""
         curvature, _, _ = self._curvature(fitted, weights)
         covariance = np.linalg.inv(curvature)
         length = len(self.names)
@@ -228,7 +229,7 @@ class _Model:
     def influence(self, fitted: _Fitted, name: str, other: str | None) -> tuple[Floats, float]:
         """Return the derivative of a rate or difference by each cluster's weight, [C], and its standard error.
 
-        The derivatives add up to 0. The standard error is from the model's curvature.
+        The derivatives add up to 0. The standard error comes from the model's curvature.
         """
         probabilities, judged = self._probabilities(fitted, name, other)
         curvature, _, (_, precision, mixed) = self._curvature(fitted, np.ones((1, self.size)))
@@ -244,11 +245,11 @@ class _Model:
                 gradient -= (slope / precision[0]) @ mixed[0]  # the difficulties depend on the coefficients
         residuals = self.outcomes - self._fitted_probabilities(fitted)[0]
         scores = np.add.reduceat(residuals[:, None] * self.design, self.starts)
-        moving = np.linalg.solve(curvature[0], gradient)
-        through_fit = scores @ moving
-        moved = (probabilities[0] - rate) * judged / count + through_fit
-        influence = np.bincount(self.cluster, weights=moved)
-        return influence - influence.mean(), float(np.sqrt(gradient @ moving))
+        solution = np.linalg.solve(curvature[0], gradient)
+        through_fit = scores @ solution
+        by_prompt = (probabilities[0] - rate) * judged / count + through_fit
+        influence = np.bincount(self.cluster, weights=by_prompt)
+        return influence - influence.mean(), float(np.sqrt(gradient @ solution))
 
     def _probabilities(self, fitted: _Fitted, name: str, other: str | None) -> tuple[Floats, NDArray[np.bool_]]:
         """Return win probabilities at equal length, or differences of two, [B, P], and which prompts count [P]."""

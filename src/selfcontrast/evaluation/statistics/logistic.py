@@ -6,8 +6,8 @@ from scipy.special import expit
 from selfcontrast.evaluation.statistics.clusters import Floats
 
 RIDGE = 0.01
-"""Half of it times each squared coefficient is subtracted from the log-likelihood: a normal prior of standard deviation
-10 on log-odds. It hardly moves what the data determine, and keeps the fit finite otherwise."""
+"""RIDGE / 2 times each squared coefficient is subtracted from the log-likelihood: a normal prior of standard deviation
+10 on log-odds. It hardly changes coefficients that the data determine, and keeps all others finite."""
 
 _STEPS, _TOLERANCE = 200, 1e-9  # tolerance of a coefficient, in log-odds
 
@@ -15,8 +15,8 @@ _STEPS, _TOLERANCE = 200, 1e-9  # tolerance of a coefficient, in log-odds
 def fit_logistic(design: Floats, outcomes: Floats, weights: Floats, start: Floats) -> Floats:
     """Return the coefficients [B, k] that maximise the weighted log-likelihood minus the ridge, per row of weights.
 
-    Newton's method with damped steps: each is scaled by log(1 + d) / d, where d is its length times that of the longest
-    row of `design`. So it converges from any start (Sun & Tran-Dinh 2019, arXiv 1703.04599, generalized
+    Newton's method takes damped steps: each is scaled by log(1 + d) / d, where d is the step's length times the length
+    of the longest row of `design`. So it converges from any start (Sun & Tran-Dinh 2019, arXiv 1703.04599, generalized
     self-concordance of order 2), and quadratically at the end.
 
     Args:
@@ -30,10 +30,11 @@ def fit_logistic(design: Floats, outcomes: Floats, weights: Floats, start: Float
     fitted = np.tile(start, (len(weights), 1))
     active = np.arange(len(weights))
     for _ in range(_STEPS):
-        rows, weigh = fitted[active], weights[active]
-        probability = expit(rows @ design.T)
-        slope = (weigh * (outcomes - probability)) @ design - RIDGE * rows
-        step = np.linalg.solve(_curvature(weigh, probability, squares, ridge=RIDGE), slope[:, :, None])[:, :, 0]
+        current, active_weights = fitted[active], weights[active]
+        probability = expit(current @ design.T)
+        slope = (active_weights * (outcomes - probability)) @ design - RIDGE * current
+        curvature = _curvature(active_weights, probability, squares, ridge=RIDGE)
+        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
         distance = longest * np.linalg.norm(step, axis=1, keepdims=True)
         fitted[active] += step * np.divide(np.log1p(distance), distance, out=np.ones_like(distance), where=distance > 0)
         active = active[np.abs(step).max(axis=1) > _TOLERANCE]
@@ -45,7 +46,7 @@ def fit_logistic(design: Floats, outcomes: Floats, weights: Floats, start: Float
 def least_information(design: Floats, weights: Floats, fitted: Floats) -> Floats:
     """Return the smallest eigenvalue of the data's Fisher information, without the ridge, of each fit [B].
 
-    A judgment at even odds adds a quarter. Near 0 the data do not determine some combination of coefficients.
+    A judgment at even odds adds 1/4. Near 0 the data do not determine some combination of coefficients.
     """
     information = _curvature(weights, expit(fitted @ design.T), _squares(design), ridge=0.0)
     return np.linalg.eigvalsh(information)[:, 0].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Correct p-values for multiple tests: at 5%, one of twenty true null hypotheses is rejected."""
+"""Correct p-values for multiple tests. Uncorrected tests at 5% reject one in twenty true null hypotheses."""
 
 import numpy as np
 from numpy.typing import ArrayLike

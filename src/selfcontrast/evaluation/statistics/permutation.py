@@ -7,7 +7,11 @@ from selfcontrast.evaluation.statistics.clusters import blocks, check_settings, 
 
 
 def least_p_value(prompts: int | None, n_bootstrap: int) -> float:
-    """Return the smallest possible p-value of `paired_permutation_test`. prompts: their number; None for very many."""
+    """Return the smallest possible p-value of `paired_permutation_test`.
+
+    Args:
+        prompts: number of prompts; None for very many.
+    """
     exact = prompts is not None and 2**prompts <= n_bootstrap
     return 2.0 / 2**prompts if exact and prompts else 1 / (1 + n_bootstrap)
 
@@ -23,8 +27,8 @@ def paired_permutation_test(
 ) -> float:
     """Return the two-sided p-value in (0, 1] of `paired_difference`, by flipping signs of the clusters' differences.
 
-    Exact with at most `n_bootstrap` sign patterns. Otherwise it is (1 + hits) / (1 + n_bootstrap), which is never 0
-    and keeps the test's level (Phipson & Smyth 2010). Shapes and errors as in `paired_difference`.
+    With at most `n_bootstrap` sign patterns the p-value is exact. Otherwise it is (1 + hits) / (1 + n_bootstrap), which
+    is never 0 and keeps the test's level (Phipson & Smyth 2010). Shapes and errors are as in `paired_difference`.
     """
     check_settings(0.5, n_bootstrap)
     difference = differences(a, b, clusters, clusters_b)
