@@ -24,7 +24,7 @@ from selfcontrast.training.dpo import SelfContrastDPO
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.packed_module import PackedModule, Record
-from selfcontrast.training.reference import score_groups, score_in_passes
+from selfcontrast.training.reference import score_groups, score_in_microbatches
 from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.steps import length
 
@@ -115,7 +115,7 @@ def _rescore(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor
     use_shared_prompt(policy, machine.attention)
 
     def score() -> int:
-        scores.update(score_in_passes(policy, [steps], machine))
+        scores.update(score_in_microbatches(policy, [steps], machine))
         return steps.tokens
 
     row = _timed("reference, in training's passes", score)

@@ -186,7 +186,7 @@ def test_align_sampler_reference_trains_as_stored_reference(sampled: SampledPool
 def test_align_without_reference_rewards_are_log_probabilities(sampled: SampledPool) -> None:
     """At step 0 the rewards are the stored scores. No change from a reference is recorded."""
     zeros = {group.id: torch.zeros(len(group.responses)) for group in sampled.groups}
-    summary, records = sampled.aligned("by-none", StoredScores(zeros, compared=False), self_contrast(0.5))
+    summary, records = sampled.aligned("by-none", StoredScores(zeros, reference_is_model=False), self_contrast(0.5))
     margins = [0.5 * (scores[0] - scores[1:]) for scores in sampled.scored.values()]
     expected = [torch.log1p(torch.exp(-margin)).mean() for margin in margins]
     assert records[0]["loss"] == pytest.approx(float(sum(expected)) / 4, abs=1e-3)

@@ -25,7 +25,7 @@ from selfcontrast.training.reference import (
     Scoring,
     read_reference,
     score_groups,
-    score_in_passes,
+    score_in_microbatches,
     score_reference,
 )
 from selfcontrast.training.steps import Steps
@@ -115,10 +115,10 @@ def test_align_rescored_reference_has_zero_margin_in_bf16(
     assert after[1]["margin"] != 0
 
 
-def test_score_in_passes_two_ranks_cover_every_group() -> None:
+def test_score_in_microbatches_two_ranks_cover_every_group() -> None:
     policy, machine = llama(), hardware(max_tokens_per_microbatch=40)
     steps = [Steps(GROUPS, 4, 2, 40, 0, ranks=(rank, 2)) for rank in range(2)]
-    scores = score_in_passes(policy, steps, machine)
+    scores = score_in_microbatches(policy, steps, machine)
     assert scores.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
         expected = [sum(plain(group, response)) for response in group.responses]
