@@ -64,7 +64,7 @@ SCALARS: dict[str, Any] = {
     "published": Text | None,
     "recompute": list[str],
     **dict.fromkeys(("beta", "fraction"), Positive),  # objectives and filters check them, too
-    "fraction_of": Literal["distinct", "samples"],  # a filter may not use it
+    "fraction_of": Literal["distinct", "samples"],  # not every filter uses it
     "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
@@ -79,8 +79,8 @@ TARGET_METRICS = ("score", "difference", "win_rate")
 class Parts:
     """A job, built and checked: the argument of `pipeline.run`.
 
-    `begun` is the start time of the command, in seconds since the epoch. Stages in `recompute` that are older are
-    computed again.
+    `begun` is the start time of the command, in seconds since the epoch. If a stage is in `recompute`, its artifact is
+    computed again unless it is newer.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Parts:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """The settings that decide the examples: the data, and the rows that the model's template cannot render."""
+        """The settings that determine the examples: the data, and the rows that are left out."""
         return {
             "data": self.data.fingerprint(),
             **({"left_out": key_of({"rows": sorted(self.left_out)})} if self.left_out else {}),
@@ -131,7 +131,7 @@ class Parts:
 
 
 def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None) -> Parts:
-    """Build every part, and check everything that can be checked before compute. Raises `UserError`.
+    """Build every part, and check everything that can be checked before compute. Raise `UserError` for a mistake.
 
     Args:
         splits: the examples, if they have been read already.
@@ -177,11 +177,11 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     generator = parts["generator"]
     parts["filter"].check(
         cfg.negatives, generator.samples, verified, generator.has_log_probs
-    )  # a generator of pairs knows its samples only now
+    )  # a generator that reads pairs knows its number of samples only now
     check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
     checks.check_targets(parts, splits["train"], cfg.iterations)
     for name, benchmark in parts["evaluation"].benchmarks.items():
-        _checked(benchmark, f"evaluation.benchmarks.{name}", grader)
+        _check_benchmark(benchmark, f"evaluation.benchmarks.{name}", grader)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError(
@@ -194,7 +194,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # made for each other
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # they always fit
         splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     splits, ungraded = checks.drop_ungradable(splits, str(parts["evaluation"].split), verified)
     left_out = [*left_out, *ungraded]
@@ -244,7 +244,7 @@ def assemble(
 
 
 def build_groups(cfg: DictConfig) -> dict[str, Any]:
-    """Build each group of the config. Raises `UserError` as `build` does, and if a group is of the wrong kind."""
+    """Build each group of the config. Raise `UserError` as `build` does, and for a group of the wrong kind."""
     kinds = get_type_hints(Parts)
     return {group: typed(build(cfg[group], group), kinds[group], group) for group in GROUPS}
 
@@ -282,16 +282,16 @@ def _grader(verifier: Verifier) -> Verifier | None:
 
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:
-    """Prefix the message of a class, which does not know its place in the config, with the setting's full path."""
-    above, _, last = where.rpartition(".")
+    """Add the setting's full path to an error message of a class, which does not know its place in the config."""
+    parent, _, last = where.rpartition(".")
     first = re.split(r"\W", message, maxsplit=1)[0]
     if first in known:
         return f"{where}.{message}"
-    return f"{above}.{message}" if above and first == re.split(r"\W", last)[0] else message
+    return f"{parent}.{message}" if parent and first == re.split(r"\W", last)[0] else message
 
 
-def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
-    """Check a benchmark before compute. Raises `UserError` that names it."""
+def _check_benchmark(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
+    """Check a benchmark before compute. Raise `UserError` with its path in the config."""
     implementing(benchmark, Benchmark, where)
     try:
         benchmark.check(verifier)

@@ -19,7 +19,7 @@ from typing_extensions import get_protocol_members, is_protocol
 
 from selfcontrast.errors import UserError
 
-MAX_INT = 2**31 - 1  # files and libraries store 32 bits
+MAX_INT = 2**31 - 1  # files and libraries store integers in 32 bits
 MAX_PRINTED = 60  # characters of a value in an error
 
 
@@ -52,7 +52,7 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Seconds = Annotated[Positive, Field(le=1e7)]
 Probability = Annotated[Real, Field(ge=0, le=1)]
 BelowOne = Annotated[Real, Field(ge=0, lt=1)]
-Fraction = Annotated[Real, Field(gt=0, le=1)]  # up to the whole
+Fraction = Annotated[Real, Field(gt=0, le=1)]  # 1 included
 ProperFraction = Annotated[Real, Field(gt=0, lt=1)]
 Cosine = Annotated[Real, Field(gt=-1, le=1)]
 Temperature = Annotated[NonNegative, Field(le=1000)]
@@ -61,7 +61,7 @@ Text = Annotated[str, AfterValidator(_has_text)]
 
 
 def typed(value: Any, annotation: Any, name: str) -> Any:
-    """Return `value` converted to `annotation`: 1 becomes a float, "many" is refused.
+    """Return `value` converted to the type `annotation`. For a float, 1 becomes 1.0 and "many" is refused.
 
     Raises:
         UserError: if the value has the wrong type or is out of bounds. The error names the full key.
@@ -87,12 +87,12 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
 
 
 def quoted(text: str) -> str:
-    """Return a text in Hydra's quotes, with quotes, and backslashes before them, escaped."""
+    """Return a text in quotes for Hydra. Quotes in it, and backslashes before them, are escaped."""
     return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def check_numbers(settings: Any, where: str) -> None:
-    """Check the numbers of a dataclass that was built without a config. Raises `UserError` as `typed` does.
+    """Check the numbers of a dataclass that was built without a config. Raise `UserError` as `typed` does.
 
     Args:
         where: the path of the settings in the config.
@@ -112,19 +112,19 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def implementing(value: Any, protocol: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` if it lacks a member of the protocol. Members are not evaluated."""
+    """Return `value`. Raise `UserError` if it lacks a member of the protocol. Members are not evaluated."""
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
         kind, description, lacks = protocol.__name__.lower(), value, ""
         if is_dataclass(value):
             description, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
-        _refuse(name, description, f"not a {kind}{lacks}. Choose one of the files in conf, which name a _target_.")
+        _refuse(name, description, f"not a {kind}{lacks}. Choose an option of conf, or give a class as _target_.")
     return value
 
 
 def finite(value: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` if it is or contains a number that is not finite, or invalid text."""
+    """Return `value`. Raise `UserError` if it is or contains a number that is not finite, or invalid text."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number")
     if isinstance(value, str):
@@ -140,7 +140,7 @@ def finite(value: Any, name: str) -> Any:
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise `UserError` for a text with a lone surrogate, which is how Python reads bytes that are not valid text."""
+    """Raise `UserError` for a text with a lone surrogate: Python reads bytes that are not valid text as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -158,7 +158,7 @@ def _refuse(name: str, value: Any, reason: str) -> Any:
 
 
 def _is_key(part: int | str) -> bool:
-    """Return whether it is a place in the value, not one of pydantic's names for the types that it tried."""
+    """Return True for a key or index of the value, False for pydantic's name of a type that it tried."""
     return isinstance(part, int) or (part.isidentifier() and part not in ("int", "float", "str", "bool", "none"))
 
 

@@ -89,7 +89,7 @@ def test_ray_with_invalid_values_raises(changes: dict[str, Any], pattern: str) -
 
 def test_check_with_more_actors_than_cores_raises() -> None:
     engine(actors=[1, 4_000]).check()
-    with pytest.raises(UserError, match="2000 cores of"):
+    with pytest.raises(UserError, match="2000 cores are needed"):
         engine(actors=4_000).check()
 
 

@@ -53,7 +53,7 @@ class Hardware:
         if self.bf16_copy and self.precision != "bf16-mixed":
             raise UserError("hardware.bf16_copy=true needs hardware.precision=bf16-mixed. Set it to false.")
         if self.bf16_copy and self.strategy == "fsdp2":
-            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers weights in bfloat16 already. Set it to false.")
+            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 weights anyway. Set it to false.")
         if self.rescore_reference and self.strategy == "fsdp2":
             raise UserError("hardware.rescore_reference=true needs the whole policy on one device. Use strategy=ddp.")
         if self.rescore_reference and self.max_tokens_per_microbatch == "auto":

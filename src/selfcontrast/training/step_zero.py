@@ -68,8 +68,8 @@ def _log_start(noise: float, loss: float, expected: float, is_noise: bool) -> No
         )
     elif not is_noise:
         log.warning(
-            "align: at step 0 the loss is %.5g, but a policy that equals its reference has %.5g. The difference is more "
-            "than noise. Score the reference again with recompute=[reference] or hardware.rescore_reference=true.",
+            "align: at step 0 the loss is %.5g, but a policy that equals its reference has %.5g. The difference is "
+            "more than noise. Score the reference again with recompute=[reference] or hardware.rescore_reference=true.",
             loss,
             expected,
         )
