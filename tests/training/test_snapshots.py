@@ -8,7 +8,7 @@ import torch
 from killed_runs import run_training
 from safetensors.torch import load_file
 from test_align import OBJECTIVE, first_groups
-from test_fit import precise
+from test_fit import float64_policy
 from torch import Tensor
 
 from selfcontrast.engines.local import Local
@@ -106,7 +106,7 @@ def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str,
     settings, rows = optim(batch_size=3), groups(7)
     for ranks in (1, 2):
         machine = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
-        policy, data = adapter.wrap(precise(), seed=0).double(), StepData(rows, [], settings, machine, seed=3)
+        policy, data = adapter.wrap(float64_policy(), seed=0).double(), StepData(rows, [], settings, machine, seed=3)
         data.snapshots = (2, 4)
         prepare(policy, rows, machine)
         module = SupervisedFineTuning(policy, settings, len(data.steps()), machine.logits_chunk, lambda record: None)
