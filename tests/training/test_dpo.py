@@ -37,7 +37,7 @@ SHAPE: dict[str, Any] = {
 }
 MODELS = {
     "llama": LlamaConfig(**SHAPE),
-    "mistral, its window shorter than the rows": MistralConfig(**SHAPE, sliding_window=5),
+    "mistral with a window shorter than the rows": MistralConfig(**SHAPE, sliding_window=5),
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=16),
     "gpt2": gpt2(0.0).config,
@@ -209,7 +209,7 @@ def ragged(counts: list[int], seed: int = 0) -> list[Group]:
 
 
 def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
-    """Three micro-batches of groups with 1 to 4 negatives. One is a filler, which must not count."""
+    """Three microbatches of groups with 1 to 4 negatives. One is a filler, which must not count."""
     parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
     batch = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]

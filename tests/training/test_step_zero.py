@@ -74,7 +74,7 @@ def test_step_zero_expected_loss_includes_nll(tmp_path: Path) -> None:
 def test_step_zero_objective_that_ranks_rewards_checks_margins_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """LiPO-lambda weights by ranks. At rewards of 0 rounding decides the ranks, so only margins are checked."""
+    """LiPO-lambda weights pairs by ranks. At rewards of 0 rounding decides the ranks, so only margins are checked."""
     signals = {group.id: Signals(torch.linspace(1, 0, K + 1), torch.zeros(K)) for group in GROUPS}
     record = first_record(tmp_path, objective_of("lipo_lambda"), (0.0, 0.0), signals)
     assert record["step0/expected_loss"] == record["step0/loss"]
