@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
 from selfcontrast import checks
-from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, implementing, typed
+from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, check_protocol, typed
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.graders import NoVerifier, check_examples
@@ -292,7 +292,7 @@ def _full_key(message: str, where: str, known: Collection[str]) -> str:
 
 def _check_benchmark(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
     """Check a benchmark before compute. Raise `UserError` with its path in the config."""
-    implementing(benchmark, Benchmark, where)
+    check_protocol(benchmark, Benchmark, where)
     try:
         benchmark.check(verifier)
     except UserError as error:

@@ -69,7 +69,7 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
     if annotation is Any:
         return value
     if is_protocol(annotation):
-        return implementing(value, annotation, name)
+        return check_protocol(value, annotation, name)
     choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     classes = [cls for cls in choices if isinstance(cls, type) and is_dataclass(cls)]
     if classes or is_dataclass(value):
@@ -111,7 +111,7 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def implementing(value: Any, protocol: Any, name: str) -> Any:
+def check_protocol(value: Any, protocol: Any, name: str) -> Any:
     """Return `value`. Raise `UserError` if it lacks a member of the protocol. Members are not evaluated."""
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]

@@ -1,4 +1,4 @@
-"""Models on the hub: their commit is in the key and is the one that is loaded. A local cache replaces the hub."""
+"""Models on the hub: their commit is in the key, and this commit is loaded. A local cache replaces the hub."""
 
 import pickle
 import shutil
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = tmp_path / "hub"
     for seed, commit in enumerate(COMMITS):
         policy_folder(root / "models--somebody--a-model" / "snapshots" / commit, seed)
-    point(root, COMMITS[0])
+    set_branch(root, COMMITS[0])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.resolve_commit.cache_clear()
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     hub.resolve_commit.cache_clear()
 
 
-def point(root: Path, commit: str) -> None:
+def set_branch(root: Path, commit: str) -> None:
     refs = root / "models--somebody--a-model" / "refs"
     refs.mkdir(exist_ok=True)
     (refs / "main").write_text(commit)
@@ -57,7 +57,7 @@ def test_pretrained_without_revision_is_keyed_by_commit(cache: Path) -> None:
     before = pretrained().fingerprint()
     assert before["revision"] == COMMITS[0]
     assert before == pretrained("main").fingerprint() == pretrained(COMMITS[0]).fingerprint()
-    point(cache, COMMITS[1])
+    set_branch(cache, COMMITS[1])
     hub.resolve_commit.cache_clear()
     assert pretrained().fingerprint()["revision"] == COMMITS[1]
 
@@ -66,7 +66,7 @@ def test_pretrained_loads_the_keyed_commit_after_the_branch_moved(cache: Path) -
     model = pretrained()
     model.check()
     expected, _ = pretrained(COMMITS[0]).start([], 0)
-    point(cache, COMMITS[1])
+    set_branch(cache, COMMITS[1])
     hub.resolve_commit.cache_clear()
     unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as in a worker
     for copy in (model, unpickled):

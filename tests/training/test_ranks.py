@@ -91,9 +91,7 @@ def test_ranks_ended_by_signal_resume_bit_equal(tmp_path: Path) -> None:
     old_handler = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(Ended):
-            run_ranks(
-                tmp_path / "ended", end_after_step_3, WaitsForSignal, strategy=strategy, checkpoint_every=STEPS
-            )
+            run_ranks(tmp_path / "ended", end_after_step_3, WaitsForSignal, strategy=strategy, checkpoint_every=STEPS)
     finally:
         signal.signal(signal.SIGTERM, old_handler)
     saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]

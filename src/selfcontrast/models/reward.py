@@ -108,7 +108,7 @@ class RewardModel:
 
         @torch.inference_mode()
         def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
-            rows = [self._cut(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
+            rows = [self._truncate(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
             # The longest first, so that a lack of memory shows early.
             by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
             rewards = np.empty(len(rows), dtype=np.float32)
@@ -131,7 +131,7 @@ class RewardModel:
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def _truncate(self, ids: list[int]) -> list[int]:
         """Truncate the tokens of a dialogue and its response."""
         if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
             return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]

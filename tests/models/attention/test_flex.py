@@ -1,7 +1,7 @@
 """FlexAttention against the boolean mask and against padded rows.
 
-Its kernel has no backward pass on a CPU, but its reference implementation has. These tests disable torch's check and
-compile it to plain tensor operations.
+FlexAttention's kernel has no backward pass on a CPU, but its reference implementation has one. These tests disable
+torch's check of the device and compile the reference implementation to plain tensor operations.
 """
 
 import random
@@ -74,13 +74,13 @@ def test_mask_equals_the_definition(groups: list[Group], window: int | None) -> 
 
 
 def test_block_mask_skips_empty_blocks() -> None:
-    # Six segments of 128 tokens, one block each. A response sees its own block in part and the prompt's in full.
+    # Six segments of 128 tokens, one block each. A response sees a part of its own block, and all of the prompt's.
     layout = pack([Group("a", [1] * 128, [2] * 128, [[3] * 128] * 4)]).layout
-    made = flex.block_mask(layout, None)
-    assert made.shape == (1, 1, 768, 768)
-    assert made.kv_num_blocks.tolist() == [[[1, 1, 1, 1, 1, 1]]]
-    assert made.full_kv_num_blocks is not None
-    assert made.full_kv_num_blocks.tolist() == [[[0, 1, 1, 1, 1, 1]]]
+    mask = flex.block_mask(layout, None)
+    assert mask.shape == (1, 1, 768, 768)
+    assert mask.kv_num_blocks.tolist() == [[[1, 1, 1, 1, 1, 1]]]
+    assert mask.full_kv_num_blocks is not None
+    assert mask.full_kv_num_blocks.tolist() == [[[0, 1, 1, 1, 1, 1]]]
 
 
 def heads(tokens: int, query_heads: int, key_heads: int) -> list[Tensor]:
@@ -112,21 +112,21 @@ def test_200_ragged_rows_compile_at_most_4_kernels(on_cpu: CompileCounterWithBac
 
 def test_padding_is_whole_blocks_and_sees_only_itself() -> None:
     layout = pack([Group("a", [1] * 100, [2] * 20, [[3] * 20])]).layout  # 140 tokens
-    made = flex.block_mask(layout, None)
-    assert made.shape == (1, 1, 256, 256)
+    mask = flex.block_mask(layout, None)
+    assert mask.shape == (1, 1, 256, 256)
     sees, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
     row = torch.arange(256)
-    seen = sees(none, none, row[:, None], row)
-    assert torch.equal(seen[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
-    assert not seen[140:, :140].any()
-    assert not seen[:140, 140:].any()
+    visible = sees(none, none, row[:, None], row)
+    assert torch.equal(visible[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
+    assert not visible[140:, :140].any()
+    assert not visible[:140, 140:].any()
 
 
 def test_recompile_limit_falls_back_to_masked_and_warns(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(flex, "RECOMPILE_LIMIT", 1)
-    monkeypatch.setattr(flex_check, "is_correct", lambda kind: True)
+    monkeypatch.setattr(flex_check, "is_correct", lambda spec: True)
     monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=False, backend=on_cpu)))
     plain, model = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"])
     use_shared_prompt(model, "flex")
@@ -158,9 +158,9 @@ def test_wrong_kernel_falls_back_to_masked_and_warns(
 @pytest.mark.parametrize("window", [False, True])
 def test_is_correct_passes_for_a_correct_kernel(on_cpu: CompileCounterWithBackend, window: bool) -> None:
     before = torch.get_rng_state()
-    kind = flex_check.KernelSpec(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
+    spec = flex_check.KernelSpec(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
     with torch.no_grad():  # as in scoring the reference
-        assert flex_check.is_correct(kind)
+        assert flex_check.is_correct(spec)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -180,18 +180,18 @@ def test_gradients_equal_padded_rows(on_cpu: CompileCounterWithBackend, name: st
 def test_block_mask_is_built_once_for_all_layers(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    calls = []
     monkeypatch.setattr(flex_check, "is_correct", lambda spec: True)  # the check builds masks, too
     create: Any = flex.create_block_mask
-    monkeypatch.setattr(flex, "create_block_mask", lambda *a, **k: made.append(1) or create(*a, **k))
+    monkeypatch.setattr(flex, "create_block_mask", lambda *a, **k: calls.append(1) or create(*a, **k))
     model, packed = tiny(CONFIGS["mistral with a window shorter than the rows"]), pack(ragged(0))
     use_shared_prompt(model, "flex")
     decoder: Any = model.model
     forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
-    assert made == [1]
+    assert calls == [1]
     moved = packed.to("cpu")  # a mask belongs to its device, so a moved row builds a new one
     forward_packed(decoder, moved.input_ids, moved.position_ids, moved.layout)
-    assert made == [1, 1]
+    assert calls == [1, 1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlexAttention's own kernels, with gradients")
