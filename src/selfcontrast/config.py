@@ -19,7 +19,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
 from selfcontrast import checks
-from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, check_protocol, typed
+from selfcontrast.constrained import (
+    Count,
+    Positive,
+    Samples,
+    Seed,
+    Text,
+    WholeNumber,
+    check_protocol,
+    check_values,
+    convert,
+)
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.graders import NoVerifier, check_examples
@@ -138,7 +148,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     """
     for name, annotation in SCALARS.items():
         value = OmegaConf.to_container(cfg[name]) if isinstance(cfg[name], ListConfig) else cfg[name]
-        typed(finite(value, name), annotation, name)
+        convert(check_values(value, name), annotation, name)
     if cfg.label == BASELINE:
         raise UserError(f"label={BASELINE}: the fine-tuned model has that name. Give the policy another one.")
     if cfg.target_metric not in TARGET_METRICS:
@@ -220,7 +230,7 @@ def assemble(
     cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]], left_out: Sequence[str] = ()
 ) -> Parts:
     """Assemble a job from built parts. Only the folders that it writes to are checked."""
-    output = Path(typed(finite(cfg.output, "output"), Text, "output"))
+    output = Path(convert(check_values(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),
         label=str(cfg.label),
@@ -246,7 +256,7 @@ def assemble(
 def build_groups(cfg: DictConfig) -> dict[str, Any]:
     """Build each group of the config. Raise `UserError` as `build` does, and for a group of the wrong kind."""
     kinds = get_type_hints(Parts)
-    return {group: typed(build(cfg[group], group), kinds[group], group) for group in GROUPS}
+    return {group: convert(build(cfg[group], group), kinds[group], group) for group in GROUPS}
 
 
 def build(node: Any, where: str) -> Any:
@@ -261,14 +271,14 @@ def build(node: Any, where: str) -> Any:
     if isinstance(node, ListConfig):
         return [build(item, f"{where}[{i}]") for i, item in enumerate(node)]
     if not isinstance(node, DictConfig):
-        return finite(node, where)
+        return check_values(node, where)
     if "_target_" not in node:
         return {str(key): build(value, f"{where}.{key!s}") for key, value in node.items()}
     cls = _class(node["_target_"], where)
     _check_keys(node, cls, where)
     values = {str(name): build(value, f"{where}.{name!s}") for name, value in node.items() if name != "_target_"}
     hints = get_type_hints(cls, include_extras=True)
-    checked = {f.name: typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)}
+    checked = {f.name: convert(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)}
     try:
         return cls(**checked)
     except UserError as error:

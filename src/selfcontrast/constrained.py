@@ -60,7 +60,7 @@ Temperature = Annotated[NonNegative, Field(le=1000)]
 Text = Annotated[str, AfterValidator(_has_text)]
 
 
-def typed(value: Any, annotation: Any, name: str) -> Any:
+def convert(value: Any, annotation: Any, name: str) -> Any:
     """Return `value` converted to the type `annotation`. For a float, 1 becomes 1.0 and "many" is refused.
 
     Raises:
@@ -92,7 +92,7 @@ def quoted(text: str) -> str:
 
 
 def check_numbers(settings: Any, where: str) -> None:
-    """Check the numbers of a dataclass that was built without a config. Raise `UserError` as `typed` does.
+    """Check the numbers of a dataclass that was built without a config. Raise `UserError` as `convert` does.
 
     Args:
         where: the path of the settings in the config.
@@ -102,7 +102,7 @@ def check_numbers(settings: Any, where: str) -> None:
         value = getattr(settings, name, None)
         listed = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
         if isinstance(value, int | float) or listed:
-            typed(value, annotation, f"{where}.{name}".lstrip("."))
+            convert(value, annotation, f"{where}.{name}".lstrip("."))
 
 
 @cache
@@ -123,7 +123,7 @@ def check_protocol(value: Any, protocol: Any, name: str) -> Any:
     return value
 
 
-def finite(value: Any, name: str) -> Any:
+def check_values(value: Any, name: str) -> Any:
     """Return `value`. Raise `UserError` if it is or contains a number that is not finite, or invalid text."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number")
@@ -131,11 +131,11 @@ def finite(value: Any, name: str) -> Any:
         check_text(value, name)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            finite(key, name)
-            finite(item, f"{name}.{key}")
+            check_values(key, name)
+            check_values(item, f"{name}.{key}")
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
         for index, item in enumerate(value):
-            finite(item, f"{name}[{index}]")
+            check_values(item, f"{name}[{index}]")
     return value
 
 

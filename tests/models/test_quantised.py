@@ -162,7 +162,7 @@ def test_qlora_unsupported_hardware_settings_raise(changes: dict[str, Any], mess
 
 
 def train_adapters(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
-    """Train 6 steps, from the newest checkpoint if there is one, and fail at `stop_at`. Return the adapters' weights."""
+    """Train 6 steps, from a checkpoint if there is one, and fail at `stop_at`. Return the adapters' weights."""
 
     def report(record: Record) -> None:
         if record["step"] == stop_at:
