@@ -42,6 +42,6 @@ def end_workers() -> None:
 
 
 def _processes(pool: Any) -> list[Any]:
-    """Return what to kill of a torch pool: its subprocess, which ends its workers, or else the workers."""
+    """Return the processes to kill in a torch pool: its subprocess, which ends the workers, or the workers."""
     process = getattr(pool, "process", None)
     return [process] if process else list((getattr(pool, "_processes", None) or {}).values())

@@ -29,8 +29,8 @@ POLL = 1.0  # seconds
 def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
     """Reserve `hardware.devices` GPUs for this job if several jobs run at once on this machine.
 
-    Enter it before torch looks for GPUs. torch does so once per process, so a worker that runs several jobs keeps the
-    GPUs of its first job. It does nothing without GPUs, or if jobs run one at a time.
+    Enter this context before torch looks for GPUs. torch does so once per process, so a worker that runs several jobs
+    keeps the GPUs of its first job. It does nothing without GPUs, or if jobs run one at a time.
     """
     settings = HydraConfig.get()
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]

@@ -195,7 +195,7 @@ def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTens
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks from 1
+    discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks start at 1
     gain = torch.exp2(scores)
     weights = _differences(gain).abs() * _differences(discount).abs()
     ordered = exists[:, :, None] & exists[:, None, :] & (_differences(scores) > 0)

@@ -48,7 +48,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """The loss [B] with its gradient, and detached values for the log: chosen_reward [B], rejected_reward and margin
+    """The loss [B] with its gradient, and detached values for logging: chosen_reward [B], rejected_reward and margin
     [B, K]. The last two are 0 where a negative is missing."""
 
     loss: Tensor

@@ -54,7 +54,7 @@ def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], s
 
 
 class Task(Protocol):
-    """The work on a shard. An engine may send it and the items to another process, so both can be pickled."""
+    """The work on a shard. An engine may send it and the items to another process, so both must be picklable."""
 
     def open(self, device: str) -> AbstractContextManager[Worker]:
         """Load expensive resources once for many shards, and free them at the end."""

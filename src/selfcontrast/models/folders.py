@@ -66,7 +66,7 @@ def _is_weight(name: str, shape: list[int]) -> bool:
 def _is_quantized(folder: Path) -> bool:
     try:
         return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):  # `load_config` reports it; sentence-transformers have it elsewhere
+    except (OSError, ValueError, TypeError):  # `load_config` reports the damage; encoders have the file elsewhere
         return False
 
 

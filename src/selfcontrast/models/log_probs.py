@@ -134,7 +134,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
     """log_softmax(hidden @ weight.T + bias)[label], with the logits of one chunk at a time.
 
     The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except those of
-    the last chunk, which are kept: one chunk fits the budget anyway, and often there is only one.
+    the last chunk, which are kept: one chunk fits into memory anyway, and often there is only one.
     """
 
     @staticmethod
@@ -198,7 +198,10 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """Reduce [n, V] to [n]. On a CPU, blocks that fit its cache more than double the speed and avoid a temporary."""
+    """Reduce [n, V] to [n].
+
+    On a CPU, blocks that fit its cache more than double the speed and avoid a temporary tensor.
+    """
     rows = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     blocks = torch.split(logits, rows)
     return torch.cat([block.logsumexp(-1) for block in blocks])

@@ -25,7 +25,7 @@ TEMPLATE = (
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-BODY_PREFIXES = ("transformer.", "model.model.")  # of the body's weights: the file has one or both
+BODY_PREFIXES = ("transformer.", "model.model.")  # for the body's weights; the file uses one or both
 HEAD = "v_head.weight"
 
 

@@ -93,7 +93,7 @@ def align(
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """Return the steps of all checkpoints but the last. Raise `UserError` if there are more checkpoints than steps."""
+    """Return the steps of all checkpoints except the last. Raise `UserError` if checkpoints outnumber steps."""
     if checkpoints > steps:
         raise UserError(
             f"evaluation.checkpoints={checkpoints}, but preference training has {steps} steps. Lower it to {steps}."

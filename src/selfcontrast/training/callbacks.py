@@ -103,7 +103,7 @@ class Snapshots(Callback):
     """Write the trained weights after each of `steps` to a separate file in `folder`.
 
     A snapshot is written at the end of its step, before the checkpoint. A resumed attempt finds the files of earlier
-    steps and rewrites those of later steps, so that all belong to one run.
+    steps and rewrites those of later steps, so that all files belong to one run.
     """
 
     def __init__(self, folder: Path, steps: Collection[int]) -> None:

@@ -22,7 +22,7 @@ class Cost:
     a sliding window counts as the whole row, and linear attention counts as full attention.
 
     Attributes:
-        body: FLOPs per token of the row, for all matrices but embeddings and the output layer.
+        body: FLOPs per token of the row, for all matrices except embeddings and the output layer.
         head: FLOPs per response token.
         attention: FLOPs per (token, attended token) pair: 12 x layers x heads x head width.
     """

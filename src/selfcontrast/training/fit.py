@@ -2,7 +2,7 @@
 
 A checkpoint holds weights, optimiser, schedule, random states and the history of metrics. The step number gives the
 data's position, because `Steps` is a function of it. On a CPU, resumed weights are bit-equal to an uninterrupted run's.
-Checkpoints are written only between steps: in the middle of a step, its random numbers are already partly drawn.
+Checkpoints are written only between steps: in the middle of a step, some of its random numbers are already used.
 """
 
 import logging
@@ -75,7 +75,7 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.unshared_reason = unshared_reason
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # of activations, if microbatches are to fill a GPU's memory
+        self.bytes_per_token: float | None = None  # activations; None unless microbatches fill a GPU's memory
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:

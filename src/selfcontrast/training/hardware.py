@@ -15,7 +15,7 @@ STRATEGIES = ("ddp", "fsdp2")
 # Without 16-mixed: its gradients are scaled, so clipping would be wrong. For pure bf16 set model.dtype.
 ARITHMETICS = ("32-true", "bf16-mixed")
 
-# For max_tokens_per_microbatch=auto in training on a CPU, and for work without a backward pass.
+# Used if max_tokens_per_microbatch=auto, in training on a CPU and in work without a backward pass.
 MAX_TOKENS_PER_MICROBATCH = {"cpu": 8192, "cuda": 16384}
 
 

@@ -17,7 +17,7 @@ from selfcontrast.models.packing import Group, pack
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recomputation import checkpoint_layers, is_kept, widest_kept
 
-FRACTION = 0.8  # of the free memory is used: allocators leave gaps, and lengths differ
+FRACTION = 0.8  # use only this part of the free memory: allocators leave gaps, and lengths differ
 MIN_TOKENS, MAX_TOKENS = 1024, 65536  # above about 16,384 tokens, the time per token hardly falls
 PROBES = (16, 32)  # both passes have one prompt and two responses; each of the three has this many tokens
 

@@ -57,9 +57,9 @@ class PackedModule(LightningModule, ABC):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.report = report
-        self.peak_tflops: float | None = None  # of one device, to record MFU; None records no MFU
+        self.peak_tflops: float | None = None  # peak of one device, for MFU; None records no MFU
         self.cost = Cost.of(policy)
-        self.weights: Mapping[str, Tensor] | None = None  # of the policy, if it is a skeleton to be sharded
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's weights, if it is a skeleton to shard
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._last_time = time.perf_counter()

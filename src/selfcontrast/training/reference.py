@@ -69,8 +69,8 @@ def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Har
 def score_in_microbatches(policy: Any, by_rank: Iterable[Steps], hardware: Hardware) -> dict[str, torch.Tensor]:
     """Return the summed log-probabilities [1 + K], target first, by group id, in the microbatches of training.
 
-    In low precision a token's log-probability depends on the other tokens of its microbatch. So the groups are scored
-    in the microbatches of the first epoch, where the initial policy then equals its reference exactly. `policy` is left
+    In low precision a token's log-probability depends on the other tokens of its microbatch. So groups are scored in
+    the microbatches of the first epoch, in which the initial policy then equals its reference exactly. `policy` is left
     in evaluation mode.
     """
     policy.eval()

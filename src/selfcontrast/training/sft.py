@@ -99,7 +99,7 @@ def fine_tune(
 
 
 def supervised_groups(renderer: Renderer, examples: Sequence[Example], max_length: int) -> tuple[list[Group], int]:
-    """Return groups without negatives, and the number of examples left out as longer than `max_length` tokens."""
+    """Return groups without negatives, and the number of examples that are longer than `max_length` tokens."""
     groups = []
     for example in examples:
         prompt, target = renderer.example(example)

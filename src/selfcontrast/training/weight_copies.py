@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 
 class WeightCopies:
-    """bfloat16 copies of the weights of all float32 linear layers except the output layer, with which they compute.
+    """bfloat16 weights with which all float32 linear layers except the output layer compute.
 
     Autocast must be on, because it casts the inputs.
 

@@ -13,7 +13,10 @@ from torch import Tensor
 def forward(
     query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Map query [T, H, d], key and value [t, h, d] to output [T, H, d], log-sum-exp [H, T]. Ends are [S + 1]."""
+    """Map query [T, H, d], key and value [t, h, d] to output [T, H, d] and log-sum-exp [H, T].
+
+    `query_ends` and `key_ends` are cumulative lengths, [S + 1].
+    """
     output = torch.empty_like(query)
     lse = query.new_empty(query.shape[1], query.shape[0], dtype=_wide(query.dtype))
     for q, k in _sequences(query_ends, key_ends):
