@@ -114,7 +114,7 @@ def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> Batc
 
 
 def select_columns(inputs: Batch, columns: list[int]) -> Batch:
-    """Select these responses; the first is the target."""
+    """Select the responses in these columns. The first column must be the target's."""
     policy, reference, lengths, mask, signals = inputs
     negatives = [column - 1 for column in columns[1:]]
     selected = Signals(signals.scores[:, columns], signals.sampler_logps[:, negatives])
@@ -154,17 +154,17 @@ def test_objective_masked_columns_have_no_effect_and_no_gradient(name: str, garb
 def test_objective_gradient_equals_finite_differences(name: str) -> None:
     policy, reference, lengths, mask, signals = batch(2)
     policy.requires_grad_()
-    chosen = objective(name, **({} if name.startswith("DFT") else {"nll_weight": 0.3}))
-    assert torch.autograd.gradcheck(lambda p: chosen(p, reference, lengths, mask, signals).loss, (policy,))
+    loss_of = objective(name, **({} if name.startswith("DFT") else {"nll_weight": 0.3}))
+    assert torch.autograd.gradcheck(lambda p: loss_of(p, reference, lengths, mask, signals).loss, (policy,))
 
 
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
 def test_objective_extreme_margins_stay_finite_in_float32(name: str, extreme: float) -> None:
     policy = torch.tensor([[extreme, 0.0, 1.0]], requires_grad=True)
-    chosen = objective(name, **({} if name.startswith("DFT") else {"beta": 1.0}))
+    loss_of = objective(name, **({} if name.startswith("DFT") else {"beta": 1.0}))
     signals = Signals(torch.tensor([[1.0, 0.0, 0.5]]), torch.zeros(1, 2))
-    loss = chosen(policy, torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1, 2, dtype=torch.bool), signals).loss
+    loss = loss_of(policy, torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1, 2, dtype=torch.bool), signals).loss
     loss.sum().backward()
     assert policy.grad is not None
     assert loss.isfinite().all()
@@ -203,8 +203,8 @@ def test_objective_copies_of_a_negative_same_loss(seed: int) -> None:
     inputs = batch(seed, (1,), 1)
     for name in CHOICES:
         if name not in SUMS:
-            chosen = objective(name)
-            torch.testing.assert_close(chosen(*inputs).loss, chosen(*select_columns(inputs, [0, 1, 1, 1])).loss)
+            loss_of = objective(name)
+            torch.testing.assert_close(loss_of(*inputs).loss, loss_of(*select_columns(inputs, [0, 1, 1, 1])).loss)
 
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Softmax", "NCA"])
@@ -232,8 +232,8 @@ def test_rank_weights_fewer_than_negatives_is_refused() -> None:
 def test_contrast_nll_and_length_normalisation_equal_hand_computation() -> None:
     policy, reference = torch.tensor([[-6.0, -8.0]]), torch.tensor([[-4.0, -4.0]])
     lengths, mask = torch.tensor([[2, 4]]), torch.ones(1, 1, dtype=torch.bool)
-    chosen = objective(label_smoothing=0.0, length_normalised=True, nll_weight=0.25, beta=2.0)
-    output = chosen(policy, reference, lengths, mask)
+    loss_of = objective(label_smoothing=0.0, length_normalised=True, nll_weight=0.25, beta=2.0)
+    output = loss_of(policy, reference, lengths, mask)
     # rewards per token: 2 * (-2/2) = -2 and 2 * (-4/4) = -2; NLL per token of the target: 6/2 = 3
     assert output.chosen_reward.tolist() == [-2.0]
     assert output.rejected_reward.tolist() == [[-2.0]]
@@ -243,11 +243,11 @@ def test_contrast_nll_and_length_normalisation_equal_hand_computation() -> None:
 
 def test_simpo_nan_reference_is_ignored() -> None:
     policy, reference, lengths, mask, _ = batch(5)
-    chosen = objective("SimPO")
-    assert not chosen.needs_reference
+    loss_of = objective("SimPO")
+    assert not loss_of.needs_reference
     assert objective().needs_reference
-    without = chosen(policy, torch.full_like(reference, math.nan), lengths, mask).loss
-    assert torch.equal(without, chosen(policy, reference, lengths, mask).loss)
+    loss_without_reference = loss_of(policy, torch.full_like(reference, math.nan), lengths, mask).loss
+    assert torch.equal(loss_without_reference, loss_of(policy, reference, lengths, mask).loss)
 
 
 # ---- TRL's own trainer, on one rejected response per prompt
@@ -286,13 +286,13 @@ class TrlComparison:
         self.policy_logps, self.lengths = _row_log_probs(self.policy, *batch)
         self.reference_logps, _ = _row_log_probs(reference, *batch)
 
-    def losses(self, loss_type: str, chosen: Objective) -> tuple[float, float]:
-        """Return TRL's loss and ours."""
+    def losses(self, loss_type: str, loss_of: Objective) -> tuple[float, float]:
+        """Return TRL's loss and that of the objective."""
         self.trainer.loss_types = [loss_type]
-        theirs = self.trainer.compute_loss(self.policy, dict(self.inputs))
+        trl_loss = self.trainer.compute_loss(self.policy, dict(self.inputs))
         mask = torch.ones(3, 1, dtype=torch.bool)
-        ours = chosen(self.policy_logps, self.reference_logps, self.lengths, mask).loss.mean()
-        return float(theirs.detach()), float(ours)
+        loss = loss_of(self.policy_logps, self.reference_logps, self.lengths, mask).loss.mean()
+        return float(trl_loss.detach()), float(loss)
 
 
 def _model(seed: int) -> Any:
@@ -322,7 +322,7 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> TrlComparison:
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "chosen"),
+    ("loss_type", "loss_of"),
     [
         ("sigmoid", objective(label_smoothing=0.0)),
         ("robust", objective("Robust")),
@@ -331,9 +331,9 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> TrlComparison:
         ("nca_pair", objective("NCA")),
     ],
 )
-def test_objective_one_negative_equals_trl(trl_trainer: TrlComparison, loss_type: str, chosen: Objective) -> None:
-    theirs, ours = trl_trainer.losses(loss_type, chosen)
-    assert ours == pytest.approx(theirs, abs=1e-5)
+def test_objective_one_negative_equals_trl(trl_trainer: TrlComparison, loss_type: str, loss_of: Objective) -> None:
+    trl_loss, loss = trl_trainer.losses(loss_type, loss_of)
+    assert loss == pytest.approx(trl_loss, abs=1e-5)
 
 
 @pytest.mark.parametrize(

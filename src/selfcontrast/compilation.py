@@ -12,13 +12,13 @@ from multiprocessing.util import Finalize
 from threading import Thread
 from typing import Any
 
-GRACE = 5.0  # seconds that compile workers have to end
+GRACE = 5.0  # seconds for compile workers to end
 
 
 @cache
 def end_workers_at_exit() -> None:
     """Register `end_workers` to run at exit. Call this before compiling, in every process that compiles."""
-    from torch._inductor import async_compile  # noqa: F401  # registers torch's hook, so that ours runs first
+    from torch._inductor import async_compile  # noqa: F401  # registers torch's hook; hooks run in reverse order
 
     atexit.register(end_workers)
     # A rank exits through multiprocessing's hooks, where torch's has the priority sys.maxsize.
@@ -42,6 +42,6 @@ def end_workers() -> None:
 
 
 def _processes(pool: Any) -> list[Any]:
-    """Return the subprocess of a torch pool, which ends its workers with it; without a subprocess, the workers."""
+    """Return the processes to kill in a torch pool: its subprocess, which ends the workers, or the workers."""
     process = getattr(pool, "process", None)
     return [process] if process else list((getattr(pool, "_processes", None) or {}).values())

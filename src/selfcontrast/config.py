@@ -19,7 +19,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field, Strict
 
 from selfcontrast import checks
-from selfcontrast.constrained import Count, Positive, Samples, Seed, Text, WholeNumber, finite, implementing, typed
+from selfcontrast.constrained import (
+    Count,
+    Positive,
+    Samples,
+    Seed,
+    Text,
+    WholeNumber,
+    check_protocol,
+    check_values,
+    convert,
+)
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example, Source, Split, Verifier
 from selfcontrast.data.graders import NoVerifier, check_examples
@@ -65,7 +75,7 @@ SCALARS: dict[str, Any] = {
     "published": Text | None,
     "recompute": list[str],
     **dict.fromkeys(("beta", "fraction"), Positive),  # objectives and filters check them, too
-    "fraction_of": Literal["distinct", "samples"],  # a filter may not use it
+    "fraction_of": Literal["distinct", "samples"],  # not every filter uses it
     "reference": Literal["stored", "none", "sampler"],
     "max_length": Annotated[Count, Strict()],
 }
@@ -80,8 +90,8 @@ TARGET_METRICS = ("score", "difference", "win_rate")
 class Parts:
     """A job, built and checked: the argument of `pipeline.run`.
 
-    `begun` is the start time of the command, in seconds since the epoch. Stages in `recompute` that are older are
-    computed again.
+    `begun` is the start time of the command, in seconds since the epoch. If a stage is in `recompute`, its artifact is
+    computed again unless it is newer.
     """
 
     name: str
@@ -124,7 +134,7 @@ class Parts:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """The settings that decide the examples: the data, and the rows that the model's template cannot render."""
+        """The settings that determine the examples: the data, and the rows that are left out."""
         return {
             "data": self.data.fingerprint(),
             **({"left_out": key_of({"rows": sorted(self.left_out)})} if self.left_out else {}),
@@ -132,14 +142,14 @@ class Parts:
 
 
 def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None) -> Parts:
-    """Build every part, and check everything that can be checked before compute. Raises `UserError`.
+    """Build every part, and check everything that can be checked before compute. Raise `UserError` for a mistake.
 
     Args:
         splits: the examples, if they have been read already.
     """
     for name, annotation in SCALARS.items():
         value = OmegaConf.to_container(cfg[name]) if isinstance(cfg[name], ListConfig) else cfg[name]
-        typed(finite(value, name), annotation, name)
+        convert(check_values(value, name), annotation, name)
     if cfg.label == BASELINE:
         raise UserError(f"label={BASELINE}: the fine-tuned model has that name. Give the policy another one.")
     if cfg.target_metric not in TARGET_METRICS:
@@ -178,11 +188,11 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     generator = parts["generator"]
     parts["filter"].check(
         cfg.negatives, generator.samples, verified, generator.has_log_probs
-    )  # a generator of pairs knows its samples only now
+    )  # a generator that reads pairs knows its number of samples only now
     check_chosen(parts["chosen"], parts["filter"], generator.samples, verified)
     checks.check_targets(parts, splits["train"], cfg.iterations)
     for name, benchmark in parts["evaluation"].benchmarks.items():
-        _checked(benchmark, f"evaluation.benchmarks.{name}", grader)
+        _check_benchmark(benchmark, f"evaluation.benchmarks.{name}", grader)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError(
@@ -195,7 +205,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # made for each other
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # they always fit
         splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     splits, ungraded = checks.drop_ungradable(splits, str(parts["evaluation"].split), verified)
     left_out = [*left_out, *ungraded]
@@ -221,7 +231,7 @@ def assemble(
     cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]], left_out: Sequence[str] = ()
 ) -> Parts:
     """Assemble a job from built parts. Only the folders that it writes to are checked."""
-    output = Path(typed(finite(cfg.output, "output"), Text, "output"))
+    output = Path(convert(check_values(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),
         label=str(cfg.label),
@@ -245,9 +255,9 @@ def assemble(
 
 
 def build_groups(cfg: DictConfig) -> dict[str, Any]:
-    """Build each group of the config. Raises `UserError` as `build` does, and if a group is of the wrong kind."""
+    """Build each group of the config. Raise `UserError` as `build` does, and for a group of the wrong kind."""
     kinds = get_type_hints(Parts)
-    return {group: typed(build(cfg[group], group), kinds[group], group) for group in GROUPS}
+    return {group: convert(build(cfg[group], group), kinds[group], group) for group in GROUPS}
 
 
 def build(node: Any, where: str) -> Any:
@@ -262,14 +272,14 @@ def build(node: Any, where: str) -> Any:
     if isinstance(node, ListConfig):
         return [build(item, f"{where}[{i}]") for i, item in enumerate(node)]
     if not isinstance(node, DictConfig):
-        return finite(node, where)
+        return check_values(node, where)
     if "_target_" not in node:
         return {str(key): build(value, f"{where}.{key!s}") for key, value in node.items()}
     cls = _class(node["_target_"], where)
     _check_keys(node, cls, where)
     values = {str(name): build(value, f"{where}.{name!s}") for name, value in node.items() if name != "_target_"}
     hints = get_type_hints(cls, include_extras=True)
-    checked = {f.name: typed(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)}
+    checked = {f.name: convert(values[f.name], hints[f.name], f"{where}.{f.name}") for f in fields(cls)}
     try:
         return cls(**checked)
     except UserError as error:
@@ -283,17 +293,17 @@ def _grader(verifier: Verifier) -> Verifier | None:
 
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:
-    """Prefix the message of a class, which does not know its position in the config, with the setting's full path."""
-    above, _, last = where.rpartition(".")
+    """Add the setting's full path to an error message of a class, which does not know its place in the config."""
+    parent, _, last = where.rpartition(".")
     first = re.split(r"\W", message, maxsplit=1)[0]
     if first in known:
         return f"{where}.{message}"
-    return f"{above}.{message}" if above and first == re.split(r"\W", last)[0] else message
+    return f"{parent}.{message}" if parent and first == re.split(r"\W", last)[0] else message
 
 
-def _checked(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
-    """Check a benchmark before compute. Raises `UserError` that names it."""
-    implementing(benchmark, Benchmark, where)
+def _check_benchmark(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
+    """Check a benchmark before compute. Raise `UserError` with its path in the config."""
+    check_protocol(benchmark, Benchmark, where)
     try:
         benchmark.check(verifier)
     except UserError as error:

@@ -19,7 +19,7 @@ from typing_extensions import get_protocol_members, is_protocol
 
 from selfcontrast.errors import UserError
 
-MAX_INT = 2**31 - 1  # files and libraries store 32 bits
+MAX_INT = 2**31 - 1  # files and libraries store integers in 32 bits
 MAX_PRINTED = 60  # characters of a value in an error
 
 
@@ -52,7 +52,7 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Seconds = Annotated[Positive, Field(le=1e7)]
 Probability = Annotated[Real, Field(ge=0, le=1)]
 BelowOne = Annotated[Real, Field(ge=0, lt=1)]
-Fraction = Annotated[Real, Field(gt=0, le=1)]  # up to the whole
+Fraction = Annotated[Real, Field(gt=0, le=1)]  # 1 included
 ProperFraction = Annotated[Real, Field(gt=0, lt=1)]
 Cosine = Annotated[Real, Field(gt=-1, le=1)]
 Temperature = Annotated[NonNegative, Field(le=1000)]
@@ -60,8 +60,8 @@ Temperature = Annotated[NonNegative, Field(le=1000)]
 Text = Annotated[str, AfterValidator(_has_text)]
 
 
-def typed(value: Any, annotation: Any, name: str) -> Any:
-    """Return `value` converted to `annotation`: 1 becomes a float, "many" is refused.
+def convert(value: Any, annotation: Any, name: str) -> Any:
+    """Return `value` converted to the type `annotation`. For a float, 1 becomes 1.0 and "many" is refused.
 
     Raises:
         UserError: if the value has the wrong type or is out of bounds. The error names the full key.
@@ -69,7 +69,7 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
     if annotation is Any:
         return value
     if is_protocol(annotation):
-        return implementing(value, annotation, name)
+        return check_protocol(value, annotation, name)
     choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     classes = [cls for cls in choices if isinstance(cls, type) and is_dataclass(cls)]
     if classes or is_dataclass(value):
@@ -87,12 +87,12 @@ def typed(value: Any, annotation: Any, name: str) -> Any:
 
 
 def quoted(text: str) -> str:
-    """Return a text in Hydra's quotes, with quotes, and backslashes before them, escaped."""
+    """Return a text in quotes for Hydra. Quotes in it, and backslashes before them, are escaped."""
     return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def check_numbers(settings: Any, where: str) -> None:
-    """Check the numbers of a dataclass that was built without a config. Raises `UserError` as `typed` does.
+    """Check the numbers of a dataclass that was built without a config. Raise `UserError` as `convert` does.
 
     Args:
         where: the path of the settings in the config.
@@ -102,7 +102,7 @@ def check_numbers(settings: Any, where: str) -> None:
         value = getattr(settings, name, None)
         listed = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
         if isinstance(value, int | float) or listed:
-            typed(value, annotation, f"{where}.{name}".lstrip("."))
+            convert(value, annotation, f"{where}.{name}".lstrip("."))
 
 
 @cache
@@ -111,36 +111,36 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def implementing(value: Any, protocol: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` if it lacks a member of the protocol. Members are not evaluated."""
+def check_protocol(value: Any, protocol: Any, name: str) -> Any:
+    """Return `value`. Raise `UserError` if it lacks a member of the protocol. Members are not evaluated."""
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
         kind, description, lacks = protocol.__name__.lower(), value, ""
         if is_dataclass(value):
             description, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
-        _refuse(name, description, f"not a {kind}{lacks}. Choose one of the files in conf, which name a _target_.")
+        _refuse(name, description, f"not a {kind}{lacks}. Choose an option of conf, or give a class as _target_.")
     return value
 
 
-def finite(value: Any, name: str) -> Any:
-    """Return `value`. Raises `UserError` if it is or contains a number that is not finite, or invalid text."""
+def check_values(value: Any, name: str) -> Any:
+    """Return `value`. Raise `UserError` if it is or contains a number that is not finite, or invalid text."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number")
     if isinstance(value, str):
         check_text(value, name)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            finite(key, name)
-            finite(item, f"{name}.{key}")
+            check_values(key, name)
+            check_values(item, f"{name}.{key}")
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
         for index, item in enumerate(value):
-            finite(item, f"{name}[{index}]")
+            check_values(item, f"{name}[{index}]")
     return value
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise `UserError` for a text with a lone surrogate, which is how Python reads bytes that are not valid text."""
+    """Raise `UserError` for a text with a lone surrogate: Python reads bytes that are not valid text as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 
-SIDE_BY_SIDE = ("JoblibLauncher", "LocalLauncher")  # launchers that run jobs on one machine at once
+CONCURRENT_LAUNCHERS = ("JoblibLauncher", "LocalLauncher")  # run several jobs on one machine at once
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 1.0  # seconds
 
@@ -29,12 +29,12 @@ POLL = 1.0  # seconds
 def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
     """Reserve `hardware.devices` GPUs for this job if several jobs run at once on this machine.
 
-    Enter it before torch looks for GPUs, which it does once per process: a worker that runs several jobs keeps the GPUs
-    of its first. It does nothing without GPUs, or if jobs run one at a time.
+    Enter this context before torch looks for GPUs. torch does so once per process, so a worker that runs several jobs
+    keeps the GPUs of its first job. It does nothing without GPUs, or if jobs run one at a time.
     """
     settings = HydraConfig.get()
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]
-    several = settings.mode == RunMode.MULTIRUN and launcher in SIDE_BY_SIDE
+    several = settings.mode == RunMode.MULTIRUN and launcher in CONCURRENT_LAUNCHERS
     gpus = visible_gpus() if several and hardware.accelerator != "cpu" else []
     devices = hardware.devices if gpus else 0
     # An impossible number of devices is reported by `Hardware`.

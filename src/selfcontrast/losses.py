@@ -3,7 +3,7 @@
 All are pure functions of these tensors:
 
 - s_plus [B], s_minus [B, K]: rewards r(y) = beta (log p_policy(y|x) - log p_reference(y|x)) of target and negatives.
-- mask [B, K]: which negatives exist; None for all.
+- mask [B, K]: True for existing negatives; None if all exist.
 - weights [B, K]: weight of each negative; None for equal weights.
 
 They return one loss per group, [B], so that the caller can divide by the groups of the whole optimiser step. Masked
@@ -131,9 +131,9 @@ def nca(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: Mayb
 def space(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, noise_ratio: float = 1.0) -> Tensor:
     """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), with sigma_mu(x) = 1 / (1 + mu exp(-x)).
 
-    SPACE (arXiv 2512.07175): noise-contrastive estimation that tells data responses from model responses, of which
-    there are `noise_ratio` = mu per data response. It learns each reward by itself, not the gap between two. Without
-    negatives the second term is 0.
+    SPACE (arXiv 2512.07175): noise-contrastive estimation that tells data responses from model responses. There are
+    `noise_ratio` = mu model responses per data response. It learns each reward by itself, not the gap between two.
+    Without negatives the second term is 0.
     """
     mask, weights = _with_defaults(s_minus, mask)
     shift = math.log(noise_ratio)  # sigma_mu(x) = sigmoid(x - log mu)
@@ -152,7 +152,7 @@ def dft(
 
     Without `sampler_log_prob` [B, K] = log p_gen(y_j) this is DFT2, which takes log-probabilities per token. The mean
     is over one prompt's negatives. The paper's moving average over steps, for prompts with one or two negatives, is not
-    implemented: this is its gamma = 1. Without negatives the second term is 0.
+    implemented: this is the paper's loss with gamma = 1. Without negatives the second term is 0.
     """
     mask, _ = _with_defaults(log_prob_minus, mask)
     exponents = where_exists(log_prob_minus, mask) / tau
@@ -195,7 +195,7 @@ def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTens
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks from 1
+    discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks start at 1
     gain = torch.exp2(scores)
     weights = _differences(gain).abs() * _differences(discount).abs()
     ordered = exists[:, :, None] & exists[:, None, :] & (_differences(scores) > 0)
@@ -235,6 +235,6 @@ def _differences(values: Tensor) -> Tensor:
 
 
 def _with_defaults(s_minus: Tensor, mask: MaybeTensor, weights: MaybeTensor = None) -> tuple[Tensor, Tensor]:
-    """Return mask and weights, each [B, K], with all ones in place of None."""
+    """Return mask and weights, each [B, K], with ones in place of None."""
     mask = torch.ones_like(s_minus, dtype=torch.bool) if mask is None else mask
     return mask, s_minus.new_ones(s_minus.shape) if weights is None else weights.expand_as(s_minus)

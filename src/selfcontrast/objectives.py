@@ -48,8 +48,8 @@ class Signals:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """The loss [B] with its gradient, and detached values for the log: chosen_reward [B], rejected_reward and margin
-    [B, K]. Both are 0 if there is no negative."""
+    """The loss [B] with its gradient, and detached values for logging: chosen_reward [B], rejected_reward and margin
+    [B, K]. The last two are 0 where a negative is missing."""
 
     loss: Tensor
     chosen_reward: Tensor
@@ -61,7 +61,7 @@ class Objective(Protocol):
     """The interface that preference training needs.
 
     Attributes:
-        uses_negatives: False for the control that continues supervised fine-tuning, which is never called.
+        uses_negatives: False for the control, continued supervised fine-tuning. Such an objective is never called.
         needs_reference: True if it uses reference log-probabilities.
         needs_scores: True if it uses `Signals.scores`, which a verifier or a reward model gives.
         needs_sampler: True if it uses `Signals.sampler_logps`, which the generator gives.
@@ -93,7 +93,7 @@ class Objective(Protocol):
             policy_logps: summed over response tokens, [B, K+1]; column 0 is the target.
             reference_logps: [B, K+1]; ignored unless `needs_reference`.
             lengths: response tokens, [B, K+1].
-            mask: which negatives exist, [B, K].
+            mask: True for existing negatives, [B, K].
             signals: required if the objective needs scores or the sampler. Fields that it does not need may be NaN.
         """
 
@@ -331,7 +331,7 @@ class NCA(WeightedContrast):
 class PlackettLuce(Contrast):
     """The likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
 
-    ranks_negatives: ClassVar[bool] = True  # by similarity to the target, so every prompt needs one
+    ranks_negatives: ClassVar[bool] = True  # by similarity to the target, so every prompt needs a target
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
         return losses.plackett_luce(s_plus, s_minus, mask)
@@ -356,10 +356,10 @@ class SWEPO(ScoredContrast):
     """-log(sum_{y: above the mean score} w_y exp(s_y) / sum_y w_y exp(s_y)), w_y = exp(alpha d_y^power).
 
     d_y is a response's score minus the mean score of its prompt. A target whose score is not above the mean counts as
-    rejected. arXiv 2412.04628, in the authors' later form (arXiv 2412.16378, eq. 5, appendix G.4).
+    rejected. arXiv 2412.04628, in the form of the authors' later paper (arXiv 2412.16378, eq. 5, appendix G.4).
 
     Attributes:
-        alpha: weight of a deviation of one; 0 gives all responses equal weight.
+        alpha: logarithm of the weight of a response with d_y = 1; 0 gives all responses equal weight.
         power: 1 or 2; with 2 the worst rejected responses count most.
     """
 
@@ -371,7 +371,7 @@ class SWEPO(ScoredContrast):
 
 
 class LiPOLambda(ScoredContrast):
-    """sum_{score_i > score_j} D_ij log(1 + exp(s_j - s_i)), D_ij by the ranks of the rewards (arXiv 2402.01878, eq. 8).
+    """sum_{score_i > score_j} D_ij log(1 + exp(s_j - s_i)), D_ij from the ranks of rewards (arXiv 2402.01878, eq. 8).
 
     The sum is over all pairs of target and negatives with different scores. The gain is 2^score, so scores should lie
     in [0, 1].

@@ -132,5 +132,5 @@ def test_configure_max_length_above_the_models_positions_warns(
 def test_prepare_row_longer_than_the_models_positions_raises() -> None:
     rows = [Group("a", [1] * 100, [2] * 20, [[3] * 28]), Group("b", [1], [2], [[3]])]
     prepare(llama(), rows, hardware(self_check=False))
-    with pytest.raises(UserError, match="a prompt with its response has 129 tokens, and the model 128 positions"):
+    with pytest.raises(UserError, match="a prompt with its response has 129 tokens, but the model has 128 positions"):
         prepare(llama(), [*rows, Group("c", [1] * 100, [2] * 20, [[3] * 29])], hardware(self_check=False))

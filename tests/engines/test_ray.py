@@ -28,7 +28,7 @@ from tiny import policy_folder, tokenizer
 
 pytestmark = pytest.mark.slow
 
-FINE = {
+SETTINGS = {
     "prompts_per_shard": 2,
     "texts_per_shard": 1,
     "actors": 2,
@@ -42,22 +42,22 @@ WAIT = 120  # seconds; a few are enough
 
 
 def engine(**changes: Any) -> Ray:
-    return Ray(**{**FINE, **changes})
+    return Ray(**{**SETTINGS, **changes})
 
 
 @pytest.fixture(scope="module")
-def short() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """Return a folder for Ray with a short name, because the path of a socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="t") as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
-def cluster(short: Path) -> Iterator[None]:
+def cluster(short_folder: Path) -> Iterator[None]:
     """Start one cluster for many tests; its workers can import this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATH)
-        patch.setenv("RAY_TMPDIR", str(short))
+        patch.setenv("RAY_TMPDIR", str(short_folder))
         with engine().ready():
             yield
 
@@ -89,7 +89,7 @@ def test_ray_with_invalid_values_raises(changes: dict[str, Any], pattern: str) -
 
 def test_check_with_more_actors_than_cores_raises() -> None:
     engine(actors=[1, 4_000]).check()
-    with pytest.raises(UserError, match="2000 cores of"):
+    with pytest.raises(UserError, match="2000 cores are needed"):
         engine(actors=4_000).check()
 
 
@@ -186,8 +186,8 @@ except KeyboardInterrupt:
 """
 
 
-def test_local_cluster_listens_on_loopback_and_ends_with_its_job(short: Path, tmp_path: Path) -> None:
-    folder = short / "own"
+def test_local_cluster_listens_on_loopback_and_ends_with_its_job(short_folder: Path, tmp_path: Path) -> None:
+    folder = short_folder / "job"
     folder.mkdir()
     job = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],

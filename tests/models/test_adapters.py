@@ -22,7 +22,7 @@ POLICIES = {"llama": llama, "gpt2": lambda: gpt2(0.0)}
 
 
 def with_random_b(policy: Any) -> Any:
-    """Give the adapters an effect: B is initialised to zero."""
+    """Make B random, because adapters have no effect while B has its initial value of zero."""
     torch.manual_seed(1)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:

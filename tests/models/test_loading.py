@@ -38,8 +38,8 @@ SCRATCH = FromScratch(
 
 
 def pretrained(path: Path | str, **changes: Any) -> Pretrained:
-    fine = Pretrained(str(path), None, None, [], "float32", trust_remote_code=False, local_files_only=True)
-    return replace(fine, **changes)
+    model = Pretrained(str(path), None, None, [], "float32", trust_remote_code=False, local_files_only=True)
+    return replace(model, **changes)
 
 
 @pytest.fixture
@@ -51,17 +51,17 @@ def test_from_scratch_start_is_seeded() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    (first, words), (same, _), (other, _) = (SCRATCH.start(CORPUS, seed) for seed in (0, 0, 5))
+    (first, tokenizer_), (same, _), (other, _) = (SCRATCH.start(CORPUS, seed) for seed in (0, 0, 5))
     assert torch.equal(torch.rand(1), expected)  # the global random state is unchanged
     weights = [model.lm_head.weight for model in (first, same, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert first.config.vocab_size == len(words) == 280
+    assert first.config.vocab_size == len(tokenizer_) == 280
     assert weights[0].std().item() == pytest.approx(0.02, rel=0.05)
     assert first.config.max_position_embeddings == 64
 
 
-def test_from_scratch_precision_is_the_dtype_of_the_weights() -> None:
+def test_from_scratch_dtype_is_that_of_the_weights() -> None:
     model, _ = replace(SCRATCH, dtype="bfloat16").start(CORPUS, 0)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
@@ -73,8 +73,8 @@ def test_from_scratch_invalid_settings_raise(wrong: dict[str, Any]) -> None:
 
 
 def test_chat_template_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "own.jinja").write_text(TEMPLATE)
-    from_file = replace(SCRATCH, chat_template=str(tmp_path / "own.jinja"))
+    (tmp_path / "custom.jinja").write_text(TEMPLATE)
+    from_file = replace(SCRATCH, chat_template=str(tmp_path / "custom.jinja"))
     from_file.check()
     assert from_file.fingerprint() == SCRATCH.fingerprint()  # identified by content, not by path
     with pytest.raises(UserError, match=r"model\.chat_template=none\.jinja"):
@@ -82,24 +82,24 @@ def test_chat_template_from_a_file(tmp_path: Path) -> None:
 
 
 def test_train_tokenizer_round_trips_any_text() -> None:
-    words = train_tokenizer(CORPUS, 300, 64)
-    assert len(words.tokenize(" cat")) == 1
+    tokenizer_ = train_tokenizer(CORPUS, 300, 64)
+    assert len(tokenizer_.tokenize(" cat")) == 1
     for text in (*CORPUS, "Zürich 你好 🙂\n\ttab", "  two  spaces , kept ."):
-        assert words.decode(words(text)["input_ids"]) == text
+        assert tokenizer_.decode(tokenizer_(text)["input_ids"]) == text
     for special in ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"):
-        assert len(words(special)["input_ids"]) == 1
-        assert words.decode(words(special)["input_ids"], skip_special_tokens=True) == ""
-    assert (words.pad_token, words.eos_token) == ("<|pad|>", "<|end|>")
+        assert len(tokenizer_(special)["input_ids"]) == 1
+        assert tokenizer_.decode(tokenizer_(special)["input_ids"], skip_special_tokens=True) == ""
+    assert (tokenizer_.pad_token, tokenizer_.eos_token) == ("<|pad|>", "<|end|>")
 
 
 def test_save_policy_folder_loads_without_this_package(folder: Path) -> None:
-    model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert words.chat_template == TEMPLATE
+    model, tokenizer_ = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer_.chat_template == TEMPLATE
     assert all(torch.equal(value, llama().state_dict()[name]) for name, value in model.state_dict().items())
     assert model.config._attn_implementation == "sdpa"
     generation = GenerationConfig.from_pretrained(folder)
-    assert set(generation.eos_token_id) == Renderer(words).end_ids  # generation stops at the end of the turn
-    assert generation.pad_token_id == words.pad_token_id
+    assert set(generation.eos_token_id) == Renderer(tokenizer_).end_ids  # generation stops at the end of the turn
+    assert generation.pad_token_id == tokenizer_.pad_token_id
     assert (folder / "README.md").read_text() == "# a card\n"
     assert {file.suffix for file in folder.iterdir()} == {".json", ".jinja", ".md", ".safetensors"}
 
@@ -131,9 +131,9 @@ def test_weights_other_than_safetensors_raise(folder: Path) -> None:
 def test_pretrained_start_loads_the_folder(folder: Path) -> None:
     base = pretrained(folder)
     base.check()
-    model, words = base.start([], 0)
+    model, tokenizer_ = base.start([], 0)
     assert torch.equal(model.lm_head.weight, llama().lm_head.weight)
-    assert words.chat_template == TEMPLATE
+    assert tokenizer_.chat_template == TEMPLATE
 
 
 def test_pretrained_chat_template_replaces_the_tokenizers(folder: Path) -> None:
@@ -150,8 +150,8 @@ def test_tokenizer_without_padding_pads_with_eos(folder: Path) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    words = pretrained(folder).start([], 0)[1]
-    assert words.pad_token == words.eos_token == "<|end|>"
+    tokenizer_ = pretrained(folder).start([], 0)[1]
+    assert tokenizer_.pad_token == tokenizer_.eos_token == "<|end|>"
 
 
 def test_pretrained_check_incomplete_folders_raise(folder: Path, tmp_path: Path) -> None:
@@ -207,16 +207,16 @@ TALK: Any = [
     ],
 )
 def test_package_templates_render_as_the_reference(folder: Path, template: str, prompt: str, answer: str) -> None:
-    """The reference implementation's rendering for sampling is used in training and evaluation, too."""
+    """The reference implementation renders like this for sampling. Here training and evaluation do so, too."""
     added = [] if template == "zephyr" else ["<|end_of_turn|>"]
     model = pretrained(folder, chat_template=template, added_tokens=added)
     model.check()
-    _, words = model.start([], 0)
-    renderer = Renderer(words)
-    assert words.decode(renderer.prompt(TALK)) == prompt
-    assert words.decode(renderer.response(TALK, "Four.")) == answer
+    _, tokenizer_ = model.start([], 0)
+    renderer = Renderer(tokenizer_)
+    assert tokenizer_.decode(renderer.prompt(TALK)) == prompt
+    assert tokenizer_.decode(renderer.response(TALK, "Four.")) == answer
     system: Any = [{"role": "system", "content": "Be brief."}, *TALK[:1]]
-    prompt_text = words.decode(renderer.prompt(system))
+    prompt_text = tokenizer_.decode(renderer.prompt(system))
     assert prompt_text.startswith(
         "<|system|>\nBe brief.<|end|>\n<|user|>" if template == "zephyr" else "Be brief.<|end_of_turn|>GPT4"
     )
@@ -224,15 +224,15 @@ def test_package_templates_render_as_the_reference(folder: Path, template: str, 
 
 def test_added_tokens_start_at_the_mean_embedding(folder: Path) -> None:
     before = llama()
-    model, words = pretrained(folder, added_tokens=["<|end_of_turn|>", "<|other|>"]).start([], 0)
+    model, tokenizer_ = pretrained(folder, added_tokens=["<|end_of_turn|>", "<|other|>"]).start([], 0)
     count = len(tokenizer())
-    assert words.convert_tokens_to_ids(["<|end_of_turn|>", "<|other|>"]) == [count, count + 1]
+    assert tokenizer_.convert_tokens_to_ids(["<|end_of_turn|>", "<|other|>"]) == [count, count + 1]
     assert model.config.vocab_size == count + 2
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert torch.equal(layer.weight[:count], before.model.embed_tokens.weight)
         torch.testing.assert_close(layer.weight[count], before.model.embed_tokens.weight.mean(dim=0))
         assert torch.equal(layer.weight[count], layer.weight[count + 1])
-    assert words("a<|end_of_turn|>b")["input_ids"].count(count) == 1
+    assert tokenizer_("a<|end_of_turn|>b")["input_ids"].count(count) == 1
 
 
 def test_added_tokens_that_exist_raise(folder: Path) -> None:

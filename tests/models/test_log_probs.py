@@ -52,7 +52,7 @@ def test_chunked_log_probs_equal_log_softmax(chunk_size: int, with_bias: bool) -
     expected = torch.stack([logits[i].log_softmax(-1)[label] for i, label in enumerate(labels.tolist())])
     torch.testing.assert_close(actual, expected)
     upstream = torch.randn(10, dtype=torch.float64)
-    # Twice: the logits kept of the last chunk serve one backward pass; the second recomputes them.
+    # Twice, because the first backward pass uses the kept logits of the last chunk, and the second recomputes them.
     for _ in range(2):
         for grad, exact in zip(
             torch.autograd.grad(actual, inputs, upstream, retain_graph=True),
@@ -92,7 +92,7 @@ def test_bfloat16_inputs_return_float32() -> None:
     actual = _ChunkedLogProbs.apply(hidden, weight, None, labels, 16, torch.bfloat16)
     assert actual.dtype == torch.float32
     exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-    # A logit of up to 32 is rounded to 8 bits: an error of at most half of 2^-7 of it, in label and normaliser.
+    # A logit of up to 32 is rounded to 8 bits. The error is at most 2^-8 of it, in the label's logit and in the sum.
     assert float((actual.double() - exact).detach().abs().max()) < 2 * 32 * 2**-8
     actual.sum().backward()
     assert weight.grad is not None
@@ -119,7 +119,7 @@ def test_largest_tensor_is_the_logits_of_a_chunk() -> None:
 
 
 class MemoryPeak(torch.utils._python_dispatch.TorchDispatchMode):
-    """Record the peak of the numbers held by tensors created within; views share their storage."""
+    """Record the peak number of elements of all tensors created in this context. Views share their storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,11 +132,11 @@ class MemoryPeak(torch.utils._python_dispatch.TorchDispatchMode):
             if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.storages:
                 self.storages.add(storage._cdata)
                 self.now += storage.nbytes() // 4
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes() // 4)
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes() // 4)
         self.peak = max(self.peak, self.now)
         return output
 
-    def _gone(self, name: int, size: int) -> None:
+    def _free(self, name: int, size: int) -> None:
         self.storages.discard(name)
         self.now -= size
 
@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_length_times_vocabulary() -> None:
     longer = 512 - 64
     assert peaks[0] >= chunk * vocabulary
     assert peaks[0] <= 4 * chunk * vocabulary + 64 * 10 * width
-    assert peaks[1] - peaks[0] <= longer * 10 * width  # longer * vocabulary would be 25 times as much
+    assert peaks[1] - peaks[0] <= longer * 10 * width  # longer * vocabulary would be 25 times larger
 
 
 def test_bfloat16_gradients_are_accumulated_in_float32() -> None:
@@ -194,7 +194,7 @@ def test_tied_embeddings_and_an_output_bias() -> None:
             torch.testing.assert_close(grad, parameter.grad)
 
 
-def test_self_check_passes_and_restores_the_mode() -> None:
+def test_self_check_passes_and_restores_training_mode() -> None:
     model = llama().train()
     assert self_check(model, GROUPS, 1e-4) <= 1e-4
     assert model.training
@@ -202,7 +202,7 @@ def test_self_check_passes_and_restores_the_mode() -> None:
 
 def test_self_check_different_values_raise() -> None:
     class ShiftedLogits(LlamaForCausalLM):
-        """A model whose plain forward adds to one logit. Packed rows go through `model` and are unaffected."""
+        """A model whose plain forward pass adds 1 to one logit. Packed rows go through `model` and are unaffected."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output = super().forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The key of a model on the hub holds its commit, and that commit is loaded. A local cache stands in for the hub."""
+"""Models on the hub: their commit is in the key, and this commit is loaded. A local cache replaces the hub."""
 
 import pickle
 import shutil

@@ -30,7 +30,7 @@ from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
 from tiny import LORA, groups, hardware, llama, lora, objective_of, optim, policy_folder, self_contrast
 
-WIDTH = 64  # of the model: 64 weights share a scale
+WIDTH = 64  # of the model, because 64 weights share a scale
 
 
 def qlora(**changes: Any) -> QLoRA:
@@ -38,7 +38,7 @@ def qlora(**changes: Any) -> QLoRA:
     return QLoRA(**{**settings, **changes})
 
 
-def dequantised_copy(model: Any, how: QLoRA) -> Any:
+def dequantised_copy(model: Any, adapter: QLoRA) -> Any:
     """Copy a model and round its linear layers to their 4-bit values."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -46,7 +46,7 @@ def dequantised_copy(model: Any, how: QLoRA) -> Any:
     for layer in rounded.modules():
         if type(layer) is nn.Linear and layer is not rounded.lm_head:
             packed = quantize_4bit(
-                layer.weight.data, quant_type=how.quant_type, compress_statistics=how.double_quant, blocksize=64
+                layer.weight.data, quant_type=adapter.quant_type, compress_statistics=adapter.double_quant, blocksize=64
             )
             layer.weight.data = dequantize_4bit(*packed)
     return rounded
@@ -54,9 +54,9 @@ def dequantised_copy(model: Any, how: QLoRA) -> Any:
 
 @pytest.mark.parametrize("settings", [{}, {"quant_type": "fp4"}, {"double_quant": False}], ids=str)
 def test_qlora_wrap_starts_at_the_quantised_base(settings: dict[str, Any]) -> None:
-    plain, packed, how = llama(width=WIDTH), pack(groups(3, 2)), qlora(**settings)
-    rounded = dequantised_copy(plain, how)
-    wrapped = how.wrap(copy.deepcopy(plain), seed=0).eval()
+    plain, packed, adapter = llama(width=WIDTH), pack(groups(3, 2)), qlora(**settings)
+    rounded = dequantised_copy(plain, adapter)
+    wrapped = adapter.wrap(copy.deepcopy(plain), seed=0).eval()
     actual = response_log_probs(wrapped, packed, 7)
     torch.testing.assert_close(actual, response_log_probs(rounded, packed, 7), atol=1e-3, rtol=1e-4)
     assert float((actual - response_log_probs(plain, packed, 7)).abs().max()) > 0.1  # rounding changes the model
@@ -123,7 +123,7 @@ def test_checkpoints_hold_only_adapters() -> None:
 
 
 def test_cost_of_qlora_equals_lora() -> None:
-    whole, packed = (Cost.of(how.wrap(llama(width=WIDTH), seed=0)) for how in (lora(), qlora()))
+    whole, packed = (Cost.of(adapter.wrap(llama(width=WIDTH), seed=0)) for adapter in (lora(), qlora()))
     assert whole == packed
 
 
@@ -162,7 +162,7 @@ def test_qlora_unsupported_hardware_settings_raise(changes: dict[str, Any], mess
 
 
 def train_adapters(folder: Path, stop_at: int | None = None) -> dict[str, torch.Tensor]:
-    """Return the adapters' weights after 6 steps, resuming from the newest checkpoint; or fail at `stop_at`."""
+    """Train 6 steps, from a checkpoint if there is one, and fail at `stop_at`. Return the adapters' weights."""
 
     def report(record: Record) -> None:
         if record["step"] == stop_at:
@@ -207,6 +207,6 @@ def test_policy_checkpoints_with_qlora_are_whole_models(tmp_path: Path) -> None:
     training = Training(qlora(), optim(epochs=4, batch_size=4), config, 0, lambda record: None, checkpoints=2)
     align(tmp_path / "align", sft, "float32", rows, StoredScores(stored), self_contrast(0.5), training)
     policies = [tmp_path / "align/model", checkpoint_folder(tmp_path / "align", 1)]
-    whole, half = (load_file(folder / "model.safetensors") for folder in policies)
-    assert whole.keys() == half.keys()
-    assert any(not torch.equal(value, half[name]) for name, value in whole.items())
+    final, checkpoint = (load_file(folder / "model.safetensors") for folder in policies)
+    assert final.keys() == checkpoint.keys()
+    assert any(not torch.equal(value, checkpoint[name]) for name, value in final.items())

@@ -23,16 +23,16 @@ RESPONSES: list[Response] = [
 
 
 def classifier_folder(folder: Path, labels: int = 1, template: bool = True) -> Path:
-    words = tokenizer()
+    tokenizer_ = tokenizer()
     if not template:
-        words.chat_template = None
+        tokenizer_.chat_template = None
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(tokenizer_), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=128, num_labels=labels, initializer_range=0.5, pad_token_id=None,
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(str(folder))
-    words.save_pretrained(str(folder))
+    tokenizer_.save_pretrained(str(folder))
     return folder
 
 
@@ -53,11 +53,11 @@ def rewards(model: RewardModel) -> Any:
 
 def test_rewards_equal_single_forward_passes(folder: Path) -> None:
     """Compare with the classifier on each rendered dialogue alone, without padding."""
-    model, rendering = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
+    model, tokenizer_ = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     expected = []
     for dialogue, text in RESPONSES:
         messages = [*dialogue, {"role": "assistant", "content": text}]
-        ids = rendering.apply_chat_template(messages, return_tensors="pt", return_dict=False)
+        ids = tokenizer_.apply_chat_template(messages, return_tensors="pt", return_dict=False)
         with torch.inference_mode():
             expected.append(float(model(ids).logits[0, 0]))
     assert len(set(np.round(expected, 3))) == 4
@@ -68,13 +68,13 @@ def test_rewards_equal_single_forward_passes(folder: Path) -> None:
 
 
 def test_long_dialogue_is_read_from_its_end(folder: Path) -> None:
-    cut = rewards(reward_model(folder, max_tokens=6))
-    assert not np.allclose(cut, rewards(reward_model(folder)))
-    model, rendering = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
+    truncated = rewards(reward_model(folder, max_tokens=6))
+    assert not np.allclose(truncated, rewards(reward_model(folder)))
+    model, tokenizer_ = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     messages = [*RESPONSES[1][0], {"role": "assistant", "content": RESPONSES[1][1]}]
-    ids = rendering.apply_chat_template(messages, return_tensors="pt", return_dict=False)[:, -6:]
+    ids = tokenizer_.apply_chat_template(messages, return_tensors="pt", return_dict=False)[:, -6:]
     with torch.inference_mode():
-        assert cut[1] == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
+        assert truncated[1] == pytest.approx(float(model(ids).logits[0, 0]), abs=1e-5)
 
 
 @torch.inference_mode()
@@ -83,15 +83,15 @@ def rewards_at_last_position(folder: Path, max_tokens: int) -> list[float]:
 
     A longer row keeps its first token and its last ones.
     """
-    model, rendering = LlamaForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
+    model, tokenizer_ = LlamaForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     values = []
     for dialogue, text in RESPONSES:
         messages = [*dialogue, {"role": "assistant", "content": text}]
-        ids = rendering.apply_chat_template(messages, return_dict=False)
+        ids = tokenizer_.apply_chat_template(messages, return_dict=False)
         row = ids if len(ids) <= max_tokens else [ids[0], *ids[-1:-max_tokens:-1][::-1]]
         padding = max_tokens - len(row)
         hidden = model.model(
-            torch.tensor([row + [rendering.pad_token_id] * padding]),
+            torch.tensor([row + [tokenizer_.pad_token_id] * padding]),
             attention_mask=torch.tensor([[1] * len(row) + [0] * padding]),
         ).last_hidden_state
         values.append(float(model.score(hidden)[0, -1, 0]))

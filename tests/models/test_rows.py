@@ -51,7 +51,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "gpt-oss": (GptOssConfig(**SHAPE, **EXPERTS, num_local_experts=4, sliding_window=5, rope_parameters=ROPE), "sinks"),
     "qwen3-next": (QWEN3_NEXT, "linear_attention"),
     "lfm2": (Lfm2Config(**SHAPE, layer_types=["conv", "full_attention", "conv"], pad_token_id=0), "type conv"),
-    "falcon-h1, its logits scaled": (
+    "falcon-h1 with scaled logits": (
         FalconH1Config(**SHAPE, **STATE_SPACE, lm_head_multiplier=0.5, pad_token_id=0),
         "type hybrid",
     ),
@@ -72,10 +72,10 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 def float64_model(config: Any) -> nn.Module:
     """Build a model in float64 with random weights, and with attention and experts in plain Python."""
     torch.manual_seed(0)
-    ways = {"attn_implementation": "eager"} if config.model_type != "mamba" else {}
-    model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float64, **ways)
+    options = {"attn_implementation": "eager"} if config.model_type != "mamba" else {}
+    model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float64, **options)
     if hasattr(config, "num_experts_per_tok"):
-        model.set_experts_implementation("eager")  # grouped products have no float64
+        model.set_experts_implementation("eager")  # grouped products do not support float64
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim <= 2:
@@ -107,7 +107,7 @@ def test_log_probs_equal_one_forward_pass_per_sequence(name: str) -> None:
         for sharing in (True, False):  # a row with shared prompts is split
             with torch.no_grad():
                 actual = response_log_probs(model, pack(groups, sharing), chunk_size=16)
-            assert relative(actual, expected) <= 1e-6  # norms and rotations are in float32 in any model
+            assert relative(actual, expected) <= 1e-6  # every model computes norms and rotations in float32
     assert not is_shared(model)
 
 

@@ -40,10 +40,10 @@ def test_gradients_equal_padded_rows_in_float64() -> None:
     assert relative(gradients(model, actual), gradients(plain, expected)) <= 1e-12
 
 
-@pytest.mark.parametrize("way", ["blocks", "varlen", "masked"])
-def test_gradients_do_not_depend_on_sharing(way: str) -> None:
+@pytest.mark.parametrize("attention", ["blocks", "varlen", "masked"])
+def test_gradients_do_not_depend_on_sharing(attention: str) -> None:
     model, groups = tiny(CONFIGS["gpt2"], torch.float64), ragged(3)
-    use_shared_prompt(model, way)
+    use_shared_prompt(model, attention)
     actual, expected = (response_log_probs(model, pack(groups, sharing), chunk_size=7) for sharing in (False, True))
     assert relative(actual, expected) <= 1e-13
     assert relative(gradients(model, actual), gradients(model, expected)) <= 1e-12

@@ -87,7 +87,7 @@ def test_start_damaged_file_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_tokenizer_splits_digits_first(text: str, pieces: list[str]) -> None:
-    """The file demands this (tokenizer.ggml.pre=smollm). transformers' own reading splits the preceding white space."""
+    """The file requires this (tokenizer.ggml.pre=smollm). transformers alone would split white space before digits."""
     assert SMOLLM2.tokenizer().tokenize(text) == pieces
 
 
@@ -192,12 +192,12 @@ def test_lm_eval_accuracy_equals_plain_log_probs(policy: Path) -> None:
             sums.append(sum(float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(response)))
         correct.append(int(np.argmax(sums)) == document["gold"])
     assert scores["acc"] == pytest.approx(np.mean(correct))
-    assert scores["acc"] > 0.6  # guessing: 0.25
+    assert scores["acc"] > 0.6  # guessing gives 0.25
 
 
 def test_lora_step_changes_only_linear_layers(tmp_path: Path) -> None:
-    how = Training(lora(stages=["sft"]), optim(epochs=1, batch_size=5, warmup_ratio=0.0), hardware(), 0, print)
-    summary = fine_tune(tmp_path, SMOLLM2, {"train": EXAMPLES, "validation": []}, how)
+    training = Training(lora(stages=["sft"]), optim(epochs=1, batch_size=5, warmup_ratio=0.0), hardware(), 0, print)
+    summary = fine_tune(tmp_path, SMOLLM2, {"train": EXAMPLES, "validation": []}, training)
     assert (summary["steps"], summary["examples"], summary["parameters"]) == (1, 5, 134_515_008)
     before = started()[0].state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()

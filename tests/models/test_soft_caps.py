@@ -30,15 +30,15 @@ PROMPT, ANSWER = "what is the name of the cat?", "the cat sat on the mat"
 
 def save_model(folder: Path, cls: Any) -> Path:
     """Save a Gemma-2 with random weights and a cap low enough to matter."""
-    reader = tokenizer()
+    tokenizer_ = tokenizer()
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=len(reader), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokenizer_), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.5, num_labels=1,
-        attn_logit_softcapping=0.5, pad_token_id=reader.pad_token_id, eos_token_id=reader.eos_token_id,
+        attn_logit_softcapping=0.5, pad_token_id=tokenizer_.pad_token_id, eos_token_id=tokenizer_.eos_token_id,
     )  # fmt: skip
     cls(config).save_pretrained(str(folder))
-    reader.save_pretrained(str(folder))
+    tokenizer_.save_pretrained(str(folder))
     return folder
 
 

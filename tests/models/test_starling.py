@@ -1,4 +1,4 @@
-"""A small copy of the published reward model against the sequence classifier that is converted from it."""
+"""Compare a small copy of the published reward model with the sequence classifier that is converted from it."""
 
 from pathlib import Path
 from typing import Any

@@ -34,26 +34,26 @@ def copy_with(source: Path, folder: Path, change: Change) -> Path:
     return folder
 
 
-def as_ddp(weights: Weights) -> Weights:
+def prefix_as_ddp(weights: Weights) -> Weights:
     return {f"module.{name}": value for name, value in weights.items()}
 
 
-def half(weights: Weights) -> Weights:
+def keep_half(weights: Weights) -> Weights:
     return {name: value for i, (name, value) in enumerate(sorted(weights.items())) if i % 2}
 
 
-def one_less(weights: Weights) -> Weights:
+def remove_last(weights: Weights) -> Weights:
     return {name: value for name, value in weights.items() if name != sorted(weights)[-1]}
 
 
-def shorter(weights: Weights) -> Weights:
+def shorten_last(weights: Weights) -> Weights:
     name = sorted(weights)[-1]
     return {**weights, name: weights[name][:-1].clone()}
 
 
 def set_value(value: float) -> Change:
     def change(weights: Weights) -> Weights:
-        name = next(name for name, each in sorted(weights.items()) if each.dim() > 1)
+        name = next(name for name, weight in sorted(weights.items()) if weight.dim() > 1)
         weights[name].view(-1)[-1] = value
         return weights
 
@@ -62,7 +62,7 @@ def set_value(value: float) -> Change:
 
 def cast_to(dtype: torch.dtype) -> Change:
     def change(weights: Weights) -> Weights:
-        name = next(name for name, each in sorted(weights.items()) if each.dim() > 1)
+        name = next(name for name, weight in sorted(weights.items()) if weight.dim() > 1)
         return {**weights, name: (100 * weights[name]).to(dtype)}
 
     return change
@@ -77,11 +77,11 @@ DAMAGE = {
     "bytes": (cast_to(torch.uint8), "has the type U8"),
     "truth values": (cast_to(torch.bool), "has the type BOOL"),
     "complex numbers": (cast_to(torch.complex64), "has the type C64"),
-    "as DDP saves them": (as_ddp, r"are missing: .*such as module\."),
+    "as DDP saves them": (prefix_as_ddp, r"are missing: .*such as module\."),
     "compiled": (lambda w: {f"_orig_mod.{n}": v for n, v in w.items()}, r"such as _orig_mod\."),
-    "half missing": (half, r"weights are missing: "),
-    "one missing": (one_less, r": 1 of \d+ weights are missing: "),
-    "another shape": (shorter, r"1 weights have another shape, such as .*: \[\d+"),
+    "half missing": (keep_half, r"weights are missing: "),
+    "one missing": (remove_last, r": 1 of \d+ weights are missing: "),
+    "another shape": (shorten_last, r"1 weights have another shape, such as .*: \[\d+"),
 }
 
 
@@ -128,7 +128,8 @@ def encoder(path: Path) -> SentenceEncoder:
     return SentenceEncoder(str(path), None, "", None, "float32", 256, "cut", False, 8, [])
 
 
-@pytest.mark.parametrize("kind", [name for name in DAMAGE if name != "one missing"])  # it would be the unused pooler
+# A missing weight would be in the pooler, which is unused.
+@pytest.mark.parametrize("kind", [name for name in DAMAGE if name != "one missing"])
 def test_encoder_damaged_weights_refused(kind: str, tmp_path: Path) -> None:
     change, line = DAMAGE[kind]
     if kind == "another shape":
@@ -139,7 +140,7 @@ def test_encoder_damaged_weights_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_encoder_from_a_masked_language_model_without_pooler_loads(tmp_path: Path) -> None:
-    """An encoder uses neither BERT's own pooler nor the head of the masked model."""
+    """An encoder uses neither BERT's own pooler nor the head of the masked language model."""
     folder = shutil.copytree(builtin_folder(), tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     kept = {f"bert.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
@@ -149,7 +150,7 @@ def test_encoder_from_a_masked_language_model_without_pooler_loads(tmp_path: Pat
 
 
 def test_judge_damaged_weights_refused(policy: Path, tmp_path: Path) -> None:
-    folder = copy_with(policy, tmp_path / "model", as_ddp)
+    folder = copy_with(policy, tmp_path / "model", prefix_as_ddp)
     judge = HFJudge(str(folder), "float32", 0.0, "text", 4096, reply_settings(attempts=1), batch_size=1)
     with (
         judge.open(judge_context(tmp_path, budget=Budget(None))) as judging,
@@ -165,13 +166,13 @@ def test_judge_damaged_weights_refused(policy: Path, tmp_path: Path) -> None:
 def test_load_model_config_that_leaves_weights_out_refused(
     name: str, shape: tuple[int, ...], policy: Path, tmp_path: Path
 ) -> None:
-    """Biases that the config does not have, or layers beyond its number."""
+    """The files have a bias or a layer that the config does not have."""
     folder = copy_with(policy, tmp_path / "model", lambda weights: {**weights, name: torch.ones(shape)})
     with pytest.raises(UserError, match=f" 1 weights of its files: {name}"):
         load_model(folder)
 
 
-def test_load_model_head_of_another_use_is_left_out(policy: Path, tmp_path: Path) -> None:
+def test_load_model_unknown_head_is_left_out(policy: Path, tmp_path: Path) -> None:
     folder = copy_with(policy, tmp_path / "model", lambda weights: {**weights, "v_head.weight": torch.ones(1, 32)})
     assert torch.equal(load_model(folder).lm_head.weight, load_model(policy).lm_head.weight)
 
@@ -201,13 +202,13 @@ def test_is_finite_of_every_type(dtype: torch.dtype) -> None:
         assert not is_finite(fine)
 
 
-def test_check_weights_buffers_of_whole_numbers_are_no_weights(policy: Path, tmp_path: Path) -> None:
+def test_check_weights_integer_buffers_are_accepted(policy: Path, tmp_path: Path) -> None:
     """GPT-2's mask is called attn.bias, and BERT's positions belong to no layer."""
     more = {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "embeddings.position_ids": torch.arange(4)}
     check_weights(copy_with(policy, tmp_path / "model", lambda weights: {**weights, **more}), "model.path")
 
 
-def test_check_weights_quantized_model_may_hold_whole_numbers(policy: Path, tmp_path: Path) -> None:
+def test_check_weights_quantized_model_may_hold_integers(policy: Path, tmp_path: Path) -> None:
     folder = copy_with(policy, tmp_path / "model", cast_to(torch.int8))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "any"}}))

@@ -34,10 +34,10 @@ class KilledTraining(SupervisedFineTuning):
         super().training_step(step, index)
         self._kill_if("end")
 
-    def losses(self, part: MicroBatch) -> Any:
+    def losses(self, microbatch: MicroBatch) -> Any:
         if self.trainer.validating:
             self._kill_if("validation")
-        output = super().losses(part)
+        output = super().losses(microbatch)
         if self.trainer.training:
             self._kill_if("forward")
         return output

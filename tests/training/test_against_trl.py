@@ -1,4 +1,4 @@
-"""With one rejected response per prompt, our training's losses equal TRL's at every step."""
+"""With one rejected response per prompt, the losses of training equal TRL's at every step."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tiny import groups, hardware, llama, optim, self_contrast
 
 BETA, VOCABULARY = 0.5, 50
 OBJECTIVE = self_contrast(BETA)
-# A high learning rate, because losses must move for their agreement to mean something.
+# A high learning rate, because equal losses show little unless they change during training.
 OPTIM = optim(lr=1e-3, epochs=2, batch_size=3, schedule="constant", warmup_ratio=0.0, weight_decay=0.1)
 GROUPS = [
     Group(g.id, g.prompt, [*g.target[:-1], 0], [[*negative[:-1], 0] for negative in g.negatives])
@@ -42,7 +42,7 @@ class RecordingTrainer(DPOTrainer):
 
 
 def order(settings: OptimConfig) -> list[Group]:
-    """Return the pairs in the order of our steps. TRL trains on them once, in this order."""
+    """Return the pairs in the order of `Steps`. TRL trains on them once, in this order."""
     steps = StepData(GROUPS, [], settings, hardware(), seed=3).steps()
     assert len(GROUPS) % settings.batch_size == 0
     return [GROUPS[i] for step in range(len(steps)) for i in steps.indices(step)]
@@ -94,7 +94,7 @@ def train_with_trl(folder: Path, settings: OptimConfig) -> list[float]:
     return trainer.losses
 
 
-def train_with_ours(folder: Path, settings: OptimConfig) -> list[Record]:
+def train_with_selfcontrast(folder: Path, settings: OptimConfig) -> list[Record]:
     policy, hardware_config = llama(vocabulary=VOCABULARY), hardware(max_tokens_per_microbatch=20)
     with torch.no_grad():
         reference = {g.id: response_log_probs(policy, pack([g]), 7)[0] for g in GROUPS}
@@ -108,11 +108,11 @@ def train_with_ours(folder: Path, settings: OptimConfig) -> list[Record]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_training_one_negative_has_trls_loss_curve(tmp_path: Path) -> None:
-    history = train_with_ours(tmp_path / "ours", OPTIM)
-    theirs = train_with_trl(tmp_path / "trl", OPTIM)
+def test_training_one_negative_loss_curve_equals_trl(tmp_path: Path) -> None:
+    history = train_with_selfcontrast(tmp_path / "selfcontrast", OPTIM)
+    trl_losses = train_with_trl(tmp_path / "trl", OPTIM)
     losses = [record["loss"] for record in history]
-    assert len(losses) == len(theirs) >= 6
+    assert len(losses) == len(trl_losses) >= 6
     assert max(record["grad_norm"] for record in history) > OPTIM.max_grad_norm
     assert max(losses) - min(losses) > 0.1
-    assert losses == pytest.approx(theirs, abs=1e-5)
+    assert losses == pytest.approx(trl_losses, abs=1e-5)

@@ -53,8 +53,8 @@ def first_groups(count: int, max_length: int) -> tuple[list[Group], int]:
 
 def test_preference_groups_k_negatives_takes_first_k_ranks() -> None:
     for count in (1, 2, 4):
-        groups, without_room = first_groups(count, max_length=200)
-        assert ([g.id for g in groups], without_room) == (["e0", "e1", "e2", "e4"], 0)
+        groups, too_long = first_groups(count, max_length=200)
+        assert ([g.id for g in groups], too_long) == (["e0", "e1", "e2", "e4"], 0)
         for group, source in zip(groups, [EXAMPLES[i] for i in (0, 1, 2, 4)], strict=True):
             assert (list(group.prompt), list(group.target)) == RENDERER.example(source)
             assert list(map(list, group.negatives)) == [[10 + rank] * (3 + 9 * rank) for rank in range(count)]
@@ -65,12 +65,12 @@ def test_preference_groups_max_length_drops_long_targets_and_cuts_negatives() ->
     max_length = sum(sizes["e2"])  # e2 fits exactly, e4 does not
     used = []
     for count in (1, 4):
-        groups, without_room = first_groups(count, max_length)
-        assert without_room == 1
+        groups, too_long = first_groups(count, max_length)
+        assert too_long == 1
         assert all(len(g.prompt) + max(map(len, g.responses)) <= max_length for g in groups)
         for group in groups:
-            room = max_length - len(group.prompt)
-            assert list(map(len, group.negatives)) == [min(3 + 9 * rank, room) for rank in range(count)]
+            max_response = max_length - len(group.prompt)
+            assert list(map(len, group.negatives)) == [min(3 + 9 * rank, max_response) for rank in range(count)]
         used.append([(g.id, g.prompt, g.target) for g in groups])
     assert used[0] == used[1]
     assert [name for name, _, _ in used[0]] == ["e0", "e1", "e2"]
@@ -84,12 +84,12 @@ def test_preference_groups_chosen_candidates_replace_target_and_may_be_two() -> 
         "e2": [Positive("e2", 9, "too long", [9] * 190, nan)],
         "e4": [Positive("e4", TARGET, "the target", [], nan)],
     }
-    groups, without_room = preference_groups(RENDERER, EXAMPLES, used, 190, chosen)
+    groups, too_long = preference_groups(RENDERER, EXAMPLES, used, 190, chosen)
     targets = {name: RENDERER.example(EXAMPLES[i])[1] for name, i in (("e1", 1), ("e4", 4))}
     assert {group.id: list(group.target) for group in groups} == {
         "e0": [5, 6], "e1": targets["e1"], "e1+best": [8], "e4": targets["e4"],
     }  # fmt: skip
-    assert without_room == 1
+    assert too_long == 1
     assert {tuple(map(tuple, group.negatives)) for group in groups} == {((10, 10, 10),)}
     pool = {group.id: torch.tensor([float(i), 0.5]) for i, group in enumerate(groups)}
     scores = {name: values.tolist() for name, values in select_scores(pool, negatives_by_group(groups, used)).items()}
@@ -105,7 +105,7 @@ def test_chosen_scores_candidate_has_its_own_score() -> None:
 
 
 def test_preference_groups_id_with_second_suffix_is_kept_or_refused() -> None:
-    """Such an example has its own scores. If a second group has the same id, it is refused."""
+    """An example with such an id has its own scores. A second group with the same id is refused."""
     twins = [example("a", "?", "one"), example("a+best", "?", "two")]
     used = {e.id: [Negative(e.id, 0, 0, "", [9], 0.5)] for e in twins}
     groups, _ = preference_groups(RENDERER, twins, used, 190)
@@ -222,7 +222,9 @@ def test_align_displaced_targets_are_warned_about(tmp_path: Path, caplog: pytest
 
 
 def test_nearest_first_and_select_scores_agree_on_order() -> None:
-    ranked = [Negative("a", rank, rank, "", [10 + rank], near) for rank, near in enumerate((0.2, 0.9, 0.5, 0.9))]
+    ranked = [
+        Negative("a", rank, rank, "", [10 + rank], similarity) for rank, similarity in enumerate((0.2, 0.9, 0.5, 0.9))
+    ]
     used = nearest_first(ranked, 3)  # the fourth rank is not used
     assert [negative.rank for negative in used] == [1, 2, 0]
     assert [negative.rank for negative in nearest_first(ranked, 4)] == [1, 3, 2, 0], "ties go to the lower rank"

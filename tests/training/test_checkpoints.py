@@ -27,7 +27,7 @@ def test_checkpoint_of_lora_has_no_frozen_weight(tmp_path: Path) -> None:
 def test_fit_damaged_checkpoint_is_reported_and_training_restarts(
     tmp_path: Path, uninterrupted: tuple[dict[str, Tensor], list[Record]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """torch.load accepts a flipped byte in a weight, and a truncated file once raised in every later run."""
+    """torch.load accepts a flipped byte in a weight. A truncated file once made every later run fail."""
     run_training(tmp_path, optim(validations=3), ("begin", 5), checkpoint_every=2)
     last = tmp_path / "last.ckpt"
     good = last.read_bytes()
@@ -50,7 +50,7 @@ def test_fit_full_disk_leaves_no_partial_checkpoint(
     """The next attempt needs the space of partial files, including those of killed attempts."""
     save, saved = Trainer.save_checkpoint, []
 
-    def full(trainer: Trainer, file: Path) -> None:
+    def fill_disk(trainer: Trainer, file: Path) -> None:
         assert not file.exists()
         saved.append(file)
         save(trainer, file)
@@ -58,7 +58,7 @@ def test_fit_full_disk_leaves_no_partial_checkpoint(
             file.write_bytes(file.read_bytes()[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    monkeypatch.setattr(Trainer, "save_checkpoint", fill_disk)
     (tmp_path / "last.writing").write_bytes(b"left by a killed attempt")
     with pytest.raises(OSError, match="No space left"):
         run_training(tmp_path, optim(validations=3), checkpoint_every=2)

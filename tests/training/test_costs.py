@@ -58,7 +58,7 @@ def test_cost_attention_uses_head_width() -> None:
 
 def test_peak_memory_includes_held_tensor() -> None:
     before = peak_memory()
-    held = torch.ones(2**27)  # half a GiB
-    assert held.sum() > 0
+    tensor = torch.ones(2**27)  # half a GiB
+    assert tensor.sum() > 0
     assert peak_memory() >= before
     assert peak_memory() >= 0.5

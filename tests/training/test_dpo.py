@@ -37,7 +37,7 @@ SHAPE: dict[str, Any] = {
 }
 MODELS = {
     "llama": LlamaConfig(**SHAPE),
-    "mistral, its window shorter than the rows": MistralConfig(**SHAPE, sliding_window=5),
+    "mistral with a window shorter than the rows": MistralConfig(**SHAPE, sliding_window=5),
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=16),
     "gpt2": gpt2(0.0).config,

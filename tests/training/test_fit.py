@@ -185,7 +185,7 @@ SWEPO_OBJECTIVE = SWEPO(beta=0.1, alpha=1.0, power=1, nll_weight=0.0, length_nor
     "objective", [self_contrast(0.1), SWEPO_OBJECTIVE, DFT(tau=1.0)], ids=["pairs", "scores", "sampler"]
 )
 def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Objective) -> None:
-    """Only one group has a third negative, so one process lacks that column."""
+    """Only one group has a third negative, so one rank lacks that column."""
     rows = [
         replace(group, negatives=group.negatives[:count])
         for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)
@@ -264,13 +264,11 @@ def test_fit_records_cost_of_each_step(tmp_path: Path) -> None:
 
 def test_fit_nan_loss_names_group_and_keeps_last_checkpoint(tmp_path: Path) -> None:
     class NanLoss(SupervisedFineTuning):
-        def losses(self, part: MicroBatch) -> Any:
-            loss, sums = super().losses(part)
-            if (
-                self.trainer.global_step == 3
-                and (bad := part.packed.ids.index(name) if name in part.packed.ids else -1) >= 0
-            ):
-                loss = loss * torch.where(torch.arange(len(loss)) == bad, torch.nan, 1.0)
+        def losses(self, microbatch: MicroBatch) -> Any:
+            loss, sums = super().losses(microbatch)
+            if self.trainer.global_step == 3 and name in microbatch.packed.ids:
+                index = microbatch.packed.ids.index(name)
+                loss = loss * torch.where(torch.arange(len(loss)) == index, torch.nan, 1.0)
             return loss, sums
 
     policy, hardware_config = gpt2(0.1), hardware(checkpoint_every=2)

@@ -1,4 +1,4 @@
-"""Passes that fill a GPU's memory: estimated against measured bytes per token."""
+"""Micro-batches that fill a GPU's memory: estimated against measured bytes per token."""
 
 import logging
 from pathlib import Path
@@ -17,6 +17,7 @@ from selfcontrast.training import hardware as hardware_module
 from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.memory import MAX_TOKENS, MIN_TOKENS, bytes_per_token, reserved_bytes, token_budget
 from selfcontrast.training.sft import SupervisedFineTuning
+from selfcontrast.training.steps import MicroBatch
 from tiny import groups, hardware, llama, optim
 
 MIXED = {"precision": "bf16-mixed", "logits_chunk": 64}
@@ -94,7 +95,7 @@ def test_max_tokens_per_microbatch_auto_on_cpu_is_8192() -> None:
 def test_fit_auto_on_gpu_measures_after_weights_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Use a CPU in place of the GPU, with a budget set by the test."""
+    """A CPU stands in for the GPU, and the test sets the budget."""
     calls: list[tuple[int, float]] = []
 
     def fake_budget(policy: Any, optimizers: Any, hardware_config: Any, per_token: float) -> int:
@@ -102,19 +103,22 @@ def test_fit_auto_on_gpu_measures_after_weights_are_loaded(
         return 30
 
     hardware_config, settings = hardware(max_tokens_per_microbatch="auto"), optim(validations=1)
-    policy, rows, microbatches = llama(), groups(10), []
+    policy, rows, tokens_per_microbatch = llama(), groups(10), []
     expected = bytes_per_token(policy, hardware_config)
     prepare(policy, rows, hardware_config)
     data = StepData(rows, groups(3, seed=1), settings, hardware_config, seed=3)
     module = SupervisedFineTuning(policy, settings, len(data.steps()), 7, lambda record: None)
     losses = module.losses
-    monkeypatch.setattr(
-        module, "losses", lambda part: microbatches.append(part.packed.input_ids.shape[1]) or losses(part)
-    )
+
+    def count_tokens(microbatch: MicroBatch) -> Any:
+        tokens_per_microbatch.append(microbatch.packed.input_ids.shape[1])
+        return losses(microbatch)
+
+    monkeypatch.setattr(module, "losses", count_tokens)
     monkeypatch.setattr(fit_module, "gpu_token_budget", fake_budget)
     monkeypatch.setattr(hardware_module.Hardware, "device", "cuda")
     with caplog.at_level(logging.INFO):
         fit(module, data, tmp_path, "test")
     assert calls == [(1, expected)]
-    assert max(microbatches) <= 30
+    assert max(tokens_per_microbatch) <= 30
     assert "hardware.max_tokens_per_microbatch=auto: 30 tokens" in caplog.messages

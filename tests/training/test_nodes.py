@@ -61,7 +61,7 @@ def test_decisions_two_nodes_compute_together_and_one_publishes(tmp_path: Path) 
         decisions = Decisions(Node(rank, 2, "127.0.0.1", port))
 
         def compute(folder: Path) -> Mapping[str, Any] | None:
-            barrier.wait()  # passes only if both nodes compute
+            barrier.wait()  # returns only if both nodes compute
             if rank == 0:
                 (folder / "model").write_text("weights")
             barrier.wait()

@@ -36,12 +36,12 @@ from tiny import example, hardware, llama, optim, policy_folder, self_contrast, 
 SCORED = SWEPO(beta=0.5, alpha=1.0, power=1, nll_weight=0.0, length_normalised=False)
 DISCRIMINATIVE = DFT(tau=1.0)
 RANKED = [
-    Negative("a", rank, rank, "", [10 + rank] * (rank + 1), near, log_prob=-1.0 - rank, score=rank / 8)
-    for rank, near in enumerate((0.2, 0.9, 0.5, 0.9))
+    Negative("a", rank, rank, "", [10 + rank] * (rank + 1), similarity, log_prob=-1.0 - rank, score=rank / 8)
+    for rank, similarity in enumerate((0.2, 0.9, 0.5, 0.9))
 ]
 
 
-def prepared(
+def groups_and_negatives(
     ranked: list[Negative], count: int, max_length: int = 100
 ) -> tuple[list[Group], dict[str, list[Negative]]]:
     used = {"a": nearest_first(ranked, count)}
@@ -49,7 +49,7 @@ def prepared(
 
 
 def test_select_signals_follow_order_of_negatives() -> None:
-    groups, used = prepared(RANKED, 3)
+    groups, used = groups_and_negatives(RANKED, 3)
     assert [list(tokens) for tokens in groups[0].negatives] == [[11, 11], [12, 12, 12], [10]]
     scored = select_signals(SCORED, groups, used, {"a": 0.75, "b": 0.0})["a"]
     assert scored.scores.tolist() == [0.75, 0.125, 0.25, 0.0]
@@ -61,7 +61,7 @@ def test_select_signals_follow_order_of_negatives() -> None:
 
 def test_select_signals_unneeded_are_empty() -> None:
     unknown = [replace(negative, log_prob=math.nan, score=math.nan) for negative in RANKED]
-    assert select_signals(self_contrast(0.1), *prepared(unknown, 3), {}) == {}
+    assert select_signals(self_contrast(0.1), *groups_and_negatives(unknown, 3), {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,17 @@ def test_select_signals_missing_value_names_prompt(
 ) -> None:
     ranked = [replace(negative, **changes) if negative.rank == 1 else negative for negative in RANKED]
     with pytest.raises(UserError, match=problem):
-        select_signals(objective, *prepared(ranked, 3), {"a": target})
-    select_signals(objective, *prepared(ranked, 1), {"a": 1.0})  # K = 1 does not look at rank 1
+        select_signals(objective, *groups_and_negatives(ranked, 3), {"a": target})
+    select_signals(objective, *groups_and_negatives(ranked, 1), {"a": 1.0})  # K = 1 does not use rank 1
 
 
-def test_sampler_logps_of_cut_negative_are_refused() -> None:
-    groups, _ = prepared(RANKED, 4)
+def test_sampler_logps_of_truncated_negative_are_refused() -> None:
+    groups, _ = groups_and_negatives(RANKED, 4)
     max_length = len(groups[0].prompt) + 3  # the negative of four tokens loses one
     with pytest.raises(UserError, match=r"trainer\.max_length .*prompt a"):
-        select_signals(DISCRIMINATIVE, *prepared(RANKED, 4, max_length), {"a": 1.0})
+        select_signals(DISCRIMINATIVE, *groups_and_negatives(RANKED, 4, max_length), {"a": 1.0})
     with pytest.raises(UserError, match=r"^reference=sampler .*trainer\.max_length"):
-        sampler_reference({"a": torch.zeros(1)}, *prepared(RANKED, 4, max_length))
+        sampler_reference({"a": torch.zeros(1)}, *groups_and_negatives(RANKED, 4, max_length))
 
 
 class RecordingObjective:
@@ -107,13 +107,13 @@ class RecordingObjective:
 
 def test_dpo_passes_signals_by_group_id() -> None:
     batch = [Group("a", [1, 2], [3], [[4], [5, 6]]), Group("b", [1], [2, 3], [[7]])]
-    known = {
+    signals_by_id = {
         "b": Signals(torch.tensor([1.0, 0.5]), torch.tensor([-3.0])),
         "a": Signals(torch.tensor([0.9, 0.1, 0.2]), torch.tensor([-1.0, -2.0])),
     }
     policy, recorder = llama(), RecordingObjective()
     use_shared_prompt(policy)
-    stored = StoredScores({g.id: torch.zeros(1 + len(g.negatives)) for g in batch}, known)
+    stored = StoredScores({g.id: torch.zeros(1 + len(g.negatives)) for g in batch}, signals_by_id)
     module = SelfContrastDPO(policy, optim(), 6, 7, lambda record: None, recorder, stored)
     module.losses(MicroBatch(pack(batch), True))
     (signals,) = recorder.signals
@@ -133,7 +133,7 @@ class SampledPool:
         self.sft, self.folder = policy_folder(folder / "sft"), folder
         renderer = Renderer(tokenizer())
         examples = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(4)]
-        decoding = Decoding(3, 1.3, 0.9, 12, 120)  # log_prob is at temperature 1 all the same
+        decoding = Decoding(3, 1.3, 0.9, 12, 120)  # log_prob is still that at temperature 1
         requests = [Request(e.id, renderer.prompt(e.prompt)) for e in examples]
         drawn = sample(llama(), tokenizer(), requests, decoding, 0, renderer.end_ids)
         pool: dict[str, list[Negative]] = {}
@@ -144,16 +144,16 @@ class SampledPool:
         self.groups, _ = preference_groups(renderer, examples, self.used, 120)
         targets, _ = preference_groups(renderer, examples, dict.fromkeys(pool, ()), 120)
         assert all(not group.negatives for group in targets)
-        self.scored = self._scored("stored", self.groups)
-        self.sampler = sampler_reference(self._scored("targets", targets), self.groups, self.used)
+        self.scored = self._score("stored", self.groups)
+        self.sampler = sampler_reference(self._score("targets", targets), self.groups, self.used)
 
-    def _scored(self, name: str, groups: list[Group]) -> dict[str, Tensor]:
+    def _score(self, name: str, groups: list[Group]) -> dict[str, Tensor]:
         folder = self.folder / name
         folder.mkdir()
         score_reference(folder, Local(3, 1), Scoring(self.sft, "float32", hardware()), groups, "cpu")
         return read_reference(folder)
 
-    def aligned(self, name: str, stored: StoredScores, objective: Objective) -> tuple[dict[str, Any], list[Record]]:
+    def run_align(self, name: str, stored: StoredScores, objective: Objective) -> tuple[dict[str, Any], list[Record]]:
         folder, records = self.folder / name, list[Record]()
         folder.mkdir()
         training = Training(NoAdapter(), optim(batch_size=4, epochs=3), hardware(), 0, records.append)
@@ -172,7 +172,7 @@ def test_sampler_reference_equals_scored_reference(sampled: SampledPool) -> None
 
 def test_align_sampler_reference_trains_as_stored_reference(sampled: SampledPool) -> None:
     stored, sampler = (
-        sampled.aligned(name, StoredScores(scores), self_contrast(0.5))
+        sampled.run_align(name, StoredScores(scores), self_contrast(0.5))
         for name, scores in (("by-stored", sampled.scored), ("by-sampler", sampled.sampler))
     )
     for summary, records in (stored, sampler):
@@ -186,7 +186,7 @@ def test_align_sampler_reference_trains_as_stored_reference(sampled: SampledPool
 def test_align_without_reference_rewards_are_log_probabilities(sampled: SampledPool) -> None:
     """At step 0 the rewards are the stored scores. No change from a reference is recorded."""
     zeros = {group.id: torch.zeros(len(group.responses)) for group in sampled.groups}
-    summary, records = sampled.aligned("by-none", StoredScores(zeros, compared=False), self_contrast(0.5))
+    summary, records = sampled.run_align("by-none", StoredScores(zeros, reference_is_model=False), self_contrast(0.5))
     margins = [0.5 * (scores[0] - scores[1:]) for scores in sampled.scored.values()]
     expected = [torch.log1p(torch.exp(-margin)).mean() for margin in margins]
     assert records[0]["loss"] == pytest.approx(float(sum(expected)) / 4, abs=1e-3)
@@ -200,6 +200,6 @@ def test_align_without_reference_rewards_are_log_probabilities(sampled: SampledP
 def test_align_dft_initial_importance_weights_are_one(sampled: SampledPool) -> None:
     """The policy is the sampler: at tau = 1 the negatives' term is 0."""
     signals = select_signals(DISCRIMINATIVE, sampled.groups, sampled.used, {})
-    _, records = sampled.aligned("dft", StoredScores(sampled.scored, signals), DISCRIMINATIVE)
+    _, records = sampled.run_align("dft", StoredScores(sampled.scored, signals), DISCRIMINATIVE)
     assert records[0]["loss"] == pytest.approx(-records[0]["chosen_log_prob"], abs=1e-3)
     assert records[-1]["chosen_log_prob"] > records[0]["chosen_log_prob"] + 1

@@ -12,7 +12,7 @@ from selfcontrast.training.sft import SupervisedFineTuning
 from tiny import gpt2, hardware, optim
 
 
-def test_recipe_8_bit_without_bitsandbytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optim_config_8_bit_without_bitsandbytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     optim(optimizer="adamw_8bit").check("trainer", hardware())
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     optim().check("trainer", hardware())
@@ -20,7 +20,7 @@ def test_recipe_8_bit_without_bitsandbytes_is_refused(monkeypatch: pytest.Monkey
         optim(optimizer="adamw_8bit").check("trainer", hardware())
 
 
-def test_recipe_8_bit_with_fsdp2_is_refused() -> None:
+def test_optim_config_8_bit_with_fsdp2_is_refused() -> None:
     settings = optim(optimizer="adamw_8bit")
     settings.check("sft", hardware(devices=2, strategy="ddp"))
     with pytest.raises(UserError, match=r"^sft\.optimizer=adamw_8bit .*hardware\.strategy=ddp"):
@@ -28,19 +28,19 @@ def test_recipe_8_bit_with_fsdp2_is_refused() -> None:
 
 
 def test_lr_factor_cosine_is_transformers_one_warmup_step_ahead() -> None:
-    """transformers wastes its first step on a learning rate of 0. Ours reaches the peak one step earlier."""
+    """In transformers the first step has a learning rate of 0. `lr_factor` reaches the peak one step earlier."""
     settings, steps, warmup = optim(warmup_ratio=0.2), 20, 4
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-    theirs = []
+    expected = []
     for _ in range(steps):
-        theirs.append(scheduler.get_last_lr()[0])
+        expected.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    ours = [settings.lr_factor(step, steps) for step in range(steps)]
-    assert ours[: warmup - 1] == pytest.approx(theirs[1:warmup])
-    assert ours[warmup - 1] == 1
-    assert ours[warmup:] == pytest.approx(theirs[warmup:])
+    factors = [settings.lr_factor(step, steps) for step in range(steps)]
+    assert factors[: warmup - 1] == pytest.approx(expected[1:warmup])
+    assert factors[warmup - 1] == 1
+    assert factors[warmup:] == pytest.approx(expected[warmup:])
 
 
 def test_lr_factor_linear_and_constant_equal_hand_computation() -> None:
@@ -77,6 +77,6 @@ def test_adamw_weight_decay_shrinks_only_matrices(optimizer: str) -> None:
     ],
     ids=str,
 )
-def test_recipe_invalid_setting_is_refused(setting: dict[str, Any]) -> None:
+def test_optim_config_invalid_setting_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(setting))):
         optim(**setting)

@@ -28,29 +28,29 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 class WaitsForSignal(SupervisedFineTuning):
     """Wait in the sixth step until this process receives a signal."""
 
-    def losses(self, part: MicroBatch) -> Any:
+    def losses(self, microbatch: MicroBatch) -> Any:
         if self.trainer.global_step == 5:
             handler: Any = signal.getsignal(signal.SIGTERM)
             while handler.__self__.received is None:
                 time.sleep(0.01)
-        return super().losses(part)
+        return super().losses(microbatch)
 
 
 class HasNanLoss(SupervisedFineTuning):
     """From step 3 on, the loss of one group is NaN."""
 
-    def losses(self, part: MicroBatch) -> Any:
-        loss, sums = super().losses(part)
-        if self.trainer.global_step >= 3 and "g5" in part.packed.ids:
-            bad = part.packed.ids.index("g5")
-            loss = loss * torch.where(torch.arange(len(loss)) == bad, torch.nan, 1.0)
+    def losses(self, microbatch: MicroBatch) -> Any:
+        loss, sums = super().losses(microbatch)
+        if self.trainer.global_step >= 3 and "g5" in microbatch.packed.ids:
+            index = microbatch.packed.ids.index("g5")
+            loss = loss * torch.where(torch.arange(len(loss)) == index, torch.nan, 1.0)
         return loss, sums
 
 
 class ReportsShard(SupervisedFineTuning):
     """Stop and report the size of a local shard."""
 
-    def losses(self, part: MicroBatch) -> Any:
+    def losses(self, microbatch: MicroBatch) -> Any:
         layer = self.policy.transformer.h[0].mlp.c_fc.weight
         assert isinstance(layer, DTensor)
         raise UserError(f"shard of {layer.to_local().numel()}")
@@ -73,7 +73,7 @@ def run_ranks(
 
 
 def test_ranks_ended_by_signal_resume_bit_equal(tmp_path: Path) -> None:
-    """Shards are the harder case: replicas save the same as one process."""
+    """With FSDP2, because it is the harder case: DDP saves the same as one process."""
     strategy = "fsdp2"
     weights, losses = run_ranks(tmp_path / "whole", strategy=strategy)
     assert len(losses) == STEPS
@@ -84,18 +84,18 @@ def test_ranks_ended_by_signal_resume_bit_equal(tmp_path: Path) -> None:
     def end(number: int, frame: object) -> None:
         raise Ended
 
-    def tell(record: Record) -> None:
+    def end_after_step_3(record: Record) -> None:
         if record["step"] == 3:
             threading.Timer(0, signal.raise_signal, [signal.SIGTERM]).start()
 
-    before = signal.signal(signal.SIGTERM, end)
+    old_handler = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(Ended):
-            run_ranks(tmp_path / "ended", tell, WaitsForSignal, strategy=strategy, checkpoint_every=STEPS)
+            run_ranks(tmp_path / "ended", end_after_step_3, WaitsForSignal, strategy=strategy, checkpoint_every=STEPS)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
     saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]
-    assert 3 <= saved <= 6  # the step that raised the signal, or one that ran when it reached all ranks
+    assert 3 <= saved <= 6  # the step of the signal, or a step that ran before it reached all ranks
     reported: list[Record] = []
     same_weights, same_losses = run_ranks(tmp_path / "ended", reported.append, strategy=strategy)
     assert [record["step"] for record in reported] == list(range(1, STEPS + 1))  # including those before the checkpoint
@@ -112,7 +112,7 @@ def test_ranks_nan_loss_names_group_on_any_rank(tmp_path: Path) -> None:
 class MeasuresMemory(SupervisedFineTuning):
     """Stop before the first step and report the peak private memory since this process received the policy.
 
-    It is read before and after sharding, and before the first step. Pages shared with other processes, such as the
+    Memory is read before and after sharding, and before the first step. Pages shared with other processes, such as the
     whole weights, do not count.
     """
 
@@ -121,11 +121,11 @@ class MeasuresMemory(SupervisedFineTuning):
         self.before = private_memory()
 
     def configure_model(self) -> None:
-        held = private_memory()
+        unsharded = private_memory()
         super().configure_model()
-        self.peak = max(held, private_memory())
+        self.peak = max(unsharded, private_memory())
 
-    def losses(self, part: MicroBatch) -> Any:
+    def losses(self, microbatch: MicroBatch) -> Any:
         raise UserError(f"took {max(self.peak, private_memory()) - self.before} MiB")
 
 
@@ -142,12 +142,12 @@ def test_ranks_fsdp2_never_holds_whole_weights(tmp_path: Path) -> None:
     module = MeasuresMemory(policy, SETTINGS, STEPS, hardware_config.logits_chunk, lambda record: None)
     with pytest.raises(UserError, match=r"took \d+ MiB") as caught:
         fit(module, StepData(TRAIN, [], SETTINGS, hardware_config, seed=3), tmp_path, "test")
-    taken = int(str(caught.value).split()[1])
-    assert taken < 0.85 * whole  # a shard is half; one gathered layer comes on top
+    mib = int(str(caught.value).split()[1])
+    assert mib < 0.85 * whole  # half of the weights, and one gathered layer
 
 
 def test_ranks_bf16_shards_train_as_one_device(tmp_path: Path) -> None:
-    """The loss falls by far more than rounding may change it."""
+    """The loss falls by much more than rounding may change it."""
     results = []
     for ranks in (1, 2):
         _, losses = run_ranks(

@@ -49,9 +49,10 @@ def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor
     return gradient, counted
 
 
-# Recomputed products per layer. `again`: all but the last, which the backward pass does not need. `wide`: those of
-# an MLP wider than attention (not so in qwen3), and gpt2's joint product for queries, keys and values.
-@pytest.mark.parametrize(("name", "again", "wide"), [("llama", 6, 2), ("qwen3", 6, 0), ("gpt2", 3, 2)])
+# Recomputed products per layer. `full`: with full checkpointing, all except the last, which the backward pass does not
+# need. `selective`: with selective checkpointing, those of an MLP that is wider than attention (qwen3's is not), and
+# gpt2's joint product for queries, keys and values.
+@pytest.mark.parametrize(("name", "full", "selective"), [("llama", 6, 2), ("qwen3", 6, 0), ("gpt2", 3, 2)])
 @pytest.mark.parametrize(
     ("attention_name", "attention"),
     [
@@ -61,18 +62,18 @@ def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor
     ],
 )
 def test_checkpoint_layers_selective_keeps_attention_and_narrow_products(
-    name: str, again: int, wide: int, attention_name: str, attention: str
+    name: str, full: int, selective: int, attention_name: str, attention: str
 ) -> None:
     plain, once = run_once(name, attention_name, False)
-    whole, twice = run_once(name, attention_name, True)
+    recomputed_gradient, twice = run_once(name, attention_name, True)
     gradient, counted = run_once(name, attention_name, "selective")
-    assert torch.equal(whole, plain)
+    assert torch.equal(recomputed_gradient, plain)
     assert torch.equal(gradient, plain)
     assert once.counts[attention] > 0
     assert (twice.counts[attention], counted.counts[attention]) == (2 * once.counts[attention], once.counts[attention])
     assert (twice.products(), counted.products()) == (
-        once.products() + LAYERS * again,
-        once.products() + LAYERS * wide,
+        once.products() + LAYERS * full,
+        once.products() + LAYERS * selective,
     )
 
 

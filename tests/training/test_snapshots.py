@@ -42,11 +42,11 @@ def test_checkpoint_steps_are_evenly_spaced_without_the_last() -> None:
 
 def run_align(folder: Path, sft: Path, adapter: Adapter, settings: OptimConfig, checkpoints: int) -> dict[str, object]:
     folder.mkdir()
-    used, _ = first_groups(2, max_length=100)
-    score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), used, "cpu")
+    rows, _ = first_groups(2, max_length=100)
+    score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), rows, "cpu")
     training = Training(adapter, settings, hardware(), 0, lambda record: None, checkpoints)
     torch.manual_seed(0)  # seeds dropout; a job seeds every stage
-    return align(folder, sft, "float32", used, StoredScores(read_reference(folder)), OBJECTIVE, training)
+    return align(folder, sft, "float32", rows, StoredScores(read_reference(folder)), OBJECTIVE, training)
 
 
 def same_weights(folder: Path, other: Path) -> bool:
@@ -56,7 +56,7 @@ def same_weights(folder: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA with dropout"])
 def test_align_checkpoint_equals_policy_of_shorter_training(tmp_path: Path, adapter: Adapter) -> None:
-    """The policy itself is the same without checkpoints."""
+    """The final policy is the same as without checkpoints."""
     sft = policy_folder(tmp_path / "sft")
     summary = run_align(tmp_path / "with", sft, adapter, replace(STEADY, epochs=4), 4)
     assert (summary["steps"], summary["checkpoints"]) == (8, [2, 4, 6])

@@ -14,7 +14,7 @@ from selfcontrast.training.fit import StepData, fit, prepare
 from selfcontrast.training.groups import StoredScores
 from selfcontrast.training.packed_module import Record
 from selfcontrast.training.reference import score_groups
-from selfcontrast.training.step_zero import ERRORS, within_noise
+from selfcontrast.training.step_zero import MAX_ERRORS, within_noise
 from tiny import groups, hardware, llama, objective_of, optim
 
 K = 3
@@ -81,7 +81,7 @@ def test_step_zero_expected_loss_includes_nll(tmp_path: Path) -> None:
 def test_step_zero_objective_that_ranks_rewards_checks_margins_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """LiPO-lambda weights by ranks. At rewards of 0 rounding decides the ranks, so only margins are checked."""
+    """LiPO-lambda weights pairs by ranks. At rewards of 0 rounding decides the ranks, so only margins are checked."""
     signals = {group.id: Signals(torch.linspace(1, 0, K + 1), torch.zeros(K)) for group in GROUPS}
     record = first_record(tmp_path, objective_of("lipo_lambda"), (0.0, 0.0), signals)
     assert record["step0/expected_loss"] == record["step0/loss"]
@@ -106,7 +106,7 @@ def test_step_zero_shifted_scores_with_zero_margins_are_warned_about(
 def test_within_noise_difference_below_four_standard_errors() -> None:
     drawn = torch.randn(400, generator=torch.Generator().manual_seed(0))
     drawn = (drawn - drawn.mean()) / drawn.std()
-    for mean, is_noise in [(0.9 * ERRORS / 20, True), (1.1 * ERRORS / 20, False)]:  # 20: the root of 400
+    for mean, is_noise in [(0.9 * MAX_ERRORS / 20, True), (1.1 * MAX_ERRORS / 20, False)]:  # 20: the root of 400
         values = drawn + mean
         assert within_noise(float(values.mean()), float(values.square().mean()), 400, math.log(2)) == is_noise
     assert within_noise(9e-4, 9e-4**2, 1, math.log(2))

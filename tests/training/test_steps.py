@@ -23,9 +23,9 @@ def test_steps_every_epoch_has_every_group_once(count: int, per_step: int, epoch
     steps = Steps(groups(count), per_step, epochs, 50, seed)
     assert len(steps) == epochs * steps.per_epoch
     for epoch in range(epochs):
-        seen = [steps.indices(epoch * steps.per_epoch + i) for i in range(steps.per_epoch)]
-        assert sorted(i for step in seen for i in step) == list(range(count))
-        assert all(len(step) == per_step for step in seen[:-1])
+        indices = [steps.indices(epoch * steps.per_epoch + i) for i in range(steps.per_epoch)]
+        assert sorted(i for step in indices for i in step) == list(range(count))
+        assert all(len(step) == per_step for step in indices[:-1])
 
 
 def test_steps_indices_depend_only_on_seed_epoch_and_step() -> None:
@@ -45,15 +45,15 @@ def test_steps_token_budget_is_reached_by_the_last_step(
 ) -> None:
     batch = groups(count, negatives, seed)
     steps = Steps(batch, per_step, 1, 50, seed, budget=budget)
-    seen = [sum(part.packed.input_ids.numel() for part in steps[i].microbatches) for i in range(len(steps))]
-    assert sum(seen) == steps.tokens
-    assert sum(seen[:-1]) < budget <= sum(seen)
+    tokens = [sum(part.packed.input_ids.numel() for part in steps[i].microbatches) for i in range(len(steps))]
+    assert sum(tokens) == steps.tokens
+    assert sum(tokens[:-1]) < budget <= sum(tokens)
 
 
 def test_steps_tokens_equal_hand_computation() -> None:
     batch = [Group("a", [1, 2], [3], [[4, 5, 6], [7]]), Group("b", [1], [2, 3], [[4]])]
     assert Steps(batch, 2, 3, 50, seed=0).tokens == 3 * (7 + 4)
-    # An epoch has (2 + 1 + 3) + (1 + 2 + 1) = 10 tokens, so a budget of 11 takes two.
+    # An epoch has (2 + 1 + 3) + (1 + 2 + 1) = 10 tokens, so a budget of 11 takes two epochs.
     fewer = [Group("a", [1, 2], [3], [[4, 5, 6]]), Group("b", [1], [2, 3], [[4]])]
     assert (len(Steps(fewer, 2, 1, 50, seed=0, budget=11)), Steps(fewer, 2, 1, 50, seed=0, budget=11).tokens) == (2, 20)
 
@@ -72,10 +72,10 @@ def test_length_counts_prompt_once_and_each_response() -> None:
     assert length(Group("a", [1, 2], [3], [[4, 5, 6], [7]])) == 2 + 1 + 3 + 1
 
 
-def test_deal_longest_first_to_lightest_heap() -> None:
+def test_balance_by_tokens_longest_first_to_rank_with_fewest() -> None:
     named = {n: Group(str(n), [1] * (n - 1), [1], []) for n in (9, 7, 6, 5, 2)}
-    heaps = [[length(g) for g in heap] for heap in balance_by_tokens([named[n] for n in (2, 5, 6, 7, 9)], 2)]
-    assert heaps == [[9, 5, 2], [7, 6]] or heaps == [[9, 5], [7, 6, 2]]
+    lengths = [[length(g) for g in part] for part in balance_by_tokens([named[n] for n in (2, 5, 6, 7, 9)], 2)]
+    assert lengths == [[9, 5, 2], [7, 6]] or lengths == [[9, 5], [7, 6, 2]]
 
 
 @given(count=COUNTS, ranks=st.integers(1, 5), per_step=st.integers(1, 12), budget=st.integers(1, 80), seed=SEEDS)
@@ -97,7 +97,7 @@ def test_steps_ranks_partition_a_step(count: int, ranks: int, per_step: int, bud
             assert len(part.packed.ids) == 1 or tokens <= budget
 
 
-def test_steps_share_prompts_if_bound_pays() -> None:
+def test_steps_share_prompts_if_it_saves_enough_tokens() -> None:
     """Two responses of 20 tokens: the bound is 44 / 42 for a prompt of 2, and 46 / 43 for a prompt of 3."""
 
     def steps(prompt: int) -> Steps:
@@ -106,7 +106,7 @@ def test_steps_share_prompts_if_bound_pays() -> None:
     assert (steps(2).sharing, steps(3).sharing) == (False, True)
     assert [part.packed.input_ids.shape[1] for part in steps(2)[0].microbatches] == [88, 44]  # 44 each, not 42
     assert [part.packed.input_ids.shape[1] for part in steps(3)[0].microbatches] == [86, 43]
-    assert steps(2).tokens == 3 * 42  # a budget's tokens do not depend on sharing
+    assert steps(2).tokens == 3 * 42  # the same for a budget, whether prompts are shared or not
 
 
 def test_steps_model_without_sharing_has_unshared_rows() -> None:
@@ -119,9 +119,9 @@ def test_steps_model_without_sharing_has_unshared_rows() -> None:
 
 
 def test_steps_rank_without_groups_has_only_filler_microbatches() -> None:
-    lonely = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
-    assert [part.counts for part in lonely.microbatches] == [False]
-    assert (lonely.groups, ids_of(lonely)) == (1, [])
+    step = Steps(groups(1), 4, 1, 50, seed=0, ranks=(1, 2))[0]
+    assert [part.counts for part in step.microbatches] == [False]
+    assert (step.groups, ids_of(step)) == (1, [])
 
 
 @pytest.mark.parametrize(("start", "left"), [(0, [0, 1, 2, 3]), (3, [3]), (4, [])])

@@ -1,1 +1,1 @@
-"""Engines: where work in shards runs, in this process or on many."""
+"""Engines run work in shards, in this process or in many."""

@@ -1,7 +1,7 @@
 """The engine for many processes and machines: a Ray Data pipeline whose actors hold the model.
 
-Ray places the actors, gives each one shard after another, and replaces lost actors and redistributes their shards.
-Tables are not sent: an actor writes a shard's file itself, into a folder that all machines share.
+Ray places the actors and gives each one shard at a time. If actors are lost, it replaces them and redistributes their
+shards. Tables are not sent: an actor writes a shard's file itself, into a folder that all machines share.
 """
 
 import logging
@@ -29,7 +29,7 @@ from selfcontrast.engines.work import Shard, Task, Worker, progress, unfinished,
 from selfcontrast.errors import UserError
 from selfcontrast.store import NOT_IN_KEY
 
-# Read by Ray on import, and by the processes that it starts. The user's own values are kept.
+# Environment variables for Ray and the processes that it starts. Values that the user has set are kept.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 # A cluster on this machine listens on loopback only (the variable is named after the systems where this is Ray's
 # default). It requires a token, because other users of the machine can reach loopback too.
@@ -44,7 +44,7 @@ REDUNDANT = ("exceptions", "_internal.execution.streaming_executor_state", "_int
 
 @dataclass(frozen=True)
 class Ray:
-    """Actors on an existing cluster, or on one of this machine that is started for the work."""
+    """Actors on an existing cluster, or on a cluster that is started on this machine for the work."""
 
     prompts_per_shard: Count = field(metadata=NOT_IN_KEY)
     texts_per_shard: Count = field(metadata=NOT_IN_KEY)
@@ -62,7 +62,7 @@ class Ray:
         for name in ("cpus_per_actor", "gpus_per_actor"):
             fraction = getattr(self, name)
             if fraction is not None and (fraction < 0 or (fraction > 1 and fraction % 1)):
-                raise UserError(f"engine.{name}={fraction:g} must be a whole number, or a fraction of one")
+                raise UserError(f"engine.{name}={fraction:g} must be a whole number, or a fraction below 1")
         if self.address not in (None, "auto"):
             raise UserError(
                 f"engine.address={self.address} must be null or auto. Ray Data does not support ray://, so start "
@@ -83,8 +83,8 @@ class Ray:
         needed, cores = self._bounds[0] * self.cpus_per_actor, os.cpu_count() or 1
         if needed > cores:
             raise UserError(
-                f"engine.actors={self.actors}, engine.cpus_per_actor={self.cpus_per_actor:g}: {needed:g} cores of "
-                f"{cores} here. Use fewer, or a cluster with engine.address=auto."
+                f"engine.actors={self.actors}, engine.cpus_per_actor={self.cpus_per_actor:g}: {needed:g} cores "
+                f"are needed, but this machine has {cores}. Use fewer, or a cluster with engine.address=auto."
             )
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
@@ -94,12 +94,12 @@ class Ray:
         for folder in {shard.file.parent for shard in missing}:
             folder.mkdir(parents=True, exist_ok=True)
         with self.ready(), progress(shards, missing, label, unit) as advance:
-            for done in self._pipeline(task, missing, device):
-                for record in pickle.loads(done["records"]):
+            for result in self._pipeline(task, missing, device):
+                for record in pickle.loads(result["records"]):
                     logging.getLogger(record.name).handle(record)
-                if done["error"]:
-                    raise UserError(done["error"])
-                advance(int(done["weight"]))
+                if result["error"]:
+                    raise UserError(result["error"])
+                advance(int(result["weight"]))
 
     def _pipeline(self, task: Task, missing: Sequence[Shard], device: str) -> Iterator[dict[str, Any]]:
         """Yield the actors' result for each finished shard."""
@@ -117,7 +117,7 @@ class Ray:
                 compute=ray.data.ActorPoolStrategy(min_size=minimum, max_size=maximum),
                 num_cpus=self.cpus_per_actor,
                 num_gpus=gpus,
-                max_restarts=self.restarts,  # not max_task_retries: a lost machine exhausts them within seconds
+                max_restarts=self.restarts,  # not max_task_retries, which a lost machine uses up within seconds
             )
         results.context.enable_progress_bars = False
         results.context.print_on_execution_start = False

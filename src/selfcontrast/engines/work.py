@@ -54,7 +54,7 @@ def cut(items: Sequence[Item], size: int, folder: Path, name: Callable[[Item], s
 
 
 class Task(Protocol):
-    """The work on a shard. An engine may send it and the items to another process, so both can be pickled."""
+    """The work on a shard. An engine may send it and the items to another process, so both must be picklable."""
 
     def open(self, device: str) -> AbstractContextManager[Worker]:
         """Load expensive resources once for many shards, and free them at the end."""
@@ -82,7 +82,7 @@ class Engine(Protocol):
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:
     """Return the shards without a file. A damaged file is logged, deleted and counts as missing.
 
-    Lists folders instead of testing files, because a network file system caches that a file was missing.
+    It lists folders instead of testing files, because a network file system may cache that a file does not exist.
     """
     files = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
     for shard in shards:
@@ -97,7 +97,7 @@ def unfinished(shards: Sequence[Shard]) -> list[Shard]:
 def progress(
     shards: Sequence[Shard], missing: Sequence[Shard], label: str, unit: str
 ) -> Iterator[Callable[[int], None]]:
-    """Yield a function that reports further progress.
+    """Yield a function to call with the weight of each finished shard.
 
     Work of an earlier attempt counts as done, but not in the rate.
     """

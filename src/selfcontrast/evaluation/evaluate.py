@@ -24,7 +24,7 @@ from selfcontrast.constrained import (
     Text,
     WholeNumber,
     check_numbers,
-    typed,
+    convert,
 )
 from selfcontrast.data.candidates import Decoding
 from selfcontrast.data.example import Example, Split, Verifier
@@ -124,7 +124,7 @@ class Evaluation:
 
     @property
     def ways(self) -> list[NamedDecoding]:
-        ways: list[NamedDecoding] = typed(self.decodings, list[NamedDecoding], "evaluation.decodings")
+        ways: list[NamedDecoding] = convert(self.decodings, list[NamedDecoding], "evaluation.decodings")
         return ways
 
     @property

@@ -1,7 +1,7 @@
 """Choose the trained parameters: all weights, or adapters beside frozen weights (LoRA, arXiv 2106.09685).
 
-An adapter is initialised to zero effect, so the model without it is the reference of preference training, and no second
-model is held. After training the adapters are merged into the weights: a policy folder loads without peft.
+A new adapter changes nothing, so the model without it is the reference of preference training. No second model is in
+memory. After training the adapters are merged into the weights, so a policy folder loads without peft.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Adapter(Protocol):
         """Return the adapter to use in this stage."""
 
     def check(self, model: Model) -> None:
-        """Raise `UserError` for mistakes that show before any compute."""
+        """Raise `UserError` for mistakes that can be found before any compute."""
 
     def wrap(self, policy: Any, seed: int) -> Any:
         """Return the model to train instead of `policy`. It holds the same weights."""
@@ -76,7 +76,7 @@ class LoRA:
     alpha: Positive
     dropout: BelowOne
     target_modules: Literal["all-linear"] | list[Text]
-    stages: list[str] = field(metadata=NOT_IN_KEY)  # `at` has decided by then
+    stages: list[str] = field(metadata=NOT_IN_KEY)  # the key has the adapter that `at` returns
 
     quantised: ClassVar[bool] = False
 
@@ -125,7 +125,7 @@ class LoRA:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
-            # GPT-2's linear layers are stored transposed. peft warns unless it is told.
+            # GPT-2's linear layers are stored transposed. Without this, peft warns.
             fan_in_fan_out=policy.config.model_type == "gpt2",
         )
         with torch.random.fork_rng():

@@ -16,7 +16,7 @@ def check_weights(folder: Path, setting: str) -> None:
 
     Raises:
         UserError: if a file is missing or damaged, or a weight is NaN, infinite, or not a floating-point number.
-            transformers would load all of these; it casts integers.
+            transformers would load such weights, and it casts integers.
     """
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
@@ -25,15 +25,17 @@ def check_weights(folder: Path, setting: str) -> None:
         try:
             listed = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{setting}={folder}: {index.name} is damaged ({_first(error)}). Copy it again.") from error
+            reason = _first_line(error)
+            raise UserError(f"{setting}={folder}: {index.name} is damaged ({reason}). Copy it again.") from error
         if missing := sorted(str(name) for name in listed if not (folder / str(name)).is_file()):
             raise UserError(f"{setting}={folder}: {missing[0]} is missing, but {index.name} lists it. Copy it again.")
     quantized = _is_quantized(folder)
     for file in files:
         try:
             fault = _fault(file, stamp_of(file), quantized)
-        except Exception as error:  # the library has errors of its own
-            raise UserError(f"{setting}={folder}: {file.name} is damaged ({_first(error)}). Copy it again.") from error
+        except Exception as error:  # safetensors raises its own classes of errors
+            reason = _first_line(error)
+            raise UserError(f"{setting}={folder}: {file.name} is damaged ({reason}). Copy it again.") from error
         if fault:
             raise UserError(f"{setting}={folder}: {fault} ({file.name}). Use another model.")
 
@@ -64,7 +66,7 @@ def _is_weight(name: str, shape: list[int]) -> bool:
 def _is_quantized(folder: Path) -> bool:
     try:
         return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):  # `load_config` reports it; sentence-transformers keep theirs elsewhere
+    except (OSError, ValueError, TypeError):  # `load_config` reports the damage; encoders have the file elsewhere
         return False
 
 
@@ -79,7 +81,7 @@ def is_finite(tensor: Any) -> bool:
 
 
 def check_causal(config: Any, setting: str) -> None:
-    """Raise `UserError` unless the config is that of a causal language model."""
+    """Raise `UserError` if the config is not that of a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config.model_type
@@ -87,7 +89,7 @@ def check_causal(config: Any, setting: str) -> None:
     encoder = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False
     if encoder or not (remote_code or model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         raise UserError(
-            f"{setting}: a {model_type} is not a causal language model. Use one, such as a Llama or a Qwen."
+            f"{setting}: a {model_type} is not a causal language model. Use a causal one, such as Llama or Qwen."
         )
 
 
@@ -99,7 +101,7 @@ def load_config(path: str, setting: str, **options: Any) -> Any:
         return AutoConfig.from_pretrained(path, **options)
     except Exception as error:  # a damaged file may raise anything
         raise UserError(
-            f"{setting}={path}: its config cannot be loaded ({_first(error)}). Copy the model again, or use another."
+            f"{setting}={path}: its config cannot be loaded ({_first_line(error)}). Copy the model again."
         ) from error
 
 
@@ -111,14 +113,14 @@ def tokenizer_at(path: str, setting: str, **options: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # a damaged file may raise anything
         raise UserError(
-            f"{setting}={path}: its tokenizer cannot be loaded ({_first(error)}). Copy the model again, or use another."
+            f"{setting}={path}: its tokenizer cannot be loaded ({_first_line(error)}). Copy the model again."
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the error's name."""
     lines = str(error).strip().splitlines()
     return printable(lines[0])[:200] if lines else type(error).__name__

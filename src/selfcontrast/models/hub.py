@@ -19,13 +19,13 @@ TIMEOUT = 10.0  # seconds to wait for the hub's answer
 def resolve_commit(
     name: str, revision: str | None, setting: str, local_only: bool = False, revision_setting: str = ""
 ) -> str | None:
-    """Resolve a hub model and revision to a commit, which enters the key and is the one that is loaded.
+    """Return the commit of a hub model's revision. The commit enters the key, and the files of this commit are loaded.
 
     The hub is queried first, then its local cache. The result is cached for the process: a branch may move while a job
     runs.
 
     Args:
-        name: on the hub; for a folder `revision` is returned.
+        name: the model's name on the hub. For a folder, `revision` is returned.
         setting: name of the setting, such as "model", for the warning about an unknown commit.
         local_only: True to never query the hub.
         revision_setting: name of the revision's setting. If it is empty, the warning names `setting`.path and
@@ -58,7 +58,7 @@ def local_folder(name: str, revision: str | None) -> Path | None:
 
 
 def download_model(name: str, revision: str | None, setting: str, local_only: bool = False) -> Path:
-    """Return the folder of a model's files, downloaded if its name is one of the hub.
+    """Return the folder of a model's files. Download them if `name` is not a folder.
 
     Args:
         setting: name of the setting, such as "model.path".
@@ -74,12 +74,12 @@ def download_model(name: str, revision: str | None, setting: str, local_only: bo
         folder = snapshot_download(name, revision=revision, local_files_only=local_only, allow_patterns=FILES)
     except Exception as error:  # the hub or the network fails, or the name is unknown
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{setting}={name}: cannot be downloaded ({first}). Name a folder.") from error
+        raise UserError(f"{setting}={name}: cannot be downloaded ({first}). Give a folder instead.") from error
     return Path(folder)
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a model or data set is named as on the hub, and no folder here has this name."""
+    """Return True if a model or data set on the hub may have this name, and no local folder has it."""
     return bool(NAME.fullmatch(name)) and not Path(name).is_dir()
 
 

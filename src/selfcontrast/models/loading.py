@@ -38,19 +38,19 @@ class Model(Protocol):
     def fingerprint(self) -> dict[str, Any]: ...
 
     def check(self) -> None:
-        """Raise `UserError` for mistakes that show before any compute."""
+        """Raise `UserError` for mistakes that can be found before any compute."""
 
     def positions(self) -> int | None:
         """Return the number of positions of the model; None if unknown."""
 
     def tokenizer(self) -> Any:
-        """Return a tokenizer with the model's chat template. From scratch, it is not trained on texts yet."""
+        """Return a tokenizer with the model's chat template. For a model from scratch it is not trained yet."""
 
     def skeleton(self) -> Any:
         """Return the model's modules without weights, on torch's meta device."""
 
     def start(self, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
-        """Return (model, tokenizer) to fine-tune. A new tokenizer is trained on `texts`."""
+        """Return (model, tokenizer) to fine-tune. For a model from scratch the tokenizer is trained on `texts`."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Pretrained:
 
     @cached_property
     def commit(self) -> str | None:
-        """Return the commit that a hub model is loaded at, if known; else `revision`."""
+        """The commit of a hub model to load, or `revision` if its commit is unknown."""
         return resolve_commit(self.path, self.revision, "model", self.local_files_only)
 
     def check(self) -> None:
@@ -207,7 +207,7 @@ class Pretrained:
             ) from error
 
     def positions(self) -> int | None:
-        """Return the number of positions in the model's config; None if not given, or if it is on the hub only."""
+        """Return the number of positions in the model's config; None if it has none, or the model is on the hub."""
         from transformers import AutoConfig
 
         if not Path(self.path).is_dir():
@@ -224,7 +224,7 @@ class Pretrained:
         if (size := len(tokenizer)) > (rows := model.get_input_embeddings().weight.shape[0] + len(self.added_tokens)):
             raise UserError(
                 f"model.path={self.path}: its tokenizer has {size} tokens, but its embeddings have {rows} rows. "
-                "Give model and tokenizer that belong together."
+                "Give a model and a tokenizer that belong together."
             )
         if self.added_tokens:
             initialise_embeddings(model, tokenizer.convert_tokens_to_ids(self.added_tokens), len(tokenizer))
@@ -255,7 +255,7 @@ def load_model(path: str | Path, dtype: str = "float32", **options: Any) -> Any:
     """Load a causal model from a hub name or folder onto the CPU, from safetensors only.
 
     Raises:
-        UserError: unless the files hold all weights.
+        UserError: if a weight is missing in the files.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -282,7 +282,7 @@ def initialise_embeddings(model: Any, tokens: Sequence[int], size: int) -> None:
 
 def load_tokenizer(path: Path) -> Any:
     """Load the tokenizer of a policy folder, with a padding token."""
-    return tokenizer_at(str(path), "the model in", local_files_only=True)
+    return tokenizer_at(str(path), "model", local_files_only=True)
 
 
 def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
@@ -294,7 +294,7 @@ def save_policy(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     model.generation_config.eos_token_id = sorted(Renderer(tokenizer).end_ids)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if is_shared(model):
-        model.set_attn_implementation("sdpa")  # ours is unknown where this package is not imported
+        model.set_attn_implementation("sdpa")  # without this package, shared-prompt attention is unknown
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").write_text(card)

@@ -16,13 +16,13 @@ from selfcontrast.errors import UserError
 from selfcontrast.models.packing import Group, PackedGroups, pack, sum_per_response
 from selfcontrast.models.shared_prompt import forward_packed, use_shared_prompt
 
-# Config keys by which architectures change logits after the output layer, if not None: factors, divisors, and the
-# bounds of cap * tanh(logit / cap).
+# Config keys for changes of the logits after the output layer: factors, divisors, and the caps of
+# cap * tanh(logit / cap). Each may be None.
 _FACTORS, _DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
-# Logits that a CPU processes at a time: 2 MiB of float32, about a core's cache.
-_CACHED = 2**19
+# Number of logits that a CPU processes at a time: 2 MiB of float32, about a core's cache.
+_LOGITS_IN_CACHE = 2**19
 
 
 def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> Tensor:
@@ -31,7 +31,7 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
     Args:
         model: a causal language model of transformers, or its peft wrapper; it stays in shared-prompt mode.
         packed: on the model's device.
-        chunk_size: tokens whose logits exist at a time.
+        chunk_size: number of tokens whose logits are in memory at a time.
 
     Raises:
         UserError: if the model is not causal, or its output layer is not linear.
@@ -58,7 +58,7 @@ def response_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) 
 
 @torch.no_grad()
 def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> float:
-    """Compare the longest group, packed, with separate rows through the model's plain forward.
+    """Compare packed log-probabilities of the longest group with those of separate rows in the plain forward pass.
 
     Args:
         tolerance: in nats; 1e-3 is ample in float32, bfloat16 needs about 0.2.
@@ -77,17 +77,17 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     rows = torch.cat([_row_log_probs(model, group.prompt, response, device) for response in group.responses])
     model.train(training)
     difference = float((packed - rows).abs().max())
-    if not difference <= tolerance:  # not `>`: nan must stop the run too
+    if not difference <= tolerance:  # not `>`: NaN must raise, too
         raise UserError(
-            f"self-check: packed and padded log-probabilities of group {group.id} differ by {difference:.3g} nats "
+            f"self-check: packed and separate log-probabilities of group {group.id} differ by {difference:.3g} nats "
             f"(tolerance {tolerance:g}), so this model cannot be trained here. "
-            "Use another (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
+            "Use another model (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
         )
     return difference
 
 
 def _row_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[int], device: torch.device) -> Tensor:
-    """Return log-probabilities [R] of one response in a separate row, by the plain forward."""
+    """Return log-probabilities [R] of one response in a separate row, by the plain forward pass."""
     row = torch.tensor([[*prompt, *response]], device=device)
     logits: Tensor = model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits.float().log_softmax(-1).gather(-1, row[0, len(prompt) :, None])[:, 0]
@@ -116,7 +116,7 @@ class LogitChange:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """Return the derivative of the changed logits with respect to the original ones, from the changed ones."""
+        """Return the derivative of the changed `logits` with respect to the original ones."""
         return self.scale if self.cap is None else (1 - (logits / self.cap).square()).mul_(self.scale)
 
 
@@ -134,7 +134,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
     """log_softmax(hidden @ weight.T + bias)[label], with the logits of one chunk at a time.
 
     The gradient of a token's logits is g (onehot - softmax). The backward pass recomputes the logits, except those of
-    the last chunk, which are kept: one chunk fits the budget anyway, and often there is only one.
+    the last chunk, which are kept: one chunk fits into memory anyway, and often there is only one.
     """
 
     @staticmethod
@@ -153,11 +153,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
         values, sums = [], []
         logits = None
         for start in range(0, len(inputs), chunk_size):
-            at = slice(start, start + chunk_size)
+            chunk = slice(start, start + chunk_size)
             logits = None  # free the previous chunk before the next is allocated
-            logits = change.apply(_logits(inputs[at], matrix, bias))
+            logits = change.apply(_logits(inputs[chunk], matrix, bias))
             sums.append(_logsumexp(logits))
-            values.append(logits.gather(-1, labels[at, None])[:, 0] - sums[-1])
+            values.append(logits.gather(-1, labels[chunk, None])[:, 0] - sums[-1])
         ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(sums))
         ctx.chunk_size, ctx.dtype, ctx.change = chunk_size, dtype, change
         ctx.kept = logits if any(ctx.needs_input_grad[:3]) else None
@@ -167,26 +167,26 @@ class _ChunkedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, sums = ctx.saved_tensors
         inputs, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(inputs) if to_hidden else None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(inputs) if needs_hidden else None
         grad_weight = grad_bias = None
         for start in reversed(range(0, len(inputs), ctx.chunk_size)):
-            at = slice(start, start + ctx.chunk_size)
+            chunk = slice(start, start + ctx.chunk_size)
             logits, ctx.kept = ctx.kept, None
             if logits is None:
-                logits = ctx.change.apply(_logits(inputs[at], matrix, bias))
+                logits = ctx.change.apply(_logits(inputs[chunk], matrix, bias))
             inner = ctx.change.slope(logits)
-            slope = logits.sub_(sums[at, None]).exp_().mul_(-grad[at, None])
-            slope.scatter_add_(-1, labels[at, None], grad[at, None])
+            slope = logits.sub_(sums[chunk, None]).exp_().mul_(-grad[chunk, None])
+            slope.scatter_add_(-1, labels[chunk, None], grad[chunk, None])
             if ctx.change.scale != 1 or ctx.change.cap is not None:
                 slope.mul_(inner)
-            if to_bias:
+            if needs_bias:
                 grad_bias = _added(grad_bias, slope.sum(0))
             slope = slope.to(ctx.dtype)
             if grad_hidden is not None:
-                grad_hidden[at] = slope @ matrix
-            if to_weight:
-                grad_weight = _added(grad_weight, _product(slope.T, inputs[at]))
+                grad_hidden[chunk] = slope @ matrix
+            if needs_weight:
+                grad_weight = _added(grad_weight, _product(slope.T, inputs[chunk]))
             del logits, slope, inner
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
@@ -198,22 +198,25 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """Reduce [n, V] to [n]. On a CPU, blocks that fit its cache more than double the speed and avoid a temporary."""
-    rows = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    """Reduce [n, V] to [n].
+
+    On a CPU, blocks that fit its cache more than double the speed and avoid a temporary tensor.
+    """
+    rows = max(1, _LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     blocks = torch.split(logits, rows)
     return torch.cat([block.logsumexp(-1) for block in blocks])
 
 
 def _added(total: Tensor | None, term: Tensor) -> Tensor:
-    """Add in place. The first term becomes the total, which avoids zeros as large as the output layer."""
+    """Add in place. The first term becomes the total, which saves a tensor of zeros as large as the output layer."""
     return term if total is None else total.add_(term)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, at least in float32.
 
-    On a GPU the sums of low-precision products are not rounded. A CPU lacks this product and rounds each sum once, to
-    the dtype of the factors.
+    On a GPU the sums of low-precision products are not rounded. A CPU has no such operation: it rounds each sum once,
+    to the dtype of the factors.
     """
     if a.dtype not in (torch.bfloat16, torch.float16):
         return a @ b

@@ -2,9 +2,10 @@
 
     [prompt | target | negative_1 … negative_K] [prompt | target | …] …
 
-Positions restart after the prompt for each response. So a token has the position and, with the attention of
-`shared_prompt`, the context that it would have in a separate row. P + (K+1)R tokens replace the 2K(P+R) of padded
-pairs. All functions are pure functions of token ids. B is the number of groups, K the largest number of negatives.
+Positions restart after the prompt for each response. So each token has the same position as in a separate row and, with
+the attention of `shared_prompt`, the same context. With P prompt tokens and R tokens per response, P + (K+1)R tokens
+replace the 2K(P+R) of padded pairs. All functions are pure functions of token ids. B is the number of groups, K the
+largest number of negatives.
 
 If prompts are so short that sharing saves nothing, each response follows its own copy of the prompt:
 
@@ -23,12 +24,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """One training example in token ids.
+    """One training example in token ids. Arrays of four bytes per token save memory if there are many groups.
 
     Attributes:
         id: example id.
-        prompt: the rendered prompt; its last token predicts the first response token. With many groups, all tokens are
-            held in arrays of four bytes per token.
+        prompt: the rendered prompt; its last token predicts the first response token.
         target: the tokens of the target, end of turn included.
         negatives: at most K, in the order of training; none for supervised fine-tuning.
     """
@@ -57,8 +57,8 @@ class Layout:
         lengths: tokens of every segment (prompt or response), in the row's order. Python numbers, so that reading them
             never waits for a GPU.
         longest: tokens of the longest prompt with a response; a shorter sliding window would cut it.
-        segment: [T] number of the prompt or response; a group's prompt has the lowest.
-        prompt: [T] segment of the group's prompt.
+        segment: [T] each token's segment number. A group's prompt has the lowest number of the group.
+        prompt: [T] segment number of the group's prompt.
         position: [T] position ids.
     """
 
@@ -76,7 +76,7 @@ class Layout:
 
     @property
     def attended(self) -> int:
-        """Count the pairs of a token and one that it attends to, itself included."""
+        """Count the (token, attended token) pairs. Every token also attends to itself."""
         lengths, pairs = iter(self.lengths), 0
         for start, _, end in self.groups:
             prompt = next(lengths)
@@ -90,7 +90,7 @@ class Layout:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """Hold what attention derives from this layout: computed once for all layers, on this device."""
+        """Cache for what attention derives from this layout, so that it is computed once for all layers."""
         return {}
 
     def to(self, device: torch.device | str) -> "Layout":
@@ -99,7 +99,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """A micro-batch of B groups in one row of T tokens, n of them response tokens (in the row's order).
+    """A micro-batch of B groups in one row of T tokens. n of them are response tokens, in the row's order.
 
     Attributes:
         ids: ids of the groups.
@@ -128,7 +128,7 @@ class PackedGroups:
 
 
 def sharing_bound(groups: Sequence[Group]) -> float:
-    """Return tokens with a prompt per response / tokens with a prompt per group: the upper bound of the speed-up."""
+    """Return (tokens with a prompt per response) / (tokens with a prompt per group), the most that sharing can gain."""
     prompts, responses = sum(len(g.prompt) for g in groups), sum(len(r) for g in groups for r in g.responses)
     return (sum(len(g.prompt) * len(g.responses) for g in groups) + responses) / (prompts + responses)
 

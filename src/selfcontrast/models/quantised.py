@@ -37,8 +37,8 @@ class FourBit:
             quant_type=self.quant_type,
             device="meta",
         )
-        # On some CPUs its fast path repacks the weights for good at the first pass without gradients, and nothing else
-        # can read them afterwards.
+        # On some CPUs, bitsandbytes' fast path repacks the weights permanently in the first forward pass without
+        # gradients. Other code cannot read them afterwards.
         quantised.support_avx512bf16_for_cpu = False
         quantised.weight = bnb.nn.Params4bit(
             linear.weight.data.cpu(),
@@ -52,12 +52,12 @@ class FourBit:
         return layer
 
 
-def quantise(model: Any, settings: FourBit) -> None:
+def quantise(model: Any, weight_format: FourBit) -> None:
     """Quantise every linear layer except the output layer in place, and freeze all parameters."""
     head = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Linear and layer is not head:
-            model.set_submodule(name, settings.layer(layer))
+            model.set_submodule(name, weight_format.layer(layer))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -70,7 +70,7 @@ def is_quantised(layer: nn.Module) -> bool:
 def merge_adapters(policy: Any) -> Any:
     """Merge adapters on a quantised base into a plain model on the CPU: dequantised weights plus updates.
 
-    Weights get the dtype that they were quantised from. Each sum is rounded to it once.
+    Weights get the dtype that they had before quantisation. Each sum is rounded to it once.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -110,6 +110,6 @@ def unavailable_reason() -> str | None:
     try:
         layer = FourBit("nf4", True, "float32").layer(nn.Linear(64, 64))
         layer(torch.zeros(1, 64))
-    except Exception as error:  # a missing binary, or one for another device
+    except Exception as error:  # its binary is missing, or is for another device
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

@@ -68,13 +68,13 @@ class RewardModel:
             raise UserError(f"reward_model.read_at={self.read_at} is unknown. Use {LAST_TOKEN} or {PUBLISHED}.")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what determines the rewards: the settings and, for a folder, the hash of its content."""
+        """Return the settings that determine the rewards and, for a folder, the hash of its content."""
         settings = {**fields_of(self), "revision": self.commit}
         return {**settings, "path": note(self, Path(self.path)).hash} if Path(self.path).is_dir() else settings
 
     @cached_property
     def commit(self) -> str | None:
-        """Return the commit that a hub model is loaded at, if known; else `revision`."""
+        """The commit of a hub model to load, or `revision` if its commit is unknown."""
         return resolve_commit(self.path, self.revision, "reward_model")
 
     def check(self) -> None:
@@ -87,8 +87,8 @@ class RewardModel:
             raise UserError(f"reward_model.path={self.path}: no such folder. Give a folder or a name on the hub.")
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """Render examples if the model is in a folder. Raises `UserError` for a dialogue that its template rejects."""
-        from selfcontrast.data.template_checks import check_tokenizer  # a cyclic import at the top of the file
+        """Render examples if the model is in a folder. Raise `UserError` for a dialogue that its template rejects."""
+        from selfcontrast.data.template_checks import check_tokenizer  # cyclic if at the top of the file
 
         if Path(self.path).is_dir():
             check_tokenizer(self._tokenizer(), f"reward_model.path={self.path}", examples)
@@ -108,8 +108,9 @@ class RewardModel:
 
         @torch.inference_mode()
         def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
-            rows = [self._cut(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
-            by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first, to fail early
+            rows = [self._truncate(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
+            # The longest first, so that a lack of memory shows early.
+            by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
             rewards = np.empty(len(rows), dtype=np.float32)
             for begin in range(0, len(rows), self.batch_size):
                 batch = by_length[begin : begin + self.batch_size]
@@ -126,11 +127,11 @@ class RewardModel:
         yield LoadedRewardModel(reward, unread)
 
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
-        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # all answers are stripped
+        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # as all answers are
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def _truncate(self, ids: list[int]) -> list[int]:
         """Truncate the tokens of a dialogue and its response."""
         if self.read_at == PUBLISHED and len(ids) > self.max_tokens:
             return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
@@ -139,7 +140,7 @@ class RewardModel:
     def _with_last_position(self, padded: dict[str, Any], pad: int) -> dict[str, Any]:
         """Append a padding token at the last of `max_tokens` positions.
 
-        No token attends to padding, so the padding between it and the response need not be computed.
+        No token attends to padding, so the padding between the response and this position need not be computed.
         """
         from torch.nn.functional import pad as extend
 
@@ -179,6 +180,7 @@ class RewardModel:
         model = load_whole(AutoModelForSequenceClassification, self.path, name, config=config, dtype=dtype, **options)
         if content:
             content.check("reward_model.path")
-        # transformers reads the reward at the last token that is not padding; with an id that no token has, at the end.
+        # transformers reads the reward at the last token that is not padding. No token has the id -1, so with this id
+        # it is the end of the row.
         model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer

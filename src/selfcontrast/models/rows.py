@@ -35,7 +35,7 @@ def why_unshared(model: nn.Module) -> str | None:
 
 def use_exact_attention(model: Any) -> None:
     """Switch a model with soft caps to eager attention: transformers' default, SDPA, ignores the caps."""
-    config = model.config.get_text_config()  # a multimodal model has it inside its own config
+    config = model.config.get_text_config()  # of a multimodal model's config, only the part for text
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
@@ -43,7 +43,7 @@ def use_exact_attention(model: Any) -> None:
 def forward_rows(decoder: nn.Module, input_ids: Tensor, layout: Layout) -> Tensor:
     """Return the last hidden states [T, D] of a packed row ([1, T] ids), computed in separate rows per response.
 
-    The states of a shared prompt are those of the row of its first response.
+    The states of a shared prompt are taken from the row of its first response.
     """
     if "rows" not in layout.memo:
         layout.memo["rows"] = _rows(layout)

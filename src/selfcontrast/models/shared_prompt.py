@@ -24,7 +24,7 @@ from selfcontrast.models.packing import Layout
 from selfcontrast.models.rows import forward_rows, use_exact_attention, why_unshared
 
 # The name under which each implementation is registered in transformers.
-NAMES = {way: f"shared_prompt_{way}" for way in ATTENTIONS}
+NAMES = {attention: f"shared_prompt_{attention}" for attention in ATTENTIONS}
 # Features of a layer that are not implemented here, by the keyword under which transformers passes them.
 _REFUSED = {
     "softcap": "soft-capped attention logits",
@@ -39,15 +39,15 @@ def use_shared_prompt(model: nn.Module, attention: str | None = None) -> None:
     A model that cannot share a prompt exactly keeps its attention; `forward_packed` then uses separate rows (`rows`).
 
     Args:
-        attention: one of `ATTENTIONS`; None keeps a model's current one, or else uses "auto".
+        attention: one of `ATTENTIONS`; None keeps the current one, or uses "auto" if there is none.
 
     Raises:
         UserError: if the model is not causal.
     """
-    known = model.config._attn_implementation  # type: ignore[union-attr]
-    if attention is None and known in NAMES.values():
+    current = model.config._attn_implementation  # type: ignore[union-attr]
+    if attention is None and current in NAMES.values():
         return
-    if known not in NAMES.values():
+    if current not in NAMES.values():
         check_causal(model)
         if why_unshared(model):
             use_exact_attention(model)
@@ -89,9 +89,10 @@ def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, 
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # traced, the blocks of every row would give a new graph
+# Not compiled, because the blocks of every row would give a new graph.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attention(  # noqa: PLR0913  # transformers' own arguments
-    way: str,
+    requested: str,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -115,7 +116,7 @@ def _attention(  # noqa: PLR0913  # transformers' own arguments
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     window = sliding_window if sliding_window and sliding_window < shared_prompt.longest else None
-    used = choose(way, query, value, dropout, window)
+    used = choose(requested, query, value, dropout, window)
     if used == "varlen":
         return varlen.attend(query, key, value, shared_prompt, scaling), None
     if used == "flex":
@@ -134,6 +135,6 @@ def _repeat(x: Tensor, repeats: int) -> Tensor:
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
-for _way, _name in NAMES.items():
-    AttentionInterface.register(_name, partial(_attention, _way))
+for _requested, _name in NAMES.items():
+    AttentionInterface.register(_name, partial(_attention, _requested))
     AttentionMaskInterface.register(_name, sdpa_mask)

@@ -93,7 +93,7 @@ class SmolLM2:
 
         tokenizer = _read("AutoTokenizer")
         # transformers 5.19 ignores the file's pre-tokenizer (tokenizer.ggml.pre=smollm), which splits digits
-        # first: "\n\n12" begins with one token of two line breaks.
+        # first. Then "\n\n12" begins with one token for both line breaks.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(True), ByteLevel(add_prefix_space=False)])
         tokenizer.model_max_length = self.positions()
         if self.chat_template:
@@ -118,7 +118,7 @@ def _read(loader: str, **options: Any) -> Any:
     file = gguf_file()
     try:
         return getattr(transformers, loader).from_pretrained(str(file.parent), gguf_file=file.name, **options)
-    except Exception as error:  # for a damaged file the reader raises many kinds of errors
+    except Exception as error:  # the reader raises many kinds of errors for a damaged file
         raise UserError(
             f"model=smollm2: {file} cannot be read ({first_line(error)}). Install it again: {INSTALL}"
         ) from error

@@ -1,8 +1,8 @@
 """Convert the paper's reward model, Starling-RM-7B-alpha, to a folder that `RewardModel` reads.
 
-It is published as weights of a Llama-2-7b-chat body with a head of one output (`pytorch_model.bin`), which no class of
-transformers loads. This command writes the same weights as a sequence classifier in safetensors, with the tokenizer and
-the chat template of the reference implementation:
+It is published as `pytorch_model.bin`, the weights of a Llama-2-7b-chat body and of a head with one output. No class of
+transformers loads this file. This command writes the same weights as a sequence classifier in safetensors, with the
+tokenizer and the chat template of the reference implementation:
 
     python -m selfcontrast.models.starling Starling-RM-7B-alpha --body Llama-2-7b-chat-hf \\
         --output models/Starling-RM-7B-alpha
@@ -25,7 +25,7 @@ TEMPLATE = (
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-BODIES = ("transformer.", "model.model.")  # prefixes of the body's weights, which are in the file once or twice
+BODY_PREFIXES = ("transformer.", "model.model.")  # for the body's weights; the file uses one or both
 HEAD = "v_head.weight"
 
 
@@ -72,8 +72,9 @@ def convert(weights: Path, body: Path, output: Path, dtype: str = "bfloat16") ->
 
 
 def classifier_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the weights of body and head to those of a sequence classifier, without buffers."""
-    prefix = next((prefix for prefix in BODIES if any(name.startswith(prefix) for name in weights)), BODIES[0])
+    """Rename the weights of body and head as in a sequence classifier, and omit buffers."""
+    prefixes = (prefix for prefix in BODY_PREFIXES if any(name.startswith(prefix) for name in weights))
+    prefix = next(prefixes, BODY_PREFIXES[0])
     body = {
         f"model.{name.removeprefix(prefix)}": value
         for name, value in weights.items()

@@ -10,34 +10,34 @@ from numpy.typing import NDArray
 log = logging.getLogger(__name__)
 
 Counts = NDArray[np.int64]
-"""[n, 2]: tokens (or characters) of each of n texts, and how many of them are not read."""
+"""[n, 2]: for each of n texts, its tokens (or characters), and how many of them are not read."""
 
-TOLERATED = 0.01  # fraction of unread tokens above which a warning is logged
+MAX_UNREAD = 0.01  # fraction of tokens; a warning is logged above it
 
 
 def unread(model: Any, texts: Sequence[Any]) -> Counts:
-    """Return the counts of the model's own `unread`; a model without one reads everything."""
+    """Return `model.unread(texts)`. A model without this method reads everything."""
     count: Callable[[Sequence[Any]], Counts] | None = getattr(model, "unread", None)
     return count(texts) if count and len(texts) else np.zeros((len(texts), 2), dtype=np.int64)
 
 
-def report_unread(label: str, counts: Counts, unit: str, remedy: str) -> dict[str, Any]:
-    """Return the number of truncated texts and the unread fraction for a summary; warn if it exceeds 1%.
+def report_unread(reader: str, counts: Counts, unit: str, remedy: str) -> dict[str, Any]:
+    """Return the number of truncated texts and the unread fraction. Warn if this fraction exceeds 1%.
 
-    Empty if nothing is truncated.
+    If nothing is truncated, return an empty dict.
     """
-    cut = int((counts[:, 1] > 0).sum())
-    if not cut:
+    truncated = int((counts[:, 1] > 0).sum())
+    if not truncated:
         return {}
     fraction = float(counts[:, 1].sum() / counts[:, 0].sum())
-    if fraction > TOLERATED:
+    if fraction > MAX_UNREAD:
         log.warning(
             "%s: %d of %d texts are truncated, and %.1f%% of all %s are not read. To read them, %s.",
-            label,
-            cut,
+            reader,
+            truncated,
             len(counts),
             100 * fraction,
             unit,
             remedy,
         )
-    return {"texts_cut": cut, "unread_fraction": fraction}
+    return {"texts_cut": truncated, "unread_fraction": fraction}

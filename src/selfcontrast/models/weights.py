@@ -1,8 +1,8 @@
 """Load models, and reject files that do not hold exactly the model's weights.
 
-transformers initialises missing tensors at random and ignores unexpected ones. Both silently change all results, so
-both raise an error with their names here. So do weights that are NaN or infinite, and integer weights, which
-transformers casts.
+transformers initialises missing tensors at random and ignores unexpected ones. Both silently change all results. Here
+both raise an error that names them. Weights that are NaN or infinite, and integer weights, which transformers would
+cast, raise an error too.
 """
 
 import logging
@@ -16,15 +16,15 @@ from selfcontrast.models.hub import local_folder
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3  # names in an error
+MAX_NAMES = 3  # in an error
 
 
-def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
-    """Load a model from safetensors by a class of transformers, with attention that applies its soft caps.
+def load_whole(loader: Any, path: str | Path, model_name: str, **options: Any) -> Any:
+    """Load a model from safetensors by a class of transformers. Soft caps of its attention, if any, are applied.
 
     Args:
         loader: a model class, or one of the `AutoModel` classes.
-        what: name of the model in errors: "SETTING=PATH".
+        model_name: name of the model in errors: "SETTING=PATH".
 
     Raises:
         UserError: if the files cannot be read, or a tensor is missing or has another shape or name.
@@ -38,40 +38,40 @@ def load_whole(loader: Any, path: str | Path, what: str, **options: Any) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        raise UserError(f"{what} cannot be loaded ({first_line(error)}). Copy it again, or use another.") from error
+        raise UserError(f"{model_name} cannot be loaded ({first_line(error)}). Copy it again.") from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # for a damaged file; defined in the package's binary
+        if type(error).__name__ != "SafetensorError":  # raised for a damaged file; its class is in safetensors' binary
             raise
         raise UserError(
-            f"{what} cannot be loaded: a file of weights is damaged ({first_line(error)}). Copy it again."
+            f"{model_name} cannot be loaded: a file of weights is damaged ({first_line(error)}). Copy it again."
         ) from error
-    refuse_partial(model, report, what)
-    refuse_unusable(model, path, what, options.get("revision"))
+    refuse_partial(model, report, model_name)
+    refuse_unusable(model, path, model_name, options.get("revision"))
     use_exact_attention(model)
     return model
 
 
-def refuse_unusable(model: Any, path: str | Path, what: str, revision: str | None) -> None:
+def refuse_unusable(model: Any, path: str | Path, model_name: str, revision: str | None) -> None:
     """Raise `UserError` if a loaded weight is NaN or infinite, or is not a floating-point number in its file.
 
     The loaded weight is checked too, because casting may overflow: 1e300 is infinite in float32.
     """
-    refuse_non_finite(model, what)
+    refuse_non_finite(model, model_name)
     if folder := local_folder(str(path), revision):
-        check_weights(folder, what.partition("=")[0])
+        check_weights(folder, model_name.partition("=")[0])
 
 
-def refuse_non_finite(model: Any, what: str) -> None:
+def refuse_non_finite(model: Any, model_name: str) -> None:
     """Raise `UserError` if a weight of a model is NaN or infinite."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.is_meta and not is_finite(weight.detach()):
             raise UserError(
-                f"{what}: the weight {name} has values that are NaN or infinite: its training diverged, or its file "
-                "is damaged. Use another model."
+                f"{model_name}: the weight {name} has values that are NaN or infinite: its training diverged, or its "
+                "file is damaged. Use another model."
             )
 
 
-def refuse_partial(model: Any, report: dict[str, Any], what: str, unused: Collection[str] = ()) -> None:
+def refuse_partial(model: Any, report: dict[str, Any], model_name: str, unused: Collection[str] = ()) -> None:
     """Raise `UserError` if a loading report has missing, mismatched or unexpected tensors.
 
     Args:
@@ -86,24 +86,24 @@ def refuse_partial(model: Any, report: dict[str, Any], what: str, unused: Collec
     others = sorted(set(report["unexpected_keys"]) - set(unexpected))
     if missing:
         total = len(model.state_dict())
-        fix = f"Rename those in the files, such as {others[0]}." if others else "Give the complete files."
-        raise UserError(f"{what}: {len(missing)} of {total} weights are missing: {_some(missing)}. {fix}")
+        fix = f"Rename the unknown weights in the files, such as {others[0]}." if others else "Give the complete files."
+        raise UserError(f"{model_name}: {len(missing)} of {total} weights are missing: {_some(missing)}. {fix}")
     if mismatched:
-        name, in_file, by_config = mismatched[0]
-        shapes = f"{list(in_file)} in the file, {list(by_config)} by its config"
+        name, in_file, in_config = mismatched[0]
+        shapes = f"{list(in_file)} in the file, {list(in_config)} by its config"
         raise UserError(
-            f"{what}: {len(mismatched)} weights have another shape, such as {name}: {shapes}. "
+            f"{model_name}: {len(mismatched)} weights have another shape, such as {name}: {shapes}. "
             "Give the config that they were saved with."
         )
     if unexpected:
         raise UserError(
-            f"{what}: its config leaves out {len(unexpected)} weights of its files: {_some(unexpected)}. "
+            f"{model_name}: its config leaves out {len(unexpected)} weights of its files: {_some(unexpected)}. "
             "Give the config that they were saved with."
         )
     if report["error_msgs"]:
-        raise UserError(f"{what}: {report['error_msgs'][0]}. Give the config that its weights were saved with.")
+        raise UserError(f"{model_name}: {report['error_msgs'][0]}. Give the config that its weights were saved with.")
     if others:
-        log.info("%s: not used: %s", what, _some(others))
+        log.info("%s: not used: %s", model_name, _some(others))
 
 
 def first_line(error: BaseException) -> str:
@@ -112,4 +112,4 @@ def first_line(error: BaseException) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

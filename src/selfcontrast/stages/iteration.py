@@ -205,12 +205,13 @@ class Iteration:
         signals = select_signals(p.objective, groups, negatives, scores)
         if p.reference == "none":
             zeros = {group.id: torch.zeros(len(group.responses)) for group in groups}
-            return StoredScores(zeros, signals, compared=False)
+            return StoredScores(zeros, signals, reference_is_model=False)
         pool = reference.read_reference(self.reference.path)
         scored = (
             sampler_reference(pool, groups, negatives) if p.reference == "sampler" else select_scores(pool, negatives)
         )
-        return StoredScores(scored, signals, is_start=p.reference_over_iterations != "initial" or self.before is None)
+        is_start = p.reference_over_iterations != "initial" or self.before is None
+        return StoredScores(scored, signals, reference_is_start=is_start)
 
     @property
     def _negatives_per_prompt(self) -> int:

@@ -1,4 +1,4 @@
-"""The align stage: DPO over K negatives from the fine-tuned model or, as a control, continued supervised training."""
+"""The align stage: train the fine-tuned model by DPO over K negatives or, as a control, by more supervised training."""
 
 import json
 import logging
@@ -59,40 +59,41 @@ def align(
     module: PackedModule
     if objective.uses_negatives:
         max_negatives = max(len(group.negatives) for group in groups)
-        # The stored scores belong to the model before quantisation. Against them a quantised policy would seem to have
-        # moved, whatever the objective.
-        rescored = training.adapter.quantised or (hardware.rescore_reference and objective.needs_reference)
-        if rescored and stored.compared:
+        # The stored scores are those of the model before quantisation. Compared with them, a quantised policy would
+        # seem to have moved before its first step, with any objective.
+        rescore = training.adapter.quantised or (hardware.rescore_reference and objective.needs_reference)
+        if rescore and stored.reference_is_model:
             stored = replace(stored, reference={**stored.reference, **_rescored(policy, data)})
         module = SelfContrastDPO(policy, optim, len(steps), chunk, report, objective, stored)
-        title, how = "Preference training", f"with {max_negatives} negatives per prompt over {len(groups)} prompts"
+        title, details = "Preference training", f"with {max_negatives} negatives per prompt over {len(groups)} prompts"
     else:
         module = SupervisedFineTuning(policy, optim, len(steps), chunk, report)
-        title, how = "Supervised fine-tuning, continued", f"on the chosen responses of {len(groups)} groups"
+        title, details = "Supervised fine-tuning, continued", f"on the chosen responses of {len(groups)} groups"
     if not fit(module, data, folder / RESUME, "align"):
         return {}
-    save_policy(folder / "model", training.adapter.merge(policy), tokenizer, model_card(title, how, module.history))
+    save_policy(folder / "model", training.adapter.merge(policy), tokenizer, model_card(title, details, module.history))
     (folder / HISTORY).write_text(json.dumps(module.history))
     for number, step in enumerate(data.snapshots, start=1):
-        at_step = training.adapter.wrap(load_model(sft, dtype), seed)
+        checkpoint_policy = training.adapter.wrap(load_model(sft, dtype), seed)
         weights = torch.load(snapshot(folder / RESUME, step), map_location="cpu", weights_only=True)
-        unexpected = at_step.load_state_dict(weights, strict=False).unexpected_keys  # frozen weights are not stored
+        # Frozen weights are not stored, so `strict` would reject them as missing.
+        unexpected = checkpoint_policy.load_state_dict(weights, strict=False).unexpected_keys
         assert not unexpected, unexpected
         records = [record for record in module.history if record["step"] <= step]
-        card = model_card(title, f"{how}, after {step} of {len(steps)} steps", records)
-        save_policy(checkpoint_folder(folder, number), training.adapter.merge(at_step), tokenizer, card)
+        card = model_card(title, f"{details}, after {step} of {len(steps)} steps", records)
+        save_policy(checkpoint_folder(folder, number), training.adapter.merge(checkpoint_policy), tokenizer, card)
     return {
         "prompts": len(groups),
         "negatives_per_prompt": sum(len(group.negatives) for group in groups) / len(groups),
         "steps": len(steps),
         "tokens": steps.tokens,
         **({"checkpoints": data.snapshots} if training.checkpoints else {}),
-        **(_displacement(module.history) if objective.uses_negatives and stored.compared else {}),
+        **(_displacement(module.history) if objective.uses_negatives and stored.reference_is_model else {}),
     }
 
 
 def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
-    """Return the steps of all checkpoints but the last. Raise `UserError` if there are more checkpoints than steps."""
+    """Return the steps of all checkpoints except the last. Raise `UserError` if checkpoints outnumber steps."""
     if checkpoints > steps:
         raise UserError(
             f"evaluation.checkpoints={checkpoints}, but preference training has {steps} steps. Lower it to {steps}."
@@ -101,7 +102,7 @@ def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
 
 
 def checkpoint_folder(folder: Path, number: int) -> Path:
-    """Return the folder of the artifact's checkpoint of this number, counted from 1."""
+    """Return the folder of one checkpoint in the artifact. `number` counts from 1."""
     return folder / "checkpoints" / str(number)
 
 
@@ -118,8 +119,8 @@ def _displacement(history: Sequence[Record]) -> dict[str, Any]:
     displacement = Displacement.of(history)
     if displacement.significant:
         log.warning(
-            "align: likelihood displacement: targets ended %.2f nats per response less likely than before training. "
-            "See the report, and try objective.nll_weight or objective=nca.",
+            "align: likelihood displacement: training lowered the log-probability of targets by %.2f nats per "
+            "response. See the report, and try objective.nll_weight or objective=nca.",
             -displacement.change,
         )
     return {"target_log_prob_change": displacement.change, "displaced": displacement.significant}

@@ -22,7 +22,7 @@ from selfcontrast.training.signals import DeferredSignals
 
 
 class RandomStates(Callback):
-    """Save and restore the random states of every rank, so that dropout after a resume draws the same masks."""
+    """Save and restore the random states of every rank, so that dropout draws the same masks after a resume."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -40,7 +40,7 @@ class RandomStates(Callback):
         self.saved = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.rank < len(self.saved):  # added ranks continue from their seeds
+        if self.rank < len(self.saved):  # a rank without a saved state keeps that of its seed
             _restore_random_states(self.saved[self.rank])
 
 
@@ -69,7 +69,7 @@ def _restore_random_states(states: dict[str, Any]) -> None:
 class Checkpoints(Callback):
     """Write the state to `file`, atomically, every `every` steps and when a signal is about to end the job.
 
-    It is written at the start of the next step, so that it includes the validation that follows a step.
+    The state is written at the start of the next step, so that it includes the validation after the step before.
     """
 
     def __init__(self, file: Path, every: int) -> None:
@@ -103,7 +103,7 @@ class Snapshots(Callback):
     """Write the trained weights after each of `steps` to a separate file in `folder`.
 
     A snapshot is written at the end of its step, before the checkpoint. A resumed attempt finds the files of earlier
-    steps and rewrites those of later steps, so that all belong to one run.
+    steps and rewrites those of later steps, so that all files belong to one run.
     """
 
     def __init__(self, folder: Path, steps: Collection[int]) -> None:
@@ -127,7 +127,7 @@ def snapshot(folder: Path, step: int) -> Path:
 
 
 def _write_atomically(file: Path, write: Callable[[Path], object], publishes: bool) -> None:
-    """Call `write` on a partial file, then rename it to `file`. Of ranks that write together, one publishes."""
+    """Call `write` on a partial file, then rename it to `file` if `publishes`. If all ranks write, one publishes."""
     partial = partial_file(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -135,7 +135,7 @@ def _write_atomically(file: Path, write: Callable[[Path], object], publishes: bo
         if publishes:
             publish(partial, file)
     except BaseException:
-        if partial.is_file():  # after a full disk, the next attempt needs the space
+        if partial.is_file():  # if the disk is full, the next attempt needs the space
             partial.unlink()
         raise
 

@@ -16,15 +16,15 @@ from selfcontrast.models.packing import PackedGroups
 class Cost:
     """Model FLOPs of a training step (arXiv 2204.02311, appendix B), without recomputation.
 
-    A matrix costs 2 FLOPs per weight and token forward, 2 backward for the gradient of its input, and 2 for its own
-    gradient if it is trained: 6 N for full training, 4 N for frozen weights under LoRA. Embeddings cost nothing. The
-    output layer runs over response tokens only. A mixture of experts counts every expert, a sliding window counts the
-    whole row, and linear attention counts as full attention.
+    Per weight and token, a matrix costs 2 FLOPs in the forward pass, and 2 in the backward pass for its input's
+    gradient. A trained matrix costs 2 more for its own gradient. So N weights cost 6 N per token, or 4 N if frozen
+    (LoRA). Embeddings cost nothing. The output layer runs over response tokens only. Every expert of a mixture counts,
+    a sliding window counts as the whole row, and linear attention counts as full attention.
 
     Attributes:
-        body: FLOPs per token of the row, for all matrices but embeddings and the output layer.
+        body: FLOPs per token of the row, for all matrices except embeddings and the output layer.
         head: FLOPs per response token.
-        attention: FLOPs per pair of a token and a token that it attends to: 12 x layers x heads x head width.
+        attention: FLOPs per (token, attended token) pair: 12 x layers x heads x head width.
     """
 
     body: int
@@ -37,13 +37,13 @@ class Cost:
         excluded = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)} | {id(output)}
         body = sum(_per_token(p) for p in policy.parameters() if p.ndim >= 2 and id(p) not in excluded)
         config = policy.config
-        heads = getattr(config, "num_attention_heads", 0)  # none in a state-space model
+        heads = getattr(config, "num_attention_heads", 0)  # a state-space model has none
         width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
         attention = 12 * config.num_hidden_layers * heads * width
         return cls(body, _per_token(output), attention)
 
     def flops(self, packed: PackedGroups) -> int:
-        """Return the FLOPs of one forward and backward pass, without reading the device."""
+        """Return the FLOPs of one forward and backward pass, without waiting for the device."""
         pairs = packed.layout.attended
         return self.body * packed.input_ids.numel() + self.head * packed.labels.numel() + self.attention * pairs
 
@@ -54,7 +54,7 @@ def _per_token(matrix: nn.Parameter) -> int:
 
 
 def peak_memory(device: torch.device | None = None) -> float:
-    """Return peak memory in GiB: of tensors on this GPU, else of this process since its start."""
+    """Return peak memory in GiB: that of tensors on this GPU, or without a GPU that of this process since its start."""
     if device is not None and device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

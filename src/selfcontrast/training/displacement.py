@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from selfcontrast.training.packed_module import Record
 
-FRACTION, MIN_STEPS = 0.1, 5  # the last steps, which are averaged
+FRACTION, MIN_STEPS = 0.1, 5  # average over this fraction of the steps, the last ones, but at least MIN_STEPS
 
 
 @dataclass(frozen=True)

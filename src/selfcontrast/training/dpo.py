@@ -37,7 +37,7 @@ class SelfContrastDPO(PackedModule):
         super().__init__(policy, optim, total_steps, chunk_size, report)
         self.objective = objective
         self.stored = stored
-        self.ranks = max((len(s) - 1 for s in stored.reference.values()), default=0)  # the largest K of a group
+        self.max_negatives = max((len(s) - 1 for s in stored.reference.values()), default=0)
         self._step_zero: StepZero | None = None
 
     def on_train_start(self) -> None:
@@ -45,24 +45,24 @@ class SelfContrastDPO(PackedModule):
         if (
             self.trainer.global_step == 0
             and self.objective.needs_reference
-            and self.stored.compared
-            and self.stored.is_start
+            and self.stored.reference_is_model
+            and self.stored.reference_is_start
         ):
             self._step_zero = StepZero()
 
-    def facts(self) -> Record:
+    def extra_metrics(self) -> Record:
         """Return the metrics of step 0, where the policy is the reference: margin noise, loss and expected loss.
 
-        Margins differ from 0 by dropout, and by rounding unless `hardware.rescore_reference` scored the reference in
-        training's own micro-batches.
+        Dropout and rounding change margins from 0. Rounding does not if `hardware.rescore_reference` scored the
+        reference in the same micro-batches.
         """
         if self._step_zero is None:
             return {}
         step_zero, self._step_zero = self._step_zero, None
         return step_zero.record(self.trainer)
 
-    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
-        packed = part.packed
+    def losses(self, microbatch: MicroBatch) -> tuple[Tensor, Sums]:
+        packed = microbatch.packed
         policy = response_log_probs(self.policy, packed, self.chunk_size)  # [B, K + 1]
         reference = _by_id(self.stored.reference, packed.ids, policy)
         needed = self.objective.needs_scores or self.objective.needs_sampler
@@ -71,9 +71,9 @@ class SelfContrastDPO(PackedModule):
         with torch.no_grad():
             if self._step_zero is not None:
                 ranked = getattr(self.objective, "ranks_rewards", False)
-                zero = out if ranked else self.objective(policy, policy, *args)
-                self._step_zero.add(out, zero, packed.mask, part.counts)
-            return out.loss, self._metrics(out, policy, reference, part)
+                expected = out if ranked else self.objective(policy, policy, *args)
+                self._step_zero.add(out, expected, packed.mask, microbatch.counts)
+            return out.loss, self._metrics(out, policy, reference, microbatch)
 
     def total(self, step: Step) -> int:
         return step.groups
@@ -85,16 +85,16 @@ class SelfContrastDPO(PackedModule):
             sampler_logps=_by_id({name: signals.sampler_logps for name, signals in by_id.items()}, ids, like[:, 1:]),
         )
 
-    def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, part: MicroBatch) -> Sums:
-        """Return the metrics, in nats: means over a group's negatives first, then over groups.
+    def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, microbatch: MicroBatch) -> Sums:
+        """Return sums for the metrics, in nats. A metric is a mean over a group's negatives first, then over groups.
 
-        `*_rank_j` is the mean over each group's j-th negative, the most similar first, for groups that have one.
+        `*_rank_j` is the mean over the j-th negatives of all groups that have one. The first is the most similar.
 
         `kl_reference_policy_on_negatives` is the k1 estimate of KL(reference || policy) per response: the mean of
         log p_reference(y) - log p_policy(y) over y ~ reference. Its samples are the negatives. They are biased, because
         a filter chose them and training pushes them down. Fresh samples mostly give a smaller value.
         """
-        mask, lengths = part.packed.mask, part.packed.lengths
+        mask, lengths = microbatch.packed.mask, microbatch.packed.lengths
         per_token, change = policy / lengths.clamp(min=1), policy - reference
         change_metrics = {
             "chosen_log_prob_change": _sum(change[:, 0]),
@@ -110,10 +110,10 @@ class SelfContrastDPO(PackedModule):
             "chosen_log_prob": _sum(policy[:, 0]),
             "chosen_log_prob_per_token": _sum(per_token[:, 0]),
             "rejected_log_prob_per_token": _sum_of_means(per_token[:, 1:], mask),
-            **(change_metrics if self.stored.compared else {}),
+            **(change_metrics if self.stored.reference_is_model else {}),
             "negatives": _sum(mask.sum(dim=1)),
-            **_by_rank("accuracy", accuracy, mask, self.ranks),
-            **_by_rank("margin", out.margin, mask, self.ranks),
+            **_by_rank("accuracy", accuracy, mask, self.max_negatives),
+            **_by_rank("margin", out.margin, mask, self.max_negatives),
         }
 
 
@@ -132,18 +132,18 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Reduce [B, K] to [2]: the sum over groups of the mean over negatives, and the number of groups with any."""
+    """Reduce [B, K] to [2]: the sum over groups of the mean over negatives, and the number of groups that have one."""
     negatives = mask.sum(dim=1)
     means = values.masked_fill(~mask, 0.0).sum(dim=1) / negatives.clamp(min=1)
     return torch.stack([means.sum().float(), (negatives > 0).sum().float()])
 
 
-def _by_rank(name: str, values: Tensor, mask: Tensor, ranks: int) -> Sums:
+def _by_rank(name: str, values: Tensor, mask: Tensor, max_negatives: int) -> Sums:
     """Reduce [B, K] to [2] per rank: the sum over groups that have a negative of this rank, and their number.
 
-    Ranks that this micro-batch lacks are included, because every one must have the same metrics.
+    Ranks without negatives here are included, because every micro-batch must have the same metrics.
     """
-    sums = values.new_zeros(ranks, 2, dtype=torch.float32)
+    sums = values.new_zeros(max_negatives, 2, dtype=torch.float32)
     sums[: mask.shape[1], 0] = values.masked_fill(~mask, 0.0).sum(dim=0).float()
     sums[: mask.shape[1], 1] = mask.sum(dim=0).float()
     return {f"{name}_rank_{rank}": row for rank, row in enumerate(sums, start=1)}

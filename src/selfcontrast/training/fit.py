@@ -2,7 +2,7 @@
 
 A checkpoint holds weights, optimiser, schedule, random states and the history of metrics. The step number gives the
 data's position, because `Steps` is a function of it. On a CPU, resumed weights are bit-equal to an uninterrupted run's.
-Checkpoints are written only between steps: in the middle of a step, its random numbers are already partly drawn.
+Checkpoints are written only between steps: in the middle of a step, some of its random numbers are already used.
 """
 
 import logging
@@ -55,7 +55,7 @@ class StepData(LightningDataModule):
     """Groups for training and validation, as steps and micro-batches for this rank.
 
     Args:
-        unshared: the reason why the model cannot share a prompt among responses; None if it can.
+        unshared_reason: why the model cannot share a prompt among responses; None if it can.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class StepData(LightningDataModule):
         optim: OptimConfig,
         hardware: Hardware,
         seed: int,
-        unshared: str | None = None,
+        unshared_reason: str | None = None,
     ) -> None:
         super().__init__()
         self.groups = groups
@@ -73,15 +73,15 @@ class StepData(LightningDataModule):
         self.optim = optim
         self.hardware = hardware
         self.seed = seed
-        self.unshared = unshared
+        self.unshared_reason = unshared_reason
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # memory of activations, if micro-batches are to fill a GPU's memory
+        self.bytes_per_token: float | None = None  # activations; None unless micro-batches fill a GPU's memory
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
         optim, tokens = self.optim, self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
         per_step, position = optim.batch_size, (rank, ranks)
-        may_share = self.unshared is None
+        may_share = self.unshared_reason is None
         return Steps(self.groups, per_step, optim.epochs, tokens, self.seed, optim.tokens, position, may_share)
 
     def train_dataloader(self) -> DataLoader[Step]:
@@ -106,15 +106,16 @@ class StepData(LightningDataModule):
 
 
 def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
-    """Puts a policy into the form it is trained in, and checks one group against the ordinary forward pass.
+    """Prepare a policy for training, and compare one packed group with the ordinary forward pass.
 
-    Raises `UserError` for a model that would compute packed groups wrongly.
+    Raises:
+        UserError: if a group has more tokens than the model has positions, or packed results are wrong.
     """
     positions = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
     if positions is not None and longest > positions:
         raise UserError(
-            f"a prompt with its response has {longest} tokens, and the model {positions} positions. "
+            f"a prompt with its response has {longest} tokens, but the model has {positions} positions. "
             "Lower max_length, or sft.max_length and trainer.max_length."
         )
     use_shared_prompt(policy, hardware.attention)
@@ -122,31 +123,31 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
         checkpoint_layers(policy, hardware.gradient_checkpointing)
     if hardware.self_check:
         sharded = hardware.strategy == "fsdp2" and hardware.devices * hardware.num_nodes > 1
-        policy.to("cpu" if sharded else hardware.device)  # a sharded model need not fit on one device
+        policy.to("cpu" if sharded else hardware.device)  # a sharded model may not fit on one device
         tolerance = 0.2 if _computes_in_bf16(policy) else 1e-3
         use_shared_prompt(policy, _self_check_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
         use_shared_prompt(policy, hardware.attention)
-        policy.to("cpu")  # from there it is sent to the ranks
+        policy.to("cpu")  # the ranks copy the weights from there
     policy.train()
 
 
 def _computes_in_bf16(policy: Any) -> bool:
-    """Return True if products are in bfloat16: by the weights' dtype, or by a quantised layer's compute dtype."""
+    """Return True if products are in bfloat16, as the weights' dtype or a quantised layer's compute dtype says."""
     return policy.dtype == torch.bfloat16 or any(
         getattr(layer, "compute_dtype", None) == torch.bfloat16 for layer in policy.modules()
     )
 
 
 def _self_check_attention(hardware: Hardware, sharded: bool) -> str:
-    """Return the self-check's attention. It runs in the weights' dtype, for which varlen may lack a GPU kernel."""
+    """Return the self-check's attention. The check runs in the weights' dtype; varlen may lack a GPU kernel for it."""
     return hardware.attention if sharded or hardware.device == "cpu" else "masked"
 
 
 def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     """Train `module` to the end, from the newest checkpoint in `folder` if there is one.
 
-    Return True on the first node: only that one continues with the trained policy.
+    Return True on the first node, the only one that gets the trained weights.
     """
     hardware = data.hardware
     module.peak_tflops = hardware.peak_tflops
@@ -159,7 +160,7 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
             last.unlink(missing_ok=True)
     steps = data.steps()
     if not steps.sharing and any(group.negatives for group in data.groups):
-        _log_unshared_rows(stage, data.unshared, steps.bound)
+        _log_unshared_prompts(stage, data.unshared_reason, steps.bound)
     if hardware.max_tokens_per_microbatch == "auto" and hardware.device == "cuda":
         data.bytes_per_token = bytes_per_token(module.policy, hardware)
     count(len(steps), "step")
@@ -170,9 +171,9 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     return node.rank == 0
 
 
-def _log_unshared_rows(stage: str, unshared: str | None, bound: float) -> None:
+def _log_unshared_prompts(stage: str, reason: str | None, bound: float) -> None:
     """Log that responses do not share their prompt, why, and the cost."""
-    if unshared is None:
+    if reason is None:
         log.info(
             "%s: every response has its own copy of the prompt. Prompts are so short that sharing saves at most a "
             "factor of %.3f.",
@@ -181,12 +182,15 @@ def _log_unshared_rows(stage: str, unshared: str | None, bound: float) -> None:
         )
     else:
         log.info(
-            "%s: unshared rows: %.2fx the tokens of shared prompts, because the model has %s", stage, bound, unshared
+            "%s: prompts are not shared, because the model has %s. That takes %.2fx the tokens of shared prompts.",
+            stage,
+            reason,
+            bound,
         )
 
 
 def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Mapping[str, Tensor]:
-    """Train on one rank. Return the policy's weights, complete on the first rank."""
+    """Train on one rank. Return the policy's weights. If they are sharded, only the first rank gets them."""
     hardware, steps = data.hardware, len(data.steps())
     hardware.apply_threads()
     if hardware.compile:
@@ -233,7 +237,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
 
 
 def compile_layers(policy: nn.Module) -> None:
-    """Compile linears, norms and MLPs of each decoder layer, without attention, once for all lengths."""
+    """Compile the linear layers, norms and MLP of each decoder layer, but not attention, once for all lengths."""
     end_workers_at_exit()
     for layer in policy.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # the base of every decoder layer in transformers

@@ -24,29 +24,28 @@ class StoredScores:
     """Precomputed scores of the groups' responses, by group id.
 
     Attributes:
-        reference: the reference's log-probabilities, summed over tokens, the chosen response's first: [K + 1] or more.
+        reference: the reference's log-probabilities, summed over tokens, [K + 1] or more; the chosen response is first.
         signals: scores [K + 1] and the sampler's log-probabilities [K], if the objective needs them.
-        compared: True if the reference is a model; False if it is zeros.
-        is_start: True if training starts from the reference, so that every margin of step 0 is 0.
+        reference_is_model: False if the reference scores are zeros instead.
+        reference_is_start: True if training starts from the reference, so that every margin of step 0 is 0.
     """
 
     reference: Mapping[str, Tensor]
     signals: Mapping[str, Signals] = field(default_factory=dict)
-    compared: bool = True
-    is_start: bool = True
+    reference_is_model: bool = True
+    reference_is_start: bool = True
 
 
 def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
-    """Return the first `count` ranks of a prompt, the most similar to the target first; ties go by rank.
+    """Return a prompt's first `count` negatives by rank, sorted by similarity to the target, highest first.
 
-    A prompt without a target has no similarities, so its negatives stay in the order of their ranks.
-
-    The nested draw is in random order, but Plackett-Luce and rank weights need the order of similarity.
+    Ranks are in random order, but Plackett-Luce and rank weights need the order of similarity. Ties keep the order of
+    ranks. So do all negatives of a prompt without a target, because they have no similarity.
     """
     return sorted(ranked[:count], key=lambda negative: 0.0 if isnan(negative.similarity) else -negative.similarity)
 
 
-SECOND = "+best"  # suffix that makes the id of a prompt's second group from the example's id
+SECOND_GROUP = "+best"  # the id of a prompt's second group is the example's id and this suffix
 
 
 def example_of(group: str, examples: Container[str]) -> str:
@@ -55,13 +54,13 @@ def example_of(group: str, examples: Container[str]) -> str:
     Args:
         examples: the ids of the examples that have groups.
     """
-    return group if group in examples else group.removesuffix(SECOND)
+    return group if group in examples else group.removesuffix(SECOND_GROUP)
 
 
 def negatives_by_group(
     groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]
 ) -> dict[str, Sequence[Negative]]:
-    """Map negatives by example id to negatives by group id."""
+    """Return the negatives of each group by its id. `used` has them by example id."""
     return {group.id: used[example_of(group.id, used)] for group in groups}
 
 
@@ -77,7 +76,7 @@ def chosen_scores(targets: Mapping[str, float], chosen: Mapping[str, Sequence[Po
     return {
         group: targets.get(example, nan) if positive.sample == TARGET else positive.score
         for example, positives in chosen.items()
-        for group, positive in zip((example, example + SECOND), positives, strict=False)
+        for group, positive in zip((example, example + SECOND_GROUP), positives, strict=False)
     }
 
 
@@ -104,7 +103,7 @@ def select_signals(
         chosen: scores of the chosen responses by group id.
 
     Raises:
-        UserError: if a signal that the objective needs is unknown. It names the first such prompt.
+        UserError: if a signal that the objective needs is unknown. The error names the first prompt that lacks one.
     """
     signals = {}
     name = f"objective={type(objective).__name__}"
@@ -127,10 +126,10 @@ def sampler_reference(
     """Return reference scores [1 + K] by group id, with the sampler's log-probabilities for the negatives.
 
     Args:
-        targets: reference scores by group id; the first is the chosen response's.
+        targets: reference scores by group id; the chosen response is first.
 
     Raises:
-        UserError: if a sampler's log-probability is unknown. It names the first such prompt.
+        UserError: if a sampler's log-probability is unknown. The error names the first prompt that lacks one.
     """
     return {
         group.id: torch.cat(
@@ -141,13 +140,13 @@ def sampler_reference(
 
 
 def _sampler_logps(group: Group, negatives: Sequence[Negative], name: str) -> list[float]:
-    """Return the sampler's log-probabilities of a group's negatives, which must be uncut."""
+    """Return the sampler's log-probabilities of a group's negatives. They must not be truncated."""
     if not all(isfinite(negative.log_prob) for negative in negatives):
         raise UserError(
             f"{name} needs the sampler's log-probabilities, but a negative of prompt {group.id} has none. Sample with "
             "a generator that gives them (hf, vllm, or a server that returns logprobs), or use another setting."
         )
-    if any(len(cut) < len(negative.token_ids) for cut, negative in zip(group.negatives, negatives, strict=True)):
+    if any(len(used) < len(negative.token_ids) for used, negative in zip(group.negatives, negatives, strict=True)):
         raise UserError(
             f"{name} needs whole negatives, but trainer.max_length cuts one of prompt {group.id}. Raise "
             "trainer.max_length to generator.max_length."
@@ -162,11 +161,11 @@ def preference_groups(
     max_length: int,
     chosen: Mapping[str, Sequence[Positive]] | None = None,
 ) -> tuple[list[Group], int]:
-    """Return the groups of all prompts with negatives, in their order, and the number of groups over max_length.
+    """Return the groups of all prompts with negatives, in order, and how many groups exceed `max_length`.
 
     A prompt has one group per chosen response. Candidates keep their sampled token ids. Whether a group is used depends
-    on its prompt and chosen response alone, never on a negative's length. Negatives are cut to the remaining tokens, as
-    sampling would have done.
+    on its prompt and chosen response alone, never on a negative's length. Negatives are truncated to `max_length`, as
+    sampling with this limit would have done.
 
     Args:
         chosen: chosen responses by example id; None for the targets.
@@ -174,23 +173,23 @@ def preference_groups(
     Raises:
         UserError: if no prompt fits, or two groups would have the same id.
     """
-    groups, without_room = list[Group](), 0
+    groups, too_long = list[Group](), 0
     for example in (example for example in examples if example.id in negatives):
         prompt, target = renderer.example(example)
-        room = max_length - len(prompt)
+        max_response = max_length - len(prompt)
         responses = [target]
         if chosen is not None:
             responses = [target if c.sample == TARGET else list(c.token_ids) for c in chosen[example.id]]
-        for name, response in zip((example.id, example.id + SECOND), responses, strict=False):
-            if len(response) > room:
-                without_room += 1
+        for name, response in zip((example.id, example.id + SECOND_GROUP), responses, strict=False):
+            if len(response) > max_response:
+                too_long += 1
                 continue
-            cut = [negative.token_ids[:room] for negative in negatives[example.id]]
+            truncated = [negative.token_ids[:max_response] for negative in negatives[example.id]]
             if name != example.id and name in negatives:
-                raise UserError(f"data: the id {name!r} is another example's id plus {SECOND!r}. Rename it.")
-            groups.append(Group(name, array("i", prompt), array("i", response), cut))
+                raise UserError(f"data: the id {name!r} is another example's id plus {SECOND_GROUP!r}. Rename it.")
+            groups.append(Group(name, array("i", prompt), array("i", response), truncated))
     if not groups:
         raise UserError(
             f"no prompt with its chosen response fits into trainer.max_length={max_length} tokens. Raise it."
         )
-    return groups, without_room
+    return groups, too_long

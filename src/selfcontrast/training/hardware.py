@@ -12,10 +12,10 @@ from selfcontrast.models.attention.choice import ATTENTIONS, TRAINS_ON
 from selfcontrast.store import NOT_IN_KEY
 
 STRATEGIES = ("ddp", "fsdp2")
-# No 16-mixed: its gradients are scaled, so clipping would be wrong. For pure bf16 set model.dtype.
+# Without 16-mixed: its gradients are scaled, so clipping would be wrong. For pure bf16 set model.dtype.
 ARITHMETICS = ("32-true", "bf16-mixed")
 
-# For max_tokens_per_microbatch=auto in training on a CPU, and for work without a backward pass.
+# Used if max_tokens_per_microbatch=auto, in training on a CPU and in work without a backward pass.
 MAX_TOKENS_PER_MICROBATCH = {"cpu": 8192, "cuda": 16384}
 
 
@@ -53,7 +53,7 @@ class Hardware:
         if self.bf16_copy and self.precision != "bf16-mixed":
             raise UserError("hardware.bf16_copy=true needs hardware.precision=bf16-mixed. Set it to false.")
         if self.bf16_copy and self.strategy == "fsdp2":
-            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 already gathers bfloat16. Set it to false.")
+            raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 weights anyway. Set it to false.")
         if self.rescore_reference and self.strategy == "fsdp2":
             raise UserError("hardware.rescore_reference=true needs the whole policy on one device. Use strategy=ddp.")
         if self.rescore_reference and self.max_tokens_per_microbatch == "auto":
@@ -81,7 +81,7 @@ class Hardware:
             ),
             "strategy=fsdp2 cannot be used: it cannot shard 4-bit weights. Use ddp.": self.strategy == "fsdp2",
             "bf16_copy=true cannot be used: frozen weights need no copies. Set it to false.": self.bf16_copy,
-            "max_tokens_per_microbatch=auto cannot be used: micro-batches score the reference, too. Set a number.": (
+            "max_tokens_per_microbatch=auto cannot be used: the reference is scored before. Set a number.": (
                 self.max_tokens_per_microbatch == "auto"
             ),
         }
@@ -116,7 +116,7 @@ class Hardware:
 
 
 def _gpus() -> int:
-    """Return the number of usable GPUs. torch is imported here, so that a CPU job need not wait for it."""
+    """Return the number of usable GPUs. torch is imported here, so that a CPU job does not wait for it."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

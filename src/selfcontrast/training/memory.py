@@ -1,7 +1,7 @@
-"""Find the number of tokens per micro-batch that a GPU has memory for: `hardware.max_tokens_per_microbatch=auto`.
+"""Compute how many tokens of a micro-batch fit into a GPU's free memory (`hardware.max_tokens_per_microbatch=auto`).
 
-Two small forward passes before training, on the policy's current device, count the bytes per token. Free memory is read
-once the weights, and an earlier attempt's moments, are on the GPU.
+Before training, two small forward passes on the policy's current device count the bytes per token. Free memory is read
+after the weights, and the optimiser's moments of an earlier attempt, have been moved to the GPU.
 """
 
 from collections.abc import Iterable
@@ -17,16 +17,16 @@ from selfcontrast.models.packing import Group, pack
 from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recomputation import checkpoint_layers, is_kept, widest_kept
 
-FRACTION = 0.8  # fraction of the free memory that is used: allocators leave gaps, and lengths differ
-MIN_TOKENS, MAX_TOKENS = 1024, 65536  # tokens; beyond about 16,384, time per token hardly falls
-PROBES = (16, 32)  # tokens of the prompt and of each of two responses
+FRACTION = 0.8  # use only this part of the free memory: allocators leave gaps, and lengths differ
+MIN_TOKENS, MAX_TOKENS = 1024, 65536  # above about 16,384 tokens, the time per token hardly falls
+PROBES = (16, 32)  # both passes have one prompt and two responses; each of the three has this many tokens
 
 
 def bytes_per_token(policy: Any, hardware: Hardware) -> float:
-    """Return the bytes per token of a pass, held until its backward pass, for this setting of gradient checkpointing.
+    """Return the bytes per token that a forward pass holds until its backward pass, with this gradient checkpointing.
 
-    Without checkpointing these are all tensors saved by autograd, plus one layer for the current gradients. With it:
-    each layer's input, one layer's activations, and the results that selective checkpointing keeps.
+    Without checkpointing these are all tensors that autograd saves, plus one layer's share for the current gradients.
+    With it, they are each layer's input, one layer's activations, and the results that selective checkpointing keeps.
     """
     policy.gradient_checkpointing_disable()
     (saved, kept), more = (_count_bytes(policy, hardware, tokens) for tokens in PROBES)
@@ -44,7 +44,7 @@ def bytes_per_token(policy: Any, hardware: Hardware) -> float:
 
 
 def _count_bytes(policy: Any, hardware: Hardware, tokens: int) -> tuple[float, float]:
-    """Return the bytes that autograd saves in a micro-batch of 3 x `tokens`, and the bytes that could be kept."""
+    """Return the bytes that autograd saves in a forward pass of 3 x `tokens`, and those that "selective" would keep."""
     storages: dict[int, int] = {}
 
     def record(x: Tensor) -> Tensor:
@@ -81,17 +81,17 @@ class _KeptBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def token_budget(free: int, reserved: int, per_token: float) -> int:
-    """Return the number of tokens per micro-batch that fit into `free - reserved` bytes, a multiple of `MIN_TOKENS`."""
+    """Return how many tokens of a micro-batch fit into `free - reserved` bytes, a multiple of `MIN_TOKENS`."""
     tokens = int(FRACTION * (free - reserved) / per_token)
     return max(MIN_TOKENS, min(MAX_TOKENS, tokens // MIN_TOKENS * MIN_TOKENS))
 
 
 def reserved_bytes(policy: Any, optimizers: Iterable[torch.optim.Optimizer], hardware: Hardware) -> int:
-    """Return the bytes of a step that no micro-batch changes: gradients, missing moments, casts and logits."""
+    """Return the bytes of a step for any microbatches: gradients, moments that do not exist yet, casts and logits."""
     trained = sum(_local_part(p).nbytes for p in policy.parameters() if p.requires_grad)
     moments = 0 if any(optimizer.state for optimizer in optimizers) else 2 * trained
     head = policy.get_output_embeddings().weight
-    # Logits in float32 and their rounded gradient, and the head's casts.
+    # Logits in float32 and their rounded gradient (8 bytes), and casts of the output layer (6 bytes).
     logits = hardware.logits_chunk * head.shape[0] * 8 + head.numel() * 6
     cast = hardware.precision == "bf16-mixed" and not hardware.bf16_copy
     casts = sum(2 * _local_part(m.weight).numel() for m in policy.modules() if isinstance(m, nn.Linear)) if cast else 0
@@ -107,7 +107,7 @@ def _local_part(parameter: Any) -> Tensor:
 def gpu_token_budget(
     policy: Any, optimizers: Iterable[torch.optim.Optimizer], hardware: Hardware, per_token: float
 ) -> int:
-    """Return the tokens per micro-batch on this GPU: the minimum over ranks, so that all make equally many."""
+    """Return the tokens of a micro-batch on this GPU. All ranks take the minimum, so that all have equally many."""
     device = torch.device("cuda", torch.cuda.current_device())
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused

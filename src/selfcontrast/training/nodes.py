@@ -17,12 +17,12 @@ from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-de
 from selfcontrast.errors import UserError
 from selfcontrast.store import Artifact, Compute
 
-PATIENCE = timedelta(days=30)  # a node may wait for stages that run for days
+MAX_WAIT = timedelta(days=30)  # a node may wait for stages that run for days
 
 
 @dataclass(frozen=True)
 class Node:
-    """This machine, one of `count`. `port` serves decisions, and `port + 1` the training ranks."""
+    """This machine, one of `count` nodes. `port` is for decisions, `port + 1` for the ranks of a training."""
 
     rank: int
     count: int
@@ -65,8 +65,8 @@ class Decisions:
 
         Args:
             name: the decision's name, unique in the job.
-            compute: computes in its folder, which all nodes can reach, and publishes nothing.
-            get: the store's lookup, with a lock that only one node can hold.
+            compute: computes in a folder that all nodes can reach, and publishes nothing.
+            get: the store's lookup. It takes a lock, which only one node can hold.
         """
         if self.node.rank > 0:
             if folder := self._receive(name):
@@ -83,7 +83,7 @@ class Decisions:
         return artifact
 
     def finish(self) -> None:
-        """On the first node, wait until the others have read every decision: this process serves them."""
+        """Wait, on the first node, until the others have read every decision. This process serves them."""
         for number in range(1, self._decisions_made + 1):
             for rank in range(1, self.node.count):
                 self._connect().wait([f"{rank} knows {number}"])
@@ -107,6 +107,6 @@ class Decisions:
         if self._store is None:
             node = self.node
             self._store = TCPStore(
-                node.address, node.port, is_master=node.rank == 0, wait_for_workers=False, timeout=PATIENCE
+                node.address, node.port, is_master=node.rank == 0, wait_for_workers=False, timeout=MAX_WAIT
             )
         return self._store

@@ -44,7 +44,7 @@ class OptimConfig:
             raise UserError(f"schedule={self.schedule} is unknown. Use one of {', '.join(SCHEDULES)}.")
 
     def check(self, name: str, hardware: Hardware) -> None:
-        """Raise `UserError` if this recipe, called `name` in the config, cannot be used here."""
+        """Raise `UserError` if these settings, called `name` in the config, cannot be used on this hardware."""
         if self.epochs == 0 and name == "trainer":
             raise UserError("trainer.epochs=0 is below 1. Raise it, or set iterations=0 to skip preference training.")
         if self.optimizer != "adamw_8bit":
@@ -61,7 +61,7 @@ class OptimConfig:
             )
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Return the factor of `lr` at `step` of `steps`: linear warm-up, then the schedule down to zero."""
+        """Return the factor of `lr` at `step` of `steps`: linear warm-up, then the schedule."""
         warmup = round(self.warmup_ratio * steps)
         if step < warmup:
             return (step + 1) / warmup

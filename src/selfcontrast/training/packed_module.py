@@ -1,8 +1,8 @@
 """The base of supervised fine-tuning and K-negative DPO: a Lightning module whose batch is a whole optimiser step.
 
-Optimisation is manual, so that the mean over a step is exact for any split into micro-batches and ranks. Each one adds
-the *sum* of its losses, divided by the step's total over all ranks. Lightning's automatic accumulation takes a mean of
-means, which differs for unequal micro-batches.
+Optimisation is manual, so that the mean over a step is exact for any split into micro-batches and ranks. Each
+micro-batch adds the *sum* of its losses, divided by the step's total over all ranks. Lightning's automatic accumulation
+takes a mean of means, which differs for unequal micro-batches.
 """
 
 import math
@@ -32,13 +32,13 @@ Record = dict[str, float]
 class PackedModule(LightningModule, ABC):
     """Train `policy` on steps of packed groups.
 
-    Subclasses define `losses()`, and `total()`, by which a step's summed loss is divided.
+    Subclasses define `losses()`, and `total()`, the divisor of a step's summed loss.
 
     Args:
         policy: a transformers causal model prepared by `use_shared_prompt`.
         optim: optimisation settings.
         total_steps: steps of the whole run, for the learning rate's schedule.
-        chunk_size: response tokens whose logits exist at a time.
+        chunk_size: number of response tokens whose logits are in memory at a time.
         report: called with each new record of metrics.
     """
 
@@ -57,9 +57,9 @@ class PackedModule(LightningModule, ABC):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.report = report
-        self.peak_tflops: float | None = None  # peak of one device, to record MFU; None for no MFU
+        self.peak_tflops: float | None = None  # peak of one device, for MFU; None records no MFU
         self.cost = Cost.of(policy)
-        self.weights: Mapping[str, Tensor] | None = None  # the policy's, if it is a skeleton to be sharded
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's weights, if it is a skeleton to shard
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._last_time = time.perf_counter()
@@ -73,8 +73,8 @@ class PackedModule(LightningModule, ABC):
             self.weights = None
 
     @abstractmethod
-    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
-        """Return the loss per group [B], to be summed, and sums of metrics, the same ones in every micro-batch."""
+    def losses(self, microbatch: MicroBatch) -> tuple[Tensor, Sums]:
+        """Return the loss per group [B] and the sums of metrics. Every micro-batch must have the same metrics."""
 
     @abstractmethod
     def total(self, step: Step) -> int:
@@ -85,32 +85,32 @@ class PackedModule(LightningModule, ABC):
         optimizer.zero_grad()
         sums: list[Sums] = []
         group_losses: list[tuple[tuple[str, ...], Tensor]] = []
-        for number, part in enumerate(step.microbatches, start=1):
+        for number, microbatch in enumerate(step.microbatches, start=1):
             with self._sync(last=number == len(step.microbatches)):
-                loss, metrics = self.losses(part)
+                loss, metrics = self.losses(microbatch)
                 scaled = loss.sum() * (self.trainer.world_size / self.total(step))
-                self.manual_backward(scaled if part.counts else scaled * 0.0)
-            sums.append(_zero_if_filler(metrics, part))
-            if part.counts:
-                group_losses.append((part.packed.ids, loss.detach()))
+                self.manual_backward(scaled if microbatch.counts else scaled * 0.0)
+            sums.append(_zero_if_filler(metrics, microbatch))
+            if microbatch.counts:
+                group_losses.append((microbatch.packed.ids, loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.max_grad_norm)
         # The host waits for the GPU only here, so that it can prepare the next step during this one's update.
         means, grad_norm = self._means(sums), _norm_value(norm)
         if not math.isfinite(grad_norm):
             self._stop_on_nan(group_losses)
-        facts = self.facts()
+        extra_metrics = self.extra_metrics()
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         lr = scheduler.get_last_lr()[0]
         scheduler.step()
-        self._record(step, {**means, "grad_norm": grad_norm, "lr": lr, **facts})
+        self._record(step, {**means, "grad_norm": grad_norm, "lr": lr, **extra_metrics})
 
-    def facts(self) -> Record:
-        """Return further metrics of this step. It is called before the update."""
+    def extra_metrics(self) -> Record:
+        """Return further metrics of this step. Called before the update."""
         return {}
 
-    def validation_step(self, part: MicroBatch, index: int) -> None:
-        self._validation.append(_zero_if_filler(self.losses(part)[1], part))
+    def validation_step(self, microbatch: MicroBatch, index: int) -> None:
+        self._validation.append(_zero_if_filler(self.losses(microbatch)[1], microbatch))
 
     def on_validation_epoch_end(self) -> None:
         means = self._means(self._validation)
@@ -124,7 +124,7 @@ class PackedModule(LightningModule, ABC):
         self._last_time = time.perf_counter()
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with weight decay on matrices only, and the recipe's schedule per step."""
+        """Return AdamW with weight decay on matrices only, and the learning rate's schedule per step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.optim.weight_decay},
@@ -137,11 +137,11 @@ class PackedModule(LightningModule, ABC):
         return [optimizer], [schedule]
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        def move(part: MicroBatch) -> MicroBatch:
-            return MicroBatch(part.packed.to(device), part.counts)
+        def move(microbatch: MicroBatch) -> MicroBatch:
+            return MicroBatch(microbatch.packed.to(device), microbatch.counts)
 
         if isinstance(batch, Step):
-            return Step([move(part) for part in batch.microbatches], batch.groups, batch.target_tokens)
+            return Step([move(microbatch) for microbatch in batch.microbatches], batch.groups, batch.target_tokens)
         return move(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -172,9 +172,9 @@ class PackedModule(LightningModule, ABC):
         no_sync: AbstractContextManager[Any] = strategy.block_backward_sync()
         return no_sync
 
-    def _record(self, step: Step, facts: Record) -> None:
-        """Log a step after its losses were read. Its seconds run from the previous reading to this one."""
-        batches = [part.packed for part in step.microbatches if part.counts]
+    def _record(self, step: Step, metrics: Record) -> None:
+        """Log a step after its losses were read. Its time is that since the previous step's losses were read."""
+        batches = [microbatch.packed for microbatch in step.microbatches if microbatch.counts]
         flops = float(sum(self.cost.flops(packed) for packed in batches))
         now = time.perf_counter()
         seconds, self._last_time = now - self._last_time, now
@@ -186,7 +186,7 @@ class PackedModule(LightningModule, ABC):
         }
         if self.peak_tflops is not None:
             costs["mfu"] = costs["tflops"] / self.peak_tflops
-        self._log({**facts, **costs})
+        self._log({**metrics, **costs})
 
     def _log(self, record: Record) -> None:
         record = {"step": self.trainer.global_step, **record}
@@ -195,7 +195,7 @@ class PackedModule(LightningModule, ABC):
             self.report(record)
 
     def _means(self, sums: Iterable[Sums]) -> Record:
-        """Return each metric's sum over micro-batches and ranks divided by its count. Leave out counts of 0."""
+        """Return each metric's sum divided by its count, over all micro-batches and ranks. Omit counts of 0."""
         parts = list(sums)
         names = list(parts[0])
         total = torch.stack([torch.stack([part[name] for name in names]) for part in parts]).sum(0)
@@ -204,7 +204,7 @@ class PackedModule(LightningModule, ABC):
         return {name: value / count for name, (value, count) in zip(names, total.tolist(), strict=True) if count}
 
     def _stop_on_nan(self, group_losses: list[tuple[tuple[str, ...], Tensor]]) -> None:
-        bad = [
+        bad_groups = [
             name
             for ids, loss in group_losses
             for name, value in zip(ids, loss.tolist(), strict=True)
@@ -212,9 +212,10 @@ class PackedModule(LightningModule, ABC):
         ]
         if dist.is_initialized():  # so that every rank names the same groups
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, bad)
-            bad = [name for names in gathered for name in names]
-        where = f"the loss of {', '.join(bad[:5])}" if bad else "the gradient, though every loss is finite,"
+            dist.all_gather_object(gathered, bad_groups)
+            bad_groups = [name for names in gathered for name in names]
+        names = ", ".join(bad_groups[:5])
+        where = f"the loss of {names}" if bad_groups else "the gradient, though every loss is finite,"
         raise UserError(
             f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
             "The last checkpoint is kept. Lower the learning rate, or inspect those examples."
@@ -235,9 +236,9 @@ def adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optim
     return optimizer
 
 
-def _zero_if_filler(metrics: Sums, part: MicroBatch) -> Sums:
-    """Return the metrics; zeros for a filler micro-batch, because every rank must contribute a tensor to the sum."""
-    return metrics if part.counts else {name: torch.zeros_like(value) for name, value in metrics.items()}
+def _zero_if_filler(metrics: Sums, microbatch: MicroBatch) -> Sums:
+    """Return the metrics; zeros for a filler, because every rank must contribute a tensor to the sum."""
+    return metrics if microbatch.counts else {name: torch.zeros_like(value) for name, value in metrics.items()}
 
 
 def _norm_value(norm: Tensor) -> float:

@@ -24,10 +24,12 @@ from selfcontrast.training.sharding import skeleton
 from selfcontrast.training.signals import DeferredSignals
 
 Train = Callable[[Any, Any, Path, str], Mapping[str, Tensor]]
-"""Trains a module on its data in a working folder, for a stage. Returns the weights, complete on the first rank."""
+"""A function that trains a module on its data in a working folder, for a stage, and returns the weights.
 
-START = "spawn"  # start method of the ranks; they inherit this process's current environment
-GRACE = 5  # seconds that the other ranks have to end once one has ended
+If they are sharded, only the first rank gets them."""
+
+START = "spawn"  # how ranks are started; they inherit this process's current environment
+GRACE = 5  # seconds for the other ranks to end after the first one has ended
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Ranks:
         Raises:
             UserError: if a rank fails; a rank's own `UserError` is passed on.
         """
-        report, module.report = module.report, None  # not sent to the ranks: it may hold anything
+        report, module.report = module.report, None  # not sent to the ranks: it may be impossible to pickle
         messages = multiprocessing.get_context(START).SimpleQueue()
         port = self.node.port + 1 if self.node.count > 1 else _free_port()
         work = (self, port, RankWork(train, module, data, folder, stage), messages)

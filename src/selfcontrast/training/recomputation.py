@@ -20,7 +20,7 @@ _ATTENTION = {
 _PRODUCTS = {
     torch.ops.aten.mm.default: 1,
     torch.ops.aten.addmm.default: 2,
-}  # argument index of the second factor
+}  # index of the matrix among the operation's arguments
 
 
 def checkpoint_layers(policy: Any, mode: Checkpointing) -> None:
@@ -28,8 +28,9 @@ def checkpoint_layers(policy: Any, mode: Checkpointing) -> None:
 
     Args:
         policy: a transformers causal model, or its peft wrapper.
-        mode: True to recompute all; "selective" to keep the outputs of attention and of the matrices around it. An
-            MLP's inner layer is a few times as wide, and the backward pass does not need its last product.
+        mode: True to recompute all; "selective" to keep the results of attention and of the matrices before and after
+            it. Results of the MLP are recomputed: its inner layer is a few times as wide, and the backward pass does
+            not need its last product.
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
@@ -47,9 +48,10 @@ def widest_kept(config: Any) -> int:
 
 
 def is_kept(width: int, operation: Any, args: tuple[Any, ...]) -> bool:
-    """Return True if selective checkpointing keeps an operation's result. `width` limits both sides of a matrix.
+    """Return True if selective checkpointing keeps an operation's result.
 
-    Per byte kept, these products save as many FLOPs as an MLP's products do, and they need fewer bytes in total.
+    A product is kept if no side of its matrix is longer than `width`. Per byte, these products save as many FLOPs as an
+    MLP's, but they need fewer bytes in total.
     """
     if operation in _PRODUCTS:
         return bool(max(args[_PRODUCTS[operation]].shape) <= width)

@@ -67,10 +67,11 @@ def score_groups(policy: torch.nn.Module, groups: Sequence[Group], hardware: Har
 
 @torch.no_grad()
 def score_in_microbatches(policy: Any, by_rank: Iterable[Steps], hardware: Hardware) -> dict[str, torch.Tensor]:
-    """Return the summed log-probabilities [1 + K], target first, by group id, as training's first epoch computes them.
+    """Return the summed log-probabilities [1 + K], target first, by group id, in the micro-batches of training.
 
-    In low precision a token's log-probability depends on the other tokens of its micro-batch. In the same micro-batches
-    the initial policy equals its reference exactly. `policy` is left in evaluation mode.
+    In low precision a token's log-probability depends on the other tokens of its micro-batch. So groups are scored in
+    the micro-batches of the first epoch, in which the initial policy then equals its reference exactly. `policy` is
+    left in evaluation mode.
     """
     policy.eval()
     scores: dict[str, torch.Tensor] = {}

@@ -31,9 +31,9 @@ HISTORY = "history.json"
 class SupervisedFineTuning(PackedModule):
     """Cross-entropy on the target of the last turn: the mean over all target tokens of a step."""
 
-    def losses(self, part: MicroBatch) -> tuple[Tensor, Sums]:
-        log_probs = response_log_probs(self.policy, part.packed, self.chunk_size)[:, 0]
-        tokens = part.packed.lengths[:, 0].sum().to(log_probs.dtype)
+    def losses(self, microbatch: MicroBatch) -> tuple[Tensor, Sums]:
+        log_probs = response_log_probs(self.policy, microbatch.packed, self.chunk_size)[:, 0]
+        tokens = microbatch.packed.lengths[:, 0].sum().to(log_probs.dtype)
         return -log_probs, {"loss": torch.stack([-log_probs.detach().sum(), tokens])}
 
     def total(self, step: Step) -> int:
@@ -61,23 +61,23 @@ def fine_tune(
         return {"examples": 0, "parameters": parameters, "steps": 0, "tokens": 0}
     renderer = Renderer(tokenizer)
     train, held_out = ([e for e in examples[split] if e.has_target] for split in ("train", "validation"))
-    if bare := len(examples["train"]) - len(train):
-        log.info("sft: skipped %d of %d training prompts, which have no target", bare, len(examples["train"]))
+    if skipped := len(examples["train"]) - len(train):
+        log.info("sft: skipped %d of %d training prompts, which have no target", skipped, len(examples["train"]))
     groups, dropped = supervised_groups(renderer, train, optim.max_length)
     validation, _ = supervised_groups(renderer, held_out, optim.max_length)
     if not groups:
         raise UserError(f"no training example fits into sft.max_length={optim.max_length} tokens. Raise it.")
     if dropped:
         log.warning(
-            "sft: %d of %d examples are longer than sft.max_length=%d tokens and left out",
+            "sft: %d of %d examples are left out, because they are longer than sft.max_length=%d tokens",
             dropped,
             len(train),
             optim.max_length,
         )
     if changed := changed_targets(renderer, train, groups):
         log.warning(
-            "sft: %d of %d targets become another text when tokenized, such as that of %s. Text that spells a special "
-            "token is read as that token, and an end token ends the target.",
+            "sft: %d of %d targets become another text when tokenized, such as the target of %s. Text that spells a "
+            "special token is read as that token, and an end token ends the target.",
             len(changed),
             len(groups),
             changed[0],
@@ -99,7 +99,7 @@ def fine_tune(
 
 
 def supervised_groups(renderer: Renderer, examples: Sequence[Example], max_length: int) -> tuple[list[Group], int]:
-    """Return groups without negatives, and the number of examples left out as longer than `max_length` tokens."""
+    """Return groups without negatives, and the number of examples that are longer than `max_length` tokens."""
     groups = []
     for example in examples:
         prompt, target = renderer.example(example)
@@ -109,7 +109,7 @@ def supervised_groups(renderer: Renderer, examples: Sequence[Example], max_lengt
 
 
 def changed_targets(renderer: Renderer, examples: Sequence[Example], groups: Sequence[Group]) -> list[str]:
-    """Return the ids of the examples whose tokens spell another text than their target."""
+    """Return the ids of the examples whose tokens decode to another text than their target."""
     targets = {example.id: example.target.strip() for example in examples}
     return [group.id for group in groups if renderer.text(group.target) != targets[group.id]]
 
@@ -119,7 +119,7 @@ def texts(examples: Sequence[Example]) -> list[str]:
     return [text for e in examples for text in (*(m["content"] for m in e.prompt), e.target) if text]
 
 
-def model_card(title: str, method: str, history: Sequence[Record]) -> str:
+def model_card(title: str, details: str, history: Sequence[Record]) -> str:
     """Return the README.md of a policy folder."""
     last = next((r for r in reversed(history) if "loss" in r), {})
     rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in last.items() if "_rank_" not in name)
@@ -130,7 +130,7 @@ tags: [self-contrast, selfcontrast]
 ---
 # {title}
 
-Trained by selfcontrast, {method} (Self-Contrast, arXiv 2404.00604). Loads with
+Trained by selfcontrast, {details} (Self-Contrast, arXiv 2404.00604). Loads with
 `AutoModelForCausalLM.from_pretrained`; prompts go through the tokenizer's chat template. The artifact's
 `manifest.json` records its settings and inputs.
 

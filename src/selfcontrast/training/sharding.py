@@ -59,7 +59,7 @@ def shard(
     """
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in list(policy.modules()):
-        if type(part).__name__ in policy._no_split_modules:  # transformers' name for a layer
+        if type(part).__name__ in policy._no_split_modules:  # transformers' names of layer classes
             if bf16:
                 fully_shard([m for m in part.children() if _has_matrices(m)], mesh=mesh, mp_policy=low)
             fully_shard(part, mesh=mesh)
@@ -90,7 +90,7 @@ def _has_matrices(module: nn.Module) -> bool:
 
 
 def whole_weights(policy: nn.Module) -> Mapping[str, Tensor]:
-    """Return a policy's state dict. If it is sharded, gather it on the first rank; other ranks get an empty one."""
+    """Return a policy's state dict. If it is sharded, only the first rank gets it; other ranks get an empty dict."""
     if not dist.is_initialized():
         return policy.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

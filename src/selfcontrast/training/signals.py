@@ -14,7 +14,7 @@ ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class DeferredSignals:
-    """A context that records ending signals instead of handling them, and passes each to `on_signal` if given."""
+    """A context that records the signals in `ENDING` instead of handling them. It passes each to `on_signal`."""
 
     def __init__(self, on_signal: Callable[[int], None] | None = None) -> None:
         self.on_signal = on_signal
@@ -23,9 +23,9 @@ class DeferredSignals:
 
     def __enter__(self) -> "DeferredSignals":
         for number in ENDING:
-            before = signal.getsignal(number)
-            if number == signal.SIGTERM or callable(before):
-                self._handlers[number] = before
+            handler = signal.getsignal(number)
+            if number == signal.SIGTERM or callable(handler):
+                self._handlers[number] = handler
                 signal.signal(number, self._record)
         return self
 

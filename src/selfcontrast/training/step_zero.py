@@ -1,8 +1,8 @@
 """Check the start of preference training: policy and reference are the same model, so every margin is 0.
 
-The objective is evaluated twice on each group of step 0: with the reference's scores, and with the policy's scores as
-the reference. The second gives the expected loss, where every log-ratio is exactly 0: ln 2 for DPO, log(1 + K) for a
-softmax over K negatives. It also covers lengths, masks and weights.
+The objective is evaluated twice on each group of step 0: with the reference's scores, and with the policy's scores in
+their place. The second result is the expected loss, because every log-ratio is exactly 0. It is ln 2 for DPO and
+log(1 + K) for a softmax over K negatives, and takes lengths, masks and weights into account.
 """
 
 import logging
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from selfcontrast.objectives import ObjectiveOutput
 
-MARGIN_NOISE = 0.05  # units of reward; it changes a preference's gradient weight by one percent
+MARGIN_NOISE = 0.05  # in units of reward; this much changes the gradient weight of a preference by one percent
 LOSS_NOISE = 1e-3  # fraction of the loss that is too small to see in a curve
-ERRORS = 4  # standard errors; differences without a common direction stay within them
+MAX_ERRORS = 4  # a random difference from 0 stays below this many standard errors
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ class StepZero:
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
 
-    def add(self, out: ObjectiveOutput, zero: ObjectiveOutput, mask: Tensor, counts: bool) -> None:
-        """Add B groups: the objective's output, and the output at log-ratios of 0. `mask` is [B, K]."""
-        difference = out.loss - zero.loss
-        terms = (out.margin.square(), mask, out.loss, zero.loss, difference.square(), torch.ones_like(difference))
+    def add(self, out: ObjectiveOutput, expected: ObjectiveOutput, mask: Tensor, counts: bool) -> None:
+        """Add a micro-batch of B groups: the objective's output, and that at log-ratios of 0. `mask` is [B, K]."""
+        difference = out.loss - expected.loss
+        terms = (out.margin.square(), mask, out.loss, expected.loss, difference.square(), torch.ones_like(difference))
         self._sums.append(torch.stack([term.sum().float() for term in terms]) * counts)
 
     def record(self, trainer: Any) -> dict[str, float]:
-        """Return the metrics over all ranks. Log one line, a warning if they do not fit a start from the reference."""
+        """Return the metrics over all ranks. Log one line: a warning if the policy does not start at its reference."""
         total = torch.stack(self._sums).sum(0)
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")
@@ -53,7 +53,7 @@ def within_noise(difference: float, square: float, groups: float, expected: floa
         square: mean over groups of the squared difference.
     """
     error = math.sqrt(max(0.0, square - difference**2) / max(1.0, groups - 1))
-    return abs(difference) <= max(ERRORS * error, LOSS_NOISE * max(1.0, abs(expected)))
+    return abs(difference) <= max(MAX_ERRORS * error, LOSS_NOISE * max(1.0, abs(expected)))
 
 
 def _log_start(noise: float, loss: float, expected: float, is_noise: bool) -> None:
@@ -68,8 +68,8 @@ def _log_start(noise: float, loss: float, expected: float, is_noise: bool) -> No
         )
     elif not is_noise:
         log.warning(
-            "align: at step 0 the loss is %.5g, but a policy that equals its reference has %.5g. Noise does not "
-            "explain it. Score the reference again with recompute=[reference] or hardware.rescore_reference=true.",
+            "align: at step 0 the loss is %.5g, but a policy that equals its reference has %.5g. The difference is "
+            "more than noise. Score the reference again with recompute=[reference] or hardware.rescore_reference=true.",
             loss,
             expected,
         )

@@ -1,9 +1,9 @@
-"""Split the groups of every optimiser step into micro-batches that fit into memory.
+"""The groups of every optimiser step, in micro-batches that fit into memory.
 
 A step always has the same number of prompts, for every K. Its groups are a function of (seed, epoch, step) alone, so a
-resumed run needs only the number of its next step. Every rank derives the whole plan and takes its own part: groups go
-longest first to the rank with the fewest tokens. All ranks make equally many micro-batches, because the collective
-operations in each one wait for all ranks.
+resumed run needs only the number of its next step. Every rank computes the whole plan and takes its own part. Groups go
+longest first, each to the rank with the fewest tokens. All ranks have equally many micro-batches, because all must take
+part in the collective operations of a micro-batch.
 """
 
 import heapq
@@ -16,12 +16,12 @@ from torch.utils.data import Dataset, Sampler
 
 from selfcontrast.models.packing import Group, PackedGroups, pack, sharing_bound
 
-MIN_SHARING_BOUND = 1.05  # below it the second attention call costs as much as the saved tokens
+MIN_SHARING_BOUND = 1.05  # below this, the second attention call costs as much as the saved tokens
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups computed together. `counts` is False for a filler micro-batch, which only keeps ranks in step."""
+    """Groups computed together. `counts` is False for a filler, which only gives every rank the same number of them."""
 
     packed: PackedGroups
     counts: bool
@@ -98,7 +98,7 @@ class Steps(Dataset[Step]):
         return sum(length(self.groups[i]) for i in self.indices(step))
 
     def _steps_for_budget(self, tokens: int) -> int:
-        """Return the fewest steps that have so many tokens."""
+        """Return the smallest number of steps that have at least this many tokens."""
         epochs, left = divmod(tokens, self._tokens_per_epoch)
         steps = epochs * self.per_epoch
         while left > 0:
@@ -108,7 +108,7 @@ class Steps(Dataset[Step]):
 
 
 class RemainingSteps(Sampler[int]):
-    """The steps from `start` on. `len()` is that of the whole run, because Lightning counts batches by it."""
+    """The steps from `start` on. `len()` is the number of all steps, because Lightning counts batches by it."""
 
     def __init__(self, steps: int, start: int) -> None:
         self.steps = steps
@@ -122,27 +122,27 @@ class RemainingSteps(Sampler[int]):
 
 
 def length(group: Group) -> int:
-    """Return the tokens of a group: the prompt once, and each response."""
+    """Return the number of tokens of a group: the prompt once, and each response."""
     return len(group.prompt) + len(group.target) + sum(len(negative) for negative in group.negatives)
 
 
 def balance_by_tokens(groups: Sequence[Group], ranks: int) -> list[list[Group]]:
-    """Split groups into `ranks` heaps of nearly equal token counts: longest first, each to the lightest heap."""
-    heaps: list[list[Group]] = [[] for _ in range(ranks)]
-    lightest = [(0, rank) for rank in range(ranks)]
+    """Split groups among ranks with nearly equal token counts: longest first, each to the rank with the fewest."""
+    per_rank: list[list[Group]] = [[] for _ in range(ranks)]
+    tokens_and_rank = [(0, rank) for rank in range(ranks)]  # a heap
     for group in sorted(groups, key=length, reverse=True):
-        tokens, rank = heapq.heappop(lightest)
-        heaps[rank].append(group)
-        heapq.heappush(lightest, (tokens + length(group), rank))
-    return heaps
+        tokens, rank = heapq.heappop(tokens_and_rank)
+        per_rank[rank].append(group)
+        heapq.heappush(tokens_and_rank, (tokens + length(group), rank))
+    return per_rank
 
 
 def rank_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, rank: int, ranks: int, sharing: bool = True
 ) -> list[MicroBatch]:
-    """Return one rank's micro-batches, with fillers up to the largest number of any rank."""
+    """Return one rank's micro-batches, with fillers up to the largest number of micro-batches of any rank."""
     per_rank = [
-        split_into_microbatches(heap, max_tokens_per_microbatch, sharing) for heap in balance_by_tokens(groups, ranks)
+        split_into_microbatches(part, max_tokens_per_microbatch, sharing) for part in balance_by_tokens(groups, ranks)
     ]
     count = max(len(microbatches) for microbatches in per_rank)
     microbatches = [as_microbatch(batch, True, sharing) for batch in per_rank[rank]]
@@ -153,7 +153,7 @@ def rank_microbatches(
 def split_into_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, sharing: bool = True
 ) -> list[list[Group]]:
-    """Split groups into microbatches of similar lengths. Only a single longer group exceeds the limit."""
+    """Split groups into micro-batches of similar lengths. Only a single longer group exceeds the limit."""
     microbatches: list[list[Group]] = []
     tokens = max_tokens_per_microbatch
     for group in sorted(groups, key=length, reverse=True):

@@ -1,7 +1,7 @@
 """bfloat16 copies of a policy's matrices, made once per step.
 
-Autocast casts every matrix in every micro-batch, and twice if layers are recomputed. These results are bit-equal: the
-same products of the same rounded weights, and gradients that are rounded once and summed in float32. Weights,
+Autocast casts every matrix once per micro-batch, or twice if layers are recomputed. Results are bit-equal to autocast's:
+the same products of the same rounded weights, and gradients that are rounded once and summed in float32. Weights,
 checkpoints and the optimiser's state stay in float32.
 """
 
@@ -14,9 +14,9 @@ from torch.nn.functional import linear
 
 
 class WeightCopies:
-    """bfloat16 copies of the matrices of all float32 linear layers but the output layer. The layers compute with them.
+    """bfloat16 weights with which all float32 linear layers except the output layer compute.
 
-    Autocast must be on: it casts the inputs.
+    Autocast must be on, because it casts the inputs.
 
     Args:
         policy: a transformers causal model, or its peft wrapper.
@@ -83,7 +83,7 @@ class _CopiedLinear(nn.Linear):
 
 
 class _RoundToCopy(torch.autograd.Function):
-    """The cast of a weight to bfloat16 whose result already exists."""
+    """A cast of a weight to bfloat16 that returns an existing copy."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """FlexAttention against the boolean mask and against padded rows.
 
-Its kernel has no backward pass on a CPU, but its reference implementation has. These tests disable torch's check and
-compile it to plain tensor operations.
+FlexAttention's kernel has no backward pass on a CPU, but its reference implementation has one. These tests disable
+torch's check of the device and compile the reference implementation to plain tensor operations.
 """
 
 import random
@@ -74,7 +74,7 @@ def test_mask_equals_the_definition(groups: list[Group], window: int | None) -> 
 
 
 def test_block_mask_skips_empty_blocks() -> None:
-    # Six segments of 128 tokens, one block each. A response sees its own block in part and the prompt's in full.
+    # Six segments of 128 tokens, one block each. A response sees a part of its own block, and all of the prompt's.
     layout = pack([Group("a", [1] * 128, [2] * 128, [[3] * 128] * 4)]).layout
     mask = flex.block_mask(layout, None)
     assert mask.shape == (1, 1, 768, 768)
@@ -116,17 +116,17 @@ def test_padding_is_whole_blocks_and_sees_only_itself() -> None:
     assert mask.shape == (1, 1, 256, 256)
     sees, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
     row = torch.arange(256)
-    seen = sees(none, none, row[:, None], row)
-    assert torch.equal(seen[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
-    assert not seen[140:, :140].any()
-    assert not seen[:140, 140:].any()
+    visible = sees(none, none, row[:, None], row)
+    assert torch.equal(visible[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
+    assert not visible[140:, :140].any()
+    assert not visible[:140, 140:].any()
 
 
 def test_recompile_limit_falls_back_to_masked_and_warns(
     on_cpu: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(flex, "RECOMPILE_LIMIT", 1)
-    monkeypatch.setattr(flex_check, "is_correct", lambda kind: True)
+    monkeypatch.setattr(flex_check, "is_correct", lambda spec: True)
     monkeypatch.setattr(flex, "_compiled", cache(lambda f: torch.compile(f, dynamic=False, backend=on_cpu)))
     plain, model = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"])
     use_shared_prompt(model, "flex")
@@ -158,9 +158,9 @@ def test_wrong_kernel_falls_back_to_masked_and_warns(
 @pytest.mark.parametrize("window", [False, True])
 def test_is_correct_passes_for_a_correct_kernel(on_cpu: CompileCounterWithBackend, window: bool) -> None:
     before = torch.get_rng_state()
-    kind = flex_check.KernelSpec(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
+    spec = flex_check.KernelSpec(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
     with torch.no_grad():  # as in scoring the reference
-        assert flex_check.is_correct(kind)
+        assert flex_check.is_correct(spec)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -70,9 +70,9 @@ def test_plan_by_hand() -> None:
     assert plan.segments.longest_query == plan.segments.longest_key == 4
     assert plan.segments.causal
     assert plan.shared is not None
-    over = plan.shared.sequences
-    assert (over.queries.tolist(), over.keys.tolist()) == ([0, 3, 5], [0, 4, 6])
-    assert (over.longest_query, over.longest_key, over.causal) == (3, 4, False)
+    sequences = plan.shared.sequences
+    assert (sequences.queries.tolist(), sequences.keys.tolist()) == ([0, 3, 5], [0, 4, 6])
+    assert (sequences.longest_query, sequences.longest_key, sequences.causal) == (3, 4, False)
     assert plan.shared.responses.tolist() == [4, 5, 6, 11, 12]  # type: ignore[union-attr]
     assert plan.shared.prompts.tolist() == [0, 1, 2, 3, 9, 10]  # type: ignore[union-attr]
 
@@ -84,13 +84,13 @@ def test_plan_of_one_group_uses_slices() -> None:
 
 
 def test_plan_is_built_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
+    calls: list[int] = []
     ends = varlen._ends
-    monkeypatch.setattr(varlen, "_ends", lambda *a: made.append(1) or ends(*a))
+    monkeypatch.setattr(varlen, "_ends", lambda *a: calls.append(1) or ends(*a))
     model, packed = tiny(CONFIGS["llama"]), pack(ragged(0))
     use_shared_prompt(model, "varlen")
     gradients(model, response_log_probs(model, packed, 16))
-    assert len(made) == 4  # queries and keys of two calls
+    assert len(calls) == 4  # queries and keys of two calls
 
 
 def separate(query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], list[int]], causal: bool) -> Tensor:
@@ -98,8 +98,8 @@ def separate(query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], l
     parts = []
     for i in range(len(ends[0]) - 1):
         q, k, v = (
-            x[cut[i] : cut[i + 1]].transpose(0, 1)[None]
-            for x, cut in zip((query, key, value), (ends[0], ends[1], ends[1]), strict=True)
+            x[bounds[i] : bounds[i + 1]].transpose(0, 1)[None]
+            for x, bounds in zip((query, key, value), (ends[0], ends[1], ends[1]), strict=True)
         )
         part = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
         parts.append(part[0].transpose(0, 1))
@@ -117,10 +117,10 @@ def test_reference_equals_autograd(causal: bool) -> None:
     cumulative = [torch.tensor(e, dtype=torch.int32) for e in ends]
     expected = separate(*inputs, ends, causal)
     grad = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
-    bare = [x.detach() for x in inputs]
-    output, lse = varlen_reference.forward(*bare, *cumulative, causal, None)
+    detached = [x.detach() for x in inputs]
+    output, lse = varlen_reference.forward(*detached, *cumulative, causal, None)
     torch.testing.assert_close(output, expected)
-    actual = varlen_reference.backward(grad, *bare, output, lse, *cumulative, causal, None)
+    actual = varlen_reference.backward(grad, *detached, output, lse, *cumulative, causal, None)
     for a, b in zip(actual, torch.autograd.grad(expected, inputs, grad), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -131,7 +131,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def test_torch_operations_have_the_expected_schemas() -> None:
-    """Arguments are passed by position, and `scale` by name: the same in torch 2.11 to 2.13."""
+    """Arguments are passed by position, and `scale` by name: this works in torch 2.11 to 2.13."""
     lengths = ["cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"]
     forward, backward = schema("_flash_attention_forward"), schema("_flash_attention_backward")
     assert list(forward)[:10] == ["query", "key", "value", *lengths, "return_debug_mask"]

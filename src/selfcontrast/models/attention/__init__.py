@@ -1,1 +1,1 @@
-"""Implementations of attention over packed groups. They compute the same; `choice` selects one."""
+"""Implementations of attention over packed groups. All give the same result; `choice` selects one."""

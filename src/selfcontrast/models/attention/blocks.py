@@ -18,8 +18,8 @@ from selfcontrast.models.packing import Layout
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Segments are padded to the longest of their bucket; at most a quarter is padding.
-_FILL = 0.75
+# A segment joins a bucket if it fills this fraction of the longest one, so at most a quarter is padding.
+_MIN_FILL = 0.75
 
 
 @dataclass(frozen=True)
@@ -67,25 +67,25 @@ def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
     """Sort consecutive segments of these lengths (T tokens in total) into buckets; return them and [T] slots."""
     buckets = _buckets(lengths)
     slot = torch.empty(sum(lengths), dtype=torch.long)
-    taken = 0
+    offset = 0
     for bucket in buckets:
         tokens, padding = bucket.tokens.flatten(), bucket.padding
-        slots = torch.arange(taken, taken + tokens.numel())
+        slots = torch.arange(offset, offset + tokens.numel())
         real = slice(None) if padding is None else ~padding.flatten()
         slot[tokens[real]] = slots[real]
-        taken += tokens.numel()
+        offset += tokens.numel()
     return buckets, slot
 
 
 def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:
-    """Batch segments of these lengths, given in the row's order, with those of similar length."""
+    """Batch segments of similar length. `segments` has all lengths in the row's order."""
     lengths = torch.tensor(segments)
     ends = lengths.cumsum(0)
     order = lengths.argsort(descending=True, stable=True)
     buckets = []
     while order.numel():
         longest = int(lengths[order[0]])
-        taken = int((lengths[order] >= _FILL * longest).sum())
+        taken = int((lengths[order] >= _MIN_FILL * longest).sum())
         chosen, order = order[:taken].sort().values, order[taken:]
         offsets, length = torch.arange(longest), lengths[chosen][:, None]
         tokens = (ends[chosen][:, None] - length) + offsets.minimum(length - 1)
@@ -135,8 +135,8 @@ class _Blocks(torch.autograd.Function):
         totals = [torch.cat(part)[batched.slot] for part in zip(*parts, strict=True)]
         for start, boundary, end in layout.sharing:
             prompt, responses = slice(start, boundary), slice(boundary, end)
-            taken = (responses, responses, prompt, prompt, responses)
-            blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), taken, strict=True)]
+            tokens = (responses, responses, prompt, prompt, responses)
+            blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), tokens, strict=True)]
             grads = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
             for total, at, part in zip(totals, (responses, prompt, prompt), grads, strict=True):
                 total[at] += part[0].transpose(0, 1)

@@ -55,7 +55,7 @@ def obstacle(name: str, spec: AttentionSpec) -> str | None:
     import torch
 
     device, widths = spec.device.type, (spec.query_width, spec.value_width)
-    no_window = "it has no sliding window, and the model's is shorter than the rows"
+    no_window = "it has no sliding window, and the model's window is shorter than the rows"
     other_width = "value heads and query heads differ in size"
     reasons: dict[str, dict[str, bool]] = {
         "blocks": {
@@ -86,9 +86,9 @@ def _cuda_obstacles(spec: AttentionSpec) -> dict[str, bool]:
     """Return the limits of FlashAttention's kernels, and whether each applies."""
     import torch
 
-    half = spec.dtype in (torch.bfloat16, torch.float16)
+    is_16_bit = spec.dtype in (torch.bfloat16, torch.float16)
     return {
-        f"its kernels compute in bfloat16 or float16, not in {str(spec.dtype).removeprefix('torch.')}": not half,
+        f"its kernels compute in bfloat16 or float16, not in {str(spec.dtype).removeprefix('torch.')}": not is_16_bit,
         "its kernels need heads of a multiple of 8 and at most 256 dimensions": (
             spec.query_width % 8 > 0 or spec.query_width > 256
         ),

@@ -20,7 +20,7 @@ Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 128  # tokens
 KERNEL_OPTIONS: dict[str, int | bool] = {}  # empty: torch's defaults. `make gpu-check` measures others
-RECOMPILE_LIMIT = 32  # kernels; beyond torch's default of 8 it would silently run without a kernel
+RECOMPILE_LIMIT = 32  # kernels; above its limit, by default 8, torch would silently run without a kernel
 
 
 def attend(
@@ -29,7 +29,7 @@ def attend(
     """Map query [1, H, T, d], key and value [1, H or fewer, T, d] to [1, T, H, d].
 
     Raises:
-        FailOnRecompileLimitHit: instead of running without a kernel, in T x T memory.
+        FailOnRecompileLimitHit: if a further kernel would be needed. Without one, torch would use T x T memory.
     """
     tokens = query.shape[2]
     q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, -tokens % BLOCK)) for x in (query, key, value))
@@ -42,7 +42,7 @@ def attend(
 
 
 def block_mask(layout: Layout, window: int | None) -> BlockMask:
-    """Return the mask of a padded row in blocks of 128 x 128; built once per pass, for all layers."""
+    """Return the mask of a padded row in blocks of 128 x 128; built once per micro-batch, for all layers."""
     if ("flex", window) not in layout.memo:
         tokens, device = len(layout.segment), layout.segment.device
         padded = tokens + -tokens % BLOCK

@@ -35,7 +35,7 @@ class KernelSpec(NamedTuple):
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None, window: int | None
 ) -> Tensor | None:
-    """Attend by FlexAttention, query [1, H, T, d] -> [1, T, H, d]; None if masked attention must be used."""
+    """Map query [1, H, T, d] to [1, T, H, d] by FlexAttention. Return None if masked attention must be used."""
     widths = query.shape[-1], value.shape[-1]
     spec = KernelSpec(query.device, query.dtype, query.shape[1], key.shape[1], *widths, window is not None)
     if not is_correct(spec):

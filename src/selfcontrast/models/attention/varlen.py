@@ -111,14 +111,15 @@ def merged_attention(
     plan = _unflatten(tensors, numbers)
     output, lse = _forward(query, key, value, plan.segments, scale)
     if plan.shared is not None:
-        at, over = plan.shared.responses, plan.shared.prompts
-        heads = _take(query, at), _take(key, over), _take(value, over)
+        responses, prompts = plan.shared.responses, plan.shared.prompts
+        heads = _take(query, responses), _take(key, prompts), _take(value, prompts)
         prompt_output, prompt_lse = _forward(*heads, plan.shared.sequences, scale)
-        self_output, self_lse = _take(output, at), _take(lse.T, at).T
-        weight = torch.sigmoid(prompt_lse - self_lse).T[..., None]  # in bfloat16 the error would grow by half
+        self_output, self_lse = _take(output, responses), _take(lse.T, responses).T
+        # In float32: a bfloat16 weight would make the error 1.5 times as large.
+        weight = torch.sigmoid(prompt_lse - self_lse).T[..., None]
         mean = torch.lerp(self_output.to(weight.dtype), prompt_output.to(weight.dtype), weight)
-        _put(output, at, mean.to(output.dtype))
-        _put(lse.T, at, torch.logaddexp(self_lse, prompt_lse).T)
+        _put(output, responses, mean.to(output.dtype))
+        _put(lse.T, responses, torch.logaddexp(self_lse, prompt_lse).T)
     return output, lse
 
 
@@ -139,11 +140,11 @@ class _MergedAttention(torch.autograd.Function):
         grad = grad.contiguous()
         totals = _backward(grad, query, key, value, output, lse, plan.segments, scale)
         if plan.shared is not None:
-            at, over = plan.shared.responses, plan.shared.prompts
-            heads = _take(query, at), _take(key, over), _take(value, over)
-            merged = _take(output, at), _take(lse.T, at).T.contiguous()
-            parts = _backward(_take(grad, at), *heads, *merged, plan.shared.sequences, scale)
-            for total, rows, part in zip(totals, (at, over, over), parts, strict=True):
+            responses, prompts = plan.shared.responses, plan.shared.prompts
+            heads = _take(query, responses), _take(key, prompts), _take(value, prompts)
+            merged = _take(output, responses), _take(lse.T, responses).T.contiguous()
+            parts = _backward(_take(grad, responses), *heads, *merged, plan.shared.sequences, scale)
+            for total, rows, part in zip(totals, (responses, prompts, prompts), parts, strict=True):
                 _add(total, rows, part)
         return (*totals, None, None)
 
@@ -166,9 +167,9 @@ def _unflatten(tensors: list[Tensor], numbers: list[int]) -> Plan:
     segments = Sequences(tensors[0], tensors[1], numbers[0], numbers[1], True)
     if len(tensors) == 2:
         return Plan(segments, None)
-    over = Sequences(tensors[2], tensors[3], numbers[2], numbers[3], False)
+    sequences = Sequences(tensors[2], tensors[3], numbers[2], numbers[3], False)
     rows: list[Rows] = list(tensors[4:]) or [slice(numbers[4], numbers[5]), slice(numbers[6], numbers[7])]
-    return Plan(segments, SharedCall(over, rows[0], rows[1]))
+    return Plan(segments, SharedCall(sequences, rows[0], rows[1]))
 
 
 def _take(x: Tensor, rows: Rows) -> Tensor:
@@ -190,13 +191,15 @@ def _add(x: Tensor, rows: Rows, values: Tensor) -> None:
         x.index_copy_(0, rows, x.index_select(0, rows) + values)
 
 
-def _forward(query: Tensor, key: Tensor, value: Tensor, over: Sequences, scale: float | None) -> tuple[Tensor, Tensor]:
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scale: float | None
+) -> tuple[Tensor, Tensor]:
     """Return output [T, H, d] and log-sum-exp [H, T]."""
     if not query.is_cuda:
-        return varlen_reference.forward(query, key, value, over.queries, over.keys, over.causal, scale)
-    lengths = (over.queries, over.keys, over.longest_query, over.longest_key)
+        return varlen_reference.forward(query, key, value, sequences.queries, sequences.keys, sequences.causal, scale)
+    lengths = (sequences.queries, sequences.keys, sequences.longest_query, sequences.longest_key)
     output, lse, *_ = torch.ops.aten._flash_attention_forward(
-        query, key, value, *lengths, 0.0, over.causal, False, scale=scale
+        query, key, value, *lengths, 0.0, sequences.causal, False, scale=scale
     )
     return output, lse
 
@@ -208,18 +211,18 @@ def _backward(  # noqa: PLR0913  # the operation's own arguments
     value: Tensor,
     output: Tensor,
     lse: Tensor,
-    over: Sequences,
+    sequences: Sequences,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value."""
     if not query.is_cuda:
         return varlen_reference.backward(
-            grad, query, key, value, output, lse, over.queries, over.keys, over.causal, scale
+            grad, query, key, value, output, lse, sequences.queries, sequences.keys, sequences.causal, scale
         )
-    lengths = (over.queries, over.keys, over.longest_query, over.longest_key)
+    lengths = (sequences.queries, sequences.keys, sequences.longest_query, sequences.longest_key)
     state = torch.empty(2, dtype=torch.uint64, device=query.device)  # random state of the dropout; never read
     unused = torch.empty(0, device=query.device)
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-        grad, query, key, value, output, lse, *lengths, 0.0, over.causal, state, unused, scale=scale
+        grad, query, key, value, output, lse, *lengths, 0.0, sequences.causal, state, unused, scale=scale
     )
     return grads

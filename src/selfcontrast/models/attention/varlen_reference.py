@@ -13,7 +13,10 @@ from torch import Tensor
 def forward(
     query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Map query [T, H, d], key and value [t, h, d] to output [T, H, d], log-sum-exp [H, T]; cumulative ends [S + 1]."""
+    """Map query [T, H, d], key and value [t, h, d] to output [T, H, d] and log-sum-exp [H, T].
+
+    `query_ends` and `key_ends` are cumulative lengths, [S + 1].
+    """
     output = torch.empty_like(query)
     lse = query.new_empty(query.shape[1], query.shape[0], dtype=_wide(query.dtype))
     for q, k in _sequences(query_ends, key_ends):
@@ -35,7 +38,7 @@ def backward(  # noqa: PLR0913  # the operation's own arguments
     causal: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value, given output and log-sum-exp, which may be over more keys."""
+    """Return the gradients of query, key and value, from output and log-sum-exp, which may include other keys."""
     grads = [torch.zeros_like(x) for x in (query, key, value)]
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     dot = (_widen(grad) * _widen(output)).sum(-1).T  # [H, T]
@@ -62,8 +65,8 @@ def _scores(query: Tensor, key: Tensor, causal: bool, scale: float | None) -> Te
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.einsum("qhd,khd->hqk", _widen(query), _repeat(key, query)) * factor
     if causal:
-        later = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
+        future = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
     return scores
 
 
