@@ -1,8 +1,8 @@
 """bfloat16 copies of a policy's matrices, made once per step.
 
-Autocast casts every matrix once per micro-batch, or twice if layers are recomputed. Results are bit-equal to autocast's:
-the same products of the same rounded weights, and gradients that are rounded once and summed in float32. Weights,
-checkpoints and the optimiser's state stay in float32.
+Autocast casts every matrix once per micro-batch, or twice if layers are recomputed. Results are bit-equal to
+autocast's: the same products of the same rounded weights, and gradients that are rounded once and summed in float32.
+Weights, checkpoints and the optimiser's state stay in float32.
 """
 
 from typing import Any
