@@ -117,6 +117,32 @@ def test_variants_ignore_settings_that_follow_the_seed() -> None:
     assert variants({**configs, "other": config("generator.seed=9")})["other"] == "generator.seed=9"
 
 
+def test_variants_name_the_chosen_class() -> None:
+    def config(*overrides: str) -> Any:
+        return OmegaConf.to_container(composed("output=out", *overrides), resolve=True)
+
+    filters = {name: config(f"filter={name}") for name in ("least_similar", "random", "mmr")}
+    other = config("filter=random", "filter.selector.fraction=0.5")
+    names = variants({**filters, "other": other})
+    assert names["least_similar"] == "filter.selector=LeastSimilar"
+    assert names["mmr"] == "filter.selector=MaximalMarginalRelevance"
+    assert names["random"] == "filter.selector=Random, filter.selector.fraction=0.3"
+    assert names["other"] == "filter.selector=Random, filter.selector.fraction=0.5"
+    objectives = {name: config(f"objective={name}") for name in ("self_contrast", "softmax")}
+    assert variants(objectives) == {"self_contrast": "objective=SelfContrast", "softmax": "objective=Softmax"}
+    chosen = {name: config(f"chosen={name}") for name in ("target", "consensus")}
+    assert variants(chosen) == {"target": "chosen=Target", "consensus": "chosen=Consensus"}
+
+
+def test_jobs_of_one_seed_are_never_pooled(make: Make, write: Write, tmp_path: Path) -> None:
+    """Two jobs have the same settings and other results, for example because their data file has changed."""
+    for job, policy in (("a", 0.7), ("b", 0.8)):
+        write(tmp_path / job, make(seed=1, policy=policy))
+    write(tmp_path / "c", make(seed=2))
+    points = read_sweep([tmp_path]).points
+    assert [(point.variant, len(point.jobs)) for point in points] == [("", 1), ("run a", 1), ("run b", 1)]
+
+
 def test_variants_of_methods_omit_the_methods_own_settings() -> None:
     def config(method: str, core: str, beta: float) -> dict[str, object]:
         return {"negatives": 1, "seed": 1, "label": method, "objective": {"core": core, "beta": beta}}

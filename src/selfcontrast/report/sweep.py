@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -259,7 +260,7 @@ def read_sweep(sources: Sequence[Path], folder: Path | None = None) -> Sweep:
             missing.append(Missing(name, _own_overrides(job_folder, job_folders), _error(job_folder)))
     results = _distinct(results)
     _check_measure(results)
-    names = variants({name: result.config for name, result in results.items()})
+    names = _apart(variants({name: result.config for name, result in results.items()}), results)
     corrected = _holm([policy_row(result.comparison["rows"]).get("p_value") for result in results.values()])
     jobs = [SweepJob(name, names[name], results[name], p) for name, p in zip(results, corrected, strict=True)]
     jobs.sort(key=lambda job: (not job.variant.startswith(OURS), job.variant, job.result.negatives, job.result.seed))
@@ -278,24 +279,41 @@ def p_value(jobs: Sequence[SweepJob]) -> float:
 def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return each job's variant: the settings that differ, such as "objective.beta=0.1, sft.lr=0.002"; "" if none do.
 
-    If methods differ, the variant begins with the method. Then only settings that differ within the method follow,
-    since methods differ in many settings. A setting that equals the seed in every job (`generator.seed: ${seed}`) is
-    left out.
+    A chosen class is a setting: "filter.selector=Random". Its own settings are compared only between jobs with the
+    same class. If methods differ, the variant begins with the method. Then only settings that differ within the method
+    follow, since methods differ in many settings. A setting that equals the seed in every job (`generator.seed:
+    ${seed}`) is left out.
     """
     methods = {name: str(config.get("label", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
     names = {}
     for name, settings in flat.items():
-        peers = [other for other, method in methods.items() if method == methods[name]]
-        differ = [
-            key
-            for key in settings
-            if len({str(flat[peer].get(key)) for peer in peers}) > 1
-            and any(flat[peer].get(key) != configs[peer].get("seed") for peer in peers)
-        ]
+        differ = []
+        for key in settings:
+            parts = key.split(".")
+            sections = [".".join(parts[:end]) for end in range(1, len(parts))]
+            peers = [
+                other
+                for other, values in flat.items()
+                if methods[other] == methods[name] and all(values.get(s) == settings.get(s) for s in sections)
+            ]
+            if len({str(flat[peer].get(key)) for peer in peers}) > 1 and any(
+                flat[peer].get(key) != configs[peer].get("seed") for peer in peers
+            ):
+                differ.append(key)
         method = [methods[name]] if len(set(methods.values())) > 1 else []
         names[name] = ", ".join([*method, *(f"{key}={settings[key]}" for key in differ)])
     return names
+
+
+def _apart(names: Mapping[str, str], results: Mapping[str, "Result"]) -> dict[str, str]:
+    """Add its folder to the variant of each job that has another's variant, K and seed: they are not two seeds."""
+    points = {name: (names[name], result.negatives, result.seed) for name, result in results.items()}
+    count = Counter(points.values())
+    return {
+        name: ", ".join(filter(None, [variant, f"run {name}"])) if count[points[name]] > 1 else variant
+        for name, variant in names.items()
+    }
 
 
 def mean(jobs: Sequence[SweepJob], base: bool = False) -> float:
@@ -383,6 +401,8 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if prefix == "" and key in (*OWN_COLUMNS, *NO_VARIANT):
             continue
         if isinstance(value, Mapping):
+            if "_target_" in value:
+                yield f"{prefix}{key}", str(value["_target_"]).rpartition(".")[2]
             yield from _flatten(value, f"{prefix}{key}.")
         elif key != "_target_":
             yield f"{prefix}{key}", value
