@@ -255,3 +255,8 @@ def test_max_kept_of_window_and_threshold_selectors() -> None:
 def test_selector_invalid_settings_raise(make: Any) -> None:
     with pytest.raises(UserError, match=r"filter\.selector\."):
         make()
+
+
+def test_rank_window_bound_covers_fewer_distinct_candidates() -> None:
+    window = RankWindow(0.5, 0.59375)
+    assert (window.max_kept(7), window.max_kept(8)) == (1, 1)  # 8 distinct candidates keep none, 7 keep one

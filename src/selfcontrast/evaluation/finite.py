@@ -22,6 +22,6 @@ def check_finite(name: str, ids: Iterable[Any], values: Any, minimum: float = -n
         first = int(np.flatnonzero(wrong)[0])
         bounds = f" in [{minimum:g}, {maximum:g}]" if np.isfinite([minimum, maximum]).all() else ""
         raise UserError(
-            f"{name} to example {list(ids)[first]!r} is {numbers[first]:g} ({int(wrong.sum())} of {len(numbers)} "
-            f"are so). It must be a finite number{bounds}. Fix what computes it and run the same command again."
+            f"{name} to example {list(ids)[first]!r} is {numbers[first]:g}. {int(wrong.sum())} of {len(numbers)} "
+            f"values are not finite numbers{bounds}. Fix what computes them and run the same command again."
         )
