@@ -1,7 +1,7 @@
 """Export a run: its negatives for other trainers, or its policy for the Hugging Face Hub.
 
 python -m selfcontrast.export SOURCE --format trl|llamafactory|jsonl --output FILE
-python -m selfcontrast.export RUN push_to_hub=OWNER/NAME [license=ID] [--dry-run]
+python -m selfcontrast.export RUN push_to_hub=OWNER/NAME license=ID --dry-run
 """
 
 import argparse
