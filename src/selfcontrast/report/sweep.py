@@ -286,20 +286,24 @@ def variants(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """
     methods = {name: str(config.get("label", "")) for name, config in configs.items()}
     flat = {name: dict(_flatten(config)) for name, config in configs.items()}
+    differs: dict[tuple[str | None, ...], bool] = {}  # by key, method and classes, so that large sweeps stay fast
     names = {}
     for name, settings in flat.items():
         differ = []
         for key in settings:
             parts = key.split(".")
             sections = [".".join(parts[:end]) for end in range(1, len(parts))]
-            peers = [
-                other
-                for other, values in flat.items()
-                if methods[other] == methods[name] and all(values.get(s) == settings.get(s) for s in sections)
-            ]
-            if len({str(flat[peer].get(key)) for peer in peers}) > 1 and any(
-                flat[peer].get(key) != configs[peer].get("seed") for peer in peers
-            ):
+            group = (key, methods[name], *(settings.get(section) for section in sections))
+            if group not in differs:
+                peers = [
+                    other
+                    for other, values in flat.items()
+                    if methods[other] == methods[name] and all(values.get(s) == settings.get(s) for s in sections)
+                ]
+                differs[group] = len({str(flat[peer].get(key)) for peer in peers}) > 1 and any(
+                    flat[peer].get(key) != configs[peer].get("seed") for peer in peers
+                )
+            if differs[group]:
                 differ.append(key)
         method = [methods[name]] if len(set(methods.values())) > 1 else []
         names[name] = ", ".join([*method, *(f"{key}={settings[key]}" for key in differ)])
