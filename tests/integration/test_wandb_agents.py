@@ -42,7 +42,7 @@ def test_two_agents_compute_shared_stages_once(tmp_path: Path) -> None:
 
 def test_agent_after_a_killed_one_reuses_its_stages(tmp_path: Path) -> None:
     """The server hands out the crashed run's point again, as for a preempted one."""
-    sweep_file(tmp_path, "negatives.yaml", TWO, "trainer.epochs=40")
+    sweep_file(tmp_path, "negatives.yaml", TWO, "trainer.epochs=80")
     with serving() as server:
         env = environment(tmp_path, server)
         wandb("sweep", "sweep.yaml", cwd=tmp_path, env=env)
@@ -78,22 +78,23 @@ def hyperband(server: WandbServer, metric: str, first: int, eta: int, run: Run) 
 
 
 def test_run_stopped_by_hyperband_exits_0_and_the_agent_continues(tmp_path: Path) -> None:
-    """The second learning rate is too low to learn. 960 steps last longer than W&B's interval between uploads."""
-    sweep = sweep_file(
-        tmp_path, "beta_lr.yaml", {"trainer.lr": {"values": [2.0e-3, 1.0e-9, 2.0e-3]}}, "trainer.epochs=120"
-    )
+    """The second learning rate is too low to learn, and its job too long to end before it is stopped."""
+    points = {"trainer.lr": {"values": [2.0e-3, 1.0e-9, 2.0e-3]}, "trainer.epochs": {"values": [120]}}
+    sweep = sweep_file(tmp_path, "beta_lr.yaml", points)
     early = sweep["early_terminate"]
     with serving() as server:
         env = environment(tmp_path, server)
         server.stop_when = lambda run: hyperband(server, sweep["metric"]["name"], early["min_iter"], early["eta"], run)
         wandb("sweep", "sweep.yaml", cwd=tmp_path, env=env)
+        server.waiting[1].point["trainer.epochs"] = 10_000
         wandb("agent", server.sweep["name"], cwd=tmp_path, env=env)
         first, second, third = server.runs.values()
     assert [run.exit_code for run in (first, second, third)] == [0, 0, 0]
     assert [run.summary.get("stopped") for run in (first, second, third)] == [None, "early", None]
     assert [run.fields.get("tags", []) for run in (first, second)] == [[], ["stopped early"]]
     assert "value" not in second.summary
-    assert early["min_iter"] <= len(second.series("align/accuracy")) < len(first.series("align/accuracy"))
+    assert len(first.series("align/accuracy")) == 8 * 120
+    assert early["min_iter"] <= len(second.series("align/accuracy")) < 8 * 10_000
     assert third.summary["value"] == pytest.approx(first.summary["value"])  # the same point again
 
 
