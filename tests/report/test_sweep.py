@@ -23,7 +23,7 @@ def test_read_sweep_sorts_jobs_by_k_and_names_missing_ones(sweep_folder: Path) -
     sweep = read_sweep([sweep_folder])
     assert [(job.folder, job.result.negatives) for job in sweep.jobs] == [("2", 1), ("0", 4), ("10", 16)]
     assert [(job.folder, job.overrides) for job in sweep.missing] == [("1", "negatives=99")]
-    assert [job.outcome for job in sweep.jobs] == ["level", "better", "worse"]
+    assert [point.outcome for point in sweep.points] == ["level", "better", "worse"]
 
 
 def test_truncated_result_counts_as_missing(sweep_folder: Path) -> None:
@@ -83,7 +83,7 @@ def test_read_sweep_with_different_measures_is_refused(make: Make, proxy: Result
 def test_holm_ignores_jobs_without_a_p_value(make: Make, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", make(p=0.02, k=1))
     write(tmp_path / "1", make(p=float("nan"), k=2))
-    first, second = read_sweep([tmp_path]).jobs
+    first, second = read_sweep([tmp_path]).points
     assert first.p_holm == 0.02
     assert math.isnan(second.p_holm)
     assert second.outcome == "level"

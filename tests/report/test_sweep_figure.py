@@ -18,12 +18,31 @@ Write = Callable[[Path, Result], None]
 def test_figure_draws_a_variant_with_one_k_as_a_baseline(make: Make, write: Write, tmp_path: Path) -> None:
     for k in (1, 4):
         write(tmp_path / f"ours{k}", make(k=k, config={"label": "Self-Contrast"}))
-    write(tmp_path / "other", make(policy=0.25, k=4, config={"label": "DPO_std"}))
+    write(tmp_path / "other", make(policy=0.25, k=4, config={"label": "DPO_std"}))  # SFT has 0.6
     (axes,) = figure(read_sweep([tmp_path])).axes
     drawn = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
-    assert drawn["Self-Contrast"] == [1, 4]
-    assert drawn["DPO_std"] == [4]
-    assert any(list(line.get_ydata()) == [0.25, 0.25] and list(line.get_xdata()) == [0, 1] for line in axes.lines)
+    assert drawn["Self-Contrast"] == pytest.approx([1, 4], rel=0.05)  # beside the other variant
+    assert drawn["DPO_std"] == pytest.approx([4], rel=0.05)
+    levels = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [0, 1]]  # across the figure
+    assert [list(level) for level in levels] == [[0, 0], pytest.approx([-0.35, -0.35]), pytest.approx([0.05, 0.05])]
+
+
+def test_figure_draws_paired_differences_with_their_intervals(make: Make, write: Write, tmp_path: Path) -> None:
+    """The mean score's own interval is ±0.05: it ignores that both systems answer the same prompts."""
+    write(tmp_path / "0", make(sft=0.6, policy=0.7, half=0.02, k=1))
+    (axes,) = figure(read_sweep([tmp_path])).axes
+    assert any(list(line.get_ydata()) == pytest.approx([0.08, 0.12]) for line in axes.lines)
+
+
+@pytest.mark.parametrize(("control", "is_near"), [(0.72, True), (0.9, False)])
+def test_figure_notes_a_sharper_sft_that_would_stretch_its_axis(
+    control: float, is_near: bool, make: Make, write: Write, tmp_path: Path
+) -> None:
+    write(tmp_path / "0", make(sft=0.6, policy=0.7, half=0.02, control=control))
+    (axes,) = figure(read_sweep([tmp_path])).axes
+    assert (f"SFT, T=0.7 ({control:.3f})" in axes.get_legend_handles_labels()[1]) == is_near
+    assert axes.get_title(loc="right") == ("" if is_near else "outside: SFT, T=0.7 +0.300")
+    assert axes.get_ylim()[1] < 0.2
 
 
 def test_figure_names_variants_in_its_legend(make: Make, write: Write, tmp_path: Path) -> None:

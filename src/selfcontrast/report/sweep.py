@@ -81,16 +81,6 @@ class SweepJob:
         """Return the time of all its stages, even of those that it shares with other jobs."""
         return sum(float(stage["seconds"]) for stage in self.result.stages)
 
-    @property
-    def outcome(self) -> str:
-        """Return "better", "worse" or "level" by the corrected p-value; "alone" for a job without a policy.
-
-        The p-value is corrected because, of many jobs, some differ by chance.
-        """
-        if "difference" not in self.row:
-            return "alone"
-        return direction({**self.row, "p_value": self.p_holm})
-
     def _stage(self, name: str) -> dict[str, Any]:
         unknown = {"seconds": float("nan"), "summary": {}}
         return next((stage for stage in self.result.stages if stage["name"] == name), unknown)
@@ -122,6 +112,15 @@ class Point:
     def p_value(self) -> float:
         """Test that the policy equals SFT: over prompts for one seed, over seeds for several."""
         return p_value(self.jobs)
+
+    @property
+    def outcome(self) -> str:
+        """Return "better", "worse" or "level" by the corrected p-value; "alone" without a policy.
+
+        The p-value is corrected because, of many points, some differ by chance.
+        """
+        difference = self.measured("difference")
+        return direction(difference, self.p_holm) if difference else "alone"
 
     def measured(self, name: str) -> Mapping[str, Any] | None:
         """Return `mean`, `difference` or `win_rate`, with an interval over prompts for one job, over seeds for several.

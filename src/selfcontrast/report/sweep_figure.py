@@ -1,6 +1,5 @@
-"""A sweep's figure: score against K, or a ranking if there are many variants."""
+"""A sweep's figure: the gain over SFT against K, or a ranking if there are many variants."""
 
-import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,19 +9,19 @@ from selfcontrast.report.figures import axis_label
 from selfcontrast.report.style import COLOURS, MARKERS, SERIES, dot, legend_name, styled
 from selfcontrast.report.sweep import Point, Sweep, comparable, control_of, mean, point_name
 from selfcontrast.report.text import number
-from selfcontrast.report.verdict import BASELINE
 
 MOST_CURVES = 10  # variants that a figure against K can tell apart; more are ranked
 MOST_RANKED = 30  # rows of a ranking
 
 
 def figure(sweep: Sweep) -> Figure:
-    """Draw score against K; a ranking of points if there are more than `MOST_CURVES` variants."""
+    """Draw the gain over SFT against K, or a ranking."""
     return ranking(sweep) if is_ranked(sweep) else against_k(sweep)
 
 
 def is_ranked(sweep: Sweep) -> bool:
-    return len(sweep.variants) > MOST_CURVES
+    """Return whether the figure is a ranking: there are more than `MOST_CURVES` variants, or no policy to compare."""
+    return len(sweep.variants) > MOST_CURVES or not any(point.measured("difference") for point in sweep.points)
 
 
 def ranked(sweep: Sweep) -> list[Point]:
@@ -79,73 +78,76 @@ def ranking(sweep: Sweep) -> Figure:
 
 @styled()
 def against_k(sweep: Sweep) -> Figure:
-    """Draw score against K on a log2 axis, together with SFT at the first decoding and at its best sharper one.
+    """Draw the paired difference from SFT, with its interval, against K on a log2 axis.
 
     If other variants have several K, a variant with a single K is drawn as a baseline: a dotted line.
     """
     canvas = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = canvas.subplots()
-    _levels(axes, sweep)
-    curves = [variant for variant in sweep.variants if len(sweep.of(variant)) > 1] or sweep.variants
-    for index, variant in enumerate(sweep.variants):
+    axes.axhline(0, color=COLOURS["sft"], linewidth=1.3, label=_sft_label(sweep))
+    points = {variant: [p for p in sweep.of(variant) if p.measured("difference")] for variant in sweep.variants}
+    trained = [variant for variant in sweep.variants if points[variant]]
+    curves = [variant for variant in trained if len(points[variant]) > 1] or trained
+    for index, variant in enumerate(trained):
         colour, marker = SERIES[index % len(SERIES)], MARKERS[index // len(SERIES)]
-        if variant in curves:
-            shift = 2 ** (0.1 * (curves.index(variant) - (len(curves) - 1) / 2))
-            _series(axes, sweep, variant, colour, marker, shift)
-        else:
-            _baseline(axes, sweep.of(variant)[0], colour, marker)
-    ks = sorted({job.result.negatives for job in sweep.jobs})
+        shift = 2 ** (0.1 * (index - (len(trained) - 1) / 2))  # so that intervals do not hide each other
+        _series(axes, points[variant], variant, colour, marker, shift, is_baseline=variant not in curves)
+    _control(axes, sweep)
+    ks = sorted({point.k for variant in trained for point in points[variant]})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(ks[0] / 1.25, ks[-1] * 1.25)
     axes.set_xlabel("K: negatives per prompt")
-    axes.set_ylabel(axis_label(sweep.jobs[0].result.comparison["measure"]))
+    axes.set_ylabel(f"difference from SFT in {axis_label(sweep.jobs[0].result.comparison['measure'])}")
+    axes.yaxis.set_major_formatter("{x:+.3f}")
     axes.grid(axis="x", visible=False)
     canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8)
     return canvas
 
 
-def _baseline(axes: Axes, point: Point, colour: str, marker: str) -> None:
-    level = mean(point.jobs)
-    axes.axhline(level, color=colour, linewidth=1.0, linestyle=":")
-    label = legend_name(point.variant)
-    axes.plot([point.k], [level], color=colour, marker=marker, linestyle=":", markersize=5, label=label)
+def _sft_label(sweep: Sweep) -> str:
+    """Name the line at zero. Variants that are trained on other data have SFT models of their own."""
+    if len(sweep.baselines) > 1:
+        return "each variant's SFT model"
+    return f"SFT, {sweep.decoding} ({number(mean(sweep.jobs, base=True))})"
 
 
-def _series(axes: Axes, sweep: Sweep, variant: str, colour: str, marker: str, shift: float) -> None:
-    points = sweep.of(variant)
-    ks = [point.k * shift for point in points]
+def _series(
+    axes: Axes, points: list[Point], variant: str, colour: str, marker: str, shift: float, is_baseline: bool
+) -> None:
     method = str(points[0].jobs[0].result.config.get("label", "Self-Contrast"))
     label = variant if variant.startswith(method) else method + (f", {variant}" if variant else "")
     look: Any = {"color": colour, "marker": marker, "markeredgewidth": 0}
     same_seeds, _ = comparable(points)  # so that other seeds do not make the line rise or fall
-    means = [mean(point.jobs) for point in same_seeds]
-    axes.plot(ks, means, linewidth=1.2, label=legend_name(label), markersize=6.5, **look)
+    levels = [_difference(point) for point in same_seeds]
+    ks = [point.k * shift for point in points]
+    if is_baseline:
+        axes.axhline(levels[0], color=colour, linewidth=1.0, linestyle=":")
+    line: Any = {"linewidth": 1.2, "linestyle": ":" if is_baseline else "-", "markersize": 6.5}
+    axes.plot(ks, levels, label=legend_name(label), **line, **look)
     for k, point in zip(ks, points, strict=True):
-        if len(point.jobs) == 1:
-            dot(axes, point.jobs[0].row["mean"], k, colour, vertical=True)
-        else:
-            seeds = [job.row["mean"]["estimate"] for job in point.jobs]
+        dot(axes, point.measured("difference") or {}, k, colour, vertical=True)
+        if len(point.jobs) > 1:
+            seeds = [job.row["difference"]["estimate"] for job in point.jobs]
             axes.plot([k] * len(seeds), seeds, linestyle="", alpha=0.45, markersize=4, **look)
 
 
-def _levels(axes: Axes, sweep: Sweep) -> None:
-    """Draw SFT at the first decoding and at its best sharper one, with estimates and bounds averaged over jobs.
+def _difference(point: Point) -> float:
+    return float((point.measured("difference") or {})["estimate"])
 
-    Each SFT model that variants start from has its own lines, for example if variants are trained on other data.
-    """
-    for variants in sweep.baselines:
-        jobs = [job for job in sweep.jobs if job.variant in variants]
-        rows = [row for job in jobs for row in job.result.comparison["rows"] if row["system"] == BASELINE]
-        control = control_of(jobs)
-        suffix = f" ({variants[0]})" if len(sweep.baselines) > 1 else ""
-        for decoding, line in zip([sweep.decoding, *([control[0]] if control else [])], ("-", "--"), strict=False):
-            means = [row["mean"] for row in rows if row["decoding"] == decoding]
-            middle, low, high = (
-                sum(math.nan if value[bound] is None else value[bound] for value in means) / len(means)
-                for bound in ("estimate", "low", "high")
-            )
-            axes.axhline(middle, color=COLOURS["sft"], linewidth=1.3, linestyle=line, label=f"SFT, {decoding}{suffix}")
-            if math.isfinite(low) and math.isfinite(high):
-                axes.axhspan(low, high, color=COLOURS["sft"], alpha=0.13, linewidth=0)
+
+def _control(axes: Axes, sweep: Sweep) -> None:
+    """Draw SFT at its best sharper decoding, as a line if it is near the policies, otherwise as a note."""
+    control = control_of(sweep.jobs)
+    if control is None or len(sweep.baselines) > 1:
+        return
+    decoding, score = control
+    gain = score - mean(sweep.jobs, base=True)
+    low, high = axes.get_ylim()
+    if low - (high - low) / 2 <= gain <= high + (high - low) / 2:
+        label = f"SFT, {decoding} ({number(score)})"
+        axes.axhline(gain, color=COLOURS["sft"], linewidth=1.3, linestyle="--", label=label)
+        return
+    axes.set_ylim(low, high)
+    axes.set_title(f"outside: SFT, {decoding} {gain:+.3f}", loc="right", fontsize=8, color=COLOURS["muted"])

@@ -35,7 +35,7 @@ def write_sweep(sweep: Sweep) -> None:
         report_args=report_args(sweep),
         headline=headline(sweep),
         sentence=sentence(sweep),
-        figure=inline(figure(sweep), "sweep", f"{sweep.measure} by variant" if ranks else f"{sweep.measure} against K"),
+        figure=inline(figure(sweep), "sweep", f"{sweep.measure} by variant" if ranks else "gain over SFT against K"),
         by_rank=ranks,
         figure_kl=inline(against_kl, "kl", f"{sweep.measure} against KL") if against_kl else None,
         compared=compared,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from selfcontrast.report import text
-from selfcontrast.report.sweep import Point, Sweep, best, comparable, control_of, mean, point_name
+from selfcontrast.report.sweep import Sweep, best, comparable, control_of, mean, point_name
 from selfcontrast.report.sweep_numbers import numbers
 
 OUTCOMES = {
@@ -57,8 +57,7 @@ def sentence(sweep: Sweep) -> str:
     """Say which points differ clearly from SFT, how high the best point scores, and which points lack seeds."""
     parts = []
     for outcome, words in OUTCOMES.items():
-        counts = [(point, sum(job.outcome == outcome for job in point.jobs)) for point in sweep.points]
-        named = [point_name(sweep, point) + _of_seeds(point, n) for point, n in counts if n]
+        named = [point_name(sweep, point) for point in sweep.points if point.outcome == outcome]
         if outcome == "level" and len(named) > MOST_LISTED:
             parts.append(f"{words} SFT at {len(named)} of {len(sweep.points)} points.")
         elif named:
@@ -88,10 +87,6 @@ def unequal_seeds(sweep: Sweep) -> str:
         f"{', '.join(names)} {'lack' if len(names) > 1 else 'lacks'} seed {seeds}" for seeds, names in lacking.items()
     ]
     return f"Points have different seeds ({on}): {'; '.join(groups)}."
-
-
-def _of_seeds(point: Point, count: int) -> str:
-    return f" ({count} of {len(point.jobs)} seeds)" if len(point.jobs) > 1 else ""
 
 
 def _listed(seeds: Sequence[int]) -> str:

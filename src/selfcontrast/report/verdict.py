@@ -1,7 +1,8 @@
 """Say in one or two sentences what a run's numbers show."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfcontrast.report.text import bounded, interval, number, p_equals, percent
 
@@ -48,7 +49,7 @@ def judge(result: "Result") -> Verdict:
         return Verdict("SFT alone", f"At {base['decoding']} SFT {unit} {interval(base['mean'])}.", "")
     control = sharpest_control(rows)
     proxy = result.comparison["measure"] != "score"
-    outcome = direction(policy)
+    outcome = direction(policy["difference"], policy["p_value"])
     headline = {
         "better": "Better than SFT",
         "worse": "Worse than SFT",
@@ -93,9 +94,8 @@ def policy_row(rows: "list[Row]") -> "Row":
     return [row for row in rows if row["decoding"] == rows[0]["decoding"]][-1]
 
 
-def direction(row: "Row") -> str:
+def direction(difference: Mapping[str, Any], p: float | None) -> str:
     """Return "better", "worse" or "level". A difference counts if its interval excludes 0 and the test agrees."""
-    difference, p = row["difference"], row["p_value"]
     clear = bounded(difference) and difference["low"] * difference["high"] > 0
     if not clear or p is None or not p < 1 - difference["confidence"]:
         return "level"
