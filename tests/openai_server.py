@@ -33,7 +33,7 @@ class ReceivedRequest:
     authorization: str | None
 
 
-def words(body: Body) -> list[Body]:
+def numbered_choices(body: Body) -> list[Body]:
     """Return `n` choices: texts without token ids, determined by the prompt and the seed."""
     about = json.dumps([body.get("prompt", body.get("messages")), body.get("seed")])
     digest = hashlib.sha256(about.encode()).hexdigest()
@@ -57,7 +57,7 @@ class OpenAIServer:
         max_concurrent: largest number of concurrent requests.
     """
 
-    reply: Callable[[Body], list[Body]] = words
+    reply: Callable[[Body], list[Body]] = numbered_choices
     fault: Callable[[int, Body], Fault | None] = lambda number, body: None
     models: Sequence[str] | None = ("selfcontrast",)
     root: str = ""

@@ -1,6 +1,7 @@
 """Accept old names of settings and classes until 0.3.0: on the command line, in `compose`, in users' YAML, in results.
 
-`RENAMED` is the whole list. Delete this module, and the lines that call it, when 0.3.0 is released.
+The old names are in the three tables `RENAMED…`; two keys of results are in `_current_values`. Delete this module, and
+the lines that call it, when 0.3.0 is released.
 """
 
 import logging
@@ -26,7 +27,7 @@ RENAMED_CLASSES = {
     "selfcontrast.evaluation.benchmarks.judging.Probes": "selfcontrast.evaluation.benchmarks.judge_quality.Probes",
 }
 RENAMED: tuple[tuple[str, str, str], ...] = (  # pattern of the key's section ("" is the root), old name, new name
-    ("", "method", "label"),  # on the command line, if beside `arm=` or with two words; else it chooses the group
+    ("", "method", "label"),  # `method=` may also choose the group: see `_chooses`
     ("", "rounds", "iterations"),
     ("", "reference_over_rounds", "reference_over_iterations"),
     ("", "prompts_over_rounds", "prompts_over_iterations"),
@@ -80,7 +81,7 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
         UserError: if a setting is given by both of its names.
     """
     groups = _options(arguments)
-    old_names = any(
+    beside_old_group = any(
         (match := ARGUMENT.fullmatch(argument)) and match["key"] in RENAMED_GROUPS for argument in arguments
     )
     renamed, new_keys, old_keys = [], set(), dict[str, str]()
@@ -90,7 +91,9 @@ def current_arguments(arguments: Sequence[str]) -> list[str]:
             renamed.append(argument)
             continue
         key = match["key"]
-        new = RENAMED_GROUPS.get(key) or (key if _chooses(match["rest"], key, groups, old_names) else new_name(key))
+        new = RENAMED_GROUPS.get(key) or (
+            key if _chooses(match["rest"], key, groups, beside_old_group) else new_name(key)
+        )
         if new == key:
             new_keys.add(key)
         else:
@@ -110,7 +113,7 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
         overrides: overrides of the command line, by present names.
 
     Raises:
-        UserError: if a file has an old name, and an override the new one.
+        UserError: if a file uses an old name, and an override sets the new one.
     """
     content = OmegaConf.to_container(config)
     old = dict(_old_names(content, ""))
@@ -129,7 +132,7 @@ def current_config(config: DictConfig, overrides: Sequence[str] = ()) -> DictCon
 
 
 def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a `result.json`, which an earlier version may have written, with the present names."""
+    """Rename old keys in the content of a `result.json` that an earlier version may have written."""
     values = {key: _current_values(content[key]) for key in RESULT_VALUES if key in content}
     if "config" in content:
         values["config"] = _renamed(content["config"], "")
@@ -192,22 +195,28 @@ def _items(node: Any) -> list[tuple[Any, Any]]:
     return list(enumerate(node)) if isinstance(node, list) else []
 
 
-def _chooses(rest: str, key: str, options: dict[str, set[str] | None], old_names: bool) -> bool:
-    """Return whether `method=…` chooses options of the group, rather than being the old name of `label`.
+def _chooses(rest: str, key: str, options: dict[str, set[str] | None], beside_old_group: bool) -> bool:
+    """Return whether `method=VALUE` chooses options of the group, rather than being the old name of `label`.
 
-    Without `arm=`, an unknown single word also counts as a choice, and Hydra refuses it. Taken as a label, a typo or a
-    sweep such as `choice(spin,sft)` would train the default method under another's name.
+    It is the label if VALUE has several words or, beside `arm=`, is no option of the group. Otherwise it is a choice,
+    and Hydra refuses unknown options. If these were labels, a typo or a sweep such as `choice(spin,sft)` would train
+    the default method under the name of another one.
+
+    Args:
+        beside_old_group: whether the arguments also contain `arm=`.
     """
     if key not in options:
         return False
     known = options[key]
     if known is None or rest[:1] == "@":
         return True
-    return all(word.strip() in known for word in rest[1:].split(",")) if old_names else not TWO_WORDS.search(rest)
+    return (
+        all(word.strip() in known for word in rest[1:].split(",")) if beside_old_group else not TWO_WORDS.search(rest)
+    )
 
 
 def _options(arguments: Sequence[str]) -> dict[str, set[str] | None]:
-    """Return the options of each group whose name is also an old key, including users' folders; None if unknown."""
+    """Return, for each group whose name is also an old key, its options here and in users' folders; None if unknown."""
     text = "\n".join(arguments)
     if "pkg://" in text:
         return dict.fromkeys(RENAMED_GROUPS.values())

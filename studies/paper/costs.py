@@ -1,7 +1,7 @@
 """Estimate the cost of a plan's stages: tokens from data and settings, hours from measured speeds, and bytes.
 
-Speeds are per device and measured: by hand, in a file that names its source, or by a finished run. Without a speed the
-hours are reported as unknown.
+Speeds are per device. They come from --speed, from a file that names their source, or from a finished run. Without a
+speed the hours are unknown.
 """
 
 import json
@@ -21,7 +21,7 @@ from selfcontrast.models.loading import FromScratch
 from selfcontrast.planning.plan import Planned, PlannedStage
 from selfcontrast.training.optim import OptimConfig
 
-CHARACTERS_PER_TOKEN = 4  # roughly, of English text; used without a tokenizer
+CHARACTERS_PER_TOKEN = 4  # roughly, for English text; no tokenizer is loaded
 SPEEDS = ("train", "generate", "score", "embed")
 KINDS = {  # the kind of speed of each long stage
     "sft": "train",
@@ -51,7 +51,8 @@ class Sizes:
     Attributes:
         prompts: training prompts.
         evaluated: evaluation prompts.
-        prompt_tokens, response_tokens: means. Responses are as long as the stored candidates, or else as targets.
+        prompt_tokens, response_tokens: mean number of tokens of a prompt and of a response. The length of responses is
+            estimated from the stored candidates. If there are none, it is estimated from the targets.
         parameters: number of the model's parameters.
     """
 
@@ -93,7 +94,7 @@ def sizes_of(planned: Planned, **overrides: Any) -> Sizes:
 
 
 def parameters(parts: Parts) -> float | None:
-    """Return the number of the model's parameters, if its config is here or its name is known."""
+    """Return the number of the model's parameters; None without a config on this machine and for unknown names."""
     model = parts.model
     path = str(getattr(model, "path", ""))
     if isinstance(model, FromScratch) or Path(path).is_dir():
@@ -113,29 +114,31 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
         return Work("score" if rewarded else KINDS.get(step.stage), None, disk)
     prompt, response, evaluated = sizes.prompt_tokens or 0, sizes.response_tokens or 0, sizes.evaluated or 0
     prompts = sizes.prompts or 0
-    chosen = min(prompts, getattr(parts.generator, "prompts", None) or prompts)
+    used_prompts = min(prompts, getattr(parts.generator, "prompts", None) or prompts)
     sampled, policy = parts.generator.samples, _policy_bytes(step, parts, sizes)
     match step.stage:
         case "sft":
-            return Work("train", _trained(parts.sft, prompts * (prompt + response)), policy)
+            return Work("train", _training_tokens(parts.sft, prompts * (prompt + response)), policy)
         case "generate":
-            tokens = chosen * sampled * response
+            tokens = used_prompts * sampled * response
             local = getattr(parts.generator, "backend", parts.generator).follows_model  # else another server's work
             return Work("generate" if local else None, tokens if local else 0, tokens * CANDIDATE_BYTES)
         case "embed":
             width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))
-            return Work("embed", chosen * (sampled + 1), chosen * (sampled + 1) * width * 2)
+            return Work("embed", used_prompts * (sampled + 1), used_prompts * (sampled + 1) * width * 2)
         case "reference":
             responses = 1 + (parts.filter.max_negatives if parts.reference == "stored" else 0)
-            scored = chosen * (prompt + responses * response)
+            scored = used_prompts * (prompt + responses * response)
             return Work("score", scored, scored * 4)
         case "align":
             used = parts.negatives if parts.objective.uses_negatives else 0
-            return Work("train", _trained(parts.trainer, chosen * (prompt + (1 + used) * response)), policy)
+            return Work(
+                "train", _training_tokens(parts.trainer, used_prompts * (prompt + (1 + used) * response)), policy
+            )
         case "evaluate":
             settings = parts.evaluation.of_checkpoints() if _of_checkpoint(step, parts) else parts.evaluation
             return Work("generate", evaluated * sum(way.samples for way in settings.ways) * response, 0)
-        case "divergence":  # by the policy and by the fine-tuned model
+        case "divergence":  # the policy and the fine-tuned model each score the answers
             drawn = evaluated * (parts.evaluation.sampled.samples if parts.evaluation.sampled else 0) * response
             models = 1 if step.label == f"divergence {BASELINE}" else 2
             return Work("score", models * (evaluated * prompt + drawn), models * drawn * 4)
@@ -152,11 +155,15 @@ def _benchmark_answers(step: PlannedStage, parts: Parts) -> int:
     benchmark = parts.evaluation.benchmarks[step.label.partition(" ")[0]]
     request = benchmark.answer_request(parts.evaluation.choose(parts.splits))
     assert request is not None  # only a benchmark with questions has this stage
-    return sum(how.samples * max(1, len(question.turns)) for how, some in request.questions for question in some)
+    return sum(
+        decoding.samples * max(1, len(question.turns))
+        for decoding, questions in request.questions
+        for question in questions
+    )
 
 
-def _trained(optim: OptimConfig, epoch: float) -> float:
-    return float(optim.tokens) if optim.tokens is not None else optim.epochs * epoch
+def _training_tokens(optim: OptimConfig, tokens_per_epoch: float) -> float:
+    return float(optim.tokens) if optim.tokens is not None else optim.epochs * tokens_per_epoch
 
 
 def _policy_bytes(step: PlannedStage, parts: Parts, sizes: Sizes) -> float | None:
@@ -177,6 +184,8 @@ def _of_checkpoint(step: PlannedStage, parts: Parts) -> bool:
 
 def measured(run: Path) -> dict[str, float]:
     """Return the speeds per device of a finished run: medians over training steps, means over other stages.
+
+    The speed `train` is that of preference training; without it, that of SFT.
 
     Raises:
         UserError: if the folder has no result.
@@ -205,7 +214,7 @@ def measured(run: Path) -> dict[str, float]:
 
 
 def _workers(config: Mapping[str, Any]) -> float:
-    """Return how many devices sampled, embedded and scored at once: the largest number of Ray's actors, else one."""
+    """Return how many devices sampled, embedded and scored in parallel: the most Ray actors, times their GPUs."""
     actors = config.get("engine", {}).get("actors", 1)
     count = max(actors) if isinstance(actors, list) else actors
     gpus = config.get("engine", {}).get("gpus_per_actor")
@@ -238,7 +247,8 @@ def checked(speeds: Mapping[str, Any]) -> dict[str, float]:
     for name, value in speeds.items():
         if name not in SPEEDS or not isinstance(value, int | float) or value <= 0:
             raise UserError(
-                f"speed {name}={value}: give one of {', '.join(SPEEDS)}, and a positive number per second and device"
+                f"speed {name}={value}: the name must be one of {', '.join(SPEEDS)}, "
+                "the value a positive number per second and device."
             )
     return {name: float(value) for name, value in speeds.items()}
 

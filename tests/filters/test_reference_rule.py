@@ -1,7 +1,8 @@
-"""The kept sets of filter=least_similar against a slow implementation of the reference code's rule.
+"""Compare what filter=least_similar keeps with a slow implementation of the reference code's rule.
 
-Pools of 32 responses, of which 32, 26 or 18 are distinct, with empty responses and copies of the target. The rule is
-that of THUDM/Self-Contrast, src/construct_synthetic_data.py ("lastdedup") and src/compute_embeddings.py (the ranks).
+Each pool has 32 responses, of which 32, 26 or 18 are distinct. Some pools have an empty response or a copy of the
+target. The rule is that of THUDM/Self-Contrast: src/construct_synthetic_data.py ("lastdedup") and
+src/compute_embeddings.py (the ranks).
 """
 
 import random
@@ -21,7 +22,7 @@ from tiny import example
 POOLS, SAMPLES, FRACTION = 50, 32, 0.75
 TARGET = "target"
 COSINES = {TARGET: 1.0, **{f"w{i}": -0.95 + 0.05 * i for i in range(36)}}  # distinct cosines to the target
-EMPTY = 0.32  # cosine of an empty response, between those of two words
+EMPTY = 0.32  # cosine of an empty response; no other text has it
 
 
 def cosine(text: str) -> float:
@@ -40,18 +41,22 @@ def responses(distinct: int, seed: int) -> list[str]:
 
 def reference(texts: Sequence[str]) -> set[str]:
     """Return the texts that the reference implementation keeps."""
-    rank = {text: sum(cosine(other) < cosine(text) for other in texts) for text in texts}  # repetitions count
+    rank = {
+        text: sum(cosine(other) < cosine(text) for other in texts) for text in texts
+    }  # a repeated text counts each time
     ranks = sorted(rank.values())
     threshold = ranks[min(int(FRACTION * len(texts)), len(ranks) - 1)]
     kept = {text for text in rank if rank[text] < threshold}
     return {text for text in kept if text.strip(" ")}
 
 
-def kept(folder: Path, sampled: dict[str, Sequence[str]], of: str, max_negatives: int = 1) -> dict[str, set[str]]:
+def kept(
+    folder: Path, sampled: dict[str, Sequence[str]], fraction_of: str, max_negatives: int = 1
+) -> dict[str, set[str]]:
     folder.mkdir(exist_ok=True)
     sources = write_sources(folder / "in", sampled, cosine)
     examples = {name: example(name, "?", TARGET) for name in sampled}
-    settings = Filter(LeastSimilar(FRACTION, of), max_negatives, "drop_everywhere", 42, None)
+    settings = Filter(LeastSimilar(FRACTION, fraction_of), max_negatives, "drop_everywhere", 42, None)
     select_negatives(folder, settings, examples, *sources, None)
     similarities = pd.read_parquet(folder / SIMILARITIES)
     texts: dict[str, set[str]] = {name: set() for name in sampled}
@@ -71,8 +76,8 @@ def test_least_similar_of_samples_keeps_the_reference_sets(distinct: int, tmp_pa
     assert not any(TARGET in texts for texts in expected.values())
 
 
-def test_least_similar_of_distinct_keeps_fewer_of_a_small_pool(tmp_path: Path) -> None:
-    """Declared in docs/reproduction.md: 24, 19 and 13 where the reference keeps 24, 24 and 17."""
+def test_least_similar_of_distinct_keeps_fewer_if_responses_repeat(tmp_path: Path) -> None:
+    """The numbers are those of docs/filter.md: 24, 19 and 13. The reference keeps 24, 24 and 17."""
     sampled: dict[str, Sequence[str]] = {f"p{n}": responses(n, 0) for n in (32, 26, 18)}
     sizes = {name: len(texts) for name, texts in kept(tmp_path / "d", sampled, "distinct").items()}
     assert sizes == {"p32": 24, "p26": 19, "p18": 13}
@@ -80,11 +85,11 @@ def test_least_similar_of_distinct_keeps_fewer_of_a_small_pool(tmp_path: Path) -
     assert sizes == {"p32": 24, "p26": 24, "p18": 17}
 
 
-@pytest.mark.parametrize(("of", "needed"), [("samples", 17), ("distinct", 22)])
-def test_distinct_responses_needed_for_16_negatives(of: str, needed: int, tmp_path: Path) -> None:
-    """16 negatives are needed whatever K is. The reference needs K + 1 distinct responses, so 17 for K = 16."""
+@pytest.mark.parametrize(("fraction_of", "needed"), [("samples", 17), ("distinct", 22)])
+def test_distinct_responses_needed_for_16_negatives(fraction_of: str, needed: int, tmp_path: Path) -> None:
+    """The filter draws 16 negatives for every K. The reference needs K + 1 distinct responses, so 17 for K = 16."""
     sampled: dict[str, Sequence[str]] = {f"p{n}": responses(n, 0) for n in range(1, SAMPLES + 1)}
-    kept(tmp_path, sampled, of, max_negatives=16)
+    kept(tmp_path, sampled, fraction_of, max_negatives=16)
     prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
     used = [name for name in sampled if prompts.loc[name, "drawn"] == 16]
     assert used == [f"p{n}" for n in range(needed, SAMPLES + 1)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openai_server import Body, Fault, OpenAIServer, words
+from openai_server import Body, Fault, OpenAIServer, numbered_choices
 from selfcontrast.data.candidates import Candidate, Decoding, Request
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.engines.local import Local
@@ -65,10 +65,10 @@ def sampled(
 # --- requests
 
 
-def test_completions_request_has_the_token_ids_of_training(policy: Path, server: OpenAIServer) -> None:
+def test_completions_request_sends_the_prompt_as_token_ids(policy: Path, server: OpenAIServer) -> None:
     results = sampled(policy, backend(server.url, extra={"return_token_ids": True, "top_p": None, "top_k": 0}))
-    assert {received.path for received in server.requests} == {"/v1/completions"}
-    bodies = {tuple(received.body.pop("prompt")): received.body for received in server.requests}
+    assert {call.path for call in server.requests} == {"/v1/completions"}
+    bodies = {tuple(call.body.pop("prompt")): call.body for call in server.requests}
     seeds = {body.pop("seed") for body in bodies.values()}
     assert len(seeds) == 6
     for request in REQUESTS:
@@ -86,15 +86,15 @@ def test_completions_request_has_the_token_ids_of_training(policy: Path, server:
 
 def test_chat_request_has_the_messages(policy: Path, server: OpenAIServer) -> None:
     results = sampled(policy, backend(server.url, api="chat"))
-    assert {received.path for received in server.requests} == {"/v1/chat/completions"}
-    assert sorted(str(a.body["messages"]) for a in server.requests) == sorted(str(e.prompt) for e in EXAMPLES)
-    assert all(received.body["logprobs"] is True and "prompt" not in received.body for received in server.requests)
+    assert {call.path for call in server.requests} == {"/v1/chat/completions"}
+    assert sorted(str(call.body["messages"]) for call in server.requests) == sorted(str(e.prompt) for e in EXAMPLES)
+    assert all(call.body["logprobs"] is True and "prompt" not in call.body for call in server.requests)
     assert results["e0"][2].text.endswith("cat 2")
 
 
 def test_requests_depend_on_the_seed_not_on_their_order(policy: Path) -> None:
     def texts(results: dict[str, list[Candidate]]) -> list[list[object]]:
-        # Without log-probabilities, which are NaN here. From Python 3.13 on, dataclasses with NaN are unequal.
+        # Log-probabilities are left out: they are NaN here, and from Python 3.13 on dataclasses with NaN are unequal.
         return [[c.id, c.sample, c.text, c.token_ids, c.finish_reason] for each in results.values() for c in each]
 
     with OpenAIServer().open() as serial:
@@ -102,10 +102,12 @@ def test_requests_depend_on_the_seed_not_on_their_order(policy: Path) -> None:
     with OpenAIServer().open() as parallel:
         assert texts(sampled(policy, backend(parallel.url))) == first
         other = texts(sampled(policy, backend(parallel.url), seed=1))
-    assert sorted(json.dumps(a.body) for a in serial.requests) == sorted(
-        json.dumps(a.body) for a in parallel.requests[:6]
+    assert sorted(json.dumps(call.body) for call in serial.requests) == sorted(
+        json.dumps(call.body) for call in parallel.requests[:6]
     )
-    assert not {a.body["seed"] for a in parallel.requests[:6]} & {a.body["seed"] for a in parallel.requests[6:]}
+    assert not {call.body["seed"] for call in parallel.requests[:6]} & {
+        call.body["seed"] for call in parallel.requests[6:]
+    }
     assert other != first
 
 
@@ -158,7 +160,9 @@ def test_texts_without_ids_are_tokenized_as_in_training(policy: Path, caplog: py
 @pytest.mark.parametrize("ids", [[], [10**6], [-1], ["a"], "ids", None], ids=str)
 def test_invalid_token_ids_are_ignored(policy: Path, ids: Any) -> None:
     def reply(body: Body) -> list[Body]:
-        return [{**choice, "token_ids": ids, "logprobs": {"token_logprobs": [None]}} for choice in words(body)]
+        return [
+            {**choice, "token_ids": ids, "logprobs": {"token_logprobs": [None]}} for choice in numbered_choices(body)
+        ]
 
     with OpenAIServer(reply=reply).open() as server:
         candidate = sampled(policy, backend(server.url))["e0"][0]
@@ -178,7 +182,7 @@ def test_missing_end_token_is_added(policy: Path) -> None:
 def test_chat_log_probs_are_summed(policy: Path) -> None:
     def reply(body: Body) -> list[Body]:
         logprobs = {"content": [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -0.25}]}
-        return [{**choice, "logprobs": logprobs} for choice in words(body)]
+        return [{**choice, "logprobs": logprobs} for choice in numbered_choices(body)]
 
     with OpenAIServer(reply=reply).open() as server:
         assert sampled(policy, backend(server.url, api="chat"))["e0"][0].log_prob == -1.25
@@ -186,26 +190,28 @@ def test_chat_log_probs_are_summed(policy: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_missing_choices_are_requested_with_another_seed(policy: Path, at_once: int) -> None:
-    with OpenAIServer(reply=lambda body: words(body)[:at_once]).open() as server:
+    with OpenAIServer(reply=lambda body: numbered_choices(body)[:at_once]).open() as server:
         results = sampled(policy, backend(server.url))
     assert all([c.sample for c in candidates] == [0, 1, 2] for candidates in results.values())
-    bodies = [a.body for a in server.requests if a.body["prompt"] == REQUESTS[0].prompt]
+    bodies = [call.body for call in server.requests if call.body["prompt"] == REQUESTS[0].prompt]
     assert [body["n"] for body in bodies] == ([3, 2, 1] if at_once == 1 else [3, 1])
     assert len({body["seed"] for body in bodies}) == len(bodies)
 
 
 def test_surplus_choices_are_ignored(policy: Path) -> None:
-    with OpenAIServer(reply=lambda body: words({**body, "n": 9})).open() as server:
+    with OpenAIServer(reply=lambda body: numbered_choices({**body, "n": 9})).open() as server:
         assert {len(candidates) for candidates in sampled(policy, backend(server.url)).values()} == {3}
 
 
 def content_filtered(body: Body) -> list[Body]:
-    first, *others = words(body)
+    first, *others = numbered_choices(body)
     return [{**first, "finish_reason": "content_filter"}, {"finish_reason": "stop", "text": None}, *others]
 
 
 def test_filtered_choices_are_requested_again(policy: Path) -> None:
-    with OpenAIServer(reply=lambda body: (content_filtered if body["n"] == 3 else words)(body)).open() as server:
+    with OpenAIServer(
+        reply=lambda body: (content_filtered if body["n"] == 3 else numbered_choices)(body)
+    ).open() as server:
         results = sampled(policy, backend(server.url, retries=0))["e0"]
     assert [c.finish_reason for c in results] == ["stop"] * 3
 
@@ -260,12 +266,12 @@ def test_too_many_failures_raise_and_the_next_run_retries_only_these(policy: Pat
         server_backend = backend(server.url)
         with pytest.raises(UserError, match="1 of 6 prompts"):
             generate(broken, settings(server_backend, 0.1), responder(server_backend), policy, EXAMPLES)
-    assert {tuple(a.body["prompt"]) for a in server.requests} == {tuple(REQUESTS[i].prompt) for i in (2, 5)}
+    assert {tuple(call.body["prompt"]) for call in server.requests} == {tuple(REQUESTS[i].prompt) for i in (2, 5)}
     assert len(server.requests) == 2
     with OpenAIServer().open() as server:
         server_backend = backend(server.url)
         summary = generate(broken, settings(server_backend, 0.0), responder(server_backend), policy, EXAMPLES)
-        assert [a.body["prompt"] for a in server.requests] == [REQUESTS[5].prompt]
+        assert [call.body["prompt"] for call in server.requests] == [REQUESTS[5].prompt]
         assert generate(whole, settings(server_backend, 0.0), responder(server_backend), policy, EXAMPLES) == summary
     assert (broken / FILE).read_bytes() == (whole / FILE).read_bytes()
     assert not list(broken.rglob("again/*"))
@@ -284,7 +290,7 @@ def test_server_that_disappears_raises_and_keeps_finished_shards(policy: Path, t
         def leave(number: int, body: Body) -> Fault | None:
             if number < 2:
                 return None
-            server.models = None  # a proxy without its server
+            server.models = None  # as a proxy answers when its server has stopped
             return Fault(502)
 
         server.fault = leave
@@ -329,7 +335,7 @@ def test_server_without_a_list_of_models_is_accepted(server: OpenAIServer, polic
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_server_of_another_folder_warns(
+def test_server_with_a_model_of_another_folder_warns(
     policy: Path, tmp_path: Path, same: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with OpenAIServer(root=str(policy if same else tmp_path)).open() as server, backend(server.url).open(policy, "cpu"):
@@ -348,7 +354,7 @@ def test_unknown_api_raises() -> None:
         backend("http://a/v1", api="responses")
 
 
-def test_key_does_not_depend_on_servers() -> None:
+def test_settings_in_the_store_key_leave_out_servers() -> None:
     other = backend("http://a/v1", retries=3, api_key_env="A", timeout=1.0, concurrency=9, initial_backoff=2.0)
     assert settings_of(other) == settings_of(backend("http://b/v1"))
     assert {"model", "api", "extra"} < set(settings_of(other))

@@ -30,7 +30,7 @@ from selfcontrast.training.reference import score_groups
 from selfcontrast.training.training import Training
 from tiny import LORA, groups, hardware, llama, lora, objective_of, optim, policy_folder, self_contrast
 
-WIDTH = 64  # of the model, because 64 weights share a scale
+WIDTH = 64  # width of the model: 4-bit quantisation has one scale per 64 weights
 
 
 def qlora(**changes: Any) -> QLoRA:
@@ -45,10 +45,10 @@ def dequantised_copy(model: Any, adapter: QLoRA) -> Any:
     rounded = copy.deepcopy(model)
     for layer in rounded.modules():
         if type(layer) is nn.Linear and layer is not rounded.lm_head:
-            packed = quantize_4bit(
+            quantised = quantize_4bit(
                 layer.weight.data, quant_type=adapter.quant_type, compress_statistics=adapter.double_quant, blocksize=64
             )
-            layer.weight.data = dequantize_4bit(*packed)
+            layer.weight.data = dequantize_4bit(*quantised)
     return rounded
 
 
@@ -89,7 +89,7 @@ def test_qlora_merge_returns_a_plain_model_with_the_same_log_probs(targets: Any)
 
 
 def test_align_with_qlora_starts_at_its_reference_and_learns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The stored scores are those of the unquantised model. As the reference, they would give a margin at step 0."""
+    """The stored scores are those of the unquantised model. With them the first margin would not be 0."""
     sft, config, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=True), groups(8, 2)
     scored = score_groups(load_model(sft), rows, config)
     stored = {name: torch.tensor([sum(tokens) for tokens in responses]) for name, responses in scored.items()}
@@ -123,8 +123,8 @@ def test_checkpoints_hold_only_adapters() -> None:
 
 
 def test_cost_of_qlora_equals_lora() -> None:
-    whole, packed = (Cost.of(adapter.wrap(llama(width=WIDTH), seed=0)) for adapter in (lora(), qlora()))
-    assert whole == packed
+    lora_cost, qlora_cost = (Cost.of(adapter.wrap(llama(width=WIDTH), seed=0)) for adapter in (lora(), qlora()))
+    assert lora_cost == qlora_cost
 
 
 @pytest.mark.parametrize("package", ["peft", "bitsandbytes"])
@@ -179,18 +179,18 @@ def train_adapters(folder: Path, stop_at: int | None = None) -> dict[str, torch.
 
 
 def test_fit_with_qlora_resumes_exactly(tmp_path: Path) -> None:
-    whole = train_adapters(tmp_path / "whole")
+    uninterrupted = train_adapters(tmp_path / "uninterrupted")
     with pytest.raises(RuntimeError, match="killed"):
         train_adapters(tmp_path / "stopped", stop_at=4)
     checkpoint = torch.load(tmp_path / "stopped/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     resumed = train_adapters(tmp_path / "stopped")
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert all(torch.equal(value, resumed[name]) for name, value in uninterrupted.items())
 
 
 @pytest.mark.parametrize("objective", ["self_contrast", "simpo"])
 def test_align_with_qlora_logs_no_change_at_step_0(tmp_path: Path, objective: str) -> None:
-    """For objectives with and without a reference, the change is relative to the start of training."""
+    """`chosen_log_prob_change` is relative to the start of training, for objectives with and without a reference."""
     sft, config, rows = policy_folder(tmp_path / "sft", width=WIDTH), hardware(self_check=False), groups(4, 2)
     stored = {group.id: torch.full((3,), -50.0) for group in rows}  # scores of another model
     records: list[Record] = []

@@ -1,4 +1,4 @@
-"""The groups of K-negative training, and the policy that it writes."""
+"""Test the align stage: its groups (prompt, chosen response, negatives), and the policy that it writes."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_preference_groups_max_length_drops_long_targets_and_cuts_negatives() ->
     assert [name for name, _, _ in used[0]] == ["e0", "e1", "e2"]
 
 
-def test_preference_groups_chosen_candidates_replace_target_and_may_be_two() -> None:
+def test_preference_groups_makes_a_group_per_chosen_response() -> None:
     used = {name: nearest_first(ranked, 1) for name, ranked in NEGATIVES.items()}
     chosen = {
         "e0": [Positive("e0", 7, "candidate", [5, 6], nan)],
@@ -104,8 +104,8 @@ def test_chosen_scores_candidate_has_its_own_score() -> None:
     assert chosen_scores(targets, chosen) == {"a": 0.5, "a+best": 1.0, "b": 0.75}
 
 
-def test_preference_groups_id_with_second_suffix_is_kept_or_refused() -> None:
-    """An example with such an id has its own scores. A second group with the same id is refused."""
+def test_preference_groups_id_that_ends_in_best_is_refused_only_if_it_occurs_twice() -> None:
+    """The second group of "a" is called "a+best". An example may have this id, too, and then has its own scores."""
     twins = [example("a", "?", "one"), example("a+best", "?", "two")]
     used = {e.id: [Negative(e.id, 0, 0, "", [9], 0.5)] for e in twins}
     groups, _ = preference_groups(RENDERER, twins, used, 190)
@@ -186,7 +186,7 @@ def test_align_sft_continued_equals_fine_tuning(tmp_path: Path) -> None:
 
 
 def test_align_first_loss_is_log_two(tmp_path: Path) -> None:
-    """With LoRA the stored scores are those of the base model."""
+    """Training starts at the reference. With LoRA, the reference is the base model."""
     sft = policy_folder(tmp_path / "sft")
     for adapter in (NoAdapter(), lora(dropout=0.0)):
         _, records = run_align(tmp_path / type(adapter).__name__, sft, adapter)

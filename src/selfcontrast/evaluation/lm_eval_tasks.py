@@ -2,7 +2,7 @@
 
 A task file is in lm-eval's format. Without `dataset_kwargs`, the task uses the held-out prompts, which are written to a
 local Parquet file. A document holds the rendered `query`, and either its `choices` and the index `gold` of the right
-one (multiple_choice) or its `target` (generate_until). Nothing is downloaded for these tasks.
+one (multiple_choice) or its `target` (generate_until). A task on held-out prompts downloads nothing.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def read_task(task: str) -> dict[str, Any]:
 
 
 def uses_held_out_prompts(task: str) -> bool:
-    """Return whether the task uses the held-out prompts, which are rendered here."""
+    """Return whether the task uses the held-out prompts: it has a file without `dataset_kwargs`."""
     return has_file(task) and "dataset_kwargs" not in read_task(task)
 
 
@@ -135,8 +135,8 @@ def with_local_documents(task: str, path: str) -> dict[str, Any]:
     split = config.get("test_split") or config.get("validation_split")
     if not split:
         raise UserError(
-            f"evaluation.lm_eval.local.{task}: {task} is a group of tasks, which has no documents of its own. "
-            "Name each of its tasks instead."
+            f"evaluation.lm_eval.local.{task}: {task} has no test or validation documents of its own. "
+            "If it is a group of tasks, name each task instead."
         )
     config = {key: value for key, value in config.items() if key not in HUB_ONLY}
     config["num_fewshot"] = 0  # else lm-eval takes examples from the test documents, even the question itself
@@ -146,7 +146,7 @@ def with_local_documents(task: str, path: str) -> dict[str, Any]:
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Hide the log lines and progress bars of lm-eval and `datasets`, which no setting turns off.
+    """Hide the log lines and progress bars of lm-eval and `datasets`. No setting turns off all of them.
 
     Errors are raised, not printed, so none is lost.
     """

@@ -52,7 +52,7 @@ class HF:
 
 
 Draw = Callable[[Sequence[Request], range, Decoding, int], list[Candidate]]
-"""(requests, samples, decoding, seed) -> the candidates with these sample numbers, of each request."""
+"""(requests, samples, decoding, seed) -> for each request, one candidate per number in `samples`."""
 
 
 class OomBatcher:
@@ -67,7 +67,7 @@ class OomBatcher:
         start = 0
         while start < len(requests):
             batch = requests[start : start + max(1, self.batch_size // decoding.samples)]
-            # If the samples of one prompt do not fit together, the prompt is computed once per part.
+            # A prompt with more samples than `batch_size` is drawn in parts. Each part computes the prompt again.
             parts = [
                 range(decoding.samples)[i : i + self.batch_size] for i in range(0, decoding.samples, self.batch_size)
             ]

@@ -59,8 +59,8 @@ def align(
     module: PackedModule
     if objective.uses_negatives:
         max_negatives = max(len(group.negatives) for group in groups)
-        # The stored scores are those of the model before quantisation. Compared with them, a quantised policy would
-        # seem to have moved before its first step, with any objective.
+        # The stored scores are those of the model before quantisation, from which a quantised policy differs before its
+        # first step. So it is scored again for every objective.
         rescore = training.adapter.quantised or (hardware.rescore_reference and objective.needs_reference)
         if rescore and stored.reference_is_model:
             stored = replace(stored, reference={**stored.reference, **_rescored(policy, data)})

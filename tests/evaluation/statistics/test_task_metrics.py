@@ -1,4 +1,4 @@
-"""Intervals of lm-eval's metrics, from its standard errors."""
+"""Test the intervals of lm-eval's metrics."""
 
 import math
 
@@ -9,13 +9,13 @@ from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.report.page import lm_eval_rows
 
 
-def test_metric_interval_all_right_has_width() -> None:
-    """Twenty right answers have a probability of 2.5% at the rate 0.025^(1/20) = 0.8316."""
+def test_metric_interval_of_perfect_accuracy_has_a_lower_bound_below_1() -> None:
+    """At the lower bound 0.025^(1/20) = 0.8316, 20 right answers of 20 have a probability of 2.5%."""
     result = metric_interval({"acc": 1.0, "acc stderr": 0.0, "documents": 20}, "acc", 0.95)
     assert (result.low, result.high) == (pytest.approx(0.8316, abs=1e-4), 1.0)
 
 
-def test_metric_interval_of_other_numbers_is_students_t() -> None:
+def test_metric_interval_of_a_metric_other_than_accuracy_uses_students_t() -> None:
     """t with 24 degrees of freedom is 2.0639 at 97.5%."""
     result = metric_interval({"f1": 0.4, "f1 stderr": 0.05, "documents": 25}, "f1", 0.95)
     assert (result.low, result.high) == pytest.approx((0.4 - 2.0639 * 0.05, 0.4 + 2.0639 * 0.05), abs=1e-5)
@@ -31,7 +31,7 @@ def test_metric_interval_of_other_numbers_is_students_t() -> None:
         {"acc": 1.0, "acc stderr": 0.0, "documents": 1},
     ],
 )
-def test_metric_interval_without_standard_error_has_no_bounds(metrics: dict[str, float]) -> None:
+def test_metric_interval_without_usable_standard_error_has_no_bounds(metrics: dict[str, float]) -> None:
     result = metric_interval(metrics, next(iter(metrics)), 0.95)
     assert math.isnan(result.low)
     assert math.isnan(result.high)

@@ -1,4 +1,4 @@
-"""Check the measurement on gradients made by hand, with known parts and directions."""
+"""Test the measurement of the gradient's error on synthetic gradients with known variances and directions."""
 
 from typing import Any
 
@@ -16,9 +16,10 @@ BETA = 0.5
 
 
 def make_responses(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> ResponseGradients:
-    """Return gradients in three dimensions. In the first, a sample that scores 1 has +1, one that scores 0 has -1.
+    """Return noisy gradients in three dimensions. The noise has mean 0.
 
-    The target is between them. The filter keeps the samples that score 0.
+    In the first dimension a sample with score 1 has +1, a sample with score 0 has -1, and the target has 0. The filter
+    keeps the samples that score 0.
     """
     rng = np.random.default_rng(5)
     scores = np.tile(np.arange(samples) % 2, (prompts, 1)).astype(float)
@@ -32,8 +33,8 @@ def make_responses(noise: float = 1.0, prompts: int = 40, samples: int = 12) -> 
     )
 
 
-def test_directions_without_noise_are_uphill_for_filtered_negatives() -> None:
-    """Negatives that score 0 give the step beta/2 (u+ - u-) = beta/2 (+1) in the first dimension, where scores grow."""
+def test_slope_without_noise_is_positive_for_kept_negatives() -> None:
+    """Kept negatives score 0, so the step away from them is +beta/2 in the first dimension, in which scores grow."""
     results = on_model(SETTINGS, make_responses(noise=1e-6), BETA)
     rows = {row["negatives"]: row for row in results["directions"]}
     assert rows["kept by the filter"]["slope"][0] == pytest.approx(BETA / 2, rel=1e-4)
@@ -46,8 +47,8 @@ def test_directions_without_noise_are_uphill_for_filtered_negatives() -> None:
     assert rows["kept by the filter"]["slope"] == rows["worse than the target (oracle)"]["slope"]
 
 
-def test_parts_equal_the_components_of_pairs() -> None:
-    """At the start every margin is 0, so a pair's gradient is -beta/2 (u+ - u-)."""
+def test_on_model_variances_equal_the_components_of_pairs() -> None:
+    """At the start every margin is 0, so a pair's gradient is -beta/2 (target's - negative's)."""
     data = make_responses()
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])
     expected, numbers = components(pairs), on_model(SETTINGS, data, BETA)["all"]
@@ -60,10 +61,10 @@ def test_parts_equal_the_components_of_pairs() -> None:
     assert numbers["prompts_needed"]["1"] == pytest.approx(expected.prompts_needed(1))
 
 
-def test_curves_of_drawn_estimates_match_the_formula() -> None:
-    """The formula is for fresh prompts. For draws from 40 prompts without replacement it holds on average over data.
+def test_measured_error_curves_match_the_formula() -> None:
+    """The formula is for fresh prompts. These draws are from 40 prompts without replacement.
 
-    One data set deviates by a few percent.
+    For them the formula holds on average over data sets, and a single data set deviates by a few percent.
     """
     for row in on_model(SETTINGS, make_responses(), BETA)["curves"]:
         assert row["measured"] == pytest.approx(row["formula"], rel=0.15)
@@ -88,7 +89,7 @@ def test_filtered_numbers_leave_out_prompts_that_the_filter_drops() -> None:
     pairs = -BETA / 2 * (data.gradients[:, :1] - data.gradients[:, 1:])
     kept = np.stack([pairs[i, drawn[i]] for i in range(1, 40)])
     assert results["filtered"]["within"] == pytest.approx(components(kept).within)
-    assert list(results["filtered"]["worth"]) == ["1", "3"]  # no more than the pool has
+    assert list(results["filtered"]["worth"]) == ["1", "3"]  # K = 12 is missing: the pool has 4 negatives per prompt
 
 
 def test_on_bandit_simulation_matches_the_formula() -> None:
