@@ -16,7 +16,15 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
     [
         (("+sft.lrr=1",), "error: sft.lrr: no such setting. Did you mean sft.lr?"),
         (("data=jsonl", "data.path=none.jsonl"), "error: data.path=none.jsonl does not exist"),
-        (("sft.lrr=1",), "error: sft.lrr: no such setting. `python train.py --cfg job -p sft`"),
+        (("sft.lrr=1",), "error: sft.lrr: no such setting. Did you mean sft.lr? `python train.py --cfg job -p sft`"),
+        (
+            ("generator=vllm", "generator.backend.eager=1"),
+            "error: generator.backend.eager: no such setting. Did you mean generator.backend.enforce_eager?",
+        ),
+        (("negativs=4",), "error: negativs: no such setting. Did you mean negatives?"),
+        (("epochs=4",), "error: epochs: no such setting. Did you mean sft.epochs or trainer.epochs?"),
+        (("xyz=4",), "error: xyz: no such setting. `python train.py"),
+        (("-m", "hydra/launcher=slurm", "negatives=1,4"), "error: hydra/launcher=slurm: there is no srun here."),
         (("sft.lr=[",), "error: "),
         (("model=gpt5",), "error: In 'config': Could not find 'model/gpt5'"),
     ],

@@ -56,5 +56,6 @@ def test_time_limit_signal_saves_the_step_and_requeues_the_job(tmp_path: Path) -
     assert (tmp_path / "scontrol-args").read_text() == "requeue 4711\n"
     assert error.strip().splitlines()[-1].startswith("requeued: ")
     assert "sft" not in published(tmp_path)
+    assert "sft: saved after step 21 of " in error
     (saved,) = (tmp_path / "store").glob("sft/*.partial/resume/last.ckpt")
     assert torch.load(saved, weights_only=True)["global_step"] == 21  # one step after the job was stopped

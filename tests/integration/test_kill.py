@@ -1,5 +1,6 @@
 """Kill a job (`kill -9`) during sampling and during training. The same command then ends with the same numbers."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_job_killed_during_sampling_and_training_resumes_to_the_same_result(fini
 
     last = run_train(*TINY, cwd=tmp_path)
     assert last.returncode == 0, last.stderr
+    assert re.search(r"align: resuming after step \d+ of 32\b", last.stderr)
     result = read_result(tmp_path / "out")
     assert not list((tmp_path / "store").rglob("*.partial"))
     cached = {n for n, s in stages(result).items() if s["cached"]}

@@ -1,14 +1,16 @@
 """Run commands whose config Hydra composes: errors become one line, and no credential is recorded."""
 
+import difflib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -43,10 +45,35 @@ def one_line(error: Exception) -> str:
     if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
         key, group = unknown.groups()
         part = f" -p {group}" if (CONF / group).is_dir() else ""
-        return f"error: {key}: no such setting. `{command()} --cfg job{part}` lists them all."
+        meant = f" Did you mean {' or '.join(names)}?" if (names := similar_settings(key)) else ""
+        return f"error: {key}: no such setting.{meant} `{command()} --cfg job{part}` lists them all."
     line = "error: " + printable(str(error).split("\n    full_key")[0])
     # `method=NAME` was the label until 0.2.0.
     return f"{line} Set the policy's name in reports with label=NAME." if "Could not find 'method/" in line else line
+
+
+def similar_settings(key: str) -> list[str]:
+    """Return settings that the user may have meant by `key`: up to three that end in this word, or its closest sibling.
+
+    They are those of the default job with the groups' options that the command line chooses.
+    """
+    pairs = [argument.partition("=") for argument in sys.argv[1:]]
+    choices = [f"{group}={name}" for group, _, name in pairs if (CONF / group / f"{name}.yaml").is_file()]
+    GlobalHydra.instance().clear()  # the command ends with this error
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = list(_keys(OmegaConf.to_container(hydra.compose("config", [*choices, "output=."])), ""))
+    same_word = [name for name in keys if name.endswith(f".{key}")]
+    if 0 < len(same_word) <= 3:
+        return same_word
+    section, dot, word = key.rpartition(".")
+    siblings = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == section]
+    return [section + dot + match for match in difflib.get_close_matches(word, siblings, n=1, cutoff=0.55)]
+
+
+def _keys(node: Any, prefix: str) -> Iterator[str]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _keys(value, f"{prefix}{key}.")
 
 
 def command() -> str:
@@ -107,6 +134,8 @@ def run_hydra(task: Callable[[DictConfig], Any], folder: str, name: str) -> None
             raise
         sys.exit(one_line(UserError(f"the output folder cannot be used: {error}. Choose another: hydra.run.dir=…")))
     except Exception as error:  # Hydra itself fails on some overrides, such as encoder=[null]
+        if not FULL_ERROR and 'detect "srun"' in str(error):  # as submitit says it
+            sys.exit("error: hydra/launcher=slurm: there is no srun here. Start it on a node of a SLURM cluster.")
         if FULL_ERROR or started or multirun:  # in a multirun, a job in another process may have failed
             raise
         sys.exit(one_line(UserError(f"Hydra cannot compose these settings: {error}. See `{command()} --help`.")))

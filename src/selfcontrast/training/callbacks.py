@@ -1,5 +1,6 @@
 """Lightning callbacks: random states, checkpoints between steps, weight snapshots and the progress bar."""
 
+import logging
 import random
 import signal
 from collections.abc import Callable, Collection
@@ -19,6 +20,8 @@ from selfcontrast.models.weights import first_line
 from selfcontrast.store.sealed import publish
 from selfcontrast.training.sharding import is_frozen, whole_weights
 from selfcontrast.training.signals import DeferredSignals
+
+log = logging.getLogger(__name__)
 
 
 class RandomStates(Callback):
@@ -70,15 +73,21 @@ class Checkpoints(Callback):
     """Write the state to `file`, atomically, every `every` steps and when a signal is about to end the job.
 
     The state is written at the start of the next step, so that it includes the validation after the step before.
+
+    Args:
+        stage: name of the stage in log lines.
     """
 
-    def __init__(self, file: Path, every: int) -> None:
+    def __init__(self, file: Path, every: int, stage: str) -> None:
         self.file = file
         self.every = every
+        self.stage = stage
         self.signals = DeferredSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.__enter__()  # not earlier: Lightning sets its own handlers just before
+        if trainer.global_step:
+            self._log(trainer, "resuming after step %d of %d")
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         # All ranks save or none does, although a signal reaches them at different moments.
@@ -86,6 +95,8 @@ class Checkpoints(Callback):
         if trainer.global_step and (ending or trainer.global_step % self.every == 0):
             self._save(trainer)
         if ending:
+            if trainer.global_step:
+                self._log(trainer, "saved after step %d of %d")
             self.signals.received = self.signals.received or signal.SIGTERM
             self.signals.deliver()
 
@@ -97,6 +108,10 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         _write_atomically(self.file, trainer.save_checkpoint, trainer.is_global_zero)
+
+    def _log(self, trainer: Trainer, message: str) -> None:
+        if trainer.is_global_zero:
+            log.info(f"%s: {message}", self.stage, trainer.global_step, int(trainer.num_training_batches))
 
 
 class Snapshots(Callback):

@@ -199,7 +199,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
     ranks = hardware.devices * hardware.num_nodes
     rank = int(os.environ["RANK"]) if ranks > 1 else 0
     bar = rank == 0 and sys.stderr.isatty()
-    callbacks: list[Callback] = [RandomStates(rank), Checkpoints(last, hardware.checkpoint_every)]
+    callbacks: list[Callback] = [RandomStates(rank), Checkpoints(last, hardware.checkpoint_every, stage)]
     if data.snapshots:
         callbacks.append(Snapshots(folder, data.snapshots))
     if hardware.bf16_copy:
@@ -225,8 +225,6 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
             callbacks=[*callbacks, StageProgress(stage)] if bar else callbacks,
             default_root_dir=folder,
         )
-        if last.exists() and rank == 0:
-            log.info("%s: resuming from the checkpoint of an earlier attempt", stage)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         except SystemExit as stop:
