@@ -1,23 +1,23 @@
-# One NVIDIA GPU: training, and sampling with vLLM in an environment of its own (vLLM fixes versions of torch).
+# Train on one NVIDIA GPU, and sample with vLLM in an environment of its own, since vLLM fixes the version of torch.
 #
 #   docker build --tag selfcontrast .
 #   sudo install --directory --owner 10001 runs      # the container's user writes to it
 #   docker run --rm --gpus all --ipc host --volume "$PWD/runs:/runs" selfcontrast \
 #     train model=hf model.path=NAME generator=vllm generator.backend.python=/srv/vllm/bin/python hardware=gpu
 #
-# Built on 2026-11-28, but not on NVIDIA's base image: no registry was at hand. Ubuntu 24.04 without CUDA stood in for it.
-# Run in it, on a CPU: --help, plan, train +debug=tiny, the import of vLLM, and FlashInfer's compilation of one kernel for
-# Hopper, with nvcc 13.0 mounted and a stand-in for libcuda. Not run: anything on a GPU, sampling with vLLM.
-# Afterwards the user's home moved to /runs: all RUN steps were built again, the last two COPY steps were not.
+# The image was built on 2026-11-28 with Ubuntu 24.04 without CUDA instead of NVIDIA's base image: no registry was at hand.
+# These ran in it on a CPU: --help, plan, train +debug=tiny, the import of vLLM, and FlashInfer's compilation of one kernel
+# for Hopper, with nvcc 13.0 mounted and a stand-in for libcuda. Nothing ran on a GPU, and vLLM sampled nothing.
+# Later the user's home was moved to /runs. Then all RUN steps were built again, but not the last two COPY steps.
 
-# The CUDA version of torch from PyPI, which requirements/lock.txt names: FlashInfer compiles with the image's nvcc.
+# FlashInfer compiles with the image's nvcc, so the image has the CUDA version of PyPI's torch (requirements/lock.txt).
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04 AS build
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv python3-dev gcc \
     && rm -rf /var/lib/apt/lists/*
 
-# The versions of vLLM's own environment come first: they change least.
+# vLLM's environment is built first, because its versions change least.
 COPY pyproject.toml /src/
 RUN python3 -m venv /srv/vllm \
     && /srv/vllm/bin/python -m pip install --no-cache-dir "$(python3 -c 'import tomllib; print(tomllib.load(open("/src/pyproject.toml", "rb"))["project"]["optional-dependencies"]["vllm"][0])')"
