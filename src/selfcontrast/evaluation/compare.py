@@ -114,7 +114,7 @@ class Comparison(TypedDict):
     """The comparison of a run's systems.
 
     Attributes:
-        measure: "score" if a verifier graded the answers. Else "similarity", the cosine to the target, a proxy.
+        measure: "score" if a verifier graded the answers; otherwise "similarity", the cosine to the target, a proxy.
         rows: one per system and decoding.
         contamination: absent from results of early releases.
     """
@@ -254,7 +254,7 @@ def bounds_of(interval: Interval) -> Bounds:
 
 
 def mean_of(scored: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
-    """Return the mean with its interval. Scores are in [0, 1]; their interval has a width even if all scores are 1."""
+    """Return the mean with its interval, which for scores in [0, 1] has a width even if all scores are equal."""
     if measure == "score":
         return bounds_of(rate_interval(scored["value"], scored["id"], confidence=options["confidence"]))
     return bounds_of(mean_interval(scored["value"], scored["id"], **options))

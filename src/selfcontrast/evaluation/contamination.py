@@ -35,7 +35,7 @@ FILE = "contamination.parquet"
 UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each character is a word
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
-_BLOCK = 4096  # training prompts that are compared with a whole benchmark at once
+_BLOCK = 4096  # number of training prompts that are compared with all prompts of a benchmark at once
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -95,7 +95,7 @@ def check_benchmarks(
     table.to_parquet(folder / FILE)
     counts = table.groupby("benchmark", sort=False)["flagged"].agg(["size", "sum"])
     columns = {"prompts": counts["size"], "flagged": counts["sum"]}
-    return {f"{name}/{what}": int(count) for what, column in columns.items() for name, count in column.items()}
+    return {f"{name}/{kind}": int(count) for kind, column in columns.items() for name, count in column.items()}
 
 
 def find_contamination(

@@ -9,7 +9,9 @@ from selfcontrast.errors import UserError
 
 
 def check_finite(name: str, ids: Iterable[Any], values: Any, minimum: float = -np.inf, maximum: float = np.inf) -> None:
-    """Raise `UserError` if a value is NaN, infinite, or outside [minimum, maximum]: a mean of the rest would be wrong.
+    """Raise `UserError` if a value is NaN, infinite, or outside [minimum, maximum].
+
+    Such a value is never left out: the mean of the remaining values would be wrong.
 
     Args:
         name: description of the values, such as "the reward of the answer".

@@ -37,7 +37,7 @@ def files_hash(paths: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LmEval:
-    """The tasks to run, and how.
+    """The tasks to run, and their settings.
 
     Attributes:
         tasks: names of files in `evaluation/lm_eval/`, or of lm-eval's own tasks, groups and tags; empty for none.
@@ -45,9 +45,9 @@ class LmEval:
             instead of the hub's data.
         limit: documents per task; None for all.
         fewshot: examples before each document; None for the task's own number. Tasks in `local` have none.
-        apply_chat_template: whether prompts are rendered as chats.
-        max_length: bound on the tokens of a held-out prompt and a response together; longer ones are left out.
-        confirm_run_unsafe_code: whether tasks may run code that the model wrote.
+        apply_chat_template: True to render prompts as chats.
+        max_length: bound on the tokens of a held-out prompt and a response together; longer documents are left out.
+        confirm_run_unsafe_code: True to allow tasks that run code that the model wrote.
         batch_size: sequences per batch, with `HF`; vLLM makes its own batches.
         backend: the `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM` that runs the model.
 
@@ -121,13 +121,13 @@ class LmEval:
         if self.fewshot:
             raise UserError(
                 f"evaluation.lm_eval.fewshot={self.fewshot}: {path} holds the documents of {task}, but no few-shot "
-                "examples. Use 0 or null; both show no examples here."
+                "examples. Use 0 or null; with local documents, both show no examples."
             )
 
     def _check_examples(self, task: str) -> None:
         """Reject few-shot examples for a task file that names no split for them.
 
-        lm-eval would take them from the test documents, even the question itself with its answer.
+        lm-eval would take the examples from the test documents, perhaps even the question itself with its answer.
         """
         config = read_task(task)
         default = config.get("num_fewshot")

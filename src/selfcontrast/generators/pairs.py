@@ -19,8 +19,7 @@ _MAX_SAMPLES = "_max_samples"  # an attribute that is no field, because it is a 
 
 @dataclass(frozen=True)
 class Pairs(ExistingResponses):
-    """All rejected answers of each training prompt. Prompts without a rejected answer are not used; `check` logs them.
-    """
+    """The rejected answers of each training prompt. Prompts that have none are not used, and `check` logs how many."""
 
     @property
     def samples(self) -> int:

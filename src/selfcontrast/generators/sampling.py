@@ -123,7 +123,7 @@ def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(sums: Tensor, threshold: Tensor) -> Tensor:
-    """Return indices [n, 1] into running sums [n, m]. No index lies beyond the last nonzero weight, despite rounding."""
+    """Return indices [n, 1] into running sums [n, m]. Despite rounding, none is beyond the last nonzero weight."""
     below = sums[:, -1:] * (1 - 2**-53)
     return torch.searchsorted(sums, threshold.minimum(below), right=True)
 

@@ -122,7 +122,7 @@ class VLLM:
             # Chunked prefill crashes vLLM 0.32 on the CPU on seeded requests: a partial prompt draws an extra token.
             "enable_chunked_prefill": False,
             "logprobs_mode": "raw_logprobs",  # the model's log-probabilities, before temperature and top_p
-            "seed": 0,  # unused, since every request has a seed
+            "seed": 0,  # every request has a seed of its own
             **lora,
         }
 

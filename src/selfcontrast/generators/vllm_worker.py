@@ -4,7 +4,7 @@ As a program it imports only the standard library and vLLM, so its environment n
 
     python -E -P vllm_worker.py
 
-It reads one JSON document per line: first the engine's options, then lists of requests. It answers each with one line.
+It reads one JSON document per line: first the engine's options, then lists of requests. Each line gets a line in reply.
 """
 
 import json

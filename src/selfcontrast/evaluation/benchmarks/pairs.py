@@ -71,8 +71,9 @@ def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
     The effect of position cancels only over both orders.
 
     Columns:
-        first, second: the outcome where the system's answer was shown first, and second.
-        outcome: the mean of the two.
+        first: the system's outcome with its answer shown first.
+        second: the system's outcome with its answer shown second.
+        outcome: the mean of `first` and `second`.
         longer: how many characters longer the system's answer is than the other.
     """
     usable = frame[frame["status"] == "ok"]
@@ -102,7 +103,7 @@ def pair_lines(
 ) -> list[Line]:
     """Return each system's win rate, raw and at equal length, their differences from SFT's, and the effects of order.
 
-    All questions weigh the same, however many samples they have.
+    A question's number of samples does not change its weight.
 
     Args:
         difficulties: difficulties of the prompts, by id; None estimates them (`length_controlled_within_prompts`).
@@ -135,7 +136,7 @@ def pair_lines(
 
 
 def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Average over samples: return one row per question and turn. Only a tie in both orders is a tie."""
+    """Average over samples: return one row per question and turn. A pair is a tie only if both orders are ties."""
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
     rows = pairs.assign(
         flips=flips(first, second),

@@ -1,4 +1,4 @@
-"""Win rates under a reward model, as in the paper: the answer with the higher reward wins."""
+"""Compute win rates under a reward model, as in the paper: the answer with the higher reward wins."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

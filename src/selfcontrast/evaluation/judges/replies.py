@@ -51,7 +51,7 @@ class ReplySettings:
     """The settings of requests for replies.
 
     Attributes:
-        attempts: maximum tries per judgment. The first ok try is the last.
+        attempts: maximum tries per judgment. No try follows an ok one.
         max_tokens: bound on a reply's tokens.
         max_characters: bound on the characters of an answer; the middle of a longer one is not shown to the judge.
         price: price of a million tokens; None if free or unknown.

@@ -1,7 +1,7 @@
 """Read the verdict in a judge's reply.
 
 Only the reply is read, never the judged answers. A judge may quote an answer before it decides. So lines quoted with
-`>` and blocks between ``` are ignored, and the last verdict in the rest counts.
+`>` and blocks between ``` are ignored, and the last verdict in the remaining text is used.
 """
 
 import math
@@ -78,7 +78,7 @@ def expected_outcome(log_probs: Mapping[str, float]) -> float:
 
 
 def from_scores(scores: Sequence[float]) -> Judgment:
-    """Make a judgment from scores: a grade from one score in [0, 1], or a win of the higher of two scores."""
+    """Make a judgment from scores: a grade from one score in [0, 1], or a comparison in which the higher score wins."""
     reply = " against ".join(f"{score:.4f}" for score in scores)
     if not all(map(math.isfinite, scores)):
         return Judgment("unparsable", None, reply)

@@ -72,7 +72,7 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> CrossedMean:
     squares = mean_squares(table)
     half_width = _half_width(squares, seeds, prompts, 1 - confidence)
     error = _half_width(squares, seeds, prompts, None)
-    if not half_width > 0:  # the means of seeds do not differ, nor those of prompts; only single cells do
+    if not half_width > 0:  # neither the seeds' means nor the prompts' means differ, only single cells
         return CrossedMean(estimate, nan, nan, nan, error, seed_error, seeds, prompts, confidence)
     p = _p_value(squares, seeds, prompts, abs(estimate))
     low, high = estimate - half_width, estimate + half_width
@@ -94,7 +94,7 @@ def mean_squares(table: Floats) -> tuple[float, float, float]:
 def _half_width(squares: tuple[float, float, float], seeds: int, prompts: int, alpha: float | None) -> float:
     """Return the half-width of the 1 - alpha interval; the standard error if alpha is None.
 
-    It is at least the half-width over prompts alone. The sum could be smaller if the seeds' means happen to be equal.
+    It is at least the half-width over prompts alone. The formula may give less if the seeds' means happen to be equal.
     """
     from scipy.special import stdtrit  # the quantile of Student's t
 
@@ -107,8 +107,8 @@ def _half_width(squares: tuple[float, float, float], seeds: int, prompts: int, a
     elif prompts == 1:
         total = part(seed, seeds - 1)
     else:
-        both = part(seed, seeds - 1) + part(max(prompt - rest, 0.0), prompts - 1)
-        total = max(both, part(prompt, prompts - 1))
+        combined = part(seed, seeds - 1) + part(max(prompt - rest, 0.0), prompts - 1)
+        total = max(combined, part(prompt, prompts - 1))
     return float(np.sqrt(total / (seeds * prompts)))
 
 

@@ -30,7 +30,7 @@ class EqualKL:
 
     Attributes:
         kl: the KL, in nats per response.
-        scores: each run's score at it.
+        scores: each run's score at this KL.
         differences: each run's difference from the first, paired by prompt; 0 for the first.
     """
 
@@ -40,7 +40,7 @@ class EqualKL:
 
 
 def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int, seed: int) -> EqualKL:
-    """Compare training runs, measured on the same prompts, in the same order.
+    """Compare training runs. All paths hold the same prompts in the same order.
 
     Intervals are percentiles of a bootstrap over prompts.
 
@@ -76,7 +76,7 @@ def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int,
 
 
 def score_at(kl: Floats, scores: Floats, target_kl: Floats) -> Floats:
-    """Return each path's score where it first reaches a KL, else its last score, [n].
+    """Return each path's score where it first reaches a KL, or its last score if it does not reach it, [n].
 
     kl, scores: [n, points]; target_kl: [n].
     """

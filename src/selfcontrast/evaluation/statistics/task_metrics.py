@@ -13,9 +13,9 @@ STDERR = " stderr"  # suffix of the name of a metric's standard error
 def metric_interval(metrics: Mapping[str, float], name: str, confidence: float) -> Interval:
     """Return a metric of a task with its interval over documents.
 
-    The interval is Student's t with the metric's standard error. If that error is the one of right and wrong answers,
-    sqrt(p (1 - p) / (n - 1)), the interval is the exact binomial one, so that 20 right answers of 20 do not give a
-    width of 0. Without a standard error the bounds are NaN.
+    The interval is Student's t with the metric's standard error. If that error is sqrt(p (1 - p) / (n - 1)), the metric
+    is a fraction of right answers, and the interval is the exact binomial one, so that 20 right answers of 20 do not
+    give a width of 0. Without a standard error the bounds are NaN.
 
     Args:
         metrics: the task's values, standard errors (`STDERR`), and the number of `documents`.
