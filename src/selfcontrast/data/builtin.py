@@ -53,7 +53,7 @@ class Builtin:
     Attributes:
         train, validation, test: examples per split.
         noise: probability that a slot of a train target is wrong, in [0, 1].
-        rejected_noise: probability that a further slot of a rejected answer is wrong, in [0, 1]; one is always wrong.
+        rejected_noise: probability that a slot of a rejected answer is wrong, in [0, 1]; one slot is wrong in any case.
         two_turn: probability that an example is a dialogue of two turns, in [0, 1].
         seed: seed of the data, independent of the training seed.
     """

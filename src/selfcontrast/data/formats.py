@@ -150,16 +150,16 @@ def _until_user(dialogue: str) -> list[Message]:
     return turns
 
 
-def text(value: Any, what: str, *, blank: bool = False) -> str:
+def text(value: Any, label: str, *, blank: bool = False) -> str:
     """Return the value if it is valid text. Raise `RowError` for another type, and for blank text unless `blank`."""
     if not isinstance(value, str):
-        raise RowError(f"{what} must be text, not {type(value).__name__}")
+        raise RowError(f"{label} must be text, not {type(value).__name__}")
     if not blank and not value.strip():
-        raise RowError(f"{what} is empty")
+        raise RowError(f"{label} is empty")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can hold half of a surrogate pair, which cannot be written as UTF-8
-        raise RowError(f"{what} has an unpaired surrogate, which is not valid text") from None
+        raise RowError(f"{label} has an unpaired surrogate, which is not valid text") from None
     return value
 
 
@@ -295,21 +295,21 @@ def _get(row: Row, column: str) -> Any:
     return row[column]
 
 
-def _messages(value: Any, what: str) -> list[Message]:
+def _messages(value: Any, column: str) -> list[Message]:
     if not isinstance(value, list):
-        raise RowError(f"'{what}' must be a list of messages, not {type(value).__name__}")
-    return [_message(item, f"message {i} of '{what}'") for i, item in enumerate(value, start=1)]
+        raise RowError(f"'{column}' must be a list of messages, not {type(value).__name__}")
+    return [_message(item, f"message {i} of '{column}'") for i, item in enumerate(value, start=1)]
 
 
-def _message(value: Any, what: str) -> Message:
+def _message(value: Any, label: str) -> Message:
     if not isinstance(value, dict):
-        raise RowError(f"{what} must be an object with role and content, not {type(value).__name__}")
+        raise RowError(f"{label} must be an object with role and content, not {type(value).__name__}")
     name = value.get("role", value.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise RowError(f"{what} has the unknown role {name!r} (known: {', '.join(_ROLES)})")
+        raise RowError(f"{label} has the unknown role {name!r} (known: {', '.join(_ROLES)})")
     # An empty system message is kept: some chat templates insert their own if there is none.
-    content = text(value.get("content", value.get("value")), what, blank=role == "system")
+    content = text(value.get("content", value.get("value")), label, blank=role == "system")
     return Message(role=role, content=content)  # type: ignore[typeddict-item]
 
 

@@ -1,6 +1,6 @@
 """Verifiers that grade a response against an example's `answer`, a column of the data.
 
-Each verifier has a file in `conf/verifier`. No verifier uses a model, which a response could persuade.
+Each verifier has a file in `conf/verifier`. They use no model, so no response can persuade them.
 """
 
 import re

@@ -61,7 +61,7 @@ class Part:
         return None
 
     def content(self, local: Content | None) -> dict[str, Any]:
-        """Return the settings of the part, and its name and commit, or a hash of its local files without their path."""
+        """Return the part's settings, with its name and commit on the hub or the hash of its local files."""
         settings = {name: getattr(self, name) for name in ("subset", "split", "turns", "limit")}
         if local is None:
             return {**settings, "path": self.path, "revision": self.revision}

@@ -52,7 +52,7 @@ def repeatable(template: str | dict[str, str]) -> str | dict[str, str]:
 
 
 def _uses_random(template: str) -> bool:
-    """Return True if a template names an item of `RANDOM` as a filter, a function, or a string (`map` takes one)."""
+    """Return True if a template names an item of `RANDOM`: as a filter, a function, or a string as in map('random')."""
     from jinja2 import Environment, TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -131,15 +131,15 @@ class Renderer:
         """
         prompt, response = self._text(messages), self._response_text(messages, target.strip())
         prompt_ids, full = self._tokenize(prompt), self._tokenize(prompt + response)
-        # Tokenize the response as the prompt's continuation, as a model writes it. If a token spans both, tokenize the
-        # response alone. This is the exception: tokenizers such as Llama's then mark its first word as a text's start.
+        # Tokenize the response as the prompt's continuation, as a model writes it. Tokenize it alone only if a token
+        # spans both, because tokenizers such as Llama's mark the first word of a separate text.
         ids = full[len(prompt_ids) :] if full[: len(prompt_ids)] == prompt_ids else self._tokenize(response)
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
         # Templates may add a newline after the end of the turn. Sampling stops before it, so training must too.
         return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
-        """Return the token ids of an example's prompt and of its target, which are empty if it has no target.
+        """Return the token ids of an example's prompt and of its target; [] for an example without target.
 
         Raise `UserError` with the example's id on failure.
         """

@@ -53,7 +53,7 @@ class Row(TypedDict):
     """The numbers of one system at one decoding.
 
     Attributes:
-        nll: mean -log p of a response, in nats. At temperature 1 it estimates the policy's entropy.
+        nll: mean -log p of a response, in nats. At temperature 1 and top_p 1 it estimates the policy's entropy.
         tokens: mean tokens of a response.
         difference, p_value, win_rate, against_best: comparisons with the baseline; absent from the baseline's rows.
     """
@@ -222,7 +222,7 @@ def _rows(
                 decoding=way.name,
                 temperature=way.temperature,
                 mean=mean_of(scored, measure, options),
-                # At temperature 1, -log p is an unbiased estimate of the entropy; otherwise it is only descriptive.
+                # At temperature 1 and top_p 1, this is an unbiased estimate of the entropy; else it only describes.
                 nll=float(-scored["log_prob"].mean()),
                 tokens=float(scored["tokens"].mean()),
             )

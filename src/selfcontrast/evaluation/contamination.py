@@ -46,7 +46,8 @@ class Contamination:
     """The rules that decide whether a benchmark prompt counts as seen in training.
 
     Attributes:
-        ngram: words per n-gram, at least 2. A shorter prompt is flagged only by a training prompt with the same words.
+        ngram: words per n-gram, at least 2. A shorter prompt has n-grams in common only with a training prompt of the
+            same words.
         containment: minimum fraction of the prompt's n-grams in one training prompt to flag it, in (0, 1].
         similarity: minimum cosine to the nearest training prompt's embedding to flag it, in (0, 1]; None computes no
             embeddings.

@@ -1,4 +1,4 @@
-"""The settings of lm-evaluation-harness, checked before anything is computed."""
+"""Define the settings of lm-evaluation-harness, and check them before anything is computed."""
 
 import hashlib
 from collections.abc import Sequence

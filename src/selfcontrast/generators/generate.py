@@ -37,7 +37,7 @@ class Generation:
 
     Attributes:
         prompts: number of training prompts, drawn with `seed`; None for all.
-        max_failed_fraction: fraction of the prompts that may get no response. They are dropped and counted.
+        max_failed_fraction: fraction of the prompts that may get no response. Such prompts are dropped and counted.
         backend: a `selfcontrast.generators.backend.Backend`.
         model: the model to sample from, as in `OtherModel`; None for the fine-tuned one. Training uses the sampled
             tokens, so the model must have the tokenizer of the fine-tuned model, which renders the prompts.
@@ -142,7 +142,7 @@ class Generator(Protocol):
         """True if it can return log-probabilities of its candidates. A server may still omit them."""
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise `UserError` for errors that can be found before any compute. `examples` are for training."""
+        """Raise `UserError` for errors that can be found before any compute. `examples` is the training split."""
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str

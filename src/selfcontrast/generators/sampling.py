@@ -48,18 +48,18 @@ def sample(
     Raises:
         UserError: if the model's probabilities are NaN, with the prompt's id.
     """
-    drawn = range(decoding.samples) if samples is None else samples
-    uniform = torch.cat([uniforms(seed, request, decoding)[drawn.start : drawn.stop] for request in requests])  # [R, T]
-    cache = _ResponseCache(model, tokenizer.pad_token_id, len(tokenizer), requests, len(drawn))
+    numbers = range(decoding.samples) if samples is None else samples
+    uniform = torch.cat([uniforms(seed, r, decoding)[numbers.start : numbers.stop] for r in requests])  # [R, T]
+    cache = _ResponseCache(model, tokenizer.pad_token_id, len(tokenizer), requests, len(numbers))
     ends = torch.tensor(sorted(end_ids), device=model.device)
     room = torch.tensor([decoding.max_length - len(r.prompt) for r in requests]).clamp(max=decoding.max_new_tokens)
-    room = room.repeat_interleave(len(drawn))
+    room = room.repeat_interleave(len(numbers))
     responses: list[list[int]] = [[] for _ in uniform]
     log_probs = torch.zeros(len(uniform), dtype=torch.float64)
     finish_reasons = ["length"] * len(uniform)
     model_log_probs = cache.log_probs
     if (broken := model_log_probs.isnan().any(-1)).any():
-        id_ = requests[int(broken.int().argmax()) // len(drawn)].id
+        id_ = requests[int(broken.int().argmax()) // len(numbers)].id
         raise UserError(
             f"the model's probabilities after prompt {id_!r} are NaN: its training diverged, or its file is damaged. "
             "Train it with a lower learning rate, or use another model."
@@ -80,8 +80,8 @@ def sample(
         model_log_probs = cache.step(tokens, active)
     return [
         Candidate(
-            id=requests[row // len(drawn)].id,
-            sample=drawn[row % len(drawn)],
+            id=requests[row // len(numbers)].id,
+            sample=numbers[row % len(numbers)],
             text=str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
             token_ids=ids,
             finish_reason=finish_reasons[row],

@@ -31,8 +31,8 @@ class CompletionRequest(TypedDict):
 class Completion(TypedDict):
     """A response. `log_prob` is the sum over its tokens, in nats, at temperature 1.
 
-    `prompt_log_probs` is set if the request has `prompt_logprobs`: the log-probability of every prompt token but the
-    first, and its rank among all tokens, from 1.
+    `prompt_log_probs` is set if the request has `prompt_logprobs`. It holds, for each prompt token after the first, the
+    log-probability and the rank among all tokens, from 1.
     """
 
     token_ids: list[int]

@@ -43,7 +43,7 @@ class MTBench(JudgeBenchmark):
     """Questions of several turns, answered turn by turn.
 
     Attributes:
-        grading: "single" grades every answer from 1 to 10. "pairwise" compares each with the SFT model's answer.
+        grading: "single" grades every answer from 1 to 10. "pairwise" compares it with the SFT model's, in both orders.
         questions: a file, or "ours" for this project's 80 questions; None for the held-out dialogues of the data.
         references: a file of reference answers to some questions; None for the reference answers in `questions`.
         guided: categories that are judged with a reference answer, if there is one.

@@ -61,14 +61,14 @@ def choice_position(reply: str) -> int | None:
 
 
 def letter_tokens(token: str, index: int) -> dict[str, str]:
-    """Return by letter a copy of `token` with that letter in place of the verdict's letter at `index`."""
+    """Return, for each letter of a verdict, a copy of `token` with that letter at `index`."""
     return {letter: f"{token[:index]}{letter}{token[index + 1 :]}" for letter in OUTCOMES}
 
 
 def expected_outcome(log_probs: Mapping[str, float]) -> float:
     """Return the expected outcome, in [0, 1], from the letters' log-probabilities at the verdict, as AlpacaEval does.
 
-    Probabilities are normalized over the letters. A missing letter has probability 0. NaN gives NaN.
+    Probabilities are normalized over the letters. A missing letter has probability 0. If one is NaN, return NaN.
     """
     if any(math.isnan(value) for value in log_probs.values()):
         return math.nan

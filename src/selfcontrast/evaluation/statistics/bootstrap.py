@@ -1,4 +1,4 @@
-"""Means, rates and paired differences, with intervals clustered by prompt."""
+"""Compute means, rates and paired differences, with intervals clustered by prompt."""
 
 from dataclasses import dataclass
 
@@ -66,7 +66,7 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float
     This is Clopper and Pearson's interval at the effective sample size: the number of independent wins and losses whose
     mean varies as much as that of the clusters (Korn and Graubard 1998, Survey Methodology 24, 193). It stays in [0, 1]
     and has a width even if all outcomes are the same. If every cluster is a win or a loss, it is the exact binomial
-    interval. Otherwise the clusters' variance is uncertain itself:
+    interval. Otherwise the clusters' variance is uncertain too, and two corrections account for this:
 
     - One cluster of the largest variance is added, so that 20 ties in 20 clusters do not give a width of 0.
     - The effective size is multiplied by (z/t)^2. The degrees of freedom of t are the number of clusters that differ

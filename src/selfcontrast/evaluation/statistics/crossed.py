@@ -7,15 +7,14 @@ the mean squares of the two-way analysis of variance (Searle, Casella and McCull
 seeds treats the prompts as fixed, and an interval over prompts treats the seeds as fixed. Both are too narrow (Clark
 1973, "The language-as-fixed-effect fallacy").
 
-With two or three seeds MS_seed is often small by chance. Pooled degrees of freedom (Satterthwaite) then follow the
-prompts, and the interval covers 87% instead of 95%. So each part keeps the quantile of its own degrees of freedom
-(Banerjee 1961, Sankhya A 23, 359):
+With two or three seeds MS_seed is often small by chance. Pooled degrees of freedom (Welch, Satterthwaite) are then
+nearly those of the prompts, and the interval covers as little as 88% instead of 95%. So each part keeps the quantile of
+its own degrees of freedom (Banerjee 1961, Sankhya A 23, 359):
 
     half-width^2 = [t^2(S-1) MS_seed + t^2(P-1) max(MS_prompt - MS_rest, 0)] / (S P)
 
-In simulations with 2, 3 and 5 seeds it covers 94.0 to 99.6% (benchmarks/RESULTS.md). No valid narrower interval was
-found: Behrens-Fisher quantiles give intervals from 5% narrower to 6% wider, and Welch's degrees of freedom cover as
-little as 88%.
+In simulations with 2, 3 and 5 seeds this interval covers 94.0 to 99.6% (benchmarks/RESULTS.md). No valid interval was
+found that is clearly narrower: with Behrens-Fisher quantiles, intervals are from 5% narrower to 6% wider.
 """
 
 from dataclasses import dataclass

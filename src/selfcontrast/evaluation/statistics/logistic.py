@@ -46,7 +46,8 @@ def fit_logistic(design: Floats, outcomes: Floats, weights: Floats, start: Float
 def least_information(design: Floats, weights: Floats, fitted: Floats) -> Floats:
     """Return the smallest eigenvalue of the data's Fisher information, without the ridge, of each fit [B].
 
-    A judgment at even odds adds 1/4 to it. If it is near 0, the data do not determine some combination of coefficients.
+    A judgment at even odds adds 1/4 to the information. If the eigenvalue is near 0, the data do not determine some
+    combination of the coefficients.
     """
     information = _curvature(weights, expit(fitted @ design.T), _squares(design), ridge=0.0)
     return np.linalg.eigvalsh(information)[:, 0].astype(np.float64)
