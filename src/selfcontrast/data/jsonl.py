@@ -63,7 +63,8 @@ class Jsonl:
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits, each in the file's order and none empty.
 
-        Raises `UserError` for an unusable file or row (counted from 1), and for fewer than 8 different prompts.
+        Raises `UserError` for an unusable file, for an unusable row (with its number, from 1), and for fewer than 8
+        different prompts.
         """
         dropped: Counter[str] = Counter()
         content = note(self, rows_file(self.path, SETTING))

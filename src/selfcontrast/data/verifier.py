@@ -73,8 +73,8 @@ def _turns(reference: str) -> list[dict[str, Any]]:
 
 
 def _read(form: Form, want: Want, values: Mapping[str, str]) -> dict[str, bool]:
-    known = all(values[hole] in pool for hole, pool in form.fillers.items() if hole in values)
-    return {slot: values[slot] in right for slot, right in want.items()} | {FORM: known}
+    fillers_known = all(values[hole] in pool for hole, pool in form.fillers.items() if hole in values)
+    return {slot: values[slot] in right for slot, right in want.items()} | {FORM: fillers_known}
 
 
 def _loose(form: Form, want: Want, text: str) -> Grade:

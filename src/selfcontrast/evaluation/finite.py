@@ -21,9 +21,9 @@ def check_finite(name: str, ids: Iterable[Any], values: Any, minimum: float = -n
     numbers = np.asarray(values, dtype=np.float64)
     wrong = ~np.isfinite(numbers) | (numbers < minimum) | (numbers > maximum)
     if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
+        index = int(np.flatnonzero(wrong)[0])
         bounds = f" in [{minimum:g}, {maximum:g}]" if np.isfinite([minimum, maximum]).all() else ""
         raise UserError(
-            f"{name} to example {list(ids)[first]!r} is {numbers[first]:g}. {int(wrong.sum())} of {len(numbers)} "
+            f"{name} to example {list(ids)[index]!r} is {numbers[index]:g}. {int(wrong.sum())} of {len(numbers)} "
             f"values are not finite numbers{bounds}. Fix what computes them and run the same command again."
         )

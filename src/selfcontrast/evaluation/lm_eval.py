@@ -92,11 +92,11 @@ class LmEval:
         """Raise `UserError` if one of lm-eval's tasks generates at least as many tokens as the model has positions."""
         for task in self.tasks:
             for config in [] if has_file(task) else builtin_configs(task):
-                longest = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
-                if longest >= positions:
+                max_new_tokens = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
+                if max_new_tokens >= positions:
                     raise UserError(
-                        f"evaluation.lm_eval.tasks={task}: the task generates up to {longest} tokens, and the model "
-                        f"has {positions} positions. Remove the task, or use a model with more positions."
+                        f"evaluation.lm_eval.tasks={task}: the task generates up to {max_new_tokens} tokens, and the "
+                        f"model has {positions} positions. Remove the task, or use a model with more positions."
                     )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -159,9 +159,9 @@ class LmEval:
                     f"pip install {'-e ' if 'ifeval' in task else ''}{extra}"
                 ) from error
             except Exception as error:  # any library that loads data may raise
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(
-                    f"evaluation.lm_eval.tasks={task}: its data cannot be loaded ({first}). Download the data once on "
+                    f"evaluation.lm_eval.tasks={task}: its data cannot be loaded ({reason}). Download the data once on "
                     f"a machine with a network (into the folder HF_HOME), or name a file with "
                     f"+evaluation.lm_eval.local.{task}=FILE, or write a task file with dataset_kwargs.data_files "
                     "in evaluation/lm_eval."

@@ -77,8 +77,8 @@ def _figure(entry: Any, where: str) -> PublishedFigure:
     try:
         figure = TypeAdapter(PublishedFigure).validate_python(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}. Correct it.") from error
+        problem = error.errors()[0]
+        raise UserError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}. Correct it.") from error
     if figure.figure is not None and not (figure.source and figure.page):
         raise UserError(f"{where}: a figure needs source and page. Fill them in.")
     return figure

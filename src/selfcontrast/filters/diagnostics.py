@@ -30,7 +30,7 @@ def describe(prompts: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, Any]:
     dropped = prompts[prompts["drawn"] == 0]
     sampled, distinct = int(prompts["sampled"].sum()), len(candidates)
     empty, copies = int(prompts["empty"].sum()), int(prompts["copies"].sum())
-    negatives, rest = candidates[candidates["drawn"]], candidates[~candidates["drawn"]]
+    negatives, others = candidates[candidates["drawn"]], candidates[~candidates["drawn"]]
     scored = bool(candidates["score"].notna().any())
     compared = with_target(candidates)
     return {
@@ -50,7 +50,7 @@ def describe(prompts: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, Any]:
         "similarity_negatives": _mean(negatives, "similarity"),
         "tokens_candidates": _mean(candidates, "tokens"),
         "tokens_negatives": _mean(negatives, "tokens"),
-        "tokens_left": _mean(rest, "tokens"),
+        "tokens_left": _mean(others, "tokens"),
         "length_similarity_correlation": correlation_within(
             compared["prompt"], compared["tokens"], compared["similarity"]
         ),

@@ -159,13 +159,13 @@ def _positives(table: pa.Table, prompts: Sequence[tuple[SampledPrompt, Selection
 def _negatives(table: pa.Table, choices: Sequence[Selection]) -> pa.Table:
     """Return the drawn candidates, grouped by prompt in rank order."""
     drawn = [(c, c.drawn.ranks) for c in choices]
-    taken = table.take(pa.array(np.concatenate([c.rows[ranks] for c, ranks in drawn])))
+    drawn_rows = table.take(pa.array(np.concatenate([c.rows[ranks] for c, ranks in drawn])))
     scores = [np.full(len(r), np.nan) if c.pool.scores is None else c.pool.scores[r] for c, r in drawn]
     columns = {
         "rank": np.concatenate([np.arange(len(ranks)) for _, ranks in drawn]),
         "similarity": np.concatenate([c.pool.similarity[ranks] for c, ranks in drawn]),
         "score": np.concatenate(scores),
-        **{name: taken[name] for name in COLUMNS},
+        **{name: drawn_rows[name] for name in COLUMNS},
     }
     return pa.table([columns[name] for name in NEGATIVES.names], names=NEGATIVES.names).cast(NEGATIVES)
 

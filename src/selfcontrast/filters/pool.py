@@ -141,12 +141,12 @@ def distinct(target: str, texts: Sequence[str]) -> list[int]:
     The first of equal texts is kept with its own tokens and log-probability. The later ones may consist of other
     tokens, with another log-probability.
     """
-    seen = {"", target.strip()}
+    known_texts = {"", target.strip()}
     kept = []
     for i, text in enumerate(texts):
         stripped = text.strip()
-        if stripped not in seen:
-            seen.add(stripped)
+        if stripped not in known_texts:
+            known_texts.add(stripped)
             kept.append(i)
     return kept
 

@@ -22,14 +22,14 @@ def ranks(values: Floats, groups: NDArray[Any] | None = None) -> Floats:
 
 def _ranks_by(order: Indices, values: Floats, groups: NDArray[Any]) -> Floats:
     """Return ranks within groups, given the order by group and value."""
-    ordered, owners = values[order], groups[order]
-    begins = np.r_[True, owners[1:] != owners[:-1]][: len(order)]  # a group begins
-    runs = begins | np.r_[True, ordered[1:] != ordered[:-1]][: len(order)]  # a run of equal values begins
-    first = np.flatnonzero(runs)
+    sorted_values, sorted_groups = values[order], groups[order]
+    begins_group = np.r_[True, sorted_groups[1:] != sorted_groups[:-1]][: len(order)]
+    begins_run = begins_group | np.r_[True, sorted_values[1:] != sorted_values[:-1]][: len(order)]  # of equal values
+    first = np.flatnonzero(begins_run)
     last = np.r_[first[1:], len(order)] - 1
-    group_start = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    group_start = np.flatnonzero(begins_group)[np.cumsum(begins_group) - 1]
     result = np.empty(len(order))
-    result[order] = ((first + last) / 2)[np.cumsum(runs) - 1] - group_start + 1
+    result[order] = ((first + last) / 2)[np.cumsum(begins_run) - 1] - group_start + 1
     return result
 
 

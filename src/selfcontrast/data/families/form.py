@@ -82,6 +82,6 @@ def _pattern(form: Form, template: Template) -> re.Pattern[str]:
 
 
 def _hole(pool: Sequence[str]) -> str:
-    longest = max(value.count(" ") for value in pool)
-    known = "|".join(re.escape(value) for value in sorted(pool, key=len, reverse=True))
-    return f"{known}|{WORD}(?: {WORD}){{0,{longest}}}"
+    spaces = max(value.count(" ") for value in pool)
+    pool_values = "|".join(re.escape(value) for value in sorted(pool, key=len, reverse=True))
+    return f"{pool_values}|{WORD}(?: {WORD}){{0,{spaces}}}"

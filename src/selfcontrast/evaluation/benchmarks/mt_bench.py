@@ -208,6 +208,6 @@ def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
 
 def _difference(system: pd.DataFrame, base: pd.DataFrame, options: Options) -> Interval:
     # Paired by question and turn: a turn that lacks one of the two judgments is left out.
-    both = system.groupby(["id", "turn"])["rating"].mean().to_frame("system")
-    both = both.join(base.groupby(["id", "turn"])["rating"].mean().rename("base"), how="inner").reset_index()
-    return paired_difference(both["system"], both["base"], both["id"], **vars(options))
+    paired = system.groupby(["id", "turn"])["rating"].mean().to_frame("system")
+    paired = paired.join(base.groupby(["id", "turn"])["rating"].mean().rename("base"), how="inner").reset_index()
+    return paired_difference(paired["system"], paired["base"], paired["id"], **vars(options))

@@ -149,10 +149,10 @@ def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _raw_difference(name: str, system: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
     """Return the difference of win rates over the same opponent, on the turns for which both systems have judgments."""
-    both = system.merge(base, on=["id", "turn"], suffixes=("", "_base"))
-    if both.empty:
+    paired = system.merge(base, on=["id", "turn"], suffixes=("", "_base"))
+    if paired.empty:
         return []
-    columns = (both["outcome"], both["outcome_base"], both["id"])
+    columns = (paired["outcome"], paired["outcome_base"], paired["id"])
     return [Line(name, "win rate less SFT's", "difference", paired_difference(*columns, **vars(options)))]
 
 

@@ -133,10 +133,10 @@ def disagreement(judgments: Sequence[Judgment]) -> dict[str, float]:
         return {}
     values = np.array([[member.value for member in j.members] for j in panels], dtype=np.float64)
     pairs = list(combinations(range(values.shape[1]), 2))
-    apart = np.mean([np.abs(values[:, a] - values[:, b]) for a, b in pairs])
+    mean_difference = np.mean([np.abs(values[:, a] - values[:, b]) for a, b in pairs])
     sides = np.sign(values - 0.5) if values.max() <= 1 else values  # grades are 1 or more
     disagree = np.mean((sides != sides[:, :1]).any(axis=1))
-    return {"judges": values.shape[1], "judges_apart": float(apart), "judges_disagree": float(disagree)}
+    return {"judges": values.shape[1], "judges_apart": float(mean_difference), "judges_disagree": float(disagree)}
 
 
 def has_verifier(judge: Any) -> bool:

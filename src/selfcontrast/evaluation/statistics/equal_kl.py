@@ -83,8 +83,9 @@ def score_at(kl: Floats, scores: Floats, target_kl: Floats) -> Floats:
     reached = kl[:, 1:] >= target_kl[:, None]
     after = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, kl.shape[1] - 1)
     rows = np.arange(len(kl))
-    left, right = kl[rows, after - 1], kl[rows, after]
-    fraction = np.clip((target_kl - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+    kl_before, kl_after = kl[rows, after - 1], kl[rows, after]
+    step = np.where(kl_after > kl_before, kl_after - kl_before, 1.0)
+    fraction = np.clip((target_kl - kl_before) / step, 0.0, 1.0)
     return np.asarray(scores[rows, after - 1] + fraction * (scores[rows, after] - scores[rows, after - 1]))
 
 

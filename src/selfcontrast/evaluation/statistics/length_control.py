@@ -165,9 +165,9 @@ def length_controlled_difference(
         refits = [(*fit_a.refit(counts), *fit_b.refit(counts)) for counts in draws]
         rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
         fragile = fragile_a | fragile_b
-        both = (fit_a.interval(fit_a.value(confidence), rates), fit_b.interval(fit_b.value(confidence), rates_b))
+        intervals = fit_a.interval(fit_a.value(confidence), rates), fit_b.interval(fit_b.value(confidence), rates_b)
         influence = fit_a.influence() - fit_b.influence()
-        interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near_separation)
+        interval = refitted_difference(interval, rates - rates_b, influence, parameters, intervals, near_separation)
     return ControlledRate(interval, near_separation, float(fragile.mean()))
 
 

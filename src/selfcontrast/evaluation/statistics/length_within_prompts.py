@@ -105,7 +105,7 @@ def length_controlled_within_prompts(
         common = [name for i, name in enumerate(names) if name != baseline and (model.judged[i] & base).any()]
         contrasts += [(name, baseline) for name in common]
     estimates = model.values(start, ones, contrasts)[0]
-    weak = model.fragile(start, ones)[0]
+    is_fragile = model.fragile(start, ones)[0]
     replicates, fragile = [np.full((1, len(contrasts)), np.nan)], [np.full((1, len(names)), np.nan)]
     parameters = model.design.shape[1]
     if model.clusters > parameters:
@@ -122,20 +122,20 @@ def length_controlled_within_prompts(
         n = sum(int((model.system == member).sum()) for member in members)
         judged = np.logical_and.reduce([model.judged[member] for member in members])
         size = len(np.unique(model.cluster[judged]))
-        near_separation = bool(weak[members].any())
+        near_separation = bool(is_fragile[members].any())
         interval = Interval(float(estimates[i]), np.nan, np.nan, n, size, confidence)
         if model.clusters > parameters:
             influence, error = model.influence(start, name, other)
             if other is None:
                 interval = refitted_rate(interval, values[:, i], influence, parameters, error, near_separation)
             else:
-                both = (results[members[0]].interval, results[members[1]].interval)
-                interval = refitted_difference(interval, values[:, i], influence, parameters, both, near_separation)
+                rates = (results[members[0]].interval, results[members[1]].interval)
+                interval = refitted_difference(interval, values[:, i], influence, parameters, rates, near_separation)
         fraction = float(fragile_refits[:, members].max(axis=1).mean())
         results.append(ControlledRate(interval, near_separation, fraction))
-    rates = dict(zip(names, results, strict=False))
+    rate_of = dict(zip(names, results, strict=False))
     differences = {name: value for (name, other), value in zip(contrasts, results, strict=True) if other is not None}
-    return WithinPrompts(rates, differences, float(start[0][0, len(names)]))
+    return WithinPrompts(rate_of, differences, float(start[0][0, len(names)]))
 
 
 _Fitted = tuple[Floats, Floats]
