@@ -84,7 +84,7 @@ def refuse_addresses(text: str, messages: Sequence[Message]) -> None:
         start = text.index(min(addresses))
         raise UserError(
             f"the chat template shows an object instead of its text (…{text[max(0, start - 60) : start + 20]!r}…), "
-            "which differs in every process. Correct the template."
+            "whose address differs in every process. Correct the template."
         )
 
 
@@ -203,7 +203,7 @@ class Renderer:
         if not full.startswith(prompt) or not response.lstrip().startswith(target.strip()):
             raise UserError(
                 "the chat template has no generation prompt that ends where the answer begins "
-                f"(prompt …{prompt[-40:]!r}, answer {response[:40]!r}…). Set another with model.chat_template=FILE."
+                f"(prompt …{prompt[-40:]!r}, answer {response[:40]!r}…). Use another one: model.chat_template=FILE."
             )
         return response
 

@@ -84,7 +84,7 @@ class Ray:
         if needed > cores:
             raise UserError(
                 f"engine.actors={self.actors}, engine.cpus_per_actor={self.cpus_per_actor:g}: {needed:g} cores "
-                f"are needed, but this machine has {cores}. Use fewer, or a cluster with engine.address=auto."
+                f"are needed, but this machine has {cores}. Lower them, or use a cluster with engine.address=auto."
             )
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:

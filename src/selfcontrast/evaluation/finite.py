@@ -25,5 +25,5 @@ def check_finite(name: str, ids: Iterable[Any], values: Any, minimum: float = -n
         bounds = f" in [{minimum:g}, {maximum:g}]" if np.isfinite([minimum, maximum]).all() else ""
         raise UserError(
             f"{name} to example {list(ids)[index]!r} is {numbers[index]:g}. {int(wrong.sum())} of {len(numbers)} "
-            f"values are not finite numbers{bounds}. Fix what computes them and run the same command again."
+            f"values are not finite numbers{bounds}. Remove the cause and run the same command again."
         )

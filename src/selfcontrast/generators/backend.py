@@ -101,7 +101,7 @@ class Responder:
         if failed := [c for candidates in by_id.values() for c in candidates if c.failed]:
             raise UserError(
                 f"{label}: {len(failed)} of {len(by_id)} prompts got no response ({failed[0].text}). Remove the cause "
-                "and run the same command again, which retries only these."
+                "and run the same command again, which retries only these prompts."
             )
         return by_id
 

@@ -223,7 +223,7 @@ def _check_failures(folder: Path, failures: Mapping[str, str], total: int, max_f
     if len(failures) > max_fraction * total or len(failures) == total:
         raise UserError(
             f"{len(failures)} of {total} prompts got no response ({reasons[0][0]}). Remove the cause and run the same "
-            f"command again, which retries only these; or raise generator.max_failed_fraction={max_fraction}."
+            f"command again, which retries only them; or raise generator.max_failed_fraction={max_fraction}."
         )
     (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 

@@ -206,7 +206,7 @@ class _ServerSampler:
         if not self.logged:
             foreign = f"token ids outside the tokenizer's vocabulary of {size}" if ids else "no token ids"
             log.info(
-                "the server returns %s. Its texts are tokenized here, possibly into other tokens than were sampled.",
+                "the server returns %s. Its texts are tokenized again, perhaps into other tokens than were sampled.",
                 foreign,
             )
             self.logged = True

@@ -61,8 +61,8 @@ def sample(
     if (broken := model_log_probs.isnan().any(-1)).any():
         id_ = requests[int(broken.int().argmax()) // len(numbers)].id
         raise UserError(
-            f"the model's probabilities after prompt {id_!r} are NaN: its training diverged, or its file is damaged. "
-            "Train it with a lower learning rate, or use another model."
+            f"the model's probabilities after prompt {id_!r} are NaN: its training diverged, or its files are damaged. "
+            "Train the model with a lower learning rate, or use another one."
         )
     for position in range(int(room.max())):
         rows = cache.rows

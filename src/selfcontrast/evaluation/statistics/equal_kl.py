@@ -52,7 +52,7 @@ def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int,
     prompts = arrays[0][0].shape[-1]
     for kl, scores in arrays:
         if kl.shape != scores.shape or kl.ndim != 2 or len(kl) < 2 or kl.shape[1] != prompts or prompts == 0:
-            raise ValueError("a path needs two points or more, and all paths the same prompts")
+            raise ValueError("a path needs two points or more, and all paths need the same prompts")
         if not (np.isfinite(kl).all() and np.isfinite(scores).all()):
             raise ValueError("values must be finite")
     common_kl, estimates = _scores(arrays, np.full((1, prompts), 1 / prompts))
