@@ -43,7 +43,7 @@ class BaseSelector:
 
 @dataclass(frozen=True)
 class Everything(BaseSelector):
-    """Keep all distinct candidates: no filter (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
+    """Keep all distinct candidates: no filter (the paper's "alldedup" baseline; with K = 1, SPIN's negatives)."""
 
     needs_target: ClassVar[bool] = False
 
@@ -194,7 +194,7 @@ class LessSimilarThan(BaseSelector):
 
 @dataclass(frozen=True)
 class MostSimilarBelow(BaseSelector):
-    """Keep candidates with a similarity below `threshold`, most similar first: hard negatives that are not false."""
+    """Keep candidates with a similarity below `threshold`, most similar first: hard but rarely false negatives."""
 
     threshold: Cosine
     ranked: ClassVar[bool] = True
@@ -232,7 +232,7 @@ class Random(BaseSelector):
 
 @dataclass(frozen=True)
 class LowestScored(BaseSelector):
-    """Keep the lowest-scored fraction of the candidates that score below `below` (None: of all): an oracle."""
+    """Keep the lowest-scored fraction of the candidates that score below `below` (None: no bound): an oracle."""
 
     fraction: Fraction
     below: Real | None

@@ -39,7 +39,7 @@ class Planned:
     Attributes:
         parts: the job's parts; without examples if the data cannot be read on this machine.
         steps: the job's stages, in order.
-        obstacle: why the job would not start on this machine; empty if it would.
+        obstacle: why the job would not start on this machine; "" if it would start.
     """
 
     parts: Parts

@@ -114,7 +114,7 @@ class QuestionBenchmark(JudgeBenchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.decoding  # raises for impossible lengths
+        _ = self.decoding  # raises `UserError` for impossible lengths
 
     @property
     def decoding(self) -> Decoding:

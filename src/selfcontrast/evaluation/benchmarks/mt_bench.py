@@ -199,7 +199,7 @@ def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Optio
 
 
 def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
-    """Average over questions and turns. A question's number of samples does not change its weight."""
+    """Average over questions and turns. All questions weigh the same; their number of samples does not matter."""
     by_turn = frame.groupby(["id", "turn"], as_index=False)[value].mean()
     if value == "outcome":
         return rate_interval(by_turn[value], by_turn["id"], confidence=options.confidence)

@@ -103,7 +103,7 @@ def pair_lines(
 ) -> list[Line]:
     """Return each system's win rate, raw and at equal length, their differences from SFT's, and the effects of order.
 
-    A question's number of samples does not change its weight.
+    All questions weigh the same; their number of samples does not matter.
 
     Args:
         difficulties: difficulties of the prompts, by id; None estimates them (`length_controlled_within_prompts`).

@@ -1,7 +1,7 @@
 """Compare the scores of several training runs at the same KL from their common initial model.
 
 Each run is a path from (KL 0, the fine-tuned model's score) over its checkpoints to its policy. Paths are compared
-at the smallest final KL, which all of them reach. The score there is interpolated linearly between the two points
+at the smallest final KL, which all of them reach. The score at this KL is interpolated linearly between the two points
 around it. Paths and smallest final KL are computed anew in each bootstrap sample of prompts, so the interval includes
 the noise of both.
 """
